@@ -1,0 +1,1 @@
+"""LoRA adapters: set-up through peft, the file formats, merging."""

@@ -1,0 +1,154 @@
+"""Names of a Wan transformer's modules in every LoRA dialect, and back to the official path.
+
+Official paths are those of the published checkpoints ("blocks.0.self_attn.q"; Wan2.2, wan/modules/model.py). Diffusers
+renames them (its scripts/convert_wan_to_diffusers.py); kohya and musubi flatten either with underscores, which only a
+table can undo, because "cross_attn_k_img" has underscores of its own.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["official", "kohya", "diffusers", "peft", "bare", "mixed"]
+Part = Literal["down", "up", "alpha"]
+
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+_IMAGE = {"k_img": "add_k_proj", "v_img": "add_v_proj"}
+
+# Official name -> diffusers name, inside one block of `blocks` or `vace_blocks`.
+_BLOCK_LEAVES = {
+    **{f"self_attn.{name}": f"attn1.{other}" for name, other in _ATTENTION.items()},
+    **{f"cross_attn.{name}": f"attn2.{other}" for name, other in {**_ATTENTION, **_IMAGE}.items()},
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "before_proj": "proj_in",  # vace_blocks only
+    "after_proj": "proj_out",
+}
+
+# Official name -> diffusers name, outside the blocks.
+_TOP_LEVEL = {
+    "patch_embedding": "patch_embedding",
+    "vace_patch_embedding": "vace_patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "head.head": "proj_out",
+}
+
+_ORDER = ("self_attn", "cross_attn", "ffn", "q", "k", "v", "o", "k_img", "v_img")
+
+
+def _lookup(names: dict[str, str]) -> dict[str, tuple[str, bool]]:
+    """Any spelling (dotted or flat, official or diffusers) -> official name, and whether it was diffusers' own."""
+    table: dict[str, tuple[str, bool]] = {}
+    for official, diffusers in names.items():
+        for spelling, foreign in ((official, False), (diffusers, diffusers != official)):
+            table[spelling] = table[spelling.replace(".", "_")] = (official, foreign)
+    return table
+
+
+_BLOCK_LOOKUP = _lookup(_BLOCK_LEAVES)
+_TOP_LOOKUP = _lookup(_TOP_LEVEL)
+
+_BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>\d+)(?P=sep)(?P<leaf>.+)")
+_FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_|lycoris_)")
+_PEFT_PREFIX = "base_model.model."
+_DOTTED_PREFIX = re.compile(r"(?:model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet)\.")
+
+_SUFFIXES: tuple[tuple[re.Pattern[str], Part], ...] = (
+    (re.compile(r"\.lora_A(?:\.weight|\.(?P<name>[^.]+)\.weight)?$"), "down"),
+    (re.compile(r"\.lora_B(?:\.weight|\.(?P<name>[^.]+)\.weight)?$"), "up"),
+    (re.compile(r"(?:\.lora_down|[._]lora\.down)\.weight$"), "down"),
+    (re.compile(r"(?:\.lora_up|[._]lora\.up)\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+)
+
+# What a key outside plain LoRA gives away: (pattern, name of the method as the user knows it).
+FOREIGN_METHODS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\.lokr_(?:w1|w2|t2)"), "LoKr"),
+    (re.compile(r"\.hada_(?:w1|w2|t1|t2)"), "LoHa"),
+    (re.compile(r"\.b?oft_"), "OFT"),
+    (re.compile(r"\.dora_scale$|\.lora_magnitude_vector"), "DoRA"),
+    (re.compile(r"\.lora_mid\."), "LoCon with Tucker factors"),
+    (re.compile(r"\.[ab][12]\.weight$"), "GLoRA"),
+    (re.compile(r"\.lora_B(?:\.[^.]+)?\.bias$"), "LoRA with biases"),
+    (re.compile(r"\.(?:diff|diff_b|set_weight|w_norm|b_norm|reshape_weight)$"), "full-weight difference"),
+)
+
+
+@dataclass(frozen=True)
+class LoraKey:
+    """One parsed key: whose tensor it is, which part of the LoRA, and the dialect it was written in."""
+
+    path: str
+    part: Part
+    style: Style
+
+
+def split_part(key: str) -> tuple[str, Part, bool] | None:
+    """Key -> (module name as written, part, whether it carries a peft adapter name); None if it is no LoRA key."""
+    for pattern, part in _SUFFIXES:
+        match = pattern.search(key)
+        if match:
+            return key[: match.start()], part, bool(match.groupdict().get("name"))
+    return None
+
+
+def official_path(name: str) -> tuple[str, Style] | None:
+    """Module name in any dialect -> (official path, dialect); None if a Wan transformer has no such module."""
+    flat = _FLAT_PREFIX.match(name)
+    if flat:
+        found = _find(name[flat.end() :])
+        return (found[0], "kohya") if found else None
+    bare = name.removeprefix(_PEFT_PREFIX)
+    style: Style = "peft" if bare != name else "bare"
+    prefix = _DOTTED_PREFIX.match(bare)
+    if prefix:
+        bare = bare[prefix.end() :]
+        style = style if style == "peft" else "official"
+    found = _find(bare)
+    if found is None:
+        return None
+    return found[0], "diffusers" if found[1] else style
+
+
+def parse_key(key: str) -> LoraKey | None:
+    """Full tensor key in any dialect, or None if it is no LoRA key of a Wan transformer."""
+    split = split_part(key)
+    found = official_path(split[0]) if split else None
+    if split is None or found is None:
+        return None
+    named = split[2] and found[1] in ("bare", "official")
+    return LoraKey(path=found[0], part=split[1], style="peft" if named else found[1])
+
+
+def official_key(path: str, part: Part) -> str:
+    """Official path -> key as ComfyUI, AI-Toolkit and diffusion-pipe write it."""
+    return f"diffusion_model.{path}." + {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}[part]
+
+
+def kohya_key(path: str, part: Part) -> str:
+    """Official path -> key as kohya's scripts and musubi-tuner write it."""
+    suffix = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}[part]
+    return f"lora_unet_{path.replace('.', '_')}.{suffix}"
+
+
+def sort_key(path: str) -> list[tuple[int, int, str]]:
+    """The model's own order: block 2 before block 10, self-attention before cross-attention before ffn, q k v o."""
+    order = len(_ORDER)
+    return [
+        (0, int(piece), "") if piece.isdigit() else (1, _ORDER.index(piece) if piece in _ORDER else order, piece)
+        for piece in path.split(".")
+    ]
+
+
+def _find(name: str) -> tuple[str, bool] | None:
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return _TOP_LOOKUP.get(name)
+    leaf = _BLOCK_LOOKUP.get(block["leaf"])
+    return (f"{block['stack']}.{int(block['index'])}.{leaf[0]}", leaf[1]) if leaf else None

@@ -1,0 +1,1 @@
+"""From a folder of images and clips to latents and text embeddings on disk."""

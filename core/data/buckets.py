@@ -1,0 +1,71 @@
+"""Sizes: which bucket a file goes to, what is cut off on the way, and which samples are held out. Pure functions."""
+
+import math
+from collections.abc import Sequence
+
+from .types import DatasetOptions
+
+STEP = 16  # VAE stride 8 times patch size 2
+
+
+def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:
+    """All (width, height) in multiples of 16, aspects 1:4 to 4:1, whose area comes nearest to `area` from below."""
+    side = math.isqrt(area)
+    square = max(STEP, side // STEP * STEP)
+    sizes = {(square, square)}
+    for short in range(max(STEP, side // 2 // STEP * STEP), side + STEP, STEP):
+        long = area // short // STEP * STEP
+        if long >= STEP:
+            sizes.update({(short, long), (long, short)})
+    return tuple(sorted(sizes))
+
+
+def bucket_for(width: int, height: int, options: DatasetOptions) -> tuple[int, int]:
+    """Bucket (width, height) for a file of the displayed size width x height, both at least 16.
+
+    With aspect buckets: the size of the area options.width x options.height that is nearest in aspect (by ratio), the
+    larger one on a tie. Without `upscale` a side of the bucket never exceeds the file's own side rounded down to 16.
+    """
+    best = (options.width, options.height)
+    if options.aspect_buckets:
+        sizes = {*bucket_sizes(options.width * options.height), best}
+        best = min(sizes, key=lambda s: (round(abs(math.log(s[0] * height / (s[1] * width))), 9), -s[0] * s[1], s))
+    if not options.upscale and (width < best[0] or height < best[1]):
+        best = (min(best[0], width // STEP * STEP), min(best[1], height // STEP * STEP))
+    return best
+
+
+def cover_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the centred part of width x height that has the bucket's aspect, in pixels."""
+    scale = max(bucket[0] / width, bucket[1] / height)
+    kept_width, kept_height = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
+    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    return left, top, left + kept_width, top + kept_height
+
+
+def crop_loss(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float]:
+    """Fractions of the width and of the height that scaling to cover the bucket cuts off; one of them is 0."""
+    left, top, right, bottom = cover_box(width, height, bucket)
+    return 1 - (right - left) / width, 1 - (bottom - top) / height
+
+
+def held_out_indices(windows_per_file: Sequence[int], count: int) -> frozenset[int]:
+    """Indices of `count` samples to hold out, where file i contributed windows_per_file[i] consecutive samples.
+
+    Whole files are held out, evenly spread over the list, because two windows of one clip look alike and would make the
+    validation loss follow the training loss. Where the count does not allow for whole files, one file is divided: its
+    last windows are held out. `count` must be smaller than the number of samples.
+    """
+    total, num_files = sum(windows_per_file), len(windows_per_file)
+    assert 0 <= count < max(total, 1)
+    starts = [sum(windows_per_file[:i]) for i in range(num_files)]
+    for num_chosen in range(1, num_files + 1) if count else ():
+        chosen = [(2 * i + 1) * num_files // (2 * num_chosen) for i in range(num_chosen)]
+        if sum(windows_per_file[i] for i in chosen) < count:
+            continue
+        held: list[int] = []
+        for i in chosen:
+            take = min(windows_per_file[i], count - len(held))
+            held.extend(range(starts[i] + windows_per_file[i] - take, starts[i] + windows_per_file[i]))
+        return frozenset(held)
+    return frozenset()

@@ -1,0 +1,239 @@
+"""Clips through PyAV: true frame count and timestamps, a check that the end is really there, frames as displayed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.stream import VideoStream
+from PIL import Image
+
+from .media import BadMediaError
+from .pictures import on_white
+
+CLIP_ERRORS = (FFmpegError, OSError, ValueError, EOFError)
+# Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels.
+_RESAMPLE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packets:
+    """What demuxing alone tells about the video stream, in decoding order."""
+
+    pts: tuple[int | None, ...]
+    durations: tuple[int, ...]
+    keyframes: tuple[bool, ...]
+
+    @property
+    def reliable(self) -> bool:
+        """Every packet is one frame with its own time. Not so in avi with packed B-frames, for one."""
+        return None not in self.pts and len(set(self.pts)) == len(self.pts)
+
+    def last_keyframe_before(self, pts: int) -> int | None:
+        """Time of the last keyframe at or before `pts`."""
+        keys = [p for p, key in zip(self.pts, self.keyframes, strict=True) if key and p is not None and p <= pts]
+        return max(keys, default=None)
+
+
+def probe_clip(path: Path) -> tuple[int, int, tuple[int, ...], int]:
+    """(displayed width, height, start of each frame in microseconds from the first, end of the last).
+
+    Demuxes the whole file without decoding, then decodes the first frame and everything from the last keyframe on. Only
+    where packets and frames disagree is the whole clip decoded, and then the decoder is believed. Raises BadMediaError
+    if the file breaks off or cannot be decoded.
+    """
+    try:
+        with _open(path) as container:
+            stream = _video_stream(container)
+            packets = _demux(container, stream)
+            time_base, rate = stream.time_base or Fraction(1, 1000), stream.average_rate or Fraction(16)
+        if not packets.pts:
+            raise BadMediaError("it holds no frames")
+        with _open(path) as container:
+            stream = _video_stream(container)
+            first = next(iter(container.decode(stream)), None)
+            if first is None:
+                raise BadMediaError("none of its frames can be decoded")
+            width, height = _displayed_size(first, stream.sample_aspect_ratio)
+        if (
+            packets.reliable
+            and first.pts == min(p for p in packets.pts if p is not None)
+            and _tail_decodes(path, packets)
+        ):
+            times = sorted(p for p in packets.pts if p is not None)
+            return (
+                width,
+                height,
+                *_microseconds(times, packets.durations[packets.pts.index(times[-1])], time_base, rate),
+            )
+        return width, height, *_microseconds(_decode_times(path, len(packets.pts)), 0, time_base, rate)
+    except CLIP_ERRORS as error:
+        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
+
+
+def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[tuple[int, Image.Image]]:
+    """Yield (index, RGB image as displayed) for ascending `indices` of a clip probed with `num_frames` frames.
+
+    Starts at the keyframe before the first wanted frame and stops after the last one. Pixels are not square in some
+    clips: the image then has the stored size, not the displayed one. Raises BadMediaError if a frame is damaged or
+    missing.
+    """
+    wanted = set(indices)
+    num_read = 0
+    try:
+        for index, frame in _frames_from(path, indices[0], num_frames):
+            if index in wanted:
+                num_read += 1
+                yield index, frame_to_rgb(frame)
+            if index >= indices[-1]:
+                break
+    except CLIP_ERRORS as error:
+        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
+    if num_read < len(wanted):
+        raise BadMediaError(f"it gave {num_read} of {len(wanted)} wanted frames, fewer than when it was scanned")
+
+
+def frame_to_rgb(frame: VideoFrame) -> Image.Image:
+    """8-bit full-range RGB, turned as displayed.
+
+    Matrix and range are the tagged ones. Untagged clips follow the players' custom: BT.709 from 720 lines or 1280
+    columns on, BT.601 below, limited range. Alpha is laid on white.
+    """
+    target = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
+    if frame.format.is_rgb:
+        converted = frame.reformat(format=target)
+    else:
+        matrix = int(frame.colorspace)
+        if matrix not in (Colorspace.ITU709, Colorspace.FCC, 5, 6, Colorspace.SMPTE240M, Colorspace.BT2020):
+            large = frame.height >= 720 or frame.width >= 1280
+            matrix = int(Colorspace.ITU709 if large else Colorspace.ITU601)
+        full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        converted = frame.reformat(
+            format=target,
+            src_colorspace=int(Colorspace.ITU601) if matrix == 6 else matrix,  # 6, SMPTE 170M, is BT.601's matrix
+            src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=_RESAMPLE,
+        )
+    pixels = np.rot90(converted.to_ndarray(), _quarter_turns(frame))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return on_white(image) if target == "rgba" else image
+
+
+def _open(path: Path) -> InputContainer:
+    return av.open(str(path), metadata_errors="replace")
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise BadMediaError("it has no video stream, or the file is cut off")
+    stream.thread_type = "AUTO"  # type: ignore[assignment]
+    return stream
+
+
+def _demux(container: InputContainer, stream: VideoStream) -> _Packets:
+    found = []
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise BadMediaError(f"the file breaks off after {len(found)} frames")
+        if packet.size and not packet.is_discard:  # empty: a repeated frame or the flush; discard: cut by an edit list
+            found.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+    pts, durations, keyframes = zip(*found, strict=True) if found else ((), (), ())
+    return _Packets(pts=pts, durations=durations, keyframes=keyframes)
+
+
+def _tail_decodes(path: Path, packets: _Packets) -> bool:
+    """True if the frames from the last keyframe to the end decode to exactly the times that the packets carry."""
+    pts = [p for p in packets.pts if p is not None]
+    key = packets.last_keyframe_before(max(pts))
+    if key is None:
+        return False
+    with _open(path) as container:
+        stream = _video_stream(container)
+        container.seek(key, stream=stream)
+        decoded = set()
+        for frame in container.decode(stream):
+            if not frame.is_corrupt:
+                decoded.add(frame.pts)
+    # Frames shown before the keyframe but stored after it (open GOP) need the GOP before: not asked for here.
+    return {p for p in pts if p >= key} <= decoded
+
+
+def _decode_times(path: Path, num_packets: int) -> list[int] | int:
+    """Decode everything: the frames' times in order, or only their number where the file gives no usable times."""
+    pts = []
+    with _open(path) as container:
+        for frame in container.decode(_video_stream(container)):
+            if frame.is_corrupt:
+                raise BadMediaError(f"frame {len(pts)} is damaged")
+            pts.append(frame.pts)
+    if len(pts) < 0.9 * num_packets - 2:
+        raise BadMediaError(f"only {len(pts)} of its {num_packets} frames can be decoded")
+    increasing = None not in pts and all(a < b for a, b in pairwise(pts))
+    return pts if increasing else len(pts)
+
+
+def _microseconds(
+    times: list[int] | int, last: int, time_base: Fraction, rate: Fraction
+) -> tuple[tuple[int, ...], int]:
+    """Frame starts and the end in microseconds from the first; `last`: the last frame's duration, 0 if unknown."""
+    if isinstance(times, int):
+        return tuple(round(i / rate * 1_000_000) for i in range(times)), round(times / rate * 1_000_000)
+    if len(times) > 1:
+        # A wrong duration of the last packet must not stretch the clip; without one the mean has to do.
+        longest = max(b - a for a, b in pairwise(times))
+        duration = Fraction(min(last, longest) if last else Fraction(times[-1] - times[0], len(times) - 1)) * time_base
+    else:
+        duration = last * time_base if last else 1 / rate
+    starts = tuple(round((t - times[0]) * time_base * 1_000_000) for t in times)
+    return starts, round(((times[-1] - times[0]) * time_base + duration) * 1_000_000)
+
+
+def _frames_from(path: Path, first: int, num_frames: int) -> Iterator[tuple[int, VideoFrame]]:
+    """(index, frame) in display order, from a keyframe at or before frame `first`."""
+    with _open(path) as container:
+        packets = _demux(container, _video_stream(container))
+    if first > 0 and packets.reliable and len(packets.pts) == num_frames:
+        index_of = {pts: index for index, pts in enumerate(sorted(p for p in packets.pts if p is not None))}
+        target = next(pts for pts, index in index_of.items() if index == first)
+        key = packets.last_keyframe_before(target)
+        with _open(path) as container:
+            stream = _video_stream(container)
+            if key is not None:
+                container.seek(key, stream=stream)
+            found = False
+            for frame in container.decode(stream):
+                index = index_of.get(frame.pts) if frame.pts is not None else None
+                if not found and (index is None or index > first):
+                    break  # the seek landed elsewhere: count from the start instead
+                if index is not None:
+                    found = found or index == first
+                    yield index, frame
+            if found:
+                return
+    with _open(path) as container:
+        yield from enumerate(container.decode(_video_stream(container)))
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns from stored to displayed."""
+    return round(frame.rotation / 90) % 4
+
+
+def _displayed_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    width, height = frame.width, frame.height
+    if pixel_aspect and Fraction(1, 5) < pixel_aspect < 5:  # outside: a broken tag
+        width = round(width * pixel_aspect)
+    return (height, width) if _quarter_turns(frame) % 2 else (width, height)
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,50 @@
+"""From a sample to pixels. Shapes: F frames, H W bucket height and width."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import DatasetError
+from .buckets import cover_box
+from .clips import read_clip
+from .media import CLIP_SUFFIXES, BadMediaError
+from .pictures import read_picture
+from .types import Sample
+
+
+def read_frames(sample: Sample) -> torch.Tensor:
+    """A sample's frames, uint8 RGB [F, H, W, 3]: turned as displayed, scaled to cover the bucket, cut at its centre.
+
+    Scaling is PIL's Lanczos (antialiased, the same on every machine), in one step with the cut. Transparency is laid on
+    white. A clip is decoded from the keyframe before the window to the window's end. Raises DatasetError naming the
+    file if it cannot be decoded or gives fewer frames than when it was scanned.
+    """
+    file = sample.file
+    path = Path(file.path)
+    wanted = sorted(set(sample.frame_indices))
+    images: Iterator[tuple[int, Image.Image]]
+    if path.suffix.lower() in CLIP_SUFFIXES:
+        images = read_clip(path, wanted, file.num_frames)
+    else:
+        images = read_picture(path, wanted)
+    bucket = (sample.width, sample.height)
+    box = cover_box(file.width, file.height, bucket)
+    try:
+        resized = {index: _resize(image, box, (file.width, file.height), bucket) for index, image in images}
+    except BadMediaError as error:
+        raise DatasetError(
+            f"{file.path} cannot be used: {error}; replace or remove it, then scan the folder again."
+        ) from error
+    return torch.from_numpy(np.stack([resized[index] for index in sample.frame_indices]))  # [F, H, W, 3]
+
+
+def _resize(
+    image: Image.Image, box: tuple[float, float, float, float], displayed: tuple[int, int], bucket: tuple[int, int]
+) -> np.ndarray:
+    """`box` is in displayed pixels; the image's own pixels may not be square."""
+    x, y = image.width / displayed[0], image.height / displayed[1]
+    own_box = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
+    return np.asarray(image.resize(bucket, Image.Resampling.LANCZOS, box=own_box))

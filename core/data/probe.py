@@ -1,0 +1,121 @@
+"""Probing one file, and an index on disk that makes every later scan of the same files free."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError
+from ..serial import from_dict, to_dict
+from .clips import probe_clip
+from .media import CLIP_SUFFIXES, BadMediaError, missing_bytes
+from .pictures import probe_picture
+from .store import write_atomic
+
+_INDEX_VERSION = 1  # raise when probing itself changes: older indexes are then ignored
+_SMALLEST_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a file holds. With a `problem` the file cannot be used and the numbers mean nothing."""
+
+    sha256: str = ""  # of the file's bytes; empty if the file could not even be read
+    kind: Literal["image", "video"] = "image"
+    width: int = 0  # as displayed
+    height: int = 0
+    times_us: tuple[int, ...] = ()  # start of each frame in display order, in microseconds from the first
+    end_us: int = 0  # end of the last frame; 0 for an image
+    problem: str = ""  # a clause without the file's name
+
+
+def probe_file(path: Path) -> Probe:
+    """Hash and probe one file; what is wrong with it is told in `problem`, nothing is raised for a bad file."""
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        return Probe(problem=f"it cannot be read ({error.strerror or error})")
+    try:
+        if path.stat().st_size == 0:
+            raise BadMediaError("the file is empty")
+        missing = missing_bytes(path)
+        if missing:
+            raise BadMediaError(f"the file is cut off: {missing} or more bytes are missing at its end")
+        probe = probe_clip if path.suffix.lower() in CLIP_SUFFIXES else probe_picture
+        width, height, times, end = probe(path)
+        if min(width, height) < _SMALLEST_SIDE:
+            raise BadMediaError(f"it is {width}x{height} pixels, smaller than {_SMALLEST_SIDE} on a side")
+    except BadMediaError as error:
+        return Probe(sha256=sha256, problem=str(error))
+    kind = "video" if end else "image"
+    return Probe(sha256=sha256, kind=kind, width=width, height=height, times_us=times, end_us=end)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class ProbeIndex:
+    """Probes on disk as JSON, keyed by absolute path, size and modification time.
+
+    Two processes may use the same file: writing is atomic and takes in what the other has written meanwhile. At worst
+    the one that writes second drops an entry written in the same instant, and that file is probed once more.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries = self._read()
+        self._changed: dict[str, Any] = {}
+
+    def get(self, path: Path) -> Probe | None:
+        """The remembered probe of a file, if the file has not changed since."""
+        entry = self._entries.get(str(path))
+        try:
+            if not entry or entry["stamp"] != _stamp(path):
+                return None
+            return from_dict(Probe, entry["probe"])
+        except (OSError, ConfigError, KeyError, TypeError):
+            return None
+
+    def put(self, path: Path, probe: Probe) -> None:
+        """Remember a probe. A file that could not be read at all is not remembered: that may pass."""
+        if probe.sha256:
+            self._changed[str(path)] = {"stamp": _stamp(path), "probe": to_dict(probe)}
+
+    def save(self, folder: Path) -> None:
+        """Write what is new, and forget files of `folder` that are gone. Does nothing if nothing is new."""
+        if self._path is None or not self._changed:
+            return
+        entries = {**self._read(), **self._changed}
+        gone = [name for name in entries if folder in Path(name).parents and not Path(name).exists()]
+        for name in gone:
+            del entries[name]
+        text = json.dumps({"version": _INDEX_VERSION, "files": entries}, separators=(",", ":"))
+        write_atomic(self._path, text.encode())
+        self._entries, self._changed = entries, {}
+
+    def _read(self) -> dict[str, Any]:
+        if self._path is None:
+            return {}
+        try:
+            data = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):  # absent or damaged: everything is probed again
+            return {}
+        if (
+            not isinstance(data, dict)
+            or data.get("version") != _INDEX_VERSION
+            or not isinstance(data.get("files"), dict)
+        ):
+            return {}
+        return data["files"]
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,223 @@
+"""From a folder to a `Dataset`: finds media, pairs captions, probes, picks frames and buckets, holds samples out."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DatasetError
+from .buckets import bucket_for, crop_loss, held_out_indices
+from .captions import assign_captions, extension
+from .media import MEDIA_SUFFIXES
+from .probe import Probe, ProbeIndex, probe_file
+from .sampling import mean_fps, select_frames
+from .types import Dataset, DatasetOptions, MediaFile, Note, Sample
+
+Progress = Callable[[int, int], None]  # files done, files in all
+
+_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besides everything that starts with a dot
+_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    media: dict[str, Path]  # by name relative to the folder, in natural order
+    sidecars: dict[str, Path]  # caption file of a media name
+    notes: list[Note]
+
+
+def scan_folder(
+    folder: Path, options: DatasetOptions, *, index_path: Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Find every image and clip under `folder` and turn it into samples; nothing is left out without a note.
+
+    Files come in natural order (clip_2 before clip_10) of their names relative to the folder. With `index_path`, hashes
+    and probes are remembered there, and unchanged files are not opened again. `progress` is called after each file and
+    may raise to abort: what was probed so far is remembered. Raises DatasetError for a folder that gives no samples, a
+    file that the options refuse, or too many held-out samples.
+    """
+    folder = Path(folder).absolute()
+    _check_folder(folder)
+    found = _find(folder, extension(options), index_path)
+    if not found.media:
+        known = " ".join(sorted(MEDIA_SUFFIXES))
+        raise DatasetError(f"{folder} holds no images or clips: put some there ({known}), or choose another folder.")
+    captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
+    media = {name: path for name, path in found.media.items() if name in captions}
+    probes = _probe_all(folder, media, index_path, progress)
+    samples: list[list[Sample]] = []
+    notes: list[Note] = [*found.notes, *caption_notes]
+    for name, path in media.items():
+        of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options)
+        samples.append(of_file)
+        notes.extend(file_notes)
+    flat, held_notes = _hold_out(samples, options)
+    notes.extend(held_notes)
+    if not flat:
+        why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
+        raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
+    order = {name: i for i, name in enumerate(found.media)}
+    notes.sort(key=lambda note: order.get(note.name, len(order)))
+    return Dataset(folder=str(folder), options=options, samples=tuple(flat), notes=tuple(notes))
+
+
+def natural_key(name: str) -> tuple[list[int | str], str]:
+    """Sort key in which numbers count as numbers and case does not; the name itself breaks ties."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise DatasetError(f"The dataset folder {folder} does not exist: check the path.")
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is a file, not a folder: give the folder that holds the images and clips.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DatasetError(f"The dataset folder {folder} cannot be read: change its permissions.")
+
+
+def _find(folder: Path, caption_suffix: str, index_path: Path | None) -> _Found:
+    files: dict[str, Path] = {}
+    notes: list[Note] = []
+    _walk(folder, folder, {folder.resolve()}, files, notes)
+    own = Path(index_path).absolute() if index_path else None
+    names = sorted((name for name, path in files.items() if path != own), key=natural_key)
+    media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES - {caption_suffix}}
+    texts = {_stem(name): name for name in names if _suffix(name) == caption_suffix}
+    users: dict[str, list[str]] = {}
+    for name in media:
+        users.setdefault(_stem(name), []).append(name)
+    for name in names:
+        if name in media:
+            sharing = users[_stem(name)]
+            if name != sharing[0] and _stem(name) in texts:
+                reason = f"shares the caption file {texts[_stem(name)]} with {sharing[0]}"
+                notes.append(Note(name=name, action="note", reason=reason))
+        elif _suffix(name) != caption_suffix:
+            notes.append(Note(name=name, action="note", reason="ignored: not an image or clip of a known kind"))
+        elif _stem(name) not in users:
+            notes.append(Note(name=name, action="note", reason="ignored: a caption file without an image or clip"))
+    sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
+    return _Found(media=media, sidecars=sidecars, notes=notes)
+
+
+def _walk(root: Path, folder: Path, seen: set[Path], files: dict[str, Path], notes: list[Note]) -> None:
+    """Collect files below `folder`, following links to folders, but into no folder twice."""
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        reason = f"the folder cannot be read ({error.strerror or error})"
+        notes.append(Note(name=folder.relative_to(root).as_posix(), action="skipped", reason=reason))
+        return
+    for child in children:
+        if child.name.startswith(".") or child.name.lower() in _IGNORED:
+            continue
+        if child.is_dir():
+            target = child.resolve()
+            if target not in seen:
+                seen.add(target)
+                _walk(root, child, seen, files, notes)
+        else:
+            files[child.relative_to(root).as_posix()] = child
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _probe_all(
+    folder: Path, media: dict[str, Path], index_path: Path | None, progress: Progress | None
+) -> dict[str, Probe]:
+    """Probe of every file, by name. Threads help: hashing and demuxing wait for the disk and run outside the GIL."""
+    index = ProbeIndex(index_path)
+    probes: dict[str, Probe] = {}
+
+    def probe(path: Path) -> tuple[Probe, bool]:
+        known = index.get(path)
+        return (known, True) if known else (probe_file(path), False)
+
+    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="wan-probe")
+    try:
+        for name, (result, was_known) in zip(media, pool.map(probe, media.values()), strict=True):
+            probes[name] = result
+            if not was_known:
+                index.put(media[name], result)
+            if progress is not None:
+                progress(len(probes), len(media))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        index.save(folder)
+    return probes
+
+
+def _samples_of(
+    name: str, path: Path, probe: Probe, caption: str, options: DatasetOptions
+) -> tuple[list[Sample], list[Note]]:
+    """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
+    if probe.problem:
+        if options.bad_files == "refuse":
+            raise DatasetError(
+                f"{path} cannot be used: {probe.problem}; replace or remove it, or let bad files be skipped."
+            )
+        return [], [Note(name=name, action="skipped", reason=probe.problem)]
+    windows: tuple[tuple[int, ...], ...] = ((0,),)
+    notes: list[Note] = []
+    if probe.kind == "video":
+        selection = select_frames(probe.times_us, probe.end_us, options)
+        windows = selection.windows
+        notes = [Note(name=name, action=action, reason=reason) for action, reason in selection.notes]
+        if not windows:
+            if options.short_clips == "refuse":
+                raise DatasetError(
+                    f"{path} is too short: {selection.notes[-1][1]}; lower num_frames, remove the clip, "
+                    f"or let short clips be shortened or skipped."
+                )
+            return [], notes
+    file = MediaFile(
+        path=str(path),
+        name=name,
+        sha256=probe.sha256,
+        kind=probe.kind,
+        width=probe.width,
+        height=probe.height,
+        num_frames=len(probe.times_us),
+        fps=mean_fps(probe.times_us, probe.end_us),
+        caption=caption,
+    )
+    width, height = bucket_for(file.width, file.height, options)
+    for lost, side in zip(crop_loss(file.width, file.height, (width, height)), ("width", "height"), strict=True):
+        if lost > _NOTED_LOSS:
+            reason = f"{lost:.1%} of its {side} is cut off ({file.width}x{file.height} to {width}x{height})"
+            notes.append(Note(name=name, action="cropped", reason=reason))
+    shared = {"file": file, "width": width, "height": height, "repeats": options.repeats}
+    return [Sample(frame_indices=window, **shared) for window in windows], notes
+
+
+def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> tuple[list[Sample], list[Note]]:
+    """All samples in order, options.held_out of them flagged."""
+    flat = [sample for of_file in samples for sample in of_file]
+    if not options.held_out or not flat:
+        return flat, []
+    if options.held_out >= len(flat):
+        raise DatasetError(
+            f"held_out is {options.held_out}, but there are only {len(flat)} samples: "
+            f"some must be left to train on, so use {len(flat) - 1} or fewer."
+        )
+    groups = [of_file for of_file in samples if of_file]
+    held = held_out_indices([len(group) for group in groups], options.held_out)
+    marked = [dataclasses.replace(s, held_out=True, repeats=1) if i in held else s for i, s in enumerate(flat)]
+    notes, start = [], 0
+    for group in groups:
+        count = sum(start + i in held for i in range(len(group)))
+        if 0 < count < len(group):
+            reason = f"its last {count} of {len(group)} windows are held out, the others are trained on"
+            notes.append(Note(name=group[0].file.name, action="note", reason=reason))
+        start += len(group)
+    return marked, notes

@@ -1,0 +1,171 @@
+"""A content-addressed store of safetensors files: written once, whole or not at all, checked when read."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from ..errors import RunError
+from ..serial import digest
+from .types import Sample
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota errno
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_PIXELS_VERSION = 1  # raise when read_frames gives other pixels for the same sample
+_REPLACE_TRIES, _REPLACE_PAUSE_S = 10, 0.05
+_CHECKSUM = "body_sha256"
+
+
+def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str:
+    """Key of a sample's latents: its pixels, the VAE, and what was made with them ("full": the posterior mean)."""
+    return digest(["latents", _PIXELS_VERSION, sample.content_key, encoder_identity, mode], 32)
+
+
+def text_key(caption: str, encoder_identity: str) -> str:
+    """Key of a caption's embedding: the text and the text encoder."""
+    return digest(["text", 1, caption, encoder_identity], 32)
+
+
+class Store:
+    """Files `root/kind/ke/key.safetensors`. Any number of processes may read and write the same keys at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the tensors of `key` lie, or would lie."""
+        return self.root / kind / key[:2] / f"{key}.safetensors"
+
+    def load(self, kind: str, key: str) -> dict[str, torch.Tensor] | None:
+        """Tensors on the CPU, or None if the file is absent, cut off, or does not match its checksum.
+
+        The file is read, not mapped: a mapped file could not be replaced on Windows while its tensors live.
+        """
+        data = self._read(kind, key)
+        if data is None:
+            return None
+        try:
+            header, body = _split(data)
+            if header.get("__metadata__", {}).get(_CHECKSUM) != hashlib.sha256(body).hexdigest():
+                return None
+            return safetensors.torch.load(data)
+        except (SafetensorError, ValueError, AttributeError, TypeError):
+            return None
+
+    def metadata(self, kind: str, key: str) -> dict[str, str] | None:
+        """The metadata given to `save`, or None if the file is absent or has no readable header."""
+        data = self._read(kind, key)
+        try:
+            return None if data is None else {**_split(data)[0].get("__metadata__", {})}
+        except (ValueError, AttributeError, TypeError):
+            return None
+
+    def has(self, kind: str, key: str) -> bool:
+        """True if the file is there and as long as its header says. Reads the header only."""
+        try:
+            with self.path(kind, key).open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                size = os.fstat(file.fileno()).st_size
+                if length > size:
+                    return False
+                header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return size == 8 + length + max(ends, default=0)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def save(
+        self, kind: str, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the tensors under `key`, replacing what is there. Afterwards the whole file is there, or nothing new.
+
+        Raises RunError if the disk is full or cannot be written.
+        """
+        plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        _, body = _split(safetensors.torch.save(plain))
+        told = {**(metadata or {}), _CHECKSUM: hashlib.sha256(body).hexdigest()}
+        path = self.path(kind, key)
+        write_atomic(
+            path, safetensors.torch.save(plain, metadata=told), is_same=lambda: self.load(kind, key) is not None
+        )
+
+    def _read(self, kind: str, key: str) -> bytes | None:
+        try:
+            return self.path(kind, key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{self.path(kind, key)} cannot be read: {error.strerror or error}.") from error
+
+
+def write_atomic(path: Path, data: bytes, *, is_same: Callable[[], bool] | None = None) -> None:
+    """Write a file through a temporary one in the same folder, so that readers see the old content or the new.
+
+    On Windows a file that another process has open cannot be replaced: this waits a moment for it, and takes it for
+    done if `is_same()` says that the other one has written the same. Raises RunError if the disk is full or cannot be
+    written; no partial file is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _replace(temporary, path, is_same)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _as_run_error(error, path.parent) from error
+
+
+def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) -> None:
+    for attempt in range(_REPLACE_TRIES):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if is_same is not None and is_same():
+                return
+            if attempt == _REPLACE_TRIES - 1:
+                raise
+            time.sleep(_REPLACE_PAUSE_S)
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and body of a safetensors file: 8 bytes of length, JSON, tensors. ValueError if there is no header."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 + length:
+        raise ValueError("cut off within the header")
+    header = json.loads(data[8 : 8 + length])
+    return header, memoryview(data)[8 + length :]
+
+
+def _as_run_error(error: OSError, folder: Path) -> RunError:
+    """The sentence for a failed write."""
+    if error.errno in _FULL:
+        return RunError(
+            f"The disk with {folder} is full: free {_free_gb(folder):.1f} GB are not enough; make room and run again: "
+            f"what was cached so far is kept."
+        )
+    advice = "choose another folder or change its permissions" if error.errno in _FORBIDDEN else "check the disk"
+    return RunError(f"{folder} cannot be written ({error.strerror}): {advice}; what was cached so far is kept.")
+
+
+def _free_gb(folder: Path) -> float:
+    existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    try:
+        return shutil.disk_usage(existing).free / 1e9
+    except OSError:
+        return 0.0

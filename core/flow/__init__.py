@@ -1,0 +1,1 @@
+"""Flow matching: sigmas, noise, target, loss."""

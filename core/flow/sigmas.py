@@ -1,0 +1,86 @@
+"""Which noise levels are trained: distributions of sigma, cut to an expert's window in closed form.
+
+sigma lies in [0, 1]; 1 is pure noise. Every distribution is given by its quantile function Q and its inverse F, so a
+window [low, high] needs no rejection: sigma = Q(F(low) + u (F(high) - F(low))) with u uniform in [0, 1).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..errors import ConfigError
+from .random import stream
+
+TimestepSampling = Literal["uniform", "sigmoid", "shift"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepOptions:
+    """The distribution of sigma."""
+
+    sampling: TimestepSampling = "uniform"
+    shift: float = 3.0  # "shift" only: sigma -> shift sigma / (1 + (shift - 1) sigma)
+    sigmoid_scale: float = 1.0  # "sigmoid" and "shift": standard deviation of the logit
+    sigma_min: float = 0.0  # the expert's window
+    sigma_max: float = 1.0
+    strata: int = 1  # draws that together cover the window evenly; 1: independent draws
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sigma_min < self.sigma_max <= 1.0:
+            raise ConfigError(
+                f"the window of sigmas is [{self.sigma_min}, {self.sigma_max}]; it must lie in [0, 1], low before high."
+            )
+        for name in ("shift", "sigmoid_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.strata < 1:
+            raise ConfigError(f"strata must be at least 1, got {self.strata}.")
+
+
+def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """The official time shift: s sigma / (1 + (s - 1) sigma). Its inverse is the shift by 1/s."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def quantile(u: torch.Tensor, options: TimestepOptions) -> torch.Tensor:
+    """Q: uniform u in [0, 1], any shape, to sigma, before the window is applied."""
+    if options.sampling == "uniform":
+        return u
+    sigma = torch.sigmoid(options.sigmoid_scale * torch.special.ndtri(u))
+    return shift_sigma(sigma, options.shift) if options.sampling == "shift" else sigma
+
+
+def cumulative(sigma: float, options: TimestepOptions) -> float:
+    """F, the inverse of Q: the probability of a noise level below `sigma`, before the window is applied."""
+    if options.sampling == "uniform" or sigma in (0.0, 1.0):
+        return sigma
+    if options.sampling == "shift":
+        sigma = sigma / (options.shift - (options.shift - 1) * sigma)
+    logit = math.log(sigma / (1 - sigma)) / options.sigmoid_scale
+    return 0.5 * (1 + math.erf(logit / math.sqrt(2)))
+
+
+def sigma_at(u: torch.Tensor, options: TimestepOptions) -> torch.Tensor:
+    """Uniform u in [0, 1] to sigma inside the window, float64: the quantile function of the cut distribution."""
+    low, high = cumulative(options.sigma_min, options), cumulative(options.sigma_max, options)
+    sigma = quantile((low + u.double() * (high - low)).clamp(0.0, 1.0), options)
+    return sigma.clamp(options.sigma_min, options.sigma_max)
+
+
+def sample_sigmas(options: TimestepOptions, *, seed: int, first_draw: int, count: int) -> torch.Tensor:
+    """Sigmas of the draws first_draw ... first_draw + count - 1 of a run, [count] float32.
+
+    With `strata` K, draws nK ... nK + K - 1 fall one into each of K equally likely cells of the window, in an order
+    shuffled anew for each n: the same distribution, with less variance from step to step.
+    """
+    draws = []
+    for index in range(first_draw, first_draw + count):
+        u = torch.rand((), generator=stream(seed, "sigma", index), dtype=torch.float64)
+        if options.strata > 1:
+            group, slot = divmod(index, options.strata)
+            order = torch.randperm(options.strata, generator=stream(seed, "strata", group))
+            u = (order[slot] + u) / options.strata
+        draws.append(u)
+    return sigma_at(torch.stack(draws), options).float()

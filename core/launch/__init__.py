@@ -1,0 +1,1 @@
+"""Starting the trainer in a process of its own and following it."""

@@ -1,0 +1,70 @@
+"""Starting a worker and following it, from a process that must stay responsive."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ..train.events import Event, EventReader
+from ..train.run_folder import RunFolder
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+class Worker:
+    """A training process on one run folder."""
+
+    def __init__(self, folder: RunFolder, *, python: str = sys.executable, environment: dict[str, str] | None = None):
+        self.folder = folder
+        folder.clear_stop()
+        self._reader = EventReader(folder.events_path, at_end=True)
+        with folder.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [python, "-s", str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder.path,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                **_own_group(),
+            )
+
+    def poll(self) -> list[Event]:
+        """Events since the last call."""
+        return self._reader.read()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.poll()
+
+    def request_stop(self) -> None:
+        """Ask for a stop after the current step, with a checkpoint."""
+        self.folder.request_stop()
+
+    def kill(self, patience: float = 0.0) -> None:
+        """End it: after `patience` seconds by force. Returns when it is gone."""
+        deadline = time.monotonic() + patience
+        while self.exit_code is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.exit_code is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The end of what it printed."""
+        try:
+            text = self.folder.log_path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def _own_group() -> dict:
+    """Keep Ctrl+C in the host's terminal from reaching the worker directly: the host decides how it ends."""
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
+    return {"start_new_session": True}

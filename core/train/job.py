@@ -1,0 +1,203 @@
+"""The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..adapters.setup import AdapterOptions
+from ..data.types import LatentCache, TextCache
+from ..errors import ConfigError, RunError
+from ..flow.sigmas import TimestepOptions
+from ..serial import digest, from_dict, to_dict
+from .optimizers import OptimizerOptions
+from .schedule import ScheduleOptions
+
+SCHEMA = 1
+Stage = Literal["high", "low", "single"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+# Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py).
+BOUNDARY_T2V_A14B = 0.875
+
+
+def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
+    """The sigmas that the model of this stage sees when it generates."""
+    if not 0.0 < boundary < 1.0:
+        raise ConfigError(f"boundary is a sigma between 0 and 1 (0.875 for T2V-A14B), got {boundary}.")
+    return {"high": (boundary, 1.0), "low": (0.0, boundary), "single": (0.0, 1.0)}[stage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The frozen base."""
+
+    path: str
+    identity: str  # digest of the file's content
+    precision: Precision = "auto"  # auto: bf16 on a GPU, fp32 on the CPU
+    label: str = ""  # for metadata: wan2.1-t2v-1.3b, wan2.1-t2v-14b, wan2.2-t2v-a14b
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSample:
+    """One sample: its latents and its caption's embedding, both on disk."""
+
+    name: str
+    latents_path: str
+    latents_key: str
+    shape: tuple[int, int, int, int]  # C, F, H, W
+    text_path: str
+    text_key: str
+    caption: str
+    repeats: int = 1
+    held_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """All samples, and the embedding of the empty caption."""
+
+    samples: tuple[TrainSample, ...]
+    empty_text_path: str
+    empty_text_key: str
+    text_dim: int  # width of the text embeddings
+    fps: float = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Length and rhythm of the run. A step is one optimizer update."""
+
+    steps: int = 2000
+    batch_size: int = 1
+    gradient_accumulation: int = 1
+    seed: int = 42
+    caption_dropout: float = 0.0
+    checkpoint_every: int = 250
+    keep_last: int = 3
+    validate_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "checkpoint_every", "keep_last", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ConfigError(f"caption_dropout is a probability between 0 and 1, got {self.caption_dropout}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """What trades time for memory. None of it changes the result."""
+
+    checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a run needs, and nothing that it finds out."""
+
+    schema: int = SCHEMA
+    name: str
+    stage: Stage
+    model: ModelSpec
+    data: DataSpec
+    adapter: AdapterOptions = AdapterOptions()
+    timesteps: TimestepOptions = TimestepOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    loop: LoopOptions = LoopOptions()
+    memory: MemoryOptions = MemoryOptions()
+    device: str = "auto"
+    author: str = ""
+    trigger_word: str = ""
+
+    def __post_init__(self) -> None:
+        if not any(not sample.held_out for sample in self.data.samples):
+            raise ConfigError("there is no sample to train on: every one is held out for validation.")
+
+    @property
+    def key(self) -> str:
+        """Digest of what decides the trained weights: the content of data and model, and the settings.
+
+        Names, paths, device, memory options and the rhythm of checkpoints are left out. So is the length where the
+        schedule does not depend on it: a longer run then goes on from a shorter one.
+        """
+        loop = replace(self.loop, checkpoint_every=1, keep_last=1, validate_every=1)
+        if self.schedule.kind == "constant":
+            loop = replace(loop, steps=1)
+        samples = [[s.latents_key, s.text_key, s.repeats, s.held_out] for s in self.data.samples]
+        settings = [self.adapter, self.timesteps, self.optimizer, self.schedule, loop]
+        model = [self.model.identity, self.model.precision]
+        return digest([SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings)])
+
+    @property
+    def training_samples(self) -> tuple[TrainSample, ...]:
+        """Samples that are trained on."""
+        return tuple(s for s in self.data.samples if not s.held_out)
+
+    @property
+    def held_out_samples(self) -> tuple[TrainSample, ...]:
+        """Samples kept for the validation loss."""
+        return tuple(s for s in self.data.samples if s.held_out)
+
+    def warnings(self) -> list[str]:
+        """Settings that have no effect in this job, one sentence each."""
+        found = []
+        schedule, timesteps = self.schedule, self.timesteps
+        if schedule.kind == "constant" and schedule.floor:
+            found.append("lr_floor has no effect with the constant schedule.")
+        if schedule.kind != "polynomial" and schedule.power != ScheduleOptions().power:
+            found.append(f"lr_power has no effect with the {schedule.kind} schedule; it belongs to polynomial.")
+        if schedule.warmup_steps >= self.loop.steps:
+            found.append(f"warmup_steps ({schedule.warmup_steps}) is not shorter than the run ({self.loop.steps} steps).")
+        if timesteps.sampling != "shift" and timesteps.shift != TimestepOptions().shift:
+            found.append(f"timestep_shift has no effect with {timesteps.sampling} sampling; it belongs to shift.")
+        if timesteps.sampling == "uniform" and timesteps.sigmoid_scale != TimestepOptions().sigmoid_scale:
+            found.append("sigmoid_scale has no effect with uniform sampling.")
+        if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
+            found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
+        return found
+
+
+def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
+    """Pair each sample's latents with its caption's embedding."""
+    by_caption = text.by_caption
+    missing = [entry.name for entry in latents.entries if entry.caption not in by_caption]
+    if missing:
+        raise ConfigError(
+            f"the caption of {missing[0]} has no text embedding: connect the same dataset to CacheLatents and CacheT5."
+        )
+    samples = tuple(
+        TrainSample(
+            name=entry.name,
+            latents_path=entry.path,
+            latents_key=entry.key,
+            shape=entry.shape,
+            text_path=by_caption[entry.caption].path,
+            text_key=by_caption[entry.caption].key,
+            caption=entry.caption,
+            repeats=entry.repeats,
+            held_out=entry.held_out,
+        )
+        for entry in latents.entries
+    )
+    empty = by_caption[""]
+    return DataSpec(samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim, fps=latents.fps)
+
+
+def job_to_json(job: Job) -> str:
+    """The text of `job.json`."""
+    return json.dumps(to_dict(job), indent=2) + "\n"
+
+
+def job_from_json(text: str, path: Path | None = None) -> Job:
+    """Read `job.json`; a newer schema, an unknown field or a wrong type is refused by name."""
+    where = str(path) if path else "job"
+    try:
+        data: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise RunError(f"{where} has schema {schema}, but this version reads up to {SCHEMA}: update ComfyUI-WanTrain.")
+    return from_dict(Job, data, where)

@@ -1,0 +1,69 @@
+"""The optimizer table."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..errors import ConfigError
+
+OptimizerName = Literal["adamw", "adamw8bit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The optimizer and its constants."""
+
+    name: OptimizerName = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: no clipping
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.learning_rate <= 1.0:
+            raise ConfigError(f"learning_rate must lie above 0 and not above 1, got {self.learning_rate}.")
+        if self.weight_decay < 0 or self.max_grad_norm < 0:
+            raise ConfigError("weight_decay and max_grad_norm must be 0 or more.")
+
+
+def _adamw(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters,
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=parameters[0].device.type == "cuda",
+    )
+
+
+def _adamw8bit(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError(
+            "the optimizer adamw8bit needs the package bitsandbytes: run 'pip install bitsandbytes' in ComfyUI's Python,"
+            " or choose adamw."
+        ) from error
+    return bitsandbytes.optim.AdamW8bit(
+        parameters,
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], OptimizerOptions], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+}
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`, by name."""
+    return OPTIMIZERS[options.name](list(parameters), options)

@@ -1,0 +1,218 @@
+"""One run from its folder: prepare, resume, train, save. What the worker process executes."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from ..adapters.formats import parse_modules, write_lora
+from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
+from ..adapters.setup import adapter_state, load_adapter
+from ..flow.objective import NUM_TIMESTEPS
+from ..serial import to_dict
+from .batches import BatchSchedule, Prefetcher
+from .events import EventReader, EventWriter
+from .job import Job
+from .loop import StepReport, Trainer
+from .optimizers import build_optimizer
+from .prepare import Prepared, prepare
+from .run_folder import RunFolder
+from .validation import validation_loss
+
+
+class StopRequested(Exception):
+    """Raised between two steps, after a checkpoint was written."""
+
+
+def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should_stop: Callable[[], bool]) -> Path:
+    """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
+
+    Raises StopRequested when `should_stop` says so between two steps: the checkpoint is then on disk.
+    """
+    job = folder.read_job()
+    folder.sweep()
+    events.write("status", message=f"loading {Path(job.model.path).name}")
+    prepared = prepare(job, device)
+    optimizer = build_optimizer(prepared.parameters, job.optimizer)
+    step = _resume(folder, events, prepared, optimizer, job.loop.steps)
+    schedule = BatchSchedule(
+        job.data, batch_size=job.loop.batch_size, seed=job.loop.seed, caption_dropout=job.loop.caption_dropout
+    )
+    batches = Prefetcher(schedule, step * job.loop.gradient_accumulation)
+    callbacks = [
+        LogStep(events, device),
+        Validate(events),
+        SaveCheckpoint(folder, events, prepared, optimizer),
+        StopWhen(should_stop, folder, events, prepared, optimizer),
+    ]
+    trainer = Trainer(
+        job,
+        model=prepared.model,
+        parameters=prepared.parameters,
+        optimizer=optimizer,
+        batches=batches,
+        callbacks=callbacks,
+    )
+    trainer.step = step
+    prepared.model.train()
+    try:
+        if should_stop():
+            raise StopRequested
+        if step == 0 and job.held_out_samples:
+            write_validation(trainer, events)
+        trainer.train()
+    finally:
+        batches.close()
+    return save_lora(folder, job, prepared, step=trainer.step)
+
+
+class LogStep:
+    """One event a step: loss, learning rate, seconds, memory."""
+
+    def __init__(self, events: EventWriter, device: torch.device):
+        self._events = events
+        self._device = device
+        self._last = time.perf_counter()
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        now = time.perf_counter()
+        fields = {key: round(value, 6) for key, value in self._memory().items()}
+        self._events.write(
+            "step",
+            step=report.step,
+            loss=report.loss,
+            lr=report.learning_rate,
+            grad_norm=report.grad_norm,
+            sigma=report.sigma,
+            seconds=round(now - self._last, 4),
+            **fields,
+        )
+        self._last = time.perf_counter()
+
+    def _memory(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {}
+        return {
+            "allocated_gib": torch.cuda.max_memory_allocated(self._device) / 2**30,
+            "reserved_gib": torch.cuda.max_memory_reserved(self._device) / 2**30,
+        }
+
+
+class Validate:
+    """Held-out loss every `validate_every` steps and at the end."""
+
+    def __init__(self, events: EventWriter):
+        self._events = events
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        loop = trainer.job.loop
+        due = report.step % loop.validate_every == 0 or report.step == loop.steps
+        if due and trainer.job.held_out_samples:
+            write_validation(trainer, self._events)
+
+
+class SaveCheckpoint:
+    """A checkpoint every `checkpoint_every` steps and at the end."""
+
+    def __init__(self, folder: RunFolder, events: EventWriter, prepared: Prepared, optimizer: torch.optim.Optimizer):
+        self._folder, self._events, self._prepared, self._optimizer = folder, events, prepared, optimizer
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint of the trainer's step now."""
+        state = {"step": trainer.step, "optimizer": self._optimizer.state_dict()}
+        self._folder.save_checkpoint(
+            trainer.step, adapter_state(self._prepared.model), state, keep_last=trainer.job.loop.keep_last
+        )
+        self._events.write("checkpoint", step=trainer.step)
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        loop = trainer.job.loop
+        if report.step % loop.checkpoint_every == 0 or report.step == loop.steps:
+            self.save(trainer)
+
+
+class StopWhen(SaveCheckpoint):
+    """Ends the run between two steps when asked to, with a checkpoint."""
+
+    def __init__(self, should_stop: Callable[[], bool], *args: object):
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._should_stop = should_stop
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step < trainer.job.loop.steps and self._should_stop():
+            self.save(trainer)
+            raise StopRequested
+
+
+def write_validation(trainer: Trainer, events: EventWriter) -> None:
+    """Compute the held-out loss and write it to the diary."""
+    loss, by_sigma = validation_loss(trainer)
+    events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma)
+
+
+def _resume(
+    folder: RunFolder, events: EventWriter, prepared: Prepared, optimizer: torch.optim.Optimizer, num_steps: int
+) -> int:
+    for step, path in reversed(folder.checkpoints()):
+        if step > num_steps:
+            continue
+        try:
+            tensors, state = folder.load_checkpoint(path)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            events.write("warning", message=f"the checkpoint of step {step} is damaged and was passed over ({error}).")
+            continue
+        load_adapter(prepared.model, tensors)
+        optimizer.load_state_dict(state["optimizer"])
+        events.write("start", step=step)
+        return step
+    events.write("start", step=0)
+    return 0
+
+
+def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> Path:
+    """Write the final LoRA into the run folder, with its metadata, and mark the run as finished."""
+    suffix = {"high": "_high_noise", "low": "_low_noise", "single": ""}[job.stage]
+    path = folder.path / f"{job.name}{suffix}.safetensors"
+    modules, _ = parse_modules(adapter_state(prepared.model))
+    write_lora(path, modules, metadata=lora_metadata(describe(folder, job, path.stem, step)), dtype=torch.float32)
+    folder.write_result(step=step, lora=path)
+    return path
+
+
+def describe(folder: RunFolder, job: Job, name: str, step: int) -> LoraDescription:
+    """What the LoRA file says about its making."""
+    started = [event["time"] for event in EventReader(folder.events_path).read() if event["event"] == "start"]
+    captions = Counter({sample.caption: sample.repeats for sample in job.training_samples})
+    largest = max(job.training_samples, key=lambda sample: sample.shape[2] * sample.shape[3])
+    stride = 16 if largest.shape[0] == 48 else 8
+    window = (job.timesteps.sigma_min, job.timesteps.sigma_max)
+    return LoraDescription(
+        name=name,
+        base_model=job.model.label,
+        rank=job.adapter.rank,
+        alpha=job.adapter.alpha,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+        trigger_phrase=job.trigger_word,
+        resolution=(largest.shape[3] * stride, largest.shape[2] * stride),
+        timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
+        training=TrainingFacts(
+            learning_rate=job.optimizer.learning_rate,
+            optimizer=job.optimizer.name,
+            lr_scheduler=job.schedule.kind,
+            steps=step,
+            max_steps=job.loop.steps,
+            seed=job.loop.seed,
+            batch_size=job.loop.batch_size,
+            gradient_accumulation=job.loop.gradient_accumulation,
+            num_samples=len(job.training_samples),
+            dropout=job.adapter.dropout,
+            tag_frequency=dict(captions),
+            started_at=started[0] if started else None,
+            finished_at=time.time(),
+        ),
+        job=to_dict(job),
+        **folder.read_workflow(),
+    )

@@ -1,0 +1,1 @@
+"""The Wan video transformer: configuration, model, and reading of its checkpoints."""

@@ -1,0 +1,231 @@
+"""From a Wan checkpoint on disk to a model in memory: what a file holds, and the frozen transformer made of it."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ModelFileError
+from .config import WanConfig
+from .detect import detect_config, read_overrides
+from .files import find_files
+from .header import FileHeader, TensorEntry, content_digest, read_header, read_tensor
+from .identify import identify
+from .keys import find_prefix, is_diffusers, to_official
+from .model import WanTransformer
+from .quantized import (
+    LAYER_FORMAT,
+    LEGACY_SCALE,
+    SCALE,
+    Weights,
+    check_layer_format,
+    convert,
+    is_extra,
+    scale_name,
+    stored_weights,
+)
+
+Layout = Literal["official", "comfy", "diffusers"]
+Expert = Literal["high", "low"]
+
+COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# The linears that carry nearly all weights and FLOPs; everything else is kept in high precision.
+_BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.\d)\.(?:weight|bias)")
+
+# "high" or "low" followed by "noise", or standing alone; not the first half of "low_vram" or "high_quality".
+_EXPERT = re.compile(
+    r"(high|low)[ _.-]?noise"
+    r"|(?<![a-z])(high|low)(?![a-z])(?![ _.-]?(?:vram|mem|quality|res|rank|alpha|step|fps|motion|detail))"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint holds, read from the headers of its files."""
+
+    path: Path  # as given: a file, an index, or a folder
+    files: tuple[Path, ...]
+    config: WanConfig
+    layout: Layout
+    weights: Weights
+    num_bytes: int  # of the transformer on disk
+    num_params: int
+    identity: str  # digest of the content: equal for equal files, wherever they lie
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All tensors of the transformer under their official names, each with the file it lies in."""
+
+    tensors: dict[str, tuple[FileHeader, TensorEntry]]
+    layout: Layout
+    metadata: dict[str, str]
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        return {name: entry for name, (_, entry) in self.tensors.items()}
+
+
+def inspect(path: Path) -> CheckpointInfo:
+    """What the checkpoint at `path` is: a file, one shard or the index of a sharded set, or a folder of either.
+
+    Reads headers, and for `identity` a few MB of samples. Raises ModelFileError if the file is missing or damaged, or
+    if it is anything but a Wan text-to-video transformer: then the message says what it is.
+    """
+    path = Path(path)
+    files = find_files(path)
+    headers = tuple(read_header(file) for file in files)
+    kind = identify({name: entry.shape for header in headers for name, entry in header.entries.items()})
+    if kind.variant != "t2v":
+        raise ModelFileError(f"'{path}' is {kind.label}, {kind.advice}.")
+    source = _collect(headers)
+    entries = source.entries
+    weights = stored_weights(path, entries, source.metadata)
+    sidecar = files[0].parent / "config.json" if source.layout == "diffusers" else None
+    overrides = read_overrides(path, source.metadata, sidecar)
+    params = {name: entry for name, entry in entries.items() if not is_extra(name)}
+    config = detect_config(path, {name: entry.shape for name, entry in params.items()}, "t2v", overrides)
+    _check_params(path, params, _build_on_meta(config))
+    return CheckpointInfo(
+        path=path,
+        files=files,
+        config=config,
+        layout=source.layout,
+        weights=weights,
+        num_bytes=sum(entry.num_bytes for entry in entries.values()),
+        num_params=sum(entry.num_params for entry in params.values()),
+        identity=_identity(headers),
+    )
+
+
+def load_transformer(
+    info: CheckpointInfo,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    high_precision_dtype: torch.dtype = torch.float32,
+) -> WanTransformer:
+    """The transformer of `info` on `device`, frozen and in eval mode.
+
+    Block linears are in `dtype`; embeddings, norms, modulation and head in `high_precision_dtype`. Weights are read one
+    at a time: the peak is about one tensor above the result. Raises ModelFileError if the files have changed or cannot
+    be read, ConfigError for a dtype that cannot compute.
+    """
+    device = torch.device(device)
+    for wanted in (dtype, high_precision_dtype):
+        if wanted not in COMPUTE_DTYPES:
+            raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
+    headers = tuple(read_header(file) for file in info.files)
+    if _identity(headers) != info.identity:
+        raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
+    source = _collect(headers)
+    params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
+    model = _build_on_meta(info.config)
+    # Under inference mode the weights could take part in no later backward.
+    with torch.inference_mode(False), torch.no_grad():
+        scales = _read_scales(source)
+        state = {}
+        for name, stored in _read_in_order(source, params):
+            target = dtype if _BLOCK_LINEAR.fullmatch(name) else high_precision_dtype
+            scale = scales.get(scale_name(name, scales) or "")
+            state[name] = convert(stored, scale, target, device)
+            del stored
+        model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def hints_expert(path: Path) -> Expert | None:
+    """Which Wan 2.2 expert the name of a file, or of the folder of a shard, claims to be; None if it claims neither.
+
+    The weights cannot tell: high, low and Wan 2.1 have the same keys and shapes.
+    """
+    path = Path(path)
+    for name in (path.name, path.parent.name):
+        if name == "transformer_2":  # diffusers keeps the low noise expert there
+            return "low"
+        found = {match[1] or match[2] for match in _EXPERT.finditer(name.lower())}
+        if found:
+            return None if len(found) > 1 else ("high" if "high" in found else "low")
+    return None
+
+
+def _collect(headers: tuple[FileHeader, ...]) -> _Source:
+    """Merge the files; behind a prefix, other models in the same file (VAE, text encoder) are left out."""
+    prefix = find_prefix(name for header in headers for name in header.entries)
+    found = {
+        name.removeprefix(prefix): (header, entry)
+        for header in headers
+        for name, entry in header.entries.items()
+        if name.startswith(prefix)
+    }
+    metadata = {key: value for header in headers for key, value in header.metadata.items()}
+    if is_diffusers(found):
+        return _Source({to_official(name): value for name, value in found.items()}, "diffusers", metadata)
+    return _Source(found, "comfy" if prefix else "official", metadata)
+
+
+def _identity(headers: tuple[FileHeader, ...]) -> str:
+    """Digest of all files; the order of their names has no part in it."""
+    digests = sorted(content_digest(header) for header in headers)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+
+def _build_on_meta(config: WanConfig) -> WanTransformer:
+    with torch.device("meta"):
+        return WanTransformer(config)
+
+
+def _check_params(path: Path, params: Mapping[str, TensorEntry], model: WanTransformer) -> None:
+    """Raises ModelFileError unless the file has exactly the weights of the model, in their shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [name for name in expected if name not in params]
+    if missing:
+        raise ModelFileError(
+            f"The model file '{path}' is incomplete: {len(missing)} weights are missing, such as {_names(missing)}; "
+            "download it again."
+        )
+    unexpected = [name for name in params if name not in expected]
+    if unexpected:
+        raise ModelFileError(
+            f"The model file '{path}' is not a plain Wan text-to-video model: it has {len(unexpected)} unknown "
+            f"weights, such as {_names(unexpected)}; use the original model file."
+        )
+    for name, shape in expected.items():
+        if params[name].shape != shape:
+            raise ModelFileError(
+                f"The model file '{path}' contradicts itself: '{name}' has the shape {list(params[name].shape)}, but "
+                f"{list(shape)} is expected from its other weights; download it again."
+            )
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3])
+
+
+def _read_scales(source: _Source) -> dict[str, Tensor]:
+    """Weight scales by name; on the way, the formats that layers state are checked."""
+    wanted = [name for name in source.tensors if name.endswith((SCALE, LEGACY_SCALE, LAYER_FORMAT))]
+    scales = {}
+    for name, stored in _read_in_order(source, wanted):
+        if name.endswith(LAYER_FORMAT):
+            check_layer_format(source.tensors[name][0].path, name, stored)
+        else:
+            scales[name] = stored
+    return scales
+
+
+def _read_in_order(source: _Source, names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
+    """Tensors one by one, file by file and in the order in which they lie there: a disk reads best forwards."""
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(source.tensors[name][0].path, []).append(name)
+    for path, file_names in by_file.items():
+        with path.open("rb") as stream:
+            for name in sorted(file_names, key=lambda name: source.tensors[name][1].start):
+                yield name, read_tensor(stream, source.tensors[name][1], path)

@@ -1,0 +1,29 @@
+"""The shape of a Wan transformer. Field names follow the official configuration (Wan2.2, wan/configs)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Variant = Literal["t2v", "i2v", "flf2v", "ti2v", "vace", "fun_control", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanConfig:
+    """Sizes of the transformer; detected from a checkpoint by `core.wan.checkpoint.inspect`."""
+
+    variant: Variant = "t2v"
+    dim: int = 5120
+    ffn_dim: int = 13824
+    num_heads: int = 40
+    num_layers: int = 40
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    @property
+    def latent_format(self) -> Literal["wan2.1", "wan2.2"]:
+        """Which VAE the model was trained with: told by the number of channels it predicts."""
+        return "wan2.2" if self.out_dim == 48 else "wan2.1"

@@ -1,0 +1,212 @@
+"""The parts of the Wan transformer (official: Wan2.2, wan/modules/model.py). Parameter names equal the checkpoint's.
+
+Shapes: B batch, L video tokens, S text tokens, D width, N heads, K head dim, F H W token grid,
+T timesteps per sample (1: one for the whole clip).
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ROPE_THETA = 10000.0
+
+
+class WanBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; the first and last are modulated by the timestep."""
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.self_attn = SelfAttention(dim, num_heads, eps)
+        self.norm3 = LayerNorm(dim, eps)
+        self.cross_attn = CrossAttention(dim, num_heads, eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.modulation = modulation_parameter(6, dim)
+
+    def forward(self, x: Tensor, time_mod: Tensor, rope: Tensor, context: Tensor) -> Tensor:
+        """x [B, L, D], time_mod [B, T, 6, D] (T is 1 or L), rope [2, L, K/2], context [B, S, D] -> [B, L, D]."""
+        mods = (self.modulation.float() + time_mod.float()).unbind(2)  # six of [B, T, D]
+        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = mods
+
+        y = self.self_attn(modulated_norm(x, attn_shift, attn_scale, self.eps), rope)
+        x = gated_add(x, y, attn_gate)
+        x = x + self.cross_attn(self.norm3(x), context)
+        y = run_layers(self.ffn, modulated_norm(x, ffn_shift, ffn_scale, self.eps))
+        return gated_add(x, y, ffn_gate)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the video tokens, with rotary positions."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        """x [B, L, D], rope [2, L, K/2] -> [B, L, D]."""
+        q_BLNK = apply_rope(self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1)), rope)
+        k_BLNK = apply_rope(self.norm_k(run_layer(self.k, x)).unflatten(2, (self.num_heads, -1)), rope)
+        v_BLNK = run_layer(self.v, x).unflatten(2, (self.num_heads, -1))
+        return run_layer(self.o, attention(q_BLNK, k_BLNK, v_BLNK).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from the video tokens to the text tokens; no mask: the zero padding takes part, as in training."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, L, D], context [B, S, D] -> [B, L, D]."""
+        q_BLNK = self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1))
+        k_BSNK = self.norm_k(run_layer(self.k, context)).unflatten(2, (self.num_heads, -1))
+        v_BSNK = run_layer(self.v, context).unflatten(2, (self.num_heads, -1))
+        return run_layer(self.o, attention(q_BLNK, k_BSNK, v_BSNK).flatten(2))
+
+
+class Head(nn.Module):
+    """Modulated norm and projection of each token to the pixels of its latent patch."""
+
+    def __init__(self, dim: int, out_features: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.head = nn.Linear(dim, out_features)
+        self.modulation = modulation_parameter(2, dim)
+
+    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
+        """x [B, L, D], time_emb [B, T, D] -> [B, L, out_features], in the dtype of the head's weight."""
+        shift, scale = (self.modulation.float() + time_emb.float().unsqueeze(2)).unbind(2)  # two of [B, T, D]
+        # float: the head is few FLOPs, and its input need not be rounded to the residual stream's dtype first.
+        return run_layer(self.head, modulated_norm(x.float(), shift, scale, self.eps))
+
+
+class RMSNorm(nn.Module):
+    """Over the full width (all heads together); statistics and scale in fp32, result in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """With weight and bias; all of it in fp32, result in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return functional.layer_norm(x.float(), weight.shape, weight, bias, self.eps).to(x.dtype)
+
+
+def modulation_parameter(num_rows: int, dim: int) -> nn.Parameter:
+    """[1, num_rows, D] with the standard deviation 1/sqrt(D) of the official initialization.
+
+    Uniform, not normal: torch 2.11 draws normal numbers on the meta device in Python and imports sympy for it (10 s).
+    """
+    bound = (3 / dim) ** 0.5
+    return nn.Parameter(torch.empty(1, num_rows, dim).uniform_(-bound, bound))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention without a mask; the one place in which the backend is chosen.
+
+    q [B, L, N, K], k and v [B, S, N, K] -> [B, L, N, K].
+    """
+    q_BNLK, k_BNSK, v_BNSK = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return functional.scaled_dot_product_attention(q_BNLK, k_BNSK, v_BNSK).transpose(1, 2)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift in fp32, result in x's dtype; x [B, L, D], shift and scale [B, T, D]."""
+    normed = functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+
+
+def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate in fp32, result in x's dtype; x and y [B, L, D], gate [B, T, D]."""
+    return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+
+
+def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
+    """Cosines and sines [2, F*H*W, K/2] of the rotary angles, fp32 on the CPU, tokens in (f, h, w) order.
+
+    The K/2 pairs of a head are split among the axes as the official rope_params does: for K = 128, 22 for f and
+    21 each for h and w. Angles are computed in fp64: in fp32 they lose digits that fp32 attention would show.
+    """
+    spatial_dim = 2 * (head_dim // 6)
+    axis_dims = (head_dim - 2 * spatial_dim, spatial_dim, spatial_dim)
+    angles = []
+    for axis, (length, axis_dim) in enumerate(zip(grid, axis_dims, strict=True)):
+        exponents = torch.arange(0, axis_dim, 2, dtype=torch.float64, device="cpu") / axis_dim
+        positions = torch.arange(length, dtype=torch.float64, device="cpu")
+        angle = torch.outer(positions, ROPE_THETA**-exponents)  # [length, axis_dim/2]
+        shape = [1, 1, 1, axis_dim // 2]
+        shape[axis] = length
+        angles.append(angle.view(shape).expand(*grid, -1))
+    angle_LK = torch.cat(angles, dim=-1).reshape(math.prod(grid), head_dim // 2)
+    return torch.stack([angle_LK.cos(), angle_LK.sin()]).float()
+
+
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the pairs of neighbouring channels of x [B, L, N, K] by rope [2, L, K/2], in fp32; result in x's dtype."""
+    cos, sin = rope.unsqueeze(2).unbind(0)  # [L, 1, K/2]
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """[any shape] -> [any shape, dim]: cosines, then sines, of the timestep times dim/2 frequencies; fp32."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device).div(half)
+    angles = timesteps.float().unsqueeze(-1) * torch.pow(10000.0, -exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The layers of an nn.Sequential in turn, each through `run_layer`."""
+    for layer in layers:
+        x = run_layer(layer, x)
+    return x
+
+
+def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call `layer` with its input in the layer's own compute dtype: parts of one model differ in precision."""
+    dtype = compute_dtype(layer)
+    return layer(x if dtype is None else x.to(dtype))
+
+
+def compute_dtype(layer: nn.Module) -> torch.dtype | None:
+    """Dtype of the layer's arithmetic; None if it has no parameter that tells.
+
+    A weight in 8 or 4 bits is stored, not computed, in its dtype: then the bias tells.
+    """
+    for name in ("weight", "bias"):
+        parameter = getattr(layer, name, None)
+        if isinstance(parameter, Tensor) and parameter.is_floating_point() and parameter.element_size() > 1:
+            return parameter.dtype
+    return None

@@ -1,0 +1,13 @@
+"""The node pack: one thin file a node family over the training core."""
+
+from . import data_nodes, merge_nodes, model_nodes, preview_nodes, routes, train_nodes
+
+NODES = [
+    *model_nodes.NODES,
+    *data_nodes.NODES,
+    *train_nodes.NODES,
+    *merge_nodes.NODES,
+    *preview_nodes.NODES,
+]
+
+__all__ = ["NODES", "routes"]

@@ -1,0 +1,245 @@
+"""From a folder of clips and captions to latents and text embeddings on disk."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.data.encode import cache_latents, cache_text
+from ..core.data.scan import scan_folder
+from ..core.data.store import Store
+from ..core.data.types import Dataset, DatasetOptions, Note
+from ..core.disk import check_writable
+from ..core.errors import WanTrainError
+from . import host
+from .model_nodes import CATEGORY
+from .sockets import WanDataset, WanLatents, WanText
+from .text import describe_dataset, list_notes
+
+log = logging.getLogger(__name__)
+
+
+class DatasetFromFolder(io.ComfyNode):
+    """Reads a folder of images and clips with captions. Output: a description, no pixels."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DatasetFromFolder",
+            display_name="Dataset from Folder (Wan)",
+            category=CATEGORY,
+            description="Images (png, jpg, webp, avif) and clips (mp4, mov, mkv, webm, gif), each with a text file of the"
+            " same name that holds its caption. Everything that is dropped, cut or changed is listed on the node.",
+            search_aliases=["wan dataset", "training data", "video dataset"],
+            inputs=_dataset_inputs(),
+            outputs=[WanDataset.Output("dataset", display_name="dataset", tooltip="For Cache Latents and Cache T5.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(  # noqa: PLR0913 - the host passes each constant under its own name
+        cls,
+        folder: str | None = None,
+        width: int = 16,
+        height: int = 16,
+        num_frames: int = 1,
+    ) -> bool | str:
+        try:
+            if folder is not None:
+                host.resolve_dataset_folder(folder)
+            DatasetOptions(width=width, height=height, num_frames=num_frames)
+        except WanTrainError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
+        path = host.resolve_dataset_folder(folder)
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+    @classmethod
+    def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
+        path = host.resolve_dataset_folder(folder)
+        node_id = cls.hidden.unique_id
+
+        def on_file(done: int, total: int) -> None:
+            host.raise_if_interrupted()
+            host.show_progress(node_id, done, total)
+
+        options = DatasetOptions(**settings)
+        dataset = scan_folder(path, options, index_path=host.cache_path() / "files.json", progress=on_file)
+        for note in dataset.notes:
+            log.info("dataset %s: %s", folder, note)
+        return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})
+
+
+def _dataset_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "folder",
+            options=host.dataset_folders(),
+            tooltip="The folder with images, clips and captions: a folder below ComfyUI's input or datasets folder."
+            " Press R after making a new one.",
+        ),
+        io.Int.Input(
+            "width", default=832, min=16, max=4096, step=16,
+            tooltip="Width in pixels, a multiple of 16. Width times height is the area that each sample is scaled to.",
+        ),
+        io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Height in pixels, a multiple of 16."),
+        io.Int.Input(
+            "num_frames", default=33, min=1, max=1025, step=4,
+            tooltip="Frames of a sample taken from a clip, 4n+1: 1, 5, ... 33, 81. At 16 fps 33 frames are 2 seconds."
+            " Images are always 1 frame.",
+        ),
+        io.String.Input(
+            "trigger_word", default="",
+            tooltip="A rare word that will call the concept. It replaces [trigger] in captions, and is put in front of"
+            " captions that have neither.",
+        ),
+        io.Combo.Input(
+            "frame_sampling", options=["head", "chunk", "slide", "uniform", "full", "even"], default="head", advanced=True,
+            tooltip="Which frames of a clip are used. head: the first num_frames. chunk: windows one after another."
+            " slide: overlapping windows, slide_stride apart. uniform: windows_per_clip windows, evenly placed."
+            " full: the whole clip, cut to 4n+1. even: num_frames spread over the whole clip (changes its speed).",
+        ),
+        io.Int.Input(
+            "windows_per_clip", default=4, min=1, max=1000, advanced=True,
+            tooltip="Number of windows a clip; for frame_sampling uniform.",
+        ),
+        io.Int.Input(
+            "slide_stride", default=16, min=1, max=10000, advanced=True,
+            tooltip="Frames between the starts of two windows; for frame_sampling slide.",
+        ),
+        io.Float.Input(
+            "fps", default=16.0, min=1.0, max=240.0, step=0.1, advanced=True,
+            tooltip="Frames per second after resampling. Wan 2.1 and Wan 2.2 A14B work at 16: clips of other rates are"
+            " resampled so that motion keeps its speed.",
+        ),
+        io.Boolean.Input(
+            "aspect_buckets", default=True, advanced=True,
+            tooltip="On: each file keeps its aspect ratio, at about width x height pixels. Off: everything is scaled and"
+            " cut to exactly width x height.",
+        ),
+        io.Boolean.Input(
+            "upscale", default=True, advanced=True,
+            tooltip="Off: files with fewer pixels than width x height keep their size (rounded down to multiples of 16).",
+        ),
+        io.Int.Input(
+            "repeats", default=1, min=1, max=10000, advanced=True,
+            tooltip="How often each sample is used in one epoch. Of use when several datasets are joined.",
+        ),
+        io.String.Input(
+            "default_caption", default="", advanced=True, multiline=True,
+            tooltip="Caption of files that have no text file. Empty: such files are not used, and are listed.",
+        ),
+        io.String.Input(
+            "caption_extension", default=".txt", advanced=True, tooltip="Ending of the caption files' names."
+        ),
+        io.Combo.Input(
+            "bad_files", options=["skip", "refuse"], default="skip", advanced=True,
+            tooltip="What to do with files that are damaged or cut short. skip: leave them out and list them."
+            " refuse: stop with the file's name.",
+        ),
+        io.Combo.Input(
+            "short_clips", options=["shorten", "skip", "refuse"], default="shorten", advanced=True,
+            tooltip="What to do with clips that have fewer frames than num_frames. shorten: use as many as there are (4n+1)."
+            " skip: leave them out and list them. refuse: stop with the clip's name.",
+        ),
+        io.Int.Input(
+            "held_out", default=0, min=0, max=1000, advanced=True,
+            tooltip="Number of samples that are not trained on, but measured while training (validation loss).",
+        ),
+    ]  # fmt: skip
+
+
+def _item_callback(node_id: str) -> Callable[[int, int, str], None]:
+    def on_item(done: int, total: int, name: str) -> None:
+        host.raise_if_interrupted()
+        host.show_progress(node_id, done, total)
+        if done < total:
+            host.show_text(node_id, f"{done + 1} / {total}: {name}")
+
+    return on_item
+
+
+def _cached(node_id: str, summary: str, notes: list[Note]) -> dict[str, list[str]]:
+    for note in notes:
+        log.info("%s", note)
+    host.show_text(node_id, summary)
+    return {"text": [summary + ("\n" + list_notes(notes) if notes else "")]}
+
+
+class CacheLatents(io.ComfyNode):
+    """Encodes every sample with the VAE, once: the cache is keyed by content."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CacheLatents",
+            display_name="Cache Latents (Wan)",
+            category=CATEGORY,
+            description="Encodes the dataset with the VAE and keeps the result on disk. Only what is new or changed is"
+            " encoded: the key is the content of the file, the VAE, the size and the frames.",
+            inputs=[
+                WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+                io.Vae.Input("vae", tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B."),
+            ],
+            outputs=[WanLatents.Output("latents", display_name="latents", tooltip="Cached latents, for training.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return host.vanished()
+
+    @classmethod
+    def execute(cls, dataset: Dataset, vae: Any) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        encoder = host.HostVideoEncoder(vae)
+        check_writable(host.cache_path())
+        cache, notes = cache_latents(dataset, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
+        host.remember(Path(entry.path) for entry in cache.entries)
+        size = sum(Path(entry.path).stat().st_size for entry in cache.entries) / 1e6
+        summary = f"{len(cache.entries)} samples in the cache, {size:.1f} MB, {cache.latent_format} latents"
+        return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
+
+
+class CacheT5(io.ComfyNode):
+    """Encodes every caption, once: the cache is keyed by the caption and the encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CacheT5",
+            display_name="Cache T5 (Wan captions)",
+            category=CATEGORY,
+            description="Encodes the captions with the umT5 text encoder and keeps the result on disk. Captions are taken"
+            " as they are, without prompt weights, and are cut at 512 tokens.",
+            inputs=[
+                WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+                io.Clip.Input("clip", tooltip="The umT5 text encoder: Load CLIP with the type wan."),
+            ],
+            outputs=[WanText.Output("text", display_name="text", tooltip="Cached text embeddings, for training.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return host.vanished()
+
+    @classmethod
+    def execute(cls, dataset: Dataset, clip: Any) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        encoder = host.HostTextEncoder(clip)
+        check_writable(host.cache_path())
+        cache, notes = cache_text(dataset.captions, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
+        host.remember(Path(entry.path) for entry in cache.entries)
+        longest = max(entry.num_tokens for entry in cache.entries)
+        summary = f"{len(cache.entries)} captions in the cache, the longest has {longest} of 512 tokens"
+        return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
+
+
+NODES = [DatasetFromFolder, CacheLatents, CacheT5]

@@ -1,0 +1,166 @@
+"""Runs a job in a worker process and shows it on a node: progress bar, live line, chart, Stop."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from pathlib import Path
+
+from ..core.errors import RunError
+from ..core.launch.process import Worker
+from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
+from ..core.train.events import Event, RunHistory, read_history
+from ..core.train.job import Job
+from ..core.train.run_folder import RunFolder
+from . import host
+from .text import duration
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.2
+_active: set[Path] = set()  # run folders that this process is training in
+_busy: set[str] = set()  # devices that this process is training on
+
+
+class Follower:
+    """One run, followed from one node."""
+
+    def __init__(self, folder: RunFolder, job: Job, node_id: str):
+        self.folder = folder
+        self.job = job
+        self.node_id = node_id
+        self.history = read_history(folder.events_path)
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._trained = False  # whether this worker made a step: then a stop must wait for its checkpoint
+
+    async def run(self) -> None:
+        """Train to the end. Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint."""
+        while self.folder.path in _active:
+            await self._pause("waiting: the same run is being trained by another node")
+        if self.folder.finished_lora(self.job.loop.steps):
+            return
+        _active.add(self.folder.path)
+        device = None
+        try:
+            device = await self._take_device()
+            await self._train(device)
+        finally:
+            _active.discard(self.folder.path)
+            if device:
+                _busy.discard(device)
+
+    async def _pause(self, line: str) -> None:
+        host.raise_if_interrupted()
+        host.show_text(self.node_id, line)
+        await asyncio.sleep(POLL_SECONDS)
+
+    async def _take_device(self) -> str:
+        wanted = host.auto_devices() if self.job.device == "auto" else [self.job.device]
+        while not (free := [name for name in wanted if name not in _busy]):
+            await self._pause(f"waiting for {' or '.join(wanted)}: another run is training on it")
+        _busy.add(free[0])
+        return free[0]
+
+    async def _train(self, device: str) -> None:
+        self._prepare_folder(device)
+        host.free_vram()
+        worker = Worker(self.folder)
+        log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
+        try:
+            while worker.exit_code is None:
+                self._take(worker.poll())
+                if host.interrupted():
+                    await self._stop(worker)
+                    host.raise_if_interrupted()
+                await asyncio.sleep(POLL_SECONDS)
+        except asyncio.CancelledError:  # another node failed or was stopped: end with a checkpoint, too
+            await self._stop(worker)
+            raise
+        finally:
+            worker.kill()
+            self._take(worker.poll())
+        self._check_end(worker)
+
+    def _prepare_folder(self, device: str) -> None:
+        from dataclasses import replace
+
+        lock = self.folder.lock()
+        if not lock.acquire():
+            raise RunError(f"{self.folder.path} is being trained by another process: wait for it, or stop it there.")
+        try:
+            self.folder.write_job(replace(self.job, device=device))
+        finally:
+            lock.release()
+
+    async def _stop(self, worker: Worker) -> None:
+        """Let the worker finish its step and write a checkpoint. Before the first step there is nothing to keep."""
+        worker.request_stop()
+        host.show_text(self.node_id, "stopping: the checkpoint is being written")
+        slowest = max(self._seconds, default=0.0)
+        deadline = time.monotonic() + (60 + 3 * slowest if self._trained else 1)
+        while worker.exit_code is None and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+            self._take(worker.poll())
+        self.folder.clear_stop()
+
+    def _check_end(self, worker: Worker) -> None:
+        code = worker.exit_code
+        if code == EXIT_FINISHED:
+            return
+        if code == EXIT_STOPPED:
+            raise RunError(f"the run was stopped at step {self.last_step} of {self.job.loop.steps}: queue again to go on.")
+        if self.history.state == "error":
+            raise RunError(self.history.message)
+        raise RunError(
+            f"the training process ended unexpectedly (code {code}); queue again to go on from the last checkpoint. "
+            f"The end of {self.folder.log_path}: {worker.log_tail(3)}"
+        )
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that the diary knows."""
+        return max(self.history.losses, default=0)
+
+    def _take(self, events: list[Event]) -> None:
+        for event in events:
+            self.history.add(event)
+            if event["event"] == "step":
+                self._trained = True
+                self._seconds.append(event["seconds"])
+            elif event["event"] == "warning":
+                log.warning("%s: %s", self.folder.path.name, event["message"])
+        if not events:
+            return
+        host.show_progress(self.node_id, self.last_step, self.job.loop.steps)
+        host.show_text(self.node_id, self.line())
+        host.send_event("wan_train.update", self.update(events))
+
+    def line(self) -> str:
+        """Step, loss, learning rate, seconds a step, time left, memory."""
+        step = self.history.last_step
+        if self.history.message or not step or not self._seconds:
+            return self.history.message or "starting the trainer"
+        seconds = sum(self._seconds) / len(self._seconds)
+        parts = [
+            f"step {step['step']}/{self.job.loop.steps}",
+            f"loss {step['loss']:.4f}",
+            f"lr {step['lr']:.2e}",
+            f"{seconds:.2f} s/it",
+            f"{duration(seconds * (self.job.loop.steps - step['step']))} left",
+        ]
+        if "reserved_gib" in step:
+            parts.append(f"{step['reserved_gib']:.1f} GiB")
+        if self.history.validation:
+            parts.append(f"validation {self.history.validation[max(self.history.validation)]:.4f}")
+        return "  ".join(parts)
+
+    def update(self, events: list[Event]) -> dict:
+        """What the front end's chart needs to move on."""
+        return {
+            "node_id": self.node_id,
+            "run": self.folder.path.name,
+            "steps": self.job.loop.steps,
+            "state": self.history.state,
+            "line": self.line(),
+            "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
+            "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
+        }

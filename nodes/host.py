@@ -1,0 +1,275 @@
+"""The only file that touches ComfyUI's internals: folders, memory, progress, interrupts, its VAE, CLIP and sampler."""
+
+import gc
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+from comfy_execution.progress import get_progress_state
+from server import PromptServer
+
+from ..core.data.latents import LatentFormat, normalise_latents
+from ..core.errors import ConfigError, DatasetError
+
+DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
+TEXT_LEN = 512
+
+_produced: set[Path] = set()
+
+
+# Folders ---------------------------------------------------------------------------------------------------------
+
+
+def work_path() -> Path:
+    """Where runs and caches live: `wan_train` in the host's output folder."""
+    return Path(folder_paths.get_output_directory()) / "wan_train"
+
+
+def runs_path() -> Path:
+    """Run folders."""
+    return work_path() / "runs"
+
+
+def cache_path() -> Path:
+    """Content-addressed latents and text embeddings."""
+    return work_path() / "cache"
+
+
+def loras_path() -> Path:
+    """The host's first `loras` folder: what is written there shows up in every LoRA loader."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def dataset_roots() -> list[tuple[str, Path]]:
+    """(prefix, folder) of the places that datasets may come from."""
+    roots = [("input", Path(folder_paths.get_input_directory()))]
+    if "datasets" in folder_paths.folder_names_and_paths:
+        roots += [("datasets", Path(p)) for p in folder_paths.get_folder_paths("datasets")]
+    extra = os.environ.get(DATASET_ROOTS_VARIABLE, "")
+    roots += [(Path(p).name, Path(p)) for p in extra.split(os.pathsep) if p]
+    return roots
+
+
+def dataset_folders(depth: int = 3) -> list[str]:
+    """Names of the folders below the dataset roots, as `root/folder`."""
+    names = []
+    for prefix, root in dataset_roots():
+        level = [root]
+        for _ in range(depth):
+            level = [child for folder in level if folder.is_dir() for child in sorted(folder.iterdir())
+                     if child.is_dir() and not child.name.startswith((".", "__"))]  # fmt: skip
+            names += [f"{prefix}/{child.relative_to(root).as_posix()}" for child in level]
+    return sorted(dict.fromkeys(names), key=lambda name: (name.count("/"), name.lower()))
+
+
+def resolve_dataset_folder(name: str) -> Path:
+    """A dataset folder by its name; refuses what lies outside the allowed roots, links included."""
+    prefix, _, rest = name.replace("\\", "/").partition("/")
+    for root_prefix, root in dataset_roots():
+        if prefix != root_prefix:
+            continue
+        candidate = root / rest
+        if folder_paths.is_within_directory(str(root), str(candidate)) and rest:
+            if candidate.is_dir():
+                return candidate
+        elif rest:
+            raise DatasetError(f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed.")
+    places = ", ".join(f"{p} ({root})" for p, root in dataset_roots())
+    raise DatasetError(
+        f"the dataset folder '{name}' was not found: put your clips and captions into a folder below one of {places}, or "
+        f"add a root (datasets: in extra_model_paths.yaml), and press R."
+    )
+
+
+def diffusion_model_names() -> list[str]:
+    """Files that LoadWanDiT offers: single files, and index files of sharded models."""
+    names = list(folder_paths.get_filename_list("diffusion_models"))
+    for root in folder_paths.get_folder_paths("diffusion_models"):
+        names += [p.relative_to(root).as_posix() for p in Path(root).rglob("*.safetensors.index.json")]
+    return list(dict.fromkeys(names))
+
+
+def diffusion_model_path(name: str) -> Path:
+    """The full path of a listed model file; refuses names that leave the model folders."""
+    for root in folder_paths.get_folder_paths("diffusion_models"):
+        candidate = Path(root) / name
+        if folder_paths.is_within_directory(root, str(candidate)) and candidate.is_file():
+            return candidate
+    raise ConfigError(f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R.")
+
+
+def text_encoder_path(name: str) -> Path:
+    """The full path of a listed text encoder file."""
+    return Path(folder_paths.get_full_path_or_raise("text_encoders", name))
+
+
+# Freshness: the host caches our handles, but the files behind them can be deleted by the user ---------------------
+
+
+def remember(paths: Iterable[Path]) -> None:
+    """Note files that node outputs point to."""
+    _produced.update(paths)
+
+
+def vanished() -> int:
+    """How many remembered files are gone; part of node fingerprints, so that a deletion makes the nodes run again."""
+    return sum(not path.exists() for path in _produced)
+
+
+# Memory, devices, interrupts, progress ----------------------------------------------------------------------------
+
+
+def free_vram() -> None:
+    """Unload the host's models from every device, and give the memory back to the driver."""
+    mm.unload_all_models()
+    gc.collect()
+    mm.soft_empty_cache()
+
+
+def device_names() -> list[str]:
+    """Devices that training can run on. Two names for the CPU let two experts train side by side on it."""
+    if mm.cpu_state == mm.CPUState.CPU:
+        return ["auto", "cpu", "cpu:0", "cpu:1"]
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["auto", *names, "cpu"]
+
+
+def auto_devices() -> list[str]:
+    """What `auto` may choose from."""
+    names = [name for name in device_names() if name.startswith("cuda")]
+    return names or ["cpu"]
+
+
+def interrupted() -> bool:
+    """Whether the user pressed Stop."""
+    return mm.processing_interrupted()
+
+
+def raise_if_interrupted() -> None:
+    """Raise the host's interrupt, and clear its flag."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def show_progress(node_id: str, value: float, total: float) -> None:
+    """Move the node's progress bar."""
+    get_progress_state().update_progress(node_id=node_id, value=value, max_value=total, image=None)
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Write a line on the node."""
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def send_event(name: str, data: dict[str, Any]) -> None:
+    """Send an event to the pack's front end."""
+    PromptServer.instance.send_sync(name, data)
+
+
+# Encoders ---------------------------------------------------------------------------------------------------------
+
+
+def weights_identity(state: dict[str, torch.Tensor], extra: str = "") -> str:
+    """Digest of a model's weights: names, shapes, and evenly spaced values of every tensor."""
+    hasher = hashlib.sha256(extra.encode())
+    for name in sorted(state):
+        tensor = state[name]
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // 1024)
+        sample = flat[::step][:2048].cpu()
+        if sample.dtype.itemsize == 1:
+            sample = sample.view(torch.uint8)
+        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
+        hasher.update(sample.double().numpy().tobytes())
+    return hasher.hexdigest()[:32]
+
+
+class HostVideoEncoder:
+    """The host's Wan VAE as `core.data.types.VideoEncoder`."""
+
+    def __init__(self, vae: Any):
+        model = vae.first_stage_model
+        if not type(model).__module__.startswith("comfy.ldm.wan."):
+            raise ConfigError(
+                f"the VAE is not a Wan VAE (it is {type(model).__name__}): load wan_2.1_vae.safetensors for Wan 2.1 and "
+                "for Wan 2.2 A14B."
+            )
+        self._vae = vae
+        self.latent_format: LatentFormat = "wan2.2" if vae.latent_channels == 48 else "wan2.1"
+        self.identity = weights_identity(model.state_dict(), f"{self.latent_format} {vae.vae_dtype}")
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """[F, H, W, 3] uint8 to normalised latents [C, F', H', W'] float32; one clip at a time, as the host needs."""
+        raise_if_interrupted()
+        latents = self._vae.encode(frames.float() / 255.0)  # [1, C, F', H', W'], the raw posterior mean
+        return normalise_latents(latents[0].float().cpu(), self.latent_format)
+
+
+class HostTextEncoder:
+    """The host's umT5 as `core.data.types.TextEncoder`: no prompt weights, at most 512 tokens."""
+
+    def __init__(self, clip: Any):
+        state = clip.cond_stage_model.state_dict()
+        embedding = [t for name, t in state.items() if name.endswith("shared.weight")]
+        tokens = clip.tokenize("a", disable_weights=True)
+        if "umt5xxl" not in tokens or not embedding:
+            raise ConfigError(
+                "the CLIP is not a umT5 text encoder: load umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled."
+                "safetensors with the type 'wan'."
+            )
+        self._clip = clip
+        self.dim = embedding[0].shape[1]
+        # A patched encoder (a LoRA on it) has the same weights; the host gives each set of patches an id of its own.
+        patches = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
+        self.identity = weights_identity(state, patches)
+
+    def encode(self, caption: str) -> tuple[torch.Tensor, bool]:
+        """[num_tokens, dim] float32, and whether the caption was cut."""
+        raise_if_interrupted()
+        tokens = self._clip.tokenize(caption.replace("embedding:", "embedding :"), disable_weights=True)
+        pairs = [pair for chunk in tokens["umt5xxl"] for pair in chunk]
+        end, pad = 1, 0
+        real = [pair for pair in pairs if not (isinstance(pair[0], int) and pair[0] == pad)]
+        was_cut = len(real) > TEXT_LEN
+        if was_cut:
+            real = [*real[: TEXT_LEN - 1], (end, 1.0)]
+        padded = real + [(pad, 1.0)] * (TEXT_LEN - len(real))
+        conditioning = self._clip.encode_from_tokens_scheduled({"umt5xxl": [padded]})
+        context = conditioning[0][0]  # [1, 512, dim], padded rows are zero
+        return context[0, : len(real)].float().cpu(), was_cut
+
+
+def umt5_config(state: dict[str, torch.Tensor], name: str) -> dict[str, int]:
+    """The sizes of a umT5 encoder, read off its tensors, as the host's loader takes them."""
+    try:
+        vocab_size, d_model = state["shared.weight"].shape
+        query = state["encoder.block.0.layer.0.SelfAttention.q.weight"]
+        heads = state["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape[1]
+        d_ff = state["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+    except KeyError as error:
+        raise ConfigError(
+            f"'{name}' is not a umT5 text encoder (it has no {error}): load umt5_xxl_fp16.safetensors or a file made for"
+            " this node."
+        ) from error
+    return {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "d_kv": query.shape[0] // heads,
+        "num_heads": heads,
+        "num_layers": sum(key.endswith("SelfAttention.q.weight") for key in state),
+    }
+
+
+def lora_names() -> list[str]:
+    """Files that LoRA loaders offer."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> Path:
+    """The full path of a listed LoRA."""
+    return Path(folder_paths.get_full_path_or_raise("loras", name))

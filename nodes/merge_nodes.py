@@ -1,0 +1,235 @@
+"""From trained stages to the files that a user keeps and ships."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..core.adapters.formats import LoraFile, LoraModule, read_lora, weights_hash, write_lora
+from ..core.adapters.merge import check_pair, merge, pair_names, resize
+from ..core.disk import check_writable
+from ..core.errors import ConfigError, WanTrainError
+from . import host
+from .model_nodes import CATEGORY
+from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
+from .train_nodes import check_name
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KEY_STYLES = {"comfyui": "official", "kohya": "kohya"}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One file to be written."""
+
+    modules: dict[str, LoraModule]
+    metadata: dict[str, str]
+    note: str
+
+
+class MergeStages(io.ComfyNode):
+    """Writes the LoRA files into the loras folder: checked, named and labelled."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MergeStages",
+            display_name="Merge Stages (Wan)",
+            category=CATEGORY,
+            description="Makes the pair that Wan 2.2 needs: NAME_high_noise and NAME_low_noise in the loras folder, where"
+            " every LoRA loader finds them. Can merge a second LoRA into each, and lower the rank. Never overwrites a"
+            " different LoRA of the same name: it counts up (NAME_v2).",
+            search_aliases=["save lora", "wan lora pair", "merge lora"],
+            inputs=_merge_inputs(),
+            outputs=[
+                WanLoraPair.Output("pair", display_name="pair", tooltip="For Preview LoRA."),
+                io.String.Output("high_file", display_name="high_file", tooltip="Name in the loras folder."),
+                io.String.Output("low_file", display_name="low_file", tooltip="Name in the loras folder."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            if name is not None:
+                check_name(name)
+        except WanTrainError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return host.vanished()
+
+    @classmethod
+    def execute(
+        cls,
+        name: str,
+        high: LoraHandle | None = None,
+        low: LoraHandle | None = None,
+        second_high: LoraHandle | None = None,
+        second_low: LoraHandle | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        _check_sockets(high, low, second_high, second_low)
+        check_writable(host.loras_path())
+        warnings = check_pair(read_lora(high.path), read_lora(low.path)) if high and low else []
+        shipped = {
+            stage: _ship(first, second, settings)
+            for stage, first, second in (("high", high, second_high), ("low", low, second_low))
+            if first
+        }
+        paths = _write(check_name(name), shipped, settings, single=bool(high and high.stage == "single"))
+        host.remember(paths.values())
+        lines = [f"{path.name}: {shipped[stage].note}" for stage, path in paths.items()]
+        lines += [f"- {warning}" for warning in warnings]
+        for line in lines:
+            log.info("%s", line)
+        pair = PairHandle(high=paths.get("high"), low=paths.get("low"))
+        names = [path.name if path else "" for path in (pair.high, pair.low)]
+        return io.NodeOutput(pair, *names, ui={"text": ["\n".join(lines)]})
+
+
+def _check_sockets(*handles: LoraHandle | None) -> None:
+    high, low, second_high, second_low = handles
+    if not high and not low:
+        raise ConfigError("nothing is connected to high or low: connect the lora output of Train LoRA Stage.")
+    for socket, handle in (("high", high), ("low", low)):
+        if handle and handle.stage not in (socket, "single"):
+            raise ConfigError(f"the LoRA connected to {socket} was trained for the {handle.stage} noise stage: swap them.")
+    if low and low.stage == "single":
+        raise ConfigError("a single model's LoRA has no low noise half: connect it to high, and leave low empty.")
+    if high and high.stage == "single" and low:
+        raise ConfigError("high is a single model's LoRA and low is an expert's: they don't make a pair.")
+    if (second_high and not high) or (second_low and not low):
+        raise ConfigError("a second LoRA is connected where there is no first one.")
+
+
+def _ship(first: LoraHandle, second: LoraHandle | None, settings: dict[str, Any]) -> Shipped:
+    file = read_lora(first.path)
+    modules, metadata = file.modules, dict(file.metadata)
+    rank = settings["rank"] or None
+    note = f"{len(modules)} modules, rank {max(file.ranks)}"
+    if second:
+        parts: list[tuple[LoraFile, float]] = [(file, 1.0), (read_lora(second.path), settings["second_strength"])]
+        modules, report = merge(parts, rank=rank, method="svd" if rank else "concat")
+        metadata["modelspec.merged_from"] = ",".join(Path(part.path).name for part, _ in parts)
+        note = f"merged with {second.path.name}: {report}"
+    elif rank and rank < max(file.ranks):
+        modules, report = resize(file, rank=rank)
+        note = f"lowered to rank {rank}: {report}"
+    ranks = {module.rank for module in modules.values()}
+    alphas = {module.alpha for module in modules.values()}
+    metadata["ss_network_dim"] = str(max(ranks))
+    metadata["ss_network_alpha"] = f"{max(alphas):g}"
+    for key in ("author", "description"):
+        if settings[key]:
+            metadata[f"modelspec.{key}"] = settings[key]
+    return Shipped(modules, metadata, note)
+
+
+def _write(name: str, shipped: dict[str, Shipped], settings: dict[str, Any], *, single: bool) -> dict[str, Path]:
+    """Write each file under a name that is free, or that holds the same weights already."""
+    dtype = PRECISIONS[settings["precision"]]
+    key_style: Any = KEY_STYLES[settings["key_style"]]
+    hashes = {stage: weights_hash(file.modules, dtype, key_style) for stage, file in shipped.items()}
+    number = 1
+    while True:
+        stem = name if number == 1 else f"{name}_v{number}"
+        names = {"high": f"{stem}.safetensors"} if single else dict(zip(("high", "low"), pair_names(stem), strict=True))
+        paths = {stage: host.loras_path() / names[stage] for stage in shipped}
+        if all(not path.exists() or _stored_hash(path) == hashes[stage] for stage, path in paths.items()):
+            break
+        number += 1
+    for stage, path in paths.items():
+        titled = {**shipped[stage].metadata, "modelspec.title": path.stem, "ss_output_name": path.stem}
+        write_lora(
+            path,
+            shipped[stage].modules,
+            metadata=titled,
+            dtype=dtype,
+            key_style=key_style,
+        )
+    return paths
+
+
+def _stored_hash(path: Path) -> str:
+    try:
+        return read_lora(path).metadata.get("sshs_model_hash", "")
+    except WanTrainError:
+        return ""
+
+
+def _merge_inputs() -> list[Any]:
+    return [
+        WanLora.Input(
+            "high", optional=True,
+            tooltip="LoRA of the high noise stage. The LoRA of a single model goes here too; leave low empty then.",
+        ),
+        WanLora.Input("low", optional=True, tooltip="LoRA of the low noise stage."),
+        io.String.Input("name", default="my_lora", tooltip="Start of the file names in the loras folder."),
+        io.Combo.Input(
+            "precision", options=list(PRECISIONS), default="bf16", advanced=True,
+            tooltip="Number format of the files. fp32 keeps every bit of the training and is twice as large.",
+        ),
+        io.Combo.Input(
+            "key_style", options=list(KEY_STYLES), default="comfyui", advanced=True,
+            tooltip="Names of the tensors. ComfyUI reads both; kohya is for tools that expect lora_unet_ names.",
+        ),
+        io.Int.Input(
+            "rank", default=0, min=0, max=1024, advanced=True,
+            tooltip="Lower the rank to this by singular value decomposition. 0: keep it.",
+        ),
+        io.String.Input("author", default="", advanced=True, tooltip="Written into the files."),
+        io.String.Input("description", default="", advanced=True, multiline=True, tooltip="Written into the files."),
+        WanLora.Input("second_high", optional=True, advanced=True, tooltip="Another high noise LoRA to merge in."),
+        WanLora.Input("second_low", optional=True, advanced=True, tooltip="Another low noise LoRA to merge in."),
+        io.Float.Input(
+            "second_strength", default=1.0, min=-10.0, max=10.0, step=0.05, advanced=True,
+            tooltip="Strength of the second LoRAs.",
+        ),
+    ]  # fmt: skip
+
+
+class WanLoRAFromFile(io.ComfyNode):
+    """Reads a LoRA file of any trainer, to be merged, resized, converted or previewed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanLoRAFromFile",
+            display_name="LoRA from File (Wan)",
+            category=CATEGORY,
+            description="Reads LoRA files of musubi-tuner, AI-Toolkit, SimpleTuner, diffusion-pipe and this pack.",
+            inputs=[
+                io.Combo.Input(
+                    "lora_file", options=host.lora_names(), tooltip="A LoRA in the loras folder. Press R for new ones."
+                ),
+                io.Combo.Input(
+                    "stage", options=["auto", "high noise", "low noise", "single model"], default="auto", advanced=True,
+                    tooltip="Which model the LoRA belongs to. auto: as the file's metadata or name says.",
+                ),
+            ],
+            outputs=[WanLora.Output("lora", display_name="lora", tooltip="For Merge Stages.")],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_file: str, **_: Any) -> str:
+        stat = host.lora_path(lora_file).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
+        path = host.lora_path(lora_file)
+        file = read_lora(path)
+        chosen = (file.expert or "single") if stage == "auto" else stage.split()[0]
+        text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
+        return io.NodeOutput(LoraHandle(path, chosen, path.stem), ui={"text": [text]})  # type: ignore[arg-type]
+
+
+NODES = [MergeStages, WanLoRAFromFile]

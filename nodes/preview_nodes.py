@@ -1,0 +1,132 @@
+"""Generating with the new LoRA, off and on, with the user's own models and the host's own sampler."""
+
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..core.data.types import DatasetOptions
+from ..core.errors import ConfigError, WanTrainError
+from ..core.train.job import BOUNDARY_T2V_A14B
+from . import host
+from .model_nodes import CATEGORY
+from .sampling import SamplingOptions, decode, encode_prompt, sample_latents, video, with_lora, with_shift
+from .sockets import PairHandle, WanLoraPair
+
+# The official time shifts: Wan2.2, wan/configs/wan_t2v_A14B.py, and Wan2.1, generate.py for 480p and 720p.
+SHIFT_A14B, SHIFT_SINGLE = 12.0, 5.0
+
+
+class PreviewLoRA(io.ComfyNode):
+    """Samples the prompt without and with the LoRA, same seed, high noise expert then low."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PreviewLoRA",
+            display_name="Preview LoRA (Wan)",
+            category=CATEGORY,
+            description="Generates a video with your own models and ComfyUI's own sampler: the high noise expert down to the"
+            " boundary, then the low noise expert; without and with the LoRA, from the same seed.",
+            search_aliases=["test lora", "wan preview"],
+            inputs=_preview_inputs(),
+            outputs=[
+                io.Image.Output("with_lora", display_name="with_lora", tooltip="Frames with the LoRA."),
+                io.Image.Output(
+                    "without_lora", display_name="without_lora",
+                    tooltip="Frames without it; the same as with_lora when compare is off.",
+                ),
+                io.Video.Output("video", display_name="video", tooltip="Left without, right with the LoRA."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, width: int = 16, height: int = 16, num_frames: int = 1) -> bool | str:
+        try:
+            DatasetOptions(width=width, height=height, num_frames=num_frames)
+        except WanTrainError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return host.vanished()
+
+    @classmethod
+    def execute(
+        cls, pair: PairHandle, high: Any, clip: Any, vae: Any, low: Any | None = None, **settings: Any
+    ) -> io.NodeOutput:
+        s = settings
+        node_id = cls.hidden.unique_id
+        if pair.is_pair and low is None:
+            raise ConfigError("the LoRA is a pair for two experts, but no low noise model is connected to low.")
+        shift = s["shift"] or (SHIFT_SINGLE if low is None else SHIFT_A14B)
+        names = ("width", "height", "num_frames", "steps", "cfg", "seed", "boundary", "sampler", "scheduler")
+        options = SamplingOptions(shift=shift, **{name: s[name] for name in names})
+        positive = encode_prompt(clip, s["prompt"])
+        negative = encode_prompt(clip, s["negative_prompt"])
+        models = [model and with_shift(model, shift) for model in (high, low)]
+        trained = [
+            model and (with_lora(model, path, s["strength"]) if path else model)
+            for model, path in zip(models, (pair.high, pair.low), strict=True)
+        ]
+        runs = {"without the LoRA": models, "with the LoRA": trained} if s["compare"] else {"with the LoRA": trained}
+        frames = []
+        for number, (title, (first, second)) in enumerate(runs.items(), 1):
+            host.show_text(node_id, f"{number} / {len(runs)}: sampling {title}")
+            frames.append(decode(vae, sample_latents(first, second, positive, negative, options)))
+        host.show_text(node_id, f"{options.steps} steps, shift {shift:g}, seed {options.seed}")
+        side_by_side = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
+        return io.NodeOutput(frames[-1], frames[0], video(side_by_side, s["fps"]))
+
+
+def _preview_inputs() -> list[Any]:
+    return [
+        WanLoraPair.Input("pair", tooltip="From Merge Stages."),
+        io.Model.Input("high", tooltip="The high noise model, or the single model."),
+        io.Model.Input("low", optional=True, tooltip="The low noise model; leave empty for a single model."),
+        io.Clip.Input("clip", tooltip="The umT5 text encoder."),
+        io.Vae.Input("vae", tooltip="The Wan VAE."),
+        io.String.Input("prompt", multiline=True, default="", tooltip="What to generate; use the trigger word."),
+        io.String.Input("negative_prompt", multiline=True, default="", tooltip="What to avoid; used when cfg is above 1."),
+        io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Width in pixels, a multiple of 16."),
+        io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Height in pixels, a multiple of 16."),
+        io.Int.Input("num_frames", default=33, min=1, max=1025, step=4, tooltip="Number of frames, 4n+1."),
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps, over both experts."),
+        io.Float.Input("cfg", default=3.5, min=0.0, max=30.0, step=0.1, tooltip="Guidance scale. 1: off, twice as fast."),
+        io.Int.Input(
+            "seed", default=1, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+            tooltip="Seed of the noise, the same without and with the LoRA.",
+        ),
+        io.Float.Input(
+            "shift", default=0.0, min=0.0, max=100.0, step=0.1, advanced=True,
+            tooltip=f"Time shift of the sampler. 0: the official value ({SHIFT_A14B:g} for two experts, {SHIFT_SINGLE:g} for"
+            " a single model).",
+        ),
+        io.Float.Input(
+            "boundary", default=BOUNDARY_T2V_A14B, min=0.001, max=0.999, step=0.005, round=0.001, advanced=True,
+            tooltip="Noise level where the low noise expert takes over: 0.875 for T2V-A14B. The same as in training.",
+        ),
+        io.Combo.Input(
+            "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", advanced=True, tooltip="The sampler."
+        ),
+        io.Combo.Input(
+            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple", advanced=True,
+            tooltip="How the noise levels are spaced.",
+        ),
+        io.Float.Input(
+            "strength", default=1.0, min=-10.0, max=10.0, step=0.05, advanced=True, tooltip="Strength of the LoRA."
+        ),
+        io.Boolean.Input(
+            "compare", default=True, advanced=True,
+            tooltip="Also sample without the LoRA. The video then shows both side by side.",
+        ),
+        io.Float.Input(
+            "fps", default=16.0, min=1.0, max=120.0, step=1.0, advanced=True, tooltip="Frames per second of the video."
+        ),
+    ]  # fmt: skip
+
+
+NODES = [PreviewLoRA]

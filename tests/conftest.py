@@ -1,0 +1,66 @@
+"""Makes the pack importable as `wan_train`, without running its node entry, and finds the real ComfyUI."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parent.parent
+
+
+def _register_pack() -> None:
+    # pytest may put the pack's root on sys.path; our nodes/ would then shadow the host's nodes.py.
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
+    if "wan_train" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "wan_train", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+        )
+        assert spec is not None
+        sys.modules["wan_train"] = importlib.util.module_from_spec(spec)
+
+
+_register_pack()
+
+
+def find_host() -> Path | None:
+    """The ComfyUI checkout: COMFYUI_PATH, the one this pack sits in, or comfy-cli's default workspace."""
+    candidates = [os.environ.get("COMFYUI_PATH"), PACK.parent.parent, Path.home() / "comfy" / "ComfyUI"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "comfy" / "sd.py").is_file():
+            return Path(candidate)
+    return None
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """Path of the real ComfyUI. Without one the test is skipped; under CI it fails."""
+    path = find_host()
+    if path is None:
+        message = "ComfyUI was not found: set COMFYUI_PATH to its folder"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy(host_path: Path):
+    """The host's `comfy` package, imported in this process on the CPU."""
+    if str(host_path) not in sys.path:
+        sys.path.insert(0, str(host_path))
+    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+
+        comfy.cli_args.args.cpu = True
+        import comfy.sd
+    finally:
+        sys.argv = argv
+    import comfy
+
+    return comfy

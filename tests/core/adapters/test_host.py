@@ -1,0 +1,148 @@
+"""The files in the real ComfyUI: everything loads, and the patched weights are W + alpha / r * up @ down."""
+
+import logging
+
+import pytest
+import safetensors.torch
+import torch
+from wan_train.core.adapters.formats import parse_modules, read_lora, write_lora
+from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, adapter_state, add_adapter
+from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.model import WanTransformer
+
+DIM, TEXT_DIM = 128, 4096  # the host takes heads of 128 channels and text of 4096, and detects neither
+
+
+def make_transformer() -> WanTransformer:
+    config = WanConfig(dim=DIM, ffn_dim=256, num_heads=1, num_layers=2, text_dim=TEXT_DIM)
+    model = WanTransformer(config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            fan_in = p[0].numel() if p.ndim > 1 else 1
+            p.copy_(torch.randn(p.shape, generator=generator) * (fan_in**-0.5 if p.ndim > 1 else 0.1))
+    return model
+
+
+def forward(model) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
+    context = torch.randn(1, 512, TEXT_DIM, generator=generator)
+    with torch.no_grad():
+        return model(latents, torch.tensor([500.0]), context)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Our transformer, before and after a LoRA of scale 0.5 with random values was put in."""
+    model = make_transformer()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(5)
+    for _, p in add_adapter(model, AdapterOptions(rank=4, alpha=2.0), seed=1):
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    return base, model
+
+
+@pytest.fixture(scope="module")
+def host_model(comfy, trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("host") / "tiny_wan.safetensors"
+    safetensors.torch.save_file(trained[0], path)
+    return comfy.sd.load_diffusion_model(str(path))
+
+
+@pytest.fixture(scope="module")
+def expected(trained):
+    modules, _ = parse_modules(adapter_state(trained[1]))
+    return {f"diffusion_model.{p}.weight": trained[0][f"{p}.weight"] + m.delta() for p, m in modules.items()}
+
+
+def load_in_host(comfy, host_model, path):
+    import comfy.lora
+    import comfy.lora_convert
+
+    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
+    return comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(host_model.model, {}))
+
+
+@pytest.mark.parametrize("style", ["official", "kohya"])
+def test_host_loads_every_module_and_adds_the_same_change(
+    comfy, trained, host_model, expected, tmp_path, caplog, style
+):
+    modules, _ = parse_modules(adapter_state(trained[1]))
+    path = write_lora(tmp_path / "x.safetensors", modules, metadata={}, dtype=torch.float32, key_style=style)
+    with caplog.at_level(logging.WARNING):
+        patches = load_in_host(comfy, host_model, path)
+    assert "not loaded" not in caplog.text
+    assert patches.keys() == expected.keys()
+    assert len(patches) == 20
+
+    patched = host_model.clone()
+    assert len(patched.add_patches(patches, 1.0)) == 20
+    patched.patch_model(device_to=torch.device("cpu"), force_patch_weights=True)
+    try:
+        weights = {key: tensor.clone() for key, tensor in patched.model.state_dict().items() if key in expected}
+        out = forward(patched.model.diffusion_model)
+    finally:
+        patched.unpatch_model(device_to=torch.device("cpu"))
+    for key, weight in expected.items():
+        torch.testing.assert_close(weights[key], weight, atol=1e-5, rtol=0)
+    plain = forward(host_model.model.diffusion_model)
+    trained_out = forward(trained[1])
+    assert (out - plain).abs().max() > 0.05
+    torch.testing.assert_close(out, trained_out, atol=1e-4, rtol=1e-4)
+
+
+def test_host_strength_scales_the_change(comfy, trained, host_model, expected, tmp_path):
+    modules, _ = parse_modules(adapter_state(trained[1]))
+    path = write_lora(tmp_path / "x.safetensors", modules, metadata={}, dtype=torch.float32)
+    import comfy.lora
+
+    key = "diffusion_model.blocks.1.cross_attn.k.weight"
+    patch = load_in_host(comfy, host_model, path)[key]
+    base = trained[0]["blocks.1.cross_attn.k.weight"]
+    half = comfy.lora.calculate_weight([(0.5, patch, 1.0, None, None)], base.clone(), key)
+    torch.testing.assert_close(half, (base + expected[key]) / 2, atol=1e-5, rtol=0)
+
+
+def test_bf16_file_is_near_the_trained_weights(comfy, trained, host_model, tmp_path):
+    modules, _ = parse_modules(adapter_state(trained[1]))
+    path = write_lora(tmp_path / "x.safetensors", modules, metadata={})
+    assert len(load_in_host(comfy, host_model, path)) == 20
+    for name, module in read_lora(path).modules.items():
+        error = (module.delta() - modules[name].delta()).norm() / modules[name].delta().norm()
+        assert 0 < error < 0.005  # bf16 keeps 8 bits
+
+
+def test_forward_of_the_trained_adapter_equals_merged_weights(trained):
+    base, model = trained
+    merged = make_transformer()
+    plain = forward(merged)
+    assert list(adapter_modules(model))[:4] == [f"blocks.0.self_attn.{name}" for name in "qkvo"]
+    weights = dict(merged.named_parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in base.items())
+    for path, module in parse_modules(adapter_state(model))[0].items():
+        weights[f"{path}.weight"].data += module.delta()
+    torch.testing.assert_close(forward(model), forward(merged), atol=1e-5, rtol=1e-5)
+    assert (forward(merged) - plain).abs().max() > 0.05
+
+
+def test_gradients_reach_every_adapter_of_a_bf16_transformer():
+    model = make_transformer().to(torch.bfloat16)
+    parameters = add_adapter(model, AdapterOptions(rank=2), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    for _, p in parameters:
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    latents, context = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 8, TEXT_DIM)
+    model(latents.bfloat16(), torch.tensor([500.0]), context.bfloat16()).float().square().mean().backward()
+    assert len(parameters) == 40
+    for name, p in parameters:
+        assert p.grad is not None, name
+        assert p.grad.dtype == torch.float32
+        assert p.grad.abs().sum() > 0, name
+
+
+def test_server_and_model_library_read_the_header(comfy, trained, tmp_path):
+    modules, _ = parse_modules(adapter_state(trained[1]))
+    path = write_lora(tmp_path / "x.safetensors", modules, metadata={"modelspec.title": "Ohwx"})
+    header = comfy.utils.safetensors_header(str(path), max_size=1024 * 1024)
+    assert b'"modelspec.title":"Ohwx"' in header

@@ -1,0 +1,94 @@
+import pytest
+from wan_train.core.data.captions import apply_trigger, assign_captions, read_caption
+from wan_train.core.data.types import DatasetOptions
+from wan_train.core.errors import DatasetError
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "foreign"),
+    [
+        ("caf\u00e9  on\n\n a  hill \r\n".encode(), "caf\u00e9 on a hill", False),
+        (b"\xef\xbb\xbf" + "caf\u00e9".encode(), "caf\u00e9", False),
+        ("caf\u00e9".encode("utf-16"), "caf\u00e9", False),
+        ("caf\u00e9 \u201cx\u201d".encode("cp1252"), "caf\u00e9 \u201cx\u201d", True),
+    ],
+)
+def test_read_caption_knows_the_usual_encodings(tmp_path, data, text, foreign):
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    assert read_caption(path) == (text, foreign)
+
+
+@pytest.mark.parametrize(
+    ("caption", "result"),
+    [
+        ("a dog", "ohwx, a dog"),
+        ("[trigger] runs, [TRIGGER] jumps", "ohwx runs, ohwx jumps"),
+        ("an ohwx dog", "an ohwx dog"),
+        ("an ohwxy dog", "ohwx, an ohwxy dog"),
+        ("", "ohwx"),
+    ],
+)
+def test_trigger_word(caption, result):
+    assert apply_trigger(caption, " ohwx ", "a.mp4") == result
+
+
+def test_a_trigger_word_may_hold_regex_characters():
+    assert apply_trigger(r"[trigger]", r"a\1(b", "x") == r"a\1(b"
+
+
+def test_a_placeholder_without_a_trigger_word_is_refused():
+    with pytest.raises(DatasetError, match=r"clip_1\.mp4 contains \[trigger\], but no trigger word is set"):
+        apply_trigger("[trigger] dances", "", "clip_1.mp4")
+
+
+def sidecar(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_no_caption_at_all_is_an_error():
+    with pytest.raises(DatasetError, match=r"no captions: none of the 2 files has a caption .*write one \.txt file"):
+        assign_captions(["a.mp4", "b.mp4"], {}, DatasetOptions())
+
+
+def test_one_missing_caption_drops_that_file(tmp_path):
+    captions, notes = assign_captions(["a.mp4", "b.mp4"], {"a.mp4": sidecar(tmp_path, "a.txt", "x")}, DatasetOptions())
+    assert captions == {"a.mp4": "x"}
+    assert [str(n) for n in notes] == [
+        "b.mp4: dropped: no caption file b.txt next to it, and no default caption is set"
+    ]
+
+
+def test_one_missing_caption_is_refused_if_bad_files_are(tmp_path):
+    options = DatasetOptions(bad_files="refuse")
+    with pytest.raises(DatasetError, match=r"b\.mp4 cannot be used: no caption file b\.txt"):
+        assign_captions(["a.mp4", "b.mp4"], {"a.mp4": sidecar(tmp_path, "a.txt", "x")}, options)
+
+
+def test_an_empty_caption_file_counts_as_missing(tmp_path):
+    sidecars = {"a.mp4": sidecar(tmp_path, "a.txt", "x"), "b.mp4": sidecar(tmp_path, "b.txt", " \n")}
+    captions, notes = assign_captions(["a.mp4", "b.mp4"], sidecars, DatasetOptions())
+    assert list(captions) == ["a.mp4"]
+    assert "its caption file b.txt is empty" in notes[0].reason
+
+
+def test_the_default_caption_fills_in_and_takes_the_trigger():
+    options = DatasetOptions(default_caption="a [trigger] video", trigger_word="ohwx")
+    assert assign_captions(["a.mp4"], {}, options) == ({"a.mp4": "a ohwx video"}, [])
+
+
+def test_the_trigger_alone_is_a_caption_but_is_told():
+    captions, notes = assign_captions(["a.mp4"], {}, DatasetOptions(trigger_word="ohwx"))
+    assert captions == {"a.mp4": "ohwx"}
+    assert notes[0].action == "note"
+    assert "the trigger word alone" in notes[0].reason
+
+
+def test_a_caption_in_another_encoding_is_told(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9")
+    captions, notes = assign_captions(["a.mp4"], {"a.mp4": path}, DatasetOptions())
+    assert captions == {"a.mp4": "caf\u00e9"}
+    assert "read as Windows-1252" in notes[0].reason

@@ -1,0 +1,251 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from wan_train.core.data.encode import cache_latents, cache_text
+from wan_train.core.data.scan import scan_folder
+from wan_train.core.data.store import Store
+from wan_train.core.data.types import DatasetOptions
+from wan_train.core.errors import DatasetError, ModelFileError
+
+
+class PoolVAE(nn.Module):
+    """A causal VAE in miniature: average pooling, then a fixed projection to the latent channels."""
+
+    def __init__(self, latent_format="wan2.1", identity="pool"):
+        super().__init__()
+        self.identity, self.latent_format, self.calls = identity, latent_format, 0
+        self.scale = {"wan2.1": 8, "wan2.2": 16}[latent_format]
+        self.project = nn.Linear(3, {"wan2.1": 16, "wan2.2": 48}[latent_format])
+
+    def encode(self, frames):
+        self.calls += 1
+        pooled = nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float() / 255, self.scale)  # [F, 3, h, w]
+        first, rest = pooled[:1], pooled[1:]
+        steps = torch.cat([first, rest.unflatten(0, (-1, 4)).mean(1)]) if len(rest) else first
+        return self.project(steps.movedim(1, -1)).movedim(-1, 0)  # [C, F, H, W]
+
+
+class CharEncoder(nn.Module):
+    """One token per character and an end token, at most 512."""
+
+    def __init__(self, identity="chars", dim=8):
+        super().__init__()
+        self.identity, self.dim, self.seen = identity, dim, []
+        self.table = nn.Embedding(128, dim)
+
+    def encode(self, caption):
+        self.seen.append(caption)
+        tokens = [*caption.encode("ascii"), 1]
+        return self.table(torch.tensor(tokens[:512])), len(tokens) > 512
+
+
+@pytest.fixture
+def dataset(folder, make):
+    def scan(**options):
+        return scan_folder(folder, DatasetOptions(**{"width": 64, "height": 64, "num_frames": 9, **options}))
+
+    for i in range(3):
+        make.clip(folder / f"{i}.mp4", 9 + 4 * i, size=(64, 64))
+        (folder / f"{i}.txt").write_text(f"caption {i}")
+    make.image(folder / "3.png", (64, 64))
+    (folder / "3.txt").write_text("caption 3")
+    return scan
+
+
+@pytest.mark.parametrize(("latent_format", "shape"), [("wan2.1", (16, 3, 8, 8)), ("wan2.2", (48, 3, 4, 4))])
+def test_latents_land_in_the_store(dataset, tmp_path, latent_format, shape):
+    store, vae = Store(tmp_path / "cache"), PoolVAE(latent_format)
+    seen = []
+    cache, notes = cache_latents(dataset(held_out=1), vae, store, on_item=lambda *args: seen.append(args))
+    assert notes == []
+    assert [e.shape for e in cache.entries] == [shape] * 3 + [(shape[0], 1, *shape[2:])]
+    assert [e.name for e in cache.entries] == ["0.mp4[0:9]", "1.mp4[0:9]", "2.mp4[0:9]", "3.png"]
+    assert [e.held_out for e in cache.entries] == [False, False, True, False]
+    assert (cache.latent_format, cache.encoder, cache.fps) == (latent_format, "pool", 16.0)
+    assert cache.dataset_digest == dataset(held_out=1).digest
+    assert seen[0] == (1, 4, "0.mp4[0:9]")
+    assert seen[-1] == (4, 4, "3.png")
+    for entry in cache.entries:
+        latents = store.load("latents", entry.key)["latents"]
+        assert latents.dtype == torch.float32
+        assert tuple(latents.shape) == entry.shape
+        assert str(store.path("latents", entry.key)) == entry.path
+
+
+def test_nothing_is_encoded_twice_and_a_changed_clip_alone_is_encoded_again(dataset, folder, tmp_path, make):
+    store, vae = Store(tmp_path / "cache"), PoolVAE()
+    first, _ = cache_latents(dataset(), vae, store)
+    assert vae.calls == 4
+    assert cache_latents(dataset(), vae, store)[0] == first
+    assert vae.calls == 4
+    make.clip(folder / "1.mp4", 9, size=(64, 64), rate=15, codec="mpeg4")
+    second, _ = cache_latents(dataset(), vae, store)
+    assert vae.calls == 5
+    assert [a.key == b.key for a, b in zip(first.entries, second.entries, strict=True)] == [True, False, True, True]
+    cache_latents(dataset(), PoolVAE(identity="another"), store)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 9
+
+
+def test_a_changed_caption_alone_is_encoded_again(dataset, folder, tmp_path):
+    store, vae, text = Store(tmp_path / "cache"), PoolVAE(), CharEncoder()
+    cache_latents(dataset(), vae, store)
+    cache_text(dataset().captions, text, store)
+    assert text.seen == ["caption 0", "caption 1", "caption 2", "caption 3", ""]
+    (folder / "2.txt").write_text("new words")
+    cache, _ = cache_latents(dataset(), vae, store)
+    cache_text(dataset().captions, text, store)
+    assert vae.calls == 4
+    assert text.seen[5:] == ["new words"]
+    assert cache.entries[2].caption == "new words"
+
+
+def test_damaged_latents_are_made_anew(dataset, tmp_path):
+    store, vae = Store(tmp_path / "cache"), PoolVAE()
+    cache, _ = cache_latents(dataset(), vae, store)
+    for position in (-1, -200):
+        path = store.path("latents", cache.entries[0].key)
+        data = bytearray(path.read_bytes())
+        data[position] ^= 0xFF
+        path.write_bytes(data)
+        before = vae.calls
+        cache_latents(dataset(), vae, store)
+        assert vae.calls == before + 1
+        assert store.load("latents", cache.entries[0].key) is not None
+
+
+def test_an_abort_keeps_what_is_done(dataset, tmp_path):
+    store, vae = Store(tmp_path / "cache"), PoolVAE()
+
+    def stop(done, total, name):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(dataset(), vae, store, on_item=stop)
+    assert vae.calls == 2
+    cache_latents(dataset(), vae, store)
+    assert vae.calls == 4
+
+
+def test_a_file_that_fails_later_is_skipped_or_refused(dataset, folder, tmp_path):
+    store, vae = Store(tmp_path / "cache"), PoolVAE()
+    skip, refuse = dataset(), dataset(bad_files="refuse")
+    (folder / "1.mp4").unlink()
+    cache, notes = cache_latents(skip, vae, store)
+    assert [e.name for e in cache.entries] == ["0.mp4[0:9]", "2.mp4[0:9]", "3.png"]
+    assert [(n.name, n.action) for n in notes] == [("1.mp4[0:9]", "skipped")]
+    with pytest.raises(DatasetError, match=r"1\.mp4 cannot be used"):
+        cache_latents(refuse, vae, store)
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"No sample of .* is left to train on; the first: 0\.mp4"):
+        cache_latents(skip, vae, Store(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("latent_format", "told"), [("wan2.1", "wan2.1 latents are"), ("wan2.2", "wan2.2 latents are")]
+)
+def test_a_vae_of_the_wrong_family_is_refused(dataset, tmp_path, latent_format, told):
+    other = "wan2.2" if latent_format == "wan2.1" else "wan2.1"
+    vae = PoolVAE(other)
+    vae.latent_format = latent_format
+    with pytest.raises(ModelFileError, match=rf"The VAE does not fit: for 0\.mp4.*{told}"):
+        cache_latents(dataset(), vae, Store(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_latents_that_are_not_finite_are_refused(dataset, tmp_path):
+    vae = PoolVAE()
+    vae.project.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelFileError, match=r"not finite for 0\.mp4"):
+        cache_latents(dataset(), vae, Store(tmp_path / "cache"))
+
+
+def test_wan22_sizes_are_cut_to_multiples_of_32(folder, tmp_path, make):
+    make.image(folder / "a.png", (80, 64))
+    make.image(folder / "b.png", (16, 16))
+    options = DatasetOptions(width=80, height=64, default_caption="x", upscale=False)
+    cache, notes = cache_latents(scan_folder(folder, options), PoolVAE("wan2.2"), Store(tmp_path / "cache"))
+    assert [e.shape for e in cache.entries] == [(48, 1, 4, 4)]
+    assert str(notes[0]) == "a.png: cropped: 80x64 becomes 64x64: wan2.2 needs multiples of 32"
+    assert notes[1].action == "skipped"
+    assert "16x16 is smaller than 32 pixels" in notes[1].reason
+
+
+def test_equal_files_share_their_latents(folder, tmp_path, make):
+    make.image(folder / "a.png", (64, 64))
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
+    dataset = scan_folder(folder, DatasetOptions(width=64, height=64, default_caption="x"))
+    vae = PoolVAE()
+    cache, _ = cache_latents(dataset, vae, Store(tmp_path / "cache"))
+    assert vae.calls == 1
+    assert len(cache.entries) == 2
+    assert len({e.key for e in cache.entries}) == 1
+
+
+def test_text_always_holds_the_empty_caption(tmp_path):
+    store, text = Store(tmp_path), CharEncoder()
+    seen = []
+    cache, notes = cache_text(["b", "a", "b"], text, store, on_item=lambda *args: seen.append(args))
+    assert notes == []
+    assert [e.caption for e in cache.entries] == ["b", "a", ""]
+    assert [e.num_tokens for e in cache.entries] == [2, 2, 1]
+    assert (cache.dim, cache.encoder) == (8, "chars")
+    assert seen == [(1, 3, '"b"'), (2, 3, '"a"'), (3, 3, '""')]
+    entry = cache.by_caption["a"]
+    context = store.load("text", entry.key)["context"]
+    assert context.dtype == torch.float32
+    assert torch.equal(context, text.encode("a")[0])
+    assert [e.caption for e in cache_text([""], text, store)[0].entries] == [""]
+
+
+def test_a_cut_caption_is_told_on_every_run(tmp_path):
+    store, text = Store(tmp_path), CharEncoder()
+    for _ in range(2):
+        cache, notes = cache_text(["w" * 600, "w" * 511], text, store)
+        assert [e.num_tokens for e in cache.entries] == [512, 512, 1]
+        assert len(notes) == 1
+        assert notes[0].action == "cropped"
+        assert "longer than 512 tokens" in notes[0].reason
+        assert len(notes[0].name) < 70
+    assert len(text.seen) == 3
+
+
+def test_text_of_the_wrong_shape_or_not_finite_is_refused(tmp_path):
+    text = CharEncoder()
+    text.dim = 9
+    with pytest.raises(ModelFileError, match=r'for the caption "a" it gave the shape \(2, 8\) instead of'):
+        cache_text(["a"], text, Store(tmp_path))
+    text = CharEncoder()
+    text.table.weight.data.fill_(float("inf"))
+    with pytest.raises(ModelFileError, match="values that are not finite"):
+        cache_text(["a"], text, Store(tmp_path))
+
+
+def test_text_aborts_and_repairs(tmp_path):
+    store, text = Store(tmp_path), CharEncoder()
+
+    def stop(done, total, name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_text(["a", "b"], text, store, on_item=stop)
+    cache, _ = cache_text(["a", "b"], text, store)
+    assert text.seen == ["a", "b", ""]
+    store.path("text", cache.entries[0].key).write_bytes(b"damaged")
+    assert cache_text(["a", "b"], text, store)[0] == cache
+    assert text.seen == ["a", "b", "", "a"]
+
+
+def test_caches_are_independent_of_their_place(dataset, tmp_path):
+    vae, text = PoolVAE(), CharEncoder()
+    one = cache_latents(dataset(), vae, Store(tmp_path / "one"))[0]
+    two = cache_latents(dataset(), vae, Store(tmp_path / "two"))[0]
+    assert one != two
+    assert one.digest == two.digest
+    assert dataclasses.replace(one, entries=one.entries[:2]).digest != one.digest
+    assert cache_text(["a"], text, Store(tmp_path / "one"))[0].digest == (
+        cache_text(["a"], text, Store(tmp_path / "two"))[0].digest
+    )

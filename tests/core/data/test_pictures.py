@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from PIL import Image, features
+from wan_train.core.data.media import BadMediaError
+from wan_train.core.data.pictures import probe_picture, read_picture
+
+
+def read(path, indices=(0,)):
+    return [(index, np.asarray(image)) for index, image in read_picture(path, list(indices))]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.avif"])
+def test_still_images(tmp_path, make, name):
+    if name.endswith("avif") and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = make.image(tmp_path / name, (63, 47), quality=95)
+    assert probe_picture(path) == (63, 47, (0,), 0)
+    ((index, pixels),) = read(path)
+    assert index == 0
+    assert pixels.shape == (47, 63, 3)
+    assert np.abs(pixels.astype(int) - (200, 60, 30)).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = (250, 0, 0)  # red at the top left as displayed
+    # What a camera stores so that the given orientation displays as `upright` (EXIF 2.3, tag 0x0112).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    assert probe_picture(path)[:2] == (48, 32)
+    assert np.array_equal(read(path)[0][1], upright)
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (20, 20), (200, 0, 0, 0)).save(path)
+    assert (read(path)[0][1] == 255).all()
+    Image.new("RGBA", (20, 20), (0, 0, 0, 128)).save(path)
+    assert np.abs(read(path)[0][1].astype(int) - 127).max() <= 1
+
+
+def test_palette_grey_and_16_bit_images(tmp_path):
+    grey16 = tmp_path / "a.png"
+    Image.fromarray(np.full((20, 30), 0x8040, np.uint16)).save(grey16)
+    assert (read(grey16)[0][1] == 0x80).all()
+    palette = tmp_path / "b.png"
+    Image.new("RGB", (20, 20), (9, 200, 77)).quantize(4).save(palette)
+    assert (read(palette)[0][1] == (9, 200, 77)).all()
+    cmyk = tmp_path / "c.jpg"
+    Image.new("CMYK", (20, 20), (0, 0, 0, 255)).save(cmyk)
+    assert read(cmyk)[0][1].max() < 10
+
+
+@pytest.mark.parametrize(("name", "extra"), [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {})])
+def test_animations_have_frames_and_times(tmp_path, make, name, extra):
+    path = make.animation(tmp_path / name, 5, delay_ms=[100, 50, 40, 200, 80], **extra)
+    assert probe_picture(path) == (60, 40, (0, 100_000, 150_000, 190_000, 390_000), 470_000)
+    assert [(index, pixels[5, 5, 0]) for index, pixels in read(path, [1, 3])] == [
+        (1, make.level(1)),
+        (3, make.level(3)),
+    ]
+
+
+def test_gif_delays_too_short_to_show_count_as_100_ms(tmp_path, make):
+    path = make.animation(tmp_path / "a.gif", 3, delay_ms=[0, 10, 20])
+    assert probe_picture(path)[2:] == ((0, 100_000, 200_000), 220_000)
+
+
+def test_a_one_frame_gif_is_an_image(tmp_path, make):
+    assert probe_picture(make.image(tmp_path / "a.gif"))[2:] == ((0,), 0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
+@pytest.mark.parametrize("fraction", [0.5, 0.97])
+def test_cut_images_are_bad(tmp_path, name, fraction, make):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    make.cut(path, fraction)
+    with pytest.raises(BadMediaError, match="the image cannot be decoded"):
+        probe_picture(path)
+
+
+def test_text_in_disguise_and_too_few_frames(tmp_path, make):
+    path = tmp_path / "a.jpg"
+    path.write_text("not a picture")
+    with pytest.raises(BadMediaError, match="not an image of a known format, or cut off"):
+        probe_picture(path)
+    with pytest.raises(BadMediaError, match="it has 3 frames, but frame 7 was expected"):
+        read(make.animation(tmp_path / "b.gif", 3), [0, 7])

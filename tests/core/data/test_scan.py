@@ -1,0 +1,228 @@
+import json
+import os
+
+import pytest
+from wan_train.core.data import scan as scan_module
+from wan_train.core.data.scan import natural_key, scan_folder
+from wan_train.core.data.types import DatasetOptions
+from wan_train.core.errors import DatasetError
+
+SMALL = {"width": 64, "height": 48, "num_frames": 9}
+
+
+def scan(folder, *, index_path=None, progress=None, **options):
+    return scan_folder(folder, DatasetOptions(**{**SMALL, **options}), index_path=index_path, progress=progress)
+
+
+def caption(folder, stem, text="a caption"):
+    (folder / f"{stem}.txt").write_text(text, encoding="utf-8")
+
+
+def notes(dataset):
+    return [str(note) for note in dataset.notes]
+
+
+def test_images_and_clips_in_natural_order_with_captions(folder, make):
+    (folder / "sub").mkdir()
+    for name in ("clip_10", "clip_2", "sub/clip_1"):
+        make.clip(folder / f"{name}.mp4", 9)
+        caption(folder, name, f"caption of {name}")
+    make.image(folder / "Clip_3.PNG")
+    caption(folder, "Clip_3", "  an\n image ")
+    dataset = scan(folder)
+    assert [s.file.name for s in dataset.samples] == ["clip_2.mp4", "Clip_3.PNG", "clip_10.mp4", "sub/clip_1.mp4"]
+    assert dataset.captions == ("caption of clip_2", "an image", "caption of clip_10", "caption of sub/clip_1")
+    assert dataset.notes == ()
+    clip, image = dataset.samples[0], dataset.samples[1]
+    assert clip.file.kind == "video"
+    assert clip.frame_indices == tuple(range(9))
+    assert clip.file.fps == 16
+    assert image.file.kind == "image"
+    assert image.frame_indices == (0,)
+    assert image.file.fps == 0
+    assert clip.file.path == str(folder / "clip_2.mp4")
+
+
+def test_every_container_in_one_folder(folder, make):
+    clips = {"a.mp4": "libx264", "b.mov": "libx264", "c.mkv": "libx264", "d.webm": "libvpx-vp9", "e.avi": "mpeg4"}
+    for name, codec in clips.items():
+        make.clip(folder / name, 10, codec=codec)
+    for name in ("f.gif", "g.webp"):
+        make.animation(folder / name, 10, delay_ms=50)
+    for name in ("h.jpg", "i.jpeg", "j.bmp", "k.avif", "l.webp"):
+        make.image(folder / name)
+    dataset = scan(folder, default_caption="x", num_frames=5)
+    assert [s.file.kind for s in dataset.samples] == ["video"] * 7 + ["image"] * 5
+
+
+def test_natural_key_sorts_numbers_as_numbers():
+    names = ["b", "a10", "a2", "A3", "a2b", "10", "9"]
+    assert sorted(names, key=natural_key) == ["9", "10", "a2", "a2b", "A3", "a10", "b"]
+
+
+def test_hidden_files_are_ignored_and_unknown_ones_noted(folder, make):
+    make.image(folder / "a.png")
+    caption(folder, "a")
+    for name in (".hidden.png", "Thumbs.db", ".DS_Store", "._a.png", "desktop.ini"):
+        (folder / name).write_text("x")
+    for name in ("__MACOSX", ".cache"):
+        (folder / name).mkdir()
+        make.image(folder / name / "b.png")
+    (folder / "readme.md").write_text("x")
+    caption(folder, "orphan")
+    dataset = scan(folder)
+    assert [s.file.name for s in dataset.samples] == ["a.png"]
+    assert notes(dataset) == [
+        "orphan.txt: note: ignored: a caption file without an image or clip",
+        "readme.md: note: ignored: not an image or clip of a known kind",
+    ]
+
+
+def test_two_files_may_share_a_caption_but_it_is_told(folder, make):
+    make.image(folder / "a.png")
+    make.image(folder / "a.jpg", colour=(1, 2, 3))
+    caption(folder, "a", "shared")
+    dataset = scan(folder)
+    assert [s.file.caption for s in dataset.samples] == ["shared", "shared"]
+    assert notes(dataset) == ["a.png: note: shares the caption file a.txt with a.jpg"]
+
+
+@pytest.mark.parametrize("extension", ["caption", ".CAPTION"])
+def test_another_caption_extension(folder, make, extension):
+    make.image(folder / "a.png")
+    (folder / "a.Caption").write_text("x")
+    assert scan(folder, caption_extension=extension).captions == ("x",)
+
+
+def test_folders_that_cannot_be_scanned(tmp_path, folder):
+    with pytest.raises(DatasetError, match="nowhere does not exist: check the path"):
+        scan(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="file is a file, not a folder"):
+        scan(tmp_path / "file")
+    with pytest.raises(DatasetError, match="holds no images or clips: put some there"):
+        scan(folder)
+
+
+def test_missing_captions_are_told_before_anything_is_probed(folder, make, monkeypatch):
+    make.image(folder / "a.png")
+    monkeypatch.setattr(scan_module, "probe_file", lambda _: pytest.fail("probed"))
+    with pytest.raises(DatasetError, match="no captions"):
+        scan(folder)
+
+
+def test_bad_files_are_skipped_with_a_note_or_refused(folder, make):
+    make.clip(folder / "good.mp4", 9)
+    make.cut(make.clip(folder / "bad.mp4", 9), 0.6)
+    (folder / "worse.png").write_text("x")
+    dataset = scan(folder, default_caption="x")
+    assert [s.file.name for s in dataset.samples] == ["good.mp4"]
+    assert [(n.name, n.action) for n in dataset.notes] == [("bad.mp4", "skipped"), ("worse.png", "skipped")]
+    with pytest.raises(DatasetError, match=r"bad\.mp4 cannot be used: the file is cut off"):
+        scan(folder, default_caption="x", bad_files="refuse")
+
+
+def test_a_folder_of_bad_files_only_is_an_error(folder):
+    (folder / "a.png").write_text("x")
+    with pytest.raises(DatasetError, match=r"None of the 1 files in .* can be used; the first: a\.png: skipped"):
+        scan(folder, default_caption="x")
+
+
+def test_short_clips(folder, make):
+    make.clip(folder / "a.mp4", 7)
+    make.clip(folder / "b.mp4", 9)
+    dataset = scan(folder, default_caption="x")
+    assert [len(s.frame_indices) for s in dataset.samples] == [5, 9]
+    assert notes(dataset) == ["a.mp4: shortened: 7 frames at 16 fps, fewer than num_frames 9: the first 5 are used"]
+    dataset = scan(folder, default_caption="x", short_clips="skip")
+    assert [s.name for s in dataset.samples] == ["b.mp4[0:9]"]
+    assert [n.action for n in dataset.notes] == ["skipped"]
+    with pytest.raises(DatasetError, match=r"a\.mp4 is too short: 7 frames at 16 fps, .* lower num_frames"):
+        scan(folder, default_caption="x", short_clips="refuse")
+
+
+def test_large_crops_are_noted_small_ones_are_not(folder, make):
+    make.image(folder / "a.png", (65, 48))
+    make.image(folder / "b.png", (96, 48))
+    dataset = scan(folder, default_caption="x", aspect_buckets=False)
+    assert notes(dataset) == ["b.png: cropped: 33.3% of its width is cut off (96x48 to 64x48)"]
+
+
+def test_a_resampled_clip_is_noted_once(folder, make):
+    make.clip(folder / "a.mp4", 90, rate=30)
+    dataset = scan(folder, default_caption="x", frame_sampling="uniform", windows_per_clip=3)
+    assert len(dataset.samples) == 3
+    assert notes(dataset) == ["a.mp4: resampled: from 30 to 16 frames per second"]
+
+
+def test_repeats_and_held_out_samples(folder, make):
+    for i in range(6):
+        make.image(folder / f"{i}.png")
+    dataset = scan(folder, default_caption="x", repeats=3, held_out=2)
+    assert [s.file.name for s in dataset.samples if s.held_out] == ["1.png", "4.png"]
+    assert {(s.repeats, s.held_out) for s in dataset.samples} == {(1, True), (3, False)}
+    with pytest.raises(DatasetError, match=r"held_out is 6, but there are only 6 samples: .* use 5 or fewer"):
+        scan(folder, default_caption="x", held_out=6)
+
+
+def test_a_clip_divided_by_held_out_is_noted(folder, make):
+    make.clip(folder / "a.mp4", 27)
+    dataset = scan(folder, default_caption="x", frame_sampling="chunk", held_out=1)
+    assert [s.held_out for s in dataset.samples] == [False, False, True]
+    assert notes(dataset) == ["a.mp4: note: its last 1 of 3 windows are held out, the others are trained on"]
+
+
+def test_a_second_scan_reads_no_media(folder, tmp_path, make, monkeypatch):
+    make.clip(folder / "a.mp4", 9)
+    make.cut(make.image(folder / "b.png"), 0.5)
+    index_path = tmp_path / "cache" / "index.json"
+    first = scan(folder, index_path=index_path, default_caption="x")
+    probed = []
+    real = scan_module.probe_file
+    monkeypatch.setattr(scan_module, "probe_file", lambda path: probed.append(path.name) or real(path))
+    assert scan(folder, index_path=index_path, default_caption="x") == first
+    assert probed == []
+    make.clip(folder / "a.mp4", 13)
+    changed = scan(folder, index_path=index_path, default_caption="x")
+    assert probed == ["a.mp4"]
+    assert changed.samples[0].file.num_frames == 13
+    assert changed.digest != first.digest
+
+
+def test_the_index_may_lie_in_the_folder_without_a_note(folder, make):
+    make.image(folder / "a.png")
+    for _ in range(2):
+        assert scan(folder, index_path=folder / "index.json", default_caption="x").notes == ()
+
+
+def test_progress_counts_files_and_may_abort_without_losing_the_work(folder, tmp_path, make):
+    for i in range(4):
+        make.image(folder / f"{i}.png")
+    calls = []
+    scan(folder, default_caption="x", progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder, index_path=tmp_path / "index.json", default_caption="x", progress=stop)
+    assert len(json.loads((tmp_path / "index.json").read_text())["files"]) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_linked_folders_are_followed_but_never_in_circles(folder, tmp_path, make):
+    (tmp_path / "other").mkdir()
+    make.image(tmp_path / "other" / "a.png")
+    (folder / "link").symlink_to(tmp_path / "other", target_is_directory=True)
+    (tmp_path / "other" / "loop").symlink_to(folder, target_is_directory=True)
+    assert [s.file.name for s in scan(folder, default_caption="x").samples] == ["link/a.png"]
+
+
+def test_the_digest_ignores_names_and_place(folder, tmp_path, make):
+    make.image(folder / "a.png")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "renamed.png").write_bytes((folder / "a.png").read_bytes())
+    assert scan(folder, default_caption="x").digest == scan(other, default_caption="x").digest

@@ -1,0 +1,46 @@
+"""A miniature model and two samples on disk, and jobs over them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wan_train.core.adapters.setup import AdapterOptions
+from wan_train.core.flow.sigmas import TimestepOptions
+from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec
+from wan_train.core.train.optimizers import OptimizerOptions
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.train.helpers import SIZE, make_sample
+from wan_train.tools.miniature import dit_metadata, wan_dit
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "mini.safetensors"
+    save_file(wan_dit(SIZE, seed=0), path, metadata=dit_metadata(SIZE))
+    return path
+
+
+@pytest.fixture
+def job(tmp_path, model_path) -> Job:
+    save_file({"context": torch.zeros(1, SIZE.text_dim)}, tmp_path / "empty.safetensors")
+    samples = (
+        make_sample(tmp_path, "a"),
+        make_sample(tmp_path, "b", shape=(16, 1, 4, 6)),
+        make_sample(tmp_path, "c"),
+    )
+    return Job(
+        name="test",
+        stage="low",
+        model=ModelSpec(path=str(model_path), identity=inspect(model_path).identity, label="wan2.2-t2v-a14b"),
+        data=DataSpec(
+            samples=samples,
+            empty_text_path=str(tmp_path / "empty.safetensors"),
+            empty_text_key="empty",
+            text_dim=SIZE.text_dim,
+        ),
+        adapter=AdapterOptions(rank=4, alpha=4.0),
+        timesteps=TimestepOptions(sigma_max=0.875),
+        optimizer=OptimizerOptions(learning_rate=1e-2),
+        loop=LoopOptions(steps=6, checkpoint_every=2, keep_last=2, caption_dropout=0.2),
+        device="cpu",
+    )

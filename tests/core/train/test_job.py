@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+
+import pytest
+from wan_train.core.data.types import LatentCache, LatentEntry, TextCache, TextEntry
+from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.train.job import SCHEMA, data_spec, job_from_json, job_to_json, stage_window
+from wan_train.core.train.schedule import ScheduleOptions
+
+
+def test_json_round_trip(job):
+    assert job_from_json(job_to_json(job)) == job
+
+
+def test_a_newer_schema_is_refused(job):
+    data = json.loads(job_to_json(job))
+    data["schema"] = SCHEMA + 1
+    with pytest.raises(RunError, match=f"schema {SCHEMA + 1}.*update"):
+        job_from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d["loop"].update(stepps=3), "unknown field 'stepps'"),
+        (lambda d: d["loop"].update(steps="3"), "steps is '3'.*type int"),
+        (lambda d: d.update(stage="middle"), "must be one of 'high', 'low', 'single'"),
+        (lambda d: d.pop("model"), "lacks the field 'model'"),
+        (lambda d: d["adapter"].update(rank=0), "rank must be at least 1"),
+    ],
+)
+def test_a_wrong_job_is_refused_by_name(job, edit, message):
+    data = json.loads(job_to_json(job))
+    edit(data)
+    with pytest.raises(ConfigError, match=message):
+        job_from_json(json.dumps(data))
+
+
+def test_broken_json_is_refused():
+    with pytest.raises(RunError, match="not valid JSON"):
+        job_from_json('{"schema": 1,')
+
+
+def test_key_follows_content_and_not_names_or_places(job):
+    loop = job.loop
+    moved = replace(job.data.samples[0], latents_path="/elsewhere", name="renamed")
+    same = [
+        replace(job, name="other"),
+        replace(job, device="cuda:1"),
+        replace(job, memory=replace(job.memory, checkpointing=False)),
+        replace(job, model=replace(job.model, path="/elsewhere")),
+        replace(job, loop=replace(loop, keep_last=9, checkpoint_every=7, validate_every=3)),
+        replace(job, loop=replace(loop, steps=999)),  # constant schedule: a longer run goes on from a shorter one
+        replace(job, data=replace(job.data, samples=(moved, *job.data.samples[1:]))),
+    ]
+    assert {j.key for j in same} == {job.key}
+    edited = replace(job.data.samples[0], text_key="another caption")
+    different = [
+        replace(job, stage="high"),
+        replace(job, model=replace(job.model, identity="other")),
+        replace(job, loop=replace(loop, seed=1)),
+        replace(job, adapter=replace(job.adapter, rank=8)),
+        replace(job, optimizer=replace(job.optimizer, learning_rate=2e-2)),
+        replace(job, data=replace(job.data, samples=(edited, *job.data.samples[1:]))),
+        replace(job, data=replace(job.data, samples=job.data.samples[1:])),
+        replace(job, schedule=ScheduleOptions(kind="cosine")),
+        replace(job, schedule=ScheduleOptions(kind="cosine"), loop=replace(loop, steps=999)),
+    ]
+    assert len({j.key for j in different} | {job.key}) == len(different) + 1
+
+
+def test_settings_without_effect_are_told(job):
+    quiet = job.warnings()
+    assert quiet == []
+    schedule = ScheduleOptions(floor=0.1, power=2.0, warmup_steps=50)
+    loud = replace(
+        job, schedule=schedule, timesteps=replace(job.timesteps, shift=7.0, sigmoid_scale=2.0),
+        loop=replace(job.loop, validate_every=5),
+    ).warnings()  # fmt: skip
+    assert [w.split()[0] for w in loud] == [
+        "lr_floor", "lr_power", "warmup_steps", "timestep_shift", "sigmoid_scale", "validate_every",
+    ]  # fmt: skip
+
+
+def test_all_samples_held_out_is_refused(job):
+    held = tuple(replace(s, held_out=True) for s in job.data.samples)
+    with pytest.raises(ConfigError, match="no sample to train on"):
+        replace(job, data=replace(job.data, samples=held))
+
+
+def test_windows_of_the_experts():
+    assert stage_window("high", 0.875) == (0.875, 1.0)
+    assert stage_window("low", 0.9) == (0.0, 0.9)
+    assert stage_window("single", 0.875) == (0.0, 1.0)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        stage_window("high", 875)
+
+
+def test_data_spec_pairs_by_caption():
+    entry = LatentEntry(path="a", key="ka", name="a.png", caption="x", shape=(16, 1, 2, 2))
+    latents = LatentCache(entries=(entry,), encoder="v", latent_format="wan2.1", fps=16.0, dataset_digest="d")
+    texts = tuple(TextEntry(path=c or "e", key=f"k{c}", caption=c, num_tokens=1) for c in ("x", ""))
+    spec = data_spec(latents, TextCache(entries=texts, encoder="t", dim=8))
+    assert (spec.samples[0].text_path, spec.empty_text_path, spec.text_dim) == ("x", "e", 8)
+    with pytest.raises(ConfigError, match=r"the caption of a\.png has no text embedding"):
+        data_spec(latents, TextCache(entries=texts[1:], encoder="t", dim=8))

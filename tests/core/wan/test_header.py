@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wan_train.core.errors import ModelFileError
+from wan_train.core.wan.header import SAMPLE_BYTES, content_digest, read_header, read_tensor
+
+
+@pytest.fixture
+def tensors():
+    return {
+        "a": torch.arange(12, dtype=torch.float32).view(3, 4),
+        "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "scalar": torch.tensor(7, dtype=torch.int64),
+        "empty": torch.zeros(0, 3),
+        "fp8": torch.tensor([[0.5, 448.0]]).to(torch.float8_e5m2),
+    }
+
+
+@pytest.fixture
+def path(tmp_path, tensors):
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata={"title": "x"})
+    return path
+
+
+def write_raw(path, header, data=b""):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    return path
+
+
+def test_reads_what_the_safetensors_library_wrote(path, tensors):
+    header = read_header(path)
+    assert header.metadata == {"title": "x"}
+    assert set(header.entries) == set(tensors)
+    with path.open("rb") as stream:
+        for name, tensor in tensors.items():
+            entry = header.entries[name]
+            result = read_tensor(stream, entry, path)
+            assert (result.dtype, result.shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(result.double(), tensor.double())
+            assert (entry.num_params, entry.num_bytes) == (tensor.numel(), tensor.numel() * tensor.element_size())
+
+
+@pytest.mark.parametrize("lost", [1, 17, 60])
+def test_truncated_data_names_expected_and_real_bytes(path, lost):
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(
+        ModelFileError,
+        match=rf"model.safetensors' is damaged.*{size} bytes expected.* {size - lost} bytes; download it",
+    ):
+        read_header(path)
+
+
+def test_truncated_header(path):
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ModelFileError, match=rf"at least {8 + length} bytes expected, but the file has 50 bytes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 200])
+def test_no_header_at_all(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"a safetensors header expected, but the file has {len(content)} bytes"):
+        read_header(path)
+
+
+def test_trailing_bytes(path):
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"xyz")
+    with pytest.raises(ModelFileError, match=rf"{size} bytes expected, but the file has {size + 3} bytes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"{not json}", "its header is not JSON"),
+        (b"[1, 2]", "its header is not an object"),
+        ({"a": 5}, "describes the tensor 'a' incompletely"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, "describes the tensor 'a' incompletely"),
+        ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "gives the tensor 'a' no valid shape"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}, "gives the tensor 'a' no valid shape"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, r"shape \[2\] cannot fill 4 bytes as F32"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "bytes expected, but the file has"),
+        ({"__metadata__": [], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, None),
+        ({"__metadata__": [1]}, "metadata is not an object"),
+    ],
+)
+def test_damaged_header(path, header, message):
+    write_raw(path, header, b"\0" * 4)
+    if message is None:
+        assert read_header(path).metadata == {}
+        return
+    with pytest.raises(ModelFileError, match=f"is damaged or incomplete: .*{message}"):
+        read_header(path)
+
+
+def test_file_that_shrinks_while_it_is_read(path):
+    header = read_header(path)
+    entry = header.entries["a"]
+    path.write_bytes(path.read_bytes()[: entry.start + 8])
+    with (
+        path.open("rb") as stream,
+        pytest.raises(ModelFileError, match=r"48 bytes expected at .*, but only 8 are there"),
+    ):
+        read_tensor(stream, entry, path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ModelFileError, match=r"gone.safetensors' cannot be read \(.*\); check the path"):
+        read_header(tmp_path / "gone.safetensors")
+
+
+def test_digest_of_a_big_file_samples_it_from_end_to_end(tmp_path):
+    path = tmp_path / "big.safetensors"
+    data = torch.zeros(6_000_000, dtype=torch.uint8)
+    save_file({"data": data}, path)
+    digests = [content_digest(read_header(path))]
+    for position in (0, SAMPLE_BYTES - 1, len(data) - 1):
+        changed = data.clone()
+        changed[position] = 1
+        save_file({"data": changed}, path)
+        digests.append(content_digest(read_header(path)))
+    save_file({"other": data}, path)
+    digests.append(content_digest(read_header(path)))
+    assert len(set(digests)) == len(digests)

@@ -1,0 +1,289 @@
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+from wan_train.core.errors import ConfigError
+from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.keys import to_official
+from wan_train.core.wan.model import WanTransformer
+
+FP32_TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=["small", "wide"])
+def config(request, tiny):
+    return getattr(tiny, request.param)
+
+
+@pytest.fixture
+def weights(tiny, config):
+    return tiny.weights(config)
+
+
+def host_model(comfy, config, weights, dtype=torch.float32):
+    import comfy.ldm.wan.model
+    import comfy.ops
+
+    model = comfy.ldm.wan.model.WanModel(
+        model_type="t2v",
+        patch_size=config.patch_size,
+        in_dim=config.in_dim,
+        dim=config.dim,
+        ffn_dim=config.ffn_dim,
+        text_dim=config.text_dim,
+        out_dim=config.out_dim,
+        num_heads=config.num_heads,
+        num_layers=config.num_layers,
+        device="cpu",
+        dtype=dtype,
+        operations=comfy.ops.disable_weight_init,
+    )
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval()
+
+
+def diffusers_model(config, weights):
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    model = WanTransformer3DModel(
+        patch_size=config.patch_size,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.dim // config.num_heads,
+        in_channels=config.in_dim,
+        out_channels=config.out_dim,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+        eps=config.eps,
+    )
+    model.load_state_dict({name: weights[to_official(name)] for name in model.state_dict()})
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def host_in_training(comfy, monkeypatch):
+    """The host's own switch to differentiable RoPE, as its training node sets it; the other path has no gradient."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+
+
+def test_parameter_names_equal_the_checkpoint_keys_of_the_host(comfy, config, weights):
+    host_names = host_model(comfy, config, weights).state_dict()
+    assert {k: v.shape for k, v in host_names.items()} == {k: v.shape for k, v in weights.items()}
+
+
+@pytest.mark.usefixtures("host_in_training")
+def test_forward_and_gradients_equal_the_hosts(comfy, tiny, config, weights):
+    inputs = tiny.inputs(config)
+    ours = tiny.forward_and_gradients(tiny.model(config, weights), inputs)
+    theirs = tiny.forward_and_gradients(host_model(comfy, config, weights), inputs)
+    for result, reference in zip(ours, theirs, strict=True):
+        assert max(tiny.errors(result, reference)) < FP32_TOLERANCE
+
+
+def test_forward_equals_the_hosts_inference_path(comfy, tiny, config, weights):
+    inputs = tiny.inputs(config, frames=1, height=10, width=4)
+    with torch.no_grad():
+        ours = tiny.model(config, weights)(inputs.latents, inputs.timesteps, inputs.context)
+        theirs = host_model(comfy, config, weights)(inputs.latents, inputs.timesteps, inputs.context)
+    assert max(tiny.errors(ours, theirs)) < FP32_TOLERANCE
+
+
+def test_forward_and_gradients_equal_those_of_diffusers(tiny, config, weights):
+    reference_model = diffusers_model(config, weights)
+    inputs = tiny.inputs(config)
+    ours = tiny.forward_and_gradients(tiny.model(config, weights), inputs)
+    theirs = tiny.forward_and_gradients(
+        lambda latents, timesteps, context: reference_model(latents, timesteps, context, return_dict=False)[0], inputs
+    )
+    for result, reference in zip(ours, theirs, strict=True):
+        assert max(tiny.errors(result, reference)) < FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("embedding_dtype", [torch.float32, torch.bfloat16])
+def test_bf16_base_stays_near_fp32(tiny, config, weights, embedding_dtype):
+    """bf16 keeps 8 bits (2 ** -9 = 0.2 % per rounding); over three blocks, 2 % of the norm is the stated tolerance."""
+    inputs = tiny.inputs(config)
+    exact = tiny.forward_and_gradients(tiny.model(config, weights), inputs)
+    linear = (".q.", ".k.", ".v.", ".o.", ".ffn.")
+    low = {
+        name: value.to(torch.bfloat16 if any(part in name for part in linear) else embedding_dtype)
+        for name, value in weights.items()
+    }
+    model = tiny.model(config, low)
+    assert model.dtype == torch.bfloat16
+    rounded = tiny.forward_and_gradients(model, inputs)
+    assert rounded[0].dtype == embedding_dtype
+    for result, reference in zip(rounded, exact, strict=True):
+        assert 1e-5 < tiny.errors(result, reference)[1] < 0.02
+
+
+def test_residual_stream_of_a_bf16_base_is_bf16(tiny):
+    weights = {name: value.bfloat16() for name, value in tiny.weights(tiny.small).items()}
+    model = tiny.model(tiny.small, weights)
+    seen = []
+    model.run_block = lambda block, x, *rest: seen.append((x.dtype, rest[1].dtype)) or block(x, *rest)
+    inputs = tiny.inputs(tiny.small)
+    model(inputs.latents, inputs.timesteps, inputs.context)
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+
+
+def test_sample_of_a_batch_does_not_depend_on_the_others(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small)
+    both = model(inputs.latents, inputs.timesteps, inputs.context)
+    second = model(inputs.latents[1:], inputs.timesteps[1:], inputs.context[1:])
+    assert max(tiny.errors(second, both[1:])) < FP32_TOLERANCE
+
+
+def test_run_block_is_called_once_per_block_in_order(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small)
+    expected = model(inputs.latents, inputs.timesteps, inputs.context)
+    called = []
+
+    def run_block(block, *args):
+        called.append(block)
+        return block(*args)
+
+    model.run_block = run_block
+    assert model.run_block is run_block
+    result = model(inputs.latents, inputs.timesteps, inputs.context)
+    assert [id(block) for block in called] == [id(block) for block in model.blocks]
+    assert torch.equal(result, expected)
+
+
+def test_run_block_takes_checkpointing_with_equal_gradients(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small)
+    plain = tiny.forward_and_gradients(model, inputs)
+    model.run_block = lambda block, *args: checkpoint(block, *args, use_reentrant=False)
+    recomputed = tiny.forward_and_gradients(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_deepcopy_shares_run_block_and_runs_its_own_blocks(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    called = []
+
+    class Runner:
+        def __deepcopy__(self, memo):
+            raise AssertionError("a runner may hold streams and buffers; it must not be copied")
+
+        def run(self, block, *args):
+            called.append(block)
+            return block(*args)
+
+    model.run_block = Runner().run
+    inputs = tiny.inputs(tiny.small)
+    expected = model(inputs.latents, inputs.timesteps, inputs.context)
+    clone = copy.deepcopy(model)
+    called.clear()
+    assert torch.equal(clone(inputs.latents, inputs.timesteps, inputs.context), expected)
+    assert [id(block) for block in called] == [id(block) for block in clone.blocks]
+
+
+def test_rope_tables_are_kept_per_grid_and_outside_the_state_dict(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    names = set(model.state_dict())
+    device = torch.device("cpu")
+    table = model.rope((3, 3, 5), device)
+    assert model.rope((3, 3, 5), device) is table
+    assert model.rope((3, 5, 3), device) is not table
+    assert set(model.state_dict()) == names
+    for frames in range(1, 30):
+        model.rope((frames, 2, 2), device)
+    assert model.rope((3, 3, 5), device) is not table, "old grids must be dropped"
+
+
+def test_rope_table_made_in_inference_mode_can_be_trained_with(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small)
+    with torch.inference_mode():
+        model(inputs.latents, inputs.timesteps, inputs.context)
+    _, latents_grad, _ = tiny.forward_and_gradients(model, inputs)
+    assert latents_grad.abs().sum() > 0
+
+
+def test_lora_by_peft_on_a_bf16_base_trains_in_fp32(tiny):
+    from peft import LoraConfig, get_peft_model
+
+    low = {
+        name: value.bfloat16() if name.startswith("blocks.") else value
+        for name, value in tiny.weights(tiny.small).items()
+    }
+    model = tiny.model(tiny.small, low)
+    inputs = tiny.inputs(tiny.small)
+    before = model(inputs.latents, inputs.timesteps, inputs.context)
+    targets = ["q", "k", "v", "o", "ffn.0", "ffn.2", "text_embedding.0", "time_projection.1", "head.head"]
+    wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=targets))  # type: ignore[arg-type]
+    output = wrapped(inputs.latents, inputs.timesteps, inputs.context)
+    assert torch.equal(output, before), "an untrained LoRA adds nothing"
+    (output * inputs.probe).sum().backward()
+    grads = {name: p.grad for name, p in wrapped.named_parameters() if "lora_B" in name}
+    assert len(grads) == 3 * 10 + 3
+    assert all(grad is not None and grad.dtype == torch.float32 and grad.abs().sum() > 0 for grad in grads.values())
+
+
+def test_eight_bit_weight_leaves_the_dtype_to_the_bias(tiny):
+    """Quantized linears hold integers or fp8 in `weight`: the activations must not be cast to that."""
+    model = tiny.model(tiny.small, {name: value.bfloat16() for name, value in tiny.weights(tiny.small).items()})
+    for block in model.blocks:
+        block.self_attn.q.weight = torch.nn.Parameter(
+            block.self_attn.q.weight.to(torch.float8_e4m3fn), requires_grad=False
+        )
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("variant", ["i2v", "flf2v", "ti2v", "vace", "fun_control", "other"])
+def test_other_variants_are_refused_by_name(variant):
+    with pytest.raises(ConfigError, match=rf"variant '{variant}' is not supported yet.*'t2v'"):
+        WanTransformer(WanConfig(variant=variant, dim=48, num_heads=2, num_layers=1))
+
+
+def test_heads_must_share_the_width():
+    with pytest.raises(ConfigError, match=r"dim\) of 48 cannot be split into 5 heads"):
+        WanTransformer(WanConfig(dim=48, num_heads=5, num_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 7}, "height of the latents must be a positive multiple of 2, got 7"),
+        ({"width": 9}, "width of the latents must be a positive multiple of 2, got 9"),
+        ({"frames": 0}, "frames of the latents must be a positive multiple of 1, got 0"),
+        ({"tokens": 513}, "513 text tokens, but the model takes at most 512"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(tiny, change, message):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small, **change)
+    with pytest.raises(ConfigError, match=message):
+        model(inputs.latents, inputs.timesteps, inputs.context)
+
+
+def test_inputs_of_another_model_are_refused(tiny):
+    model = tiny.model(tiny.small, tiny.weights(tiny.small))
+    inputs = tiny.inputs(tiny.small)
+    with pytest.raises(ConfigError, match=r"latents must have the shape \[batch, 16, .* got \[2, 12,"):
+        model(inputs.latents[:, :12], inputs.timesteps, inputs.context)
+    with pytest.raises(ConfigError, match=r"context must have the shape \[2, tokens, 64\], got \[2, 512, 32\]"):
+        model(inputs.latents, inputs.timesteps, inputs.context[..., :32])
+    with pytest.raises(ConfigError, match=r"timesteps must have the shape \[2\].* got \[1\]"):
+        model(inputs.latents, inputs.timesteps[:1], inputs.context)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_params"),
+    [
+        ({"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}, 1_418_996_800),  # Wan 2.1 T2V 1.3B
+        ({}, 14_288_491_584),  # Wan 2.1 T2V 14B, each expert of Wan 2.2 T2V-A14B
+    ],
+)
+def test_published_sizes_have_the_published_number_of_parameters(sizes, num_params):
+    with torch.device("meta"):
+        model = WanTransformer(WanConfig(**sizes))
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_params
