@@ -28,7 +28,9 @@ def _check_host_version() -> None:
     if version < REQUIRED_COMFYUI:
         wanted = ".".join(map(str, REQUIRED_COMFYUI))
         logging.getLogger(__name__).error(
-            "ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.", wanted, comfyui_version.__version__
+            "ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.",
+            wanted,
+            comfyui_version.__version__,
         )
 
 

@@ -4,6 +4,9 @@
 class WanTrainError(Exception):
     """Base of every error that a user can cause and mend. The message is one complete sentence."""
 
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "WanTrain"  # shown before the name; the host's name of this module is a path on the disk
+
 
 class ConfigError(WanTrainError, ValueError):
     """A setting, or a combination of settings, that cannot work."""

@@ -51,6 +51,13 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def _coerce_tuple(args: tuple[Any, ...], value: list | tuple, where: str) -> tuple:
+    hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(hints) != len(value):
+        raise ConfigError(f"{where} must have {len(hints)} elements, got {len(value)}.")
+    return tuple(_coerce(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(hints, value, strict=True)))
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -63,12 +70,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, args))}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        element_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(element_hints) != len(value):
-            raise ConfigError(f"{where} must have {len(element_hints)} elements, got {len(value)}.")
-        return tuple(
-            _coerce(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(element_hints, value, strict=True))
-        )
+        return _coerce_tuple(args, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if origin is dict and isinstance(value, dict):

@@ -39,7 +39,7 @@ class DatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(  # noqa: PLR0913 - the host passes each constant under its own name
+    def validate_inputs(
         cls,
         folder: str | None = None,
         width: int = 16,

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import RunError
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
-from ..core.train.events import Event, RunHistory, read_history
+from ..core.train.events import Event, read_history
 from ..core.train.job import Job
 from ..core.train.run_folder import RunFolder
 from . import host
@@ -18,7 +19,7 @@ from .text import duration
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 _active: set[Path] = set()  # run folders that this process is training in
-_busy: set[str] = set()  # devices that this process is training on
+_runs_on: Counter[str] = Counter()  # how many runs of this process train on, or wait for, each device
 
 
 class Follower:
@@ -35,32 +36,23 @@ class Follower:
     async def run(self) -> None:
         """Train to the end. Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint."""
         while self.folder.path in _active:
-            await self._pause("waiting: the same run is being trained by another node")
+            host.raise_if_interrupted()
+            host.show_text(self.node_id, "waiting: the same run is being trained by another node")
+            await asyncio.sleep(POLL_SECONDS)
         if self.folder.finished_lora(self.job.loop.steps):
             return
+        choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
+        device = min(choices, key=lambda name: _runs_on[name])
         _active.add(self.folder.path)
-        device = None
+        _runs_on[device] += 1
         try:
-            device = await self._take_device()
             await self._train(device)
         finally:
             _active.discard(self.folder.path)
-            if device:
-                _busy.discard(device)
-
-    async def _pause(self, line: str) -> None:
-        host.raise_if_interrupted()
-        host.show_text(self.node_id, line)
-        await asyncio.sleep(POLL_SECONDS)
-
-    async def _take_device(self) -> str:
-        wanted = host.auto_devices() if self.job.device == "auto" else [self.job.device]
-        while not (free := [name for name in wanted if name not in _busy]):
-            await self._pause(f"waiting for {' or '.join(wanted)}: another run is training on it")
-        _busy.add(free[0])
-        return free[0]
+            _runs_on[device] -= 1
 
     async def _train(self, device: str) -> None:
+        """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
         self._prepare_folder(device)
         host.free_vram()
         worker = Worker(self.folder)
@@ -81,8 +73,6 @@ class Follower:
         self._check_end(worker)
 
     def _prepare_folder(self, device: str) -> None:
-        from dataclasses import replace
-
         lock = self.folder.lock()
         if not lock.acquire():
             raise RunError(f"{self.folder.path} is being trained by another process: wait for it, or stop it there.")
@@ -107,7 +97,9 @@ class Follower:
         if code == EXIT_FINISHED:
             return
         if code == EXIT_STOPPED:
-            raise RunError(f"the run was stopped at step {self.last_step} of {self.job.loop.steps}: queue again to go on.")
+            raise RunError(
+                f"the run was stopped at step {self.last_step} of {self.job.loop.steps}: queue again to go on."
+            )
         if self.history.state == "error":
             raise RunError(self.history.message)
         raise RunError(

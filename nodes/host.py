@@ -78,7 +78,9 @@ def resolve_dataset_folder(name: str) -> Path:
             if candidate.is_dir():
                 return candidate
         elif rest:
-            raise DatasetError(f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed.")
+            raise DatasetError(
+                f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed."
+            )
     places = ", ".join(f"{p} ({root})" for p, root in dataset_roots())
     raise DatasetError(
         f"the dataset folder '{name}' was not found: put your clips and captions into a folder below one of {places}, or "
@@ -100,7 +102,9 @@ def diffusion_model_path(name: str) -> Path:
         candidate = Path(root) / name
         if folder_paths.is_within_directory(root, str(candidate)) and candidate.is_file():
             return candidate
-    raise ConfigError(f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R.")
+    raise ConfigError(
+        f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R."
+    )
 
 
 def text_encoder_path(name: str) -> Path:

@@ -101,7 +101,9 @@ def _check_sockets(*handles: LoraHandle | None) -> None:
         raise ConfigError("nothing is connected to high or low: connect the lora output of Train LoRA Stage.")
     for socket, handle in (("high", high), ("low", low)):
         if handle and handle.stage not in (socket, "single"):
-            raise ConfigError(f"the LoRA connected to {socket} was trained for the {handle.stage} noise stage: swap them.")
+            raise ConfigError(
+                f"the LoRA connected to {socket} was trained for the {handle.stage} noise stage: swap them."
+            )
     if low and low.stage == "single":
         raise ConfigError("a single model's LoRA has no low noise half: connect it to high, and leave low empty.")
     if high and high.stage == "single" and low:

@@ -10,12 +10,15 @@ import comfy.lora_convert
 import comfy.samplers
 import comfy.sd
 import comfy.utils
-import nodes as comfy_nodes
 import torch
 from comfy_api.latest import InputImpl, Types
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
+import nodes as _host_nodes
+
 from ..core.errors import ConfigError
+
+comfy_nodes: Any = _host_nodes  # the host's nodes.py; type checkers take it for our own folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,9 +130,7 @@ def build_job(dit: DitHandle, latents: LatentCache, text: TextCache, stage: Stag
             label=base_model_name(config, version="2.1" if stage == "single" else "2.2"),
         ),
         data=data_spec(latents, text),
-        adapter=AdapterOptions(
-            rank=s["rank"], alpha=s["alpha"], targets=TARGETS[s["targets"]], dropout=s["dropout"]
-        ),
+        adapter=AdapterOptions(rank=s["rank"], alpha=s["alpha"], targets=TARGETS[s["targets"]], dropout=s["dropout"]),
         timesteps=TimestepOptions(
             sampling=s["timestep_sampling"],
             shift=s["timestep_shift"],
@@ -170,7 +168,9 @@ def job_warnings(job: Job) -> list[str]:
     found = job.warnings()
     hint = hints_expert(Path(job.model.path))
     if hint and job.stage != "single" and hint != job.stage:
-        found.append(f"{Path(job.model.path).name} looks like the {hint} noise expert, but the stage is {job.stage} noise.")
+        found.append(
+            f"{Path(job.model.path).name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
+        )
     if hint and job.stage == "single":
         found.append(
             f"{Path(job.model.path).name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
@@ -189,7 +189,9 @@ def _outputs(folder: RunFolder, job: Job, node_id: str) -> io.NodeOutput:
     history = read_history(folder.events_path)
     losses = [history.losses[step] for step in sorted(history.losses)]
     warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings]))
-    summary = f"finished: {job.loop.steps} steps, loss {sum(losses[-20:]) / len(losses[-20:]):.4f} (mean of the last 20)"
+    summary = (
+        f"finished: {job.loop.steps} steps, loss {sum(losses[-20:]) / len(losses[-20:]):.4f} (mean of the last 20)"
+    )
     host.show_text(node_id, summary)
     for warning in warnings:
         log.warning("%s: %s", job.name, warning)

@@ -64,3 +64,39 @@ def comfy(host_path: Path):
     import comfy
 
     return comfy
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, so that 'no space left' is real. Needs the right to mount; skipped without."""
+    import shutil
+    import subprocess
+
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture(scope="session")
+def host(host_path: Path, tmp_path_factory):
+    """The real ComfyUI, running with the pack, the miniature models and a small dataset in input/shapes."""
+    from wan_train.tests.host_server import start_host
+    from wan_train.tools.miniature import write_family
+    from wan_train.tools.shapes import draw_dataset
+
+    base = tmp_path_factory.mktemp("host")
+    write_family(base / "models")
+    draw_dataset(base / "input" / "shapes", clips=2, images=1, size=64, frames=9, seed=0)
+    with start_host(host_path, base, packs=[PACK, PACK / "tests" / "host_packs" / "tiny_clip"]) as running:
+        yield running
+
+
+def pytest_collection_modifyitems(items):
+    """All tests that use the running host go to one worker of pytest-xdist, so that it is started once."""
+    for item in items:
+        if "host" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("host"))

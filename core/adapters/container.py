@@ -9,43 +9,33 @@ what `safetensors.torch.save` makes, and with it the hashes that kohya's tools p
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from ..errors import RunError
+from ..disk import write_atomic
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # the window that the oldest LoRA tools hashed
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], *, kept: str = "nothing was changed"
+) -> None:
     """Write `tensors` and `metadata` to `path` in one step: the whole file appears there, or nothing changes.
 
-    RunError if the folder cannot be written or the disk is full.
+    RunError if the folder cannot be written or the disk is full; `kept` is the end of its sentence.
     """
     header = _header(tensors, metadata)
-    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temp.open("xb") as file:
-                file.write(header)
-                for chunk in _chunks(tensors):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(path)
-        finally:
-            temp.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror or error}): free some disk space or choose a folder "
-            "that can be written to."
-        ) from error
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        for chunk in _chunks(tensors):
+            file.write(chunk)
+
+    write_atomic(path, write, kept=kept)
 
 
 def content_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

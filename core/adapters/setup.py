@@ -53,6 +53,11 @@ class AdapterOptions:
                 raise ConfigError(f"targets names '{target}' twice.")
 
 
+def import_adapters() -> None:
+    """Import peft now rather than at the first use; it takes seconds."""
+    import peft  # noqa: F401
+
+
 def add_adapter(model: nn.Module, options: AdapterOptions, *, seed: int) -> list[tuple[str, nn.Parameter]]:
     """Freeze `model` and put a float32 LoRA on its linear layers, in place.
 

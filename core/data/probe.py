@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..disk import write_atomic
 from ..errors import ConfigError
 from ..serial import from_dict, to_dict
 from .clips import probe_clip
 from .media import CLIP_SUFFIXES, BadMediaError, missing_bytes
 from .pictures import probe_picture
-from .store import write_atomic
 
 _INDEX_VERSION = 1  # raise when probing itself changes: older indexes are then ignored
 _SMALLEST_SIDE = 16
@@ -97,7 +97,7 @@ class ProbeIndex:
         for name in gone:
             del entries[name]
         text = json.dumps({"version": _INDEX_VERSION, "files": entries}, separators=(",", ":"))
-        write_atomic(self._path, text.encode())
+        write_atomic(self._path, lambda file: file.write(text.encode()))
         self._entries, self._changed = entries, {}
 
     def _read(self) -> dict[str, Any]:

@@ -1,13 +1,9 @@
 """A content-addressed store of safetensors files: written once, whole or not at all, checked when read."""
 
-import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +11,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from ..disk import write_atomic
 from ..errors import RunError
 from ..serial import digest
 from .types import Sample
 
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota errno
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _PIXELS_VERSION = 1  # raise when read_frames gives other pixels for the same sample
-_REPLACE_TRIES, _REPLACE_PAUSE_S = 10, 0.05
 _CHECKSUM = "body_sha256"
 
 
@@ -94,9 +88,12 @@ class Store:
         plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         _, body = _split(safetensors.torch.save(plain))
         told = {**(metadata or {}), _CHECKSUM: hashlib.sha256(body).hexdigest()}
-        path = self.path(kind, key)
+        data = safetensors.torch.save(plain, metadata=told)
         write_atomic(
-            path, safetensors.torch.save(plain, metadata=told), is_same=lambda: self.load(kind, key) is not None
+            self.path(kind, key),
+            lambda file: file.write(data),
+            kept="what was cached so far is kept",
+            is_same=lambda: self.load(kind, key) is not None,
         )
 
     def _read(self, kind: str, key: str) -> bytes | None:
@@ -108,41 +105,6 @@ class Store:
             raise RunError(f"{self.path(kind, key)} cannot be read: {error.strerror or error}.") from error
 
 
-def write_atomic(path: Path, data: bytes, *, is_same: Callable[[], bool] | None = None) -> None:
-    """Write a file through a temporary one in the same folder, so that readers see the old content or the new.
-
-    On Windows a file that another process has open cannot be replaced: this waits a moment for it, and takes it for
-    done if `is_same()` says that the other one has written the same. Raises RunError if the disk is full or cannot be
-    written; no partial file is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _replace(temporary, path, is_same)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _as_run_error(error, path.parent) from error
-
-
-def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) -> None:
-    for attempt in range(_REPLACE_TRIES):
-        try:
-            temporary.replace(path)
-            return
-        except PermissionError:
-            if is_same is not None and is_same():
-                return
-            if attempt == _REPLACE_TRIES - 1:
-                raise
-            time.sleep(_REPLACE_PAUSE_S)
-
-
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
     """Header and body of a safetensors file: 8 bytes of length, JSON, tensors. ValueError if there is no header."""
     length = int.from_bytes(data[:8], "little")
@@ -150,22 +112,3 @@ def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
         raise ValueError("cut off within the header")
     header = json.loads(data[8 : 8 + length])
     return header, memoryview(data)[8 + length :]
-
-
-def _as_run_error(error: OSError, folder: Path) -> RunError:
-    """The sentence for a failed write."""
-    if error.errno in _FULL:
-        return RunError(
-            f"The disk with {folder} is full: free {_free_gb(folder):.1f} GB are not enough; make room and run again: "
-            f"what was cached so far is kept."
-        )
-    advice = "choose another folder or change its permissions" if error.errno in _FORBIDDEN else "check the disk"
-    return RunError(f"{folder} cannot be written ({error.strerror}): {advice}; what was cached so far is kept.")
-
-
-def _free_gb(folder: Path) -> float:
-    existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
-    try:
-        return shutil.disk_usage(existing).free / 1e9
-    except OSError:
-        return 0.0

@@ -10,6 +10,8 @@ from ..train.events import Event, EventReader
 from ..train.run_folder import RunFolder
 
 PACK = Path(__file__).resolve().parents[2]
+# Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
 class Worker:
@@ -26,7 +28,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder.path,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                env={**os.environ, **_ENVIRONMENT, **(environment or {})},
                 **_own_group(),
             )
 

@@ -1,11 +1,11 @@
 """The worker process: trains the job of one run folder. Started by the node, or by hand:
 
-    python wantrain.py train RUN_FOLDER
+python wantrain.py train RUN_FOLDER
 """
 
 import logging
+import os
 import signal
-import sys
 import threading
 import traceback
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from ..adapters.setup import import_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
 from ..train.events import EventWriter
 from ..train.prepare import resolve_device
-from ..train.run import StopRequested, run_job
+from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
 
 EXIT_FINISHED, EXIT_ERROR, EXIT_STOPPED = 0, 1, 3
@@ -50,7 +51,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
     events = EventWriter(folder.events_path)
     try:
         return _train_locked(folder, events, job.device, stop)
-    except StopRequested:
+    except RunStoppedError:
         folder.clear_stop()
         events.write("stopped", message="stopped; queue again to go on")
         return EXIT_STOPPED
@@ -73,6 +74,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop: threading.Event) -> int:
     device = resolve_device(device_name)
+    import_adapters()  # slow, so it is done while another run may still be on the device
     turn = device_lock(device)
     waiting = False
     while not turn.acquire():
@@ -80,7 +82,7 @@ def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop
             events.write("status", message=f"waiting for {device}: another run is training on it")
             waiting = True
         if stop.wait(0.2) or folder.stop_requested():
-            raise StopRequested
+            raise RunStoppedError
     try:
         lora = run_job(folder, events, device, lambda: stop.is_set() or folder.stop_requested())
     finally:
@@ -100,7 +102,8 @@ def _listen(stop: threading.Event, follow_stdin: bool) -> None:
     if follow_stdin:
 
         def wait_for_end() -> None:
-            sys.stdin.buffer.read()
+            while os.read(0, 1024):  # not sys.stdin: its lock, held by this thread, would abort the interpreter's exit
+                pass
             stop.set()
 
         threading.Thread(target=wait_for_end, daemon=True, name="parent").start()

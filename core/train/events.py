@@ -93,4 +93,3 @@ def read_history(path: Path) -> RunHistory:
     for event in EventReader(path).read():
         history.add(event)
     return history
-

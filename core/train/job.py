@@ -1,7 +1,7 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,12 +101,12 @@ class Job:
     stage: Stage
     model: ModelSpec
     data: DataSpec
-    adapter: AdapterOptions = AdapterOptions()
-    timesteps: TimestepOptions = TimestepOptions()
-    optimizer: OptimizerOptions = OptimizerOptions()
-    schedule: ScheduleOptions = ScheduleOptions()
-    loop: LoopOptions = LoopOptions()
-    memory: MemoryOptions = MemoryOptions()
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    timesteps: TimestepOptions = field(default_factory=TimestepOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
     author: str = ""
     trigger_word: str = ""
@@ -149,7 +149,9 @@ class Job:
         if schedule.kind != "polynomial" and schedule.power != ScheduleOptions().power:
             found.append(f"lr_power has no effect with the {schedule.kind} schedule; it belongs to polynomial.")
         if schedule.warmup_steps >= self.loop.steps:
-            found.append(f"warmup_steps ({schedule.warmup_steps}) is not shorter than the run ({self.loop.steps} steps).")
+            found.append(
+                f"warmup_steps ({schedule.warmup_steps}) is not shorter than the run ({self.loop.steps} steps)."
+            )
         if timesteps.sampling != "shift" and timesteps.shift != TimestepOptions().shift:
             found.append(f"timestep_shift has no effect with {timesteps.sampling} sampling; it belongs to shift.")
         if timesteps.sampling == "uniform" and timesteps.sigmoid_scale != TimestepOptions().sigmoid_scale:
@@ -182,7 +184,9 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         for entry in latents.entries
     )
     empty = by_caption[""]
-    return DataSpec(samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim, fps=latents.fps)
+    return DataSpec(
+        samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim, fps=latents.fps
+    )
 
 
 def job_to_json(job: Job) -> str:

@@ -1,6 +1,6 @@
 """The training loop. It reads like the paper; everything that is not the paper is a callback."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +13,6 @@ from ..flow.sigmas import sample_sigmas
 from .batches import Batch
 from .job import Job
 from .schedule import learning_rate_scale
-
-Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
 
 @dataclass(frozen=True)
 class StepReport:
@@ -31,7 +28,7 @@ class StepReport:
 class Callback(Protocol):
     """Something done between two steps. May raise to end the run."""
 
-    def __call__(self, trainer: "Trainer", report: StepReport) -> None:
+    def __call__(self, trainer: "Trainer", report: StepReport, /) -> None:
         """Called after every update."""
         ...
 
@@ -51,7 +48,7 @@ class Trainer:
         self,
         job: Job,
         *,
-        model: Model,
+        model: torch.nn.Module,  # (noisy latents, timesteps, context) -> velocity
         parameters: list[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         batches: Batches,

@@ -23,14 +23,14 @@ from .run_folder import RunFolder
 from .validation import validation_loss
 
 
-class StopRequested(Exception):
+class RunStoppedError(Exception):
     """Raised between two steps, after a checkpoint was written."""
 
 
 def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should_stop: Callable[[], bool]) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
 
-    Raises StopRequested when `should_stop` says so between two steps: the checkpoint is then on disk.
+    Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk.
     """
     job = folder.read_job()
     folder.sweep()
@@ -60,7 +60,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     prepared.model.train()
     try:
         if should_stop():
-            raise StopRequested
+            raise RunStoppedError
         if step == 0 and job.held_out_samples:
             write_validation(trainer, events)
         trainer.train()
@@ -77,7 +77,7 @@ class LogStep:
         self._device = device
         self._last = time.perf_counter()
 
-    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
         now = time.perf_counter()
         fields = {key: round(value, 6) for key, value in self._memory().items()}
         self._events.write(
@@ -144,7 +144,7 @@ class StopWhen(SaveCheckpoint):
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if report.step < trainer.job.loop.steps and self._should_stop():
             self.save(trainer)
-            raise StopRequested
+            raise RunStoppedError
 
 
 def write_validation(trainer: Trainer, events: EventWriter) -> None:

@@ -1,13 +1,15 @@
 """A run is a folder: `job.json`, `events.jsonl`, `checkpoints/`, the LoRA. Everything that shows a run reads it."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from safetensors.torch import load_file
 
+from ..adapters.container import write_safetensors
 from ..disk import disk_error, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
@@ -66,7 +68,7 @@ class RunFolder:
 
     def write_job(self, job: Job) -> None:
         """Write the job, atomically."""
-        write_atomic(self.job_path, lambda path: path.write_text(job_to_json(job), encoding="utf-8") and None)
+        write_atomic(self.job_path, lambda file: file.write(job_to_json(job).encode()))
 
     def finished_lora(self, steps: int) -> Path | None:
         """The LoRA of this run if it was finished at `steps` steps and the file is still there."""
@@ -80,12 +82,12 @@ class RunFolder:
     def write_result(self, *, step: int, lora: Path) -> None:
         """Mark the run as finished."""
         text = json.dumps({"step": step, "lora": lora.name}) + "\n"
-        write_atomic(self.result_path, lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_atomic(self.result_path, lambda file: file.write(text.encode()))
 
     def write_workflow(self, *, workflow: dict | None, prompt: dict | None) -> None:
         """Keep the graph that started the run."""
         text = json.dumps({"workflow": workflow, "prompt": prompt})
-        write_atomic(self.workflow_path, lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_atomic(self.workflow_path, lambda file: file.write(text.encode()))
 
     def read_workflow(self) -> dict:
         """`workflow` and `prompt` of the graph that started the run; None where there was none."""
@@ -121,38 +123,27 @@ class RunFolder:
 
         Raises RunError when the disk refuses; earlier checkpoints are untouched.
         """
-        from safetensors.torch import save_file
-
         target = self.checkpoints_path / f"step-{step:08d}"
         if target.exists():
             return target
+        newest = self.checkpoints()[-1:]
+        kept = f"the checkpoint of step {newest[0][0]} is kept" if newest else "there is no earlier checkpoint"
         temporary = temporary_sibling(target)
         try:
             temporary.mkdir(parents=True)
-            save_file(tensors, temporary / "adapter.safetensors", metadata={"format": "pt", "step": str(step)})
-            torch.save(state, temporary / "state.pt")
-            for file in temporary.iterdir():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
+            write_safetensors(temporary / "adapter.safetensors", tensors, {"format": "pt"}, kept=kept)
+            write_atomic(temporary / "state.pt", lambda file: _save_state(state, file), kept=kept)
             temporary.rename(target)
-        except BaseException as error:
+        except OSError as error:
+            raise disk_error(error, target, kept) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            newest = self.checkpoints()[-1:]
-            kept = f"the checkpoint of step {newest[0][0]} is kept, queue again to go on" if newest else "queue again"
-            if isinstance(error, OSError):
-                raise disk_error(error, target, kept) from error
-            if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error):
-                cause = OSError(*_errno_of(error))
-                raise disk_error(cause, target, kept) from error
-            raise
         for _, folder in self.checkpoints()[:-keep_last]:
             shutil.rmtree(folder, ignore_errors=True)
         return target
 
     def load_checkpoint(self, folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
         """Adapter tensors and optimizer state of one checkpoint, on the CPU."""
-        from safetensors.torch import load_file
-
         return load_file(folder / "adapter.safetensors"), torch.load(folder / "state.pt", weights_only=True)
 
     def sweep(self) -> None:
@@ -161,13 +152,25 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _errno_of(error: BaseException) -> tuple[int, str]:
-    """safetensors and torch.save report a failed write in words only: recover the number from the text."""
-    import errno
+def _save_state(state: dict, file: BinaryIO) -> None:
+    """torch.save, but a failed write stays an OSError: torch's zip writer covers it with an error of its own."""
+    failures: list[OSError] = []
 
-    text = str(error)
-    full = "No space left" in text or "os error 28" in text or "PytorchStreamWriter" in text
-    return (errno.ENOSPC, "no space left on the disk") if full else (errno.EIO, text)
+    class Recorder:
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failures.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    try:
+        torch.save(state, Recorder())  # type: ignore[arg-type]
+    except Exception as error:
+        raise (failures[0] if failures else error) from error
 
 
 def find_run(runs: Path, key: str) -> Path | None:

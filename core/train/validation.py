@@ -19,17 +19,13 @@ def validation_loss(trainer: Trainer) -> tuple[float, list[float]]:
     job = trainer.job
     sigmas = sigma_at((torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS, job.timesteps).float()
     totals = torch.zeros(NUM_SIGMAS)
-    module = trainer.model
-    was_training = isinstance(module, torch.nn.Module) and module.training
-    if isinstance(module, torch.nn.Module):
-        module.eval()
+    trainer.model.eval()
     with torch.no_grad():
         for number, sample in enumerate(job.held_out_samples):
             batch = load_batch([sample], [sample.text_path])
             for i, sigma in enumerate(sigmas):
                 noise = sample_noise(batch.latents.shape, seed=VALIDATION_SEED, draw=number * NUM_SIGMAS + i)
                 totals[i] += trainer.loss_at(batch.latents, batch.context, noise, sigma.view(1)).item()
-    if isinstance(module, torch.nn.Module):
-        module.train(was_training)
+    trainer.model.train()
     by_sigma = totals / len(job.held_out_samples)
     return by_sigma.mean().item(), by_sigma.tolist()

@@ -13,6 +13,7 @@ from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "mini.safetensors"

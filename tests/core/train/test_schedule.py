@@ -19,7 +19,7 @@ def test_constant_with_warmup():
 def test_decaying_kinds_fall_from_one_to_the_floor(kind):
     values = scales(ScheduleOptions(kind=kind, floor=0.1, power=2.0, warmup_steps=5))
     assert values[5] == 1.0
-    assert all(a >= b for a, b in zip(values[5:], values[6:], strict=False))
+    assert values[5:] == sorted(values[5:], reverse=True)
     assert 0.1 <= values[-1] < 0.12
 
 

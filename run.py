@@ -1,0 +1,57 @@
+"""The two commands of the README. Needs Python 3.10 or newer and nothing else.
+
+python run.py demo    trains a LoRA on drawn clips with miniature models and samples with it, in a real ComfyUI
+python run.py test    runs the tests and the linters
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; everything after `--` goes to pytest."""
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="train and sample in a real ComfyUI on the CPU",
+        description="Finds a ComfyUI (COMFYUI_PATH, the one around this pack, ~/comfy/ComfyUI) or fetches one, starts "
+        "it on the CPU with everything it reads and writes in .demo/, and runs example_workflows/demo.json there: "
+        "dataset, caches, one LoRA per expert, the merged pair, a video without and with it. What is missing is "
+        "installed into .venv/ of this folder; your own ComfyUI and its Python stay as they are.",
+    )
+    demo.add_argument("--exit", action="store_true", help="stop ComfyUI at the end, also in a terminal")
+    demo.add_argument("--fresh", action="store_true", help="remove the results of an earlier demo first")
+    test = commands.add_parser(
+        "test",
+        help="run the tests and the linters",
+        description="Runs ruff, pyright and pytest, the latter also against a real ComfyUI on the CPU (found or "
+        "fetched as for the demo). Arguments after -- go to pytest, which is then the only check: "
+        "run.py test -- -k name",
+    )
+    test.add_argument("pytest_args", nargs="*", help="arguments for pytest, after --")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - run.py is started by whatever Python there is
+        print(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 1
+    options = parse(arguments)
+    if options.command == "demo":
+        from tools import demo
+
+        return demo.main(PACK, stay=sys.stdin.isatty() and not options.exit, fresh=options.fresh)
+    from tools import checks
+
+    return checks.main(PACK, options.pytest_args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

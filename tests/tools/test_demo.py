@@ -1,0 +1,139 @@
+"""The parts of `run.py` that need no server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from wan_train.tools.checks import find_or_fetch, list_checks
+from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files, prepare
+from wan_train.tools.server import failure, output_files, refusal
+
+PACK = Path(__file__).resolve().parents[2]
+
+PROMPT = {"4": {"class_type": "TrainLoRAStage", "inputs": {}, "_meta": {"title": "Train (high)"}}}
+
+
+def write_events(path, *events):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+
+
+def step(number, loss):
+    return {"event": "step", "step": number, "loss": loss, "lr": 1e-3}
+
+
+def test_progress_prints_new_steps_and_endings(tmp_path, capsys):
+    old = tmp_path / "demo_low_0123" / "events.jsonl"
+    write_events(old, step(1, 9.0))
+    progress = Progress(tmp_path)
+    new = tmp_path / "demo_high_4567" / "events.jsonl"
+    write_events(new, step(1, 0.25), step(2, 0.75))
+    new.with_name("job.json").write_text(json.dumps({"loop": {"steps": 8}}), encoding="utf-8")
+    progress.show()
+    assert capsys.readouterr().out == "  demo_high: step 2 of 8, loss 0.5000, learning rate 1.00e-03\n"
+    write_events(new, step(3, 0.5))
+    progress.show()
+    assert capsys.readouterr().out == ""  # not again within two seconds
+    write_events(new, step(4, 0.5), {"event": "finished"})
+    with new.open("a", encoding="utf-8") as file:
+        file.write('{"event": "cut sh')
+    progress.show()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["  demo_high: step 4 of 8, loss 0.5000, learning rate 1.00e-03", "  demo_high: finished"]
+
+
+def test_copy_leaves_out_what_is_not_the_pack_and_replaces_the_old_copy(tmp_path):
+    pack = tmp_path / "pack"
+    for name in ("core/x.py", "tests/t.py", ".git/config", ".demo/server.log", "core/__pycache__/x.pyc"):
+        (pack / name).parent.mkdir(parents=True, exist_ok=True)
+        (pack / name).touch()
+    target = copy_pack(pack, tmp_path / "base")
+    (target / "core" / "gone.py").touch()
+    assert copy_pack(pack, tmp_path / "base") == target
+    assert [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()] == ["core/x.py"]
+
+
+def test_prepare_draws_the_clips_and_makes_the_models(tmp_path):
+    prepare(Path(sys.executable), PACK, tmp_path)
+    assert len(list((tmp_path / "input" / "demo_shapes").glob("*.txt"))) == 8
+    names = sorted(path.name for path in (tmp_path / "models").rglob("*.safetensors"))
+    wanted = ["high_noise", "low_noise", "umt5", "vae"]
+    assert names == [f"wan_mini_{name}.safetensors" for name in wanted]
+
+
+def test_newest_lora_of_each_expert_is_found(tmp_path):
+    loras = tmp_path / "models" / "loras"
+    loras.mkdir(parents=True)
+    (tmp_path / "output" / "wan_train" / "runs").mkdir(parents=True)
+    (tmp_path / "output" / "wan_train" / "runs" / "a_low_noise.safetensors").touch()
+    (loras / "a_high_noise.safetensors").touch()
+    (loras / "b_low_noise.safetensors").touch()
+    assert lora_files(tmp_path, "a") == [loras / "a_high_noise.safetensors"]
+
+
+def test_failures_name_the_node():
+    error = {"node_id": "4", "exception_message": "no such file\n"}
+    entry = {"status": {"status_str": "error", "messages": [["execution_error", error]]}}
+    assert failure(entry, PROMPT) == "'Train (high)': no such file"
+    entry = {"status": {"status_str": "error", "messages": [["execution_interrupted", {"node_id": "4"}]]}}
+    assert failure(entry, PROMPT) == "The run was stopped at 'Train (high)'."
+    assert failure({"status": {"status_str": "success", "messages": []}}, PROMPT) is None
+
+
+def test_refusals_name_the_node_and_the_input():
+    errors = [{"message": "Value not in list", "details": "model_name: 'x' not in []"}]
+    answer = {"node_errors": {"4": {"errors": errors}}}
+    assert refusal(answer, PROMPT) == "'Train (high)': Value not in list: model_name: 'x' not in []."
+    answer = {"error": {"message": "Prompt has no outputs", "details": ""}, "node_errors": {}}
+    assert refusal(answer, PROMPT) == "ComfyUI refused the prompt: Prompt has no outputs."
+
+
+def test_output_files_are_found_by_type_and_subfolder(tmp_path):
+    images = [{"filename": "v.mp4", "subfolder": "video", "type": "output"}]
+    entry = {"outputs": {"4": {"images": images, "animated": [True], "text": ["x"]}}}
+    assert output_files(entry, tmp_path) == {"4": [tmp_path / "output" / "video" / "v.mp4"]}
+
+
+def test_files_that_the_host_would_delete_are_kept(tmp_path):
+    (tmp_path / "temp").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "temp" / "x_00001_.png").write_bytes(b"picture")
+    kept = keep_file(tmp_path / "temp" / "x_00001_.png", "Loss curve (high noise)", tmp_path)
+    assert kept == tmp_path / "output" / "loss_curve_high_noise.png"
+    assert kept.read_bytes() == b"picture"
+    video = tmp_path / "output" / "video" / "v.mp4"
+    assert keep_file(video, "Video", tmp_path) == video
+
+
+def test_extra_arguments_run_only_pytest(tmp_path):
+    (tmp_path / "core").mkdir()
+    assert [name for name, _ in list_checks(Path("py"), tmp_path, [], 1)] == ["lint", "format", "types", "tests"]
+    ((name, command),) = list_checks(Path("py"), tmp_path, ["-k", "x"], 4)
+    assert name == "tests"
+    assert command[-6:] == ["-n", "2", "--dist", "loadgroup", "-k", "x"]
+
+
+def test_found_host_is_used_for_the_tests(tmp_path):
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "sd.py").touch()
+    (tmp_path / "main.py").touch()
+    assert find_or_fetch(PACK, {"COMFYUI_PATH": str(tmp_path)}, tmp_path) == tmp_path.resolve()
+
+
+def test_help_tells_both_commands():
+    result = subprocess.run(
+        [sys.executable, str(PACK / "run.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "demo" in result.stdout
+    assert "test" in result.stdout
+
+
+def test_wrong_comfyui_path_is_one_sentence_and_no_traceback(tmp_path):
+    environ = {"COMFYUI_PATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path), "SYSTEMROOT": "C:\\Windows"}
+    command = [sys.executable, str(PACK / "run.py"), "demo"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Failed: COMFYUI_PATH is '{tmp_path}'")
+    assert "Traceback" not in result.stderr

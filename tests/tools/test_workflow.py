@@ -1,0 +1,168 @@
+"""Both directions of the workflow converter, on definitions as a real ComfyUI gives them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from wan_train.tools.examples import demo_sketch
+from wan_train.tools.layout import Page, api_to_ui
+from wan_train.tools.workflow import WorkflowError, ui_to_api
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def node_definition(inputs, outputs=(), **further):
+    return {
+        "input": inputs,
+        "output": list(outputs),
+        "output_name": [kind.lower() for kind in outputs],
+        "python_module": "nodes",
+        **further,
+    }
+
+
+OBJECT_INFO = {
+    "Loader": node_definition({"required": {"file": [["a.safetensors", "b.safetensors"]]}}, ["MODEL", "CLIP"]),
+    "Sampler": node_definition(
+        {
+            "required": {
+                "model": ["MODEL", {}],
+                "seed": ["INT", {"default": 0, "control_after_generate": True}],
+                "cfg": ["FLOAT", {"default": 8.0}],
+                "text": ["STRING", {"multiline": True}],
+                "mode": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {"key": "auto", "inputs": {"required": {}}},
+                            {"key": "tuned", "inputs": {"required": {"power": ["FLOAT", {"default": 1.0}]}}},
+                        ]
+                    },
+                ],
+            },
+            "optional": {
+                "tags": ["COMBO", {"multiselect": True, "options": ["x", "y"], "advanced": True}],
+                "extra": ["MODEL", {}],
+            },
+        },
+        ["LATENT"],
+        python_module="custom_nodes.ComfyUI-WanTrain",
+    ),
+    "Save": node_definition({"required": {"latent": ["LATENT", {}], "seed": ["INT", {}]}}, output_node=True),
+    "Pick": node_definition({"required": {"image": [["x.png"], {"image_upload": True}], "scale": ["FLOAT", {}]}}),
+}
+
+PROMPT = {
+    "3": {"class_type": "Loader", "inputs": {"file": "b.safetensors"}},
+    "4": {
+        "class_type": "Sampler",
+        "inputs": {
+            "model": ["3", 0],
+            "seed": 11,
+            "cfg": 2.5,
+            "text": "two\nlines",
+            "mode": "tuned",
+            "mode.power": 0.5,
+            "tags": {"__value__": ["y"]},
+        },
+    },
+    "5": {"class_type": "Save", "inputs": {"latent": ["4", 0], "seed": 3}},
+    "6": {"class_type": "Pick", "inputs": {"image": "x.png", "scale": 2.0}},
+}
+
+
+def without_titles(prompt):
+    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
+
+
+def ui_node(ui, node_id):
+    return next(node for node in ui["nodes"] if node["id"] == node_id)
+
+
+def test_round_trip_keeps_every_value():
+    assert without_titles(ui_to_api(api_to_ui(PROMPT, OBJECT_INFO), OBJECT_INFO)) == PROMPT
+
+
+def test_widget_values_hold_control_and_upload_entries():
+    ui = api_to_ui(PROMPT, OBJECT_INFO)
+    assert ui_node(ui, 4)["widgets_values"] == [11, "fixed", 2.5, "two\nlines", "tuned", 0.5, ["y"]]
+    assert ui_node(ui, 5)["widgets_values"] == [3, "fixed"]
+    assert ui_node(ui, 6)["widgets_values"] == ["x.png", "image", 2.0]
+
+
+def test_missing_widgets_get_defaults():
+    prompt = {"1": {"class_type": "Sampler", "inputs": {}}}
+    inputs = ui_to_api(api_to_ui(prompt, OBJECT_INFO), OBJECT_INFO)["1"]["inputs"]
+    assert inputs == {"seed": 0, "cfg": 8.0, "text": "", "mode": "auto", "tags": "x"}
+
+
+def test_bypassed_and_muted_nodes_are_resolved():
+    prompt = {
+        "1": {"class_type": "Loader", "inputs": {"file": "a.safetensors"}},
+        "2": {"class_type": "Sampler", "inputs": {**PROMPT["4"]["inputs"], "model": ["1", 0]}},
+    }
+    ui = api_to_ui(prompt, OBJECT_INFO)
+    ui_node(ui, 1)["mode"] = 2
+    assert "model" not in ui_to_api(ui, OBJECT_INFO)["2"]["inputs"]
+    reroute = {"id": 9, "type": "Reroute", "mode": 0, "inputs": [{"name": "", "type": "*", "link": 1}]}
+    ui_node(ui, 1)["mode"] = 0
+    ui["nodes"].append(reroute)
+    ui["links"].append([2, 9, 0, 2, 0, "MODEL"])
+    ui_node(ui, 2)["inputs"][0]["link"] = 2
+    assert ui_to_api(ui, OBJECT_INFO)["2"]["inputs"]["model"] == ["1", 0]
+
+
+def test_unknown_node_is_named():
+    with pytest.raises(WorkflowError, match="uses the node 'Missing'"):
+        ui_to_api({"nodes": [{"id": 1, "type": "Missing"}], "links": []}, OBJECT_INFO)
+
+
+def test_unknown_input_is_named():
+    with pytest.raises(WorkflowError, match=r"Node 1 \(Loader\) has no input named 'fil'"):
+        api_to_ui({"1": {"class_type": "Loader", "inputs": {"fil": "a"}}}, OBJECT_INFO)
+
+
+def test_own_nodes_carry_the_pack_and_loaders_their_models():
+    model = {"name": "b.safetensors", "url": "https://example.org/b.safetensors", "directory": "diffusion_models"}
+    ui = api_to_ui(PROMPT, OBJECT_INFO, Page(models={"3": [model]}, version="1.2.3"))
+    assert ui_node(ui, 4)["properties"] == {"Node name for S&R": "Sampler", "cnr_id": "wan-train", "ver": "1.2.3"}
+    assert ui_node(ui, 3)["properties"]["models"] == [model]
+
+
+def boxes_overlap(first, second):
+    (x1, y1), (w1, h1) = first["pos"], first["size"]
+    (x2, y2), (w2, h2) = second["pos"], second["size"]
+    title = 30  # drawn above a node's position
+    return x1 < x2 + w2 and x2 < x1 + w1 and y1 - title < y2 + h2 and y2 - title < y1 + h1
+
+
+@pytest.fixture(scope="module")
+def demo_ui():
+    return json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
+
+
+def test_demo_nodes_do_not_overlap_and_lie_in_their_group(demo_ui):
+    nodes = demo_ui["nodes"]
+    pairs = [(a["id"], b["id"]) for a in nodes for b in nodes if a["id"] < b["id"] and boxes_overlap(a, b)]
+    assert pairs == []
+    graph_nodes = [node for node in nodes if node["type"] != "MarkdownNote"]
+    for node in graph_nodes:
+        holders = [
+            group
+            for group in demo_ui["groups"]
+            if group["bounding"][0] <= node["pos"][0]
+            and node["pos"][0] + node["size"][0] <= group["bounding"][0] + group["bounding"][2]
+            and node["pos"][1] + node["size"][1] <= group["bounding"][1] + group["bounding"][3]
+        ]
+        assert len(holders) == 1, node["type"]
+
+
+def test_demo_file_is_the_sketch(demo_ui):
+    sketch = demo_sketch()
+    types = {str(node["id"]): node["type"] for node in demo_ui["nodes"] if node["type"] != "MarkdownNote"}
+    assert types == {key: node["class_type"] for key, node in sketch.prompt.items()}
+    by_id = {node["id"]: node for node in demo_ui["nodes"]}
+    for _, source, slot, target, index, kind in demo_ui["links"]:
+        name = by_id[target]["inputs"][index]["name"]
+        assert sketch.prompt[str(target)]["inputs"][name] == [str(source), slot]
+        assert by_id[source]["outputs"][slot]["type"] == kind

@@ -1,0 +1,190 @@
+"""What the page is made of: help pages, scripts, and example workflows with their thumbnails."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+WEB = PACK / "web"
+WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
+NODE_IDS = sorted(
+    node_id
+    for path in (PACK / "nodes").glob("*.py")
+    for node_id in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+)
+LOADERS = {"UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae"}
+TITLE = 30  # height of a title bar, which lies above a node's position
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+each_script = pytest.mark.parametrize("path", sorted(WEB.glob("*.js")), ids=lambda path: path.name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def run_node(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("node.js is not installed")
+    command = [program, "--input-type=module", *arguments]
+    return subprocess.run(command, input=script, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def test_nodes_are_found():
+    assert {"DatasetFromFolder", "TrainLoRAStage", "WanLoRAFromFile"} <= set(NODE_IDS)
+    assert len(NODE_IDS) == len(set(NODE_IDS))
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_every_node_has_a_help_page(node_id: str):
+    text = (WEB / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "## Input" in text
+    assert "## Output" in text
+
+
+def test_every_help_page_has_a_node():
+    assert sorted(path.stem for path in (WEB / "docs").glob("*.md")) == NODE_IDS
+
+
+INPUTS = re.compile(r'\bio\.\w+\.Input\(\s*"(\w+)"|\b(?:Wan|Lora|Loss)\w*\.Input\(\s*"(\w+)"')
+
+
+@pytest.mark.parametrize("file", sorted((PACK / "nodes").glob("*_nodes.py")), ids=lambda path: path.stem)
+def test_help_pages_name_every_input(file: Path):
+    source = file.read_text(encoding="utf-8")
+    pages = [WEB / "docs" / f"{node_id}.md" for node_id in re.findall(r'node_id="(\w+)"', source)]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    names = {one or other for one, other in INPUTS.findall(source)}
+    assert names
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", text)) == []
+
+
+@each_script
+def test_script_has_no_syntax_error(path: Path):
+    result = run_node(path.read_text(encoding="utf-8"), "--check")
+    assert result.returncode == 0, result.stderr
+
+
+@each_script
+def test_script_imports_only_what_the_host_offers(path: Path):
+    imports = re.findall(r'from "([^"]+)"', path.read_text(encoding="utf-8"))
+    assert set(imports) <= {"../../scripts/app.js", "../../scripts/api.js", "./chart.js"}
+
+
+@each_script
+def test_script_patches_no_prototype(path: Path):
+    assert ".prototype" not in path.read_text(encoding="utf-8")
+
+
+def test_chart_mathematics():
+    checks = """
+    const near = (a, b) => { if (Math.abs(a - b) > 1e-9) throw new Error(`${a} is not ${b}`); };
+    const same = (a, b) => {
+      if (JSON.stringify(a) !== JSON.stringify(b)) throw new Error(`${JSON.stringify(a)} is not ${JSON.stringify(b)}`);
+    };
+    for (const value of smooth([3, 3, 3], 0.9)) near(value, 3);
+    near(smooth([1, 2], 0.5)[1], (0.5 * 0.5 * 1 + 0.5 * 2) / 0.75);
+    near(betaFor(10), 1 - 1 / 8);
+    near(betaFor(1e6), 0.99);
+    same(ticks(0, 200, 4), [0, 50, 100, 150, 200]);
+    same(ticks(0.31, 0.48, 3), [0.4]);
+    same(ticks(5, 5, 3), [5]);
+    const many = Array.from({ length: 1000 }, (_, i) => [i, i === 500 ? 9 : i % 2]);
+    const thinned = thin(many, 50, 0, 1000);
+    if (thinned.length > 100) throw new Error(`${thinned.length} points are left`);
+    if (!thinned.some(([step, loss]) => step === 500 && loss === 9)) throw new Error("the peak is gone");
+    same(thin([[1, 2], [2, 3]], 50, 0, 10), [[1, 2], [2, 3]]);
+    const [low, high] = lossRange([...Array(99).fill(1), 100], [1, 1], [1.5]);
+    if (!(low < 1 && high > 1.5 && high < 3)) throw new Error(`range ${low} to ${high}`);
+    const [one, two] = lossRange([0.5], [0.5], []);
+    if (!(one < 0.5 && two > 0.5)) throw new Error("a single point has no range");
+    """
+    result = run_node((WEB / "chart.js").read_text(encoding="utf-8") + checks)
+    assert result.returncode == 0, result.stderr
+
+
+def test_templates_are_there():
+    names = {path.stem for path in WORKFLOWS}
+    assert {"demo", "wan2.1_t2v_1.3b_lora", "wan2.2_t2v_a14b_lora"} <= names
+
+
+@each_workflow
+def test_thumbnail_is_a_small_jpeg(path: Path):
+    picture = path.with_suffix(".jpg").read_bytes()
+    assert picture.startswith(b"\xff\xd8\xff")
+    assert len(picture) <= 60_000
+
+
+@each_workflow
+def test_workflow_is_version_04(path: Path):
+    ui = read(path)
+    ids = [node["id"] for node in ui["nodes"]]
+    assert ui["version"] == 0.4
+    assert len(ids) == len(set(ids))
+    assert ui["last_node_id"] >= max(ids)
+    assert ui["last_link_id"] >= max(link[0] for link in ui["links"])
+    for node in ui["nodes"]:
+        assert {"id", "type", "pos", "size", "flags", "order", "mode", "properties"} <= set(node)
+
+
+@each_workflow
+def test_links_agree_at_both_ends(path: Path):
+    ui = read(path)
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    from_links, from_inputs, from_outputs = set(), set(), set()
+    for link, source, slot, target, entry, kind in ui["links"]:
+        from_links.add((link, source, slot, target, entry))
+        assert nodes[source]["outputs"][slot]["type"] == nodes[target]["inputs"][entry]["type"] == kind
+    by_id = {link[0]: link for link in ui["links"]}
+    for node in ui["nodes"]:
+        for entry, item in enumerate(node.get("inputs", [])):
+            if item.get("link") is not None:
+                from_inputs.add((*by_id[item["link"]][:3], node["id"], entry))
+        for slot, item in enumerate(node.get("outputs", [])):
+            for link in item.get("links") or []:
+                from_outputs.add((link, node["id"], slot, *by_id[link][3:5]))
+    assert from_links == from_inputs == from_outputs
+
+
+@each_workflow
+def test_nodes_do_not_overlap(path: Path):
+    for one, two in itertools.combinations(read(path)["nodes"], 2):
+        apart_x = one["pos"][0] + one["size"][0] <= two["pos"][0] or two["pos"][0] + two["size"][0] <= one["pos"][0]
+        upper, lower = sorted((one, two), key=lambda node: node["pos"][1])
+        apart_y = upper["pos"][1] + upper["size"][1] <= lower["pos"][1] - TITLE
+        assert apart_x or apart_y, f"{one['type']} {one['id']} and {two['type']} {two['id']}"
+
+
+@each_workflow
+def test_own_nodes_say_where_they_come_from(path: Path):
+    own = [node for node in read(path)["nodes"] if node["type"] in NODE_IDS]
+    assert {"DatasetFromFolder", "TrainLoRAStage", "MergeStages", "PreviewLoRA"} <= {node["type"] for node in own}
+    for node in own:
+        assert node["properties"]["cnr_id"] == "wan-train"
+        assert node["properties"]["ver"] == "0.1.0"
+
+
+@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path.stem != "demo"], ids=lambda path: path.stem)
+def test_loaders_know_where_to_download(path: Path):
+    loaders = [node for node in read(path)["nodes"] if node["type"] in {*LOADERS, "LoadWanDiT"}]
+    assert len(loaders) >= 4
+    for node in loaders:
+        (model,) = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0]
+        assert model["directory"] == LOADERS.get(node["type"], "diffusion_models")
+        assert model["url"].startswith("https://huggingface.co/Comfy-Org/Wan_2.")
+        assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
+
+
+def test_readme_names_only_files_that_exist():
+    text = (PACK / "README.md").read_text(encoding="utf-8")
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    assert links
+    assert [target for target in links if not (PACK / target).is_file()] == []

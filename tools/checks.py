@@ -1,0 +1,71 @@
+"""`python run.py test`: tests, lint, formatting and types, and what of it failed. Standard library only."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .comfyui import SetupError, fetch_host, find_host, host_version, say
+from .environment import ensure_python
+
+Check = tuple[str, list[str]]
+
+
+def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) -> list[Check]:
+    """The commands, in order, each with its name. With extra pytest arguments only the tests are run."""
+    workers = ["-n", "2", "--dist", "loadgroup"] if cores >= 2 else []
+    tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", "tests", *workers, *pytest_args]
+    if pytest_args:
+        return [("tests", tests)]
+    typed = [name for name in ("core", "nodes") if (pack / name).is_dir()]
+    return [
+        ("lint", [str(python), "-m", "ruff", "check", "."]),
+        ("format", [str(python), "-m", "ruff", "format", "--check", "."]),
+        ("types", [str(python), "-m", "pyright", "--pythonpath", str(python), *typed]),
+        ("tests", tests),
+    ]
+
+
+def find_or_fetch(pack: Path, environ: Mapping[str, str], home: Path) -> Path | None:
+    """A ComfyUI; None if there is none and none can be had, which is an error under CI."""
+    try:
+        return find_host(pack, environ, home) or fetch_host(pack)
+    except SetupError as error:
+        if environ.get("CI") or environ.get("COMFYUI_PATH"):
+            raise
+        say(f"{error} The tests that need ComfyUI are skipped.")
+        return None
+
+
+def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str]) -> int:
+    """Run every check, also after one failed; print a summary. Returns the exit status."""
+    host = find_or_fetch(pack, environ, home)
+    if host is not None:
+        say(f"ComfyUI {host_version(host)}: {host}")
+        environ = {**environ, "COMFYUI_PATH": str(host)}
+    python = ensure_python(host, pack, tools=True)
+    say(f"Python: {python}")
+    failed = []
+    checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1)
+    for name, command in checks:
+        say(f"\n== {name}: {' '.join(command)}")
+        status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
+        if status != 0:
+            failed.append(name)
+    say("")
+    for name, _ in checks:
+        say(f"{'FAILED' if name in failed else 'ok':6}  {name}")
+    return 1 if failed else 0
+
+
+def main(pack: Path, pytest_args: list[str]) -> int:
+    """Run the checks; expected failures are printed as one sentence. Returns the exit status."""
+    try:
+        return run_checks(pack, os.environ, Path.home(), pytest_args)
+    except SetupError as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        say("Stopped.")
+        return 130
