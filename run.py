@@ -7,6 +7,7 @@ python run.py test    runs the tests and the linters
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def main(arguments: list[str]) -> int:
         print(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
         return 1
     options = parse(arguments)
+    # Processes start several times here: let Python keep what it compiles, whatever the surroundings say.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
     if options.command == "demo":
         from tools import demo
 

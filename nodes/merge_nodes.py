@@ -139,11 +139,12 @@ def _write(name: str, shipped: dict[str, Shipped], settings: dict[str, Any], *, 
     """Write each file under a name that is free, or that holds the same weights already."""
     dtype = PRECISIONS[settings["precision"]]
     key_style: Any = KEY_STYLES[settings["key_style"]]
-    hashes = {stage: weights_hash(file.modules, dtype, key_style) for stage, file in shipped.items()}
+    hashes: dict[str, str] = {stage: weights_hash(file.modules, dtype, key_style) for stage, file in shipped.items()}
     number = 1
     while True:
         stem = name if number == 1 else f"{name}_v{number}"
-        names = {"high": f"{stem}.safetensors"} if single else dict(zip(("high", "low"), pair_names(stem), strict=True))
+        high_name, low_name = (f"{stem}.safetensors", "") if single else pair_names(stem)
+        names = {"high": high_name, "low": low_name}
         paths = {stage: host.loras_path() / names[stage] for stage in shipped}
         if all(not path.exists() or _stored_hash(path) == hashes[stage] for stage, path in paths.items()):
             break

@@ -44,6 +44,11 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     if host is not None:
         say(f"ComfyUI {host_version(host)}: {host}")
         environ = {**environ, "COMFYUI_PATH": str(host)}
+    if (os.cpu_count() or 1) >= 2:
+        environ = {
+            "OMP_NUM_THREADS": "1",
+            **environ,
+        }  # two test processes that each take every core wait for each other
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
     failed = []

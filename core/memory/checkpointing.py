@@ -12,6 +12,8 @@ def with_checkpointing(run_block: Callable[..., torch.Tensor]) -> Callable[..., 
     def run_checkpointed(block: torch.nn.Module, *args: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return run_block(block, *args)
-        return checkpoint(run_block, block, *args, use_reentrant=False)
+        x = checkpoint(run_block, block, *args, use_reentrant=False)
+        assert isinstance(x, torch.Tensor)
+        return x
 
     return run_checkpointed

@@ -14,6 +14,7 @@ from .batches import Batch
 from .job import Job
 from .schedule import learning_rate_scale
 
+
 @dataclass(frozen=True)
 class StepReport:
     """What one optimizer update did."""

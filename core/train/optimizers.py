@@ -43,13 +43,13 @@ def _adamw(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
 
 def _adamw8bit(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
     try:
-        import bitsandbytes
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise ConfigError(
             "the optimizer adamw8bit needs the package bitsandbytes: run 'pip install bitsandbytes' in ComfyUI's Python,"
             " or choose adamw."
         ) from error
-    return bitsandbytes.optim.AdamW8bit(
+    return AdamW8bit(
         parameters,
         lr=options.learning_rate,
         betas=(options.beta1, options.beta2),

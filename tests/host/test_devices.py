@@ -24,7 +24,7 @@ def test_two_devices_train_at_the_same_time(host):
 
 
 def test_one_device_trains_in_turn(host):
-    prompt = two_stages(lora_name="turn", steps=4, seed=12)
+    prompt = two_stages(lora_name="turn", steps=60, seed=12)
     entry = host.run(prompt, timeout=200)
     assert entry["status"]["status_str"] == "success", entry["status"]
     times = spans(host, "turn")
