@@ -77,6 +77,7 @@ class Follower:
         if not lock.acquire():
             raise RunError(f"{self.folder.path} is being trained by another process: wait for it, or stop it there.")
         try:
+            self.folder.refuse_newer_job()
             self.folder.write_job(replace(self.job, device=device))
         finally:
             lock.release()

@@ -11,6 +11,7 @@ from ..core.errors import WanTrainError
 from ..core.wan.checkpoint import inspect
 from . import host
 from .sockets import DitHandle, WanDit
+from .text import quantity
 
 CATEGORY = "training/Wan"
 
@@ -74,8 +75,8 @@ class LoadWanDiT(io.ComfyNode):
         info = inspect(host.diffusion_model_path(model_name))
         config = info.config
         text = (
-            f"{config.num_layers} blocks, width {config.dim}, {info.num_params / 1e9:.2f}B parameters, "
-            f"{info.weights}, {info.num_bytes / 1e9:.2f} GB"
+            f"{config.num_layers} blocks, width {config.dim}, {quantity(info.num_params)} parameters, "
+            f"{info.weights}, {quantity(info.num_bytes)}B"
         )
         return io.NodeOutput(DitHandle(info, precision, checkpointing), ui={"text": [text]})
 

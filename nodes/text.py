@@ -15,6 +15,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def quantity(number: int) -> str:
+    """A number with its prefix: 456 k, 1.42 G."""
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {prefix}"
+    return f"{number} "
+
+
 def list_notes(notes: Sequence[Note], limit: int = 30) -> str:
     """The notes, one a line; the first `limit` of them."""
     lines = [f"- {note}" for note in notes[:limit]]

@@ -95,8 +95,9 @@ def host(host_path: Path, tmp_path_factory):
         yield running
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """All tests that use the running host go to one worker of pytest-xdist, so that it is started once."""
+    """The tests of one file that use the running host go to one worker of pytest-xdist."""
     for item in items:
         if "host" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("host"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -128,7 +128,10 @@ def start_host(
     for pack in packs:
         install_pack(pack, base_dir)
     python = Path(sys.executable)
-    with run_server(python, host_path, base_dir, port=port, extra_args=tuple(extra_args)) as server:
+    temporary = base_dir / "tmp"  # holds the locks on devices: two hosts of two test processes need not take turns
+    temporary.mkdir(parents=True, exist_ok=True)
+    environ = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    with run_server(python, host_path, base_dir, port=port, extra_args=tuple(extra_args), environ=environ) as server:
         host = Host(server, base_dir)
         try:
             yield host

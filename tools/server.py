@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,7 @@ def run_server(
     port: int = 0,
     extra_args: tuple[str, ...] = (),
     start_timeout: float = 300.0,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Start ComfyUI on the CPU with its own base directory, wait until it answers, stop it at the end.
 
@@ -148,13 +149,13 @@ def run_server(
     ]
     # The default database lies in ComfyUI's own folder, whatever the base directory is.
     options += ["--database-url", "sqlite:///:memory:", *extra_args]
-    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     log_path = base / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [str(python), "main.py", *options],
             cwd=host,
-            env=environ,
+            env={**os.environ, **quiet, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,6 +1,5 @@
 """From a sample to pixels. Shapes: F frames, H W bucket height and width."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,8 @@ def read_frames(sample: Sample) -> torch.Tensor:
     file = sample.file
     path = Path(file.path)
     wanted = sorted(set(sample.frame_indices))
-    images: Iterator[tuple[int, Image.Image]]
-    if path.suffix.lower() in CLIP_SUFFIXES:
-        images = read_clip(path, wanted, file.num_frames)
-    else:
-        images = read_picture(path, wanted)
+    is_clip = path.suffix.lower() in CLIP_SUFFIXES
+    images = read_clip(path, wanted, file.num_frames) if is_clip else read_picture(path, wanted)
     bucket = (sample.width, sample.height)
     box = cover_box(file.width, file.height, bucket)
     try:

@@ -194,6 +194,11 @@ def job_to_json(job: Job) -> str:
     return json.dumps(to_dict(job), indent=2) + "\n"
 
 
+def newer_schema(where: object, schema: int) -> RunError:
+    """The error for a job that a newer version wrote."""
+    return RunError(f"{where} has schema {schema}, but this version reads up to {SCHEMA}: update ComfyUI-WanTrain.")
+
+
 def job_from_json(text: str, path: Path | None = None) -> Job:
     """Read `job.json`; a newer schema, an unknown field or a wrong type is refused by name."""
     where = str(path) if path else "job"
@@ -203,5 +208,5 @@ def job_from_json(text: str, path: Path | None = None) -> Job:
         raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
-        raise RunError(f"{where} has schema {schema}, but this version reads up to {SCHEMA}: update ComfyUI-WanTrain.")
+        raise newer_schema(where, schema)
     return from_dict(Job, data, where)

@@ -13,7 +13,7 @@ from ..adapters.container import write_safetensors
 from ..disk import disk_error, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
-from .job import Job, job_from_json, job_to_json
+from .job import SCHEMA, Job, job_from_json, job_to_json, newer_schema
 
 STOP_FILE = "stop"
 
@@ -65,6 +65,15 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.job_path} can't be read ({error.strerror}): is {self.path} a run folder?") from error
         return job_from_json(text, self.job_path)
+
+    def refuse_newer_job(self) -> None:
+        """RunError if the folder was written by a newer version; a job that can't be read at all may be replaced."""
+        try:
+            schema = json.loads(self.job_path.read_text(encoding="utf-8")).get("schema")
+        except (OSError, ValueError, AttributeError):
+            return
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise newer_schema(self.job_path, schema)
 
     def write_job(self, job: Job) -> None:
         """Write the job, atomically."""
