@@ -93,11 +93,3 @@ def host(host_path: Path, tmp_path_factory):
     draw_dataset(base / "input" / "shapes", clips=2, images=1, size=64, frames=9, seed=0)
     with start_host(host_path, base, packs=[PACK, PACK / "tests" / "host_packs" / "tiny_clip"]) as running:
         yield running
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """The tests of one file that use the running host go to one worker of pytest-xdist."""
-    for item in items:
-        if "host" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

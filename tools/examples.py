@@ -1,18 +1,6 @@
-"""Writes example_workflows/*.json from prompts that are kept here as code.
+"""Prompts kept as code, and the one of the demo. `tools/make_workflows.py` makes the workflow files from them."""
 
-Run against a ComfyUI that has this pack: python -m tools.examples http://127.0.0.1:8188
-"""
-
-import json
-import sys
-import urllib.request
-from pathlib import Path
-from typing import Any
-
-from .layout import Page, api_to_ui
 from .workflow import Json
-
-PACK = Path(__file__).resolve().parent.parent
 
 DEMO_NOTE = """## Train a LoRA and use it, in one graph
 
@@ -37,7 +25,7 @@ class Sketch:
         self.prompt: Json = {}
         self.groups: dict[str, list[str]] = {}
 
-    def add(self, group: str, class_type: str, title: str | None = None, /, **inputs: Any) -> str:
+    def add(self, group: str, class_type: str, title: str | None = None, /, **inputs: object) -> str:
         """Add a node to a group; links are given as (node id, slot) tuples. Returns the id."""
         node_id = str(len(self.prompt) + 1)
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
@@ -85,22 +73,3 @@ def demo_sketch() -> Sketch:
         **{"filename_prefix": "video/demo_shapes", "format": "mp4", "format.codec": "h264"},
     )  # fmt: skip
     return sketch
-
-
-def demo_workflow(object_info: Json) -> Json:
-    """example_workflows/demo.json."""
-    sketch = demo_sketch()
-    return api_to_ui(sketch.prompt, object_info, Page(groups=sketch.groups, notes=(DEMO_NOTE, DEMO_MODELS_NOTE)))
-
-
-def main(url: str) -> None:
-    """Write all example workflows with the node definitions of the ComfyUI at `url`."""
-    with urllib.request.urlopen(f"{url}/object_info", timeout=120) as answer:
-        object_info = json.loads(answer.read())
-    path = PACK / "example_workflows" / "demo.json"
-    path.write_text(json.dumps(demo_workflow(object_info), indent=1) + "\n", encoding="utf-8")
-    print(path)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Writes the example workflows for real models from the prompts that are kept here as code.
+"""Writes the example workflows from the prompts that are kept as code.
 
 Run against a ComfyUI that has this pack: python -m tools.make_workflows http://127.0.0.1:8188
 """
@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from .examples import Sketch
+from .examples import DEMO_MODELS_NOTE, DEMO_NOTE, Sketch, demo_sketch
 from .layout import GAP, GROUP_TITLE, PADDING, TITLE, Page, api_to_ui
 from .workflow import Json, walk_fields
 
@@ -199,11 +199,12 @@ def place_notes(ui: Json) -> None:
 def workflows(object_info: Json) -> dict[str, Json]:
     """File name to content."""
     found = {}
-    for name, (sketch, models), note in (
-        ("wan2.2_t2v_a14b_lora", wan22_sketch(), NOTE_22),
-        ("wan2.1_t2v_1.3b_lora", wan21_sketch(), NOTE_21),
+    for name, (sketch, models), notes in (
+        ("wan2.2_t2v_a14b_lora", wan22_sketch(), (NOTE_22,)),
+        ("wan2.1_t2v_1.3b_lora", wan21_sketch(), (NOTE_21,)),
+        ("demo", (demo_sketch(), {}), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
-        page = Page(groups=sketch.groups, notes=(note,), models=models)
+        page = Page(groups=sketch.groups, notes=notes, models=models)
         ui = api_to_ui(sketch.prompt, object_info, page)
         side_by_side(ui)
         place_notes(ui)

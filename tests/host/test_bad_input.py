@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.locks import FileLock
 from wan_train.tests.host.graphs import changed, data_graph, node, one_stage
-from wan_train.tests.host.test_resume import run_folders, succeeded
+from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tools.miniature import I2V_22, DiTSize, TextSize, dit_metadata, umt5, wan_dit
 from wan_train.tools.server import PromptRefusedError
 from wan_train.tools.shapes import draw_dataset

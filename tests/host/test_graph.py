@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from wan_train.core.adapters.formats import read_lora
 from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
-from wan_train.tests.host.test_resume import run_folders, succeeded
+from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tools.workflow import ui_to_api
 
 PACK = Path(__file__).resolve().parents[2]

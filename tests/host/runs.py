@@ -1,0 +1,85 @@
+"""Looking at runs of the host from outside: their folders, steps and processes."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from wan_train.core.train.events import EventReader, read_history
+
+
+def run_folders(host) -> set[Path]:
+    return set((host.base / "output" / "wan_train" / "runs").glob("*"))
+
+
+def succeeded(entry) -> bool:
+    ok = entry["status"]["status_str"] == "success"
+    if not ok:
+        sys.stderr.write(f"{entry['status']['messages'][-1]}\n")  # pytest shows it where success was expected
+    return ok
+
+
+def worker_pids(folder: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(folder).encode() in command:
+            found.append(int(path.parent.name))
+    return found
+
+
+def await_step(folder: Path, step: int, timeout: float = 90.0) -> int:
+    """Wait until the run has made a step above `step`; the newest step."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        newest = max(read_history(folder / "events.jsonl").losses, default=0)
+        if newest > step:
+            return newest
+        time.sleep(0.02)
+    raise AssertionError(f"no step above {step} in {folder}")
+
+
+def starts_of(folder: Path) -> list[int]:
+    """The steps that each attempt began with."""
+    return [e["step"] for e in EventReader(folder / "events.jsonl").read() if e["event"] == "start"]
+
+
+def await_start(folder: Path, attempt: int, timeout: float = 90.0) -> int:
+    """Wait for the attempt's start; the step that it begins with."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        starts = starts_of(folder)
+        if len(starts) >= attempt:
+            return starts[attempt - 1]
+        time.sleep(0.02)
+    raise AssertionError(f"attempt {attempt} did not start in {folder}")
+
+
+def new_folder(host, before: set[Path], timeout: float = 60.0) -> Path:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        new = [p for p in run_folders(host) - before if (p / "job.json").exists()]
+        if new:
+            return new[0]
+        time.sleep(0.05)
+    raise AssertionError("no run folder appeared")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def train_anew(host, prompt) -> Path:
+    """Train a copy of the same job in a folder of its own, never stopped; its LoRA."""
+    before = run_folders(host)
+    assert succeeded(host.run(prompt))
+    (folder,) = run_folders(host) - before
+    aside = host.base / "aside" / folder.name
+    shutil.move(folder, aside)
+    return next(aside.glob("*.safetensors"))

@@ -1,0 +1,47 @@
+"""Killed at random steps and queued again, on the real host."""
+
+import os
+import random
+import signal
+
+import pytest
+from wan_train.tests.host.graphs import one_stage
+from wan_train.tests.host.runs import (
+    await_start,
+    await_step,
+    new_folder,
+    run_folders,
+    same_weights,
+    starts_of,
+    succeeded,
+    train_anew,
+    worker_pids,
+)
+
+STEPS = 150
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL and /proc are POSIX")
+def test_killed_ten_times_the_lora_is_bit_identical(host):
+    prompt = one_stage("low", lora_name="killed", steps=STEPS, checkpoint_every=3, dropout=0.1, caption_dropout=0.2)
+    whole = train_anew(host, prompt)
+    before = run_folders(host)
+    rng = random.Random(0)
+    folder, last = None, 0
+    for attempt in range(1, 11):
+        prompt_id = host.queue(prompt)
+        folder = folder or new_folder(host, before)
+        last = await_step(folder, await_start(folder, attempt) + rng.randint(0, 5))
+        (pid,) = worker_pids(folder)
+        os.kill(pid, signal.SIGKILL)
+        entry = host.wait(prompt_id)
+        assert not succeeded(entry)
+        message = entry["status"]["messages"][-1][1]["exception_message"]
+        assert "ended unexpectedly (code -9); queue again" in message
+        assert not worker_pids(folder)
+    assert 0 < last < STEPS
+    assert succeeded(host.run(prompt))
+    assert len(starts_of(folder)) == 11
+    assert starts_of(folder) == sorted(starts_of(folder))
+    assert 0 < starts_of(folder)[-1] < STEPS
+    assert same_weights(whole, next(folder.glob("*.safetensors")))
