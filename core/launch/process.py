@@ -23,7 +23,7 @@ class Worker:
         self._reader = EventReader(folder.events_path, at_end=True)
         with folder.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [python, "-s", str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"],
+                [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -63,6 +63,11 @@ class Worker:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _same_flags() -> list[str]:
+    """Find packages where the host finds them: without the user's site folder if it goes without."""
+    return ["-s"] if sys.flags.no_user_site else []
 
 
 def _own_group() -> dict:

@@ -74,6 +74,8 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop: threading.Event) -> int:
     device = resolve_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
     import_adapters()  # slow, so it is done while another run may still be on the device
     turn = device_lock(device)
     waiting = False
