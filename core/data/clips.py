@@ -19,8 +19,10 @@ from .media import BadMediaError
 from .pictures import on_white
 
 CLIP_ERRORS = (FFmpegError, OSError, ValueError, EOFError)
-# Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels.
-_RESAMPLE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels. As numbers of swscale.h
+# (SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT), because PyAV names them only since version 18.
+_RESAMPLE = int(Interpolation.BICUBIC) | 0x40000 | 0x2000
+_MATRICES = (1, 4, 5, 6, 7, 9)  # BT.709, FCC, BT.470BG, SMPTE 170M, SMPTE 240M, BT.2020 (libavutil/pixfmt.h)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def frame_to_rgb(frame: VideoFrame) -> Image.Image:
         converted = frame.reformat(format=target)
     else:
         matrix = int(frame.colorspace)
-        if matrix not in (Colorspace.ITU709, Colorspace.FCC, 5, 6, Colorspace.SMPTE240M, Colorspace.BT2020):
+        if matrix not in _MATRICES:
             large = frame.height >= 720 or frame.width >= 1280
             matrix = int(Colorspace.ITU709 if large else Colorspace.ITU601)
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")

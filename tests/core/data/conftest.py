@@ -50,7 +50,8 @@ def write_clip(
                 format=pix_fmt,
                 dst_colorspace=colorspace,
                 dst_color_range=color_range or ColorRange.MPEG,
-                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+                interpolation=int(Interpolation.BICUBIC)
+                | 0x40000,  # SWS_ACCURATE_RND, which older PyAV has no name for
             )
             if pts_ms is not None:
                 frame.pts, frame.time_base = pts_ms[index], Fraction(1, 1000)
