@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
@@ -22,6 +23,7 @@ CLIP_ERRORS = (FFmpegError, OSError, ValueError, EOFError)
 # Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels. As numbers of swscale.h
 # (SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT), because PyAV names them only since version 18.
 _RESAMPLE = int(Interpolation.BICUBIC) | 0x40000 | 0x2000
+_BLANK_BYTES = 64
 _MATRICES = (1, 4, 5, 6, 7, 9)  # BT.709, FCC, BT.470BG, SMPTE 170M, SMPTE 240M, BT.2020 (libavutil/pixfmt.h)
 
 
@@ -130,7 +132,10 @@ def frame_to_rgb(frame: VideoFrame) -> Image.Image:
 
 
 def _open(path: Path) -> InputContainer:
-    return av.open(str(path), metadata_errors="replace")
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except TypeError:  # since PyAV 19 that is how it reads metadata anyway
+        return av.open(str(path))
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -144,12 +149,18 @@ def _video_stream(container: InputContainer) -> VideoStream:
 def _demux(container: InputContainer, stream: VideoStream) -> _Packets:
     found = []
     for packet in container.demux(stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt or _is_blank(packet):
             raise BadMediaError(f"the file breaks off after {len(found)} frames")
         if packet.size and not packet.is_discard:  # empty: a repeated frame or the flush; discard: cut by an edit list
             found.append((packet.pts, packet.duration or 0, packet.is_keyframe))
     pts, durations, keyframes = zip(*found, strict=True) if found else ((), (), ())
     return _Packets(pts=pts, durations=durations, keyframes=keyframes)
+
+
+def _is_blank(packet: Packet) -> bool:
+    """Only zeros where a frame should begin, as in unfinished downloads; some decoders pass over it without a word."""
+    is_raw = packet.stream.codec_context.name in ("rawvideo", "v210")  # where zeros are black
+    return packet.size > _BLANK_BYTES and not is_raw and not any(bytes(memoryview(packet)[:_BLANK_BYTES]))
 
 
 def _tail_decodes(path: Path, packets: _Packets) -> bool:
