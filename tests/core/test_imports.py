@@ -1,0 +1,59 @@
+"""Imports point down, and the core knows nothing of ComfyUI."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+CORE = PACK / "core"
+FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes"}
+LEVELS = {
+    "errors": 0, "locks": 0, "serial": 1, "disk": 1, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
+    "train": 4, "launch": 5,
+}  # fmt: skip
+
+
+def imports(path):
+    """(level of relativity, module) of every import in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+def test_every_core_file_has_a_level():
+    assert {p.stem if p.is_file() else p.name for p in CORE.iterdir()} - {"__init__", "__pycache__"} == set(LEVELS)
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: p.relative_to(CORE).as_posix())
+def test_core_imports_point_down(path):
+    inside = path.relative_to(CORE).parts
+    own = inside[0].removesuffix(".py")
+    for level, module in imports(path):
+        top = module.split(".")[0]
+        if level == 0:
+            assert top in sys.stdlib_module_names | FOREIGN, f"{module} is not for the core"
+        elif level == len(inside):  # from ..package or, at the top, from .package
+            assert top == own or LEVELS[top] < LEVELS[own], f"{own} must not import {module}"
+        else:
+            assert level < len(inside), f"{module} leaves the core"
+
+
+def test_the_model_knows_nothing_of_memory_or_training():
+    for path in (CORE / "wan").glob("*.py"):
+        tops = {module.split(".")[0] for level, module in imports(path) if level == 2}
+        assert tops <= {"errors", "disk", "serial"}, (path.name, tops)
+
+
+def test_only_host_files_touch_the_hosts_internals():
+    allowed = {"host.py", "sampling.py", "preview_nodes.py", "model_nodes.py", "routes.py"}
+    for path in (PACK / "nodes").glob("*.py"):
+        foreign = {module for level, module in imports(path) if level == 0 and module.split(".")[0] in HOST}
+        if path.name not in allowed:
+            assert foreign <= {"comfy_api.latest"}, (path.name, foreign)
+
+
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "nodes", "execution"}
