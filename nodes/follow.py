@@ -95,8 +95,8 @@ class Follower:
 
     def _check_end(self, worker: Worker) -> None:
         code = worker.exit_code
-        if code == EXIT_FINISHED:
-            return
+        if code == EXIT_FINISHED or self.folder.finished_lora(self.job.loop.steps):
+            return  # what is finished counts, however the process ended
         if code == EXIT_STOPPED:
             raise RunError(
                 f"the run was stopped at step {self.last_step} of {self.job.loop.steps}: queue again to go on."

@@ -45,6 +45,14 @@ def loras_path() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
+def _is_within(root: Path, path: Path) -> bool:
+    """Whether `path` lies in `root` once links and dots are resolved."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError):  # a loop of links, or a null character
+        return False
+
+
 def dataset_roots() -> list[tuple[str, Path]]:
     """(prefix, folder) of the places that datasets may come from."""
     roots = [("input", Path(folder_paths.get_input_directory()))]
@@ -74,7 +82,7 @@ def resolve_dataset_folder(name: str) -> Path:
         if prefix != root_prefix:
             continue
         candidate = root / rest
-        if folder_paths.is_within_directory(str(root), str(candidate)) and rest:
+        if _is_within(root, candidate) and rest:
             if candidate.is_dir():
                 return candidate
         elif rest:
@@ -100,7 +108,7 @@ def diffusion_model_path(name: str) -> Path:
     """The full path of a listed model file; refuses names that leave the model folders."""
     for root in folder_paths.get_folder_paths("diffusion_models"):
         candidate = Path(root) / name
-        if folder_paths.is_within_directory(root, str(candidate)) and candidate.is_file():
+        if _is_within(Path(root), candidate) and candidate.is_file():
             return candidate
     raise ConfigError(
         f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R."

@@ -48,7 +48,7 @@ class LoadWanDiT(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Gradient checkpointing: keeps only the input of each block and computes the rest again in the"
-                    " backward pass. Off is about a quarter faster, but needs many times the memory. The result is the"
+                    " backward pass. Off is faster, but needs many times the memory. The result is the"
                     " same.",
                 ),
             ],

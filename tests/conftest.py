@@ -93,3 +93,8 @@ def host(host_path: Path, tmp_path_factory):
     draw_dataset(base / "input" / "shapes", clips=2, images=1, size=64, frames=9, seed=0)
     with start_host(host_path, base, packs=[PACK, PACK / "tests" / "host_packs" / "tiny_clip"]) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items):
+    """The long tests first, those that use the running host, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: (item.path.stem != "test_killed", "host" not in getattr(item, "fixturenames", ())))

@@ -14,7 +14,7 @@ Check = tuple[str, list[str]]
 
 def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) -> list[Check]:
     """The commands, in order, each with its name. With extra pytest arguments only the tests are run."""
-    workers = ["-n", "2", "--dist", "loadfile"] if cores >= 2 else []
+    workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
     tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", "tests", *workers, *pytest_args]
     if pytest_args:
         return [("tests", tests)]
