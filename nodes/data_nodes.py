@@ -159,8 +159,7 @@ def _item_callback(node_id: str) -> Callable[[int, int, str], None]:
     def on_item(done: int, total: int, name: str) -> None:
         host.raise_if_interrupted()
         host.show_progress(node_id, done, total)
-        if done < total:
-            host.show_text(node_id, f"{done + 1} / {total}: {name}")
+        host.show_text(node_id, f"{done} / {total}: {name}")
 
     return on_item
 

@@ -160,6 +160,7 @@ def build_job(dit: DitHandle, latents: LatentCache, text: TextCache, stage: Stag
         ),
         memory=MemoryOptions(checkpointing=dit.checkpointing),
         device=s["device"],
+        trigger_word=latents.trigger_word,
     )
 
 

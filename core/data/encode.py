@@ -63,7 +63,7 @@ def cache_latents(
         encoder=encoder.identity,
         latent_format=encoder.latent_format,
         fps=dataset.options.fps,
-        dataset_digest=dataset.digest,
+        trigger_word=dataset.options.trigger_word,
     )
     return cache, notes
 

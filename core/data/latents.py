@@ -39,16 +39,5 @@ _STD: dict[str, list[float]] = {
 
 def normalise_latents(latents: torch.Tensor, latent_format: LatentFormat) -> torch.Tensor:
     """Raw posterior mean [C, F, H, W] to what the DiT is trained on."""
-    mean, std = _constants(latent_format, latents)
+    mean, std = (torch.tensor(table[latent_format]).to(latents).view(-1, 1, 1, 1) for table in (_MEAN, _STD))
     return (latents - mean) / std
-
-
-def restore_latents(latents: torch.Tensor, latent_format: LatentFormat) -> torch.Tensor:
-    """The inverse: what the VAE decodes."""
-    mean, std = _constants(latent_format, latents)
-    return latents * std + mean
-
-
-def _constants(latent_format: LatentFormat, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(table[latent_format]).to(like).view(-1, 1, 1, 1) for table in (_MEAN, _STD))
-    return mean, std

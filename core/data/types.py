@@ -158,7 +158,7 @@ class LatentCache:
     encoder: str  # identity of the VAE
     latent_format: Literal["wan2.1", "wan2.2"]
     fps: float
-    dataset_digest: str
+    trigger_word: str = ""
 
     @property
     def digest(self) -> str:

@@ -61,7 +61,6 @@ class DataSpec:
     empty_text_path: str
     empty_text_key: str
     text_dim: int  # width of the text embeddings
-    fps: float = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +107,7 @@ class Job:
     loop: LoopOptions = field(default_factory=LoopOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
-    author: str = ""
-    trigger_word: str = ""
+    trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
 
     def __post_init__(self) -> None:
         if not any(not sample.held_out for sample in self.data.samples):
@@ -184,9 +182,7 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         for entry in latents.entries
     )
     empty = by_caption[""]
-    return DataSpec(
-        samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim, fps=latents.fps
-    )
+    return DataSpec(samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim)
 
 
 def job_to_json(job: Job) -> str:

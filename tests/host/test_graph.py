@@ -99,6 +99,7 @@ def test_a_pair_of_loras_lies_in_the_loras_folder(host, finished):
         assert lora.metadata["modelspec.timestep_range"] == window
         assert lora.metadata["modelspec.title"] == f"whole_{stage}_noise"
         assert lora.metadata["modelspec.author"] == "somebody"
+        assert lora.metadata["modelspec.trigger_phrase"] == "shp"
         assert lora.metadata["ss_base_model_version"].startswith("wan2.2-t2v")
         assert json.loads(lora.metadata["wantrain.job"])["loop"]["steps"] == 5
         assert json.loads(lora.metadata["prompt"])["high_train"]["class_type"] == "TrainLoRAStage"

@@ -30,7 +30,7 @@ def trained(folder, targets):
     save_file({"latents": torch.randn(16, 2, 6, 4, generator=generator)}, folder / "l.safetensors")
     save_file({"context": torch.randn(7, 64, generator=generator)}, folder / "t.safetensors")
     entry = LatentEntry(path=str(folder / "l.safetensors"), key="l", name="l", caption="c", shape=(16, 2, 6, 4))
-    latents = LatentCache(entries=(entry,), encoder="v", latent_format="wan2.1", fps=16.0, dataset_digest="d")
+    latents = LatentCache(entries=(entry,), encoder="v", latent_format="wan2.1", fps=16.0)
     texts = tuple(
         TextEntry(path=str(folder / "t.safetensors"), key=caption, caption=caption, num_tokens=7)
         for caption in ("c", "")

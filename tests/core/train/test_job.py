@@ -98,7 +98,7 @@ def test_windows_of_the_experts():
 
 def test_data_spec_pairs_by_caption():
     entry = LatentEntry(path="a", key="ka", name="a.png", caption="x", shape=(16, 1, 2, 2))
-    latents = LatentCache(entries=(entry,), encoder="v", latent_format="wan2.1", fps=16.0, dataset_digest="d")
+    latents = LatentCache(entries=(entry,), encoder="v", latent_format="wan2.1", fps=16.0)
     texts = tuple(TextEntry(path=c or "e", key=f"k{c}", caption=c, num_tokens=1) for c in ("x", ""))
     spec = data_spec(latents, TextCache(entries=texts, encoder="t", dim=8))
     assert (spec.samples[0].text_path, spec.empty_text_path, spec.text_dim) == ("x", "e", 8)
