@@ -100,6 +100,8 @@ class TrainLoRAStage(io.ComfyNode):
         path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
         folder = RunFolder(path)
         check_writable(folder.path)
+        for warning in job_warnings(job):  # now, not after hours of training
+            log.warning("%s: %s", job.name, warning)
         if folder.finished_lora(job.loop.steps) is None:
             folder.write_workflow(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
             await Follower(folder, job, node_id).run()
@@ -194,8 +196,6 @@ def _outputs(folder: RunFolder, job: Job, node_id: str) -> io.NodeOutput:
         f"finished: {job.loop.steps} steps, loss {sum(losses[-20:]) / len(losses[-20:]):.4f} (mean of the last 20)"
     )
     host.show_text(node_id, summary)
-    for warning in warnings:
-        log.warning("%s: %s", job.name, warning)
     return io.NodeOutput(
         LoraHandle(lora, job.stage, job.name, job.loop.steps),
         safetensors.torch.load_file(lora),

@@ -1,12 +1,15 @@
 """One run from its folder: prepare, resume, train, save. What the worker process executes."""
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 
 from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
@@ -21,6 +24,9 @@ from .optimizers import build_optimizer
 from .prepare import Prepared, prepare
 from .run_folder import RunFolder
 from .validation import validation_loss
+
+# What reading a damaged checkpoint raises. A disk that can't be read at all (OSError) is no reason to drop one.
+DAMAGED = (SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError)
 
 
 class RunStoppedError(Exception):
@@ -42,12 +48,8 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         job.data, batch_size=job.loop.batch_size, seed=job.loop.seed, caption_dropout=job.loop.caption_dropout
     )
     batches = Prefetcher(schedule, step * job.loop.gradient_accumulation)
-    callbacks = [
-        LogStep(events, device),
-        Validate(events),
-        SaveCheckpoint(folder, events, prepared, optimizer),
-        StopWhen(should_stop, folder, events, prepared, optimizer),
-    ]
+    checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
+    callbacks = [LogStep(events, device), Validate(events), checkpoint, StopWhen(should_stop, checkpoint)]
     trainer = Trainer(
         job,
         model=prepared.model,
@@ -134,16 +136,16 @@ class SaveCheckpoint:
             self.save(trainer)
 
 
-class StopWhen(SaveCheckpoint):
+class StopWhen:
     """Ends the run between two steps when asked to, with a checkpoint."""
 
-    def __init__(self, should_stop: Callable[[], bool], *args: object):
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self, should_stop: Callable[[], bool], checkpoint: SaveCheckpoint):
         self._should_stop = should_stop
+        self._checkpoint = checkpoint
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if report.step < trainer.job.loop.steps and self._should_stop():
-            self.save(trainer)
+            self._checkpoint.save(trainer)
             raise RunStoppedError
 
 
@@ -161,8 +163,9 @@ def _resume(
             continue
         try:
             tensors, state = folder.load_checkpoint(path)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except DAMAGED as error:
             events.write("warning", message=f"the checkpoint of step {step} is damaged and was passed over ({error}).")
+            shutil.rmtree(path, ignore_errors=True)  # else it would stand in the place of a good one of this step
             continue
         load_adapter(prepared.model, tensors)
         optimizer.load_state_dict(state["optimizer"])

@@ -89,15 +89,17 @@ def test_a_finished_run_is_made_longer(tmp_path, job):
     assert starts == [0, 6]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, job):
+@pytest.mark.parametrize("name", ["state.pt", "adapter.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, job, name):
     _, whole = run(tmp_path / "whole", job)
     with pytest.raises(RunStoppedError):
         run(tmp_path / "parts", job, stop_at=4)
     folder = RunFolder(tmp_path / "parts")
     newest = folder.checkpoints()[-1][1]
-    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
+    (newest / name).write_bytes((newest / name).read_bytes()[:100])
     _, parts = run(tmp_path / "parts", job)
     assert "the checkpoint of step 4 is damaged" in read_history(folder.events_path).warnings[0]
+    folder.load_checkpoint(newest)  # written anew
     assert same_weights(whole, parts)
 
 
