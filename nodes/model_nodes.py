@@ -1,5 +1,6 @@
 """Model files: the DiT that is trained, and a umT5 of any size."""
 
+from pathlib import Path
 from typing import Any
 
 import comfy.sd
@@ -103,16 +104,18 @@ class WanLoadUMT5(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        path = str(host.text_encoder_path(name))
-        state = comfy.utils.load_torch_file(path, safe_load=True)
-        options = {"umt5xxl_model_config": host.umt5_config(state, name)}
-        clip = comfy.sd.load_clip(
-            ckpt_paths=[path],
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-            clip_type=comfy.sd.CLIPType.WAN,
-            model_options=options,
-        )
-        return io.NodeOutput(clip)
+        return io.NodeOutput(load_umt5(host.text_encoder_path(name)))
+
+
+def load_umt5(path: Path) -> Any:
+    """The host's CLIP of a umT5 file of any size."""
+    state = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return comfy.sd.load_clip(
+        ckpt_paths=[str(path)],
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType.WAN,
+        model_options={"umt5xxl_model_config": host.umt5_config(state, path.name)},
+    )
 
 
 NODES = [LoadWanDiT, WanLoadUMT5]

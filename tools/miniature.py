@@ -150,22 +150,41 @@ def _fit_time_embedding(draw: Weights) -> None:
 
 def umt5(size: TextSize | None = None, seed: int = 3) -> Tensors:
     """State dict of a umT5 encoder in ComfyUI's single-file form: weights, and the tokenizer as `spiece_model`."""
-    size = size or TextSize()
+    return umt5_tensors(size or TextSize(), seed, _tokenizer())
+
+
+def umt5_tensors(
+    size: TextSize,
+    seed: int,
+    tokenizer: bytes,
+    *,
+    query_gain: float = 1.0,
+    branch_gain: float = 1.0,
+    distance_std: float = 0.5,
+) -> Tensors:
+    """Random layers around a sentencepiece model.
+
+    `query_gain` sharpens the attention, `branch_gain` scales what layers add to the embeddings, `distance_std` is the
+    spread of the biases by distance.
+    """
+    import sentencepiece
+
     draw = Weights(seed)
-    tokenizer, vocabulary = _tokenizer()
+    vocabulary = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
     inner = size.d_kv * size.num_heads
     draw.tensors["shared.weight"] = draw.normal(vocabulary, size.d_model, std=1.0)
     for index in range(size.num_layers):
         name = f"encoder.block.{index}.layer"
-        for projection in "qkv":
+        draw.linear(f"{name}.0.SelfAttention.q", inner, size.d_model, gain=query_gain, bias=False)
+        for projection in "kv":
             draw.linear(f"{name}.0.SelfAttention.{projection}", inner, size.d_model, bias=False)
-        draw.linear(f"{name}.0.SelfAttention.o", size.d_model, inner, bias=False)
-        bias = draw.normal(32, size.num_heads, std=0.5)  # 32 buckets of distance, as in every T5
+        draw.linear(f"{name}.0.SelfAttention.o", size.d_model, inner, gain=branch_gain, bias=False)
+        bias = draw.normal(32, size.num_heads, std=distance_std)  # 32 buckets of distance, as in every T5
         draw.tensors[f"{name}.0.SelfAttention.relative_attention_bias.weight"] = bias
         draw.ones(f"{name}.0.layer_norm.weight", size.d_model)
         draw.linear(f"{name}.1.DenseReluDense.wi_0", size.d_ff, size.d_model, bias=False)
         draw.linear(f"{name}.1.DenseReluDense.wi_1", size.d_ff, size.d_model, bias=False)
-        draw.linear(f"{name}.1.DenseReluDense.wo", size.d_model, size.d_ff, bias=False)
+        draw.linear(f"{name}.1.DenseReluDense.wo", size.d_model, size.d_ff, gain=branch_gain, bias=False)
         draw.ones(f"{name}.1.layer_norm.weight", size.d_model)
     draw.ones("encoder.final_layer_norm.weight", size.d_model)
     # ComfyUI tells T5-XXL by the rows of this tensor of its last block. Empty, and never read by a smaller encoder.
@@ -174,8 +193,8 @@ def umt5(size: TextSize | None = None, seed: int = 3) -> Tensors:
     return draw.tensors
 
 
-def _tokenizer() -> tuple[bytes, int]:
-    """A sentencepiece model (printable ASCII characters and umT5's special ids), and its vocabulary size."""
+def _tokenizer() -> bytes:
+    """A sentencepiece model: printable ASCII characters and umT5's special ids."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -194,8 +213,7 @@ def _tokenizer() -> tuple[bytes, int]:
         num_threads=1,
         minloglevel=2,
     )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
-    return out.getvalue(), processor.vocab_size()
+    return out.getvalue()
 
 
 def write_family(models_dir: Path) -> list[Path]:

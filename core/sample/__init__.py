@@ -1,0 +1,1 @@
+"""Sampling: videos' latents from noise and text, as ComfyUI makes them."""
