@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.data.conditioning import CONDITIONINGS, Conditioning
 from ..core.data.encode import cache_latents, cache_text
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
@@ -184,7 +185,24 @@ class CacheLatents(io.ComfyNode):
             " encoded: the key is the content of the file, the VAE, the size and the frames.",
             inputs=[
                 WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
-                io.Vae.Input("vae", tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B, wan2.2_vae for Wan 2.2 TI2V 5B.",
+                ),
+                io.Combo.Input(
+                    "condition_on",
+                    options=list(CONDITIONINGS),
+                    default="none",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For image-to-video models: which frames of each clip the model is given. none: text-to-video."
+                    " first frame: I2V models, and TI2V 5B. first and last frame: FLF2V, also Wan 2.2 I2V A14B.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="For the image-to-video models of Wan 2.1 alone: Load CLIP Vision with clip_vision_h.",
+                ),
             ],
             outputs=[WanLatents.Output("latents", display_name="latents", tooltip="Cached latents, for training.")],
             hidden=[io.Hidden.unique_id],
@@ -195,14 +213,25 @@ class CacheLatents(io.ComfyNode):
         return host.vanished()
 
     @classmethod
-    def execute(cls, dataset: Dataset, vae: Any) -> io.NodeOutput:
+    def execute(
+        cls, dataset: Dataset, vae: Any, condition_on: Conditioning = "none", clip_vision: Any = None
+    ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         encoder = host.HostVideoEncoder(vae)
         check_writable(host.cache_path())
-        cache, notes = cache_latents(dataset, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
-        host.remember(Path(entry.path) for entry in cache.entries)
-        size = sum(Path(entry.path).stat().st_size for entry in cache.entries) / 1e6
-        summary = f"{len(cache.entries)} samples in the cache, {size:.1f} MB, {cache.latent_format} latents"
+        cache, notes = cache_latents(
+            dataset,
+            encoder,
+            Store(host.cache_path()),
+            conditioning=condition_on,
+            vision=None if clip_vision is None else host.HostVisionEncoder(clip_vision),
+            on_item=_item_callback(node_id),
+        )
+        paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path) if p]
+        host.remember(paths)
+        size = sum(path.stat().st_size for path in paths) / 1e6
+        given = "" if condition_on == "none" else f", with the {condition_on} given"
+        summary = f"{len(cache.entries)} samples in the cache, {size:.1f} MB, {cache.latent_format} latents{given}"
         return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
 
 

@@ -1,7 +1,6 @@
 """The only file that touches ComfyUI's internals: folders, memory, progress, interrupts, its VAE, CLIP and sampler."""
 
 import gc
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
-from ..core.data.latents import LatentFormat, normalise_latents
+from ..core.data.latents import LatentFormat, normalise_latents, unit_range
+from ..core.encoders.identity import text_identity, video_identity, weights_identity
 from ..core.errors import ConfigError, DatasetError
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
@@ -97,10 +97,11 @@ def resolve_dataset_folder(name: str) -> Path:
 
 
 def diffusion_model_names() -> list[str]:
-    """Files that LoadWanDiT offers: single files, and index files of sharded models."""
+    """Files that LoadWanDiT offers: single files, GGUF too, and index files of sharded models."""
     names = list(folder_paths.get_filename_list("diffusion_models"))
     for root in folder_paths.get_folder_paths("diffusion_models"):
-        names += [p.relative_to(root).as_posix() for p in Path(root).rglob("*.safetensors.index.json")]
+        for pattern in ("*.safetensors.index.json", "*.gguf"):  # which the host's own list leaves out
+            names += [p.relative_to(root).as_posix() for p in Path(root).rglob(pattern)]
     return list(dict.fromkeys(names))
 
 
@@ -185,21 +186,6 @@ def send_event(name: str, data: dict[str, Any]) -> None:
 # Encoders ---------------------------------------------------------------------------------------------------------
 
 
-def weights_identity(state: dict[str, torch.Tensor], extra: str = "") -> str:
-    """Digest of a model's weights: names, shapes, and evenly spaced values of every tensor."""
-    hasher = hashlib.sha256(extra.encode())
-    for name in sorted(state):
-        tensor = state[name]
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // 1024)
-        sample = flat[::step][:2048].cpu()
-        if sample.dtype.itemsize == 1:
-            sample = sample.view(torch.uint8)
-        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
-        hasher.update(sample.double().numpy().tobytes())
-    return hasher.hexdigest()[:32]
-
-
 class HostVideoEncoder:
     """The host's Wan VAE as `core.data.types.VideoEncoder`."""
 
@@ -212,32 +198,50 @@ class HostVideoEncoder:
             )
         self._vae = vae
         self.latent_format: LatentFormat = "wan2.2" if vae.latent_channels == 48 else "wan2.1"
-        self.identity = weights_identity(model.state_dict(), f"{self.latent_format} {vae.vae_dtype}")
+        self.identity = video_identity(model.state_dict(), self.latent_format, vae.vae_dtype)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """[F, H, W, 3] uint8 to normalised latents [C, F', H', W'] float32; one clip at a time, as the host needs."""
+        """[F, H, W, 3], uint8 or 0..1, to normalised latents [C, f, h, w] float32; one clip at a time, as the host needs."""
         raise_if_interrupted()
-        latents = self._vae.encode(frames.float() / 255.0)  # [1, C, F', H', W'], the raw posterior mean
+        latents = self._vae.encode(unit_range(frames))  # [1, C, F', H', W'], the raw posterior mean
         return normalise_latents(latents[0].float().cpu(), self.latent_format)
+
+
+class HostVisionEncoder:
+    """The host's CLIP vision model as `core.data.types.VisionEncoder`."""
+
+    def __init__(self, clip_vision: Any):
+        self._clip_vision = clip_vision
+        self.identity = weights_identity(clip_vision.model.state_dict(), clip_vision.dtype, "clip vision")
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """[H, W, 3] uint8 to [257, 1280] float32: the whole image, squeezed into a square, as Wan was trained."""
+        raise_if_interrupted()
+        output = self._clip_vision.encode_image(unit_range(image)[None], crop=False)
+        return output.penultimate_hidden_states[0].float().cpu()
 
 
 class HostTextEncoder:
     """The host's umT5 as `core.data.types.TextEncoder`: no prompt weights, at most 512 tokens."""
 
     def __init__(self, clip: Any):
-        state = clip.cond_stage_model.state_dict()
-        embedding = [t for name, t in state.items() if name.endswith("shared.weight")]
+        prefix = "umt5xxl.transformer."
+        whole = clip.cond_stage_model.state_dict()
+        state = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
         tokens = clip.tokenize("a", disable_weights=True)
-        if "umt5xxl" not in tokens or not embedding:
+        if "umt5xxl" not in tokens or "shared.weight" not in state:
             raise ConfigError(
                 "the CLIP is not a umT5 text encoder: load umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled."
                 "safetensors with the type 'wan'."
             )
         self._clip = clip
-        self.dim = embedding[0].shape[1]
+        self.dim = state["shared.weight"].shape[1]
         # A patched encoder (a LoRA on it) has the same weights; the host gives each set of patches an id of its own.
-        patches = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
-        self.identity = weights_identity(state, patches)
+        changes = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
+        if clip.layer_idx is not None:  # the node CLIP Set Last Layer
+            changes += f" layer {clip.layer_idx}"
+        tokenizer = clip.tokenizer.state_dict()["spiece_model"].numpy().tobytes()
+        self.identity = text_identity(state, tokenizer, torch.float32, changes)  # the host computes it in fp32
 
     def encode(self, caption: str) -> tuple[torch.Tensor, bool]:
         """[num_tokens, dim] float32, and whether the caption was cut."""

@@ -32,9 +32,9 @@ class LoadWanDiT(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=host.diffusion_model_names(),
-                    tooltip="A Wan 2.1 or 2.2 text-to-video model in the diffusion_models folder: fp16, bf16, fp32, fp8 or"
-                    " fp8_scaled safetensors, in ComfyUI's, the official or diffusers' layout. For Wan 2.2 A14B use one"
-                    " node for the high noise and one for the low noise file.",
+                    tooltip="A Wan 2.1 or 2.2 model (T2V, I2V, FLF2V, TI2V) in the diffusion_models folder: fp16, bf16, fp32,"
+                    " fp8 or fp8_scaled safetensors, in ComfyUI's, the official or diffusers' layout, or GGUF. For Wan 2.2"
+                    " A14B use one node for the high noise and one for the low noise file.",
                 ),
                 io.Combo.Input(
                     "precision",

@@ -8,14 +8,25 @@ from comfy_api.latest import io
 
 from ..core.data.types import DatasetOptions
 from ..core.errors import ConfigError, WanTrainError
-from ..core.train.job import BOUNDARY_T2V_A14B
+from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from . import host
 from .model_nodes import CATEGORY
-from .sampling import SamplingOptions, decode, encode_prompt, sample_latents, video, with_lora, with_shift
+from .sampling import (
+    Given,
+    SamplingOptions,
+    decode,
+    encode_prompt,
+    makes_videos_from_images,
+    sample_latents,
+    start_from,
+    video,
+    with_lora,
+    with_shift,
+)
 from .sockets import PairHandle, WanLoraPair
 
-# The official time shifts: Wan2.2, wan/configs/wan_t2v_A14B.py, and Wan2.1, generate.py for 480p and 720p.
-SHIFT_A14B, SHIFT_SINGLE = 12.0, 5.0
+# The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
+SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
 
 
 class PreviewLoRA(io.ComfyNode):
@@ -56,17 +67,28 @@ class PreviewLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, pair: PairHandle, high: Any, clip: Any, vae: Any, low: Any | None = None, **settings: Any
+        cls,
+        pair: PairHandle,
+        high: Any,
+        clip: Any,
+        vae: Any,
+        low: Any | None = None,
+        start_image: torch.Tensor | None = None,
+        end_image: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         s = settings
         node_id = cls.hidden.unique_id
         if pair.is_pair and low is None:
             raise ConfigError("the LoRA is a pair for two experts, but no low noise model is connected to low.")
-        shift = s["shift"] or (SHIFT_SINGLE if low is None else SHIFT_A14B)
-        names = ("width", "height", "num_frames", "steps", "cfg", "seed", "boundary", "sampler", "scheduler")
-        options = SamplingOptions(shift=shift, **{name: s[name] for name in names})
-        positive = encode_prompt(clip, s["prompt"])
-        negative = encode_prompt(clip, s["negative_prompt"])
+        variant = "i2v" if makes_videos_from_images(high) else "t2v"
+        shift = s["shift"] or (SHIFT_T2V_A14B if low is not None and variant == "t2v" else SHIFT_OTHERS)
+        boundary = s["boundary"] or official_boundary(variant)
+        names = ("width", "height", "num_frames", "steps", "cfg", "seed", "sampler", "scheduler")
+        options = SamplingOptions(shift=shift, boundary=boundary, **{name: s[name] for name in names})
+        prompts = (encode_prompt(clip, s["prompt"]), encode_prompt(clip, s["negative_prompt"]))
+        start = start_from(high, vae, *prompts, options, Given(start_image, end_image, clip_vision))
         models = [model and with_shift(model, shift) for model in (high, low)]
         trained = [
             model and (with_lora(model, path, s["strength"]) if path else model)
@@ -76,7 +98,7 @@ class PreviewLoRA(io.ComfyNode):
         frames = []
         for number, (title, (first, second)) in enumerate(runs.items(), 1):
             host.show_text(node_id, f"{number} / {len(runs)}: sampling {title}")
-            frames.append(decode(vae, sample_latents(first, second, positive, negative, options)))
+            frames.append(decode(vae, sample_latents(first, second, start, options)))
         host.show_text(node_id, f"{options.steps} steps, shift {shift:g}, seed {options.seed}")
         side_by_side = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
         return io.NodeOutput(frames[-1], frames[0], video(side_by_side, s["fps"]))
@@ -89,6 +111,9 @@ def _preview_inputs() -> list[Any]:
         io.Model.Input("low", optional=True, tooltip="The low noise model; leave empty for a single model."),
         io.Clip.Input("clip", tooltip="The umT5 text encoder."),
         io.Vae.Input("vae", tooltip="The Wan VAE."),
+        io.Image.Input("start_image", optional=True, tooltip="For image-to-video models: the first frame."),
+        io.Image.Input("end_image", optional=True, tooltip="For FLF2V and I2V-A14B: the last frame."),
+        io.ClipVision.Input("clip_vision", optional=True, tooltip="For Wan 2.1 image-to-video: clip_vision_h."),
         io.String.Input("prompt", multiline=True, default="", tooltip="What to generate; use the trigger word."),
         io.String.Input("negative_prompt", multiline=True, default="", tooltip="What to avoid; used when cfg is above 1."),
         io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Width in pixels, a multiple of 16."),
@@ -102,12 +127,13 @@ def _preview_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "shift", default=0.0, min=0.0, max=100.0, step=0.1, advanced=True,
-            tooltip=f"Time shift of the sampler. 0: the official value ({SHIFT_A14B:g} for two experts, {SHIFT_SINGLE:g} for"
-            " a single model).",
+            tooltip=f"Time shift of the sampler. 0: the official value ({SHIFT_T2V_A14B:g} for T2V-A14B,"
+            f" {SHIFT_OTHERS:g} for the others).",
         ),
         io.Float.Input(
-            "boundary", default=BOUNDARY_T2V_A14B, min=0.001, max=0.999, step=0.005, round=0.001, advanced=True,
-            tooltip="Noise level where the low noise expert takes over: 0.875 for T2V-A14B. The same as in training.",
+            "boundary", default=0.0, min=0.0, max=0.999, step=0.005, round=0.001, advanced=True,
+            tooltip="Noise level where the low noise expert takes over, the same as in training. 0: the official one,"
+            f" {BOUNDARY_T2V_A14B:g} for T2V-A14B and {BOUNDARY_I2V_A14B:g} for I2V-A14B.",
         ),
         io.Combo.Input(
             "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", advanced=True, tooltip="The sampler."

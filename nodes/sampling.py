@@ -13,11 +13,13 @@ import comfy.utils
 import torch
 from comfy_api.latest import InputImpl, Types
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToVideo
 
 import nodes as _host_nodes
 
 from ..core.errors import ConfigError
 
+TI2V_CHANNELS = 48  # latent channels of Wan 2.2 TI2V 5B
 comfy_nodes: Any = _host_nodes  # the host's nodes.py; type checkers take it for our own folder
 
 
@@ -68,10 +70,63 @@ def encode_prompt(clip: Any, text: str) -> Any:
     return comfy_nodes.CLIPTextEncode().encode(clip, text)[0]
 
 
-def sample_latents(high: Any, low: Any | None, positive: Any, negative: Any, options: SamplingOptions) -> dict:
+def makes_videos_from_images(model: Any) -> bool:
+    """Whether the model needs the channels of given frames: I2V and FLF2V, not TI2V."""
+    return model.model.diffusion_model.patch_embedding.weight.shape[1] > model.model.latent_format.latent_channels
+
+
+@dataclass(frozen=True)
+class Start:
+    """What sampling starts from: empty latents, and the prompts with the given frames in them."""
+
+    latents: dict[str, Any]
+    positive: Any
+    negative: Any
+
+
+def start_from(model: Any, vae: Any, positive: Any, negative: Any, options: SamplingOptions, given: "Given") -> Start:
+    """Latents and prompts as the host's own image-to-video nodes make them; ConfigError if model and images disagree."""
+    size = (options.width, options.height, options.num_frames, 1)
+    channels = model.model.latent_format.latent_channels
+    if makes_videos_from_images(model):
+        if given.start_image is None:
+            raise ConfigError("the model makes videos from images: connect an image to start_image.")
+        vision = [_vision(given.clip_vision, image) for image in (given.start_image, given.end_image)]
+        made = WanFirstLastFrameToVideo.execute(
+            positive, negative, vae, *size, given.start_image, given.end_image, *vision
+        ).result
+        return Start(made[2], made[0], made[1])
+    if channels == TI2V_CHANNELS and given.end_image is None:
+        latents = Wan22ImageToVideoLatent.execute(vae, *size, given.start_image).result[0]
+        return Start(latents, positive, negative)
+    if given.start_image is not None or given.end_image is not None:
+        kind = (
+            "takes a start image only" if channels == TI2V_CHANNELS else "is a text-to-video model and takes no image"
+        )
+        raise ConfigError(f"the model {kind}: disconnect the other, or connect an image-to-video model.")
+    return Start({"samples": torch.zeros(_latent_shape(options))}, positive, negative)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images that the video starts and ends with, [1, H, W, 3] in 0..1, and CLIP vision for Wan 2.1."""
+
+    start_image: torch.Tensor | None = None
+    end_image: torch.Tensor | None = None
+    clip_vision: Any = None
+
+
+def _vision(clip_vision: Any, image: torch.Tensor | None) -> Any:
+    if clip_vision is None or image is None:
+        return None
+    return clip_vision.encode_image(image, crop=False)
+
+
+def sample_latents(high: Any, low: Any | None, start: Start, options: SamplingOptions) -> dict:
     """One video's latents: `high` down to the boundary, then `low`; a single model where `low` is None."""
-    latents = {"samples": torch.zeros(_latent_shape(options))}
-    arguments = (options.seed, options.steps, options.cfg, options.sampler, options.scheduler, positive, negative)
+    latents = start.latents
+    prompts = (start.positive, start.negative)
+    arguments = (options.seed, options.steps, options.cfg, options.sampler, options.scheduler, *prompts)
     if low is None:
         return comfy_nodes.common_ksampler(high, *arguments, latents, force_full_denoise=True)[0]
     switch = switch_step(high, options)

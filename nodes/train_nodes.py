@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, WanTrainError
 from ..core.flow.sigmas import TimestepOptions
 from ..core.train.events import read_history
 from ..core.train.job import (
+    BOUNDARY_I2V_A14B,
     BOUNDARY_T2V_A14B,
     Job,
     LoopOptions,
@@ -23,6 +24,7 @@ from ..core.train.job import (
     ModelSpec,
     Stage,
     data_spec,
+    official_boundary,
     stage_window,
 )
 from ..core.train.optimizers import OptimizerOptions
@@ -120,8 +122,8 @@ def check_name(name: str) -> str:
 def build_job(dit: DitHandle, latents: LatentCache, text: TextCache, stage: Stage, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
     s = settings
-    low, high = stage_window(stage, s["boundary"])
     config = dit.info.config
+    low, high = stage_window(stage, s["boundary"] or official_boundary(config.variant))
     return Job(
         name=check_name(s["lora_name"]),
         stage=stage,
@@ -129,7 +131,7 @@ def build_job(dit: DitHandle, latents: LatentCache, text: TextCache, stage: Stag
             path=str(dit.info.path),
             identity=dit.info.identity,
             precision=dit.precision,  # type: ignore[arg-type]
-            label=base_model_name(config, version="2.1" if stage == "single" else "2.2"),
+            label=base_model_name(config, is_expert=stage != "single"),
         ),
         data=data_spec(latents, text),
         adapter=AdapterOptions(rank=s["rank"], alpha=s["alpha"], targets=TARGETS[s["targets"]], dropout=s["dropout"]),
@@ -253,9 +255,9 @@ def _timestep_inputs() -> list[Any]:
             tooltip="This many draws in a row cover the window evenly, which lowers the variance. 1: independent draws.",
         ),
         io.Float.Input(
-            "boundary", default=BOUNDARY_T2V_A14B, min=0.001, max=0.999, step=0.005, round=0.001, advanced=True,
-            tooltip="Noise level (0 to 1) where the high noise expert hands over to the low noise expert: 0.875 for"
-            " T2V-A14B. Not used by a single model.",
+            "boundary", default=0.0, min=0.0, max=0.999, step=0.005, round=0.001, advanced=True,
+            tooltip="Noise level (0 to 1) where the high noise expert hands over to the low noise expert. 0: the official"
+            f" one, {BOUNDARY_T2V_A14B:g} for T2V-A14B and {BOUNDARY_I2V_A14B:g} for I2V-A14B. Not used by a single model.",
         ),
     ]  # fmt: skip
 

@@ -36,10 +36,12 @@ class DiTSize:
     out_dim: int = 16
     text_dim: int = 64
     image_embedding: bool = False  # the CLIP vision branch of Wan 2.1 I2V
+    image_positions: int = 0  # learned positions of the CLIP tokens, in FLF2V alone
 
 
 T2V = DiTSize()
 I2V_21 = DiTSize(in_dim=36, image_embedding=True)
+FLF2V_21 = DiTSize(in_dim=36, image_embedding=True, image_positions=514)
 I2V_22 = DiTSize(in_dim=36)
 TI2V_5B = DiTSize(in_dim=48, out_dim=48)
 
@@ -68,7 +70,7 @@ def wan_dit(size: DiTSize = T2V, seed: int = 0) -> Tensors:
     for index in range(size.num_layers):
         _block(draw, f"blocks.{index}", size)
     if size.image_embedding:
-        _image_embedding(draw, dim)
+        _image_embedding(draw, size)
     draw.tensors["head.modulation"] = torch.zeros(1, 2, dim)
     _fit_time_embedding(draw)
     return draw.tensors
@@ -122,13 +124,15 @@ def _block(draw: Weights, name: str, size: DiTSize) -> None:
     draw.linear(f"{name}.ffn.2", dim, size.ffn_dim, gain=0.2)
 
 
-def _image_embedding(draw: Weights, dim: int) -> None:
+def _image_embedding(draw: Weights, size: DiTSize) -> None:
     draw.ones("img_emb.proj.0.weight", IMAGE_DIM)
     draw.tensors["img_emb.proj.0.bias"] = torch.zeros(IMAGE_DIM)
     draw.linear("img_emb.proj.1", IMAGE_DIM, IMAGE_DIM)
-    draw.linear("img_emb.proj.3", dim, IMAGE_DIM)
-    draw.ones("img_emb.proj.4.weight", dim)
-    draw.tensors["img_emb.proj.4.bias"] = torch.zeros(dim)
+    draw.linear("img_emb.proj.3", size.dim, IMAGE_DIM)
+    draw.ones("img_emb.proj.4.weight", size.dim)
+    draw.tensors["img_emb.proj.4.bias"] = torch.zeros(size.dim)
+    if size.image_positions:
+        draw.tensors["img_emb.emb_pos"] = draw.normal(1, size.image_positions, IMAGE_DIM, std=0.5)
 
 
 def _fit_time_embedding(draw: Weights) -> None:

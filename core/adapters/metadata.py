@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import ConfigError
 from ..wan.config import WanConfig
@@ -79,11 +79,14 @@ class LoraDescription:
                 raise ConfigError(f"timestep_range is {start},{stop}; it must rise and lie between 0 and 1000.")
 
 
-def base_model_name(config: WanConfig, *, version: Literal["2.1", "2.2"]) -> str:
+def base_model_name(config: WanConfig, *, is_expert: bool) -> str:
     """Name of the base model: "wan2.1-t2v-1.3b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b".
 
-    2.1 and 2.2 have the same tensors, so the version is passed in. Unknown sizes are named by their width.
+    Wan 2.1 T2V 14B and an expert of Wan 2.2 have the same tensors, so `is_expert` is passed in; a CLIP branch is 2.1's,
+    image-to-video without one 2.2's. Unknown sizes are named by their width.
     """
+    has_clip, from_image = config.image_dim is not None, config.variant in ("i2v", "flf2v", "ti2v")
+    version = "2.2" if (is_expert or from_image) and not has_clip else "2.1"
     size = _SIZES.get(config.dim, f"dim{config.dim}")
     if version == "2.2" and size == "14b":
         size = "a14b"

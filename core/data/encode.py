@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ..errors import DatasetError, ModelFileError
+from ..errors import ConfigError, DatasetError, ModelFileError
+from .conditioning import Conditioning, hide_unknown, known_frames
 from .decode import read_frames
-from .store import Store, latent_key, text_key
+from .store import Store, latent_key, text_key, vision_key
 from .types import (
     LATENT_CHANNELS,
     Dataset,
@@ -20,6 +21,7 @@ from .types import (
     TextEncoder,
     TextEntry,
     VideoEncoder,
+    VisionEncoder,
 )
 
 OnItem = Callable[[int, int, str], None]  # items done, items in all, name of the last one
@@ -28,13 +30,22 @@ _SPATIAL = {"wan2.1": 8, "wan2.2": 16}
 # The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
 _SIDE_STEP = {"wan2.1": 16, "wan2.2": 32}
 _MAX_TOKENS = 512
+VISION_TOKENS, VISION_DIM = 257, 1280  # of CLIP ViT-H/14, for each image
 
 
 def cache_latents(
-    dataset: Dataset, encoder: VideoEncoder, store: Store, *, on_item: OnItem | None = None
+    dataset: Dataset,
+    encoder: VideoEncoder,
+    store: Store,
+    *,
+    conditioning: Conditioning = "none",
+    vision: VisionEncoder | None = None,
+    on_item: OnItem | None = None,
 ) -> tuple[LatentCache, list[Note]]:
     """Latents of every sample on disk; only what is absent or damaged is encoded.
 
+    With a `conditioning` the latents of the known frames are kept too, and with `vision` their CLIP features: what an
+    image-to-video model is given. Such a model has nothing to learn from single pictures, which are skipped with a note.
     `on_item` is called after each sample and may raise to abort: what is done is kept. A file that fails to decode is
     skipped with a note, or refused with options.bad_files "refuse" (DatasetError). With the Wan 2.2 VAE, sides are cut
     to multiples of 32. Raises ModelFileError if the VAE gives another shape than its latent format says, or values that
@@ -43,11 +54,11 @@ def cache_latents(
     entries: list[LatentEntry] = []
     notes: list[Note] = []
     total = len(dataset.samples)
+    recipe = _Recipe(encoder, conditioning, vision, store)
     for done, listed in enumerate(dataset.samples, start=1):
         try:
             sample, note = _fit(listed, encoder)
-            key = latent_key(sample, encoder.identity)
-            entries.append(_latent_entry(sample, key, _stored_shape(sample, key, encoder, store), store))
+            entries.append(recipe.entry(sample))
             notes.extend([note] if note else [])
         except DatasetError as error:
             if dataset.options.bad_files == "refuse":
@@ -64,6 +75,7 @@ def cache_latents(
         latent_format=encoder.latent_format,
         fps=dataset.options.fps,
         trigger_word=dataset.options.trigger_word,
+        conditioning=conditioning,
     )
     return cache, notes
 
@@ -123,44 +135,107 @@ def _fit(sample: Sample, encoder: VideoEncoder) -> tuple[Sample, Note | None]:
     return dataclasses.replace(sample, width=width, height=height), note
 
 
-def _stored_shape(sample: Sample, key: str, encoder: VideoEncoder, store: Store) -> tuple[int, int, int, int]:
-    """Encode the sample unless good latents are in the store already; (C, F, H, W) of the latents."""
-    scale = _SPATIAL[encoder.latent_format]
-    num_latent_frames = (len(sample.frame_indices) - 1) // 4 + 1
-    expected = (
-        LATENT_CHANNELS[encoder.latent_format],
-        num_latent_frames,
-        sample.height // scale,
-        sample.width // scale,
-    )
-    tensors = store.load("latents", key)
-    if tensors and "latents" in tensors and tuple(tensors["latents"].shape) == expected:
-        return expected
-    latents = encoder.encode(read_frames(sample))  # [C, F, H, W]
-    if tuple(latents.shape) != expected:
-        raise ModelFileError(
-            f"The VAE does not fit: for {sample.name} it gave latents of the shape {tuple(latents.shape)}, but "
-            f"{encoder.latent_format} latents are {expected}: choose the VAE that belongs to the model."
-        )
-    latents = latents.detach().to("cpu", torch.float32)
-    if not torch.isfinite(latents).all():
-        raise ModelFileError(
-            f"The VAE gave values that are not finite for {sample.name}: run it in bf16 or fp32, or check its file."
-        )
-    store.save("latents", key, {"latents": latents}, {"name": sample.name, "encoder": encoder.identity})
-    return expected
+class _Recipe:
+    """What is made of a sample, and where it is kept."""
 
+    def __init__(
+        self, encoder: VideoEncoder, conditioning: Conditioning, vision: VisionEncoder | None, store: Store
+    ) -> None:
+        self.encoder, self.vision, self.store = encoder, vision, store
+        self.conditioning: Conditioning = conditioning
+        self.known = known_frames(conditioning)
+        # The Wan 2.2 VAE belongs to TI2V-5B, which is given its first frame in place of the first latent frame.
+        self.encodes_known = bool(self.known) and encoder.latent_format == "wan2.1"
+        if len(self.known) > 1 and not self.encodes_known:
+            raise ConfigError(
+                f"condition_on is '{conditioning}', but the VAE is that of Wan 2.2 TI2V-5B, which knows a first frame only: "
+                "choose 'first frame'."
+            )
+        if vision is not None and not self.encodes_known:
+            why = "the VAE is that of Wan 2.2 TI2V-5B, which takes none" if self.known else "condition_on is 'none'"
+            raise ConfigError(
+                f"a CLIP vision model is connected, but {why}: disconnect it, or, for Wan 2.1 image-to-video, choose its VAE "
+                "and 'first frame'."
+            )
 
-def _latent_entry(sample: Sample, key: str, shape: tuple[int, int, int, int], store: Store) -> LatentEntry:
-    return LatentEntry(
-        path=str(store.path("latents", key)),
-        key=key,
-        name=sample.name,
-        caption=sample.file.caption,
-        shape=shape,
-        repeats=sample.repeats,
-        held_out=sample.held_out,
-    )
+    def entry(self, sample: Sample) -> LatentEntry:
+        """The sample's entry; encodes what is not in the store."""
+        if self.known and len(sample.frame_indices) == 1:
+            raise DatasetError(
+                f"{sample.file.path} is a single picture: an image-to-video model learns from clips only; train pictures "
+                "with a text-to-video model, or set condition_on to 'none'."
+            )
+        key = latent_key(sample, self.encoder.identity)
+        known_key = latent_key(sample, self.encoder.identity, self.conditioning) if self.encodes_known else ""
+        vision_id = self.vision.identity if self.vision else ""
+        features_key = vision_key(sample, self.conditioning, vision_id) if self.vision else ""
+        shape = self._shape(sample)
+        absent = [name for name in (key, known_key) if name and not self._has_latents(name, shape)]
+        features_absent = bool(features_key) and not self._has_features(features_key)
+        if absent or features_absent:
+            frames = read_frames(sample)  # [F, H, W, 3]
+            for name in absent:
+                self._save_latents(
+                    sample, name, frames if name == key else hide_unknown(frames, self.conditioning), shape
+                )
+            if features_absent:
+                self._save_features(sample, features_key, frames)
+        return LatentEntry(
+            path=str(self.store.path("latents", key)),
+            key=key,
+            name=sample.name,
+            caption=sample.file.caption,
+            shape=shape,
+            repeats=sample.repeats,
+            held_out=sample.held_out,
+            known_path=str(self.store.path("latents", known_key)) if known_key else "",
+            known_key=known_key,
+            vision_path=str(self.store.path("vision", features_key)) if features_key else "",
+            vision_key=features_key,
+        )
+
+    def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
+        """(C, F, H, W) that the latents have to have."""
+        latent_format = self.encoder.latent_format
+        scale = _SPATIAL[latent_format]
+        num_latent_frames = (len(sample.frame_indices) - 1) // 4 + 1
+        return (LATENT_CHANNELS[latent_format], num_latent_frames, sample.height // scale, sample.width // scale)
+
+    def _has_latents(self, key: str, shape: tuple[int, int, int, int]) -> bool:
+        tensors = self.store.load("latents", key)
+        return bool(tensors) and "latents" in tensors and tuple(tensors["latents"].shape) == shape
+
+    def _has_features(self, key: str) -> bool:
+        tensors = self.store.load("vision", key)
+        return bool(tensors) and "features" in tensors
+
+    def _save_latents(self, sample: Sample, key: str, frames: torch.Tensor, shape: tuple[int, int, int, int]) -> None:
+        latents = self.encoder.encode(frames)  # [C, F, H, W]
+        if tuple(latents.shape) != shape:
+            raise ModelFileError(
+                f"The VAE does not fit: for {sample.name} it gave latents of the shape {tuple(latents.shape)}, but "
+                f"{self.encoder.latent_format} latents are {shape}: choose the VAE that belongs to the model."
+            )
+        latents = latents.detach().to("cpu", torch.float32)
+        if not torch.isfinite(latents).all():
+            raise ModelFileError(
+                f"The VAE gave values that are not finite for {sample.name}: run it in bf16 or fp32, or check its file."
+            )
+        self.store.save("latents", key, {"latents": latents}, {"name": sample.name, "encoder": self.encoder.identity})
+
+    def _save_features(self, sample: Sample, key: str, frames: torch.Tensor) -> None:
+        assert self.vision is not None
+        features = torch.cat([self.vision.encode(frames[index]) for index in self.known])  # [257 n, 1280]
+        features = features.detach().to("cpu", torch.float32)
+        expected = (VISION_TOKENS * len(self.known), VISION_DIM)
+        if tuple(features.shape) != expected:
+            raise ModelFileError(
+                f"The CLIP vision model does not fit: for {sample.name} it gave features of the shape "
+                f"{tuple(features.shape)}, but Wan 2.1 needs {expected}: load clip_vision_h.safetensors."
+            )
+        if not torch.isfinite(features).all():
+            raise ModelFileError(f"The CLIP vision model gave values that are not finite for {sample.name}.")
+        self.store.save("vision", key, {"features": features}, {"name": sample.name, "encoder": self.vision.identity})
 
 
 def _text_problem(context: Any, encoder: TextEncoder) -> str:

@@ -37,6 +37,11 @@ _STD: dict[str, list[float]] = {
 # fmt: on
 
 
+def unit_range(frames: torch.Tensor) -> torch.Tensor:
+    """Pixels as float32 in 0..1, from uint8 or from float that is so already."""
+    return frames.float() / 255.0 if frames.dtype == torch.uint8 else frames.float()
+
+
 def normalise_latents(latents: torch.Tensor, latent_format: LatentFormat) -> torch.Tensor:
     """Raw posterior mean [C, F, H, W] to what the DiT is trained on."""
     mean, std = (torch.tensor(table[latent_format]).to(latents).view(-1, 1, 1, 1) for table in (_MEAN, _STD))

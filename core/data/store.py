@@ -25,6 +25,11 @@ def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str
     return digest(["latents", _PIXELS_VERSION, sample.content_key, encoder_identity, mode], 32)
 
 
+def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
+    """Key of the CLIP vision features of a sample's known frames."""
+    return digest(["vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity], 32)
+
+
 def text_key(caption: str, encoder_identity: str) -> str:
     """Key of a caption's embedding: the text and the text encoder."""
     return digest(["text", 1, caption, encoder_identity], 32)

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from ..serial import digest
+from .conditioning import Conditioning
 
 FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
@@ -148,6 +149,10 @@ class LatentEntry:
     shape: tuple[int, int, int, int]  # C, F, H, W
     repeats: int = 1
     held_out: bool = False
+    known_path: str = ""  # image-to-video: key `latents`, of the known frames with mid-grey elsewhere, same shape
+    known_key: str = ""
+    vision_path: str = ""  # Wan 2.1 image-to-video: key `features`, [257 for each known frame, 1280] float32
+    vision_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +164,12 @@ class LatentCache:
     latent_format: Literal["wan2.1", "wan2.2"]
     fps: float
     trigger_word: str = ""
+    conditioning: Conditioning = "none"
 
     @property
     def digest(self) -> str:
         """Digest of the content, independent of where the files lie."""
-        return digest([[e.key, e.caption, e.repeats, e.held_out] for e in self.entries])
+        return digest([[e.key, e.known_key, e.vision_key, e.caption, e.repeats, e.held_out] for e in self.entries])
 
     def __repr__(self) -> str:
         return f"LatentCache({len(self.entries)} samples, {self.latent_format}, {self.digest})"
@@ -208,7 +214,20 @@ class VideoEncoder(Protocol):
     latent_format: Literal["wan2.1", "wan2.2"]
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """[F, H, W, 3] uint8 to the posterior mean, normalised, [C, (F-1)//4+1, H/8, W/8] float32 on the CPU."""
+        """[F, H, W, 3], uint8 or float 0..1, to the posterior mean, normalised, [C, (F-1)//4+1, H/8, W/8] float32.
+
+        The result is on the CPU.
+        """
+        ...
+
+
+class VisionEncoder(Protocol):
+    """A CLIP vision model behind a small door: ViT-H/14, as Wan 2.1 image-to-video wants it."""
+
+    identity: str
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """[H, W, 3] uint8 to the hidden states before the last layer, [257, 1280] float32 on the CPU."""
         ...
 
 

@@ -26,6 +26,20 @@ def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - latents
 
 
-def flow_loss(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each sample in float32, [B]."""
-    return (pred.float() - target).square().flatten(1).mean(1)
+def give_first_frame(
+    noisy_latents: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """TI2V's way of giving an image: the first latent frame clean, at timestep 0 (Wan2.2, wan/textimage2video.py).
+
+    noisy_latents and latents [B, C, F, H, W], timesteps [B] -> [B, C, F, H, W] and timesteps [B, F].
+    """
+    given = torch.cat([latents[:, :, :1], noisy_latents[:, :, 1:]], dim=2)
+    by_frame = timesteps.unsqueeze(1).repeat(1, latents.shape[2])
+    by_frame[:, 0] = 0
+    return given, by_frame
+
+
+def flow_loss(pred: torch.Tensor, target: torch.Tensor, *, given_frames: int = 0) -> torch.Tensor:
+    """Mean squared error of each sample in float32, [B]; over the latent frames behind the `given_frames` alone."""
+    error = (pred.float() - target).square()
+    return error[:, :, given_frames:].flatten(1).mean(1)

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..data.conditioning import Conditioning, known_mask
 from ..errors import DatasetError
 from ..flow.random import stream
 from .job import DataSpec, TrainSample
@@ -23,6 +24,8 @@ class Batch:
     latents: torch.Tensor  # [B, C, F, H, W] float32
     context: torch.Tensor  # [B, 512, D] float32, zero-padded
     names: tuple[str, ...]
+    conditioning: torch.Tensor | None = None  # [B, 4 + C, F, H, W]: image-to-video's mask and latents of known frames
+    clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
 
 
 def load_tensor(path: str, key: str, name: str) -> torch.Tensor:
@@ -41,11 +44,26 @@ def load_context(path: str, name: str) -> torch.Tensor:
     return torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - context.shape[0]))
 
 
-def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str]) -> Batch:
+def load_conditioning(sample: TrainSample, conditioning: Conditioning) -> torch.Tensor:
+    """What an image-to-video model is given of a sample, [4 + C, F, H, W]: the mask, then the known frames' latents."""
+    _, num_frames, height, width = sample.shape
+    mask = known_mask(conditioning, (num_frames, height, width))
+    return torch.cat([mask, load_tensor(sample.known_path, "latents", sample.name)])
+
+
+def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str], conditioning: Conditioning = "none") -> Batch:
     """Read the samples; `contexts` are the paths of the embeddings to use."""
     latents = [load_tensor(s.latents_path, "latents", s.name) for s in samples]
     texts = [load_context(path, s.name) for s, path in zip(samples, contexts, strict=True)]
-    return Batch(torch.stack(latents), torch.stack(texts), tuple(s.name for s in samples))
+    known = [load_conditioning(s, conditioning) for s in samples if s.known_path]
+    features = [load_tensor(s.vision_path, "features", s.name) for s in samples if s.vision_path]
+    return Batch(
+        torch.stack(latents),
+        torch.stack(texts),
+        tuple(s.name for s in samples),
+        conditioning=torch.stack(known) if known else None,
+        clip_features=torch.stack(features) if features else None,
+    )
 
 
 class BatchSchedule:
@@ -94,7 +112,7 @@ class BatchSchedule:
             self._data.empty_text_path if drop else sample.text_path
             for sample, drop in zip(samples, dropped.tolist(), strict=True)
         ]
-        return load_batch(samples, paths)
+        return load_batch(samples, paths, self._data.conditioning)
 
 
 class Prefetcher:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters.setup import AdapterOptions
+from ..data.conditioning import Conditioning
 from ..data.types import LatentCache, TextCache
 from ..errors import ConfigError, RunError
 from ..flow.sigmas import TimestepOptions
 from ..serial import digest, from_dict, to_dict
+from ..wan.config import Variant
 from .optimizers import OptimizerOptions
 from .schedule import ScheduleOptions
 
@@ -17,8 +19,15 @@ SCHEMA = 1
 Stage = Literal["high", "low", "single"]
 Precision = Literal["auto", "bf16", "fp32"]
 
-# Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py).
+# Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
+# wan_i2v_A14B.py).
 BOUNDARY_T2V_A14B = 0.875
+BOUNDARY_I2V_A14B = 0.900
+
+
+def official_boundary(variant: Variant) -> float:
+    """The boundary between the experts of the A14B model of this variant."""
+    return BOUNDARY_I2V_A14B if variant in ("i2v", "flf2v") else BOUNDARY_T2V_A14B
 
 
 def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
@@ -51,6 +60,10 @@ class TrainSample:
     caption: str
     repeats: int = 1
     held_out: bool = False
+    known_path: str = ""  # image-to-video: latents of the known frames, with grey elsewhere
+    known_key: str = ""
+    vision_path: str = ""  # Wan 2.1 image-to-video: CLIP features of the known frames
+    vision_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,12 @@ class DataSpec:
     empty_text_path: str
     empty_text_key: str
     text_dim: int  # width of the text embeddings
+    conditioning: Conditioning = "none"  # the frames that the model is given
+
+    @property
+    def gives_first_frame(self) -> bool:
+        """Whether the first frame is given in place of the first latent frame, as TI2V-5B has it."""
+        return self.conditioning != "none" and not any(sample.known_path for sample in self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +145,10 @@ class Job:
         samples = [[s.latents_key, s.text_key, s.repeats, s.held_out] for s in self.data.samples]
         settings = [self.adapter, self.timesteps, self.optimizer, self.schedule, loop]
         model = [self.model.identity, self.model.precision]
-        return digest([SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings)])
+        parts = [SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings)]
+        if self.data.conditioning != "none":
+            parts += [self.data.conditioning, [[s.known_key, s.vision_key] for s in self.data.samples]]
+        return digest(parts)
 
     @property
     def training_samples(self) -> tuple[TrainSample, ...]:
@@ -178,11 +200,21 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
             caption=entry.caption,
             repeats=entry.repeats,
             held_out=entry.held_out,
+            known_path=entry.known_path,
+            known_key=entry.known_key,
+            vision_path=entry.vision_path,
+            vision_key=entry.vision_key,
         )
         for entry in latents.entries
     )
     empty = by_caption[""]
-    return DataSpec(samples=samples, empty_text_path=empty.path, empty_text_key=empty.key, text_dim=text.dim)
+    return DataSpec(
+        samples=samples,
+        empty_text_path=empty.path,
+        empty_text_key=empty.key,
+        text_dim=text.dim,
+        conditioning=latents.conditioning,
+    )
 
 
 def job_to_json(job: Job) -> str:

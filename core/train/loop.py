@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from ..errors import RunError
-from ..flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, sample_noise, velocity_target
+from ..flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, give_first_frame, sample_noise, velocity_target
 from ..flow.random import stream_seed
 from ..flow.sigmas import sample_sigmas
 from .batches import Batch
@@ -62,6 +62,7 @@ class Trainer:
         self.batches = batches
         self.callbacks = callbacks
         self.device = parameters[0].device
+        self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
 
     def train(self) -> None:
@@ -103,18 +104,23 @@ class Trainer:
             [sample_noise(z.shape, seed=job.loop.seed, draw=first_draw + i) for i, z in enumerate(batch.latents)]
         )
         torch.manual_seed(stream_seed(job.loop.seed, "dropout", index))
-        return self.loss_at(batch.latents, batch.context, noise, sigmas), sigmas
+        return self.loss_at(batch, noise, sigmas), sigmas
 
-    def loss_at(
-        self, latents: torch.Tensor, context: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor
-    ) -> torch.Tensor:
-        """Flow-matching loss [B] of given latents, noise [B, C, F, H, W] and sigmas [B]."""
-        latents, context = latents.to(self.device), context.to(self.device)
+    def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """Flow-matching loss [B] of a batch at given noise [B, C, F, H, W] and sigmas [B]."""
+        latents, context = batch.latents.to(self.device), batch.context.to(self.device)
         noise, sigmas = noise.to(self.device), sigmas.to(self.device)
-        noisy_latents = add_noise(latents, noise, sigmas)
+        noisy_latents, timesteps = add_noise(latents, noise, sigmas), sigmas * NUM_TIMESTEPS
         target = velocity_target(latents, noise)
-        pred = self.model(noisy_latents, sigmas * NUM_TIMESTEPS, context)
-        return flow_loss(pred, target)
+        if self.given_frames:
+            noisy_latents, timesteps = give_first_frame(noisy_latents, latents, timesteps)
+        pred = self.model(noisy_latents, timesteps, context, **self._image_inputs(batch))
+        return flow_loss(pred, target, given_frames=self.given_frames)
+
+    def _image_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What an image-to-video model is given besides; nothing for the others."""
+        given = {"conditioning": batch.conditioning, "clip_features": batch.clip_features}
+        return {name: tensor.to(self.device) for name, tensor in given.items() if tensor is not None}
 
     def _clip_gradients(self) -> torch.Tensor:
         limit = self.job.optimizer.max_grad_norm

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from ..adapters.setup import add_adapter
+from ..data.conditioning import Conditioning
 from ..errors import ConfigError
 from ..memory.checkpointing import with_checkpointing
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
+from ..wan.config import Variant
 from ..wan.model import WanTransformer
-from .job import Job, ModelSpec
+from .job import DataSpec, Job, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,37 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
                 f"{sample.name} has {channels} latent channels, but {info.path.name} needs {info.config.out_dim}: "
                 f"cache the latents with the {'Wan 2.2' if info.config.out_dim == 48 else 'Wan 2.1'} VAE."
             )
+
+    _check_conditioning(job.data, info)
+
+
+# What each variant wants to be given, by what condition_on may be.
+_CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
+    "t2v": ("none",),
+    "i2v": ("first frame", "first and last frame"),
+    "flf2v": ("first and last frame",),
+    "ti2v": ("none", "first frame"),
+}
+
+
+def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
+    config, name = info.config, info.path.name
+    wanted = _CONDITIONINGS.get(config.variant, ())
+    if data.conditioning not in wanted:
+        kind = "text-to-video" if config.variant == "t2v" else "image-to-video"
+        choices = " or ".join(f"'{choice}'" for choice in wanted)
+        raise ConfigError(
+            f"the latents were cached with condition_on '{data.conditioning}', but {name} is a model for {kind} "
+            f"({config.variant}): set condition_on of Cache Latents to {choices}."
+        )
+    has_features = any(sample.vision_path for sample in data.samples)
+    if config.image_dim and not has_features:
+        raise ConfigError(
+            f"{name} needs the CLIP features of the given frames: connect clip_vision_h.safetensors (Load CLIP Vision) to "
+            "Cache Latents."
+        )
+    if has_features and not config.image_dim:
+        raise ConfigError(f"{name} takes no CLIP features: disconnect the CLIP vision model from Cache Latents.")
 
 
 def prepare(job: Job, device: torch.device) -> Prepared:

@@ -22,10 +22,10 @@ def validation_loss(trainer: Trainer) -> tuple[float, list[float]]:
     trainer.model.eval()
     with torch.no_grad():
         for number, sample in enumerate(job.held_out_samples):
-            batch = load_batch([sample], [sample.text_path])
+            batch = load_batch([sample], [sample.text_path], job.data.conditioning)
             for i, sigma in enumerate(sigmas):
                 noise = sample_noise(batch.latents.shape, seed=VALIDATION_SEED, draw=number * NUM_SIGMAS + i)
-                totals[i] += trainer.loss_at(batch.latents, batch.context, noise, sigma.view(1)).item()
+                totals[i] += trainer.loss_at(batch, noise, sigma.view(1)).item()
     trainer.model.train()
     by_sigma = totals / len(job.held_out_samples)
     return by_sigma.mean().item(), by_sigma.tolist()

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ModelFileError
-from .config import WanConfig
-from .detect import detect_config, read_overrides
+from .config import TRAINABLE, WanConfig
+from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
-from .header import FileHeader, TensorEntry, content_digest, read_header, read_tensor
-from .identify import identify
-from .keys import find_prefix, is_diffusers, to_official
+from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
+from .header import FileHeader, TensorEntry, content_digest
+from .identify import WANTED, identify
+from .keys import find_prefix, is_diffusers, is_unused, to_official
 from .model import WanTransformer
 from .quantized import (
     LAYER_FORMAT,
@@ -36,7 +37,7 @@ Expert = Literal["high", "low"]
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # The linears that carry nearly all weights and FLOPs; everything else is kept in high precision.
-_BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.\d)\.(?:weight|bias)")
+_BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.(?:[qkvo]|[kv]_img)|ffn\.\d)\.(?:weight|bias)")
 
 # "high" or "low" followed by "noise", or standing alone; not the first half of "low_vram" or "high_quality".
 _EXPERT = re.compile(
@@ -76,22 +77,31 @@ def inspect(path: Path) -> CheckpointInfo:
     """What the checkpoint at `path` is: a file, one shard or the index of a sharded set, or a folder of either.
 
     Reads headers, and for `identity` a few MB of samples. Raises ModelFileError if the file is missing or damaged, or
-    if it is anything but a Wan text-to-video transformer: then the message says what it is.
+    if it is anything but a Wan transformer of a variant in `TRAINABLE`: then the message says what it is.
     """
     path = Path(path)
     files = find_files(path)
-    headers = tuple(read_header(file) for file in files)
+    headers = tuple(open_header(file) for file in files)
     kind = identify({name: entry.shape for header in headers for name, entry in header.entries.items()})
-    if kind.variant != "t2v":
+    if kind.variant is None or kind.variant not in TRAINABLE:
         raise ModelFileError(f"'{path}' is {kind.label}, {kind.advice}.")
     source = _collect(headers)
+    stated = stated_kind(path, source.metadata)
+    if stated is not None:
+        raise ModelFileError(
+            f"'{path}' is a Wan model of the kind '{stated}', as its header says, which cannot be trained yet; {WANTED}."
+        )
     entries = source.entries
     weights = stored_weights(path, entries, source.metadata)
     sidecar = files[0].parent / "config.json" if source.layout == "diffusers" else None
     overrides = read_overrides(path, source.metadata, sidecar)
     params = {name: entry for name, entry in entries.items() if not is_extra(name)}
-    config = detect_config(path, {name: entry.shape for name, entry in params.items()}, "t2v", overrides)
-    _check_params(path, params, _build_on_meta(config))
+    config = detect_config(path, {name: entry.shape for name, entry in params.items()}, kind.variant, overrides)
+    try:
+        model = _build_on_meta(config)
+    except ConfigError as error:
+        raise ModelFileError(f"The model file '{path}' cannot be used: {error}") from error
+    _check_params(path, params, model)
     return CheckpointInfo(
         path=path,
         files=files,
@@ -113,15 +123,16 @@ def load_transformer(
 ) -> WanTransformer:
     """The transformer of `info` on `device`, frozen and in eval mode.
 
-    Block linears are in `dtype`; embeddings, norms, modulation and head in `high_precision_dtype`. Weights are read one
-    at a time: the peak is about one tensor above the result. Raises ModelFileError if the files have changed or cannot
-    be read, ConfigError for a dtype that cannot compute.
+    Block linears are in `dtype`; embeddings, norms, modulation and head in `high_precision_dtype`. Block linears that a
+    GGUF file holds quantized stay so, and compute in `dtype`. Weights are read one at a time: the peak is about one
+    tensor above the result. Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype
+    that cannot compute.
     """
     device = torch.device(device)
     for wanted in (dtype, high_precision_dtype):
         if wanted not in COMPUTE_DTYPES:
             raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
-    headers = tuple(read_header(file) for file in info.files)
+    headers = tuple(open_header(file) for file in info.files)
     if _identity(headers) != info.identity:
         raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
     source = _collect(headers)
@@ -132,9 +143,17 @@ def load_transformer(
         scales = _read_scales(source)
         state = {}
         for name, stored in _read_in_order(source, params):
-            target = dtype if _BLOCK_LINEAR.fullmatch(name) else high_precision_dtype
-            scale = scales.get(scale_name(name, scales) or "")
-            state[name] = convert(stored, scale, target, device)
+            in_block = _BLOCK_LINEAR.fullmatch(name) is not None
+            target = dtype if in_block else high_precision_dtype
+            entry = params[name]
+            if entry.dtype not in QUANTS:
+                scale = scales.get(scale_name(name, scales) or "")
+                state[name] = convert(stored, scale, target, device)
+            elif in_block and name.endswith(".weight"):
+                keep_quantized(model, name.removesuffix(".weight"), entry.dtype)
+                state[name] = stored.to(device)
+            else:
+                state[name] = dequantize(stored.to(device), entry.dtype, entry.shape, target)
             del stored
         model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
@@ -166,7 +185,8 @@ def _collect(headers: tuple[FileHeader, ...]) -> _Source:
     }
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
     if is_diffusers(found):
-        return _Source({to_official(name): value for name, value in found.items()}, "diffusers", metadata)
+        tensors = {to_official(name): value for name, value in found.items() if not is_unused(name)}
+        return _Source(tensors, "diffusers", metadata)
     return _Source(found, "comfy" if prefix else "official", metadata)
 
 
@@ -193,7 +213,7 @@ def _check_params(path: Path, params: Mapping[str, TensorEntry], model: WanTrans
     unexpected = [name for name in params if name not in expected]
     if unexpected:
         raise ModelFileError(
-            f"The model file '{path}' is not a plain Wan text-to-video model: it has {len(unexpected)} unknown "
+            f"The model file '{path}' is not a plain Wan model: it has {len(unexpected)} unknown "
             f"weights, such as {_names(unexpected)}; use the original model file."
         )
     for name, shape in expected.items():
@@ -228,4 +248,4 @@ def _read_in_order(source: _Source, names: Iterable[str]) -> Iterable[tuple[str,
     for path, file_names in by_file.items():
         with path.open("rb") as stream:
             for name in sorted(file_names, key=lambda name: source.tensors[name][1].start):
-                yield name, read_tensor(stream, source.tensors[name][1], path)
+                yield name, read_stored(stream, source.tensors[name][1], path)

@@ -5,6 +5,9 @@ from typing import Literal
 
 Variant = Literal["t2v", "i2v", "flf2v", "ti2v", "vace", "fun_control", "other"]
 
+TRAINABLE: tuple[Variant, ...] = ("t2v", "i2v", "flf2v", "ti2v")  # the variants that WanTransformer can be
+MASK_CHANNELS = 4  # of the conditioning: one for each pixel frame of a latent frame
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
@@ -22,6 +25,13 @@ class WanConfig:
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
+    image_dim: int | None = None  # width of the CLIP features, 1280 in Wan 2.1 I2V and FLF2V; None: takes none
+    image_positions: int | None = None  # learned positions of CLIP tokens: 2 x 257 in FLF2V; None: has none
+
+    @property
+    def conditioning_dim(self) -> int:
+        """Channels that follow the noisy latents in the input: 20 (mask, image latents) in I2V and FLF2V, else 0."""
+        return self.in_dim - self.out_dim
 
     @property
     def latent_format(self) -> Literal["wan2.1", "wan2.2"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, ModelFileError
 from ..serial import from_dict
-from .config import Variant, WanConfig
+from .config import TRAINABLE, Variant, WanConfig
 
 HEAD_DIM = 128  # of every published Wan model; nothing in the weights tells it
 SIZES = {field.name for field in fields(WanConfig)} - {"variant"}
@@ -25,7 +25,7 @@ def detect_config(
     """
     patch_size = tuple(_shape(path, shapes, "patch_embedding.weight", 5)[2:])
     dim, in_dim = _shape(path, shapes, "patch_embedding.weight", 5)[:2]
-    values = {
+    values: dict[str, Any] = {
         "dim": dim,
         "in_dim": in_dim,
         "patch_size": patch_size,
@@ -36,6 +36,7 @@ def detect_config(
         "num_layers": _num_layers(shapes),
         "num_heads": dim // HEAD_DIM,
     }
+    values |= _image_sizes(path, shapes)
     values |= overrides
     try:
         config = from_dict(WanConfig, values | {"variant": variant}, "The model's own configuration")
@@ -60,15 +61,31 @@ def read_overrides(path: Path, metadata: Mapping[str, str], sidecar: Path | None
             found |= _from_diffusers(json.loads(sidecar.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ModelFileError(f"'{sidecar}' is not a valid model configuration; download it again.") from error
-    if "config" in metadata:
-        try:
-            found |= json.loads(metadata["config"]).get("transformer", {})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ModelFileError(
-                f"The metadata field 'config' in the header of '{path}' is not valid JSON of the form "
-                '{"transformer": {...}}; get the file from its maker again.'
-            ) from error
+    found |= _stated_config(path, metadata)
     return {name: value for name, value in found.items() if name in SIZES}
+
+
+def stated_kind(path: Path, metadata: Mapping[str, str]) -> str | None:
+    """What the header metadata says that no weight tells: "animate2", "flow_rvs", "causal_ar"; None for a plain model.
+
+    Such models have the weights of a plain one, and ComfyUI runs them in another way (comfy/supported_models.py).
+    """
+    config = _stated_config(path, metadata)
+    if config.get("causal_ar"):
+        return "causal_ar"
+    kind = config.get("model_type", "t2v")
+    return None if kind in TRAINABLE else str(kind)
+
+
+def _stated_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The header metadata `config`: {"transformer": {...}}, in ComfyUI's form; {} without one."""
+    try:
+        return dict(json.loads(metadata.get("config", "{}")).get("transformer", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"The metadata field 'config' in the header of '{path}' is not valid JSON of the form "
+            '{"transformer": {...}}; get the file from its maker again.'
+        ) from error
 
 
 def _from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +104,16 @@ def _from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         "eps": "eps",
     }
     return {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
+
+
+def _image_sizes(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Sizes of the CLIP branch, which Wan 2.1 I2V and FLF2V have; {} for the other models."""
+    if not any(name.startswith("img_emb.") or ".cross_attn.k_img." in name for name in shapes):
+        return {}
+    sizes = {"image_dim": _shape(path, shapes, "img_emb.proj.0.weight", 1)[0]}
+    if "img_emb.emb_pos" in shapes:
+        sizes["image_positions"] = _shape(path, shapes, "img_emb.emb_pos", 3)[1]
+    return sizes
 
 
 def _num_layers(shapes: Mapping[str, Sequence[int]]) -> int:

@@ -1,10 +1,11 @@
-"""Finds the safetensors files behind a path: one file, a shard index, one shard of a set, or a folder."""
+"""Finds the files behind a path: one file, safetensors or GGUF, a shard index, one shard of a set, or a folder."""
 
 import json
 import re
 from pathlib import Path
 
 from ..errors import ModelFileError
+from .gguf import is_gguf
 from .identify import identify_bytes
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -89,6 +90,6 @@ def _refuse_other_formats(path: Path) -> None:
         raise ModelFileError(
             f"The model file '{path}' cannot be read ({error.strerror}); check its permissions."
         ) from error
-    kind = identify_bytes(first_bytes, path.suffix)
+    kind = None if is_gguf(first_bytes) else identify_bytes(first_bytes, path.suffix)
     if kind is not None:
         raise ModelFileError(f"'{path}' is {kind.label}, {kind.advice}.")

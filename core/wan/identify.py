@@ -9,8 +9,7 @@ from .keys import find_prefix, is_diffusers, to_official
 
 Shapes = Mapping[str, Sequence[int]]
 
-WANTED = "use a Wan 2.1 T2V or Wan 2.2 T2V-A14B model file, such as wan2.2_t2v_high_noise_14B_fp16.safetensors"
-NOT_YET = f"which cannot be trained yet; {WANTED}"
+WANTED = "use a Wan 2.1 or 2.2 T2V, I2V, FLF2V or TI2V model file, such as wan2.2_t2v_high_noise_14B_fp16.safetensors"
 IN_LOADER = "which goes into the {} loader; for the model, " + WANTED
 
 
@@ -33,16 +32,20 @@ class Signature:
     check: Callable[[Shapes], bool] | None = None
 
 
-T2V = FileKind("wan_t2v", "a Wan text-to-video model", "which can be trained", "t2v")
 UNKNOWN = FileKind("unknown", "not a model that this pack knows", WANTED)
 
 
 def _other(name: str, label: str) -> FileKind:
-    return FileKind(name, label, f"not a Wan text-to-video model; {WANTED}")
+    return FileKind(name, label, f"not a Wan video model; {WANTED}")
 
 
 def _wan(name: str, label: str, variant: Variant) -> FileKind:
-    return FileKind(name, label, NOT_YET, variant)
+    return FileKind(name, label, "which can be trained", variant)
+
+
+def _not_yet(name: str, label: str, needs: str, variant: Variant = "other") -> FileKind:
+    """A Wan model that takes more than a dataset of captioned clips holds."""
+    return FileKind(name, label, f"which cannot be trained yet, because it learns from {needs} too; {WANTED}", variant)
 
 
 def _in_dim(shapes: Shapes) -> int:
@@ -61,6 +64,7 @@ def _out_dim(shapes: Shapes) -> int:
 _UMT5_KEYS = r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.|^blocks\.1\.pos_embedding\."
 
 _WAN = r"^head\.modulation$"
+FUN_CONTROL = _not_yet("wan_fun_control", "a Wan Fun-Control model", "control videos", "fun_control")
 
 # The first that fits wins: special cases stand before the general ones. Keys are official names without prefix.
 SIGNATURES = (
@@ -69,23 +73,33 @@ SIGNATURES = (
         (r"[._]lora[._]?(A|B|up|down|mid)\b|\.(hada_w1|lokr_w[12]|oft_blocks)|\.dora_scale$|\.diff(_b)?$",),
     ),
     # Wan transformers. Keys as in ComfyUI 0.33, comfy/model_detection.py, and the official repositories.
-    Signature(_wan("wan_vace", "a Wan VACE model", "vace"), (r"^vace_(patch_embedding|blocks)\.",)),
-    Signature(_wan("wan_camera", "a Wan Fun-Camera model", "fun_control"), (_WAN, r"^control_adapter\.conv\.")),
-    Signature(_wan("wan_s2v", "a Wan 2.2 S2V (speech-to-video) model", "other"), (_WAN, r"^casual_audio_encoder\.")),
-    Signature(_wan("wan_humo", "a Wan HuMo model", "other"), (_WAN, r"^audio_proj\.audio_proj_glob")),
-    Signature(_wan("wan_audio", "a Wan talking-video model", "other"), (_WAN, r"^audio_proj\.|\.audio_cross_attn\.")),
-    Signature(_wan("wan_animate", "a Wan 2.2 Animate model", "other"), (_WAN, r"^face_adapter\.")),
     Signature(
-        _wan("wan_pose", "a Wan SCAIL or WanDancer model", "other"), (_WAN, r"^patch_embedding_(mask|pose|global)\.")
+        _not_yet("wan_vace", "a Wan VACE model", "control videos and masks", "vace"),
+        (r"^vace_(patch_embedding|blocks)\.",),
     ),
-    Signature(_wan("wan_recam", "a Wan ReCamMaster model", "other"), (_WAN, r"\.cam_encoder\.")),
-    Signature(_wan("wan_fun_control", "a Wan Fun-Control model", "fun_control"), (_WAN, r"^ref_conv\.")),
+    Signature(
+        _not_yet("wan_camera", "a Wan Fun-Camera model", "camera paths", "fun_control"),
+        (_WAN, r"^control_adapter\.conv\."),
+    ),
+    Signature(
+        _not_yet("wan_s2v", "a Wan 2.2 S2V (speech-to-video) model", "audio"), (_WAN, r"^casual_audio_encoder\.")
+    ),
+    Signature(_not_yet("wan_humo", "a Wan HuMo model", "audio"), (_WAN, r"^audio_proj\.audio_proj_glob")),
+    Signature(
+        _not_yet("wan_audio", "a Wan talking-video model", "audio"), (_WAN, r"^audio_proj\.|\.audio_cross_attn\.")
+    ),
+    Signature(
+        _not_yet("wan_animate", "a Wan 2.2 Animate model", "videos of poses and faces"), (_WAN, r"^face_adapter\.")
+    ),
+    Signature(
+        _not_yet("wan_pose", "a Wan SCAIL or WanDancer model", "videos of poses, or music"),
+        (_WAN, r"^patch_embedding_(mask|pose|global)\."),
+    ),
+    Signature(_not_yet("wan_recam", "a Wan ReCamMaster model", "camera paths"), (_WAN, r"\.cam_encoder\.")),
+    Signature(FUN_CONTROL, (_WAN, r"^ref_conv\.")),
     Signature(_wan("wan_flf2v", "a Wan 2.1 FLF2V model", "flf2v"), (_WAN, r"^img_emb\.emb_pos$")),
-    Signature(
-        _wan("wan_fun_control", "a Wan Fun-Control model", "fun_control"),
-        (_WAN, r"^img_emb\."),
-        lambda shapes: _in_dim(shapes) > 36,
-    ),
+    Signature(FUN_CONTROL, (_WAN, r"^img_emb\."), lambda shapes: _in_dim(shapes) > 36),
+    # Fun-InP has the same keys and shapes, and is trained in the same way.
     Signature(_wan("wan2.1_i2v", "a Wan 2.1 I2V model", "i2v"), (_WAN, r"^img_emb\.|\.cross_attn\.k_img\.")),
     Signature(
         _wan("wan2.2_ti2v_5b", "a Wan 2.2 TI2V-5B model", "ti2v"),
@@ -95,14 +109,14 @@ SIGNATURES = (
     Signature(
         _wan("wan2.2_i2v_a14b", "a Wan 2.2 I2V-A14B model", "i2v"),
         (_WAN,),
-        lambda shapes: _in_dim(shapes) == _out_dim(shapes) + 20,  # 4 mask channels and 16 of the first frame
+        lambda shapes: _out_dim(shapes) == 16 and _in_dim(shapes) == 36,
     ),
     Signature(
-        _wan("wan_fun_control", "a Wan Fun-Control or Fun-Inpaint model", "fun_control"),
+        _not_yet("wan_fun_control", "a Wan Fun-Control or Fun-Inpaint model", "control videos or masks", "fun_control"),
         (_WAN,),
         lambda shapes: _in_dim(shapes) > _out_dim(shapes) > 0,
     ),
-    Signature(T2V, (_WAN, r"^blocks\.0\.self_attn\.q\.")),
+    Signature(_wan("wan_t2v", "a Wan text-to-video model", "t2v"), (_WAN, r"^blocks\.0\.self_attn\.q\.")),
     # VAEs
     Signature(
         FileKind("wan2.2_vae", "a Wan 2.2 VAE", IN_LOADER.format("VAE")),
@@ -171,9 +185,7 @@ SIGNATURES = (
     Signature(_other("vae", "an image VAE of another family"), (r"(^|\.)decoder\.conv_in\.weight",)),
 )
 
-GGUF = FileKind(
-    "gguf", "a GGUF file", "which cannot be trained yet; use the fp16, bf16 or fp8 safetensors of the model"
-)
+GGUF = FileKind("gguf", "no GGUF file in spite of its name", "so the download went wrong: download the file again")
 PICKLE = FileKind(
     "pickle", "a pickle file", "which can run programs when it is opened; use the .safetensors file of the same model"
 )

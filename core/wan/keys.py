@@ -44,6 +44,7 @@ ATTENTION_NAMES = {
 _BLOCK_PATTERN = re.compile(r"((?:vace_)?blocks\.\d+\.)(.+)")
 _ATTENTION_PATTERN = re.compile(r"((?:self_attn|cross_attn)\.)(.+)")
 _DIFFUSERS_PATTERN = re.compile(r"condition_embedder\.|blocks\.\d+\.attn[12]\.")
+_UNUSED_PATTERN = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.")
 
 
 def to_official(name: str) -> str:
@@ -59,6 +60,11 @@ def to_official(name: str) -> str:
 def is_diffusers(names: Iterable[str]) -> bool:
     """Whether the names (without prefix) follow diffusers."""
     return any(_DIFFUSERS_PATTERN.match(name) for name in names)
+
+
+def is_unused(name: str) -> bool:
+    """Whether a weight of diffusers' early I2V files, by its name there, belongs to no model: diffusers ignores it too."""
+    return _UNUSED_PATTERN.match(name) is not None
 
 
 def find_prefix(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """The parts of the Wan transformer (official: Wan2.2, wan/modules/model.py). Parameter names equal the checkpoint's.
 
-Shapes: B batch, L video tokens, S text tokens, D width, N heads, K head dim, F H W token grid,
-T timesteps per sample (1: one for the whole clip).
+Shapes: B batch, L video tokens, S text tokens, I image tokens, D width, N heads, K head dim, F H W token grid,
+T timesteps per sample: 1 for the whole clip, or F, one per frame.
 """
 
 import math
@@ -17,23 +17,29 @@ ROPE_THETA = 10000.0
 class WanBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; the first and last are modulated by the timestep."""
 
-    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float, *, attends_image: bool = False) -> None:
+        """`attends_image`: the cross-attention has a branch to the tokens of an image (Wan 2.1 I2V and FLF2V)."""
         super().__init__()
         self.eps = eps
         self.self_attn = SelfAttention(dim, num_heads, eps)
         self.norm3 = LayerNorm(dim, eps)
-        self.cross_attn = CrossAttention(dim, num_heads, eps)
+        self.cross_attn = CrossAttention(dim, num_heads, eps, attends_image=attends_image)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = modulation_parameter(6, dim)
 
-    def forward(self, x: Tensor, time_mod: Tensor, rope: Tensor, context: Tensor) -> Tensor:
-        """x [B, L, D], time_mod [B, T, 6, D] (T is 1 or L), rope [2, L, K/2], context [B, S, D] -> [B, L, D]."""
+    def forward(
+        self, x: Tensor, time_mod: Tensor, rope: Tensor, context: Tensor, image_context: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, D], time_mod [B, T, 6, D], rope [2, L, K/2], context [B, S, D] -> [B, L, D].
+
+        `image_context` [B, I, D] goes with `attends_image`.
+        """
         mods = (self.modulation.float() + time_mod.float()).unbind(2)  # six of [B, T, D]
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = mods
 
         y = self.self_attn(modulated_norm(x, attn_shift, attn_scale, self.eps), rope)
         x = gated_add(x, y, attn_gate)
-        x = x + self.cross_attn(self.norm3(x), context)
+        x = x + self.cross_attn(self.norm3(x), context, image_context)
         y = run_layers(self.ffn, modulated_norm(x, ffn_shift, ffn_scale, self.eps))
         return gated_add(x, y, ffn_gate)
 
@@ -60,9 +66,12 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from the video tokens to the text tokens; no mask: the zero padding takes part, as in training."""
+    """Attention from the video tokens to the text tokens; no mask: the zero padding takes part, as in training.
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    With `attends_image`, attention by the same queries to the tokens of an image is added before the output projection.
+    """
+
+    def __init__(self, dim: int, num_heads: int, eps: float, *, attends_image: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
@@ -71,13 +80,46 @@ class CrossAttention(nn.Module):
         self.o = nn.Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
+        if attends_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [B, L, D], context [B, S, D] -> [B, L, D]."""
+    def forward(self, x: Tensor, context: Tensor, image_context: Tensor | None = None) -> Tensor:
+        """x [B, L, D], context [B, S, D], image_context [B, I, D] -> [B, L, D]."""
         q_BLNK = self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1))
         k_BSNK = self.norm_k(run_layer(self.k, context)).unflatten(2, (self.num_heads, -1))
         v_BSNK = run_layer(self.v, context).unflatten(2, (self.num_heads, -1))
-        return run_layer(self.o, attention(q_BLNK, k_BSNK, v_BSNK).flatten(2))
+        y = attention(q_BLNK, k_BSNK, v_BSNK)
+        if image_context is not None:
+            k_BINK = self.norm_k_img(run_layer(self.k_img, image_context)).unflatten(2, (self.num_heads, -1))
+            v_BINK = run_layer(self.v_img, image_context).unflatten(2, (self.num_heads, -1))
+            y = y + attention(q_BLNK, k_BINK, v_BINK)
+        return run_layer(self.o, y.flatten(2))
+
+
+class ImageEmbedding(nn.Module):
+    """Tokens of CLIP's vision encoder, from its width to the transformer's; with learned positions in FLF2V."""
+
+    def __init__(self, image_dim: int, dim: int, num_positions: int | None) -> None:
+        super().__init__()
+        eps = 1e-5  # PyTorch's default, not the transformer's
+        self.proj = nn.Sequential(
+            LayerNorm(image_dim, eps),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            LayerNorm(dim, eps),
+        )
+        # The two frames of FLF2V are told apart by nothing else.
+        self.emb_pos = None if num_positions is None else nn.Parameter(torch.zeros(1, num_positions, image_dim))
+
+    def forward(self, clip_features: Tensor) -> Tensor:
+        """[B, I, image_dim] -> [B, I, D]; I is the number of positions where there are any."""
+        x = clip_features.float()
+        if self.emb_pos is not None:
+            x = x + self.emb_pos.float()
+        return run_layers(self.proj, x)
 
 
 class Head(nn.Module):
@@ -142,13 +184,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift in fp32, result in x's dtype; x [B, L, D], shift and scale [B, T, D]."""
-    normed = functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+    normed = by_timestep(functional.layer_norm(x.float(), x.shape[-1:], eps=eps), shift.shape[1])
+    return torch.addcmul(shift.unsqueeze(2), normed, 1 + scale.unsqueeze(2)).flatten(1, 2).to(x.dtype)
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + y * gate in fp32, result in x's dtype; x and y [B, L, D], gate [B, T, D]."""
-    return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+    x_BTLD, y_BTLD = by_timestep(x.float(), gate.shape[1]), by_timestep(y.float(), gate.shape[1])
+    return torch.addcmul(x_BTLD, y_BTLD, gate.unsqueeze(2)).flatten(1, 2).to(x.dtype)
+
+
+def by_timestep(x: Tensor, num: int) -> Tensor:
+    """View of x [B, L, D] as [B, T, L/T, D]: the tokens of a frame lie together, and modulations [B, T, 1, D] broadcast.
+
+    One row per token would be gigabytes at the length of a video.
+    """
+    return x.unflatten(1, (num, -1))
 
 
 def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:

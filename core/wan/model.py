@@ -1,6 +1,10 @@
-"""The Wan text-to-video transformer (Wan 2.1 T2V 1.3B and 14B, Wan 2.2 T2V-A14B), in pure PyTorch.
+"""The Wan video transformer, in pure PyTorch.
 
-Shapes: B batch, C channels, F H W latent frames, height, width, L video tokens, S text tokens, D width, K head dim.
+T2V (Wan 2.1 1.3B and 14B, Wan 2.2 A14B), I2V (Wan 2.1 14B with CLIP, Wan 2.2 A14B without), FLF2V (Wan 2.1 14B), and
+TI2V (Wan 2.2 5B). Fun-InP has the weights of I2V, and is one here.
+
+Shapes: B batch, C channels, F H W latent frames, height, width, L video tokens, S text tokens, I image tokens, D width,
+K head dim, T timesteps per sample: 1 for the whole clip, or F, one per frame.
 """
 
 import math
@@ -11,11 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from .checks import check_config, check_inputs
 from .config import WanConfig
-from .layers import Head, WanBlock, compute_dtype, rope_table, run_layer, run_layers, sinusoidal_embedding
+from .layers import (
+    Head,
+    ImageEmbedding,
+    WanBlock,
+    compute_dtype,
+    rope_table,
+    run_layer,
+    run_layers,
+    sinusoidal_embedding,
+)
 
-RunBlock = Callable[..., Tensor]  # (block, x, time_mod, rope, context) -> x
+RunBlock = Callable[..., Tensor]  # (block, x, time_mod, rope, context[, image_context]) -> x
 
 MAX_CACHED_GRIDS = 16  # rope tables kept per model; one of 81 frames at 480p is 16 MiB
 
@@ -41,8 +54,12 @@ class WanTransformer(nn.Module):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.img_emb: ImageEmbedding | None = None
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, dim, config.image_positions)
         self.blocks = nn.ModuleList(
-            WanBlock(dim, config.ffn_dim, config.num_heads, eps) for _ in range(config.num_layers)
+            WanBlock(dim, config.ffn_dim, config.num_heads, eps, attends_image=config.image_dim is not None)
+            for _ in range(config.num_layers)
         )
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
         self._seam = _Seam(call_block)
@@ -52,8 +69,9 @@ class WanTransformer(nn.Module):
     def run_block(self) -> RunBlock:
         """How a block is run: `run_block(block, x, time_mod, rope, context) -> x`, once per block, in order.
 
-        Assign a callable to wrap it (checkpointing, swap). The block comes as an argument, so the callable may be
-        shared: a deepcopy of the model keeps the same callable and passes its own blocks.
+        In a model that takes CLIP features, `image_context` follows `context`. Assign a callable to wrap it
+        (checkpointing, swap). The block comes as an argument, so the callable may be shared: a deepcopy of the model
+        keeps the same callable and passes its own blocks.
         """
         return self._seam.run_block
 
@@ -61,28 +79,47 @@ class WanTransformer(nn.Module):
     def run_block(self, run_block: RunBlock) -> None:
         self._seam = _Seam(run_block)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """latents [B, C, F, H, W], timesteps [B] = 1000 * sigma, context [B, S, text_dim] -> [B, out_dim, F, H, W].
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        *,
+        conditioning: Tensor | None = None,
+        clip_features: Tensor | None = None,
+    ) -> Tensor:
+        """latents [B, out_dim, F, H, W] (noisy), context [B, S, text_dim] -> velocity [B, out_dim, F, H, W].
 
+        timesteps: [B] = 1000 * sigma, or [B, F] where frames differ. TI2V is given its first frame in this way: clean
+        in `latents`, with the timestep 0. One per frame, as ComfyUI has them, not one per token: modulations are then
+        [B, F, 6, D], whereas [B, L, 6, D] would take 2 GB at 121 frames of 1280 x 704.
+        conditioning: [B, conditioning_dim, F, H, W], for I2V and FLF2V alone: 4 mask channels, then the latents of the
+        given frames and grey.
+        clip_features: [B, I, image_dim], where the model takes them: CLIP's penultimate layer, 257 tokens of the first
+        frame; in FLF2V followed by those of the last.
         The text is already padded with zeros to `text_len` rows. The result has the dtype of the head's weight.
-        Raises ConfigError if the sizes do not fit the model.
+        Raises ConfigError if an input is missing, is not one of this variant, or has the wrong size.
         """
-        check_inputs(self.config, latents, timesteps, context)
+        check_inputs(self.config, latents, timesteps, context, conditioning=conditioning, clip_features=clip_features)
+        if conditioning is not None:
+            latents = torch.cat([latents, conditioning], dim=1)
         x = run_layer(self.patch_embedding, latents)
         grid = (x.shape[2], x.shape[3], x.shape[4])
         x = x.flatten(2).transpose(1, 2)  # [B, L, D]
 
-        # One timestep per sample; per-token timesteps would make the second axis L instead of 1.
-        freqs = sinusoidal_embedding(timesteps.unsqueeze(1), self.config.freq_dim)  # [B, 1, freq_dim]
-        time_emb = run_layers(self.time_embedding, freqs)  # [B, 1, D]
-        time_mod = run_layers(self.time_projection, time_emb).unflatten(2, (6, -1))  # [B, 1, 6, D]
-        context = run_layers(self.text_embedding, context)  # [B, S, D]
+        timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)  # [B, T]
+        freqs = sinusoidal_embedding(timesteps, self.config.freq_dim)  # [B, T, freq_dim]
+        time_emb = run_layers(self.time_embedding, freqs)  # [B, T, D]
+        time_mod = run_layers(self.time_projection, time_emb).unflatten(2, (6, -1))  # [B, T, 6, D]
+        contexts = [run_layers(self.text_embedding, context)]  # [B, S, D]
+        if self.img_emb is not None and clip_features is not None:
+            contexts.append(self.img_emb(clip_features))  # [B, I, D]
 
         dtype = self.dtype
-        x, context = x.to(dtype).contiguous(), context.to(dtype)
+        x, contexts = x.to(dtype).contiguous(), [tokens.to(dtype) for tokens in contexts]
         rope = self.rope(grid, x.device)
         for block in self.blocks:
-            x = self.run_block(block, x, time_mod, rope, context)
+            x = self.run_block(block, x, time_mod, rope, *contexts)
 
         return self.unpatchify(self.head(x, time_emb), grid)
 
@@ -111,55 +148,6 @@ class WanTransformer(nn.Module):
         x = x.unflatten(2, (*patch_size, self.config.out_dim)).unflatten(1, grid)  # [B, f, h, w, p, q, r, C]
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, f, p, h, q, w, r]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def check_config(config: WanConfig) -> None:
-    """Raises ConfigError unless the model can be built from `config`."""
-    if config.variant != "t2v":
-        raise ConfigError(
-            f"The Wan variant '{config.variant}' is not supported yet; only text-to-video ('t2v') models are: "
-            "Wan 2.1 T2V 1.3B and 14B, Wan 2.2 T2V-A14B."
-        )
-    if config.num_heads < 1 or config.dim % (2 * config.num_heads):
-        raise ConfigError(
-            f"A width (dim) of {config.dim} cannot be split into {config.num_heads} heads of an even number of "
-            "channels; check dim and num_heads of the model."
-        )
-    if config.num_layers < 1 or config.freq_dim % 2:
-        raise ConfigError(
-            f"A Wan model needs at least one layer and an even freq_dim, got num_layers {config.num_layers} and "
-            f"freq_dim {config.freq_dim}."
-        )
-
-
-def check_inputs(config: WanConfig, latents: Tensor, timesteps: Tensor, context: Tensor) -> None:
-    """Raises ConfigError unless the three inputs of `WanTransformer.forward` fit `config` and each other."""
-    if latents.ndim != 5 or latents.shape[1] != config.in_dim:
-        raise ConfigError(
-            f"latents must have the shape [batch, {config.in_dim}, frames, height, width], got {list(latents.shape)}; "
-            "encode the video with the VAE of this model."
-        )
-    for name, size, patch in zip(("frames", "height", "width"), latents.shape[2:], config.patch_size, strict=True):
-        if size % patch or size == 0:
-            raise ConfigError(
-                f"The {name} of the latents must be a positive multiple of {patch}, got {size}; "
-                "use a video size that is a multiple of 16 pixels."
-            )
-    if timesteps.shape != latents.shape[:1]:
-        raise ConfigError(
-            f"timesteps must have the shape [{latents.shape[0]}], one per sample, got {list(timesteps.shape)}."
-        )
-    batch_size, width = latents.shape[0], config.text_dim
-    if context.ndim != 3 or context.shape[0] != batch_size or context.shape[2] != width:
-        raise ConfigError(
-            f"context must have the shape [{batch_size}, tokens, {width}], got {list(context.shape)}; "
-            "encode the captions with the text encoder of this model."
-        )
-    if context.shape[1] > config.text_len:
-        raise ConfigError(
-            f"context has {context.shape[1]} text tokens, but the model takes at most {config.text_len}; "
-            "cut the caption's tokens to that number."
-        )
 
 
 class _Seam:

@@ -19,7 +19,10 @@ from ..errors import ModelFileError
 from .header import TensorEntry
 from .keys import find_prefix, to_official
 
-Weights = Literal["fp32", "fp16", "bf16", "fp8", "fp8_scaled", "fp8_scaled_legacy"]
+Weights = Literal[
+    "fp32", "fp16", "bf16", "fp8", "fp8_scaled", "fp8_scaled_legacy",
+    "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k",
+]  # fmt: skip
 
 LEGACY_MARKER = "scaled_fp8"
 LEGACY_SCALE = ".scale_weight"
@@ -29,7 +32,11 @@ EXTRAS = (LEGACY_SCALE, SCALE, LAYER_FORMAT, ".scale_input", ".input_scale")
 FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 FORMAT_METADATA = "_quantization_metadata"
 
-_DTYPE_WEIGHTS: dict[str, Weights] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+_DTYPE_WEIGHTS: dict[str, Weights] = {
+    "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8",
+    "Q8_0": "q8_0", "Q6_K": "q6_k", "Q5_K": "q5_k", "Q5_1": "q5_1", "Q5_0": "q5_0",
+    "Q4_K": "q4_k", "Q4_1": "q4_1", "Q4_0": "q4_0", "Q3_K": "q3_k", "Q2_K": "q2_k",
+}  # fmt: skip
 _SCALE_DTYPES = ("F32", "F16", "BF16")
 
 

@@ -8,16 +8,20 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
-FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes"}
+LAZY = {"diffusers", "transformers", "sentencepiece"}  # the extra "headless": imported inside functions only
+FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes"} | LAZY
 LEVELS = {
     "errors": 0, "locks": 0, "serial": 1, "disk": 1, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
-    "sample": 3, "train": 4, "launch": 5,
+    "encoders": 3, "sample": 3, "train": 4, "launch": 5,
 }  # fmt: skip
 
 
-def imports(path):
+def imports(path, *, in_functions=True):
     """(level of relativity, module) of every import in a file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    lazy = set() if in_functions else {node for function in functions for node in ast.walk(function)}
+    for node in set(ast.walk(tree)) - lazy:
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -40,6 +44,11 @@ def test_core_imports_point_down(path):
             assert top == own or LEVELS[top] < LEVELS[own], f"{own} must not import {module}"
         else:
             assert level < len(inside), f"{module} leaves the core"
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: p.relative_to(CORE).as_posix())
+def test_optional_packages_are_imported_where_they_are_used(path):
+    assert not {module.split(".")[0] for _, module in imports(path, in_functions=False)} & LAZY
 
 
 def test_the_model_knows_nothing_of_memory_or_training():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from wan_train.core.locks import FileLock
 from wan_train.tests.host.graphs import changed, data_graph, node, one_stage
 from wan_train.tests.host.runs import run_folders, succeeded
-from wan_train.tools.miniature import I2V_22, DiTSize, TextSize, dit_metadata, umt5, wan_dit
+from wan_train.tools.miniature import T2V, DiTSize, TextSize, dit_metadata, umt5, wan_dit
 from wan_train.tools.server import PromptRefusedError
 from wan_train.tools.shapes import draw_dataset
 
@@ -145,8 +145,9 @@ def wrong_model(kind, path, base):
     elif kind == "lora":
         name = "diffusion_model.blocks.0.self_attn.q"
         save_file({f"{name}.lora_A.weight": torch.zeros(4, 8), f"{name}.lora_B.weight": torch.zeros(8, 4)}, path)
-    elif kind == "i2v":
-        save_file(wan_dit(I2V_22, seed=0), path, metadata=dit_metadata(I2V_22))
+    elif kind == "vace":
+        state = {**wan_dit(T2V, seed=0), "vace_patch_embedding.weight": torch.zeros(96, 96, 1, 2, 2)}
+        save_file(state, path, metadata=dit_metadata(T2V))
     elif kind == "flux":
         save_file(
             {
@@ -166,7 +167,7 @@ def wrong_model(kind, path, base):
         ("vae", ("VAE", "diffusion_models")),
         ("text encoder", ("text encoder",)),
         ("lora", ("LoRA",)),
-        ("i2v", ("I2V",)),
+        ("vace", ("VACE", "control videos")),
         ("flux", ("Flux",)),
         ("truncated", ("download it again",)),
     ],

@@ -9,6 +9,8 @@ COMMANDS = {
     "vae": "train_vae",
     "dit": "train_dit",
     "evaluate": "evaluate",
+    "teach": "teach",
+    "bench": "bench",
 }
 
 

@@ -122,18 +122,21 @@ def test_front_end_finds_workflow_and_prompt_in_the_header(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "version", "name"),
+    ("config", "is_expert", "name"),
     [
-        (WanConfig(dim=1536), "2.1", "wan2.1-t2v-1.3b"),
-        (WanConfig(), "2.1", "wan2.1-t2v-14b"),
-        (WanConfig(), "2.2", "wan2.2-t2v-a14b"),
-        (WanConfig(variant="i2v"), "2.2", "wan2.2-i2v-a14b"),
-        (WanConfig(variant="ti2v", dim=3072, out_dim=48), "2.2", "wan2.2-ti2v-5b"),
-        (WanConfig(variant="fun_control", dim=48), "2.1", "wan2.1-fun-control-dim48"),
+        (WanConfig(dim=1536), False, "wan2.1-t2v-1.3b"),
+        (WanConfig(), False, "wan2.1-t2v-14b"),
+        (WanConfig(), True, "wan2.2-t2v-a14b"),
+        (WanConfig(variant="i2v", in_dim=36), True, "wan2.2-i2v-a14b"),
+        (WanConfig(variant="i2v", in_dim=36), False, "wan2.2-i2v-a14b"),
+        (WanConfig(variant="i2v", in_dim=36, image_dim=1280), False, "wan2.1-i2v-14b"),
+        (WanConfig(variant="flf2v", in_dim=36, image_dim=1280, image_positions=514), False, "wan2.1-flf2v-14b"),
+        (WanConfig(variant="ti2v", dim=3072, in_dim=48, out_dim=48), False, "wan2.2-ti2v-5b"),
+        (WanConfig(dim=48), False, "wan2.1-t2v-dim48"),
     ],
 )
-def test_base_model_names(config, version, name):
-    assert base_model_name(config, version=version) == name
+def test_base_model_names(config, is_expert, name):
+    assert base_model_name(config, is_expert=is_expert) == name
     assert lora_metadata(describe(base_model=name))["modelspec.architecture"] == f"{name}/lora"
 
 

@@ -21,7 +21,8 @@ class PoolVAE(nn.Module):
 
     def encode(self, frames):
         self.calls += 1
-        pooled = nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float() / 255, self.scale)  # [F, 3, h, w]
+        levels = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+        pooled = nn.functional.avg_pool2d(levels.permute(0, 3, 1, 2), self.scale)  # [F, 3, h, w]
         first, rest = pooled[:1], pooled[1:]
         steps = torch.cat([first, rest.unflatten(0, (-1, 4)).mean(1)]) if len(rest) else first
         return self.project(steps.movedim(1, -1)).movedim(-1, 0)  # [C, F, H, W]

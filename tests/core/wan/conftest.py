@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -13,6 +14,17 @@ from wan_train.core.wan.model import WanTransformer
 
 SMALL = WanConfig(dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=64)  # needs num_heads in its metadata
 WIDE = WanConfig(dim=128, ffn_dim=192, num_heads=1, num_layers=2, text_dim=96)
+
+# The other variants, of the sizes of SMALL. The host takes CLIP features of one width alone.
+_SIZES = {"dim": 48, "ffn_dim": 96, "num_heads": 2, "num_layers": 2, "text_dim": 64}
+CONFIGS = {
+    "small": SMALL,
+    "wide": WIDE,
+    "i2v_clip": WanConfig(variant="i2v", in_dim=36, image_dim=1280, **_SIZES),
+    "flf2v": WanConfig(variant="flf2v", in_dim=36, image_dim=1280, image_positions=514, **_SIZES),
+    "i2v": WanConfig(variant="i2v", in_dim=36, **_SIZES),
+    "ti2v": WanConfig(variant="ti2v", in_dim=48, out_dim=48, **_SIZES),
+}
 HEADS_METADATA = {"config": '{"transformer": {"num_heads": 2, "text_dim": 64}}'}
 
 
@@ -28,6 +40,8 @@ def make_weights(config: WanConfig, seed: int = 0) -> dict[str, torch.Tensor]:
             weights[name] = 1 + 0.1 * values
         elif name.endswith("bias"):
             weights[name] = 0.1 * values
+        elif tensor.ndim == 1 or name == "img_emb.emb_pos":
+            weights[name] = values
         else:
             weights[name] = values / math.sqrt(math.prod(tensor.shape[1:]))
     return weights
@@ -46,27 +60,42 @@ class Inputs:
     timesteps: torch.Tensor
     context: torch.Tensor
     probe: torch.Tensor  # gradients are those of (output * probe).sum()
+    images: dict[str, torch.Tensor]  # the further arguments that the variant needs: conditioning, clip_features
 
 
 def make_inputs(config: WanConfig, frames: int = 3, height: int = 6, width: int = 10, tokens: int = 512) -> Inputs:
-    """Two samples, not square, with an odd number of latent frames; half of the text is zero padding."""
+    """Two samples, not square, with an odd number of latent frames; half of the text is zero padding.
+
+    TI2V gets a timestep per frame: 0 for the first.
+    """
     generator = torch.Generator().manual_seed(7)
-    latents = torch.randn(2, config.in_dim, frames, height, width, generator=generator)
+    latents = torch.randn(2, config.out_dim, frames, height, width, generator=generator)
     context = torch.randn(2, tokens, config.text_dim, generator=generator)
     context[:, tokens // 2 :] = 0
     probe = torch.randn(2, config.out_dim, frames, height, width, generator=generator)
-    return Inputs(latents, torch.tensor([937.5, 12.25]), context, probe)
+    timesteps = torch.tensor([937.5, 12.25])
+    if config.variant == "ti2v":
+        timesteps = timesteps[:, None] * (torch.arange(frames) > 0)
+    images = {}
+    if config.conditioning_dim:
+        images["conditioning"] = torch.randn(2, config.conditioning_dim, frames, height, width, generator=generator)
+    if config.image_dim is not None:
+        num_tokens = config.image_positions or 257
+        # Small, so that a wrong eps of the embedding's norm shows.
+        images["clip_features"] = 0.05 * torch.randn(2, num_tokens, config.image_dim, generator=generator)
+    return Inputs(latents, timesteps, context, probe, images)
 
 
 def forward_and_gradients(run: Callable[..., torch.Tensor], inputs: Inputs) -> tuple[torch.Tensor, ...]:
-    """Output and the gradients with respect to latents and context of `run(latents, timesteps, context)`."""
+    """Output of `run(latents, timesteps, context, **images)` and the gradients with respect to all but the timesteps."""
     latents = inputs.latents.clone().requires_grad_()
     context = inputs.context.clone().requires_grad_()
-    output = run(latents, inputs.timesteps, context)
+    images = {name: value.clone().requires_grad_() for name, value in inputs.images.items()}
+    output = run(latents, inputs.timesteps, context, **images)
     (output.float() * inputs.probe).sum().backward()
-    assert latents.grad is not None
-    assert context.grad is not None
-    return output.detach(), latents.grad, context.grad
+    grads = [tensor.grad for tensor in (latents, context, *images.values())]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    return output.detach(), *grads  # type: ignore[return-value]
 
 
 def errors(result: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
@@ -82,6 +111,7 @@ class Tiny:
 
     small: WanConfig = SMALL
     wide: WanConfig = WIDE
+    configs = MappingProxyType(CONFIGS)
     heads_metadata = HEADS_METADATA
     weights = staticmethod(make_weights)
     model = staticmethod(build_model)

@@ -10,7 +10,7 @@ from wan_train.core.wan.keys import to_official
 from wan_train.core.wan.layers import run_layer
 
 FP8 = torch.float8_e4m3fn
-BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.[qkvo02]\.(weight|bias)")
+BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.([qkvo02]|k_img|v_img)\.(weight|bias)")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,11 @@ def diffusers_names(config):
             text_dim=config.text_dim,
             ffn_dim=config.ffn_dim,
             num_layers=config.num_layers,
+            in_channels=config.in_dim,
+            out_channels=config.out_dim,
+            image_dim=config.image_dim,
+            added_kv_proj_dim=None if config.image_dim is None else config.dim,
+            pos_embed_seq_len=config.image_positions,
         )
     return list(model.state_dict())
 
@@ -163,6 +168,58 @@ def test_header_metadata_gives_what_weights_cannot_tell(save, tiny):
         inspect(save(weights, metadata={"config": '{"transformer": {"num_heads": "two"}}'}))
 
 
+@pytest.mark.parametrize("layout", ["official", "comfy", "diffusers"])
+@pytest.mark.parametrize("variant", ["i2v_clip", "flf2v", "i2v", "ti2v"])
+def test_every_variant_in_every_layout(save, tiny, variant, layout):
+    config = tiny.configs[variant]
+    weights = tiny.weights(config)
+    if layout == "diffusers":
+        tensors = {name: weights[to_official(name)] for name in diffusers_names(config)}
+    else:
+        prefix = "model.diffusion_model." if layout == "comfy" else ""
+        tensors = {prefix + name: value for name, value in weights.items()}
+    path = save(tensors, metadata=tiny.heads_metadata)
+    info = inspect(path)
+    assert (info.layout, info.config) == (layout, config)
+    assert_weights(load(path, torch.bfloat16), weights, torch.bfloat16)
+
+
+def test_left_over_norm_of_early_diffusers_files_is_ignored(save, tiny):
+    config = tiny.configs["i2v_clip"]
+    weights = tiny.weights(config)
+    tensors = {name: weights[to_official(name)] for name in diffusers_names(config)}
+    left_over = {f"blocks.{i}.attn2.norm_added_q.weight": torch.ones(config.dim) for i in range(config.num_layers)}
+    path = save(tensors | left_over, metadata=tiny.heads_metadata)
+    assert inspect(path).num_params == sum(value.numel() for value in weights.values())
+    assert_weights(load(path), weights)
+
+
+def test_image_branch_that_is_incomplete_is_refused(save, tiny):
+    weights = tiny.weights(tiny.configs["i2v_clip"])
+    without = {name: value for name, value in weights.items() if not name.startswith("img_emb.")}
+    with pytest.raises(ModelFileError, match=r"is incomplete: it lacks the weight 'img_emb.proj.0.weight'"):
+        inspect(save(without, metadata=tiny.heads_metadata))
+    without = {name: value for name, value in weights.items() if not name.startswith("blocks.1.cross_attn.k_img.")}
+    with pytest.raises(ModelFileError, match=r"2 weights are missing, such as 'blocks.1.cross_attn.k_img.weight'"):
+        inspect(save(without, metadata=tiny.heads_metadata))
+
+
+def test_channels_that_no_variant_has_are_refused_with_the_file(save, tiny):
+    weights = tiny.weights(tiny.configs["i2v_clip"])
+    weights["patch_embedding.weight"] = weights["patch_embedding.weight"][:, :20]
+    with pytest.raises(ModelFileError, match=r"model.safetensors' cannot be used: .*'i2v' .* has 36 input .* got 20"):
+        inspect(save(weights, metadata=tiny.heads_metadata))
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind"), [({"model_type": "animate2"}, "animate2"), ({"causal_ar": True}, "causal_ar")]
+)
+def test_kind_that_only_the_header_tells_is_refused(save, weights, stated, kind):
+    with pytest.raises(ModelFileError, match=rf"Wan model of the kind '{kind}', as its header says.*; use a Wan"):
+        inspect(save(weights, metadata={"config": json.dumps({"transformer": stated})}))
+    inspect(save(weights, metadata={"config": json.dumps({"transformer": {"model_type": "t2v"}})}))
+
+
 def write_shards(save, folder, weights):
     names = sorted(weights)
     parts = [names[0::3], names[1::3], names[2::3]]
@@ -239,21 +296,24 @@ def test_scaled_fp8_means_weight_times_scale(save, weights, make, name):
     assert_weights(load(path, torch.bfloat16), meant, torch.bfloat16)
 
 
+@pytest.mark.parametrize("variant", ["small", "i2v_clip"])
 @pytest.mark.parametrize(("make", "name"), SCALED)
-def test_scaled_fp8_runs_like_the_host_runs_the_file(comfy, save, tiny, make, name):
+def test_scaled_fp8_runs_like_the_host_runs_the_file(comfy, save, tiny, make, name, variant):
     """The file goes through the host's ordinary loader, in fp32, so that only the reading differs."""
-    config = tiny.small
+    config = tiny.configs[variant]
     stored, _, metadata = make(tiny.weights(config))
     path = save(stored, metadata={**tiny.heads_metadata, **(metadata or {})})
     host = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32}).model.diffusion_model
     inputs = tiny.inputs(config)
     with torch.no_grad():
-        ours = load(path)(inputs.latents, inputs.timesteps, inputs.context)
-        theirs = host(inputs.latents, inputs.timesteps, inputs.context)
+        ours = load(path)(inputs.latents, inputs.timesteps, inputs.context, **inputs.images)
+        x = torch.cat([inputs.latents, *(inputs.images[key] for key in inputs.images if key == "conditioning")], dim=1)
+        theirs = host(x, inputs.timesteps, inputs.context, clip_fea=inputs.images.get("clip_features"))
     assert max(tiny.errors(ours, theirs)) < 1e-5
     x = torch.randn(5, config.dim, generator=torch.Generator().manual_seed(0))
     model = load(path)
-    for part in ("blocks.1.self_attn.k", "blocks.2.cross_attn.o", "blocks.0.ffn.0"):
+    parts = ["blocks.1.self_attn.k", "blocks.1.cross_attn.o", "blocks.0.ffn.0"]
+    for part in parts + ["blocks.1.cross_attn.v_img"] * (config.image_dim is not None):
         with torch.no_grad():
             assert torch.equal(run_layer(model.get_submodule(part), x), host.get_submodule(part)(x))
 

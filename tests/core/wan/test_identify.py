@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 from wan_train.core.errors import ModelFileError
 from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import TRAINABLE
 from wan_train.core.wan.identify import SIGNATURES, identify, identify_bytes
 
 # Keys as the published files have them; one tensor of each is enough to know it.
@@ -83,6 +86,8 @@ WAN_VARIANTS = [
     ("wan_recam", 16, 16, {"blocks.0.cam_encoder.weight": [128, 12]}),
 ]
 
+TRAINED = {"wan_t2v", "wan2.1_i2v", "wan_flf2v", "wan2.2_i2v_a14b", "wan2.2_ti2v_5b"}
+
 
 def wan_shapes(in_dim, out_dim):
     return {
@@ -129,9 +134,28 @@ def test_every_signature_is_covered_by_a_case_above():
     assert {signature.kind.name for signature in SIGNATURES} <= covered
 
 
-def test_real_weights_of_the_small_model_are_a_text_to_video_model(tiny):
-    kind = identify({name: value.shape for name, value in tiny.weights(tiny.small).items()})
-    assert (kind.name, kind.variant) == ("wan_t2v", "t2v")
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("small", "wan_t2v"),
+        ("i2v_clip", "wan2.1_i2v"),
+        ("flf2v", "wan_flf2v"),
+        ("i2v", "wan2.2_i2v_a14b"),
+        ("ti2v", "wan2.2_ti2v_5b"),
+    ],
+)
+def test_real_weights_of_what_can_be_trained(tiny, config, name):
+    kind = identify({key: value.shape for key, value in tiny.weights(tiny.configs[config]).items()})
+    assert (kind.name, kind.variant) == (name, tiny.configs[config].variant)
+    assert kind.variant in TRAINABLE
+
+
+def test_what_cannot_be_trained_says_why():
+    refused = [signature.kind for signature in SIGNATURES if signature.kind.variant not in (None, *TRAINABLE)]
+    assert {kind.name for kind in refused} == {name for name, *_ in WAN_VARIANTS} - TRAINED
+    assert all(
+        re.match(r"which cannot be trained yet, because it learns from \w.* too; use", kind.advice) for kind in refused
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,17 +182,20 @@ def test_header_length_is_not_mistaken_for_another_format(length):
 
 
 def test_messages_name_the_file_what_it_is_and_what_is_wanted(tmp_path, save):
-    i2v = {key: torch.zeros(shape) for key, shape in wan_shapes(36, 16).items()}
+    fun = {
+        key: torch.zeros(shape) for key, shape in (wan_shapes(52, 16) | {"ref_conv.weight": [128, 16, 2, 2]}).items()
+    }
     with pytest.raises(
         ModelFileError,
-        match=r"'.*i2v.safetensors' is a Wan 2.2 I2V-A14B model, which cannot be trained yet; use a .* T2V-A14B",
+        match=r"'.*fun.safetensors' is a Wan Fun-Control model, which cannot be trained yet, because it learns from "
+        r"control videos too; use a Wan .* T2V, I2V, FLF2V or TI2V model file",
     ):
-        inspect(save(i2v, "i2v.safetensors"))
+        inspect(save(fun, "fun.safetensors"))
     vae = {key: torch.zeros(shape) for key, shape in FOREIGN["wan2.1_vae"].items()}
     with pytest.raises(ModelFileError, match=r"'.*' is a Wan 2.1 VAE, which goes into the VAE loader; for the model"):
         inspect(save(vae, "vae.safetensors"))
     flux = {key: torch.zeros(shape) for key, shape in FOREIGN["flux"].items()}
-    with pytest.raises(ModelFileError, match=r"is a Flux or Chroma model, not a Wan text-to-video model; use a Wan"):
+    with pytest.raises(ModelFileError, match=r"is a Flux or Chroma model, not a Wan video model; use a Wan"):
         inspect(save(flux, "flux.safetensors"))
     with pytest.raises(ModelFileError, match=r"is not a model that this pack knows, use a Wan"):
         inspect(save({"x": torch.zeros(1)}, "x.safetensors"))

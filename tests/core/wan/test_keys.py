@@ -1,5 +1,5 @@
 import pytest
-from wan_train.core.wan.keys import find_prefix, is_diffusers, to_official
+from wan_train.core.wan.keys import find_prefix, is_diffusers, is_unused, to_official
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,9 @@ from wan_train.core.wan.keys import find_prefix, is_diffusers, to_official
         ("blocks.12.attn1.to_out.0.weight", "blocks.12.self_attn.o.weight"),
         ("blocks.12.attn1.norm_q.weight", "blocks.12.self_attn.norm_q.weight"),
         ("blocks.12.attn2.add_k_proj.bias", "blocks.12.cross_attn.k_img.bias"),
+        ("blocks.12.attn2.norm_added_k.weight", "blocks.12.cross_attn.norm_k_img.weight"),
+        ("condition_embedder.image_embedder.norm2.bias", "img_emb.proj.4.bias"),
+        ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
         ("blocks.12.norm2.weight", "blocks.12.norm3.weight"),
         ("blocks.12.ffn.net.0.proj", "blocks.12.ffn.0"),
         ("blocks.12.ffn.net.2.weight_scale", "blocks.12.ffn.2.weight_scale"),
@@ -28,6 +31,11 @@ def test_official_names_stay(tiny):
     names = list(tiny.weights(tiny.small))
     assert [to_official(name) for name in names] == names
     assert not is_diffusers(names)
+
+
+def test_left_over_norm_is_unused_and_its_neighbours_are_not():
+    assert is_unused("blocks.12.attn2.norm_added_q.weight")
+    assert not any(is_unused(f"blocks.12.attn2.{name}.weight") for name in ("norm_added_k", "norm_q", "add_k_proj"))
 
 
 def test_prefix_is_found_only_in_front_of_a_wan_transformer():

@@ -1,0 +1,258 @@
+"""The umT5 text encoder by transformers. Shapes: S tokens, D width."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ModelFileError
+from ..wan.identify import identify
+from ..wan.quantized import SCALE, convert, scale_name
+from .identity import as_stored, text_identity
+from .weights import Weights, check_weights, headless_packages, open_weights, read_one
+
+MAX_TOKENS = 512
+PAD, END = 0, 1
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16)  # umT5 overflows in fp16
+
+_TOKENIZER_KEY = "spiece_model"
+_TOKENIZER_FILE = "spiece.model"
+# Relative to the weights: the official repository, one folder with everything, diffusers' pipeline.
+_TOKENIZER_PLACES = (Path("google/umt5-xxl"), Path(), Path("../tokenizer"))
+
+_SHARED = "shared.weight"
+_FINAL_NORM = "encoder.final_layer_norm.weight"
+_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_GATE = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+
+# official (wan/modules/t5.py) -> transformers
+_ENDS = {
+    "token_embedding.weight": _SHARED,
+    "norm.weight": _FINAL_NORM,
+    "encoder.embed_tokens.weight": _SHARED,  # transformers' other name of the same tensor
+}
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.weight")
+_PARTS = {
+    "norm1": "0.layer_norm",
+    "norm2": "1.layer_norm",
+    **{f"attn.{letter}": f"0.SelfAttention.{letter}" for letter in "qkvo"},
+    "pos_embedding.embedding": "0.SelfAttention.relative_attention_bias",
+    "ffn.gate.0": "1.DenseReluDense.wi_0",
+    "ffn.fc1": "1.DenseReluDense.wi_1",
+    "ffn.fc2": "1.DenseReluDense.wo",
+}
+
+
+class StoredLinear(nn.Module):
+    """A linear layer that keeps its weight as the file has it and computes in the dtype of its input."""
+
+    weight = None  # transformers would cast activations to the dtype of a weight that it finds
+    stored: Tensor  # [out, in]
+    scale: Tensor | None  # one number, or [out, 1]
+
+    def __init__(self, stored: Tensor, scale: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("stored", stored)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, convert(self.stored, self.scale, x.dtype, x.device))
+
+
+class StoredEmbedding(nn.Module):
+    """An embedding that keeps its table as the file has it and gives rows in `dtype`."""
+
+    stored: Tensor  # [vocabulary, D]
+    scale: Tensor | None  # one number, or [vocabulary, 1]
+
+    def __init__(self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("stored", stored)
+        self.register_buffer("scale", scale)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] ids to [..., D]."""
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[self.stored.dtype.itemsize]
+        rows = self.stored.view(integers)[ids].view(self.stored.dtype)  # 8-bit floats cannot be gathered everywhere
+        scale = self.scale[ids] if self.scale is not None and self.scale.numel() > 1 else self.scale
+        return convert(rows, scale, self.dtype, rows.device)
+
+
+class Umt5TextEncoder:
+    """A umT5 encoder as `core.data.types.TextEncoder`."""
+
+    def __init__(self, model: Any, tokenizer: Any, dim: int, identity: str) -> None:
+        self.dim = dim
+        self.identity = identity
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def tokenize(self, caption: str) -> tuple[list[int], bool]:
+        """Ids with the end token, at most 512, and whether the caption was cut. ComfyUI's rules: no prompt weights."""
+        # As in ComfyUI's prompts: a backslash before a bracket is not part of the text, embeddings are not looked up.
+        text = caption.replace("embedding:", "embedding :").replace("\\)", ")").replace("\\(", "(")
+        ids = [token for token in self._tokenizer.encode(text) if token != PAD]
+        was_cut = len(ids) + 1 > MAX_TOKENS
+        return [*ids[: MAX_TOKENS - 1], END], was_cut
+
+    @torch.no_grad()
+    def encode(self, caption: str) -> tuple[Tensor, bool]:
+        """Caption to ([S <= 512, D] float32 on the CPU, was_cut)."""
+        ids, was_cut = self.tokenize(caption)
+        # Without padding: masked tokens have no part in the others' rows.
+        row = torch.tensor([ids], device=self._model.device)
+        hidden = self._model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
+        return hidden[0].float().cpu(), was_cut
+
+
+def load_text_encoder(
+    path: Path, device: torch.device | str, dtype: torch.dtype | None = None, tokenizer: Path | None = None
+) -> Umt5TextEncoder:
+    """The umT5 encoder at `path`: ComfyUI's single file, the official file, or transformers' folder.
+
+    Weights are kept as they are stored, and computed with in `dtype`, by default float32 as in ComfyUI: the peak of
+    memory is about one tensor above the size of the file. `tokenizer` is a sentencepiece model or its folder; by
+    default it is looked for in the file and beside it. Raises ModelFileError if the file is anything but a whole umT5
+    encoder or if there is no tokenizer, ConfigError if a package is missing.
+    """
+    path, device, dtype = Path(path), torch.device(device), dtype or torch.float32
+    if dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"The text encoder cannot compute in {dtype}; use float32 or bfloat16.")
+    path = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    weights = open_weights(path)
+    _check_kind(weights)
+    stored = _transformers_names(weights)
+    processor = _load_tokenizer(weights, tokenizer)
+    model = _build_on_meta(weights, stored)
+    shapes = {transformers_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_weights(weights, stored, shapes)
+    dim, vocab_size = model.config.d_model, model.config.vocab_size
+    if processor.vocab_size() > vocab_size:
+        raise ModelFileError(
+            f"The tokenizer does not belong to '{path}': it has {processor.vocab_size()} tokens, and the encoder "
+            f"{vocab_size}; name the umT5 tokenizer (google/umt5-xxl)."
+        )
+    # Under inference mode the weights could not be moved or used outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        state = _read_state(weights, stored, shapes, device)
+        identity = text_identity(state, processor.serialized_model_proto(), dtype)
+        _fill(model, state, dtype)
+    return Umt5TextEncoder(model.requires_grad_(False).eval(), processor, dim, identity)
+
+
+def transformers_name(name: str) -> str:
+    """The name that transformers gives a weight of the official file; one of transformers' comes back unchanged."""
+    block = _BLOCK.fullmatch(name)
+    if block is not None:
+        part = _PARTS.get(block[2])
+        return name if part is None else f"encoder.block.{block[1]}.layer.{part}.weight"
+    return _ENDS.get(name, name)
+
+
+def _check_kind(weights: Weights) -> None:
+    kind = identify(weights.shapes)
+    if kind.name != "umt5":
+        raise ModelFileError(
+            f"'{weights.path}' is {kind.label}; a umT5 text encoder is needed: umt5_xxl_fp16.safetensors, "
+            "umt5_xxl_fp8_e4m3fn_scaled.safetensors or models_t5_umt5-xxl-enc-bf16.pth."
+        )
+
+
+def _transformers_names(weights: Weights) -> dict[str, str]:
+    """transformers' names to those in the file. ComfyUI's marker of no size is left out."""
+    return {transformers_name(name): name for name, shape in weights.shapes.items() if 0 not in shape}
+
+
+def _build_on_meta(weights: Weights, stored: Mapping[str, str]) -> Any:
+    """transformers' encoder in the sizes of the file, without memory for its weights."""
+    with headless_packages():
+        from transformers import UMT5Config, UMT5EncoderModel
+    for name in (_SHARED, _FINAL_NORM, _BIAS, _QUERY, _GATE):
+        if len(weights.shapes.get(stored.get(name, ""), ())) != (1 if name == _FINAL_NORM else 2):
+            raise ModelFileError(
+                f"The model file '{weights.path}' is incomplete: it has no '{name}'; download it again."
+            )
+    shapes = {name: weights.shapes[stored[name]] for name in (_SHARED, _BIAS, _QUERY, _GATE)}
+    config = cast(Any, UMT5Config)(  # its signature leaves out what every configuration takes
+        vocab_size=shapes[_SHARED][0],
+        d_model=shapes[_SHARED][1],
+        d_kv=shapes[_QUERY][0] // shapes[_BIAS][1],
+        d_ff=shapes[_GATE][0],
+        num_layers=sum(name.startswith("encoder.") and name.endswith("SelfAttention.q.weight") for name in stored),
+        num_heads=shapes[_BIAS][1],
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        attn_implementation="eager",
+    )
+    with torch.device("meta"):
+        return UMT5EncoderModel(config)
+
+
+def _read_state(weights: Weights, stored: Mapping[str, str], wanted: Iterable[str], device: torch.device) -> dict:
+    """Weights by transformers' names on `device`, as they are stored, with the scales of ComfyUI's fp8 layers."""
+    norm_dtype = weights.dtypes[stored[_FINAL_NORM]]
+    assert norm_dtype is not None
+    scales = {scale: name for name in wanted if (scale := scale_name(stored[name], weights.shapes))}
+    names = {stored[name]: name for name in wanted}
+    state = {}
+    for name, tensor in weights.read([*scales, *names]):
+        if name in scales:
+            weight = scales[name]
+            _check_scale(weights, name, tensor, weights.shapes[stored[weight]])
+            state[weight.removesuffix(".weight") + SCALE] = tensor.to(device)
+        else:
+            is_scaled = scale_name(name, weights.shapes) is not None
+            state[names[name]] = (tensor if is_scaled else as_stored(tensor, norm_dtype)).to(device)
+        del tensor
+    return state
+
+
+def _check_scale(weights: Weights, name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
+    """One number for the tensor, or one for each row; everything else is another format."""
+    if not scale.dtype.is_floating_point or (scale.numel() != 1 and tuple(scale.shape) != (shape[0], 1)):
+        raise ModelFileError(
+            f"The model file '{weights.path}' is quantized in a way that cannot be read here ('{name}' has the shape "
+            f"{list(scale.shape)}); use umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors."
+        )
+
+
+def _load_tokenizer(weights: Weights, given: Path | None) -> Any:
+    """A sentencepiece processor: of the path that was given, of the file, or of what lies beside it."""
+    with headless_packages():
+        import sentencepiece
+    source, data = _tokenizer_bytes(weights, given)
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+        raise ModelFileError(f"The tokenizer in '{source}' is not a sentencepiece model; download it again.") from error
+
+
+def _tokenizer_bytes(weights: Weights, given: Path | None) -> tuple[Path, bytes]:
+    if given is None and _TOKENIZER_KEY in weights.shapes:
+        return weights.path, read_one(weights, _TOKENIZER_KEY).numpy().tobytes()
+    folder = weights.path if weights.path.is_dir() else weights.path.parent
+    places = [Path(given)] if given is not None else [folder / place for place in _TOKENIZER_PLACES]
+    for place in (place / _TOKENIZER_FILE if place.is_dir() else place for place in places):
+        if place.is_file():
+            return place, place.read_bytes()
+    raise ModelFileError(
+        f"'{weights.path}' has no tokenizer inside, and there is no {_TOKENIZER_FILE} at "
+        f"{', '.join(map(str, places))}: name the {_TOKENIZER_FILE} of google/umt5-xxl as the tokenizer."
+    )
+
+
+def _fill(model: Any, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Put the weights into the model: linears and the table as stored, the small rest in `dtype`. Empties `state`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            stored, scale = state.pop(f"{name}.weight"), state.pop(name + SCALE, None)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, StoredLinear(stored, scale))
+    table, scale = state.pop(_SHARED), state.pop("shared" + SCALE, None)
+    model.set_input_embeddings(StoredEmbedding(table, scale, dtype))
+    model.load_state_dict({name: state.pop(name).to(dtype) for name in list(state)}, strict=False, assign=True)

@@ -1,0 +1,125 @@
+"""What a LoRA can teach the nano models: shapes, motions and textures that they never saw, each under a new word.
+
+Training sets and prompts are drawn from the two sides of the world's split, so no prompt asks for a combination of
+words that a training set holds, whatever the seeds.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, Literal
+
+from ...core.data.captions import apply_trigger
+from ...core.errors import ConfigError
+from .. import shapes
+from . import world
+from .world import Scene
+
+Attribute = Literal["shape", "motion", "texture"]
+PLACEHOLDER = "[trigger]"
+
+# A core's dark disc fills what these leave of it: a cored ring is a thinner ring.
+NO_CORE = ("ring", "cross", *world.NEW_SHAPES)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One value of one attribute, and the word that is to stand for it."""
+
+    name: str
+    attribute: Attribute
+    value: str
+    trigger: str  # in no caption of the base: the tokenizer spells it
+
+
+CONCEPTS = {
+    concept.name: concept
+    for concept in (
+        Concept("star", "shape", "star", "zorp"),
+        Concept("heart", "shape", "heart", "blik"),
+        Concept("moon", "shape", "moon", "quax"),
+        Concept("swing", "motion", "swing", "vemb"),
+        Concept("dive", "motion", "dive", "mulf"),
+        Concept("barred", "texture", "barred", "frun"),
+        Concept("cored", "texture", "cored", "jidz"),
+    )
+}
+
+
+def training_scenes(concept: Concept, clips: int, seed: int) -> list[tuple[Scene, str]]:
+    """Scenes of the concept, each with a caption that has [trigger] where the concept's word belongs.
+
+    Shapes, colours, motions and backgrounds are balanced: each comes up before one comes up again.
+    """
+    return _captioned(concept, _scenes(concept, seed, test=False), clips, f"training/{seed}")
+
+
+def prompts(concept: Concept, count: int, seed: int) -> list[tuple[Scene, str]]:
+    """Scenes of the concept in combinations that no training set holds, no two alike, each with a caption to prompt."""
+    asked = _captioned(concept, _distinct(_scenes(concept, seed, test=True)), count, f"prompts/{seed}")
+    return [(scene, apply_trigger(text, concept.trigger, "a prompt")) for scene, text in asked]
+
+
+def write_dataset(folder: Path, concept: Concept, clips: int, seed: int, size: int = 2 * world.SIZE) -> list[Path]:
+    """Write the training scenes as mp4 files of size x size pixels, each with a .txt caption; return the mp4 paths.
+
+    At the default the clips have twice the size that they are trained at. Equal arguments give equal bytes.
+    """
+    if clips < 1:
+        raise ConfigError(f"a training set needs at least 1 clip, got {clips}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, (scene, text) in enumerate(training_scenes(concept, clips, seed)):
+        path = folder / f"{concept.name}_{index:02d}.mp4"
+        shapes.write_clip(path, list(world.draw(scene, size=size)), world.FPS)
+        path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _captioned(concept: Concept, scenes: Iterator[Scene], count: int, stream: str) -> list[tuple[Scene, str]]:
+    rng = random.Random(stream)
+    words = {concept.attribute: PLACEHOLDER}
+    return [(scene, world.caption(scene, rng, words)) for scene in islice(scenes, count)]
+
+
+def _distinct(scenes: Iterator[Scene]) -> Iterator[Scene]:
+    """Leaves out scenes whose words were there before."""
+    seen = set()
+    for scene in scenes:
+        words = replace(scene, jitter=0)
+        if words not in seen:
+            seen.add(words)
+            yield scene
+
+
+def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
+    """Scenes of the concept without end, a fixed camera, from one side of the split."""
+    rng = random.Random(f"{concept.name}/{seed}/{test}")
+    choices: dict[str, Sequence[str]] = {
+        "shape": [shape for shape in world.SHAPES if concept.value != "cored" or shape not in NO_CORE],
+        "colour": list(world.COLOURS),
+        "motion": world.MOTIONS,
+        "background": world.BACKGROUNDS,
+    }
+    balanced = {name: _shuffled(rng, values) for name, values in choices.items() if name != concept.attribute}
+    while True:
+        words = {name: next(values) for name, values in balanced.items()}
+        fitting = [scene for scene in _with_rest(concept, words) if scene.is_test == test]
+        if fitting:
+            yield replace(rng.choice(fitting), jitter=rng.getrandbits(32))
+
+
+def _with_rest(concept: Concept, words: dict[str, str]) -> Iterator[Scene]:
+    """All scenes with these words, as often as the base's world has the others: half are plain, two of three single."""
+    for texture, size, count in product(("plain", *world.TEXTURES), world.SIZES, (1, 1, 2)):
+        scene: dict[str, Any] = {"texture": texture, "size": size, "count": count, **words}
+        yield Scene(**{**scene, concept.attribute: concept.value})
+
+
+def _shuffled(rng: random.Random, values: Sequence[str]) -> Iterator[str]:
+    """The values in random order, again and again."""
+    while True:
+        yield from rng.sample(values, len(values))
