@@ -11,8 +11,10 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -198,14 +200,19 @@ def umt5_tensors(
 
 
 def _tokenizer() -> bytes:
-    """A sentencepiece model: printable ASCII characters and umT5's special ids."""
+    """A sentencepiece model of the printable ASCII characters."""
+    sentences = ("".join(map(chr, range(start, start + 16))) + " a" for start in range(32, 127, 16))
+    return train_tokenizer(sentences, model_type="char")
+
+
+def train_tokenizer(sentences: Iterable[str], **options: Any) -> bytes:
+    """A sentencepiece model of at most 256 pieces, with umT5's special ids; the same bytes each time."""
     import sentencepiece
 
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("".join(map(chr, range(start, start + 16))) + " a" for start in range(32, 127, 16)),
+        sentence_iterator=iter(sentences),
         model_writer=out,
-        model_type="char",
         vocab_size=256,
         hard_vocab_limit=False,
         pad_id=0,
@@ -216,6 +223,7 @@ def _tokenizer() -> bytes:
         normalization_rule_name="identity",
         num_threads=1,
         minloglevel=2,
+        **options,
     )
     return out.getvalue()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .latents import unit_range
 
 Conditioning = Literal["none", "first frame", "first and last frame"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("none", "first frame", "first and last frame")
@@ -31,7 +32,7 @@ def hide_unknown(frames: Tensor, conditioning: Conditioning) -> Tensor:
     """Frames [F, H, W, 3] uint8 to float32 in 0..1, with mid-grey, the VAE's zero, in place of unknown frames."""
     hidden = torch.full(frames.shape, 0.5)
     for index in known_frames(conditioning):
-        hidden[index] = frames[index].float() / 255
+        hidden[index] = unit_range(frames[index])
     return hidden
 
 

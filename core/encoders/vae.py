@@ -190,7 +190,7 @@ def _official_names(weights: Weights, latent_format: LatentFormat) -> dict[str, 
 def _build_on_meta(weights: Weights, stored: dict[str, str], latent_format: LatentFormat) -> Any:
     """diffusers' VAE in the sizes of the file, without memory for its weights."""
     with headless_packages():
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+        from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
     sizes = {}
     for key, name in (("base_dim", "encoder.conv1.weight"), ("decoder_base_dim", "decoder.head.0.gamma")):
         if name not in stored:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ModelFileError
-from ..wan.files import find_files
-from ..wan.header import DTYPES, FileHeader, TensorEntry, read_header, read_tensor
+from ..wan.files import find_files, read_first_bytes
+from ..wan.header import DTYPES, FileHeader, TensorEntry, read_header, read_in_order
 from ..wan.identify import PICKLE, identify_bytes
 
 _FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -30,13 +30,7 @@ class SafetensorsWeights:
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors in memory of their own, file by file and in the order in which they lie there."""
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._entries[name][0].path, []).append(name)
-        for path, file_names in by_file.items():
-            with path.open("rb") as stream:
-                for name in sorted(file_names, key=lambda name: self._entries[name][1].start):
-                    yield name, read_tensor(stream, self._entries[name][1], path)
+        return read_in_order(self._entries, names)
 
 
 class PickledWeights:
@@ -61,13 +55,7 @@ def open_weights(path: Path) -> Weights:
     """What lies at `path`: a file, the index of a sharded one, or a folder of either. ModelFileError if it is neither."""
     if not path.is_file():
         return SafetensorsWeights(path)
-    try:
-        with path.open("rb") as stream:
-            first_bytes = stream.read(32)
-    except OSError as error:
-        raise ModelFileError(
-            f"The model file '{path}' cannot be read ({error.strerror}); check its permissions."
-        ) from error
+    first_bytes = read_first_bytes(path)
     if first_bytes.startswith(b"GGUF"):
         raise ModelFileError(
             f"'{path}' is a GGUF file, which the encoders cannot read; use the .safetensors file of the same model."

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
 from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
-from .header import FileHeader, TensorEntry, content_digest
+from .header import FileHeader, TensorEntry, content_digest, read_in_order
 from .identify import WANTED, identify
 from .keys import find_prefix, is_diffusers, is_unused, to_official
 from .model import WanTransformer
@@ -142,7 +142,7 @@ def load_transformer(
     with torch.inference_mode(False), torch.no_grad():
         scales = _read_scales(source)
         state = {}
-        for name, stored in _read_in_order(source, params):
+        for name, stored in read_in_order(source.tensors, params, read_stored):
             in_block = _BLOCK_LINEAR.fullmatch(name) is not None
             target = dtype if in_block else high_precision_dtype
             entry = params[name]
@@ -232,20 +232,9 @@ def _read_scales(source: _Source) -> dict[str, Tensor]:
     """Weight scales by name; on the way, the formats that layers state are checked."""
     wanted = [name for name in source.tensors if name.endswith((SCALE, LEGACY_SCALE, LAYER_FORMAT))]
     scales = {}
-    for name, stored in _read_in_order(source, wanted):
+    for name, stored in read_in_order(source.tensors, wanted, read_stored):
         if name.endswith(LAYER_FORMAT):
             check_layer_format(source.tensors[name][0].path, name, stored)
         else:
             scales[name] = stored
     return scales
-
-
-def _read_in_order(source: _Source, names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
-    """Tensors one by one, file by file and in the order in which they lie there: a disk reads best forwards."""
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        by_file.setdefault(source.tensors[name][0].path, []).append(name)
-    for path, file_names in by_file.items():
-        with path.open("rb") as stream:
-            for name in sorted(file_names, key=lambda name: source.tensors[name][1].start):
-                yield name, read_stored(stream, source.tensors[name][1], path)

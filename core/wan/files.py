@@ -82,14 +82,19 @@ def _existing(folder: Path, names: list[str]) -> tuple[Path, ...]:
     return files
 
 
-def _refuse_other_formats(path: Path) -> None:
+def read_first_bytes(path: Path) -> bytes:
+    """Enough of a file to tell its format; ModelFileError if it cannot be read."""
     try:
         with path.open("rb") as stream:
-            first_bytes = stream.read(32)
+            return stream.read(32)
     except OSError as error:
         raise ModelFileError(
             f"The model file '{path}' cannot be read ({error.strerror}); check its permissions."
         ) from error
+
+
+def _refuse_other_formats(path: Path) -> None:
+    first_bytes = read_first_bytes(path)
     kind = None if is_gguf(first_bytes) else identify_bytes(first_bytes, path.suffix)
     if kind is not None:
         raise ModelFileError(f"'{path}' is {kind.label}, {kind.advice}.")

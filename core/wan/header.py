@@ -7,6 +7,7 @@ leave no file handle open under the weights (Windows could not replace the file)
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -101,6 +102,21 @@ def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
         if num_read != entry.num_bytes:
             raise _damaged(path, f"{entry.num_bytes} bytes expected at {entry.start}, but only {num_read} are there")
     return buffer.view(DTYPES[entry.dtype]).view(entry.shape)
+
+
+def read_in_order(
+    tensors: Mapping[str, tuple[FileHeader, TensorEntry]],
+    names: Iterable[str],
+    read: Callable[[BinaryIO, TensorEntry, Path], Tensor] = read_tensor,
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors one by one, file by file and in the order in which they lie there: a disk reads best forwards."""
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(tensors[name][0].path, []).append(name)
+    for path, file_names in by_file.items():
+        with path.open("rb") as stream:
+            for name in sorted(file_names, key=lambda name: tensors[name][1].start):
+                yield name, read(stream, tensors[name][1], path)
 
 
 def content_digest(header: FileHeader) -> str:

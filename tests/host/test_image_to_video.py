@@ -65,6 +65,22 @@ def test_an_i2v_expert_is_trained_on_given_frames_and_previewed_from_an_image(i2
     assert len(entry["outputs"]["save"]["images"]) == 9
 
 
+def test_a_last_frame_can_be_given_too(i2v):
+    prompt = preview(start_image=["start", 0], end_image=["start", 0])
+    prompt["preview"]["inputs"]["seed"] = 4
+    assert succeeded(i2v.run({**graph(), **prompt}))  # the training returns at once
+
+
+def test_gguf_files_are_offered(i2v):
+    path = i2v.base / "models" / "diffusion_models" / "some.gguf"
+    path.write_bytes(b"GGUF")
+    try:
+        offered = i2v.object_info()["LoadWanDiT"]["input"]["required"]["model_name"]
+        assert "some.gguf" in str(offered)
+    finally:
+        path.unlink()
+
+
 def test_what_does_not_fit_is_said_on_the_right_node(i2v):
     node_id, message = error_of(i2v.run(graph("none")))
     assert node_id == "high_train"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...core.sample.euler import SampleOptions, VelocityModel, initial_noise, sample
+from ...core.train.batches import TEXT_LEN
 from ...core.wan.checkpoint import inspect, load_transformer
 from . import world
 from .family import Files
@@ -25,7 +26,6 @@ from .text import TextEncoder
 from .vae import WanVAE, load_vae, to_frames
 from .world import Scene
 
-TEXT_LEN = 512
 ATTRIBUTES = ("shape", "colour", "motion", "count", "texture")
 SAMPLING = SampleOptions(steps=16, shift=5.0, cfg=3.0)
 BATCH = 50

@@ -26,6 +26,7 @@ from torch import Tensor
 from ...core.adapters.formats import read_lora
 from ...core.adapters.setup import AdapterOptions
 from ...core.data.encode import cache_latents, cache_text
+from ...core.data.latents import unit_range
 from ...core.data.scan import scan_folder
 from ...core.data.store import Store
 from ...core.data.types import DatasetOptions
@@ -57,7 +58,7 @@ from .evaluate import SAMPLING, Family, right, shares, test_scenes
 from .family import STAGES, Files
 from .judge import Verdict, judge
 from .text import TextEncoder
-from .vae import load_vae, to_video
+from .vae import load_vae
 from .world import Scene
 
 KEPT = ("shape", "colour", "motion")  # what must be as asked for a prompt without the trigger to count as kept
@@ -156,9 +157,8 @@ class NanoVideoEncoder:
 
     def encode(self, frames: Tensor) -> Tensor:
         """[F, H, W, 3], uint8 or float 0..1, to normalised latents [C, (F-1)//4+1, H/8, W/8] float32 on the CPU."""
-        batch = frames[None].to(self._device)
-        video = batch.permute(0, 4, 1, 2, 3) * 2 - 1 if batch.is_floating_point() else to_video(batch)
-        return self._vae.encode(video)[0].cpu()
+        video = unit_range(frames).permute(3, 0, 1, 2)[None] * 2 - 1  # [1, 3, F, H, W]
+        return self._vae.encode(video.to(self._device))[0].cpu()
 
 
 class NanoTextEncoder:

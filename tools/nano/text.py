@@ -7,7 +7,6 @@ the transformer's cross-attention.
 `python -m tools.nano text FILE` writes it.
 """
 
-import io
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -17,48 +16,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..miniature import umt5_tensors
+from ..miniature import train_tokenizer, umt5_tensors
 from . import world
 from .family import TEXT
 
 SEED = 3
 CAPTIONS = 20_000
-VOCABULARY = 256
 END, PAD = 1, 0
 
 
 def tokenizer() -> bytes:
     """A sentencepiece unigram model of the world's captions; other words fall apart into characters."""
-    import sentencepiece
-
     rng = random.Random(SEED)
-    captions = (world.caption(scene, rng) for scene in islice(world.scenes(SEED), CAPTIONS))
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=captions,
-        model_writer=out,
+    captions = [world.caption(scene, rng) for scene in islice(world.scenes(SEED), CAPTIONS)]
+    words = sorted({word.strip(",:") for caption in captions for word in caption.split()})
+    return train_tokenizer(
+        captions,
         model_type="unigram",
-        vocab_size=VOCABULARY,
-        hard_vocab_limit=False,
         required_chars="".join(map(chr, range(33, 127))),
-        user_defined_symbols=[f"▁{word}" for word in vocabulary()],
-        pad_id=PAD,
-        eos_id=END,
-        unk_id=2,
-        bos_id=-1,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        num_threads=1,
-        minloglevel=2,
+        user_defined_symbols=[f"▁{word}" for word in words],
     )
-    return out.getvalue()
-
-
-def vocabulary() -> list[str]:
-    """Every word of the captions, sorted."""
-    rng = random.Random(SEED)
-    text = " ".join(world.caption(scene, rng) for scene in islice(world.scenes(SEED), CAPTIONS))
-    return sorted({word.strip(",:") for word in text.split()})
 
 
 def make_text_encoder() -> dict[str, Tensor]:

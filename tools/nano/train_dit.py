@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...core.flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, velocity_target
 from ...core.flow.sigmas import TimestepOptions, sigma_at
+from ...core.train.batches import TEXT_LEN
 from ...core.train.job import BOUNDARY_T2V_A14B, Stage, stage_window
 from ...core.wan.config import WanConfig
 from ...core.wan.model import WanTransformer
@@ -33,7 +34,6 @@ from .graphed import Averaged, Graphed, adamw, device
 from .text import TextEncoder
 from .vae import load_vae, to_video
 
-TEXT_LEN = 512
 PHRASINGS = 3  # captions kept for each clip
 MAX_TOKENS = 40
 STILLS = 0.15  # share of batches of single frames
