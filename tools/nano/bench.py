@@ -35,6 +35,7 @@ from .teach import (
     add_common_arguments,
     answer,
     changed,
+    check_count,
     common_settings,
     field_names,
     grade,
@@ -124,6 +125,7 @@ class Bench:
     """Teaches and measures; the base is loaded, and asked, only once."""
 
     def __init__(self, workshop: Workshop, *, num_prompts: int, measure_every: int, train: Train) -> None:
+        check_count(num_prompts)
         if measure_every < 1:
             raise ConfigError(f"measure-every is a number of steps, at least 1; got {measure_every}.")
         # Runs with another rhythm of checkpoints are other runs: theirs are not the snapshots that are measured here.

@@ -339,6 +339,12 @@ def _with_delta(model: VelocityModel, lora: Path | None, strength: float) -> Vel
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
+def check_count(prompts: int) -> None:
+    """Raises ConfigError for an exam without questions."""
+    if prompts < 1:
+        raise ConfigError(f"an exam needs at least 1 prompt, got {prompts}.")
+
+
 @dataclass(frozen=True)
 class Exam:
     """What a family is asked: the concept in new combinations, and scenes of the base's world without its word."""
@@ -351,8 +357,7 @@ class Exam:
     @classmethod
     def of(cls, concept: Concept, count: int, seed: int = EXAM_SEED) -> "Exam":
         """`count` prompts of each kind."""
-        if count < 1:
-            raise ConfigError(f"an exam needs at least 1 prompt, got {count}.")
+        check_count(count)
         return cls(concept, tuple(prompts(concept, count, seed)), tuple(islice(test_scenes(seed), count)), seed)
 
 
