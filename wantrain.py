@@ -22,6 +22,6 @@ def load_pack() -> None:
 
 if __name__ == "__main__":
     load_pack()
-    from wan_train.core.launch.worker import main
+    from wan_train.core.launch.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

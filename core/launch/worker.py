@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +108,3 @@ def _listen(stop: threading.Event, follow_stdin: bool) -> None:
             stop.set()
 
         threading.Thread(target=wait_for_end, daemon=True, name="parent").start()
-
-
-def main(arguments: list[str]) -> int:
-    """`train RUN_FOLDER [--follow-stdin]`."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="wantrain", description="Train LoRAs for Wan 2.1 / 2.2 without ComfyUI.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("train", help="train the job of a run folder, or go on with it")
-    command.add_argument("run_folder", type=Path, help="the folder that holds job.json")
-    command.add_argument("--follow-stdin", action="store_true", help="stop when standard input closes")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        return train(options.run_folder, follow_stdin=options.follow_stdin)
-    except WanTrainError as error:
-        log.error("%s", error)
-        log.debug("%s", traceback.format_exc())
-        return EXIT_ERROR

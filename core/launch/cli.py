@@ -1,0 +1,47 @@
+"""The command line: `wantrain COMMAND ...`, the same training core without ComfyUI."""
+
+import argparse
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ..errors import WanTrainError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+# Name -> what it does. A command's file is imported when the command is used: some take seconds.
+COMMANDS = {
+    "train": "train the job of a run folder, or go on with it",
+}
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit code. What the user can mend ends with one sentence, not a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        return options.run(options)
+    except WanTrainError as error:
+        log.error("%s", error)
+        log.debug("%s", traceback.format_exc())
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return EXIT_INTERRUPTED
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="wantrain", description="Train LoRAs for Wan 2.1 / 2.2 without ComfyUI.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = arguments[0] if arguments else ""
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(f".commands.{name}", __package__)
+            command.description = module.__doc__.partition(": ")[2]
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser.parse_args(arguments)
