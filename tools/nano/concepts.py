@@ -113,8 +113,9 @@ def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
 
 
 def _with_rest(concept: Concept, words: dict[str, str]) -> Iterator[Scene]:
-    """All scenes with these words, as often as the base's world has the others: half are plain, two of three single."""
-    for texture, size, count in product(("plain", *world.TEXTURES), world.SIZES, (1, 1, 2)):
+    """All scenes with these words, about as often as the base's world has the others: small objects are plain."""
+    looks = [("small", "plain")] * len(world.TEXTURES) + [("large", texture) for texture in world.TEXTURES]
+    for (size, texture), count in product(looks, (1, 1, 2)):
         scene: dict[str, Any] = {"texture": texture, "size": size, "count": count, **words}
         yield Scene(**{**scene, concept.attribute: concept.value})
 

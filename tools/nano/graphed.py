@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: small models are bound by the launching of their kernels, not by their work."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -59,6 +60,24 @@ class Averaged:
     def store(self) -> None:
         """Write the averages into the model."""
         torch._foreach_copy_(self.parameters, self.averages)
+
+
+class Clock:
+    """How far a training is that ends after `steps`, or after `stop` seconds where that is sooner."""
+
+    def __init__(self, steps: int, stop: float) -> None:
+        self._steps, self._stop = steps, stop
+        self._start = time.perf_counter()
+        self._seconds = 0.0
+
+    def read(self) -> float:
+        """Seconds since the start; what `done` then goes by. To be called when the GPU has come to its end."""
+        self._seconds = time.perf_counter() - self._start
+        return self._seconds
+
+    def done(self, step: int) -> float:
+        """The part that is over at this step, 0 to 1."""
+        return min(1.0, max(step / self._steps, self._seconds / self._stop))
 
 
 def device() -> torch.device:

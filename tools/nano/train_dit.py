@@ -30,7 +30,7 @@ from ...core.wan.model import WanTransformer
 from . import world
 from .drawing import draw_all
 from .family import T2V, Files
-from .graphed import Averaged, Graphed, adamw, device
+from .graphed import Averaged, Clock, Graphed, adamw, device
 from .text import TextEncoder
 from .vae import load_vae, to_video
 
@@ -119,7 +119,7 @@ class Options:
     caption_dropout: float = 0.1
     weight_decay: float = 0.01
     warm_up: int = 500
-    stop: float = math.inf  # seconds after which to end in any case
+    stop: float = math.inf  # seconds of training at most
 
 
 def train(model: WanTransformer, data: Data, stage: Stage, options: Options, log: Path) -> None:
@@ -156,12 +156,12 @@ def train(model: WanTransformer, data: Data, stage: Stage, options: Options, log
     run_step = {kind: Graphed(partial(step_once, kind)) for kind in data.latents}
     kinds = random.Random(options.seed)
     losses: list[Tensor] = []
-    start = time.perf_counter()
+    clock = Clock(options.steps, options.stop)
     with log.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("step", "loss", "learning_rate", "seconds"))
         for step in range(1, options.steps + 1):
-            learning_rate = options.learning_rate * rate_scale(step, options)
+            learning_rate = options.learning_rate * rate_scale(step, clock.done(step), options.warm_up)
             rate.fill_(learning_rate)
             kind = "stills" if kinds.random() < STILLS else "clips"
             loss = run_step[kind]()
@@ -169,22 +169,19 @@ def train(model: WanTransformer, data: Data, stage: Stage, options: Options, log
                 losses.append(loss.clone())
             if step % LOG_EVERY == 0:
                 mean, losses = torch.stack(losses).mean().item(), []
-                seconds = time.perf_counter() - start
+                seconds = clock.read()
                 rows.writerow((step, round(mean, 5), f"{learning_rate:.2e}", round(seconds, 1)))
                 file.flush()
                 if step % (10 * LOG_EVERY) == 0:
                     print(stage, step, round(mean, 5), f"{learning_rate:.2e}", round(seconds, 1), flush=True)
-                if seconds > options.stop:
+                if clock.done(step) == 1:
                     break
     average.store()
 
 
-def rate_scale(step: int, options: Options) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    if step < options.warm_up:
-        return (step + 1) / options.warm_up
-    done = (step - options.warm_up) / max(1, options.steps - options.warm_up)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+def rate_scale(step: int, done: float, warm_up: int) -> float:
+    """A linear warm-up, under a cosine over the whole training down to a hundredth."""
+    return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def save(model: WanTransformer, path: Path) -> None:
@@ -205,12 +202,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--clips", type=int, default=40_000)
     parser.add_argument("--stills", type=int, default=8_000)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warm-up", type=int, default=500)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--stop", type=float, default=math.inf, help="seconds after which to end in any case")
+    parser.add_argument("--stop", type=float, default=math.inf, help="seconds of training at most")
     options = parser.parse_args(arguments)
     family = Files(options.family)
     torch.backends.cuda.matmul.allow_tf32 = True

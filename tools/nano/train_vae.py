@@ -21,14 +21,15 @@ from torch.nn import functional
 from ..mini_vae import wan_vae
 from . import world
 from .drawing import draw_all, everything
+from .evaluate import shares, test_scenes
 from .family import VAE_DIM
-from .graphed import Averaged, Graphed, adamw, device
-from .vae import WanVAE, to_video
+from .graphed import Averaged, Clock, Graphed, adamw, device
+from .judge import judge
+from .vae import WanVAE, to_frames, to_video
 
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
 COLOURED_WEIGHT = 10.0  # of a pixel that belongs to an object: they are few
-TRAINED_FRAMES = 9  # first, second and third latent frame: the rest of a clip is more of the third
 
 
 def training_frames(seed: int, clips: int) -> Tensor:
@@ -38,13 +39,12 @@ def training_frames(seed: int, clips: int) -> Tensor:
 
 
 def augmented(frames: Tensor) -> Tensor:
-    """Frames [B, F, H, W, 3] to video [B, 3, TRAINED_FRAMES, H, W]: a part of each clip, at random mirrored and with
-    its colours permuted and dimmed.
+    """Frames [B, F, H, W, 3] to video [B, 3, F, H, W], at random mirrored and with its colours permuted and dimmed.
+
+    Whole clips: trained on parts of them, the VAE gets worse from the end of a part on.
     """
     size, place = len(frames), frames.device
-    starts = torch.randint(frames.shape[1] - TRAINED_FRAMES + 1, (size, 1), device=place)
-    chosen = starts + torch.arange(TRAINED_FRAMES, device=place)
-    video = to_video(frames[torch.arange(size, device=place)[:, None], chosen])
+    video = to_video(frames)
     orders = torch.rand(size, 3, device=place).argsort(1)
     video = video.gather(1, orders.view(-1, 3, 1, 1, 1).expand_as(video))
     for axis in (3, 4):
@@ -71,7 +71,7 @@ def train(
 ) -> None:
     """AdamW, warm-up and cosine; the averaged weights stay in the model. One line of `log` every 100 steps.
 
-    After `stop` seconds it ends where it is.
+    It ends after `steps`, or after `stop` seconds where that is sooner; the learning rate has then fallen to zero.
     """
     parameters = list(vae.parameters())
     optimizer, rate = adamw(parameters, weight_decay=0.0)
@@ -91,21 +91,21 @@ def train(
         return torch.stack([loss.detach(), pixels.detach()])
 
     run_step = Graphed(step_once)
-    start = time.perf_counter()
+    clock = Clock(steps, stop)
     with log.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("step", "loss", "pixel_error", "seconds"))
         for step in range(1, steps + 1):
-            rate.fill_(learning_rate * min(1.0, step / 200) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            rate.fill_(learning_rate * min(1.0, step / 200) * 0.5 * (1 + math.cos(math.pi * clock.done(step))))
             result = run_step()
             if step % 100 == 0:
                 loss, pixels = result.tolist()
-                seconds = time.perf_counter() - start
+                seconds = clock.read()
                 rows.writerow((step, round(loss, 5), round(pixels, 5), round(seconds, 1)))
                 file.flush()
                 if step % 1000 == 0:
                     print(step, round(loss, 5), round(pixels, 5), round(seconds, 1), flush=True)
-                if seconds > stop:
+                if clock.done(step) == 1:
                     break
     average.store()
 
@@ -122,13 +122,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tools.nano vae", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--tests", type=int, default=256, help="clips that the result is tested on")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--stop", type=float, default=math.inf, help="seconds after which to end in any case")
+    parser.add_argument("--stop", type=float, default=math.inf, help="seconds of training at most")
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -149,6 +149,9 @@ def main(arguments: list[str]) -> None:
     save_file(tensors, options.file)
     halves = WanVAE(VAE_DIM).to(device()).eval()
     halves.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    test = to_video(training_frames(options.seed + 1, options.tests).to(device()))
-    error = functional.l1_loss(halves.decode(halves.encode(test)), test).item()
-    print(f"error on unseen clips, fp16 file: {error * 127.5:.2f} of 255 grey levels", flush=True)
+    scenes = [scene for scene, _ in islice(test_scenes(options.seed), options.tests)]
+    test = to_video(torch.from_numpy(draw_all(scenes)).to(device()))
+    shown = torch.cat([halves.decode(halves.encode(part)) for part in test.split(32)])
+    error = functional.l1_loss(shown, test).item()
+    right = shares([judge(clip) for clip in to_frames(shown).cpu().numpy()], scenes)
+    print(f"unseen clips, fp16 file: error {error * 127.5:.2f} of 255 grey levels, judged right {right}", flush=True)

@@ -30,7 +30,7 @@ COLOURS = {
     "purple": (165, 48, 205),
 }
 BACKGROUNDS = ("black", "grey", "white", "tiled")
-SIZES = {"small": 0.14, "large": 0.19}  # radius
+SIZES = {"small": 0.155, "large": 0.2}  # radius
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 MOTIONS = ("still", "left", "right", "up", "down", "orbit", "bounce")
 TEXTURES = ("plain", "striped", "quartered")
@@ -43,11 +43,11 @@ NEW_TEXTURES = ("barred", "cored")
 
 SHADE = 0.4  # brightness of a texture's dark parts
 TRAVEL = 0.44  # way of a straight motion
-DIVE = 0.28  # way of a dive, in each direction
+DIVE = 0.25  # way of a dive, in each direction
 HOP = 0.36  # height of a bounce
 SWING = 0.22  # to either side
 ORBIT = 0.25  # radius
-APART = 0.22  # distance of each of two objects from their middle
+APART = 0.23  # distance of each of two objects from their middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,16 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Any scene of the base's world. One in ten has a moving camera; objects then stand still on tiles."""
+    """Any scene of the base's world. One in ten has a moving camera; objects then stand still on tiles.
+
+    Small objects are plain: at this size a texture would leave too few pixels of the shape.
+    """
+    size = rng.choice(list(SIZES))
     scene = Scene(
         shape=rng.choice(SHAPES),
         colour=rng.choice(list(COLOURS)),
-        texture=rng.choice(("plain", *TEXTURES)),
-        size=rng.choice(list(SIZES)),
+        texture=rng.choice(TEXTURES) if size == "large" else "plain",
+        size=size,
         count=rng.choice((1, 1, 2)),
         background=rng.choice(BACKGROUNDS),
         motion=rng.choice(MOTIONS),
