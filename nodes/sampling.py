@@ -17,6 +17,8 @@ from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToV
 
 import nodes as _host_nodes
 
+from ..core.adapters.formats import read_lora
+from ..core.adapters.transfer import transfer_report
 from ..core.errors import ConfigError
 
 TI2V_CHANNELS = 48  # latent channels of Wan 2.2 TI2V 5B
@@ -44,24 +46,29 @@ def with_shift(model: Any, shift: float) -> Any:
     return ModelSamplingSD3().patch(model, shift)[0]
 
 
-def with_lora(model: Any, path: Path, strength: float) -> Any:
-    """The model with a LoRA on it; ConfigError if a part of the LoRA finds no place in the model."""
+def with_lora(model: Any, path: Path, strength: float) -> tuple[Any, tuple[str, ...]]:
+    """The model with a LoRA on it, and what the user should know of a LoRA from another kind of model.
+
+    ConfigError if the LoRA belongs to a model of another size, or the host finds a place for other parts of it than we.
+    """
+    parameters = model.model.diffusion_model.named_parameters()
+    report = transfer_report(read_lora(path), {name: tuple(parameter.shape) for name, parameter in parameters})
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    modules = sum(key.endswith((".lora_A.weight", ".lora_down.weight")) for key in state)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), keys)
-    if len(loaded) != modules:
+    expected = len(report.placed) + len(report.reshaped)
+    if len(loaded) != expected:
         raise ConfigError(
-            f"{path.name} has {modules} modules, but only {len(loaded)} of them belong to this model: "
-            "connect the model that the LoRA was trained on."
+            f"ComfyUI finds a place for {len(loaded)} modules of {path.name} in this model instead of {expected}: "
+            "connect the model that the LoRA was trained on, loaded by Load Diffusion Model."
         )
-    return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0]
+    return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0], report.notes
 
 
 def switch_step(model: Any, options: SamplingOptions) -> int:
     """The first step at which the noise is below the boundary: there the low noise expert takes over."""
-    sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, options.scheduler, options.steps)
+    # KSampler's own: for some samplers, such as uni_pc, it leaves the last sigma but one out.
+    sigmas = comfy.samplers.KSampler(model, options.steps, "cpu", options.sampler, options.scheduler, 1.0).sigmas
     return int((sigmas[:-1] >= options.boundary - 1e-6).sum())
 
 

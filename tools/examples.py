@@ -1,6 +1,53 @@
-"""Prompts kept as code, and the one of the demo. `tools/make_workflows.py` makes the workflow files from them."""
+"""Prompts kept as code: one for each kind of model, and the demo's. `make_workflows` makes the workflow files from them."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from .workflow import Json
+
+DATA, TRAINING, RESULT = "1. Data", "2. Training", "3. Result"
+STAGES = ("high", "low")
+LOADER_FIELDS = {
+    "UNETLoader": "unet_name", "LoadWanDiT": "model_name", "VAELoader": "vae_name", "CLIPLoader": "clip_name",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file that the page can offer to download."""
+
+    repository: str  # of Comfy-Org on Hugging Face
+    directory: str  # below the repository's split_files, and below ComfyUI's models
+    name: str
+
+    def download(self) -> Json:
+        """What the page reads from a loader's properties."""
+        url = (
+            f"https://huggingface.co/Comfy-Org/{self.repository}/resolve/main/split_files/{self.directory}/{self.name}"
+        )
+        return {"name": self.name, "url": url, "directory": self.directory}
+
+
+WAN_21, WAN_22 = "Wan_2.1_ComfyUI_repackaged", "Wan_2.2_ComfyUI_Repackaged"
+UMT5 = ModelFile(WAN_21, "text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+VAE_21 = ModelFile(WAN_21, "vae", "wan_2.1_vae.safetensors")
+VAE_A14B = ModelFile(WAN_22, "vae", "wan_2.1_vae.safetensors")  # the same file
+VAE_22 = ModelFile(WAN_22, "vae", "wan2.2_vae.safetensors")
+T2V_1_3B = ModelFile(WAN_21, "diffusion_models", "wan2.1_t2v_1.3B_fp16.safetensors")
+TI2V_5B = ModelFile(WAN_22, "diffusion_models", "wan2.2_ti2v_5B_fp16.safetensors")
+
+
+def experts(kind: str) -> dict[str, ModelFile]:
+    """Stage to file of an A14B model; kind is t2v or i2v."""
+    names = {stage: f"wan2.2_{kind}_{stage}_noise_14B_fp8_scaled.safetensors" for stage in STAGES}
+    return {stage: ModelFile(WAN_22, "diffusion_models", name) for stage, name in names.items()}
+
+
+PROMPT = "ohwx, what your clips show, in a new place"
+NEGATIVE = (
+    "overexposed, static, blurred details, subtitles, painting, still picture, worst quality, low quality, "
+    "JPEG artifacts, ugly, deformed, extra fingers, badly drawn hands, badly drawn face, cluttered background"
+)
 
 DEMO_NOTE = """## Train a LoRA and use it, in one graph
 
@@ -24,6 +71,7 @@ class Sketch:
     def __init__(self) -> None:
         self.prompt: Json = {}
         self.groups: dict[str, list[str]] = {}
+        self.models: dict[str, list[Json]] = {}  # loader to the file that the page can fetch for it
 
     def add(self, group: str, class_type: str, title: str | None = None, /, **inputs: object) -> str:
         """Add a node to a group; links are given as (node id, slot) tuples. Returns the id."""
@@ -34,6 +82,110 @@ class Sketch:
             self.prompt[node_id]["_meta"] = {"title": title}
         self.groups.setdefault(group, []).append(node_id)
         return node_id
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Ids of the nodes that training and preview read from."""
+
+    vae: str
+    clip: str
+    latents: str
+    text: str
+
+
+def add_loader(sketch: Sketch, group: str, class_type: str, file: ModelFile, title: str | None = None, **s: Any) -> str:
+    """A loader of a file that can be downloaded."""
+    node_id = sketch.add(group, class_type, title, **{LOADER_FIELDS[class_type]: file.name}, **s)
+    sketch.models[node_id] = [file.download()]
+    return node_id
+
+
+def add_data(sketch: Sketch, vae_file: ModelFile, condition_on: str = "none", **dataset: Any) -> Sources:
+    """Dataset, VAE, text encoder and both caches."""
+    source = sketch.add(DATA, "DatasetFromFolder", folder="input/my_dataset", trigger_word="ohwx", **dataset)
+    vae = add_loader(sketch, DATA, "VAELoader", vae_file)
+    clip = add_loader(sketch, DATA, "CLIPLoader", UMT5, type="wan", device="default")
+    latents = sketch.add(DATA, "CacheLatents", dataset=(source, 0), vae=(vae, 0), condition_on=condition_on)
+    text = sketch.add(DATA, "CacheT5", dataset=(source, 0), clip=(clip, 0))
+    return Sources(vae, clip, latents, text)
+
+
+def add_stage(sketch: Sketch, data: Sources, file: ModelFile, stage: str) -> tuple[str, str]:
+    """Training of one expert or of a single model, and a loader of the same file for the preview; ids of the two."""
+    note = "" if stage == "single model" else f" ({stage})"
+    dit = add_loader(sketch, TRAINING, "LoadWanDiT", file, note and f"Load Wan DiT{note}")
+    run = sketch.add(
+        TRAINING, "TrainLoRAStage", note and f"Train LoRA Stage{note}",
+        dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=stage, lora_name="my_lora",
+    )  # fmt: skip
+    title = note and f"Load Diffusion Model{note}"
+    return run, add_loader(sketch, RESULT, "UNETLoader", file, title, weight_dtype="default")
+
+
+def add_preview(sketch: Sketch, data: Sources, models: dict[str, str], image: str = "", **settings: Any) -> None:
+    """The end of a graph: videos without and with the LoRA. `models`: ids for pair, high, low; `image`: a first frame."""
+    links = {name: (node_id, 0) for name, node_id in models.items()}
+    if image:
+        links["start_image"] = (sketch.add(RESULT, "LoadImage", "Load Image (first frame)", image=image), 0)
+    preview = sketch.add(
+        RESULT, "PreviewLoRA",
+        **links, clip=(data.clip, 0), vae=(data.vae, 0), prompt=PROMPT, negative_prompt=NEGATIVE, seed=1, **settings,
+    )  # fmt: skip
+    choice = {"format": "mp4", "format.codec": "h264"}
+    title = "Save Video (without, with the LoRA)"
+    sketch.add(RESULT, "SaveVideo", title, video=(preview, 2), filename_prefix="video/my_lora", **choice)
+
+
+def add_experts(sketch: Sketch, data: Sources, kind: str, **preview: Any) -> None:
+    """Training of both experts of an A14B model, and their preview."""
+    stages = {stage: add_stage(sketch, data, file, f"{stage} noise") for stage, file in experts(kind).items()}
+    for stage, (run, _) in stages.items():
+        prefix = f"loss_graph_{stage}"
+        sketch.add(RESULT, "LossGraphNode", f"Plot Loss Graph ({stage} noise)", loss=(run, 2), filename_prefix=prefix)
+    (high, high_base), (low, low_base) = (stages[stage] for stage in STAGES)
+    pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0), name="my_lora")
+    add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
+
+
+def add_single(sketch: Sketch, data: Sources, file: ModelFile, **preview: Any) -> None:
+    """Training of a model without experts, and its preview."""
+    run, base = add_stage(sketch, data, file, "single model")
+    sketch.add(RESULT, "LossGraphNode", loss=(run, 2), filename_prefix="loss_graph")
+    pair = sketch.add(RESULT, "MergeStages", high=(run, 0), name="my_lora")
+    add_preview(sketch, data, {"pair": pair, "high": base}, **preview)
+
+
+def t2v_a14b_sketch() -> Sketch:
+    """Both experts of Wan 2.2 T2V A14B."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_21, width=480, height=272, num_frames=33)
+    add_experts(sketch, data, "t2v", width=832, height=480, num_frames=33, steps=20, cfg=3.5)
+    return sketch
+
+
+def i2v_a14b_sketch() -> Sketch:
+    """Both experts of Wan 2.2 I2V A14B. Steps and guidance of the preview: Wan2.2, wan/configs/wan_i2v_A14B.py."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_A14B, "first frame", width=480, height=272, num_frames=33)
+    add_experts(sketch, data, "i2v", image="example.png", width=832, height=480, num_frames=33, steps=40, cfg=3.5)
+    return sketch
+
+
+def t2v_1_3b_sketch() -> Sketch:
+    """Wan 2.1 T2V 1.3B. Its preview has the guidance 6 and shift 8 that the official README advises for it."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_21, width=832, height=480, num_frames=33)
+    add_single(sketch, data, T2V_1_3B, width=832, height=480, num_frames=33, steps=30, cfg=6.0, shift=8.0)
+    return sketch
+
+
+def ti2v_5b_sketch() -> Sketch:
+    """Wan 2.2 TI2V 5B, from text. Frame rate, steps, guidance and size: Wan2.2, wan/configs/wan_ti2v_5B.py."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_22, width=1280, height=704, num_frames=49, fps=24.0)
+    add_single(sketch, data, TI2V_5B, width=1280, height=704, num_frames=49, steps=50, cfg=5.0, fps=24.0)
+    return sketch
 
 
 def demo_sketch() -> Sketch:

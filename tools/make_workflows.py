@@ -7,21 +7,20 @@ import json
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
-from .examples import DEMO_MODELS_NOTE, DEMO_NOTE, Sketch, demo_sketch
+from .examples import (
+    DEMO_MODELS_NOTE,
+    DEMO_NOTE,
+    demo_sketch,
+    i2v_a14b_sketch,
+    t2v_1_3b_sketch,
+    t2v_a14b_sketch,
+    ti2v_5b_sketch,
+)
 from .layout import GAP, GROUP_TITLE, PADDING, TITLE, Page, api_to_ui
 from .workflow import Json, walk_fields
 
 PACK = Path(__file__).resolve().parent.parent
-HUB = "https://huggingface.co/Comfy-Org"
-WAN_21 = f"{HUB}/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
-WAN_22 = f"{HUB}/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
-UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-VAE = "wan_2.1_vae.safetensors"
-MODEL_21 = "wan2.1_t2v_1.3B_fp16.safetensors"
-MODELS_22 = {stage: f"wan2.2_t2v_{stage}_noise_14B_fp8_scaled.safetensors" for stage in ("high", "low")}
-DATA, TRAINING, RESULT = "1. Data", "2. Training", "3. Result"
 
 # Heights that the canvas gives to widgets which the page adds to a node (web/wan_train.js), and to nothing else.
 PAGE_WIDGETS = {
@@ -36,11 +35,6 @@ PAGE_WIDGETS = {
 PICTURE = 240  # room below a node that shows a picture or a video
 PROGRESS_TEXT = 36  # room for the line that the host writes on a node while it works
 NOTE_SIZE = (620, 330)
-
-NEGATIVE = (
-    "overexposed, static, blurred details, subtitles, painting, still picture, worst quality, low quality, "
-    "JPEG artifacts, ugly, deformed, extra fingers, badly drawn hands, badly drawn face, cluttered background"
-)
 
 STEPS = """
 1. Put clips or images into a folder below ComfyUI's `input` (or `datasets`), each with a `.txt` file of the same name
@@ -64,81 +58,20 @@ A single model, one LoRA file.
 
 For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights alone take 28.6 GB of GPU memory."""
 
+NOTE_I2V = f"""## Train a LoRA for Wan 2.2 I2V A14B
 
-def model(name: str, directory: str, root: str) -> list[Json]:
-    """What a loader needs so that the page can offer the download of a missing file."""
-    return [{"name": name, "url": f"{root}/{directory}/{name}", "directory": directory}]
+The first frame of each clip is what the model is given: **Cache Latents** keeps it, and single pictures are left out.
+**Preview LoRA** starts from your image.
+{STEPS}
 
+Two experts, two files. While one trains, its weights take 28.6 GB of GPU memory in bf16, whatever file is chosen."""
 
-def data_nodes(sketch: Sketch, models: dict[str, list[Json]], **dataset: Any) -> tuple[str, ...]:
-    """Dataset, VAE, text encoder and both caches; their ids: vae, clip, latents, text."""
-    source = sketch.add(DATA, "DatasetFromFolder", folder="input/my_dataset", trigger_word="ohwx", **dataset)
-    vae = sketch.add(DATA, "VAELoader", vae_name=VAE)
-    clip = sketch.add(DATA, "CLIPLoader", clip_name=UMT5, type="wan", device="default")
-    latents = sketch.add(DATA, "CacheLatents", dataset=(source, 0), vae=(vae, 0))
-    text = sketch.add(DATA, "CacheT5", dataset=(source, 0), clip=(clip, 0))
-    models[vae], models[clip] = model(VAE, "vae", WAN_21), model(UMT5, "text_encoders", WAN_21)
-    return vae, clip, latents, text
+NOTE_5B = f"""## Train a LoRA for Wan 2.2 TI2V 5B
 
+A single model, one LoRA file, from text. It works at 24 frames a second, and in sizes that 32 divides.
+{STEPS}
 
-def wan22_sketch() -> tuple[Sketch, dict[str, list[Json]]]:
-    """Both experts of Wan 2.2 T2V A14B."""
-    sketch, models = Sketch(), {}
-    vae, clip, latents, text = data_nodes(sketch, models, width=480, height=272, num_frames=33)
-    runs, bases = {}, {}
-    for stage, file in MODELS_22.items():
-        source = model(file, "diffusion_models", WAN_22)
-        dit = sketch.add(TRAINING, "LoadWanDiT", f"Load Wan DiT ({stage} noise)", model_name=file)
-        runs[stage] = sketch.add(
-            TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage} noise)",
-            dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name="my_lora",
-        )  # fmt: skip
-        title = f"Load Diffusion Model ({stage} noise)"
-        bases[stage] = sketch.add(RESULT, "UNETLoader", title, unet_name=file, weight_dtype="default")
-        models[dit] = models[bases[stage]] = source
-    for stage, run in runs.items():
-        prefix = f"loss_graph_{stage}"
-        sketch.add(RESULT, "LossGraphNode", f"Plot Loss Graph ({stage} noise)", loss=(run, 2), filename_prefix=prefix)
-    pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0), name="my_lora")
-    preview = sketch.add(
-        RESULT, "PreviewLoRA",
-        pair=(pair, 0), high=(bases["high"], 0), low=(bases["low"], 0), clip=(clip, 0), vae=(vae, 0),
-        prompt="ohwx, what your clips show, in a new place", negative_prompt=NEGATIVE,
-        width=832, height=480, num_frames=33, steps=20, cfg=3.5, seed=1,
-    )  # fmt: skip
-    save_video(sketch, preview)
-    return sketch, models
-
-
-def wan21_sketch() -> tuple[Sketch, dict[str, list[Json]]]:
-    """Wan 2.1 T2V 1.3B."""
-    sketch, models = Sketch(), {}
-    vae, clip, latents, text = data_nodes(sketch, models, width=832, height=480, num_frames=33)
-    dit = sketch.add(TRAINING, "LoadWanDiT", model_name=MODEL_21)
-    run = sketch.add(
-        TRAINING, "TrainLoRAStage",
-        dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage="single model", lora_name="my_lora",
-    )  # fmt: skip
-    base = sketch.add(RESULT, "UNETLoader", unet_name=MODEL_21, weight_dtype="default")
-    models[dit] = models[base] = model(MODEL_21, "diffusion_models", WAN_21)
-    sketch.add(RESULT, "LossGraphNode", loss=(run, 2), filename_prefix="loss_graph")
-    pair = sketch.add(RESULT, "MergeStages", high=(run, 0), name="my_lora")
-    # Guidance 6 and shift 8 are what the official repository advises for the 1.3B model (Wan2.1, README).
-    preview = sketch.add(
-        RESULT, "PreviewLoRA",
-        pair=(pair, 0), high=(base, 0), clip=(clip, 0), vae=(vae, 0),
-        prompt="ohwx, what your clips show, in a new place", negative_prompt=NEGATIVE,
-        width=832, height=480, num_frames=33, steps=30, cfg=6.0, seed=1, shift=8.0,
-    )  # fmt: skip
-    save_video(sketch, preview)
-    return sketch, models
-
-
-def save_video(sketch: Sketch, preview: str) -> None:
-    """The end of both graphs."""
-    choice = {"format": "mp4", "format.codec": "h264"}
-    title = "Save Video (without, with the LoRA)"
-    sketch.add(RESULT, "SaveVideo", title, video=(preview, 2), filename_prefix="video/my_lora", **choice)
+From images: choose `first frame` in **Cache Latents**, and connect an image to **Preview LoRA**."""
 
 
 def canvas_height(node: Json, info: Json) -> int:
@@ -150,7 +83,8 @@ def canvas_height(node: Json, info: Json) -> int:
     height = 14 + 20 * max(sockets, len(node["outputs"])) + 24 * len(fields) + 30 * texts
     if node["type"] in PAGE_WIDGETS:
         return height + PAGE_WIDGETS[node["type"]] + 4 + PROGRESS_TEXT
-    return height + (PICTURE if info.get("output_node") else 0)
+    shows_picture = info.get("output_node") or any(item.has_upload for item in fields)
+    return height + PICTURE * bool(shows_picture)
 
 
 def make_room(ui: Json, object_info: Json) -> Json:
@@ -199,12 +133,14 @@ def place_notes(ui: Json) -> None:
 def workflows(object_info: Json) -> dict[str, Json]:
     """File name to content."""
     found = {}
-    for name, (sketch, models), notes in (
-        ("wan2.2_t2v_a14b_lora", wan22_sketch(), (NOTE_22,)),
-        ("wan2.1_t2v_1.3b_lora", wan21_sketch(), (NOTE_21,)),
-        ("demo", (demo_sketch(), {}), (DEMO_NOTE, DEMO_MODELS_NOTE)),
+    for name, sketch, notes in (
+        ("wan2.2_t2v_a14b_lora", t2v_a14b_sketch(), (NOTE_22,)),
+        ("wan2.2_i2v_a14b_lora", i2v_a14b_sketch(), (NOTE_I2V,)),
+        ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch(), (NOTE_5B,)),
+        ("wan2.1_t2v_1.3b_lora", t2v_1_3b_sketch(), (NOTE_21,)),
+        ("demo", demo_sketch(), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
-        page = Page(groups=sketch.groups, notes=notes, models=models)
+        page = Page(groups=sketch.groups, notes=notes, models=sketch.models)
         ui = api_to_ui(sketch.prompt, object_info, page)
         side_by_side(ui)
         place_notes(ui)

@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from wan_train.tools.examples import demo_sketch
+from wan_train.tools.examples import (
+    demo_sketch,
+    i2v_a14b_sketch,
+    t2v_1_3b_sketch,
+    t2v_a14b_sketch,
+    ti2v_5b_sketch,
+)
 from wan_train.tools.layout import Page, api_to_ui
 from wan_train.tools.workflow import WorkflowError, ui_to_api
 
-PACK = Path(__file__).resolve().parents[2]
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 
 
 def node_definition(inputs, outputs=(), **further):
@@ -138,7 +144,7 @@ def boxes_overlap(first, second):
 
 @pytest.fixture(scope="module")
 def demo_ui():
-    return json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
+    return json.loads((EXAMPLES / "demo.json").read_text(encoding="utf-8"))
 
 
 def test_demo_nodes_do_not_overlap_and_lie_in_their_group(demo_ui):
@@ -157,12 +163,40 @@ def test_demo_nodes_do_not_overlap_and_lie_in_their_group(demo_ui):
         assert len(holders) == 1, node["type"]
 
 
-def test_demo_file_is_the_sketch(demo_ui):
-    sketch = demo_sketch()
-    types = {str(node["id"]): node["type"] for node in demo_ui["nodes"] if node["type"] != "MarkdownNote"}
-    assert types == {key: node["class_type"] for key, node in sketch.prompt.items()}
-    by_id = {node["id"]: node for node in demo_ui["nodes"]}
-    for _, source, slot, target, index, kind in demo_ui["links"]:
-        name = by_id[target]["inputs"][index]["name"]
-        assert sketch.prompt[str(target)]["inputs"][name] == [str(source), slot]
-        assert by_id[source]["outputs"][slot]["type"] == kind
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("demo", demo_sketch),
+        ("wan2.1_t2v_1.3b_lora", t2v_1_3b_sketch),
+        ("wan2.2_t2v_a14b_lora", t2v_a14b_sketch),
+        ("wan2.2_i2v_a14b_lora", i2v_a14b_sketch),
+        ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch),
+    ],
+)
+def test_a_workflow_file_is_its_sketch(name, make):
+    ui, sketch = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8")), make()
+    nodes = {str(node["id"]): node for node in ui["nodes"] if node["type"] != "MarkdownNote"}
+    assert {key: node["type"] for key, node in nodes.items()} == {
+        key: entry["class_type"] for key, entry in sketch.prompt.items()
+    }
+    found = {key: {} for key in nodes}
+    for _, source, slot, target, index, kind in ui["links"]:
+        found[str(target)][nodes[str(target)]["inputs"][index]["name"]] = [str(source), slot]
+        assert nodes[str(source)]["outputs"][slot]["type"] == kind
+    for key, entry in sketch.prompt.items():
+        assert found[key] == {name: value for name, value in entry["inputs"].items() if isinstance(value, list)}
+        assert nodes[key]["properties"].get("models", []) == sketch.models.get(key, [])
+        values = [value for value in entry["inputs"].values() if not isinstance(value, list)]
+        assert all(value in nodes[key]["widgets_values"] for value in values)
+
+
+def test_ti2v_is_sampled_as_it_is_trained():
+    """Where the miniature models of the host's tests cannot tell: sides for patches of 32 pixels, and 24 frames/s."""
+    prompt = ti2v_5b_sketch().prompt.values()
+    (dataset,) = (node["inputs"] for node in prompt if node["class_type"] == "DatasetFromFolder")
+    (preview,) = (node["inputs"] for node in prompt if node["class_type"] == "PreviewLoRA")
+    (vae,) = (node["inputs"] for node in prompt if node["class_type"] == "VAELoader")
+    assert vae["vae_name"] == "wan2.2_vae.safetensors"
+    assert preview["fps"] == dataset["fps"] == 24
+    for inputs in (dataset, preview):
+        assert inputs["width"] % 32 == inputs["height"] % 32 == 0

@@ -112,7 +112,8 @@ def test_chart_mathematics():
 
 def test_templates_are_there():
     names = {path.stem for path in WORKFLOWS}
-    assert {"demo", "wan2.1_t2v_1.3b_lora", "wan2.2_t2v_a14b_lora"} <= names
+    models = ("wan2.1_t2v_1.3b", "wan2.2_t2v_a14b", "wan2.2_i2v_a14b", "wan2.2_ti2v_5b")
+    assert names == {"demo", *(f"{model}_lora" for model in models)}
 
 
 @each_workflow

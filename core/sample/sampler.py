@@ -1,12 +1,13 @@
-"""Euler steps along the flow, high noise expert then low, as ComfyUI makes them with the usual Wan 2.2 graph.
+"""Steps along the flow, Euler's or UniPC's, high noise expert then low, as ComfyUI's usual Wan 2.2 graph makes them.
 
-That graph is ModelSamplingSD3, then one KSamplerAdvanced an expert, with the sampler "euler" and the scheduler "simple".
+That graph is ModelSamplingSD3, then one KSamplerAdvanced an expert; sampler "euler" or "uni_pc", scheduler "simple".
 B samples, C channels, F H W latent frames, height, width, S text tokens, D text width.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +15,19 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..flow.objective import NUM_TIMESTEPS
 from ..flow.sigmas import shift_sigma
+from .unipc import UniPC
 
 VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents [B, C, F, H, W], timesteps [B], context [B, S, D]
 OnStep = Callable[[int, int], None]  # (steps made, steps in all)
+Sampler = Literal["euler", "unipc"]
+
+
+class Solver(Protocol):
+    """The steps of one model from its first sigma to its last."""
+
+    def step(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        """Latents [B, C, F, H, W] at the next sigma, from those at this one and the velocity there."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +38,14 @@ class SampleOptions:
     shift: float = 5.0  # time shift of the sigmas: officially 5 for Wan 2.1, 12 for Wan 2.2 T2V-A14B
     cfg: float = 1.0  # guidance: negative + cfg (positive - negative); at 1 the negative prompt has no effect
     boundary: float = 0.875  # two experts: the sigma at and above which the high noise expert works
+    sampler: Sampler = "euler"  # unipc: closer to the true path in as many steps; each expert has its own history
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= NUM_TIMESTEPS:
-            raise ConfigError(f"steps must lie between 1 and {NUM_TIMESTEPS}, got {self.steps}.")
+        if self.sampler not in get_args(Sampler):
+            raise ConfigError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}.")
+        most = NUM_TIMESTEPS - _spare_steps(self.sampler)
+        if not 1 <= self.steps <= most:
+            raise ConfigError(f"steps must lie between 1 and {most} for {self.sampler}, got {self.steps}.")
         if not 0.0 < self.shift < math.inf:
             raise ConfigError(f"shift must be above 0 (5 for Wan 2.1, 12 for Wan 2.2 T2V-A14B), got {self.shift}.")
         if not 0.0 <= self.cfg < math.inf:
@@ -39,10 +54,15 @@ class SampleOptions:
             raise ConfigError(f"boundary is a sigma between 0 and 1 (0.875 for T2V-A14B), got {self.boundary}.")
 
 
+def _spare_steps(sampler: Sampler) -> int:
+    """Steps that the host adds for UniPC; it then leaves out their last sigma before 0 (DISCARD_PENULTIMATE_SIGMA)."""
+    return 1 if sampler == "unipc" else 0
+
+
 def schedule(options: SampleOptions) -> Tensor:
     """Sigmas from noise to data, [steps + 1] float32, the last one 0: the host's scheduler "simple", bit for bit."""
     levels = shift_sigma(torch.arange(1, NUM_TIMESTEPS + 1) / NUM_TIMESTEPS, options.shift)
-    stride = NUM_TIMESTEPS / options.steps
+    stride = NUM_TIMESTEPS / (options.steps + _spare_steps(options.sampler))
     picked = [NUM_TIMESTEPS - 1 - int(step * stride) for step in range(options.steps)]
     return torch.cat([levels[picked], torch.zeros(1)])
 
@@ -78,13 +98,29 @@ def sample(
     switch = options.steps if low is None else switch_step(sigmas, options.boundary)
     texts = _texts(context, negative, noise.shape[0], options.cfg).to(noise.device)
     latents = sigmas[0] * noise.float()
-    for step in range(options.steps):
-        model = high if low is None or step < switch else low
-        velocity = _velocity(model, latents, sigmas[step], texts, options.cfg)
-        latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
-        if on_step is not None:
-            on_step(step + 1, options.steps)
+    for model, first, last in ((high, 0, switch), (high if low is None else low, switch, options.steps)):
+        solver = _solver(options.sampler, sigmas[first : last + 1])
+        for step in range(first, last):
+            velocity = _velocity(model, latents, sigmas[step], texts, options.cfg)
+            latents = solver.step(latents, velocity)
+            if on_step is not None:
+                on_step(step + 1, options.steps)
     return latents
+
+
+class Euler:
+    """Steps as if the velocity stayed what it is. sigmas [steps + 1] float32."""
+
+    def __init__(self, sigmas: Tensor) -> None:
+        self._widths = iter(sigmas.diff())
+
+    def step(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        """See Solver."""
+        return latents + next(self._widths) * velocity
+
+
+def _solver(sampler: Sampler, sigmas: Tensor) -> Solver:
+    return Euler(sigmas) if sampler == "euler" else UniPC(sigmas.tolist())
 
 
 def _texts(context: Tensor, negative: Tensor | None, num_samples: int, cfg: float) -> Tensor:

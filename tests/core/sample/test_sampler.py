@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.sample.euler import SampleOptions, initial_noise, sample, schedule, switch_step
+from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample, schedule, switch_step
 
 SHAPE = (2, 16, 2, 4, 6)
 CONTEXT = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(1))
@@ -159,8 +159,10 @@ def test_noise_leaves_the_global_random_state_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps must lie between 1 and 1000, got 0"),
+        ({"steps": 0}, "steps must lie between 1 and 1000 for euler, got 0"),
         ({"steps": 1001}, "steps must lie between"),
+        ({"steps": 1000, "sampler": "unipc"}, "steps must lie between 1 and 999 for unipc, got 1000"),
+        ({"sampler": "heun"}, "sampler must be one of euler, unipc, got 'heun'"),
         ({"shift": 0.0}, "shift must be above 0"),
         ({"shift": math.nan}, "shift must be above 0"),
         ({"shift": math.inf}, "shift must be above 0"),

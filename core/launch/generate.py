@@ -1,0 +1,240 @@
+"""Videos without and with a LoRA from files alone: our own sampler, the encoders without ComfyUI.
+
+F frames, H W pixels, C channels, f h w latent frames, height, width, S text tokens, D text width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..adapters.formats import read_lora
+from ..adapters.ship import Slot
+from ..adapters.transfer import model_shapes, transfer_report
+from ..data.buckets import cover_box
+from ..data.conditioning import hide_unknown, known_mask
+from ..data.media import BadMediaError
+from ..data.pictures import read_picture
+from ..data.types import DatasetOptions, TextEncoder
+from ..encoders.text import load_text_encoder
+from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
+from ..errors import ConfigError
+from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
+from ..train.job import official_boundary
+from ..wan.checkpoint import inspect
+from ..wan.config import Variant, WanConfig
+from .experts import Expert, Experts, Forward, from_first_frame, from_known_frames, from_text
+
+# The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
+SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
+
+
+def official_shift(variant: Variant, *, has_experts: bool) -> float:
+    """The time shift that the official code samples with."""
+    return SHIFT_T2V_A14B if has_experts and variant == "t2v" else SHIFT_OTHERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a video is made with. Models and LoRAs are a single model's, or those of both experts."""
+
+    models: Mapping[Slot, Path]
+    loras: Mapping[Slot, Path]
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path | None = None  # None: inside the text encoder or beside it
+    start_image: Path | None = None  # for image-to-video: the first frame
+
+    def __post_init__(self) -> None:
+        if set(self.models) not in ({"single"}, {"high", "low"}):
+            given = ", ".join(self.models) or "none"
+            raise ConfigError(
+                f"the models given are: {given}; give a single model, or the high and the low noise expert."
+            )
+        for slot in self.loras:
+            if slot not in self.models:
+                raise ConfigError(
+                    f"a LoRA is given for '{slot}', but the models are {' and '.join(self.models)}: give that one too."
+                )
+        if not self.loras:
+            raise ConfigError("no LoRA is given: there is nothing to preview.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """One video. shift and boundary 0: the official ones of the model."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 832
+    height: int = 480
+    num_frames: int = 33
+    steps: int = 20
+    cfg: float = 3.5
+    seed: int = 1
+    sampler: Sampler = "euler"
+    shift: float = 0.0
+    boundary: float = 0.0
+    strength: float = 1.0  # of the LoRA
+    compare: bool = True  # also without the LoRA
+
+    def __post_init__(self) -> None:
+        DatasetOptions(width=self.width, height=self.height, num_frames=self.num_frames)  # the same rules
+
+    def sampling(self, variant: Variant, *, has_experts: bool) -> SampleOptions:
+        """How the model of this variant samples."""
+        return SampleOptions(
+            steps=self.steps,
+            shift=self.shift or official_shift(variant, has_experts=has_experts),
+            cfg=self.cfg,
+            sampler=self.sampler,
+            boundary=self.boundary or official_boundary(variant),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was checked before anything large is read: experts by slot, their shape, and notes for the user."""
+
+    files: Files
+    options: VideoOptions
+    experts: dict[Slot, Expert]
+    config: WanConfig
+    notes: tuple[str, ...]
+
+    @property
+    def sampling(self) -> SampleOptions:
+        """How it is sampled."""
+        return self.options.sampling(self.config.variant, has_experts="high" in self.experts)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """C, f, h, w."""
+        o, stride = self.options, STRIDES[self.config.latent_format]
+        return self.config.out_dim, (o.num_frames - 1) // 4 + 1, o.height // stride, o.width // stride
+
+
+def plan(files: Files, options: VideoOptions) -> Plan:
+    """Read the headers and the LoRAs. ConfigError or ModelFileError if something does not fit."""
+    experts: dict[Slot, Expert] = {}
+    notes: list[str] = []
+    for slot, path in files.models.items():
+        info = inspect(path)
+        lora = {}
+        if slot in files.loras:
+            file = read_lora(files.loras[slot])
+            report = transfer_report(file, model_shapes(info.config))
+            lora = {name: file.modules[name] for name in report.placed}
+            notes += report.notes
+        experts[slot] = Expert(info, lora)
+    first, *others = experts.values()
+    if others and others[0].info.config != first.info.config:
+        raise ConfigError(
+            f"{first.info.path.name} and {others[0].info.path.name} are no two experts of one model: their sizes or kinds "
+            "differ; give the high and the low noise file of the same Wan 2.2 model."
+        )
+    made = Plan(files, options, experts, first.info.config, tuple(notes))
+    _check_start(made)
+    _check_size(made)
+    made.sampling  # noqa: B018  # its own checks
+    return made
+
+
+def generate(made: Plan, device: torch.device, on_step: OnStep | None = None) -> np.ndarray:
+    """Frames [K, F, H, W, 3] uint8: K is 2, without the LoRA and with it, or 1, with it alone.
+
+    The text encoder, the VAE and the experts are read one after another. ModelFileError or ConfigError if the encoders
+    are not this model's.
+    """
+    files, o = made.files, made.options
+    video = load_video_encoder(files.vae, device)  # first: it is small, and a wrong one should not cost a sampling
+    _check_vae(made, video)
+    context, negative = _encode_prompts(made, device)
+    experts = Experts(device, _forward(made, video), strength=o.strength, compare=o.compare)
+    models = [experts.model(expert) for expert in made.experts.values()]
+    noise = initial_noise((1, *made.latent_shape), o.seed).repeat(2 if o.compare else 1, 1, 1, 1, 1).to(device)
+    low = models[1] if len(models) > 1 else None
+    latents = sample(models[0], low, noise, context, negative, made.sampling, on_step)
+    experts.close()
+    return video.decode(latents).numpy()
+
+
+def _check_start(made: Plan) -> None:
+    variant, image = made.config.variant, made.files.start_image
+    name = next(iter(made.experts.values())).info.path.name
+    if made.config.image_dim is not None:
+        raise ConfigError(
+            f"{name} is a Wan 2.1 model that needs the CLIP features of its start image, and there is no CLIP vision encoder "
+            "without ComfyUI: preview its LoRA with the node Preview LoRA, or give a text-to-video, Wan 2.2 I2V-A14B or "
+            "TI2V-5B model."
+        )
+    if variant == "i2v" and image is None:
+        raise ConfigError(f"{name} makes videos from images: give a start image.")
+    if variant == "t2v" and image is not None:
+        raise ConfigError(f"{name} is a text-to-video model and takes no start image: leave it out.")
+
+
+def _check_size(made: Plan) -> None:
+    step = 2 * STRIDES[made.config.latent_format]  # a patch is two latents wide
+    for name, value in (("width", made.options.width), ("height", made.options.height)):
+        if value % step:
+            raise ConfigError(f"{name} is {value}, but this model needs a multiple of {step}.")
+
+
+def _check_vae(made: Plan, video: WanVideoEncoder) -> None:
+    if video.latent_format != made.config.latent_format:
+        names = {"wan2.1": "wan_2.1_vae.safetensors", "wan2.2": "wan2.2_vae.safetensors"}
+        raise ConfigError(
+            f"{made.files.vae} is the VAE of {video.latent_format.replace('wan', 'Wan ')}, which this model was not trained "
+            f"with: give {names[made.config.latent_format]}."
+        )
+
+
+def _encode_prompts(made: Plan, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Contexts [1, S, D] of the prompt and, where guidance needs it, of the negative one. The encoder is let go after."""
+    encoder = load_text_encoder(made.files.text_encoder, device, tokenizer=made.files.tokenizer)
+    if encoder.dim != made.config.text_dim:
+        raise ConfigError(
+            f"{made.files.text_encoder} gives embeddings of width {encoder.dim}, but the model needs "
+            f"{made.config.text_dim}: give the umT5 text encoder that belongs to it."
+        )
+    context = _context(encoder, made.options.prompt, made.config.text_len)
+    needs_negative = made.options.cfg != 1.0
+    negative = _context(encoder, made.options.negative_prompt, made.config.text_len) if needs_negative else None
+    del encoder
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return context, negative
+
+
+def _context(encoder: TextEncoder, prompt: str, text_len: int) -> Tensor:
+    rows, _ = encoder.encode(prompt)  # [S, D]
+    return torch.nn.functional.pad(rows, (0, 0, 0, text_len - rows.shape[0]))[None]
+
+
+def _forward(made: Plan, video: WanVideoEncoder) -> Forward:
+    if made.files.start_image is None:
+        return from_text
+    o = made.options
+    picture = read_image(made.files.start_image, o.width, o.height)[None]  # [1, H, W, 3]
+    if made.config.variant == "ti2v":
+        return from_first_frame(video.encode(picture))
+    frames = picture.expand(o.num_frames, -1, -1, -1)  # only the first is looked at
+    known = video.encode(hide_unknown(frames, "first frame"))
+    return from_known_frames(torch.cat([known_mask("first frame", made.latent_shape[1:]), known]))
+
+
+def read_image(path: Path, width: int, height: int) -> Tensor:
+    """The first picture of a file, [H, W, 3] uint8: scaled to cover width x height, and cut at its centre."""
+    if not path.is_file():
+        raise ConfigError(f"the start image {path} does not exist: give an image file.")
+    try:
+        ((_, image),) = read_picture(path, [0])
+    except BadMediaError as error:
+        raise ConfigError(f"the start image {path} cannot be used: {error}.") from error
+    box = cover_box(image.width, image.height, (width, height))
+    return torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.LANCZOS, box=box)))
