@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
 from .config import TRAINABLE, WanConfig
@@ -25,6 +25,7 @@ from .quantized import (
     SCALE,
     Weights,
     check_layer_format,
+    column,
     convert,
     is_extra,
     scale_name,
@@ -58,6 +59,20 @@ class CheckpointInfo:
     num_bytes: int  # of the transformer on disk
     num_params: int
     identity: str  # digest of the content: equal for equal files, wherever they lie
+
+
+class LinearFormat(Protocol):
+    """Makes the layer that stands for one block linear: how the base is kept in memory is the caller's choice."""
+
+    def __call__(
+        self, name: str, weight: Tensor, scale: Tensor | None, *, dtype: torch.dtype, bias: nn.Parameter | None
+    ) -> nn.Module | None:
+        """The layer `name`, frozen, with the tensors of its state on the device of `weight`; None: a plain one.
+
+        `weight` [out, in] is what the file stores, times `scale` [out or 1, 1] fp32 where there is one. `dtype` is that
+        of the arithmetic. `bias` has no values yet: the layer carries it under the name `bias`, and is given them.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -120,15 +135,16 @@ def load_transformer(
     dtype: torch.dtype,
     device: torch.device | str,
     high_precision_dtype: torch.dtype = torch.float32,
+    linear: LinearFormat | None = None,
 ) -> WanTransformer:
     """The transformer of `info` on `device`, frozen and in eval mode.
 
-    Block linears are in `dtype`; embeddings, norms, modulation and head in `high_precision_dtype`. Block linears that a
-    GGUF file holds quantized stay so, and compute in `dtype`. Weights are read one at a time: the peak is about one
-    tensor above the result. Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype
-    that cannot compute.
+    Block linears are in `dtype`, or what `linear` makes of them, computing in `dtype`; embeddings, norms, modulation
+    and head in `high_precision_dtype`. Block linears that a GGUF file holds quantized stay so. Weights are read one at
+    a time, and what a format keeps in 8 bits or less is made of each before the next: the peak is about one tensor
+    above the result, on the device and in main memory. Raises ModelFileError if the files have changed or cannot be
+    read, ConfigError for a dtype that cannot compute.
     """
-    device = torch.device(device)
     for wanted in (dtype, high_precision_dtype):
         if wanted not in COMPUTE_DTYPES:
             raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
@@ -140,23 +156,50 @@ def load_transformer(
     model = _build_on_meta(info.config)
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
+        place = _Placer(model, torch.device(device), dtype, high_precision_dtype, linear)
         scales = _read_scales(source)
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, stored in read_in_order(source.tensors, params, read_stored):
-            in_block = _BLOCK_LINEAR.fullmatch(name) is not None
-            target = dtype if in_block else high_precision_dtype
-            entry = params[name]
-            if entry.dtype not in QUANTS:
-                scale = scales.get(scale_name(name, scales) or "")
-                state[name] = convert(stored, scale, target, device)
-            elif in_block and name.endswith(".weight"):
-                keep_quantized(model, name.removesuffix(".weight"), entry.dtype)
-                state[name] = stored.to(device)
-            else:
-                state[name] = dequantize(stored.to(device), entry.dtype, entry.shape, target)
+            state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
             del stored
         model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class _Placer:
+    """Turns stored tensors into those of the model's state; replaces the layers that are not to be plain ones."""
+
+    model: WanTransformer
+    device: torch.device
+    dtype: torch.dtype
+    high_precision_dtype: torch.dtype
+    linear: LinearFormat | None
+
+    def __call__(self, name: str, entry: TensorEntry, stored: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
+        """The entries of the model's state that come from the tensor `name`, on the device."""
+        in_block = _BLOCK_LINEAR.fullmatch(name) is not None
+        dtype = self.dtype if in_block else self.high_precision_dtype
+        layer_name = name.removesuffix(".weight") if in_block and name.endswith(".weight") else None
+        if entry.dtype in QUANTS:
+            stored = stored.to(self.device)
+            if layer_name is None:
+                return {name: dequantize(stored, entry.dtype, entry.shape, dtype)}
+            keep_quantized(self.model, layer_name, entry.dtype)
+            return {name: stored}
+        if layer_name is None or self.linear is None:
+            return {name: convert(stored, scale, dtype, self.device)}
+        return self._format(layer_name, stored.to(self.device), scale, self.linear)
+
+    def _format(self, name: str, weight: Tensor, scale: Tensor | None, linear: LinearFormat) -> dict[str, Tensor]:
+        scale = None if scale is None else column(scale, self.device)
+        plain = self.model.get_submodule(name)
+        assert isinstance(plain, nn.Linear)
+        layer = linear(name, weight, scale, dtype=self.dtype, bias=plain.bias)
+        if layer is None:
+            return {f"{name}.weight": convert(weight, scale, self.dtype, self.device)}
+        self.model.set_submodule(name, layer)
+        return {f"{name}.{key}": value for key, value in layer.state_dict().items() if key != "bias"}
 
 
 def hints_expert(path: Path) -> Expert | None:

@@ -5,13 +5,16 @@ T timesteps per sample: 1 for the whole clip, or F, one per frame.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 ROPE_THETA = 10000.0
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, L, N, K], k and v [B, S, N, K] -> [B, L, N, K]
 
 
 class WanBlock(nn.Module):
@@ -50,6 +53,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend = Seam(attention)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -62,7 +66,7 @@ class SelfAttention(nn.Module):
         q_BLNK = apply_rope(self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1)), rope)
         k_BLNK = apply_rope(self.norm_k(run_layer(self.k, x)).unflatten(2, (self.num_heads, -1)), rope)
         v_BLNK = run_layer(self.v, x).unflatten(2, (self.num_heads, -1))
-        return run_layer(self.o, attention(q_BLNK, k_BLNK, v_BLNK).flatten(2))
+        return run_layer(self.o, self.attend(q_BLNK, k_BLNK, v_BLNK).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -74,6 +78,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float, *, attends_image: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend = Seam(attention)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -90,11 +95,11 @@ class CrossAttention(nn.Module):
         q_BLNK = self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1))
         k_BSNK = self.norm_k(run_layer(self.k, context)).unflatten(2, (self.num_heads, -1))
         v_BSNK = run_layer(self.v, context).unflatten(2, (self.num_heads, -1))
-        y = attention(q_BLNK, k_BSNK, v_BSNK)
+        y = self.attend(q_BLNK, k_BSNK, v_BSNK)
         if image_context is not None:
             k_BINK = self.norm_k_img(run_layer(self.k_img, image_context)).unflatten(2, (self.num_heads, -1))
             v_BINK = run_layer(self.v_img, image_context).unflatten(2, (self.num_heads, -1))
-            y = y + attention(q_BLNK, k_BINK, v_BINK)
+            y = y + self.attend(q_BLNK, k_BINK, v_BINK)
         return run_layer(self.o, y.flatten(2))
 
 
@@ -164,6 +169,19 @@ class LayerNorm(nn.Module):
         return functional.layer_norm(x.float(), weight.shape, weight, bias, self.eps).to(x.dtype)
 
 
+class Seam:
+    """Holds a callable so that deepcopy shares it: a copied model must not copy a swapper's buffers and streams."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Seam":
+        return self
+
+
 def modulation_parameter(num_rows: int, dim: int) -> nn.Parameter:
     """[1, num_rows, D] with the standard deviation 1/sqrt(D) of the official initialization.
 
@@ -174,7 +192,7 @@ def modulation_parameter(num_rows: int, dim: int) -> nn.Parameter:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention without a mask; the one place in which the backend is chosen.
+    """Softmax attention without a mask, by the backend that PyTorch chooses; `WanTransformer.attend` may replace it.
 
     q [B, L, N, K], k and v [B, S, N, K] -> [B, L, N, K].
     """
@@ -225,9 +243,10 @@ def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the pairs of neighbouring channels of x [B, L, N, K] by rope [2, L, K/2], in fp32; result in x's dtype."""
     cos, sin = rope.unsqueeze(2).unbind(0)  # [L, 1, K/2]
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    # Halves are cast, not the whole: neither eager nor compiled code then writes an fp32 copy of x, nor of its gradient.
+    even, odd = (half.float() for half in x.unflatten(-1, (-1, 2)).unbind(-1))
+    rotated = [(even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype)]
+    return torch.stack(rotated, dim=-1).flatten(-2)
 
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,6 @@ K head dim, T timesteps per sample: 1 for the whole clip, or F, one per frame.
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,14 @@ from torch import Tensor, nn
 from .checks import check_config, check_inputs
 from .config import WanConfig
 from .layers import (
+    Attend,
+    CrossAttention,
     Head,
     ImageEmbedding,
+    Seam,
+    SelfAttention,
     WanBlock,
+    attention,
     compute_dtype,
     rope_table,
     run_layer,
@@ -62,7 +66,8 @@ class WanTransformer(nn.Module):
             for _ in range(config.num_layers)
         )
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
-        self._seam = _Seam(call_block)
+        self._run_block = Seam(call_block)
+        self.attend = attention
         self._rope_cache: OrderedDict[tuple[tuple[int, int, int], torch.device], Tensor] = OrderedDict()
 
     @property
@@ -73,11 +78,26 @@ class WanTransformer(nn.Module):
         (checkpointing, swap). The block comes as an argument, so the callable may be shared: a deepcopy of the model
         keeps the same callable and passes its own blocks.
         """
-        return self._seam.run_block
+        return self._run_block.function
 
     @run_block.setter
     def run_block(self, run_block: RunBlock) -> None:
-        self._seam = _Seam(run_block)
+        self._run_block = Seam(run_block)
+
+    @property
+    def attend(self) -> Attend:
+        """Attention without a mask, of all blocks: q [B, L, N, K], k and v [B, S, N, K] -> [B, L, N, K].
+
+        A deepcopy of the model keeps the same callable. Assign one to choose another backend.
+        """
+        return self._attend.function
+
+    @attend.setter
+    def attend(self, attend: Attend) -> None:
+        self._attend = Seam(attend)
+        for module in self.blocks.modules():
+            if isinstance(module, SelfAttention | CrossAttention):
+                module.attend = self._attend
 
     def forward(
         self,
@@ -148,13 +168,3 @@ class WanTransformer(nn.Module):
         x = x.unflatten(2, (*patch_size, self.config.out_dim)).unflatten(1, grid)  # [B, f, h, w, p, q, r, C]
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, f, p, h, q, w, r]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-class _Seam:
-    """Holds the callable so that deepcopy shares it: a copied model must not copy a swapper's buffers and streams."""
-
-    def __init__(self, run_block: RunBlock) -> None:
-        self.run_block = run_block
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Seam":
-        return _Seam(self.run_block)

@@ -102,8 +102,12 @@ def convert(stored: Tensor, scale: Tensor | None, dtype: torch.dtype, device: to
         stored = stored.to(device)  # the GPU converts faster, and 8 bits travel faster than 16
     if scale is None:
         return stored.to(dtype).to(device)
-    scale = scale.float().to(stored.device)
-    return (stored.float() * (scale.view(()) if scale.numel() == 1 else scale)).to(dtype).to(device)
+    return (stored.float() * column(scale, stored.device)).view_as(stored).to(dtype).to(device)
+
+
+def column(scale: Tensor, device: torch.device) -> Tensor:
+    """A scale per tensor or per row, as [1, 1] or [out, 1] fp32 on `device`."""
+    return scale.to(device, torch.float32).view(-1, 1)
 
 
 def _layer_formats(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,14 @@
 import json
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
 from wan_train.core.errors import ConfigError, ModelFileError
+from wan_train.core.memory.precision.base import FrozenLinear
+from wan_train.core.memory.precision.fp8 import make_fp8
+from wan_train.core.memory.precision.int8 import make_int8
 from wan_train.core.wan.checkpoint import hints_expert, inspect, load_transformer
 from wan_train.core.wan.keys import to_official
 from wan_train.core.wan.layers import run_layer
@@ -316,6 +320,57 @@ def test_scaled_fp8_runs_like_the_host_runs_the_file(comfy, save, tiny, make, na
     for part in parts + ["blocks.1.cross_attn.v_img"] * (config.image_dim is not None):
         with torch.no_grad():
             assert torch.equal(run_layer(model.get_submodule(part), x), host.get_submodule(part)(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "name"), [*SCALED, (None, "fp8")])
+def test_fp8_files_keep_their_numbers_in_fp8(save, weights, make, name, dtype):
+    if make is None:
+        stored, metadata = {key: value.to(FP8) for key, value in weights.items()}, None
+    else:
+        stored, _, metadata = make(weights)
+    path = save(stored, metadata=metadata)
+    assert inspect(path).weights == name
+    plain, model = load(path, dtype), load(path, dtype, linear=make_fp8)
+    for key in linear_weights(weights):
+        layer = model.get_submodule(key.removesuffix(".weight"))
+        assert layer.weight.dtype == FP8
+        assert torch.equal(layer.weight.view(torch.uint8), stored[key].view(torch.uint8))
+        assert torch.equal(layer.matrix(dtype), plain.get_parameter(key))
+        assert (layer.bias.dtype, layer.bias.requires_grad) == (dtype, False)
+    rest = {key: value for key, value in model.state_dict().items() if key in weights and value.dtype != FP8}
+    assert len(rest) == len(weights) - len(linear_weights(weights))
+    for key, value in rest.items():
+        assert torch.equal(value, plain.state_dict()[key])
+    assert model.dtype == dtype
+
+
+def test_a_format_is_given_one_weight_at_a_time(save, weights):
+    """What it was given before is gone when the next comes: peak memory is one tensor above the result."""
+    earlier, names = [], []
+
+    def make(name, weight, scale, *, dtype, bias):
+        assert all(reference() is None for reference in earlier)
+        assert (scale, dtype, tuple(bias.shape)) == (None, torch.bfloat16, weight.shape[:1])
+        earlier.append(weakref.ref(weight))
+        names.append(name)
+        return make_int8(name, weight, scale, dtype=dtype, bias=bias)
+
+    model = load(save({name: value.half() for name, value in weights.items()}), torch.bfloat16, linear=make)
+    assert sorted(names) == sorted(name.removesuffix(".weight") for name in linear_weights(weights))
+    assert all(isinstance(model.get_submodule(name), FrozenLinear) for name in names)
+    assert not any(value.is_meta for value in model.state_dict().values())
+
+
+def test_a_layer_that_a_format_leaves_out_is_a_plain_one(save, weights):
+    def make(name, weight, scale, *, dtype, bias):
+        return make_fp8(name, weight, scale, dtype=dtype, bias=bias) if name.endswith("ffn.0") else None
+
+    stored, meant, _ = layer_scaled(weights)
+    model = load(save(stored), torch.bfloat16, linear=make)
+    assert sum(isinstance(module, FrozenLinear) for module in model.modules()) == 2
+    name = "blocks.1.self_attn.q.weight"
+    assert torch.equal(model.get_parameter(name), meant[name].bfloat16())
 
 
 def test_prefixed_scaled_file_with_prefixed_layer_names(save, weights):

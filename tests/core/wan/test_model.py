@@ -223,6 +223,34 @@ def test_deepcopy_shares_run_block_and_runs_its_own_blocks(tiny):
     assert [id(block) for block in called] == [id(block) for block in clone.blocks]
 
 
+@pytest.mark.parametrize("name", ["small", "flf2v"])
+def test_attend_is_called_for_every_attention_and_shared_by_deepcopy(tiny, name):
+    config = tiny.configs[name]
+    model = tiny.model(config, tiny.weights(config))
+    inputs = tiny.inputs(config)
+    expected = tiny.forward_and_gradients(model, inputs)
+    shapes = []
+
+    class Backend:
+        def __deepcopy__(self, memo):
+            raise AssertionError("a backend may hold buffers of the device; it must not be copied")
+
+        def attend(self, q, k, v):
+            shapes.append((list(q.shape), list(k.shape), list(v.shape)))
+            scores = torch.einsum("blnk,bsnk->bnls", q, k) / q.shape[-1] ** 0.5
+            return torch.einsum("bnls,bsnk->blnk", scores.softmax(dim=-1), v)
+
+    model.attend = Backend().attend
+    assert copy.deepcopy(model).attend == model.attend
+    for clone in (model, copy.deepcopy(model)):
+        shapes.clear()
+        for result, reference in zip(tiny.forward_and_gradients(clone, inputs), expected, strict=True):
+            assert max(tiny.errors(result, reference)) < FP32_TOLERANCE
+        keys = [45, 512, 514] if config.image_dim else [45, 512]
+        queries = [2, 45, 2, 24]
+        assert shapes == [(queries, [2, num, 2, 24], [2, num, 2, 24]) for num in keys] * config.num_layers
+
+
 def test_rope_tables_are_kept_per_grid_and_outside_the_state_dict(tiny):
     model = tiny.model(tiny.small, tiny.weights(tiny.small))
     names = set(model.state_dict())

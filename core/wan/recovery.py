@@ -1,0 +1,49 @@
+"""Files of AI-Toolkit's accuracy recovery adapters: a frozen LoRA for one expert, or one file for both."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import ModelFileError
+from .header import read_header, read_in_order
+from .keys import to_official
+
+Factors = tuple[Tensor, Tensor]  # down [rank, in], up [out, rank]; the adapter adds up @ down to the weight
+
+_EXPERTS = {"high": "transformer_1.", "low": "transformer_2."}
+_KEY = re.compile(r"(?:diffusion_model\.|transformer\.)?(transformer_[12]\.)?(blocks\..+)\.lora_(A|B)\.weight")
+
+
+def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> dict[str, Factors]:
+    """Factors in their stored dtype by the official name of the layer, of the `expert` where the file tells experts apart.
+
+    AI-Toolkit loads them with alpha = rank, so that up @ down counts as it is (toolkit/util/quantize.py). Raises
+    ModelFileError if the file is damaged, is no such adapter, or if only the expert could say which half is meant.
+    """
+    header = read_header(path)
+    keys = {name: match for name in header.entries if (match := _KEY.fullmatch(name))}
+    if not keys:
+        raise ModelFileError(
+            f"'{path}' is no accuracy recovery adapter for Wan: it has no weights such as "
+            "'diffusion_model.transformer_1.blocks.0.attn1.to_q.lora_A.weight'; download it from "
+            "huggingface.co/ostris/accuracy_recovery_adapters."
+        )
+    prefixes = {match[1] for match in keys.values()}
+    if prefixes != {None} and expert is None:
+        raise ModelFileError(
+            f"'{path}' holds accuracy recovery adapters for the high and the low noise expert of Wan 2.2: say which "
+            "expert the model is."
+        )
+    wanted = None if prefixes == {None} else _EXPERTS[expert or "high"]
+    tensors = {name: (header, header.entries[name]) for name, match in keys.items() if match[1] == wanted}
+    if not tensors:
+        raise ModelFileError(f"'{path}' holds nothing for the {expert} noise expert: choose the file for this expert.")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in read_in_order(tensors, tensors):
+        parts.setdefault(to_official(keys[name][2]), {})[keys[name][3]] = value
+    for layer, pair in parts.items():
+        if len(pair) != 2:
+            raise ModelFileError(f"'{path}' is incomplete: it has half of the factors of '{layer}'; download it again.")
+    return {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}

@@ -1,0 +1,78 @@
+"""Which precision means what, and what is refused or warned of."""
+
+import sys
+
+import pytest
+import torch
+from wan_train.core.errors import ConfigError
+from wan_train.core.memory.precision.formats import PRECISIONS, FormatOptions, resolve
+from wan_train.tests.core.memory.precision.helpers import CPU, FORMATS, factors, make_layer, random, resolve_format
+
+MPS = torch.device("mps")
+
+
+def test_every_precision_is_resolved():
+    for precision in PRECISIONS:
+        options = FormatOptions(adapter={"layer": factors(8, 64)}) if precision == "ara" else None
+        resolved = resolve(precision, CPU, options=options)
+        assert (resolved.linear is None) == (precision in ("auto", "fp32", "bf16", "fp16"))
+        assert resolved.warnings == ()
+        assert resolved.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def test_auto_follows_the_device():
+    assert resolve("auto", CPU).dtype == torch.float32
+    assert resolve("auto", MPS).dtype == torch.bfloat16
+
+
+def test_every_format_makes_its_own_layer():
+    layers = {type(make_layer(name, random(32, 64))).__name__ for name in FORMATS}
+    assert layers == {"Fp8Linear", "Fp8ComputeLinear", "Int8Linear", "Nf4Linear", "NestedNf4Linear", "Int4Linear"}
+
+
+def test_options_reach_the_layers():
+    layer = resolve("int4_svd", CPU, options=FormatOptions(rank=3)).linear(
+        "layer", random(32, 64), None, dtype=torch.float32, bias=None
+    )
+    assert layer.up.shape == (32, 3)
+
+
+def test_what_cannot_be_is_refused_by_sentences(monkeypatch):
+    with pytest.raises(ConfigError, match=r"precision 'fp6' is not known: choose from auto, fp32, bf16"):
+        resolve("fp6", CPU)
+    with pytest.raises(ConfigError, match=r"'ara' needs an accuracy recovery adapter: give its file"):
+        resolve("ara", CPU)
+    with pytest.raises(ConfigError, match=r"adapter is given, but the precision is 'fp8': choose 'ara'"):
+        resolve("fp8", CPU, options=FormatOptions(adapter={"layer": factors(8, 64)}))
+    with pytest.raises(ConfigError, match=r"rank .* must be at least 1, got 0"):
+        FormatOptions(rank=0)
+    with pytest.raises(ConfigError, match=r"'fp8' cannot be used on Apple's GPUs: choose 'int8' or 'int4_svd'"):
+        resolve("fp8", MPS)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"'nf4' needs the package bitsandbytes, .*'pip install bitsandbytes'"):
+        resolve("nf4", CPU)
+
+
+def test_a_gguf_file_is_left_as_it_is_and_that_is_said():
+    (warning,) = resolve("int8", CPU, weights="q4_k").warnings
+    assert warning.startswith(
+        "The model file is a GGUF file (Q4_K), whose layers stay as they are: the precision 'int8'"
+    )
+    assert resolve("bf16", CPU, weights="q4_k").warnings == ()
+    assert resolve("int8", CPU, weights="fp8_scaled").warnings == ()
+
+
+def test_an_adapter_for_the_bf16_model_on_another_file_is_warned_of():
+    options = FormatOptions(adapter={"layer": factors(8, 64)})
+    (warning,) = resolve("ara", CPU, weights="fp8", options=options).warnings
+    assert "made for the bf16 model, but the model file stores fp8: use the fp16 or bf16 file" in warning
+    assert resolve("ara", CPU, weights="bf16", options=options).warnings == ()
+
+
+def test_a_format_resolved_once_serves_many_layers():
+    resolved = resolve_format("int4_svd")
+    first, second = (
+        resolved.linear(name, random(32, 64, seed=seed), None, dtype=torch.float32, bias=None)
+        for seed, name in enumerate(("a", "b"))
+    )
+    assert not torch.equal(first.weight, second.weight)
