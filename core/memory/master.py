@@ -1,0 +1,143 @@
+"""The frozen weights of a block as one run of bytes in main memory or in a file, from which a device is fed.
+
+Parameters and buffers of any dtype: a quantized layer's packed weights and scales are tensors like all others. They are
+rebound by `tensor.data = view`, so modules, names and tensor objects stay what they are.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..disk import write_atomic
+from ..errors import ConfigError
+from .pinned import HostBuffer
+
+MasterKind = Literal["pinned", "pageable", "mapped"]
+
+ALIGNMENT = 256  # bytes, as cudaMalloc gives: kernels choose vector loads by it
+
+
+class Span(NamedTuple):
+    """Where one tensor lies in the bytes of its block."""
+
+    start: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of a block's frozen tensors in one run of bytes."""
+
+    spans: tuple[Span, ...]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Layout":
+        """The layout of `tensors`, which may be on the meta device: only sizes are read."""
+        spans, end = [], 0
+        for tensor in tensors:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + tensor.numel() * tensor.element_size()
+            # A dense tensor keeps its order in memory (a transposed weight stays so); any other becomes contiguous.
+            strides = torch.empty_like(tensor, device="meta").stride()
+            spans.append(Span(start, end - start, tensor.dtype, tuple(tensor.shape), tuple(strides)))
+        return cls(tuple(spans), end)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The tensors in `buffer` [at least num_bytes] uint8."""
+        parts = (buffer[span.start : span.start + span.num_bytes].view(span.dtype) for span in self.spans)
+        return [part.as_strided(span.shape, span.strides) for part, span in zip(parts, self.spans, strict=True)]
+
+
+def frozen_tensors(block: nn.Module) -> list[Tensor]:
+    """Parameters that take no gradient, and buffers; in the order of their names in the module.
+
+    ConfigError for a tensor that keeps data elsewhere (a subclass of Tensor): bytes would not hold all of it.
+    """
+    found = [parameter for parameter in block.parameters() if not parameter.requires_grad] + list(block.buffers())
+    for tensor in found:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ConfigError(
+                f"A weight of the type {type(tensor).__name__} cannot be streamed: keep its block on the device, or "
+                "quantize the base in another way."
+            )
+    return found
+
+
+def streamed_bytes(block: nn.Module) -> int:
+    """Bytes of the block's frozen tensors as one run; the block may be on the meta device, for a plan."""
+    return Layout.of(frozen_tensors(block)).num_bytes
+
+
+class BlockMaster:
+    """The permanent copy of a block's frozen tensors. From the start they are views of it."""
+
+    def __init__(self, block: nn.Module, kind: MasterKind, *, device: torch.device, folder: Path | None = None) -> None:
+        """Takes the weights over, wherever they lie; what they lay in before is freed.
+
+        "pinned": memory that `device` copies from by itself. "pageable": ordinary memory. "mapped": a file in `folder`,
+        named by its content, written unless it is there, and read page by page when it is needed. ConfigError if the
+        block's tensors are of a kind that cannot be streamed, RunError if memory or disk refuse.
+        """
+        if kind not in get_args(MasterKind):
+            raise ConfigError(f"master must be one of {', '.join(get_args(MasterKind))}, got '{kind}'.")
+        if (folder is None) == (kind == "mapped"):
+            raise ConfigError("A folder is needed for mapped blocks, and is not used by any other kind.")
+        self.tensors = frozen_tensors(block)
+        self.layout = Layout.of(self.tensors)
+        self.kind = kind
+        # Views made in inference mode could be saved for no backward.
+        with torch.inference_mode(False), torch.no_grad():
+            self._buffer = HostBuffer(self.layout.num_bytes, pinned=kind == "pinned" and device.type == "cuda")
+            _fill(self._buffer.bytes, self.layout, self.tensors)
+            self.bytes = self._buffer.bytes
+            if folder is not None:
+                self.bytes = _map_file(self.bytes, self.layout, folder)
+                del self._buffer
+            self._views = self.layout.views(self.bytes)
+        self.rest()
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Bytes of main memory that are held; the pages of a file can be dropped, and do not count."""
+        return 0 if self.kind == "mapped" else self.layout.num_bytes
+
+    def bind(self, views: Sequence[Tensor]) -> None:
+        """Make the block's tensors those of `views`, in the order of `layout`."""
+        for tensor, view in zip(self.tensors, views, strict=True):
+            tensor.data = view
+
+    def rest(self) -> None:
+        """Make the block's tensors those of the master."""
+        self.bind(self._views)
+
+
+def _fill(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> None:
+    end = 0
+    for span, view, tensor in zip(layout.spans, layout.views(buffer), tensors, strict=True):
+        buffer[end : span.start].zero_()  # the gaps are part of what a mapped file is named by
+        view.copy_(tensor)
+        end = span.start + span.num_bytes
+
+
+def _map_file(content: Tensor, layout: Layout, folder: Path) -> Tensor:
+    """The same bytes from a file. Its mapping is private: whatever is written to the tensor, the file stays."""
+    data = memoryview(content.numpy())  # type: ignore[arg-type]  # an array is a buffer, whatever its stub says
+    digest = hashlib.sha256(repr(layout).encode())
+    digest.update(data)
+    path = folder / f"{digest.hexdigest()[:32]}.block"
+
+    def is_there() -> bool:
+        return path.is_file() and path.stat().st_size == len(data)
+
+    if not is_there():
+        write_atomic(path, lambda file: file.write(data), kept="no weights were changed", is_same=is_there)
+    return torch.from_file(str(path), shared=False, size=len(data), dtype=torch.uint8)

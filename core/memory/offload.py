@@ -1,0 +1,182 @@
+"""Offload of activations: the inputs of checkpointed blocks wait for the backward in main memory.
+
+Checkpointing leaves one tensor [B, L, D] per block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB in all.
+Each is copied out while its block computes, and back while the block after it is in its backward. The numbers are the
+same: nothing is rounded.
+"""
+
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .copies import Event, Stream, open_stream
+from .pinned import HostBuffer
+
+RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
+
+
+class HostPool:
+    """Buffers in main memory that are used again in every step."""
+
+    def __init__(self, *, pinned: bool, drain: Callable[[], None]) -> None:
+        """`drain` waits for the copies under way, before a buffer is freed."""
+        self._pinned = pinned
+        self._drain = drain
+        self._free: list[HostBuffer] = []
+        self.num_bytes = 0  # of all buffers, in use or not
+
+    def take(self, num_bytes: int) -> HostBuffer:
+        """The smallest free buffer that is large enough; else a new one, in the place of one that is too small."""
+        fitting = [buffer for buffer in self._free if buffer.bytes.numel() >= num_bytes]
+        if fitting:
+            buffer = min(fitting, key=lambda buffer: buffer.bytes.numel())
+            self._free.remove(buffer)
+            return buffer
+        if self._free:
+            self._drain()
+            self.num_bytes -= self._free.pop().bytes.numel()
+        self.num_bytes += num_bytes
+        return HostBuffer(num_bytes, pinned=self._pinned)
+
+    def give(self, buffer: HostBuffer) -> None:
+        """Take a buffer back. Copies out of it may be under way: those into it come after them."""
+        self._free.append(buffer)
+
+
+class ActivationOffload:
+    """Keeps the inputs of the chosen blocks in main memory between forward and backward.
+
+    Put it around checkpointing, which keeps nothing else: `offload.wrap(with_compile(with_checkpointing(run_block)))`.
+    The last block is better left out: its input is needed again at once.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        blocks: Collection[nn.Module],
+        *,
+        check_saved: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`blocks`: those whose inputs are moved. `check_saved`: that of a BlockStreamer around this.
+
+        Autograd asks only the innermost hook about what it keeps, which is the one here.
+        """
+        self._blocks = set(blocks)
+        self._check_saved = check_saved or _same
+        self._stream = open_stream(device)
+        self._pool = HostPool(pinned=device.type == "cuda", drain=self._stream.drain)
+        self._leaving: tuple[Tensor, Event] | None = None
+        self._newest: Callable[[], _Parked | None] = lambda: None
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Bytes of main memory taken so far; that of the largest step, once it was."""
+        return self._pool.num_bytes
+
+    def wrap(self, run_block: RunBlock) -> RunBlock:
+        """`run_block` with its x in main memory once it has run."""
+
+        def run_offloaded(block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+            if block not in self._blocks or not torch.is_grad_enabled():
+                return run_block(block, x, *others)
+            with saved_tensors_hooks(self._pack(x), self._unpack):
+                return run_block(block, x, *others)
+
+        return run_offloaded
+
+    def reset(self) -> None:
+        """Let go of what a step that was broken off has left."""
+        self._release()
+        self._newest = lambda: None
+
+    def _pack(self, x: Tensor) -> "Callable[[Tensor], Tensor | _Parked]":
+        """Parks x when autograd keeps it, and leaves all else. Does not hold x, since autograd holds this."""
+        address, shape, dtype = x.data_ptr(), x.shape, x.dtype
+        parked: list[_Parked] = []
+
+        def pack(tensor: Tensor) -> "Tensor | _Parked":
+            # By address: a compiled block may keep x under another object.
+            if (tensor.data_ptr(), tensor.shape, tensor.dtype) != (address, shape, dtype):
+                return self._check_saved(tensor)
+            if not parked:
+                parked.append(self._park(tensor))
+            return parked[0]
+
+        return pack
+
+    def _park(self, x: Tensor) -> "_Parked":
+        self._release()
+        buffer = self._pool.take(x.numel() * x.element_size())
+        parked = _Parked(x, buffer, self._pool, self._stream, self._newest)
+        self._leaving = x, parked.leave(x)
+        self._newest = weakref.ref(parked)
+        return parked
+
+    def _release(self) -> None:
+        """Free the tensor that left last, once its copy is done.
+
+        The computation waits for the copy, which is long over, and the allocator can give the memory out at once. With
+        `record_stream` it would keep it until the host saw the copy end, which is far ahead of the device.
+        """
+        if self._leaving is not None:
+            self._stream.hold_compute(self._leaving[1])
+        self._leaving = None
+
+    def _unpack(self, packed: Any) -> Tensor:
+        if not isinstance(packed, _Parked):
+            return packed
+        self._release()
+        tensor = packed.come_back()
+        before = packed.before()
+        if before is not None:
+            before.fetch()
+        return tensor
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class _Parked:
+    """A tensor in main memory; autograd holds this in its place."""
+
+    def __init__(
+        self, x: Tensor, buffer: HostBuffer, pool: HostPool, stream: Stream, before: "Callable[[], _Parked | None]"
+    ) -> None:
+        """`buffer` goes back to `pool` in the end; `before` was parked before this, and is needed after it."""
+        self._device, self._dtype, self._shape = x.device, x.dtype, x.shape
+        self._on_host = buffer.bytes[: x.numel() * x.element_size()].view(x.dtype).view(x.shape)
+        self._buffer, self._pool, self._stream = buffer, pool, stream
+        self._arriving: tuple[Tensor, Event] | None = None
+        self.before = before
+
+    def leave(self, x: Tensor) -> Event:
+        """Begin to copy x out; returns the end of the copy."""
+        with torch.no_grad():
+            return self._stream.copy(self._on_host, x.detach(), self._stream.mark())
+
+    def fetch(self) -> None:
+        """Begin to copy it back, unless that was done."""
+        if self._arriving is None:
+            with torch.no_grad():
+                tensor = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+                # The memory may be in use until the computation gets here.
+                self._arriving = tensor, self._stream.copy(tensor, self._on_host, self._stream.mark())
+
+    def come_back(self) -> Tensor:
+        """The tensor, on its device."""
+        self.fetch()
+        assert self._arriving is not None
+        tensor, event = self._arriving
+        self._arriving = None
+        self._stream.hold_compute(event)
+        return tensor
+
+    def __del__(self) -> None:
+        if self._arriving is not None:  # a backward was broken off
+            self._stream.keep(self._arriving[0])
+        self._pool.give(self._buffer)

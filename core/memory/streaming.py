@@ -1,0 +1,233 @@
+"""Streaming of frozen blocks: their weights stay in main memory and visit the device when they are needed.
+
+Weights go one way, to the device; they are never changed, so nothing comes back. The device has a ring of a few slots,
+each as large as the largest streamed block. While a block computes, the weights of the next are copied beside it.
+
+A block is entered twice in training: at its call, and at the start of its backward, which a hook on its output tells.
+Its tensors are then rebound to a slot. So its backward must read weights through the block's own tensor objects, and
+checkpointing sees to that: it runs the block again, or, compiled, keeps the objects. Anything else that autograd would
+keep of a slot is refused.
+
+A slot is in use from one `enter` to the next, of any block. In the forward the block has been called by then. In the
+backward, too, all of a block's backward is queued before the block below is entered: autograd runs ready nodes in the
+reverse order of their making (torch/csrc/autograd/engine.cpp, CompareNodeTaskTime), and the nodes of a block are made
+after those of the blocks below. What is queued is not done: copies wait for the point that the device has to pass.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..errors import ConfigError
+from .copies import Event, Loader, StagedLoader, open_stream
+from .master import BlockMaster, MasterKind
+
+RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
+
+
+def spread(num_streamed: int, num_blocks: int) -> tuple[int, ...]:
+    """Indices of `num_streamed` of `num_blocks` blocks, evenly spaced: resident blocks give the copies time.
+
+    ConfigError if there are not so many blocks.
+    """
+    if not 0 <= num_streamed <= num_blocks:
+        raise ConfigError(f"{num_streamed} blocks cannot be streamed: the model has {num_blocks}.")
+    return tuple((2 * i + 1) * num_blocks // (2 * num_streamed) for i in range(num_streamed))
+
+
+def upcoming(streamed: Sequence[int], index: int, *, backward: bool, returns: bool) -> list[int]:
+    """The streamed blocks (ascending) in the order in which they are needed, from the call of block `index` on.
+
+    A forward goes up, and comes back down if `returns`; otherwise it begins anew. A backward goes down, and the next
+    forward up.
+    """
+    ahead, behind = [s for s in streamed if s >= index], [s for s in streamed if s < index]
+    if backward:
+        ahead, behind = [s for s in streamed if s > index], [s for s in streamed if s <= index]
+        return behind[::-1] + ahead
+    return ahead + (behind[::-1] if returns else behind)
+
+
+@dataclass(eq=False)
+class Slot:
+    """Device memory for one block, and what is in it."""
+
+    bytes: Tensor
+    block: int | None = None
+    arrive: Callable[[], None] | None = None  # lets the computation wait for the copy; None once it has
+    views: dict[int, list[Tensor]] = field(default_factory=dict)  # by block
+
+
+class BlockStreamer:
+    """Brings the weights of streamed blocks to `device` before each call of a block, and before its backward.
+
+    Put it around all else: `streamer.wrap(offload.wrap(with_compile(with_checkpointing(run_block))))`. CUDA graphs
+    cannot be used, since addresses change. `reset` after an exception forgets what the ring holds.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        device: torch.device,
+        *,
+        masters: Mapping[int, BlockMaster],
+        slots: int = 2,
+    ) -> None:
+        """`blocks`: all of the model, in order; `masters`: of those to be streamed, by index, all of one kind.
+
+        Trainable parameters of the streamed blocks move to `device` and stay; the other blocks are expected there.
+        ConfigError for a block that is not there, or fewer than one slot.
+        """
+        if not masters or not set(masters) <= set(range(len(blocks))):
+            raise ConfigError(f"The blocks to stream must be some of 0 to {len(blocks) - 1}, got {sorted(masters)}.")
+        if slots < 1:
+            raise ConfigError(f"slots must be at least 1, got {slots}.")
+        self.streamed = sorted(masters)
+        self.masters = dict(masters)
+        self._indices = {block: index for index, block in enumerate(blocks)}
+        self._rebound = {id(tensor) for master in masters.values() for tensor in master.tensors}
+        self._stream = open_stream(device)
+        largest = max(master.layout.num_bytes for master in masters.values())
+        with torch.inference_mode(False), torch.no_grad():
+            for index in self.streamed:
+                _move_trainable(blocks[index], device)
+            self._loader = self._open_loader(largest, device)
+            self.slots = [
+                Slot(torch.empty(largest, dtype=torch.uint8, device=device))
+                for _ in range(min(slots, len(self.streamed)))
+            ]
+        for slot in self.slots:
+            self._stream.keep(slot.bytes)
+
+    @property
+    def bytes_on_device(self) -> int:
+        """Bytes of the ring; trainable parameters are not counted."""
+        return sum(slot.bytes.numel() for slot in self.slots)
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Bytes of main memory that the streamed weights and their staging hold."""
+        return self._loader.bytes_on_host + sum(master.bytes_on_host for master in self.masters.values())
+
+    def wrap(self, run_block: RunBlock) -> RunBlock:
+        """`run_block`, which must be checkpointed in training, with the block's weights on the device.
+
+        The result raises ConfigError for a block of another model: a copy needs a streamer of its own.
+        """
+
+        def run_streamed(block: nn.Module, *inputs: Tensor) -> Tensor:
+            index = self._indices.get(block)
+            if index is None:
+                raise ConfigError("This block was not given to the streamer: a copy of a model needs one of its own.")
+            trains = torch.is_grad_enabled()
+            self.enter(index, backward=False, returns=trains)
+            if not trains:
+                return run_block(block, *inputs)
+            with saved_tensors_hooks(self.check_saved, _same):
+                x = run_block(block, *inputs)
+            if x.requires_grad:
+                x.register_hook(lambda _: self.enter(index, backward=True, returns=True))
+            return x
+
+        return run_streamed
+
+    def check_saved(self, tensor: Tensor) -> Tensor:
+        """`tensor`, which autograd is about to keep for a backward. ConfigError if a slot could change under it."""
+        if id(tensor) not in self._rebound:
+            address = tensor.untyped_storage().data_ptr()
+            if any(slot.bytes.data_ptr() == address for slot in self.slots):
+                raise ConfigError(
+                    "Streamed blocks can be trained only with checkpointing: switch it on, or keep all blocks on the "
+                    "device."
+                )
+        return tensor
+
+    def enter(self, index: int, *, backward: bool, returns: bool) -> None:
+        """Give up the block before, have the weights of block `index` on the device, and begin to fetch the next ones.
+
+        `returns`: the forward is followed by a backward.
+        """
+        wanted = upcoming(self.streamed, index, backward=backward, returns=returns)[: len(self.slots)]
+        after = self._stream.mark()
+        for soon in wanted:
+            self._fetch(soon, wanted, after)
+        if index in self.masters:
+            slot = self._holding(index)
+            assert slot is not None
+            if slot.arrive is not None:
+                slot.arrive()
+                slot.arrive = None
+
+    def reset(self) -> None:
+        """Forget what the ring holds; all weights rest in main memory."""
+        for slot in self.slots:
+            self._evict(slot)
+
+    def close(self) -> None:
+        """Stop streaming: wait for copies, free the ring. The blocks cannot be called through the streamer any more."""
+        self.reset()
+        self._loader.close()
+        self.slots.clear()
+
+    def _open_loader(self, num_bytes: int, device: torch.device) -> Loader:
+        if all(master.kind == "pinned" for master in self.masters.values()):
+            return Loader(self._stream)
+        return StagedLoader(self._stream, num_bytes, pinned=device.type == "cuda")
+
+    def _holding(self, index: int) -> Slot | None:
+        return next((slot for slot in self.slots if slot.block == index), None)
+
+    def _fetch(self, index: int, wanted: Collection[int], after: Event) -> None:
+        """Have block `index` in the ring, in the place of one that is not `wanted`."""
+        if self._holding(index) is not None:
+            return
+        slot = next(slot for slot in self.slots if slot.block not in wanted)
+        self._evict(slot)
+        master = self.masters[index]
+        arrive = self._loader.start(slot.bytes[: master.layout.num_bytes], master.bytes, after)
+        if index not in slot.views:
+            with torch.inference_mode(False), torch.no_grad():
+                slot.views[index] = master.layout.views(slot.bytes)
+        master.bind(slot.views[index])
+        slot.block, slot.arrive = index, arrive
+
+    def _evict(self, slot: Slot) -> None:
+        if slot.block is not None:
+            self.masters[slot.block].rest()
+        slot.block = slot.arrive = None
+
+
+def stream_blocks(
+    blocks: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    streamed: Collection[int],
+    slots: int = 2,
+    master: MasterKind = "pinned",
+    folder: Path | None = None,
+) -> BlockStreamer:
+    """A streamer for the blocks `streamed`; the others move to `device`. The peak is one block above the result.
+
+    Blocks may come in main memory or on any device, with or without adapters. `folder` is where "mapped" keeps files.
+    """
+    masters = {}
+    for index, block in enumerate(blocks):
+        if index in streamed:
+            masters[index] = BlockMaster(block, master, device=device, folder=folder)
+        else:
+            block.to(device)
+    return BlockStreamer(blocks, device, masters=masters, slots=slots)
+
+
+def _move_trainable(block: nn.Module, device: torch.device) -> None:
+    for parameter in block.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(device)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

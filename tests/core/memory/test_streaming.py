@@ -1,0 +1,372 @@
+"""Streamed blocks train like resident ones, bit for bit; the order of fetches; what is refused."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from wan_train.core.errors import ConfigError
+from wan_train.core.memory.checkpointing import with_checkpointing
+from wan_train.core.memory.master import BlockMaster, frozen_tensors, streamed_bytes
+from wan_train.core.memory.offload import ActivationOffload
+from wan_train.core.memory.streaming import BlockStreamer, spread, stream_blocks, upcoming
+from wan_train.core.wan.model import call_block
+from wan_train.tests.core.memory.helpers import (
+    CLIP_CONFIG,
+    CONFIG,
+    CPU,
+    SHAPES,
+    SHORT_CONFIG,
+    PoisoningStreamer,
+    assert_same,
+    forward_loss,
+    make_model,
+    plain_steps,
+    recording,
+    step,
+    take_gradients,
+    trainable,
+)
+
+
+def streamed(model, indices=(1, 2, 4), *, slots=2, kind="pinned", folder=None):
+    """`model` with streaming around checkpointing."""
+    streamer = stream_blocks(list(model.blocks), CPU, streamed=indices, slots=slots, master=kind, folder=folder)
+    model.run_block = streamer.wrap(with_checkpointing(call_block))
+    return streamer
+
+
+def make_streamer(model, kind="pinned", **options):
+    masters = {index: BlockMaster(model.blocks[index], kind, device=CPU) for index in options.pop("indices", (1, 2, 4))}
+    return BlockStreamer(list(model.blocks), CPU, masters=masters, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "indices", "slots"),
+    [
+        ("pinned", (1, 2, 4), 2),
+        ("pinned", range(6), 1),
+        ("pinned", (3,), 2),
+        ("pageable", range(6), 3),
+        ("mapped", (0, 3, 5), 2),
+    ],
+)
+def test_loss_and_gradients_are_bit_equal_over_steps_of_changing_shapes(tmp_path, kind, indices, slots):
+    model = make_model()
+    expected = plain_steps(model)
+    streamed(model, indices, slots=slots, kind=kind, folder=tmp_path if kind == "mapped" else None)
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "quant"),
+    [(CONFIG, torch.bfloat16, None), (CONFIG, torch.float32, "Q8_0"), (CLIP_CONFIG, torch.float32, None)],
+    ids=["bf16", "quantized", "clip"],
+)
+def test_other_weights_and_variants(config, dtype, quant):
+    model = make_model(config, dtype, quant)
+    expected = plain_steps(model)
+    streamed(model, range(config.num_layers))
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_only_the_slot_of_the_entered_block_is_read(slots):
+    model = make_model()
+    expected = plain_steps(model)
+    masters = {index: BlockMaster(block, "pinned", device=CPU) for index, block in enumerate(model.blocks)}
+    streamer = PoisoningStreamer(list(model.blocks), CPU, masters=masters, slots=slots)
+    model.run_block = streamer.wrap(with_checkpointing(call_block))
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+
+
+def test_two_forwards_before_one_backward():
+    model = make_model()
+    reference = copy.deepcopy(model)
+    reference.run_block = with_checkpointing(call_block)
+    streamed(model, range(6))
+    results = []
+    for each in (reference, model):
+        (forward_loss(each, SHAPES[0], 0) + forward_loss(each, SHAPES[1], 1)).backward()
+        results.append(take_gradients(each))
+    assert_same(results[1], results[0])
+
+
+class Journal:
+    """Notes the fetches of a streamer, by block."""
+
+    def __init__(self, streamer):
+        self.fetches = []
+        sources = {master.bytes.data_ptr(): index for index, master in streamer.masters.items()}
+        start = streamer._loader.start
+
+        def noted(target, source, after):
+            self.fetches.append(sources[source.data_ptr()])
+            return start(target, source, after)
+
+        streamer._loader.start = noted
+
+    def take(self):
+        taken, self.fetches = self.fetches, []
+        return taken
+
+
+def test_blocks_are_fetched_one_ahead_and_those_at_the_turns_stay():
+    model = make_model()
+    streamer = streamed(model, range(6))
+    journal, calls = Journal(streamer), []
+    model.run_block = streamer.wrap(with_checkpointing(recording(call_block, model.blocks, calls)))
+    step(model, SHAPES[0])
+    assert calls == [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]
+    assert journal.take() == [0, 1, 2, 3, 4, 5, 3, 2, 1, 0]  # 5 and 4 are still there
+    step(model, SHAPES[0])
+    assert journal.take() == [2, 3, 4, 5, 3, 2, 1, 0]  # and so are 0 and 1
+
+
+def test_sampling_goes_round_and_training_goes_on_after_it():
+    model = make_model()
+    streamer = streamed(model, (1, 3, 4, 5))
+    journal = Journal(streamer)
+    with torch.no_grad():
+        first = forward_loss(model, SHAPES[0])
+        assert journal.take() == [1, 3, 4, 5, 1]  # 5 is in the other slot
+        second = forward_loss(model, SHAPES[0])
+    assert torch.equal(first, second)
+    assert journal.take() == [3, 4, 5, 1]
+    assert_same(step(model, SHAPES[0]), plain_steps(make_model(), SHAPES[:1])[0])
+
+
+def test_next_block_is_on_its_way_while_one_runs():
+    model = make_model()
+    streamer = streamed(model, (0, 2, 4))
+    held = []
+
+    def look(block, *inputs):
+        held.append({slot.block for slot in streamer.slots})
+        return call_block(block, *inputs)
+
+    model.run_block = streamer.wrap(with_checkpointing(look))
+    step(model, SHAPES[0])
+    assert held[:6] == [{0, 2}, {2, 4}, {2, 4}, {4, 2}, {4, 2}, {4, 2}]
+    assert held[6:] == [{4, 2}, {4, 2}, {2, 0}, {2, 0}, {0, 2}, {0, 2}][: len(held) - 6]
+
+
+def test_ring_memory_stays_the_same_and_is_accounted_for(tmp_path):
+    model = make_model()
+    size = streamed_bytes(model.blocks[1])
+    resident = sum(tensor.nbytes for tensor in frozen_tensors(model.blocks[1]))
+    assert resident <= size < resident + 256 * len(frozen_tensors(model.blocks[1]))
+    with torch.device("meta"):
+        assert streamed_bytes(copy.deepcopy(model.blocks[1]).to("meta")) == size
+    for kind, on_host in (("pinned", 3 * size), ("pageable", 5 * size), ("mapped", 2 * size)):
+        other = copy.deepcopy(model)
+        streamer = streamed(other, kind=kind, folder=tmp_path if kind == "mapped" else None)
+        assert (streamer.bytes_on_device, streamer.bytes_on_host) == (2 * size, on_host)
+        slots = [slot.bytes.data_ptr() for slot in streamer.slots]
+        for shape in SHAPES:
+            step(other, shape)
+        assert [slot.bytes.data_ptr() for slot in streamer.slots] == slots
+        pointers = {tensor.untyped_storage().data_ptr() for tensor in frozen_tensors(other.blocks[2])}
+        assert len(pointers) == 1  # all of it is one run of bytes, in a slot or the master
+
+
+def test_weights_that_lay_elsewhere_are_freed():
+    model = make_model()
+    old = {tensor.untyped_storage().data_ptr() for tensor in frozen_tensors(model.blocks[1])}
+    weights = {name: tensor.clone() for name, tensor in model.blocks[1].state_dict().items()}
+    names = list(model.state_dict())
+    streamer = streamed(model)
+    assert old.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in frozen_tensors(model.blocks[1]))
+    assert list(model.state_dict()) == names
+    step(model, SHAPES[0])
+    streamer.reset()
+    for name, tensor in model.blocks[1].state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_layout_keeps_dtypes_strides_and_alignment():
+    block = nn.Module()
+    block.register_buffer("scale", torch.tensor(0.5))
+    block.register_buffer("transposed", torch.randn(6, 10).t())
+    block.register_buffer("packed", torch.arange(7, dtype=torch.uint8))
+    block.register_buffer("eight", torch.randn(3, 5).to(torch.float8_e4m3fn))
+    block.register_buffer("repeated", torch.tensor([[1.0, 2.0]]).expand(4, 2))
+    block.register_buffer("empty", torch.empty(0, 3))
+    before = {name: tensor.clone() for name, tensor in block.named_buffers()}
+    master = BlockMaster(block, "pageable", device=CPU)
+    slot = torch.empty(master.layout.num_bytes + 99, dtype=torch.uint8)
+    slot[: master.layout.num_bytes] = master.bytes
+    master.bind(master.layout.views(slot))
+    for name, tensor in block.named_buffers():
+        assert torch.equal(
+            tensor.view(torch.uint8) if name == "eight" else tensor,
+            before[name].view(torch.uint8) if name == "eight" else before[name],
+        )
+        assert (tensor.data_ptr() - slot.data_ptr()) % 256 == 0 or tensor.numel() == 0
+        assert tensor.untyped_storage().data_ptr() == slot.data_ptr()
+    assert block.get_buffer("transposed").stride() == (1, 10)
+
+
+def test_an_exception_in_the_middle_then_reset_then_equal_again():
+    model = make_model()
+    expected = plain_steps(model)
+    streamer = streamed(model, range(6))
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def failing_at(count):
+        calls = []
+
+        def run(block, *inputs):
+            calls.append(block)
+            if len(calls) == count:
+                raise OutOfMemoryError
+            return call_block(block, *inputs)
+
+        return run
+
+    for count in (1, 4, 6, 7, 9, 12):  # in the forward, at the turn, in the backward
+        model.run_block = streamer.wrap(with_checkpointing(failing_at(count)))
+        with pytest.raises(OutOfMemoryError):
+            step(model, SHAPES[0])
+        for parameter in trainable(model):
+            parameter.grad = None
+        streamer.reset()
+        assert all(slot.block is None for slot in streamer.slots)
+        model.run_block = streamer.wrap(with_checkpointing(call_block))
+        assert_same(step(model, SHAPES[1], 1), expected[1])
+
+
+def test_without_checkpointing_training_is_refused_and_sampling_is_not():
+    model = make_model()
+    expected = plain_steps(model, SHAPES[:1])[0]
+    streamer = streamed(model)
+    model.run_block = streamer.wrap(call_block)
+    with torch.no_grad():
+        loss = forward_loss(model, SHAPES[0])
+    with pytest.raises(ConfigError, match="only with checkpointing"):
+        forward_loss(model, SHAPES[0])
+    model.run_block = streamer.wrap(with_checkpointing(call_block))
+    assert torch.equal(loss, forward_loss(model, SHAPES[0]))
+    assert_same(step(model, SHAPES[0]), expected)
+
+
+def test_only_streamed_blocks_need_checkpointing():
+    model = make_model()
+    expected = plain_steps(model)
+    streamer = streamed(model, (1, 3))
+    plain, checkpointed = streamer.wrap(call_block), streamer.wrap(with_checkpointing(call_block))
+    chosen = {model.blocks[index] for index in (1, 3)}
+    model.run_block = lambda block, *inputs: (checkpointed if block in chosen else plain)(block, *inputs)
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+
+
+def test_a_copy_is_refused_until_it_has_a_streamer_of_its_own():
+    model = make_model()
+    expected = plain_steps(model)
+    streamed(model)
+    step(model, SHAPES[0])
+    other = copy.deepcopy(model)
+    with pytest.raises(ConfigError, match="needs one of its own"):
+        step(other, SHAPES[1])
+    streamed(other, (0, 5))
+    for each in (other, model):
+        assert_same(step(each, SHAPES[1], 1), expected[1])
+
+
+def test_sampling_in_inference_mode_leaves_training_possible():
+    model = make_model()
+    expected = plain_steps(model, SHAPES[:1])[0]
+    with torch.inference_mode():
+        streamed(model, range(6))
+        forward_loss(model, SHAPES[1])
+    assert_same(step(model, SHAPES[0]), expected)
+
+
+@pytest.mark.parametrize("kind", ["pinned", "pageable"])
+def test_closed_streamer_leaves_the_weights_in_main_memory(kind):
+    model = make_model()
+    expected = plain_steps(model, SHAPES[:1])[0]
+    streamer = streamed(model, range(6), kind=kind)
+    step(model, SHAPES[1])
+    streamer.close()
+    assert streamer.bytes_on_device == 0
+    model.run_block = with_checkpointing(call_block)
+    assert_same(step(model, SHAPES[0]), expected)
+
+
+def test_blocks_compiled_with_their_checkpoints():
+    """The block is not called again then: the compiled backward reads the weights through the tensor objects."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model = make_model(SHORT_CONFIG)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager_decomp_partition")
+    compiled = torch.compile(with_checkpointing(call_block), fullgraph=True, dynamic=False, backend=counter)
+    model.run_block = compiled
+    expected = step(model, SHAPES[0])
+    frames = counter.frame_count
+    masters = {index: BlockMaster(block, "pinned", device=CPU) for index, block in enumerate(model.blocks)}
+    streamer = PoisoningStreamer(list(model.blocks), CPU, masters=masters)
+    offload = ActivationOffload(CPU, list(model.blocks), check_saved=streamer.check_saved)
+    model.run_block = streamer.wrap(offload.wrap(compiled))
+    for _ in range(2):
+        assert_same(step(model, SHAPES[0]), expected)
+    assert offload.bytes_on_host == 3 * 12 * 32 * 4
+    assert counter.frame_count == frames <= 2
+
+
+# Settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_spread_is_even_and_of_the_right_number():
+    assert spread(0, 40) == ()
+    assert spread(1, 3) == (1,)
+    assert spread(3, 6) == (1, 3, 5)
+    assert spread(40, 40) == tuple(range(40))
+    for count in range(1, 41):
+        chosen = spread(count, 40)
+        gaps = [b - a for a, b in pairwise(chosen)]
+        assert len(set(chosen)) == count
+        assert set(chosen) <= set(range(40))
+        assert not gaps or max(gaps) - min(gaps) <= 1
+    with pytest.raises(ConfigError, match="7 blocks cannot be streamed: the model has 6"):
+        spread(7, 6)
+
+
+def test_upcoming_is_the_order_of_the_calls():
+    some = (1, 3, 4)
+    assert upcoming(some, 0, backward=False, returns=True) == [1, 3, 4]
+    assert upcoming(some, 3, backward=False, returns=True) == [3, 4, 1]
+    assert upcoming(some, 5, backward=False, returns=True) == [4, 3, 1]
+    assert upcoming(some, 5, backward=False, returns=False) == [1, 3, 4]
+    assert upcoming(some, 4, backward=True, returns=True) == [4, 3, 1]
+    assert upcoming(some, 2, backward=True, returns=True) == [1, 3, 4]
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    model = make_model()
+    for masters in ({}, {6: BlockMaster(model.blocks[0], "pinned", device=CPU)}):
+        with pytest.raises(ConfigError, match="some of 0 to 5"):
+            BlockStreamer(list(model.blocks), CPU, masters=masters)
+    with pytest.raises(ConfigError, match="slots must be at least 1, got 0"):
+        make_streamer(model, slots=0)
+    with pytest.raises(ConfigError, match="got 'disk'"):
+        BlockMaster(model.blocks[0], "disk", device=CPU)
+    with pytest.raises(ConfigError, match="A folder is needed"):
+        BlockMaster(model.blocks[0], "mapped", device=CPU)
+    with pytest.raises(ConfigError, match="A folder is needed"):
+        BlockMaster(model.blocks[0], "pinned", device=CPU, folder=tmp_path)
+
+    class Wrapped(nn.Parameter):
+        pass
+
+    model.blocks[0].modulation = Wrapped(torch.zeros(1), requires_grad=False)
+    with pytest.raises(ConfigError, match="type Wrapped cannot be streamed"):
+        BlockMaster(model.blocks[0], "pinned", device=CPU)
