@@ -1,6 +1,9 @@
-"""Which samples make which batch, as a function of (seed, index), and reading them from disk one batch ahead."""
+"""Which samples make which batch, their noise, and reading them ahead: all of it a function of (seed, index).
 
-from collections.abc import Sequence
+B batch, C channels, F latent frames, H W latent size, D width of the text embeddings, I image tokens.
+"""
+
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +14,21 @@ from safetensors.torch import load_file
 
 from ..data.conditioning import Conditioning, known_mask
 from ..errors import DatasetError
+from ..flow.objective import sample_noise
 from ..flow.random import stream
-from .job import DataSpec, TrainSample
+from ..flow.sigmas import sample_sigmas
+from .job import DataSpec, Job, TrainSample
 
 TEXT_LEN = 512
+Shape = tuple[int, int, int, int]  # C, F, H, W
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random about a batch."""
+
+    noise: torch.Tensor  # [B, C, F, H, W] float32
+    sigmas: torch.Tensor  # [B] float32
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,18 @@ class Batch:
     names: tuple[str, ...]
     conditioning: torch.Tensor | None = None  # [B, 4 + C, F, H, W]: image-to-video's mask and latents of known frames
     clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
+    draws: Draws | None = None  # where they were made ahead
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The batch with `change` applied to each of its tensors."""
+        return Batch(
+            change(self.latents),
+            change(self.context),
+            self.names,
+            conditioning=None if self.conditioning is None else change(self.conditioning),
+            clip_features=None if self.clip_features is None else change(self.clip_features),
+            draws=None if self.draws is None else Draws(change(self.draws.noise), change(self.draws.sigmas)),
+        )
 
 
 def load_tensor(path: str, key: str, name: str) -> torch.Tensor:
@@ -66,17 +92,35 @@ def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str], conditio
     )
 
 
+def make_draws(job: Job, batch: Batch, index: int) -> Draws:
+    """Noise and sigmas of batch number `index` of a run, drawn on the CPU: a function of (seed, index) alone."""
+    seed, first = job.loop.seed, index * job.loop.batch_size  # no batch is larger, so that no draw is used twice
+    sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first, count=len(batch.names))
+    noise = [sample_noise(z.shape, seed=seed, draw=first + i) for i, z in enumerate(batch.latents)]
+    return Draws(torch.stack(noise), sigmas)
+
+
+def num_tokens(shape: Shape) -> int:
+    """Tokens of a sample [C, F, H, W]: the transformer's patches are 1 x 2 x 2 (Wan2.2, wan/configs)."""
+    _, num_frames, height, width = shape
+    return num_frames * (height // 2) * (width // 2)
+
+
 class BatchSchedule:
     """An endless, shuffled sequence of batches; batch `index` depends on (seed, index) alone.
 
     An epoch takes every sample `repeats` times. Samples are grouped by shape, so the last batch of a shape may be
-    smaller; none is dropped.
+    smaller; none is dropped. A batch has at most `batch_size` samples and, where a `token_budget` is given, no more
+    tokens than that, unless one sample alone has more: images then come many at a time, and long clips one by one.
     """
 
-    def __init__(self, data: DataSpec, *, batch_size: int, seed: int, caption_dropout: float):
+    def __init__(
+        self, data: DataSpec, *, batch_size: int, seed: int, caption_dropout: float, token_budget: int | None = None
+    ):
         self._data = data
         self._samples = [s for s in data.samples if not s.held_out]
         self._batch_size = batch_size
+        self._token_budget = token_budget
         self._seed = seed
         self._caption_dropout = caption_dropout
         self._epoch_cache: tuple[int, list[list[int]]] = (-1, [])
@@ -86,18 +130,20 @@ class BatchSchedule:
         if self._epoch_cache[0] != epoch:
             generator = stream(self._seed, "epoch", epoch)
             indices = [i for i, s in enumerate(self._samples) for _ in range(s.repeats)]
-            groups: dict[tuple[int, ...], list[int]] = {}
+            groups: dict[Shape, list[int]] = {}
             for position in torch.randperm(len(indices), generator=generator).tolist():
                 index = indices[position]
                 groups.setdefault(self._samples[index].shape, []).append(index)
-            batches = [
-                group[start : start + self._batch_size]
-                for _, group in sorted(groups.items())
-                for start in range(0, len(group), self._batch_size)
-            ]
+            batches = [batch for shape, group in sorted(groups.items()) for batch in self._split(group, shape)]
             order = torch.randperm(len(batches), generator=generator).tolist()
             self._epoch_cache = (epoch, [batches[i] for i in order])
         return self._epoch_cache[1]
+
+    def _split(self, group: list[int], shape: Shape) -> list[list[int]]:
+        size = self._batch_size
+        if self._token_budget is not None:
+            size = max(1, min(size, self._token_budget // num_tokens(shape)))
+        return [group[start : start + size] for start in range(0, len(group), size)]
 
     def samples_at(self, index: int) -> list[TrainSample]:
         """The samples of batch `index`."""
@@ -116,20 +162,64 @@ class BatchSchedule:
 
 
 class Prefetcher:
-    """Reads the next batch in a thread while the current one trains."""
+    """Reads the next `ahead` batches in a thread while the current one trains.
 
-    def __init__(self, schedule: BatchSchedule, first: int):
-        self._schedule = schedule
+    For a GPU the thread also copies them there, from pinned memory on a stream of its own, so that no step waits for a
+    copy.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Batch],
+        first: int,
+        *,
+        device: torch.device | None = None,
+        ahead: int = 1,
+    ):
+        self._load = load
+        self._ahead = ahead
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next: tuple[int, Future[Batch]] = (first, self._pool.submit(schedule.load, first))
+        self._pending: dict[int, Future[tuple[Batch, torch.cuda.Event | None]]] = {}
+        self._request(range(first, first + ahead))
 
     def get(self, index: int) -> Batch:
-        """Batch `index`; the one after it starts loading."""
-        ahead, future = self._next
-        batch = future.result() if ahead == index else self._schedule.load(index)
-        self._next = (index + 1, self._pool.submit(self._schedule.load, index + 1))
+        """Batch `index`, on the GPU if there is one; those after it start loading."""
+        self._request(range(index, index + self._ahead + 1))
+        batch, copied = self._pending.pop(index).result()
+        if copied is not None:
+            batch = _hand_over(batch, copied, torch.cuda.current_stream(self._device))
         return batch
 
     def close(self) -> None:
         """Stop the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _request(self, indices: range) -> None:
+        for index in self._pending.keys() - set(indices):
+            self._pending.pop(index).cancel()
+        for index in indices:
+            if index not in self._pending:
+                self._pending[index] = self._pool.submit(self._fetch, index)
+
+    def _fetch(self, index: int) -> tuple[Batch, torch.cuda.Event | None]:
+        batch = self._load(index)
+        if self._stream is None:
+            return batch, None
+        with torch.cuda.stream(self._stream):
+            batch = batch.map(lambda tensor: tensor.pin_memory().to(self._device, non_blocking=True))
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+            return batch, copied
+
+
+def _hand_over(batch: Batch, copied: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:
+    """Make `stream` wait for the copy, and its memory last until `stream` is done with it; the host waits for nothing."""
+    stream.wait_event(copied)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.record_stream(stream)
+        return tensor
+
+    return batch.map(keep)

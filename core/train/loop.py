@@ -1,4 +1,8 @@
-"""The training loop. It reads like the paper; everything that is not the paper is a callback."""
+"""The training loop. It reads like the paper; everything that is not the paper is a callback.
+
+Nothing in a step waits for the device: its numbers come back while the next step runs, and a loss or gradient that is
+not finite is kept from the weights on the device itself.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +11,11 @@ from typing import Protocol
 import torch
 
 from ..errors import RunError
-from ..flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, give_first_frame, sample_noise, velocity_target
+from ..flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, give_first_frame, velocity_target
 from ..flow.random import stream_seed
-from ..flow.sigmas import sample_sigmas
-from .batches import Batch
+from .batches import Batch, make_draws
 from .job import Job
+from .optimizers import update_if
 from .schedule import learning_rate_scale
 
 
@@ -26,11 +30,45 @@ class StepReport:
     sigma: float  # mean noise level
 
 
+class PendingReport:
+    """The report of a step that the device may still be busy with."""
+
+    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor):
+        """`numbers`: loss, gradient norm and mean sigma, [3] on the device."""
+        self._step, self._learning_rate = step, learning_rate
+        self._arrived: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def is_ready(self) -> bool:
+        """Whether `read` would not have to wait."""
+        return self._arrived is None or self._arrived.query()
+
+    def read(self) -> StepReport:
+        """Wait for the numbers. RunError if the loss or the gradients were not finite: the update was not made then."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, sigma = self._numbers.tolist()
+        if not self._numbers.isfinite().all():
+            raise RunError(
+                f"the loss is not finite at step {self._step} (loss {loss}, gradient norm {grad_norm}): "
+                "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
+            )
+        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma)
+
+
 class Callback(Protocol):
-    """Something done between two steps. May raise to end the run."""
+    """Something done after an update. May raise to end the run."""
+
+    def needs_weights(self, trainer: "Trainer", /) -> bool:
+        """Whether it acts on the weights of the trainer's step: the loop then waits for the device before it goes on."""
+        ...
 
     def __call__(self, trainer: "Trainer", report: StepReport, /) -> None:
-        """Called after every update."""
+        """Called after every update, in order. Where no callback needs the weights, the trainer may be one step on."""
         ...
 
 
@@ -67,44 +105,46 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the job's last step."""
+        late: PendingReport | None = None
         while self.step < self.job.loop.steps:
-            report = self.train_step()
-            for callback in self.callbacks:
-                callback(self, report)
+            pending = self.train_step()
+            if late is not None:
+                self._call_back(late)
+            late = pending
+            if pending.is_ready() or any(callback.needs_weights(self) for callback in self.callbacks):
+                self._call_back(pending)
+                late = None
+        if late is not None:
+            self._call_back(late)
 
-    def train_step(self) -> StepReport:
-        """One optimizer update over `gradient_accumulation` batches."""
-        loop = self.job.loop
+    def train_step(self) -> PendingReport:
+        """One optimizer update over `gradient_accumulation` batches, without waiting for the device.
+
+        The loss is the mean over the samples of the step, whatever the sizes of its batches.
+        """
+        num_batches = self.job.loop.gradient_accumulation
         losses, sigmas = [], []
-        for micro in range(loop.gradient_accumulation):
-            index = self.step * loop.gradient_accumulation + micro
+        for index in range(self.step * num_batches, (self.step + 1) * num_batches):
             loss, sigma = self.compute_loss(self.batches.get(index), index)  # [B], [B]
-            (loss.mean() / loop.gradient_accumulation).backward()
             losses.append(loss.detach())
             sigmas.append(sigma)
+            weight = len(loss) / len(losses[0])  # of the batch, beside the step's first
+            (loss.mean() / (num_batches / weight)).backward()
+        self._scale_gradients(num_batches * len(losses[0]) / sum(map(len, losses)))
         grad_norm = self._clip_gradients()
-        mean_loss = torch.cat(losses).mean().item()
-        if not (torch.isfinite(grad_norm) and mean_loss == mean_loss):
-            raise RunError(
-                f"the loss is not finite at step {self.step + 1} (loss {mean_loss}, gradient norm {grad_norm.item()}): "
-                "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
-            )
+        mean_loss = torch.cat(losses).mean()
         learning_rate = self._set_learning_rate()
-        self.optimizer.step()
+        update_if(grad_norm.isfinite() & mean_loss.isfinite(), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return StepReport(self.step, mean_loss, grad_norm.item(), learning_rate, torch.cat(sigmas).mean().item())
+        return PendingReport(self.step, learning_rate, torch.stack([mean_loss, grad_norm, torch.cat(sigmas).mean()]))
 
     def compute_loss(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss [B] on the device and sigmas [B] on the CPU; all randomness is a function of (seed, index)."""
-        job, num_samples = self.job, batch.latents.shape[0]
-        first_draw = index * job.loop.batch_size
-        sigmas = sample_sigmas(job.timesteps, seed=job.loop.seed, first_draw=first_draw, count=num_samples)
-        noise = torch.stack(
-            [sample_noise(z.shape, seed=job.loop.seed, draw=first_draw + i) for i, z in enumerate(batch.latents)]
-        )
-        torch.manual_seed(stream_seed(job.loop.seed, "dropout", index))
-        return self.loss_at(batch, noise, sigmas), sigmas
+        """Loss [B] and sigmas [B] on the device; all randomness is a function of (seed, index)."""
+        draws = batch.draws or make_draws(self.job, batch, index)
+        torch.manual_seed(stream_seed(self.job.loop.seed, "dropout", index))
+        sigmas = draws.sigmas.to(self.device)
+        return self.loss_at(batch, draws.noise, sigmas), sigmas
 
     def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Flow-matching loss [B] of a batch at given noise [B, C, F, H, W] and sigmas [B]."""
@@ -117,10 +157,20 @@ class Trainer:
         pred = self.model(noisy_latents, timesteps, context, **self._image_inputs(batch))
         return flow_loss(pred, target, given_frames=self.given_frames)
 
+    def _call_back(self, pending: PendingReport) -> None:
+        report = pending.read()
+        for callback in self.callbacks:
+            callback(self, report)
+
     def _image_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What an image-to-video model is given besides; nothing for the others."""
         given = {"conditioning": batch.conditioning, "clip_features": batch.clip_features}
         return {name: tensor.to(self.device) for name, tensor in given.items() if tensor is not None}
+
+    def _scale_gradients(self, factor: float) -> None:
+        if factor != 1.0:  # batches of different sizes
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)  # type: ignore[reportPrivateImportUsage]  # as clip_grad_norm_ does
 
     def _clip_gradients(self) -> torch.Tensor:
         limit = self.job.optimizer.max_grad_norm

@@ -1,8 +1,8 @@
-"""The optimizer table."""
+"""The optimizer table, the update that a bad gradient cannot reach, and resuming."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -31,13 +31,14 @@ class OptimizerOptions:
 
 
 def _adamw(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """One kernel for all parameters where torch has it; elsewhere torch chooses."""
     return torch.optim.AdamW(
         parameters,
         lr=options.learning_rate,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         weight_decay=options.weight_decay,
-        fused=parameters[0].device.type == "cuda",
+        fused=True if parameters[0].device.type in ("cuda", "cpu") else None,
     )
 
 
@@ -67,3 +68,23 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], OptimizerOptions], tor
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
     """The optimizer over `parameters`, by name."""
     return OPTIMIZERS[options.name](list(parameters), options)
+
+
+def update_if(finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The update, unless `finite` (one bool on the parameters' device) says no; the host does not wait for it.
+
+    torch's fused kernels then leave weights and state as they are. For the others the gradients become 0, which keeps
+    weights and state finite.
+    """
+    bad = ~finite
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
+    else:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+            parameter.grad.masked_fill_(bad, 0.0)
+    optimizer.step()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `state_dict` of the same optimizer gave; constants and the choice of kernels stay those of now."""
+    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})

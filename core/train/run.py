@@ -4,7 +4,9 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,11 +18,11 @@ from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
 from ..adapters.setup import adapter_state, load_adapter
 from ..flow.objective import NUM_TIMESTEPS
 from ..serial import to_dict
-from .batches import BatchSchedule, Prefetcher
+from .batches import Batch, BatchSchedule, Prefetcher, make_draws
 from .events import EventReader, EventWriter
 from .job import Job
 from .loop import StepReport, Trainer
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, load_optimizer
 from .prepare import Prepared, prepare
 from .run_folder import RunFolder
 from .validation import validation_loss
@@ -47,7 +49,8 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     schedule = BatchSchedule(
         job.data, batch_size=job.loop.batch_size, seed=job.loop.seed, caption_dropout=job.loop.caption_dropout
     )
-    batches = Prefetcher(schedule, step * job.loop.gradient_accumulation)
+    first = step * job.loop.gradient_accumulation
+    batches = Prefetcher(partial(_load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
     callbacks = [LogStep(events, device), Validate(events), checkpoint, StopWhen(should_stop, checkpoint)]
     trainer = Trainer(
@@ -79,6 +82,9 @@ class LogStep:
         self._device = device
         self._last = time.perf_counter()
 
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
     def __call__(self, _trainer: Trainer, report: StepReport) -> None:
         now = time.perf_counter()
         fields = {key: round(value, 6) for key, value in self._memory().items()}
@@ -109,10 +115,11 @@ class Validate:
     def __init__(self, events: EventWriter):
         self._events = events
 
+    def needs_weights(self, trainer: Trainer) -> bool:
+        return bool(trainer.job.held_out_samples) and _is_due(trainer.step, trainer, trainer.job.loop.validate_every)
+
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        loop = trainer.job.loop
-        due = report.step % loop.validate_every == 0 or report.step == loop.steps
-        if due and trainer.job.held_out_samples:
+        if trainer.job.held_out_samples and _is_due(report.step, trainer, trainer.job.loop.validate_every):
             write_validation(trainer, self._events)
 
 
@@ -130,9 +137,11 @@ class SaveCheckpoint:
         )
         self._events.write("checkpoint", step=trainer.step)
 
+    def needs_weights(self, trainer: Trainer) -> bool:
+        return _is_due(trainer.step, trainer, trainer.job.loop.checkpoint_every)
+
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        loop = trainer.job.loop
-        if report.step % loop.checkpoint_every == 0 or report.step == loop.steps:
+        if _is_due(report.step, trainer, trainer.job.loop.checkpoint_every):
             self.save(trainer)
 
 
@@ -143,16 +152,28 @@ class StopWhen:
         self._should_stop = should_stop
         self._checkpoint = checkpoint
 
+    def needs_weights(self, trainer: Trainer) -> bool:
+        return trainer.step < trainer.job.loop.steps and self._should_stop()
+
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step < trainer.job.loop.steps and self._should_stop():
+        if report.step == trainer.step and self.needs_weights(trainer):
             self._checkpoint.save(trainer)
             raise RunStoppedError
+
+
+def _is_due(step: int, trainer: Trainer, every: int) -> bool:
+    return step % every == 0 or step == trainer.job.loop.steps
 
 
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
     loss, by_sigma = validation_loss(trainer)
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma)
+
+
+def _load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:
+    batch = schedule.load(index)
+    return replace(batch, draws=make_draws(job, batch, index))
 
 
 def _resume(
@@ -168,7 +189,7 @@ def _resume(
             shutil.rmtree(path, ignore_errors=True)  # else it would stand in the place of a good one of this step
             continue
         load_adapter(prepared.model, tensors)
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
         events.write("start", step=step)
         return step
     events.write("start", step=0)

@@ -1,3 +1,4 @@
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -5,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from wan_train.core.errors import DatasetError
-from wan_train.core.train.batches import BatchSchedule, Prefetcher
+from wan_train.core.flow.objective import sample_noise
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws, num_tokens
 from wan_train.tests.core.train.helpers import make_sample
 
 
@@ -55,12 +57,109 @@ def test_captions_are_dropped_at_the_asked_rate(data):
     assert 0.25 < sum(dropped) / len(dropped) < 0.35
 
 
-def test_prefetcher_gives_the_same_batches(data):
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_prefetcher_gives_the_same_batches(data, ahead):
     batches = schedule(data)
-    prefetcher = Prefetcher(batches, 2)
-    for index in (2, 3, 4, 9, 10):
+    prefetcher = Prefetcher(batches.load, 2, ahead=ahead)
+    for index in (2, 3, 4, 9, 10, 5):
         assert torch.equal(prefetcher.get(index).latents, batches.load(index).latents)
     prefetcher.close()
+
+
+def test_prefetcher_reads_ahead_in_a_thread_and_no_further(data):
+    batches, loaded, wanted = schedule(data), [], threading.Event()
+
+    def load(index):
+        loaded.append((index, threading.current_thread() is threading.main_thread()))
+        if index == 6:
+            wanted.set()
+        return batches.load(index)
+
+    prefetcher = Prefetcher(load, 3, ahead=2)
+    prefetcher.get(3)
+    prefetcher.get(4)
+    assert wanted.wait(10)
+    prefetcher.close()
+    assert loaded == [(3, False), (4, False), (5, False), (6, False)]
+
+
+def test_what_goes_wrong_ahead_is_told_when_its_turn_comes(data):
+    batches = schedule(data)
+
+    def load(index):
+        if index == 1:
+            raise DatasetError("batch 1 is bad")
+        return batches.load(index)
+
+    prefetcher = Prefetcher(load, 0, ahead=2)
+    assert prefetcher.get(0).names
+    with pytest.raises(DatasetError, match="batch 1 is bad"):
+        prefetcher.get(1)
+    prefetcher.close()
+
+
+def test_draws_are_a_function_of_seed_and_index_and_none_is_used_twice(job, data):
+    job = replace(job, data=data, loop=replace(job.loop, batch_size=2))
+    batches = schedule(data)
+    draws = [make_draws(job, batches.load(i), i) for i in range(6)]
+    for index, drawn in enumerate(draws):
+        for i, noise in enumerate(drawn.noise):
+            assert torch.equal(noise, sample_noise(noise.shape, seed=job.loop.seed, draw=2 * index + i))
+    sigmas = torch.cat([drawn.sigmas for drawn in draws])
+    assert len(sigmas.unique()) == len(sigmas)
+    assert torch.equal(make_draws(job, batches.load(4), 4).noise, draws[4].noise)
+
+
+def test_map_changes_every_tensor(job, data):
+    batch = schedule(data).load(0)
+    batch = replace(batch, conditioning=batch.latents, clip_features=batch.context, draws=make_draws(job, batch, 0))
+    changed = batch.map(lambda tensor: tensor + 1)
+    for name in ("latents", "context", "conditioning", "clip_features"):
+        assert torch.equal(getattr(changed, name), getattr(batch, name) + 1)
+    assert torch.equal(changed.draws.noise, batch.draws.noise + 1)
+    assert torch.equal(changed.draws.sigmas, batch.draws.sigmas + 1)
+    assert changed.names == batch.names
+    assert schedule(data).load(0).map(torch.neg).draws is None
+
+
+@pytest.fixture
+def mixed(job, tmp_path):
+    """Twelve images of 6 tokens, five clips of 8, three long clips of 80."""
+    shapes = [(16, 1, 4, 6)] * 12 + [(16, 2, 4, 4)] * 5 + [(16, 10, 4, 8)] * 3
+    return replace(job.data, samples=tuple(make_sample(tmp_path, f"m{i}", shape=s) for i, s in enumerate(shapes)))
+
+
+def test_a_token_budget_fills_batches_by_shape(mixed):
+    batches = schedule(mixed, batch_size=8, token_budget=32)
+    sizes = {}
+    for i in range(batches.batches_per_epoch):
+        samples = batches.samples_at(i)
+        assert len({s.shape for s in samples}) == 1
+        sizes.setdefault(samples[0].shape, []).append(len(samples))
+    assert {shape: sorted(found) for shape, found in sizes.items()} == {
+        (16, 1, 4, 6): [2, 5, 5],  # 5 x 6 tokens
+        (16, 2, 4, 4): [1, 4],  # 4 x 8
+        (16, 10, 4, 8): [1, 1, 1],  # 80: more than the budget alone
+    }
+    assert [num_tokens(shape) for shape in sizes] == [{1: 6, 2: 8, 10: 80}[shape[1]] for shape in sizes]
+
+
+def test_a_token_budget_keeps_batch_size_as_the_limit(mixed):
+    batches = schedule(mixed, batch_size=3, token_budget=10**6)
+    plain = schedule(mixed, batch_size=3)
+    for i in range(2 * plain.batches_per_epoch):
+        assert batches.samples_at(i) == plain.samples_at(i)
+
+
+def test_an_epoch_by_token_budget_takes_every_sample_once_and_depends_on_seed_and_index_alone(mixed):
+    batches = schedule(mixed, batch_size=8, token_budget=32)
+    for epoch in range(2):
+        indices = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
+        counts = Counter(s.name for i in indices for s in batches.samples_at(i))
+        assert set(counts.values()) == {1}
+        assert len(counts) == 20
+    for index in (11, 2, 7):
+        assert schedule(mixed, batch_size=8, token_budget=32).samples_at(index) == batches.samples_at(index)
 
 
 def test_a_lost_cache_file_is_named(data):

@@ -1,12 +1,17 @@
 """The training step on a miniature model: what it computes, and that no memory feature changes it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.flow.sigmas import TimestepOptions
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws
+from wan_train.core.train.loop import PendingReport, Trainer
+from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare, resolve_device, resolve_dtype
 from wan_train.core.train.schedule import ScheduleOptions
 from wan_train.core.train.validation import validation_loss
@@ -20,6 +25,10 @@ def gradients(job):
     loss, _ = trainer.compute_loss(trainer.batches.get(0), 0)
     loss.mean().backward()
     return loss.detach(), [p.grad for p in trainer.parameters]
+
+
+def with_draws(job, batch, index):
+    return replace(batch, draws=make_draws(job, batch, index))
 
 
 def with_loop(job, **changes):
@@ -61,8 +70,8 @@ def test_adapter_weights_are_fp32_on_a_bf16_base(job):
     trainer = make_trainer(replace(job, model=replace(job.model, precision="bf16")))
     assert {p.dtype for p in trainer.parameters} == {torch.float32}
     assert trainer.model.blocks[0].self_attn.q.base_layer.weight.dtype == torch.bfloat16
-    report = trainer.train_step()
-    reference = make_trainer(job).train_step()
+    report = trainer.train_step().read()
+    reference = make_trainer(job).train_step().read()
     assert report.loss == pytest.approx(reference.loss, rel=2e-2)
     assert report.loss != reference.loss
 
@@ -90,7 +99,7 @@ def test_accumulation_equals_a_larger_batch(job):
     ]
     if orders[0] != orders[1]:  # the epoch's order differs with the batch size: take the one that is the same
         batched.batches.schedule._epoch_cache[1][0].reverse()
-    a, b = accumulated.train_step(), batched.train_step()
+    a, b = accumulated.train_step().read(), batched.train_step().read()
     assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
 
@@ -118,8 +127,141 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(job):
         trainer.parameters[1].fill_(float("nan"))
     before = [p.clone() for p in trainer.parameters[2:]]
     with pytest.raises(RunError, match=r"not finite at step 1 .*lower learning_rate"):
-        trainer.train_step()
+        trainer.train_step().read()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters[2:], strict=True))
+
+
+class Watch:
+    """Notes each report with the trainer's step then; asks for the weights of the given steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.calls = steps, []
+
+    def needs_weights(self, trainer):
+        return trainer.step in self.steps
+
+    def __call__(self, trainer, report):
+        self.calls.append((report.step, trainer.step, report.loss))
+
+
+@pytest.fixture
+def slow_device(monkeypatch):
+    """A device whose numbers are never there before somebody waits for them, as a GPU's."""
+    monkeypatch.setattr(PendingReport, "is_ready", lambda _self: False)
+
+
+def test_on_the_cpu_every_report_comes_at_its_own_step(job):
+    watch = Watch()
+    make_trainer(job, [watch]).train()
+    assert [call[:2] for call in watch.calls] == [(k, k) for k in range(1, 7)]
+
+
+def test_reports_come_one_step_late_but_in_order_and_in_time_for_the_weights(job, slow_device):
+    watch = Watch(4)
+    trainer = make_trainer(job, [watch])
+    trainer.train()
+    assert [call[:2] for call in watch.calls] == [(1, 2), (2, 3), (3, 4), (4, 4), (5, 6), (6, 6)]
+    again = make_trainer(job)
+    assert [call[2] for call in watch.calls] == [again.train_step().read().loss for _ in range(6)]
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_and_changes_nothing(job, slow_device):
+    """Seen when the next step runs already; weights and optimizer state are those of the step before."""
+    trainer = make_trainer(job)
+    good = trainer.batches
+
+    class Poisoned:
+        def get(self, index):
+            batch = good.get(index)
+            return batch if index < 2 else replace(batch, latents=batch.latents * float("nan"))
+
+    trainer.batches = Poisoned()
+    with pytest.raises(RunError, match=r"not finite at step 3 \(loss nan"):
+        trainer.train()
+    reference = make_trainer(job)
+    for _ in range(2):
+        reference.train_step().read()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.parameters, reference.parameters, strict=True))
+    for ours, theirs in zip(trainer.parameters, reference.parameters, strict=True):
+        state, expected = trainer.optimizer.state[ours], reference.optimizer.state[theirs]
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+class ReadsByTheHost(TorchDispatchMode):
+    """Counts the operations that make the host wait for a number on the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_a_step_reads_nothing_from_the_device(job, name):
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    job = with_loop(job, gradient_accumulation=2)
+    trainer = make_trainer(replace(job, optimizer=replace(job.optimizer, name=name)))
+    batches = {i: with_draws(job, trainer.batches.get(i), i) for i in range(4)}
+    trainer.batches = SimpleNamespace(get=batches.get)
+    for _ in range(2):
+        with ReadsByTheHost() as reads:
+            pending = trainer.train_step()
+        assert reads.count == 0
+    with ReadsByTheHost() as reads:
+        pending.read()
+    assert reads.count > 0
+
+
+def test_a_step_waits_for_nothing_on_a_gpu(job):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    job = replace(job, optimizer=replace(job.optimizer, name="adamw"))
+    device = torch.device("cuda:0")
+    prepared = prepare(job, device)
+    schedule = BatchSchedule(job.data, batch_size=1, seed=1, caption_dropout=0.0)
+    batches = Prefetcher(lambda i: with_draws(job, schedule.load(i), i), 0, device=device, ahead=2)
+    optimizer = build_optimizer(prepared.parameters, job.optimizer)
+    trainer = Trainer(job, model=prepared.model, parameters=prepared.parameters, optimizer=optimizer, batches=batches)
+    for _ in range(4):
+        trainer.train_step().read()  # rope tables, allocations, the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = [trainer.train_step() for _ in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        batches.close()
+    assert [report.read().step for report in pending] == [5, 6]
+
+
+def test_draws_made_ahead_are_those_of_the_step(job):
+    for index in (0, 3):
+        trainer = make_trainer(with_loop(job, batch_size=2))
+        batch = trainer.batches.get(index)
+        loss, sigmas = trainer.compute_loss(batch, index)
+        ahead, ahead_sigmas = trainer.compute_loss(with_draws(trainer.job, batch, index), index + 99)
+        assert torch.equal(loss, ahead)
+        assert torch.equal(sigmas, ahead_sigmas)
+
+
+def test_the_gradient_is_the_mean_over_samples_whatever_the_sizes_of_batches(job, tmp_path):
+    """Three clips as batches of two and one."""
+    samples = tuple(make_sample(tmp_path, name) for name in "xyz")
+    job = replace(
+        with_loop(job, batch_size=2, gradient_accumulation=2, caption_dropout=0.0),
+        data=replace(job.data, samples=samples),
+        optimizer=replace(job.optimizer, max_grad_norm=0.0),
+    )
+    trainer = make_trainer(job)
+    report = trainer.train_step().read()
+    reference = make_trainer(job)
+    losses = torch.cat([reference.compute_loss(reference.batches.get(i), i)[0] for i in range(2)])
+    assert len(losses) == 3
+    losses.mean().backward()
+    norm = torch.stack([p.grad.norm() for p in reference.parameters]).norm().item()
+    assert report.loss == pytest.approx(losses.mean().item(), rel=1e-6)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
 def test_one_clip_is_learnt_by_heart(job, tmp_path):
@@ -170,7 +312,7 @@ def test_validation_is_the_same_however_often_it_is_asked(job):
 def test_seeded_losses_do_not_change(job):
     """A refactor keeps these numbers; a change of numerics says so in the changelog."""
     trainer = make_trainer(with_loop(job, batch_size=2))
-    losses = [trainer.train_step().loss for _ in range(4)]
+    losses = [trainer.train_step().read().loss for _ in range(4)]
     assert losses == pytest.approx(SEEDED_LOSSES, rel=1e-5)
 
 

@@ -1,0 +1,82 @@
+"""A light forward for LoRA layers: peft keeps the parameters, their names and their state; only the arithmetic is here.
+
+On a bf16 base peft's own forward casts the input to the adapter's fp32, multiplies in fp32, scales, adds and casts back:
+each of these a pass over all tokens. Here A and B are cast instead, and y + scale * (x A^T) B^T is two products, the
+second one added into the base's result. On an fp32 base the numbers are peft's but for the order of rounding.
+
+L tokens (any leading axes), r rank, in/out widths of the linear layer; A [r, in], B [out, r].
+"""
+
+from types import MethodType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .setup import adapter_modules
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear
+
+
+def fuse_adapter(model: nn.Module) -> int:
+    """Give the LoRA layers of `model` the light forward, in place; how many have it now.
+
+    Layers of another kind than plain LoRA (DoRA, a bias on B, several adapters at once) keep peft's forward. The base
+    may be any linear layer whose result is its own: not its input, and not kept for its backward.
+    """
+    layers = _plain_layers(model)
+    for layer in layers:
+        # bound to the layer, so that a deepcopy of the model gets a forward of its own
+        layer.forward = MethodType(_forward, layer)
+    return len(layers)
+
+
+def unfuse_adapter(model: nn.Module) -> None:
+    """Give the LoRA layers of `model` peft's forward again."""
+    for layer in adapter_modules(model).values():
+        vars(layer).pop("forward", None)
+
+
+def _plain_layers(model: nn.Module) -> "list[Linear]":
+    from peft.tuners.lora import Linear
+
+    return [layer for layer in adapter_modules(model).values() if isinstance(layer, Linear) and _is_plain(layer)]
+
+
+def _is_plain(layer: "Linear") -> bool:
+    names = layer.active_adapters
+    if len(names) != 1 or names[0] not in layer.lora_A:
+        return False
+    return names[0] not in layer.lora_variant and not layer.lora_bias[names[0]]
+
+
+def _forward(layer: "Linear", x: Tensor) -> Tensor:
+    """x [..., in] -> [..., out], in x's dtype."""
+    if layer.disable_adapters or layer.merged:
+        return type(layer).forward(layer, x)
+    name = layer.active_adapters[0]
+    down, up = _weight(layer.lora_A[name]), _weight(layer.lora_B[name])
+    x_LI = x.flatten(0, -2)  # two axes, for which a linear layer's result is no view: adding in place costs nothing
+    y_LO = layer.base_layer(x_LI)
+    h_LR = functional.linear(layer.lora_dropout[name](x_LI), down.to(x.dtype))
+    return _add_product(y_LO, h_LR, up, layer.scaling[name]).unflatten(0, x.shape[:-1])
+
+
+def _add_product(y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
+    """y [L, out] + scale * h [L, r] @ up.T, up [out, r] fp32; in eager mode into y's own memory.
+
+    A compiler is given a plain sum, because it can fuse it into whatever reads y next; a product that adds is opaque to
+    it, and copies y first (torch 2.11, addmm with out=). An autograd.Function's result that is a view may not be changed
+    in place. There the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum and product into addmm.
+    """
+    if torch.compiler.is_compiling() or y._is_view():
+        return y + functional.linear(h, (scale * up).to(h.dtype))
+    return y.addmm_(h, up.to(h.dtype).t(), alpha=scale)
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight
