@@ -1,39 +1,15 @@
-"""ComfyUI-WanTrain: trains LoRAs for the Wan 2.1 / 2.2 video models inside ComfyUI."""
+"""ComfyUI-WanTrain: trains LoRAs for the Wan 2.1 / 2.2 video models inside ComfyUI, and without it.
 
-import logging
+Importing this needs neither ComfyUI nor torch: the command line is installed with the same package.
+"""
 
-from comfy_api.latest import ComfyExtension, io
-
-from .nodes import NODES, routes
+from typing import Any
 
 WEB_DIRECTORY = "./web"
-REQUIRED_COMFYUI = (0, 20, 0)
 
 
-class WanTrainExtension(ComfyExtension):
-    """The pack, as the host loads it."""
+def comfy_entrypoint() -> Any:
+    """ComfyUI calls this."""
+    from .nodes.extension import WanTrainExtension
 
-    async def on_load(self) -> None:
-        _check_host_version()
-        routes.register()
-
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
-
-
-def _check_host_version() -> None:
-    import comfyui_version
-
-    version = tuple(int(part) for part in comfyui_version.__version__.split(".")[:3] if part.isdigit())
-    if version < REQUIRED_COMFYUI:
-        wanted = ".".join(map(str, REQUIRED_COMFYUI))
-        logging.getLogger(__name__).error(
-            "ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.",
-            wanted,
-            comfyui_version.__version__,
-        )
-
-
-def comfy_entrypoint() -> WanTrainExtension:
-    """The host calls this."""
     return WanTrainExtension()

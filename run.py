@@ -28,6 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     demo.add_argument("--exit", action="store_true", help="stop ComfyUI at the end, also in a terminal")
     demo.add_argument("--fresh", action="store_true", help="remove the results of an earlier demo first")
+    demo.add_argument("--headless", action="store_true", help="the same job by the command line, without ComfyUI")
     test = commands.add_parser(
         "test",
         help="run the tests and the linters",
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "demo":
         from tools import demo
 
-        return demo.main(PACK, stay=sys.stdin.isatty() and not options.exit, fresh=options.fresh)
+        stay = sys.stdin.isatty() and not options.exit
+        return demo.main(PACK, stay=stay, fresh=options.fresh, headless=options.headless)
     from tools import checks
 
     return checks.main(PACK, options.pytest_args)

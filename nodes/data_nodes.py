@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..core.data.conditioning import CONDITIONINGS, Conditioning
 from ..core.data.encode import cache_latents, cache_text
+from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
 from ..core.data.types import Dataset, DatasetOptions, Note
@@ -17,7 +18,6 @@ from ..core.errors import WanTrainError
 from . import host
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
-from .text import describe_dataset, list_notes
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import RunError
+from ..core.launch.display import duration
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
 from ..core.train.events import Event, read_history
 from ..core.train.job import Job
 from ..core.train.run_folder import RunFolder
 from . import host
-from .text import duration
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2

@@ -1,34 +1,18 @@
 """From trained stages to the files that a user keeps and ships."""
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..core.adapters.formats import LoraFile, LoraModule, read_lora, weights_hash, write_lora
-from ..core.adapters.merge import check_pair, merge, pair_names, resize
-from ..core.disk import check_writable
+from ..core.adapters.formats import read_lora
+from ..core.adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, check_name, ship
 from ..core.errors import ConfigError, WanTrainError
 from . import host
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
-from .train_nodes import check_name
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KEY_STYLES = {"comfyui": "official", "kohya": "kohya"}
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """One file to be written."""
-
-    modules: dict[str, LoraModule]
-    metadata: dict[str, str]
-    note: str
 
 
 class MergeStages(io.ComfyNode):
@@ -77,22 +61,19 @@ class MergeStages(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         _check_sockets(high, low, second_high, second_low)
-        check_writable(host.loras_path())
-        warnings = check_pair(read_lora(high.path), read_lora(low.path)) if high and low else []
-        shipped = {
-            stage: _ship(first, second, settings)
-            for stage, first, second in (("high", high, second_high), ("low", low, second_low))
+        sources: dict[Slot, Source] = {
+            first.stage: Source(first.path, second.path if second else None)
+            for first, second in ((high, second_high), (low, second_low))
             if first
         }
-        paths = _write(check_name(name), shipped, settings, single=bool(high and high.stage == "single"))
-        host.remember(paths.values())
-        lines = [f"{path.name}: {shipped[stage].note}" for stage, path in paths.items()]
-        lines += [f"- {warning}" for warning in warnings]
-        for line in lines:
+        shipment = ship(host.loras_path(), sources, ShipOptions(name=name, **settings))
+        files = shipment.files
+        host.remember(files.values())
+        for line in shipment.lines():
             log.info("%s", line)
-        pair = PairHandle(high=paths.get("high"), low=paths.get("low"))
+        pair = PairHandle(high=files.get("high") or files.get("single"), low=files.get("low"))
         names = [path.name if path else "" for path in (pair.high, pair.low)]
-        return io.NodeOutput(pair, *names, ui={"text": ["\n".join(lines)]})
+        return io.NodeOutput(pair, *names, ui={"text": ["\n".join(shipment.lines())]})
 
 
 def _check_sockets(*handles: LoraHandle | None) -> None:
@@ -110,62 +91,6 @@ def _check_sockets(*handles: LoraHandle | None) -> None:
         raise ConfigError("high is a single model's LoRA and low is an expert's: they don't make a pair.")
     if (second_high and not high) or (second_low and not low):
         raise ConfigError("a second LoRA is connected where there is no first one.")
-
-
-def _ship(first: LoraHandle, second: LoraHandle | None, settings: dict[str, Any]) -> Shipped:
-    file = read_lora(first.path)
-    modules, metadata = file.modules, dict(file.metadata)
-    rank = settings["rank"] or None
-    note = f"{len(modules)} modules, rank {max(file.ranks)}"
-    if second:
-        parts: list[tuple[LoraFile, float]] = [(file, 1.0), (read_lora(second.path), settings["second_strength"])]
-        modules, report = merge(parts, rank=rank, method="svd" if rank else "concat")
-        metadata["modelspec.merged_from"] = ",".join(Path(part.path).name for part, _ in parts)
-        note = f"merged with {second.path.name}: {report}"
-    elif rank and rank < max(file.ranks):
-        modules, report = resize(file, rank=rank)
-        note = f"lowered to rank {rank}: {report}"
-    ranks = {module.rank for module in modules.values()}
-    alphas = {module.alpha for module in modules.values()}
-    metadata["ss_network_dim"] = str(max(ranks))
-    metadata["ss_network_alpha"] = f"{max(alphas):g}"
-    for key in ("author", "description"):
-        if settings[key]:
-            metadata[f"modelspec.{key}"] = settings[key]
-    return Shipped(modules, metadata, note)
-
-
-def _write(name: str, shipped: dict[str, Shipped], settings: dict[str, Any], *, single: bool) -> dict[str, Path]:
-    """Write each file under a name that is free, or that holds the same weights already."""
-    dtype = PRECISIONS[settings["precision"]]
-    key_style: Any = KEY_STYLES[settings["key_style"]]
-    hashes: dict[str, str] = {stage: weights_hash(file.modules, dtype, key_style) for stage, file in shipped.items()}
-    number = 1
-    while True:
-        stem = name if number == 1 else f"{name}_v{number}"
-        high_name, low_name = (f"{stem}.safetensors", "") if single else pair_names(stem)
-        names = {"high": high_name, "low": low_name}
-        paths = {stage: host.loras_path() / names[stage] for stage in shipped}
-        if all(not path.exists() or _stored_hash(path) == hashes[stage] for stage, path in paths.items()):
-            break
-        number += 1
-    for stage, path in paths.items():
-        titled = {**shipped[stage].metadata, "modelspec.title": path.stem, "ss_output_name": path.stem}
-        write_lora(
-            path,
-            shipped[stage].modules,
-            metadata=titled,
-            dtype=dtype,
-            key_style=key_style,
-        )
-    return paths
-
-
-def _stored_hash(path: Path) -> str:
-    try:
-        return read_lora(path).metadata.get("sshs_model_hash", "")
-    except WanTrainError:
-        return ""
 
 
 def _merge_inputs() -> list[Any]:

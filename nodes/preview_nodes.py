@@ -1,5 +1,6 @@
 """Generating with the new LoRA, off and on, with the user's own models and the host's own sampler."""
 
+import logging
 from typing import Any
 
 import comfy.samplers
@@ -8,6 +9,7 @@ from comfy_api.latest import io
 
 from ..core.data.types import DatasetOptions
 from ..core.errors import ConfigError, WanTrainError
+from ..core.launch.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from . import host
 from .model_nodes import CATEGORY
@@ -25,8 +27,7 @@ from .sampling import (
 )
 from .sockets import PairHandle, WanLoraPair
 
-# The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
-SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
+log = logging.getLogger(__name__)
 
 
 class PreviewLoRA(io.ComfyNode):
@@ -83,25 +84,35 @@ class PreviewLoRA(io.ComfyNode):
         if pair.is_pair and low is None:
             raise ConfigError("the LoRA is a pair for two experts, but no low noise model is connected to low.")
         variant = "i2v" if makes_videos_from_images(high) else "t2v"
-        shift = s["shift"] or (SHIFT_T2V_A14B if low is not None and variant == "t2v" else SHIFT_OTHERS)
+        shift = s["shift"] or official_shift(variant, has_experts=low is not None)
         boundary = s["boundary"] or official_boundary(variant)
         names = ("width", "height", "num_frames", "steps", "cfg", "seed", "sampler", "scheduler")
         options = SamplingOptions(shift=shift, boundary=boundary, **{name: s[name] for name in names})
         prompts = (encode_prompt(clip, s["prompt"]), encode_prompt(clip, s["negative_prompt"]))
         start = start_from(high, vae, *prompts, options, Given(start_image, end_image, clip_vision))
         models = [model and with_shift(model, shift) for model in (high, low)]
-        trained = [
-            model and (with_lora(model, path, s["strength"]) if path else model)
-            for model, path in zip(models, (pair.high, pair.low), strict=True)
-        ]
+        trained, notes = _with_pair(models, pair, s["strength"])
         runs = {"without the LoRA": models, "with the LoRA": trained} if s["compare"] else {"with the LoRA": trained}
         frames = []
         for number, (title, (first, second)) in enumerate(runs.items(), 1):
             host.show_text(node_id, f"{number} / {len(runs)}: sampling {title}")
             frames.append(decode(vae, sample_latents(first, second, start, options)))
-        host.show_text(node_id, f"{options.steps} steps, shift {shift:g}, seed {options.seed}")
+        host.show_text(node_id, "\n".join([f"{options.steps} steps, shift {shift:g}, seed {options.seed}", *notes]))
         side_by_side = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
         return io.NodeOutput(frames[-1], frames[0], video(side_by_side, s["fps"]))
+
+
+def _with_pair(models: list[Any], pair: PairHandle, strength: float) -> tuple[list[Any], list[str]]:
+    """The models with their LoRAs on, and what is to be said of LoRAs from another kind of model."""
+    trained, notes = [], []
+    for model, path in zip(models, (pair.high, pair.low), strict=True):
+        if model and path:
+            model, found = with_lora(model, path, strength)
+            notes += [f"- {note}" for note in found]
+        trained.append(model)
+    for note in notes:
+        log.warning("%s", note)
+    return trained, notes
 
 
 def _preview_inputs() -> list[Any]:

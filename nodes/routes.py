@@ -1,4 +1,4 @@
-"""What the front end asks the server: the curve of a run, after a page reload."""
+"""What the front end asks the server: the curve of a run, after a page reload; the presets."""
 
 import re
 
@@ -6,6 +6,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..core.errors import WanTrainError
+from ..core.launch.presets import PRESETS
 from ..core.train.events import read_history
 from ..core.train.run_folder import RunFolder
 from . import host
@@ -13,7 +14,9 @@ from . import host
 
 def register() -> None:
     """Add the routes to the host's server."""
-    PromptServer.instance.routes.get("/wan_train/runs/{run}")(get_run)
+    routes = PromptServer.instance.routes
+    routes.get("/wan_train/runs/{run}")(get_run)
+    routes.get("/wan_train/presets")(get_presets)
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -37,3 +40,20 @@ async def get_run(request: web.Request) -> web.Response:
             "validation": sorted(history.validation.items()),
         }
     )
+
+
+async def get_presets(_: web.Request) -> web.Response:
+    """What each preset puts into the inputs of which nodes."""
+    presets = [
+        {
+            "title": preset.title,
+            "description": preset.description,
+            "values": {
+                "DatasetFromFolder": preset.dataset,
+                "LoadWanDiT": preset.model,
+                "TrainLoRAStage": {**preset.train, "epochs": preset.epochs},
+            },
+        }
+        for preset in PRESETS.values()
+    ]
+    return web.json_response(presets)

@@ -1,37 +1,20 @@
 """Training one expert, or a single model, on cached latents and text."""
 
 import logging
-import re
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from comfy_api.latest import io
 
-from ..core.adapters.metadata import base_model_name
-from ..core.adapters.setup import AdapterOptions
+from ..core.adapters.ship import check_name
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
-from ..core.errors import ConfigError, WanTrainError
-from ..core.flow.sigmas import TimestepOptions
+from ..core.errors import WanTrainError
 from ..core.train.events import read_history
-from ..core.train.job import (
-    BOUNDARY_I2V_A14B,
-    BOUNDARY_T2V_A14B,
-    Job,
-    LoopOptions,
-    MemoryOptions,
-    ModelSpec,
-    Stage,
-    data_spec,
-    official_boundary,
-    stage_window,
-)
-from ..core.train.optimizers import OptimizerOptions
+from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, Stage, data_spec
 from ..core.train.prepare import check_data
 from ..core.train.run_folder import RunFolder, find_run
-from ..core.train.schedule import ScheduleOptions
-from ..core.wan.checkpoint import hints_expert
+from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
 from . import host
 from .follow import Follower
 from .model_nodes import CATEGORY
@@ -40,11 +23,6 @@ from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLaten
 log = logging.getLogger(__name__)
 
 STAGES: dict[str, Stage] = {"high noise": "high", "low noise": "low", "single model": "single"}
-TARGETS = {
-    "attention and ffn": ("self_attn", "cross_attn", "ffn"),
-    "attention": ("self_attn", "cross_attn"),
-    "self attention": ("self_attn",),
-}
 
 
 class TrainLoRAStage(io.ComfyNode):
@@ -81,7 +59,7 @@ class TrainLoRAStage(io.ComfyNode):
     def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
         try:
             if lora_name is not None:
-                check_name(lora_name)
+                check_name(lora_name, "lora_name")
         except WanTrainError as error:
             return str(error)
         return True
@@ -91,11 +69,9 @@ class TrainLoRAStage(io.ComfyNode):
         return host.vanished()
 
     @classmethod
-    async def execute(
-        cls, dit: DitHandle, latents: LatentCache, text: TextCache, stage: str, **settings: Any
-    ) -> io.NodeOutput:
+    async def execute(cls, dit: DitHandle, latents: LatentCache, text: TextCache, **settings: Any) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        job = build_job(dit, latents, text, STAGES[stage], settings)
+        job = stage_job(dit, latents, text, settings)
         check_data(job, dit.info)
         runs = host.runs_path()
         check_writable(runs)
@@ -110,77 +86,18 @@ class TrainLoRAStage(io.ComfyNode):
         return _outputs(folder, job, node_id)
 
 
-def check_name(name: str) -> str:
-    """A name that can be part of a file name everywhere."""
-    if not re.fullmatch(r"[\w][\w .+()-]{0,99}", name) or name.endswith((".", " ")):
-        raise ConfigError(
-            f"lora_name is '{name}': use letters, digits, spaces and . _ - + ( ) only, beginning with a letter or digit."
-        )
-    return name
-
-
-def build_job(dit: DitHandle, latents: LatentCache, text: TextCache, stage: Stage, settings: dict[str, Any]) -> Job:
+def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
-    s = settings
-    config = dit.info.config
-    low, high = stage_window(stage, s["boundary"] or official_boundary(config.variant))
-    return Job(
-        name=check_name(s["lora_name"]),
-        stage=stage,
-        model=ModelSpec(
-            path=str(dit.info.path),
-            identity=dit.info.identity,
-            precision=dit.precision,  # type: ignore[arg-type]
-            label=base_model_name(config, is_expert=stage != "single"),
-        ),
-        data=data_spec(latents, text),
-        adapter=AdapterOptions(rank=s["rank"], alpha=s["alpha"], targets=TARGETS[s["targets"]], dropout=s["dropout"]),
-        timesteps=TimestepOptions(
-            sampling=s["timestep_sampling"],
-            shift=s["timestep_shift"],
-            sigmoid_scale=s["sigmoid_scale"],
-            sigma_min=low,
-            sigma_max=high,
-            strata=s["timestep_strata"],
-        ),
-        optimizer=OptimizerOptions(
-            name=s["optimizer"],
-            learning_rate=s["learning_rate"],
-            weight_decay=s["weight_decay"],
-            max_grad_norm=s["max_grad_norm"],
-        ),
-        schedule=ScheduleOptions(
-            kind=s["lr_schedule"], warmup_steps=s["warmup_steps"], floor=s["lr_floor"], power=s["lr_power"]
-        ),
-        loop=LoopOptions(
-            steps=s["steps"],
-            batch_size=s["batch_size"],
-            gradient_accumulation=s["gradient_accumulation"],
-            seed=s["seed"],
-            caption_dropout=s["caption_dropout"],
-            checkpoint_every=s["checkpoint_every"],
-            keep_last=s["keep_last"],
-            validate_every=s["validate_every"],
-        ),
-        memory=MemoryOptions(checkpointing=dit.checkpointing),
-        device=s["device"],
+    values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
+    values |= {"precision": dit.precision, "checkpointing": dit.checkpointing}
+    return build_job(
+        dit.info,
+        data_spec(latents, text),
+        settings_from_names(values),
+        name=settings["lora_name"],
+        stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
     )
-
-
-def job_warnings(job: Job) -> list[str]:
-    """Settings without effect, and a file that looks like the other expert's."""
-    found = job.warnings()
-    hint = hints_expert(Path(job.model.path))
-    if hint and job.stage != "single" and hint != job.stage:
-        found.append(
-            f"{Path(job.model.path).name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
-        )
-    if hint and job.stage == "single":
-        found.append(
-            f"{Path(job.model.path).name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
-        )
-    return found
 
 
 def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -325,6 +242,10 @@ def _rhythm_inputs() -> list[Any]:
         io.Combo.Input(
             "device", options=host.device_names(), default="auto", advanced=True,
             tooltip="Where to train. auto takes a free GPU: with two GPUs both experts train at the same time.",
+        ),
+        io.Int.Input(  # new inputs come last and are optional: saved workflows and prompts stay valid
+            "epochs", default=0, min=0, max=100000, optional=True, advanced=True,
+            tooltip="Length of the run in epochs, in place of steps. 0: steps decides.",
         ),
     ]  # fmt: skip
 

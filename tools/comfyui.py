@@ -17,6 +17,10 @@ class SetupError(Exception):
     """Something that the person at the terminal has to mend. The message is one sentence."""
 
 
+class UnreachableError(SetupError):
+    """There is no ComfyUI, and none can be fetched."""
+
+
 def say(text: str) -> None:
     """Print one line at once, also when the output is a file."""
     print(text, flush=True)
@@ -45,7 +49,7 @@ def find_host(pack: Path, environ: Mapping[str, str], home: Path) -> Path | None
 
 
 def fetch_host(pack: Path) -> Path:
-    """Download the pinned release of ComfyUI to `.demo/ComfyUI`, with git or else as a zip file."""
+    """Download the pinned release of ComfyUI to `.demo/ComfyUI`, with git or else as a zip file. UnreachableError."""
     target = pack / ".demo" / "ComfyUI"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
@@ -59,7 +63,7 @@ def fetch_host(pack: Path) -> Path:
     try:
         _fetch_zip(f"{HOST_REPOSITORY}/archive/refs/tags/{tag}.zip", target)
     except (OSError, zipfile.BadZipFile) as error:
-        raise SetupError(
+        raise UnreachableError(
             f"No ComfyUI was found and {HOST_REPOSITORY} could not be reached ({error}): install ComfyUI and set "
             "COMFYUI_PATH to its folder, or try again with a network."
         ) from error

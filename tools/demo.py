@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from .comfyui import SetupError, fetch_host, find_host, host_version, say
+from . import headless_demo
+from .comfyui import SetupError, UnreachableError, fetch_host, find_host, host_version, say
 from .environment import ensure_python
 from .server import HostError, Server, failure, output_files, run_server
 from .workflow import Json, WorkflowError, ui_to_api
@@ -155,16 +156,32 @@ def lora_files(base: Path, name: str) -> list[Path]:
     return found
 
 
-def demo(pack: Path, *, stay: bool, fresh: bool) -> None:
-    """Run the demo; with `stay` ComfyUI goes on until Ctrl+C, with `fresh` an earlier demo's results are removed."""
+def find_or_fetch(pack: Path) -> Path | None:
+    """A ComfyUI; None, with a word about it, where none is here and none can be fetched."""
+    try:
+        return find_host(pack, os.environ, Path.home()) or fetch_host(pack)
+    except UnreachableError as error:
+        say(f"{error} Until then the same job runs without ComfyUI, by the command line.")
+        return None
+
+
+def demo(pack: Path, *, stay: bool, fresh: bool, headless: bool) -> None:
+    """Run the demo; with `stay` ComfyUI goes on until Ctrl+C, with `fresh` an earlier demo's results are removed.
+
+    With `headless`, or where no ComfyUI can be had, the command line does the same job.
+    """
     base = pack / ".demo"
-    host = find_host(pack, os.environ, Path.home()) or fetch_host(pack)
-    say(f"ComfyUI {host_version(host)}: {host}")
+    host = None if headless else find_or_fetch(pack)
+    if host:
+        say(f"ComfyUI {host_version(host)}: {host}")
     python = ensure_python(host, pack, tools=False)
     say(f"Python: {python}")
     if fresh:
         shutil.rmtree(base / "output", ignore_errors=True)
     prepare(python, pack, base)
+    if host is None:
+        headless_demo.run(python, pack, base)
+        return
     copy_pack(pack, base)
     say(f"Starting ComfyUI on the CPU (log: {base / 'server.log'})")
     with run_server(python, host, base) as server:
@@ -177,10 +194,10 @@ def demo(pack: Path, *, stay: bool, fresh: bool) -> None:
                 time.sleep(1)
 
 
-def main(pack: Path, *, stay: bool, fresh: bool) -> int:
+def main(pack: Path, *, stay: bool, fresh: bool, headless: bool) -> int:
     """Run the demo; expected failures are printed as one sentence. Returns the exit status."""
     try:
-        demo(pack, stay=stay, fresh=fresh)
+        demo(pack, stay=stay, fresh=fresh, headless=headless)
         return 0
     except (SetupError, HostError, WorkflowError) as error:
         print(f"Failed: {error}", file=sys.stderr)

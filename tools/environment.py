@@ -16,8 +16,8 @@ from pathlib import Path
 from .comfyui import SetupError, host_version, say
 
 TORCH = ("torch", "torchvision", "torchaudio")
-# What the tests of `core` need where there is no ComfyUI whose requirements bring it.
-CORE_NEEDS = ("numpy", "pillow", "av", "safetensors", "sentencepiece", "transformers", "tqdm")
+# What the command line and the tests of `core` need where there is no ComfyUI whose requirements bring it.
+CORE_NEEDS = ("numpy", "pillow", "av", "safetensors", "sentencepiece", "transformers", "diffusers", "tqdm")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DEV_TOOLS = ("pytest", "pytest-xdist", "ruff", "pyright", "diffusers", "bitsandbytes; sys_platform != 'darwin'")
 STAMP = "wan-train.json"

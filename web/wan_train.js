@@ -14,6 +14,7 @@ const NOTHING_YET = "The report appears here after a run.";
 
 const charts = new WeakMap(); // node to {chart, run, fetching, missed}
 const reports = new WeakMap(); // node to its element
+let presets = []; // {title, description, values: {class of node: {input: value}}}
 let restoring = true; // the first graph with our nodes is the one that was open before the page was reloaded
 
 /** The node with an execution id such as "12" or, inside subgraphs, "3:7:12"; undefined if it is not in this graph. */
@@ -163,11 +164,43 @@ function addStyle() {
   document.head.append(link);
 }
 
+/** Put a preset's values into the widgets of all our nodes in the workflow; what it does not name stays. */
+function applyPreset(preset) {
+  let changed = 0;
+  for (const node of allNodes()) {
+    for (const [name, value] of Object.entries(preset.values[node.comfyClass] ?? {})) {
+      const widget = node.widgets?.find((widget) => widget.name === name);
+      if (!widget || widget.value === value) continue;
+      widget.value = value;
+      widget.callback?.(value);
+      changed += 1;
+    }
+    if (preset.values[node.comfyClass]) node.setDirtyCanvas?.(true, true);
+  }
+  app.extensionManager?.toast?.add({
+    severity: "info",
+    summary: preset.title,
+    detail: `${preset.description} ${changed} settings were changed.`,
+    life: 8000,
+  });
+}
+
+/** Fetch the presets, for the context menu of our nodes. */
+async function fetchPresets() {
+  try {
+    const answer = await api.fetchApi("/wan_train/presets");
+    if (answer.ok) presets = await answer.json();
+  } catch (error) {
+    console.warn("[wan_train] the presets could not be fetched", error);
+  }
+}
+
 app.registerExtension({
   name: "WanTrain",
 
   setup() {
     addStyle();
+    fetchPresets();
     api.addEventListener("wan_train.update", onUpdate);
     api.addEventListener("executed", ({ detail }) =>
       takeOutput(nodeByExecutionId(detail.display_node ?? detail.node), detail.output),
@@ -175,6 +208,20 @@ app.registerExtension({
     api.addEventListener("reconnected", () => {
       for (const node of allNodes()) if (charts.has(node)) fetchRun(node);
     });
+  },
+
+  getNodeMenuItems(node) {
+    if (!presets.some((preset) => preset.values[node.comfyClass])) return [];
+    return [
+      null,
+      {
+        content: "WanTrain preset",
+        has_submenu: true,
+        submenu: {
+          options: presets.map((preset) => ({ content: preset.title, callback: () => applyPreset(preset) })),
+        },
+      },
+    ];
   },
 
   nodeCreated(node) {

@@ -12,7 +12,15 @@ from ..errors import WanTrainError
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
 COMMANDS = {
-    "train": "train the job of a run folder, or go on with it",
+    "run": "the simple way: asks for a dataset, a title and the models, caches, trains both experts of Wan 2.2",
+    "scan": "say what a dataset folder holds, and everything that would be dropped, cut or changed",
+    "cache": "encode what is new or changed in a recipe's dataset",
+    "train": "train a recipe, a job or a run folder, or go on with it",
+    "merge": "write the LoRA files that you keep: checked, merged, named and labelled",
+    "preview": "make a video without and with a LoRA, from the same seed, side by side",
+    "download": "fetch the model files from Hugging Face into a models folder, checked",
+    "link": "make the installed node pack known to a ComfyUI",
+    "doctor": "say what is installed, which GPUs and models there are, and what fits",
 }
 log = logging.getLogger(__name__)
 
@@ -41,7 +49,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:
             module = importlib.import_module(f".commands.{name}", __package__)
-            command.description = module.__doc__.partition(": ")[2]
+            command.description = (module.__doc__ or "").partition(": ")[2]
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.sample.euler import SampleOptions, VelocityModel, initial_noise, sample
+from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
 from ...core.train.batches import TEXT_LEN
 from ...core.wan.checkpoint import inspect, load_transformer
 from . import world

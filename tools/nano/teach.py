@@ -33,7 +33,7 @@ from ...core.data.types import DatasetOptions
 from ...core.errors import ConfigError, ModelFileError, RunError, WanTrainError
 from ...core.flow.sigmas import TimestepOptions
 from ...core.launch.process import Worker
-from ...core.sample.euler import SampleOptions, VelocityModel
+from ...core.sample.sampler import SampleOptions, VelocityModel
 from ...core.serial import from_dict, to_dict
 from ...core.train.events import EventReader, EventWriter
 from ...core.train.job import (

@@ -1,17 +1,56 @@
-"""`wantrain train`: train the job of a run folder, or go on with it."""
+"""`wantrain train`: train a run folder, a job (job.json, or in a LoRA's metadata) or a recipe, or go on with it."""
 
 import argparse
+import json
 from pathlib import Path
 
-from ..worker import train
+from ...errors import ConfigError
+from ...train.run import RunStoppedError
+from ..arguments import add_changes, add_devices
+from ..display import Display
+from ..jobs import holds_job, plan_existing
+from ..pipeline import train_recipe
+from ..recipe import read_recipe
+from ..stages import StageQueue, auto_devices, refuse
+from ..worker import EXIT_FINISHED, EXIT_STOPPED, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("run_folder", type=Path, help="the folder that holds job.json")
-    parser.add_argument("--follow-stdin", action="store_true", help="stop when standard input closes")
+    add = parser.add_argument
+    add(
+        "path",
+        type=Path,
+        metavar="RUN_FOLDER|JOB|LORA|RECIPE",
+        help="a run folder, a job.json, a LoRA file, or a recipe",
+    )
+    add("--work", type=Path, help="folder for caches and runs (a recipe's own, or wan_train beside a job or LoRA)")
+    add("--follow-stdin", action="store_true", help="train a run folder here, and stop when standard input closes")
+    add_devices(parser)
+    add_changes(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train to the end."""
-    return train(options.run_folder, follow_stdin=options.follow_stdin)
+    """Train to the end, in processes that are followed here; with --follow-stdin in this one."""
+    if options.follow_stdin:
+        return train(options.path, follow_stdin=True)
+    try:
+        _train(options)
+    except RunStoppedError:
+        return EXIT_STOPPED
+    return EXIT_FINISHED
+
+
+def _train(options: argparse.Namespace) -> None:
+    display = Display()
+    if not holds_job(options.path):
+        work = [f"work={json.dumps(str(options.work.resolve()))}"] if options.work else []
+        train_recipe(read_recipe(options.path, [*options.changes, *work]), options.devices, display)
+        return
+    if options.changes:
+        raise ConfigError("--set is for recipes: the settings of a job decide its run, and stay as they are.")
+    planned = plan_existing(options.path, options.work, options.devices)
+    finished, problems = StageQueue([planned], options.devices or auto_devices(), display).run()
+    refuse(problems)
+    for path in finished.values():
+        display.say(f"the LoRA is {path}")

@@ -1,0 +1,168 @@
+"""`wantrain doctor`: say what is installed, which GPUs and models there are, what is missing, and what fits."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from ..inventory import FoundModel, Measured, list_models, measured
+from ..machine import Machine, Package, look_at_machine, pip_command
+
+GIB = 2**30
+TORCH_WITH_CUDA = ("--force-reinstall", "torch", "--index-url", "https://download.pytorch.org/whl/cu128")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add = parser.add_argument
+    add(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder to look for Wan models in (safetensors, GGUF), such as ComfyUI/models; may be given again",
+    )
+    add("--work", type=Path, default=Path(), metavar="DIR", help="folder for runs and caches (the current one)")
+    add("--json", action="store_true", help="print everything as JSON, sizes in bytes")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; 0 if training is possible."""
+    found: list[FoundModel] = []
+    others: Counter[str] = Counter()
+    for folder in options.models:
+        models, rest = list_models(folder)
+        found += models
+        others += rest
+    machine = look_at_machine(options.work)
+    wrong = problems(machine, found if options.models else None)
+    advice = remedies(machine)
+    if options.json:
+        data = {
+            "machine": dataclasses.asdict(machine),
+            "models": [dataclasses.asdict(model) for model in found],
+            "other_files": dict(others),
+            "problems": wrong,
+            "advice": advice,
+        }
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        lines = [*_machine_lines(machine), *_model_lines(machine, found, others), *_verdict(wrong, advice)]
+        sys.stdout.write("\n".join(lines) + "\n")
+    return 1 if wrong else 0
+
+
+def problems(machine: Machine, models: list[FoundModel] | None) -> list[str]:
+    """Why training is not possible, one sentence each; [] if it is. models None: nobody asked for them."""
+    wrong = []
+    for package in machine.packages:
+        if package.is_required and not package.works:
+            state = f"cannot be imported ({package.problem})" if package.version else "is not installed"
+            wrong.append(f"{package.name} {state}.")
+    if models is not None and not any(model.is_trainable for model in models):
+        wrong.append("No Wan model that can be trained was found in the folders given.")
+    return wrong
+
+
+def remedies(machine: Machine) -> list[str]:
+    """What to do about everything that is missing, required or not, one line each with its command."""
+    lines = []
+    for purpose in dict.fromkeys(package.needed_for for package in machine.packages):
+        group = [package for package in machine.packages if package.needed_for == purpose]
+        absent = [package.name for package in group if not package.version]
+        broken = [package.name for package in group if package.problem]
+        if absent:
+            lines.append(f"for {purpose}: {pip_command(*absent)}")
+        if broken:
+            lines.append(f"for {purpose}: {pip_command('--force-reinstall', *broken)}")
+    if machine.has_nvidia_driver and not machine.cuda:
+        lines.append(f"to use the NVIDIA GPU, which this torch cannot: {pip_command(*TORCH_WITH_CUDA)}")
+    if not (machine.triton and machine.compiler):
+        lines.append(f"for compiled training: {_compile_advice(machine)}")
+    return lines
+
+
+def _compile_advice(machine: Machine) -> str:
+    parts = []
+    if not machine.triton:
+        name = "triton-windows" if machine.system.startswith("Windows") else "triton"
+        parts.append(pip_command(name))
+    if not machine.compiler:
+        parts.append("install a C++ compiler (Linux: g++; Windows: Build Tools for Visual Studio)")
+    return ", and ".join(parts)
+
+
+def _machine_lines(machine: Machine) -> list[str]:
+    memory = machine.memory
+    lines = [f"Python {machine.python}, {machine.system}", "", "Packages"]
+    lines += [f"  {package.name:<14} {_state(package)}" for package in machine.packages]
+    triton, compiler = machine.triton or "not installed", machine.compiler or "not found"
+    lines += [f"  for compiled training: triton {triton}, C++ compiler {compiler}", "", "Machine"]
+    for gpu in machine.gpus:
+        text = f"  GPU {gpu.index}: {gpu.name}, {_gib(gpu.free_bytes)} free of {_gib(gpu.total_bytes)}"
+        lines.append(f"{text}, compute capability {gpu.capability}")
+    if not machine.gpus:
+        built = f"CUDA {machine.cuda}" if machine.cuda else "no CUDA"
+        lines.append(f"  no GPU (torch was built with {built}): the CPU trains miniature models only")
+    known = f"{_gib(memory.available_bytes)} available of {_gib(memory.total_bytes)}"
+    lines.append(f"  memory: {known if memory.total_bytes else 'not known here (install psutil)'}")
+    lines.append(f"  disk: {_gib(machine.free_disk_bytes)} free for {machine.work_folder}")
+    return lines
+
+
+def _state(package: Package) -> str:
+    need = f"needed for {package.needed_for}"
+    if not package.version:
+        return f"not installed, {need}"
+    return f"{package.version}, cannot be imported: {package.problem}; {need}" if package.problem else package.version
+
+
+def _model_lines(machine: Machine, models: list[FoundModel], others: Counter[str]) -> list[str]:
+    lines = ["", "Models"] if models or others else []
+    for model in models:
+        size = f", {model.size}" if model.size else ""
+        can = ", which can be trained" if model.is_trainable else ""
+        lines.append(f"  {model.path}: {model.label}{size}{can}")
+        lines += [f"    {text}" for text in (model.problem, *_fit(machine, model)) if text]
+    if others:
+        counts = ", ".join(f"{count} x {label}" for label, count in others.most_common())
+        lines.append(f"  other files: {counts}")
+    return lines
+
+
+def _fit(machine: Machine, model: FoundModel) -> list[str]:
+    """What is known of the memory that training takes; nothing is guessed."""
+    if not model.is_trainable:
+        return []
+    need = model.weight_bytes
+    lines = [f"weights while training, in bf16 or as a GGUF file holds them: {_gib(need)}"]
+    if machine.gpus:
+        gpu = max(machine.gpus, key=lambda gpu: gpu.free_bytes)
+        rest = gpu.free_bytes - need
+        lines[0] += (
+            f"; GPU {gpu.index} has {_gib(gpu.free_bytes)} free, which leaves {_gib(rest)} for LoRA, optimizer and "
+            "activations"
+            if rest > 0
+            else f", more than the {_gib(gpu.free_bytes)} that GPU {gpu.index} has free: it does not fit"
+        )
+        lines += [_comparison(row, gpu.free_bytes) for row in measured(model)] if rest > 0 else []
+    return lines
+
+
+def _comparison(row: Measured, free_bytes: int) -> str:
+    verdict = "less" if row.gib * GIB < free_bytes else "more"
+    return f"measured on an H100 with default settings: {row.sample} took {row.gib:g} GiB, {verdict} than is free here"
+
+
+def _verdict(wrong: list[str], advice: list[str]) -> list[str]:
+    lines = ["", "To install", *(f"  {line}" for line in advice)] if advice else []
+    if wrong:
+        return [*lines, "", "Training is not possible:", *(f"  {problem}" for problem in wrong)]
+    return [*lines, "", "Training is possible."]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"

@@ -1,0 +1,99 @@
+"""Which Wan files lie in a folder, what each is, and how much GPU memory training on it takes at least."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.transfer import SIZES
+from ..errors import ConfigError, ModelFileError
+from ..wan.checkpoint import CheckpointInfo, hints_expert, inspect
+from ..wan.files import find_files
+from ..wan.gguf import QUANTS, open_header
+from ..wan.identify import FileKind, identify
+
+ENCODERS = ("wan2.1_vae", "wan2.2_vae", "umt5", "clip_vision")
+_SUFFIXES = (".safetensors", ".gguf")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A file, or a set of shards, that belongs to Wan."""
+
+    path: str
+    label: str  # what it is, with its article
+    size: str  # 1.3B, 5B or 14B; "" for other sizes, and for encoders
+    is_trainable: bool
+    problem: str  # why a Wan model cannot be trained, or a file cannot be read; "" if nothing is wrong
+    weight_bytes: int  # on the GPU while training; 0 unless it can be trained
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """GPU memory of a training step, as the README states it."""
+
+    size: str
+    sample: str
+    gib: float  # allocated
+
+
+# README, "What works now": one H100, rank 16, batch 1, checkpointing on, AdamW, text-to-video.
+MEASURED = (
+    Measured("1.3B", "832x480, 33 frames", 6.9),
+    Measured("1.3B", "832x480, 81 frames", 12.1),
+    Measured("14B", "832x480, 33 frames", 40.4),
+)
+
+
+def list_models(folder: Path) -> tuple[list[FoundModel], Counter[str]]:
+    """The Wan models and encoders below `folder`, and how many files of other kinds there are, by their label.
+
+    Reads headers of safetensors and GGUF files. ConfigError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"the folder {folder} does not exist: name a folder with models, such as ComfyUI/models.")
+    found, others = [], Counter[str]()
+    seen: set[Path] = set()
+    for path in _candidates(folder):
+        if path in seen:
+            continue
+        try:
+            files = find_files(path)
+            seen.update(files)
+            kind = identify({name: e.shape for file in files for name, e in open_header(file).entries.items()})
+        except ModelFileError as error:
+            found.append(FoundModel(str(path), "a file that cannot be read", "", False, str(error), 0))
+            continue
+        if kind.variant is not None or kind.name in ENCODERS:
+            found.append(_describe(path, kind))
+        else:
+            others[kind.label] += 1
+    return found, others
+
+
+def weight_bytes(info: CheckpointInfo) -> int:
+    """Bytes of a frozen base on the GPU: bf16, whatever a safetensors file holds; GGUF files as they are."""
+    return info.num_bytes if info.weights.upper() in QUANTS else 2 * info.num_params
+
+
+def measured(model: FoundModel) -> list[Measured]:
+    """What was measured for models like this one."""
+    return [row for row in MEASURED if row.size == model.size] if model.variant == "t2v" else []
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    yield from (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
+def _describe(path: Path, kind: FileKind) -> FoundModel:
+    if kind.variant is None:
+        return FoundModel(str(path), kind.label, "", False, "", 0)
+    try:
+        info = inspect(path)
+    except ModelFileError as error:
+        return FoundModel(str(path), kind.label, "", False, str(error), 0)
+    expert = hints_expert(path)
+    label = f"{kind.label} ({expert} noise expert, as its name says)" if expert else kind.label
+    size = SIZES.get(info.config.dim, "")
+    return FoundModel(str(path), label, size, True, "", weight_bytes(info), info.config.variant)

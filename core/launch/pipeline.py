@@ -1,0 +1,236 @@
+"""From a recipe to LoRA files: scan, caches, a job for each stage, training, and the files under their names."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..adapters.formats import read_lora
+from ..adapters.merge import check_pair
+from ..adapters.ship import ShipOptions, Slot, Source, ship
+from ..data.encode import cache_latents, cache_text
+from ..data.report import describe_dataset
+from ..data.scan import scan_folder
+from ..data.store import Store
+from ..data.types import Dataset, LatentCache, Note, TextCache
+from ..disk import check_writable, temporary_sibling, write_atomic
+from ..encoders.weights import open_weights
+from ..errors import ConfigError, ModelFileError, RunError
+from ..locks import FileLock
+from ..train.job import Job, Stage, data_spec
+from ..train.prepare import check_data, resolve_device
+from ..train.run_folder import RunFolder, find_run
+from ..train.settings import build_job, job_warnings
+from ..wan.checkpoint import CheckpointInfo, inspect
+from ..wan.identify import identify
+from .cli import EXIT_INTERRUPTED
+from .display import Display
+from .encoders import LazyTextEncoder, LazyVideoEncoder, NotEncodedError, Turn
+from .process import PACK
+from .recipe import Recipe, recipe_tables
+from .stages import POLL_SECONDS, Planned, StageQueue, auto_devices, refuse
+
+_VAES = {"wan2.1": "wan2.1_vae", "wan2.2": "wan2.2_vae"}
+
+
+def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
+    """Refuse what can't work from the headers of the files alone; what each model to train is."""
+    infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
+    for info in infos.values():
+        _check_conditioning(recipe, info)
+        _check_kind(recipe.models.vae, _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
+    _check_kind(recipe.models.text_encoder, "umt5", "a umT5 text encoder")
+    for stage in infos:
+        resolve_device(recipe.settings(stage).device)
+    for folder in (recipe.cache_path, recipe.runs_path, recipe.lora_folder):
+        check_writable(folder)
+    return infos
+
+
+def scan(recipe: Recipe, display: Display, *, report: bool = True) -> Dataset:
+    """The recipe's dataset; says what was found, unless told not to."""
+    check_writable(recipe.cache_path)
+    progress = (lambda done, total: display.update("scan", done, total)) if report else None
+    dataset = scan_folder(
+        Path(recipe.dataset.folder),
+        recipe.dataset.options,
+        index_path=recipe.cache_path / "files.json",
+        progress=progress,
+    )
+    display.end("scan")
+    if report:
+        display.say(describe_dataset(dataset, limit=None))
+    return dataset
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The dataset as files on disk, and what happened on the way there."""
+
+    latents: LatentCache
+    text: TextCache
+    notes: list[Note]
+
+
+def cache(recipe: Recipe, dataset: Dataset, display: Display, *, load: bool = True) -> Cached:
+    """Latents and text embeddings on disk. The encoders are loaded, one at a time, only if something is absent.
+
+    Without `load` NotEncodedError is raised instead.
+    """
+    store, index = Store(recipe.cache_path), recipe.cache_path / "encoders.json"
+    wait = (lambda lock, where: _await_lock(lock, where, display)) if load else None
+    turn = Turn(resolve_device(recipe.device), wait)
+    try:
+        vae = LazyVideoEncoder(Path(recipe.models.vae), turn, index, display.say)
+        latents, notes = cache_latents(
+            dataset,
+            vae,
+            store,
+            conditioning=recipe.conditioning,
+            on_item=lambda done, total, name: display.update("latents", done, total, name),
+        )
+        vae.unload()
+        display.end("latents")
+        umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say)
+        text, text_notes = cache_text(
+            dataset.captions, umt5, store, on_item=lambda done, total, name: display.update("text", done, total, name)
+        )
+        umt5.unload()
+        display.end("text")
+    finally:
+        turn.release()
+    return Cached(latents, text, [*notes, *text_notes])
+
+
+def cache_elsewhere(recipe: Recipe, dataset: Dataset, devices: Sequence[str]) -> Cached:
+    """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
+    if recipe.device == "auto":
+        recipe = replace(recipe, device=devices[0])
+    silent = Display(io.StringIO())
+    try:
+        return cache(recipe, dataset, silent, load=False)
+    except NotEncodedError:
+        _run_cache_command(recipe)
+    return cache(recipe, dataset, silent, load=False)
+
+
+def _run_cache_command(recipe: Recipe) -> None:
+    file = temporary_sibling(recipe.cache_path / "recipe").with_suffix(".json")
+    write_atomic(file, lambda stream: stream.write(json.dumps(recipe_tables(recipe)).encode()))
+    flags = ["-s"] if sys.flags.no_user_site else []  # find packages where this process finds them
+    command = [sys.executable, *flags, str(PACK / "wantrain.py"), "cache", str(file), "--no-report"]
+    try:
+        code = subprocess.run(command, check=False).returncode
+    finally:
+        file.unlink(missing_ok=True)
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise RunError(f"encoding ended early (code {code}), for the reason above; what is done is kept.")
+
+
+def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> dict[Stage, Job]:
+    """A job for each stage: what the graph makes of equal settings, with equal keys."""
+    data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
+    made = {}
+    for stage, info in infos.items():
+        settings = recipe.settings(stage)
+        made[stage] = build_job(info, data, settings, name=recipe.name, stage=stage, trigger_word=trigger)
+        check_data(made[stage], info)
+    return made
+
+
+def plan(job: Job, runs: Path, name: str) -> Planned:
+    """The job's run folder: the one that holds this training already, whatever it is called, or a new one."""
+    path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
+    check_writable(path)
+    return Planned(name, RunFolder(path), job)
+
+
+def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Planned]:
+    """Everything before training: checks, scan, caches, and the job of each stage."""
+    infos = check_recipe(recipe)
+    dataset = scan(recipe, display)
+    cached = cache_elsewhere(recipe, dataset, devices)
+    for note in cached.notes:
+        display.say(f"- {note}")
+    planned = []
+    for stage, job in jobs(recipe, infos, cached).items():
+        for warning in job_warnings(job):
+            display.say(f"{stage}: warning: {warning}")
+        planned.append(plan(job, recipe.runs_path, stage))
+    return planned
+
+
+def train_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Path]:
+    """Train every stage of the recipe; the LoRA files. RunError if a stage failed, after the others' end."""
+    devices = list(devices) or auto_devices()
+    for device in devices:
+        resolve_device(device)
+    planned = prepare_recipe(recipe, devices, display)
+    finished, problems = StageQueue(planned, devices, display).run()
+    files = ship_loras(recipe, finished, display)
+    refuse(problems)
+    return files
+
+
+def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Display) -> list[Path]:
+    """Write the LoRAs into the recipe's folder under its names, with its author; never over another LoRA."""
+    slots: tuple[Slot, ...] = ("high", "low", "single")
+    done: dict[Slot, Path] = {slot: finished[slot] for slot in slots if slot in finished}
+    named: dict[Slot, Path] = {slot: path for slot, path in done.items() if getattr(recipe.lora, slot)}
+    usual: dict[Slot, Source] = {slot: Source(path) for slot, path in done.items() if slot not in named}
+    orders: list[tuple[str, dict[Slot, Source]]] = [(recipe.name, usual)] if usual else []
+    for slot, path in named.items():  # a name of one's own is the whole name of one file, as a single model's is
+        orders.append((getattr(recipe.lora, slot), {"single": Source(path)}))
+    files: list[Path] = []
+    for name, sources in orders:
+        options = ShipOptions(name=name, precision=recipe.lora.precision, author=recipe.author)
+        shipment = ship(recipe.lora_folder, sources, options)
+        for line in shipment.lines():
+            display.say(line)
+        files += shipment.files.values()
+    if "high" in named and "low" in named:
+        for warning in check_pair(read_lora(named["high"]), read_lora(named["low"])):
+            display.say(f"- {warning}")
+    return files
+
+
+def _await_lock(lock: FileLock, device: torch.device, display: Display) -> None:
+    if lock.acquire():
+        return
+    display.say(f"waiting for {device}, where another run trains")
+    while not lock.acquire():
+        time.sleep(POLL_SECONDS)
+
+
+def _check_kind(path: str, kind: str, wanted: str) -> None:
+    if not Path(path).exists():
+        raise ModelFileError(f"the model file '{path}' does not exist: check its name in the recipe.")
+    folder = Path(path) / ("text_encoder" if kind == "umt5" else "vae")
+    found = identify(open_weights(folder if folder.is_dir() else Path(path)).shapes)
+    if found.name != kind:
+        raise ModelFileError(f"'{path}' is {found.label}, but {wanted} is needed there: correct the recipe's models.")
+
+
+def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
+    """The mistakes that can be told before anything is encoded; `check_data` has the last word."""
+    name, variant = info.path.name, info.config.variant
+    if info.config.image_dim:
+        raise ConfigError(
+            f"{name} needs CLIP features of the given frames, which only ComfyUI can make so far: train it in the graph."
+        )
+    if variant == "t2v" and recipe.conditioning != "none":
+        raise ConfigError(
+            f"conditioning is '{recipe.conditioning}', but {name} is a text-to-video model: leave conditioning out."
+        )
+    if variant in ("i2v", "flf2v") and recipe.conditioning == "none":
+        raise ConfigError(
+            f"{name} is an image-to-video model, which is given frames: set conditioning to 'first frame'."
+        )

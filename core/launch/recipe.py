@@ -1,0 +1,256 @@
+"""The job file for people: a dataset, model files and settings, in TOML or JSON. Docs and an example: docs/job.toml."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..adapters.ship import check_name
+from ..data.conditioning import Conditioning
+from ..data.types import DatasetOptions
+from ..errors import ConfigError
+from ..serial import from_dict, to_dict
+from ..train.job import Stage
+from ..train.settings import StageSettings
+
+WORK_FOLDER = "wan_train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource(DatasetOptions):
+    """The folder with images, clips and captions, and how it becomes samples."""
+
+    folder: str
+
+    @property
+    def options(self) -> DatasetOptions:
+        """All but the folder."""
+        return DatasetOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DatasetOptions)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Files, or folders of sharded files. Either `single`, or `high`, `low` or both."""
+
+    high: str = ""
+    low: str = ""
+    single: str = ""
+    vae: str
+    text_encoder: str
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError(
+                "models names nothing to train: give high and low (Wan 2.2 A14B), or single (Wan 2.1, 5B)."
+            )
+        if self.single and (self.high or self.low):
+            raise ConfigError("models has single and an expert: give either single, or high and low.")
+
+    @property
+    def stages(self) -> dict[Stage, str]:
+        """The models that are trained."""
+        files: dict[Stage, str] = {"high": self.high, "low": self.low, "single": self.single}
+        return {stage: path for stage, path in files.items() if path}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFiles:
+    """The files that come out. Names are without folder and ending; empty: NAME_high_noise, NAME_low_noise, NAME."""
+
+    folder: str = ""  # empty: loras in the work folder
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    high: str = ""
+    low: str = ""
+    single: str = ""
+
+    def __post_init__(self) -> None:
+        for stage in ("high", "low", "single"):
+            if getattr(self, stage):
+                check_name(getattr(self, stage), f"lora.{stage}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(StageSettings):
+    """What a person writes down about a training. All paths are absolute once it has been read from a file."""
+
+    name: str
+    author: str = ""
+    dataset: DatasetSource
+    conditioning: Conditioning = "none"
+    models: ModelFiles
+    lora: LoraFiles = field(default_factory=LoraFiles)
+    work: str = WORK_FOLDER  # caches and runs; the graph uses wan_train in ComfyUI's output folder
+    high: dict[str, Any] = field(default_factory=dict)  # settings that differ for one expert, in the same groups
+    low: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.name)
+        for stage, override in (("high", self.high), ("low", self.low)):
+            if override and stage not in self.models.stages:
+                raise ConfigError(f"[{stage}] has settings, but models.{stage} is not given, so they have no effect.")
+        for stage in self.models.stages:
+            self.settings(stage)
+
+    def settings(self, stage: Stage) -> StageSettings:
+        """The settings of one stage: those of the recipe, with the stage's own on top."""
+        whole = to_dict(self)
+        shared = {f.name: whole[f.name] for f in dataclasses.fields(StageSettings)}
+        override = {"high": self.high, "low": self.low, "single": {}}[stage]
+        _check_length(override, f"[{stage}]")
+        if "steps" in override.get("loop", {}):
+            shared["epochs"] = 0
+        return from_dict(StageSettings, _merge(shared, override, f"[{stage}]"), f"[{stage}]")
+
+    @property
+    def cache_path(self) -> Path:
+        """Latents and text embeddings, as the graph keeps them."""
+        return Path(self.work) / "cache"
+
+    @property
+    def runs_path(self) -> Path:
+        """Run folders, as the graph keeps them."""
+        return Path(self.work) / "runs"
+
+    @property
+    def lora_folder(self) -> Path:
+        """Where the LoRAs go."""
+        return Path(self.lora.folder) if self.lora.folder else Path(self.work) / "loras"
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe in a .toml or .json file, with `changes` (like "loop.seed=7") made to it.
+
+    Relative paths are relative to the file. ConfigError, by name, for whatever is unknown, missing or of a wrong type.
+    """
+    return recipe_from_tables(read_tables(path), path.absolute().parent, path.name, changes)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The content of a .toml or .json file as it stands."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read ({error}): name a recipe, a .toml or .json file.") from error
+    try:
+        tables = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
+    except ValueError as error:  # of both parsers
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.") from error
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
+    return tables
+
+
+def recipe_from_tables(
+    tables: Mapping[str, Any], folder: Path, where: str = "recipe", changes: Sequence[str] = ()
+) -> Recipe:
+    """A recipe from nested tables; relative paths in it are relative to `folder`."""
+    data = apply_changes(tables, changes)
+    _check_length(data, where)
+    recipe = from_dict(Recipe, data, where)
+    models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
+    return dataclasses.replace(
+        recipe,
+        dataset=dataclasses.replace(recipe.dataset, folder=_absolute(recipe.dataset.folder, folder)),
+        models=ModelFiles(**models),
+        lora=dataclasses.replace(recipe.lora, folder=_absolute(recipe.lora.folder, folder)),
+        work=_absolute(recipe.work, folder),
+    )
+
+
+def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Tables with changes like "optimizer.learning_rate=1e-4"; a value is JSON, or else a string."""
+    data = json.loads(json.dumps(to_dict(dict(tables))))
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not (equals and name.strip()):
+            raise ConfigError(f"'{change}' is no change: write NAME=VALUE, such as optimizer.learning_rate=1e-4.")
+        *groups, key = name.strip().split(".")
+        table = data
+        for group in groups:
+            table = table.setdefault(group, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"'{change}' can't be made: {group} is a value, not a group of settings.")
+        table[key] = _value(text)
+        if (groups, key) == (["loop"], "steps"):
+            data.pop("epochs", None)
+    return data
+
+
+def recipe_tables(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain tables, without what has its default."""
+    tables = _without_defaults(recipe)
+    settings = {f.name for f in dataclasses.fields(StageSettings)}
+    return {name: tables[name] for name in sorted(tables, key=lambda name: name in settings)}
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The text of a TOML file that gives the same recipe."""
+    return "\n".join(_toml_lines(recipe_tables(recipe), "")).strip() + "\n"
+
+
+def _check_length(tables: Mapping[str, Any], where: str) -> None:
+    loop = tables.get("loop", {})
+    if tables.get("epochs") and isinstance(loop, dict) and "steps" in loop:
+        raise ConfigError(f"{where} has epochs and loop.steps: give one of the two.")
+
+
+def _merge(base: dict[str, Any], override: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in override.items():
+        if isinstance(base.get(name), dict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}.{name} is {value!r}; it must be a group of settings.")
+            merged[name] = {**base[name], **value}
+        else:
+            merged[name] = value
+    return merged
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser()) if path else ""
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
+
+
+def _toml(path: Path) -> Any:
+    try:
+        return importlib.import_module("tomllib")
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} is TOML, which Python reads from 3.11 on: write the recipe as JSON, or use Python 3.11."
+        ) from error
+
+
+def _without_defaults(value: Any) -> dict[str, Any]:
+    tables = {}
+    for item in dataclasses.fields(value):
+        own = getattr(value, item.name)
+        factory = item.default_factory
+        default = item.default if factory is dataclasses.MISSING else factory()
+        if own != default:
+            tables[item.name] = _without_defaults(own) if dataclasses.is_dataclass(own) else to_dict(own)
+    return tables
+
+
+def _toml_lines(tables: Mapping[str, Any], prefix: str) -> list[str]:
+    """Values first, then the tables below. JSON's strings, numbers, booleans and lists are TOML's too."""
+    lines = [
+        f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        for name, value in tables.items()
+        if not isinstance(value, dict)
+    ]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            inner = _toml_lines(table, f"{prefix}{name}.")
+            has_values = any(not isinstance(value, dict) for value in table.values())
+            lines += ["", f"[{prefix}{name}]", *inner] if has_values else inner
+    return lines

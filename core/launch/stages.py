@@ -1,0 +1,244 @@
+"""Training runs in worker processes, each on the next free device: several at once, or one after another."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RunError
+from ..train.events import Event, read_history
+from ..train.job import Job
+from ..train.prepare import resolve_device
+from ..train.run import RunStoppedError
+from ..train.run_folder import RunFolder
+from .display import Display, duration
+from .process import Worker
+from .worker import EXIT_FINISHED, EXIT_STOPPED, device_lock
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job and the folder that it is trained in."""
+
+    name: str  # in messages: high, low, or single
+    folder: RunFolder
+    job: Job
+
+
+def auto_devices() -> list[str]:
+    """What `auto` may choose from: every GPU, or the CPU where there is none."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
+class StageQueue:
+    """Trains what is planned; a device takes one run at a time."""
+
+    def __init__(self, planned: Sequence[Planned], devices: Sequence[str], display: Display):
+        self._waiting = list(planned)
+        self._devices = list(devices)
+        self._display = display
+        self._running: dict[str, _Running] = {}  # by device
+        self._told: set[str] = set()
+
+    def run(self) -> tuple[dict[str, Path], list[str]]:
+        """Train to the end: the LoRAs by name, and what failed, a sentence each.
+
+        Ctrl+C and SIGTERM stop every run with a checkpoint, and raise RunStoppedError; a second one ends them at once.
+        """
+        finished: dict[str, Path] = {}
+        problems: list[str] = []
+        with _terminate_like_ctrl_c():
+            try:
+                while self._waiting or self._running:
+                    self._start_waiting(finished)
+                    self._follow(finished, problems)
+                    time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                self._stop()
+                raise RunStoppedError from None
+            finally:
+                for running in self._running.values():
+                    running.worker.kill()
+                self._display.close()
+        return finished, problems
+
+    def _start_waiting(self, finished: dict[str, Path]) -> None:
+        for plan in list(self._waiting):
+            lora = plan.folder.finished_lora(plan.job.loop.steps)
+            if lora:
+                self._display.say(f"{plan.name}: finished before ({lora})")
+                finished[plan.name] = lora
+                self._waiting.remove(plan)
+                continue
+            device = self._free_device(plan)
+            if device and self._prepare_folder(plan, device):
+                self._display.say(f"{plan.name}: training on {device} in {plan.folder.path}")
+                self._running[device] = _Running(plan, self._display)
+                self._waiting.remove(plan)
+
+    def _free_device(self, plan: Planned) -> str | None:
+        choices = self._devices if plan.job.device == "auto" else [plan.job.device]
+        for device in choices:
+            if device not in self._running:
+                lock = device_lock(resolve_device(device))
+                if lock.acquire():
+                    lock.release()
+                    return device
+        self._tell_once(f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains")
+        return None
+
+    def _prepare_folder(self, plan: Planned, device: str) -> bool:
+        """Write the job; False while another process trains in the folder, such as one that was left behind."""
+        lock = plan.folder.lock()
+        if not lock.acquire():
+            self._tell_once(f"{plan.name}: waiting: {plan.folder.path} is being trained by another process")
+            return False
+        try:
+            plan.folder.refuse_newer_job()
+            plan.folder.write_job(replace(plan.job, device=device))
+        finally:
+            lock.release()
+        return True
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self._display.say(message)
+
+    def _follow(self, finished: dict[str, Path], problems: list[str]) -> None:
+        for device, running in list(self._running.items()):
+            ended = running.worker.exit_code is not None
+            running.take()
+            if not ended:
+                continue
+            running.worker.kill()
+            del self._running[device]
+            lora = running.plan.folder.finished_lora(running.plan.job.loop.steps)
+            if lora:
+                finished[running.plan.name] = lora
+                self._display.say(f"{running.plan.name}: finished")
+            else:
+                problems.append(f"{running.plan.name}: {running.problem()}")
+                self._display.say(problems[-1])
+
+    def _stop(self) -> None:
+        """Let each worker finish its step and write a checkpoint. One that has made no step has nothing to keep."""
+        self._display.say("stopping: checkpoints are being written (Ctrl+C again to end at once)")
+        for running in self._running.values():
+            running.worker.request_stop()
+        try:
+            end = time.monotonic() + max((running.patience for running in self._running.values()), default=0.0)
+            while time.monotonic() < end and any(r.worker.exit_code is None for r in self._running.values()):
+                time.sleep(POLL_SECONDS)
+                for running in self._running.values():
+                    running.take()
+        except KeyboardInterrupt:
+            self._display.say("ended without waiting")
+        for running in self._running.values():
+            running.worker.kill()
+            running.plan.folder.clear_stop()
+            self._display.say(f"{running.plan.name}: stopped at step {running.last_step}; start again to go on")
+
+
+class _Running:
+    """One worker and what its diary says."""
+
+    def __init__(self, plan: Planned, display: Display):
+        self.plan = plan
+        self._display = display
+        self._history = read_history(plan.folder.events_path)
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._message = ""
+        self.worker = Worker(plan.folder)
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that the diary knows."""
+        return max(self._history.losses, default=0)
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which it should have stopped by itself."""
+        return 60 + 3 * max(self._seconds) if self._seconds else 1.0
+
+    def take(self) -> None:
+        """Read new events, and show them."""
+        events = self.worker.poll()
+        for event in events:
+            self._history.add(event)
+            if event["event"] == "step":
+                self._seconds.append(event["seconds"])
+        show_events(self._display, self.plan.name, events)
+        if any(event["event"] == "step" for event in events):
+            steps, text = self.plan.job.loop.steps, step_text(self._history.last_step)
+            if len(self._seconds) > 1:
+                left = sum(self._seconds) / len(self._seconds) * (steps - self.last_step)
+                text += f"  {duration(left)} left"
+            self._display.update(self.plan.name, self.last_step, steps, text)
+
+    def problem(self) -> str:
+        """Why it ended early."""
+        self._display.end(self.plan.name)
+        code = self.worker.exit_code
+        if code == EXIT_STOPPED:
+            return f"the run was stopped at step {self.last_step}: start again to go on."
+        if self._history.state == "error":
+            return self._history.message
+        kind = "said it was finished, but its LoRA is gone" if code == EXIT_FINISHED else f"ended early (code {code})"
+        return (
+            f"the training process {kind}; start again to go on from the last checkpoint. The end of "
+            f"{self.plan.folder.log_path}: {self.worker.log_tail(3)}"
+        )
+
+
+def step_text(step: Event) -> str:
+    """A step event in a few words."""
+    parts = [f"loss {step['loss']:.4f}", f"lr {step['lr']:.2e}", f"{step['seconds']:.2f} s/it"]
+    if "reserved_gib" in step:
+        parts.append(f"{step['reserved_gib']:.1f} GiB")
+    return "  ".join(parts)
+
+
+def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
+    """Tell what is no step: what the run is busy with, warnings, validation losses."""
+    for event in events:
+        if event["event"] == "status":
+            display.say(f"{name}: {event['message']}")
+        elif event["event"] == "warning":
+            display.say(f"{name}: warning: {event['message']}")
+        elif event["event"] == "start" and event["step"]:
+            display.say(f"{name}: going on from step {event['step']}")
+        elif event["event"] == "validation":
+            display.say(f"{name}: validation loss {event['loss']:.4f} at step {event['step']}")
+
+
+@contextlib.contextmanager
+def _terminate_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM as KeyboardInterrupt, where that can be arranged: in the main thread."""
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """RunError for runs that failed."""
+    if problems:
+        raise RunError(" ".join(problems))

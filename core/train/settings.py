@@ -1,0 +1,146 @@
+"""How a stage is trained, in the groups of a job, and the one way from there to the job: for graph and command line."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..adapters.metadata import base_model_name
+from ..adapters.setup import AdapterOptions
+from ..adapters.ship import check_name
+from ..errors import ConfigError
+from ..flow.sigmas import TimestepOptions
+from ..serial import from_dict
+from ..wan.checkpoint import CheckpointInfo, hints_expert
+from .batches import BatchSchedule
+from .job import DataSpec, Job, LoopOptions, MemoryOptions, ModelSpec, Precision, Stage, official_boundary, stage_window
+from .optimizers import OptimizerOptions
+from .schedule import ScheduleOptions
+
+TARGETS = {
+    "attention and ffn": ("self_attn", "cross_attn", "ffn"),
+    "attention": ("self_attn", "cross_attn"),
+    "self attention": ("self_attn",),
+}
+
+# The names of settings on nodes and in presets -> where they belong. The name itself if it is a field of StageSettings.
+PLACES = {
+    "rank": "adapter.rank",
+    "alpha": "adapter.alpha",
+    "targets": "adapter.targets",
+    "dropout": "adapter.dropout",
+    "timestep_sampling": "timesteps.sampling",
+    "timestep_shift": "timesteps.shift",
+    "sigmoid_scale": "timesteps.sigmoid_scale",
+    "timestep_strata": "timesteps.strata",
+    "optimizer": "optimizer.name",
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "lr_schedule": "schedule.kind",
+    "warmup_steps": "schedule.warmup_steps",
+    "lr_floor": "schedule.floor",
+    "lr_power": "schedule.power",
+    "steps": "loop.steps",
+    "batch_size": "loop.batch_size",
+    "gradient_accumulation": "loop.gradient_accumulation",
+    "seed": "loop.seed",
+    "caption_dropout": "loop.caption_dropout",
+    "checkpoint_every": "loop.checkpoint_every",
+    "keep_last": "loop.keep_last",
+    "validate_every": "loop.validate_every",
+    "checkpointing": "memory.checkpointing",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Everything about the training of one model that is a matter of choice."""
+
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    timesteps: TimestepOptions = field(default_factory=TimestepOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    precision: Precision = "auto"
+    boundary: float = 0.0  # sigma between the experts; 0: the official one of the model
+    epochs: int = 0  # length of the run in epochs; 0: loop.steps
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        window = self.timesteps.sigma_min, self.timesteps.sigma_max
+        if window != (0.0, 1.0):
+            raise ConfigError(
+                f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and "
+                "'boundary': leave sigma_min and sigma_max out."
+            )
+        if self.epochs < 0:
+            raise ConfigError(f"epochs must be 0 (use loop.steps) or more, got {self.epochs}.")
+
+
+def settings_from_names(values: Mapping[str, Any]) -> StageSettings:
+    """Settings by their names on nodes; what is absent has its default. ConfigError for an unknown name or type."""
+    return from_dict(StageSettings, nest(values), "settings")
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names on nodes, as the tables of a recipe: {"rank": 4} to {"adapter": {"rank": 4}}."""
+    tables: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "targets":
+            if value not in TARGETS:
+                raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGETS)}.")
+            value = list(TARGETS[value])
+        group, _, key = PLACES.get(name, name).rpartition(".")
+        (tables.setdefault(group, {}) if group else tables)[key] = value
+    return tables
+
+
+def build_job(
+    info: CheckpointInfo, data: DataSpec, settings: StageSettings, *, name: str, stage: Stage, trigger_word: str = ""
+) -> Job:
+    """The job of one stage; ConfigError for settings that can't work."""
+    low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
+    loop = settings.loop
+    if settings.epochs:
+        loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
+    return Job(
+        name=check_name(name, "lora_name"),
+        stage=stage,
+        model=ModelSpec(
+            path=str(info.path),
+            identity=info.identity,
+            precision=settings.precision,
+            label=base_model_name(info.config, is_expert=stage != "single"),
+        ),
+        data=data,
+        adapter=settings.adapter,
+        timesteps=replace(settings.timesteps, sigma_min=low, sigma_max=high),
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        loop=loop,
+        memory=settings.memory,
+        device=settings.device,
+        trigger_word=trigger_word,
+    )
+
+
+def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
+    """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
+    schedule = BatchSchedule(data, batch_size=loop.batch_size, seed=loop.seed, caption_dropout=loop.caption_dropout)
+    return math.ceil(epochs * schedule.batches_per_epoch / loop.gradient_accumulation)
+
+
+def job_warnings(job: Job) -> list[str]:
+    """Settings without effect, and a model file that looks like the other expert's."""
+    path = Path(job.model.path)
+    hint = hints_expert(path)
+    if hint in (None, job.stage):
+        return job.warnings()
+    if job.stage == "single":
+        sentence = f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
+    else:
+        sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
+    return [*job.warnings(), sentence]

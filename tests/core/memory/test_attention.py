@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from wan_train.core.errors import ConfigError
+from wan_train.core.memory.attention import (
+    TOLERANCES,
+    Candidate,
+    Shape,
+    choose_attention,
+    exact_attention,
+    fastest,
+    largest_error,
+    sdpa_attention,
+)
+from wan_train.core.wan.layers import attention
+
+CPU = torch.device("cpu")
+
+
+def make_shape(dtype=torch.float32, **changes) -> Shape:
+    return Shape(**{"tokens": 40, "num_heads": 2, "head_dim": 16, "dtype": dtype, "device": CPU} | changes)
+
+
+def candidate(name, function) -> Candidate:
+    return Candidate(name, lambda: function)
+
+
+class LayoutOfTheFirstGradient(torch.autograd.Function):
+    """What torch 2.11's cuDNN backend does: the strides of the first dO of a shape are used for all."""
+
+    strides = None
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        return exact_attention(q, k, v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        strides = LayoutOfTheFirstGradient.strides = LayoutOfTheFirstGradient.strides or grad.stride()
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = exact_attention(*leaves)
+        return torch.autograd.grad(out, leaves, grad.as_strided(grad.shape, strides))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_attention_of_pytorch_is_right_and_its_error_is_that_of_rounding(dtype):
+    choice = choose_attention("auto", make_shape(dtype))
+    assert (choice.name, set(choice.milliseconds), choice.refused) == ("sdpa", {"sdpa"}, {})
+    assert choice.milliseconds["sdpa"] > 0
+    for num_keys in (40, 7):
+        error = largest_error(choice.attend, make_shape(dtype), num_keys=num_keys)
+        assert TOLERANCES[dtype] / 1e5 < error < TOLERANCES[dtype] / 3
+
+
+def test_attention_chosen_on_the_cpu_gives_the_bits_of_the_models_own():
+    q, k, v = torch.randn(3, 2, 20, 4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    chosen = choose_attention("sdpa", make_shape()).attend
+    assert torch.equal(chosen(q, k, v), attention(q, k, v))
+
+
+def test_wrong_results_and_wrong_gradients_are_refused_with_their_error():
+    tried = [
+        candidate("unscaled", lambda q, k, v: exact_attention(q, k, v) * 1.01),
+        candidate("no_dv", lambda q, k, v: exact_attention(q, k, v.detach() + 0 * v)),
+        candidate("nan", lambda q, k, v: exact_attention(q, k, v) + math.nan),
+        candidate("right", exact_attention),
+    ]
+    choice = fastest(tried, make_shape())
+    assert choice.name == "right"
+    assert set(choice.milliseconds) == {"right"}
+    assert "relative error 0.01 with 300 keys" in choice.refused["unscaled"]
+    assert "relative error 1 with" in choice.refused["no_dv"]
+    assert "relative error nan with" in choice.refused["nan"]
+
+
+def test_gradients_that_depend_on_the_layout_of_an_earlier_one_are_refused():
+    apply = LayoutOfTheFirstGradient.apply
+    with pytest.raises(ConfigError, match=r"first_layout: .* wrong here: relative error 1\.\d"):
+        fastest([candidate("first_layout", apply)], make_shape())
+    LayoutOfTheFirstGradient.strides = None
+
+
+def test_gradient_reaches_the_backend_in_one_layout(monkeypatch):
+    """With the same fault in the backend, PyTorch's attention as we call it is right."""
+    monkeypatch.setattr(LayoutOfTheFirstGradient, "strides", None)
+
+    def faulty(q, k, v):
+        return LayoutOfTheFirstGradient.apply(*(tensor.transpose(1, 2) for tensor in (q, k, v))).transpose(1, 2)
+
+    monkeypatch.setattr("wan_train.core.memory.attention.scaled_dot_product_attention", faulty)
+    assert fastest([candidate("pinned", sdpa_attention(None))], make_shape()).name == "pinned"
+
+
+def test_fastest_of_the_right_ones_is_taken():
+    def twice(q, k, v):
+        for _ in range(30):
+            exact_attention(q, k, v)
+        return exact_attention(q, k, v)
+
+    choice = fastest([candidate("slow", twice), candidate("fast", exact_attention)], make_shape())
+    assert choice.name == "fast"
+    assert choice.milliseconds["slow"] > choice.milliseconds["fast"]
+
+
+def test_what_is_not_installed_or_not_able_is_refused_with_the_reason():
+    def missing():
+        raise ImportError("No module named 'flash_attn'")
+
+    backend = torch.nn.attention.SDPBackend.CUDNN_ATTENTION
+    tried = [Candidate("package", missing), candidate("cudnn", sdpa_attention(backend))]
+    with pytest.raises(ConfigError, match=r"device cpu\. package: No module named 'flash_attn'; cudnn: No .*backend"):
+        fastest(tried, make_shape())
+
+
+def test_unknown_name_is_refused_with_those_of_the_device():
+    with pytest.raises(ConfigError, match="no attention 'cudnn' on the device cpu: choose auto, sdpa"):
+        choose_attention("cudnn", make_shape())
+
+
+def test_backend_of_choice_is_traced_whole_and_untraceable_attention_refused():
+    def untraceable(q, k, v):
+        torch._dynamo.graph_break()
+        return exact_attention(q, k, v)
+
+    flash = sdpa_attention(torch.nn.attention.SDPBackend.FLASH_ATTENTION)
+    choice = fastest([candidate("flash", flash), candidate("breaks", untraceable)], make_shape(), compiled=True)
+    assert choice.name == "flash"
+    assert "graph_break" in choice.refused["breaks"]
