@@ -1,7 +1,7 @@
 """Model files: the DiT that is trained, and a umT5 of any size."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import comfy.sd
 import comfy.utils
@@ -9,12 +9,18 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..core.errors import WanTrainError
+from ..core.memory.master import MasterKind
+from ..core.memory.precision.formats import PRECISIONS
+from ..core.train.job import Attention, Compile, MemoryOptions
+from ..core.train.prepare import check_holding
+from ..core.train.settings import settings_from_names
 from ..core.wan.checkpoint import inspect
 from . import host
 from .sockets import DitHandle, WanDit
 from .text import quantity
 
 CATEGORY = "training/Wan"
+NO_FILE = "none"
 
 
 class LoadWanDiT(io.ComfyNode):
@@ -38,11 +44,13 @@ class LoadWanDiT(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=["auto", "bf16", "fp32"],
+                    options=list(PRECISIONS),
                     default="auto",
                     advanced=True,
-                    tooltip="Number format of the frozen model while training. auto: bf16 on a GPU, fp32 on the CPU."
-                    " fp32 takes twice the memory of bf16.",
+                    tooltip="Number format of the frozen model while training. auto: bf16 on a GPU, fp32 on the CPU. fp8 and"
+                    " int8 take half the memory of bf16, nf4 (bitsandbytes) and int4_svd a quarter; the LoRA fits the"
+                    " unquantized model all the same. fp8_compute also multiplies in fp8 (RTX 40, H100 and newer). ara is"
+                    " for an accuracy recovery adapter of AI-Toolkit. GGUF files stay as they are.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",
@@ -52,6 +60,7 @@ class LoadWanDiT(io.ComfyNode):
                     " backward pass. Off is faster, but needs many times the memory. The result is the"
                     " same.",
                 ),
+                *_memory_inputs(),
             ],
             outputs=[WanDit.Output("dit", display_name="dit", tooltip="The model to train on, for Train LoRA Stage.")],
         )
@@ -72,14 +81,58 @@ class LoadWanDiT(io.ComfyNode):
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
-    def execute(cls, model_name: str, precision: str, checkpointing: bool) -> io.NodeOutput:
+    def execute(cls, model_name: str, recovery_adapter: str = NO_FILE, **settings: Any) -> io.NodeOutput:
         info = inspect(host.diffusion_model_path(model_name))
+        adapter = None if recovery_adapter == NO_FILE else host.lora_path(recovery_adapter)
+        wanted = settings_from_names(settings)
+        check_holding(info, wanted.precision, wanted.memory, has_adapter=adapter is not None)
         config = info.config
         text = (
             f"{config.num_layers} blocks, width {config.dim}, {quantity(info.num_params)} parameters, "
             f"{info.weights}, {quantity(info.num_bytes)}B"
         )
-        return io.NodeOutput(DitHandle(info, precision, checkpointing), ui={"text": [text]})
+        return io.NodeOutput(DitHandle(info, settings, adapter), ui={"text": [text]})
+
+
+def _memory_inputs() -> list[Any]:
+    """New inputs come last and are optional: saved workflows and prompts stay valid."""
+    default = MemoryOptions()
+    return [
+        io.Int.Input(
+            "streamed_blocks", default=default.streamed_blocks, min=0, max=1000, optional=True, advanced=True,
+            tooltip="Blocks whose frozen weights stay in main memory and visit the GPU when they are needed: less GPU memory"
+            " for some time. A 14B model has 40 blocks, 0.7 GB each in bf16, 0.35 GB in fp8. The result is the same.",
+        ),
+        io.Combo.Input(
+            "stream_from", options=list(get_args(MasterKind)), default=default.stream_from, optional=True, advanced=True,
+            tooltip="Where streamed blocks are kept. pinned: in main memory that the GPU reads by itself, the fastest."
+            " pageable: in ordinary memory. mapped: in files in output/wan_train/cache, for machines short of memory.",
+        ),
+        io.Boolean.Input(
+            "offload_inputs", default=default.offload_inputs, optional=True, advanced=True,
+            tooltip="Block inputs, which checkpointing keeps, wait for the backward pass in main memory: less GPU memory for"
+            " long clips. The result is the same.",
+        ),
+        io.Int.Input(
+            "keep_attention", default=default.keep_attention, min=0, max=1000, optional=True, advanced=True,
+            tooltip="Blocks that keep the result of their self-attention for the backward pass instead of computing it again:"
+            " faster, for one block input's worth of memory each. The result is the same.",
+        ),
+        io.Combo.Input(
+            "attention", options=list(get_args(Attention)), default=default.attention, optional=True, advanced=True,
+            tooltip="How attention is computed. default: as PyTorch chooses. auto: the fastest of those installed whose"
+            " gradients are right on this GPU, measured at the start. Or one by its name.",
+        ),
+        io.Combo.Input(
+            "compile", options=list(get_args(Compile)), default=default.compile, optional=True, advanced=True,
+            tooltip="Compile the model's blocks: faster steps after a wait at the first. static: once for each size of clips."
+            " dynamic: once for all sizes. Needs Triton (Windows: triton-windows); without it the run goes on uncompiled.",
+        ),
+        io.Combo.Input(
+            "recovery_adapter", options=[NO_FILE, *host.lora_names()], default=NO_FILE, optional=True, advanced=True,
+            tooltip="For precision ara: the accuracy recovery adapter, in the loras folder. It is used in training alone.",
+        ),
+    ]  # fmt: skip
 
 
 class WanLoadUMT5(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -23,11 +24,11 @@ class DitHandle:
     """A diffusion model file and how to hold it while training."""
 
     info: CheckpointInfo
-    precision: str
-    checkpointing: bool
+    settings: dict[str, Any]  # precision and memory options, by their names on the node
+    recovery_adapter: Path | None = None
 
     def __repr__(self) -> str:
-        return f"DitHandle({self.info.path.name}, {self.precision})"
+        return f"DitHandle({self.info.path.name}, {self.settings})"
 
 
 @dataclass(frozen=True)

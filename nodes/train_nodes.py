@@ -89,7 +89,7 @@ class TrainLoRAStage(io.ComfyNode):
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
     values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
-    values |= {"precision": dit.precision, "checkpointing": dit.checkpointing}
+    values |= dit.settings
     return build_job(
         dit.info,
         data_spec(latents, text),
@@ -97,6 +97,7 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         name=settings["lora_name"],
         stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
+        recovery_adapter=dit.recovery_adapter,
     )
 
 
@@ -214,7 +215,7 @@ def _optimizer_inputs() -> list[Any]:
             tooltip="Steps over which the learning rate rises from zero at the start.",
         ),
         io.Float.Input(
-            "lr_floor", default=0.0, min=0.0, max=1.0, step=0.01, round=False, advanced=True,
+            "lr_floor", default=0.0, min=0.0, max=1.0, step=1e-5, round=False, advanced=True,
             tooltip="Lowest learning rate, as a fraction of learning_rate; for all schedules that fall.",
         ),
         io.Float.Input(
@@ -246,6 +247,11 @@ def _rhythm_inputs() -> list[Any]:
         io.Int.Input(  # new inputs come last and are optional: saved workflows and prompts stay valid
             "epochs", default=0, min=0, max=100000, optional=True, advanced=True,
             tooltip="Length of the run in epochs, in place of steps. 0: steps decides.",
+        ),
+        io.Int.Input(
+            "token_budget", default=0, min=0, max=10_000_000, optional=True, advanced=True,
+            tooltip="Most tokens in a batch: with a large batch_size, images are then trained many at a time and long clips"
+            " one by one. A 512x512 image has 1024 tokens, 832x480 with 33 frames 14040. 0: no limit.",
         ),
     ]  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Digests of encoders: equal for the same weights at the same precision, whichever file or program holds them.
 
 They are part of every cache key, so what was encoded in the graph is found again without ComfyUI, and the reverse.
-Weights go by their official names (VAE) or by transformers' (text encoder, with ComfyUI's `<layer>.weight_scale`).
+Weights go by their official names (VAE) or by transformers' (CLIP vision; text encoder, with ComfyUI's
+`<layer>.weight_scale`).
 """
 
 import hashlib
@@ -28,6 +29,11 @@ def weights_identity(state: Mapping[str, Tensor], dtype: torch.dtype, extra: str
 def video_identity(state: Mapping[str, Tensor], latent_format: str, dtype: torch.dtype) -> str:
     """Digest of a Wan VAE that computes in `dtype`."""
     return weights_identity(state, dtype, latent_format)
+
+
+def vision_identity(state: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """Digest of a CLIP vision model whose weights are held in `dtype`, with its last layer and, if any, projection."""
+    return weights_identity(state, dtype, "clip vision")
 
 
 def text_identity(state: Mapping[str, Tensor], tokenizer: bytes, dtype: torch.dtype, changes: str = "") -> str:

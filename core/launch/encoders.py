@@ -13,6 +13,7 @@ from ..data.latents import LatentFormat
 from ..disk import write_atomic
 from ..encoders.text import Umt5TextEncoder, load_text_encoder
 from ..encoders.vae import WanVideoEncoder, default_dtype, load_video_encoder
+from ..encoders.vision import HOST_DTYPE, ClipVisionEncoder, load_vision_encoder
 from ..locks import FileLock
 from ..wan.files import find_files
 from .worker import device_lock
@@ -20,7 +21,7 @@ from .worker import device_lock
 _VERSION = 1  # raise when core/encoders/identity.py gives another identity for the same file
 TOKENIZERS = ("spiece.model", "google/umt5-xxl/spiece.model", "../tokenizer/spiece.model")
 
-T = TypeVar("T", WanVideoEncoder, Umt5TextEncoder)
+T = TypeVar("T", WanVideoEncoder, Umt5TextEncoder, ClipVisionEncoder)
 Say = Callable[[str], None]
 
 
@@ -119,6 +120,30 @@ class LazyVideoEncoder:
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """[F, H, W, 3], uint8 or 0..1, to latents [C, f, h, w] float32 on the CPU."""
         return self._remembered.encoder.encode(frames)
+
+    def unload(self) -> None:
+        """Free its memory."""
+        self._remembered.unload()
+
+
+class LazyVisionEncoder:
+    """A CLIP vision model as `core.data.types.VisionEncoder`."""
+
+    def __init__(self, path: Path, turn: Turn, index_path: Path, say: Say):
+        self._remembered: _Remembered[ClipVisionEncoder] = _Remembered(
+            path,
+            turn,
+            index_path,
+            say,
+            load=lambda: load_vision_encoder(path, turn.device),
+            read_facts=lambda encoder: {"identity": encoder.identity},
+            mode=str(HOST_DTYPE),
+        )
+        self.identity: str = self._remembered.facts["identity"]
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """[H, W, 3] uint8 to [257, 1280] float32 on the CPU."""
+        return self._remembered.encoder.encode(image)
 
     def unload(self) -> None:
         """Free its memory."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..adapters.apply import LoraSwitch, attach
 from ..adapters.formats import LoraModule
 from ..flow.objective import NUM_TIMESTEPS
+from ..memory.precision.formats import native_dtype
 from ..sample.sampler import VelocityModel
-from ..train.prepare import resolve_dtype
 from ..wan.checkpoint import CheckpointInfo, load_transformer
 from ..wan.model import WanTransformer
 
@@ -64,7 +64,7 @@ class Experts:
     def _load(self, expert: Expert) -> tuple[WanTransformer, LoraSwitch]:
         if self._loaded is None or self._loaded[0] is not expert:
             self.close()
-            dtype = resolve_dtype("auto", self._device)
+            dtype = native_dtype(self._device)
             model = load_transformer(expert.info, dtype=dtype, device=self._device)
             self._loaded = (expert, model, attach(model, expert.lora, self._strength))
         return self._loaded[1:]
@@ -75,12 +75,17 @@ def from_text(model: WanTransformer, latents: Tensor, timesteps: Tensor, context
     return model(latents, timesteps, context)
 
 
-def from_known_frames(conditioning: Tensor) -> Forward:
-    """Velocity of an I2V model that is given `conditioning` [4 + C, F, H, W]: mask and latents of the known frames."""
+def from_known_frames(conditioning: Tensor, clip_features: Tensor | None = None) -> Forward:
+    """Velocity of an I2V or FLF2V model that is given `conditioning` [4 + C, F, H, W]: mask and latents of known frames.
+
+    clip_features [257 for each known frame, 1280]: for Wan 2.1, which needs them.
+    """
 
     def forward(model: WanTransformer, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        given = conditioning.to(latents).expand(latents.shape[0], -1, -1, -1, -1)
-        return model(latents, timesteps, context, conditioning=given)
+        num_samples = latents.shape[0]
+        given = conditioning.to(latents).expand(num_samples, -1, -1, -1, -1)
+        features = None if clip_features is None else clip_features.to(latents).expand(num_samples, -1, -1)
+        return model(latents, timesteps, context, conditioning=given, clip_features=features)
 
     return forward
 

@@ -9,16 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..adapters.formats import read_lora
 from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
-from ..data.buckets import cover_box
-from ..data.conditioning import hide_unknown, known_mask
-from ..data.media import BadMediaError
-from ..data.pictures import read_picture
 from ..data.types import DatasetOptions, TextEncoder
 from ..encoders.text import load_text_encoder
 from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
@@ -27,7 +22,8 @@ from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, samp
 from ..train.job import official_boundary
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
-from .experts import Expert, Experts, Forward, from_first_frame, from_known_frames, from_text
+from .experts import Expert, Experts
+from .given import Given, check_given, given_forward
 
 # The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
 SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
@@ -39,7 +35,7 @@ def official_shift(variant: Variant, *, has_experts: bool) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class Files(Given):
     """What a video is made with. Models and LoRAs are a single model's, or those of both experts."""
 
     models: Mapping[Slot, Path]
@@ -47,7 +43,6 @@ class Files:
     vae: Path
     text_encoder: Path
     tokenizer: Path | None = None  # None: inside the text encoder or beside it
-    start_image: Path | None = None  # for image-to-video: the first frame
 
     def __post_init__(self) -> None:
         if set(self.models) not in ({"single"}, {"high", "low"}):
@@ -138,7 +133,7 @@ def plan(files: Files, options: VideoOptions) -> Plan:
             "differ; give the high and the low noise file of the same Wan 2.2 model."
         )
     made = Plan(files, options, experts, first.info.config, tuple(notes))
-    _check_start(made)
+    check_given(files, made.config, first.info.path.name)
     _check_size(made)
     made.sampling  # noqa: B018  # its own checks
     return made
@@ -147,35 +142,21 @@ def plan(files: Files, options: VideoOptions) -> Plan:
 def generate(made: Plan, device: torch.device, on_step: OnStep | None = None) -> np.ndarray:
     """Frames [K, F, H, W, 3] uint8: K is 2, without the LoRA and with it, or 1, with it alone.
 
-    The text encoder, the VAE and the experts are read one after another. ModelFileError or ConfigError if the encoders
-    are not this model's.
+    The VAE, the text encoder, CLIP vision and the experts are read one after another. ModelFileError or ConfigError if
+    the encoders are not this model's.
     """
     files, o = made.files, made.options
     video = load_video_encoder(files.vae, device)  # first: it is small, and a wrong one should not cost a sampling
     _check_vae(made, video)
     context, negative = _encode_prompts(made, device)
-    experts = Experts(device, _forward(made, video), strength=o.strength, compare=o.compare)
+    forward = given_forward(files, made.config, (o.num_frames, o.height, o.width), video, device)
+    experts = Experts(device, forward, strength=o.strength, compare=o.compare)
     models = [experts.model(expert) for expert in made.experts.values()]
     noise = initial_noise((1, *made.latent_shape), o.seed).repeat(2 if o.compare else 1, 1, 1, 1, 1).to(device)
     low = models[1] if len(models) > 1 else None
     latents = sample(models[0], low, noise, context, negative, made.sampling, on_step)
     experts.close()
     return video.decode(latents).numpy()
-
-
-def _check_start(made: Plan) -> None:
-    variant, image = made.config.variant, made.files.start_image
-    name = next(iter(made.experts.values())).info.path.name
-    if made.config.image_dim is not None:
-        raise ConfigError(
-            f"{name} is a Wan 2.1 model that needs the CLIP features of its start image, and there is no CLIP vision encoder "
-            "without ComfyUI: preview its LoRA with the node Preview LoRA, or give a text-to-video, Wan 2.2 I2V-A14B or "
-            "TI2V-5B model."
-        )
-    if variant == "i2v" and image is None:
-        raise ConfigError(f"{name} makes videos from images: give a start image.")
-    if variant == "t2v" and image is not None:
-        raise ConfigError(f"{name} is a text-to-video model and takes no start image: leave it out.")
 
 
 def _check_size(made: Plan) -> None:
@@ -214,27 +195,3 @@ def _encode_prompts(made: Plan, device: torch.device) -> tuple[Tensor, Tensor | 
 def _context(encoder: TextEncoder, prompt: str, text_len: int) -> Tensor:
     rows, _ = encoder.encode(prompt)  # [S, D]
     return torch.nn.functional.pad(rows, (0, 0, 0, text_len - rows.shape[0]))[None]
-
-
-def _forward(made: Plan, video: WanVideoEncoder) -> Forward:
-    if made.files.start_image is None:
-        return from_text
-    o = made.options
-    picture = read_image(made.files.start_image, o.width, o.height)[None]  # [1, H, W, 3]
-    if made.config.variant == "ti2v":
-        return from_first_frame(video.encode(picture))
-    frames = picture.expand(o.num_frames, -1, -1, -1)  # only the first is looked at
-    known = video.encode(hide_unknown(frames, "first frame"))
-    return from_known_frames(torch.cat([known_mask("first frame", made.latent_shape[1:]), known]))
-
-
-def read_image(path: Path, width: int, height: int) -> Tensor:
-    """The first picture of a file, [H, W, 3] uint8: scaled to cover width x height, and cut at its centre."""
-    if not path.is_file():
-        raise ConfigError(f"the start image {path} does not exist: give an image file.")
-    try:
-        ((_, image),) = read_picture(path, [0])
-    except BadMediaError as error:
-        raise ConfigError(f"the start image {path} cannot be used: {error}.") from error
-    box = cover_box(image.width, image.height, (width, height))
-    return torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.LANCZOS, box=box)))

@@ -20,32 +20,25 @@ from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..disk import check_writable, temporary_sibling, write_atomic
-from ..encoders.weights import open_weights
-from ..errors import ConfigError, ModelFileError, RunError
+from ..errors import RunError
 from ..locks import FileLock
 from ..train.job import Job, Stage, data_spec
 from ..train.prepare import check_data, resolve_device
 from ..train.run_folder import RunFolder, find_run
 from ..train.settings import build_job, job_warnings
-from ..wan.checkpoint import CheckpointInfo, inspect
-from ..wan.identify import identify
+from ..wan.checkpoint import CheckpointInfo
+from .checks import check_models
 from .cli import EXIT_INTERRUPTED
 from .display import Display
-from .encoders import LazyTextEncoder, LazyVideoEncoder, NotEncodedError, Turn
+from .encoders import LazyTextEncoder, LazyVideoEncoder, LazyVisionEncoder, NotEncodedError, Turn
 from .process import PACK
 from .recipe import Recipe, recipe_tables
 from .stages import POLL_SECONDS, Planned, StageQueue, auto_devices, refuse
 
-_VAES = {"wan2.1": "wan2.1_vae", "wan2.2": "wan2.2_vae"}
-
 
 def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     """Refuse what can't work from the headers of the files alone; what each model to train is."""
-    infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
-    for info in infos.values():
-        _check_conditioning(recipe, info)
-        _check_kind(recipe.models.vae, _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
-    _check_kind(recipe.models.text_encoder, "umt5", "a umT5 text encoder")
+    infos = check_models(recipe)
     for stage in infos:
         resolve_device(recipe.settings(stage).device)
     for folder in (recipe.cache_path, recipe.runs_path, recipe.lora_folder):
@@ -88,14 +81,19 @@ def cache(recipe: Recipe, dataset: Dataset, display: Display, *, load: bool = Tr
     turn = Turn(resolve_device(recipe.device), wait)
     try:
         vae = LazyVideoEncoder(Path(recipe.models.vae), turn, index, display.say)
+        clip_vision = Path(recipe.models.clip_vision) if recipe.models.clip_vision else None
+        vision = LazyVisionEncoder(clip_vision, turn, index, display.say) if clip_vision else None
         latents, notes = cache_latents(
             dataset,
             vae,
             store,
             conditioning=recipe.conditioning,
+            vision=vision,
             on_item=lambda done, total, name: display.update("latents", done, total, name),
         )
         vae.unload()
+        if vision:
+            vision.unload()
         display.end("latents")
         umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say)
         text, text_notes = cache_text(
@@ -208,29 +206,3 @@ def _await_lock(lock: FileLock, device: torch.device, display: Display) -> None:
     display.say(f"waiting for {device}, where another run trains")
     while not lock.acquire():
         time.sleep(POLL_SECONDS)
-
-
-def _check_kind(path: str, kind: str, wanted: str) -> None:
-    if not Path(path).exists():
-        raise ModelFileError(f"the model file '{path}' does not exist: check its name in the recipe.")
-    folder = Path(path) / ("text_encoder" if kind == "umt5" else "vae")
-    found = identify(open_weights(folder if folder.is_dir() else Path(path)).shapes)
-    if found.name != kind:
-        raise ModelFileError(f"'{path}' is {found.label}, but {wanted} is needed there: correct the recipe's models.")
-
-
-def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
-    """The mistakes that can be told before anything is encoded; `check_data` has the last word."""
-    name, variant = info.path.name, info.config.variant
-    if info.config.image_dim:
-        raise ConfigError(
-            f"{name} needs CLIP features of the given frames, which only ComfyUI can make so far: train it in the graph."
-        )
-    if variant == "t2v" and recipe.conditioning != "none":
-        raise ConfigError(
-            f"conditioning is '{recipe.conditioning}', but {name} is a text-to-video model: leave conditioning out."
-        )
-    if variant in ("i2v", "flf2v") and recipe.conditioning == "none":
-        raise ConfigError(
-            f"{name} is an image-to-video model, which is given frames: set conditioning to 'first frame'."
-        )

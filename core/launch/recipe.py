@@ -40,6 +40,7 @@ class ModelFiles:
     single: str = ""
     vae: str
     text_encoder: str
+    clip_vision: str = ""  # Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -10,6 +10,8 @@ from ..data.conditioning import Conditioning
 from ..data.types import LatentCache, TextCache
 from ..errors import ConfigError, RunError
 from ..flow.sigmas import TimestepOptions
+from ..memory.master import MasterKind
+from ..memory.precision.formats import Precision
 from ..serial import digest, from_dict, to_dict
 from ..wan.config import Variant
 from .optimizers import OptimizerOptions
@@ -17,7 +19,9 @@ from .schedule import ScheduleOptions
 
 SCHEMA = 1
 Stage = Literal["high", "low", "single"]
-Precision = Literal["auto", "bf16", "fp32"]
+Compile = Literal["off", "static", "dynamic"]
+# default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
+Attention = Literal["default", "auto", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
 
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).
@@ -43,7 +47,9 @@ class ModelSpec:
 
     path: str
     identity: str  # digest of the file's content
-    precision: Precision = "auto"  # auto: bf16 on a GPU, fp32 on the CPU
+    precision: Precision = "auto"  # auto: bf16 on a GPU that has it, fp32 on the CPU
+    recovery_adapter: str = ""  # precision "ara": its file
+    recovery_identity: str = ""  # digest of that file's content
     label: str = ""  # for metadata: wan2.1-t2v-1.3b, wan2.1-t2v-14b, wan2.2-t2v-a14b
 
 
@@ -94,8 +100,11 @@ class LoopOptions:
     checkpoint_every: int = 250
     keep_last: int = 3
     validate_every: int = 100
+    token_budget: int = 0  # most tokens of a batch, so that batch_size may suit small images; 0: no limit
 
     def __post_init__(self) -> None:
+        if self.token_budget < 0:
+            raise ConfigError(f"token_budget must be 0 (no limit) or more, got {self.token_budget}.")
         for name in ("steps", "batch_size", "gradient_accumulation", "checkpoint_every", "keep_last", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -105,9 +114,23 @@ class LoopOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """What trades time for memory. None of it changes the result."""
+    """What trades time for memory, and faster kernels. Results change by rounding at most: attention and compile."""
 
     checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
+    keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
+    offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
+    streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
+    stream_from: MasterKind = "pinned"
+    attention: Attention = "default"
+    compile: Compile = "off"  # static: a graph for each size of clips; dynamic: one for all
+
+    def __post_init__(self) -> None:
+        for name in ("keep_attention", "streamed_blocks"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
+        for name in ("keep_attention", "offload_inputs", "streamed_blocks"):
+            if getattr(self, name) and not self.checkpointing:
+                raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +166,14 @@ class Job:
         if self.schedule.kind == "constant":
             loop = replace(loop, steps=1)
         samples = [[s.latents_key, s.text_key, s.repeats, s.held_out] for s in self.data.samples]
-        settings = [self.adapter, self.timesteps, self.optimizer, self.schedule, loop]
+        settings = [self.adapter, self.timesteps, self.optimizer, self.schedule]
         model = [self.model.identity, self.model.precision]
-        parts = [SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings)]
+        rhythm = to_dict(loop)
+        if not loop.token_budget:  # an option of later: runs from before are still found
+            del rhythm["token_budget"]
+        parts = [SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings), rhythm]
+        if self.model.recovery_identity:
+            parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":
             parts += [self.data.conditioning, [[s.known_key, s.vision_key] for s in self.data.samples]]
         return digest(parts)
@@ -176,6 +204,10 @@ class Job:
             found.append(f"timestep_shift has no effect with {timesteps.sampling} sampling; it belongs to shift.")
         if timesteps.sampling == "uniform" and timesteps.sigmoid_scale != TimestepOptions().sigmoid_scale:
             found.append("sigmoid_scale has no effect with uniform sampling.")
+        if self.loop.token_budget and self.loop.batch_size == 1:
+            found.append("token_budget has no effect with batch_size 1, which is the most that a batch holds.")
+        if not self.memory.streamed_blocks and self.memory.stream_from != MemoryOptions().stream_from:
+            found.append("stream_from has no effect: no block is streamed (see streamed_blocks).")
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
         return found

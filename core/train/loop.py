@@ -92,6 +92,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         batches: Batches,
         callbacks: Sequence[Callback] = (),
+        loss_scale: float = 1.0,  # a power of two that gradients are computed at, where fp16 would lose small ones
     ):
         self.job = job
         self.model = model
@@ -99,6 +100,7 @@ class Trainer:
         self.optimizer = optimizer
         self.batches = batches
         self.callbacks = callbacks
+        self.loss_scale = loss_scale
         self.device = parameters[0].device
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
@@ -129,8 +131,8 @@ class Trainer:
             losses.append(loss.detach())
             sigmas.append(sigma)
             weight = len(loss) / len(losses[0])  # of the batch, beside the step's first
-            (loss.mean() / (num_batches / weight)).backward()
-        self._scale_gradients(num_batches * len(losses[0]) / sum(map(len, losses)))
+            (loss.mean() / (num_batches / weight) * self.loss_scale).backward()
+        self._scale_gradients(num_batches * len(losses[0]) / sum(map(len, losses)) / self.loss_scale)
         grad_norm = self._clip_gradients()
         mean_loss = torch.cat(losses).mean()
         learning_rate = self._set_learning_rate()
@@ -168,7 +170,7 @@ class Trainer:
         return {name: tensor.to(self.device) for name, tensor in given.items() if tensor is not None}
 
     def _scale_gradients(self, factor: float) -> None:
-        if factor != 1.0:  # batches of different sizes
+        if factor != 1.0:  # batches of different sizes, or a loss scale
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, factor)  # type: ignore[reportPrivateImportUsage]  # as clip_grad_norm_ does
 

@@ -1,21 +1,27 @@
-"""The one place where features are applied to the model, in one order:
+"""From a job to a model ready to train: checks, base, adapter, memory features."""
 
-load -> adapter -> run_block = checkpointing(run_block). What is off is not applied.
-"""
-
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
-from ..memory.checkpointing import with_checkpointing
+from ..memory.precision.ara import LowRank
+from ..memory.precision.base import made_on
+from ..memory.precision.formats import FormatOptions, Precision, resolve
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
-from .job import DataSpec, Job, ModelSpec
+from ..wan.recovery import file_identity, read_recovery_adapter
+from .features import Features, Tell, apply_features
+from .job import DataSpec, Job, MemoryOptions, ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Prepared:
     parameters: list[torch.nn.Parameter]
     device: torch.device
     dtype: torch.dtype
+    features: Features
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,13 +46,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"the device '{name}' is not there: this machine shows {torch.cuda.device_count()} GPU(s).")
     return device
-
-
-def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Compute dtype of the frozen base: `auto` is bf16 on a GPU and fp32 on the CPU."""
-    if precision == "auto":
-        precision = "fp32" if device.type == "cpu" else "bf16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
@@ -75,6 +75,19 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
             )
 
     _check_conditioning(job.data, info)
+    check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
+
+
+def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOptions, *, has_adapter: bool) -> None:
+    """Refuse ways to hold the base that this model, or the choice of files, does not allow."""
+    for name in ("streamed_blocks", "keep_attention"):
+        number = getattr(memory, name)
+        if number > info.config.num_layers:
+            raise ConfigError(f"{name} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
+    if has_adapter != (precision == "ara"):
+        raise ConfigError(
+            "the precision ara and a recovery adapter go together: choose both, or none (int4_svd needs no file)."
+        )
 
 
 # What each variant wants to be given, by what condition_on may be.
@@ -106,13 +119,38 @@ def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
         raise ConfigError(f"{name} takes no CLIP features: disconnect the CLIP vision model from Cache Latents.")
 
 
-def prepare(job: Job, device: torch.device) -> Prepared:
-    """Load the base frozen onto `device`, add the adapter, and apply the memory features."""
+def prepare(job: Job, device: torch.device, *, tell: Tell = log.warning, scratch: Path | None = None) -> Prepared:
+    """Load the base frozen onto `device`, add the adapter, and apply the memory features.
+
+    `tell` is given a sentence for everything that turned out otherwise than asked. `scratch` is a folder for what may be
+    used again and may be deleted: compiled code, and mapped blocks, which need it.
+    """
     info = check_model_file(job.model)
     check_data(job, info)
-    dtype = resolve_dtype(job.model.precision, device)
-    model = load_transformer(info, dtype=dtype, device=device)
+    held = resolve(
+        job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
+    )
+    for sentence in held.warnings:
+        tell(sentence)
+    if job.memory.streamed_blocks:
+        linear = None if held.linear is None else made_on(device, held.linear)
+        model = load_transformer(info, dtype=held.dtype, device="cpu", linear=linear)
+    else:
+        model = load_transformer(info, dtype=held.dtype, device=device, linear=held.linear)
     parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
-    if job.memory.checkpointing:
-        model.run_block = with_checkpointing(model.run_block)
-    return Prepared(model, parameters, device, dtype)
+    fuse_adapter(model)
+    features = apply_features(model, job, device, tell=tell, scratch=scratch)
+    return Prepared(model, parameters, device, held.dtype, features)
+
+
+def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:
+    spec = job.model
+    if not spec.recovery_adapter:
+        return {}
+    path = Path(spec.recovery_adapter)
+    if file_identity(path) != spec.recovery_identity:
+        raise ConfigError(
+            f"{path} is not the recovery adapter that this run was started with (its content changed): restore it, or "
+            "start a new run."
+        )
+    return read_recovery_adapter(path, None if job.stage == "single" else job.stage)

@@ -27,6 +27,9 @@ from .prepare import Prepared, prepare
 from .run_folder import RunFolder
 from .validation import validation_loss
 
+# The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
+FP16_LOSS_SCALE = 2.0**16
+
 # What reading a damaged checkpoint raises. A disk that can't be read at all (OSError) is no reason to drop one.
 DAMAGED = (SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError)
 
@@ -43,11 +46,16 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     job = folder.read_job()
     folder.sweep()
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    prepared = prepare(job, device)
+    scratch = folder.path.parent.parent / "cache"  # beside the runs
+    prepared = prepare(job, device, tell=lambda text: events.write("warning", message=text), scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     step = _resume(folder, events, prepared, optimizer, job.loop.steps)
     schedule = BatchSchedule(
-        job.data, batch_size=job.loop.batch_size, seed=job.loop.seed, caption_dropout=job.loop.caption_dropout
+        job.data,
+        batch_size=job.loop.batch_size,
+        seed=job.loop.seed,
+        caption_dropout=job.loop.caption_dropout,
+        token_budget=job.loop.token_budget or None,
     )
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(_load_drawn, job, schedule), first, device=device, ahead=2)
@@ -60,6 +68,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         optimizer=optimizer,
         batches=batches,
         callbacks=callbacks,
+        loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
     )
     trainer.step = step
     prepared.model.train()
@@ -71,6 +80,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         trainer.train()
     finally:
         batches.close()
+        prepared.features.close()
     return save_lora(folder, job, prepared, step=trainer.step)
 
 

@@ -11,10 +11,12 @@ from ..adapters.setup import AdapterOptions
 from ..adapters.ship import check_name
 from ..errors import ConfigError
 from ..flow.sigmas import TimestepOptions
+from ..memory.precision.formats import Precision
 from ..serial import from_dict
 from ..wan.checkpoint import CheckpointInfo, hints_expert
+from ..wan.recovery import file_identity
 from .batches import BatchSchedule
-from .job import DataSpec, Job, LoopOptions, MemoryOptions, ModelSpec, Precision, Stage, official_boundary, stage_window
+from .job import DataSpec, Job, LoopOptions, MemoryOptions, ModelSpec, Stage, official_boundary, stage_window
 from .optimizers import OptimizerOptions
 from .schedule import ScheduleOptions
 
@@ -50,7 +52,14 @@ PLACES = {
     "checkpoint_every": "loop.checkpoint_every",
     "keep_last": "loop.keep_last",
     "validate_every": "loop.validate_every",
+    "token_budget": "loop.token_budget",
     "checkpointing": "memory.checkpointing",
+    "keep_attention": "memory.keep_attention",
+    "offload_inputs": "memory.offload_inputs",
+    "streamed_blocks": "memory.streamed_blocks",
+    "stream_from": "memory.stream_from",
+    "attention": "memory.attention",
+    "compile": "memory.compile",
 }
 
 
@@ -99,7 +108,14 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_job(
-    info: CheckpointInfo, data: DataSpec, settings: StageSettings, *, name: str, stage: Stage, trigger_word: str = ""
+    info: CheckpointInfo,
+    data: DataSpec,
+    settings: StageSettings,
+    *,
+    name: str,
+    stage: Stage,
+    trigger_word: str = "",
+    recovery_adapter: Path | None = None,
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work."""
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
@@ -113,6 +129,8 @@ def build_job(
             path=str(info.path),
             identity=info.identity,
             precision=settings.precision,
+            recovery_adapter="" if recovery_adapter is None else str(recovery_adapter),
+            recovery_identity="" if recovery_adapter is None else file_identity(recovery_adapter),
             label=base_model_name(info.config, is_expert=stage != "single"),
         ),
         data=data,
@@ -129,7 +147,13 @@ def build_job(
 
 def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
     """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
-    schedule = BatchSchedule(data, batch_size=loop.batch_size, seed=loop.seed, caption_dropout=loop.caption_dropout)
+    schedule = BatchSchedule(
+        data,
+        batch_size=loop.batch_size,
+        seed=loop.seed,
+        caption_dropout=loop.caption_dropout,
+        token_budget=loop.token_budget or None,
+    )
     return math.ceil(epochs * schedule.batches_per_epoch / loop.gradient_accumulation)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import ModelFileError
-from .header import read_header, read_in_order
+from .header import content_digest, read_header, read_in_order
 from .keys import to_official
 
 Factors = tuple[Tensor, Tensor]  # down [rank, in], up [out, rank]; the adapter adds up @ down to the weight
@@ -47,3 +47,8 @@ def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> 
         if len(pair) != 2:
             raise ModelFileError(f"'{path}' is incomplete: it has half of the factors of '{layer}'; download it again.")
     return {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}
+
+
+def file_identity(path: Path) -> str:
+    """Digest of the file's content. Raises ModelFileError if it cannot be read."""
+    return content_digest(read_header(path))

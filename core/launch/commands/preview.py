@@ -41,7 +41,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="spiece.model, where the text encoder has none inside or beside it",
     )
-    add("--start-image", type=Path, metavar="FILE", help="the first frame, for I2V-A14B and TI2V-5B models")
+    add("--start-image", type=Path, metavar="FILE", help="the first frame, for I2V, FLF2V and TI2V models")
+    add("--end-image", type=Path, metavar="FILE", help="the last frame: FLF2V needs one, I2V models take one")
+    add("--clip-vision", type=Path, metavar="FILE", help="clip_vision_h.safetensors, for Wan 2.1 I2V and FLF2V")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder for the video and its contact sheet")
     add("--name", default="preview", help="start of the file names; nothing is overwritten (%(default)s)")
 
@@ -99,6 +101,8 @@ def _files(options: argparse.Namespace) -> Files:
         text_encoder=options.text_encoder,
         tokenizer=options.tokenizer,
         start_image=options.start_image,
+        end_image=options.end_image,
+        clip_vision=options.clip_vision,
     )
 
 

@@ -34,7 +34,9 @@ def node_side(comfy):
         def job(self, recipe, caches, stage, settings):
             info = inspect(Path(getattr(recipe.models, stage)))
             settings = {**settings, "stage": f"{stage} noise"}
-            return train_nodes.stage_job(sockets.DitHandle(info, "auto", True), *caches, settings)
+            return train_nodes.stage_job(
+                sockets.DitHandle(info, {"precision": "auto", "checkpointing": True}), *caches, settings
+            )
 
     return NodeSide()
 

@@ -4,7 +4,17 @@ from dataclasses import replace
 import pytest
 from wan_train.core.data.types import LatentCache, LatentEntry, TextCache, TextEntry
 from wan_train.core.errors import ConfigError, RunError
-from wan_train.core.train.job import SCHEMA, data_spec, job_from_json, job_to_json, stage_window
+from wan_train.core.train.job import (
+    SCHEMA,
+    DataSpec,
+    Job,
+    ModelSpec,
+    TrainSample,
+    data_spec,
+    job_from_json,
+    job_to_json,
+    stage_window,
+)
 from wan_train.core.train.schedule import ScheduleOptions
 
 
@@ -39,6 +49,15 @@ def test_a_wrong_job_is_refused_by_name(job, edit, message):
 def test_broken_json_is_refused():
     with pytest.raises(RunError, match="not valid JSON"):
         job_from_json('{"schema": 1,')
+
+
+def test_runs_of_earlier_versions_are_still_found():
+    """The key of version 0.1.0 for the same content and settings."""
+    sample = TrainSample(
+        name="a", latents_path="a", latents_key="la", shape=(16, 2, 4, 4), text_path="t", text_key="ta", caption="c"
+    )
+    data = DataSpec(samples=(sample,), empty_text_path="e", empty_text_key="ek", text_dim=16)
+    assert Job(name="x", stage="high", model=ModelSpec(path="m", identity="i"), data=data).key == "1b749a1ddc42799c"
 
 
 def test_key_follows_content_and_not_names_or_places(job):

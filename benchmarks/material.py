@@ -1,0 +1,171 @@
+"""What is trained in the benchmarks: random models in the official layout, random latents and texts.
+
+Neither time nor memory depends on their values; weights keep the size of their layer's output, so that the loss is finite.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec, TrainSample
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.model import WanTransformer
+
+MODELS = {
+    "14b": WanConfig(),
+    "1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "5b": WanConfig(variant="ti2v", dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48),
+    "toy": WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=3),  # for a dry run on a CPU
+}
+LABELS = {"14b": "wan2.1-t2v-14b", "1.3b": "wan2.1-t2v-1.3b", "5b": "wan2.2-ti2v-5b", "toy": ""}
+TEXT_TOKENS = 160
+WRITERS = 8
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+
+
+@dataclass(frozen=True, order=True)
+class Clip:
+    """The size of a clip in pixels; one frame is an image."""
+
+    width: int
+    height: int
+    frames: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Clip":
+        """From "832x480x33". ValueError for another form or a size that no latent fits."""
+        width, height, frames = (int(part) for part in text.split("x"))
+        if width % 32 or height % 32 or frames % 4 != 1:
+            raise ValueError(f"{text}: width and height must be multiples of 32, frames one more than a multiple of 4.")
+        return cls(width, height, frames)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
+    def latent_shape(self, config: WanConfig) -> tuple[int, int, int, int]:
+        """C, F, H, W."""
+        stride = 16 if config.out_dim == 48 else 8
+        return config.out_dim, (self.frames - 1) // 4 + 1, self.height // stride, self.width // stride
+
+    def tokens(self, config: WanConfig) -> int:
+        """Video tokens that the transformer sees."""
+        _, frames, height, width = self.latent_shape(config)
+        return frames * (height // 2) * (width // 2)
+
+
+def official_shapes(config: WanConfig) -> dict[str, torch.Size]:
+    """Every tensor of the checkpoint, by its official name."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in WanTransformer(config).named_parameters()}
+
+
+def draw_weight(name: str, shape: torch.Size, device: torch.device | str) -> torch.Tensor:
+    """Norms are the identity; all else is normal, with std 0.7 / sqrt(fan_in)."""
+    if "norm" in name:
+        return (torch.ones if name.endswith("weight") else torch.zeros)(shape, device=device)
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 and "modulation" not in name else shape[-1]
+    return torch.randn(shape, device=device).mul_(0.7 / math.sqrt(fan_in))
+
+
+def write_checkpoint(path: Path, config: WanConfig, dtype: torch.dtype = torch.bfloat16) -> None:
+    """A random model at `path`, drawn on the GPU if there is one, and written by several threads.
+
+    With `dtype` e4m3 only the matrices of the blocks are in 8 bits, without scales, the rest in bf16.
+    """
+    shapes = official_shapes(config)
+    dtypes = {name: _stored_dtype(name, shape, dtype) for name, shape in shapes.items()}
+    header, start = _header(shapes, dtypes)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + max(entry["data_offsets"][1] for entry in header.values()))
+
+    def write(name: str) -> None:
+        stored = draw_weight(name, shapes[name], device).to(dtypes[name]).cpu()
+        with partial.open("r+b") as file:
+            file.seek(len(start) + header[name]["data_offsets"][0])
+            file.write(stored.flatten().view(torch.uint8).numpy().data)
+
+    with ThreadPoolExecutor(WRITERS if device == "cuda" else 1) as pool:
+        list(pool.map(write, shapes))
+    partial.replace(path)
+
+
+def _stored_dtype(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.dtype:
+    if dtype.itemsize > 1 or (name.startswith("blocks.") and len(shape) == 2):
+        return dtype
+    return torch.bfloat16
+
+
+def _header(shapes: dict[str, torch.Size], dtypes: dict[str, torch.dtype]) -> tuple[dict[str, Any], bytes]:
+    """The entries of a safetensors file, and its first bytes."""
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * dtypes[name].itemsize
+        entries[name] = {"dtype": _DTYPES[dtypes[name]], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return entries, len(text).to_bytes(8, "little") + text
+
+
+def cached(path: Path, write: Callable[[Path], None]) -> Path:
+    """`path`, written if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    return path
+
+
+def random_pair(clip: Clip, config: WanConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [C, F, H, W] and a text of 160 tokens [160, text_dim], bf16, the same for everyone."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(clip.latent_shape(config), generator=generator)
+    text = torch.randn(TEXT_TOKENS, config.text_dim, generator=generator) * 0.1
+    return latents.bfloat16(), text.bfloat16()
+
+
+def write_sample(folder: Path, clip: Clip, config: WanConfig) -> TrainSample:
+    """The pair in our cache's form."""
+    folder.mkdir(parents=True, exist_ok=True)
+    latents, text = random_pair(clip, config)
+    paths = folder / f"{clip}.latents.safetensors", folder / f"{clip}.text.safetensors"
+    save_file({"latents": latents.float()}, paths[0])
+    save_file({"context": text.float()}, paths[1])
+    return TrainSample(
+        name=str(clip),
+        latents_path=str(paths[0]),
+        latents_key=f"latents-{clip}",
+        shape=clip.latent_shape(config),
+        text_path=str(paths[1]),
+        text_key=f"text-{clip}",
+        caption="random",
+    )
+
+
+def make_job(folder: Path, model: Path, clips: list[Clip], steps: int) -> Job:
+    """A job with the default settings, on one random sample of each size, over the model's whole range of sigmas."""
+    info = inspect(model)
+    samples = tuple(write_sample(folder, clip, info.config) for clip in clips)
+    return Job(
+        name="speed",
+        stage="single",
+        model=ModelSpec(path=str(model), identity=info.identity),
+        data=DataSpec(
+            samples=samples,
+            empty_text_path=samples[0].text_path,  # no caption is dropped
+            empty_text_key=samples[0].text_key,
+            text_dim=info.config.text_dim,
+        ),
+        loop=LoopOptions(steps=steps, checkpoint_every=steps),
+        device="auto",
+    )

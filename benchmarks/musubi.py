@@ -1,0 +1,180 @@
+"""Measures musubi-tuner (github.com/kohya-ss/musubi-tuner), from a checkout, on the same model, sizes and text."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from wan_train.benchmarks.material import MODELS, Clip, random_pair
+from wan_train.core.wan.config import WanConfig
+
+TASKS = {"14b": "t2v-14B", "1.3b": "t2v-1.3B", "toy": "t2v-14B"}  # it has no TI2V-5B
+COMMON = (
+    "--network_module networks.lora_wan --network_dim 16 --network_alpha 16 --gradient_checkpointing"
+    " --learning_rate 1e-4 --timestep_sampling shift --discrete_flow_shift 3.0"
+    " --max_data_loader_n_workers 2 --persistent_data_loader_workers --seed 42"
+)
+# Its fastest settings on an H100, without and with FlashAttention 3.
+SDPA = "--sdpa --mixed_precision bf16 --cuda_allow_tf32 --cuda_cudnn_benchmark"
+FLASH_3 = "--flash3 --mixed_precision bf16 --cuda_allow_tf32 --cuda_cudnn_benchmark"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A checkout, and the measurements wanted of it."""
+
+    checkout: Path
+    model_name: str
+    model: Path
+    clips: list[Clip]
+    work: Path
+    steps: int
+    warmup: int
+
+    @property
+    def dumps(self) -> Path:
+        """Where the tensors of the first steps are, by the size of the clip."""
+        return self.work / f"musubi-first-steps-{self.model_name}"
+
+
+def default_settings() -> list[str]:
+    """What to measure where nothing is said."""
+    return [SDPA, FLASH_3] if importlib.util.find_spec("flash_attn_interface") else [SDPA]
+
+
+def measure(peer: Peer, setting: str, limit: float) -> list[dict]:
+    """Train by its own script; a row for each clip, of those done so far where it failed or passed `limit` seconds."""
+    config = MODELS[peer.model_name]
+    records = peer.work / "musubi-records.jsonl"
+    records.unlink(missing_ok=True)
+    command = _command(peer, setting, records, write_data(peer.work / "musubi-data", peer, config))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if peer.model_name == "toy":
+        names = ("dim", "ffn_dim", "num_heads", "num_layers")
+        environment["MUSUBI_MODEL_SIZES"] = json.dumps({name: getattr(config, name) for name in names})
+    log = peer.work / "musubi.log"
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=limit, check=False
+            ).returncode
+            said = f"ended with code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            said = f"not done after {limit:.0f} s"
+    if said:
+        print(f"musubi-tuner, {setting}: {said}\n{log.read_text(encoding='utf-8')[-1500:]}", flush=True)
+    return read_records(records, peer, config, setting)
+
+
+def read_records(records: Path, peer: Peer, config: WanConfig, setting: str) -> list[dict]:
+    """The median of the steps behind the warm-up, by clip."""
+    lines = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    rows = []
+    for clip in peer.clips:
+        steps = [line for line in lines if tuple(line["shape"][1:]) == clip.latent_shape(config)]
+        timed = [step["s"] for step in steps[peer.warmup :]]
+        if not timed:
+            continue
+        peaks = {name: round(max(s[name] for s in steps), 2) for name in steps[0] if name.endswith("_gb")}
+        rows.append(
+            {
+                "clip": str(clip),
+                "peer": "musubi-tuner",
+                "setting": setting,
+                "s": round(statistics.median(timed), 4),
+                "s_min": round(min(timed), 4),
+                "s_max": round(max(timed), 4),
+                "steps": len(timed),
+                "first_step_s": round(steps[0]["s"], 2),
+                **peaks,
+            }
+        )
+    return rows
+
+
+def version(checkout: Path) -> str:
+    """The commit of the checkout, or "unknown" where git does not tell."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_data(folder: Path, peer: Peer, config: WanConfig) -> Path:
+    """Caches in its format, and the TOML that names them; every clip is repeated for all of its steps."""
+    lines = ['[general]\ncaption_extension = ".txt"\nbatch_size = 1\nenable_bucket = false\n']
+    for clip in peer.clips:
+        place = folder / str(clip)
+        for part in ("source", "cache"):
+            (place / part).mkdir(parents=True, exist_ok=True)
+        _write_cache(place / "cache", clip, config)
+        lines.append(
+            f"[[datasets]]\nresolution = [{clip.width}, {clip.height}]\nnum_repeats = {peer.warmup + peer.steps}\n"
+            f"cache_directory = {json.dumps(str(place / 'cache'))}\n"
+        )
+        source = json.dumps(str(place / "source"))
+        if clip.frames == 1:
+            lines.append(f"image_directory = {source}\n")
+        else:
+            lines.append(f'video_directory = {source}\ntarget_frames = [{clip.frames}]\nframe_extraction = "head"\n')
+    path = folder / "data.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _write_cache(folder: Path, clip: Clip, config: WanConfig) -> None:
+    """Names and keys as its dataset/cache_io.py gives them."""
+    latents, text = random_pair(clip, config)
+    _, frames, height, width = latents.shape
+    size = f"{clip.width:04d}x{clip.height:04d}"
+    meta = {"architecture": "wan", "width": str(clip.width), "height": str(clip.height), "format_version": "1.0.1"}
+    name = f"item_{size}_wan" if clip.frames == 1 else f"item_00000-{clip.frames:03d}_{size}_wan"
+    if clip.frames > 1:
+        meta["frame_count"] = str(clip.frames)
+    save_file({f"latents_{frames}x{height}x{width}_bfloat16": latents}, folder / f"{name}.safetensors", metadata=meta)
+    text_meta = {"architecture": "wan", "caption1": "random", "format_version": "1.0.1"}
+    save_file({"varlen_t5_bfloat16": text}, folder / "item_wan_te.safetensors", metadata=text_meta)
+
+
+def _command(peer: Peer, setting: str, records: Path, data: Path) -> list[str]:
+    launcher = Path(__file__).with_name("musubi_launch.py")
+    fixed = {
+        "--task": TASKS[peer.model_name],
+        "--dit": str(peer.model),
+        "--dataset_config": str(data),
+        "--max_train_steps": str(len(peer.clips) * (peer.warmup + peer.steps)),
+        "--output_dir": str(peer.work / "musubi-out"),
+        "--output_name": "peer",
+    }
+    given = shlex.split(setting)
+    optimizer = [] if "--optimizer_type" in given else ["--optimizer_type", _optimizer()]
+    return [
+        *(sys.executable, str(launcher), str(peer.checkout), str(records), str(peer.dumps)),
+        *(part for pair in fixed.items() for part in pair),
+        *(*shlex.split(COMMON), *optimizer, *given),
+    ]
+
+
+def _optimizer() -> str:
+    """The one of its guides where bitsandbytes is installed, else torch's."""
+    return "adamw8bit" if torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") else "adamw"
+
+
+def package_versions() -> dict[str, str]:
+    """Of what decides its speed."""
+    found = {}
+    for name in ("accelerate", "transformers", "diffusers", "bitsandbytes"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,209 @@
+"""How long a training step takes, beside what the card could do and beside a peer, on the same random model.
+
+python benchmarks/speed.py --model 14b --clips 832x480x33 1024x1024x1 --musubi ~/musubi-tuner \\
+    --ours "precision=bf16 compile=static attention=auto" --out benchmarks/results/speed-h100.json
+
+Every setting runs in a process of its own. Each call adds to the file; the same setting again replaces its row. A
+setting is a list of options of the job's memory and its precision, and of the clips it is for, if not all:
+"precision=fp8_compute compile=static keep_attention=20 clips=832x480x33".
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACK = Path(__file__).resolve().parents[1]
+if "wan_train" not in sys.modules:
+    sys.path.insert(0, str(PACK))
+    import wantrain
+
+    wantrain.load_pack()
+from wan_train.benchmarks import musubi  # noqa: E402
+from wan_train.benchmarks.ceilings import measure_ceilings, measure_copies  # noqa: E402
+from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
+from wan_train.benchmarks.ours import Setting, Task, run_task  # noqa: E402
+from wan_train.benchmarks.results import (  # noqa: E402
+    Report,
+    add_ours,
+    add_peer,
+    disagreements,
+    read_report,
+    start_report,
+    table,
+    write_report,
+)
+from wan_train.core.errors import ConfigError  # noqa: E402
+
+DEFAULT_OURS = ["precision=bf16 compile=static attention=auto", "precision=fp8_compute compile=static attention=auto"]
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=list(MODELS), default="14b")
+    parser.add_argument("--weights", choices=list(DTYPES), default="bf16", help="dtype of the random checkpoint")
+    parser.add_argument("--clips", type=Clip.parse, nargs="+", default=[Clip(832, 480, 33)], metavar="WxHxFRAMES")
+    parser.add_argument("--ours", action="append", metavar="SETTING", help="once for each setting; 'none': no setting")
+    parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="measure musubi-tuner, too")
+    parser.add_argument("--musubi-args", action="append", metavar="OPTIONS", help="once for each setting of it")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each clip")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--second-start", action="store_true", help="start each setting again, with what was compiled")
+    parser.add_argument("--no-ceilings", action="store_true", help="keep the rates that the file holds")
+    parser.add_argument("--no-profile", action="store_true", help="trace no step")
+    parser.add_argument("--limit", type=float, default=500, help="seconds that one setting may take")
+    parser.add_argument("--work", type=Path, help="folder for the checkpoint (29 GB for 14b); default: in memory")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the file")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure what is asked for, and write after each part."""
+    options = read_options()
+    if options.table:
+        print(table(read_report(options.out)))
+        return
+    try:
+        settings = [Setting.parse(text) for text in options.ours or DEFAULT_OURS if text != "none"]
+    except ConfigError as error:
+        sys.exit(str(error))
+    report = start_report(
+        options.out,
+        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        versions=_versions(),
+        command="python benchmarks/speed.py " + shlex.join(sys.argv[1:]),
+    )
+    work = _work_folder(options.work)
+    model = work / f"random-{options.model}-{options.weights}.safetensors"
+    if not model.exists():
+        _apart("the checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
+    if options.musubi is not None:
+        measure_musubi(options, report, work, model)
+    if not options.no_ceilings:
+        fp8 = any(setting.precision == "fp8_compute" for setting in settings)
+        _apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, options.clips, fp8)
+        report["ceilings"] |= json.loads((work / "ceilings.json").read_text())
+        write_report(options.out, report)
+    for number, setting in enumerate(settings):
+        measure_ours(options, report, setting, work, model, number)
+    print(table(report))
+    if wrong := disagreements(report["rows"]):
+        sys.exit("\n".join(wrong))
+
+
+def measure_ours(
+    options: argparse.Namespace, report: Report, setting: Setting, work: Path, model: Path, number: int
+) -> None:
+    """One setting of ours, into the report."""
+    dumps = work / f"musubi-first-steps-{options.model}"
+    task = Task(
+        model=str(model),
+        setting=setting,
+        clips=setting.clips or tuple(map(str, options.clips)),
+        work=str(work),
+        out=str(work / f"ours-{number}.jsonl"),
+        steps=options.steps,
+        warmup=options.warmup,
+        profile=not options.no_profile,
+        dumps=str(dumps) if dumps.exists() else "",
+    )
+    rows = _rows_apart(task, options.limit)
+    if options.second_start and rows:
+        again = Task(**{**vars(task), "clips": task.clips[:1], "steps": 1, "warmup": 0, "profile": False})
+        for row in _rows_apart(again, options.limit):
+            rows[0] |= {f"second_{name}": row[name] for name in ("prepare_s", "first_step_s")}
+    for row in rows:
+        add_ours(report, options.model, row)
+    write_report(options.out, report)
+
+
+def measure_musubi(options: argparse.Namespace, report: Report, work: Path, model: Path) -> None:
+    """All settings of the peer, into the report."""
+    if options.model not in musubi.TASKS:
+        print(f"musubi-tuner does not train the model {options.model}: it is left out.")
+        return
+    peer = musubi.Peer(
+        checkout=options.musubi.expanduser(),
+        model_name=options.model,
+        model=model,
+        clips=options.clips,
+        work=work,
+        steps=options.steps,
+        warmup=options.warmup,
+    )
+    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **musubi.package_versions()}
+    for setting in options.musubi_args or musubi.default_settings():
+        for row in musubi.measure(peer, setting, options.limit):
+            print(json.dumps(row), flush=True)
+            add_peer(report, options.model, row)
+        write_report(options.out, report)
+
+
+def write_ceilings(path: Path, model_name: str, clips: list[Clip], fp8: bool) -> None:
+    """Measure the rates for these clips, and write them as JSON."""
+    config = MODELS[model_name]
+    rates = measure_copies()
+    for tokens in sorted({clip.tokens(config) for clip in clips}):
+        rates |= measure_ceilings(config, tokens, fp8=fp8)
+    path.write_text(json.dumps(rates), encoding="utf-8")
+
+
+def _rows_apart(task: Task, limit: float) -> list[dict[str, Any]]:
+    """The rows of a task, which are those done so far where it failed."""
+    out = Path(task.out)
+    out.unlink(missing_ok=True)
+    _apart(task.setting.plan, run_task, task, limit=limit, must=False)
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def _apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
+    """Call a function in a new process, so that the GPU's memory is free again afterwards."""
+    start = time.perf_counter()
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    code, seconds = process.exitcode, time.perf_counter() - start
+    print(f"{what}: {'done' if code == 0 else f'ended with code {code}'} after {seconds:.0f} s", flush=True)
+    if code and must:
+        sys.exit(1)
+
+
+def _work_folder(wanted: Path | None) -> Path:
+    memory = Path("/dev/shm")
+    folder = wanted or (memory / "wan-speed" if memory.is_dir() else Path(tempfile.gettempdir()) / "wan-speed")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    if torch.backends.cudnn.is_available():
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    for name in ("torch", "triton", "peft", "safetensors", "flash_attn_3"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What can be told of a recipe's models from the headers of their files, before anything is loaded."""
+
+from pathlib import Path
+
+from ..data.conditioning import Conditioning
+from ..encoders.vision import check_vision_file
+from ..encoders.weights import open_weights
+from ..errors import ConfigError, ModelFileError
+from ..train.job import Stage
+from ..wan.checkpoint import CheckpointInfo, inspect
+from ..wan.config import Variant
+from ..wan.identify import identify
+from .recipe import Recipe
+
+_VAES = {"wan2.1": "wan2.1_vae", "wan2.2": "wan2.2_vae"}
+
+# What each variant wants to be given; `core.train.prepare.check_data` holds the caches of a job to the same.
+_CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
+    "t2v": ("none",),
+    "i2v": ("first frame", "first and last frame"),
+    "flf2v": ("first and last frame",),
+    "ti2v": ("none", "first frame"),
+}
+_KINDS: dict[Variant, str] = {
+    "t2v": "a text-to-video model",
+    "i2v": "an image-to-video model, which is given frames",
+    "flf2v": "a model that is given the first and the last frame",
+    "ti2v": "a model that is given no frame but the first",
+}
+
+
+def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
+    """What each model to train is. ConfigError or ModelFileError if models, encoders and conditioning do not fit."""
+    infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
+    for info in infos.values():
+        _check_conditioning(recipe, info)
+        _check_vision(recipe, info)
+        _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
+    _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
+    return infos
+
+
+def _check_kind(path: str, folder: str, kind: str, wanted: str) -> None:
+    """`folder`: where a diffusers pipeline has it."""
+    _check_exists(path)
+    inner = Path(path) / folder
+    found = identify(open_weights(inner if inner.is_dir() else Path(path)).shapes)
+    if found.name != kind:
+        raise ModelFileError(f"'{path}' is {found.label}, but {wanted} is needed there: correct the recipe's models.")
+
+
+def _check_exists(path: str) -> None:
+    if not Path(path).exists():
+        raise ModelFileError(f"the model file '{path}' does not exist: check its name in the recipe.")
+
+
+def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
+    variant = info.config.variant
+    wanted = _CONDITIONINGS[variant]
+    if recipe.conditioning not in wanted:
+        choices = " or ".join(f"'{choice}'" for choice in wanted)
+        what_to_do = "leave conditioning out" if wanted == ("none",) else f"set conditioning to {choices}"
+        raise ConfigError(
+            f"conditioning is '{recipe.conditioning}', but {info.path.name} is {_KINDS[variant]}: {what_to_do}."
+        )
+
+
+def _check_vision(recipe: Recipe, info: CheckpointInfo) -> None:
+    path = recipe.models.clip_vision
+    if info.config.image_dim is None:
+        if path:
+            raise ConfigError(f"{info.path.name} takes no CLIP features: leave models.clip_vision out.")
+    elif not path:
+        raise ConfigError(
+            f"{info.path.name} needs the CLIP features of the given frames: set models.clip_vision to "
+            "clip_vision_h.safetensors."
+        )
+    else:
+        _check_exists(path)
+        check_vision_file(Path(path))

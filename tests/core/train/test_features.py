@@ -1,0 +1,128 @@
+"""Memory and speed features, alone and together, put on by a job: the same losses and weights as without them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from wan_train.core.adapters.setup import adapter_state
+from wan_train.core.errors import ConfigError
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.job import Job, LoopOptions, MemoryOptions
+from wan_train.core.train.prepare import prepare
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+def train(tmp_path, job, name):
+    """Losses, LoRA and warnings of a run."""
+    folder = RunFolder(tmp_path / "runs" / name)
+    folder.path.mkdir(parents=True)
+    folder.write_job(job)
+    lora = run_job(folder, EventWriter(folder.events_path), CPU, lambda: False)
+    events = EventReader(folder.events_path).read()
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    return losses, load_file(lora), [event["message"] for event in events if event["event"] == "warning"]
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"checkpointing": False},
+        {"keep_attention": 1},
+        {"offload_inputs": True},
+        {"streamed_blocks": 1},
+        {"streamed_blocks": 2, "stream_from": "pageable", "offload_inputs": True, "keep_attention": 1},
+        {"streamed_blocks": 2, "stream_from": "mapped"},
+        {"attention": "auto"},
+    ],
+    ids=str,
+)
+def test_the_same_to_the_bit(tmp_path, job: Job, memory):
+    """attention auto is PyTorch's own on the CPU."""
+    losses, lora, _ = train(tmp_path, job, "plain")
+    found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(**memory)), "other")
+    assert found == losses
+    assert lora.keys() == other.keys()
+    assert all(torch.equal(lora[name], other[name]) for name in lora)
+    assert warnings == []
+    assert (tmp_path / "cache" / "blocks").exists() == (memory.get("stream_from") == "mapped")
+
+
+def test_compiled_it_is_the_same_up_to_rounding(tmp_path, job: Job):
+    data = replace(job.data, samples=job.data.samples[:1])  # one size: compiling takes long on a CPU
+    job = replace(job, data=data, loop=replace(job.loop, steps=2))
+    losses, lora, _ = train(tmp_path, job, "plain")
+    found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(compile="static")), "compiled")
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert warnings == []
+    for name in lora:
+        assert torch.allclose(lora[name], other[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "bf16", "fp16"])
+def test_streamed_and_resident_bases_of_one_precision_are_the_same(tmp_path, job: Job, precision):
+    job = replace(job, model=replace(job.model, precision=precision), loop=replace(job.loop, steps=2))
+    losses, lora, _ = train(tmp_path, job, "resident")
+    found, other, _ = train(tmp_path, replace(job, memory=MemoryOptions(streamed_blocks=2)), "streamed")
+    assert found == losses
+    assert all(torch.equal(lora[name], other[name]) for name in lora)
+    plain = train(tmp_path, replace(job, model=replace(job.model, precision="fp32")), "plain")[0]
+    assert found != plain
+    assert found == pytest.approx(plain, rel=0.05)
+
+
+def test_a_half_precision_base_keeps_small_gradients(job: Job):
+    """At the scale of the run, and not without it: a mean over many latents has gradients that fp16 cannot hold."""
+    from wan_train.core.train.run import FP16_LOSS_SCALE
+    from wan_train.tests.core.train.helpers import make_trainer
+
+    def step(precision, loss_scale):
+        trainer = make_trainer(replace(job, model=replace(job.model, precision=precision)))
+        trainer.loss_scale = loss_scale
+        for index, parameter in enumerate(trainer.parameters):
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(index))
+        return trainer.train_step().read().grad_norm
+
+    exact = step("fp32", 1.0)
+    latents = 1e6 / 500  # of a clip, for each that the sample here has
+    assert step("fp16", FP16_LOSS_SCALE / latents) == pytest.approx(exact, rel=0.002)
+    assert abs(step("fp16", 1.0 / latents) / exact - 1) > 0.005
+
+
+def test_images_come_many_at_a_time_within_the_budget(tmp_path, job: Job):
+    loop = replace(job.loop, batch_size=8, token_budget=8, steps=1)
+    alone = train(tmp_path, replace(job, loop=loop), "budget")[0]
+    assert len(alone) == 1
+    assert replace(job, loop=loop).key != job.key
+    assert "token_budget has no effect" in " ".join(replace(job, loop=LoopOptions(token_budget=8)).warnings())
+
+
+def test_what_cannot_be_is_refused(job: Job):
+    for name, value in (("keep_attention", 1), ("offload_inputs", True), ("streamed_blocks", 1)):
+        with pytest.raises(ConfigError, match=f"{name} needs checkpointing"):
+            MemoryOptions(checkpointing=False, **{name: value})
+    for name in ("keep_attention", "streamed_blocks"):
+        with pytest.raises(ConfigError, match=rf"{name} is 3, but mini\.safetensors has 2 blocks"):
+            prepare(replace(job, memory=MemoryOptions(**{name: 3})), CPU)
+    with pytest.raises(ConfigError, match="the precision ara and a recovery adapter go together"):
+        prepare(replace(job, model=replace(job.model, precision="ara")), CPU)
+    with pytest.raises(ConfigError, match="There is no attention 'cudnn' on the device cpu"):
+        prepare(replace(job, memory=MemoryOptions(attention="cudnn")), CPU)
+    with pytest.raises(ConfigError, match="there is no folder for the blocks"):
+        prepare(replace(job, memory=MemoryOptions(streamed_blocks=1, stream_from="mapped")), CPU)
+
+
+def test_memory_has_no_part_in_the_key_of_a_run(job: Job):
+    other = MemoryOptions(checkpointing=False, attention="auto", compile="static")
+    assert replace(job, memory=other).key == job.key
+
+
+def test_the_adapter_is_whole_after_streaming(job: Job):
+    prepared = prepare(replace(job, memory=MemoryOptions(streamed_blocks=2)), CPU)
+    plain = prepare(job, CPU)
+    ours, theirs = adapter_state(prepared.model), adapter_state(plain.model)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    prepared.features.close()
