@@ -9,7 +9,6 @@ are random too. Speed and memory do not depend on their values.
 import argparse
 import importlib.metadata
 import json
-import math
 import platform
 import statistics
 import subprocess
@@ -27,67 +26,18 @@ sys.path.insert(0, str(PACK))
 import wantrain  # noqa: E402
 
 wantrain.load_pack()
-from wan_train.core.adapters.container import write_safetensors  # noqa: E402
+from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
+from wan_train.benchmarks.material import make_job as make_plain_job  # noqa: E402
 from wan_train.core.train.events import EventReader  # noqa: E402
-from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec, TrainSample  # noqa: E402
+from wan_train.core.train.job import Job  # noqa: E402
 from wan_train.core.train.run_folder import RunFolder  # noqa: E402
-from wan_train.core.wan.checkpoint import inspect  # noqa: E402
-from wan_train.core.wan.config import WanConfig  # noqa: E402
-from wan_train.core.wan.model import WanTransformer  # noqa: E402
-
-MODELS = {
-    "14b": WanConfig(),
-    "1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
-}
-TEXT_TOKENS = 160
 
 
-def write_checkpoint(path: Path, config: WanConfig) -> None:
-    """A random model in bf16, drawn on the GPU."""
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in WanTransformer(config).named_parameters()}
-    tensors = {}
-    for name, shape in shapes.items():
-        if "norm" in name:
-            tensors[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        else:
-            fan_in = math.prod(shape[1:]) if len(shape) > 1 and "modulation" not in name else shape[-1]
-            tensors[name] = torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(0.7 / math.sqrt(fan_in)).cpu()
-    write_safetensors(path, {name: t.to(torch.bfloat16) for name, t in tensors.items()}, {"format": "pt"})
-
-
-def make_job(folder: Path, model: Path, shape: tuple[int, int, int], steps: int) -> Job:
+def make_job(folder: Path, model: Path, clip: Clip, steps: int) -> Job:
     """The default settings of TrainLoRAStage for the high noise expert, on one random sample."""
-    width, height, frames = shape
-    latent_shape = (16, (frames - 1) // 4 + 1, height // 8, width // 8)
-    config = inspect(model).config
-    paths = {name: folder / f"{name}.safetensors" for name in ("latents", "context", "empty")}
-    write_safetensors(paths["latents"], {"latents": torch.randn(latent_shape)}, {})
-    write_safetensors(paths["context"], {"context": torch.randn(TEXT_TOKENS, config.text_dim)}, {})
-    write_safetensors(paths["empty"], {"context": torch.randn(1, config.text_dim)}, {})
-    sample = TrainSample(
-        name="random",
-        latents_path=str(paths["latents"]),
-        latents_key="random",
-        shape=latent_shape,
-        text_path=str(paths["context"]),
-        text_key="random",
-        caption="random",
-    )
-    job = Job(
-        name="full_size",
-        stage="high",
-        model=ModelSpec(path=str(model), identity=inspect(model).identity, label="wan2.2-t2v-a14b"),
-        data=DataSpec(
-            samples=(sample,),
-            empty_text_path=str(paths["empty"]),
-            empty_text_key="empty",
-            text_dim=config.text_dim,
-        ),
-        loop=LoopOptions(steps=steps, checkpoint_every=steps),
-        device="cuda:0",
-    )
-    return replace(job, timesteps=replace(job.timesteps, sigma_min=0.875))
+    job = make_plain_job(folder, model, [clip], steps)
+    labelled = replace(job.model, label="wan2.2-t2v-a14b")
+    return replace(job, stage="high", model=labelled, timesteps=replace(job.timesteps, sigma_min=0.875))
 
 
 def measure(folder: Path, job: Job) -> dict:
@@ -135,11 +85,19 @@ def main() -> None:
     torch.cuda.empty_cache()
     rows = []
     for shape in options.shape:
-        width, height, frames = (int(part) for part in shape.split("x"))
+        clip = Clip.parse(shape)
         folder = Path(tempfile.mkdtemp(dir=work))
-        row = measure(folder, make_job(folder, model, (width, height, frames), options.steps))
-        tokens = ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
-        rows.append({"model": options.model, "shape": shape, "tokens": tokens, "precision": "bf16", "rank": 16, **row})
+        row = measure(folder, make_job(folder, model, clip, options.steps))
+        rows.append(
+            {
+                "model": options.model,
+                "shape": shape,
+                "tokens": clip.tokens(MODELS[options.model]),
+                "precision": "bf16",
+                "rank": 16,
+                **row,
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     report = {
         "device": torch.cuda.get_device_name(0),

@@ -16,7 +16,8 @@ import wantrain  # noqa: E402
 
 wantrain.load_pack()
 from safetensors.torch import load_file  # noqa: E402
-from wan_train.benchmarks.full_size import make_job, write_checkpoint  # noqa: E402
+from wan_train.benchmarks.full_size import make_job  # noqa: E402
+from wan_train.benchmarks.material import Clip, write_checkpoint  # noqa: E402
 from wan_train.core.train.batches import BatchSchedule  # noqa: E402
 from wan_train.core.train.events import EventReader, EventWriter  # noqa: E402
 from wan_train.core.train.loop import Trainer  # noqa: E402
@@ -62,7 +63,7 @@ def compare_precisions(folder: Path) -> None:
     """Relative difference of the bf16 gradients from the fp32 ones, worst and overall."""
     model = folder / "small.safetensors"
     write_checkpoint(model, SMALL)
-    job = make_job(folder, model, (416, 240, 17), 4)
+    job = make_job(folder, model, Clip(416, 240, 17), 4)
     exact, rounded = gradients(job, "fp32"), gradients(job, "bf16")
     each = [((a - b).norm() / a.norm()).item() for a, b in zip(exact, rounded, strict=True)]
     whole = torch.cat([a.flatten() for a in exact])
@@ -74,7 +75,7 @@ def compare_precisions(folder: Path) -> None:
 
 def compare_resume(folder: Path) -> None:
     """Largest difference between a run that was stopped and one that was not."""
-    job = make_job(folder, folder / "small.safetensors", (416, 240, 17), 12)
+    job = make_job(folder, folder / "small.safetensors", Clip(416, 240, 17), 12)
     loras = {}
     for name in ("whole", "again", "parts"):
         run = RunFolder(folder / name)

@@ -5,7 +5,6 @@ Neither time nor memory depends on their values; weights keep the size of their 
 
 import json
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ MODELS = {
     "5b": WanConfig(variant="ti2v", dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48),
     "toy": WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=3),  # for a dry run on a CPU
 }
-LABELS = {"14b": "wan2.1-t2v-14b", "1.3b": "wan2.1-t2v-1.3b", "5b": "wan2.2-ti2v-5b", "toy": ""}
 TEXT_TOKENS = 160
 WRITERS = 8
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
@@ -40,18 +38,21 @@ class Clip:
 
     @classmethod
     def parse(cls, text: str) -> "Clip":
-        """From "832x480x33". ValueError for another form or a size that no latent fits."""
+        """From "832x480x33"; ValueError for another form."""
         width, height, frames = (int(part) for part in text.split("x"))
-        if width % 32 or height % 32 or frames % 4 != 1:
-            raise ValueError(f"{text}: width and height must be multiples of 32, frames one more than a multiple of 4.")
         return cls(width, height, frames)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}"
 
     def latent_shape(self, config: WanConfig) -> tuple[int, int, int, int]:
-        """C, F, H, W."""
+        """C, F, H, W. ValueError for a size that the model's tokens do not fit."""
         stride = 16 if config.out_dim == 48 else 8
+        if self.width % (2 * stride) or self.height % (2 * stride) or self.frames % 4 != 1:
+            raise ValueError(
+                f"the clip {self} does not fit the model: width and height must be multiples of {2 * stride}, and the "
+                "frames one more than a multiple of 4."
+            )
         return config.out_dim, (self.frames - 1) // 4 + 1, self.height // stride, self.width // stride
 
     def tokens(self, config: WanConfig) -> int:
@@ -116,14 +117,6 @@ def _header(shapes: dict[str, torch.Size], dtypes: dict[str, torch.dtype]) -> tu
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return entries, len(text).to_bytes(8, "little") + text
-
-
-def cached(path: Path, write: Callable[[Path], None]) -> Path:
-    """`path`, written if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    return path
 
 
 def random_pair(clip: Clip, config: WanConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,5 @@
 """Measures musubi-tuner (github.com/kohya-ss/musubi-tuner), from a checkout, on the same model, sizes and text."""
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shlex
@@ -9,6 +7,8 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
@@ -17,9 +17,10 @@ from wan_train.benchmarks.material import MODELS, Clip, random_pair
 from wan_train.core.wan.config import WanConfig
 
 TASKS = {"14b": "t2v-14B", "1.3b": "t2v-1.3B", "toy": "t2v-14B"}  # it has no TI2V-5B
+# The learning rate keeps the adapter at its start, where every trainer adds nothing: the losses can be compared.
 COMMON = (
     "--network_module networks.lora_wan --network_dim 16 --network_alpha 16 --gradient_checkpointing"
-    " --learning_rate 1e-4 --timestep_sampling shift --discrete_flow_shift 3.0"
+    " --learning_rate 1e-12 --timestep_sampling shift --discrete_flow_shift 3.0"
     " --max_data_loader_n_workers 2 --persistent_data_loader_workers --seed 42"
 )
 # Its fastest settings on an H100, without and with FlashAttention 3.
@@ -32,6 +33,7 @@ class Peer:
     """A checkout, and the measurements wanted of it."""
 
     checkout: Path
+    packages: Path | None = None  # a folder of packages that it alone sees, before the installed ones
     model_name: str
     model: Path
     clips: list[Clip]
@@ -44,10 +46,24 @@ class Peer:
         """Where the tensors of the first steps are, by the size of the clip."""
         return self.work / f"musubi-first-steps-{self.model_name}"
 
+    def has(self, module: str) -> bool:
+        """Whether it finds that module."""
+        return PathFinder.find_spec(module, self._path) is not None
 
-def default_settings() -> list[str]:
+    def package_versions(self) -> dict[str, str]:
+        """Of the packages that decide its speed."""
+        names = ("accelerate", "transformers", "diffusers", "bitsandbytes")
+        found = {name: next(iter(metadata.distributions(name=name, path=self._path)), None) for name in names}
+        return {name: distribution.version for name, distribution in found.items() if distribution is not None}
+
+    @property
+    def _path(self) -> list[str]:
+        return [*([str(self.packages)] if self.packages else []), *sys.path]
+
+
+def default_settings(peer: Peer) -> list[str]:
     """What to measure where nothing is said."""
-    return [SDPA, FLASH_3] if importlib.util.find_spec("flash_attn_interface") else [SDPA]
+    return [SDPA, FLASH_3] if peer.has("flash_attn_interface") else [SDPA]
 
 
 def measure(peer: Peer, setting: str, limit: float) -> list[dict]:
@@ -57,6 +73,8 @@ def measure(peer: Peer, setting: str, limit: float) -> list[dict]:
     records.unlink(missing_ok=True)
     command = _command(peer, setting, records, write_data(peer.work / "musubi-data", peer, config))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if peer.packages:
+        environment["PYTHONPATH"] = os.pathsep.join([str(peer.packages), environment.get("PYTHONPATH", "")])
     if peer.model_name == "toy":
         names = ("dim", "ffn_dim", "num_heads", "num_layers")
         environment["MUSUBI_MODEL_SIZES"] = json.dumps({name: getattr(config, name) for name in names})
@@ -101,12 +119,14 @@ def read_records(records: Path, peer: Peer, config: WanConfig, setting: str) -> 
 
 
 def version(checkout: Path) -> str:
-    """The commit of the checkout, or "unknown" where git does not tell."""
+    """What its pyproject.toml says, and the commit where the folder is a git checkout."""
+    text = (checkout / "pyproject.toml").read_text(encoding="utf-8")
+    found = next(line.split('"')[1] for line in text.splitlines() if line.startswith("version"))
+    if not (checkout / ".git").exists():
+        return found
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{found}, {done.stdout.strip()}" if done.returncode == 0 else found
 
 
 def write_data(folder: Path, peer: Peer, config: WanConfig) -> Path:
@@ -156,25 +176,11 @@ def _command(peer: Peer, setting: str, records: Path, data: Path) -> list[str]:
         "--output_name": "peer",
     }
     given = shlex.split(setting)
-    optimizer = [] if "--optimizer_type" in given else ["--optimizer_type", _optimizer()]
+    # The optimizer of its guides where that is installed, else torch's.
+    is_8bit = torch.cuda.is_available() and peer.has("bitsandbytes")
+    optimizer = [] if "--optimizer_type" in given else ["--optimizer_type", "adamw8bit" if is_8bit else "adamw"]
     return [
         *(sys.executable, str(launcher), str(peer.checkout), str(records), str(peer.dumps)),
         *(part for pair in fixed.items() for part in pair),
         *(*shlex.split(COMMON), *optimizer, *given),
     ]
-
-
-def _optimizer() -> str:
-    """The one of its guides where bitsandbytes is installed, else torch's."""
-    return "adamw8bit" if torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") else "adamw"
-
-
-def package_versions() -> dict[str, str]:
-    """Of what decides its speed."""
-    found = {}
-    for name in ("accelerate", "transformers", "diffusers", "bitsandbytes"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -20,6 +20,8 @@ from wan_train.benchmarks.kernels import profile_step
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
+from wan_train.core.memory.compile import use_compile_cache
+from wan_train.core.memory.precision.formats import Precision
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.train.batches import TEXT_LEN, Batch, BatchSchedule, Prefetcher, make_draws
@@ -36,7 +38,7 @@ GB = 1e9
 class Setting:
     """How the step is computed, and on which clips, in this order; no clips: those of the command."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     clips: tuple[str, ...] = ()
 
@@ -87,7 +89,7 @@ def run_task(task: Task) -> None:
     model = from_dict(ModelSpec, {**to_dict(job.model), "precision": setting.precision})
     job = replace(job, model=model, memory=setting.memory)
     scratch = Path(task.work) / "scratch" / digest(setting)  # what is compiled is kept apart, so that "cold" means it
-    cache = "warm" if any((scratch / "compiled").glob("*")) else "cold"
+    cache = "warm" if any(use_compile_cache(scratch / "compiled").glob("*")) else "cold"
     start = time.perf_counter()
     device = resolve_device("auto")
     prepared = prepare(job, device, tell=lambda text: print(text, flush=True), scratch=scratch)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clips", type=Clip.parse, nargs="+", default=[Clip(832, 480, 33)], metavar="WxHxFRAMES")
     parser.add_argument("--ours", action="append", metavar="SETTING", help="once for each setting; 'none': no setting")
     parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="measure musubi-tuner, too")
+    parser.add_argument(
+        "--musubi-packages", type=Path, metavar="FOLDER", help="what 'pip install --target' made for it"
+    )
     parser.add_argument("--musubi-args", action="append", metavar="OPTIONS", help="once for each setting of it")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each clip")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
@@ -79,7 +83,9 @@ def main() -> None:
         return
     try:
         settings = [Setting.parse(text) for text in options.ours or DEFAULT_OURS if text != "none"]
-    except ConfigError as error:
+        clips = [*options.clips, *(Clip.parse(text) for setting in settings for text in setting.clips)]
+        clips = sorted(set(clips), key=lambda clip: clip.tokens(MODELS[options.model]))
+    except (ConfigError, ValueError) as error:
         sys.exit(str(error))
     report = start_report(
         options.out,
@@ -91,12 +97,12 @@ def main() -> None:
     work = _work_folder(options.work)
     model = work / f"random-{options.model}-{options.weights}.safetensors"
     if not model.exists():
-        _apart("the checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
+        _apart("the random checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
     if options.musubi is not None:
         measure_musubi(options, report, work, model)
     if not options.no_ceilings:
         fp8 = any(setting.precision == "fp8_compute" for setting in settings)
-        _apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, options.clips, fp8)
+        _apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, clips, fp8)
         report["ceilings"] |= json.loads((work / "ceilings.json").read_text())
         write_report(options.out, report)
     for number, setting in enumerate(settings):
@@ -124,7 +130,7 @@ def measure_ours(
     )
     rows = _rows_apart(task, options.limit)
     if options.second_start and rows:
-        again = Task(**{**vars(task), "clips": task.clips[:1], "steps": 1, "warmup": 0, "profile": False})
+        again = replace(task, clips=task.clips[:1], steps=1, warmup=0, profile=False)
         for row in _rows_apart(again, options.limit):
             rows[0] |= {f"second_{name}": row[name] for name in ("prepare_s", "first_step_s")}
     for row in rows:
@@ -139,6 +145,7 @@ def measure_musubi(options: argparse.Namespace, report: Report, work: Path, mode
         return
     peer = musubi.Peer(
         checkout=options.musubi.expanduser(),
+        packages=options.musubi_packages,
         model_name=options.model,
         model=model,
         clips=options.clips,
@@ -146,8 +153,8 @@ def measure_musubi(options: argparse.Namespace, report: Report, work: Path, mode
         steps=options.steps,
         warmup=options.warmup,
     )
-    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **musubi.package_versions()}
-    for setting in options.musubi_args or musubi.default_settings():
+    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **peer.package_versions()}
+    for setting in options.musubi_args or musubi.default_settings(peer):
         for row in musubi.measure(peer, setting, options.limit):
             print(json.dumps(row), flush=True)
             add_peer(report, options.model, row)
