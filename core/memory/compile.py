@@ -16,6 +16,7 @@ RunBlock = Callable[..., Tensor]
 # Compiled variants of the block in one process: one for each size of clips, times two if some blocks keep their
 # attention, and again as many without gradients, for validation. Dynamo's own limit is 8.
 GRAPH_LIMIT = 64
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def with_compile(
@@ -53,6 +54,8 @@ def with_compile(
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             tell_once("limit", _limit_message())
         except torch._dynamo.exc.TorchDynamoException as error:
+            if isinstance(getattr(error, "inner_exception", None), torch.OutOfMemoryError):
+                raise  # not the compiler's fault
             tell_once(
                 "failed",
                 f"The transformer's blocks could not be compiled ({_first_line(error)}). The run goes on without "
@@ -89,7 +92,12 @@ def use_compile_cache(folder: Path) -> Path:
 
     PyTorch's default is the temporary folder, which a restart may empty. Call it before anything is compiled.
     """
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Importing torch._dynamo, as peft does, sets the variable to PyTorch's default.
+    if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
+        os.environ[_CACHE_VARIABLE] = str(folder)
+    return Path(os.environ[_CACHE_VARIABLE])
 
 
 def _double(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -200,7 +201,7 @@ class Prefetcher:
         for index in self._pending.keys() - set(indices):
             self._pending.pop(index).cancel()
         for index in indices:
-            if index not in self._pending:
+            if index not in self._pending or _failed(self._pending[index]):
                 self._pending[index] = self._pool.submit(self._fetch, index)
 
     def _fetch(self, index: int) -> tuple[Batch, torch.cuda.Event | None]:
@@ -212,6 +213,11 @@ class Prefetcher:
             copied = torch.cuda.Event()
             copied.record(self._stream)
             return batch, copied
+
+
+def _failed(future: Future[Any]) -> bool:
+    """Whether reading ahead ended in an error: it is tried again when the batch is needed."""
+    return future.done() and not future.cancelled() and future.exception() is not None
 
 
 def _hand_over(batch: Batch, copied: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:

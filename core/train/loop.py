@@ -4,9 +4,9 @@ Nothing in a step waits for the device: its numbers come back while the next ste
 not finite is kept from the weights on the device itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -72,6 +72,22 @@ class Callback(Protocol):
         ...
 
 
+T = TypeVar("T")
+
+
+class Attempt(Protocol):
+    """How an act is done that may run out of memory; see `core.train.recovery`."""
+
+    def __call__(self, act: Callable[[], T], step: int, /) -> T:
+        """What `act` returns, which is done after `step` updates."""
+        ...
+
+
+def attempt_once(act: Callable[[], T], _step: int) -> T:
+    """Just do it."""
+    return act()
+
+
 class Batches(Protocol):
     """Gives batch number `index`."""
 
@@ -104,12 +120,13 @@ class Trainer:
         self.device = parameters[0].device
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
+        self.attempt: Attempt = attempt_once
 
     def train(self) -> None:
         """Run to the job's last step."""
         late: PendingReport | None = None
         while self.step < self.job.loop.steps:
-            pending = self.train_step()
+            pending = self.attempt(self.train_step, self.step)
             if late is not None:
                 self._call_back(late)
             late = pending
@@ -136,10 +153,12 @@ class Trainer:
         grad_norm = self._clip_gradients()
         mean_loss = torch.cat(losses).mean()
         learning_rate = self._set_learning_rate()
+        # Before the update, after which nothing may run out of memory: the step could not be done again.
+        numbers = torch.stack([mean_loss, grad_norm, torch.cat(sigmas).mean()])
         update_if(grad_norm.isfinite() & mean_loss.isfinite(), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return PendingReport(self.step, learning_rate, torch.stack([mean_loss, grad_norm, torch.cat(sigmas).mean()]))
+        return PendingReport(self.step, learning_rate, numbers)
 
     def compute_loss(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss [B] and sigmas [B] on the device; all randomness is a function of (seed, index)."""

@@ -177,7 +177,7 @@ def _is_due(step: int, trainer: Trainer, every: int) -> bool:
 
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
-    loss, by_sigma = validation_loss(trainer)
+    loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma)
 
 

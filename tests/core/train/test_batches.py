@@ -98,6 +98,27 @@ def test_what_goes_wrong_ahead_is_told_when_its_turn_comes(data):
     prefetcher.close()
 
 
+def test_what_failed_ahead_is_tried_again_when_its_turn_comes(data):
+    """Memory may have been short for a moment."""
+    batches, failed = schedule(data), threading.Event()
+
+    def load(index):
+        if index == 1 and not failed.is_set():
+            failed.set()
+            raise torch.OutOfMemoryError("for a moment")
+        return batches.load(index)
+
+    prefetcher = Prefetcher(load, 0)
+    try:
+        prefetcher.get(0)
+        assert failed.wait(10)
+        with pytest.raises(torch.OutOfMemoryError):
+            prefetcher._pending[1].result(10)
+        assert prefetcher.get(1).names == batches.load(1).names
+    finally:
+        prefetcher.close()
+
+
 def test_draws_are_a_function_of_seed_and_index_and_none_is_used_twice(job, data):
     job = replace(job, data=data, loop=replace(job.loop, batch_size=2))
     batches = schedule(data)

@@ -1,0 +1,145 @@
+"""A plan in one line, and, where none fits, what would."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from .estimate import Bucket
+from .planner import Choice, Planner
+from .sizes import num_params
+
+GIB = 2**30
+LOWER = {"fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "auto": "fp8", "fp8": "nf4", "fp8_compute": "nf4", "int8": "nf4"}
+FRAMES_PER_LATENT = 4
+TOKEN_PIXELS = 2  # latent pixels along the side of a token
+
+
+def clip_name(shape: tuple[int, int, int, int]) -> str:
+    """Latents (C, F, H, W) as a clip in pixels, "832x480x33": 8 pixels a latent one, 16 with Wan 2.2's VAE."""
+    channels, frames, height, width = shape
+    stride = 16 if channels == 48 else 8
+    return f"{width * stride}x{height * stride}x{FRAMES_PER_LATENT * (frames - 1) + 1}"
+
+
+def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
+    """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s/step, 38 of 40 blocks streamed, 5 h for ..."."""
+    sizes, plan = planner.task.sizes, choice.plan
+    largest = _largest(choice)
+    parts = [
+        f"{num_params(sizes) / 1e9:.1f}B".replace(".0B", "B") + f" {plan.precision}, {clip_name(largest.shape)}: "
+        f"{choice.vram / GIB:.1f} of {planner.card.free / GIB:.1f} GB",
+        f"about {_seconds(choice.seconds)} a step",
+    ]
+    if not plan.checkpointing:
+        parts.append("nothing computed twice")
+    if plan.streamed_blocks:
+        source = "" if plan.stream_from == "pinned" else f" from {plan.stream_from} memory"
+        parts.append(f"{plan.streamed_blocks} of {sizes.num_layers} blocks streamed{source}")
+    if plan.offload_inputs:
+        parts.append("block inputs in main memory")
+    if plan.keep_attention:
+        parts.append(f"attention of {plan.keep_attention} blocks kept")
+    if plan.streamed_blocks or plan.offload_inputs:
+        parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
+    return ", ".join([*parts, f"{_duration(choice.seconds * steps)} for {steps:,} steps"])
+
+
+def what_would_fit(planner: Planner) -> str:
+    """Sentences for a planner that chooses nothing: what the leanest plan lacks, and each change that alone would do."""
+    limits, leanest = planner.limits(), planner.leanest()
+    largest = _largest(leanest)
+    said = [
+        f"{clip_name(largest.shape)} does not fit: the leanest plan takes {leanest.vram / GIB:.1f} GB of the GPU's memory, "
+        f"of which {max(limits.vram, 0) / GIB:.1f} GB can be used"
+    ]
+    if leanest.ram > limits.ram:
+        said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
+    changes = [
+        change for find in (_fewer_frames, _smaller_side, _smaller_batch, _lower_precision) for change in find(planner)
+    ]
+    advice = f"It would with {'; or with '.join(changes)}." if changes else "No single change of the clips would do."
+    return f"{' '.join(said)}. {advice}"
+
+
+def _largest(choice: Choice) -> Bucket:
+    return max(choice.estimates, key=lambda bucket: choice.estimates[bucket].vram)
+
+
+def _fits(planner: Planner) -> Choice | None:
+    limits = planner.limits()
+    leanest = planner.leanest(limits)
+    return leanest if leanest.vram <= limits.vram and leanest.ram <= limits.ram else None
+
+
+def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
+    """With all buckets cut to at most `limit` (F, H, W)."""
+    buckets = []
+    for bucket in planner.buckets:
+        channels, *size = bucket.shape
+        frames, height, width = map(min, size, limit)
+        buckets.append(replace(bucket, shape=(channels, frames, height, width)))
+    return replace(planner, buckets=buckets)
+
+
+def _fewer_frames(planner: Planner) -> Iterator[str]:
+    frames = max(bucket.shape[1] for bucket in planner.buckets)
+    side = max(max(bucket.shape[2:]) for bucket in planner.buckets)
+    found = _most(1, frames - 1, lambda count: _fits(_with_shapes(planner, (count, side, side))) is not None)
+    if found:
+        yield (
+            f"at most {FRAMES_PER_LATENT * (found - 1) + 1} frames instead of {FRAMES_PER_LATENT * (frames - 1) + 1}"
+        )
+
+
+def _smaller_side(planner: Planner) -> Iterator[str]:
+    """All sizes scaled alike, to whole tokens."""
+    largest = _largest(planner.leanest())
+    _, frames, height, width = largest.shape
+
+    def scaled(percent: int) -> tuple[int, int]:
+        return tuple(max(math.floor(side * percent / 100 / TOKEN_PIXELS), 1) * TOKEN_PIXELS for side in (height, width))  # type: ignore[return-value]
+
+    def fits(percent: int) -> bool:
+        return _fits(_with_shapes(planner, (frames, *scaled(percent)))) is not None
+
+    found = _most(20, 99, fits)
+    if found:
+        yield f"a size of {clip_name((largest.shape[0], frames, *scaled(found)))}"
+
+
+def _smaller_batch(planner: Planner) -> Iterator[str]:
+    if any(bucket.batch > 1 for bucket in planner.buckets):
+        alone = replace(planner, buckets=[replace(bucket, batch=1) for bucket in planner.buckets])
+        if _fits(alone):
+            yield "batch_size 1"
+
+
+def _lower_precision(planner: Planner) -> Iterator[str]:
+    precision, old = planner.plan.precision, planner.leanest().vram
+    while planner.task.stored_block_bytes is None and precision in LOWER:
+        precision = LOWER[precision]
+        lower = replace(planner, plan=replace(planner.plan, precision=precision))
+        found = _fits(lower)
+        if found:
+            yield f"the precision {precision}, which takes {(old - found.vram) / GIB:.1f} GB less"
+            return
+
+
+def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from `low` to `high` that `fits`, 0 if none does; what fits a number fits all below."""
+    if high < low or not fits(low):
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.2g} s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h".replace(".0 h", " h")

@@ -1,0 +1,180 @@
+"""Which plan to train with: the fastest that fits the card and the main memory, found by trying them all.
+
+A plan is shared by all buckets except for `keep_attention`: each size of clips keeps the attention of as many blocks as
+fit, so that one large clip does not take that speed from the small ones.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from .card import Card, Fit
+from .estimate import Bucket, Estimate, Plan, Task, estimate, num_tokens
+from .master import MasterKind
+
+Shortage = Literal["vram", "ram"]
+
+# Kept free: the allocator's unused pieces, and what other programs may come to need.
+MARGIN, MARGIN_BYTES = 0.05, 400 * 2**20
+RAM_MARGIN_BYTES = 2 * 2**30
+STEP_DOWN = 0.92  # of the plan that ran out of memory: what the next one may take
+# A feature costs a little more than is predicted, and may fail: it is chosen for a gain of more than this.
+PREMIUM, PREMIUM_PER_BLOCK = 0.005, 0.0005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """Fields of the plan that the user has chosen; None leaves them to the planner."""
+
+    checkpointing: bool | None = None
+    keep_attention: int | None = None
+    offload_inputs: bool | None = None
+    streamed_blocks: int | None = None
+    stream_from: MasterKind | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes that a plan may take."""
+
+    vram: int
+    ram: int
+    pinned: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, with what it is expected to take: the peaks over all sizes, and the mean time of a step."""
+
+    plan: Plan  # as the size that takes most has it
+    keep_attention: Mapping[int, int]  # by the tokens of a batch
+    vram: int
+    ram: int
+    seconds: float
+    estimates: Mapping[Bucket, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans for one task. `plan` holds what is not up to the planner: the precision, and whether blocks are compiled."""
+
+    task: Task
+    buckets: Sequence[Bucket]
+    card: Card
+    plan: Plan = field(default_factory=Plan)
+    pins: Pins = field(default_factory=Pins)
+    fit: Fit = field(default_factory=Fit)
+
+    def limits(self) -> Limits:
+        """What the card and the main memory offer, less a margin."""
+        vram = self.card.free * (1 - MARGIN) - MARGIN_BYTES
+        return Limits(int(vram), self.card.free_ram - RAM_MARGIN_BYTES, self.card.pinnable_ram - RAM_MARGIN_BYTES)
+
+    def choose(self, limits: Limits | None = None) -> Choice | None:
+        """The fastest choice within `limits`; None if there is none."""
+        limits = limits or self.limits()
+        fitting = [choice for plan in self.plans() if (choice := self._fill(plan, limits)) is not None]
+        return min(fitting, key=_cost, default=None)
+
+    def leanest(self, limits: Limits | None = None) -> Choice:
+        """The choice that takes the least memory of the card, of those within the main memory where there are any."""
+        limits = limits or self.limits()
+        all_choices = [self._evaluate(plan, self._least(plan)) for plan in self.plans()]
+        possible = [choice for choice in all_choices if _fits_ram(choice, limits)]
+        return min(possible or all_choices, key=lambda choice: (choice.vram, choice.seconds))
+
+    def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
+        """What to go on with after `failed` ran out of memory: the fastest that takes clearly less of it, else the least.
+
+        None if nothing takes less.
+        """
+        limits = self.limits()
+        if shortage == "ram":
+            lower = replace(limits, vram=failed.vram, ram=int(failed.ram * STEP_DOWN))
+            return self.choose(lower)
+        lower = replace(limits, vram=int(failed.vram * STEP_DOWN), ram=max(limits.ram, failed.ram))
+        found = self.choose(lower)
+        if found is None:
+            found = self.leanest(lower)
+            found = found if found.vram < failed.vram and _fits_ram(found, lower) else None
+        return found
+
+    def describe(self, plan: Plan) -> Choice:
+        """`plan` as it is, for every size."""
+        return self._evaluate(plan, dict.fromkeys(self.buckets, plan.keep_attention))
+
+    def plans(self) -> Iterator[Plan]:
+        """All plans that the pins allow, without attention kept beyond what is pinned."""
+        base = replace(self.plan, keep_attention=0, streamed_blocks=0, offload_inputs=False)
+        pins, layers = self.pins, self.task.sizes.num_layers
+        if pins.checkpointing is not True and not (pins.keep_attention or pins.offload_inputs or pins.streamed_blocks):
+            yield replace(base, checkpointing=False)
+        if pins.checkpointing is False:
+            return
+        kinds: tuple[MasterKind, ...] = (
+            ("pinned", "pageable", "mapped") if pins.stream_from is None else (pins.stream_from,)
+        )
+        counts = range(layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
+        for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):
+            for count in counts:
+                for kind in kinds if count else kinds[:1]:
+                    yield replace(
+                        base, checkpointing=True, offload_inputs=offload, streamed_blocks=count, stream_from=kind
+                    )
+
+    def _least(self, plan: Plan) -> dict[Bucket, int]:
+        return dict.fromkeys(self.buckets, (self.pins.keep_attention or 0) if plan.checkpointing else 0)
+
+    def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
+        """`plan` with as much attention kept as fits; None if it does not fit at all."""
+        least = self._evaluate(plan, self._least(plan))
+        if least.vram > limits.vram or not _fits_ram(least, limits):
+            return None
+        if not plan.checkpointing or self.pins.keep_attention is not None:
+            return least
+        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits) for bucket in self.buckets})
+
+    def _most_kept(self, plan: Plan, bucket: Bucket, limits: Limits) -> int:
+        """Blocks whose attention fits: the peak grows with their number."""
+        low, high = 0, self.task.sizes.num_layers
+        if self._estimate(replace(plan, keep_attention=high), bucket).vram <= limits.vram:
+            return high
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._estimate(replace(plan, keep_attention=middle), bucket).vram <= limits.vram:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _evaluate(self, plan: Plan, kept: Mapping[Bucket, int]) -> Choice:
+        found = {b: self._estimate(replace(plan, keep_attention=kept[b]), b) for b in self.buckets}
+        largest = max(self.buckets, key=lambda bucket: found[bucket].vram)
+        shares = sum(bucket.share for bucket in self.buckets)
+        return Choice(
+            plan=replace(plan, keep_attention=kept[largest]),
+            keep_attention={b.batch * num_tokens(self.task.sizes, b): kept[b] for b in self.buckets},
+            vram=found[largest].vram,
+            ram=max(one.ram for one in found.values()),
+            seconds=sum(b.share * found[b].seconds for b in self.buckets) / shares,
+            estimates=found,
+        )
+
+    def _estimate(self, plan: Plan, bucket: Bucket) -> Estimate:
+        return estimate(self.task, bucket, plan, self.card, self.fit)
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """Names of the fields that differ."""
+    return [f.name for f in fields(Plan) if getattr(old, f.name) != getattr(new, f.name)]
+
+
+def _fits_ram(choice: Choice, limits: Limits) -> bool:
+    pinned = max(one.exact_ram for one in choice.estimates.values()) if choice.plan.stream_from == "pinned" else 0
+    return choice.ram <= limits.ram and pinned <= limits.pinned
+
+
+def _cost(choice: Choice) -> float:
+    plan = choice.plan
+    features = plan.offload_inputs + (plan.streamed_blocks > 0) + (max(choice.keep_attention.values()) > 0)
+    return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * plan.streamed_blocks)

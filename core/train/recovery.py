@@ -1,0 +1,229 @@
+"""Out of memory is no end: the step's remains are freed, a plan that takes less is put on, and the same step is done again.
+
+A step is a function of its number and the weights, and its last act alone changes weights and the optimizer's state. So a
+failed attempt leaves nothing but gradients, and its repetition gives what a run would give that had the new plan from
+the start of this step on.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol, TypeVar
+
+import torch
+
+from ..errors import RunError
+from ..memory.host import available_ram
+from ..memory.planner import Choice, Shortage, differences
+from .events import EventWriter
+
+T = TypeVar("T")
+
+LOW_RAM = 1 * 2**30  # free main memory, in bytes, below which the system may end this process without a word
+
+# How CUDA's libraries say that memory is out where torch does not raise OutOfMemoryError.
+_OUT_OF_VRAM = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "cudaErrorMemoryAllocation",
+    "STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+_OUT_OF_RAM = (
+    "DefaultCPUAllocator",
+    "could not be pinned",
+    "HOST_ALLOCATION_FAILED",
+    "cudaErrorHostMemory",
+    "Cannot allocate memory",
+)
+
+
+class Ladder(Protocol):
+    """Says what to go on with; `core.memory.planner.Planner` is one."""
+
+    def step_down(self, failed: Choice, shortage: Shortage, /) -> Choice | None:
+        """A choice that takes less than `failed`, or None."""
+        ...
+
+
+class _Untouched:
+    """Weights and optimizer state as an attempt found them, told by torch's counters of changes in place."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = set(optimizer.state)
+        self._versions = self._count()
+
+    def restore(self, step: int) -> None:
+        """Forget state that the attempt made. RunError if it has changed what was there: the update had begun."""
+        now = self._count()
+        if any(now.get(key) != version for key, version in self._versions.items()):
+            raise RunError(
+                f"Memory ran out in the middle of the update that follows step {step}, when some weights were changed "
+                "already: queue again to go on from the last checkpoint."
+            )
+        for parameter in set(self._optimizer.state) - self._parameters:
+            del self._optimizer.state[parameter]
+
+    def _count(self) -> dict[int, int]:
+        weights = [p for group in self._optimizer.param_groups for p in group["params"]]
+        known = [state for p, state in self._optimizer.state.items() if p in self._parameters]
+        states = [value for state in known for value in state.values() if isinstance(value, torch.Tensor)]
+        return {id(tensor): tensor._version for tensor in (*weights, *states)}
+
+
+class Recovery:
+    """Repeats what ran out of memory, under leaner and leaner plans: `trainer.attempt = recovery.attempt`."""
+
+    def __init__(
+        self,
+        choice: Choice,
+        ladder: Ladder,
+        *,
+        apply: Callable[[Choice], None],
+        optimizer: torch.optim.Optimizer,
+        events: EventWriter,
+        device: torch.device,
+    ):
+        """`apply` puts a choice on the model in the place of the present one, after whatever point a step broke off at.
+
+        It keeps the adapter's parameters as they are, and may itself run out of memory.
+        """
+        self.choice = choice
+        self._ladder = ladder
+        self._apply = apply
+        self._optimizer = optimizer
+        self._events = events
+        self._device = device
+
+    def attempt(self, act: Callable[[], T], step: int) -> T:
+        """What `act` returns, which is done after `step` updates. RunError if the last plan does not suffice."""
+        self._watch_ram(step)
+        while True:
+            before = _Untouched(self._optimizer)
+            try:
+                make_state(self._optimizer)
+                return act()
+            except Exception as error:
+                shortage = shortage_of(error)
+                if shortage is None:
+                    raise
+                reason = _first_line(error)
+            # Outside of the clause above: what its traceback holds is free now.
+            self._optimizer.zero_grad(set_to_none=True)
+            before.restore(step)
+            self._go_down(shortage, step, reason)
+
+    def _go_down(self, shortage: Shortage, step: int, reason: str) -> None:
+        """Put on the next plan that takes less. RunError if there is none."""
+        while True:
+            failed = self.choice
+            lower = self._ladder.step_down(failed, shortage)
+            if lower is None:
+                raise RunError(_give_up(shortage, reason))
+            self.choice = lower
+            self._clear()
+            try:
+                self._apply(lower)
+            except Exception as error:
+                found = shortage_of(error)
+                if found is None:
+                    raise
+                shortage, reason = found, _first_line(error)
+                continue
+            self._tell(failed, shortage, step)
+            return
+
+    def _tell(self, failed: Choice, shortage: Shortage, step: int) -> None:
+        what = "The GPU's memory" if shortage == "vram" else "The main memory"
+        self._events.write(
+            "plan",
+            step=step,
+            plan=asdict(self.choice.plan),
+            seconds=round(self.choice.seconds, 4),
+            message=f"{what} ran out at step {step + 1}: the run goes on with {_difference(failed, self.choice)}. "
+            "The result does not change; no step is lost.",
+        )
+
+    def _watch_ram(self, step: int) -> None:
+        """Step down before the system runs out of main memory, if a plan takes less of it."""
+        if _free_ram() >= LOW_RAM or self._ladder.step_down(self.choice, "ram") is None:
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        self._go_down("ram", step, f"less than {LOW_RAM / 2**30:.0f} GiB of main memory is free")
+
+    def _clear(self) -> None:
+        gc.collect()  # a graph that was broken off may hang in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def shortage_of(error: BaseException) -> Shortage | None:
+    """Which memory `error` says is out, wherever in the chain of its causes; None if it says something else."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, torch.OutOfMemoryError):
+            return "vram"
+        if isinstance(current, MemoryError):
+            return "ram"
+        if isinstance(current, (RuntimeError, RunError, OSError)):
+            text = str(current)
+            if any(sign in text for sign in _OUT_OF_VRAM):
+                return "vram"
+            if any(sign in text for sign in _OUT_OF_RAM):
+                return "ram"
+        # torch.compile's errors carry what the compiler met.
+        current = getattr(current, "inner_exception", None) or current.__cause__
+    return None
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let bitsandbytes make the state that is missing, before any update.
+
+    It makes it parameter by parameter between updates; torch's optimizers make all of it first, and their fused kernels
+    allocate nothing. With the state there, an update either is done or leaves everything as it was.
+    """
+    init_state = getattr(optimizer, "init_state", None)
+    if init_state is None or all(p in optimizer.state for group in optimizer.param_groups for p in group["params"]):
+        return
+    with torch.no_grad():
+        for group_index, group in enumerate(optimizer.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if not optimizer.state[parameter]:
+                    init_state(group, parameter, group_index, index)
+
+
+def _difference(old: Choice, new: Choice) -> str:
+    """The fields of the plan that changed, in words."""
+    plan = new.plan
+    words = {
+        "checkpointing": "blocks recomputed in the backward pass",
+        "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
+        "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
+        "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
+        "stream_from": f"blocks streamed from {plan.stream_from} memory",
+    }
+    found = [words[name] for name in differences(old.plan, plan)]
+    return ", ".join(found) or "less attention kept for the smaller sizes"
+
+
+def _give_up(shortage: Shortage, reason: str) -> str:
+    advice = "use fewer frames, a smaller size, batch_size 1, or a lower precision"
+    if shortage == "ram":
+        advice = "close other programs, stream fewer blocks or choose stream_from mapped"
+    what = "The GPU" if shortage == "vram" else "The machine"
+    return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+
+
+def _free_ram() -> int:
+    try:
+        return available_ram()
+    except OSError:  # a system that does not say
+        return LOW_RAM

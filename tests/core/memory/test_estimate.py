@@ -1,0 +1,188 @@
+"""The estimate's formulas against bytes that autograd and the allocator count, on the CPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from wan_train.core.adapters.fused import fuse_adapter
+from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.memory.card import Card, Fit
+from wan_train.core.memory.checkpointing import with_checkpointing
+from wan_train.core.memory.estimate import Bucket, Plan, Task, backward_units, estimate, saved_bytes
+from wan_train.core.memory.sizes import Trained
+from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.model import WanTransformer, call_block
+
+GRID = (4, 16, 16)
+ALL = ("self_attn", "cross_attn", "ffn")
+CARD = Card(
+    name="test", free=24 * 2**30, total=24 * 2**30, free_ram=64 * 2**30, pinnable_ram=32 * 2**30, matmul=150e12,
+    matmul_fp32=40e12, attention=120e12, bandwidth=900e9, to_device=24e9, staged=8e9, matmul_fp8=300e12,
+)  # fmt: skip
+T2V_14B = WanConfig()
+
+
+def make(config, dtype, trained):
+    model = WanTransformer(config).train()
+    for layer in model.blocks.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.to(dtype)
+    options = AdapterOptions(
+        rank=trained.rank, alpha=1.0, targets=trained.targets, dropout=0.2 if trained.dropout else 0.0
+    )
+    add_adapter(model, options, seed=0)
+    fuse_adapter(model)
+    return model
+
+
+def inputs(model, dtype, batch=1):
+    dim = model.config.dim
+    tokens = GRID[0] * GRID[1] * GRID[2]
+    x = torch.randn(batch, tokens, dim, dtype=dtype, requires_grad=True)
+    contexts = [torch.randn(batch, 512, dim, dtype=dtype)]
+    if model.config.image_dim is not None:
+        contexts.append(torch.randn(batch, 257, dim, dtype=dtype))
+    return x, torch.randn(batch, 1, 6, dim), model.rope(GRID, x.device), *contexts
+
+
+def counted(model, *args):
+    """Bytes of all storages that autograd keeps of the block and that were not there before."""
+    kept, known = [], {t.untyped_storage().data_ptr() for t in (*args, *model.parameters())}
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        model.blocks[0](*args)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for address, size in storages.items() if address not in known)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "trained", "batch"),
+    [
+        ((128, 256, 2), Trained(rank=4), 1),
+        ((128, 384, 4), Trained(rank=16), 2),
+        ((256, 640, 2), Trained(rank=8), 1),
+        ((128, 256, 2), Trained(rank=4, targets=("self_attn",)), 1),
+        ((128, 256, 2), Trained(rank=4, targets=("cross_attn", "ffn")), 1),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int | tuple) else f"{value.rank} {' '.join(value.targets)}",
+)
+def test_saved_bytes_are_what_autograd_keeps(dtype, sizes, trained, batch):
+    dim, ffn_dim, heads = sizes
+    config = WanConfig(dim=dim, ffn_dim=ffn_dim, num_heads=heads, num_layers=1, text_dim=16)
+    model = make(config, dtype, trained)
+    found = counted(model, *inputs(model, dtype, batch))
+    expected = saved_bytes(config, trained, tokens=1024, batch=batch, element_size=dtype.itemsize)
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_saved_bytes_with_an_image(dtype):
+    config = WanConfig(
+        variant="i2v", in_dim=36, image_dim=24, dim=128, ffn_dim=256, num_heads=2, num_layers=1, text_dim=16
+    )
+    model = make(config, dtype, Trained(rank=4))
+    expected = saved_bytes(config, Trained(rank=4), tokens=1024, element_size=dtype.itemsize)
+    assert counted(model, *inputs(model, dtype)) == pytest.approx(expected, rel=0.01)
+
+
+def test_saved_bytes_with_dropout():
+    trained = Trained(rank=4, dropout=True)
+    config = WanConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=1, text_dim=16)
+    model = make(config, torch.float32, trained)
+    expected = saved_bytes(config, trained, tokens=1024, element_size=4)
+    assert counted(model, *inputs(model, torch.float32)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ffn_dim", [128, 256, 512])
+def test_peak_of_a_checkpointed_backward(dtype, ffn_dim):
+    """Counted by the allocator: what is kept, and the multiple of an activation that comes on top."""
+    config = WanConfig(dim=128, ffn_dim=ffn_dim, num_heads=2, num_layers=1, text_dim=16)
+    model = make(config, dtype, Trained(rank=4))
+    args = inputs(model, dtype)
+    y = with_checkpointing(call_block)(model.blocks[0], *args)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    grad = torch.ones_like(y)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.autograd.grad(y, [args[0], *trained], grad)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0)
+    unit = args[0].nbytes
+    saved = saved_bytes(config, Trained(rank=4), tokens=1024, element_size=dtype.itemsize)
+    expected = saved + (backward_units(config, "bf16", dtype.itemsize) - 1) * unit  # `grad` was there before
+    assert live.max().item() == pytest.approx(expected, rel=0.03)
+
+
+def task(**changes):
+    return Task(sizes=T2V_14B, **changes)
+
+
+def at(plan, *, shape=(16, 9, 60, 104), **options):
+    return estimate(task(), Bucket(shape, **options), plan, CARD)
+
+
+def test_each_feature_trades_what_it_should():
+    plain = at(Plan())
+    kept = at(Plan(keep_attention=40))
+    assert kept.seconds < plain.seconds
+    assert kept.vram - plain.vram == pytest.approx(40 * 14040 * (2 * 5120 + 4 * 40), rel=0.03)
+    offloaded = at(Plan(offload_inputs=True))
+    assert plain.vram - offloaded.vram == pytest.approx(36.5 * 14040 * 5120 * 2, rel=0.05)
+    assert offloaded.ram - plain.ram == 39 * 14040 * 5120 * 2
+    everything = at(Plan(checkpointing=False))
+    assert everything.vram > 3 * plain.vram
+    assert everything.seconds < plain.seconds
+    streamed = at(Plan(streamed_blocks=38))
+    block = (plain.vram - streamed.vram) / 36  # two slots remain
+    assert streamed.ram - plain.ram == pytest.approx(38 * block, rel=1e-3)
+    assert at(Plan(streamed_blocks=38, stream_from="mapped")).ram < streamed.ram / 4
+    compiled = at(Plan(compile="static"))
+    assert compiled.vram < plain.vram
+    assert compiled.seconds < plain.seconds
+
+
+def test_streaming_costs_time_only_where_copies_are_slower_than_the_step():
+    clip, image = {"shape": (16, 9, 60, 104)}, {"shape": (16, 1, 32, 32)}
+    lean = Plan(streamed_blocks=38)
+    assert at(lean, **clip).seconds == pytest.approx(at(Plan(), **clip).seconds, rel=0.01)
+    copies = 2 * 38 * 0.7e9 / CARD.to_device
+    assert at(lean, **image).seconds == pytest.approx(copies, rel=0.1)
+    assert at(lean, **image).seconds > 2 * at(Plan(), **image).seconds
+
+
+def test_the_fit_corrects_what_is_predicted_and_not_what_is_counted():
+    plain = at(Plan())
+    fitted = estimate(task(), Bucket((16, 9, 60, 104)), Plan(), CARD, Fit(memory=1.5, time=2.0))
+    assert fitted.exact_vram == plain.exact_vram
+    assert fitted.vram - fitted.exact_vram == pytest.approx(1.5 * (plain.vram - plain.exact_vram), abs=2)
+    assert fitted.seconds == pytest.approx(2 * plain.seconds)
+
+
+def test_batches_and_accumulation():
+    one, two = at(Plan()), at(Plan(), batch=2)
+    assert two.seconds == pytest.approx(2 * one.seconds, rel=0.02)
+    assert two.vram > one.vram
+    accumulated = estimate(task(accumulation=3), Bucket((16, 9, 60, 104)), Plan(), CARD)
+    assert accumulated.seconds == pytest.approx(3 * one.seconds, rel=1e-6)
+
+
+def test_a_gguf_files_own_size_counts():
+    bucket = Bucket((16, 1, 32, 32))
+    small = estimate(task(stored_block_bytes=200_000_000), bucket, Plan(), CARD)
+    large = estimate(task(stored_block_bytes=300_000_000), bucket, Plan(), CARD)
+    assert large.vram - small.vram == 40 * 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "seconds", "gib"), [((16, 1, 128, 128), 0.736, 29.2), ((16, 9, 60, 104), 3.36, 35.6)]
+)
+def test_near_a_measured_h100(shape, seconds, gib):
+    """The 14B blocks with rank 16, compiled, forward and backward, cuDNN's attention, torch 2.11."""
+    h100 = replace(
+        CARD, matmul=705e12, attention=540e12, bandwidth=3.02e12, to_device=55e9, free=79 * 2**30, launch_s=4e-6
+    )
+    found = estimate(task(), Bucket(shape), Plan(compile="static"), h100)
+    assert found.seconds == pytest.approx(seconds, rel=0.1)
+    assert found.vram / 2**30 == pytest.approx(gib + 1.5, rel=0.05)  # embeddings and the optimizer's state besides

@@ -1,0 +1,163 @@
+"""The planner: what it chooses fits and is the fastest that does, pins hold, and every step down takes less."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from wan_train.core.memory.advice import clip_name, explain, what_would_fit
+from wan_train.core.memory.estimate import Bucket, Plan, Task, estimate
+from wan_train.core.memory.planner import Pins, Planner, differences
+from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.memory.test_estimate import CARD
+
+GIB = 2**30
+IMAGE, SHORT, LONG = (16, 1, 64, 64), (16, 9, 60, 104), (16, 21, 60, 104)
+SMALL = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=6)
+
+
+def planner(*shapes, precision="fp8", vram=24, ram=64, sizes=None, **options):
+    card = replace(CARD, free=int(vram * GIB), free_ram=ram * GIB, pinnable_ram=ram * GIB // 2)
+    buckets = [Bucket(shape) for shape in shapes or (SHORT,)]
+    plan = Plan(precision=precision, compile="static")
+    return Planner(task=Task(sizes=sizes or WanConfig()), buckets=buckets, card=card, plan=plan, **options)
+
+
+@pytest.mark.parametrize("vram", [2, 2.5, 3, 4, 8])
+def test_the_fastest_that_fits(vram):
+    """Against every combination there is, of a small model."""
+    these = planner(SHORT, precision="bf16", vram=vram, sizes=SMALL)
+    limits, task, card = these.limits(), these.task, these.card
+    every = [replace(plan, keep_attention=k) for plan in these.plans() for k in range(7 if plan.checkpointing else 1)]
+    found = [estimate(task, Bucket(SHORT), plan, card) for plan in every]
+    fitting = [one.seconds for one in found if one.vram <= limits.vram and one.ram <= limits.ram]
+    choice = these.choose()
+    assert (choice is None) == (not fitting)
+    if choice is not None:
+        assert choice.vram <= limits.vram
+        assert choice.ram <= limits.ram
+        assert choice.seconds == pytest.approx(min(fitting), rel=0.03)  # features have a premium
+
+
+def test_more_memory_is_never_slower():
+    choices = [planner(SHORT, vram=vram).choose() for vram in (10, 14, 20, 30, 60)]
+    seconds = [choice.seconds for choice in choices if choice is not None]
+    assert len(seconds) == 5
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[-1] < 0.95 * seconds[0]
+
+
+def test_nothing_is_streamed_without_need():
+    choice = planner(IMAGE, vram=80).choose()
+    assert choice is not None
+    assert choice.plan.streamed_blocks == 0
+    assert not choice.plan.offload_inputs
+
+
+def test_a_large_clip_does_not_take_attention_from_small_ones():
+    choice = planner(IMAGE, LONG, vram=30, pins=Pins(streamed_blocks=0, offload_inputs=True)).choose()
+    assert choice is not None
+    assert choice.keep_attention[1024] == 40
+    assert choice.keep_attention[32760] < 40
+    assert choice.plan.keep_attention == choice.keep_attention[32760]
+
+
+def test_the_share_of_sizes_weighs_their_time():
+    mostly_small = replace(planner(), buckets=[Bucket(IMAGE, share=0.9), Bucket(LONG, share=0.1)]).choose()
+    mostly_large = replace(planner(), buckets=[Bucket(IMAGE, share=0.1), Bucket(LONG, share=0.9)]).choose()
+    assert mostly_small is not None
+    assert mostly_large is not None
+    assert mostly_small.seconds < mostly_large.seconds / 3
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        {"checkpointing": True, "streamed_blocks": 7},
+        {"keep_attention": 3},
+        {"offload_inputs": True},
+        {"streamed_blocks": 20, "stream_from": "mapped"},
+        {"checkpointing": False},
+    ],
+    ids=str,
+)
+def test_pins_hold(pins):
+    choice = planner(SHORT, vram=200, ram=256, pins=Pins(**pins)).choose()
+    assert choice is not None
+    assert {name: getattr(choice.plan, name) for name in pins} == pins
+
+
+def test_a_pin_that_cannot_fit_is_not_passed_over():
+    assert planner(SHORT, vram=24, pins=Pins(checkpointing=False)).choose() is None
+
+
+def test_pinned_memory_is_limited_apart():
+    tight = planner(SHORT, precision="bf16", vram=16, ram=40)
+    choice = replace(tight, card=replace(tight.card, pinnable_ram=12 * GIB)).choose()
+    assert choice is not None
+    assert choice.plan.stream_from != "pinned"
+
+
+@pytest.mark.parametrize("shortage", ["vram", "ram"])
+def test_every_step_down_takes_less_and_there_is_a_last_one(shortage):
+    these = planner(SHORT, LONG, vram=40)
+    choice = these.choose()
+    if shortage == "ram":
+        choice = replace(these, pins=Pins(streamed_blocks=38)).choose()
+    taken = []
+    while choice is not None:
+        taken.append(getattr(choice, shortage))
+        assert len(taken) < 100
+        choice = these.step_down(choice, shortage)
+    assert len(taken) > 3
+    assert all(b < a for a, b in pairwise(taken))
+    if shortage == "vram":
+        assert taken[-1] == these.leanest().vram
+
+
+def test_in_one_line():
+    these = planner(SHORT, vram=13)
+    choice = these.choose()
+    assert choice is not None
+    line = explain(these, choice, steps=2000)
+    assert re.fullmatch(
+        r"14\.3B fp8, 832x480x33: \d+\.\d of 13\.0 GB, about \d+ s a step, \d+ of 40 blocks streamed.*, \d+ GB of main "
+        r"memory, \d+\.?\d? h for 2,000 steps",
+        line,
+    )
+    assert clip_name((48, 31, 44, 80)) == "1280x704x121"
+
+
+def fits(these, shape=None, precision=None):
+    shape = shape or these.buckets[0].shape
+    precision = precision or these.plan.precision
+    changed = replace(these, buckets=[Bucket(shape)], plan=replace(these.plan, precision=precision))
+    return changed.choose() is not None
+
+
+def test_what_would_fit_does_and_a_little_more_does_not():
+    these = planner(LONG, precision="bf16", vram=10, ram=256)
+    assert these.choose() is None
+    advice = what_would_fit(these)
+    frames = re.search(r"at most (\d+) frames instead of 81", advice)
+    assert frames is not None
+    latent_frames = (int(frames[1]) - 1) // 4 + 1
+    assert fits(these, (16, latent_frames, 60, 104))
+    assert not fits(these, (16, latent_frames + 1, 60, 104))
+    size = re.search(r"a size of (\d+)x(\d+)x81", advice)
+    assert size is not None
+    width, height = int(size[1]) // 8, int(size[2]) // 8
+    assert fits(these, (16, 21, height, width))
+    assert not fits(these, (16, 21, height + 2, width + 4))
+    assert "832x480x81 does not fit" in advice
+
+
+def test_a_lower_precision_is_named_where_it_helps():
+    these = planner(SHORT, precision="bf16", vram=16, ram=256, pins=Pins(streamed_blocks=20))
+    assert these.choose() is None
+    assert fits(these, precision="fp8")
+    assert re.search(r"the precision fp8, which takes \d+\.\d GB less", what_would_fit(these))
+
+
+def test_differences():
+    assert differences(Plan(), Plan(streamed_blocks=3, offload_inputs=True)) == ["offload_inputs", "streamed_blocks"]
