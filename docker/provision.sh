@@ -75,11 +75,17 @@ clone "$source" "$pack"
 
 say "installing packages into $dir/.venv"
 python=$dir/.venv/bin/python
-[ -x "$python" ] || uv venv --quiet --python 3.12 "$dir/.venv"
+# uv's own Python brings the headers that Triton compiles against; a system's Python has them in a package of their own.
+[ -x "$python" ] || uv venv --quiet --managed-python --python 3.12 "$dir/.venv" || {
+    say "using the system's Python"
+    as_root apt-get install -y -qq --no-install-recommends python3 python3-dev
+    uv venv --quiet "$dir/.venv"
+}
 install() { uv pip install --quiet --python "$python" "$@"; }
 $headless || install -r "$dir/ComfyUI/requirements.txt"
 install -e "$pack[headless,adamw8bit]"
 
+mkdir -p "$models_dir"
 say "what is here"
 "$dir/.venv/bin/wantrain" doctor --models "$models_dir" || echo "(see above for what is missing)"
 

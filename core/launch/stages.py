@@ -223,7 +223,10 @@ def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
 
 @contextlib.contextmanager
 def _terminate_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM as KeyboardInterrupt, where that can be arranged: in the main thread."""
+    """SIGTERM as KeyboardInterrupt, where that can be arranged: in the main thread.
+
+    SIGINT too: a shell that starts a program in the background has it ignored, and `kill -INT` shall stop a run then.
+    """
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
@@ -231,11 +234,12 @@ def _terminate_like_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
     add("--dataset", metavar="FOLDER", help="images and clips, each with a .txt file that holds its caption")
+    add("--trigger-word", default="", metavar="WORD", help="takes the place of [trigger] in captions, or their front")
     add("--title", help=f"end of the LoRAs' names ({TITLE})")
     add("--author", help=f"written into the LoRAs ({AUTHOR})")
     for slot in SLOTS:
@@ -62,7 +63,7 @@ def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     tables |= {
         "name": title,
         "author": author,
-        "dataset": {**tables["dataset"], "folder": dataset},
+        "dataset": {**tables["dataset"], "folder": dataset, "trigger_word": options.trigger_word},
         "models": _models(options, ask),
         "lora": {
             **{stage: name.format(name=title) for stage, name in chosen.lora_names.items()},
