@@ -13,7 +13,7 @@ from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 from ..core.data.latents import LatentFormat, normalise_latents, unit_range
-from ..core.encoders.identity import text_identity, video_identity, weights_identity
+from ..core.encoders.identity import text_identity, video_identity, vision_identity
 from ..core.errors import ConfigError, DatasetError
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
@@ -212,7 +212,7 @@ class HostVisionEncoder:
 
     def __init__(self, clip_vision: Any):
         self._clip_vision = clip_vision
-        self.identity = weights_identity(clip_vision.model.state_dict(), clip_vision.dtype, "clip vision")
+        self.identity = vision_identity(clip_vision.model.state_dict(), clip_vision.dtype)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """[H, W, 3] uint8 to [257, 1280] float32: the whole image, squeezed into a square, as Wan was trained."""

@@ -19,7 +19,9 @@ TORCH = ("torch", "torchvision", "torchaudio")
 # What the command line and the tests of `core` need where there is no ComfyUI whose requirements bring it.
 CORE_NEEDS = ("numpy", "pillow", "av", "safetensors", "sentencepiece", "transformers", "diffusers", "tqdm")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-DEV_TOOLS = ("pytest", "pytest-xdist", "ruff", "pyright", "diffusers", "bitsandbytes; sys_platform != 'darwin'")
+DEV_TOOLS = (
+    "pytest", "pytest-xdist", "ruff", "pyright", "setuptools", "diffusers", "bitsandbytes; sys_platform != 'darwin'",
+)  # fmt: skip
 STAMP = "wan-train.json"
 REACH_TIMEOUT_S = 6.0
 

@@ -101,7 +101,7 @@ def load_vision_encoder(path: Path, device: torch.device | str) -> ClipVisionEnc
     if _PROJECTION in shapes:
         expected[_PROJECTION] = shapes[_PROJECTION]
     groups = _groups(weights, expected)
-    check_weights(weights, {name: name for name in groups}, _file_shapes(groups, expected))
+    check_weights(weights, {name: name for name in weights.shapes}, _file_shapes(groups, expected))
     # Under inference mode the weights could not be moved or used outside of it.
     with torch.inference_mode(False), torch.no_grad():
         state: dict[str, Tensor] = {}

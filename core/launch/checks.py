@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..data.conditioning import Conditioning
 from ..encoders.vision import check_vision_file
 from ..encoders.weights import open_weights
 from ..errors import ConfigError, ModelFileError
 from ..train.job import Stage
+from ..train.prepare import CONDITIONINGS, check_holding
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from ..wan.identify import identify
@@ -14,13 +14,6 @@ from .recipe import Recipe
 
 _VAES = {"wan2.1": "wan2.1_vae", "wan2.2": "wan2.2_vae"}
 
-# What each variant wants to be given; `core.train.prepare.check_data` holds the caches of a job to the same.
-_CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
-    "t2v": ("none",),
-    "i2v": ("first frame", "first and last frame"),
-    "flf2v": ("first and last frame",),
-    "ti2v": ("none", "first frame"),
-}
 _KINDS: dict[Variant, str] = {
     "t2v": "a text-to-video model",
     "i2v": "an image-to-video model, which is given frames",
@@ -32,7 +25,9 @@ _KINDS: dict[Variant, str] = {
 def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     """What each model to train is. ConfigError or ModelFileError if models, encoders and conditioning do not fit."""
     infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
-    for info in infos.values():
+    for stage, info in infos.items():
+        settings = recipe.settings(stage)
+        check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         _check_conditioning(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
@@ -56,7 +51,7 @@ def _check_exists(path: str) -> None:
 
 def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
     variant = info.config.variant
-    wanted = _CONDITIONINGS[variant]
+    wanted = CONDITIONINGS[variant]
     if recipe.conditioning not in wanted:
         choices = " or ".join(f"'{choice}'" for choice in wanted)
         what_to_do = "leave conditioning out" if wanted == ("none",) else f"set conditioning to {choices}"

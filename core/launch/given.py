@@ -45,8 +45,8 @@ def check_given(given: Given, config: WanConfig, name: str) -> None:
             raise ConfigError(f"{name} takes no CLIP features: leave CLIP vision out.")
     elif given.clip_vision is None:
         raise ConfigError(
-            f"{name} is a Wan 2.1 model that needs the CLIP features of its images: give clip_vision_h.safetensors as CLIP "
-            "vision."
+            f"{name} is a Wan 2.1 model that needs the CLIP features of its images: give clip_vision_h.safetensors "
+            "(--clip-vision)."
         )
     else:
         check_vision_file(given.clip_vision)

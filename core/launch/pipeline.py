@@ -136,10 +136,18 @@ def _run_cache_command(recipe: Recipe) -> None:
 def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> dict[Stage, Job]:
     """A job for each stage: what the graph makes of equal settings, with equal keys."""
     data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
+    adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
     made = {}
     for stage, info in infos.items():
-        settings = recipe.settings(stage)
-        made[stage] = build_job(info, data, settings, name=recipe.name, stage=stage, trigger_word=trigger)
+        made[stage] = build_job(
+            info,
+            data,
+            recipe.settings(stage),
+            name=recipe.name,
+            stage=stage,
+            trigger_word=trigger,
+            recovery_adapter=adapter,
+        )
         check_data(made[stage], info)
     return made
 

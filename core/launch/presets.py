@@ -29,8 +29,9 @@ class Preset:
 
 
 PRESETS = {
-    # https://civitai.com/articles/17740 trains with fp16 and its base in fp8; here the base is held in bf16. Its
-    # trainer ignores the ratio of the lowest learning rate with a polynomial schedule; here it counts, as it was meant.
+    # https://civitai.com/articles/17740 computes in fp16 over a base in fp8; here both are bf16, and the precisions fp16 and
+    # fp8 are one setting away. Its trainer ignores the ratio of the lowest learning rate with a polynomial schedule; here
+    # it counts, as it was meant.
     "wan2.2-t2v-images": Preset(
         title="Wan 2.2 T2V, from images",
         description="AI_Characters' recipe for Wan 2.2 T2V A14B: 100 epochs over captioned images at 960x960, with a "

@@ -41,6 +41,7 @@ class ModelFiles:
     vae: str
     text_encoder: str
     clip_vision: str = ""  # Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors
+    recovery_adapter: str = ""  # precision "ara": AI-Toolkit's accuracy recovery adapter
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -91,7 +91,7 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
 
 
 # What each variant wants to be given, by what condition_on may be.
-_CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
+CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
     "t2v": ("none",),
     "i2v": ("first frame", "first and last frame"),
     "flf2v": ("first and last frame",),
@@ -101,7 +101,7 @@ _CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
 
 def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
     config, name = info.config, info.path.name
-    wanted = _CONDITIONINGS.get(config.variant, ())
+    wanted = CONDITIONINGS.get(config.variant, ())
     if data.conditioning not in wanted:
         kind = "text-to-video" if config.variant == "t2v" else "image-to-video"
         choices = " or ".join(f"'{choice}'" for choice in wanted)

@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from wan_train.core.errors import ConfigError
+from wan_train.core.errors import ConfigError, WanTrainError
 from wan_train.core.launch import experts
 from wan_train.core.launch.cli import main
 from wan_train.core.launch.experts import from_first_frame
 from wan_train.core.launch.generate import Files, VideoOptions, generate, plan
+from wan_train.core.launch.given import fit_image, read_image
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.tests.core.adapters.helpers import write_random
-from wan_train.tools.miniature import I2V_21, I2V_22, T2V, TI2V_5B, dit_metadata, umt5, wan_dit, wan_vae
+from wan_train.tests.core.encoders.helpers import clip_vision, load_as_host
+from wan_train.tools.miniature import FLF2V_21, I2V_21, I2V_22, T2V, TI2V_5B, dit_metadata, umt5, wan_dit, wan_vae
 
 OPTIONS = VideoOptions(
     prompt="a red circle", negative_prompt="blurry", width=48, height=32, num_frames=5, steps=3, cfg=2.0, seed=11
@@ -28,20 +30,24 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Experts, models of other kinds, their LoRAs, the VAE, umT5 and a start image."""
+    """Experts, models of other kinds, their LoRAs, the VAE, umT5, CLIP vision, a start and an end image."""
     folder = tmp_path_factory.mktemp("files")
-    sizes = {"high": T2V, "low": T2V, "i2v": I2V_22, "clip": I2V_21, "ti2v": TI2V_5B}
+    sizes = {"high": T2V, "low": T2V, "i2v": I2V_22, "clip": I2V_21, "flf2v": FLF2V_21, "ti2v": TI2V_5B}
     for seed, (name, size) in enumerate(sizes.items()):
         size = replace(size, num_layers=1)
         tensors = wan_dit(size, seed)
         if size.in_dim > size.out_dim:  # the miniature hardly looks at what it is given
             tensors["patch_embedding.weight"][:, 20:] = tensors["patch_embedding.weight"][:, :16]
+        if size.image_embedding:  # nor at what CLIP saw
+            tensors["blocks.0.cross_attn.v_img.weight"] *= 20
         save_file(tensors, folder / f"{name}.safetensors", metadata=dit_metadata(size))
         write_random(folder / f"lora_{name}.safetensors", size, seed)
     save_file(wan_vae(), folder / "vae.safetensors")
     save_file(umt5(), folder / "umt5.safetensors")
+    save_file(clip_vision(), folder / "clip_vision_h.safetensors")
     gradient = np.linspace(0, 255, 80 * 90 * 3).reshape(80, 90, 3).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "start.png")
+    Image.fromarray(255 - gradient.swapaxes(0, 1)).save(folder / "end.png")
     return folder
 
 
@@ -64,20 +70,22 @@ def files(folder):
 PAIR = {"high": "high", "low": "low"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host_video(comfy, folder):
     """The user's graph in the host: shift, LoRA loader, two samplers, decode; uint8 frames."""
     import comfy.utils
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
     from wan_train.nodes import host
 
-    from nodes import CLIPTextEncode, KSamplerAdvanced
+    from nodes import CLIPTextEncode, CLIPVisionEncode, KSamplerAdvanced
 
     path = folder / "umt5.safetensors"
     sizes = host.umt5_config(comfy.utils.load_torch_file(str(path), safe_load=True), path.name)
     options = {"umt5xxl_model_config": sizes}
     clip = comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.WAN, model_options=options)
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(folder / "vae.safetensors"), safe_load=True))
+
+    vision = load_as_host(folder / "clip_vision_h.safetensors")
 
     def expert(name, lora, shift):
         model = comfy.sd.load_diffusion_model(str(folder / f"{name}.safetensors"))
@@ -87,13 +95,16 @@ def host_video(comfy, folder):
         return ModelSamplingSD3().patch(model, shift)[0]
 
     @torch.no_grad()
-    def make(names, switch, *, shift, lora=0.0, start_image=None):
+    def make(names, switch, *, shift, lora=0.0, images=(), seen=()):
+        """images: start and end, in the video's size; seen: by CLIP vision."""
         prompts = [CLIPTextEncode().encode(clip, text)[0] for text in (OPTIONS.prompt, OPTIONS.negative_prompt)]
         latents = {"samples": torch.zeros(1, 16, 2, 4, 6)}
-        if start_image is not None:
-            from comfy_extras.nodes_wan import WanImageToVideo
+        if images:
+            from comfy_extras.nodes_wan import WanFirstLastFrameToVideo
 
-            made = WanImageToVideo.execute(*prompts, vae, 48, 32, 5, 1, start_image=start_image).result
+            outputs = [CLIPVisionEncode().encode(vision, image, "none")[0] for image in seen]
+            pairs = [[*both, None, None][:2] for both in (images, outputs)]
+            made = WanFirstLastFrameToVideo.execute(*prompts, vae, 48, 32, 5, 1, *pairs[0], *pairs[1]).result
             prompts, latents = made[:2], made[2]
         o, steps = OPTIONS, OPTIONS.steps
         spans = ((names[0], 0, switch), (names[-1], switch, steps))
@@ -121,15 +132,32 @@ def test_two_experts_are_the_hosts_own_graph(files, host_video):
     assert np.abs(on.astype(int) - off).max() > 20
 
 
-def test_an_i2v_model_gets_the_start_image_as_the_hosts_node_gives_it(files, host_video, folder):
-    from wan_train.core.launch.generate import read_image
+def whole(path):
+    """[1, H, W, 3] in 0..1, as the host's Load Image gives it."""
+    return torch.from_numpy(np.array(Image.open(path)))[None].float() / 255
 
-    given = files({"single": "i2v"}, {"single": "i2v"}, start_image=folder / "start.png")
-    off, on = generate(plan(given, OPTIONS), CPU)
-    image = read_image(folder / "start.png", 48, 32)[None] / 255
-    assert difference(off, host_video(("i2v",), OPTIONS.steps, shift=5.0, start_image=image)) <= 1
-    assert difference(on, host_video(("i2v",), OPTIONS.steps, shift=5.0, start_image=image, lora=1.0)) <= 1
-    assert difference(off, host_video(("i2v",), OPTIONS.steps, shift=5.0, start_image=image.flip(1))) > 20
+
+def fitted(path):
+    """The same in the size of the video."""
+    return fit_image(read_image(path, "image"), 48, 32)[None].float() / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("i2v", ("start", "end")), ("clip", ("start",)), ("flf2v", ("start", "end"))],
+)
+def test_an_image_to_video_model_gets_what_the_hosts_nodes_give_it(files, host_video, folder, name, given):
+    paths = {f"{kind}_image": folder / f"{kind}.png" for kind in given}
+    sees = name != "i2v"
+    vision = {"clip_vision": folder / "clip_vision_h.safetensors"} if sees else {}
+    off, on = generate(plan(files({"single": name}, {"single": name}, **paths, **vision), OPTIONS), CPU)
+    images, seen = [fitted(path) for path in paths.values()], [whole(path) for path in paths.values()]
+    host = {"shift": 5.0, "images": images, "seen": seen if sees else ()}
+    assert difference(off, host_video((name,), OPTIONS.steps, **host)) <= 1
+    assert difference(on, host_video((name,), OPTIONS.steps, **host, lora=1.0)) <= 1
+    key, pictures = ("seen", seen) if sees else ("images", images)
+    other = host | {key: [*pictures[:-1], 1 - pictures[-1]]}
+    assert difference(off, host_video((name,), OPTIONS.steps, **other)) > 10
 
 
 def test_without_comparison_it_is_the_same_video_with_the_lora(files):
@@ -206,6 +234,14 @@ def test_the_command_writes_a_video_and_a_sheet_and_overwrites_nothing(folder, t
         assert Image.open(tmp_path / f"{name}.png").size == (5 * 48 + 6 * 8, (width // 48) * (32 + 16 + 8) + 8)
 
 
+def test_the_command_takes_images_and_clip_vision(folder, tmp_path):
+    given = ["--start-image", folder / "start.png", "--end-image", folder / "end.png"]
+    vision = ["--clip-vision", folder / "clip_vision_h.safetensors"]
+    assert main(command(folder, tmp_path, *given, *vision, models=("flf2v",))) == 0
+    assert main(command(folder, tmp_path, *given, models=("flf2v",))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["preview.mp4", "preview.png"]
+
+
 def test_a_lora_of_another_kind_is_used_and_explained(folder, tmp_path, caplog):
     """An I2V 2.1 LoRA on a T2V model: its image part is named and counted."""
     arguments = command(folder, tmp_path, models=("high",))
@@ -215,12 +251,27 @@ def test_a_lora_of_another_kind_is_used_and_explained(folder, tmp_path, caplog):
     assert (tmp_path / "preview.mp4").exists()
 
 
+START = {"start_image": "start.png"}
+
+
 @pytest.mark.parametrize(
     ("models", "more", "sentence"),
     [
-        (("clip",), {}, "no CLIP vision encoder without ComfyUI"),
+        (("clip",), START, r"clip.safetensors is a Wan 2\.1 model that needs the CLIP features .* clip_vision_h"),
+        (("clip",), START | {"clip_vision": "vae.safetensors"}, r"is a Wan 2\.1 VAE; a CLIP vision encoder is needed"),
+        (("clip",), START | {"clip_vision": "none.safetensors"}, r"none\.safetensors' does not exist"),
+        (("clip",), {"clip_vision": "clip_vision_h.safetensors"}, "makes videos from images: give a start image"),
+        (
+            ("i2v",),
+            START | {"clip_vision": "clip_vision_h.safetensors"},
+            "takes no CLIP features: leave CLIP vision out",
+        ),
+        (("high",), {"clip_vision": "clip_vision_h.safetensors"}, "takes no CLIP features: leave CLIP vision out"),
+        (("flf2v",), START, "makes videos from images: give an end image"),
         (("i2v",), {}, "makes videos from images: give a start image"),
-        (("high",), {"start_image": "start.png"}, "takes no start image: leave it out"),
+        (("i2v",), {"start_image": "none.png"}, r"the start image .*none\.png does not exist"),
+        (("high",), START, "is a text-to-video model and takes no start image: leave it out"),
+        (("ti2v",), START | {"end_image": "end.png"}, "of the first frame alone and takes no end image: leave it out"),
         (("ti2v",), {}, "width is 48, but this model needs a multiple of 32"),
         (("high", "i2v"), {}, "are no two experts of one model"),
     ],
@@ -229,7 +280,7 @@ def test_models_that_cannot_be_previewed_are_refused_before_they_are_read(files,
     slots = ("high", "low") if len(models) > 1 else ("single",)
     names = dict(zip(slots, models, strict=True))
     more = {name: folder / value for name, value in more.items()}
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(WanTrainError, match=sentence):
         plan(files(names, names, **more), OPTIONS)
 
 
