@@ -119,7 +119,7 @@ class Follower:
             if event["event"] == "step":
                 self._trained = True
                 self._seconds.append(event["seconds"])
-            elif event["event"] == "warning":
+            elif event["event"] in ("warning", "plan"):
                 log.warning("%s: %s", self.folder.path.name, event["message"])
         if not events:
             return

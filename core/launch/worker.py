@@ -59,8 +59,8 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
         raise
     except torch.OutOfMemoryError as error:
         message = (
-            "the GPU ran out of memory: use fewer frames, a smaller size, batch_size 1, or turn checkpointing on; "
-            "the last checkpoint is kept."
+            "the GPU ran out of memory: use fewer frames, a smaller size, batch_size 1, or for the base a smaller precision "
+            "or streamed_blocks; the last checkpoint is kept."
         )
         events.write("error", message=message)
         raise RunError(message) from error

@@ -78,7 +78,7 @@ class RunHistory:
             self.losses[int(event["step"])] = float(event["loss"])
         elif kind == "validation":
             self.validation[int(event["step"])] = float(event["loss"])
-        elif kind == "warning":
+        elif kind in ("warning", "plan"):
             if event["message"] not in self.warnings:
                 self.warnings.append(event["message"])
         elif kind == "status":

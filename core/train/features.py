@@ -43,15 +43,17 @@ class Features:
 
 
 def apply_features(
-    model: WanTransformer, job: Job, device: torch.device, *, tell: Tell, scratch: Path | None
+    model: WanTransformer, job: Job, device: torch.device, *, tell: Tell, scratch: Path | None, again: bool = False
 ) -> Features:
     """Put the job's memory options on `model`, which carries its adapter. ConfigError for what it cannot have.
 
-    A model that is to be streamed comes in main memory, and is on `device` afterwards as far as it shall be.
+    A model that is to be streamed may come in main memory, and is on `device` afterwards as far as it shall be. With
+    `again`, a model whose features were taken off keeps its kind of attention.
     """
     options = job.memory
     compiled = options.compile != "off" and _can_compile(device, scratch, tell)
-    _set_attention(model, job, device, compiled=compiled)
+    if not again:
+        _set_attention(model, job, device, compiled=compiled)
     run_block = model.run_block
     if options.checkpointing:
         run_block = _with_recompute(model, run_block, options)
@@ -101,6 +103,7 @@ def _make_streamer(
     model: WanTransformer, options: MemoryOptions, device: torch.device, scratch: Path | None
 ) -> BlockStreamer | None:
     if not options.streamed_blocks:
+        model.blocks.to(device)  # they may have been streamed before
         return None
     if options.stream_from == "mapped" and scratch is None:
         raise ConfigError("stream_from is 'mapped', but there is no folder for the blocks: choose pinned or pageable.")

@@ -20,6 +20,7 @@ from ..flow.objective import NUM_TIMESTEPS
 from ..serial import to_dict
 from .batches import Batch, BatchSchedule, Prefetcher, make_draws
 from .events import EventReader, EventWriter
+from .fallback import Fallback
 from .job import Job
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer, load_optimizer
@@ -47,7 +48,12 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     folder.sweep()
     events.write("status", message=f"loading {Path(job.model.path).name}")
     scratch = folder.path.parent.parent / "cache"  # beside the runs
-    prepared = prepare(job, device, tell=lambda text: events.write("warning", message=text), scratch=scratch)
+
+    def tell(text: str) -> None:
+        events.write("warning", message=text)
+
+    prepared = prepare(job, device, tell=tell, scratch=scratch)
+    fallback = Fallback(job, prepared, tell=tell, scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     step = _resume(folder, events, prepared, optimizer, job.loop.steps)
     schedule = BatchSchedule(
@@ -71,6 +77,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
     )
     trainer.step = step
+    trainer.attempt = fallback.recovery(optimizer, events).attempt
     prepared.model.train()
     try:
         if should_stop():
@@ -80,7 +87,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         trainer.train()
     finally:
         batches.close()
-        prepared.features.close()
+        fallback.close()
     return save_lora(folder, job, prepared, step=trainer.step)
 
 
