@@ -24,7 +24,7 @@ from wan_train.core.memory.compile import use_compile_cache
 from wan_train.core.memory.precision.formats import Precision
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
-from wan_train.core.train.batches import TEXT_LEN, Batch, BatchSchedule, Prefetcher, make_draws
+from wan_train.core.train.batches import TEXT_LEN, BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
@@ -138,12 +138,11 @@ class Clock:
 
 def _measure(job: Job, prepared: Prepared, optimizer: torch.optim.Optimizer, task: Task) -> dict[str, Any]:
     """One clip: its steps, its memory, the kernels of one more step, and the loss on the peer's tensors."""
-    loop = job.loop
-    schedule = BatchSchedule(job.data, batch_size=1, seed=loop.seed, caption_dropout=loop.caption_dropout)
+    schedule = BatchSchedule.of(job.data, job.loop)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    batches = Prefetcher(partial(_load_drawn, job, schedule), 0, device=prepared.device, ahead=2)
+    batches = Prefetcher(partial(load_drawn, job, schedule), 0, device=prepared.device, ahead=2)
     clock = Clock()
     trainer = Trainer(
         job,
@@ -193,11 +192,6 @@ def _compare(prepared: Prepared, dump: Path) -> dict[str, float]:
     prepared.features.reset()  # no backward follows
     peer = given["loss"].item()
     return {"peer": round(peer, 6), "ours": round(loss, 6), "difference": float(f"{abs(loss - peer) / abs(peer):.2g}")}
-
-
-def _load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:
-    batch = schedule.load(index)
-    return replace(batch, draws=make_draws(job, batch, index))
 
 
 def _memory() -> dict[str, float]:

@@ -5,7 +5,7 @@ B batch, C channels, F latent frames, H W latent size, D width of the text embed
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import DatasetError
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
-from .job import DataSpec, Job, TrainSample
+from .job import DataSpec, Job, LoopOptions, TrainSample
 
 TEXT_LEN = 512
 Shape = tuple[int, int, int, int]  # C, F, H, W
@@ -115,6 +115,17 @@ class BatchSchedule:
     tokens than that, unless one sample alone has more: images then come many at a time, and long clips one by one.
     """
 
+    @classmethod
+    def of(cls, data: DataSpec, loop: LoopOptions) -> "BatchSchedule":
+        """The sequence that a run with these options trains on."""
+        return cls(
+            data,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            caption_dropout=loop.caption_dropout,
+            token_budget=loop.token_budget or None,
+        )
+
     def __init__(
         self, data: DataSpec, *, batch_size: int, seed: int, caption_dropout: float, token_budget: int | None = None
     ):
@@ -160,6 +171,12 @@ class BatchSchedule:
             for sample, drop in zip(samples, dropped.tolist(), strict=True)
         ]
         return load_batch(samples, paths, self._data.conditioning)
+
+
+def load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:
+    """Batch number `index` with its draws."""
+    batch = schedule.load(index)
+    return replace(batch, draws=make_draws(job, batch, index))
 
 
 class Prefetcher:

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
 from ..adapters.setup import adapter_state, load_adapter
 from ..flow.objective import NUM_TIMESTEPS
 from ..serial import to_dict
-from .batches import Batch, BatchSchedule, Prefetcher, make_draws
+from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
 from .fallback import Fallback
 from .job import Job
@@ -56,15 +55,9 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     fallback = Fallback(job, prepared, tell=tell, scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     step = _resume(folder, events, prepared, optimizer, job.loop.steps)
-    schedule = BatchSchedule(
-        job.data,
-        batch_size=job.loop.batch_size,
-        seed=job.loop.seed,
-        caption_dropout=job.loop.caption_dropout,
-        token_budget=job.loop.token_budget or None,
-    )
+    schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
-    batches = Prefetcher(partial(_load_drawn, job, schedule), first, device=device, ahead=2)
+    batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
     callbacks = [LogStep(events, device), Validate(events), checkpoint, StopWhen(should_stop, checkpoint)]
     trainer = Trainer(
@@ -186,11 +179,6 @@ def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
     loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma)
-
-
-def _load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:
-    batch = schedule.load(index)
-    return replace(batch, draws=make_draws(job, batch, index))
 
 
 def _resume(

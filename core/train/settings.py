@@ -147,14 +147,7 @@ def build_job(
 
 def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
     """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
-    schedule = BatchSchedule(
-        data,
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-        caption_dropout=loop.caption_dropout,
-        token_budget=loop.token_budget or None,
-    )
-    return math.ceil(epochs * schedule.batches_per_epoch / loop.gradient_accumulation)
+    return math.ceil(epochs * BatchSchedule.of(data, loop).batches_per_epoch / loop.gradient_accumulation)
 
 
 def job_warnings(job: Job) -> list[str]:

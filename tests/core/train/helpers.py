@@ -36,10 +36,7 @@ class Direct:
     """Batches without a thread."""
 
     def __init__(self, job):
-        loop = job.loop
-        self.schedule = BatchSchedule(
-            job.data, batch_size=loop.batch_size, seed=loop.seed, caption_dropout=loop.caption_dropout
-        )
+        self.schedule = BatchSchedule.of(job.data, job.loop)
 
     def get(self, index):
         return self.schedule.load(index)

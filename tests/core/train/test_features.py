@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
+from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.job import Job, LoopOptions, MemoryOptions
 from wan_train.core.train.prepare import prepare
@@ -97,9 +98,16 @@ def test_a_half_precision_base_keeps_small_gradients(job: Job):
 
 
 def test_images_come_many_at_a_time_within_the_budget(tmp_path, job: Job):
-    loop = replace(job.loop, batch_size=8, token_budget=8, steps=1)
-    alone = train(tmp_path, replace(job, loop=loop), "budget")[0]
-    assert len(alone) == 1
+    loop = replace(job.loop, batch_size=8, token_budget=8, steps=3)  # two samples have 8 tokens each, one has 6
+    one_by_one = replace(loop, batch_size=1, token_budget=0)
+    within, alone, together = (
+        train(tmp_path, replace(job, loop=options), name)[0]
+        for name, options in (("budget", loop), ("alone", one_by_one), ("free", replace(loop, token_budget=0)))
+    )
+    assert BatchSchedule.of(job.data, loop).batches_per_epoch == len(job.training_samples) == 3
+    assert BatchSchedule.of(job.data, replace(loop, token_budget=0)).batches_per_epoch == 2
+    assert within != together
+    assert len(within) == len(alone) == 3
     assert replace(job, loop=loop).key != job.key
     assert "token_budget has no effect" in " ".join(replace(job, loop=LoopOptions(token_budget=8)).warnings())
 
