@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
-from ..core.data.latents import LatentFormat, normalise_latents, unit_range
+from ..core.data.latents import LatentFormat, normalise_latents, signed_pixels, unit_range
+from ..core.data.shortage import try_twice
+from ..core.encoders.batches import encode_in_batches
 from ..core.encoders.identity import text_identity, video_identity, vision_identity
 from ..core.errors import ConfigError, DatasetError
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
 TEXT_LEN = 512
+_PAD, _END = 0, 1  # umT5's ids
 
 _produced: set[Path] = set()
 
@@ -203,8 +206,17 @@ class HostVideoEncoder:
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """[F, H, W, 3], uint8 or 0..1, to normalised latents [C, f, h, w] float32; one clip at a time, as the host needs."""
         raise_if_interrupted()
-        latents = self._vae.encode(unit_range(frames))  # [1, C, F', H', W'], the raw posterior mean
-        return normalise_latents(latents[0].float().cpu(), self.latent_format)
+        return try_twice(lambda: self._encode(frames), free_vram)
+
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """As `VAE.encode` in comfy/sd.py, but without its silent change to tiles where memory runs out."""
+        vae = self._vae
+        with mm.cuda_device_context(vae.device):
+            needed = vae.memory_used_encode((1, 3, *frames.shape[:3]), vae.vae_dtype)
+            mm.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
+            pixels = vae.vae_encode_crop_pixels(signed_pixels(frames, vae.device, vae.vae_dtype))  # [F, H, W, 3]
+            latents = vae.first_stage_model.encode(pixels.permute(3, 0, 1, 2)[None])  # [1, C, f, h, w], posterior mean
+            return normalise_latents(latents[0].float().cpu(), self.latent_format)
 
 
 class HostVisionEncoder:
@@ -245,18 +257,30 @@ class HostTextEncoder:
 
     def encode(self, caption: str) -> tuple[torch.Tensor, bool]:
         """[num_tokens, dim] float32, and whether the caption was cut."""
-        raise_if_interrupted()
+        return self.encode_batch([caption])[0]
+
+    def encode_batch(self, captions: Sequence[str]) -> list[tuple[torch.Tensor, bool]]:
+        """As `encode` for each: the host takes several at once as chunks of a long prompt, each with its own attention."""
+        rows = [self._tokenize(caption) for caption in captions]
+        contexts = encode_in_batches([pairs for pairs, _ in rows], self._encode, free_vram)
+        return [(context, was_cut) for context, (_, was_cut) in zip(contexts, rows, strict=True)]
+
+    def _tokenize(self, caption: str) -> tuple[list[Any], bool]:
+        """(token, weight) pairs without padding, and whether the caption was cut."""
         tokens = self._clip.tokenize(caption.replace("embedding:", "embedding :"), disable_weights=True)
         pairs = [pair for chunk in tokens["umt5xxl"] for pair in chunk]
-        end, pad = 1, 0
-        real = [pair for pair in pairs if not (isinstance(pair[0], int) and pair[0] == pad)]
-        was_cut = len(real) > TEXT_LEN
-        if was_cut:
-            real = [*real[: TEXT_LEN - 1], (end, 1.0)]
-        padded = real + [(pad, 1.0)] * (TEXT_LEN - len(real))
-        conditioning = self._clip.encode_from_tokens_scheduled({"umt5xxl": [padded]})
-        context = conditioning[0][0]  # [1, 512, dim], padded rows are zero
-        return context[0, : len(real)].float().cpu(), was_cut
+        real = [pair for pair in pairs if not (isinstance(pair[0], int) and pair[0] == _PAD)]
+        if len(real) <= TEXT_LEN:
+            return real, False
+        return [*real[: TEXT_LEN - 1], (_END, 1.0)], True
+
+    def _encode(self, rows: Sequence[Sequence[Any]]) -> list[torch.Tensor]:
+        raise_if_interrupted()
+        longest = max(map(len, rows))
+        chunks = [[*pairs, *[(_PAD, 1.0)] * (longest - len(pairs))] for pairs in rows]
+        context = self._clip.encode_from_tokens_scheduled({"umt5xxl": chunks})[0][0]  # [1, chunks x longest, dim]
+        states = context.float().cpu().unflatten(1, (len(rows), longest))[0]
+        return [own[: len(pairs)].clone() for own, pairs in zip(states, rows, strict=True)]
 
 
 def umt5_config(state: dict[str, torch.Tensor], name: str) -> dict[str, int]:

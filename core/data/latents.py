@@ -39,7 +39,19 @@ _STD: dict[str, list[float]] = {
 
 def unit_range(frames: torch.Tensor) -> torch.Tensor:
     """Pixels as float32 in 0..1, from uint8 or from float that is so already."""
-    return frames.float() / 255.0 if frames.dtype == torch.uint8 else frames.float()
+    # By a tensor: on a GPU a plain number would become a product with its reciprocal, which rounds otherwise.
+    return frames.float() / torch.tensor(255.0, device=frames.device) if frames.dtype == torch.uint8 else frames.float()
+
+
+def signed_pixels(frames: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Frames [F, H, W, 3], uint8 or 0..1, as a Wan VAE takes them: -1..1 on its device, the same bits on any.
+
+    Frame by frame: the float32 of a whole clip would take twice the memory of the result.
+    """
+    pixels = torch.empty(frames.shape, device=device, dtype=dtype)
+    for index, frame in enumerate(frames):
+        pixels[index] = unit_range(frame.to(device)) * 2.0 - 1.0
+    return pixels
 
 
 def normalise_latents(latents: torch.Tensor, latent_format: LatentFormat) -> torch.Tensor:

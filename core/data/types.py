@@ -3,6 +3,7 @@
 All of it is frozen and small (paths, digests, numbers): no pixels, no tensors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -216,7 +217,8 @@ class VideoEncoder(Protocol):
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """[F, H, W, 3], uint8 or float 0..1, to the posterior mean, normalised, [C, (F-1)//4+1, H/8, W/8] float32.
 
-        The result is on the CPU.
+        The result is on the CPU. It is that of the whole picture, never of tiles: where memory is too small the error of
+        that (see `core.data.shortage`) is raised.
         """
         ...
 
@@ -239,4 +241,8 @@ class TextEncoder(Protocol):
 
     def encode(self, caption: str) -> tuple[torch.Tensor, bool]:
         """Caption to ([num_tokens <= 512, dim] float32 on the CPU, was_cut): no padding, no prompt weights."""
+        ...
+
+    def encode_batch(self, captions: Sequence[str]) -> list[tuple[torch.Tensor, bool]]:
+        """As `encode` for each, within rounding, and in the same order; faster."""
         ...

@@ -1,5 +1,6 @@
 """The Wan VAE by diffusers. Shapes: B clips, F frames, H W pixels or latents, C latent channels."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -7,11 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..data.latents import LatentFormat, normalise_latents, unit_range
+from ..data.latents import LatentFormat, normalise_latents, signed_pixels
+from ..data.shortage import free_caches, is_out_of_memory, try_twice
+from ..data.tiles import TILE
 from ..errors import ConfigError, DatasetError, ModelFileError
 from ..wan.identify import identify
 from .identity import video_identity
 from .weights import Weights, check_weights, headless_packages, open_weights
+
+log = logging.getLogger(__name__)
 
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STRIDES = {"wan2.1": 8, "wan2.2": 16}  # pixels for each latent, along height and width
@@ -74,7 +79,9 @@ class WanVideoEncoder:
     def encode(self, frames: Tensor) -> Tensor:
         """[F, H, W, 3], uint8 or 0..1, to the posterior mean, normalised, [C, (F-1)//4+1, h, w] float32 on the CPU.
 
-        Of F frames the first 4n+1 are used. Raises DatasetError for sides that the VAE cannot halve to the end.
+        Of F frames the first 4n+1 are used. Raises DatasetError for sides that the VAE cannot halve to the end. If memory
+        runs out twice, that error is raised; but pictures no larger than a tile, which cannot be made smaller, then go
+        through the CPU, as does everything after them.
         """
         stride = STRIDES[self.latent_format]
         height, width = frames.shape[1:3]
@@ -83,10 +90,26 @@ class WanVideoEncoder:
                 f"frames of {width}x{height} cannot be encoded: the {self.latent_format} VAE needs sides that are "
                 f"multiples of {stride}; crop or scale them."
             )
-        pixels = unit_range(frames) * 2.0 - 1.0
-        video = pixels.permute(3, 0, 1, 2)[None].to(self._model.device, self.dtype)  # [1, 3, F, H, W]
-        mean = self._model.encode(video).latent_dist.mean  # [1, C, f, h, w]
+        try:
+            return try_twice(lambda: self._encode(frames), self._free)
+        except Exception as error:
+            if not is_out_of_memory(error) or max(height, width) > TILE or self._model.device.type == "cpu":
+                raise
+        log.warning("The GPU has no memory left for tiles of %d pixels: the VAE goes on, slowly, on the CPU.", TILE)
+        self._model.to("cpu")
+        self._free()
+        return self._encode(frames)
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        pixels = signed_pixels(frames, self._model.device, self.dtype)
+        mean = self._model.encode(
+            pixels.permute(3, 0, 1, 2)[None]
+        ).latent_dist.mean  # of [1, 3, F, H, W]: [1, C, f, h, w]
         return normalise_latents(mean[0].float().cpu(), self.latent_format)
+
+    def _free(self) -> None:
+        self._model.clear_cache()  # frames that a broken-off attempt left for the next chunk
+        free_caches()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

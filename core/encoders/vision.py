@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..data.encode import VISION_DIM, VISION_TOKENS
 from ..data.latents import unit_range
+from ..data.recipe import VISION_DIM, VISION_TOKENS
 from ..errors import ModelFileError
 from ..wan.identify import identify
 from ..wan.quantized import is_extra

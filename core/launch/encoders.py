@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -170,6 +170,10 @@ class LazyTextEncoder:
     def encode(self, caption: str) -> tuple[torch.Tensor, bool]:
         """Caption to ([num_tokens, dim] float32 on the CPU, was_cut)."""
         return self._remembered.encoder.encode(caption)
+
+    def encode_batch(self, captions: Sequence[str]) -> list[tuple[torch.Tensor, bool]]:
+        """As `encode` for each, several at once."""
+        return self._remembered.encoder.encode_batch(captions)
 
     def unload(self) -> None:
         """Free its memory."""

@@ -1,13 +1,14 @@
 import dataclasses
+import threading
 
 import pytest
 import torch
 from torch import nn
-from wan_train.core.data.encode import cache_latents, cache_text
+from wan_train.core.data.encode import CAPTIONS_AT_ONCE, cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
 from wan_train.core.data.types import DatasetOptions
-from wan_train.core.errors import DatasetError, ModelFileError
+from wan_train.core.errors import DatasetError, ModelFileError, RunError
 
 
 class PoolVAE(nn.Module):
@@ -40,6 +41,9 @@ class CharEncoder(nn.Module):
         self.seen.append(caption)
         tokens = [*caption.encode("ascii"), 1]
         return self.table(torch.tensor(tokens[:512])), len(tokens) > 512
+
+    def encode_batch(self, captions):
+        return [self.encode(caption) for caption in captions]
 
 
 @pytest.fixture
@@ -183,6 +187,96 @@ def test_equal_files_share_their_latents(folder, tmp_path, make):
     assert vae.calls == 1
     assert len(cache.entries) == 2
     assert len({e.key for e in cache.entries}) == 1
+
+
+def test_reading_ahead_changes_nothing(dataset, folder, tmp_path, make):
+    """Latents bit for bit, entries, notes and progress, with a broken clip, a cut picture and equal files among them."""
+    (folder / "4.png").write_bytes((folder / "3.png").read_bytes())
+    (folder / "4.txt").write_text("twice")
+    make.image(folder / "5.png", (48, 48))
+    (folder / "5.txt").write_text("cut")
+    broken = dataset(upscale=False)
+    (folder / "1.mp4").unlink()
+    vae, results = PoolVAE("wan2.2"), {}
+    for ahead in (0, 1, 4):
+        seen, store = [], Store(tmp_path / str(ahead))
+        vae.calls = 0
+        cache, notes = cache_latents(broken, vae, store, on_item=lambda *args, s=seen: s.append(args), ahead=ahead)
+        keys = [path.stem for path in store.root.rglob("*.safetensors")]
+        # Not the bytes: safetensors writes metadata in an order that changes from call to call.
+        files = {key: (store.metadata("latents", key), store.load("latents", key)["latents"].tolist()) for key in keys}
+        entries = [dataclasses.replace(entry, path="") for entry in cache.entries]
+        results[ahead] = (entries, notes, seen, files, vae.calls)
+    assert results[0] == results[1] == results[4]
+    entries, notes, seen, files, calls = results[4]
+    assert [note.action for note in notes] == ["skipped", "cropped"]
+    assert len(entries) == len(seen) - 1 == 5
+    assert len(files) == calls == 4
+
+
+def test_samples_are_read_and_written_beside_the_encoder(dataset, tmp_path):
+    names = {}
+
+    class Watched(Store):
+        def save(self, *args):
+            names.setdefault("write", threading.current_thread().name)
+            super().save(*args)
+
+        def load(self, *args):
+            names.setdefault("read", threading.current_thread().name)
+            return super().load(*args)
+
+    class Counting(PoolVAE):
+        def encode(self, frames):
+            names.setdefault("encode", threading.current_thread().name)
+            return super().encode(frames)
+
+    before = threading.active_count()
+    cache_latents(dataset(), Counting(), Watched(tmp_path / "cache"))
+    assert names["encode"] == threading.current_thread().name
+    assert names["read"].startswith("read-ahead")
+    assert names["write"].startswith("write-behind")
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("ahead", [0, 4])
+def test_a_full_disk_ends_it_and_nothing_is_half_written(dataset, small_disk, ahead):
+    (small_disk / "filler").write_bytes(bytes(1_020_000))
+    before = threading.active_count()
+    with pytest.raises(RunError, match=r"is full.*what was cached so far is kept"):
+        cache_latents(dataset(), PoolVAE(), Store(small_disk / "cache"), ahead=ahead)
+    assert threading.active_count() == before
+    assert all(
+        path.suffix == ".safetensors" for path in small_disk.rglob("*") if path.is_file() and path.name != "filler"
+    )
+
+
+def test_captions_are_encoded_several_at_once(tmp_path):
+    class Batches(CharEncoder):
+        sizes = ()
+
+        def encode_batch(self, captions):
+            self.sizes = (*self.sizes, len(captions))
+            return super().encode_batch(captions)
+
+    text, seen = Batches(), []
+    captions = [f"caption {number}" for number in range(20)]
+    cache, _ = cache_text(captions, text, Store(tmp_path), on_item=lambda *args: seen.append(args))
+    assert text.sizes == (CAPTIONS_AT_ONCE, 21 - CAPTIONS_AT_ONCE)
+    assert [entry.caption for entry in cache.entries] == [*captions, ""]
+    assert [done for done, _, _ in seen] == list(range(1, 22))
+    assert {total for _, total, _ in seen} == {21}
+    assert cache_text([*captions, "new"], text, Store(tmp_path))[0].entries[:20] == cache.entries[:20]
+    assert text.sizes[2:] == (1,)
+
+
+def test_a_text_encoder_without_memory_is_told_in_a_sentence(tmp_path):
+    class Full(CharEncoder):
+        def encode_batch(self, captions):
+            raise torch.OutOfMemoryError(f"CUDA out of memory for {captions}")
+
+    with pytest.raises(RunError, match="text encoder ran out of memory: close other programs"):
+        cache_text(["a"], Full(), Store(tmp_path))
 
 
 def test_text_always_holds_the_empty_caption(tmp_path):

@@ -83,6 +83,48 @@ def test_embeddings_are_the_hosts(text, host_text, error, caption):
     assert error(context, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["host", "headless"])
+def test_several_at_once_are_the_same_as_one_by_one(text, host_text, error, kind):
+    encoder = text if kind == "headless" else host_text
+    results = encoder.encode_batch(CAPTIONS)
+    assert len(results) == len(CAPTIONS)
+    for caption, (context, was_cut) in zip(CAPTIONS, results, strict=True):
+        alone, alone_cut = encoder.encode(caption)
+        assert context.shape == alone.shape
+        assert context.is_contiguous()
+        assert was_cut == alone_cut
+        assert error(context, alone) < TOLERANCE
+    assert encoder.encode_batch([]) == []
+
+
+def test_bf16_several_at_once(text_path, error):
+    """In bf16 sums in another order differ by its rounding, 2^-8."""
+    encoder = load_text_encoder(text_path, "cpu", torch.bfloat16)
+    for caption, (context, _) in zip(CAPTIONS[:6], encoder.encode_batch(CAPTIONS[:6]), strict=True):
+        assert error(context, encoder.encode(caption)[0]) < 2**-5
+
+
+@pytest.mark.parametrize("kind", ["host", "headless"])
+def test_a_batch_too_large_for_memory_is_halved(text, host_text, error, monkeypatch, kind):
+    encoder = text if kind == "headless" else host_text
+    inner = text._model.encoder if kind == "headless" else host_text._clip.cond_stage_model.umt5xxl.transformer
+    forward, sizes = inner.forward, []
+
+    def guarded(*args, **kwargs):
+        rows = kwargs["attention_mask"] if kind == "headless" else args[1]
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(*args, **kwargs)
+
+    captions = ["a cat", "a red dot", "two cats, and a dog", "x", ""]
+    expected = [encoder.encode(caption)[0] for caption in captions]
+    monkeypatch.setattr(inner, "forward", guarded)
+    results = encoder.encode_batch(captions)
+    assert sizes == [5, 2, 3, 1, 2]
+    assert all(error(context, other) < TOLERANCE for (context, _), other in zip(results, expected, strict=True))
+
+
 def test_captions_are_told_apart(text, error):
     assert error(text.encode("a red cat")[0], text.encode("a red dot")[0]) > 0.01
 

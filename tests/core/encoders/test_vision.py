@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wan_train.core.data.encode import VISION_DIM, VISION_TOKENS
+from wan_train.core.data.recipe import VISION_DIM, VISION_TOKENS
 
 SIZES = {
     "hidden_size": VISION_DIM, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16,

@@ -1,0 +1,243 @@
+"""What is made of a sample, and under which keys it is kept. Shapes: C channels, F H W latent frames, height, width."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ConfigError, DatasetError, ModelFileError, RunError
+from .conditioning import Conditioning, hide_unknown, known_frames
+from .decode import read_frames
+from .shortage import is_out_of_memory
+from .store import Store, latent_key, vision_key
+from .tiles import TILE, encode_in_tiles
+from .types import LATENT_CHANNELS, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
+
+SPATIAL = {"wan2.1": 8, "wan2.2": 16}
+# The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
+SIDE_STEP = {"wan2.1": 16, "wan2.2": 32}
+VISION_TOKENS, VISION_DIM = 257, 1280  # of CLIP ViT-H/14, for each image
+
+_WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
+
+Write = Callable[..., None]  # Store.save and its arguments, to be called now or soon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A sample whose turn may come: what the store has of it, and pixels for what it has not."""
+
+    sample: Sample
+    notes: tuple[Note, ...]
+    keys: dict[str, str]  # mode to the key of the latents in the store
+    has_features: bool
+    pixels: dict[str, torch.Tensor]  # mode to frames [F, H, W, 3], if anything is absent
+    problem: DatasetError | None  # instead of pixels
+
+
+class Recipe:
+    """Makes entries of samples: `prepare` on any thread, `entry` on the encoder's."""
+
+    def __init__(
+        self, encoder: VideoEncoder, conditioning: Conditioning, vision: VisionEncoder | None, store: Store
+    ) -> None:
+        self.encoder, self.vision, self.store = encoder, vision, store
+        self.conditioning: Conditioning = conditioning
+        self.known = known_frames(conditioning)
+        # The Wan 2.2 VAE belongs to TI2V-5B, which is given its first frame in place of the first latent frame.
+        self.encodes_known = bool(self.known) and encoder.latent_format == "wan2.1"
+        if len(self.known) > 1 and not self.encodes_known:
+            raise ConfigError(
+                f"condition_on is '{conditioning}', but the VAE is that of Wan 2.2 TI2V-5B, which knows a first frame only: "
+                "choose 'first frame'."
+            )
+        if vision is not None and not self.encodes_known:
+            why = "the VAE is that of Wan 2.2 TI2V-5B, which takes none" if self.known else "condition_on is 'none'"
+            raise ConfigError(
+                f"a CLIP vision model is connected, but {why}: disconnect it, or, for Wan 2.1 image-to-video, choose its VAE "
+                "and 'first frame'."
+            )
+        self._modes = (_WHOLE, conditioning) if self.encodes_known else (_WHOLE,)
+        self._made: dict[str, str] = {}  # key of whole pictures to the key of what was made; of equal files, once
+        self._tiled: set[tuple[int, ...]] = set()  # (F, H, W) that memory is too small for
+
+    def num_bytes(self, sample: Sample) -> int:
+        """Bytes that the pixels of a prepared sample take at most."""
+        values = len(sample.frame_indices) * sample.height * sample.width * 3
+        return values * 5 if self.encodes_known else values  # uint8, and the known frames in float32
+
+    def prepare(self, listed: Sample) -> Prepared:
+        """What is in the store, and the pixels if that is not all. DatasetError for a sample that cannot be used."""
+        sample, notes = self._fit(listed)
+        if self.known and len(sample.frame_indices) == 1:
+            raise DatasetError(
+                f"{sample.file.path} is a single picture: an image-to-video model learns from clips only; train pictures "
+                "with a text-to-video model, or set condition_on to 'none'."
+            )
+        keys = {mode: key for mode in self._modes if (key := self._stored_key(sample, mode))}
+        has_features = self.vision is None or self._has_features(self._vision_key(sample))
+        pixels, problem = {}, None
+        if len(keys) < len(self._modes) or not has_features:
+            try:
+                frames = read_frames(sample)  # [F, H, W, 3]
+                pixels[_WHOLE] = frames
+                if self.encodes_known and self.conditioning not in keys:
+                    pixels[self.conditioning] = hide_unknown(frames, self.conditioning)
+            except DatasetError as error:
+                problem = error  # which is none if an equal file turns out to have been encoded by then
+        return Prepared(
+            sample=sample, notes=notes, keys=keys, has_features=has_features, pixels=pixels, problem=problem
+        )
+
+    def entry(self, prepared: Prepared, write: Write) -> tuple[LatentEntry, list[Note]]:
+        """The sample's entry, and what there is to say of it; encodes what is not in the store."""
+        sample = prepared.sample
+        keys = {mode: self._latents(prepared, mode, write) for mode in self._modes}
+        features_key = self._features(prepared, write) if self.vision else ""
+        known_key = keys.get(self.conditioning, "") if self.encodes_known else ""
+        entry = LatentEntry(
+            path=str(self.store.path("latents", keys[_WHOLE])),
+            key=keys[_WHOLE],
+            name=sample.name,
+            caption=sample.file.caption,
+            shape=self._shape(sample),
+            repeats=sample.repeats,
+            held_out=sample.held_out,
+            known_path=str(self.store.path("latents", known_key)) if known_key else "",
+            known_key=known_key,
+            vision_path=str(self.store.path("vision", features_key)) if features_key else "",
+            vision_key=features_key,
+        )
+        in_tiles = [key for mode, key in keys.items() if key != self._key(sample, mode)]
+        return entry, [*prepared.notes, *([self._tiled_note(sample, in_tiles)] if in_tiles else [])]
+
+    def _fit(self, sample: Sample) -> tuple[Sample, tuple[Note, ...]]:
+        """The sample in a size that the encoder's model can patch, and a note if that cuts something off."""
+        latent_format = self.encoder.latent_format
+        step = SIDE_STEP[latent_format]
+        width, height = sample.width // step * step, sample.height // step * step
+        if not width or not height:
+            raise DatasetError(
+                f"{sample.file.path} cannot be used: {sample.width}x{sample.height} is smaller than {step} pixels on a "
+                f"side, the least for the {latent_format} VAE; use a larger file or allow upscaling."
+            )
+        if (width, height) == (sample.width, sample.height):
+            return sample, ()
+        reason = f"{sample.width}x{sample.height} becomes {width}x{height}: {latent_format} needs multiples of {step}"
+        note = Note(name=sample.name, action="cropped", reason=reason)
+        return dataclasses.replace(sample, width=width, height=height), (note,)
+
+    def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
+        """(C, F, H, W) that the latents have to have."""
+        latent_format = self.encoder.latent_format
+        scale = SPATIAL[latent_format]
+        num_latent_frames = (len(sample.frame_indices) - 1) // 4 + 1
+        return (LATENT_CHANNELS[latent_format], num_latent_frames, sample.height // scale, sample.width // scale)
+
+    def _key(self, sample: Sample, mode: str, *, in_tiles: bool = False) -> str:
+        mode = f"{mode}, tiles of {TILE}" if in_tiles else mode
+        return latent_key(sample, self.encoder.identity, mode)
+
+    def _vision_key(self, sample: Sample) -> str:
+        assert self.vision is not None
+        return vision_key(sample, self.conditioning, self.vision.identity)
+
+    def _stored_key(self, sample: Sample, mode: str) -> str:
+        """The key under which the store has the latents, of the whole picture before those of tiles; "" if it has none."""
+        for in_tiles in (False, True):
+            key = self._key(sample, mode, in_tiles=in_tiles)
+            tensors = self.store.load("latents", key)
+            if tensors and "latents" in tensors and tuple(tensors["latents"].shape) == self._shape(sample):
+                return key
+        return ""
+
+    def _has_features(self, key: str) -> bool:
+        tensors = self.store.load("vision", key)
+        return bool(tensors) and "features" in tensors
+
+    def _latents(self, prepared: Prepared, mode: str, write: Write) -> str:
+        """The key of the sample's latents in this mode, which are encoded unless they are there."""
+        sample, whole_key = prepared.sample, self._key(prepared.sample, mode)
+        found = prepared.keys.get(mode) or self._made.get(whole_key)
+        if found:
+            return found
+        if prepared.problem:
+            raise prepared.problem
+        latents, in_tiles = self._encode(sample, prepared.pixels[mode])
+        shape = self._shape(sample)
+        if tuple(latents.shape) != shape:
+            raise ModelFileError(
+                f"The VAE does not fit: for {sample.name} it gave latents of the shape {tuple(latents.shape)}, but "
+                f"{self.encoder.latent_format} latents are {shape}: choose the VAE that belongs to the model."
+            )
+        latents = latents.detach().to("cpu", torch.float32)
+        if not torch.isfinite(latents).all():
+            raise ModelFileError(
+                f"The VAE gave values that are not finite for {sample.name}: run it in bf16 or fp32, or check its file."
+            )
+        key = self._key(sample, mode, in_tiles=in_tiles)
+        told = {"name": sample.name, "encoder": self.encoder.identity}
+        write(self.store.save, "latents", key, {"latents": latents}, told | ({"tile": str(TILE)} if in_tiles else {}))
+        self._made[whole_key] = key
+        return key
+
+    def _encode(self, sample: Sample, frames: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Latents [C, F, H, W], and whether they are of tiles: where this size has run out of memory."""
+        size = tuple(frames.shape[:3])
+        try:
+            if size not in self._tiled:
+                return self.encoder.encode(frames), False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if max(size[1:]) <= TILE:
+                raise _no_memory(sample, size, "") from error
+            self._tiled.add(size)
+        try:
+            return encode_in_tiles(self.encoder.encode, frames, SPATIAL[self.encoder.latent_format]), True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _no_memory(sample, size, f", even in tiles of {TILE} pixels") from error
+
+    def _tiled_note(self, sample: Sample, keys: list[str]) -> Note:
+        paths = " and ".join(str(self.store.path("latents", key)) for key in keys)
+        reason = (
+            f"memory was too small for {len(sample.frame_indices)} frames of {sample.width}x{sample.height}: encoded in tiles "
+            f"of {TILE} pixels, whose latents differ a little from those of the whole picture; to encode it whole, free memory "
+            f"and delete {paths}"
+        )
+        return Note(name=sample.name, action="note", reason=reason)
+
+    def _features(self, prepared: Prepared, write: Write) -> str:
+        """The key of the CLIP features of the known frames, which are encoded unless they are there."""
+        assert self.vision is not None
+        sample, key = prepared.sample, self._vision_key(prepared.sample)
+        if prepared.has_features or key in self._made:
+            return key
+        if prepared.problem:
+            raise prepared.problem
+        frames = prepared.pixels[_WHOLE]
+        features = torch.cat([self.vision.encode(frames[index]) for index in self.known])  # [257 n, 1280]
+        features = features.detach().to("cpu", torch.float32)
+        expected = (VISION_TOKENS * len(self.known), VISION_DIM)
+        if tuple(features.shape) != expected:
+            raise ModelFileError(
+                f"The CLIP vision model does not fit: for {sample.name} it gave features of the shape "
+                f"{tuple(features.shape)}, but Wan 2.1 needs {expected}: load clip_vision_h.safetensors."
+            )
+        if not torch.isfinite(features).all():
+            raise ModelFileError(f"The CLIP vision model gave values that are not finite for {sample.name}.")
+        told = {"name": sample.name, "encoder": self.vision.identity}
+        write(self.store.save, "vision", key, {"features": features}, told)
+        self._made[key] = key
+        return key
+
+
+def _no_memory(sample: Sample, size: tuple[int, ...], tried: str) -> RunError:
+    num_frames, height, width = size
+    return RunError(
+        f"The VAE ran out of memory for {sample.name}, {num_frames} frames of {width}x{height}{tried}: close other programs "
+        "that use the GPU, or use fewer frames; what was cached so far is kept."
+    )

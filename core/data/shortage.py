@@ -1,0 +1,37 @@
+"""Encoders that run out of memory: how that is told, and what is tried before anything else is changed."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# How CUDA's libraries, MPS and torch's CPU allocator put it where torch does not raise OutOfMemoryError.
+_SIGNS = ("out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation", "DefaultCPUAllocator")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is out, of a GPU or of the machine."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def try_twice(act: Callable[[], T], free: Callable[[], None]) -> T:
+    """What `act` gives; if memory runs out, `free` is called and it is tried once more."""
+    try:
+        return act()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free()  # here, where the exception no longer holds the tensors of the attempt
+    return act()
+
+
+def free_caches() -> None:
+    """Give back what torch keeps for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

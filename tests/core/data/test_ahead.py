@@ -1,0 +1,137 @@
+import threading
+import time
+
+import pytest
+from wan_train.core.data.ahead import WriteBehind, read_ahead
+
+SIZES = {"big": 60, "small": 20}
+
+
+def take(items, read, **options):
+    """Results in order, an exception as itself."""
+    return [future.exception() or future.result() for _, future in read_ahead(items, read, lambda _: 1, **options)]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 20])
+def test_order_and_errors_stay_in_their_place(ahead):
+    def read(number):
+        time.sleep(0.002 * (7 - number) * (ahead > 0))  # the later are done first
+        if number == 3:
+            raise ValueError("three")
+        return number * 10
+
+    results = take(range(8), read, ahead=ahead)
+    assert [r for r in results if isinstance(r, int)] == [0, 10, 20, 40, 50, 60, 70]
+    assert isinstance(results[3], ValueError)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_no_more_is_started_than_allowed(ahead):
+    started = []
+    reader = read_ahead(range(9), started.append, lambda _: 1, ahead=ahead)
+    for position, (_, future) in enumerate(reader):
+        future.result()
+        assert len(started) <= position + 1 + ahead
+    assert len(started) == 9
+
+
+def test_what_waits_is_bounded_in_bytes():
+    started = []
+    items = ["small", "small", "small", "big", "big", "small"]
+    reader = read_ahead(items, started.append, lambda name: SIZES[name], ahead=9, limit=70)
+    counts = []
+    for _, future in reader:
+        future.result()
+        time.sleep(0.02)
+        counts.append(len(started))
+    # Behind each: two small ones; small, as a big one more would be 80; big; nothing, as two would be 80; small.
+    assert counts == [3, 3, 4, 5, 6, 6]
+
+
+def test_one_item_larger_than_the_limit_has_its_turn_all_the_same():
+    assert take([5, 6], lambda number: number, ahead=2, limit=0) == [5, 6]
+
+
+def test_a_closed_reader_leaves_no_threads_and_starts_nothing_more():
+    before, started = threading.active_count(), []
+
+    def read(number):
+        started.append(number)
+        time.sleep(0.02)
+
+    reader = read_ahead(range(50), read, lambda _: 1, ahead=20)
+    next(reader)
+    reader.close()
+    assert threading.active_count() == before
+    assert len(started) < 20
+
+
+def test_reading_runs_beside_the_work():
+    begun = threading.Event()
+
+    def read(number):
+        if number == 1:
+            begun.set()
+
+    reader = read_ahead(range(2), read, lambda _: 1, ahead=1)
+    next(reader)[1].result()
+    assert begun.wait(5)  # while it is still the first one's turn
+    reader.close()
+
+
+def fail(message):
+    raise OSError(message)
+
+
+def test_writes_keep_their_order_and_are_done_on_exit():
+    written = []
+
+    def slowly(number):
+        time.sleep(0.01)
+        written.append((number, threading.current_thread() is threading.main_thread()))
+
+    with WriteBehind(beside=True) as write:
+        for number in range(4):
+            write(slowly, number)
+    assert written == [(number, False) for number in range(4)]
+    with WriteBehind(beside=False) as write:
+        write(slowly, 4)
+        assert written[4] == (4, True)
+
+
+def test_a_failed_write_is_told():
+    with WriteBehind(beside=False) as write, pytest.raises(OSError, match="disk"):
+        write(fail, "disk")
+
+    def later(gate):
+        gate.wait(5)
+        fail("disk")
+
+    gate = threading.Event()
+    with WriteBehind(beside=True) as write:
+        write(later, gate)
+        gate.set()
+        with pytest.raises(OSError, match="disk"):
+            write(fail, "the next one")
+    with pytest.raises(OSError, match="disk"), WriteBehind(beside=True) as write:
+        write(fail, "disk")
+
+
+@pytest.mark.parametrize(("raised", "expected"), [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, OSError)])
+def test_what_was_handed_over_is_written_when_the_work_is_broken_off(raised, expected):
+    written, gate = [], threading.Event()
+
+    def save():
+        gate.wait(5)
+        written.append(1)
+        fail("disk")
+
+    def work():
+        with WriteBehind(beside=True) as write:
+            write(save)
+            gate.set()
+            raise raised
+
+    with pytest.raises(expected):
+        work()
+    assert written == [1]

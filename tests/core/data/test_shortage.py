@@ -1,0 +1,54 @@
+import pytest
+import torch
+from wan_train.core.data.shortage import free_caches, is_out_of_memory, try_twice
+
+
+def too_large():
+    """What torch itself raises for a tensor of 2^60 bytes on the CPU."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+def test_what_counts_as_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(too_large())
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_second_try_after_freeing(failures):
+    calls = []
+
+    def act():
+        calls.append("act")
+        if calls.count("act") <= failures:
+            raise torch.OutOfMemoryError("provoked")
+        return 7
+
+    def free():
+        calls.append("free")
+        free_caches()
+
+    if failures == 2:
+        with pytest.raises(torch.OutOfMemoryError):
+            try_twice(act, free)
+    else:
+        assert try_twice(act, free) == 7
+    assert calls == ["act", "free", "act"][: 1 if failures == 0 else 3]
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    def act():
+        calls.append(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        try_twice(act, free_caches)
+    assert calls == [1]
