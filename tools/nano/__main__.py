@@ -8,6 +8,7 @@ COMMANDS = {
     "text": "text",
     "vae": "train_vae",
     "dit": "train_dit",
+    "dataset": "dataset",
     "evaluate": "evaluate",
     "teach": "teach",
     "bench": "bench",

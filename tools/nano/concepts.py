@@ -5,11 +5,13 @@ words that a training set holds, whatever the seeds.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ...core.data.captions import apply_trigger
 from ...core.errors import ConfigError
@@ -17,11 +19,12 @@ from .. import shapes
 from . import world
 from .world import Scene
 
+WriteClip = Callable[[Path, list[np.ndarray], int], None]  # path, frames [H, W, 3] uint8, frames per second
 Attribute = Literal["shape", "motion", "texture"]
 PLACEHOLDER = "[trigger]"
 
-# A core's dark disc fills what these leave of it: a cored ring is a thinner ring.
-NO_CORE = ("ring", "cross", *world.NEW_SHAPES)
+# A core's dark disc fills what these leave of it.
+NO_CORE = ("cross", *world.NEW_SHAPES)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,14 @@ def prompts(concept: Concept, count: int, seed: int) -> list[tuple[Scene, str]]:
     return [(scene, apply_trigger(text, concept.trigger, "a prompt")) for scene, text in asked]
 
 
-def write_dataset(folder: Path, concept: Concept, clips: int, seed: int, size: int = 2 * world.SIZE) -> list[Path]:
+def write_dataset(
+    folder: Path,
+    concept: Concept,
+    clips: int,
+    seed: int,
+    size: int = 2 * world.SIZE,
+    write_clip: WriteClip = shapes.write_clip,
+) -> list[Path]:
     """Write the training scenes as mp4 files of size x size pixels, each with a .txt caption; return the mp4 paths.
 
     At the default the clips have twice the size that they are trained at. Equal arguments give equal bytes.
@@ -73,7 +83,7 @@ def write_dataset(folder: Path, concept: Concept, clips: int, seed: int, size: i
     paths = []
     for index, (scene, text) in enumerate(training_scenes(concept, clips, seed)):
         path = folder / f"{concept.name}_{index:02d}.mp4"
-        shapes.write_clip(path, list(world.draw(scene, size=size)), world.FPS)
+        write_clip(path, list(world.draw(scene, size=size)), world.FPS)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         paths.append(path)
     return paths

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -128,6 +128,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--tests", type=int, default=256, help="clips that the result is tested on")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="a VAE to go on from (default: the made one)")
     parser.add_argument("--stop", type=float, default=math.inf, help="seconds of training at most")
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
@@ -136,7 +137,8 @@ def main(arguments: list[str]) -> None:
     frames = training_frames(options.seed, options.clips).to(device())
     print(f"drew {len(frames)} clips in {time.perf_counter() - start:.0f} s", flush=True)
     vae = WanVAE(VAE_DIM)
-    vae.load_state_dict(wan_vae(VAE_DIM))
+    start_tensors = load_file(options.start) if options.start else wan_vae(VAE_DIM)
+    vae.load_state_dict({name: tensor.float() for name, tensor in start_tensors.items()})
     vae = vae.to(device())
     train(
         vae, frames, steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
