@@ -34,6 +34,7 @@ class Work:
     products: str  # "bf16" or "fp8"
     checkpointing: bool
     keep_attention: int  # blocks
+    keep_linears: int = 0  # blocks
 
 
 def measure_ceilings(config: WanConfig, tokens: int, *, fp8: bool) -> Rates:
@@ -65,25 +66,27 @@ def measure_copies() -> Rates:
 def roofline(work: Work, rates: Rates) -> float | None:
     """Seconds of the matrix products and of the attention alone, each at its measured rate; None if one is missing.
 
-    Products: forward, recompute, gradient of the input; the frozen weights need none. Attention: the blocks that keep
-    it do not compute it again. Left out: the adapter, all that is memory-bound, embeddings and head.
+    Products: forward, gradient of the input (the frozen weights need none), and recompute, but for the block's last one,
+    whose result no gradient needs. Blocks that keep their attention, or what their linear layers give, do not compute it
+    again. Left out: the adapter, all that is memory-bound, embeddings and head.
     """
-    config, tokens = work.config, work.tokens
-    passes = 1 + work.checkpointing
+    config, tokens, layers = work.config, work.tokens, work.config.num_layers
+    again = layers * work.checkpointing  # blocks that are computed again
+    own = f"{config.num_heads}x{tokens}"
     try:
-        products = 0.0
+        seconds = 0.0
         for inner, outer in _linear_sizes(config):
             size = f"{tokens}x{inner}x{outer}"
-            products += passes * rates[f"{work.products} forward {size}"]["s"]
-            products += rates[f"{work.products} backward {size}"]["s"]
-        recomputed = (config.num_layers - work.keep_attention) if work.checkpointing else 0
-        attention = config.num_layers * _best(rates, f"attention fwd+bwd {tokens}x{tokens}")
-        attention += recomputed * _best(rates, f"attention fwd {tokens}x{tokens}")
-        cross = _best(rates, f"attention fwd+bwd {tokens}x{config.text_len}")
-        cross += work.checkpointing * _best(rates, f"attention fwd {tokens}x{config.text_len}")
+            repeated = max(again - work.keep_linears, 0) if outer >= inner else 0
+            seconds += (layers + repeated) * rates[f"{work.products} forward {size}"]["s"]
+            seconds += layers * rates[f"{work.products} backward {size}"]["s"]
+        repeated = max(again - max(work.keep_attention, work.keep_linears), 0)
+        for keys, count in ((tokens, repeated), (config.text_len, again)):
+            seconds += layers * _best(rates, f"attention fwd+bwd {own}x{keys}")
+            seconds += count * _best(rates, f"attention fwd {own}x{keys}")
     except KeyError:
         return None
-    return config.num_layers * (products + cross) + attention
+    return seconds
 
 
 def elementwise_floor(work: Work, rates: Rates) -> float | None:
@@ -153,7 +156,7 @@ def _attention_rates(shape: Shape, keys: int) -> Rates:
             continue
         for kind, call, factor in _attention_calls(attend, shape, keys):
             flop = factor * 4.0 * shape.tokens * keys * shape.num_heads * shape.head_dim
-            rates[f"attention {kind} {shape.tokens}x{keys} {candidate.name}"] = _rate(call, flop=flop)
+            rates[f"attention {kind} {shape.num_heads}x{shape.tokens}x{keys} {candidate.name}"] = _rate(call, flop=flop)
     return rates
 
 

@@ -8,6 +8,7 @@ clips of one size follow each other. The tensors of the first step of each size 
 trainer can be given the same. MUSUBI_MODEL_SIZES, a JSON object, replaces sizes of the model's configuration (a dry run).
 """
 
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -135,6 +136,7 @@ def main() -> None:
     for name in ("av",):  # reads video files, of which there are none here
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)  # transformers asks for it
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: 0  # a default argument of its text encoder asks for it at import
     keep_order()

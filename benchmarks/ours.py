@@ -53,7 +53,7 @@ class Setting:
             if name == "clips":
                 own[name] = value.split(",")
             elif name in types and types[name] is not str:
-                memory[name] = value in ("1", "true", "yes", "on") if types[name] is bool else int(value)
+                memory[name] = value in ("1", "true", "yes", "on") if types[name] is bool else types[name](value)
             else:
                 (memory if name in types else own)[name] = value
         return from_dict(cls, {**own, "memory": memory}, "setting")
@@ -79,16 +79,18 @@ class Task:
     warmup: int = 2
     profile: bool = True
     dumps: str = ""  # folder of the peer's first steps; none: nothing is compared
+    scratch: str = ""  # folder for compiled code; none: one for each setting, so that a first start is a first start
 
 
 def run_task(task: Task) -> None:
     """Prepare once, then measure each clip, and write its row. One that does not fit into memory is passed over."""
     clips = [Clip.parse(text) for text in task.clips]
     setting = task.setting
-    job = make_job(Path(task.work) / "data", Path(task.model), clips, task.warmup + task.steps)
+    # One more step than is timed: the last report comes early, since no launches of a next step are waited for.
+    job = make_job(Path(task.work) / "data", Path(task.model), clips, task.warmup + task.steps + 1)
     model = from_dict(ModelSpec, {**to_dict(job.model), "precision": setting.precision})
     job = replace(job, model=model, memory=setting.memory)
-    scratch = Path(task.work) / "scratch" / digest(setting)  # what is compiled is kept apart, so that "cold" means it
+    scratch = Path(task.scratch) if task.scratch else Path(task.work) / "scratch" / digest(setting)
     cache = "warm" if any(use_compile_cache(scratch / "compiled").glob("*")) else "cold"
     start = time.perf_counter()
     device = resolve_device("auto")
@@ -162,7 +164,7 @@ def _measure(job: Job, prepared: Prepared, optimizer: torch.optim.Optimizer, tas
     finally:
         batches.close()
     seconds = clock.seconds()
-    timed = seconds[task.warmup :]
+    timed = seconds[task.warmup : -1]
     middle = statistics.median(timed)
     return {
         "s": round(middle, 4),

@@ -102,7 +102,14 @@ def _complete(row: Row, report: Report) -> None:
     config = MODELS[row["model"]]
     memory = row["memory"]
     products = "fp8" if row["products"] == "fp8" else "bf16"
-    work = Work(config, row["tokens"], products, memory["checkpointing"], memory["keep_attention"])
+    work = Work(
+        config,
+        row["tokens"],
+        products,
+        memory["checkpointing"],
+        memory["keep_attention"],
+        memory.get("keep_linears", 0),
+    )
     for name, value in (
         ("roofline_s", roofline(work, report["ceilings"])),
         ("elementwise_floor_s", elementwise_floor(work, report["ceilings"])),

@@ -91,18 +91,18 @@ def main() -> None:
         options.out,
         device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}",
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        versions=_versions(),
+        versions=versions(),
         command="python benchmarks/speed.py " + shlex.join(sys.argv[1:]),
     )
-    work = _work_folder(options.work)
+    work = work_folder(options.work)
     model = work / f"random-{options.model}-{options.weights}.safetensors"
     if not model.exists():
-        _apart("the random checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
+        apart("the random checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
     if options.musubi is not None:
         measure_musubi(options, report, work, model)
     if not options.no_ceilings:
         fp8 = any(setting.precision == "fp8_compute" for setting in settings)
-        _apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, clips, fp8)
+        apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, clips, fp8)
         report["ceilings"] |= json.loads((work / "ceilings.json").read_text())
         write_report(options.out, report)
     for number, setting in enumerate(settings):
@@ -174,11 +174,11 @@ def _rows_apart(task: Task, limit: float) -> list[dict[str, Any]]:
     """The rows of a task, which are those done so far where it failed."""
     out = Path(task.out)
     out.unlink(missing_ok=True)
-    _apart(task.setting.plan, run_task, task, limit=limit, must=False)
+    apart(task.setting.plan, run_task, task, limit=limit, must=False)
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def _apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
+def apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
     """Call a function in a new process, so that the GPU's memory is free again afterwards."""
     start = time.perf_counter()
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
@@ -193,14 +193,14 @@ def _apart(what: str, function: Callable[..., None], *arguments: Any, limit: flo
         sys.exit(1)
 
 
-def _work_folder(wanted: Path | None) -> Path:
+def work_folder(wanted: Path | None) -> Path:
     memory = Path("/dev/shm")
     folder = wanted or (memory / "wan-speed" if memory.is_dir() else Path(tempfile.gettempdir()) / "wan-speed")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
     if torch.backends.cudnn.is_available():
         found["cudnn"] = str(torch.backends.cudnn.version())

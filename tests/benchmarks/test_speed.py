@@ -114,11 +114,12 @@ def test_the_roofline_is_the_sum_of_the_measured_times():
     sizes = ("8x128x128", "8x128x256", "8x256x128")
     rates = {f"bf16 {way} {size}": {"s": 1.0} for way in ("forward", "backward") for size in sizes}
     for keys in (8, 512):
-        rates |= {f"attention fwd {8}x{keys} a": {"s": 1.0}, f"attention fwd+bwd {8}x{keys} a": {"s": 3.0}}
-    rates["attention fwd 8x8 b"] = {"s": 0.5}  # a faster one
+        rates |= {f"attention fwd 1x8x{keys} a": {"s": 1.0}, f"attention fwd+bwd 1x8x{keys} a": {"s": 3.0}}
+    rates["attention fwd 1x8x8 b"] = {"s": 0.5}  # a faster one
     work = Work(config, 8, "bf16", True, 4)
-    # A block: 8 products in 3 passes, cross-attention 4, self-attention 3; 6 blocks compute that again.
-    assert roofline(work, rates) == pytest.approx(10 * (24 + 4 + 3) + 6 * 0.5)
+    # A block: 8 products in 2 passes, 7 of them once more, cross-attention 4, self-attention 3; 6 compute that again.
+    assert roofline(work, rates) == pytest.approx(10 * (16 + 7 + 4 + 3) + 6 * 0.5)
+    assert roofline(Work(config, 8, "bf16", True, 4, 5), rates) == pytest.approx(10 * (16 + 4 + 3) + 5 * 7 + 5 * 0.5)
     assert roofline(Work(config, 8, "bf16", False, 0), rates) == pytest.approx(10 * (16 + 3 + 3))
     assert roofline(Work(config, 8, "fp8", True, 4), rates) is None
 
