@@ -1,6 +1,7 @@
-"""How well the experts follow captions, through our own sampler: `python -m tools.nano evaluate --out FILE`.
+"""How well the experts follow captions: `python -m tools.nano evaluate --out FILE`, through our own sampler.
 
-Prompts are captions of scenes whose combination of words was never trained on; the judge reads the frames.
+With --host FOLDER through the ComfyUI that lies there, on the CPU. Prompts are captions of scenes whose combination of
+words was never trained on; the judge reads the frames.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,7 @@ from ...core.wan.checkpoint import inspect, load_transformer
 from . import world
 from .family import Files
 from .judge import Verdict, judge
+from .on_host import host_family
 from .text import TextEncoder
 from .vae import WanVAE, load_vae, to_frames
 from .world import Scene
@@ -103,13 +106,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cfg", type=float, default=SAMPLING.cfg)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=Path, help="also write the frames, as npz")
+    parser.add_argument("--host", type=Path, metavar="FOLDER", help="of a ComfyUI that is to generate the clips")
     options = parser.parse_args(arguments)
-    family = Family.load(Files(options.family), options.device)
+    files = Files(options.family.absolute())
     scenes, prompts = zip(*islice(test_scenes(options.seed), options.prompts), strict=True)
     sampling = SampleOptions(steps=options.steps, shift=options.shift, cfg=options.cfg)
-    start = time.perf_counter()
-    clips = family.generate(prompts, range(options.prompts), sampling)
-    seconds = time.perf_counter() - start
+    if options.host:
+        opened = host_family(files, options.host.expanduser().absolute())
+    else:
+        opened = nullcontext(Family.load(files, options.device))
+    with opened as family:
+        start = time.perf_counter()
+        clips = family.generate(prompts, range(options.prompts), sampling)
+        seconds = time.perf_counter() - start
     if options.clips:
         np.savez_compressed(options.clips, clips=clips)
     verdicts = [judge(clip) for clip in clips]
@@ -120,6 +129,7 @@ def main(arguments: list[str]) -> None:
         if not all(right(verdict, scene).values())
     ]
     report = {
+        "through": "ComfyUI" if options.host else "our sampler",
         "prompts": options.prompts, "seed": options.seed, "sampling": vars(sampling), "right": found,
         "seconds": round(seconds, 1), "misses": misses,
     }  # fmt: skip
