@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from ..core.errors import RunError
 from ..core.launch.display import duration
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
-from ..core.train.events import Event, read_history
+from ..core.train.events import Event, needs_attention, read_history
 from ..core.train.job import Job
+from ..core.train.preview_folder import PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+from .previews import PreviewDecoder
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
@@ -25,11 +28,14 @@ _runs_on: Counter[str] = Counter()  # how many runs of this process train on, or
 class Follower:
     """One run, followed from one node."""
 
-    def __init__(self, folder: RunFolder, job: Job, node_id: str):
+    def __init__(self, folder: RunFolder, job: Job, node_id: str, decoder: PreviewDecoder | None = None):
+        """`decoder`: shows the job's previews."""
         self.folder = folder
+        self.previews = PreviewFolder.of(folder)
         self.job = job
         self.node_id = node_id
         self.history = read_history(folder.events_path)
+        self._decoder = decoder
         self._seconds: deque[float] = deque(maxlen=20)
         self._trained = False  # whether this worker made a step: then a stop must wait for its checkpoint
 
@@ -55,11 +61,18 @@ class Follower:
         """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
         self._prepare_folder(device)
         host.free_vram()
-        worker = Worker(self.folder)
-        log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
+        with self.previews.decoding() if self._decoder else nullcontext():
+            worker = Worker(self.folder)
+            log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
+            await self._follow(worker)
+        self._check_end(worker)
+
+    async def _follow(self, worker: Worker) -> None:
         try:
             while worker.exit_code is None:
-                self._take(worker.poll())
+                events = worker.poll()
+                self._take(events)
+                self._show_previews(events)
                 if host.interrupted():
                     await self._stop(worker)
                     host.raise_if_interrupted()
@@ -70,7 +83,6 @@ class Follower:
         finally:
             worker.kill()
             self._take(worker.poll())
-        self._check_end(worker)
 
     def _prepare_folder(self, device: str) -> None:
         lock = self.folder.lock()
@@ -120,12 +132,22 @@ class Follower:
                 self._trained = True
                 self._seconds.append(event["seconds"])
             elif event["event"] in ("warning", "plan"):
-                log.warning("%s: %s", self.folder.path.name, event["message"])
+                level = logging.WARNING if needs_attention(event) else logging.INFO
+                log.log(level, "%s: %s", self.folder.path.name, event["message"])
         if not events:
             return
         host.show_progress(self.node_id, self.last_step, self.job.loop.steps)
         host.show_text(self.node_id, self.line())
         host.send_event("wan_train.update", self.update(events))
+
+    def _show_previews(self, events: list[Event]) -> None:
+        """Decode what the worker waits for, here where nothing else of the graph runs meanwhile."""
+        steps = [event["step"] for event in events if event["event"] == "preview"]
+        if self._decoder is None or not steps:
+            return
+        for step in steps:
+            self._decoder.show(self.previews, step)
+        host.send_event("wan_train.update", self.update([]))
 
     def line(self) -> str:
         """Step, loss, learning rate, seconds a step, time left, memory."""
@@ -156,4 +178,5 @@ class Follower:
             "line": self.line(),
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
+            "previews": self.previews.videos(),
         }

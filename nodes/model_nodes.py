@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..core.errors import WanTrainError
 from ..core.memory.master import MasterKind
 from ..core.memory.precision.formats import PRECISIONS
-from ..core.train.job import Attention, Compile, MemoryOptions
+from ..core.train.job import Attention, Compile, MemoryOptions, PlanMode
 from ..core.train.prepare import check_holding
 from ..core.train.settings import settings_from_names
 from ..core.wan.checkpoint import inspect
@@ -57,8 +57,8 @@ class LoadWanDiT(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Gradient checkpointing: keeps only the input of each block and computes the rest again in the"
-                    " backward pass. Off is faster, but needs many times the memory. The result is the"
-                    " same.",
+                    " backward pass. Off is faster, but needs many times the memory. The result is the same. On, a plan"
+                    " may still go without for clips that are small enough.",
                 ),
                 *_memory_inputs(),
             ],
@@ -120,17 +120,39 @@ def _memory_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "attention", options=list(get_args(Attention)), default=default.attention, optional=True, advanced=True,
-            tooltip="How attention is computed. default: as PyTorch chooses. auto: the fastest of those installed whose"
-            " gradients are right on this GPU, measured at the start. Or one by its name.",
+            tooltip="How attention is computed. auto: the fastest of those installed whose gradients are right on this GPU,"
+            " measured at the start. default: as PyTorch chooses. Or one by its name.",
         ),
         io.Combo.Input(
             "compile", options=list(get_args(Compile)), default=default.compile, optional=True, advanced=True,
             tooltip="Compile the model's blocks: faster steps after a wait at the first. static: once for each size of clips."
-            " dynamic: once for all sizes. Needs Triton (Windows: triton-windows); without it the run goes on uncompiled.",
+            " dynamic: once for all sizes. auto: on a GPU static for up to 8 sizes of batches, else dynamic. Needs Triton"
+            " (Windows: triton-windows); without it the run goes on uncompiled.",
         ),
         io.Combo.Input(
             "recovery_adapter", options=[NO_FILE, *host.lora_names()], default=NO_FILE, optional=True, advanced=True,
             tooltip="For precision ara: the accuracy recovery adapter, in the loras folder. It is used in training alone.",
+        ),
+        io.Combo.Input(
+            "plan", options=list(get_args(PlanMode)), default=default.plan, optional=True, advanced=True,
+            tooltip="auto: before a run, its GPU is measured, and checkpointing, streamed_blocks, stream_from, offload_inputs,"
+            " keep_attention, keep_linears and split_blocks are chosen so that the steps are fast and fit into memory; those"
+            " that are not at their default stay as they are. manual: all as they are set. The result is the same.",
+        ),
+        io.Float.Input(
+            "budget_gb", default=default.budget_gb, min=0.0, max=10000.0, step=0.5, optional=True, advanced=True,
+            tooltip="Most GPU memory in GB that a run may take, to leave room for other programs. 0: what is free.",
+        ),
+        io.Boolean.Input(
+            "split_blocks", default=default.split_blocks, optional=True, advanced=True,
+            tooltip="Checkpoints the three parts of a block one by one: about half the GPU memory for long clips, together"
+            " with offload_inputs, and three times its main memory. The result is the same.",
+        ),
+        io.Int.Input(
+            "keep_linears", default=default.keep_linears, min=0, max=1000, optional=True, advanced=True,
+            tooltip="Blocks that keep what their linear layers give, and their self-attention, instead of computing it again:"
+            " faster still, for nine block inputs' worth of memory each in a 14B model. Not with split_blocks. The result is"
+            " the same.",
         ),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the front end asks the server: the curve of a run, after a page reload; the presets."""
+"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets."""
 
 import re
 
@@ -8,6 +8,7 @@ from server import PromptServer
 from ..core.errors import WanTrainError
 from ..core.launch.presets import PRESETS
 from ..core.train.events import read_history
+from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
 
@@ -16,14 +17,15 @@ def register() -> None:
     """Add the routes to the host's server."""
     routes = PromptServer.instance.routes
     routes.get("/wan_train/runs/{run}")(get_run)
+    routes.get("/wan_train/runs/{run}/previews/{name}")(get_preview)
     routes.get("/wan_train/presets")(get_presets)
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """The history of one run: losses, validation losses, state."""
+    """The history of one run: losses, validation losses, previews, state."""
     name = request.match_info["run"]
-    folder = RunFolder(host.runs_path() / name)
-    if not re.fullmatch(r"[\w .+()-]+", name) or name.startswith(".") or not folder.job_path.is_file():
+    folder = _run_folder(name)
+    if folder is None:
         return web.json_response({"error": "there is no such run"}, status=404)
     history = read_history(folder.events_path)
     try:
@@ -38,8 +40,27 @@ async def get_run(request: web.Request) -> web.Response:
             "line": history.message,
             "losses": sorted(history.losses.items()),
             "validation": sorted(history.validation.items()),
+            "previews": PreviewFolder.of(folder).videos(),
         }
     )
+
+
+async def get_preview(request: web.Request) -> web.StreamResponse:
+    """A preview that a run made, as an animated picture."""
+    folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
+    if folder is None or not VIDEO_NAME.fullmatch(name):
+        return web.json_response({"error": "there is no such preview"}, status=404)
+    path = PreviewFolder.of(folder).path / name
+    if not path.is_file():
+        return web.json_response({"error": "there is no such preview"}, status=404)
+    return web.FileResponse(path, headers={"Content-Type": "image/webp"})
+
+
+def _run_folder(name: str) -> RunFolder | None:
+    """The run of this name; None where there is none, or the name is a path to somewhere else."""
+    folder = RunFolder(host.runs_path() / name)
+    is_name = re.fullmatch(r"[\w .+()-]+", name) and not name.startswith(".")
+    return folder if is_name and folder.job_path.is_file() else None
 
 
 async def get_presets(_: web.Request) -> web.Response:

@@ -9,15 +9,16 @@ from comfy_api.latest import io
 from ..core.adapters.ship import check_name
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
-from ..core.errors import WanTrainError
+from ..core.errors import ConfigError, WanTrainError
 from ..core.train.events import read_history
-from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, Stage, data_spec
+from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
 from ..core.train.prepare import check_data
 from ..core.train.run_folder import RunFolder, find_run
 from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
 from . import host
 from .follow import Follower
 from .model_nodes import CATEGORY
+from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class TrainLoRAStage(io.ComfyNode):
                 *_timestep_inputs(),
                 *_optimizer_inputs(),
                 *_rhythm_inputs(),
+                *_preview_inputs(),
             ],
             outputs=[
                 WanLora.Output("lora", display_name="lora", tooltip="The trained LoRA, for Merge Stages."),
@@ -69,10 +71,13 @@ class TrainLoRAStage(io.ComfyNode):
         return host.vanished()
 
     @classmethod
-    async def execute(cls, dit: DitHandle, latents: LatentCache, text: TextCache, **settings: Any) -> io.NodeOutput:
+    async def execute(
+        cls, dit: DitHandle, latents: LatentCache, text: TextCache, vae: Any = None, **settings: Any
+    ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         job = stage_job(dit, latents, text, settings)
         check_data(job, dit.info)
+        decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)
         path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
@@ -82,8 +87,8 @@ class TrainLoRAStage(io.ComfyNode):
             log.warning("%s: %s", job.name, warning)
         if folder.finished_lora(job.loop.steps) is None:
             folder.write_workflow(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-            await Follower(folder, job, node_id).run()
-        return _outputs(folder, job, node_id)
+            await Follower(folder, job, node_id, decoder).run()
+        return _outputs(folder, job, node_id, [] if decoder is None else decoder.notes)
 
 
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
@@ -101,17 +106,28 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
     )
 
 
+def _decoder(previews: PreviewOptions, vae: Any, latents: LatentCache) -> PreviewDecoder | None:
+    if not previews.every:
+        return None
+    if vae is None:
+        raise ConfigError(
+            f"preview_every is {previews.every}, but previews need a VAE: connect the one of Cache Latents to vae, or set "
+            "preview_every to 0."
+        )
+    return PreviewDecoder(vae, latents)
+
+
 def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:
     return (extra_pnginfo or {}).get("workflow")
 
 
-def _outputs(folder: RunFolder, job: Job, node_id: str) -> io.NodeOutput:
+def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.NodeOutput:
     lora = folder.finished_lora(job.loop.steps)
     assert lora is not None, "the worker reported success without a result"
     host.remember([lora])
     history = read_history(folder.events_path)
     losses = [history.losses[step] for step in sorted(history.losses)]
-    warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings]))
+    warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings, *notes]))
     summary = (
         f"finished: {job.loop.steps} steps, loss {sum(losses[-20:]) / len(losses[-20:]):.4f} (mean of the last 20)"
     )
@@ -252,6 +268,28 @@ def _rhythm_inputs() -> list[Any]:
             "token_budget", default=0, min=0, max=10_000_000, optional=True, advanced=True,
             tooltip="Most tokens in a batch: with a large batch_size, images are then trained many at a time and long clips"
             " one by one. A 512x512 image has 1024 tokens, 832x480 with 33 frames 14040. 0: no limit.",
+        ),
+    ]  # fmt: skip
+
+
+def _preview_inputs() -> list[Any]:
+    """Optional, and behind all the others: saved workflows and prompts stay valid."""
+    return [
+        io.Vae.Input("vae", optional=True, tooltip="For preview_every: the VAE that Cache Latents has."),
+        io.Int.Input(
+            "preview_every", default=0, min=0, max=1000000, optional=True, advanced=True,
+            tooltip="Steps between two previews: a short video on this node, made with the LoRA as it is then, for the caption"
+            " and the size of the first held-out sample, else of the first one. The high noise stage shows where its expert"
+            " hands over: blurry, but motion and composition are seen. The low noise stage starts from noise on the sample"
+            " itself, and shows the look. 0: none.",
+        ),
+        io.Int.Input(
+            "preview_steps", default=16, min=1, max=1000, optional=True, advanced=True,
+            tooltip="Sampling steps of a preview, of which a stage makes those inside its noise levels.",
+        ),
+        io.Float.Input(
+            "preview_cfg", default=5.0, min=0.0, max=30.0, step=0.1, optional=True, advanced=True,
+            tooltip="Guidance scale of a preview. 1: off, twice as fast.",
         ),
     ]  # fmt: skip
 

@@ -62,7 +62,7 @@ class Progress:
             for event in self._read(path):
                 if event.get("event") == "step":
                     steps.append(event)
-                elif event.get("event") in ("status", "warning", "finished", "stopped", "error"):
+                elif event.get("event") in ("status", "plan", "warning", "finished", "stopped", "error"):
                     self._print(path, steps)
                     say(f"  {self._name(path)}: {event.get('message') or event['event']}")
                     steps = []

@@ -48,15 +48,16 @@ NOTE_22 = f"""## Train a LoRA for Wan 2.2 T2V A14B
 Two experts, two LoRA files: `my_lora_high_noise` and `my_lora_low_noise`.
 {STEPS}
 
-While an expert trains, its weights take 29 GB of GPU memory in bf16, whatever file is chosen. A smaller `precision` and
-`streamed_blocks` in **Load Wan DiT** need less."""
+An expert's weights take 29 GB in bf16, whatever file is chosen. What your GPU has no room for waits in main memory: each run
+chooses that by itself. A smaller `precision` in **Load Wan DiT** takes less of both."""
 
 NOTE_21 = f"""## Train a LoRA for Wan 2.1 T2V 1.3B
 
 A single model, one LoRA file.
 {STEPS}
 
-For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights alone take 29 GB of GPU memory."""
+For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or,
+where there is less, of main memory."""
 
 NOTE_I2V = f"""## Train a LoRA for Wan 2.2 I2V A14B
 
@@ -64,8 +65,8 @@ The first frame of each clip is what the model is given: **Cache Latents** keeps
 **Preview LoRA** starts from your image.
 {STEPS}
 
-Two experts, two files. While one trains, its weights take 29 GB of GPU memory in bf16, whatever file is chosen. A
-smaller `precision` and `streamed_blocks` in **Load Wan DiT** need less."""
+Two experts, two files. The weights of one take 29 GB in bf16, whatever file is chosen. What your GPU has no room for waits in
+main memory: each run chooses that by itself. A smaller `precision` in **Load Wan DiT** takes less of both."""
 
 NOTE_5B = f"""## Train a LoRA for Wan 2.2 TI2V 5B
 

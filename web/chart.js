@@ -1,4 +1,4 @@
-// A live loss chart as one element with an inline SVG. Knows nothing of ComfyUI.
+// A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
@@ -85,12 +85,68 @@ function path(points) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
+/** Index of the preview to show: the newest, or where an older one was `chosen`, that step's if it is still there. */
+export function previewIndex(files, chosen) {
+  const kept = files.findIndex(([step]) => step === chosen);
+  return kept < 0 ? files.length - 1 : kept;
+}
+
+/** The previews of a run: one picture, and a slider over the steps, which stays at the newest unless it was moved. */
+export class Previews {
+  /** `addressOf(file)`: where a preview is fetched from. `onToggle()`: they have appeared or gone. */
+  constructor(parent, addressOf, onToggle) {
+    this.addressOf = addressOf;
+    this.onToggle = onToggle;
+    this.element = block("wan-train-previews", parent);
+    this.picture = document.createElement("img");
+    this.caption = block("wan-train-caption");
+    this.slider = document.createElement("input");
+    this.slider.type = "range";
+    this.slider.min = 0;
+    this.slider.addEventListener("input", () => {
+      const index = Number(this.slider.value);
+      this.chosen = index < this.files.length - 1 ? this.files[index][0] : undefined; // at the end: the newest, always
+      this.show();
+    });
+    for (const kind of ["pointerdown", "pointermove"]) {
+      this.slider.addEventListener(kind, (event) => event.stopPropagation()); // else the node moves, too
+    }
+    this.element.append(this.picture, this.caption, this.slider);
+    this.element.hidden = true;
+    this.files = [];
+  }
+
+  /** All previews that there are, [[step, file], ...], oldest first. */
+  set(files) {
+    this.files = files;
+    this.slider.max = Math.max(0, files.length - 1);
+    this.slider.value = previewIndex(files, this.chosen);
+    this.slider.hidden = files.length < 2;
+    const isHidden = !files.length;
+    if (this.element.hidden !== isHidden) {
+      this.element.hidden = isHidden;
+      this.onToggle();
+    }
+    if (!isHidden) this.show();
+  }
+
+  show() {
+    const [step, file] = this.files[this.slider.value];
+    const address = this.addressOf(file);
+    if (this.picture.getAttribute("src") !== address) this.picture.src = address;
+    this.picture.alt = `preview of step ${step}`;
+    this.caption.textContent = this.picture.alt;
+  }
+}
+
 /** `element` is what is shown; `set` replaces the curve, `add` goes on with it, `say` writes below it. */
 export class LossChart {
-  constructor() {
+  /** See Previews for `addressOf` and `onToggle`. */
+  constructor(addressOf = (file) => file, onToggle = () => {}) {
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
     this.plot = block("wan-train-plot", this.element);
+    this.previews = new Previews(this.element, addressOf, onToggle);
     this.notes = block("wan-train-notes", this.element);
     this.svg = shape("svg", { width: "100%", height: "100%", role: "img", "aria-label": "training loss" });
     this.tip = block("wan-train-tip");
@@ -108,6 +164,7 @@ export class LossChart {
     this.validation = new Map();
     this.run = { steps: 0, state: "new", line: "" };
     this.pointer = null;
+    this.previews.set([]);
     this.schedule();
   }
 
@@ -118,9 +175,13 @@ export class LossChart {
     this.add(history);
   }
 
-  /** Take in new points: {steps, state, line, losses: [[step, loss], ...], validation: [[step, loss], ...]}. */
-  add({ steps, state, line, losses = [], validation = [] }) {
+  /**
+   * Take in new points: {steps, state, line, losses: [[step, loss], ...], validation: [[step, loss], ...]}, and all
+   * previews that there are: [[step, file], ...].
+   */
+  add({ steps, state, line, losses = [], validation = [], previews = this.previews.files }) {
     this.run = { steps, state, line };
+    this.previews.set(previews);
     for (const [step, loss] of losses) this.losses.set(step, loss);
     for (const [step, loss] of validation) this.validation.set(step, loss);
     this.schedule();

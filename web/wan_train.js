@@ -7,6 +7,7 @@ import { LossChart } from "./chart.js";
 
 const TRAIN = "TrainLoRAStage";
 const CHART_HEIGHT = 190;
+const PREVIEW_HEIGHT = 210; // more, once there is one
 const REPORT_HEIGHT = { DatasetFromFolder: 110, CacheLatents: 60, CacheT5: 60, MergeStages: 90 };
 const REPORT_LINE = 46; // of all nodes whose report is one line
 const REPORTS = ["DatasetFromFolder", "CacheLatents", "CacheT5", "LoadWanDiT", "MergeStages", "WanLoRAFromFile"];
@@ -40,24 +41,30 @@ function allNodes() {
   return graphs.flatMap((graph) => graph.nodes ?? []);
 }
 
-/** A DOM widget that is neither saved in the workflow nor sent in a prompt. */
+/** A DOM widget that is neither saved in the workflow nor sent in a prompt. `height` gives the least it needs. */
 function addWidget(node, name, element, height) {
   const widget = node.addDOMWidget(name, `wan_train_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => height,
+    getMinHeight: height,
     getValue: () => "",
     setValue: () => {},
   });
   widget.serialize = false;
+  makeRoom(node);
+}
+
+/** Make the node as large as its widgets need. */
+function makeRoom(node) {
   const needed = node.computeSize();
   node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
 }
 
 function addChart(node) {
-  const chart = new LossChart();
+  const addressOf = (file) => api.apiURL(`/wan_train/runs/${encodeURIComponent(charts.get(node).run)}/previews/${file}`);
+  const chart = new LossChart(addressOf, () => makeRoom(node));
   charts.set(node, { chart, run: null, fetching: false, missed: [] });
-  addWidget(node, "loss", chart.element, CHART_HEIGHT);
+  addWidget(node, "loss", chart.element, () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT));
 }
 
 function addReport(node) {
@@ -66,7 +73,8 @@ function addReport(node) {
   // The wheel scrolls a long report instead of zooming the graph.
   element.addEventListener("wheel", (event) => element.scrollHeight > element.clientHeight && event.stopPropagation());
   showReport(node, "");
-  addWidget(node, "report", element, REPORT_HEIGHT[node.comfyClass] ?? REPORT_LINE);
+  const height = REPORT_HEIGHT[node.comfyClass] ?? REPORT_LINE;
+  addWidget(node, "report", element, () => height);
 }
 
 function showReport(node, text) {

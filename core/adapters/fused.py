@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..memory.recompute import products_are_kept
 from .setup import adapter_modules
 
 if TYPE_CHECKING:
@@ -69,11 +70,13 @@ def _add_product(y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
 
     A compiler is given a plain sum, because it can fuse it into whatever reads y next; a product that adds is opaque to
     it, and copies y first (torch 2.11, addmm with out=). An autograd.Function's result that is a view may not be changed
-    in place. There the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum and product into addmm.
+    in place. There the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum and product into addmm. Nor may
+    a product that is kept for the backward.
     """
     if torch.compiler.is_compiling() or y._is_view():
         return y + functional.linear(h, (scale * up).to(h.dtype))
-    return y.addmm_(h, up.to(h.dtype).t(), alpha=scale)
+    factors = (h, up.to(h.dtype).t())
+    return torch.addmm(y, *factors, alpha=scale) if products_are_kept() else y.addmm_(*factors, alpha=scale)
 
 
 def _weight(linear: nn.Module) -> Tensor:

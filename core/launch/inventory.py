@@ -1,4 +1,4 @@
-"""Which Wan files lie in a folder, what each is, and how much GPU memory training on it takes at least."""
+"""Which Wan files lie in a folder, what each is, and how large it is on the GPU."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,24 +26,6 @@ class FoundModel:
     is_trainable: bool
     problem: str  # why a Wan model cannot be trained, or a file cannot be read; "" if nothing is wrong
     weight_bytes: int  # on the GPU while training; 0 unless it can be trained
-    variant: str = ""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """GPU memory of a training step, as the README states it."""
-
-    size: str
-    sample: str
-    gib: float  # allocated
-
-
-# README, "What works now": one H100, rank 16, batch 1, checkpointing on, AdamW, text-to-video.
-MEASURED = (
-    Measured("1.3B", "832x480, 33 frames", 6.9),
-    Measured("1.3B", "832x480, 81 frames", 12.1),
-    Measured("14B", "832x480, 33 frames", 40.4),
-)
 
 
 def list_models(folder: Path) -> tuple[list[FoundModel], Counter[str]]:
@@ -77,11 +59,6 @@ def weight_bytes(info: CheckpointInfo) -> int:
     return info.num_bytes if info.weights.upper() in QUANTS else 2 * info.num_params
 
 
-def measured(model: FoundModel) -> list[Measured]:
-    """What was measured for models like this one."""
-    return [row for row in MEASURED if row.size == model.size] if model.variant == "t2v" else []
-
-
 def _candidates(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file())
 
@@ -96,4 +73,4 @@ def _describe(path: Path, kind: FileKind) -> FoundModel:
     expert = hints_expert(path)
     label = f"{kind.label} ({expert} noise expert, as its name says)" if expert else kind.label
     size = SIZES.get(info.config.dim, "")
-    return FoundModel(str(path), label, size, True, "", weight_bytes(info), info.config.variant)
+    return FoundModel(str(path), label, size, True, "", weight_bytes(info))

@@ -147,6 +147,7 @@ def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> 
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
+            preview_vae=recipe.models.vae,
         )
         check_data(made[stage], info)
     return made

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..train.events import Event, EventReader
@@ -12,6 +13,19 @@ from ..train.run_folder import RunFolder
 PACK = Path(__file__).resolve().parents[2]
 # Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # today's name, and the one of before
+
+
+def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "nt") -> dict[str, str]:
+    """The environment of a training process: `given`, and what suits training.
+
+    Segments that grow leave less of a GPU's memory reserved but unused, by which a plan could miss its limit. PyTorch has
+    them on Linux alone; where its allocator is set already, it stays so.
+    """
+    environment = {**given, **_ENVIRONMENT}
+    if not windows and not any(name in given for name in _ALLOCATOR):
+        environment[_ALLOCATOR[0]] = "expandable_segments:True"
+    return environment
 
 
 class Worker:
@@ -28,7 +42,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder.path,
-                env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+                env={**worker_environment(os.environ), **(environment or {})},
                 **_own_group(),
             )
 

@@ -209,9 +209,9 @@ def step_text(step: Event) -> str:
 
 
 def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
-    """Tell what is no step: what the run is busy with, warnings, validation losses."""
+    """Tell what is no step: what the run is busy with, how it holds the model, warnings, validation losses, previews."""
     for event in events:
-        if event["event"] == "status":
+        if event["event"] in ("status", "plan"):
             display.say(f"{name}: {event['message']}")
         elif event["event"] == "warning":
             display.say(f"{name}: warning: {event['message']}")
@@ -219,6 +219,8 @@ def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
             display.say(f"{name}: going on from step {event['step']}")
         elif event["event"] == "validation":
             display.say(f"{name}: validation loss {event['loss']:.4f} at step {event['step']}")
+        elif event["event"] == "preview":
+            display.say(f"{name}: preview of step {event['step']}: {event['path']} ({duration(event['seconds'])})")
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from .estimate import Bucket
-from .planner import Choice, Planner
+from .planner import Choice, Pins, Planner
 from .sizes import num_params
 
 GIB = 2**30
@@ -26,7 +26,7 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     sizes, plan = planner.task.sizes, choice.plan
     largest = _largest(choice)
     parts = [
-        f"{num_params(sizes) / 1e9:.1f}B".replace(".0B", "B") + f" {plan.precision}, {clip_name(largest.shape)}: "
+        f"{_count(num_params(sizes))} {plan.precision}, {clip_name(largest.shape)}: "
         f"{choice.vram / GIB:.1f} of {planner.card.free / GIB:.1f} GB",
         f"about {_seconds(choice.seconds)} a step",
     ]
@@ -35,10 +35,13 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     if plan.streamed_blocks:
         source = "" if plan.stream_from == "pinned" else f" from {plan.stream_from} memory"
         parts.append(f"{plan.streamed_blocks} of {sizes.num_layers} blocks streamed{source}")
+    if plan.split_blocks:
+        parts.append("blocks in three parts")
     if plan.offload_inputs:
         parts.append("block inputs in main memory")
-    if plan.keep_attention:
-        parts.append(f"attention of {plan.keep_attention} blocks kept")
+    if plan.keep_attention or plan.keep_linears:
+        linears = f" and linear layers of {plan.keep_linears}" if plan.keep_linears else ""
+        parts.append(f"attention of {max(plan.keep_attention, plan.keep_linears)} blocks{linears} kept")
     if plan.streamed_blocks or plan.offload_inputs:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, f"{_duration(choice.seconds * steps)} for {steps:,} steps"])
@@ -55,7 +58,9 @@ def what_would_fit(planner: Planner) -> str:
     if leanest.ram > limits.ram:
         said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
     changes = [
-        change for find in (_fewer_frames, _smaller_side, _smaller_batch, _lower_precision) for change in find(planner)
+        change
+        for find in (_without_pins, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
+        for change in find(planner)
     ]
     advice = f"It would with {'; or with '.join(changes)}." if changes else "No single change of the clips would do."
     return f"{' '.join(said)}. {advice}"
@@ -63,12 +68,6 @@ def what_would_fit(planner: Planner) -> str:
 
 def _largest(choice: Choice) -> Bucket:
     return max(choice.estimates, key=lambda bucket: choice.estimates[bucket].vram)
-
-
-def _fits(planner: Planner) -> Choice | None:
-    limits = planner.limits()
-    leanest = planner.leanest(limits)
-    return leanest if leanest.vram <= limits.vram and leanest.ram <= limits.ram else None
 
 
 def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
@@ -81,10 +80,16 @@ def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
     return replace(planner, buckets=buckets)
 
 
+def _without_pins(planner: Planner) -> Iterator[str]:
+    chosen = [f.name for f in fields(Pins) if getattr(planner.pins, f.name) is not None]
+    if chosen and replace(planner, pins=Pins()).fits():
+        yield f"{' and '.join(chosen)} left at {'its default' if len(chosen) == 1 else 'their defaults'}"
+
+
 def _fewer_frames(planner: Planner) -> Iterator[str]:
     frames = max(bucket.shape[1] for bucket in planner.buckets)
     side = max(max(bucket.shape[2:]) for bucket in planner.buckets)
-    found = _most(1, frames - 1, lambda count: _fits(_with_shapes(planner, (count, side, side))) is not None)
+    found = _most(1, frames - 1, lambda count: _with_shapes(planner, (count, side, side)).fits())
     if found:
         yield (
             f"at most {FRAMES_PER_LATENT * (found - 1) + 1} frames instead of {FRAMES_PER_LATENT * (frames - 1) + 1}"
@@ -100,7 +105,7 @@ def _smaller_side(planner: Planner) -> Iterator[str]:
         return tuple(max(math.floor(side * percent / 100 / TOKEN_PIXELS), 1) * TOKEN_PIXELS for side in (height, width))  # type: ignore[return-value]
 
     def fits(percent: int) -> bool:
-        return _fits(_with_shapes(planner, (frames, *scaled(percent)))) is not None
+        return _with_shapes(planner, (frames, *scaled(percent))).fits()
 
     found = _most(20, 99, fits)
     if found:
@@ -110,7 +115,7 @@ def _smaller_side(planner: Planner) -> Iterator[str]:
 def _smaller_batch(planner: Planner) -> Iterator[str]:
     if any(bucket.batch > 1 for bucket in planner.buckets):
         alone = replace(planner, buckets=[replace(bucket, batch=1) for bucket in planner.buckets])
-        if _fits(alone):
+        if alone.fits():
             yield "batch_size 1"
 
 
@@ -119,9 +124,8 @@ def _lower_precision(planner: Planner) -> Iterator[str]:
     while planner.task.stored_block_bytes is None and precision in LOWER:
         precision = LOWER[precision]
         lower = replace(planner, plan=replace(planner.plan, precision=precision))
-        found = _fits(lower)
-        if found:
-            yield f"the precision {precision}, which takes {(old - found.vram) / GIB:.1f} GB less"
+        if lower.fits():
+            yield f"the precision {precision}, which takes {(old - lower.leanest().vram) / GIB:.1f} GB less"
             return
 
 
@@ -133,6 +137,11 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def _count(number: int) -> str:
+    unit, name = (1e9, "B") if number >= 1e8 else (1e6, "M")
+    return f"{number / unit:.1f}{name}".replace(f".0{name}", name)
 
 
 def _seconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What a device can do: memory that is free, rates measured in under a second, and how far predictions were off before."""
+"""What a device can do: memory that is free, rates measured in about a second, and how far predictions were off before."""
 
 import json
 import re
@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..disk import write_atomic
+from ..errors import ConfigError
+from .attention import Attend, Shape, choose_attention, sdpa_attention, time_attention
 from .host import available_ram, pinnable_ram
 from .master import MasterKind
 from .precision.formats import native_dtype
@@ -18,7 +19,7 @@ from .precision.fp8 import quantize_rows
 from .precision.fp8_compute import find_kernel, multiply
 
 DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main memory comes faster
-_TIMED_RUNS = 3
+_TIMED_S, _TIMED_RUNS = 0.04, 100  # a rate is taken over so many seconds, or so many runs
 _FITS = (0.5, 3.0)  # factors outside are a measurement of something else
 
 
@@ -29,7 +30,7 @@ class Card:
     name: str
     free: int  # memory that this process may still take, with what it holds already
     total: int
-    free_ram: int
+    free_ram: int  # as `free`
     pinnable_ram: int
     matmul: float  # FLOP of products in the 16-bit dtype that suits the device
     matmul_fp32: float
@@ -61,40 +62,44 @@ class Fit:
     time: float = 1.0
 
 
-def measure_card(device: torch.device) -> Card:
-    """The rates and the free memory of `device` now. Takes less than a second and, on a GPU, about 0.3 GB for a moment."""
+def measure_card(device: torch.device, attention: str = "auto") -> Card:
+    """The rates and the free memory of `device` now. Takes about a second and, on a GPU, 0.6 GB for a moment.
+
+    `attention`: the kind that will be used, as `choose_attention` knows it, or "default". Products have the sizes of a 14B
+    model's feed-forward part and random factors: a GPU's clock is lower in large products, and higher in those of ones.
+    """
     cuda = device.type == "cuda"
     dtype = native_dtype(device)
-    size = 4096 if cuda else 256
-    free_ram = available_ram()
     with torch.no_grad():
-        square = torch.ones(size, size, dtype=dtype, device=device)
-        flop = 2 * size**3
-        matmul = flop / _time(lambda: square @ square, device)
-        single = torch.ones(size // 2, size // 2, device=device)
-        matmul_fp32 = flop / 8 / _time(lambda: single @ single, device)
-        target = torch.empty_like(square)
-        bandwidth = 2 * square.nbytes / _time(lambda: target.copy_(square), device)
-        fp8 = flop / _time(_fp8_product(square), device) if cuda and find_kernel(device) else 0.0
+        matmul, matmul_fp32, matmul_fp8 = _product_rates(device, dtype)
+        source = torch.zeros(256 * 2**20 if cuda else 2**20, dtype=torch.uint8, device=device)  # more than caches hold
+        target = torch.empty_like(source)
+        bandwidth = 2 * source.nbytes / _time(lambda: target.copy_(source), device)
         tiny = torch.ones(8, device=device)
         launch = _time(lambda: [tiny.add_(1) for _ in range(100)], device) / 100
     to_device, staged = _copy_rates(device, 64 * 2**20 if cuda else 2**20)
-    free, total = _device_memory(device, free_ram)
+    free, total, free_ram, pinnable = _free_memory(device)
     return Card(
         name=torch.cuda.get_device_name(device) if cuda else "cpu",
         free=free,
         total=total,
         free_ram=free_ram,
-        pinnable_ram=pinnable_ram() if cuda else free_ram,
+        pinnable_ram=pinnable,
         matmul=matmul,
         matmul_fp32=matmul_fp32,
-        attention=_attention_rate(device, dtype, tokens=4096 if cuda else 256),
+        attention=_attention_rate(attention, device, dtype),
         bandwidth=bandwidth,
         to_device=to_device,
         staged=staged,
-        matmul_fp8=fp8,
+        matmul_fp8=matmul_fp8,
         launch_s=launch,
     )
+
+
+def measure_free(card: Card, device: torch.device) -> Card:
+    """`card`, which is `device`, with the memory that is free now. OSError on a system that does not say."""
+    free, total, free_ram, pinnable = _free_memory(device)
+    return replace(card, free=free, total=total, free_ram=free_ram, pinnable_ram=pinnable)
 
 
 def read_fit(folder: Path, card: Card, kind: str) -> Fit:
@@ -134,32 +139,60 @@ def _fit_path(folder: Path, card: Card) -> Path:
     return folder / f"planner-{name}.json"
 
 
-def _device_memory(device: torch.device, free_ram: int) -> tuple[int, int]:
-    """(free, total): what torch's allocator has cached counts as free, and so does what this process uses."""
+def _free_memory(device: torch.device) -> tuple[int, int, int, int]:
+    """Card's free, total, free_ram, pinnable_ram: what torch's allocator and this process hold counts as free."""
+    own = _own_ram()
+    free_ram = available_ram() + own
     if device.type != "cuda":
-        return free_ram, free_ram
+        return free_ram, free_ram, free_ram, free_ram
     free, total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device), total
+    return free + torch.cuda.memory_reserved(device), total, free_ram, min(free_ram, pinnable_ram() + own)
 
 
-def _fp8_product(values: torch.Tensor) -> Callable[[], object]:
-    kernel = find_kernel(values.device)
+def _own_ram() -> int:
+    """Bytes of main memory that this process holds, files left out; 0 where the system does not say."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def _product_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float]:
+    """FLOP per second in `dtype`, in fp32 and in fp8, 0 where there is none."""
+    cuda = device.type == "cuda"
+    rows, inner, outer = (8192, 5120, 13824) if cuda else (256, 256, 256)
+    side = min(inner, 2048)
+    square = torch.randn(side, side, device=device)
+    matmul_fp32 = 2 * side**3 / _time(lambda: square @ square, device)
+    x, weight = (torch.randn(size, inner, device=device, dtype=dtype) for size in (rows, outer))
+    flop = 2 * rows * inner * outer
+    matmul = flop / _time(lambda: x @ weight.t(), device)
+    fp8 = flop / _time(_fp8_product(x, weight), device) if cuda and find_kernel(device) else 0.0
+    return matmul, matmul_fp32, fp8
+
+
+def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
+    """x [M, K] times weight [N, K]."""
+    kernel = find_kernel(x.device)
     assert kernel is not None
-    left, scale = quantize_rows(values)
-    return lambda: multiply(left, left.t(), scale, scale.t(), kernel=kernel, fast=True)
+    left, left_scale = quantize_rows(x)
+    right, right_scale = quantize_rows(weight)
+    return lambda: multiply(left, right.t(), left_scale, right_scale.t(), kernel=kernel, fast=True)
 
 
-def _attention_rate(device: torch.device, dtype: torch.dtype, *, tokens: int) -> float:
-    heads, width = 8, 128
-    q = torch.randn(1, heads, tokens, width, dtype=dtype, device=device, requires_grad=True)
-    grad = torch.ones_like(q)
+def _attention_rate(name: str, device: torch.device, dtype: torch.dtype) -> float:
+    shape = Shape(*((8192, 16, 128) if device.type == "cuda" else (256, 8, 128)), dtype=dtype, device=device)
+    seconds = time_attention(_attention(name, shape), shape) / 1000
+    return 3.5 * 4 * shape.tokens**2 * shape.num_heads * shape.head_dim / seconds
 
-    def run() -> None:
-        torch.autograd.grad(scaled_dot_product_attention(q, q, q), q, grad)
 
-    with torch.enable_grad():
-        seconds = _time(run, device)
-    return 3.5 * 4 * tokens**2 * heads * width / seconds
+def _attention(name: str, shape: Shape) -> Attend:
+    """The kind that will be used; PyTorch's own where that cannot be, which is told when it is put on the model."""
+    if name == "default" or shape.device.type != "cuda":
+        return sdpa_attention(None)
+    try:
+        return choose_attention(name, shape).attend
+    except ConfigError:
+        return sdpa_attention(None)
 
 
 def _copy_rates(device: torch.device, num_bytes: int) -> tuple[float, float]:
@@ -175,15 +208,19 @@ def _copy_rates(device: torch.device, num_bytes: int) -> tuple[float, float]:
 
 
 def _time(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few runs after a first."""
-    seconds = []
-    for _ in range(1 + _TIMED_RUNS):
-        _synchronize(device)
-        start = time.perf_counter()
+    """Seconds of one run, the mean of some after a first."""
+    run()
+    once = _time_of(run, device, 1)
+    return _time_of(run, device, int(min(max(_TIMED_S / once, 1), _TIMED_RUNS)))
+
+
+def _time_of(run: Callable[[], object], device: torch.device, count: int) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
         run()
-        _synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return max(min(seconds[1:]), 1e-9)
+    _synchronize(device)
+    return max(time.perf_counter() - start, 1e-9) / count
 
 
 def _synchronize(device: torch.device) -> None:

@@ -4,6 +4,7 @@ Compiling the blocks and not the model costs one compilation, not one for each o
 blocks (streaming, checkpoints) stay plain Python.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 RunBlock = Callable[..., Tensor]
 
-# Compiled variants of the block in one process: one for each size of clips, times two if some blocks keep their
-# attention, and again as many without gradients, for validation. Dynamo's own limit is 8.
-GRAPH_LIMIT = 64
+# Compiled variants of the block in one process: one for each size of clips, times two or three if some blocks keep their
+# attention or products, and again as many without gradients, for validation. Dynamo's own limit is 8.
+GRAPH_LIMIT = 192
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -35,6 +36,7 @@ def with_compile(
     """
     import torch._dynamo.exc  # takes seconds
 
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_worth_telling)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPH_LIMIT)
     compiled = torch.compile(run_block, fullgraph=True, dynamic=dynamic, backend=backend)
     told: set[str] = set()
@@ -98,6 +100,11 @@ def use_compile_cache(folder: Path) -> Path:
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
         os.environ[_CACHE_VARIABLE] = str(folder)
     return Path(os.environ[_CACHE_VARIABLE])
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """All but the warning that a checkpoint which keeps some results must not change them in place: ours do not."""
+    return "context_fn is passed to torch.utils.checkpoint under torch.compile" not in record.getMessage()
 
 
 def _double(x: Tensor) -> Tensor:

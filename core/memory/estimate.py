@@ -2,18 +2,20 @@
 
 Weights and the adapter's state are counted to the byte, and so is what autograd keeps of a block. What a block's backward
 takes beside that, and the traffic of element-wise operators, were counted once with the allocator's and the dispatcher's
-own numbers (torch 2.11) and stand here as multiples of one activation [B, L, D], called a unit.
+own numbers (torch 2.11) and stand here as multiples of one activation [B, L, D], called a unit. How compiled blocks
+differ was fitted to steps of the 1.3B, 5B and 14B models on an H200.
 
 Shapes: B batch, L video tokens, S text tokens, I image tokens, D width, N heads.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .card import Card, Fit
 from .master import MasterKind
-from .recompute import attention_bytes
+from .recompute import attention_bytes, linears_bytes
 from .sizes import (
     PLAIN_BYTES,
     Sizes,
@@ -29,15 +31,24 @@ from .sizes import (
 Compile = Literal["off", "static", "dynamic"]
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
+NUM_PARTS = 3  # of a block whose parts are checkpointed one by one
 CLIP_TOKENS = 257
-RUNTIME_VRAM = 300 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
+RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
 RUNTIME_RAM = 3 * 2**30  # Python, PyTorch and CUDA's libraries
-COMPILED_SHARE = 0.7  # of an eager block's activations that a compiled one takes: 26 of 37.5 units at 14B, on an H100
 
+# A compiled block in 16 bits keeps less of its forward than an eager one does, and its backward's peak is so many units
+# lower, plus so many for each time that the feed-forward part is as wide as the others; where its attention is kept.
+_COMPILED_SAVED = 0.82
+_COMPILED_PEAK = (-13.0, 1.3)
+_ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 6.0  # units more where attention is computed again, or products are kept
+_FP8_COMPUTE = 1.0  # units more where gradients are quantized
+_FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
 # Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
 _TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
 _COMPILED_TRAFFIC = (26.0, 40.0)
-_KERNELS, _COMPILED_KERNELS = (131, 186), (35, 60)  # launched for a block: forward, backward
+_FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
+# Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
+_KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,8 @@ class Plan:
     precision: str = "bf16"
     checkpointing: bool = True
     keep_attention: int = 0
+    keep_linears: int = 0
+    split_blocks: bool = False
     offload_inputs: bool = False
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
@@ -87,17 +100,20 @@ class Estimate:
 def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None = None) -> Estimate:
     """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `fit`."""
     fit = fit or Fit()
-    exact = _resident_bytes(task, plan) + _adapter_bytes(task)
-    working = _working_bytes(task, bucket, plan)
     held = _streamed_ram(task, plan)
-    offloaded = (task.sizes.num_layers - 1) * _input_bytes(task, bucket, plan) if plan.offload_inputs else 0
+    offloaded = _num_offloaded(task, plan) * _input_bytes(task, bucket, plan)
     return Estimate(
-        vram=exact + round(fit.memory * working),
+        vram=estimate_vram(task, bucket, plan, fit),
         ram=RUNTIME_RAM + held + offloaded,
         seconds=fit.time * task.accumulation * _seconds(task, bucket, plan, card),
-        exact_vram=exact,
+        exact_vram=_exact_vram(task, plan),
         exact_ram=held,
     )
+
+
+def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
+    """The part of `estimate` that is the peak on the device."""
+    return _exact_vram(task, plan) + round(fit.memory * _working_bytes(task, bucket, plan))
 
 
 def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
@@ -114,7 +130,15 @@ def compute_size(task: Task, plan: Plan) -> int:
 
 @lru_cache
 def saved_bytes(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2) -> int:
-    """Bytes that autograd keeps of one block from its forward to its backward, without the block's input and weights.
+    """Bytes that autograd keeps of one block from its forward to its backward, without the block's input and weights."""
+    return sum(saved_by_part(sizes, trained, tokens=tokens, batch=batch, element_size=element_size).values())
+
+
+@lru_cache
+def saved_by_part(
+    sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2
+) -> Mapping[str, int]:
+    """The bytes of `saved_bytes`, for each part of the block.
 
     Eager, with the light LoRA forward and an attention that never has its scores in memory. `tokens` of one clip;
     `element_size` 2 for bf16 and fp16, 4 for fp32. A dropout's mask is counted as large as its input, as the CPU has it.
@@ -125,18 +149,21 @@ def saved_bytes(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, 
     self_attn = copy + rows + 2 * (4 * dim + 4) + 4 * e * dim + 4 * heads  # norms of q and k; q, k, v, out, logsumexp
     cross_attn = (4 * dim + rows) + (4 * dim + 4) + 2 * e * dim + 4 * heads  # norm3; norm of q; q, out, logsumexp
     ffn = 4 * dim + rows + e * sizes.ffn_dim
-    per_token = self_attn + cross_attn + ffn + _adapter_inputs(sizes, trained, e)
-    branches = [sizes.text_len]
+    branches = [sizes.text_len, _image_tokens(sizes)]
     if sizes.image_dim is not None:
-        branches.append(sizes.image_positions or CLIP_TOKENS)
-        per_token += e * dim + 4 * heads  # the attention to the image
-        per_token += e * dim if "cross_attn" in trained.targets else 0  # the sum of both
+        cross_attn += e * dim + 4 * heads  # the attention to the image
+        cross_attn += e * dim if "cross_attn" in trained.targets else 0  # the sum of both
     per_key = 2 * e * dim  # k, v
     if "cross_attn" in trained.targets:  # the norm of k; x A^T of k and v; dropout's outputs, the text needs no mask
         per_key += 4 * dim + 4 + 2 * e * trained.rank + (2 * e * dim if trained.dropout else 0)
-    modulation = 4 * (6 + 2) * dim
-    factors = adapter_params(sizes, trained) // sizes.num_layers * e if e < 4 else 0  # A and B in the compute dtype
-    return batch * (tokens * per_token + sum(branches) * per_key + modulation) + factors
+    modulation = 4 * (3 + 1) * dim
+    fixed = {"self_attn": modulation, "cross_attn": sum(branches) * per_key, "ffn": modulation}
+    found = {}
+    for part, per_token in {"self_attn": self_attn, "cross_attn": cross_attn, "ffn": ffn}.items():
+        own = replace(trained, targets=(part,) if part in trained.targets else ())
+        factors = adapter_params(sizes, own) // sizes.num_layers * e if e < 4 else 0  # A and B in the compute dtype
+        found[part] = batch * (tokens * (per_token + _adapter_inputs(sizes, own, e)) + fixed[part]) + factors
+    return found
 
 
 def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
@@ -162,6 +189,22 @@ def backward_units(sizes: Sizes, precision: str, element_size: int) -> float:
     return 1 + (max(8, 2 + 3 * ratio) if element_size < 4 else max(2, 1 + ratio))
 
 
+def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, float]:
+    """As `backward_units`, for a block whose parts are checkpointed one by one; by part.
+
+    Its attention's backward or the recompute's end, as CUDA's kernels have them: the CPU's norm takes 2 units more. In fp32
+    the input of a part's norm is the part's own, and not kept once more as within a whole block.
+    """
+    if element_size < 4:
+        attention = 10.8 if precision == "fp8_compute" else 8.0
+        return {
+            "self_attn": attention,
+            "cross_attn": attention,
+            "ffn": backward_units(sizes, precision, element_size),
+        }
+    return {"self_attn": 5.0, "cross_attn": 4.0, "ffn": backward_units(sizes, precision, element_size) - 1}
+
+
 def _block_weights(task: Task, plan: Plan) -> int:
     if task.stored_block_bytes is not None:
         return task.stored_block_bytes
@@ -172,6 +215,10 @@ def _resident_bytes(task: Task, plan: Plan) -> int:
     block = _block_weights(task, plan)
     resident = task.sizes.num_layers - plan.streamed_blocks
     return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + rest_bytes(task.sizes)
+
+
+def _exact_vram(task: Task, plan: Plan) -> int:
+    return _resident_bytes(task, plan) + _adapter_bytes(task)
 
 
 def _adapter_bytes(task: Task) -> int:
@@ -188,22 +235,85 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The peak of all that a step makes: at the backward of the last block, or of the first, when all gradients are there."""
     sizes, size = task.sizes, compute_size(task, plan)
     unit = _input_bytes(task, bucket, plan)
+    gradients = 4 * adapter_params(sizes, task.trained)
+    fixed = RUNTIME_VRAM + (2 * size * sizes.ffn_dim * sizes.dim if _is_quantized(task, plan) else 0)  # largest linear
+    own = _own_bytes(task, bucket, plan)
+    if not plan.checkpointing:
+        return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
+    inputs = _num_inputs(task, plan)
+    if plan.offload_inputs:
+        inputs = min(2 if plan.split_blocks else 3, inputs)
+    kept = _kept_bytes(task, bucket, plan)
+    early = inputs * unit + kept + (gradients if task.accumulation > 1 else 0)
+    late = min(inputs, 2) * unit + gradients
+    return round(fixed + own + max(early, late))
+
+
+def _own_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
+    """What a block takes at its backward's peak, with what it has kept, of the kind of blocks that takes most."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    unit = _input_bytes(task, bucket, plan)
+    if plan.split_blocks:
+        return _part_bytes(task, bucket, plan)
     tokens = num_tokens(sizes, bucket)
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
-    transient = backward_units(sizes, plan.precision, size) * unit
-    if plan.compile != "off":
-        saved, transient = COMPILED_SHARE * saved, COMPILED_SHARE * transient
-    gradients = 4 * adapter_params(sizes, task.trained)
-    dense = 2 * size * sizes.ffn_dim * sizes.dim if _is_quantized(task, plan) else 0  # of the largest linear
-    fixed = dense + RUNTIME_VRAM + transient
-    if not plan.checkpointing:
-        return round(fixed + sizes.num_layers * saved + gradients)
-    kept = attention_bytes(bucket.batch * tokens, sizes.dim, sizes.num_heads, size)
-    inputs = min(3, sizes.num_layers) if plan.offload_inputs else sizes.num_layers
-    own = kept if plan.keep_attention else 0  # of the block in its backward, counted in `saved` as well
-    early = inputs * unit + plan.keep_attention * kept - own + (gradients if task.accumulation > 1 else 0)
-    late = min(inputs, 2) * unit + gradients
-    return round(fixed + saved + max(early, late))
+    if plan.compile == "off" or size > 2:
+        return saved + backward_units(sizes, plan.precision, size) * unit
+    units = backward_units(sizes, "bf16", size) + _COMPILED_PEAK[0] + _COMPILED_PEAK[1] * sizes.ffn_dim / sizes.dim
+    units += _FP8_COMPUTE if plan.precision == "fp8_compute" else 0.0
+    if plan.checkpointing:
+        num_kept = max(plan.keep_attention, plan.keep_linears)
+        again = _ATTENTION_AGAIN if num_kept < sizes.num_layers else 0.0
+        units += max(again, _PRODUCTS_KEPT if plan.keep_linears else 0.0)
+    return max(saved + units * unit, unit)
+
+
+def _part_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
+    """What the part of a block that takes most takes at its backward's peak; no less is promised of a compiled one."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    unit = _input_bytes(task, bucket, plan)
+    saved = saved_by_part(sizes, task.trained, tokens=num_tokens(sizes, bucket), batch=bucket.batch, element_size=size)
+    units = part_units(sizes, plan.precision, size)
+    return max(saved[part] + units[part] * unit for part in saved)
+
+
+def _num_inputs(task: Task, plan: Plan) -> int:
+    """Tensors that checkpointing keeps: the inputs of blocks, or of their parts."""
+    return task.sizes.num_layers * (NUM_PARTS if plan.split_blocks else 1)
+
+
+def _num_offloaded(task: Task, plan: Plan) -> int:
+    """Of these, how many wait in main memory: the last block's does only if it is in parts."""
+    return (_num_inputs(task, plan) - (not plan.split_blocks)) if plan.offload_inputs else 0
+
+
+def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
+    """Bytes that a block keeps that is not computed again."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    tokens = num_tokens(sizes, bucket)
+    saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
+    if plan.compile == "off" or size > 2:
+        return saved
+    # A weight that the forward has brought into the compute dtype is kept for the backward by the compiler.
+    dense = size * _dense_params(sizes) if _is_quantized(task, plan) else 0
+    return _COMPILED_SAVED * saved + dense
+
+
+def _kept_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """What checkpointed blocks keep beside their inputs, without what `_own_bytes` has of it."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    tokens = bucket.batch * num_tokens(sizes, bucket)
+    attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
+    keys = bucket.batch * (sizes.text_len + _image_tokens(sizes))
+    products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)
+    num_attention = max(plan.keep_attention, plan.keep_linears)
+    is_own = num_attention > 0 and (plan.compile == "off" or num_attention == sizes.num_layers)
+    num_products = plan.keep_linears - (1 if plan.keep_linears and plan.compile != "off" else 0)
+    return (num_attention - is_own) * attention + num_products * products
+
+
+def _image_tokens(sizes: Sizes) -> int:
+    return 0 if sizes.image_dim is None else sizes.image_positions or CLIP_TOKENS
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
@@ -219,39 +329,89 @@ def _is_quantized(task: Task, plan: Plan) -> bool:
 def _seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     """Of one batch: forward and backward, each as long as the longest of computing, launching and copying."""
     layers, streamed = task.sizes.num_layers, plan.streamed_blocks
-    forward, attention, backward = _block_seconds(task, bucket, plan, card)
+    block = _block_seconds(task, bucket, plan, card)
     weights = streamed * _block_weights(task, plan) / card.copy_rate(plan.stream_from)
     unit = _input_bytes(task, bucket, plan)
-    inputs = (layers - 1) * unit / card.to_device if plan.offload_inputs else 0.0
-    recompute = (layers * forward - plan.keep_attention * attention) if plan.checkpointing else 0.0
+    inputs = _num_offloaded(task, plan) * unit / card.to_device
+    recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
     update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
-    up = max(layers * forward, weights, inputs)
-    down = max(layers * backward + recompute, weights + inputs)
+    up = max(layers * max(block.forward, block.launch_up), weights, inputs)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs)
     return up + down + first + update
 
 
-def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
-    """(forward, the self-attention in it, backward without recompute) of one block."""
+class _BlockTime(NamedTuple):
+    """Seconds of one block."""
+
+    forward: float
+    attention: float  # of it, self-attention
+    products: float  # of it, products that may be kept
+    last: float  # of it, the product that no gradient needs, which is not computed again
+    backward: float  # without recompute
+    launch_up: float  # of the host, for the forward
+    launch_down: float
+
+
+def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
+    """Of all blocks: those that keep their products keep their attention too."""
+    num_attention = max(plan.keep_attention, plan.keep_linears)
+    again = block.forward - block.last
+    kinds = (
+        (layers - num_attention, again),
+        (num_attention - plan.keep_linears, again - block.attention),
+        (plan.keep_linears, again - block.attention - block.products),
+    )
+    return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
+
+
+def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
     sizes, size, compiled = task.sizes, compute_size(task, plan), plan.compile != "off"
     tokens, dim = num_tokens(sizes, bucket), sizes.dim
-    linears = bucket.batch * _linear_flops(sizes, tokens) / card.matmul_rate(plan.precision, size)
+    rate = card.matmul_rate(plan.precision, size) / bucket.batch
+    linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
     self_attention = bucket.batch * 4 * tokens**2 * dim / card.attention
-    cross_attention = bucket.batch * 4 * tokens * sizes.text_len * dim / card.attention
-    attention = self_attention + cross_attention
+    attention = self_attention + bucket.batch * 4 * tokens * sizes.text_len * dim / card.attention
+    up, down = _traffic_seconds(task, bucket, plan, card)
+    kernels = _COMPILED_KERNELS if compiled else _KERNELS
+    launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
+    return _BlockTime(
+        forward=linears + attention + up,
+        attention=self_attention,
+        products=linears - last,
+        last=last if compiled else 0.0,
+        backward=linears + 2.5 * attention + down,
+        launch_up=kernels[0] * launch_s,
+        launch_down=kernels[1] * launch_s,
+    )
+
+
+def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float]:
+    """Of element-wise operators, forward and backward: what they read and write."""
+    sizes, size = task.sizes, compute_size(task, plan)
     unit = _input_bytes(task, bucket, plan)
-    traffic = _COMPILED_TRAFFIC if compiled else _TRAFFIC[size]
-    adapters = sum(inner + 2 * out for out, inner in targeted(sizes, task.trained.targets).values()) / dim
+    traffic = _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC
+    quantizing = _FP8_TRAFFIC if plan.precision == "fp8_compute" else (0.0, 0.0)
+    adapters = _adapter_widths(sizes, task.trained) / sizes.dim
     dense = 0.0
     if _is_quantized(task, plan):  # read, written and read again in the compute dtype
-        dense = _block_weights(task, plan) + 3 * size * sum(out * inner for out, inner in block_linears(sizes).values())
-    up = ((traffic[0] + adapters) * unit + dense) / card.bandwidth
-    down = ((traffic[1] + 2 * adapters) * unit + dense) / card.bandwidth
-    kernels = _COMPILED_KERNELS if compiled else _KERNELS
-    forward = max(linears + attention + up, kernels[0] * card.launch_s)
-    backward = max(linears + 2.5 * attention + down, kernels[1] * card.launch_s)
-    return forward, self_attention, backward
+        dense = _block_weights(task, plan) + 3 * size * _dense_params(sizes)
+    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
+    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + dense) / card.bandwidth
+    return up, down
+
+
+@lru_cache
+def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
+    """What the adapters of a block read and write for a token in the forward, in numbers."""
+    return sum(inner + 2 * out for out, inner in targeted(sizes, trained.targets).values())
+
+
+@lru_cache
+def _dense_params(sizes: Sizes) -> int:
+    """Weights of a block's linears."""
+    return sum(out * inner for out, inner in block_linears(sizes).values())
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """Offload of activations: the inputs of checkpointed blocks wait for the backward in main memory.
 
-Checkpointing leaves one tensor [B, L, D] per block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB in all.
+Checkpointing leaves one tensor [B, L, D] per block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB in all; and
+three of them if the parts of a block are checkpointed one by one: then all that is said of a block here is true of a part.
 Each is copied out while its block computes, and back while the block after it is in its backward. The numbers are the
 same: nothing is rounded.
 """
@@ -51,7 +52,7 @@ class ActivationOffload:
     """Keeps the inputs of the chosen blocks in main memory between forward and backward.
 
     Put it around checkpointing, which keeps nothing else: `offload.wrap(with_compile(with_checkpointing(run_block)))`.
-    The last block is better left out: its input is needed again at once.
+    The last block is better left out: its input is needed again at once. In parts, only that of its last part is.
     """
 
     def __init__(

@@ -1,20 +1,22 @@
 """Which plan to train with: the fastest that fits the card and the main memory, found by trying them all.
 
-A plan is shared by all buckets except for `keep_attention`: each size of clips keeps the attention of as many blocks as
-fit, so that one large clip does not take that speed from the small ones.
+A plan is shared by all buckets except for `keep_attention` and `keep_linears`: each size of clips keeps as much as fits,
+so that one large clip does not take that speed from the small ones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from .card import Card, Fit
-from .estimate import Bucket, Estimate, Plan, Task, estimate, num_tokens
+from .estimate import Bucket, Estimate, Plan, Task, estimate, estimate_vram, num_tokens
 from .master import MasterKind
+from .recompute import Kept
 
 Shortage = Literal["vram", "ram"]
 
-# Kept free: the allocator's unused pieces, and what other programs may come to need.
+# Kept free: the allocator's unused pieces (0.65 GiB were measured under a cap of 10 GiB, where segments do not grow), what
+# a prediction is short of, and what other programs may come to need.
 MARGIN, MARGIN_BYTES = 0.05, 400 * 2**20
 RAM_MARGIN_BYTES = 2 * 2**30
 STEP_DOWN = 0.92  # of the plan that ran out of memory: what the next one may take
@@ -28,6 +30,8 @@ class Pins:
 
     checkpointing: bool | None = None
     keep_attention: int | None = None
+    keep_linears: int | None = None
+    split_blocks: bool | None = None
     offload_inputs: bool | None = None
     streamed_blocks: int | None = None
     stream_from: MasterKind | None = None
@@ -47,11 +51,21 @@ class Choice:
     """A plan, with what it is expected to take: the peaks over all sizes, and the mean time of a step."""
 
     plan: Plan  # as the size that takes most has it
-    keep_attention: Mapping[int, int]  # by the tokens of a batch
+    kept: Mapping[int, Kept]  # by the tokens of a batch
     vram: int
     ram: int
     seconds: float
     estimates: Mapping[Bucket, Estimate] = field(default_factory=dict)
+
+    @property
+    def keep_attention(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.attention for tokens, kept in self.kept.items()}
+
+    @property
+    def keep_linears(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.linears for tokens, kept in self.kept.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +87,19 @@ class Planner:
     def choose(self, limits: Limits | None = None) -> Choice | None:
         """The fastest choice within `limits`; None if there is none."""
         limits = limits or self.limits()
-        fitting = [choice for plan in self.plans() if (choice := self._fill(plan, limits)) is not None]
-        return min(fitting, key=_cost, default=None)
+        fitting: dict[Plan, Choice] = {}
+        for plan in self.plans():
+            way = replace(plan, stream_from="pinned")  # comes first, and is the fastest where it fits
+            choice = None if way in fitting else self._fill(plan, limits)
+            if choice is not None:
+                fitting[way] = choice
+        return min(fitting.values(), key=_cost, default=None)
+
+    def fits(self) -> bool:
+        """Whether `choose` finds anything, which this says sooner."""
+        limits = self.limits()
+        leanest = (self._evaluate(plan, self._least(plan)) for plan in self.plans())
+        return any(choice.vram <= limits.vram and _fits_ram(choice, limits) for choice in leanest)
 
     def leanest(self, limits: Limits | None = None) -> Choice:
         """The choice that takes the least memory of the card, of those within the main memory where there are any."""
@@ -92,7 +117,8 @@ class Planner:
         if shortage == "ram":
             lower = replace(limits, vram=failed.vram, ram=int(failed.ram * STEP_DOWN))
             return self.choose(lower)
-        lower = replace(limits, vram=int(failed.vram * STEP_DOWN), ram=max(limits.ram, failed.ram))
+        vram = min(limits.vram, int(failed.vram * STEP_DOWN))
+        lower = replace(limits, vram=vram, ram=max(limits.ram, failed.ram))
         found = self.choose(lower)
         if found is None:
             found = self.leanest(lower)
@@ -101,13 +127,18 @@ class Planner:
 
     def describe(self, plan: Plan) -> Choice:
         """`plan` as it is, for every size."""
-        return self._evaluate(plan, dict.fromkeys(self.buckets, plan.keep_attention))
+        return self._evaluate(plan, dict.fromkeys(self.buckets, Kept(plan.keep_attention, plan.keep_linears)))
 
     def plans(self) -> Iterator[Plan]:
-        """All plans that the pins allow, without attention kept beyond what is pinned."""
-        base = replace(self.plan, keep_attention=0, streamed_blocks=0, offload_inputs=False)
+        """All plans that the pins allow, with nothing kept beyond what is pinned."""
+        base = replace(
+            self.plan, keep_attention=0, keep_linears=0, streamed_blocks=0, split_blocks=False, offload_inputs=False
+        )
         pins, layers = self.pins, self.task.sizes.num_layers
-        if pins.checkpointing is not True and not (pins.keep_attention or pins.offload_inputs or pins.streamed_blocks):
+        kept = pins.keep_attention or pins.keep_linears
+        if pins.checkpointing is not True and not (
+            kept or pins.split_blocks or pins.offload_inputs or pins.streamed_blocks
+        ):
             yield replace(base, checkpointing=False)
         if pins.checkpointing is False:
             return
@@ -115,45 +146,63 @@ class Planner:
             ("pinned", "pageable", "mapped") if pins.stream_from is None else (pins.stream_from,)
         )
         counts = range(layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
-        for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):
+        for split, offload in self._ways():
+            way = replace(base, checkpointing=True, split_blocks=split, offload_inputs=offload)
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
-                    yield replace(
-                        base, checkpointing=True, offload_inputs=offload, streamed_blocks=count, stream_from=kind
-                    )
+                    yield replace(way, streamed_blocks=count, stream_from=kind)
 
-    def _least(self, plan: Plan) -> dict[Bucket, int]:
-        return dict.fromkeys(self.buckets, (self.pins.keep_attention or 0) if plan.checkpointing else 0)
+    def _ways(self) -> Iterator[tuple[bool, bool]]:
+        """Blocks whole or in parts, inputs on the device or not: three inputs a block on the device would save nothing."""
+        pins = self.pins
+        for split in (False, True) if pins.split_blocks is None else (pins.split_blocks,):
+            for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):
+                if pins.split_blocks or not split or (offload and not pins.keep_linears):
+                    yield split, offload
+
+    def _least(self, plan: Plan) -> dict[Bucket, Kept]:
+        kept = Kept(self.pins.keep_attention or 0, self.pins.keep_linears or 0) if plan.checkpointing else Kept()
+        return dict.fromkeys(self.buckets, kept)
 
     def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
-        """`plan` with as much attention kept as fits; None if it does not fit at all."""
+        """`plan` with as much kept as fits; None if it does not fit at all."""
         least = self._evaluate(plan, self._least(plan))
         if least.vram > limits.vram or not _fits_ram(least, limits):
             return None
-        if not plan.checkpointing or self.pins.keep_attention is not None:
+        if not plan.checkpointing:
             return least
-        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits) for bucket in self.buckets})
+        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits.vram) for bucket in self.buckets})
 
-    def _most_kept(self, plan: Plan, bucket: Bucket, limits: Limits) -> int:
-        """Blocks whose attention fits: the peak grows with their number."""
-        low, high = 0, self.task.sizes.num_layers
-        if self._estimate(replace(plan, keep_attention=high), bucket).vram <= limits.vram:
-            return high
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._estimate(replace(plan, keep_attention=middle), bucket).vram <= limits.vram:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def _most_kept(self, plan: Plan, bucket: Bucket, vram: int) -> Kept:
+        """What fits `vram` bytes, which attention takes less of for the time it saves: linears where all attention fits."""
+        pins, layers = self.pins, self.task.sizes.num_layers
 
-    def _evaluate(self, plan: Plan, kept: Mapping[Bucket, int]) -> Choice:
-        found = {b: self._estimate(replace(plan, keep_attention=kept[b]), b) for b in self.buckets}
+        def fits(kept: Kept) -> bool:
+            return estimate_vram(self.task, bucket, _keeping(plan, kept), self.fit) <= vram
+
+        linears = pins.keep_linears or 0
+        attention = pins.keep_attention
+        if attention is None:
+            attention = _most(layers, lambda number: fits(Kept(number, linears)))
+        if (
+            pins.keep_linears is None
+            and not plan.split_blocks
+            and (attention == layers or pins.keep_attention is not None)
+        ):
+            linears = _most(attention, lambda number: fits(Kept(attention, number)))
+        return Kept(attention, linears)
+
+    def _evaluate(self, plan: Plan, kept: Mapping[Bucket, Kept]) -> Choice:
+        found = {b: self._estimate(_keeping(plan, kept[b]), b) for b in self.buckets}
         largest = max(self.buckets, key=lambda bucket: found[bucket].vram)
         shares = sum(bucket.share for bucket in self.buckets)
+        by_tokens: dict[int, Kept] = {}
+        for bucket in self.buckets:
+            tokens = bucket.batch * num_tokens(self.task.sizes, bucket)
+            by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
         return Choice(
-            plan=replace(plan, keep_attention=kept[largest]),
-            keep_attention={b.batch * num_tokens(self.task.sizes, b): kept[b] for b in self.buckets},
+            plan=_keeping(plan, kept[largest]),
+            kept=by_tokens,
             vram=found[largest].vram,
             ram=max(one.ram for one in found.values()),
             seconds=sum(b.share * found[b].seconds for b in self.buckets) / shares,
@@ -169,6 +218,23 @@ def differences(old: Plan, new: Plan) -> list[str]:
     return [f.name for f in fields(Plan) if getattr(old, f.name) != getattr(new, f.name)]
 
 
+def _keeping(plan: Plan, kept: Kept) -> Plan:
+    if (plan.keep_attention, plan.keep_linears) == kept:
+        return plan
+    return replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+
+
+def _most(high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `high` that fits, as 0 does. `high` itself may take less than the one below it."""
+    if fits(high):
+        return high
+    low, high = 0, high - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
 def _fits_ram(choice: Choice, limits: Limits) -> bool:
     pinned = max(one.exact_ram for one in choice.estimates.values()) if choice.plan.stream_from == "pinned" else 0
     return choice.ram <= limits.ram and pinned <= limits.pinned
@@ -176,5 +242,6 @@ def _fits_ram(choice: Choice, limits: Limits) -> bool:
 
 def _cost(choice: Choice) -> float:
     plan = choice.plan
-    features = plan.offload_inputs + (plan.streamed_blocks > 0) + (max(choice.keep_attention.values()) > 0)
+    kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
+    features = plan.split_blocks + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
     return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * plan.streamed_blocks)

@@ -1,13 +1,16 @@
-"""Selective recompute (Korthikanti et al., 2022, arXiv:2205.05198): checkpointed blocks that keep their self-attention.
+"""Selective recompute (Korthikanti et al., 2022, arXiv:2205.05198): checkpointed blocks that keep what is dear to compute.
 
 Self-attention is the one part of a block whose cost grows with the square of the tokens. Its output and the logsumexp of
-its rows, all that its backward needs besides q, k and v, take one block input's worth of memory.
+its rows, all that its backward needs besides q, k and v, take one block input's worth of memory. With the products of its
+linear layers kept as well, a block computes element-wise operators again and little else.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
@@ -31,29 +34,67 @@ ATTENTION_OPS = frozenset(
 )
 
 
-def with_selective_recompute(run_block: RunBlock, blocks: Sequence[nn.Module], keep_attention: int) -> RunBlock:
-    """Wrap the block seam as `with_checkpointing` does, and keep the self-attention of some of `blocks`.
+# The products of linear layers -> which argument is the second factor, [in, out].
+PRODUCT_OPS = {"aten::mm": 1, "aten::addmm": 2, "aten::_scaled_mm": 1}
 
-    `keep_attention` is their number, at `attention_bytes` each. They are the last ones: what they keep then takes the
-    place of what the backward's first block would have to recompute. They are marked by an attribute, which a deepcopy
-    of the model has too. Goes inside `with_compile`. The backend "math" has no such operator, and recomputes all.
-    Raises ConfigError if there are not that many blocks.
+
+class Kept(NamedTuple):
+    """How many blocks, the last ones, keep what they have computed."""
+
+    attention: int = 0  # their self-attention
+    linears: int = 0  # the products of their linear layers, and their self-attention
+
+
+class _Products(threading.local):
+    """Whether this thread runs a block whose products are kept: an autograd thread recomputes what another one ran."""
+
+    are_kept = False
+
+
+_products = _Products()
+
+
+def with_selective_recompute(
+    run_block: RunBlock, blocks: Sequence[nn.Module], kept: Kept, *, width: int = 0
+) -> RunBlock:
+    """Wrap the block seam as `with_checkpointing` does, and let some of `blocks` keep what `kept` says.
+
+    They are the last ones: what they keep then takes the place of what the backward's first block would have to recompute.
+    They are marked by attributes, which a deepcopy of the model has too. `width` of the tokens tells the linear layers from
+    the adapter's factors, which are narrower; `kept.linears` needs it. Goes inside `with_compile`. The attention backend
+    "math" has no operator of its own, and is computed again. Raises ConfigError if there are not that many blocks.
     """
-    if not 0 <= keep_attention <= len(blocks):
-        raise ConfigError(
-            f"keep_attention must be from 0 to {len(blocks)}, the number of the model's blocks, got {keep_attention}."
-        )
-    for index, block in enumerate(blocks):
-        block.keeps_attention = index >= len(blocks) - keep_attention  # type: ignore[assignment]
+    for name, number in (("keep_attention", kept.attention), ("keep_linears", kept.linears)):
+        if not 0 <= number <= len(blocks):
+            raise ConfigError(
+                f"{name} must be from 0 to {len(blocks)}, the number of the model's blocks, got {number}."
+            )
+    mark_kept(blocks, kept)
     recompute_all = with_checkpointing(run_block)
-    keep_contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
+    run_keeping = _with_products(run_block)
+    attention_contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
+    products_contexts = partial(create_selective_checkpoint_contexts, partial(keep_products, width=width))
 
     def run_selective(block: nn.Module, *args: Tensor) -> Tensor:
+        if getattr(block, "keeps_linears", False):
+            return run_checkpointed(run_keeping, block, *args, context_fn=products_contexts)
         if getattr(block, "keeps_attention", False):
-            return run_checkpointed(run_block, block, *args, context_fn=keep_contexts)
+            return run_checkpointed(run_block, block, *args, context_fn=attention_contexts)
         return recompute_all(block, *args)
 
     return run_selective
+
+
+def mark_kept(blocks: Sequence[nn.Module], kept: Kept) -> None:
+    """Let the last blocks, as many as `kept` says, keep what they compute."""
+    for index, block in enumerate(blocks):
+        block.keeps_attention = index >= len(blocks) - kept.attention  # type: ignore[assignment]
+        block.keeps_linears = index >= len(blocks) - kept.linears  # type: ignore[assignment]
+
+
+def products_are_kept() -> bool:
+    """Whether what linear layers give is kept here, and must not be changed in place. Only in eager mode does it matter."""
+    return _products.are_kept
 
 
 def keep_self_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -68,9 +109,45 @@ def keep_self_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> Che
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def keep_products(context: Any, op: Any, *args: Any, width: int, **kwargs: Any) -> CheckpointPolicy:
+    """As `keep_self_attention`, and the products of the linear layers but the feed-forward's last, narrower than its input.
+
+    That one is added to the residual stream, and no gradient needs it.
+    """
+    name = op.name().split(".")[0]
+    if name in PRODUCT_OPS:
+        num_inner, num_outer = args[PRODUCT_OPS[name]].shape
+        return CheckpointPolicy.MUST_SAVE if num_outer >= num_inner >= width else CheckpointPolicy.PREFER_RECOMPUTE
+    return keep_self_attention(context, op, *args, **kwargs)
+
+
+def _with_products(run_block: RunBlock) -> RunBlock:
+    """The block seam that tells the layers within that their products are kept."""
+
+    def run(block: nn.Module, *args: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return run_block(block, *args)
+        before, _products.are_kept = _products.are_kept, True
+        try:
+            return run_block(block, *args)
+        finally:
+            _products.are_kept = before
+
+    return run
+
+
 def attention_bytes(tokens: int, dim: int, num_heads: int, element_size: int = 2) -> int:
     """Bytes that one block keeps more: the output [tokens, dim] and the fp32 logsumexp [num_heads, tokens].
 
     `tokens` of the whole batch; `element_size` of the residual stream's dtype, 2 for bf16.
     """
     return tokens * (dim * element_size + num_heads * 4)
+
+
+def linears_bytes(tokens: int, keys: int, dim: int, ffn_dim: int, element_size: int = 2) -> int:
+    """Bytes that one block keeps more for its products, without the attention that goes with them.
+
+    q, k, v and o of the self-attention, q and o of the cross-attention and the feed-forward's first layer for `tokens`; k
+    and v of the cross-attention for `keys`, the tokens of text and image. Both of the whole batch.
+    """
+    return element_size * (tokens * (6 * dim + ffn_dim) + 2 * keys * dim)

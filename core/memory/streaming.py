@@ -212,7 +212,8 @@ def stream_blocks(
 ) -> BlockStreamer:
     """A streamer for the blocks `streamed`; the others move to `device`. The peak is one block above the result.
 
-    Blocks may come in main memory or on any device, with or without adapters. `folder` is where "mapped" keeps files.
+    For a model that is in memory; one that is being loaded can give each block its master as soon as it is there. Blocks
+    may come in main memory or on any device, with or without adapters. `folder` is where "mapped" keeps files.
     """
     masters = {}
     for index, block in enumerate(blocks):

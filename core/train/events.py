@@ -1,7 +1,8 @@
 """The run's diary: `events.jsonl`, one JSON object a line, only ever appended to.
 
-Every line has `event` and `time` (seconds since the epoch). Kinds: start, status, warning, step, validation,
-checkpoint, stopped, finished, error. After a crash a line may be cut short; readers skip it.
+Every line has `event` and `time` (seconds since the epoch). Kinds: start, status, plan (with `step` where it changed),
+warning, step, validation, preview, checkpoint, stopped, finished, error. After a crash a line may be cut short; readers
+skip it.
 """
 
 import json
@@ -54,6 +55,11 @@ class EventReader:
         return events
 
 
+def needs_attention(event: Event) -> bool:
+    """Whether the event tells of what is not as it should be: a warning, or a plan that memory did not suffice for."""
+    return event.get("event") == "warning" or (event.get("event") == "plan" and "step" in event)
+
+
 @dataclass
 class RunHistory:
     """What the events of a run say, put together: where attempts overlap after a crash, the last one counts."""
@@ -78,13 +84,12 @@ class RunHistory:
             self.losses[int(event["step"])] = float(event["loss"])
         elif kind == "validation":
             self.validation[int(event["step"])] = float(event["loss"])
-        elif kind in ("warning", "plan"):
-            if event["message"] not in self.warnings:
-                self.warnings.append(event["message"])
-        elif kind == "status":
+        elif kind in ("status", "plan"):
             self.message = event["message"]
         elif kind in ("stopped", "finished", "error"):
             self.state, self.message = str(kind), event.get("message", "")
+        if needs_attention(event) and event["message"] not in self.warnings:
+            self.warnings.append(event["message"])
 
 
 def read_history(path: Path) -> RunHistory:

@@ -1,9 +1,10 @@
 """The one place where memory and speed features are put on the model, in one order:
 
-run_block = streaming(offload(compile(checkpointing(run_block)))), and the kind of attention. What is off is not there.
+run_block = streaming(by_size(split(offload(compile(checkpointing(run_block)))))), and the kind of attention. What is off is
+not there. Inside of split, run_block is that of a part of a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.attention import Shape, choose_attention, sdpa_attention
+from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
 from ..memory.compile import compiler_problem, use_compile_cache, with_compile
+from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
-from ..memory.recompute import with_selective_recompute
+from ..memory.recompute import Kept, with_selective_recompute
+from ..memory.split import with_split
 from ..memory.streaming import BlockStreamer, spread, stream_blocks
-from ..wan.model import RunBlock, WanTransformer
+from ..wan.layers import PARTS
+from ..wan.model import RunBlock, WanTransformer, call_part
 from .batches import num_tokens
 from .job import Job, MemoryOptions
+from .planning import compile_mode
 
 Tell = Callable[[str], None]
 
@@ -43,41 +49,64 @@ class Features:
 
 
 def apply_features(
-    model: WanTransformer, job: Job, device: torch.device, *, tell: Tell, scratch: Path | None, again: bool = False
+    model: WanTransformer,
+    job: Job,
+    device: torch.device,
+    *,
+    tell: Tell,
+    scratch: Path | None,
+    again: bool = False,
+    kept: Mapping[int, Kept] | None = None,
+    masters: Mapping[int, BlockMaster] | None = None,
 ) -> Features:
     """Put the job's memory options on `model`, which carries its adapter. ConfigError for what it cannot have.
 
     A model that is to be streamed may come in main memory, and is on `device` afterwards as far as it shall be. With
-    `again`, a model whose features were taken off keeps its kind of attention.
+    `again`, a model whose features were taken off keeps its kind of attention. `kept`: the job's keep_attention and
+    keep_linears for each size of clips, by the tokens of a batch (see `with_kept_by_size`); None or nothing: the same for
+    all. `masters`: those of the streamed blocks, where they have been made.
     """
     options = job.memory
-    compiled = options.compile != "off" and _can_compile(device, scratch, tell)
+    mode = compile_mode(job, device)
+    compiled = mode != "off" and can_compile(device, scratch, tell)
     if not again:
         _set_attention(model, job, device, compiled=compiled)
-    run_block = model.run_block
+    run_block = call_part if options.split_blocks else model.run_block
     if options.checkpointing:
-        run_block = _with_recompute(model, run_block, options)
+        run_block = _with_recompute(model, run_block, [_kept_of(options), *(kept or {}).values()])
     if compiled:
-        run_block = with_compile(run_block, tell=tell, dynamic=options.compile == "dynamic")
-    streamer = _make_streamer(model, options, device, scratch)
+        run_block = with_compile(run_block, tell=tell, dynamic=mode == "dynamic")
+    streamer = _make_streamer(model, options, device, scratch, masters)
     offload = None
     if options.offload_inputs:
-        inner = list(model.blocks)[:-1]  # the last one's input is needed again at once
-        offload = ActivationOffload(device, inner, check_saved=None if streamer is None else streamer.check_saved)
+        # Of the last block, whole, the input is needed again at once; in parts, those of two parts can wait.
+        moved = list(model.blocks)[: None if options.split_blocks else -1]
+        offload = ActivationOffload(device, moved, check_saved=None if streamer is None else streamer.check_saved)
         run_block = offload.wrap(run_block)
+    if options.split_blocks:
+        run_block = with_split(run_block, PARTS)
+    if options.checkpointing and kept and any(map(any, kept.values())):
+        run_block = with_kept_by_size(run_block, list(model.blocks), kept)
     if streamer is not None:
         run_block = streamer.wrap(run_block)
     model.run_block = run_block
     return Features(streamer, offload)
 
 
-def _with_recompute(model: WanTransformer, run_block: RunBlock, options: MemoryOptions) -> RunBlock:
-    if options.keep_attention:
-        return with_selective_recompute(run_block, list(model.blocks), options.keep_attention)
+def _with_recompute(model: WanTransformer, run_block: RunBlock, kept: Sequence[Kept]) -> RunBlock:
+    """With as much kept as any of `kept` has."""
+    most = Kept(max(each.attention for each in kept), max(each.linears for each in kept))
+    if any(most):
+        return with_selective_recompute(run_block, list(model.blocks), most, width=model.config.dim)
     return with_checkpointing(run_block)
 
 
-def _can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
+def _kept_of(options: MemoryOptions) -> Kept:
+    return Kept(options.keep_attention, options.keep_linears)
+
+
+def can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
+    """Whether blocks can be compiled for `device`; if not, `tell` is given the reason."""
     if scratch is not None:
         use_compile_cache(scratch / "compiled")
     problem = compiler_problem(device)
@@ -89,7 +118,7 @@ def _can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool
 
 def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, compiled: bool) -> None:
     name = job.memory.attention
-    if name == "default":
+    if name == "default" or (name == "auto" and device.type != "cuda"):
         if device.type == "cuda":  # with the gradient's layout pinned, on which cuDNN's backend depends
             model.attend = sdpa_attention(None)
         return
@@ -100,13 +129,17 @@ def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, com
 
 
 def _make_streamer(
-    model: WanTransformer, options: MemoryOptions, device: torch.device, scratch: Path | None
+    model: WanTransformer,
+    options: MemoryOptions,
+    device: torch.device,
+    scratch: Path | None,
+    masters: Mapping[int, BlockMaster] | None,
 ) -> BlockStreamer | None:
     if not options.streamed_blocks:
         model.blocks.to(device)  # they may have been streamed before
         return None
-    if options.stream_from == "mapped" and scratch is None:
-        raise ConfigError("stream_from is 'mapped', but there is no folder for the blocks: choose pinned or pageable.")
+    if masters:
+        return BlockStreamer(list(model.blocks), device, masters=masters)
     for name, part in model.named_children():
         if name != "blocks":
             part.to(device)
@@ -115,5 +148,14 @@ def _make_streamer(
         device,
         streamed=spread(options.streamed_blocks, len(model.blocks)),
         master=options.stream_from,
-        folder=scratch / "blocks" if scratch is not None and options.stream_from == "mapped" else None,
+        folder=blocks_folder(options, scratch),
     )
+
+
+def blocks_folder(options: MemoryOptions, scratch: Path | None) -> Path | None:
+    """Where mapped blocks lie; None for others. ConfigError if there is no folder for them."""
+    if not options.streamed_blocks or options.stream_from != "mapped":
+        return None
+    if scratch is None:
+        raise ConfigError("stream_from is 'mapped', but there is no folder for the blocks: choose pinned or pageable.")
+    return scratch / "blocks"

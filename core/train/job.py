@@ -1,6 +1,7 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,11 @@ from ..adapters.setup import AdapterOptions
 from ..data.conditioning import Conditioning
 from ..data.types import LatentCache, TextCache
 from ..errors import ConfigError, RunError
+from ..flow.objective import NUM_TIMESTEPS
 from ..flow.sigmas import TimestepOptions
 from ..memory.master import MasterKind
 from ..memory.precision.formats import Precision
+from ..sample.sampler import SampleOptions, schedule, switch_step
 from ..serial import digest, from_dict, to_dict
 from ..wan.config import Variant
 from .optimizers import OptimizerOptions
@@ -19,7 +22,10 @@ from .schedule import ScheduleOptions
 
 SCHEMA = 1
 Stage = Literal["high", "low", "single"]
-Compile = Literal["off", "static", "dynamic"]
+# auto: on a GPU static for few sizes of batches, else dynamic; off on the CPU, or without a compiler that works.
+Compile = Literal["auto", "off", "static", "dynamic"]
+# auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
+PlanMode = Literal["auto", "manual"]
 # default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
 Attention = Literal["default", "auto", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
 
@@ -81,6 +87,7 @@ class DataSpec:
     empty_text_key: str
     text_dim: int  # width of the text embeddings
     conditioning: Conditioning = "none"  # the frames that the model is given
+    fps: float = 16.0  # of the clips
 
     @property
     def gives_first_frame(self) -> bool:
@@ -118,19 +125,51 @@ class MemoryOptions:
 
     checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
     keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
+    keep_linears: int = 0  # blocks that keep what their linear layers give, and their self-attention
+    split_blocks: bool = False  # checkpoint the three parts of a block one by one, and keep the input of each
     offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
     streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
     stream_from: MasterKind = "pinned"
-    attention: Attention = "default"
-    compile: Compile = "off"  # static: a graph for each size of clips; dynamic: one for all
+    attention: Attention = "auto"
+    compile: Compile = "auto"  # static: a graph for each size of clips; dynamic: one for all
+    plan: PlanMode = "auto"
+    budget_gb: float = 0.0  # most memory of the device, in GiB, that a run may take; 0: what is free
 
     def __post_init__(self) -> None:
-        for name in ("keep_attention", "streamed_blocks"):
+        for name in ("keep_attention", "keep_linears", "streamed_blocks"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
-        for name in ("keep_attention", "offload_inputs", "streamed_blocks"):
+        for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
             if getattr(self, name) and not self.checkpointing:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
+        if self.split_blocks and self.keep_linears:
+            raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
+        if not 0.0 <= self.budget_gb < math.inf:
+            raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """Videos made while the LoRA learns, with what it is then."""
+
+    every: int = 0  # steps between two; 0: none
+    steps: int = 16  # of the sampler, over the whole way from noise
+    cfg: float = 5.0  # guidance away from the empty caption; 1: none, and half the time
+    shift: float = 5.0  # time shift of the sampler
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"preview_every must be 0 (no previews) or a number of steps, got {self.every}.")
+        if not 1 <= self.steps <= NUM_TIMESTEPS:
+            raise ConfigError(f"preview_steps must lie between 1 and {NUM_TIMESTEPS}, got {self.steps}.")
+        if not 0.0 <= self.cfg < math.inf:
+            raise ConfigError(f"preview_cfg must be 0 or more (1 for no guidance), got {self.cfg}.")
+        if not 0.0 < self.shift < math.inf:
+            raise ConfigError(f"shift of previews must be above 0 (5 for most models), got {self.shift}.")
+
+    def sampling(self, boundary: float) -> SampleOptions:
+        """How they are sampled, with the experts' boundary as sigma."""
+        return SampleOptions(steps=self.steps, shift=self.shift, cfg=self.cfg, boundary=boundary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,18 +187,30 @@ class Job:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    previews: PreviewOptions = field(default_factory=PreviewOptions)
+    preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
 
     def __post_init__(self) -> None:
         if not any(not sample.held_out for sample in self.data.samples):
             raise ConfigError("there is no sample to train on: every one is held out for validation.")
+        boundary = self.timesteps.sigma_max
+        if self.previews.every and self.stage == "low" and not self._previews_reach_below(boundary):
+            raise ConfigError(
+                f"preview_steps is {self.previews.steps}, and none of these steps is below the boundary {boundary:g}, "
+                "where the low noise expert works: raise preview_steps, or set preview_every to 0."
+            )
+
+    def _previews_reach_below(self, boundary: float) -> bool:
+        sigmas = schedule(self.previews.sampling(boundary))
+        return switch_step(sigmas, boundary) < self.previews.steps
 
     @property
     def key(self) -> str:
         """Digest of what decides the trained weights: the content of data and model, and the settings.
 
-        Names, paths, device, memory options and the rhythm of checkpoints are left out. So is the length where the
+        Names, paths, device, memory options, previews and the rhythm of checkpoints are left out. So is the length where the
         schedule does not depend on it: a longer run then goes on from a shorter one.
         """
         loop = replace(self.loop, checkpoint_every=1, keep_last=1, validate_every=1)
@@ -206,10 +257,14 @@ class Job:
             found.append("sigmoid_scale has no effect with uniform sampling.")
         if self.loop.token_budget and self.loop.batch_size == 1:
             found.append("token_budget has no effect with batch_size 1, which is the most that a batch holds.")
-        if not self.memory.streamed_blocks and self.memory.stream_from != MemoryOptions().stream_from:
+        memory = self.memory
+        is_default = memory.stream_from == MemoryOptions().stream_from
+        if memory.plan == "manual" and not memory.streamed_blocks and not is_default:
             found.append("stream_from has no effect: no block is streamed (see streamed_blocks).")
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
+        if not self.previews.every and self.previews != PreviewOptions():
+            found.append("the other options of previews have no effect: preview_every is 0.")
         return found
 
 
@@ -246,6 +301,7 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         empty_text_key=empty.key,
         text_dim=text.dim,
         conditioning=latents.conditioning,
+        fps=latents.fps,
     )
 
 

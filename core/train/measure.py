@@ -1,5 +1,6 @@
 """The first steps of a run against what was predicted of them: kept for the next run's plan."""
 
+import logging
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,11 +9,15 @@ from statistics import median
 
 import torch
 
+from ..errors import RunError
 from ..memory.card import refit, write_fit
 from ..memory.planner import Choice, Planner
 from .loop import StepReport, Trainer
 
+log = logging.getLogger(__name__)
+
 WARM_UP = 3  # steps that compile, and make the optimizer's state
+NUM_MEASURED = 8
 Peak = Callable[[], int | None]
 
 
@@ -33,7 +38,7 @@ class Measure:
     """
 
     def __init__(
-        self, planner: Planner, choice: Callable[[], Choice], *, folder: Path, peak: Peak, num_steps: int = 8
+        self, planner: Planner, choice: Callable[[], Choice], *, folder: Path, peak: Peak, num_steps: int = NUM_MEASURED
     ) -> None:
         """`choice`: the one in force; after a change the measurement ends."""
         self._planner, self._choice, self._folder, self._peak = planner, choice, folder, peak
@@ -64,4 +69,7 @@ class Measure:
         if peak is not None:
             memory = max(peak - found.exact_vram, 1) / (found.vram - found.exact_vram)
         fit = refit(self._planner.fit, memory=memory, seconds=seconds / found.seconds)
-        write_fit(self._folder, self._planner.card, fit_kind(self._planner), fit)
+        try:
+            write_fit(self._folder, self._planner.card, fit_kind(self._planner), fit)
+        except RunError as error:
+            log.warning("What this run took is not kept for the next plan: %s", error)

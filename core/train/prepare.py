@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
+from ..memory.master import BlockMaster
 from ..memory.precision.ara import LowRank
-from ..memory.precision.base import made_on
-from ..memory.precision.formats import FormatOptions, Precision, resolve
+from ..memory.precision.base import MakeLinear, made_on
+from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
+from ..memory.recompute import Kept
+from ..memory.streaming import spread
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
-from .features import Features, Tell, apply_features
+from .features import Features, Tell, apply_features, blocks_folder
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -29,7 +33,7 @@ class Prepared:
     """A model ready to train."""
 
     model: WanTransformer
-    parameters: list[torch.nn.Parameter]
+    parameters: list[nn.Parameter]
     device: torch.device
     dtype: torch.dtype
     features: Features
@@ -80,7 +84,7 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
 
 def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOptions, *, has_adapter: bool) -> None:
     """Refuse ways to hold the base that this model, or the choice of files, does not allow."""
-    for name in ("streamed_blocks", "keep_attention"):
+    for name in ("streamed_blocks", "keep_attention", "keep_linears"):
         number = getattr(memory, name)
         if number > info.config.num_layers:
             raise ConfigError(f"{name} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
@@ -119,11 +123,18 @@ def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
         raise ConfigError(f"{name} takes no CLIP features: disconnect the CLIP vision model from Cache Latents.")
 
 
-def prepare(job: Job, device: torch.device, *, tell: Tell = log.warning, scratch: Path | None = None) -> Prepared:
-    """Load the base frozen onto `device`, add the adapter, and apply the memory features.
+def prepare(
+    job: Job,
+    device: torch.device,
+    *,
+    tell: Tell = log.warning,
+    scratch: Path | None = None,
+    kept: Mapping[int, Kept] | None = None,
+) -> Prepared:
+    """Load the base frozen onto `device`, add the adapter, and apply the memory features just as the job has them.
 
     `tell` is given a sentence for everything that turned out otherwise than asked. `scratch` is a folder for what may be
-    used again and may be deleted: compiled code, and mapped blocks, which need it.
+    used again and may be deleted: compiled code, and mapped blocks, which need it. `kept`: see `apply_features`.
     """
     info = check_model_file(job.model)
     check_data(job, info)
@@ -132,15 +143,44 @@ def prepare(job: Job, device: torch.device, *, tell: Tell = log.warning, scratch
     )
     for sentence in held.warnings:
         tell(sentence)
-    if job.memory.streamed_blocks:
-        linear = None if held.linear is None else made_on(device, held.linear)
-        model = load_transformer(info, dtype=held.dtype, device="cpu", linear=linear)
-    else:
-        model = load_transformer(info, dtype=held.dtype, device=device, linear=held.linear)
+    model, masters = _load(info, held, job.memory, device, scratch)
     parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
     fuse_adapter(model)
-    features = apply_features(model, job, device, tell=tell, scratch=scratch)
+    features = apply_features(model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters)
     return Prepared(model, parameters, device, held.dtype, features)
+
+
+def _load(
+    info: CheckpointInfo, held: Resolved, memory: MemoryOptions, device: torch.device, scratch: Path | None
+) -> tuple[WanTransformer, dict[int, BlockMaster]]:
+    """The base, and the masters of its streamed blocks, which are made one by one: the rest never is in main memory."""
+    streamed = set(spread(memory.streamed_blocks, info.config.num_layers))
+    folder = blocks_folder(memory, scratch)
+    masters: dict[int, BlockMaster] = {}
+
+    def device_of(index: int | None) -> torch.device:
+        return torch.device("cpu") if index in streamed else device
+
+    def make_master(index: int, block: nn.Module) -> None:
+        if index in streamed:
+            masters[index] = BlockMaster(block, memory.stream_from, device=device, folder=folder)
+
+    linear = None if held.linear is None else _made_near(device, held.linear)
+    model = load_transformer(info, dtype=held.dtype, device=device_of, linear=linear, loaded=make_master)
+    return model, masters
+
+
+def _made_near(device: torch.device, make: MakeLinear) -> MakeLinear:
+    """`make`, at work on `device`, whose layers lie where their weights came: in main memory, or on `device` itself."""
+    make_apart = made_on(device, make)
+
+    def make_near(
+        name: str, weight: Tensor, scale: Tensor | None, *, dtype: torch.dtype, bias: nn.Parameter | None
+    ) -> nn.Module | None:
+        is_near = weight.device.type == device.type
+        return (make if is_near else make_apart)(name, weight, scale, dtype=dtype, bias=bias)
+
+    return make_near
 
 
 def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:

@@ -8,7 +8,7 @@ the start of this step on.
 import gc
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -39,11 +39,79 @@ _OUT_OF_RAM = (
 
 
 class Ladder(Protocol):
-    """Says what to go on with; `core.memory.planner.Planner` is one."""
+    """Says what to go on with."""
 
     def step_down(self, failed: Choice, shortage: Shortage, /) -> Choice | None:
         """A choice that takes less than `failed`, or None."""
         ...
+
+    def explain(self, choice: Choice, /) -> str:
+        """The choice in one line."""
+        ...
+
+
+class Descent:
+    """Which plan a run is at, and its way to plans that take less."""
+
+    def __init__(self, choice: Choice, ladder: Ladder, *, events: EventWriter, device: torch.device):
+        self.choice = choice
+        self._ladder = ladder
+        self._events = events
+        self._device = device
+
+    def reach(self, act: Callable[[Choice], T], step: int | None) -> T:
+        """What `act` returns for the present choice, or for the first below it with which memory suffices.
+
+        `step` updates are done; None: the model is being loaded. RunError if the last plan does not suffice.
+        """
+        while True:
+            try:
+                return act(self.choice)
+            except Exception as error:
+                shortage = shortage_of(error)
+                if shortage is None:
+                    raise
+                reason = first_line(error)
+            # Outside of the clause above: what its traceback holds is free now.
+            self.go_down(shortage, step, reason)
+
+    def can_go_down(self, shortage: Shortage) -> bool:
+        """Whether a plan takes less."""
+        return self._ladder.step_down(self.choice, shortage) is not None
+
+    def go_down(self, shortage: Shortage, step: int | None, reason: str) -> None:
+        """To the next plan that takes less, which is told. RunError if there is none."""
+        gc.collect()  # a graph that was broken off may hang in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        failed, lower = self.choice, self._ladder.step_down(self.choice, shortage)
+        if lower is None:
+            raise RunError(_give_up(shortage, reason))
+        self.choice = lower
+        what = "The GPU's memory" if shortage == "vram" else "The main memory"
+        when = "while the model was loaded" if step is None else f"at step {step + 1}"
+        tell_choice(
+            self._events,
+            lower,
+            f"{what} ran out {when}: the run goes on with {_difference(failed, lower)}. The result does not change; no "
+            f"step is lost. {self._ladder.explain(lower)}",
+            step=step or 0,
+        )
+
+
+def tell_choice(events: EventWriter, choice: Choice, message: str, **fields: Any) -> None:
+    """Write a plan into the diary, with what it is expected to take in bytes and in seconds a step."""
+    events.write(
+        "plan",
+        **fields,
+        plan=asdict(choice.plan),
+        keep_attention={str(tokens): count for tokens, count in choice.keep_attention.items()},
+        keep_linears={str(tokens): count for tokens, count in choice.keep_linears.items()},
+        vram=choice.vram,
+        ram=choice.ram,
+        seconds=round(choice.seconds, 4),
+        message=message,
+    )
 
 
 class _Untouched:
@@ -75,26 +143,15 @@ class _Untouched:
 class Recovery:
     """Repeats what ran out of memory, under leaner and leaner plans: `trainer.attempt = recovery.attempt`."""
 
-    def __init__(
-        self,
-        choice: Choice,
-        ladder: Ladder,
-        *,
-        apply: Callable[[Choice], None],
-        optimizer: torch.optim.Optimizer,
-        events: EventWriter,
-        device: torch.device,
-    ):
+    def __init__(self, descent: Descent, *, apply: Callable[[Choice], None], optimizer: torch.optim.Optimizer):
         """`apply` puts a choice on the model in the place of the present one, after whatever point a step broke off at.
 
         It keeps the adapter's parameters as they are, and may itself run out of memory.
         """
-        self.choice = choice
-        self._ladder = ladder
+        self._descent = descent
         self._apply = apply
         self._optimizer = optimizer
-        self._events = events
-        self._device = device
+        self._least_ram: Choice | None = None  # none takes less main memory
 
     def attempt(self, act: Callable[[], T], step: int) -> T:
         """What `act` returns, which is done after `step` updates. RunError if the last plan does not suffice."""
@@ -108,54 +165,26 @@ class Recovery:
                 shortage = shortage_of(error)
                 if shortage is None:
                     raise
-                reason = _first_line(error)
-            # Outside of the clause above: what its traceback holds is free now.
+                reason = first_line(error)
+            # Outside of the clause above, as in `Descent.reach`.
             self._optimizer.zero_grad(set_to_none=True)
             before.restore(step)
             self._go_down(shortage, step, reason)
 
     def _go_down(self, shortage: Shortage, step: int, reason: str) -> None:
-        """Put on the next plan that takes less. RunError if there is none."""
-        while True:
-            failed = self.choice
-            lower = self._ladder.step_down(failed, shortage)
-            if lower is None:
-                raise RunError(_give_up(shortage, reason))
-            self.choice = lower
-            self._clear()
-            try:
-                self._apply(lower)
-            except Exception as error:
-                found = shortage_of(error)
-                if found is None:
-                    raise
-                shortage, reason = found, _first_line(error)
-                continue
-            self._tell(failed, shortage, step)
-            return
-
-    def _tell(self, failed: Choice, shortage: Shortage, step: int) -> None:
-        what = "The GPU's memory" if shortage == "vram" else "The main memory"
-        self._events.write(
-            "plan",
-            step=step,
-            plan=asdict(self.choice.plan),
-            seconds=round(self.choice.seconds, 4),
-            message=f"{what} ran out at step {step + 1}: the run goes on with {_difference(failed, self.choice)}. "
-            "The result does not change; no step is lost.",
-        )
+        self._descent.go_down(shortage, step, reason)
+        self._descent.reach(self._apply, step)
 
     def _watch_ram(self, step: int) -> None:
         """Step down before the system runs out of main memory, if a plan takes less of it."""
-        if _free_ram() >= LOW_RAM or self._ladder.step_down(self.choice, "ram") is None:
+        choice = self._descent.choice
+        if choice is self._least_ram or _free_ram() >= LOW_RAM:
+            return
+        if not self._descent.can_go_down("ram"):
+            self._least_ram = choice
             return
         self._optimizer.zero_grad(set_to_none=True)
         self._go_down("ram", step, f"less than {LOW_RAM / 2**30:.0f} GiB of main memory is free")
-
-    def _clear(self) -> None:
-        gc.collect()  # a graph that was broken off may hang in cycles
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
@@ -201,12 +230,14 @@ def _difference(old: Choice, new: Choice) -> str:
     words = {
         "checkpointing": "blocks recomputed in the backward pass",
         "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
+        "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
+        "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
         "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
         "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
         "stream_from": f"blocks streamed from {plan.stream_from} memory",
     }
     found = [words[name] for name in differences(old.plan, plan)]
-    return ", ".join(found) or "less attention kept for the smaller sizes"
+    return ", ".join(found) or "less kept for the smaller sizes"
 
 
 def _give_up(shortage: Shortage, reason: str) -> str:
@@ -217,7 +248,8 @@ def _give_up(shortage: Shortage, reason: str) -> str:
     return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What `error` says, shortened, without the full stop."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
 

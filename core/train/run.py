@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,13 @@ from ..flow.objective import NUM_TIMESTEPS
 from ..serial import to_dict
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
-from .fallback import Fallback
 from .job import Job
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer, load_optimizer
-from .prepare import Prepared, prepare
+from .prepare import Prepared
+from .previews import Preview
 from .run_folder import RunFolder
+from .run_plan import RunPlan
 from .validation import validation_loss
 
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
@@ -41,25 +43,35 @@ class RunStoppedError(Exception):
 def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should_stop: Callable[[], bool]) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
 
-    Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk.
+    Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
+    before the model is loaded if the job cannot be trained here.
     """
     job = folder.read_job()
     folder.sweep()
     events.write("status", message=f"loading {Path(job.model.path).name}")
     scratch = folder.path.parent.parent / "cache"  # beside the runs
+    with closing(RunPlan(job, device, events=events, scratch=scratch)) as plan:
+        return _train(folder, job, events, plan, should_stop)
 
-    def tell(text: str) -> None:
-        events.write("warning", message=text)
 
-    prepared = prepare(job, device, tell=tell, scratch=scratch)
-    fallback = Fallback(job, prepared, tell=tell, scratch=scratch)
+def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool]) -> Path:
+    prepared = plan.load()
+    device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     step = _resume(folder, events, prepared, optimizer, job.loop.steps)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
-    callbacks = [LogStep(events, device), Validate(events), checkpoint, StopWhen(should_stop, checkpoint)]
+    log = LogStep(events, device)
+    callbacks = [
+        log,
+        Validate(events),
+        checkpoint,
+        *plan.callbacks(),
+        Preview(folder, events, should_stop, shown=log.restart),
+        StopWhen(should_stop, checkpoint),
+    ]
     trainer = Trainer(
         job,
         model=prepared.model,
@@ -70,7 +82,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
     )
     trainer.step = step
-    trainer.attempt = fallback.recovery(optimizer, events).attempt
+    trainer.attempt = plan.recovery(optimizer).attempt
     prepared.model.train()
     try:
         if should_stop():
@@ -80,7 +92,6 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
         trainer.train()
     finally:
         batches.close()
-        fallback.close()
     return save_lora(folder, job, prepared, step=trainer.step)
 
 
@@ -94,6 +105,10 @@ class LogStep:
 
     def needs_weights(self, _trainer: Trainer) -> bool:
         return False
+
+    def restart(self) -> None:
+        """What was done since the last step counts as no step's time."""
+        self._last = time.perf_counter()
 
     def __call__(self, _trainer: Trainer, report: StepReport) -> None:
         now = time.perf_counter()

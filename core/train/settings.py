@@ -16,7 +16,17 @@ from ..serial import from_dict
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .batches import BatchSchedule
-from .job import DataSpec, Job, LoopOptions, MemoryOptions, ModelSpec, Stage, official_boundary, stage_window
+from .job import (
+    DataSpec,
+    Job,
+    LoopOptions,
+    MemoryOptions,
+    ModelSpec,
+    PreviewOptions,
+    Stage,
+    official_boundary,
+    stage_window,
+)
 from .optimizers import OptimizerOptions
 from .schedule import ScheduleOptions
 
@@ -55,11 +65,18 @@ PLACES = {
     "token_budget": "loop.token_budget",
     "checkpointing": "memory.checkpointing",
     "keep_attention": "memory.keep_attention",
+    "keep_linears": "memory.keep_linears",
+    "split_blocks": "memory.split_blocks",
     "offload_inputs": "memory.offload_inputs",
     "streamed_blocks": "memory.streamed_blocks",
     "stream_from": "memory.stream_from",
     "attention": "memory.attention",
     "compile": "memory.compile",
+    "plan": "memory.plan",
+    "budget_gb": "memory.budget_gb",
+    "preview_every": "previews.every",
+    "preview_steps": "previews.steps",
+    "preview_cfg": "previews.cfg",
 }
 
 
@@ -73,6 +90,7 @@ class StageSettings:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    previews: PreviewOptions = field(default_factory=PreviewOptions)
     precision: Precision = "auto"
     boundary: float = 0.0  # sigma between the experts; 0: the official one of the model
     epochs: int = 0  # length of the run in epochs; 0: loop.steps
@@ -116,8 +134,12 @@ def build_job(
     stage: Stage,
     trigger_word: str = "",
     recovery_adapter: Path | None = None,
+    preview_vae: str = "",
 ) -> Job:
-    """The job of one stage; ConfigError for settings that can't work."""
+    """The job of one stage; ConfigError for settings that can't work.
+
+    `preview_vae`: the VAE's file, where the run itself decodes its previews.
+    """
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
     loop = settings.loop
     if settings.epochs:
@@ -140,6 +162,8 @@ def build_job(
         schedule=settings.schedule,
         loop=loop,
         memory=settings.memory,
+        previews=settings.previews,
+        preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -40,6 +40,8 @@ COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The linears that carry nearly all weights and FLOPs; everything else is kept in high precision.
 _BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.(?:[qkvo]|[kv]_img)|ffn\.\d)\.(?:weight|bias)")
 
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
 # "high" or "low" followed by "noise", or standing alone; not the first half of "low_vram" or "high_quality".
 _EXPERT = re.compile(
     r"(high|low)[ _.-]?noise"
@@ -59,6 +61,9 @@ class CheckpointInfo:
     num_bytes: int  # of the transformer on disk
     num_params: int
     identity: str  # digest of the content: equal for equal files, wherever they lie
+
+
+DeviceOf = Callable[[int | None], torch.device]  # of a block, by its index; None: of all that is outside the blocks
 
 
 class LinearFormat(Protocol):
@@ -133,17 +138,19 @@ def load_transformer(
     info: CheckpointInfo,
     *,
     dtype: torch.dtype,
-    device: torch.device | str,
+    device: torch.device | str | DeviceOf,
     high_precision_dtype: torch.dtype = torch.float32,
     linear: LinearFormat | None = None,
+    loaded: Callable[[int, nn.Module], None] | None = None,
 ) -> WanTransformer:
     """The transformer of `info` on `device`, frozen and in eval mode.
 
     Block linears are in `dtype`, or what `linear` makes of them, computing in `dtype`; embeddings, norms, modulation
     and head in `high_precision_dtype`. Block linears that a GGUF file holds quantized stay so. Weights are read one at
-    a time, and what a format keeps in 8 bits or less is made of each before the next: the peak is about one tensor
-    above the result, on the device and in main memory. Raises ModelFileError if the files have changed or cannot be
-    read, ConfigError for a dtype that cannot compute.
+    a time, block by block, and what a format keeps in 8 bits or less is made of each before the next: the peak is about
+    one tensor above the result, on the devices and in main memory. `loaded(index, block)` is called when a block is
+    whole, and may move its tensors elsewhere: then no more than one block is where they were. Raises ModelFileError if
+    the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
     for wanted in (dtype, high_precision_dtype):
         if wanted not in COMPUTE_DTYPES:
@@ -154,16 +161,50 @@ def load_transformer(
     source = _collect(headers)
     params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
     model = _build_on_meta(info.config)
+    device_of = _everywhere(torch.device(device)) if isinstance(device, torch.device | str) else device
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
-        place = _Placer(model, torch.device(device), dtype, high_precision_dtype, linear)
         scales = _read_scales(source)
-        state: dict[str, Tensor] = {}
-        for name, stored in read_in_order(source.tensors, params, read_stored):
-            state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
-            del stored
-        model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+        for index, names in _by_block(params).items():
+            place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear)
+            state: dict[str, Tensor] = {}
+            for name, stored in read_in_order(source.tensors, names, read_stored):
+                state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
+                del stored
+            _assign(model, index, state)
+            del state
+            if index is not None and loaded is not None:
+                loaded(index, model.blocks[index])
+    return model.eval()
+
+
+def _everywhere(device: torch.device) -> DeviceOf:
+    return lambda _: device
+
+
+def _by_block(names: Iterable[str]) -> dict[int | None, list[str]]:
+    """Names by the block they belong to; under None those outside. All in the order in which they come."""
+    found: dict[int | None, list[str]] = {}
+    for name in names:
+        match = _BLOCK.match(name)
+        found.setdefault(int(match[1]) if match else None, []).append(name)
+    return found
+
+
+def _assign(model: WanTransformer, index: int | None, state: dict[str, Tensor]) -> None:
+    """Make `state`, by the model's names, the frozen tensors of block `index`, or of all that is outside the blocks."""
+    if index is None:
+        for name, part in model.named_children():
+            if name != "blocks":
+                _load_frozen(part, f"{name}.", state)
+    else:
+        _load_frozen(model.blocks[index], f"blocks.{index}.", state)
+
+
+def _load_frozen(part: nn.Module, prefix: str, state: Mapping[str, Tensor]) -> None:
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    part.load_state_dict(own, strict=True, assign=True)
+    part.requires_grad_(False)
 
 
 @dataclass(frozen=True)

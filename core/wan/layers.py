@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROPE_THETA = 10000.0
+PARTS = ("self_attn", "cross_attn", "ffn")  # of a block, in order
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, L, N, K], k and v [B, S, N, K] -> [B, L, N, K]
 
@@ -37,14 +38,40 @@ class WanBlock(nn.Module):
 
         `image_context` [B, I, D] goes with `attends_image`.
         """
-        mods = (self.modulation.float() + time_mod.float()).unbind(2)  # six of [B, T, D]
-        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = mods
+        for part in PARTS:
+            x = self.run_part(part, x, time_mod, rope, context, image_context)
+        return x
 
-        y = self.self_attn(modulated_norm(x, attn_shift, attn_scale, self.eps), rope)
-        x = gated_add(x, y, attn_gate)
-        x = x + self.cross_attn(self.norm3(x), context, image_context)
-        y = run_layers(self.ffn, modulated_norm(x, ffn_shift, ffn_scale, self.eps))
-        return gated_add(x, y, ffn_gate)
+    def run_part(
+        self,
+        part: str,
+        x: Tensor,
+        time_mod: Tensor,
+        rope: Tensor,
+        context: Tensor,
+        image_context: Tensor | None = None,
+    ) -> Tensor:
+        """One of `PARTS`, added to x: what `forward` does, if each is given the result of the one before."""
+        if part == "self_attn":
+            return self._attend_video(x, time_mod, rope)
+        if part == "cross_attn":
+            return x + self.cross_attn(self.norm3(x), context, image_context)
+        assert part == "ffn"
+        return self._feed_forward(x, time_mod)
+
+    def _attend_video(self, x: Tensor, time_mod: Tensor, rope: Tensor) -> Tensor:
+        shift, scale, gate = self._mods(time_mod, slice(0, 3))
+        y = self.self_attn(modulated_norm(x, shift, scale, self.eps), rope)
+        return gated_add(x, y, gate)
+
+    def _feed_forward(self, x: Tensor, time_mod: Tensor) -> Tensor:
+        shift, scale, gate = self._mods(time_mod, slice(3, 6))
+        y = run_layers(self.ffn, modulated_norm(x, shift, scale, self.eps))
+        return gated_add(x, y, gate)
+
+    def _mods(self, time_mod: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        """Shift, scale and gate [B, T, D] of one part, in fp32."""
+        return (self.modulation[:, rows].float() + time_mod[:, :, rows].float()).unbind(2)
 
 
 class SelfAttention(nn.Module):

@@ -42,6 +42,12 @@ def call_block(block: nn.Module, *inputs: Tensor) -> Tensor:
     return block(*inputs)
 
 
+def call_part(block: nn.Module, x: Tensor, part: str, *others: Tensor) -> Tensor:
+    """One of `PARTS` of a block; `others` are the inputs of the block but x."""
+    assert isinstance(block, WanBlock)
+    return block.run_part(part, x, *others)
+
+
 class WanTransformer(nn.Module):
     """Predicts the velocity (noise - latents) of noisy latents; parameter names are the official checkpoint's."""
 

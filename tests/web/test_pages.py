@@ -105,6 +105,8 @@ def test_chart_mathematics():
     if (!(low < 1 && high > 1.5 && high < 3)) throw new Error(`range ${low} to ${high}`);
     const [one, two] = lossRange([0.5], [0.5], []);
     if (!(one < 0.5 && two > 0.5)) throw new Error("a single point has no range");
+    const files = [[2, "a"], [4, "b"], [6, "c"]];
+    same([undefined, 4, 5].map((step) => previewIndex(files, step)), [2, 1, 2]);
     """
     result = run_node((WEB / "chart.js").read_text(encoding="utf-8") + checks)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..inventory import FoundModel, Measured, list_models, measured
+import torch
+
+from ...memory.card import Card, measure_card
+from ..fits import what_fits
+from ..inventory import FoundModel, list_models
 from ..machine import Machine, Package, look_at_machine, pip_command
 
 GIB = 2**30
@@ -50,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         }
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
-        lines = [*_machine_lines(machine), *_model_lines(machine, found, others), *_verdict(wrong, advice)]
+        card = _card(machine) if any(model.is_trainable for model in found) else None
+        lines = [*_machine_lines(machine), *_model_lines(machine, found, others, card), *_verdict(wrong, advice)]
         sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
 
@@ -113,6 +118,14 @@ def _machine_lines(machine: Machine) -> list[str]:
     return lines
 
 
+def _card(machine: Machine) -> Card | None:
+    """The GPU with the most free memory, measured; None where there is none."""
+    if not machine.gpus:
+        return None
+    gpu = max(machine.gpus, key=lambda gpu: gpu.free_bytes)
+    return measure_card(torch.device("cuda", gpu.index))
+
+
 def _state(package: Package) -> str:
     need = f"needed for {package.needed_for}"
     if not package.version:
@@ -120,41 +133,30 @@ def _state(package: Package) -> str:
     return f"{package.version}, cannot be imported: {package.problem}; {need}" if package.problem else package.version
 
 
-def _model_lines(machine: Machine, models: list[FoundModel], others: Counter[str]) -> list[str]:
+def _model_lines(
+    machine: Machine, models: list[FoundModel], others: Counter[str], card: Card | None = None
+) -> list[str]:
     lines = ["", "Models"] if models or others else []
+    if models and card:
+        lines.append(f"  what a LoRA of rank 16 would take on the {card.name}, as predicted from what it can do now:")
     for model in models:
         size = f", {model.size}" if model.size else ""
         can = ", which can be trained" if model.is_trainable else ""
         lines.append(f"  {model.path}: {model.label}{size}{can}")
-        lines += [f"    {text}" for text in (model.problem, *_fit(machine, model)) if text]
+        fits = _fit(model, card, compiled=bool(machine.triton and machine.compiler))
+        lines += [f"    {text}" for text in (model.problem, *fits) if text]
     if others:
         counts = ", ".join(f"{count} x {label}" for label, count in others.most_common())
         lines.append(f"  other files: {counts}")
     return lines
 
 
-def _fit(machine: Machine, model: FoundModel) -> list[str]:
-    """What is known of the memory that training takes; nothing is guessed."""
+def _fit(model: FoundModel, card: Card | None, *, compiled: bool) -> list[str]:
+    """What its training would take."""
     if not model.is_trainable:
         return []
-    need = model.weight_bytes
-    lines = [f"weights while training, in bf16 or as a GGUF file holds them: {_gib(need)}"]
-    if machine.gpus:
-        gpu = max(machine.gpus, key=lambda gpu: gpu.free_bytes)
-        rest = gpu.free_bytes - need
-        lines[0] += (
-            f"; GPU {gpu.index} has {_gib(gpu.free_bytes)} free, which leaves {_gib(rest)} for LoRA, optimizer and "
-            "activations"
-            if rest > 0
-            else f", more than the {_gib(gpu.free_bytes)} that GPU {gpu.index} has free: it does not fit"
-        )
-        lines += [_comparison(row, gpu.free_bytes) for row in measured(model)] if rest > 0 else []
-    return lines
-
-
-def _comparison(row: Measured, free_bytes: int) -> str:
-    verdict = "less" if row.gib * GIB < free_bytes else "more"
-    return f"measured on an H100 with default settings: {row.sample} took {row.gib:g} GiB, {verdict} than is free here"
+    lines = [f"weights while training, in bf16 or as a GGUF file holds them: {_gib(model.weight_bytes)}"]
+    return [*lines, *what_fits(Path(model.path), card, compiled=compiled)] if card else lines
 
 
 def _verdict(wrong: list[str], advice: list[str]) -> list[str]:

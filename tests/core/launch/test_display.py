@@ -3,6 +3,7 @@
 import io
 
 from wan_train.core.launch.display import Display, duration
+from wan_train.core.launch.stages import show_events
 
 
 class Terminal(io.StringIO):
@@ -35,6 +36,27 @@ def test_a_terminal_gets_bars_that_move():
     assert "low:   1%" in said
     assert "a message\n" in said
     assert "\r" in said
+
+
+def test_what_is_no_step_is_told():
+    stream = io.StringIO()
+    events = [
+        {"event": "start", "step": 0},
+        {"event": "status", "message": "loading wan.safetensors"},
+        {"event": "plan", "message": "14.3B fp8, 832x480x33: 14.7 of 16.0 GB, about 17 s a step"},
+        {"event": "warning", "message": "lr_floor has no effect."},
+        {"event": "step", "step": 1, "loss": 0.1},
+        {"event": "validation", "step": 1, "loss": 0.25},
+        {"event": "preview", "step": 4, "path": "previews/step-00000004.webp", "seconds": 12.3},
+    ]
+    show_events(Display(stream), "high", events)
+    assert stream.getvalue().splitlines() == [
+        "high: loading wan.safetensors",
+        "high: 14.3B fp8, 832x480x33: 14.7 of 16.0 GB, about 17 s a step",
+        "high: warning: lr_floor has no effect.",
+        "high: validation loss 0.2500 at step 1",
+        "high: preview of step 4: previews/step-00000004.webp (12 s)",
+    ]
 
 
 def test_durations():

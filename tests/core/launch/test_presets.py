@@ -11,7 +11,7 @@ from wan_train.core.launch.recipe import recipe_from_tables
 from wan_train.core.train.schedule import learning_rate_scale
 from wan_train.core.train.settings import PLACES, StageSettings, settings_from_names
 
-OTHER_INPUTS = {"dit", "latents", "text", "stage", "lora_name"}
+OTHER_INPUTS = {"dit", "latents", "text", "stage", "lora_name", "vae"}
 
 
 def inputs_of(node):

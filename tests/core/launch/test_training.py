@@ -1,4 +1,7 @@
-"""`wantrain run` from a folder of pictures to two LoRA files: at once, in turn, stopped, killed, and by way of a recipe."""
+"""`wantrain run` from a folder of pictures to two LoRA files: at once, in turn, stopped, killed, and by way of a recipe.
+
+On two GPUs where there are two, else on two names for the CPU.
+"""
 
 import argparse
 import io
@@ -23,6 +26,7 @@ from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
 
 PACK = Path(__file__).resolve().parents[3]
+DEVICES = [f"{'cuda' if torch.cuda.device_count() > 1 else 'cpu'}:{index}" for index in range(2)]
 NAMES = {"high": "WAN2.2-HighNoise_pics", "low": "WAN2.2-LowNoise_pics"}
 SMALL = {"dataset.width": 32, "dataset.height": 32, "dataset.trigger_word": "shp", "adapter.rank": 4,
          "precision": "fp32", "epochs": 20, "loop.checkpoint_every": 10}  # fmt: skip
@@ -62,7 +66,16 @@ def await_step(work, stage, step, timeout=120.0):
 def whole(arguments, tmp_path_factory):
     """Both experts at once, never stopped: the work folder, and what was said."""
     folder = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, PACK / "wantrain.py", "run", *arguments, "--work", folder, "--devices", "cpu:0,cpu:1"]
+    command = [
+        sys.executable,
+        PACK / "wantrain.py",
+        "run",
+        *arguments,
+        "--work",
+        folder,
+        "--devices",
+        ",".join(DEVICES),
+    ]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stderr
@@ -98,7 +111,7 @@ def test_in_turn_stopped_and_killed_gives_the_same(whole, arguments, wantrain, t
     work = tmp_path / "work"
     assert run_command.run(parser.parse_args([*map(str, arguments), f"--work={work}", f"--write={recipe}"])) == 0
     shutil.copytree(whole[0] / "cache", work / "cache")
-    train = ("train", "job.json", "--devices", "cpu:1")
+    train = ("train", "job.json", "--devices", DEVICES[1])
 
     process = wantrain(*train, start=True)
     await_step(work, "high", 5)
@@ -129,7 +142,7 @@ def test_in_turn_stopped_and_killed_gives_the_same(whole, arguments, wantrain, t
 def test_a_lora_brings_its_own_job(whole, tmp_path):
     """What was shipped holds the whole job, to be trained elsewhere; beside its run folder it belongs to that run."""
     low = runs_of(whole[0])["low"]
-    planned = plan_existing(whole[0] / "loras" / f"{NAMES['low']}.safetensors", tmp_path / "again", ["cpu:1"])
+    planned = plan_existing(whole[0] / "loras" / f"{NAMES['low']}.safetensors", tmp_path / "again", [DEVICES[1]])
     assert planned.folder.path == tmp_path / "again" / "runs" / low.path.name
     assert planned.job == replace(low.read_job(), device="auto")
     assert plan_existing(low.finished_lora(60), None, []).folder == low

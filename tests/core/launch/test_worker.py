@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from wan_train.core.launch.process import Worker
+from wan_train.core.launch.process import Worker, worker_environment
 from wan_train.core.launch.worker import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED, train
 from wan_train.core.train.events import read_history
 from wan_train.core.train.run_folder import RunFolder
@@ -34,6 +34,16 @@ def await_step(run, step, timeout=90.0):
     while max(read_history(run.events_path).losses, default=0) < step:
         assert time.monotonic() < end, run.log_path.read_text() if run.log_path.exists() else "no log"
         time.sleep(0.05)
+
+
+def test_segments_of_gpu_memory_grow_where_the_user_has_not_said_otherwise():
+    def changes(given, **options):
+        return dict(worker_environment(given, **options).items() - worker_environment({}, windows=True).items())
+
+    assert changes({"A": "1"}, windows=False) == {"A": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert changes({"A": "1"}, windows=True) == {"A": "1"}
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        assert changes({name: "max_split_size_mb:64"}, windows=False) == {name: "max_split_size_mb:64"}
 
 
 def test_by_hand_from_another_folder(run, tmp_path):

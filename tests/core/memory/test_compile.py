@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from wan_train.core.memory import compile as compiling
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.compile import compiler_problem, use_compile_cache, with_compile
-from wan_train.core.memory.recompute import with_selective_recompute
+from wan_train.core.memory.recompute import Kept, with_selective_recompute
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import assert_same, forward_loss, make_model, plain_steps, step
 
@@ -47,7 +47,7 @@ def test_all_blocks_share_a_graph_for_each_size_or_for_all(dynamic, num_graphs):
 def test_blocks_that_keep_attention_and_validation_take_a_graph_each():
     model = make_model()
     expected = step(model, SHAPES[0])
-    run_block = with_selective_recompute(call_block, model.blocks, 2)
+    run_block = with_selective_recompute(call_block, model.blocks, Kept(2))
     model.run_block = with_compile(run_block, tell=pytest.fail, backend="eager")
     assert_same(step(model, SHAPES[0]), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

@@ -23,12 +23,17 @@ def planner(*shapes, precision="fp8", vram=24, ram=64, sizes=None, **options):
     return Planner(task=Task(sizes=sizes or WanConfig()), buckets=buckets, card=card, plan=plan, **options)
 
 
-@pytest.mark.parametrize("vram", [2, 2.5, 3, 4, 8])
+@pytest.mark.parametrize("vram", [2, 2.5, 3, 4, 8, 16])
 def test_the_fastest_that_fits(vram):
     """Against every combination there is, of a small model."""
     these = planner(SHORT, precision="bf16", vram=vram, sizes=SMALL)
     limits, task, card = these.limits(), these.task, these.card
-    every = [replace(plan, keep_attention=k) for plan in these.plans() for k in range(7 if plan.checkpointing else 1)]
+    kept = [*((number, 0) for number in range(7)), *((6, number) for number in range(1, 7))]
+    every = [
+        replace(plan, keep_attention=attention, keep_linears=linears)
+        for plan in these.plans()
+        for attention, linears in (kept if plan.checkpointing else kept[:1])
+    ]
     found = [estimate(task, Bucket(SHORT), plan, card) for plan in every]
     fitting = [one.seconds for one in found if one.vram <= limits.vram and one.ram <= limits.ram]
     choice = these.choose()
@@ -75,6 +80,8 @@ def test_the_share_of_sizes_weighs_their_time():
     [
         {"checkpointing": True, "streamed_blocks": 7},
         {"keep_attention": 3},
+        {"keep_linears": 3},
+        {"keep_attention": 7, "keep_linears": 5},
         {"offload_inputs": True},
         {"streamed_blocks": 20, "stream_from": "mapped"},
         {"checkpointing": False},
@@ -157,6 +164,98 @@ def test_a_lower_precision_is_named_where_it_helps():
     assert these.choose() is None
     assert fits(these, precision="fp8")
     assert re.search(r"the precision fp8, which takes \d+\.\d GB less", what_would_fit(these))
+
+
+def test_the_users_own_options_are_named_where_they_stand_in_the_way():
+    these = planner(SHORT, vram=16, pins=Pins(streamed_blocks=2, stream_from="pageable"))
+    assert not these.fits()
+    assert fits(replace(these, pins=Pins()))
+    assert "It would with streamed_blocks and stream_from left at their defaults; or with" in what_would_fit(these)
+    alone = what_would_fit(replace(these, pins=Pins(checkpointing=False)))
+    assert "It would with checkpointing left at its default" in alone
+    assert "left at" not in what_would_fit(planner(LONG, precision="bf16", vram=4))
+
+
+def test_it_fits_where_something_is_chosen():
+    for vram in range(4, 40, 4):
+        these = planner(SHORT, vram=vram)
+        assert these.fits() == (these.choose() is not None)
+
+
+def test_a_step_down_goes_at_once_below_what_is_free_now():
+    these = planner(SHORT, vram=40)
+    choice = these.choose()
+    assert choice is not None
+    crowded = replace(these, card=replace(these.card, free=12 * GIB))
+    lower = crowded.step_down(choice, "vram")
+    assert lower is not None
+    assert lower.vram <= crowded.limits().vram < 0.5 * choice.vram
+
+
+def test_sizes_with_as_many_tokens_keep_what_both_may():
+    """Two of half the tokens take a little more than one, for their text."""
+    wide, two = Bucket((16, 10, 60, 104)), Bucket((16, 5, 60, 104), batch=2)
+    found = [
+        replace(planner(vram=26), buckets=buckets, pins=Pins(streamed_blocks=0, offload_inputs=True)).choose()
+        for buckets in ([wide], [two], [two, wide], [wide, two])
+    ]
+    counts = [choice.keep_attention[15600] for choice in found if choice is not None]
+    assert len(counts) == 4
+    assert counts[2:] == [min(counts)] * 2
+
+
+def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
+    small = planner(SHORT, vram=8)
+    choice = small.choose()
+    assert choice is not None
+    assert choice.plan.split_blocks
+    assert choice.plan.offload_inputs
+    assert "blocks in three parts, block inputs in main memory" in explain(small, choice, steps=10)
+    assert replace(small, pins=Pins(split_blocks=False)).choose() is None
+    large = planner(SHORT, vram=80).choose()
+    assert large is not None
+    assert not large.plan.split_blocks
+
+
+def test_blocks_in_parts_keep_no_linear_layers():
+    assert not any(plan.split_blocks for plan in planner(pins=Pins(keep_linears=2)).plans())
+    choice = planner(SHORT, vram=80, pins=Pins(split_blocks=True)).choose()
+    assert choice is not None
+    assert choice.plan.split_blocks
+    assert choice.plan.keep_attention == 40
+    assert choice.plan.keep_linears == 0
+
+
+def test_models_of_all_sizes_in_one_line():
+    small = planner(IMAGE, sizes=WanConfig(dim=128, ffn_dim=512, num_heads=2, num_layers=4, text_dim=64))
+    choice = small.choose()
+    assert choice is not None
+    assert re.match(r"\d\.\dM fp8, 512x512x1: 0\.\d of 24\.0 GB", explain(small, choice, steps=10))
+
+
+def test_the_margin_covers_unused_pieces_and_a_percent():
+    """Under a cap of 10 GiB, 0.65 GiB were unused when memory ran out."""
+    limit = planner(vram=10).limits().vram
+    assert 1.01 * limit + 0.65 * GIB < 10 * GIB
+    assert limit > 9 * GIB
+
+
+def test_linear_layers_are_kept_where_all_attention_fits():
+    roomy = planner(IMAGE, SHORT, vram=60, pins=Pins(streamed_blocks=0, checkpointing=True))
+    choice = roomy.choose()
+    assert choice is not None
+    assert choice.kept[1024] == (40, 40)
+    attention, linears = choice.kept[14040]
+    assert attention == 40
+    assert 0 < linears < 40
+    assert choice.plan.keep_linears == linears == choice.keep_linears[14040]
+    assert f"attention of 40 blocks and linear layers of {linears} kept" in explain(roomy, choice, steps=10)
+    without = replace(roomy, pins=replace(roomy.pins, keep_linears=0)).choose()
+    assert without is not None
+    assert choice.seconds < without.seconds
+    few = replace(roomy, pins=replace(roomy.pins, keep_attention=4, keep_linears=None)).choose()
+    assert few is not None
+    assert few.kept[14040] == (4, 4)
 
 
 def test_differences():

@@ -11,7 +11,12 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.compile import with_compile
-from wan_train.core.memory.recompute import ATTENTION_OPS, attention_bytes, with_selective_recompute
+from wan_train.core.memory.recompute import (
+    ATTENTION_OPS,
+    Kept,
+    attention_bytes,
+    with_selective_recompute,
+)
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import CONFIG, SHAPES, assert_same, forward_loss, make_model, step
 
@@ -39,7 +44,7 @@ def is_attention(op) -> bool:
 def test_self_attention_runs_once_in_kept_blocks_and_twice_in_others(keep):
     model = make_model()
     expected = step(model, SHAPES[0])
-    model.run_block = with_selective_recompute(call_block, model.blocks, keep)
+    model.run_block = with_selective_recompute(call_block, model.blocks, Kept(keep))
     with CountAttention() as counter:
         found = step(model, SHAPES[0])
     assert counter.counts == {"self": 2 * NUM_BLOCKS - keep, "cross": 2 * NUM_BLOCKS}
@@ -48,13 +53,13 @@ def test_self_attention_runs_once_in_kept_blocks_and_twice_in_others(keep):
 
 def test_last_blocks_are_kept_and_a_copy_of_the_model_keeps_the_same():
     model = make_model()
-    model.run_block = with_selective_recompute(call_block, model.blocks, 2)
+    model.run_block = with_selective_recompute(call_block, model.blocks, Kept(2))
     assert [block.keeps_attention for block in model.blocks] == [False] * 4 + [True] * 2
     clone = copy.deepcopy(model)
     with CountAttention() as counter:
         step(clone, SHAPES[2])
     assert counter.counts["self"] == 2 * NUM_BLOCKS - 2
-    model.run_block = with_selective_recompute(call_block, model.blocks, 0)
+    model.run_block = with_selective_recompute(call_block, model.blocks, Kept())
     assert not any(block.keeps_attention for block in model.blocks)
 
 
@@ -69,11 +74,11 @@ def test_bytes_kept_are_those_planned():
     batch, _, frames, height, width = shape = SHAPES[2]
     tokens = batch * frames * height * width // 4
     model = make_model()
-    model.run_block = with_selective_recompute(call_block, model.blocks, 0)
+    model.run_block = with_selective_recompute(call_block, model.blocks, Kept())
     step(model, shape)  # the rope table of this size stays
     kept = {}
     for keep in (0, NUM_BLOCKS):
-        model.run_block = with_selective_recompute(call_block, model.blocks, keep)
+        model.run_block = with_selective_recompute(call_block, model.blocks, Kept(keep))
         before = alive_bytes()
         loss = forward_loss(model, shape)
         kept[keep] = alive_bytes() - before
@@ -87,16 +92,17 @@ def test_bytes_of_the_14b_model():
 
 
 @pytest.mark.parametrize("keep", [-1, NUM_BLOCKS + 1])
-def test_number_of_blocks_is_checked(keep):
-    with pytest.raises(ConfigError, match=f"keep_attention must be from 0 to {NUM_BLOCKS}, .*, got {keep}"):
-        with_selective_recompute(call_block, make_model().blocks, keep)
+@pytest.mark.parametrize("name", Kept._fields)
+def test_number_of_blocks_is_checked(name, keep):
+    with pytest.raises(ConfigError, match=f"keep_{name} must be from 0 to {NUM_BLOCKS}, .*, got {keep}"):
+        with_selective_recompute(call_block, make_model().blocks, Kept(**{name: keep}))
 
 
 def test_without_gradients_nothing_is_kept():
     model = make_model()
     with torch.no_grad():
         expected = forward_loss(model, SHAPES[0])
-        model.run_block = with_selective_recompute(call_block, model.blocks, NUM_BLOCKS)
+        model.run_block = with_selective_recompute(call_block, model.blocks, Kept(NUM_BLOCKS))
         with CountAttention() as counter:
             assert torch.equal(forward_loss(model, SHAPES[0]), expected)
     assert counter.counts["self"] == NUM_BLOCKS
@@ -118,7 +124,7 @@ def test_compiled_backward_recomputes_only_what_is_not_kept(monkeypatch, keep, i
     model = make_model()
     expected = step(model, SHAPES[0])
     backend = aot_autograd(fw_compiler=count, bw_compiler=count, partition_fn=min_cut_rematerialization_partition)
-    run_block = with_selective_recompute(call_block, model.blocks, keep)
+    run_block = with_selective_recompute(call_block, model.blocks, Kept(keep))
     model.run_block = with_compile(run_block, tell=pytest.fail, backend=backend)
     found = step(model, SHAPES[0])
     for result, reference in zip(found, expected, strict=True):

@@ -33,10 +33,14 @@ def train(tmp_path, job, name):
     [
         {"checkpointing": False},
         {"keep_attention": 1},
+        {"keep_linears": 1, "attention": "default"},
         {"offload_inputs": True},
         {"streamed_blocks": 1},
         {"streamed_blocks": 2, "stream_from": "pageable", "offload_inputs": True, "keep_attention": 1},
+        {"streamed_blocks": 2, "offload_inputs": True, "keep_linears": 2},
         {"streamed_blocks": 2, "stream_from": "mapped"},
+        {"split_blocks": True},
+        {"split_blocks": True, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
         {"attention": "auto"},
     ],
     ids=str,
@@ -113,18 +117,27 @@ def test_images_come_many_at_a_time_within_the_budget(tmp_path, job: Job):
 
 
 def test_what_cannot_be_is_refused(job: Job):
-    for name, value in (("keep_attention", 1), ("offload_inputs", True), ("streamed_blocks", 1)):
+    for name, value in (("keep_attention", 1), ("keep_linears", 2), ("offload_inputs", True), ("streamed_blocks", 1)):
         with pytest.raises(ConfigError, match=f"{name} needs checkpointing"):
             MemoryOptions(checkpointing=False, **{name: value})
     for name in ("keep_attention", "streamed_blocks"):
         with pytest.raises(ConfigError, match=rf"{name} is 3, but mini\.safetensors has 2 blocks"):
             prepare(replace(job, memory=MemoryOptions(**{name: 3})), CPU)
+    with pytest.raises(ConfigError, match=r"keep_linears (is 3, but|must be from 0 to 2)"):
+        prepare(replace(job, memory=MemoryOptions(keep_linears=3)), CPU)
     with pytest.raises(ConfigError, match="the precision ara and a recovery adapter go together"):
         prepare(replace(job, model=replace(job.model, precision="ara")), CPU)
     with pytest.raises(ConfigError, match="There is no attention 'cudnn' on the device cpu"):
         prepare(replace(job, memory=MemoryOptions(attention="cudnn")), CPU)
     with pytest.raises(ConfigError, match="there is no folder for the blocks"):
         prepare(replace(job, memory=MemoryOptions(streamed_blocks=1, stream_from="mapped")), CPU)
+
+
+def test_blocks_in_parts_keep_no_linear_layers():
+    with pytest.raises(ConfigError, match="split_blocks saves what keep_linears would keep"):
+        MemoryOptions(split_blocks=True, keep_linears=1)
+    with pytest.raises(ConfigError, match="split_blocks needs checkpointing"):
+        MemoryOptions(split_blocks=True, checkpointing=False)
 
 
 def test_memory_has_no_part_in_the_key_of_a_run(job: Job):

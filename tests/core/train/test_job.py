@@ -8,6 +8,7 @@ from wan_train.core.train.job import (
     SCHEMA,
     DataSpec,
     Job,
+    MemoryOptions,
     ModelSpec,
     TrainSample,
     data_spec,
@@ -16,6 +17,7 @@ from wan_train.core.train.job import (
     stage_window,
 )
 from wan_train.core.train.schedule import ScheduleOptions
+from wan_train.core.train.settings import settings_from_names
 
 
 def test_json_round_trip(job):
@@ -37,6 +39,12 @@ def test_a_newer_schema_is_refused(job):
         (lambda d: d.update(stage="middle"), "must be one of 'high', 'low', 'single'"),
         (lambda d: d.pop("model"), "lacks the field 'model'"),
         (lambda d: d["adapter"].update(rank=0), "rank must be at least 1"),
+        (lambda d: d["memory"].update(plan="best"), "must be one of 'auto', 'manual'"),
+        (
+            lambda d: d["memory"].update(budget_gb=-1.0),
+            r"budget_gb must be 0 \(what is free\) or a number of GB, got -1.0",
+        ),
+        (lambda d: d["memory"].update(budget_gb=float("nan")), "budget_gb must be 0"),
     ],
 )
 def test_a_wrong_job_is_refused_by_name(job, edit, message):
@@ -67,6 +75,7 @@ def test_key_follows_content_and_not_names_or_places(job):
         replace(job, name="other"),
         replace(job, device="cuda:1"),
         replace(job, memory=replace(job.memory, checkpointing=False)),
+        replace(job, memory=replace(job.memory, plan="manual", budget_gb=8.0)),
         replace(job, model=replace(job.model, path="/elsewhere")),
         replace(job, loop=replace(loop, keep_last=9, checkpoint_every=7, validate_every=3)),
         replace(job, loop=replace(loop, steps=999)),  # constant schedule: a longer run goes on from a shorter one
@@ -105,6 +114,13 @@ def test_all_samples_held_out_is_refused(job):
     held = tuple(replace(s, held_out=True) for s in job.data.samples)
     with pytest.raises(ConfigError, match="no sample to train on"):
         replace(job, data=replace(job.data, samples=held))
+
+
+def test_memory_options_by_their_names_on_nodes():
+    settings = settings_from_names({"plan": "manual", "budget_gb": 8, "streamed_blocks": 3})
+    assert settings.memory == MemoryOptions(plan="manual", budget_gb=8.0, streamed_blocks=3)
+    with pytest.raises(ConfigError, match="budget_gb must be 0"):
+        settings_from_names({"budget_gb": -2.0})
 
 
 def test_windows_of_the_experts():

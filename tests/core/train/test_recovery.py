@@ -3,6 +3,7 @@
 import random
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from wan_train.core.errors import RunError
+from wan_train.core.memory.advice import explain
 from wan_train.core.memory.estimate import Bucket, Plan, Task
 from wan_train.core.memory.planner import Choice, Planner
 from wan_train.core.memory.sizes import Trained
@@ -20,7 +22,7 @@ from wan_train.core.train.job import MemoryOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
-from wan_train.core.train.recovery import Recovery, make_state, shortage_of
+from wan_train.core.train.recovery import Descent, Recovery, make_state, shortage_of
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE, Direct
@@ -45,6 +47,17 @@ class Stairs:
     def step_down(self, failed, _shortage):
         index = PLANS.index(failed.plan) + 1
         return choice_of(PLANS[index]) if index < len(PLANS) else None
+
+    def explain(self, choice):
+        return f"Plan {PLANS.index(choice.plan)}."
+
+
+class Measured:
+    """The real planner."""
+
+    def __init__(self, planner):
+        self.step_down = planner.step_down
+        self.explain = partial(explain, planner, steps=4)
 
 
 class FailingMode(TorchDispatchMode):
@@ -111,14 +124,8 @@ class Run:
         )
         self.prepared.model.train()
         self.events = EventWriter(path / "events.jsonl")
-        self.recovery = Recovery(
-            choice or choice_of(plan),
-            ladder or Stairs(),
-            apply=self.apply,
-            optimizer=optimizer,
-            events=self.events,
-            device=CPU,
-        )
+        self.descent = Descent(choice or choice_of(plan), ladder or Stairs(), events=self.events, device=CPU)
+        self.recovery = Recovery(self.descent, apply=self.apply, optimizer=optimizer)
 
     def apply(self, choice):
         self.features.reset()
@@ -218,19 +225,19 @@ def test_a_small_card_is_found_out_and_fitted(tmp_path, job):
     choice = planner.choose()
     assert choice is not None
     assert not choice.plan.checkpointing
-    free = Run(job, tmp_path, plan=choice.plan, ladder=planner, choice=choice)
+    free = Run(job, tmp_path, plan=choice.plan, ladder=Measured(planner), choice=choice)
     with Budget(1 << 40, 0) as measured:
         free.recovery.attempt(free.trainer.train_step, 0)
     free.steps(2)
     assert free.applied == []
     (tmp_path / "small").mkdir()
-    small = Run(job, tmp_path / "small", plan=choice.plan, ladder=planner, choice=choice)
+    small = Run(job, tmp_path / "small", plan=choice.plan, ladder=Measured(planner), choice=choice)
     with Budget(int(measured.peak * 0.8), 0) as card:
         small.recovery.attempt(small.trainer.train_step, 0)
     small.steps(2)
     assert card.peak <= 0.8 * measured.peak
     assert small.applied[-1].checkpointing
-    assert small.recovery.choice.vram < choice.vram
+    assert small.descent.choice.vram < choice.vram
     assert same(small.state(), free.state())
 
 
@@ -243,7 +250,7 @@ def test_the_event_says_what_happened(tmp_path, job):
     assert event["plan"]["streamed_blocks"] == 1
     assert event["message"] == (
         "The GPU's memory ran out at step 1: the run goes on with 1 blocks streamed. The result does not change; no step "
-        "is lost."
+        "is lost. Plan 3."
     )
 
 
@@ -272,7 +279,7 @@ def test_putting_a_plan_on_may_fail_too(tmp_path, job):
     run.recovery._apply = apply
     run.steps(1, fails={0: [10]})
     assert run.applied == [PLANS[2]]
-    assert "main memory ran out" in run.messages()[0]
+    assert ["main memory ran out" in message for message in run.messages()] == [False, True]
 
 
 def test_an_update_that_had_begun_is_not_done_again(tmp_path, job):

@@ -467,3 +467,38 @@ def test_identity_follows_the_content_alone(save, tmp_path, weights):
 )
 def test_expert_hint_in_the_name(tmp_path, name, expert):
     assert hints_expert(tmp_path / name) == expert
+
+
+def test_blocks_go_where_they_shall_and_are_told_of_one_by_one(save, weights):
+    """`meta` stands for a second device."""
+    told = []
+
+    def loaded(index, block):
+        told.append(index)
+        assert not any(parameter.requires_grad for parameter in block.parameters())
+        assert {parameter.device.type for parameter in block.parameters()} == {"meta" if index else "cpu"}
+
+    def device_of(index):
+        return torch.device("meta" if index == 1 else "cpu")
+
+    model = load_transformer(inspect(save(weights)), dtype=torch.float32, device=device_of, loaded=loaded)
+    assert sorted(told) == [0, 1]
+    for name, value in model.state_dict().items():
+        if name.startswith("blocks.1."):
+            assert value.is_meta
+        else:
+            assert torch.equal(value, weights[name])
+
+
+def test_of_a_model_that_is_loaded_no_more_than_one_block_need_stay(save, weights):
+    """Whoever is told of a block may take its tensors away."""
+    alive = []
+
+    def loaded(index, block):
+        alive.append([weakref.ref(parameter.data.untyped_storage()) for parameter in block.parameters()])
+        for parameter in block.parameters():
+            parameter.data = torch.empty(0)
+
+    load_transformer(inspect(save(weights)), dtype=torch.float32, device="cpu", loaded=loaded)
+    assert len(alive) == 2
+    assert all(storage() is None for block in alive for storage in block)

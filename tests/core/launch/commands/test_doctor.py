@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.launch.cli import main
 from wan_train.core.launch.commands.doctor import GIB, _model_lines, problems, remedies
-from wan_train.core.launch.inventory import MEASURED, FoundModel, list_models, weight_bytes
+from wan_train.core.launch.fits import what_fits
+from wan_train.core.launch.inventory import list_models, weight_bytes
 from wan_train.core.launch.machine import Gpu, Machine, Memory, Package, pip_command, probe_package
+from wan_train.core.memory.card import Card
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import write_model, write_random
 from wan_train.tools.miniature import I2V_22, T2V, DiTSize, umt5, wan_dit, wan_vae
@@ -64,7 +66,6 @@ def test_models_are_told_by_content(folder):
     assert by_name["wan_t2v_high_noise.safetensors"].label == (
         "a Wan text-to-video model (high noise expert, as its name says)"
     )
-    assert by_name["i2v.safetensors"].variant == "i2v"
     assert "cannot be trained yet" in by_name["vace.safetensors"].problem
     assert "broken.safetensors" in by_name["broken.safetensors"].problem
     assert by_name["vae.safetensors"].problem == ""
@@ -149,36 +150,29 @@ def test_a_torch_that_cannot_use_the_gpu_and_a_missing_compiler_are_told():
     )
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (("14B", 28_600_000_000, "t2v"), ["26.6 GiB, more than the 23.0 GiB that GPU 0 has free: it does not fit"]),
-        (
-            ("1.3B", 2_800_000_000, "t2v"),
-            [
-                "2.6 GiB; GPU 0 has 23.0 GiB free, which leaves 20.4 GiB",
-                "832x480, 33 frames took 6.9 GiB, less than is free here",
-                "832x480, 81 frames took 12.1 GiB, less than is free here",
-            ],
-        ),
-        (("1.3B", 2_800_000_000, "i2v"), ["2.6 GiB; GPU 0 has 23.0 GiB free"]),
-        (("14B", 10 * GIB, "t2v"), ["10.0 GiB; GPU 0", "33 frames took 40.4 GiB, more than is free here"]),
-    ],
-)
-def test_what_fits_is_weights_and_measurements_alone(model, expected):
-    size, num_bytes, variant = model
-    found = FoundModel("x", "a Wan model", size, True, "", num_bytes, variant)
-    lines = _model_lines(MACHINE, [found], {})[3:]
-    assert len(lines) == len(expected)
-    for line, text in zip(lines, expected, strict=True):
-        assert text in line
+CARD = Card(
+    name="NVIDIA Small", free=23 * GIB, total=24 * GIB, free_ram=60 * GIB, pinnable_ram=60 * GIB, matmul=1e14,
+    matmul_fp32=3e13, attention=6e13, bandwidth=9e11, to_device=2e10, staged=8e9,
+)  # fmt: skip
 
 
-def test_the_measurements_are_the_readmes():
-    rows = [
-        [cell.strip() for cell in line.strip("| ").split("|")]
-        for line in (PACK / "README.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("|")
-    ]
-    for row in MEASURED:
-        assert any(r[:2] == [row.size, row.sample] and r[2].startswith(f"{row.gib} GiB") for r in rows), row
+def test_what_fits_is_what_the_planner_says(folder):
+    found, others = list_models(folder)
+    lines = _model_lines(MACHINE, found, others, CARD)
+    assert "on the NVIDIA Small" in lines[2]
+    (start,) = (i for i, line in enumerate(lines) if "i2v.safetensors" in line)
+    assert lines[start + 1].startswith("    weights while training, in bf16 or as a GGUF file holds them: 0.0 GiB")
+    plans = lines[start + 2 : start + 8]
+    for clip, plan in zip(("1024x1024x1", "832x480x33", "832x480x81") * 2, plans, strict=True):
+        assert f"{clip}: " in plan
+        assert "of 23.0 GB, about " in plan
+        assert "for 1,000 steps" in plan
+    assert [plan.split(",")[0].split()[-1] for plan in plans] == ["bf16"] * 3 + ["fp8"] * 3
+    without = _model_lines(replace(MACHINE, gpus=()), found, others)
+    assert not any("1,000 steps" in line for line in without)
+
+
+def test_what_does_not_fit_is_told_with_what_would(folder):
+    card = replace(CARD, free=GIB // 2, free_ram=3 * GIB, pinnable_ram=3 * GIB)
+    lines = what_fits(folder / "i2v.safetensors", card, compiled=False)
+    assert "does not fit: the leanest plan takes" in lines[2]

@@ -1,0 +1,151 @@
+"""From a job to the planner of its memory: what is trained, on clips of which sizes, and what the user has decided."""
+
+import re
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from typing import Literal
+
+import torch
+
+from ..memory.card import Card
+from ..memory.estimate import Bucket, Plan, Task
+from ..memory.master import ALIGNMENT
+from ..memory.planner import Choice, Pins, Planner
+from ..memory.precision.formats import Precision, resolve
+from ..memory.sizes import HIGH_PRECISION, Trained
+from ..wan.checkpoint import CheckpointInfo
+from ..wan.gguf import QUANTS, open_header
+from ..wan.header import TensorEntry
+from .batches import num_tokens
+from .job import Job, MemoryOptions
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+STATIC_SIZES = 8  # sizes of batches for which a graph each is worth its compilation
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+
+def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Card) -> Planner:
+    """For the job's model `info` and its sizes of clips. Nothing is pinned, and nothing learnt of earlier runs."""
+    dtype = arithmetic(job.model.precision, device)
+    job = with_compile_mode(job, device)
+    task = Task(
+        sizes=info.config,
+        trained=Trained(
+            rank=job.adapter.rank,
+            targets=job.adapter.targets,
+            dropout=job.adapter.dropout > 0,
+            optimizer=job.optimizer.name,
+        ),
+        element_size=dtype.itemsize,
+        stored_block_bytes=stored_block_bytes(info, dtype),
+        accumulation=job.loop.gradient_accumulation,
+    )
+    return Planner(task=task, buckets=buckets_of(job), card=within(card, job.memory), plan=plan_of(job, dtype))
+
+
+def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype that a base of this precision computes in. ConfigError for one that the device or a package lacks."""
+    # ara computes as all formats do, and cannot be resolved without its file.
+    return resolve("auto" if precision == "ara" else precision, device).dtype
+
+
+def compile_mode(job: Job, device: torch.device) -> Literal["off", "static", "dynamic"]:
+    """What the job's `compile` comes to on `device`, if the compiler works there."""
+    mode = job.memory.compile
+    if mode != "auto":
+        return mode
+    if device.type != "cuda":
+        return "off"
+    return "static" if num_batch_sizes(job) <= STATIC_SIZES else "dynamic"
+
+
+def with_compile_mode(job: Job, device: torch.device) -> Job:
+    """The job with its `compile` decided."""
+    return replace(job, memory=replace(job.memory, compile=compile_mode(job, device)))
+
+
+def num_batch_sizes(job: Job) -> int:
+    """Different sizes of the job's batches: of some shapes the last batch of an epoch is smaller."""
+    samples = Counter[tuple[int, int, int, int]]()
+    for sample in job.training_samples:
+        samples[sample.shape] += sample.repeats
+    smaller = sum(samples[bucket.shape] % bucket.batch > 0 for bucket in buckets_of(job))
+    return len(samples) + smaller
+
+
+def plan_of(job: Job, dtype: torch.dtype) -> Plan:
+    """The job's own memory options as a plan; `dtype` is what its precision came to. See `with_compile_mode`."""
+    precision = job.model.precision
+    memory = job.memory
+    return Plan(
+        precision=_NAMES[dtype] if precision == "auto" else precision,
+        checkpointing=memory.checkpointing,
+        keep_attention=memory.keep_attention,
+        keep_linears=memory.keep_linears,
+        split_blocks=memory.split_blocks,
+        offload_inputs=memory.offload_inputs,
+        streamed_blocks=memory.streamed_blocks,
+        stream_from=memory.stream_from,
+        compile="off" if memory.compile == "auto" else memory.compile,
+    )
+
+
+def with_choice(job: Job, choice: Choice) -> Job:
+    """The job with the options of the choice."""
+    plan = asdict(choice.plan)
+    options = {name: plan[name] for name in asdict(job.memory) if name in plan}
+    return replace(job, memory=replace(job.memory, **options))
+
+
+def pins_of(memory: MemoryOptions) -> Pins:
+    """What the user has set away from the defaults."""
+    default = MemoryOptions()
+    set_values = {f.name: getattr(memory, f.name) for f in fields(Pins)}
+    return Pins(**{name: value for name, value in set_values.items() if value != getattr(default, name)})
+
+
+def within(card: Card, memory: MemoryOptions) -> Card:
+    """`card` with no more free memory than the budget."""
+    return replace(card, free=min(card.free, budget_bytes(memory))) if memory.budget_gb else card
+
+
+def budget_bytes(memory: MemoryOptions) -> int:
+    """What `budget_gb` stands for."""
+    return int(memory.budget_gb * 2**30)
+
+
+def buckets_of(job: Job) -> list[Bucket]:
+    """The sizes of the job's samples, with the largest batch of each."""
+    samples: Counter[tuple[int, int, int, int]] = Counter()
+    for sample in job.training_samples:
+        samples[sample.shape] += sample.repeats
+    found = []
+    for shape, count in samples.items():
+        batch = min(job.loop.batch_size, count)
+        if job.loop.token_budget:
+            batch = max(1, min(batch, job.loop.token_budget // num_tokens(shape)))
+        found.append(Bucket(shape, batch, share=count / batch))
+    return found
+
+
+def stored_block_bytes(info: CheckpointInfo, dtype: torch.dtype) -> int | None:
+    """Bytes of the largest block, as it is streamed, of a file whose layers stay quantized (GGUF); None for any other.
+
+    `dtype` is that of the arithmetic, which plain linears and all biases of linears have.
+    """
+    sizes: Counter[str] = Counter()
+    is_quantized = False
+    for file in info.files:
+        for name, entry in open_header(file).entries.items():
+            block = _BLOCK.search(name)
+            if block is not None:
+                is_quantized |= entry.dtype in QUANTS
+                sizes[block[1]] += -(-_held_bytes(name, entry, dtype) // ALIGNMENT) * ALIGNMENT
+    return max(sizes.values()) if is_quantized else None
+
+
+def _held_bytes(name: str, entry: TensorEntry, dtype: torch.dtype) -> int:
+    if entry.dtype in QUANTS:
+        return entry.num_bytes
+    is_linear = name.endswith((".weight", ".bias")) and "norm" not in name
+    return entry.num_params * (dtype.itemsize if is_linear else HIGH_PRECISION)

@@ -1,0 +1,165 @@
+"""The plan of one run: chosen and told before the model is loaded, put on it, and left for a leaner one if memory runs out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError
+from ..memory.advice import explain, what_would_fit
+from ..memory.card import measure_card, measure_free, read_fit
+from ..memory.planner import Choice, Pins, Planner, Shortage
+from ..wan.model import call_block
+from .events import EventWriter
+from .features import Features, apply_features, can_compile
+from .job import Job, MemoryOptions
+from .loop import Callback
+from .measure import NUM_MEASURED, WARM_UP, Measure, cuda_peak, fit_kind
+from .planning import arithmetic, budget_bytes, make_planner, pins_of, plan_of, with_choice, with_compile_mode, within
+from .prepare import Prepared, check_data, check_model_file, prepare
+from .recovery import Descent, Recovery, tell_choice
+
+
+class RunPlan:
+    """Decides how a run holds its model, and owns what was put on it, which changes when memory runs out.
+
+    With the option `plan` "auto", on a GPU or within a budget, that is the fastest way that fits. Else it is what the job
+    says, and nothing is measured before memory has run out.
+    """
+
+    def __init__(self, job: Job, device: torch.device, *, events: EventWriter, scratch: Path):
+        """Chooses. ConfigError for a job that does not go with its model, or for which no plan fits the GPU.
+
+        `scratch`: the folder for what may be used again and may be deleted, and for what is learnt of the device.
+        """
+        self._device, self._events, self._scratch = device, events, scratch
+        self._told: set[str] = set()
+        self._job = with_compile_mode(job, device)
+        self._info = check_model_file(job.model)
+        check_data(job, self._info)
+        if self._job.memory.compile != "off" and not can_compile(device, scratch, self._warn):
+            self._job = replace(self._job, memory=replace(self._job.memory, compile="off"))
+        self._planner = self._plan_ahead()
+        self._prepared: Prepared | None = None
+        self._features = Features()
+        self._descent = Descent(self._choose(), self, events=events, device=device)
+
+    def load(self) -> Prepared:
+        """The model, as the plan has it, or the first leaner one with which it can be loaded."""
+        budget, is_cuda = budget_bytes(self._job.memory), self._device.type == "cuda"
+        if budget and is_cuda:
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), self._device)
+        if is_cuda:
+            torch.cuda.empty_cache()  # of what was measured
+        self._prepared = self._descent.reach(self._load, None)
+        self._features = self._prepared.features
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)  # the peaks that are reported are those of steps
+        return self._prepared
+
+    def recovery(self, optimizer: torch.optim.Optimizer) -> Recovery:
+        """For `trainer.attempt`."""
+        return Recovery(self._descent, apply=self._apply, optimizer=optimizer)
+
+    def callbacks(self) -> list[Callback]:
+        """What compares the first steps with the plan, where there is one and the device counts its memory."""
+        peak = cuda_peak(self._device)
+        is_disturbed = 0 < self._job.previews.every <= WARM_UP + NUM_MEASURED  # by a preview among these steps
+        if self._planner is None or peak() is None or is_disturbed:
+            return []
+        return [Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak)]
+
+    def close(self) -> None:
+        """The model is not called any more."""
+        self._take_off()
+        if self._job.memory.budget_gb and self._device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+
+    def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
+        """A choice that takes less than `failed`: as the user's options have it, or, where none does, without them."""
+        planner = self._planner or self._measure(Pins())
+        planner = replace(planner, card=within(measure_free(planner.card, self._device), self._job.memory))
+        self._planner = planner
+        described = failed if failed.estimates else planner.describe(failed.plan)
+        return planner.step_down(described, shortage) or replace(planner, pins=Pins()).step_down(described, shortage)
+
+    def explain(self, choice: Choice) -> str:
+        """The choice in one line."""
+        assert self._planner is not None, "a choice of no planner has nothing to tell"
+        return explain(self._planner, choice, steps=self._job.loop.steps)
+
+    def _plan_ahead(self) -> Planner | None:
+        """A planner, where the plan is chosen at the start."""
+        memory = self._job.memory
+        if memory.plan == "manual" or not (self._device.type == "cuda" or memory.budget_gb):
+            for sentence in _without_effect(memory, self._device):
+                self._warn(sentence)
+            return None
+        try:
+            return self._measure(pins_of(memory))
+        except OSError as error:
+            self._warn(f"{error} No plan can be chosen without: the run goes on with its memory options as they are.")
+            return None
+
+    def _measure(self, pins: Pins) -> Planner:
+        """A planner with what the device can do now, and what earlier runs have shown of it."""
+        card = measure_card(self._device, self._job.memory.attention)
+        planner = make_planner(self._job, self._info, self._device, card)
+        return replace(planner, pins=pins, fit=read_fit(self._scratch, planner.card, fit_kind(planner)))
+
+    def _choose(self) -> Choice:
+        planner = self._planner
+        if planner is None:
+            plan = plan_of(self._job, arithmetic(self._job.model.precision, self._device))
+            return Choice(plan, {}, 0, 0, 0.0)
+        choice = planner.choose()
+        if choice is None:
+            advice = what_would_fit(planner)
+            if self._device.type != "cpu":
+                raise ConfigError(f"{advice} To try all the same, set plan to manual.")
+            choice = planner.leanest()
+            self._warn(f"{advice} On the CPU the run goes on with the leanest plan.")
+        tell_choice(self._events, choice, self.explain(choice))
+        return choice
+
+    def _load(self, choice: Choice) -> Prepared:
+        job = with_choice(self._job, choice)
+        return prepare(job, self._device, tell=self._warn, scratch=self._scratch, kept=choice.kept)
+
+    def _apply(self, choice: Choice) -> None:
+        """Put the choice on the model in the place of what is there; the kind of attention stays."""
+        assert self._prepared is not None, "no step is made before the model is loaded"
+        self._take_off()
+        model = self._prepared.model
+        model.run_block = call_block
+        self._features = apply_features(
+            model,
+            with_choice(self._job, choice),
+            self._device,
+            tell=self._warn,
+            scratch=self._scratch,
+            again=True,
+            kept=choice.kept,
+        )
+
+    def _take_off(self) -> None:
+        self._features.reset()
+        self._features.close()
+        self._features = Features()
+
+    def _warn(self, sentence: str) -> None:
+        """Once, whatever is tried again."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._events.write("warning", message=sentence)
+
+
+def _without_effect(memory: MemoryOptions, device: torch.device) -> list[str]:
+    """Options that play no part where the plan is not chosen."""
+    found = []
+    if memory.budget_gb and device.type != "cuda":
+        found.append("budget_gb has no effect on the CPU with plan manual.")
+    if memory.plan == "auto" and not memory.streamed_blocks and memory.stream_from != MemoryOptions().stream_from:
+        found.append("stream_from has no effect on the CPU without budget_gb: no block is streamed.")
+    return found

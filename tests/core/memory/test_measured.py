@@ -1,0 +1,72 @@
+"""Predictions against steps that ran: one H200, torch 2.11, blocks compiled one size at a time, rank 16, random weights."""
+
+from dataclasses import replace
+
+import pytest
+from wan_train.core.memory.estimate import Bucket, Plan, Task, estimate
+from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.memory.test_estimate import CARD
+
+MODELS = {
+    "14b": WanConfig(),
+    "1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "5b": WanConfig(variant="ti2v", dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48),
+}
+IMAGE, LARGE_IMAGE, SHORT, LONG = (16, 1, 64, 64), (16, 1, 128, 128), (16, 9, 60, 104), (16, 21, 60, 104)
+# Rates that large enough sizes reached in the same runs.
+H200 = replace(
+    CARD, matmul=680e12, attention=526e12, bandwidth=4.2e12, to_device=54e9, matmul_fp8=1.2e15, launch_s=5.2e-6
+)
+WHOLE = {"checkpointing": False}
+# Model, precision, latents, plan, the most that tensors took in GB (1e9 bytes), seconds of a step.
+STEPS = [
+    ("14b", "bf16", IMAGE, {"keep_attention": 40}, 31.37, 0.1803),
+    ("14b", "fp8_compute", IMAGE, {"keep_attention": 40}, 17.27, 0.2397),
+    ("14b", "bf16", LARGE_IMAGE, {}, 33.44, 0.6705),
+    ("14b", "bf16", LARGE_IMAGE, {"keep_attention": 40}, 34.77, 0.641),
+    ("14b", "bf16", LARGE_IMAGE, {"keep_linears": 40}, 49.05, 0.5274),
+    ("14b", "fp8_compute", LARGE_IMAGE, {"keep_attention": 40}, 20.71, 0.4839),
+    ("14b", "fp8_compute", LARGE_IMAGE, {"keep_linears": 40}, 35.0, 0.4168),
+    ("14b", "bf16", SHORT, {}, 41.2, 3.1951),
+    ("14b", "bf16", SHORT, {"keep_attention": 40}, 45.77, 2.8509),
+    ("14b", "bf16", SHORT, {"keep_attention": 40, "keep_linears": 40}, 95.2, 2.4869),
+    ("14b", "fp8_compute", SHORT, {"keep_attention": 40}, 31.85, 2.3134),
+    ("14b", "fp8_compute", SHORT, {"keep_attention": 40, "keep_linears": 40}, 81.24, 2.1112),
+    ("14b", "bf16", LONG, {}, 55.81, 11.2756),
+    ("14b", "fp8_compute", LONG, {"keep_attention": 40}, 52.74, 8.5304),
+    ("14b", "fp8", LONG, {"keep_attention": 40}, 52.59, 10.0927),
+    ("14b", "fp8", LARGE_IMAGE, {"keep_attention": 40, "streamed_blocks": 36, "offload_inputs": True}, 7.39, 0.6981),
+    ("14b", "fp8", SHORT, {"keep_attention": 40, "streamed_blocks": 38, "offload_inputs": True}, 13.94, 2.9403),
+    ("14b", "bf16", SHORT, {"keep_attention": 40, "streamed_blocks": 33}, 23.91, 2.917),
+    ("1.3b", "bf16", IMAGE, WHOLE, 6.03, 0.0831),
+    ("1.3b", "bf16", IMAGE, {"keep_attention": 30}, 3.59, 0.1088),
+    ("1.3b", "bf16", SHORT, WHOLE, 38.91, 0.4517),
+    ("1.3b", "bf16", SHORT, {"keep_attention": 30}, 7.94, 0.5148),
+    ("1.3b", "bf16", LONG, {"keep_attention": 30}, 14.1, 1.933),
+    ("5b", "bf16", (48, 1, 44, 80), {"keep_attention": 30}, 11.31, 0.129),
+    ("5b", "bf16", (48, 31, 44, 80), {"keep_attention": 30}, 27.61, 3.1787),
+]
+# Plans of the 14B model that ran out of memory: what they would have taken at the least, in GB.
+FAILED = [
+    (SHORT, {"keep_attention": 17, "streamed_blocks": 40, "offload_inputs": True}, 10.69),
+    (LONG, {"keep_attention": 33, "streamed_blocks": 40, "offload_inputs": True}, 25.66),
+    (SHORT, WHOLE, 149.0),
+]
+
+
+def predict(model, precision, shape, plan):
+    plan = Plan(precision=precision, compile="static", **plan)
+    return estimate(Task(sizes=MODELS[model]), Bucket(shape), plan, H200)
+
+
+@pytest.mark.parametrize("row", STEPS, ids=str)
+def test_memory_and_time_of_steps_that_ran(row):
+    *what, gigabytes, seconds = row
+    found = predict(*what)
+    assert found.vram / 1e9 == pytest.approx(gigabytes, rel=0.04)
+    assert found.seconds == pytest.approx(seconds, rel=0.1)
+
+
+@pytest.mark.parametrize(("shape", "plan", "at_least"), FAILED, ids=str)
+def test_memory_of_steps_that_did_not(shape, plan, at_least):
+    assert predict("14b", "fp8", shape, plan).vram / 1e9 > at_least

@@ -1,0 +1,102 @@
+"""Plans on a GPU: chosen within a budget that holds, corrected by what a run took, and left when memory runs out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from wan_train.core.errors import ConfigError
+from wan_train.core.memory.card import Fit, measure_card, read_fit
+from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
+from wan_train.core.train.measure import fit_kind
+from wan_train.core.train.planning import make_planner
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.train.helpers import SIZE, make_sample
+from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+CUDA = torch.device("cuda:0")
+MODEL = DiTSize(dim=768, ffn_dim=3072, num_heads=6, num_layers=8, text_dim=SIZE.text_dim)  # 25 MB a block in bf16
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    save_file(wan_dit(MODEL, seed=0), path, metadata=dit_metadata(MODEL))
+    return ModelSpec(path=str(path), identity=inspect(path).identity, precision="bf16")
+
+
+@pytest.fixture
+def large(tmp_path, job: Job, spec) -> Job:
+    """One clip with 3510 tokens."""
+    data = replace(job.data, samples=(make_sample(tmp_path, "long", shape=(16, 9, 30, 52)),))
+    return replace(job, model=spec, data=data, loop=replace(job.loop, steps=4), device="cuda:0")
+
+
+def train(tmp_path, job, name):
+    """Losses, LoRA and events of a run."""
+    folder = RunFolder(tmp_path / "runs" / name)
+    folder.path.mkdir(parents=True)
+    folder.write_job(job)
+    lora = run_job(folder, EventWriter(folder.events_path), CUDA, lambda: False)
+    events = EventReader(folder.events_path).read()
+    return [event["loss"] for event in events if event["event"] == "step"], load_file(lora), events
+
+
+def of_kind(events, kind):
+    return [event for event in events if event["event"] == kind]
+
+
+def budget(num_bytes):
+    return (num_bytes + MARGIN_BYTES) / (1 - MARGIN) / 2**30
+
+
+def test_a_budget_is_planned_with_and_held(tmp_path, large: Job):
+    losses, _, events = train(tmp_path, large, "free")
+    (free,) = of_kind(events, "plan")
+    assert free["plan"]["streamed_blocks"] == 0
+    planner = make_planner(large, inspect(large.model.path), CUDA, measure_card(CUDA))
+    limit = budget(planner.leanest().vram + 2**20)
+    found, _, events = train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=limit)), "small")
+    (small,) = of_kind(events, "plan")
+    assert small["plan"]["streamed_blocks"] > 2
+    assert small["vram"] < free["vram"]
+    assert found == pytest.approx(losses, rel=1e-3)
+    assert max(event["reserved_gib"] for event in of_kind(events, "step")) <= limit
+    assert torch.cuda.get_per_process_memory_fraction(CUDA) == 1.0
+
+
+def test_real_shortage_ends_in_a_leaner_plan(tmp_path, large: Job):
+    """Under a cap below what the options of the job take."""
+    losses, _, events = train(tmp_path, large, "free")
+    peak = max(event["allocated_gib"] for event in of_kind(events, "step"))
+    manual = MemoryOptions(plan="manual", checkpointing=False, budget_gb=0.7 * peak)
+    found, _, events = train(tmp_path, replace(large, memory=manual), "capped")
+    changes = of_kind(events, "plan")
+    assert changes
+    assert "The GPU's memory ran out" in changes[0]["message"]
+    assert found == pytest.approx(losses, rel=1e-3)
+    assert max(event["reserved_gib"] for event in of_kind(events, "step")) <= 0.7 * peak
+
+
+def test_what_a_run_took_is_kept_for_the_next(tmp_path, large: Job):
+    job = replace(large, loop=replace(large.loop, steps=12))
+    _, _, events = train(tmp_path, job, "first")
+    planner = make_planner(job, inspect(job.model.path), CUDA, measure_card(CUDA))
+    fit = read_fit(tmp_path / "cache", planner.card, fit_kind(planner))
+    assert fit != Fit()
+    peak = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
+    _, _, events = train(tmp_path, replace(job, loop=replace(job.loop, steps=1)), "second")
+    (second,) = of_kind(events, "plan")
+    if Fit().memory / 2 < fit.memory < 3.0:  # else it was limited
+        assert second["vram"] == pytest.approx(peak, rel=0.1)
+
+
+def test_too_small_a_budget_is_refused(tmp_path, large: Job):
+    with pytest.raises(ConfigError, match=r"does not fit: the leanest plan takes .* set plan to manual"):
+        train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=0.45)), "tiny")

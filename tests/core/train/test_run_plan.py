@@ -1,0 +1,321 @@
+"""A run chooses its plan, tells it, and goes on with a leaner one: its losses and its LoRA stay what they are."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.memory.card import Fit, measure_card, read_fit
+from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES, Pins, Planner
+from wan_train.core.train import run_plan
+from wan_train.core.train.events import EventReader, EventWriter, read_history
+from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
+from wan_train.core.train.loop import Trainer
+from wan_train.core.train.measure import fit_kind
+from wan_train.core.train.planning import make_planner, plan_of
+from wan_train.core.train.run_folder import RunFolder
+from wan_train.core.train.run_plan import RunPlan
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.train.helpers import SIZE
+from wan_train.tests.core.train.test_features import train
+from wan_train.tools.miniature import dit_metadata, wan_dit
+
+CPU = torch.device("cpu")
+LAYERS = 6  # two streamed blocks have two slots: what is gained begins with the third
+LARGE = MemoryOptions(budget_gb=3.0)  # for a miniature
+
+
+@pytest.fixture(scope="session")
+def deep_model(tmp_path_factory):
+    size = replace(SIZE, num_layers=LAYERS)
+    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
+    save_file(wan_dit(size, seed=0), path, metadata=dit_metadata(size))
+    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.2-t2v-a14b")
+
+
+@pytest.fixture(scope="session")
+def card():
+    return measure_card(CPU)
+
+
+@pytest.fixture
+def deep(job: Job, deep_model, card, monkeypatch):
+    """A job whose model has some blocks; its device is measured once for all tests."""
+    monkeypatch.setattr(run_plan, "measure_card", lambda *_: card)
+    return replace(job, model=deep_model, loop=replace(job.loop, steps=4))
+
+
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def plain(tmp_path, deep, known):
+    """Losses and LoRA of `deep` as it is, trained once for all tests."""
+    if not known:
+        known["losses"], known["lora"], _ = train(tmp_path, deep, "plain")
+    return known["losses"], known["lora"]
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch):
+    """Makes the steps of these numbers fail, each as often as it is named."""
+    failing = []
+    train_step = Trainer.train_step
+
+    def step(self):
+        if self.step in failing:
+            failing.remove(self.step)
+            self.compute_loss(self.batches.get(self.step), self.step)[0].mean().backward()  # gradients are left behind
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    return failing
+
+
+def planner_of(job, card) -> Planner:
+    return make_planner(job, inspect(job.model.path), CPU, card)
+
+
+def within(num_bytes, **options):
+    """Memory options whose budget is `num_bytes` and the margin that is kept free."""
+    return MemoryOptions(budget_gb=(num_bytes + MARGIN_BYTES) / (1 - MARGIN) / 2**30, **options)
+
+
+def plans(tmp_path, name):
+    path = tmp_path / "runs" / name / "events.jsonl"
+    return [event for event in EventReader(path).read() if event["event"] == "plan"]
+
+
+def same(lora, other):
+    return lora.keys() == other.keys() and all(torch.equal(lora[name], other[name]) for name in lora)
+
+
+def test_without_a_budget_the_cpu_trains_what_the_job_says(tmp_path, job: Job):
+    losses, lora, _ = train(tmp_path, job, "auto")
+    found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(plan="manual")), "manual")
+    assert found == losses
+    assert same(lora, other)
+    assert warnings == []
+    assert plans(tmp_path, "auto") == plans(tmp_path, "manual") == []
+
+
+def test_a_plan_is_told_before_the_model_is_loaded(tmp_path, deep: Job, plain, monkeypatch):
+    told = []
+    prepare = run_plan.prepare
+
+    def load(*args, **options):
+        told.extend(plans(tmp_path, "planned"))
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(run_plan, "prepare", load)
+    losses, lora = plain
+    found, other, warnings = train(tmp_path, replace(deep, memory=LARGE), "planned")
+    assert found == losses
+    assert same(lora, other)
+    assert warnings == []
+    (event,) = told
+    assert event["plan"]["checkpointing"] is False  # a small clip need not compute anything twice
+    assert event["message"].startswith("0.1M fp32, 32x32x5: 0.")
+    assert " of 3.0 GB, about " in event["message"]
+    assert "nothing computed twice" in event["message"]
+    assert event["message"].endswith("for 4 steps")
+    assert 0 < event["vram"] < 3 * 2**30
+    assert event["ram"] > 0
+    assert event["seconds"] > 0
+    assert "step" not in event
+    assert plans(tmp_path, "planned") == told
+
+
+def test_a_small_budget_streams_and_gives_the_same_to_the_bit(tmp_path, deep: Job, plain, card):
+    losses, lora = plain
+    least = planner_of(deep, card).leanest().vram
+    found, other, warnings = train(tmp_path, replace(deep, memory=within(least + 100)), "small")
+    assert found == losses
+    assert same(lora, other)
+    assert warnings == []
+    (event,) = plans(tmp_path, "small")
+    assert event["plan"]["streamed_blocks"] == LAYERS
+    assert event["vram"] <= least + 100
+    assert f"{LAYERS} of {LAYERS} blocks streamed" in event["message"]
+
+
+def test_what_the_user_has_set_stays(tmp_path, deep: Job):
+    memory = replace(LARGE, streamed_blocks=3, stream_from="pageable")
+    train(tmp_path, replace(deep, memory=memory), "pinned")
+    (event,) = plans(tmp_path, "pinned")
+    assert (event["plan"]["streamed_blocks"], event["plan"]["stream_from"]) == (3, "pageable")
+    assert event["plan"]["checkpointing"] is True
+
+
+def test_each_size_keeps_its_own_attention(tmp_path, deep: Job, card, monkeypatch):
+    """The samples have 8 and 6 tokens; the budget suffices for the attention of half of the blocks with 8."""
+    deep = replace(deep, loop=replace(deep.loop, gradient_accumulation=2))  # else gradients take more than attention
+    losses, lora, _ = train(tmp_path, deep, "plain")
+    pins = {"offload_inputs": True, "streamed_blocks": 1, "stream_from": "pageable"}
+    planner = replace(planner_of(deep, card), pins=Pins(**pins))
+    half = planner.describe(replace(planner.plan, keep_attention=LAYERS // 2, **pins))
+    memory = within(half.vram + 1, **pins)
+    marks = {}
+    compute_loss = Trainer.compute_loss
+
+    def look(self, batch, index):
+        result = compute_loss(self, batch, index)
+        _, _, frames, height, width = batch.latents.shape
+        marks[frames * height * width // 4] = sum(block.keeps_attention for block in self.model.blocks)
+        return result
+
+    monkeypatch.setattr(Trainer, "compute_loss", look)
+    found, other, _ = train(tmp_path, replace(deep, memory=memory), "by_size")
+    assert marks[8] == LAYERS // 2 < marks[6]
+    assert found == losses
+    assert same(lora, other)
+    (event,) = plans(tmp_path, "by_size")
+    assert event["keep_attention"] == {str(tokens): count for tokens, count in marks.items()}
+    assert event["plan"]["keep_attention"] == marks[8]
+
+
+def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, deep: Job, card, monkeypatch):
+    """On any device but the CPU, of which nothing is asked before the model is loaded."""
+    long = replace(deep.data.samples[0], shape=(16, 21, 60, 104))
+    job = replace(deep, data=replace(deep.data, samples=(long,)))
+    least = planner_of(job, card).leanest().vram
+    job = replace(job, memory=within(round(1.1 * least), checkpointing=False))
+    monkeypatch.setattr(run_plan, "prepare", lambda *_, **__: pytest.fail("the model is loaded"))
+    events = EventWriter(tmp_path / "events.jsonl")
+    with pytest.raises(ConfigError, match="832x480x81 does not fit: the leanest plan takes") as error:
+        RunPlan(job, torch.device("meta"), events=events, scratch=tmp_path)
+    assert "It would with checkpointing left at its default; or with at most " in str(error.value)
+    assert str(error.value).endswith("To try all the same, set plan to manual.")
+    assert not events.path.exists()
+
+
+def test_the_cpu_goes_on_with_the_leanest_plan(tmp_path, deep: Job, plain):
+    losses, lora = plain
+    found, other, warnings = train(tmp_path, replace(deep, memory=MemoryOptions(budget_gb=0.01)), "tiny")
+    assert found == losses
+    assert same(lora, other)
+    assert [w for w in warnings if "does not fit" in w and w.endswith("goes on with the leanest plan.")] == warnings
+    assert len(warnings) == 1
+    assert plans(tmp_path, "tiny")[0]["plan"]["streamed_blocks"] == LAYERS
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        MemoryOptions(checkpointing=False, plan="manual"),
+        MemoryOptions(checkpointing=False, attention="auto"),
+        MemoryOptions(checkpointing=False, budget_gb=3.0),
+        LARGE,
+    ],
+    ids=["manual", "not planned", "pinned", "planned"],
+)
+def test_a_run_goes_on_with_less(tmp_path, deep: Job, plain, short_of_memory, memory):
+    losses, lora = plain
+    short_of_memory.append(2)
+    found, other, _ = train(tmp_path, replace(deep, memory=memory), "short")
+    assert found == losses
+    assert same(lora, other)
+    *planned, changed = plans(tmp_path, "short")
+    assert len(planned) == (1 if memory.budget_gb else 0)
+    assert changed["step"] == 2
+    assert changed["message"].startswith("The GPU's memory ran out at step 3: the run goes on with ")
+    assert "no step is lost. 0.1M fp32, 32x32x5: " in changed["message"]
+    assert changed["plan"]["checkpointing"]
+    assert all(changed["vram"] < event["vram"] for event in planned)
+    assert changed["message"] in read_history(tmp_path / "runs" / "short" / "events.jsonl").warnings
+
+
+def test_the_card_is_measured_once(tmp_path, deep: Job, short_of_memory, card, monkeypatch):
+    measured = []
+    monkeypatch.setattr(run_plan, "measure_card", lambda device, _: measured.append(device) or card)
+    short_of_memory.append(1)
+    train(tmp_path, replace(deep, memory=LARGE), "short")
+    assert len(plans(tmp_path, "short")) == 2
+    assert measured == [CPU]
+
+
+def test_a_model_that_cannot_be_loaded_is_loaded_leaner(tmp_path, deep: Job, plain, monkeypatch):
+    losses, lora = plain
+    loads = []
+    prepare = run_plan.prepare
+
+    def load(job, device, **options):
+        loads.append(job.memory)
+        if len(loads) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return prepare(job, device, **options)
+
+    monkeypatch.setattr(run_plan, "prepare", load)
+    found, other, _ = train(tmp_path, replace(deep, memory=LARGE), "short")
+    assert found == losses
+    assert same(lora, other)
+    events = plans(tmp_path, "short")
+    assert [event["plan"]["checkpointing"] for event in events] == [memory.checkpointing for memory in loads]
+    assert "ran out while the model was loaded: the run goes on with" in events[1]["message"]
+    assert events[1]["vram"] < events[0]["vram"]
+
+
+def test_when_nothing_takes_less_the_run_ends_with_a_sentence(tmp_path, job: Job, short_of_memory):
+    short_of_memory.extend([3] * 20)
+    with pytest.raises(RunError, match=r"there is no plan that takes less .* the last checkpoint is kept"):
+        train(tmp_path, job, "short")
+    assert RunFolder(tmp_path / "runs" / "short").checkpoints()
+
+
+def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkeypatch):
+    """With a counter of memory, as a GPU has one, that finds a quarter more than was predicted."""
+    one_size = replace(deep.data, samples=deep.data.samples[:1])
+    job = replace(deep, data=one_size, loop=replace(deep.loop, steps=12), memory=LARGE)
+    planner = planner_of(job, card)
+    choice = planner.choose()
+    (found,) = choice.estimates.values()
+    peak = found.exact_vram + round(1.25 * (found.vram - found.exact_vram))
+    monkeypatch.setattr(run_plan, "cuda_peak", lambda _: lambda: peak)
+    train(tmp_path, job, "first")
+    fit = read_fit(tmp_path / "cache", card, fit_kind(planner))
+    assert fit.memory == pytest.approx(1.25, rel=1e-4)
+    assert fit.time != 1.0
+    train(tmp_path, job, "second")
+    first, second = (plans(tmp_path, name)[0] for name in ("first", "second"))
+    assert second["vram"] == pytest.approx(peak, rel=1e-4)
+    assert second["seconds"] == pytest.approx(first["seconds"] * fit.time, abs=2.5e-4)  # of rounded ones
+
+
+def test_nothing_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
+    train(tmp_path, replace(deep, loop=replace(deep.loop, steps=12), memory=LARGE), "run")
+    assert not list((tmp_path / "cache").glob("planner-*"))
+
+
+def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):
+    job = replace(job, loop=replace(job.loop, steps=1))
+    manual = MemoryOptions(plan="manual", budget_gb=1.0)
+    assert train(tmp_path, replace(job, memory=manual), "a")[2] == [
+        "budget_gb has no effect on the CPU with plan manual."
+    ]
+    told = train(tmp_path, replace(job, memory=MemoryOptions(stream_from="mapped")), "b")[2]
+    assert told == ["stream_from has no effect on the CPU without budget_gb: no block is streamed."]
+    found = replace(job, memory=MemoryOptions(stream_from="mapped", plan="manual")).warnings()
+    assert [warning.split()[0] for warning in found] == ["stream_from"]
+
+
+def test_a_system_that_does_not_tell_its_memory_trains_all_the_same(tmp_path, deep: Job, plain, monkeypatch):
+    def refuse(device, attention):
+        raise OSError("The free memory of this system cannot be read: install psutil.")
+
+    monkeypatch.setattr(run_plan, "measure_card", refuse)
+    found, _, warnings = train(tmp_path, replace(deep, memory=LARGE), "unknown")
+    assert found == plain[0]
+    assert len(warnings) == 1
+    assert "install psutil. No plan can be chosen without" in warnings[0]
+    assert plans(tmp_path, "unknown") == []
+
+
+def test_the_plan_that_is_not_chosen_is_the_jobs(tmp_path, job: Job):
+    plan = RunPlan(job, CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
+    assert asdict(plan._descent.choice.plan) == asdict(plan_of(job, torch.float32))
+    assert plan.callbacks() == []
+    assert Fit() == read_fit(tmp_path, measure_card(CPU), "fp32 off")

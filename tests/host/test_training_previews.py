@@ -1,0 +1,129 @@
+"""Previews while a stage trains, on the real host: decoded by the VAE on the node, served to the page."""
+
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+from wan_train.core.train.events import EventReader, read_history
+from wan_train.core.train.preview_folder import PreviewFolder
+from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.host.graphs import FRAMES, SIZE, one_stage
+from wan_train.tests.host.runs import await_step, new_folder, run_folders, succeeded
+
+OPTIONS = {"preview_every": 2, "preview_steps": 4, "preview_cfg": 1.0, "vae": ["vae", 0]}
+DATA = {"slide_stride": 19}  # unlike every other test's, so that no node's output comes from the host's cache
+
+
+def graph(stage="high", **train):
+    return one_stage(stage, dataset=DATA, **{"lora_name": "shown", "steps": 5, "seed": 61, **OPTIONS, **train})
+
+
+def fetch(host, path):
+    with urllib.request.urlopen(f"{host.url}{path}") as answer:
+        return answer.headers, answer.read()
+
+
+def durations(video):
+    """Milliseconds of each frame; those that are alike, as many of the miniature VAE's, are one in the file."""
+    for number in range(video.n_frames):
+        video.seek(number)
+        video.load()
+        yield video.info["duration"]
+
+
+def preview_events(folder):
+    return [e for e in EventReader(folder / "events.jsonl").read() if e["event"] == "preview"]
+
+
+@pytest.fixture(scope="module")
+def shown(host):
+    """The run folder of a stage with previews, and what the page was told."""
+    before = run_folders(host)
+    host.events.clear()
+    entry = host.run(graph())
+    assert succeeded(entry)
+    (folder,) = run_folders(host) - before
+    return folder, [e.data for e in host.events if e.type == "wan_train.update" and e.data["node_id"] == "high_train"]
+
+
+def test_previews_are_videos_of_the_samples_length(shown):
+    folder, _ = shown
+    assert [e["step"] for e in preview_events(folder)] == [2, 4, 5]
+    previews = PreviewFolder.of(RunFolder(folder))
+    latents = previews.read(2)
+    assert latents.shape[1:] == ((FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8)
+    for step in (2, 4, 5):
+        with Image.open(previews.video_path(step)) as video:
+            assert (video.format, video.size) == ("WEBP", (SIZE, SIZE))
+            assert sum(durations(video)) == FRAMES * round(1000 / 16)
+    assert not list(folder.glob("previews/*.done"))
+    assert read_history(folder / "events.jsonl").warnings == []
+
+
+def test_the_page_is_told_and_served(host, shown):
+    folder, updates = shown
+    assert [step for step, _ in updates[-1]["previews"]] == [2, 4, 5]
+    listed = host.server.request(f"/wan_train/runs/{folder.name}")["previews"]
+    assert listed == updates[-1]["previews"]
+    step, file = listed[-1]
+    headers, body = fetch(host, f"/wan_train/runs/{folder.name}/previews/{file}")
+    assert headers["Content-Type"] == "image/webp"
+    assert body == PreviewFolder.of(RunFolder(folder)).video_path(step).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{run}/previews/step-00000003.webp",
+        "{run}/previews/step-00000002.safetensors",
+        "{run}/previews/..%2Fjob.json",
+        "{run}/previews/%2e%2e",
+        "..%2Fruns/previews/step-00000002.webp",
+        "nothing/previews/step-00000002.webp",
+    ],
+)
+def test_nothing_else_is_served(host, shown, path):
+    folder, _ = shown
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        fetch(host, f"/wan_train/runs/{path.format(run=folder.name)}")
+
+
+def test_without_a_vae_previews_are_refused(host):
+    prompt = graph(lora_name="no_vae", seed=62)
+    del prompt["high_train"]["inputs"]["vae"]
+    error = dict(host.run(prompt)["status"]["messages"])["execution_error"]
+    assert error["node_id"] == "high_train"
+    assert "preview_every is 2, but previews need a VAE: connect" in error["exception_message"]
+
+
+def test_stop_goes_on_with_its_previews(host):
+    prompt = graph("low", lora_name="paused", seed=63, steps=24, preview_every=4, checkpoint_every=1000)
+    before = run_folders(host)
+    prompt_id = host.queue(prompt)
+    folder = new_folder(host, before)
+    await_step(folder, 5)
+    asked = time.monotonic()
+    host.interrupt(prompt_id)
+    entry = host.wait(prompt_id)
+    assert time.monotonic() - asked < 10
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert read_history(folder / "events.jsonl").state == "stopped"
+    assert succeeded(host.run(prompt))
+    previews = PreviewFolder.of(RunFolder(folder))
+    done = {step for step, _ in previews.videos()}
+    assert {4, 20, 24} <= done
+    assert not previews.has_decoder()
+
+
+def test_a_preview_that_cannot_be_decoded_is_a_warning_and_the_run_goes_on(host):
+    """A folder stands where the video should be written."""
+    prompt = graph(lora_name="blocked", seed=64, steps=4, preview_every=4)
+    before = run_folders(host)
+    prompt_id = host.queue(prompt)
+    folder = new_folder(host, before)
+    (folder / "previews" / "step-00000004.webp" / "in the way").mkdir(parents=True)
+    entry = host.wait(prompt_id)
+    assert succeeded(entry)
+    assert "the preview of step 4 could not be decoded" in entry["outputs"]["high_train"]["text"][0]
