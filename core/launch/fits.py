@@ -6,7 +6,7 @@ import torch
 
 from ..memory.advice import explain, what_would_fit
 from ..memory.card import Card
-from ..memory.estimate import Bucket, Plan, Task
+from ..memory.plan import Bucket, Plan, Task
 from ..memory.planner import Planner
 from ..train.planning import stored_block_bytes
 from ..wan.checkpoint import inspect

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
-from .estimate import Bucket
+from .plan import Bucket
 from .planner import Choice, Pins, Planner
 from .sizes import num_params
 

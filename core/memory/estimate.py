@@ -1,38 +1,37 @@
-"""Memory and time of a training step, predicted from sizes and a card's rates.
+"""Memory of a training step, predicted from sizes; with its time from `step_time`.
 
 Weights and the adapter's state are counted to the byte, and so is what autograd keeps of a block. What a block's backward
-takes beside that, and the traffic of element-wise operators, were counted once with the allocator's and the dispatcher's
-own numbers (torch 2.11) and stand here as multiples of one activation [B, L, D], called a unit. How compiled blocks
-differ was fitted to steps of the 1.3B, 5B and 14B models on an H200.
+takes beside that was counted once with the allocator's own numbers (torch 2.11) and stands here as multiples of one
+activation [B, L, D], called a unit. How compiled blocks differ was fitted to steps of the 1.3B, 5B and 14B models on an
+H200.
 
 Shapes: B batch, L video tokens, S text tokens, I image tokens, D width, N heads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
 
 from .card import Card, Fit
-from .master import MasterKind
-from .recompute import attention_bytes, linears_bytes
-from .sizes import (
-    PLAIN_BYTES,
-    Sizes,
-    Trained,
-    adapter_params,
-    block_bytes,
-    block_linears,
-    rest_bytes,
-    state_bytes,
-    targeted,
+from .plan import (
+    Bucket,
+    Plan,
+    Task,
+    block_weights,
+    compute_size,
+    dense_params,
+    image_tokens,
+    input_bytes,
+    is_quantized,
+    num_inputs,
+    num_offloaded,
+    num_tokens,
 )
-
-Compile = Literal["off", "static", "dynamic"]
+from .recompute import attention_bytes, linears_bytes
+from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targeted
+from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
-NUM_PARTS = 3  # of a block whose parts are checkpointed one by one
-CLIP_TOKENS = 257
 RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
 RUNTIME_RAM = 3 * 2**30  # Python, PyTorch and CUDA's libraries
 
@@ -42,48 +41,6 @@ _COMPILED_SAVED = 0.82
 _COMPILED_PEAK = (-13.0, 1.3)
 _ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 6.0  # units more where attention is computed again, or products are kept
 _FP8_COMPUTE = 1.0  # units more where gradients are quantized
-_FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
-# Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
-_TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
-_COMPILED_TRAFFIC = (26.0, 40.0)
-_FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
-# Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
-_KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How the base is held and what is recomputed: fields have the names and meanings of the job's options."""
-
-    precision: str = "bf16"
-    checkpointing: bool = True
-    keep_attention: int = 0
-    keep_linears: int = 0
-    split_blocks: bool = False
-    offload_inputs: bool = False
-    streamed_blocks: int = 0
-    stream_from: MasterKind = "pinned"
-    compile: Compile = "off"
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Clips of one size: `shape` (C, F, H, W) of their latents, trained `batch` at a time in `share` of all batches."""
-
-    shape: tuple[int, int, int, int]
-    batch: int = 1
-    share: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is trained."""
-
-    sizes: Sizes
-    trained: Trained = field(default_factory=Trained)
-    element_size: int = 2  # of the arithmetic, where the precision leaves it open
-    stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
-    accumulation: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,11 +58,11 @@ def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None
     """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `fit`."""
     fit = fit or Fit()
     held = _streamed_ram(task, plan)
-    offloaded = _num_offloaded(task, plan) * _input_bytes(task, bucket, plan)
+    offloaded = num_offloaded(task, plan) * input_bytes(task, bucket, plan)
     return Estimate(
         vram=estimate_vram(task, bucket, plan, fit),
         ram=RUNTIME_RAM + held + offloaded,
-        seconds=fit.time * task.accumulation * _seconds(task, bucket, plan, card),
+        seconds=fit.time * task.accumulation * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
         exact_ram=held,
     )
@@ -114,18 +71,6 @@ def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None
 def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
     """The part of `estimate` that is the peak on the device."""
     return _exact_vram(task, plan) + round(fit.memory * _working_bytes(task, bucket, plan))
-
-
-def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
-    """Tokens of one clip."""
-    _, frames, height, width = bucket.shape
-    patch = sizes.patch_size
-    return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
-
-
-def compute_size(task: Task, plan: Plan) -> int:
-    """Bytes of an activation's number."""
-    return PLAIN_BYTES.get(plan.precision, task.element_size)
 
 
 @lru_cache
@@ -149,7 +94,7 @@ def saved_by_part(
     self_attn = copy + rows + 2 * (4 * dim + 4) + 4 * e * dim + 4 * heads  # norms of q and k; q, k, v, out, logsumexp
     cross_attn = (4 * dim + rows) + (4 * dim + 4) + 2 * e * dim + 4 * heads  # norm3; norm of q; q, out, logsumexp
     ffn = 4 * dim + rows + e * sizes.ffn_dim
-    branches = [sizes.text_len, _image_tokens(sizes)]
+    branches = [sizes.text_len, image_tokens(sizes)]
     if sizes.image_dim is not None:
         cross_attn += e * dim + 4 * heads  # the attention to the image
         cross_attn += e * dim if "cross_attn" in trained.targets else 0  # the sum of both
@@ -205,14 +150,8 @@ def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, flo
     return {"self_attn": 5.0, "cross_attn": 4.0, "ffn": backward_units(sizes, precision, element_size) - 1}
 
 
-def _block_weights(task: Task, plan: Plan) -> int:
-    if task.stored_block_bytes is not None:
-        return task.stored_block_bytes
-    return block_bytes(task.sizes, plan.precision, compute_size(task, plan))
-
-
 def _resident_bytes(task: Task, plan: Plan) -> int:
-    block = _block_weights(task, plan)
+    block = block_weights(task, plan)
     resident = task.sizes.num_layers - plan.streamed_blocks
     return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + rest_bytes(task.sizes)
 
@@ -226,21 +165,16 @@ def _adapter_bytes(task: Task) -> int:
     return adapter_params(task.sizes, task.trained) * (4 + state_bytes(task.trained))
 
 
-def _input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
-    """One unit: an activation [B, L, D]."""
-    return bucket.batch * num_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
-
-
 def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The peak of all that a step makes: at the backward of the last block, or of the first, when all gradients are there."""
     sizes, size = task.sizes, compute_size(task, plan)
-    unit = _input_bytes(task, bucket, plan)
+    unit = input_bytes(task, bucket, plan)
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + (2 * size * sizes.ffn_dim * sizes.dim if _is_quantized(task, plan) else 0)  # largest linear
+    fixed = RUNTIME_VRAM + (2 * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0)  # largest linear
     own = _own_bytes(task, bucket, plan)
     if not plan.checkpointing:
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
-    inputs = _num_inputs(task, plan)
+    inputs = num_inputs(task, plan)
     if plan.offload_inputs:
         inputs = min(2 if plan.split_blocks else 3, inputs)
     kept = _kept_bytes(task, bucket, plan)
@@ -252,7 +186,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
 def _own_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """What a block takes at its backward's peak, with what it has kept, of the kind of blocks that takes most."""
     sizes, size = task.sizes, compute_size(task, plan)
-    unit = _input_bytes(task, bucket, plan)
+    unit = input_bytes(task, bucket, plan)
     if plan.split_blocks:
         return _part_bytes(task, bucket, plan)
     tokens = num_tokens(sizes, bucket)
@@ -271,20 +205,10 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
 def _part_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """What the part of a block that takes most takes at its backward's peak; no less is promised of a compiled one."""
     sizes, size = task.sizes, compute_size(task, plan)
-    unit = _input_bytes(task, bucket, plan)
+    unit = input_bytes(task, bucket, plan)
     saved = saved_by_part(sizes, task.trained, tokens=num_tokens(sizes, bucket), batch=bucket.batch, element_size=size)
     units = part_units(sizes, plan.precision, size)
     return max(saved[part] + units[part] * unit for part in saved)
-
-
-def _num_inputs(task: Task, plan: Plan) -> int:
-    """Tensors that checkpointing keeps: the inputs of blocks, or of their parts."""
-    return task.sizes.num_layers * (NUM_PARTS if plan.split_blocks else 1)
-
-
-def _num_offloaded(task: Task, plan: Plan) -> int:
-    """Of these, how many wait in main memory: the last block's does only if it is in parts."""
-    return (_num_inputs(task, plan) - (not plan.split_blocks)) if plan.offload_inputs else 0
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
@@ -295,7 +219,7 @@ def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     if plan.compile == "off" or size > 2:
         return saved
     # A weight that the forward has brought into the compute dtype is kept for the backward by the compiler.
-    dense = size * _dense_params(sizes) if _is_quantized(task, plan) else 0
+    dense = size * dense_params(sizes) if is_quantized(task, plan) else 0
     return _COMPILED_SAVED * saved + dense
 
 
@@ -304,7 +228,7 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     sizes, size = task.sizes, compute_size(task, plan)
     tokens = bucket.batch * num_tokens(sizes, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
-    keys = bucket.batch * (sizes.text_len + _image_tokens(sizes))
+    keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)
     num_attention = max(plan.keep_attention, plan.keep_linears)
     is_own = num_attention > 0 and (plan.compile == "off" or num_attention == sizes.num_layers)
@@ -312,116 +236,7 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     return (num_attention - is_own) * attention + num_products * products
 
 
-def _image_tokens(sizes: Sizes) -> int:
-    return 0 if sizes.image_dim is None else sizes.image_positions or CLIP_TOKENS
-
-
 def _streamed_ram(task: Task, plan: Plan) -> int:
-    block = _block_weights(task, plan)
+    block = block_weights(task, plan)
     staging = 2 * block if plan.streamed_blocks and plan.stream_from != "pinned" else 0
     return staging + (0 if plan.stream_from == "mapped" else plan.streamed_blocks * block)
-
-
-def _is_quantized(task: Task, plan: Plan) -> bool:
-    return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
-
-
-def _seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
-    """Of one batch: forward and backward, each as long as the longest of computing, launching and copying."""
-    layers, streamed = task.sizes.num_layers, plan.streamed_blocks
-    block = _block_seconds(task, bucket, plan, card)
-    weights = streamed * _block_weights(task, plan) / card.copy_rate(plan.stream_from)
-    unit = _input_bytes(task, bucket, plan)
-    inputs = _num_offloaded(task, plan) * unit / card.to_device
-    recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
-    update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
-    # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
-    first = weights / streamed if streamed else 0.0
-    up = max(layers * max(block.forward, block.launch_up), weights, inputs)
-    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs)
-    return up + down + first + update
-
-
-class _BlockTime(NamedTuple):
-    """Seconds of one block."""
-
-    forward: float
-    attention: float  # of it, self-attention
-    products: float  # of it, products that may be kept
-    last: float  # of it, the product that no gradient needs, which is not computed again
-    backward: float  # without recompute
-    launch_up: float  # of the host, for the forward
-    launch_down: float
-
-
-def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
-    """Of all blocks: those that keep their products keep their attention too."""
-    num_attention = max(plan.keep_attention, plan.keep_linears)
-    again = block.forward - block.last
-    kinds = (
-        (layers - num_attention, again),
-        (num_attention - plan.keep_linears, again - block.attention),
-        (plan.keep_linears, again - block.attention - block.products),
-    )
-    return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
-
-
-def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
-    sizes, size, compiled = task.sizes, compute_size(task, plan), plan.compile != "off"
-    tokens, dim = num_tokens(sizes, bucket), sizes.dim
-    rate = card.matmul_rate(plan.precision, size) / bucket.batch
-    linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
-    self_attention = bucket.batch * 4 * tokens**2 * dim / card.attention
-    attention = self_attention + bucket.batch * 4 * tokens * sizes.text_len * dim / card.attention
-    up, down = _traffic_seconds(task, bucket, plan, card)
-    kernels = _COMPILED_KERNELS if compiled else _KERNELS
-    launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
-    return _BlockTime(
-        forward=linears + attention + up,
-        attention=self_attention,
-        products=linears - last,
-        last=last if compiled else 0.0,
-        backward=linears + 2.5 * attention + down,
-        launch_up=kernels[0] * launch_s,
-        launch_down=kernels[1] * launch_s,
-    )
-
-
-def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float]:
-    """Of element-wise operators, forward and backward: what they read and write."""
-    sizes, size = task.sizes, compute_size(task, plan)
-    unit = _input_bytes(task, bucket, plan)
-    traffic = _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC
-    quantizing = _FP8_TRAFFIC if plan.precision == "fp8_compute" else (0.0, 0.0)
-    adapters = _adapter_widths(sizes, task.trained) / sizes.dim
-    dense = 0.0
-    if _is_quantized(task, plan):  # read, written and read again in the compute dtype
-        dense = _block_weights(task, plan) + 3 * size * _dense_params(sizes)
-    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
-    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + dense) / card.bandwidth
-    return up, down
-
-
-@lru_cache
-def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
-    """What the adapters of a block read and write for a token in the forward, in numbers."""
-    return sum(inner + 2 * out for out, inner in targeted(sizes, trained.targets).values())
-
-
-@lru_cache
-def _dense_params(sizes: Sizes) -> int:
-    """Weights of a block's linears."""
-    return sum(out * inner for out, inner in block_linears(sizes).values())
-
-
-@lru_cache
-def _linear_flops(sizes: Sizes, tokens: int) -> int:
-    """Of a block's linears in the forward, for one clip; a multiply-add is two."""
-    on_keys = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
-    total = 0
-    for name, (out, inner) in block_linears(sizes).items():
-        rows = tokens
-        if name in on_keys:
-            rows = CLIP_TOKENS if name.endswith("_img") else sizes.text_len
-        total += 2 * rows * out * inner
-    return total

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from .card import Card, Fit
-from .estimate import Bucket, Estimate, Plan, Task, estimate, estimate_vram, num_tokens
+from .estimate import Estimate, estimate, estimate_vram
 from .master import MasterKind
+from .plan import Bucket, Plan, Task, num_tokens
 from .recompute import Kept
 
 Shortage = Literal["vram", "ram"]

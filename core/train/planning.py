@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from ..memory.card import Card
-from ..memory.estimate import Bucket, Plan, Task
 from ..memory.master import ALIGNMENT
+from ..memory.plan import Bucket, Plan, Task
 from ..memory.planner import Choice, Pins, Planner
 from ..memory.precision.formats import Precision, resolve
 from ..memory.sizes import HIGH_PRECISION, Trained

@@ -10,16 +10,8 @@ from wan_train.core.adapters.fused import fuse_adapter
 from wan_train.core.adapters.setup import AdapterOptions, add_adapter
 from wan_train.core.memory.card import Card, Fit
 from wan_train.core.memory.checkpointing import with_checkpointing
-from wan_train.core.memory.estimate import (
-    Bucket,
-    Plan,
-    Task,
-    backward_units,
-    estimate,
-    part_units,
-    saved_by_part,
-    saved_bytes,
-)
+from wan_train.core.memory.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
+from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.sizes import Trained
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from wan_train.core.memory.estimate import Bucket, Plan, Task, estimate
+from wan_train.core.memory.estimate import estimate
+from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.test_estimate import CARD
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 from wan_train.core.memory.advice import clip_name, explain, what_would_fit
-from wan_train.core.memory.estimate import Bucket, Plan, Task, estimate
+from wan_train.core.memory.estimate import estimate
+from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Pins, Planner, differences
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.test_estimate import CARD

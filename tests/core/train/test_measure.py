@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from wan_train.core.memory.card import Fit, read_fit
-from wan_train.core.memory.estimate import Bucket, Plan, Task
+from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Planner
 from wan_train.core.train.measure import WARM_UP, Measure, fit_kind
 from wan_train.core.wan.config import WanConfig

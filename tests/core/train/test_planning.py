@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wan_train.core.memory.estimate import Bucket
 from wan_train.core.memory.master import streamed_bytes
+from wan_train.core.memory.plan import Bucket
 from wan_train.core.memory.planner import Pins
 from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.planning import (

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from wan_train.core.errors import RunError
 from wan_train.core.memory.advice import explain
-from wan_train.core.memory.estimate import Bucket, Plan, Task
+from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Choice, Planner
 from wan_train.core.memory.sizes import Trained
 from wan_train.core.train import recovery

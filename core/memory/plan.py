@@ -1,0 +1,98 @@
+"""What is trained, on clips of which sizes, how the base is held, and the sizes that follow from these.
+
+Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens, D width.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+from .master import MasterKind
+from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears
+
+Compile = Literal["off", "static", "dynamic"]
+
+NUM_PARTS = 3  # of a block whose parts are checkpointed one by one
+CLIP_TOKENS = 257
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the base is held and what is recomputed: fields have the names and meanings of the job's options."""
+
+    precision: str = "bf16"
+    checkpointing: bool = True
+    keep_attention: int = 0
+    keep_linears: int = 0
+    split_blocks: bool = False
+    offload_inputs: bool = False
+    streamed_blocks: int = 0
+    stream_from: MasterKind = "pinned"
+    compile: Compile = "off"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of one size: `shape` (C, F, H, W) of their latents, trained `batch` at a time in `share` of all batches."""
+
+    shape: tuple[int, int, int, int]
+    batch: int = 1
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained."""
+
+    sizes: Sizes
+    trained: Trained = field(default_factory=Trained)
+    element_size: int = 2  # of the arithmetic, where the precision leaves it open
+    stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
+    accumulation: int = 1
+
+
+def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
+    """Tokens of one clip."""
+    _, frames, height, width = bucket.shape
+    patch = sizes.patch_size
+    return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+
+
+def compute_size(task: Task, plan: Plan) -> int:
+    """Bytes of an activation's number."""
+    return PLAIN_BYTES.get(plan.precision, task.element_size)
+
+
+def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """One unit: an activation [B, L, D]."""
+    return bucket.batch * num_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
+
+
+def block_weights(task: Task, plan: Plan) -> int:
+    if task.stored_block_bytes is not None:
+        return task.stored_block_bytes
+    return block_bytes(task.sizes, plan.precision, compute_size(task, plan))
+
+
+def is_quantized(task: Task, plan: Plan) -> bool:
+    return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+
+
+def num_inputs(task: Task, plan: Plan) -> int:
+    """Tensors that checkpointing keeps: the inputs of blocks, or of their parts."""
+    return task.sizes.num_layers * (NUM_PARTS if plan.split_blocks else 1)
+
+
+def num_offloaded(task: Task, plan: Plan) -> int:
+    """Of these, how many wait in main memory: the last block's does only if it is in parts."""
+    return (num_inputs(task, plan) - (not plan.split_blocks)) if plan.offload_inputs else 0
+
+
+def image_tokens(sizes: Sizes) -> int:
+    return 0 if sizes.image_dim is None else sizes.image_positions or CLIP_TOKENS
+
+
+@lru_cache
+def dense_params(sizes: Sizes) -> int:
+    """Weights of a block's linears."""
+    return sum(out * inner for out, inner in block_linears(sizes).values())

@@ -1,0 +1,127 @@
+"""How long a training step takes, predicted from sizes and a card's rates.
+
+The traffic of element-wise operators and the number of kernels were counted once (torch 2.11), in units of one activation
+[B, L, D]; those of compiled blocks were fitted to steps of the 1.3B, 5B and 14B models on an H200.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from .card import Card
+from .plan import (
+    CLIP_TOKENS,
+    Bucket,
+    Plan,
+    Task,
+    block_weights,
+    compute_size,
+    dense_params,
+    input_bytes,
+    is_quantized,
+    num_offloaded,
+    num_tokens,
+)
+from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
+
+_FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
+# Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
+_TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
+_COMPILED_TRAFFIC = (26.0, 40.0)
+_FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
+# Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
+_KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
+
+
+def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
+    """Of one batch: forward and backward, each as long as the longest of computing, launching and copying."""
+    layers, streamed = task.sizes.num_layers, plan.streamed_blocks
+    block = _block_seconds(task, bucket, plan, card)
+    weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
+    unit = input_bytes(task, bucket, plan)
+    inputs = num_offloaded(task, plan) * unit / card.to_device
+    recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
+    update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
+    # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
+    first = weights / streamed if streamed else 0.0
+    up = max(layers * max(block.forward, block.launch_up), weights, inputs)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs)
+    return up + down + first + update
+
+
+class _BlockTime(NamedTuple):
+    """Seconds of one block."""
+
+    forward: float
+    attention: float  # of it, self-attention
+    products: float  # of it, products that may be kept
+    last: float  # of it, the product that no gradient needs, which is not computed again
+    backward: float  # without recompute
+    launch_up: float  # of the host, for the forward
+    launch_down: float
+
+
+def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
+    """Of all blocks: those that keep their products keep their attention too."""
+    num_attention = max(plan.keep_attention, plan.keep_linears)
+    again = block.forward - block.last
+    kinds = (
+        (layers - num_attention, again),
+        (num_attention - plan.keep_linears, again - block.attention),
+        (plan.keep_linears, again - block.attention - block.products),
+    )
+    return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
+
+
+def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
+    sizes, size, compiled = task.sizes, compute_size(task, plan), plan.compile != "off"
+    tokens, dim = num_tokens(sizes, bucket), sizes.dim
+    rate = card.matmul_rate(plan.precision, size) / bucket.batch
+    linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
+    self_attention = bucket.batch * 4 * tokens**2 * dim / card.attention
+    attention = self_attention + bucket.batch * 4 * tokens * sizes.text_len * dim / card.attention
+    up, down = _traffic_seconds(task, bucket, plan, card)
+    kernels = _COMPILED_KERNELS if compiled else _KERNELS
+    launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
+    return _BlockTime(
+        forward=linears + attention + up,
+        attention=self_attention,
+        products=linears - last,
+        last=last if compiled else 0.0,
+        backward=linears + 2.5 * attention + down,
+        launch_up=kernels[0] * launch_s,
+        launch_down=kernels[1] * launch_s,
+    )
+
+
+def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float]:
+    """Of element-wise operators, forward and backward: what they read and write."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    unit = input_bytes(task, bucket, plan)
+    traffic = _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC
+    quantizing = _FP8_TRAFFIC if plan.precision == "fp8_compute" else (0.0, 0.0)
+    adapters = _adapter_widths(sizes, task.trained) / sizes.dim
+    dense = 0.0
+    if is_quantized(task, plan):  # read, written and read again in the compute dtype
+        dense = block_weights(task, plan) + 3 * size * dense_params(sizes)
+    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
+    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + dense) / card.bandwidth
+    return up, down
+
+
+@lru_cache
+def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
+    """What the adapters of a block read and write for a token in the forward, in numbers."""
+    return sum(inner + 2 * out for out, inner in targeted(sizes, trained.targets).values())
+
+
+@lru_cache
+def _linear_flops(sizes: Sizes, tokens: int) -> int:
+    """Of a block's linears in the forward, for one clip; a multiply-add is two."""
+    on_keys = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
+    total = 0
+    for name, (out, inner) in block_linears(sizes).items():
+        rows = tokens
+        if name in on_keys:
+            rows = CLIP_TOKENS if name.endswith("_img") else sizes.text_len
+        total += 2 * rows * out * inner
+    return total
