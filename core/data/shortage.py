@@ -1,4 +1,4 @@
-"""Encoders that run out of memory: how that is told, and what is tried before anything else is changed."""
+"""Running out of memory: how that is told, and what encoders try before anything else is changed."""
 
 import gc
 from collections.abc import Callable
@@ -8,8 +8,22 @@ import torch
 
 T = TypeVar("T")
 
-# How CUDA's libraries, MPS and torch's CPU allocator put it where torch does not raise OutOfMemoryError.
-_SIGNS = ("out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation", "DefaultCPUAllocator")
+# How libraries say that memory is out where torch does not raise OutOfMemoryError: of a GPU, and of the machine.
+VRAM_SIGNS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "cudaErrorMemoryAllocation",
+    "STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+RAM_SIGNS = (
+    "DefaultCPUAllocator",
+    "could not be pinned",
+    "HOST_ALLOCATION_FAILED",
+    "cudaErrorHostMemory",
+    "Cannot allocate memory",
+)
+_SIGNS = ("out of memory", *VRAM_SIGNS, *RAM_SIGNS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ..data.shortage import RAM_SIGNS, VRAM_SIGNS
 from ..errors import RunError
 from ..memory.host import available_ram
 from ..memory.planner import Choice, Shortage, differences
@@ -20,22 +21,6 @@ from .events import EventWriter
 T = TypeVar("T")
 
 LOW_RAM = 1 * 2**30  # free main memory, in bytes, below which the system may end this process without a word
-
-# How CUDA's libraries say that memory is out where torch does not raise OutOfMemoryError.
-_OUT_OF_VRAM = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "cudaErrorMemoryAllocation",
-    "STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
-_OUT_OF_RAM = (
-    "DefaultCPUAllocator",
-    "could not be pinned",
-    "HOST_ALLOCATION_FAILED",
-    "cudaErrorHostMemory",
-    "Cannot allocate memory",
-)
 
 
 class Ladder(Protocol):
@@ -199,9 +184,9 @@ def shortage_of(error: BaseException) -> Shortage | None:
             return "ram"
         if isinstance(current, (RuntimeError, RunError, OSError)):
             text = str(current)
-            if any(sign in text for sign in _OUT_OF_VRAM):
+            if any(sign in text for sign in VRAM_SIGNS):
                 return "vram"
-            if any(sign in text for sign in _OUT_OF_RAM):
+            if any(sign in text for sign in RAM_SIGNS):
                 return "ram"
         # torch.compile's errors carry what the compiler met.
         current = getattr(current, "inner_exception", None) or current.__cause__

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from wan_train.core.train.batches import BatchSchedule
-from wan_train.core.train.job import TrainSample
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.job import Job, TrainSample
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
 from wan_train.tools.miniature import DiTSize
 
 SIZE = DiTSize(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16)
@@ -30,6 +33,16 @@ def make_sample(folder: Path, name: str, shape=(16, 2, 4, 4), **changes) -> Trai
         caption=f"caption of {name}",
     )
     return replace(sample, **changes)
+
+
+def train_in_folder(tmp_path: Path, job: Job, name: str, device: torch.device):
+    """Losses, LoRA and events of a run."""
+    folder = RunFolder(tmp_path / "runs" / name)
+    folder.path.mkdir(parents=True)
+    folder.write_job(job)
+    lora = run_job(folder, EventWriter(folder.events_path), device, lambda: False)
+    events = EventReader(folder.events_path).read()
+    return [event["loss"] for event in events if event["event"] == "step"], load_file(lora), events
 
 
 class Direct:

@@ -4,18 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.card import Fit, measure_card, read_fit
 from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES
-from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.measure import fit_kind
 from wan_train.core.train.planning import make_planner
-from wan_train.core.train.run import run_job
-from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, make_sample
+from wan_train.tests.core.train.helpers import SIZE, make_sample, train_in_folder
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -40,12 +37,7 @@ def large(tmp_path, job: Job, spec) -> Job:
 
 def train(tmp_path, job, name):
     """Losses, LoRA and events of a run."""
-    folder = RunFolder(tmp_path / "runs" / name)
-    folder.path.mkdir(parents=True)
-    folder.write_job(job)
-    lora = run_job(folder, EventWriter(folder.events_path), CUDA, lambda: False)
-    events = EventReader(folder.events_path).read()
-    return [event["loss"] for event in events if event["event"] == "step"], load_file(lora), events
+    return train_in_folder(tmp_path, job, name, CUDA)
 
 
 def of_kind(events, kind):

@@ -5,29 +5,21 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
 from wan_train.core.train import features
 from wan_train.core.train.batches import BatchSchedule
-from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.job import Job, LoopOptions, MemoryOptions
 from wan_train.core.train.prepare import prepare
-from wan_train.core.train.run import run_job
-from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.core.train.helpers import train_in_folder
 
 CPU = torch.device("cpu")
 
 
 def train(tmp_path, job, name):
     """Losses, LoRA and warnings of a run."""
-    folder = RunFolder(tmp_path / "runs" / name)
-    folder.path.mkdir(parents=True)
-    folder.write_job(job)
-    lora = run_job(folder, EventWriter(folder.events_path), CPU, lambda: False)
-    events = EventReader(folder.events_path).read()
-    losses = [event["loss"] for event in events if event["event"] == "step"]
-    return losses, load_file(lora), [event["message"] for event in events if event["event"] == "warning"]
+    losses, lora, events = train_in_folder(tmp_path, job, name, CPU)
+    return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
 
 
 @pytest.mark.parametrize(
