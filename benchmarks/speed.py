@@ -11,6 +11,7 @@ setting is a list of options of the job's memory and its precision, and of the c
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import shlex
 import sys
@@ -46,6 +47,7 @@ from wan_train.benchmarks.results import (  # noqa: E402
     write_report,
 )
 from wan_train.core.errors import ConfigError  # noqa: E402
+from wan_train.core.launch.process import worker_environment  # noqa: E402
 
 DEFAULT_OURS = ["precision=bf16 compile=static attention=auto", "precision=fp8_compute compile=static attention=auto"]
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
@@ -181,7 +183,7 @@ def _rows_apart(task: Task, limit: float) -> list[dict[str, Any]]:
 def apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
     """Call a function in a new process, so that the GPU's memory is free again afterwards."""
     start = time.perf_counter()
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process = multiprocessing.get_context("spawn").Process(target=_as_a_worker, args=(function, *arguments))
     process.start()
     process.join(limit)
     if process.is_alive():
@@ -191,6 +193,12 @@ def apart(what: str, function: Callable[..., None], *arguments: Any, limit: floa
     print(f"{what}: {'done' if code == 0 else f'ended with code {code}'} after {seconds:.0f} s", flush=True)
     if code and must:
         sys.exit(1)
+
+
+def _as_a_worker(function: Callable[..., None], *arguments: Any) -> None:
+    """With a training process's environment: the allocator reads it when the GPU is first used."""
+    os.environ.update(worker_environment(os.environ))
+    function(*arguments)
 
 
 def work_folder(wanted: Path | None) -> Path:

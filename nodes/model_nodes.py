@@ -145,8 +145,8 @@ def _memory_inputs() -> list[Any]:
         ),
         io.Boolean.Input(
             "split_blocks", default=default.split_blocks, optional=True, advanced=True,
-            tooltip="Checkpoints the three parts of a block one by one: about half the GPU memory for long clips, together"
-            " with offload_inputs, and three times its main memory. The result is the same.",
+            tooltip="Recomputes the three parts of a block one by one: about half the GPU memory that a block's backward pass"
+            " takes, for a little more time. The result is the same.",
         ),
         io.Int.Input(
             "keep_linears", default=default.keep_linears, min=0, max=1000, optional=True, advanced=True,
@@ -166,7 +166,7 @@ class WanLoadUMT5(io.ComfyNode):
             node_id="WanLoadUMT5",
             display_name="Load umT5 (any size)",
             category=CATEGORY,
-            description="Like Load CLIP with the type wan, for umT5 encoders of other sizes too, such as the demo's.",
+            description="Like Load CLIP with the type wan, for umT5 encoders of other sizes too, such as the nano family's.",
             inputs=[
                 io.Combo.Input(
                     "name",

@@ -6,6 +6,7 @@ peft is imported where it is used: importing it takes seconds, and most users of
 import hashlib
 import math
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,8 +55,16 @@ class AdapterOptions:
 
 
 def import_adapters() -> None:
-    """Import peft now rather than at the first use; it takes seconds."""
-    import peft  # noqa: F401
+    """Import peft now rather than at the first use, in a process of ours: it takes seconds.
+
+    Two of six go to bitsandbytes, which peft imports for kinds of layers that are not here: it does not find it.
+    """
+    is_hidden = sys.modules.setdefault("bitsandbytes", None) is None  # type: ignore[arg-type]
+    try:
+        import peft  # noqa: F401
+    finally:
+        if is_hidden:
+            del sys.modules["bitsandbytes"]
 
 
 def add_adapter(model: nn.Module, options: AdapterOptions, *, seed: int) -> list[tuple[str, nn.Parameter]]:

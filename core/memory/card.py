@@ -20,6 +20,7 @@ from .precision.fp8_compute import find_kernel, multiply
 
 DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main memory comes faster
 _TIMED_S, _TIMED_RUNS = 0.04, 100  # a rate is taken over so many seconds, or so many runs
+_DIVISORS = (1, 4, 16)  # of the measured sizes, one after another until they fit
 _FITS = (0.5, 3.0)  # factors outside are a measurement of something else
 
 
@@ -65,19 +66,12 @@ class Fit:
 def measure_card(device: torch.device, attention: str = "auto") -> Card:
     """The rates and the free memory of `device` now. Takes about a second and, on a GPU, 0.6 GB for a moment.
 
+    Where that much is not free, it measures with smaller sizes, and the rates may come out a little lower.
     `attention`: the kind that will be used, as `choose_attention` knows it, or "default". Products have the sizes of a 14B
     model's feed-forward part and random factors: a GPU's clock is lower in large products, and higher in those of ones.
     """
     cuda = device.type == "cuda"
-    dtype = native_dtype(device)
-    with torch.no_grad():
-        matmul, matmul_fp32, matmul_fp8 = _product_rates(device, dtype)
-        source = torch.zeros(256 * 2**20 if cuda else 2**20, dtype=torch.uint8, device=device)  # more than caches hold
-        target = torch.empty_like(source)
-        bandwidth = 2 * source.nbytes / _time(lambda: target.copy_(source), device)
-        tiny = torch.ones(8, device=device)
-        launch = _time(lambda: [tiny.add_(1) for _ in range(100)], device) / 100
-    to_device, staged = _copy_rates(device, 64 * 2**20 if cuda else 2**20)
+    rates = _rates_in_what_is_free(device, attention)
     free, total, free_ram, pinnable = _free_memory(device)
     return Card(
         name=torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -85,15 +79,43 @@ def measure_card(device: torch.device, attention: str = "auto") -> Card:
         total=total,
         free_ram=free_ram,
         pinnable_ram=pinnable,
-        matmul=matmul,
-        matmul_fp32=matmul_fp32,
-        attention=_attention_rate(attention, device, dtype),
-        bandwidth=bandwidth,
-        to_device=to_device,
-        staged=staged,
-        matmul_fp8=matmul_fp8,
-        launch_s=launch,
+        **rates,
     )
+
+
+def _rates_in_what_is_free(device: torch.device, attention: str) -> dict[str, float]:
+    for divisor in _DIVISORS[:-1]:
+        try:
+            return _rates(device, attention, divisor)
+        except torch.OutOfMemoryError:
+            pass  # what it held is free outside of this clause
+        torch.cuda.empty_cache()
+    return _rates(device, attention, _DIVISORS[-1])
+
+
+def _rates(device: torch.device, attention: str, divisor: int) -> dict[str, float]:
+    """Card's rates, by name; `divisor` of the sizes that are measured on a GPU."""
+    cuda = device.type == "cuda"
+    dtype = native_dtype(device)
+    with torch.no_grad():
+        matmul, matmul_fp32, matmul_fp8 = _product_rates(device, dtype, divisor)
+        num_bytes = 256 * 2**20 // divisor if cuda else 2**20  # more than caches hold
+        source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        bandwidth = 2 * source.nbytes / _time(lambda: target.copy_(source), device)
+        tiny = torch.ones(8, device=device)
+        launch = _time(lambda: [tiny.add_(1) for _ in range(100)], device) / 100
+    to_device, staged = _copy_rates(device, 64 * 2**20 if cuda else 2**20)
+    return {
+        "matmul": matmul,
+        "matmul_fp32": matmul_fp32,
+        "attention": _attention_rate(attention, device, dtype, divisor),
+        "bandwidth": bandwidth,
+        "to_device": to_device,
+        "staged": staged,
+        "matmul_fp8": matmul_fp8,
+        "launch_s": launch,
+    }
 
 
 def measure_free(card: Card, device: torch.device) -> Card:
@@ -156,10 +178,10 @@ def _own_ram() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def _product_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float]:
+def _product_rates(device: torch.device, dtype: torch.dtype, divisor: int) -> tuple[float, float, float]:
     """FLOP per second in `dtype`, in fp32 and in fp8, 0 where there is none."""
     cuda = device.type == "cuda"
-    rows, inner, outer = (8192, 5120, 13824) if cuda else (256, 256, 256)
+    rows, inner, outer = (8192 // divisor, 5120, 13824 // divisor) if cuda else (256, 256, 256)
     side = min(inner, 2048)
     square = torch.randn(side, side, device=device)
     matmul_fp32 = 2 * side**3 / _time(lambda: square @ square, device)
@@ -179,8 +201,8 @@ def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
     return lambda: multiply(left, right.t(), left_scale, right_scale.t(), kernel=kernel, fast=True)
 
 
-def _attention_rate(name: str, device: torch.device, dtype: torch.dtype) -> float:
-    shape = Shape(*((8192, 16, 128) if device.type == "cuda" else (256, 8, 128)), dtype=dtype, device=device)
+def _attention_rate(name: str, device: torch.device, dtype: torch.dtype, divisor: int) -> float:
+    shape = Shape(*((8192, 16 // divisor, 128) if device.type == "cuda" else (256, 8, 128)), dtype=dtype, device=device)
     seconds = time_attention(_attention(name, shape), shape) / 1000
     return 3.5 * 4 * shape.tokens**2 * shape.num_heads * shape.head_dim / seconds
 

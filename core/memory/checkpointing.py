@@ -1,10 +1,11 @@
 """Gradient checkpointing (Chen et al., 2016, arXiv:1604.06174): keep block inputs, recompute blocks in the backward."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 
 def with_checkpointing(run_block: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -17,11 +18,22 @@ def with_checkpointing(run_block: Callable[..., torch.Tensor]) -> Callable[..., 
 
 
 def run_checkpointed(
-    run_block: Callable[..., torch.Tensor], block: torch.nn.Module, *args: torch.Tensor, **options: Any
+    run_block: Callable[..., torch.Tensor], block: torch.nn.Module, *args: Any, **options: Any
 ) -> torch.Tensor:
     """Run one block and keep its input alone. `options` are those of torch.utils.checkpoint, as `context_fn`."""
     if not torch.is_grad_enabled():
         return run_block(block, *args)
+    if torch.compiler.is_compiling():
+        options = {"context_fn": _recompute_contexts, **options}
     x = checkpoint(run_block, block, *args, use_reentrant=False, **options)
     assert isinstance(x, torch.Tensor)
     return x
+
+
+def _recompute_all(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    del context, op, args, kwargs
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# A compiler that is not told so of each operator keeps what runs within an autograd.Function, as quantized layers do.
+_recompute_contexts = partial(create_selective_checkpoint_contexts, _recompute_all)

@@ -12,7 +12,6 @@ from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears
 
 Compile = Literal["off", "static", "dynamic"]
 
-NUM_PARTS = 3  # of a block whose parts are checkpointed one by one
 CLIP_TOKENS = 257
 
 
@@ -79,13 +78,14 @@ def is_quantized(task: Task, plan: Plan) -> bool:
 
 
 def num_inputs(task: Task, plan: Plan) -> int:
-    """Tensors that checkpointing keeps: the inputs of blocks, or of their parts."""
-    return task.sizes.num_layers * (NUM_PARTS if plan.split_blocks else 1)
+    """Tensors that checkpointing keeps: the inputs of blocks, and a second one where a block in parts keeps its attention."""
+    return task.sizes.num_layers + (plan.keep_attention if plan.split_blocks else 0)
 
 
 def num_offloaded(task: Task, plan: Plan) -> int:
-    """Of these, how many wait in main memory: the last block's does only if it is in parts."""
-    return (num_inputs(task, plan) - (not plan.split_blocks)) if plan.offload_inputs else 0
+    """Of these, how many wait in main memory: all but those of the last block."""
+    last = 2 if plan.split_blocks and plan.keep_attention else 1
+    return num_inputs(task, plan) - last if plan.offload_inputs else 0
 
 
 def image_tokens(sizes: Sizes) -> int:

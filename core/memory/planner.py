@@ -154,12 +154,15 @@ class Planner:
                     yield replace(way, streamed_blocks=count, stream_from=kind)
 
     def _ways(self) -> Iterator[tuple[bool, bool]]:
-        """Blocks whole or in parts, inputs on the device or not: three inputs a block on the device would save nothing."""
+        """Blocks whole or in parts, inputs on the device or not."""
         pins = self.pins
-        for split in (False, True) if pins.split_blocks is None else (pins.split_blocks,):
+        splits = (False, True) if pins.split_blocks is None else (pins.split_blocks,)
+        is_uncompiled = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
+        if pins.split_blocks is None and (pins.keep_linears or is_uncompiled):
+            splits = (False,)
+        for split in splits:
             for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):
-                if pins.split_blocks or not split or (offload and not pins.keep_linears):
-                    yield split, offload
+                yield split, offload
 
     def _least(self, plan: Plan) -> dict[Bucket, Kept]:
         kept = Kept(self.pins.keep_attention or 0, self.pins.keep_linears or 0) if plan.checkpointing else Kept()

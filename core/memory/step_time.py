@@ -30,6 +30,9 @@ _COMPILED_TRAFFIC = (26.0, 40.0)
 _FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
 # Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
 _KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
+_SPLIT_LAUNCHES = 1.5  # times as many for a block in parts: each part is a graph of its own
+# Of a block's element-wise traffic in the forward, what its self-attention and cross-attention have.
+_PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2}
 
 
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
@@ -40,6 +43,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     unit = input_bytes(task, bucket, plan)
     inputs = num_offloaded(task, plan) * unit / card.to_device
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
+    if plan.split_blocks:
+        recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
     update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
@@ -56,6 +61,8 @@ class _BlockTime(NamedTuple):
     products: float  # of it, products that may be kept
     last: float  # of it, the product that no gradient needs, which is not computed again
     backward: float  # without recompute
+    again: float  # of a block in parts, what is recomputed a second time: all parts but the last
+    cross_again: float  # of it, the cross-attention
     launch_up: float  # of the host, for the forward
     launch_down: float
 
@@ -82,12 +89,17 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     up, down = _traffic_seconds(task, bucket, plan, card)
     kernels = _COMPILED_KERNELS if compiled else _KERNELS
     launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
+    launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1.0
+    square = 2 * tokens * dim**2 / rate  # one of its linears
+    cross_again = square + attention - self_attention + _PART_TRAFFIC["cross_attn"] * up
     return _BlockTime(
         forward=linears + attention + up,
         attention=self_attention,
         products=linears - last,
         last=last if compiled else 0.0,
         backward=linears + 2.5 * attention + down,
+        again=cross_again + 3 * square + _PART_TRAFFIC["self_attn"] * up,
+        cross_again=cross_again,
         launch_up=kernels[0] * launch_s,
         launch_down=kernels[1] * launch_s,
     )

@@ -1,11 +1,12 @@
 """The one place where memory and speed features are put on the model, in one order:
 
-run_block = streaming(by_size(split(offload(compile(checkpointing(run_block)))))), and the kind of attention. What is off is
-not there. Inside of split, run_block is that of a part of a block.
+run_block = streaming(by_size(offload(compile(checkpointing(run_block))))), and the kind of attention. What is off is not
+there. With blocks in parts, run_block = streaming(by_size(split(compile(run_part), offload))).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from ..memory.checkpointing import with_checkpointing
 from ..memory.compile import compiler_problem, use_compile_cache, with_compile
 from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
-from ..memory.recompute import Kept, with_selective_recompute
-from ..memory.split import with_split
+from ..memory.recompute import Kept, mark_kept, with_selective_recompute
+from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, spread, stream_blocks
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
@@ -69,22 +70,26 @@ def apply_features(
     options = job.memory
     mode = compile_mode(job, device)
     compiled = mode != "off" and can_compile(device, scratch, tell)
+    if compiled and options.split_blocks and job.adapter.dropout:
+        tell("The run goes on without compilation: with split_blocks and dropout, compiled blocks would not drop the same "
+             "when they are recomputed.")  # fmt: skip
+        compiled = False
     if not again:
         _set_attention(model, job, device, compiled=compiled)
-    run_block = call_part if options.split_blocks else model.run_block
-    if options.checkpointing:
-        run_block = _with_recompute(model, run_block, [_kept_of(options), *(kept or {}).values()])
-    if compiled:
-        run_block = with_compile(run_block, tell=tell, dynamic=mode == "dynamic")
+    compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if compiled else _as_it_is
     streamer = _make_streamer(model, options, device, scratch, masters)
     offload = None
     if options.offload_inputs:
-        # Of the last block, whole, the input is needed again at once; in parts, those of two parts can wait.
-        moved = list(model.blocks)[: None if options.split_blocks else -1]
+        moved = list(model.blocks)[:-1]  # the last block's input is needed again at once
         offload = ActivationOffload(device, moved, check_saved=None if streamer is None else streamer.check_saved)
-        run_block = offload.wrap(run_block)
+    most = _most([_kept_of(options), *(kept or {}).values()])
     if options.split_blocks:
-        run_block = with_split(run_block, PARTS)
+        mark_kept(list(model.blocks), most)
+        run_part = compile_block(with_recompute(call_part))
+        run_block = with_split(run_part, PARTS, None if offload is None else offload.wrap)
+    else:
+        run_block = compile_block(_with_recompute(model, most) if options.checkpointing else model.run_block)
+        run_block = run_block if offload is None else offload.wrap(run_block)
     if options.checkpointing and kept and any(map(any, kept.values())):
         run_block = with_kept_by_size(run_block, list(model.blocks), kept)
     if streamer is not None:
@@ -93,12 +98,19 @@ def apply_features(
     return Features(streamer, offload)
 
 
-def _with_recompute(model: WanTransformer, run_block: RunBlock, kept: Sequence[Kept]) -> RunBlock:
-    """With as much kept as any of `kept` has."""
-    most = Kept(max(each.attention for each in kept), max(each.linears for each in kept))
-    if any(most):
-        return with_selective_recompute(run_block, list(model.blocks), most, width=model.config.dim)
-    return with_checkpointing(run_block)
+def _with_recompute(model: WanTransformer, kept: Kept) -> RunBlock:
+    if any(kept):
+        return with_selective_recompute(model.run_block, list(model.blocks), kept, width=model.config.dim)
+    return with_checkpointing(model.run_block)
+
+
+def _as_it_is(run_block: RunBlock) -> RunBlock:
+    return run_block
+
+
+def _most(kept: Sequence[Kept]) -> Kept:
+    """As much as any of `kept` has."""
+    return Kept(max(each.attention for each in kept), max(each.linears for each in kept))
 
 
 def _kept_of(options: MemoryOptions) -> Kept:

@@ -126,7 +126,7 @@ class MemoryOptions:
     checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
     keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
     keep_linears: int = 0  # blocks that keep what their linear layers give, and their self-attention
-    split_blocks: bool = False  # checkpoint the three parts of a block one by one, and keep the input of each
+    split_blocks: bool = False  # recompute the three parts of a block one by one in the backward pass
     offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
     streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
     stream_from: MasterKind = "pinned"

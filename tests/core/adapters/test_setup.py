@@ -1,5 +1,6 @@
 import importlib
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -328,3 +329,14 @@ def test_importing_the_package_needs_neither_peft_nor_the_host(monkeypatch):
     finally:
         for name in [name for name in sys.modules if name.startswith(f"{alias}.")]:
             del sys.modules[name]
+
+
+def test_importing_early_leaves_bitsandbytes_to_those_who_need_it():
+    code = (
+        "import sys, wantrain; wantrain.load_pack()\n"
+        "from wan_train.core.adapters.setup import import_adapters\n"
+        "import_adapters()\n"
+        "assert 'peft' in sys.modules and 'bitsandbytes' not in sys.modules\n"
+        "from bitsandbytes.optim.adamw import AdamW8bit\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PACK, check=True)

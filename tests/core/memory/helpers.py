@@ -22,7 +22,7 @@ CLIP_CONFIG = WanConfig(
 SHAPES = ((1, 16, 2, 4, 6), (2, 16, 1, 4, 4), (1, 16, 3, 6, 4))
 
 
-def make_model(config: WanConfig = CONFIG, dtype: torch.dtype = torch.float32, quant: str | None = None):
+def make_model(config: WanConfig = CONFIG, dtype: torch.dtype = torch.float32, quant: str | None = None, **adapter):
     """A frozen model with a LoRA that is not zero, in training mode; `quant`: block linears as GGUF has them."""
     model = build_model(config, make_weights(config))
     model.blocks.to(dtype)
@@ -30,7 +30,9 @@ def make_model(config: WanConfig = CONFIG, dtype: torch.dtype = torch.float32, q
         quantize_blocks(model, quant)
     parameters = [
         parameter
-        for _, parameter in add_adapter(model, AdapterOptions(rank=2, alpha=2.0, targets=("self_attn", "ffn")), seed=0)
+        for _, parameter in add_adapter(
+            model, AdapterOptions(**({"rank": 2, "alpha": 2.0, "targets": ("self_attn", "ffn")} | adapter)), seed=0
+        )
     ]
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from wan_train.core.memory import card as card_module
 from wan_train.core.memory.card import Fit, measure_card, measure_free, read_fit, refit, write_fit
 from wan_train.tests.core.memory.helpers import CPU
 from wan_train.tests.core.memory.test_estimate import CARD
@@ -61,3 +62,18 @@ def test_a_damaged_fit_is_no_fit(tmp_path, content):
 
 def test_wild_measurements_are_limited():
     assert refit(Fit(), memory=50.0, seconds=0.001) == Fit(3.0, 0.5)
+
+
+def test_a_card_with_little_memory_left_is_measured_with_smaller_sizes(monkeypatch):
+    """As when a run in the middle of a shortage looks for a leaner plan."""
+    tried, rates = [], card_module._rates
+
+    def rates_in_little(device, attention, divisor):
+        tried.append(divisor)
+        if divisor < 16:
+            raise torch.OutOfMemoryError
+        return rates(device, attention, divisor)
+
+    monkeypatch.setattr(card_module, "_rates", rates_in_little)
+    assert measure_card(CPU).matmul > 0
+    assert tried == [1, 4, 16]

@@ -5,12 +5,13 @@ import pytest
 import torch
 import torch._dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd.graph import saved_tensors_hooks
 from wan_train.core.memory import compile as compiling
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.compile import compiler_problem, use_compile_cache, with_compile
 from wan_train.core.memory.recompute import Kept, with_selective_recompute
 from wan_train.core.wan.model import call_block
-from wan_train.tests.core.memory.helpers import assert_same, forward_loss, make_model, plain_steps, step
+from wan_train.tests.core.memory.helpers import CONFIG, assert_same, forward_loss, make_model, plain_steps, step
 
 CPU = torch.device("cpu")
 SHAPES = ((1, 16, 2, 4, 6), (1, 16, 1, 4, 4), (1, 16, 3, 6, 4), (1, 16, 2, 4, 6))
@@ -55,6 +56,35 @@ def test_blocks_that_keep_attention_and_validation_take_a_graph_each():
         forward_loss(model, SHAPES[0])
         forward_loss(model, SHAPES[0], seed=1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+
+
+@pytest.mark.parametrize("num_kept", [0, 1])
+def test_a_quantized_block_is_recomputed_like_any_other(num_kept):
+    """Its dequantized weights are not kept, nor what they give; some of the blocks may keep their attention."""
+    kept = {}
+    for quant in (None, "Q8_0"):
+        model = make_model(CONFIG, torch.bfloat16, quant)
+        run_block = with_selective_recompute(call_block, list(model.blocks), Kept(num_kept))
+        model.run_block = with_compile(run_block, tell=pytest.fail, backend="aot_eager_decomp_partition")
+        kept[quant] = saved_bytes(model)
+        torch._dynamo.reset()
+    dense = 2 * sum(layer.numel() for name, layer in model.named_parameters() if name.endswith("weight"))
+    assert kept["Q8_0"] < kept[None] + 0.2 * dense
+
+
+def saved_bytes(model):
+    """What autograd keeps from a forward, but for the model's own tensors."""
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    seen = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own:
+            seen[tensor.data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward_loss(model, SHAPES[0]).backward()
+    return sum(storage.nbytes() for storage in seen.values())
 
 
 def test_checkpoint_around_the_compiled_block_gives_the_same():

@@ -139,13 +139,15 @@ def test_what_a_part_keeps_and_its_peak(dtype, part):
     assert peak == pytest.approx(saved + (units - 1) * x.nbytes, rel=0.125)
 
 
-def test_parts_save_memory_for_main_memory_and_no_time():
+def test_parts_save_memory_for_a_little_time():
+    unit = 14040 * 5120 * 2
     whole, parts = (at(Plan(offload_inputs=True, split_blocks=split)) for split in (False, True))
-    assert parts.vram < whole.vram - 10 * 14040 * 5120 * 2
-    assert parts.ram - whole.ram == 81 * 14040 * 5120 * 2
-    assert parts.seconds == pytest.approx(whole.seconds, rel=1e-6)
-    on_device = at(Plan(split_blocks=True))
-    assert on_device.vram > at(Plan()).vram  # so many inputs are more than they save
+    assert parts.vram < whole.vram - 10 * unit
+    assert parts.ram == whole.ram
+    assert whole.seconds < parts.seconds < 1.15 * whole.seconds
+    kept = at(Plan(offload_inputs=True, split_blocks=True, keep_attention=40))
+    assert kept.ram - parts.ram == 39 * unit
+    assert kept.seconds < parts.seconds
 
 
 @pytest.mark.parametrize(

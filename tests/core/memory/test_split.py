@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.compile import with_compile
 from wan_train.core.memory.offload import ActivationOffload
-from wan_train.core.memory.recompute import Kept, with_selective_recompute
+from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.memory.sizes import Trained
-from wan_train.core.memory.split import with_split
+from wan_train.core.memory.split import with_recompute, with_split
 from wan_train.core.memory.streaming import stream_blocks
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
@@ -36,8 +36,8 @@ FRAMES_CONFIG = WanConfig(
 )
 
 
-def split(run_part=call_part):
-    return with_split(with_checkpointing(run_part), PARTS)
+def split(wrap=None):
+    return with_split(with_recompute(call_part), PARTS, wrap)
 
 
 def same_steps(model, expected):
@@ -81,14 +81,39 @@ def test_with_streaming_offload_and_kept_attention(config, dtype, keep):
     expected = plain_steps(model)
     blocks = list(model.blocks)
     streamer = stream_blocks(blocks, CPU, streamed=range(config.num_layers), master="pageable")
-    offload = ActivationOffload(CPU, blocks, check_saved=streamer.check_saved)
-    run_part = with_selective_recompute(call_part, blocks, Kept(attention=keep))
-    model.run_block = streamer.wrap(with_split(offload.wrap(run_part), PARTS))
+    offload = ActivationOffload(CPU, blocks[:-1], check_saved=streamer.check_saved)
+    mark_kept(blocks, Kept(attention=keep))
+    model.run_block = streamer.wrap(split(offload.wrap))
     same_steps(model, expected)
     tokens = [shape[0] * shape[2] * shape[3] * shape[4] // 4 for shape in SHAPES]
-    inputs = len(PARTS) * config.num_layers
+    inputs = config.num_layers - 1 + max(keep - 1, 0)
     assert offload.bytes_on_host == inputs * max(tokens) * config.dim * dtype.itemsize
     streamer.close()
+
+
+def test_dropout_drops_the_same_when_parts_are_recomputed():
+    model = make_model(dropout=0.3)
+    found = []
+    for run_block in (with_checkpointing(call_block), split()):
+        model.run_block = run_block
+        torch.manual_seed(3)
+        found.append([*step(model, SHAPES[0]), torch.rand(1)])
+    assert_same(*found)
+
+
+def test_inputs_get_their_gradients():
+    model = make_model()
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(size, generator=generator) for size in ((1, 12, 32), (1, 1, 6, 32), (1, 7, 32))]
+    rope = model.rope((2, 2, 3), CPU)
+    found = []
+    for run_block in (call_block, split()):
+        x, time_mod, context = (tensor.clone().requires_grad_() for tensor in inputs)
+        run_block(model.blocks[0], x, time_mod, rope, context).square().sum().backward()
+        assert all(tensor.grad is not None for tensor in (x, time_mod, context))
+        found.append([x.grad, time_mod.grad, context.grad])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_a_copy_of_the_model_runs_its_own_blocks():
@@ -116,11 +141,11 @@ def test_compiled_there_is_a_graph_for_each_part(dynamic):
     model = make_model(SHORT_CONFIG)
     expected = plain_steps(model)
     counter = CompileCounterWithBackend("eager")
-    compiled = with_compile(with_checkpointing(call_part), tell=pytest.fail, dynamic=dynamic, backend=counter)
+    compiled = with_compile(with_recompute(call_part), tell=pytest.fail, dynamic=dynamic, backend=counter)
     model.run_block = with_split(compiled, PARTS)
     for seed in (0, 2) if dynamic else (0,):  # of one sample; dynamic graphs are made anew for batches
         assert_same(step(model, SHAPES[seed], seed), expected[seed])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(PARTS)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * len(PARTS)
     torch._dynamo.reset()
 
 

@@ -25,7 +25,7 @@ MODEL = DiTSize(dim=768, ffn_dim=3072, num_heads=6, num_layers=8, text_dim=SIZE.
 def spec(tmp_path_factory):
     path = tmp_path_factory.mktemp("large") / "large.safetensors"
     save_file(wan_dit(MODEL, seed=0), path, metadata=dit_metadata(MODEL))
-    return ModelSpec(path=str(path), identity=inspect(path).identity, precision="bf16")
+    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.1-t2v-1.3b", precision="bf16")
 
 
 @pytest.fixture
