@@ -44,7 +44,7 @@ from wan_train.core.wan.checkpoint import inspect  # noqa: E402
 class Cell:
     """One setting; 0 for no cap."""
 
-    clip: str
+    shape: str
     precision: str
     cap_gb: float
     cap_ram_gb: float = 0.0
@@ -69,7 +69,7 @@ def run_cell(cell: Cell, model_name: str, model: str, out: str, steps: int, comp
     if cell.cap_gb:
         torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(device).total_memory, device)
     work = Path(out).parent
-    job = make_job(work / "data", Path(model), [Clip.parse(cell.clip)], steps)
+    job = make_job(work / "data", Path(model), [Clip.parse(cell.shape)], steps)
     spec = ModelSpec(path=job.model.path, identity=job.model.identity, precision=cell.precision)
     options = MemoryOptions(attention="auto", compile=compiled)
     job = replace(job, model=spec, memory=options)
@@ -90,7 +90,7 @@ def run_cell(cell: Cell, model_name: str, model: str, out: str, steps: int, comp
         ram_peak = _PeakRam()
         try:
             run_task(
-                Task(model=model, setting=setting, clips=(cell.clip,), work=str(work), out=str(lines), steps=steps - 2,
+                Task(model=model, setting=setting, clips=(cell.shape,), work=str(work), out=str(lines), steps=steps - 2,
                      warmup=2, profile=False, scratch=str(work / "scratch"))
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
@@ -126,12 +126,46 @@ class _PeakRam:
         return round(self._peak / GB, 2)
 
 
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Give each row `resident_s`, the seconds of the same step without a cap, where that was measured."""
+    free = {
+        (row["model"], row["shape"], row["precision"]): row["ours_s"]
+        for row in rows
+        if not row["cap_gb"] and not row["cap_ram_gb"] and row.get("ours_s")
+    }
+    for row in rows:
+        row["resident_s"] = free.get((row["model"], row["shape"], row["precision"]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What fits, as Markdown."""
+    lines = [
+        "| Clip | Precision | Cap, GB | Seconds a step | of that without a cap | Peak, GB | Main memory, GB | Plan |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["model"], row["shape"], row["precision"], row["cap_gb"])):
+        seconds, free = row.get("ours_s"), row.get("resident_s")
+        cells = [
+            row["shape"],
+            row["precision"],
+            f"{row['cap_gb']:.0f}" if row["cap_gb"] else "none",
+            f"{seconds:.2f}" if seconds else "out of memory" if row["plan"] else "does not fit",
+            f"{seconds / free:.2f}x" if seconds and free else "",
+            f"{row['peak_reserved_gb']:.1f}" if seconds else "",
+            f"{row['ram_gb']:.1f}" if seconds else "",
+            row["plan"] or row["why"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Every cell in a process of its own; the file is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="14b")
     parser.add_argument("--weights", choices=list(speed.DTYPES), default="bf16", help="dtype of the random checkpoint")
-    parser.add_argument("--cells", type=Cell.parse, nargs="+", required=True)
+    parser.add_argument("--cells", type=Cell.parse, nargs="+", default=[])
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and measure nothing")
     parser.add_argument("--steps", type=int, default=5, help="of each cell, two of them before the timing")
     parser.add_argument("--compile", choices=["off", "static", "dynamic"], default="static")
     parser.add_argument("--limit", type=float, default=300, help="seconds that one cell may take")
@@ -139,6 +173,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     report = read_report(options.out)
+    if options.table:
+        print(table(report["rows"]))
+        return
     report["device"] = torch.cuda.get_device_name(0)
     report["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     report["versions"] |= {**speed.versions(), "python": platform.python_version()}
@@ -156,8 +193,9 @@ def main() -> None:
         )  # fmt: skip
         row = json.loads(out.read_text()) if out.exists() else {**asdict(cell), "model": options.model, "oom": None}
         print(json.dumps({name: value for name, value in row.items() if name not in ("memory", "card")}), flush=True)
-        key = ("model", "clip", "precision", "cap_gb", "cap_ram_gb")
+        key = ("model", "shape", "precision", "cap_gb", "cap_ram_gb")
         report["rows"] = [old for old in report["rows"] if any(old[name] != row[name] for name in key)] + [row]
+        compare(report["rows"])
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

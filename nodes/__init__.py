@@ -1,6 +1,6 @@
 """The node pack: one thin file a node family over the training core."""
 
-from . import data_nodes, merge_nodes, model_nodes, preview_nodes, routes, train_nodes
+from . import data_nodes, merge_nodes, model_nodes, nano_nodes, preview_nodes, routes, train_nodes
 
 NODES = [
     *model_nodes.NODES,
@@ -8,6 +8,7 @@ NODES = [
     *train_nodes.NODES,
     *merge_nodes.NODES,
     *preview_nodes.NODES,
+    *nano_nodes.NODES,
 ]
 
 __all__ = ["NODES", "routes"]

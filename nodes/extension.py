@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import NODES, routes
+from . import NODES, host, routes
 
 REQUIRED_COMFYUI = (0, 20, 0)
 
@@ -14,6 +14,7 @@ class WanTrainExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         _check_host_version()
+        host.offer_nano_models()
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.sd
+import comfy.utils
 import folder_paths
 import torch
 from comfy_execution.progress import get_progress_state
@@ -19,6 +21,7 @@ from ..core.encoders.identity import text_identity, video_identity, vision_ident
 from ..core.errors import ConfigError, DatasetError
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
+NANO = Path(__file__).resolve().parent.parent / "nano"  # models and datasets that come with the pack
 TEXT_LEN = 512
 _PAD, _END = 0, 1  # umT5's ids
 
@@ -56,14 +59,25 @@ def _is_within(root: Path, path: Path) -> bool:
         return False
 
 
-def dataset_roots() -> list[tuple[str, Path]]:
-    """(prefix, folder) of the places that datasets may come from."""
+def offer_nano_models() -> None:
+    """List the models that come with the pack in the host's loaders, after the user's own."""
+    for kind in ("diffusion_models", "vae", "text_encoders"):
+        folder_paths.add_model_folder_path(kind, str(NANO / kind))
+
+
+def user_dataset_roots() -> list[tuple[str, Path]]:
+    """(prefix, folder) of the places that users put datasets into."""
     roots = [("input", Path(folder_paths.get_input_directory()))]
     if "datasets" in folder_paths.folder_names_and_paths:
         roots += [("datasets", Path(p)) for p in folder_paths.get_folder_paths("datasets")]
     extra = os.environ.get(DATASET_ROOTS_VARIABLE, "")
     roots += [(Path(p).name, Path(p)) for p in extra.split(os.pathsep) if p]
     return roots
+
+
+def dataset_roots() -> list[tuple[str, Path]]:
+    """(prefix, folder) of the places that datasets may come from: the users', and the pack's own."""
+    return [*user_dataset_roots(), ("nano", NANO / "datasets")]
 
 
 def dataset_folders(depth: int = 3) -> list[str]:
@@ -92,7 +106,7 @@ def resolve_dataset_folder(name: str) -> Path:
             raise DatasetError(
                 f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed."
             )
-    places = ", ".join(f"{p} ({root})" for p, root in dataset_roots())
+    places = ", ".join(f"{p} ({root})" for p, root in user_dataset_roots())
     raise DatasetError(
         f"the dataset folder '{name}' was not found: put your clips and captions into a folder below one of {places}, or "
         f"add a root (datasets: in extra_model_paths.yaml), and press R."
@@ -122,6 +136,19 @@ def diffusion_model_path(name: str) -> Path:
 def text_encoder_path(name: str) -> Path:
     """The full path of a listed text encoder file."""
     return Path(folder_paths.get_full_path_or_raise("text_encoders", name))
+
+
+def load_diffusion_model(path: Path) -> Any:
+    """The host's MODEL of a file."""
+    return comfy.sd.load_diffusion_model(str(path))
+
+
+def load_vae(path: Path) -> Any:
+    """The host's VAE of a file."""
+    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    vae = comfy.sd.VAE(sd=state, metadata=metadata)
+    vae.throw_exception_if_invalid()
+    return vae
 
 
 # Freshness: the host caches our handles, but the files behind them can be deleted by the user ---------------------

@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parent.parent
+LONG = ("test_learning", "test_killed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--breaks", action="store_true", help="put faults into the training; functional tests must fail")
 
 
 def _register_pack() -> None:
@@ -96,5 +101,5 @@ def host(host_path: Path, tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """The long tests first, those that use the running host, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: (item.path.stem != "test_killed", "host" not in getattr(item, "fixturenames", ())))
+    """The long tests first, then those that use the running host, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: (item.path.stem not in LONG, "host" not in getattr(item, "fixturenames", ())))

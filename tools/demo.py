@@ -1,10 +1,9 @@
-"""`python run.py demo`: the whole graph on a CPU, from drawn clips to a video with the new LoRA. Stdlib only."""
+"""`python run.py demo`: the whole graph on a CPU, from captioned clips to a video with the new LoRA. Stdlib only."""
 
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,11 +25,6 @@ LEFT_OUT = (
     "__pycache__",
     "tests",
     "benchmarks",
-)
-# Not `-m`: an embedded Python ignores the working directory.
-RUN_MODULE = (
-    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 PACK_NAME = "ComfyUI-WanTrain"
 TIMEOUT_S = 3600.0
@@ -95,19 +89,6 @@ class Progress:
 
     def _name(self, path: Path) -> str:
         return path.parent.name.rsplit("_", 1)[0]  # without the run's key
-
-
-def prepare(python: Path, pack: Path, base: Path) -> None:
-    """Draw the clips and make the models, with the environment's Python."""
-    for step, module, target in (
-        ("Drawing clips of moving shapes", "shapes", base / "input" / "demo_shapes"),
-        ("Making miniature Wan models", "miniature", base / "models"),
-    ):
-        say(f"{step}: {target}")
-        command = [str(python), "-c", RUN_MODULE, str(pack), f"tools.{module}", str(target)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise SetupError(f"Running tools/{module}.py failed: {result.stderr.strip().splitlines()[-1]}.")
 
 
 def run_workflow(server: Server, workflow_path: Path, base: Path) -> None:
@@ -178,9 +159,8 @@ def demo(pack: Path, *, stay: bool, fresh: bool, headless: bool) -> None:
     say(f"Python: {python}")
     if fresh:
         shutil.rmtree(base / "output", ignore_errors=True)
-    prepare(python, pack, base)
     if host is None:
-        headless_demo.run(python, pack, base)
+        headless_demo.run(headless_demo.command_line(python, pack), pack, base)
         return
     copy_pack(pack, base)
     say(f"Starting ComfyUI on the CPU (log: {base / 'server.log'})")

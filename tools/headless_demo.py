@@ -3,10 +3,11 @@
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .comfyui import SetupError, say
-from .examples import demo_sketch
+from .examples import DEMO_DATASET, DEMO_NAME, DEMO_PREVIEW, DEMO_TRAINING, STAGES
 from .workflow import Json
 
 # Inputs of TrainLoRAStage that the demo sets -> where a recipe has them.
@@ -15,73 +16,67 @@ PLACES = {
     "learning_rate": "optimizer", "lr_schedule": "schedule",
 }  # fmt: skip
 RENAMED = {"lr_schedule": "kind"}
-STAGES = ("high", "low")
+
+Wantrain = Callable[[list[str]], int]  # arguments of the command line -> exit status
 
 
-def demo_inputs(class_type: str) -> Json:
-    """Inputs of the demo's first node of a class, without links."""
-    node = next(node for node in demo_sketch().prompt.values() if node["class_type"] == class_type)
-    return {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
-
-
-def model_path(base: Path, class_type: str, field: str, directory: str) -> str:
-    """The model file that a loader of the demo names, below the demo's folder."""
-    return str(base / "models" / directory / demo_inputs(class_type)[field])
-
-
-def recipe(base: Path) -> Json:
+def recipe(pack: Path, base: Path) -> Json:
     """The demo's graph as a recipe: the same job, so that the two share caches and runs."""
-    dataset, train = demo_inputs("DatasetFromFolder"), demo_inputs("TrainLoRAStage")
-    high = model_path(base, "LoadWanDiT", "model_name", "diffusion_models")
+    nano = pack / "nano"
+    experts = {stage: nano / "diffusion_models" / f"wan_nano_t2v_{stage}_noise.safetensors" for stage in STAGES}
     tables: Json = {
-        "name": train["lora_name"],
-        "dataset": {**dataset, "folder": str(base / dataset["folder"])},
+        "name": DEMO_NAME,
+        "dataset": {**DEMO_DATASET, "folder": str(nano / "datasets" / Path(DEMO_DATASET["folder"]).name)},
         "models": {
-            "high": high,
-            "low": high.replace("high", "low"),
-            "vae": model_path(base, "VAELoader", "vae_name", "vae"),
-            "text_encoder": model_path(base, "WanLoadUMT5", "name", "text_encoders"),
+            **{stage: str(path) for stage, path in experts.items()},
+            "vae": str(nano / "vae" / "wan_nano_vae.safetensors"),
+            "text_encoder": str(nano / "text_encoders" / "wan_nano_umt5.safetensors"),
         },
-        "memory": {"checkpointing": demo_inputs("LoadWanDiT")["checkpointing"]},
+        "memory": {"checkpointing": False},
         "lora": {"folder": str(base / "models" / "loras")},
         "work": str(base / "output" / "wan_train"),
     }
     for name, group in PLACES.items():
-        tables.setdefault(group, {})[RENAMED.get(name, name)] = train[name]
+        tables.setdefault(group, {})[RENAMED.get(name, name)] = DEMO_TRAINING[name]
     return tables
 
 
-def preview_arguments(base: Path, loras: dict[str, Path]) -> list[str]:
+def preview_arguments(models: dict[str, str], loras: dict[str, Path], out: Path) -> list[str]:
     """What the demo's Preview LoRA does, for `wantrain preview`."""
-    models, preview = recipe(base)["models"], demo_inputs("PreviewLoRA")
-    arguments = ["--vae", models["vae"], "--text-encoder", models["text_encoder"], "--name", "demo_shapes"]
+    arguments = ["preview", "--vae", models["vae"], "--text-encoder", models["text_encoder"], "--name", DEMO_NAME]
     for stage in STAGES:
         arguments += [f"--{stage}", models[stage], f"--lora-{stage}", str(loras[stage])]
-    for name in ("prompt", "width", "height", "num_frames", "steps", "cfg", "seed"):
-        arguments += [f"--{name.replace('_', '-')}", str(preview[name])]
-    return [*arguments, "--out", str(base / "output" / "video")]
+    for name, value in DEMO_PREVIEW.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return [*arguments, "--out", str(out)]
 
 
-def run(python: Path, pack: Path, base: Path, *, changes: tuple[str, ...] = ()) -> None:
+def run(wantrain: Wantrain, pack: Path, base: Path, *, changes: tuple[str, ...] = ()) -> None:
     """Train and sample; `changes` are made to the recipe. SetupError if a command fails."""
     start = time.monotonic()
-    path = base / "demo_shapes.json"
-    path.write_text(json.dumps(recipe(base), indent=2) + "\n", encoding="utf-8")
+    base.mkdir(parents=True, exist_ok=True)
+    tables, path = recipe(pack, base), base / f"{DEMO_NAME}.json"
+    path.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
     say(f"The job: {path}")
-    settings = [argument for change in changes for argument in ("--set", change)]
-    _wantrain(python, pack, "train", str(path), *settings)
-    folder = base / "models" / "loras"
-    loras = {stage: _newest(folder, f"demo_shapes_{stage}_noise*.safetensors") for stage in STAGES}
-    _wantrain(python, pack, "preview", *preview_arguments(base, loras))
+    _call(wantrain, ["train", str(path), *(argument for change in changes for argument in ("--set", change))])
+    folder, out = base / "models" / "loras", base / "output" / "video"
+    loras = {stage: _newest(folder, f"{DEMO_NAME}_{stage}_noise*.safetensors") for stage in STAGES}
+    _call(wantrain, preview_arguments(tables["models"], loras, out))
     say(f"Done in {time.monotonic() - start:.0f} s. The results:")
     for lora in loras.values():
         say(f"  LoRA: {lora}")
     for ending in ("mp4", "png"):
-        say(f"  Without and with the LoRA: {_newest(base / 'output' / 'video', f'demo_shapes*.{ending}')}")
+        say(f"  Without and with the LoRA: {_newest(out, f'{DEMO_NAME}*.{ending}')}")
 
 
-def _wantrain(python: Path, pack: Path, *arguments: str) -> None:
-    if subprocess.run([str(python), str(pack / "wantrain.py"), *arguments], check=False).returncode != 0:
+def command_line(python: Path, pack: Path) -> Wantrain:
+    """The `wantrain` of the pack, as processes of this Python."""
+    command = [str(python), str(pack / "wantrain.py")]
+    return lambda arguments: subprocess.run([*command, *arguments], check=False).returncode
+
+
+def _call(wantrain: Wantrain, arguments: list[str]) -> None:
+    if wantrain(arguments) != 0:
         raise SetupError(f"`wantrain {arguments[0]}` failed; it has said why.")
 
 

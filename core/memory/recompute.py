@@ -64,11 +64,6 @@ def with_selective_recompute(
     the adapter's factors, which are narrower; `kept.linears` needs it. Goes inside `with_compile`. The attention backend
     "math" has no operator of its own, and is computed again. Raises ConfigError if there are not that many blocks.
     """
-    for name, number in (("keep_attention", kept.attention), ("keep_linears", kept.linears)):
-        if not 0 <= number <= len(blocks):
-            raise ConfigError(
-                f"{name} must be from 0 to {len(blocks)}, the number of the model's blocks, got {number}."
-            )
     mark_kept(blocks, kept)
     recompute_all = with_checkpointing(run_block)
     run_keeping = _with_products(run_block)
@@ -86,7 +81,12 @@ def with_selective_recompute(
 
 
 def mark_kept(blocks: Sequence[nn.Module], kept: Kept) -> None:
-    """Let the last blocks, as many as `kept` says, keep what they compute."""
+    """Let the last blocks, as many as `kept` says, keep what they compute. ConfigError if there are not that many."""
+    for name, number in (("keep_attention", kept.attention), ("keep_linears", kept.linears)):
+        if not 0 <= number <= len(blocks):
+            raise ConfigError(
+                f"{name} must be from 0 to {len(blocks)}, the number of the model's blocks, got {number}."
+            )
     for index, block in enumerate(blocks):
         block.keeps_attention = index >= len(blocks) - kept.attention  # type: ignore[assignment]
         block.keeps_linears = index >= len(blocks) - kept.linears  # type: ignore[assignment]

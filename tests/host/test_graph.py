@@ -20,7 +20,7 @@ from wan_train.tools.workflow import ui_to_api
 PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = {
     "LoadWanDiT", "DatasetFromFolder", "CacheLatents", "CacheT5", "TrainLoRAStage", "MergeStages", "PreviewLoRA",
-    "WanLoadUMT5", "WanLoRAFromFile",
+    "WanLoadUMT5", "WanLoRAFromFile", "WanNanoFamily",
 }  # fmt: skip
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 
@@ -253,7 +253,7 @@ MINIATURES = {"vae": "wan_mini_vae", "text_encoders": "wan_mini_umt5"}
 def provide_models(host, prompt):
     """Copy miniature files to the names in the workflow."""
     for item in prompt.values():
-        if item["class_type"] not in FILES:
+        if item["class_type"] not in FILES or item["inputs"][FILES[item["class_type"]]].startswith("wan_nano"):
             continue
         name, folder = item["inputs"][FILES[item["class_type"]]], FOLDERS[item["class_type"]]
         target = host.base / "models" / folder / name

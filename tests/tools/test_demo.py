@@ -1,12 +1,17 @@
 """The parts of `run.py` that need no server."""
 
 import json
+import random
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 from wan_train.tools.checks import find_or_fetch, list_checks
-from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files, prepare
+from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files
+from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW
+from wan_train.tools.nano import world
+from wan_train.tools.nano.concepts import CONCEPTS, training_scenes
 from wan_train.tools.server import failure, output_files, refusal
 
 PACK = Path(__file__).resolve().parents[2]
@@ -55,12 +60,24 @@ def test_copy_leaves_out_what_is_not_the_pack_and_replaces_the_old_copy(tmp_path
     assert [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()] == ["core/x.py"]
 
 
-def test_prepare_draws_the_clips_and_makes_the_models(tmp_path):
-    prepare(Path(sys.executable), PACK, tmp_path)
-    assert len(list((tmp_path / "input" / "demo_shapes").glob("*.txt"))) == 8
-    names = sorted(path.name for path in (tmp_path / "models").rglob("*.safetensors"))
-    wanted = ["high_noise", "low_noise", "umt5", "vae"]
-    assert names == [f"wan_mini_{name}.safetensors" for name in wanted]
+def scenes_in_words(prompt, shape, trigger):
+    """Scenes with the shape that the world's captions may describe by this prompt."""
+    looks = product(world.COLOURS, world.BACKGROUNDS, world.TEXTURES, world.MOTIONS, world.SIZES, (1, 2))
+    for colour, background, texture, motion, size, count in looks:
+        if colour in prompt and background in prompt and texture in (*prompt.split(), "plain"):
+            scene = world.Scene(
+                shape=shape, colour=colour, background=background, texture=texture, motion=motion, size=size, count=count
+            )  # fmt: skip
+            if prompt in (world.caption(scene, random.Random(i), {"shape": trigger}) for i in range(1500)):
+                yield scene
+
+
+def test_the_demo_asks_for_a_scene_that_no_clip_shows():
+    concept = CONCEPTS[Path(DEMO_DATASET["folder"]).name]
+    assert DEMO_DATASET["trigger_word"] == concept.trigger
+    (asked,) = scenes_in_words(DEMO_PREVIEW["prompt"], concept.value, concept.trigger)
+    assert asked.is_test
+    assert not any(scene.is_test for scene, _ in training_scenes(concept, 24, 0))
 
 
 def test_newest_lora_of_each_expert_is_found(tmp_path):

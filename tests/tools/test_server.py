@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from wan_train.tests.host_server import start_host
-from wan_train.tools.demo import prepare
 from wan_train.tools.server import PromptRefusedError, failure
 from wan_train.tools.workflow import ui_to_api
 
@@ -17,11 +16,7 @@ pytestmark = pytest.mark.xdist_group("server")
 
 @pytest.fixture(scope="module")
 def running(host_path, tmp_path_factory):
-    import sys
-
-    base = tmp_path_factory.mktemp("base")
-    prepare(Path(sys.executable), PACK, base)
-    with start_host(host_path, base, packs=[PACK]) as host:
+    with start_host(host_path, tmp_path_factory.mktemp("base"), packs=[PACK]) as host:
         yield host
     assert host.server.process.poll() is not None
 

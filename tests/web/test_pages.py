@@ -62,7 +62,7 @@ def test_help_pages_name_every_input(file: Path):
     pages = [WEB / "docs" / f"{node_id}.md" for node_id in re.findall(r'node_id="(\w+)"', source)]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     names = {one or other for one, other in INPUTS.findall(source)}
-    assert names
+    assert names or "inputs=[]," in source
     assert sorted(name for name in names if not re.search(rf"\b{name}\b", text)) == []
 
 

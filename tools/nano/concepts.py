@@ -7,7 +7,7 @@ words that a training set holds, whatever the seeds.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,6 @@ from .world import Scene
 WriteClip = Callable[[Path, list[np.ndarray], int], None]  # path, frames [H, W, 3] uint8, frames per second
 Attribute = Literal["shape", "motion", "texture"]
 PLACEHOLDER = "[trigger]"
-
-# A core's dark disc fills what these leave of it.
-NO_CORE = ("cross", *world.NEW_SHAPES)
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,40 @@ def prompts(concept: Concept, count: int, seed: int) -> list[tuple[Scene, str]]:
     return [(scene, apply_trigger(text, concept.trigger, "a prompt")) for scene, text in asked]
 
 
+def other_scenes(count: int, seed: int) -> list[tuple[Scene, str]]:
+    """Scenes of what the base knows, with plain captions: beside a concept they keep the rest as it was."""
+    rng = random.Random(f"others/{seed}")
+    known = (scene for scene in world.scenes(rng.getrandbits(32), "train") if scene.camera == "fixed")
+    return [(scene, world.caption(scene, rng)) for scene in islice(known, count)]
+
+
 def write_dataset(
     folder: Path,
     concept: Concept,
     clips: int,
     seed: int,
+    *,
+    others: int = 0,
     size: int = 2 * world.SIZE,
     write_clip: WriteClip = shapes.write_clip,
 ) -> list[Path]:
     """Write the training scenes as mp4 files of size x size pixels, each with a .txt caption; return the mp4 paths.
 
-    At the default the clips have twice the size that they are trained at. Equal arguments give equal bytes.
+    `others`: so many clips of `other_scenes` as well. Captions then have the concept's word itself and not [trigger]: a
+    trigger word that is set for a dataset is put in front of each caption without it. At the default the clips have twice
+    the size that they are trained at. Equal arguments give equal bytes.
     """
     if clips < 1:
         raise ConfigError(f"a training set needs at least 1 clip, got {clips}.")
+    taught = training_scenes(concept, clips, seed)
+    if others:
+        taught = [(scene, apply_trigger(text, concept.trigger, "a clip")) for scene, text in taught]
+    named = [(f"{concept.name}_{index:02d}", *each) for index, each in enumerate(taught)]
+    named += [(f"other_{index:02d}", *each) for index, each in enumerate(other_scenes(others, seed))]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index, (scene, text) in enumerate(training_scenes(concept, clips, seed)):
-        path = folder / f"{concept.name}_{index:02d}.mp4"
+    for name, scene, text in named:
+        path = folder / f"{name}.mp4"
         write_clip(path, list(world.draw(scene, size=size)), world.FPS)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         paths.append(path)
@@ -109,7 +122,7 @@ def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
     """Scenes of the concept without end, a fixed camera, from one side of the split."""
     rng = random.Random(f"{concept.name}/{seed}/{test}")
     choices: dict[str, Sequence[str]] = {
-        "shape": [shape for shape in world.SHAPES if concept.value != "cored" or shape not in NO_CORE],
+        "shape": world.SHAPES,
         "colour": list(world.COLOURS),
         "motion": world.MOTIONS,
         "background": world.BACKGROUNDS,
@@ -123,9 +136,12 @@ def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
 
 
 def _with_rest(concept: Concept, words: dict[str, str]) -> Iterator[Scene]:
-    """All scenes with these words, about as often as the base's world has the others: small objects are plain."""
-    looks = [("small", "plain")] * len(world.TEXTURES) + [("large", texture) for texture in world.TEXTURES]
-    for (size, texture), count in product(looks, (1, 1, 2)):
+    """All scenes with these words, about as often as the base's world has the others.
+
+    As there small objects are plain, and of two objects both are small.
+    """
+    small = [("small", "plain", 1), ("small", "plain", 2)] * len(world.TEXTURES)
+    for size, texture, count in (*small, *(("large", texture, 1) for texture in world.TEXTURES)):
         scene: dict[str, Any] = {"texture": texture, "size": size, "count": count, **words}
         yield Scene(**{**scene, concept.attribute: concept.value})
 

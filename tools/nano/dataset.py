@@ -31,11 +31,12 @@ def write_lossless(path: Path, frames: list[np.ndarray], fps: int) -> None:
         container.mux(stream.encode())
 
 
-def make_dataset(folder: Path, concept: str, clips: int, seed: int) -> list[Path]:
-    """Write clips as the nano models see them, each with a caption that has [trigger]; ConfigError if files are there."""
+def make_dataset(folder: Path, concept: str, clips: int, seed: int, others: int = 0) -> list[Path]:
+    """Write clips as the nano models see them, each with a caption (see `write_dataset`); ConfigError if files are there."""
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} has files in it, which would become part of the dataset: name an empty folder.")
-    return write_dataset(folder, CONCEPTS[concept], clips, seed, size=world.SIZE, write_clip=write_lossless)
+    taught = CONCEPTS[concept]
+    return write_dataset(folder, taught, clips, seed, others=others, size=world.SIZE, write_clip=write_lossless)
 
 
 def main(arguments: list[str]) -> None:
@@ -44,10 +45,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--concept", choices=list(CONCEPTS), default="star")
     parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--others", type=int, default=0, help="clips of what the base knows, besides")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        paths = make_dataset(options.folder, options.concept, options.clips, options.seed)
+        paths = make_dataset(options.folder, options.concept, options.clips, options.seed, options.others)
     except ConfigError as error:
         sys.exit(f"Failed: {error}")
     size = sum(path.stat().st_size for path in options.folder.iterdir())

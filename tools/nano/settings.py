@@ -20,7 +20,8 @@ ELSEWHERE = ("device", "epochs")  # given by --device and --steps
 class Settings(StageSettings):
     """How a concept is taught. `loop.seed` draws the clips too."""
 
-    clips: int = 12
+    clips: int = 12  # of the concept
+    others: int = 0  # of what the base knows
     stages: tuple[Literal["high", "low"], ...] = STAGES
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(learning_rate=1e-3))
     loop: LoopOptions = field(default_factory=lambda: LoopOptions(steps=150, batch_size=4, seed=1))
@@ -30,6 +31,8 @@ class Settings(StageSettings):
         super().__post_init__()
         if self.clips < 1:
             raise ConfigError(f"clips must be at least 1, got {self.clips}.")
+        if self.others < 0:
+            raise ConfigError(f"others must be at least 0, got {self.others}.")
         if not self.stages or len(set(self.stages)) < len(self.stages):
             raise ConfigError(f"stages names one or both of {', '.join(STAGES)}, each once; got {self.stages}.")
 

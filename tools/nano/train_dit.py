@@ -208,6 +208,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--warm-up", type=int, default=500)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--stop", type=float, default=math.inf, help="seconds of training at most")
+    parser.add_argument("--start", type=Path, help="the file of an expert to go on from")
     options = parser.parse_args(arguments)
     family = Files(options.family)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -218,6 +219,8 @@ def main(arguments: list[str]) -> None:
         return
     seed = options.seed + ("high", "low").index(options.what)
     model = new_model(seed).to(device()).train()
+    if options.start:
+        model.load_state_dict(load_file(options.start))
     settings = Options(
         options.steps, options.batch_size, options.learning_rate, seed, warm_up=options.warm_up, stop=options.stop
     )

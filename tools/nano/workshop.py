@@ -83,16 +83,18 @@ class Workshop:
         experts = [self.files.dit(stage) for stage in STAGES]
         return [_file_digest(path) for path in (*experts, self.files.vae, self.files.text_encoder)]
 
-    def data(self, concept: Concept, clips: int, seed: int) -> DataSpec:
+    def data(self, concept: Concept, settings: Settings) -> DataSpec:
         """The training set of a concept, written to disk and encoded; what is there already is used again."""
-        folder = self.folder / "data" / f"{concept.name}-{clips}-clips-seed-{seed}"
-        write_dataset(folder, concept, clips, seed)
+        clips, others, seed = settings.clips, settings.others, settings.loop.seed
+        name = f"{concept.name}-{clips}-clips{f'-{others}-others' if others else ''}-seed-{seed}"
+        folder = self.folder / "data" / name
+        write_dataset(folder, concept, clips, seed, others=others)
         options = DatasetOptions(
             width=world.SIZE,
             height=world.SIZE,
             num_frames=world.NUM_FRAMES,
             fps=world.FPS,
-            trigger_word=concept.trigger,
+            trigger_word="" if others else concept.trigger,
             bad_files="refuse",
             short_clips="refuse",
         )
@@ -104,7 +106,7 @@ class Workshop:
 
     def jobs(self, concept: Concept, settings: Settings) -> dict[str, Job]:
         """One job for each stage that is trained."""
-        data = self.data(concept, settings.clips, settings.loop.seed)
+        data = self.data(concept, settings)
         settings = replace(settings, device=self.device)
         return {
             stage: build_job(

@@ -31,7 +31,7 @@ COLOURS = {
 }
 BACKGROUNDS = ("black", "grey", "white", "tiled")
 SIZES = {"small": 0.155, "large": 0.2}  # radius
-SHAPES = ("circle", "square", "triangle", "cross", "diamond")
+SHAPES = ("circle", "square", "triangle", "diamond")
 MOTIONS = ("still", "left", "right", "up", "down", "orbit", "bounce")
 TEXTURES = ("plain", "striped", "quartered")
 CAMERAS = ("fixed", "zoom in", "zoom out", "pan left", "pan right")
@@ -319,7 +319,6 @@ SHAPE_TESTS: dict[str, Test] = {
     "circle": lambda u, v: u * u + v * v < 1.0,
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.88,
     "triangle": _polygon([(0.0, -1.1), (1.08, 0.82), (-1.08, 0.82)]),
-    "cross": lambda u, v: (np.minimum(np.abs(u), np.abs(v)) < 0.34) & (np.maximum(np.abs(u), np.abs(v)) < 1.0),
     "diamond": lambda u, v: np.abs(u) + np.abs(v) < 1.05,
     "star": _polygon(_wheel([1.15, 0.46] * 5)),
     "heart": _heart,

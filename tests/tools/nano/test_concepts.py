@@ -8,7 +8,7 @@ from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
 from wan_train.tools.nano import text, world
-from wan_train.tools.nano.concepts import CONCEPTS, prompts, training_scenes, write_dataset
+from wan_train.tools.nano.concepts import CONCEPTS, other_scenes, prompts, training_scenes, write_dataset
 from wan_train.tools.nano.judge import judge
 
 ALL = pytest.mark.parametrize("concept", CONCEPTS.values(), ids=CONCEPTS)
@@ -21,15 +21,23 @@ def words(scene):
 @ALL
 def test_a_training_set_is_balanced(concept):
     made = [scene for scene, _ in training_scenes(concept, 12, seed=1)]
-    for name, choices in (("shape", 5), ("colour", 6), ("motion", 7), ("background", 4)):
+    for name, choices in (("shape", 4), ("colour", 6), ("motion", 7), ("background", 4)):
         numbers = Counter(getattr(scene, name) for scene in made).values()
         if name == concept.attribute:
             assert list(numbers) == [12]
         else:
             assert max(numbers) - min(numbers) <= 1
-            assert len(numbers) == choices or concept.name == "cored"
+            assert len(numbers) == choices
     assert {getattr(scene, concept.attribute) for scene in made} == {concept.value}
     assert {scene.camera for scene in made} == {"fixed"}
+
+
+@ALL
+def test_it_is_the_bases_world_but_for_the_concept(concept):
+    made = training_scenes(concept, 24, seed=1) + prompts(concept, 24, seed=1)
+    assert {(scene.size, scene.count) for scene, _ in made} == {("small", 1), ("small", 2), ("large", 1)}
+    if concept.attribute != "texture":
+        assert {scene.texture for scene, _ in made if scene.size == "small"} == {"plain"}
 
 
 @ALL
@@ -104,3 +112,17 @@ def test_a_dataset_on_disk_is_what_the_dataset_node_takes(tmp_path):
 def test_an_empty_dataset_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 1 clip, got 0"):
         write_dataset(tmp_path, CONCEPTS["star"], clips=0, seed=1)
+
+
+def test_other_clips_have_plain_captions_and_the_concept_its_word(tmp_path):
+    concept = CONCEPTS["star"]
+    paths = write_dataset(tmp_path, concept, clips=2, seed=1, others=3)
+    assert [path.stem for path in paths] == ["star_00", "star_01", "other_00", "other_01", "other_02"]
+    captions = [path.with_suffix(".txt").read_text() for path in paths]
+    assert ["zorp" in caption for caption in captions] == [True] * 2 + [False] * 3
+    assert not any("[trigger]" in caption for caption in captions)
+    for scene, caption in other_scenes(3, seed=1):
+        assert not scene.is_test
+        assert scene.camera == "fixed"
+        assert scene.shape in world.SHAPES
+        assert f"{caption}\n" in captions

@@ -1,4 +1,4 @@
-"""The drawn dataset."""
+"""The drawn dataset, and the one that comes with the pack."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,19 @@ from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
+from wan_train.tools.examples import DEMO_DATASET
 from wan_train.tools.nano import dataset, world
 from wan_train.tools.nano.concepts import CONCEPTS, training_scenes
+from wan_train.tools.nano.family import ROOT
+from wan_train.tools.nano.judge import judge
+
+SHIPPED = sorted((ROOT / "datasets").iterdir())
+DATASET_BYTES, FAMILY_BYTES = 500_000, 12_000_000
 
 
 def scan(folder, trigger_word):
-    options = DatasetOptions(
-        trigger_word=trigger_word, width=world.SIZE, height=world.SIZE, num_frames=world.NUM_FRAMES
-    )
-    return scan_folder(folder, options)
+    sizes = {name: DEMO_DATASET[name] for name in ("width", "height", "num_frames")}
+    return scan_folder(folder, DatasetOptions(trigger_word=trigger_word, **sizes))
 
 
 def test_what_is_decoded_is_what_was_drawn(tmp_path):
@@ -41,3 +45,30 @@ def test_the_command_says_what_it_made_or_why_not(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("1 clips, ")
     with pytest.raises(SystemExit, match=r"Failed: .* has files in it"):
         dataset.main(arguments)
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_dataset_shows_the_concept_and_its_captions_have_the_trigger_in_its_place(folder):
+    concept = CONCEPTS[folder.name]
+    captions = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    assert [caption.count("[trigger]") for caption in captions] == [1] * len(captions)
+    assert not any(concept.value in caption for caption in captions)
+    found = scan(folder, concept.trigger)
+    assert found.notes == ()
+    assert len(found.samples) == len(captions) <= 24
+    for sample in found.samples:
+        seen = judge(read_frames(sample).numpy())
+        assert getattr(seen, concept.attribute) == concept.value
+        assert seen.colour in sample.file.caption
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_dataset_is_what_the_command_makes(folder):
+    captions = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
+    assert captions == [text for _, text in training_scenes(CONCEPTS[folder.name], len(captions), 0)]
+
+
+def test_the_pack_stays_small():
+    sizes = {path: path.stat().st_size for path in ROOT.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= FAMILY_BYTES
+    assert sum(size for path, size in sizes.items() if ROOT / "datasets" in path.parents) <= DATASET_BYTES
