@@ -79,4 +79,4 @@ def test_the_peak_of_a_part_of_the_14b_model(part):
     saved = saved_by_part(config, Trained(rank=16), tokens=tokens, element_size=2)[part]
     said = saved / x.nbytes + part_units(config, "bf16", 2)[part] - 1  # `grad` was there before
     found = peaks[-1] / x.nbytes
-    assert 0.8 * said < found < 1.05 * said, f"{found + 1:.1f} units, not {said + 1:.1f}"
+    assert 0.7 * said < found < 1.05 * said, f"{found + 1:.1f} units, not {said + 1:.1f}"
