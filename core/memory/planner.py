@@ -157,8 +157,8 @@ class Planner:
         """Blocks whole or in parts, inputs on the device or not."""
         pins = self.pins
         splits = (False, True) if pins.split_blocks is None else (pins.split_blocks,)
-        is_uncompiled = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
-        if pins.split_blocks is None and (pins.keep_linears or is_uncompiled):
+        costs_compile = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
+        if pins.split_blocks is None and (pins.keep_linears or costs_compile):
             splits = (False,)
         for split in splits:
             for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):

@@ -67,7 +67,6 @@ def with_selective_recompute(
     mark_kept(blocks, kept)
     recompute_all = with_checkpointing(run_block)
     run_keeping = _with_products(run_block)
-    attention_contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
     products_contexts = partial(create_selective_checkpoint_contexts, partial(keep_products, width=width))
 
     def run_selective(block: nn.Module, *args: Tensor) -> Tensor:
@@ -107,6 +106,9 @@ def keep_self_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> Che
     if name in ATTENTION_OPS and args[0].shape == args[1].shape:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+attention_contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
 
 
 def keep_products(context: Any, op: Any, *args: Any, width: int, **kwargs: Any) -> CheckpointPolicy:

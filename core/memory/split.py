@@ -11,17 +11,14 @@ A block that keeps its self-attention from the forward on keeps the input of its
 dropout, come again in eager mode alone: a compiled forward and its recompute are two graphs, with numbers of their own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from .checkpointing import run_checkpointed
-from .recompute import keep_self_attention
+from .recompute import attention_contexts
 
 RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 RunPart = Callable[..., Tensor]  # (block, x, part, ...) -> x
@@ -34,11 +31,10 @@ def with_recompute(run_part: RunPart) -> RunPartAgain:
 
     A compiler goes around it: the part's name and the argument are constants to it, and make a graph each.
     """
-    contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
 
     def run(block: nn.Module, x: Tensor, part: str, recomputed: bool, *others: Tensor) -> Tensor:
         if recomputed:
-            return run_checkpointed(run_part, block, x, part, *others, context_fn=contexts)
+            return run_checkpointed(run_part, block, x, part, *others, context_fn=attention_contexts)
         return run_part(block, x, part, *others)
 
     return run
@@ -72,64 +68,22 @@ class _Stretch:
     def run(self, block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
         """The result of the last part."""
         if not torch.is_grad_enabled():
-            return self.forward(block, x, *others)
-        # Without an input that has a gradient autograd would not call it: the first block's x has none.
+            return self._run(None, block, x, *others)
+        # PyTorch calls the first form of checkpointing without gradients in the forward, and with them in the backward, so
+        # that each can go its own way. It needs an input that has a gradient: the first block's x has none.
         gate = torch.empty(0, requires_grad=True)
-        result = _InParts.apply(gate, self, block, x, *others)
+        result = checkpoint(self._run, gate, block, x, *others, use_reentrant=True)
         assert isinstance(result, Tensor)
         return result
 
-    def forward(self, block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
-        """All parts, without anything kept."""
-        for part in self._parts:
-            x = self._run_part(block, x, part, False, *others)
-        return x
-
-    def forward_again(self, block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
-        """All parts, the last with all that its backward needs, those before with their input and self-attention."""
+    def _run(self, _gate: Tensor | None, block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+        """In a backward all parts but the last keep their input and self-attention, the last all that it needs."""
+        again = torch.is_grad_enabled()
+        if not again:
+            x = x.detach()  # the first block's needs no gradient: one graph for all
         for part in self._parts[:-1]:
-            x = self._run_part(block, x, part, True, *others)
+            x = self._run_part(block, x, part, again, *others)
         return self._run_part(block, x, self._parts[-1], False, *others)
-
-
-class _InParts(torch.autograd.Function):
-    """A stretch whose backward runs it again."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, stretch: _Stretch, block: nn.Module, *inputs: Tensor) -> Tensor:
-        del gate
-        ctx.stretch, ctx.block = stretch, block
-        ctx.random = _random_states(inputs[0].device)
-        ctx.save_for_backward(*inputs)
-        x, *others = inputs
-        return stretch.forward(block, x.detach(), *others)  # the first block's x needs no gradient: one graph for all
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        inputs = [x.detach().requires_grad_(need) for x, need in zip(saved, needed, strict=True)]
-        with torch.enable_grad(), _as_then(ctx.random, inputs[0].device):
-            result = ctx.stretch.forward_again(ctx.block, *inputs)
-            torch.autograd.backward(result, grads[0])
-        return None, None, None, *(x.grad for x in inputs)
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    """Of the CPU's generator and of the device's."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@contextmanager
-def _as_then(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """With the generators in `states` of `_random_states`: an adapter's dropout drops the same."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.set_rng_state(states[0])
-        if devices:
-            torch.cuda.set_rng_state(states[1], device)
-        yield
 
 
 def _same(run_block: RunBlock) -> RunBlock:

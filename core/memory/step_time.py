@@ -30,8 +30,9 @@ _COMPILED_TRAFFIC = (26.0, 40.0)
 _FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
 # Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
 _KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
-_SPLIT_LAUNCHES = 1.5  # times as many for a block in parts: each part is a graph of its own
-# Of a block's element-wise traffic in the forward, what its self-attention and cross-attention have.
+# Of a block in parts, assumed and not measured yet: times as many launches, since each part is a graph of its own; and of
+# the element-wise traffic in the forward, what the self-attention and the cross-attention have.
+_SPLIT_LAUNCHES = 1.5
 _PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2}
 
 
