@@ -2,8 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,7 +17,7 @@ from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
 from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
-from .header import FileHeader, TensorEntry, content_digest, read_in_order
+from .header import FileHeader, TensorEntry, content_digest, read_ahead, read_in_order
 from .identify import WANTED, identify
 from .keys import find_prefix, is_diffusers, is_unused, to_official
 from .model import WanTransformer
@@ -146,9 +148,9 @@ def load_transformer(
     """The transformer of `info` on `device`, frozen and in eval mode.
 
     Block linears are in `dtype`, or what `linear` makes of them, computing in `dtype`; embeddings, norms, modulation
-    and head in `high_precision_dtype`. Block linears that a GGUF file holds quantized stay so. Weights are read one at
-    a time, block by block, and what a format keeps in 8 bits or less is made of each before the next: the peak is about
-    one tensor above the result, on the devices and in main memory. `loaded(index, block)` is called when a block is
+    and head in `high_precision_dtype`. Block linears that a GGUF file holds quantized stay so. Weights are read one
+    after another, block by block, each while the one before it is brought to its place and into its format: the peak is
+    about one tensor above the result on the devices, and two in main memory. `loaded(index, block)` is called when a block is
     whole, and may move its tensors elsewhere: then no more than one block is where they were. Raises ModelFileError if
     the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
@@ -165,10 +167,11 @@ def load_transformer(
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
         scales = _read_scales(source)
-        for index, names in _by_block(params).items():
+        tensors = read_ahead(_read_by_block(source, params))
+        for index, of_block in groupby(tensors, key=itemgetter(0)):
             place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear)
             state: dict[str, Tensor] = {}
-            for name, stored in read_in_order(source.tensors, names, read_stored):
+            for _, name, stored in of_block:
                 state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
                 del stored
             _assign(model, index, state)
@@ -180,6 +183,13 @@ def load_transformer(
 
 def _everywhere(device: torch.device) -> DeviceOf:
     return lambda _: device
+
+
+def _read_by_block(source: _Source, names: Iterable[str]) -> Iterator[tuple[int | None, str, Tensor]]:
+    """Block (None: outside of them), name and content of each tensor, block by block."""
+    for index, of_block in _by_block(names).items():
+        for name, stored in read_in_order(source.tensors, of_block, read_stored):
+            yield index, name, stored
 
 
 def _by_block(names: Iterable[str]) -> dict[int | None, list[str]]:

@@ -8,14 +8,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelFileError
+
+T = TypeVar("T")
 
 DTYPES = {
     "F64": torch.float64,
@@ -117,6 +120,16 @@ def read_in_order(
         with path.open("rb") as stream:
             for name in sorted(file_names, key=lambda name: tensors[name][1].start):
                 yield name, read(stream, tensors[name][1], path)
+
+
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made by a thread of its own while the one before it is in use."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        coming = reader.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = reader.submit(next, items, end)
+            yield item  # type: ignore[misc]
 
 
 def content_digest(header: FileHeader) -> str:

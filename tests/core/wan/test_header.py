@@ -1,10 +1,11 @@
 import json
+import threading
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ModelFileError
-from wan_train.core.wan.header import SAMPLE_BYTES, content_digest, read_header, read_tensor
+from wan_train.core.wan.header import SAMPLE_BYTES, content_digest, read_ahead, read_header, read_tensor
 
 
 @pytest.fixture
@@ -129,3 +130,29 @@ def test_digest_of_a_big_file_samples_it_from_end_to_end(tmp_path):
     save_file({"other": data}, path)
     digests.append(content_digest(read_header(path)))
     assert len(set(digests)) == len(digests)
+
+
+def test_one_item_is_read_ahead_and_no_more():
+    read = [threading.Event() for _ in range(4)]
+
+    def items():
+        for number, event in enumerate(read):
+            event.set()
+            yield number
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 0
+    assert read[1].wait(10)
+    assert not read[2].is_set()
+    assert list(ahead) == [1, 2, 3]
+
+
+def test_what_reading_ahead_raises_comes_after_what_was_read():
+    def items():
+        yield 1
+        raise ModelFileError("damaged")
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(ModelFileError, match="damaged"):
+        next(ahead)
