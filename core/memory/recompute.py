@@ -30,6 +30,7 @@ ATTENTION_OPS = frozenset(
         "flash_attn::_flash_attn_forward",  # the package flash-attn 2.7 and later
         "flash_attn_3::_flash_attn_forward",  # FlashAttention 3 from 2025-10
         "flash_attn_3::fwd",  # before
+        "wan_train::flash_attn_4",
     }
 )
 

@@ -1,4 +1,6 @@
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from wan_train.core.memory.attention import (
     TOLERANCES,
     Candidate,
     Shape,
+    candidates,
     choose_attention,
     exact_attention,
     fastest,
@@ -113,6 +116,22 @@ def test_what_is_not_installed_or_not_able_is_refused_with_the_reason():
     tried = [Candidate("package", missing), candidate("cudnn", sdpa_attention(backend))]
     with pytest.raises(ConfigError, match=r"device cpu\. package: No module named 'flash_attn'; cudnn: No .*backend"):
         fastest(tried, make_shape())
+
+
+def test_flash_attn_4_alone_is_no_version_2(monkeypatch):
+    """They share the package's folder."""
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    (two,) = (each for each in candidates(torch.device("cuda")) if each.name == "flash_attn_2")
+    with pytest.raises(ConfigError, match=r"flash_attn_2: flash_attn has no flash_attn_func"):
+        fastest([two], make_shape())
+
+
+def test_a_package_that_asserts_is_refused():
+    def for_another_card(q, k, v):
+        raise AssertionError("Unsupported compute capability")
+
+    choice = fastest([candidate("picky", for_another_card), candidate("exact", exact_attention)], make_shape())
+    assert choice.refused == {"picky": "Unsupported compute capability"}
 
 
 def test_unknown_name_is_refused_with_those_of_the_device():
