@@ -37,6 +37,8 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
         parts.append(f"{plan.streamed_blocks} of {sizes.num_layers} blocks streamed{source}")
     if plan.split_blocks:
         parts.append("blocks in three parts")
+    if plan.ffn_pieces > 1:
+        parts.append(f"feed-forward in {plan.ffn_pieces} pieces")
     if plan.offload_inputs:
         parts.append("block inputs in main memory")
     if plan.keep_attention or plan.keep_linears:

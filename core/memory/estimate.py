@@ -23,11 +23,11 @@ from .plan import (
     image_tokens,
     input_bytes,
     is_quantized,
-    num_inputs,
+    num_keys,
     num_offloaded,
     num_tokens,
 )
-from .recompute import attention_bytes, linears_bytes
+from .recompute import Kept, attention_bytes, linears_bytes
 from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targeted
 from .step_time import step_seconds
 
@@ -35,12 +35,20 @@ NUM_SLOTS = 2  # of the ring of streamed blocks
 RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
 RUNTIME_RAM = 7 * 2**28  # Python, PyTorch and CUDA's libraries: 1.5 GB were measured on an H200
 
-# A compiled block in 16 bits keeps less of its forward than an eager one does, and its backward's peak is so many units
-# lower, plus so many for each time that the feed-forward part is as wide as the others; where its attention is kept.
-_COMPILED_SAVED = 0.82
-_COMPILED_PEAK = (-13.0, 1.3)
-_ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 6.0  # units more where attention is computed again, or products are kept
+# Units by which compiled blocks in 16 bits differ, fitted to the steps of the 1.3B, 5B and 14B models on an H200 that stand
+# in tests/core/memory/test_measured.py. Of what is kept: about what three norms have of their inputs in fp32.
+_COMPILED_SAVED = -6.4
+_COMPILED_PEAK = (-13.0, 1.3)  # where attention is kept: plus so many for each time that the feed-forward is as wide
+_ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 3.0  # units more where attention is computed again, or products are kept
 _FP8_COMPUTE = 1.0  # units more where gradients are quantized
+_DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
+# What pieces take a part of, beside what the feed-forward keeps: 6 were measured, of the 14B model in 4 pieces.
+_PIECES_PEAK = 5.0
+# Times what a block in parts takes eager, by whether its attention is kept; of the 14B model, and assumed of others.
+_COMPILED_PARTS = {True: 0.65, False: 0.8}
+# Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
+# some are brought back ahead and some are still in use.
+_ARRIVED = (3, 5)
 
 
 @dataclass(frozen=True)
@@ -166,44 +174,71 @@ def _adapter_bytes(task: Task) -> int:
 
 
 def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
-    """The peak of all that a step makes: at the backward of the last block, or of the first, when all gradients are there."""
+    """The peak of all that a step makes: at the backward of the last block that keeps as much, or of the first block.
+
+    What blocks keep and their inputs are less from block to block, and the gradients more. A block that keeps less than
+    those after it takes more itself.
+    """
     sizes, size = task.sizes, compute_size(task, plan)
-    unit = input_bytes(task, bucket, plan)
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + (2 * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0)  # largest linear
-    own = _own_bytes(task, bucket, plan)
+    fixed = RUNTIME_VRAM + (_DENSE * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0)
     if not plan.checkpointing:
+        own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
-    inputs = num_inputs(task, plan)
+    layers, linears = sizes.num_layers, plan.keep_linears
+    attention = max(plan.keep_attention, linears)
+    at_start = gradients if task.accumulation > 1 else 0
+    peaks = []
+    for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
+        if done < layers:
+            kept = Kept(max(attention - done, 0), max(linears - done, 0))
+            present = max(at_start, gradients * (done + (done == layers - 1)) / layers)
+            held = _inputs(task, plan, done) * input_bytes(task, bucket, plan) + _kept_bytes(task, bucket, plan, kept)
+            peaks.append(_own_bytes(task, bucket, plan, kept) + held + present)
+    return round(fixed + max(peaks))
+
+
+def _inputs(task: Task, plan: Plan, done: int) -> int:
+    """Those on the device at the backward of a block, when `done` blocks are through."""
+    left = task.sizes.num_layers - done
+    second = max(plan.keep_attention - done, 0) if plan.split_blocks else 0
     if plan.offload_inputs:
-        inputs = min(3, inputs)
-    kept = _kept_bytes(task, bucket, plan)
-    early = inputs * unit + kept + (gradients if task.accumulation > 1 else 0)
-    late = min(inputs, 2) * unit + gradients
-    return round(fixed + own + max(early, late))
+        return min(_ARRIVED[done > 0], left + second + 1)
+    return left + second
 
 
-def _own_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
-    """What a block takes at its backward's peak, with what it has kept, of the kind of blocks that takes most."""
+def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
+    """What a block takes at its backward's peak, with what it has kept; `kept` at this point."""
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)
     if plan.split_blocks:
-        return _part_bytes(task, bucket, plan)
+        return _part_bytes(task, bucket, plan, kept)
     tokens = num_tokens(sizes, bucket)
-    saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
+    by_part = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
+    saved = sum(by_part.values())
     if plan.compile == "off" or size > 2:
-        return saved + backward_units(sizes, plan.precision, size) * unit
+        whole = saved + backward_units(sizes, plan.precision, size) * unit
+        return _eager_pieces(task, plan, by_part, unit) if plan.ffn_pieces > 1 and not kept.linears else whole
     units = backward_units(sizes, "bf16", size) + _COMPILED_PEAK[0] + _COMPILED_PEAK[1] * sizes.ffn_dim / sizes.dim
     units += _FP8_COMPUTE if plan.precision == "fp8_compute" else 0.0
     if plan.checkpointing:
-        num_kept = max(plan.keep_attention, plan.keep_linears)
-        again = _ATTENTION_AGAIN if num_kept < sizes.num_layers else 0.0
-        units += max(again, _PRODUCTS_KEPT if plan.keep_linears else 0.0)
-    return max(saved + units * unit, unit)
+        units += max(0.0 if kept.attention else _ATTENTION_AGAIN, _PRODUCTS_KEPT if kept.linears else 0.0)
+    less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + _PIECES_PEAK * unit)
+    return max(saved + units * unit - less, unit)
 
 
-def _part_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
-    """What the part of a block that takes most takes at its backward's peak; no less is promised of a compiled one.
+def _eager_pieces(task: Task, plan: Plan, saved: Mapping[str, int], unit: int) -> float:
+    """What a block takes whose feed-forward goes in pieces, each recomputed by itself: then, or at the parts before it."""
+    sizes, size = task.sizes, compute_size(task, plan)
+    units = part_units(sizes, plan.precision, size)
+    before = saved["self_attn"] + saved["cross_attn"]
+    of_piece = (saved["ffn"] + units["ffn"] * unit) / plan.ffn_pieces
+    # The gradient of the block, and that of the feed-forward's input, both beside what the parts before it have kept.
+    return before + 2 * unit + max(of_piece, units["self_attn"] * unit, units["cross_attn"] * unit)
+
+
+def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
+    """What the part of a block that takes most takes at its backward's peak.
 
     Until the backward gets there, the parts before it have their inputs, and the self-attention what it gave; the gradient
     of the block is held to the end.
@@ -211,14 +246,18 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     sizes, size = task.sizes, compute_size(task, plan)
     unit, tokens = input_bytes(task, bucket, plan), num_tokens(sizes, bucket)
     saved = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
-    units = part_units(sizes, plan.precision, size)
+    compiled = plan.compile != "off" and size < 4
+    units = part_units(sizes, "bf16" if compiled else plan.precision, size)
     taken = {part: saved[part] + units[part] * unit for part in saved}
     attention = 0
-    if plan.keep_attention < sizes.num_layers:  # else it is counted as kept
+    if not kept.attention:  # else it is counted as kept
         attention = attention_bytes(bucket.batch * tokens, sizes.dim, sizes.num_heads, size)
-    return max(
+    eager = max(
         taken["ffn"] + 2 * unit + attention, taken["cross_attn"] + 2 * unit + attention, taken["self_attn"] + unit
     )
+    if not compiled:
+        return eager
+    return _COMPILED_PARTS[kept.attention > 0] * eager + (_FP8_COMPUTE * unit if plan.precision == "fp8_compute" else 0)
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
@@ -228,23 +267,23 @@ def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     if plan.compile == "off" or size > 2:
         return saved
-    # A weight that the forward has brought into the compute dtype is kept for the backward by the compiler.
-    dense = size * dense_params(sizes) if is_quantized(task, plan) else 0
-    return _COMPILED_SAVED * saved + dense
+    # A weight that the forward has brought into the compute dtype is kept for the backward by the compiler; not that of
+    # the text's keys and values, since the text has no gradient.
+    kept = dense_params(sizes) - num_keys(sizes) * sizes.dim**2
+    dense = size * kept if is_quantized(task, plan) else 0
+    return saved + _COMPILED_SAVED * input_bytes(task, bucket, plan) + dense
 
 
-def _kept_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
     """What checkpointed blocks keep beside their inputs, without what `_own_bytes` has of it."""
     sizes, size = task.sizes, compute_size(task, plan)
     tokens = bucket.batch * num_tokens(sizes, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)
-    num_attention = max(plan.keep_attention, plan.keep_linears)
-    all_keep = num_attention == sizes.num_layers
-    is_own = num_attention > 0 and not plan.split_blocks and (plan.compile == "off" or all_keep)
-    num_products = plan.keep_linears - (1 if plan.keep_linears and plan.compile != "off" else 0)
-    return (num_attention - is_own) * attention + num_products * products
+    is_own = kept.attention > 0 and not plan.split_blocks
+    num_products = kept.linears - (1 if kept.linears and plan.compile != "off" else 0)
+    return (kept.attention - is_own) * attention + num_products * products
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:

@@ -24,6 +24,7 @@ class Plan:
     keep_attention: int = 0
     keep_linears: int = 0
     split_blocks: bool = False
+    ffn_pieces: int = 1
     offload_inputs: bool = False
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
@@ -86,6 +87,11 @@ def num_offloaded(task: Task, plan: Plan) -> int:
     """Of these, how many wait in main memory: all but those of the last block."""
     last = 2 if plan.split_blocks and plan.keep_attention else 1
     return num_inputs(task, plan) - last if plan.offload_inputs else 0
+
+
+def num_keys(sizes: Sizes) -> int:
+    """Linears of a block that see the text or the image and not the video."""
+    return 2 if sizes.image_dim is None else 4
 
 
 def image_tokens(sizes: Sizes) -> int:

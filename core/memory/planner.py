@@ -6,6 +6,7 @@ so that one large clip does not take that speed from the small ones.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from typing import Literal
 
 from .card import Card, Fit
@@ -23,6 +24,8 @@ RAM_MARGIN_BYTES = 2 * 2**30
 STEP_DOWN = 0.92  # of the plan that ran out of memory: what the next one may take
 # A feature costs a little more than is predicted, and may fail: it is chosen for a gain of more than this.
 PREMIUM, PREMIUM_PER_BLOCK = 0.005, 0.0005
+# Of the feed-forward: more save little, and shorter ones than this save nothing worth their kernels.
+FFN_PIECES, LEAST_TOKENS = 4, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Pins:
     keep_attention: int | None = None
     keep_linears: int | None = None
     split_blocks: bool | None = None
+    ffn_pieces: int | None = None
     offload_inputs: bool | None = None
     streamed_blocks: int | None = None
     stream_from: MasterKind | None = None
@@ -132,14 +136,10 @@ class Planner:
 
     def plans(self) -> Iterator[Plan]:
         """All plans that the pins allow, with nothing kept beyond what is pinned."""
-        base = replace(
-            self.plan, keep_attention=0, keep_linears=0, streamed_blocks=0, split_blocks=False, offload_inputs=False
-        )
         pins, layers = self.pins, self.task.sizes.num_layers
-        kept = pins.keep_attention or pins.keep_linears
-        if pins.checkpointing is not True and not (
-            kept or pins.split_blocks or pins.offload_inputs or pins.streamed_blocks
-        ):
+        off = {"keep_attention": 0, "keep_linears": 0, "streamed_blocks": 0, "split_blocks": False, "ffn_pieces": 1}
+        base = replace(self.plan, **off, offload_inputs=False, checkpointing=True)
+        if pins.checkpointing is not True and not _need_checkpointing(pins):
             yield replace(base, checkpointing=False)
         if pins.checkpointing is False:
             return
@@ -147,22 +147,34 @@ class Planner:
             ("pinned", "pageable", "mapped") if pins.stream_from is None else (pins.stream_from,)
         )
         counts = range(layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
-        for split, offload in self._ways():
-            way = replace(base, checkpointing=True, split_blocks=split, offload_inputs=offload)
+        for (split, pieces), offload in self._ways():
+            way = replace(base, split_blocks=split, ffn_pieces=pieces, offload_inputs=offload)
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
                     yield replace(way, streamed_blocks=count, stream_from=kind)
 
-    def _ways(self) -> Iterator[tuple[bool, bool]]:
-        """Blocks whole or in parts, inputs on the device or not."""
+    def _ways(self) -> Iterator[tuple[tuple[bool, int], bool]]:
+        """Blocks in parts or not, and pieces of their feed-forward; inputs on the device or not."""
+        offloads = (False, True) if self.pins.offload_inputs is None else (self.pins.offload_inputs,)
+        return product([*self._whole(), *self._split()], offloads)
+
+    def _whole(self) -> Iterator[tuple[bool, int]]:
         pins = self.pins
-        splits = (False, True) if pins.split_blocks is None else (pins.split_blocks,)
+        if pins.split_blocks:
+            return
+        if pins.ffn_pieces is not None:
+            yield False, pins.ffn_pieces
+            return
+        yield False, 1
+        if max(num_tokens(self.task.sizes, bucket) for bucket in self.buckets) >= FFN_PIECES * LEAST_TOKENS:
+            yield False, FFN_PIECES
+
+    def _split(self) -> Iterator[tuple[bool, int]]:
+        pins = self.pins
         costs_compile = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
-        if pins.split_blocks is None and (pins.keep_linears or costs_compile):
-            splits = (False,)
-        for split in splits:
-            for offload in (False, True) if pins.offload_inputs is None else (pins.offload_inputs,):
-                yield split, offload
+        excluded = pins.keep_linears or (pins.ffn_pieces or 1) > 1 or costs_compile
+        if pins.split_blocks or (pins.split_blocks is None and not excluded):
+            yield True, 1
 
     def _least(self, plan: Plan) -> dict[Bucket, Kept]:
         kept = Kept(self.pins.keep_attention or 0, self.pins.keep_linears or 0) if plan.checkpointing else Kept()
@@ -222,6 +234,11 @@ def differences(old: Plan, new: Plan) -> list[str]:
     return [f.name for f in fields(Plan) if getattr(old, f.name) != getattr(new, f.name)]
 
 
+def _need_checkpointing(pins: Pins) -> bool:
+    features = (pins.keep_attention, pins.keep_linears, pins.split_blocks, pins.offload_inputs, pins.streamed_blocks)
+    return any(features) or (pins.ffn_pieces or 1) > 1
+
+
 def _keeping(plan: Plan, kept: Kept) -> Plan:
     if (plan.keep_attention, plan.keep_linears) == kept:
         return plan
@@ -247,5 +264,5 @@ def _fits_ram(choice: Choice, limits: Limits) -> bool:
 def _cost(choice: Choice) -> float:
     plan = choice.plan
     kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
-    features = plan.split_blocks + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
+    features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
     return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * plan.streamed_blocks)

@@ -1,7 +1,8 @@
 """How long a training step takes, predicted from sizes and a card's rates.
 
 The traffic of element-wise operators and the number of kernels were counted once (torch 2.11), in units of one activation
-[B, L, D]; those of compiled blocks were fitted to steps of the 1.3B, 5B and 14B models on an H200.
+[B, L, D]; those of compiled blocks were fitted to steps of the 1.3B, 5B and 14B models on an H200. There the feed-forward
+in pieces took a compiled block no time; the host's time for their launches is assumed.
 """
 
 from functools import lru_cache
@@ -23,6 +24,10 @@ from .plan import (
 )
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
+# Of the rates that a card shows in a short measurement, what it keeps up for whole steps, when its power limits its clock:
+# an H200 805 TFLOPS in bf16 and then 650 to 690, 603 and 527 in attention. fp8's smaller products are further from it.
+_SUSTAINED, _SUSTAINED_FP8 = 0.85, 0.78
+_CROSS_RATE = 0.6  # of attention's rate with 512 keys, which are few (H200: 337 of 527 TFLOPS, forward and backward)
 _FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
 # Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
 _TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
@@ -30,10 +35,11 @@ _COMPILED_TRAFFIC = (26.0, 40.0)
 _FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
 # Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
 _KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
-# Of a block in parts, assumed and not measured yet: times as many launches, since each part is a graph of its own; and of
-# the element-wise traffic in the forward, what the self-attention and the cross-attention have.
+# Of a block in parts: times as many launches, since each part is a graph of its own (a quarter more kernels were counted,
+# what calling the graphs takes is assumed); and of the element-wise traffic in the forward, what the parts have.
 _SPLIT_LAUNCHES = 1.5
-_PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2}
+_PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2, "ffn": 0.4}
+_PIECE_LAUNCHES = 0.2  # of a block's kernels, those of its feed-forward, which each piece has
 
 
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
@@ -46,6 +52,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
     if plan.split_blocks:
         recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
+    if plan.ffn_pieces > 1 and plan.compile == "off":
+        recompute += (layers - plan.keep_linears) * block.ffn_again
     update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
@@ -62,8 +70,9 @@ class _BlockTime(NamedTuple):
     products: float  # of it, products that may be kept
     last: float  # of it, the product that no gradient needs, which is not computed again
     backward: float  # without recompute
-    again: float  # of a block in parts, what is recomputed a second time: all parts but the last
+    again: float  # of a block in parts, what is recomputed a second time: linears of all but the last, cross-attention
     cross_again: float  # of it, the cross-attention
+    ffn_again: float  # of a block whose feed-forward goes in pieces, uncompiled, that
     launch_up: float  # of the host, for the forward
     launch_down: float
 
@@ -83,27 +92,35 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
     sizes, size, compiled = task.sizes, compute_size(task, plan), plan.compile != "off"
     tokens, dim = num_tokens(sizes, bucket), sizes.dim
-    rate = card.matmul_rate(plan.precision, size) / bucket.batch
+    rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
-    self_attention = bucket.batch * 4 * tokens**2 * dim / card.attention
-    attention = self_attention + bucket.batch * 4 * tokens * sizes.text_len * dim / card.attention
+    attention_rate = _SUSTAINED * card.attention / bucket.batch
+    self_attention = 4 * tokens**2 * dim / attention_rate
+    cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
+    attention = self_attention + cross_attention
     up, down = _traffic_seconds(task, bucket, plan, card)
     kernels = _COMPILED_KERNELS if compiled else _KERNELS
     launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
-    launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1.0
+    launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1)
     square = 2 * tokens * dim**2 / rate  # one of its linears
-    cross_again = square + attention - self_attention + _PART_TRAFFIC["cross_attn"] * up
+    cross_again = 2 * square + cross_attention + _PART_TRAFFIC["cross_attn"] * up
     return _BlockTime(
         forward=linears + attention + up,
         attention=self_attention,
         products=linears - last,
         last=last if compiled else 0.0,
         backward=linears + 2.5 * attention + down,
-        again=cross_again + 3 * square + _PART_TRAFFIC["self_attn"] * up,
+        again=cross_again + 4 * square + _PART_TRAFFIC["self_attn"] * up,
         cross_again=cross_again,
+        ffn_again=2 * last + _PART_TRAFFIC["ffn"] * up,
         launch_up=kernels[0] * launch_s,
         launch_down=kernels[1] * launch_s,
     )
+
+
+def _product_rate(plan: Plan, card: Card, size: int) -> float:
+    is_fp8 = plan.precision == "fp8_compute" and card.matmul_fp8
+    return card.matmul_rate(plan.precision, size) * (_SUSTAINED_FP8 if is_fp8 else _SUSTAINED)
 
 
 def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float]:
@@ -116,6 +133,8 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
     dense = 0.0
     if is_quantized(task, plan):  # read, written and read again in the compute dtype
         dense = block_weights(task, plan) + 3 * size * dense_params(sizes)
+        if plan.compile == "off":  # each piece for itself
+            dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + dense) / card.bandwidth
     return up, down

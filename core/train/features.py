@@ -1,7 +1,7 @@
 """The one place where memory and speed features are put on the model, in one order:
 
-run_block = streaming(by_size(offload(compile(checkpointing(run_block))))), and the kind of attention. What is off is not
-there. With blocks in parts, run_block = streaming(by_size(split(compile(run_part), offload))).
+run_block = streaming(by_size(offload(compile(checkpointing(chunked(run_part)))))), and the kind of attention. What is off
+is not there. With blocks in parts, run_block = streaming(by_size(split(compile(run_part), offload))).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..memory.attention import Shape, choose_attention, sdpa_attention
 from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
+from ..memory.chunking import chunked
 from ..memory.compile import compiler_problem, use_compile_cache, with_compile
 from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
@@ -88,7 +89,8 @@ def apply_features(
         run_part = compile_block(with_recompute(call_part))
         run_block = with_split(run_part, PARTS, None if offload is None else offload.wrap)
     else:
-        run_block = compile_block(_with_recompute(model, most) if options.checkpointing else model.run_block)
+        run_block = chunked(call_part, PARTS, options.ffn_pieces) if options.ffn_pieces > 1 else model.run_block
+        run_block = compile_block(_with_recompute(run_block, model, most) if options.checkpointing else run_block)
         run_block = run_block if offload is None else offload.wrap(run_block)
     if options.checkpointing and kept and any(map(any, kept.values())):
         run_block = with_kept_by_size(run_block, list(model.blocks), kept)
@@ -98,10 +100,10 @@ def apply_features(
     return Features(streamer, offload)
 
 
-def _with_recompute(model: WanTransformer, kept: Kept) -> RunBlock:
+def _with_recompute(run_block: RunBlock, model: WanTransformer, kept: Kept) -> RunBlock:
     if any(kept):
-        return with_selective_recompute(model.run_block, list(model.blocks), kept, width=model.config.dim)
-    return with_checkpointing(model.run_block)
+        return with_selective_recompute(run_block, list(model.blocks), kept, width=model.config.dim)
+    return with_checkpointing(run_block)
 
 
 def _as_it_is(run_block: RunBlock) -> RunBlock:

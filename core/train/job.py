@@ -27,7 +27,7 @@ Compile = Literal["auto", "off", "static", "dynamic"]
 # auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
 PlanMode = Literal["auto", "manual"]
 # default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
-Attention = Literal["default", "auto", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
+Attention = Literal["default", "auto", "flash_attn_4", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
 
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).
@@ -127,6 +127,7 @@ class MemoryOptions:
     keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
     keep_linears: int = 0  # blocks that keep what their linear layers give, and their self-attention
     split_blocks: bool = False  # recompute the three parts of a block one by one in the backward pass
+    ffn_pieces: int = 1  # into which the tokens are cut for a block's feed-forward, one after another
     offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
     streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
     stream_from: MasterKind = "pinned"
@@ -139,6 +140,7 @@ class MemoryOptions:
         for name in ("keep_attention", "keep_linears", "streamed_blocks"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
+        self._check_pieces()
         for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
             if getattr(self, name) and not self.checkpointing:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
@@ -146,6 +148,14 @@ class MemoryOptions:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
         if not 0.0 <= self.budget_gb < math.inf:
             raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
+
+    def _check_pieces(self) -> None:
+        if self.ffn_pieces < 1:
+            raise ConfigError(f"ffn_pieces is a number of pieces, 1 (the whole) or more; got {self.ffn_pieces}.")
+        if self.ffn_pieces > 1 and not self.checkpointing:
+            raise ConfigError("ffn_pieces needs checkpointing: switch it on, or leave ffn_pieces at 1.")
+        if self.ffn_pieces > 1 and self.split_blocks:
+            raise ConfigError("ffn_pieces is for whole blocks: leave it at 1, or switch split_blocks off.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
         keep_attention=memory.keep_attention,
         keep_linears=memory.keep_linears,
         split_blocks=memory.split_blocks,
+        ffn_pieces=memory.ffn_pieces,
         offload_inputs=memory.offload_inputs,
         streamed_blocks=memory.streamed_blocks,
         stream_from=memory.stream_from,

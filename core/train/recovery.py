@@ -217,6 +217,7 @@ def _difference(old: Choice, new: Choice) -> str:
         "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
         "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
         "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
+        "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"in {plan.ffn_pieces} pieces"),
         "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
         "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
         "stream_from": f"blocks streamed from {plan.stream_from} memory",

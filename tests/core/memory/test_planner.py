@@ -86,6 +86,8 @@ def test_the_share_of_sizes_weighs_their_time():
         {"offload_inputs": True},
         {"streamed_blocks": 20, "stream_from": "mapped"},
         {"checkpointing": False},
+        {"ffn_pieces": 2},
+        {"ffn_pieces": 1, "split_blocks": False},
     ],
     ids=str,
 )
@@ -196,8 +198,9 @@ def test_a_step_down_goes_at_once_below_what_is_free_now():
 def test_sizes_with_as_many_tokens_keep_what_both_may():
     """Two of half the tokens take a little more than one, for their text."""
     wide, two = Bucket((16, 10, 60, 104)), Bucket((16, 5, 60, 104), batch=2)
+    pins = Pins(streamed_blocks=0, offload_inputs=True, ffn_pieces=1)
     found = [
-        replace(planner(vram=26), buckets=buckets, pins=Pins(streamed_blocks=0, offload_inputs=True)).choose()
+        replace(planner(vram=26), buckets=buckets, pins=pins).choose()
         for buckets in ([wide], [two], [two, wide], [wide, two])
     ]
     counts = [choice.keep_attention[15600] for choice in found if choice is not None]
@@ -206,7 +209,7 @@ def test_sizes_with_as_many_tokens_keep_what_both_may():
 
 
 def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
-    small = planner(SHORT, vram=8)
+    small = planner(SHORT, vram=7)
     choice = small.choose()
     assert choice is not None
     assert choice.plan.split_blocks
@@ -216,6 +219,34 @@ def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
     large = planner(SHORT, vram=80).choose()
     assert large is not None
     assert not large.plan.split_blocks
+
+
+def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():
+    small = planner(SHORT, vram=8)
+    choice = small.choose()
+    assert choice is not None
+    assert (choice.plan.ffn_pieces, choice.plan.split_blocks) == (4, False)
+    assert "40 blocks streamed, feed-forward in 4 pieces, block inputs in main memory" in explain(
+        small, choice, steps=1
+    )
+    parts = replace(small, pins=Pins(ffn_pieces=1)).choose()
+    assert parts is not None
+    assert parts.plan.split_blocks
+    assert choice.seconds < parts.seconds
+    large = planner(SHORT, vram=80).choose()
+    assert large is not None
+    assert large.plan.ffn_pieces == 1
+
+
+def test_pieces_are_for_long_clips_and_for_whole_blocks():
+    def tried(*shapes, **pins):
+        return {(plan.ffn_pieces, plan.split_blocks) for plan in planner(*shapes, pins=Pins(**pins)).plans()}
+
+    assert tried(IMAGE) == {(1, False), (1, True)}
+    assert tried(IMAGE, SHORT) == tried(SHORT) == {(1, False), (4, False), (1, True)}
+    assert tried(IMAGE, ffn_pieces=2) == {(2, False)}
+    assert tried(SHORT, split_blocks=True) == {(1, True)}
+    assert tried(SHORT, keep_linears=2) == {(1, False), (4, False)}
 
 
 def test_blocks_in_parts_keep_no_linear_layers():

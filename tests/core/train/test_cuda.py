@@ -1,5 +1,7 @@
 """Plans on a GPU: chosen within a budget that holds, corrected by what a run took, and left when memory runs out."""
 
+import multiprocessing
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.memory.card import Fit, measure_card, read_fit
 from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
+from wan_train.core.train.loop import Trainer
 from wan_train.core.train.measure import fit_kind
 from wan_train.core.train.planning import make_planner
 from wan_train.core.wan.checkpoint import inspect
@@ -92,3 +95,71 @@ def test_what_a_run_took_is_kept_for_the_next(tmp_path, large: Job):
 def test_too_small_a_budget_is_refused(tmp_path, large: Job):
     with pytest.raises(ConfigError, match=r"does not fit: the leanest plan takes .* set plan to manual"):
         train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=0.45)), "tiny")
+
+
+def take_memory(connection):
+    """Another program: leaves of the GPU's free memory the bytes that it is told to; None: all."""
+    taken = None
+    while True:
+        leave = connection.recv()
+        del taken
+        torch.cuda.empty_cache()
+        taken = (
+            None
+            if leave is None
+            else torch.empty(torch.cuda.mem_get_info(CUDA)[0] - leave, dtype=torch.uint8, device=CUDA)
+        )
+        connection.send("done")
+
+
+@pytest.fixture(scope="module")
+def other_program():
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=take_memory, args=(there,), daemon=True)
+    process.start()
+
+    def leave(num_bytes):
+        here.send(num_bytes)
+        assert here.recv() == "done"
+
+    yield leave
+    process.kill()
+    process.join()
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Losses and LoRA of the first of the runs below, which is not disturbed."""
+    return []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_another_program_takes_memory_between_two_steps(
+    tmp_path, large: Job, other_program, undisturbed, monkeypatch, seed
+):
+    """As when a run has emptied its cache for a preview. One step is made again, and the result is the same."""
+    job = replace(large, loop=replace(large.loop, steps=5))
+    if not undisturbed:
+        undisturbed.append(train(tmp_path, job, "free"))
+    losses, lora, events = undisturbed[0]
+    step = random.Random(seed).randrange(1, 5)
+    train_step, attempts = Trainer.train_step, []
+
+    def disturbed(trainer, *args):
+        attempts.append(trainer.step)
+        if attempts.count(step) == 1 and attempts[-1] == step:
+            torch.cuda.empty_cache()
+            free = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
+            other_program(int(0.5 * (free - torch.cuda.memory_allocated(CUDA))))
+        return train_step(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", disturbed)
+    try:
+        found, weights, told = train(tmp_path, job, f"disturbed at {step}")
+    finally:
+        other_program(None)
+    changes = [event for event in of_kind(told, "plan") if "ran out" in event["message"]]
+    assert [event["step"] for event in changes] == [step]
+    assert found == pytest.approx(losses, rel=1e-3)
+    assert all(torch.allclose(weights[name], tensor, rtol=1e-2, atol=2e-4) for name, tensor in lora.items())

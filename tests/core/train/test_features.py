@@ -7,10 +7,12 @@ import pytest
 import torch
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
+from wan_train.core.memory import chunking
 from wan_train.core.train import features
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.job import Job, LoopOptions, MemoryOptions
 from wan_train.core.train.prepare import prepare
+from wan_train.core.wan.model import call_block
 from wan_train.tests.core.train.helpers import train_in_folder
 
 CPU = torch.device("cpu")
@@ -48,6 +50,58 @@ def test_the_same_to_the_bit(tmp_path, job: Job, memory):
     assert all(torch.equal(lora[name], other[name]) for name in lora)
     assert warnings == []
     assert (tmp_path / "cache" / "blocks").exists() == (memory.get("stream_from") == "mapped")
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"ffn_pieces": 2},
+        {"ffn_pieces": 4, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
+        {"ffn_pieces": 2, "keep_linears": 1},
+    ],
+    ids=str,
+)
+def test_the_feed_forward_in_pieces_is_the_same_up_to_rounding(tmp_path, job: Job, memory, monkeypatch):
+    """Pieces of two tokens, of clips that have six and eight."""
+    monkeypatch.setattr(chunking, "ROUND", 2)
+    lengths = []
+    cut = chunking.cut
+    monkeypatch.setattr(chunking, "cut", lambda *args: [lengths.append(p.shape[1]) or (p, m) for p, m in cut(*args)])
+    losses, lora, _ = train(tmp_path, job, "plain")
+    assert lengths == []
+    found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(**memory)), "other")
+    assert set(lengths) == ({2, 4} if memory["ffn_pieces"] == 2 else {2})
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert all(torch.allclose(lora[name], other[name], rtol=1e-3, atol=1e-4) for name in lora)
+    assert warnings == []
+
+
+def test_a_plan_put_on_after_another_has_its_own_pieces(job: Job):
+    """As when memory runs out: the seam is the model's own before, and nothing of the old plan stays."""
+    prepared = prepare(job, CPU)
+    model, calls = prepared.model, []
+    for pieces in (2, 1, 4):
+        model.run_block = call_block
+        memory = MemoryOptions(ffn_pieces=pieces)
+        features.apply_features(
+            model, replace(job, memory=memory), CPU, tell=pytest.fail, scratch=None, again=True
+        ).close()
+        calls.append(count_pieces(model))
+    assert calls == [2, 1, 4]
+
+
+def count_pieces(model):
+    """Calls of a block's feed-forward in a forward of 512 tokens."""
+    block, found = model.blocks[0], []
+    hook = block.ffn[1].register_forward_hook(lambda *_: found.append(1))
+    dim = model.config.dim
+    context = torch.zeros(1, 3, dim)
+    with torch.no_grad():
+        model.run_block(
+            block, torch.zeros(1, 512, dim), torch.zeros(1, 1, 6, dim), model.rope((2, 16, 16), CPU), context
+        )
+    hook.remove()
+    return len(found)
 
 
 def test_compiled_it_is_the_same_up_to_rounding(tmp_path, job: Job, monkeypatch):
@@ -134,6 +188,15 @@ def test_blocks_in_parts_keep_no_linear_layers():
         MemoryOptions(split_blocks=True, keep_linears=1)
     with pytest.raises(ConfigError, match="split_blocks needs checkpointing"):
         MemoryOptions(split_blocks=True, checkpointing=False)
+
+
+def test_pieces_are_a_number_and_for_whole_checkpointed_blocks():
+    with pytest.raises(ConfigError, match=r"ffn_pieces is a number of pieces, 1 \(the whole\) or more; got 0"):
+        MemoryOptions(ffn_pieces=0)
+    with pytest.raises(ConfigError, match="ffn_pieces needs checkpointing"):
+        MemoryOptions(ffn_pieces=2, checkpointing=False)
+    with pytest.raises(ConfigError, match="ffn_pieces is for whole blocks"):
+        MemoryOptions(ffn_pieces=2, split_blocks=True)
 
 
 def test_memory_has_no_part_in_the_key_of_a_run(job: Job):

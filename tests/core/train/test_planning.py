@@ -36,7 +36,8 @@ def test_sizes_of_clips_and_their_batches(job: Job):
 
 def test_the_plan_of_a_job(job: Job):
     plan = plan_of(replace(job, memory=MemoryOptions(streamed_blocks=1, compile="static")), torch.bfloat16)
-    assert (plan.precision, plan.streamed_blocks, plan.compile) == ("bf16", 1, "static")
+    assert (plan.precision, plan.streamed_blocks, plan.compile, plan.ffn_pieces) == ("bf16", 1, "static", 1)
+    assert plan_of(replace(job, memory=MemoryOptions(ffn_pieces=3)), torch.bfloat16).ffn_pieces == 3
     fp8 = replace(job, model=replace(job.model, precision="fp8"))
     assert plan_of(fp8, torch.bfloat16).precision == "fp8"
 
@@ -45,6 +46,7 @@ def test_what_is_left_at_its_default_is_not_pinned():
     assert pins_of(MemoryOptions()) == Pins()
     assert pins_of(MemoryOptions(checkpointing=False)) == Pins(checkpointing=False)
     assert pins_of(MemoryOptions(keep_linears=2, compile="off")) == Pins(keep_linears=2)
+    assert pins_of(MemoryOptions(ffn_pieces=3)) == Pins(ffn_pieces=3)
     chosen = MemoryOptions(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
     assert pins_of(chosen) == Pins(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
 
@@ -59,6 +61,8 @@ def test_the_planner_knows_the_job_and_its_choice_becomes_a_job(job: Job):
     choice = planner.describe(replace(planner.plan, streamed_blocks=1, stream_from="mapped"))
     decided = replace(memory, compile="off", streamed_blocks=1, stream_from="mapped")  # it is not compiled on the CPU
     assert with_choice(job, choice).memory == decided
+    in_pieces = planner.describe(replace(planner.plan, ffn_pieces=4))
+    assert with_choice(job, in_pieces).memory.ffn_pieces == 4
 
 
 def test_few_sizes_of_batches_are_compiled_one_by_one(job: Job):

@@ -1,0 +1,54 @@
+"""The feed-forward of a block over some tokens at a time: its wide activations are there for one piece only.
+
+Per token it depends on nothing else, so the pieces together give what the whole gives, up to the rounding of products of
+another size. In a compiled block the backward computes a piece's activations again just before it needs them; uncompiled,
+each piece is a checkpoint within the block's, unless the block keeps its products, from which the rest comes cheaply.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .checkpointing import run_checkpointed
+from .recompute import products_are_kept
+
+RunPart = Callable[..., Tensor]  # (block, x, part, time_mod, ...) -> x
+RunBlock = Callable[..., Tensor]
+
+ROUND = 128  # tokens: pieces are a multiple, which the kernels of matrix products like
+
+
+def chunked(run_part: RunPart, parts: Sequence[str], pieces: int) -> RunBlock:
+    """A block seam that calls `run_part(block, x, part, ...)` for each of `parts`, the last for up to `pieces` pieces of x.
+
+    x is [B, L, D]. Of the other inputs the first, time_mod [B, T, 6, D], is cut with x: where T is more than 1, pieces are
+    of whole timesteps, each of which has L/T tokens.
+    """
+
+    def run(block: nn.Module, x: Tensor, time_mod: Tensor, *others: Tensor) -> Tensor:
+        for part in parts[:-1]:
+            x = run_part(block, x, part, time_mod, *others)
+        nested = not (torch.compiler.is_compiling() or products_are_kept())
+        done = []
+        for piece, mods in cut(x, time_mod, pieces):
+            inputs = (block, piece, parts[-1], mods, *others)
+            done.append(run_checkpointed(run_part, *inputs) if nested else run_part(*inputs))
+        return torch.cat(done, dim=1)
+
+    return run
+
+
+def cut(x: Tensor, time_mod: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
+    """x [B, L, D] in up to `pieces` pieces, each with its rows of time_mod [B, T, 6, D]."""
+    tokens, timesteps = x.shape[1], time_mod.shape[1]
+    if timesteps == 1:
+        return [(piece, time_mod) for piece in x.split(piece_length(tokens, pieces), dim=1)]
+    rows = -(-timesteps // pieces)
+    of_each = time_mod.split(rows, dim=1)
+    return list(zip(x.split(rows * (tokens // timesteps), dim=1), of_each, strict=True))
+
+
+def piece_length(tokens: int, pieces: int) -> int:
+    """Tokens of all pieces but the last, which has what is left."""
+    return -(-tokens // (pieces * ROUND)) * ROUND
