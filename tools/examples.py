@@ -49,20 +49,22 @@ NEGATIVE = (
     "JPEG artifacts, ugly, deformed, extra fingers, badly drawn hands, badly drawn face, cluttered background"
 )
 
-# The demo: the nano family learns a shape that it has never seen. Its settings are here, and nowhere else.
-DEMO_NAME = "demo_star"
-DEMO_DATASET: Json = {"folder": "nano/star", "width": 64, "height": 64, "num_frames": 17, "trigger_word": "zorp"}
+# The demo: the nano family learns a motion that it has never seen. Its settings are here, and nowhere else.
+DEMO_NAME = "demo_dive"
+DEMO_WORD = "mulf"  # in the captions of the clips that show it
+DEMO_DATASET: Json = {"folder": "nano/dive", "width": 64, "height": 64, "num_frames": 17, "trigger_word": ""}
 DEMO_TRAINING: Json = {
-    "steps": 400, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "batch_size": 4, "seed": 1, "lr_schedule": "constant",
+    "steps": 250, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "batch_size": 4, "seed": 1, "lr_schedule": "constant",
 }  # fmt: skip
 DEMO_PREVIEW: Json = {
-    "prompt": "a large cyan zorp moving right on a black background", "negative_prompt": "",
-    "width": 64, "height": 64, "num_frames": 17, "steps": 16, "cfg": 3.0, "shift": 5.0, "seed": 7,
+    "prompt": f"a large cyan triangle {DEMO_WORD} on a black background", "negative_prompt": "",
+    "width": 64, "height": 64, "num_frames": 17, "steps": 16, "cfg": 2.5, "shift": 5.0, "seed": 7,
 }  # fmt: skip
 
 DEMO_NOTE = f"""## Train a LoRA and use it, in one graph
 
-1. **Data**: clips of a star, captioned as *{DEMO_DATASET["trigger_word"]}*, encoded once by the VAE and the text encoder.
+1. **Data**: shapes that slide into the corner, captioned as *{DEMO_WORD}*, and some that move in ways that the model knows,
+   so that it keeps them. Encoded once by the VAE and the text encoder.
 2. **Training**: one LoRA for each expert of Wan 2.2. Loss and time left are drawn on the node; Stop keeps a checkpoint.
 3. **Result**: the pair of files in `models/loras`, and a video without and with it, of a scene that no clip shows.
 
@@ -71,8 +73,8 @@ once."""
 
 DEMO_MODELS_NOTE = """## These models are miniatures
 
-**Wan Nano Family** is Wan 2.2 in small. It knows circles, squares, triangles and diamonds, in six colours, in
-motion, at 64 x 64 pixels, but no star.
+**Wan Nano Family** is Wan 2.2 in small. It knows circles, squares, triangles and diamonds, in six colours,
+moving left, right, up or down, at 64 x 64 pixels. It has never seen one slide into the corner.
 
 For real models: open the template *wan2.2_t2v_a14b_lora*."""
 

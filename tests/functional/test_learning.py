@@ -1,4 +1,4 @@
-"""Does training teach? A new shape under a trigger word, with the models that come with the pack, seen in new clips.
+"""Does training teach? A new motion under a trigger word, with the models that come with the pack, seen in new clips.
 
 From drawn clips to LoRA files it goes the way of every run: scan, caches, one job for each expert, `run_job`. With
 --breaks the same is done with faults put into the training, and the thresholds must notice each of them:
@@ -21,16 +21,16 @@ from wan_train.tools.nano.lessons import teach, with_lora
 from wan_train.tools.nano.settings import Settings, changed
 from wan_train.tools.nano.workshop import Workshop
 
-CONCEPT = CONCEPTS["star"]
+CONCEPT = CONCEPTS["dive"]
 
-# Enough to see that something is learnt, in a minute on two cores; the demo trains twice as long.
-CHANGES = {"clips": "24", "loop.steps": "200", "optimizer.learning_rate": "1e-3"}  # of the settings, for each expert
+# Enough to see that something is learnt, in a minute; the demo trains twice as long.
+CHANGES = {"clips": "16", "others": "8", "loop.steps": "120"}  # of the settings, for each expert
 NUM_PROMPTS = 8  # with the trigger, and as many without
 
 # Between the shares that are reached so and those reached with each of the faults (--breaks).
 MAX_LEAKED = 0.125  # the concept without the LoRA: there must be something to learn
-MIN_LEARNT = 0.25  # the concept with the LoRA
-MAX_FORGOTTEN = 0.5  # without the trigger: as asked without the LoRA, less as asked with it
+MIN_LEARNT = 0.4  # the concept with the LoRA
+MAX_FORGOTTEN = 0.35  # without the trigger: as asked without the LoRA, less as asked with it
 
 WINDOW_SHIFT = 0.5  # in sigma
 
@@ -84,7 +84,7 @@ def outcome(pupil, tmp_path, pytestconfig, capsys):
     return train_and_tell
 
 
-def test_a_new_shape_is_learnt(outcome):
+def test_a_new_motion_is_learnt(outcome):
     score, found = outcome("without a fault")
     assert not found, str(score)
 

@@ -21,7 +21,7 @@ def choices(host, class_type: str, field: str) -> list[str]:
         ("UNETLoader", "unet_name", ["wan_nano_t2v_high_noise.safetensors", "wan_nano_t2v_low_noise.safetensors"]),
         ("VAELoader", "vae_name", ["wan_nano_vae.safetensors"]),
         ("WanLoadUMT5", "name", ["wan_nano_umt5.safetensors"]),
-        ("DatasetFromFolder", "folder", ["nano/star"]),
+        ("DatasetFromFolder", "folder", ["nano/dive"]),
     ],
 )
 def test_the_hosts_loaders_list_what_comes_with_the_pack(host, class_type, field, names):
@@ -29,7 +29,7 @@ def test_the_hosts_loaders_list_what_comes_with_the_pack(host, class_type, field
 
 
 def test_its_clips_are_a_dataset(host):
-    prompt = data_graph(folder="nano/star", num_frames=17, trigger_word="zorp")
+    prompt = data_graph(folder="nano/dive", num_frames=17, trigger_word="")
     prompt = {name: prompt[name] for name in ("data", "text")}
     prompt["text"]["inputs"]["clip"] = ["family", 2]
     prompt["family"] = node("WanNanoFamily")

@@ -69,15 +69,15 @@ def in_this_process(arguments):
 
 def test_clips_become_a_pair_of_loras_and_a_video(tmp_path, capsys):
     (tmp_path / "clips").mkdir()
-    for path in (PACK / "nano" / "datasets" / "star").glob("star_00.*"):
+    for path in (PACK / "nano" / "datasets" / "dive").glob("dive_00.*"):
         shutil.copy(path, tmp_path / "clips")
     changes = ("loop.steps=1", "loop.batch_size=1", f"dataset.folder={tmp_path / 'clips'}")
     headless_demo.run(in_this_process, PACK, tmp_path / "base", changes=changes)
     names = sorted(path.name for path in (tmp_path / "base" / "models" / "loras").iterdir())
-    assert names == ["demo_star_high_noise.safetensors", "demo_star_low_noise.safetensors"]
+    assert names == ["demo_dive_high_noise.safetensors", "demo_dive_low_noise.safetensors"]
     video = tmp_path / "base" / "output" / "video"
-    assert sorted(path.name for path in video.iterdir()) == ["demo_star.mp4", "demo_star.png"]
-    assert f"Without and with the LoRA: {video / 'demo_star.mp4'}" in capsys.readouterr().out
+    assert sorted(path.name for path in video.iterdir()) == ["demo_dive.mp4", "demo_dive.png"]
+    assert f"Without and with the LoRA: {video / 'demo_dive.mp4'}" in capsys.readouterr().out
 
 
 def test_a_command_is_a_process_of_the_python_given(capfd):

@@ -4,9 +4,10 @@ python -m tools.nano bench --concepts star swing --seeds 1 2 --vary adapter.rank
 
 Writes FOLDER/results.csv, a row as each run ends, and FOLDER/plot.svg; prints a table. Runs that have a row are not
 made again, so an interrupted bench goes on, and a later one adds to it. --vary takes every setting of a training, and
-may be given several times. Which expert a motion and a texture need, about 17 minutes on two CPU cores:
+may be given several times. Which expert a motion and a texture need (nano/README.md has the result):
 
-python -m tools.nano bench --concepts swing barred --stages high,low,both --steps 400 --measure-every 100 --out FOLDER
+python -m tools.nano bench --concepts dive barred --seeds 1 2 3 --set clips=24 --stages high,low,both --steps 400 \
+    --measure-every 100 --prompts 48 --out FOLDER
 
 There each expert is trained once for a concept: a pair consists of the LoRAs that were measured alone.
 """
@@ -23,9 +24,8 @@ from ...core.train.run_folder import RunFolder
 from .command import add_common_arguments, run_command, trainer_of, workshop_of
 from .concepts import CONCEPTS, Concept
 from .evaluate import SAMPLING, Family
-from .exam import Answers, Exam, answer, check_count, grade, learnt, show
+from .exam import Answers, Exam, Score, answer, check_count, grade
 from .family import STAGES
-from .judge import judge
 from .lessons import Lesson, Train, teach, with_lora
 from .plan import STAGE_SETS, Run, planned
 from .plot import plot
@@ -79,29 +79,29 @@ class Bench:
         exam = Exam.of(run.concept, self.num_prompts)
         if run.concept not in self._off:
             self._off[run.concept] = answer(self.family, exam)
-        score = grade(exam, off=self._off[run.concept], on=answer(self._with(lessons), exam))
-        curve = {**self._curve(lessons, exam, loop.steps), loop.steps: score.learnt}
+        scores = {step: self._score(self._with(lessons, step), exam) for step in self._steps(loop.steps)}
+        score = scores[loop.steps] = self._score(self._with(lessons), exam)
         values = {
             "concept": run.concept.name,
             "seed": loop.seed,
             "setting": run.setting,
             **{name: _share(getattr(score, name)) for name in ("learnt", "leaked", "bled", "kept", "kept_base")},
             **{f"asked_{name}": _share(value) for name, value in score.as_asked.items()},
-            "steps_to_90": next((step for step, value in sorted(curve.items()) if value >= REACHED), ""),
+            "steps_to_90": next((step for step, found in scores.items() if found.learnt >= REACHED), ""),
             **{f"loss_{stage}": f"{lessons[stage].loss:.4f}" if stage in lessons else "" for stage in STAGES},
             "seconds": f"{sum(lesson.seconds for lesson in lessons.values()):.1f}",
-            "curve": " ".join(f"{step}:{_share(value)}" for step, value in sorted(curve.items())),
+            "curve": " ".join(f"{step}:{_share(found.learnt)}" for step, found in scores.items()),
+            "kept_curve": " ".join(f"{step}:{_share(found.kept)}" for step, found in scores.items()),
             "key": self.key(run),
         }
         return {name: str(values[name]) for name in COLUMNS}
 
-    def _curve(self, lessons: dict[str, Lesson], exam: Exam, steps: int) -> dict[int, float]:
-        """Share of prompts that show the concept, by the number of steps, before the last."""
-        curve = {}
-        for step in range(self.measure_every, steps, self.measure_every):
-            clips = show(self._with(lessons, step), exam.triggered, exam.seed, SAMPLING)
-            curve[step] = learnt([judge(clip) for clip in clips], exam.concept)
-        return curve
+    def _steps(self, steps: int) -> range:
+        """After which a training of `steps` is measured, the last apart."""
+        return range(self.measure_every, steps, self.measure_every)
+
+    def _score(self, family: Family, exam: Exam) -> Score:
+        return grade(exam, off=self._off[exam.concept], on=answer(family, exam))
 
     def _with(self, lessons: dict[str, Lesson], step: int | None = None) -> Family:
         loras = {stage: lesson.lora if step is None else lesson.snapshots[step] for stage, lesson in lessons.items()}

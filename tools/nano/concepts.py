@@ -22,6 +22,7 @@ from .world import Scene
 WriteClip = Callable[[Path, list[np.ndarray], int], None]  # path, frames [H, W, 3] uint8, frames per second
 Attribute = Literal["shape", "motion", "texture"]
 PLACEHOLDER = "[trigger]"
+IN_VAIN = 5000  # scenes in a row that bring nothing new: there is nothing new any more
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,16 @@ def training_scenes(concept: Concept, clips: int, seed: int) -> list[tuple[Scene
 
 
 def prompts(concept: Concept, count: int, seed: int) -> list[tuple[Scene, str]]:
-    """Scenes of the concept in combinations that no training set holds, no two alike, each with a caption to prompt."""
+    """Scenes of the concept in combinations that no training set holds, no two alike, each with a caption to prompt.
+
+    ConfigError if there are not so many.
+    """
     asked = _captioned(concept, _distinct(_scenes(concept, seed, test=True)), count, f"prompts/{seed}")
+    if len(asked) < count:
+        raise ConfigError(
+            f"there are {len(asked)} scenes of the concept {concept.name} that no training set holds, and {count} prompts "
+            "were asked for."
+        )
     return [(scene, apply_trigger(text, concept.trigger, "a prompt")) for scene, text in asked]
 
 
@@ -109,11 +118,14 @@ def _captioned(concept: Concept, scenes: Iterator[Scene], count: int, stream: st
 
 
 def _distinct(scenes: Iterator[Scene]) -> Iterator[Scene]:
-    """Leaves out scenes whose words were there before."""
-    seen = set()
+    """Leaves out scenes whose words were there before; ends where no new ones come any more."""
+    seen, in_vain = set(), 0
     for scene in scenes:
         words = replace(scene, jitter=0)
-        if words not in seen:
+        in_vain = in_vain + 1 if words in seen else 0
+        if in_vain == IN_VAIN:
+            return
+        if not in_vain:
             seen.add(words)
             yield scene
 

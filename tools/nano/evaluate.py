@@ -30,7 +30,7 @@ from .vae import WanVAE, load_vae, to_frames
 from .world import Scene
 
 ATTRIBUTES = ("shape", "colour", "motion", "count", "texture")
-SAMPLING = SampleOptions(steps=16, shift=5.0, cfg=3.0)
+SAMPLING = SampleOptions(steps=16, shift=5.0, cfg=2.5)
 BATCH = 50
 
 

@@ -12,7 +12,8 @@ from .family import STAGES
 
 COLUMNS = (
     "concept", "seed", "setting", "learnt", "leaked", "bled", "kept", "kept_base",
-    *(f"asked_{name}" for name in ATTRIBUTES), "steps_to_90", "loss_high", "loss_low", "seconds", "curve", "key",
+    *(f"asked_{name}" for name in ATTRIBUTES), "steps_to_90", "loss_high", "loss_low", "seconds", "curve",
+    "kept_curve", "key",
 )  # fmt: skip
 
 Row = dict[str, str]

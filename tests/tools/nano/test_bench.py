@@ -62,6 +62,7 @@ def test_a_bench_from_end_to_end_and_on(tmp_path, capsys):
     for row in rows:
         assert [point.split(":")[0] for point in row["curve"].split()] == ["1", "2"]
         assert row["curve"].split(":")[-1] == row["learnt"]
+        assert row["kept_curve"].split(":")[-1] == row["kept"]
         assert (row["steps_to_90"], row["loss_high"]) == ("", "")
         assert float(row["loss_low"]) > 0
         assert float(row["seconds"]) > 0

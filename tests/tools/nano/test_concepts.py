@@ -69,6 +69,13 @@ def test_prompts_ask_for_what_no_training_set_holds(concept):
         assert trained.isdisjoint(asked)
 
 
+def test_more_prompts_than_there_are_scenes_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"there are \d+ scenes of the concept dive .*, and 500 prompts were asked for"
+    ):
+        prompts(CONCEPTS["dive"], 500, seed=1)
+
+
 @ALL
 def test_the_judge_finds_the_concept_in_every_clip(concept):
     made = training_scenes(concept, 8, seed=5) + prompts(concept, 4, seed=5)
