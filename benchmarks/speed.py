@@ -212,7 +212,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
     if torch.backends.cudnn.is_available():
         found["cudnn"] = str(torch.backends.cudnn.version())
-    for name in ("torch", "triton", "peft", "safetensors", "flash_attn_3"):
+    for name in ("torch", "triton", "peft", "safetensors", "flash_attn_3", "flash-attn-4"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
