@@ -99,7 +99,8 @@ def run_cell(cell: Cell, model_name: str, model: str, out: str, steps: int, comp
             found = json.loads(lines.read_text())
             row |= {"oom": False, "ours_s": found["s"], "ram_gb": ram_peak.stop()}
             row |= {
-                name: found[name] for name in ("peak_allocated_gb", "peak_reserved_gb", "prepare_s", "first_step_s")
+                name: found[name]
+                for name in ("attention", "peak_allocated_gb", "peak_reserved_gb", "prepare_s", "first_step_s")
             }
     Path(out).write_text(json.dumps(row), encoding="utf-8")
 

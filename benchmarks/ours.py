@@ -101,6 +101,7 @@ def run_task(task: Task) -> None:
         "precision": setting.precision,
         "products": "fp8" if _computes_fp8(prepared) else str(prepared.dtype).removeprefix("torch."),
         "plan": setting.plan,
+        "attention": prepared.features.attention,
         "memory": to_dict(setting.memory),
         "prepare_s": round(time.perf_counter() - start, 1),
     }

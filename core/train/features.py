@@ -33,10 +33,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Features:
-    """What has to be told of an end, or of an exception in the middle of a step."""
+    """What has to be told of an end, or of an exception in the middle of a step; and what was chosen."""
 
     streamer: BlockStreamer | None = None
     offload: ActivationOffload | None = None
+    attention: str = ""  # its kind; none: as PyTorch chooses, or as it was
 
     def reset(self) -> None:
         """After an exception in a step: forget what it left behind."""
@@ -75,8 +76,7 @@ def apply_features(
         tell("The run goes on without compilation: with split_blocks and dropout, compiled blocks would not drop the same "
              "when they are recomputed.")  # fmt: skip
         compiled = False
-    if not again:
-        _set_attention(model, job, device, compiled=compiled)
+    attention = "" if again else _set_attention(model, job, device, compiled=compiled)
     compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if compiled else _as_it_is
     streamer = _make_streamer(model, options, device, scratch, masters)
     offload = None
@@ -97,7 +97,7 @@ def apply_features(
     if streamer is not None:
         run_block = streamer.wrap(run_block)
     model.run_block = run_block
-    return Features(streamer, offload)
+    return Features(streamer, offload, attention)
 
 
 def _with_recompute(run_block: RunBlock, model: WanTransformer, kept: Kept) -> RunBlock:
@@ -130,16 +130,18 @@ def can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
     return False
 
 
-def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, compiled: bool) -> None:
+def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, compiled: bool) -> str:
     name = job.memory.attention
     if name == "default" or (name == "auto" and device.type != "cuda"):
         if device.type == "cuda":  # with the gradient's layout pinned, on which cuDNN's backend depends
             model.attend = sdpa_attention(None)
-        return
+        return ""
     config = model.config
     longest = max(num_tokens(sample.shape) for sample in job.training_samples)
     shape = Shape(longest, config.num_heads, config.dim // config.num_heads, model.dtype, device)
-    model.attend = choose_attention(name, shape, compiled=compiled).attend
+    choice = choose_attention(name, shape, compiled=compiled)
+    model.attend = choice.attend
+    return choice.name
 
 
 def _make_streamer(

@@ -21,9 +21,12 @@ NUM_MEASURED = 8
 Peak = Callable[[], int | None]
 
 
+ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
+
+
 def fit_kind(planner: Planner) -> str:
     """What predictions may be off alike for: the key of `read_fit` and `write_fit`."""
-    return f"{planner.plan.precision} {planner.plan.compile}"
+    return f"{planner.plan.precision} {planner.plan.compile} {ESTIMATES}"
 
 
 def cuda_peak(device: torch.device) -> Peak:
