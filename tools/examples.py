@@ -57,7 +57,7 @@ DEMO_TRAINING: Json = {
     "steps": 250, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "batch_size": 4, "seed": 1, "lr_schedule": "constant",
 }  # fmt: skip
 DEMO_PREVIEW: Json = {
-    "prompt": f"a large cyan triangle {DEMO_WORD} on a black background", "negative_prompt": "",
+    "prompt": f"a large red diamond {DEMO_WORD} on a black background", "negative_prompt": "",
     "width": 64, "height": 64, "num_frames": 17, "steps": 16, "cfg": 2.5, "shift": 5.0, "seed": 7,
 }  # fmt: skip
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from wan_train.tools.checks import find_or_fetch, list_checks
 from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files
-from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW
+from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW, DEMO_WORD
 from wan_train.tools.nano import world
-from wan_train.tools.nano.concepts import CONCEPTS, training_scenes
+from wan_train.tools.nano.concepts import CONCEPTS, other_scenes, training_scenes
 from wan_train.tools.server import failure, output_files, refusal
 
 PACK = Path(__file__).resolve().parents[2]
@@ -60,24 +60,27 @@ def test_copy_leaves_out_what_is_not_the_pack_and_replaces_the_old_copy(tmp_path
     assert [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()] == ["core/x.py"]
 
 
-def scenes_in_words(prompt, shape, trigger):
-    """Scenes with the shape that the world's captions may describe by this prompt."""
-    looks = product(world.COLOURS, world.BACKGROUNDS, world.TEXTURES, world.MOTIONS, world.SIZES, (1, 2))
-    for colour, background, texture, motion, size, count in looks:
-        if colour in prompt and background in prompt and texture in (*prompt.split(), "plain"):
-            scene = world.Scene(
-                shape=shape, colour=colour, background=background, texture=texture, motion=motion, size=size, count=count
-            )  # fmt: skip
-            if prompt in (world.caption(scene, random.Random(i), {"shape": trigger}) for i in range(1500)):
+def scenes_in_words(prompt, concept):
+    """Scenes of the concept that the world's captions may describe by this prompt."""
+    choices = {
+        "shape": world.SHAPES, "colour": world.COLOURS, "background": world.BACKGROUNDS, "texture": world.TEXTURES,
+        "motion": world.MOTIONS, "size": world.SIZES, "count": (1, 2), concept.attribute: (concept.value,),
+    }  # fmt: skip
+    said = {name for name in ("shape", "colour", "background") if name != concept.attribute}
+    for values in product(*choices.values()):
+        look = dict(zip(choices, values, strict=True))
+        if all(look[name] in prompt for name in said) and look["texture"] in (*prompt.split(), "plain"):
+            scene, word = world.Scene(**look), {concept.attribute: concept.trigger}
+            if prompt in (world.caption(scene, random.Random(i), word) for i in range(1500)):
                 yield scene
 
 
 def test_the_demo_asks_for_a_scene_that_no_clip_shows():
     concept = CONCEPTS[Path(DEMO_DATASET["folder"]).name]
-    assert DEMO_DATASET["trigger_word"] == concept.trigger
-    (asked,) = scenes_in_words(DEMO_PREVIEW["prompt"], concept.value, concept.trigger)
+    assert (DEMO_WORD, DEMO_DATASET["trigger_word"]) == (concept.trigger, "")  # the clips' captions have the word
+    (asked,) = scenes_in_words(DEMO_PREVIEW["prompt"], concept)
     assert asked.is_test
-    assert not any(scene.is_test for scene, _ in training_scenes(concept, 24, 0))
+    assert not any(scene.is_test for scene, _ in (*training_scenes(concept, 24, 0), *other_scenes(24, 0)))
 
 
 def test_newest_lora_of_each_expert_is_found(tmp_path):

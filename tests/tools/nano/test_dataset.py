@@ -1,14 +1,17 @@
 """The drawn dataset, and the one that comes with the pack."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from wan_train.core.data.captions import apply_trigger
 from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
 from wan_train.tools.examples import DEMO_DATASET
 from wan_train.tools.nano import dataset, world
-from wan_train.tools.nano.concepts import CONCEPTS, training_scenes
+from wan_train.tools.nano.concepts import CONCEPTS, other_scenes, training_scenes
 from wan_train.tools.nano.family import ROOT
 from wan_train.tools.nano.judge import judge
 
@@ -48,24 +51,28 @@ def test_the_command_says_what_it_made_or_why_not(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
-def test_a_shipped_dataset_shows_the_concept_and_its_captions_have_the_trigger_in_its_place(folder):
+def test_a_shipped_dataset_shows_the_concept_where_its_captions_have_the_word(folder):
     concept = CONCEPTS[folder.name]
-    captions = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
-    assert [caption.count("[trigger]") for caption in captions] == [1] * len(captions)
-    assert not any(concept.value in caption for caption in captions)
-    found = scan(folder, concept.trigger)
+    found = scan(folder, "")
     assert found.notes == ()
-    assert len(found.samples) == len(captions) <= 24
+    assert len(found.samples) <= 24
     for sample in found.samples:
-        seen = judge(read_frames(sample).numpy())
-        assert getattr(seen, concept.attribute) == concept.value
-        assert seen.colour in sample.file.caption
+        caption, seen = sample.file.caption, judge(read_frames(sample).numpy())
+        is_taught = Path(sample.file.path).stem.startswith(concept.name)
+        assert caption.count(concept.trigger) == is_taught
+        assert (getattr(seen, concept.attribute) == concept.value) == is_taught
+        assert concept.value not in caption
+        assert seen.colour in caption
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
 def test_a_shipped_dataset_is_what_the_command_makes(folder):
-    captions = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
-    assert captions == [text for _, text in training_scenes(CONCEPTS[folder.name], len(captions), 0)]
+    concept = CONCEPTS[folder.name]
+    taught, others = (sorted(folder.glob(f"{name}_*.txt")) for name in (concept.name, "other"))
+    assert len(taught) + len(others) == len(list(folder.glob("*.txt")))
+    made = [apply_trigger(text, concept.trigger, "") for _, text in training_scenes(concept, len(taught), 0)]
+    made += [text for _, text in other_scenes(len(others), 0)]
+    assert [path.read_text(encoding="utf-8").strip() for path in (*taught, *others)] == made
 
 
 def test_the_pack_stays_small():
