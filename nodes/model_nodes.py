@@ -135,10 +135,10 @@ def _memory_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "plan", options=list(get_args(PlanMode)), default=default.plan, optional=True, advanced=True,
-            tooltip="auto: before a run, its GPU is measured, and checkpointing, streamed_blocks, stream_from, offload_inputs,"
-            " keep_attention, keep_linears, split_blocks and ffn_pieces are chosen so that the steps are fast and fit into"
-            " memory; those that are not at their default stay as they are. manual: all as they are set. The result is the"
-            " same.",
+            tooltip="auto: before a run, its GPU is measured, and checkpointing, streamed_blocks, stream_from, mapped_blocks,"
+            " offload_inputs, keep_attention, keep_linears, split_blocks and ffn_pieces are chosen so that the steps are fast"
+            " and fit into memory; those that are not at their default stay as they are. manual: all as they are set. The"
+            " result is the same.",
         ),
         io.Float.Input(
             "budget_gb", default=default.budget_gb, min=0.0, max=10000.0, step=0.5, optional=True, advanced=True,
@@ -160,6 +160,12 @@ def _memory_inputs() -> list[Any]:
             tooltip="Pieces in which the tokens go through a block's feed-forward, one after another: 4 take a quarter to a"
             " third less of what a block's backward pass takes, at hardly any cost in time for long clips. Not with"
             " split_blocks. The result is the same up to rounding.",
+        ),
+        io.Int.Input(
+            "mapped_blocks", default=default.mapped_blocks, min=0, max=1000, optional=True, advanced=True,
+            tooltip="Of the streamed blocks, how many come from files in output/wan_train/cache, for a machine a little short"
+            " of memory: they are read while other blocks compute. Not with stream_from mapped, where all come from files."
+            " The result is the same.",
         ),
     ]  # fmt: skip
 

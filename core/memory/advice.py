@@ -35,6 +35,8 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     if plan.streamed_blocks:
         source = "" if plan.stream_from == "pinned" else f" from {plan.stream_from} memory"
         parts.append(f"{plan.streamed_blocks} of {sizes.num_layers} blocks streamed{source}")
+    if plan.mapped_blocks:
+        parts.append(f"{plan.mapped_blocks} of them from disk")
     if plan.split_blocks:
         parts.append("blocks in three parts")
     if plan.ffn_pieces > 1:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .card import Card, Fit
+from .copies import NUM_STAGED
 from .plan import (
     Bucket,
     Plan,
@@ -287,6 +288,6 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
-    block = block_weights(task, plan)
-    staging = 2 * block if plan.streamed_blocks and plan.stream_from != "pinned" else 0
-    return staging + (0 if plan.stream_from == "mapped" else plan.streamed_blocks * block)
+    held = 0 if plan.stream_from == "mapped" else plan.streamed_blocks - plan.mapped_blocks
+    is_staged = plan.streamed_blocks and (plan.stream_from != "pinned" or plan.mapped_blocks)
+    return (held + (NUM_STAGED if is_staged else 0)) * block_weights(task, plan)

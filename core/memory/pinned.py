@@ -40,7 +40,7 @@ def _register(pages: Tensor) -> None:
         torch.zeros(1, device="cuda")
     raise RunError(
         f"{pages.numel() / 1e9:.2f} GB of main memory could not be pinned for the GPU (CUDA error {code}): close other "
-        "programs, stream fewer blocks, or keep the streamed blocks in pageable memory."
+        "programs, stream fewer blocks, or keep them in pageable memory or some of them on disk (mapped_blocks)."
     )
 
 

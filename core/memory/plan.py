@@ -28,6 +28,7 @@ class Plan:
     offload_inputs: bool = False
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
+    mapped_blocks: int = 0
     compile: Compile = "off"
 
 

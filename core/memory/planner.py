@@ -10,9 +10,10 @@ from itertools import product
 from typing import Literal
 
 from .card import Card, Fit
+from .copies import NUM_STAGED
 from .estimate import Estimate, estimate, estimate_vram
 from .master import MasterKind
-from .plan import Bucket, Plan, Task, num_tokens
+from .plan import Bucket, Plan, Task, block_weights, num_tokens
 from .recompute import Kept
 
 Shortage = Literal["vram", "ram"]
@@ -40,6 +41,7 @@ class Pins:
     offload_inputs: bool | None = None
     streamed_blocks: int | None = None
     stream_from: MasterKind | None = None
+    mapped_blocks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,25 @@ class Planner:
         limits = limits or self.limits()
         fitting: dict[Plan, Choice] = {}
         for plan in self.plans():
-            way = replace(plan, stream_from="pinned")  # comes first, and is the fastest where it fits
-            choice = None if way in fitting else self._fill(plan, limits)
-            if choice is not None:
+            way = replace(plan, stream_from="pinned")
+            known = fitting.get(way)
+            if known is not None and (known.plan.mapped_blocks == plan.mapped_blocks or plan.stream_from == "mapped"):
+                continue  # what comes first is the fastest where it fits as it is, and the last the slowest
+            choice = self._fill(plan, limits)
+            if choice is not None and (known is None or _cost(choice) < _cost(known)):
                 fitting[way] = choice
         return min(fitting.values(), key=_cost, default=None)
 
     def fits(self) -> bool:
         """Whether `choose` finds anything, which this says sooner."""
         limits = self.limits()
-        leanest = (self._evaluate(plan, self._least(plan)) for plan in self.plans())
+        leanest = (self._leanly(plan, limits) for plan in self.plans())
         return any(choice.vram <= limits.vram and _fits_ram(choice, limits) for choice in leanest)
 
     def leanest(self, limits: Limits | None = None) -> Choice:
         """The choice that takes the least memory of the card, of those within the main memory where there are any."""
         limits = limits or self.limits()
-        all_choices = [self._evaluate(plan, self._least(plan)) for plan in self.plans()]
+        all_choices = [self._leanly(plan, limits) for plan in self.plans()]
         possible = [choice for choice in all_choices if _fits_ram(choice, limits)]
         return min(possible or all_choices, key=lambda choice: (choice.vram, choice.seconds))
 
@@ -135,23 +140,23 @@ class Planner:
         return self._evaluate(plan, dict.fromkeys(self.buckets, Kept(plan.keep_attention, plan.keep_linears)))
 
     def plans(self) -> Iterator[Plan]:
-        """All plans that the pins allow, with nothing kept beyond what is pinned."""
+        """All plans that the pins allow, with nothing kept and no blocks from disk among others beyond what is pinned."""
         pins, layers = self.pins, self.task.sizes.num_layers
         off = {"keep_attention": 0, "keep_linears": 0, "streamed_blocks": 0, "split_blocks": False, "ffn_pieces": 1}
-        base = replace(self.plan, **off, offload_inputs=False, checkpointing=True)
+        base = replace(self.plan, **off, mapped_blocks=0, offload_inputs=False, checkpointing=True)
         if pins.checkpointing is not True and not _need_checkpointing(pins):
             yield replace(base, checkpointing=False)
         if pins.checkpointing is False:
             return
-        kinds: tuple[MasterKind, ...] = (
-            ("pinned", "pageable", "mapped") if pins.stream_from is None else (pins.stream_from,)
-        )
-        counts = range(layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
+        mapped = pins.mapped_blocks or 0
+        kinds: tuple[MasterKind, ...] = ("pinned", "pageable") if mapped else ("pinned", "pageable", "mapped")
+        kinds = kinds if pins.stream_from is None else (pins.stream_from,)
+        counts = range(mapped, layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
         for (split, pieces), offload in self._ways():
             way = replace(base, split_blocks=split, ffn_pieces=pieces, offload_inputs=offload)
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
-                    yield replace(way, streamed_blocks=count, stream_from=kind)
+                    yield replace(way, streamed_blocks=count, stream_from=kind, mapped_blocks=mapped)
 
     def _ways(self) -> Iterator[tuple[tuple[bool, int], bool]]:
         """Blocks in parts or not, and pieces of their feed-forward; inputs on the device or not."""
@@ -182,12 +187,34 @@ class Planner:
 
     def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
         """`plan` with as much kept as fits; None if it does not fit at all."""
-        least = self._evaluate(plan, self._least(plan))
-        if least.vram > limits.vram or not _fits_ram(least, limits):
+        if self._least_vram(plan) > limits.vram:
+            return None
+        least = self._leanly(plan, limits)
+        if not _fits_ram(least, limits):
             return None
         if not plan.checkpointing:
             return least
+        plan = replace(plan, mapped_blocks=least.plan.mapped_blocks)
         return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits.vram) for bucket in self.buckets})
+
+    def _least_vram(self, plan: Plan) -> int:
+        least = self._least(plan)
+        return max(estimate_vram(self.task, b, _keeping(plan, kept), self.fit) for b, kept in least.items())
+
+    def _leanly(self, plan: Plan, limits: Limits) -> Choice:
+        """`plan` with as little kept as can be, and as few blocks from disk as it takes to fit the main memory."""
+        least = self._evaluate(plan, self._least(plan))
+        if self.pins.mapped_blocks is not None or plan.stream_from == "mapped" or _fits_ram(least, limits):
+            return least
+        block, ram = block_weights(self.task, plan), least.ram
+        pinned = 0
+        if plan.stream_from == "pinned":  # which blocks from disk are the first to need staging for
+            pinned = _exact_ram(least) + NUM_STAGED * block
+            ram += NUM_STAGED * block
+        number = max(_blocks_above(ram, limits.ram, block), _blocks_above(pinned, limits.pinned, block))
+        if number >= plan.streamed_blocks:  # that is stream_from "mapped"
+            return least
+        return self._evaluate(replace(plan, mapped_blocks=number), self._least(plan))
 
     def _most_kept(self, plan: Plan, bucket: Bucket, vram: int) -> Kept:
         """What fits `vram` bytes, which attention takes less of for the time it saves: linears where all attention fits."""
@@ -256,8 +283,17 @@ def _most(high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
+def _blocks_above(num_bytes: int, limit: int, block: int) -> int:
+    """How many blocks have to go for `num_bytes` to be within `limit`."""
+    return max(-((limit - num_bytes) // block), 0)
+
+
+def _exact_ram(choice: Choice) -> int:
+    return max(one.exact_ram for one in choice.estimates.values())
+
+
 def _fits_ram(choice: Choice, limits: Limits) -> bool:
-    pinned = max(one.exact_ram for one in choice.estimates.values()) if choice.plan.stream_from == "pinned" else 0
+    pinned = _exact_ram(choice) if choice.plan.stream_from == "pinned" else 0
     return choice.ram <= limits.ram and pinned <= limits.pinned
 
 
@@ -265,4 +301,5 @@ def _cost(choice: Choice) -> float:
     plan = choice.plan
     kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
     features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
-    return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * plan.streamed_blocks)
+    blocks = plan.streamed_blocks + plan.mapped_blocks
+    return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)

@@ -47,6 +47,7 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     layers, streamed = task.sizes.num_layers, plan.streamed_blocks
     block = _block_seconds(task, bucket, plan, card)
     weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
+    reading = _reading_seconds(task, plan, card)
     unit = input_bytes(task, bucket, plan)
     inputs = num_offloaded(task, plan) * unit / card.to_device
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
@@ -57,9 +58,18 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
-    up = max(layers * max(block.forward, block.launch_up), weights, inputs)
-    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs)
+    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading)
     return up + down + first + update
+
+
+def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:
+    """Of the thread that stages blocks, for the forward or the backward: what lies in files, beside all else."""
+    if not plan.mapped_blocks:
+        return 0.0
+    others = plan.streamed_blocks - plan.mapped_blocks
+    staged = 0.0 if plan.stream_from == "pinned" else others / card.copy_rate(plan.stream_from)
+    return block_weights(task, plan) * (plan.mapped_blocks / card.copy_rate("mapped") + staged)
 
 
 class _BlockTime(NamedTuple):

@@ -1,7 +1,8 @@
 """Streaming of frozen blocks: their weights stay in main memory and visit the device when they are needed.
 
 Weights go one way, to the device; they are never changed, so nothing comes back. The device has a ring of a few slots,
-each as large as the largest streamed block. While a block computes, the weights of the next are copied beside it.
+each as large as the largest streamed block. While a block computes, the weights of the next are copied beside it. Those
+that lie in a file are read into staging memory before that, while blocks from main memory have their turn.
 
 A block is entered twice in training: at its call, and at the start of its backward, which a hook on its output tells.
 Its tensors are then rebound to a slot. So its backward must read weights through the block's own tensor objects, and
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ConfigError
-from .copies import Event, Loader, StagedLoader, open_stream
+from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
 from .master import BlockMaster, MasterKind
 
 RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
@@ -39,6 +40,16 @@ def spread(num_streamed: int, num_blocks: int) -> tuple[int, ...]:
     return tuple((2 * i + 1) * num_blocks // (2 * num_streamed) for i in range(num_streamed))
 
 
+def spread_mapped(num_mapped: int, streamed: Sequence[int]) -> tuple[int, ...]:
+    """`num_mapped` of the blocks `streamed`, evenly spaced: the others give the time to read them.
+
+    ConfigError if there are not so many.
+    """
+    if not 0 <= num_mapped <= len(streamed):
+        raise ConfigError(f"{num_mapped} blocks cannot come from files: {len(streamed)} are streamed.")
+    return tuple(streamed[index] for index in spread(num_mapped, len(streamed)))
+
+
 def upcoming(streamed: Sequence[int], index: int, *, backward: bool, returns: bool) -> list[int]:
     """The streamed blocks (ascending) in the order in which they are needed, from the call of block `index` on.
 
@@ -52,13 +63,24 @@ def upcoming(streamed: Sequence[int], index: int, *, backward: bool, returns: bo
     return ahead + (behind[::-1] if returns else behind)
 
 
+def travel(streamed: Sequence[int], index: int, *, backward: bool, returns: bool, slots: int) -> list[int]:
+    """As `upcoming`, with every block as often as it is needed, to the end of the next way through all of them.
+
+    Where the way turns, the last ones are still in the `slots` of the ring.
+    """
+    if backward:
+        return [s for s in streamed if s <= index][::-1] + list(streamed)[slots:]
+    ahead = [s for s in streamed if s >= index]
+    return ahead + (list(streamed)[::-1][slots:] if returns else list(streamed))
+
+
 @dataclass(eq=False)
 class Slot:
     """Device memory for one block, and what is in it."""
 
     bytes: Tensor
     block: int | None = None
-    arrive: Callable[[], None] | None = None  # lets the computation wait for the copy; None once it has
+    arrival: Arrival | None = None  # None once the computation waits for it
     views: dict[int, list[Tensor]] = field(default_factory=dict)  # by block
 
 
@@ -77,7 +99,7 @@ class BlockStreamer:
         masters: Mapping[int, BlockMaster],
         slots: int = 2,
     ) -> None:
-        """`blocks`: all of the model, in order; `masters`: of those to be streamed, by index, all of one kind.
+        """`blocks`: all of the model, in order; `masters`: of those to be streamed, by index, of any kinds.
 
         Trainable parameters of the streamed blocks move to `device` and stay; the other blocks are expected there.
         ConfigError for a block that is not there, or fewer than one slot.
@@ -95,13 +117,16 @@ class BlockStreamer:
         with torch.inference_mode(False), torch.no_grad():
             for index in self.streamed:
                 _move_trainable(blocks[index], device)
-            self._loader = self._open_loader(largest, device)
+            self._pinned = Loader(self._stream)
+            self._staged = self._open_staged(device)
             self.slots = [
                 Slot(torch.empty(largest, dtype=torch.uint8, device=device))
                 for _ in range(min(slots, len(self.streamed)))
             ]
         for slot in self.slots:
             self._stream.keep(slot.bytes)
+        # Of other blocks that are staged, each takes a buffer for a moment.
+        self._num_ahead = NUM_STAGED - any(master.kind == "pageable" for master in masters.values())
 
     @property
     def bytes_on_device(self) -> int:
@@ -111,7 +136,8 @@ class BlockStreamer:
     @property
     def bytes_on_host(self) -> int:
         """Bytes of main memory that the streamed weights and their staging hold."""
-        return self._loader.bytes_on_host + sum(master.bytes_on_host for master in self.masters.values())
+        staging = 0 if self._staged is None else self._staged.bytes_on_host
+        return staging + sum(master.bytes_on_host for master in self.masters.values())
 
     def wrap(self, run_block: RunBlock) -> RunBlock:
         """`run_block`, which must be checkpointed in training, with the block's weights on the device.
@@ -155,12 +181,13 @@ class BlockStreamer:
         after = self._stream.mark()
         for soon in wanted:
             self._fetch(soon, wanted, after)
+        self._read_ahead(travel(self.streamed, index, backward=backward, returns=returns, slots=len(self.slots)))
         if index in self.masters:
             slot = self._holding(index)
             assert slot is not None
-            if slot.arrive is not None:
-                slot.arrive()
-                slot.arrive = None
+            if slot.arrival is not None:
+                slot.arrival.hold_compute()
+                slot.arrival = None
 
     def reset(self) -> None:
         """Forget what the ring holds; all weights rest in main memory."""
@@ -170,13 +197,34 @@ class BlockStreamer:
     def close(self) -> None:
         """Stop streaming: wait for copies, free the ring. The blocks cannot be called through the streamer any more."""
         self.reset()
-        self._loader.close()
+        for loader in (self._staged, self._pinned):
+            if loader is not None:
+                loader.close()
         self.slots.clear()
 
-    def _open_loader(self, num_bytes: int, device: torch.device) -> Loader:
-        if all(master.kind == "pinned" for master in self.masters.values()):
-            return Loader(self._stream)
-        return StagedLoader(self._stream, num_bytes, pinned=device.type == "cuda")
+    def _open_staged(self, device: torch.device) -> StagedLoader | None:
+        """With buffers for the largest of the blocks that need them."""
+        sizes = [master.layout.num_bytes for master in self.masters.values() if master.kind != "pinned"]
+        return StagedLoader(self._stream, max(sizes), pinned=device.type == "cuda") if sizes else None
+
+    def _loader_of(self, master: BlockMaster) -> Loader:
+        if master.kind == "pinned":
+            return self._pinned
+        assert self._staged is not None
+        return self._staged
+
+    def _read_ahead(self, order: Sequence[int]) -> None:
+        """Have the next blocks of `order` that lie in files read, as long as they are not on their way to the device."""
+        if self._staged is None:
+            return
+        present = {slot.block for slot in self.slots}
+        soon: list[int] = []
+        for index in order:
+            if index in present:
+                present.remove(index)  # by the time that it is needed again, it will be gone
+            elif self.masters[index].kind == "mapped" and index not in soon:
+                soon.append(index)
+        self._staged.read_ahead([self.masters[index].bytes for index in soon[: self._num_ahead]])
 
     def _holding(self, index: int) -> Slot | None:
         return next((slot for slot in self.slots if slot.block == index), None)
@@ -188,17 +236,19 @@ class BlockStreamer:
         slot = next(slot for slot in self.slots if slot.block not in wanted)
         self._evict(slot)
         master = self.masters[index]
-        arrive = self._loader.start(slot.bytes[: master.layout.num_bytes], master.bytes, after)
+        arrival = self._loader_of(master).start(slot.bytes[: master.layout.num_bytes], master.bytes, after)
         if index not in slot.views:
             with torch.inference_mode(False), torch.no_grad():
                 slot.views[index] = master.layout.views(slot.bytes)
         master.bind(slot.views[index])
-        slot.block, slot.arrive = index, arrive
+        slot.block, slot.arrival = index, arrival
 
     def _evict(self, slot: Slot) -> None:
         if slot.block is not None:
             self.masters[slot.block].rest()
-        slot.block = slot.arrive = None
+        if slot.arrival is not None:  # else it would come into the slot after what comes next
+            slot.arrival.cancel()
+        slot.block = slot.arrival = None
 
 
 def stream_blocks(
@@ -208,17 +258,20 @@ def stream_blocks(
     streamed: Collection[int],
     slots: int = 2,
     master: MasterKind = "pinned",
+    mapped: Collection[int] = (),
     folder: Path | None = None,
 ) -> BlockStreamer:
     """A streamer for the blocks `streamed`; the others move to `device`. The peak is one block above the result.
 
     For a model that is in memory; one that is being loaded can give each block its master as soon as it is there. Blocks
-    may come in main memory or on any device, with or without adapters. `folder` is where "mapped" keeps files.
+    may come in main memory or on any device, with or without adapters. `mapped`: those of `streamed` that are "mapped",
+    whatever `master` says; `folder` is where they have their files.
     """
     masters = {}
     for index, block in enumerate(blocks):
         if index in streamed:
-            masters[index] = BlockMaster(block, master, device=device, folder=folder)
+            kind: MasterKind = "mapped" if index in mapped else master
+            masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
         else:
             block.to(device)
     return BlockStreamer(blocks, device, masters=masters, slots=slots)

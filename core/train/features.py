@@ -21,7 +21,7 @@ from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.split import with_recompute, with_split
-from ..memory.streaming import BlockStreamer, spread, stream_blocks
+from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from .batches import num_tokens
@@ -159,19 +159,24 @@ def _make_streamer(
     for name, part in model.named_children():
         if name != "blocks":
             part.to(device)
+    streamed = spread(options.streamed_blocks, len(model.blocks))
     return stream_blocks(
         list(model.blocks),
         device,
-        streamed=spread(options.streamed_blocks, len(model.blocks)),
+        streamed=streamed,
         master=options.stream_from,
+        mapped=spread_mapped(options.mapped_blocks, streamed),
         folder=blocks_folder(options, scratch),
     )
 
 
 def blocks_folder(options: MemoryOptions, scratch: Path | None) -> Path | None:
     """Where mapped blocks lie; None for others. ConfigError if there is no folder for them."""
-    if not options.streamed_blocks or options.stream_from != "mapped":
+    if not options.streamed_blocks or (options.stream_from != "mapped" and not options.mapped_blocks):
         return None
     if scratch is None:
-        raise ConfigError("stream_from is 'mapped', but there is no folder for the blocks: choose pinned or pageable.")
+        asked = f"mapped_blocks is {options.mapped_blocks}" if options.mapped_blocks else "stream_from is 'mapped'"
+        raise ConfigError(
+            f"{asked}, but there is no folder for the blocks: have them come from pinned or pageable memory."
+        )
     return scratch / "blocks"

@@ -131,16 +131,18 @@ class MemoryOptions:
     offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
     streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
     stream_from: MasterKind = "pinned"
+    mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from
     attention: Attention = "auto"
     compile: Compile = "auto"  # static: a graph for each size of clips; dynamic: one for all
     plan: PlanMode = "auto"
     budget_gb: float = 0.0  # most memory of the device, in GiB, that a run may take; 0: what is free
 
     def __post_init__(self) -> None:
-        for name in ("keep_attention", "keep_linears", "streamed_blocks"):
+        for name in ("keep_attention", "keep_linears", "streamed_blocks", "mapped_blocks"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
         self._check_pieces()
+        self._check_mapped()
         for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
             if getattr(self, name) and not self.checkpointing:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
@@ -148,6 +150,18 @@ class MemoryOptions:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
         if not 0.0 <= self.budget_gb < math.inf:
             raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
+
+    def _check_mapped(self) -> None:
+        if self.mapped_blocks > self.streamed_blocks:
+            raise ConfigError(
+                f"mapped_blocks is {self.mapped_blocks}, but streamed_blocks is {self.streamed_blocks}: of the streamed blocks "
+                "it says how many come from disk. Choose at most so many, or leave it at 0."
+            )
+        if self.mapped_blocks and self.stream_from == "mapped":
+            raise ConfigError(
+                "mapped_blocks has no meaning with stream_from mapped, where all streamed blocks come from disk: leave it at "
+                "0, or choose pinned or pageable for the others."
+            )
 
     def _check_pieces(self) -> None:
         if self.ffn_pieces < 1:

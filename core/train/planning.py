@@ -87,6 +87,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
         offload_inputs=memory.offload_inputs,
         streamed_blocks=memory.streamed_blocks,
         stream_from=memory.stream_from,
+        mapped_blocks=memory.mapped_blocks,
         compile="off" if memory.compile == "auto" else memory.compile,
     )
 

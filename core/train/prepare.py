@@ -12,12 +12,12 @@ from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
-from ..memory.master import BlockMaster
+from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
 from ..memory.precision.base import MakeLinear, made_on
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
-from ..memory.streaming import spread
+from ..memory.streaming import spread, spread_mapped
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
@@ -154,16 +154,19 @@ def _load(
     info: CheckpointInfo, held: Resolved, memory: MemoryOptions, device: torch.device, scratch: Path | None
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
     """The base, and the masters of its streamed blocks, which are made one by one: the rest never is in main memory."""
-    streamed = set(spread(memory.streamed_blocks, info.config.num_layers))
+    streamed = spread(memory.streamed_blocks, info.config.num_layers)
+    mapped = spread_mapped(memory.mapped_blocks, streamed)
+    kinds: dict[int, MasterKind] = {index: "mapped" if index in mapped else memory.stream_from for index in streamed}
     folder = blocks_folder(memory, scratch)
     masters: dict[int, BlockMaster] = {}
 
     def device_of(index: int | None) -> torch.device:
-        return torch.device("cpu") if index in streamed else device
+        return torch.device("cpu") if index in kinds else device
 
     def make_master(index: int, block: nn.Module) -> None:
-        if index in streamed:
-            masters[index] = BlockMaster(block, memory.stream_from, device=device, folder=folder)
+        kind = kinds.get(index)
+        if kind is not None:
+            masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
 
     linear = None if held.linear is None else _made_near(device, held.linear)
     model = load_transformer(info, dtype=held.dtype, device=device_of, linear=linear, loaded=make_master)

@@ -221,6 +221,7 @@ def _difference(old: Choice, new: Choice) -> str:
         "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
         "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
         "stream_from": f"blocks streamed from {plan.stream_from} memory",
+        "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the streamed blocks from disk",
     }
     found = [words[name] for name in differences(old.plan, plan)]
     return ", ".join(found) or "less kept for the smaller sizes"
@@ -229,7 +230,7 @@ def _difference(old: Choice, new: Choice) -> str:
 def _give_up(shortage: Shortage, reason: str) -> str:
     advice = "use fewer frames, a smaller size, batch_size 1, or a lower precision"
     if shortage == "ram":
-        advice = "close other programs, stream fewer blocks or choose stream_from mapped"
+        advice = "close other programs, stream fewer blocks or more of them from disk (mapped_blocks; all: stream_from mapped)"
     what = "The GPU" if shortage == "vram" else "The machine"
     return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."
 

@@ -71,6 +71,7 @@ PLACES = {
     "offload_inputs": "memory.offload_inputs",
     "streamed_blocks": "memory.streamed_blocks",
     "stream_from": "memory.stream_from",
+    "mapped_blocks": "memory.mapped_blocks",
     "attention": "memory.attention",
     "compile": "memory.compile",
     "plan": "memory.plan",

@@ -114,8 +114,8 @@ class PoisoningStreamer(BlockStreamer):
         super().enter(index, **options)
         for slot in self.slots:
             if slot.block != index:
-                if slot.arrive is not None:
-                    slot.arrive()
+                if slot.arrival is not None:
+                    slot.arrival.hold_compute()
                 self._evict(slot)
                 slot.bytes.fill_(0xFF)  # NaN in every floating-point format
         for absent in set(self.streamed) - {index}:

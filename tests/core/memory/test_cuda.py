@@ -61,6 +61,22 @@ def test_gradients_are_bit_equal(tmp_path, model, expected, kind, indices, slots
     streamer.close()
 
 
+@pytest.mark.parametrize("others", ["pinned", "pageable"])
+@pytest.mark.parametrize(("mapped", "slots"), [((3,), 2), ((0, 4, 7), 1), ((1, 4, 6), 2), ((1, 2, 5, 6), 3)])
+def test_gradients_are_bit_equal_with_some_blocks_from_files(tmp_path, model, expected, others, mapped, slots):
+    model = copy.deepcopy(model)
+    blocks = list(model.blocks)
+    streamer = stream_blocks(
+        blocks, CUDA, streamed=range(8), slots=slots, master=others, mapped=mapped, folder=tmp_path
+    )
+    offload = ActivationOffload(CUDA, blocks[:-1], check_saved=streamer.check_saved)
+    model.run_block = streamer.wrap(offload.wrap(with_checkpointing(call_block)))
+    for _ in range(3):
+        for seed, shape in enumerate(SHAPES):
+            assert_same(step(model, shape, seed), expected[seed])
+    streamer.close()
+
+
 def test_only_the_slot_of_the_entered_block_is_read(model, expected):
     model = copy.deepcopy(model)
     masters = {index: BlockMaster(block, "pinned", device=CUDA) for index, block in enumerate(model.blocks)}

@@ -12,7 +12,7 @@ from wan_train.core.memory.card import Card, Fit
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
 from wan_train.core.memory.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
-from wan_train.core.memory.plan import Bucket, Plan, Task
+from wan_train.core.memory.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.memory.sizes import Trained
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
@@ -245,6 +245,24 @@ def test_streaming_costs_time_only_where_copies_are_slower_than_the_step():
     copies = 2 * 38 * 0.7e9 / CARD.to_device
     assert at(lean, **image).seconds == pytest.approx(copies, rel=0.1)
     assert at(lean, **image).seconds > 2 * at(Plan(), **image).seconds
+
+
+def test_blocks_from_disk_take_staging_and_time_only_where_reading_is_slower_than_the_step():
+    clip, image = {"shape": (16, 9, 60, 104)}, {"shape": (16, 1, 32, 32)}
+    plain, some = Plan(streamed_blocks=40), Plan(streamed_blocks=40, mapped_blocks=5)
+    block = block_weights(task(), plain)
+    assert at(plain).ram - at(some).ram == (5 - 2) * block
+    assert at(some).exact_ram == (40 - 5 + 2) * block
+    pageable = Plan(streamed_blocks=40, stream_from="pageable")
+    assert at(pageable).ram - at(replace(pageable, mapped_blocks=5)).ram == 5 * block
+    assert at(some).vram == at(plain).vram
+    assert at(some, **clip).seconds == at(plain, **clip).seconds
+    reading = 2 * 20 * block / CARD.copy_rate("mapped")
+    half = replace(some, mapped_blocks=20)
+    assert at(half, **image).seconds == pytest.approx(reading, rel=0.05)
+    both = reading + 2 * 20 * block / CARD.staged  # by the same thread
+    assert at(replace(half, stream_from="pageable"), **image).seconds == pytest.approx(both, rel=0.05)
+    assert at(half, **image).seconds < 0.6 * at(replace(plain, stream_from="mapped"), **image).seconds
 
 
 def test_the_fit_corrects_what_is_predicted_and_not_what_is_counted():

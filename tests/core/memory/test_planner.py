@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from wan_train.core.memory.advice import clip_name, explain, what_would_fit
 from wan_train.core.memory.estimate import estimate
-from wan_train.core.memory.plan import Bucket, Plan, Task
-from wan_train.core.memory.planner import Pins, Planner, differences
+from wan_train.core.memory.plan import Bucket, Plan, Task, block_weights
+from wan_train.core.memory.planner import RAM_MARGIN_BYTES, Pins, Planner, differences
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.test_estimate import CARD
 
@@ -85,6 +85,8 @@ def test_the_share_of_sizes_weighs_their_time():
         {"keep_attention": 7, "keep_linears": 5},
         {"offload_inputs": True},
         {"streamed_blocks": 20, "stream_from": "mapped"},
+        {"streamed_blocks": 20, "mapped_blocks": 4},
+        {"streamed_blocks": 20, "mapped_blocks": 20, "stream_from": "pageable"},
         {"checkpointing": False},
         {"ffn_pieces": 2},
         {"ffn_pieces": 1, "split_blocks": False},
@@ -99,6 +101,55 @@ def test_pins_hold(pins):
 
 def test_a_pin_that_cannot_fit_is_not_passed_over():
     assert planner(SHORT, vram=24, pins=Pins(checkpointing=False)).choose() is None
+
+
+def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
+    """Of a 14B model in bf16, all of whose blocks are streamed."""
+    roomy = planner(SHORT, precision="bf16", vram=10, ram=128, pins=Pins(streamed_blocks=40, offload_inputs=True))
+    enough = roomy.choose()
+    assert enough is not None
+    assert (enough.plan.stream_from, enough.plan.mapped_blocks) == ("pinned", 0)
+    block = block_weights(roomy.task, enough.plan)
+    for short in (1, block, 6 * block + 1):
+        ram = enough.ram - short + RAM_MARGIN_BYTES
+        these = replace(roomy, card=replace(roomy.card, free_ram=ram, pinnable_ram=ram))
+        choice = these.choose()
+        assert choice is not None
+        assert choice.plan == replace(enough.plan, mapped_blocks=-(-short // block) + 2)  # two blocks are for staging
+        assert choice.ram <= these.limits().ram
+        fewer = these.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
+        assert fewer.ram > these.limits().ram
+        assert these.fits()
+        assert f"40 of 40 blocks streamed, {choice.plan.mapped_blocks} of them from disk, " in explain(
+            these, choice, steps=10
+        )
+
+
+def test_blocks_come_from_disk_among_pageable_ones_where_little_can_be_pinned():
+    these = planner(SHORT, precision="bf16", vram=10, ram=32)  # of which half can be pinned
+    choice = these.choose()
+    assert choice is not None
+    assert choice.plan.stream_from == "pageable"
+    assert 0 < choice.plan.mapped_blocks < 10
+    line = explain(these, choice, steps=10)
+    assert f"blocks streamed from pageable memory, {choice.plan.mapped_blocks} of them from disk, " in line
+    alone = replace(these, pins=Pins(mapped_blocks=0)).choose()
+    all_mapped = replace(these, pins=Pins(stream_from="mapped")).choose()
+    assert alone is not None
+    assert all_mapped is not None
+    assert choice.seconds < 0.9 * min(alone.seconds, all_mapped.seconds)
+
+
+def test_where_main_memory_is_short_a_step_down_has_more_from_disk():
+    these = planner(SHORT, precision="bf16", vram=10, ram=40, pins=Pins(streamed_blocks=40))
+    these = replace(these, card=replace(these.card, pinnable_ram=these.card.free_ram))
+    choice = these.choose()
+    assert choice is not None
+    lower = these.step_down(choice, "ram")
+    assert lower is not None
+    assert (choice.plan.mapped_blocks, lower.plan.stream_from) == (0, "pinned")
+    assert lower.plan.mapped_blocks > 0
+    assert lower.ram <= 0.92 * choice.ram
 
 
 def test_pinned_memory_is_limited_apart():

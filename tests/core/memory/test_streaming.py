@@ -1,16 +1,21 @@
 """Streamed blocks train like resident ones, bit for bit; the order of fetches; what is refused."""
 
 import copy
+import itertools
+import threading
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 from wan_train.core.errors import ConfigError
+from wan_train.core.memory import streaming
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.master import BlockMaster, frozen_tensors, streamed_bytes
 from wan_train.core.memory.offload import ActivationOffload
-from wan_train.core.memory.streaming import BlockStreamer, spread, stream_blocks, upcoming
+from wan_train.core.memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks, travel, upcoming
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import (
     CLIP_CONFIG,
@@ -28,11 +33,14 @@ from wan_train.tests.core.memory.helpers import (
     take_gradients,
     trainable,
 )
+from wan_train.tests.core.memory.test_copies import LaggingStream
+
+SIX_SHORT = replace(CONFIG, dim=16, ffn_dim=32)
 
 
-def streamed(model, indices=(1, 2, 4), *, slots=2, kind="pinned", folder=None):
+def streamed(model, indices=(1, 2, 4), *, kind="pinned", **options):
     """`model` with streaming around checkpointing."""
-    streamer = stream_blocks(list(model.blocks), CPU, streamed=indices, slots=slots, master=kind, folder=folder)
+    streamer = stream_blocks(list(model.blocks), CPU, streamed=indices, master=kind, **options)
     model.run_block = streamer.wrap(with_checkpointing(call_block))
     return streamer
 
@@ -96,19 +104,167 @@ def test_two_forwards_before_one_backward():
     assert_same(results[1], results[0])
 
 
+MIXED = {  # kinds of six blocks; None: on the device
+    "one of all": ["pinned"] * 3 + ["mapped"] + ["pinned"] * 2,
+    "at the turns": ["mapped", *["pinned"] * 4, "mapped"],
+    "every second": ["mapped", "pinned"] * 3,
+    "three kinds": ["pageable", "mapped", "pinned", "pageable", "mapped", "pageable"],
+    "some on the device": [None, "mapped", None, "pageable", "pinned", None],
+    "most from files": ["mapped"] * 5 + ["pinned"],
+}
+
+
+def mixed(model, kinds, folder, *, streamer=BlockStreamer, **options):
+    """`model` with blocks streamed from different places."""
+    masters = {
+        index: BlockMaster(model.blocks[index], kind, device=CPU, folder=folder if kind == "mapped" else None)
+        for index, kind in enumerate(kinds)
+        if kind is not None
+    }
+    made = streamer(list(model.blocks), CPU, masters=masters, **options)
+    model.run_block = made.wrap(with_checkpointing(call_block))
+    return made
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("kinds", MIXED.values(), ids=MIXED)
+def test_blocks_from_different_places_give_the_same_bits(tmp_path, monkeypatch, kinds, slots):
+    """On a device whose copies lag behind, and a disk that is slow to begin."""
+    monkeypatch.setattr(streaming, "open_stream", lambda _: LaggingStream())
+    model = make_model(SIX_SHORT)
+    expected = plain_steps(model)
+    streamer = mixed(model, kinds, tmp_path, slots=slots)
+    fill = streamer._staged._fill
+
+    def slowly(*args):
+        time.sleep(0.002)
+        fill(*args)
+
+    streamer._staged._fill = slowly
+    for seed, shape in enumerate(SHAPES):
+        with torch.no_grad():
+            forward_loss(model, shape, seed)
+        assert_same(step(model, shape, seed), expected[seed])
+    streamer.close()
+
+
+def test_of_mixed_blocks_only_the_slot_of_the_entered_one_is_read(tmp_path):
+    model = make_model()
+    expected = plain_steps(model)
+    streamer = mixed(model, MIXED["three kinds"], tmp_path, streamer=PoisoningStreamer)
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+    streamer.close()
+
+
+def test_a_block_that_is_not_needed_any_more_does_not_come_late(tmp_path):
+    streamer = mixed(make_model(), MIXED["one of all"], tmp_path)
+    busy = threading.Event()
+    streamer._staged._thread.submit(busy.wait, 10)
+    streamer.enter(2, backward=False, returns=True)  # 3 is to come next, from its file
+    streamer.enter(1, backward=True, returns=True)  # 1 and 0 instead
+    busy.set()
+    streamer._staged._thread.submit(int).result(10)
+    for slot in streamer.slots:
+        assert torch.equal(slot.bytes, streamer.masters[slot.block].bytes)
+    assert {slot.block for slot in streamer.slots} == {0, 1}
+    streamer.close()
+
+
+def test_files_are_read_while_other_blocks_compute(tmp_path):
+    """Before the ring has a place for them: the buffers have the next two at every block."""
+    model = make_model()
+    streamer = mixed(model, ["pinned", "mapped", "pinned", "pinned", "mapped", "pinned"], tmp_path)
+    sources = {id(master.bytes): index for index, master in streamer.masters.items()}
+    held = []
+
+    def look(block, *inputs):
+        held.append({sources[id(staged.source)] for staged in streamer._staged._staged if staged is not None})
+        return call_block(block, *inputs)
+
+    model.run_block = streamer.wrap(with_checkpointing(look))
+    step(model, SHAPES[0])
+    assert held == [{1, 4}] * 12  # 1 and 4 are read once, and stay
+    others = mixed(make_model(), ["mapped", "pinned", "mapped", "mapped", "pinned", "mapped"], tmp_path)
+    others.enter(1, backward=False, returns=True)  # 2 goes to the ring
+    ahead = [staged.source for staged in others._staged._staged]
+    assert any(each is others.masters[3].bytes for each in ahead)
+    others.close()
+
+
+def test_mixed_blocks_after_an_exception_while_reading(tmp_path):
+    model = make_model()
+    expected = plain_steps(model)
+    streamer = mixed(model, MIXED["every second"], tmp_path)
+    step(model, SHAPES[2], 2)
+    content = streamer.masters[4].bytes
+    streamer.masters[4].bytes = torch.zeros(content.numel() + 1, dtype=torch.uint8)  # more than the buffers take
+    with pytest.raises(RuntimeError, match="must match the size"):
+        step(model, SHAPES[0])
+    for parameter in trainable(model):
+        parameter.grad = None
+    streamer.reset()
+    streamer.masters[4].bytes = content
+    for seed, shape in enumerate(SHAPES):
+        assert_same(step(model, shape, seed), expected[seed])
+    streamer.close()
+    model.run_block = with_checkpointing(call_block)
+    assert_same(step(model, SHAPES[0]), expected[0])
+
+
+@pytest.mark.parametrize("kinds", [MIXED["at the turns"], MIXED["three kinds"]])
+def test_mixed_blocks_broken_off_anywhere_then_reset(tmp_path, monkeypatch, kinds):
+    monkeypatch.setattr(streaming, "open_stream", lambda _: LaggingStream())
+    model = make_model()
+    expected = plain_steps(model, SHAPES[:1])[0]
+    streamer = mixed(model, kinds, tmp_path)
+    whole = model.run_block
+    for count in (1, 3, 6, 7, 9, 12):
+        calls = itertools.count(1)
+
+        def failing(block, *inputs, calls=calls, count=count):
+            if next(calls) == count:
+                raise MemoryError
+            return call_block(block, *inputs)
+
+        model.run_block = streamer.wrap(with_checkpointing(failing))
+        with pytest.raises(MemoryError):
+            step(model, SHAPES[1])
+        for parameter in trainable(model):
+            parameter.grad = None
+        streamer.reset()
+        model.run_block = whole
+        assert_same(step(model, SHAPES[0]), expected)
+    streamer.close()
+
+
+def test_the_memory_of_mixed_blocks_is_accounted_for(tmp_path):
+    model = make_model()
+    size = streamed_bytes(model.blocks[1])
+    for kinds, held in (("one of all", 5 + 2), ("three kinds", 4 + 2), ("some on the device", 2 + 2)):
+        streamer = mixed(copy.deepcopy(model), MIXED[kinds], tmp_path)
+        assert streamer.bytes_on_host == held * size
+        streamer.close()
+
+
 class Journal:
     """Notes the fetches of a streamer, by block."""
 
     def __init__(self, streamer):
         self.fetches = []
         sources = {master.bytes.data_ptr(): index for index, master in streamer.masters.items()}
-        start = streamer._loader.start
+        for loader in (streamer._pinned, streamer._staged):
+            if loader is not None:
+                self._note(loader, sources)
+
+    def _note(self, loader, sources):
+        start = loader.start
 
         def noted(target, source, after):
             self.fetches.append(sources[source.data_ptr()])
             return start(target, source, after)
 
-        streamer._loader.start = noted
+        loader.start = noted
 
     def take(self):
         taken, self.fetches = self.fetches, []
@@ -338,6 +494,37 @@ def test_spread_is_even_and_of_the_right_number():
         assert not gaps or max(gaps) - min(gaps) <= 1
     with pytest.raises(ConfigError, match="7 blocks cannot be streamed: the model has 6"):
         spread(7, 6)
+
+
+def test_mapped_blocks_are_spread_among_the_streamed():
+    assert spread_mapped(0, (1, 3, 5)) == ()
+    assert spread_mapped(2, (1, 3, 5, 7)) == (3, 7)
+    assert spread_mapped(3, (1, 3, 5)) == (1, 3, 5)
+    assert spread_mapped(5, range(40)) == (4, 12, 20, 28, 36)
+    with pytest.raises(ConfigError, match="4 blocks cannot come from files: 3 are streamed"):
+        spread_mapped(4, (1, 3, 5))
+
+
+def test_stream_blocks_takes_some_from_files(tmp_path):
+    model = make_model()
+    streamer = stream_blocks(
+        list(model.blocks), CPU, streamed=(1, 2, 4), master="pageable", mapped=(2,), folder=tmp_path
+    )
+    assert {index: master.kind for index, master in streamer.masters.items()} == {
+        1: "pageable",
+        2: "mapped",
+        4: "pageable",
+    }
+    assert len(list(tmp_path.iterdir())) == 1
+    streamer.close()
+
+
+def test_travel_goes_through_all_as_often_as_they_are_needed():
+    some = (1, 3, 4)
+    assert travel(some, 2, backward=False, returns=True, slots=1) == [3, 4, 3, 1]
+    assert travel(some, 2, backward=False, returns=True, slots=2) == [3, 4, 1]
+    assert travel(some, 3, backward=False, returns=False, slots=2) == [3, 4, 1, 3, 4]
+    assert travel(some, 3, backward=True, returns=True, slots=1) == [3, 1, 3, 4]
 
 
 def test_upcoming_is_the_order_of_the_calls():

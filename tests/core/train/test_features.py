@@ -35,6 +35,8 @@ def train(tmp_path, job, name):
         {"streamed_blocks": 2, "stream_from": "pageable", "offload_inputs": True, "keep_attention": 1},
         {"streamed_blocks": 2, "offload_inputs": True, "keep_linears": 2},
         {"streamed_blocks": 2, "stream_from": "mapped"},
+        {"streamed_blocks": 2, "mapped_blocks": 1},
+        {"streamed_blocks": 2, "mapped_blocks": 1, "stream_from": "pageable", "offload_inputs": True},
         {"split_blocks": True},
         {"split_blocks": True, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
         {"attention": "auto"},
@@ -49,7 +51,9 @@ def test_the_same_to_the_bit(tmp_path, job: Job, memory):
     assert lora.keys() == other.keys()
     assert all(torch.equal(lora[name], other[name]) for name in lora)
     assert warnings == []
-    assert (tmp_path / "cache" / "blocks").exists() == (memory.get("stream_from") == "mapped")
+    assert (tmp_path / "cache" / "blocks").exists() == (
+        memory.get("stream_from") == "mapped" or "mapped_blocks" in memory
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,8 @@ def test_what_cannot_be_is_refused(job: Job):
         prepare(replace(job, memory=MemoryOptions(attention="cudnn")), CPU)
     with pytest.raises(ConfigError, match="there is no folder for the blocks"):
         prepare(replace(job, memory=MemoryOptions(streamed_blocks=1, stream_from="mapped")), CPU)
+    with pytest.raises(ConfigError, match="mapped_blocks is 1, but there is no folder for the blocks"):
+        prepare(replace(job, memory=MemoryOptions(streamed_blocks=2, mapped_blocks=1)), CPU)
 
 
 def test_blocks_in_parts_keep_no_linear_layers():
@@ -197,6 +203,16 @@ def test_pieces_are_a_number_and_for_whole_checkpointed_blocks():
         MemoryOptions(ffn_pieces=2, checkpointing=False)
     with pytest.raises(ConfigError, match="ffn_pieces is for whole blocks"):
         MemoryOptions(ffn_pieces=2, split_blocks=True)
+
+
+def test_blocks_from_disk_are_some_of_the_streamed_ones():
+    with pytest.raises(ConfigError, match="mapped_blocks is a number of blocks, 0 or more; got -1"):
+        MemoryOptions(mapped_blocks=-1)
+    with pytest.raises(ConfigError, match="mapped_blocks is 3, but streamed_blocks is 2"):
+        MemoryOptions(streamed_blocks=2, mapped_blocks=3)
+    with pytest.raises(ConfigError, match="mapped_blocks has no meaning with stream_from mapped"):
+        MemoryOptions(streamed_blocks=2, mapped_blocks=1, stream_from="mapped")
+    assert MemoryOptions(streamed_blocks=2, mapped_blocks=2).mapped_blocks == 2
 
 
 def test_memory_has_no_part_in_the_key_of_a_run(job: Job):

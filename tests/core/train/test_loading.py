@@ -88,12 +88,23 @@ def test_main_memory_holds_two_mapped_blocks_and_of_others_one_more_than_there_a
     assert 7 * block < pageable < 9 * block + rest + margin
 
 
-@pytest.mark.parametrize(("precision", "stream_from"), [("fp32", "pinned"), ("bf16", "pageable"), ("fp8", "mapped")])
-def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, stream_from):
+@pytest.mark.parametrize(
+    ("precision", "memory"),
+    [
+        ("fp32", {"streamed_blocks": 1, "stream_from": "pinned"}),
+        ("bf16", {"streamed_blocks": 1, "stream_from": "pageable"}),
+        ("fp8", {"streamed_blocks": 1, "stream_from": "mapped"}),
+        ("fp8", {"streamed_blocks": 2, "mapped_blocks": 1}),
+    ],
+)
+def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, memory):
     job = replace(job, model=replace(job.model, precision=precision))
     plain = prepare(job, CPU).model
-    memory = MemoryOptions(streamed_blocks=1, stream_from=stream_from)
-    prepared = prepare(replace(job, memory=memory), CPU, scratch=tmp_path)
+    options = MemoryOptions(**memory)
+    prepared = prepare(replace(job, memory=options), CPU, scratch=tmp_path)
+    assert prepared.features.streamer is not None
+    kinds = [master.kind for master in prepared.features.streamer.masters.values()]
+    assert kinds.count("mapped") == (1 if options.stream_from == "mapped" else options.mapped_blocks)
     ours, theirs = prepared.model.state_dict(), plain.state_dict()
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():

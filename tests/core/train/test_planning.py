@@ -47,6 +47,8 @@ def test_what_is_left_at_its_default_is_not_pinned():
     assert pins_of(MemoryOptions(checkpointing=False)) == Pins(checkpointing=False)
     assert pins_of(MemoryOptions(keep_linears=2, compile="off")) == Pins(keep_linears=2)
     assert pins_of(MemoryOptions(ffn_pieces=3)) == Pins(ffn_pieces=3)
+    some = MemoryOptions(streamed_blocks=4, mapped_blocks=3)
+    assert pins_of(some) == Pins(streamed_blocks=4, mapped_blocks=3)
     chosen = MemoryOptions(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
     assert pins_of(chosen) == Pins(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
 
@@ -61,6 +63,9 @@ def test_the_planner_knows_the_job_and_its_choice_becomes_a_job(job: Job):
     choice = planner.describe(replace(planner.plan, streamed_blocks=1, stream_from="mapped"))
     decided = replace(memory, compile="off", streamed_blocks=1, stream_from="mapped")  # it is not compiled on the CPU
     assert with_choice(job, choice).memory == decided
+    some = planner.describe(replace(planner.plan, streamed_blocks=2, mapped_blocks=1))
+    assert with_choice(job, some).memory == replace(decided, streamed_blocks=2, stream_from="pinned", mapped_blocks=1)
+    assert plan_of(with_choice(job, some), torch.float32).mapped_blocks == 1
     in_pieces = planner.describe(replace(planner.plan, ffn_pieces=4))
     assert with_choice(job, in_pieces).memory.ffn_pieces == 4
 

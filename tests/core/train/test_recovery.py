@@ -34,6 +34,7 @@ PLANS = (
     Plan(precision="fp32"),
     Plan(precision="fp32", streamed_blocks=1),
     Plan(precision="fp32", streamed_blocks=2, stream_from="pageable", offload_inputs=True),
+    Plan(precision="fp32", streamed_blocks=2, mapped_blocks=1),
 )
 
 
@@ -111,6 +112,7 @@ class Run:
 
     def __init__(self, job, path, *, plan=PLANS[0], ladder=None, choice=None):
         self.job = job
+        self.scratch = path / "cache"
         self.applied = []
         self.prepared = prepare(replace(job, memory=MemoryOptions(**options_of(plan))), CPU)
         self.features = self.prepared.features
@@ -134,7 +136,7 @@ class Run:
         model = self.prepared.model
         model.run_block = call_block
         job = replace(self.job, memory=MemoryOptions(**options_of(choice.plan)))
-        self.features = apply_features(model, job, CPU, tell=pytest.fail, scratch=None)
+        self.features = apply_features(model, job, CPU, tell=pytest.fail, scratch=self.scratch)
 
     def steps(self, count, *, fails=None):
         """`count` updates; `fails`: step -> numbers of the operators that fail in its attempts."""
