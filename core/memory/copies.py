@@ -76,9 +76,8 @@ class CudaStream:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._one = (
-            Lock()
-        )  # a copy is three commands, between which those of another thread's would wait for each other
+        # A copy is three commands: with those of another thread's copy between them, one would wait for the other.
+        self._one = Lock()
 
     def mark(self) -> Event:
         event = torch.cuda.Event()

@@ -13,9 +13,7 @@ from wan_train.core.memory.chunking import ROUND, chunked, cut, piece_length
 from wan_train.core.memory.compile import with_compile
 from wan_train.core.memory.offload import ActivationOffload
 from wan_train.core.memory.recompute import Kept, with_selective_recompute
-from wan_train.core.memory.sizes import Trained
 from wan_train.core.memory.streaming import stream_blocks
-from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
 from wan_train.core.wan.model import call_block, call_part
 from wan_train.tests.core.memory.helpers import (
@@ -29,7 +27,7 @@ from wan_train.tests.core.memory.helpers import (
     step,
     take_gradients,
 )
-from wan_train.tests.core.memory.test_estimate import inputs, make, peak_bytes
+from wan_train.tests.core.memory.test_estimate import backward_peak
 
 PIECES = 3
 SHAPES = ((1, 16, 3, 24, 20), (2, 16, 2, 24, 20))  # 360 and 240 tokens: three and two pieces
@@ -164,13 +162,7 @@ def test_compiled_it_is_the_same_up_to_rounding(dynamic, backend, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_peak_of_a_backward_is_clearly_smaller(dtype):
-    """Of one block, its inputs counted; the feed-forward as wide as that of 14B."""
-    model = make(WanConfig(dim=256, ffn_dim=688, num_heads=2, num_layers=1, text_dim=16), dtype, Trained(rank=4))
-    args = inputs(model, dtype)
-    whole, pieces = (
-        peak_bytes(lambda run=run: with_checkpointing(run)(model.blocks[0], *args).sum().backward())
-        for run in (call_block, in_pieces(4))
-    )
+    whole, pieces = (backward_peak(with_checkpointing(run), dtype) for run in (call_block, in_pieces(4)))
     assert pieces < 0.8 * whole
 
 

@@ -59,6 +59,13 @@ def counted(model, *args):
     return sum(size for address, size in storages.items() if address not in known)
 
 
+def backward_peak(run_block, dtype):
+    """Bytes of a forward and backward of one block, its inputs counted; its feed-forward is as wide as that of 14B."""
+    model = make(WanConfig(dim=256, ffn_dim=688, num_heads=2, num_layers=1, text_dim=16), dtype, Trained(rank=4))
+    args = inputs(model, dtype)
+    return peak_bytes(lambda: run_block(model.blocks[0], *args).sum().backward())
+
+
 def peak_bytes(run):
     """Most bytes that `run` holds at once of what it makes, by the allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
