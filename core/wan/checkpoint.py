@@ -212,7 +212,8 @@ def _assign(model: WanTransformer, index: int | None, state: dict[str, Tensor]) 
 
 
 def _load_frozen(part: nn.Module, prefix: str, state: Mapping[str, Tensor]) -> None:
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    # Detached: of a buffer that is a view, compiled code would keep an alias for the backward, and not the buffer.
+    own = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name.startswith(prefix)}
     part.load_state_dict(own, strict=True, assign=True)
     part.requires_grad_(False)
 
