@@ -15,6 +15,7 @@ VRAM_SIGNS = (
     "cudaErrorMemoryAllocation",
     "STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    "unable to find an engine",  # of cuDNN: torch takes an allocation that fails for a plan that does not suit, and says this
 )
 RAM_SIGNS = (
     "DefaultCPUAllocator",

@@ -15,6 +15,7 @@ def test_what_counts_as_out_of_memory():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(too_large())
     assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
