@@ -219,7 +219,7 @@ def _attention(name: str, shape: Shape) -> Attend:
 
 def _copy_rates(device: torch.device, num_bytes: int) -> tuple[float, float]:
     """(pinned, staged) bytes per second to the device; staged is bound by a copy within main memory as well."""
-    source = torch.zeros(num_bytes, dtype=torch.uint8)
+    source = torch.ones(num_bytes, dtype=torch.uint8)  # zeros could all be the same page
     beside = torch.empty_like(source)
     in_ram = num_bytes / _time(lambda: beside.copy_(source), torch.device("cpu"))
     if device.type != "cuda":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter
@@ -14,7 +14,6 @@ from ..data.conditioning import Conditioning
 from ..errors import ConfigError
 from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
-from ..memory.precision.base import MakeLinear, made_on
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
@@ -161,29 +160,16 @@ def _load(
     masters: dict[int, BlockMaster] = {}
 
     def device_of(index: int | None) -> torch.device:
-        return torch.device("cpu") if index in kinds else device
+        # A GPU quantizes faster and knows its kernels; from there the master takes the block, which is small by then.
+        return torch.device("cpu") if index in kinds and held.linear is None else device
 
     def make_master(index: int, block: nn.Module) -> None:
         kind = kinds.get(index)
         if kind is not None:
             masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
 
-    linear = None if held.linear is None else _made_near(device, held.linear)
-    model = load_transformer(info, dtype=held.dtype, device=device_of, linear=linear, loaded=make_master)
+    model = load_transformer(info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=make_master)
     return model, masters
-
-
-def _made_near(device: torch.device, make: MakeLinear) -> MakeLinear:
-    """`make`, at work on `device`, whose layers lie where their weights came: in main memory, or on `device` itself."""
-    make_apart = made_on(device, make)
-
-    def make_near(
-        name: str, weight: Tensor, scale: Tensor | None, *, dtype: torch.dtype, bias: nn.Parameter | None
-    ) -> nn.Module | None:
-        is_near = weight.device.type == device.type
-        return (make if is_near else make_apart)(name, weight, scale, dtype=dtype, bias=bias)
-
-    return make_near
 
 
 def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:

@@ -119,22 +119,6 @@ class RowScaledLinear(FrozenLinear):
         return torch.mul(weight.to(dtype), scale, out=torch.empty_like(weight, dtype=dtype))
 
 
-def made_on(device: torch.device, make: MakeLinear) -> MakeLinear:
-    """`make`, which works on `device` and gives layers in main memory: a GPU quantizes faster, and knows its kernels."""
-
-    def make_there(
-        name: str, weight: Tensor, scale: Tensor | None, *, dtype: torch.dtype, bias: nn.Parameter | None
-    ) -> nn.Module | None:
-        scale = None if scale is None else scale.to(device)
-        layer = make(name, weight.to(device), scale, dtype=dtype, bias=bias)
-        if layer is not None:
-            for buffer_name, buffer in list(layer.named_buffers(recurse=False)):
-                layer.register_buffer(buffer_name, buffer.cpu())
-        return layer
-
-    return make_there
-
-
 def true_values(weight: Tensor, scale: Tensor | None) -> Tensor:
     """The numbers that a stored weight means, fp32."""
     return weight.float() if scale is None else weight.float() * scale
