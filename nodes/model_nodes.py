@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..core.errors import WanTrainError
 from ..core.memory.master import MasterKind
 from ..core.memory.precision.formats import PRECISIONS
-from ..core.train.job import Attention, Compile, MemoryOptions, PlanMode
+from ..core.train.job import Attention, Compile, CudaGraphs, MemoryOptions, PlanMode
 from ..core.train.prepare import check_holding
 from ..core.train.settings import settings_from_names
 from ..core.wan.checkpoint import inspect
@@ -166,6 +166,11 @@ def _memory_inputs() -> list[Any]:
             tooltip="Of the streamed blocks, how many come from files in output/wan_train/cache, for a machine a little short"
             " of memory: they are read while other blocks compute. Not with stream_from mapped, where all come from files."
             " The result is the same.",
+        ),
+        io.Combo.Input(
+            "cuda_graphs", options=list(get_args(CudaGraphs)), default=default.cuda_graphs, optional=True, advanced=True,
+            tooltip="auto: where all batches are small (images) and the whole model is on the GPU, the kernels of a step are"
+            " recorded once and launched together, for which the GPU else has to wait. off: never. The result is the same.",
         ),
     ]  # fmt: skip
 

@@ -25,6 +25,8 @@ def run_checkpointed(
         return run_block(block, *args)
     if torch.compiler.is_compiling():
         options = {"context_fn": _recompute_contexts, **options}
+    elif torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        options = {"preserve_rng_state": False, **options}  # which can't be asked for; CUDA graphs go without dropout
     x = checkpoint(run_block, block, *args, use_reentrant=False, **options)
     assert isinstance(x, torch.Tensor)
     return x

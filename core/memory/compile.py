@@ -99,6 +99,9 @@ def use_compile_cache(folder: Path) -> Path:
     # Importing torch._dynamo, as peft does, sets the variable to PyTorch's default.
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
         os.environ[_CACHE_VARIABLE] = str(folder)
+    # FlashAttention 4 compiles its kernels at every start otherwise; it reads these when it is imported.
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash_attention"))
     return Path(os.environ[_CACHE_VARIABLE])
 
 

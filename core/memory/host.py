@@ -53,16 +53,19 @@ def _machine(root: Path) -> tuple[int, int]:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) bytes of every limited control group that this process is in; used without idle cached files."""
+    """(limit, used) bytes of every limited control group that this process is in; used without cached files.
+
+    Files that were read twice are "active", but the kernel gives them up as well before it kills a process.
+    """
     path = root / "proc" / "self" / "cgroup"
     lines = path.read_text().splitlines() if path.is_file() else []
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers:
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            base, names, files = root / "sys/fs/cgroup", ("memory.max", "memory.current"), "{}_file"
         elif "memory" in controllers.split(","):
             base = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names, files = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_{}_file"
         else:
             continue
         folder = base / group.lstrip("/")
@@ -70,10 +73,10 @@ def _cgroups(root: Path) -> Iterator[tuple[int, int]]:
         for place in (folder, *folder.parents):
             if place != base and base not in place.parents:
                 break
-            yield from _read_group(place, *names)
+            yield from _read_group(place, *names, [files.format(state) for state in ("active", "inactive")])
 
 
-def _read_group(folder: Path, limit_name: str, used_name: str, idle_name: str) -> Iterator[tuple[int, int]]:
+def _read_group(folder: Path, limit_name: str, used_name: str, cached: list[str]) -> Iterator[tuple[int, int]]:
     try:
         limit = (folder / limit_name).read_text().strip()
         used = int((folder / used_name).read_text())
@@ -81,4 +84,4 @@ def _read_group(folder: Path, limit_name: str, used_name: str, idle_name: str) -
     except OSError:  # the group is not there, or not ours to read
         return
     if limit != "max" and int(limit) < _UNLIMITED:
-        yield int(limit), used - int(counts.get(idle_name, 0))
+        yield int(limit), used - sum(int(counts.get(name, 0)) for name in cached)

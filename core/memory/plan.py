@@ -50,6 +50,7 @@ class Task:
     element_size: int = 2  # of the arithmetic, where the precision leaves it open
     stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
     accumulation: int = 1
+    graphs: bool = False  # whether CUDA graphs are used where a plan allows it
 
 
 def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
@@ -77,6 +78,11 @@ def block_weights(task: Task, plan: Plan) -> int:
 
 def is_quantized(task: Task, plan: Plan) -> bool:
     return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+
+
+def is_graphed(task: Task, plan: Plan) -> bool:
+    """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
+    return task.graphs and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

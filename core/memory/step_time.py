@@ -18,6 +18,7 @@ from .plan import (
     compute_size,
     dense_params,
     input_bytes,
+    is_graphed,
     is_quantized,
     num_offloaded,
     num_tokens,
@@ -111,6 +112,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     up, down = _traffic_seconds(task, bucket, plan, card)
     kernels = _COMPILED_KERNELS if compiled else _KERNELS
     launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
+    launch_s *= 0.0 if is_graphed(task, plan) else 1.0
     launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1)
     square = 2 * tokens * dim**2 / rate  # one of its linears
     cross_again = 2 * square + cross_attention + _PART_TRAFFIC["cross_attn"] * up

@@ -1,7 +1,8 @@
 """The one place where memory and speed features are put on the model, in one order:
 
 run_block = streaming(by_size(offload(compile(checkpointing(chunked(run_part)))))), and the kind of attention. What is off
-is not there. With blocks in parts, run_block = streaming(by_size(split(compile(run_part), offload))).
+is not there. With blocks in parts, run_block = streaming(by_size(split(compile(run_part), offload))). Around the whole
+model go CUDA graphs, where nothing is streamed, offloaded or in parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
 from ..memory.chunking import chunked
 from ..memory.compile import compiler_problem, use_compile_cache, with_compile
+from ..memory.graphs import Graphs
 from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
@@ -26,7 +28,7 @@ from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from .batches import num_tokens
 from .job import Job, MemoryOptions
-from .planning import compile_mode
+from .planning import compile_mode, may_use_graphs
 
 Tell = Callable[[str], None]
 
@@ -38,12 +40,19 @@ class Features:
     streamer: BlockStreamer | None = None
     offload: ActivationOffload | None = None
     attention: str = ""  # its kind; none: as PyTorch chooses, or as it was
+    graphs: Graphs | None = None
 
     def reset(self) -> None:
         """After an exception in a step: forget what it left behind."""
+        self.make_room()
         for feature in (self.offload, self.streamer):
             if feature is not None:
                 feature.reset()
+
+    def make_room(self) -> None:
+        """Between two steps: give back what the next step makes anew."""
+        if self.graphs is not None:
+            self.graphs.release()
 
     def close(self) -> None:
         """The model is not called any more."""
@@ -70,6 +79,7 @@ def apply_features(
     all. `masters`: those of the streamed blocks, where they have been made.
     """
     options = job.memory
+    vars(model).pop("forward", None)  # graphs of before
     mode = compile_mode(job, device)
     compiled = mode != "off" and can_compile(device, scratch, tell)
     if compiled and options.split_blocks and job.adapter.dropout:
@@ -97,7 +107,12 @@ def apply_features(
     if streamer is not None:
         run_block = streamer.wrap(run_block)
     model.run_block = run_block
-    return Features(streamer, offload, attention)
+    graphs = None
+    if streamer is None and offload is None and not options.split_blocks and may_use_graphs(job, model.config, device):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        graphs = Graphs(type(model).forward.__get__(model), trained, tell=tell, held=lambda: model.rope_tables)
+        vars(model)["forward"] = graphs
+    return Features(streamer, offload, attention, graphs)
 
 
 def _with_recompute(run_block: RunBlock, model: WanTransformer, kept: Kept) -> RunBlock:

@@ -24,6 +24,7 @@ SCHEMA = 1
 Stage = Literal["high", "low", "single"]
 # auto: on a GPU static for few sizes of batches, else dynamic; off on the CPU, or without a compiler that works.
 Compile = Literal["auto", "off", "static", "dynamic"]
+CudaGraphs = Literal["auto", "off"]
 # auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
 PlanMode = Literal["auto", "manual"]
 # default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
@@ -134,6 +135,7 @@ class MemoryOptions:
     mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from
     attention: Attention = "auto"
     compile: Compile = "auto"  # static: a graph for each size of clips; dynamic: one for all
+    cuda_graphs: CudaGraphs = "auto"  # record the kernels of a step of small clips, and launch them at once
     plan: PlanMode = "auto"
     budget_gb: float = 0.0  # most memory of the device, in GiB, that a run may take; 0: what is free
 

@@ -149,6 +149,7 @@ class Trainer:
             sigmas.append(sigma)
             weight = len(loss) / len(losses[0])  # of the batch, beside the step's first
             (loss.mean() / (num_batches / weight) * self.loss_scale).backward()
+            del loss  # its graph must not last into the next forward, which may be recorded
         self._scale_gradients(num_batches * len(losses[0]) / sum(map(len, losses)) / self.loss_scale)
         grad_norm = self._clip_gradients()
         mean_loss = torch.cat(losses).mean()

@@ -12,7 +12,7 @@ from ..memory.master import ALIGNMENT
 from ..memory.plan import Bucket, Plan, Task
 from ..memory.planner import Choice, Pins, Planner
 from ..memory.precision.formats import Precision, resolve
-from ..memory.sizes import HIGH_PRECISION, Trained
+from ..memory.sizes import HIGH_PRECISION, Sizes, Trained
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
@@ -21,6 +21,7 @@ from .job import Job, MemoryOptions
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STATIC_SIZES = 8  # sizes of batches for which a graph each is worth its compilation
+GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -39,6 +40,7 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
         element_size=dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, dtype),
         accumulation=job.loop.gradient_accumulation,
+        graphs=may_use_graphs(job, info.config, device),
     )
     return Planner(task=task, buckets=buckets_of(job), card=within(card, job.memory), plan=plan_of(job, dtype))
 
@@ -57,6 +59,14 @@ def compile_mode(job: Job, device: torch.device) -> Literal["off", "static", "dy
     if device.type != "cuda":
         return "off"
     return "static" if num_batch_sizes(job) <= STATIC_SIZES else "dynamic"
+
+
+def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
+    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small."""
+    if device.type != "cuda" or job.memory.cuda_graphs == "off" or job.adapter.dropout:
+        return False
+    largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
+    return num_batch_sizes(job) <= STATIC_SIZES and largest * sizes.dim <= GRAPH_SIZE
 
 
 def with_compile_mode(job: Job, device: torch.device) -> Job:

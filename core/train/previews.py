@@ -122,11 +122,16 @@ class Preview:
         events: EventWriter,
         should_stop: Callable[[], bool],
         *,
+        make_room: Callable[[], None] = lambda: None,
         shown: Callable[[], None] = lambda: None,
     ):
-        """`shown` is called when a preview is done, so that its time need not count as a step's."""
+        """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes.
+
+        `shown` is called when a preview is done, so that its time need not count as a step's.
+        """
         self._folder = PreviewFolder.of(folder)
-        self._events, self._should_stop, self._shown = events, should_stop, shown
+        self._events, self._should_stop = events, should_stop
+        self._make_room, self._shown = make_room, shown
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
@@ -149,8 +154,7 @@ class Preview:
         except RunError as error:
             self._warn(f"the preview of step {step} is not kept. {error}")
             return
-        if trainer.device.type == "cuda":
-            torch.cuda.empty_cache()  # for who decodes
+        self._make_room()
         is_awaited = self._folder.has_decoder()
         if not is_awaited:
             path = self._decode(trainer, step) or path

@@ -69,7 +69,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
         Validate(events),
         checkpoint,
         *plan.callbacks(),
-        Preview(folder, events, should_stop, shown=log.restart),
+        Preview(folder, events, should_stop, make_room=plan.make_room, shown=log.restart),
         StopWhen(should_stop, checkpoint),
     ]
     trainer = Trainer(

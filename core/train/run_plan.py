@@ -70,6 +70,12 @@ class RunPlan:
             return []
         return [Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak)]
 
+    def make_room(self) -> None:
+        """Between two steps: give back what of the GPU's memory the next step takes anew."""
+        self._features.make_room()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def close(self) -> None:
         """The model is not called any more."""
         self._take_off()

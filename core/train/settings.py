@@ -74,6 +74,7 @@ PLACES = {
     "mapped_blocks": "memory.mapped_blocks",
     "attention": "memory.attention",
     "compile": "memory.compile",
+    "cuda_graphs": "memory.cuda_graphs",
     "plan": "memory.plan",
     "budget_gb": "memory.budget_gb",
     "preview_every": "previews.every",

@@ -168,6 +168,11 @@ class WanTransformer(nn.Module):
             self._rope_cache.popitem(last=False)
         return self._rope_cache[key]
 
+    @property
+    def rope_tables(self) -> tuple[Tensor, ...]:
+        """Those that are kept now."""
+        return tuple(self._rope_cache.values())
+
     def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, L, prod(patch) * out_dim] back to a latent video [B, out_dim, F, H, W]."""
         patch_size = self.config.patch_size

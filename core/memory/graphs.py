@@ -1,0 +1,201 @@
+"""CUDA graphs: all kernels of a forward or a backward are launched at once, as they were recorded.
+
+A step at 512x512 is thousands of kernels of some microseconds each, and the host takes longer to launch them one by one
+than the GPU to run them. Recorded once for each size of clips, they follow each other without a gap. The kernels are those
+that the first steps ran, so the numbers are the same.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Act = Callable[[], None]
+Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
+Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+
+WARM_UP = 2  # steps of a size before it is recorded: they compile, and choose the kernels
+
+
+class Graphs:
+    """In the place of a model's forward: the same, by recorded kernels where gradients are wanted.
+
+    To be put on a model that launches the same kernels in every step and waits for none: nothing streamed or offloaded, no
+    dropout. A backward belongs to the latest forward, and adds to the parameters' `grad` itself, which
+    `torch.autograd.grad` does not see; the inputs get no gradient. Without gradients the forward runs as it is.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Tensor],
+        parameters: Sequence[nn.Parameter],
+        *,
+        tell: Callable[[str], None],
+        held: Callable[[], object] = tuple,
+        record: Recorder | None = None,
+    ) -> None:
+        """`parameters`: all that want a gradient.
+
+        `tell` is given a sentence if recording fails: the steps then go on without. `held`: what the forward reads and may
+        be dropped by its owner, which lasts as long as the graphs do. `record`: by default CUDA's.
+        """
+        self._forward, self._parameters = forward, list(parameters)
+        self._tell, self._held = tell, held
+        self._record = record
+        self._sums: list[Tensor] = []
+        self._seen = Counter[Signature]()
+        self._graphs: dict[Signature, _Graph] = {}
+        self._pool: Any = None
+        self._failed = False
+        self._gate = torch.empty(0, requires_grad=True)
+
+    def __call__(self, *args: Tensor, **named: Tensor) -> Tensor:
+        """What the forward returns."""
+        if self._failed or not torch.is_grad_enabled():
+            return self._without(*args, **named)
+        inputs = {**{str(number): tensor for number, tensor in enumerate(args)}, **named}
+        signature = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
+        graph = self._graphs.get(signature)
+        if graph is None:
+            self._seen[signature] += 1
+            graph = self._make(signature, inputs) if self._seen[signature] > WARM_UP else None
+        if graph is None:
+            return self._forward(*args, **named)
+        return _Replay.apply(self._gate, graph, *inputs.values())  # type: ignore[no-any-return]
+
+    def release(self) -> None:
+        """Give the memory back. The next step of each size is recorded anew."""
+        self._graphs.clear()
+        self._sums.clear()
+        self._pool = None
+
+    def _without(self, *args: Tensor, **named: Tensor) -> Tensor:
+        """As it is, in memory of its own, for which there may be too little beside that of the graphs."""
+        try:
+            return self._forward(*args, **named)
+        except torch.OutOfMemoryError:
+            if not self._graphs:
+                raise
+        self.release()
+        torch.cuda.empty_cache()
+        return self._forward(*args, **named)
+
+    def _make(self, signature: Signature, inputs: Mapping[str, Tensor]) -> "_Graph | None":
+        try:
+            if not self._sums:
+                self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+            record = self._record or self._cuda_recorder()
+            graph = _Graph(self._forward, inputs, self._parameters, self._sums, record, self._held())
+        except (RuntimeError, TypeError) as error:  # out of memory among them, which the steps without are not
+            self.release()
+            self._failed = True
+            reason = str(error).strip().splitlines()[0][:200].rstrip(".")
+            self._tell(f"CUDA graphs cannot be recorded here ({reason}). The run goes on without: the result is the same, "
+                       "steps of small clips take longer.")  # fmt: skip
+        else:
+            self._graphs[signature] = graph
+            return graph
+        torch.cuda.empty_cache()
+        return None
+
+    def _cuda_recorder(self) -> Recorder:
+        """The graphs of all sizes share their memory, since only one is at work at a time."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return lambda act: _record_cuda(act, self._pool)
+
+
+class _Graph:
+    """One size of clips. Its tensors stay where they are; what is new is copied into them."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Tensor],
+        inputs: Mapping[str, Tensor],
+        parameters: Sequence[nn.Parameter],
+        sums: Sequence[Tensor],
+        record: Recorder,
+        held: object,
+    ) -> None:
+        self._inputs = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+        self._parameters, self._sums = parameters, sums
+        args = [tensor for name, tensor in self._inputs.items() if name.isdigit()]
+        named = {name: tensor for name, tensor in self._inputs.items() if not name.isdigit()}
+
+        def run_forward() -> None:
+            self._output = forward(*args, **named)
+
+        def run_backward() -> None:
+            found = torch.autograd.grad(self._output, parameters, self._grad)
+            torch._foreach_add_(list(sums), found)  # type: ignore[reportPrivateImportUsage]
+
+        self._replay_forward = record(run_forward)
+        self._replay_forward()
+        self._grad = torch.empty_like(self._output)
+        self._replay_backward = record(run_backward)
+        self._output = self._output.detach()
+        self._held = held
+        self._number = 0
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        """The output, and the number of this call, by which its backward is known."""
+        for kept, given in zip(self._inputs.values(), inputs, strict=True):
+            kept.copy_(given)
+        self._replay_forward()
+        self._number += 1
+        return self._output.detach(), self._number
+
+    def backward(self, grad: Tensor, number: int) -> None:
+        """Add to the parameters' gradients."""
+        assert number == self._number, "the backward of a graph belongs to its latest forward"
+        pairs = [pair for pair in zip(self._parameters, self._sums, strict=True) if pair[0].grad is not pair[1]]
+        fresh = [total for parameter, total in pairs if parameter.grad is None]
+        if fresh:
+            torch._foreach_zero_(fresh)  # type: ignore[reportPrivateImportUsage]
+        for parameter, total in pairs:
+            if parameter.grad is not None:  # of a batch that ran without
+                total.copy_(parameter.grad)
+            parameter.grad = total
+        self._grad.copy_(grad)
+        self._replay_backward()
+
+
+class _Replay(torch.autograd.Function):
+    """A graph's forward and backward as autograd sees them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, graph: _Graph, *inputs: Tensor) -> Tensor:
+        del gate
+        output, ctx.number = graph.forward(inputs)
+        ctx.graph, ctx.num_inputs = graph, len(inputs)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        ctx.graph.backward(grad, ctx.number)
+        return (None,) * (2 + ctx.num_inputs)
+
+
+def _record_cuda(act: Act, pool: Any) -> Act:
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads copy batches meanwhile, which is none of the graph's business.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            act()
+    except BaseException:
+        _leave_recording(stream, pool)
+        raise
+    return graph.replay
+
+
+def _leave_recording(stream: torch.cuda.Stream, pool: Any) -> None:
+    """What torch 2.11 leaves undone after a failure: its stream, memory and random numbers are still the graph's."""
+    torch.cuda.set_stream(stream)
+    with contextlib.suppress(RuntimeError):  # it was done
+        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+    generator = torch.cuda.default_generators[stream.device.index]
+    generator.graphsafe_set_state(generator.clone_state())

@@ -1,0 +1,94 @@
+"""CUDA graphs of a real model's steps: the same losses and LoRA as without them, and memory given back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from wan_train.core.memory import graphs as module
+from wan_train.core.train import features, planning
+from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
+from wan_train.tests.core.train.helpers import make_sample, train_in_folder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+CUDA = torch.device("cuda:0")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """One entry for each recorded forward or backward."""
+    found, record = [], module._record_cuda
+    monkeypatch.setattr(module, "_record_cuda", lambda act, pool: found.append(act) or record(act, pool))
+    return found
+
+
+def train(tmp_path, job, name, **memory):
+    options = MemoryOptions(**{"plan": "manual", "attention": "default", **memory})
+    losses, lora, events = train_in_folder(tmp_path, replace(job, memory=options, device="cuda:0"), name, CUDA)
+    return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "memory"),
+    [
+        ("bf16", {"compile": "static", "checkpointing": False}),
+        ("bf16", {"compile": "static"}),
+        ("bf16", {"compile": "static", "keep_attention": 2, "keep_linears": 1}),
+        ("bf16", {"compile": "off"}),
+        ("bf16", {"compile": "off", "keep_attention": 2, "ffn_pieces": 2}),
+        ("fp8", {"compile": "off"}),
+        ("int8", {"compile": "static", "checkpointing": False}),
+        ("fp8_compute", {"compile": "static", "checkpointing": False}),
+        ("fp8_compute", {"compile": "off"}),
+    ],
+    ids=str,
+)
+def test_the_same_as_without(tmp_path, job: Job, recorded, memory, precision):
+    job = replace(job, model=replace(job.model, precision=precision), loop=replace(job.loop, steps=9))  # three epochs
+    losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", **memory)
+    assert recorded == []
+    found, other, warnings = train(tmp_path, job, "with", **memory)
+    assert warnings == []
+    assert len(recorded) == 2 * planning.num_batch_sizes(job)
+    assert found == pytest.approx(losses, rel=2e-3)
+    assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
+
+
+def test_accumulation_over_sizes_and_previews_between(tmp_path, job: Job, recorded):
+    data = replace(job.data, samples=(*job.data.samples, make_sample(tmp_path, "other", shape=(16, 1, 8, 4))))
+    job = replace(job, data=data, loop=replace(job.loop, steps=8, gradient_accumulation=3))
+    losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", compile="off")
+    job = replace(job, previews=PreviewOptions(every=3, steps=2))
+    found, other, _ = train(tmp_path, job, "with", compile="off")
+    assert len(recorded) > 2 * planning.num_batch_sizes(job)  # recorded again after a preview
+    assert found == pytest.approx(losses, rel=2e-3)
+    assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(tmp_path, job: Job, recorded, monkeypatch):
+    """A host that waits in the forward breaks the recording, and nothing else."""
+    losses, _, _ = train(tmp_path, job, "without", cuda_graphs="off", compile="off")
+
+    class Waiting(features.Graphs):
+        def __init__(self, forward, *args, **named):
+            def waits(*tensors, **more):
+                tensors[0].sum().item()
+                return forward(*tensors, **more)
+
+            super().__init__(waits, *args, **named)
+
+    monkeypatch.setattr(features, "Graphs", Waiting)
+    found, _, warnings = train(tmp_path, replace(job, loop=replace(job.loop, steps=6)), "with", compile="off")
+    assert len(warnings) == 1
+    assert "CUDA graphs cannot be recorded here" in warnings[0]
+    assert found[: len(losses)] == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [{"streamed_blocks": 1}, {"offload_inputs": True}, {"split_blocks": True}, {"cuda_graphs": "off"}],
+    ids=str,
+)
+def test_plans_in_which_the_host_has_to_do_something_have_none(tmp_path, job: Job, recorded, memory):
+    train(tmp_path, replace(job, loop=replace(job.loop, steps=5)), "run", compile="off", **memory)
+    assert recorded == []
