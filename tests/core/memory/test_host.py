@@ -25,10 +25,10 @@ def machine(tmp_path):
     return write
 
 
-def put_group(machine, folder, limit, used, idle):
+def put_group(machine, folder, limit, used, cached):
     machine(f"{folder}/memory.max", f"{limit}\n")
     machine(f"{folder}/memory.current", f"{used}\n")
-    machine(f"{folder}/memory.stat", f"anon 5\ninactive_file {idle}\nactive_file 7\n")
+    machine(f"{folder}/memory.stat", f"anon 5\ninactive_file {cached // 3}\nactive_file {cached - cached // 3}\n")
 
 
 def test_kernel_says_what_is_available(machine):
@@ -36,7 +36,7 @@ def test_kernel_says_what_is_available(machine):
     assert total_ram(machine.root) == 64000000 * 1024
 
 
-def test_a_container_limit_counts_without_idle_files(machine):
+def test_a_container_limit_counts_without_cached_files(machine):
     machine("proc/self/cgroup", "0::/user/job\n")
     put_group(machine, "sys/fs/cgroup/user/job", "max", 9 * GB, 0)
     assert available_ram(machine.root) == 48000000 * 1024
@@ -56,7 +56,8 @@ def test_inside_a_container_the_own_group_is_the_root(machine):
 def test_first_version_of_groups(machine):
     machine("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/job\n1:name=systemd:/y\n")
     for name, text in (
-        ("limit_in_bytes", str(4 * GB)), ("usage_in_bytes", str(3 * GB)), ("stat", f"cache 1\ntotal_inactive_file {GB}\n")
+        ("limit_in_bytes", str(4 * GB)), ("usage_in_bytes", str(3 * GB)),
+        ("stat", f"cache 1\ninactive_file 3\ntotal_inactive_file {GB // 4}\ntotal_active_file {GB // 4 * 3}\n"),
     ):  # fmt: skip
         machine(f"sys/fs/cgroup/memory/job/memory.{name}", text)
     assert available_ram(machine.root) == 2 * GB
