@@ -15,7 +15,10 @@ from wan_train.core.memory.attention import Attend, Shape, candidates, choose_at
 from wan_train.core.memory.precision.fp8_compute import find_kernel, multiply
 from wan_train.core.wan.config import WanConfig
 
-BURST = 0.05  # seconds of one burst of calls
+HEAT = (
+    3.0  # seconds of work before anything is measured: a card that is cold keeps a clock up that it soon has to leave
+)
+BURST = 0.1  # seconds of one burst of calls
 BURSTS = 5
 COPY_BYTES = 1 << 30
 FUSED_WIDTHS = 21  # reads and writes of [L, D] in one pass of a block whose element-wise work is fully fused
@@ -42,6 +45,7 @@ def measure_ceilings(config: WanConfig, tokens: int, *, fp8: bool) -> Rates:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16
     rates: Rates = {}
+    _heat(device)
     for inner, outer in sorted(set(_linear_sizes(config))):
         rates |= _matmul_rates(tokens, inner, outer, dtype, device, fp8=fp8)
     heads = config.num_heads, config.dim // config.num_heads
@@ -183,6 +187,16 @@ def _rate(call: Callable[[], object], *, flop: float = 0.0, num_bytes: float = 0
     if flop:
         return {"s": seconds, "tflops": round(flop / seconds / 1e12, 1)}
     return {"s": seconds, "gb_s": round(num_bytes / seconds / 1e9, 1)}
+
+
+def _heat(device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    x = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
+    start = time.perf_counter()
+    while time.perf_counter() - start < HEAT:
+        torch.mm(x, x)
+        _synchronize()
 
 
 def _time(call: Callable[[], object]) -> float:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from wan_train.benchmarks.material import MODELS, Clip, random_pair
 from wan_train.core.wan.config import WanConfig
 
+ENVIRONMENT = dict(os.environ)  # a peer has the one that the benchmark was started in, without what suits ours
 TASKS = {"14b": "t2v-14B", "1.3b": "t2v-1.3B", "toy": "t2v-14B"}  # it has no TI2V-5B
 # The learning rate keeps the adapter at its start, where every trainer adds nothing: the losses can be compared.
 COMMON = (
@@ -56,6 +57,14 @@ class Peer:
         found = {name: next(iter(metadata.distributions(name=name, path=self._path)), None) for name in names}
         return {name: distribution.version for name, distribution in found.items() if distribution is not None}
 
+    def environment(self) -> dict[str, str]:
+        """Of its process."""
+        found = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        if self.packages:
+            path = [str(self.packages.absolute()), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])]
+            found["PYTHONPATH"] = os.pathsep.join(path)
+        return found
+
     @property
     def _path(self) -> list[str]:
         return [*([str(self.packages)] if self.packages else []), *sys.path]
@@ -72,13 +81,17 @@ def measure(peer: Peer, setting: str, limit: float) -> list[dict]:
     records = peer.work / "musubi-records.jsonl"
     records.unlink(missing_ok=True)
     command = _command(peer, setting, records, write_data(peer.work / "musubi-data", peer, config))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    if peer.packages:
-        environment["PYTHONPATH"] = os.pathsep.join([str(peer.packages), environment.get("PYTHONPATH", "")])
+    environment = peer.environment()
     if peer.model_name == "toy":
         names = ("dim", "ffn_dim", "num_heads", "num_layers")
         environment["MUSUBI_MODEL_SIZES"] = json.dumps({name: getattr(config, name) for name in names})
-    log = peer.work / "musubi.log"
+    run_logged(f"musubi-tuner, {setting}", command, environment, peer.work, limit)
+    return read_records(records, peer, config, setting)
+
+
+def run_logged(what: str, command: list[str], environment: dict[str, str], work: Path, limit: float) -> None:
+    """Run a peer's script for `limit` seconds at most, and print the end of what it said if it failed."""
+    log = work / "peer.log"
     with log.open("w", encoding="utf-8") as file:
         try:
             code = subprocess.run(
@@ -88,11 +101,10 @@ def measure(peer: Peer, setting: str, limit: float) -> list[dict]:
         except subprocess.TimeoutExpired:
             said = f"not done after {limit:.0f} s"
     if said:
-        print(f"musubi-tuner, {setting}: {said}\n{log.read_text(encoding='utf-8')[-1500:]}", flush=True)
-    return read_records(records, peer, config, setting)
+        print(f"{what}: {said}\n{log.read_text(encoding='utf-8', errors='replace')[-1500:]}", flush=True)
 
 
-def read_records(records: Path, peer: Peer, config: WanConfig, setting: str) -> list[dict]:
+def read_records(records: Path, peer: Peer, config: WanConfig, setting: str, name: str = "musubi-tuner") -> list[dict]:
     """The median of the steps behind the warm-up, by clip."""
     lines = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     rows = []
@@ -105,7 +117,7 @@ def read_records(records: Path, peer: Peer, config: WanConfig, setting: str) -> 
         rows.append(
             {
                 "clip": str(clip),
-                "peer": "musubi-tuner",
+                "peer": name,
                 "setting": setting,
                 "s": round(statistics.median(timed), 4),
                 "s_min": round(min(timed), 4),
@@ -122,11 +134,16 @@ def version(checkout: Path) -> str:
     """What its pyproject.toml says, and the commit where the folder is a git checkout."""
     text = (checkout / "pyproject.toml").read_text(encoding="utf-8")
     found = next(line.split('"')[1] for line in text.splitlines() if line.startswith("version"))
+    return with_commit(checkout, found)
+
+
+def with_commit(checkout: Path, version: str) -> str:
+    """The version, and the commit where the folder is a git checkout."""
     if not (checkout / ".git").exists():
-        return found
+        return version
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return f"{found}, {done.stdout.strip()}" if done.returncode == 0 else found
+    return f"{version}, {done.stdout.strip()}" if done.returncode == 0 else version
 
 
 def write_data(folder: Path, peer: Peer, config: WanConfig) -> Path:

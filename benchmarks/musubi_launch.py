@@ -34,13 +34,13 @@ class Watch:
         self._shape: tuple[int, ...] = ()
         self._first: dict[str, torch.Tensor] | None = None
 
-    def begin(self, latents: torch.Tensor, noise: torch.Tensor, text: torch.Tensor) -> None:
-        """A step starts, on latents and noise [1, C, F, H, W] and a text [T, D]."""
+    def begin(self, latents: torch.Tensor, **tensors: torch.Tensor) -> None:
+        """A step starts, on latents [1, C, F, H, W]."""
         self._shape = tuple(latents.shape)
         if self._last is None:
             self._last = time.perf_counter()
         if self._shape not in self._seen:
-            self._first = {"latents": latents, "noise": noise, "text": text}
+            self._first = {"latents": latents, **tensors}
 
     def add(self, **tensors: torch.Tensor) -> None:
         """Further tensors of the first step of a size."""
@@ -103,7 +103,7 @@ def watch_steps(watch: Watch) -> None:
     show = tqdm.tqdm.set_postfix
 
     def process_batch(self, args, accelerator, transformer, network, batch, latents, noise, *rest):
-        watch.begin(latents, noise, batch["t5"][0])
+        watch.begin(latents, noise=noise, text=batch["t5"][0])
         return run_batch(self, args, accelerator, transformer, network, batch, latents, noise, *rest)
 
     def get_noisy(self, *args):

@@ -48,7 +48,7 @@ def add_ours(report: Report, model: str, row: Row) -> None:
 
 
 def add_peer(report: Report, model: str, row: Row) -> None:
-    """A row of `musubi.measure`."""
+    """A row of `musubi.measure` or `aitoolkit.measure`."""
     renamed = {"model": model, "shape": row["clip"], **row}
     del renamed["clip"]
     _replace(report["peers"], renamed, ("model", "shape", "peer", "setting"))
@@ -84,7 +84,7 @@ def table(report: Report) -> str:
             f"{row['ours_s']:.2f}",
             f"{row['ours_s'] / floor:.2f}x" if floor else "",
             _number(row.get("peak_reserved_gb")),
-            f"{peer:.2f} ({_short(row['peer_setting'])})" if peer else "",
+            f"{peer:.2f} ({row['peer']}, {_short(row['peer_setting'])})" if peer else "",
             _number(row.get("peer_peak_reserved_gb")),
             f"{peer / row['ours_s']:.2f}x" if peer else "",
         ]

@@ -5,7 +5,8 @@ python benchmarks/speed.py --model 14b --clips 832x480x33 1024x1024x1 --musubi ~
 
 Every setting runs in a process of its own. Each call adds to the file; the same setting again replaces its row. A
 setting is a list of options of the job's memory and its precision, and of the clips it is for, if not all:
-"precision=fp8_compute compile=static keep_attention=20 clips=832x480x33".
+"precision=fp8_compute compile=static keep_attention=20 clips=832x480x33". A setting of AI-Toolkit is a list of options of
+its configuration: "compile=true train.attention_backend=flash".
 """
 
 import argparse
@@ -32,7 +33,7 @@ if "wan_train" not in sys.modules:
     import wantrain
 
     wantrain.load_pack()
-from wan_train.benchmarks import musubi  # noqa: E402
+from wan_train.benchmarks import aitoolkit, musubi  # noqa: E402
 from wan_train.benchmarks.ceilings import measure_ceilings, measure_copies  # noqa: E402
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
 from wan_train.benchmarks.ours import Setting, Task, run_task  # noqa: E402
@@ -65,6 +66,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--musubi-packages", type=Path, metavar="FOLDER", help="what 'pip install --target' made for it"
     )
     parser.add_argument("--musubi-args", action="append", metavar="OPTIONS", help="once for each setting of it")
+    parser.add_argument("--aitoolkit", type=Path, metavar="CHECKOUT", help="measure AI-Toolkit, too")
+    parser.add_argument("--aitoolkit-packages", type=Path, metavar="FOLDER", help="the same for it")
+    parser.add_argument("--aitoolkit-args", action="append", metavar="SETTING", help="once for each setting of it")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each clip")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--second-start", action="store_true", help="start each setting again, with what was compiled")
@@ -85,6 +89,8 @@ def main() -> None:
         return
     try:
         settings = [Setting.parse(text) for text in options.ours or DEFAULT_OURS if text != "none"]
+        for text in options.aitoolkit_args or []:
+            aitoolkit.read_setting(text)
         clips = [*options.clips, *(Clip.parse(text) for setting in settings for text in setting.clips)]
         clips = sorted(set(clips), key=lambda clip: clip.tokens(MODELS[options.model]))
     except (ConfigError, ValueError) as error:
@@ -102,6 +108,8 @@ def main() -> None:
         apart("the random checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
     if options.musubi is not None:
         measure_musubi(options, report, work, model)
+    if options.aitoolkit is not None:
+        measure_aitoolkit(options, report, work, model)
     if not options.no_ceilings:
         fp8 = any(setting.precision == "fp8_compute" for setting in settings)
         apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, clips, fp8)
@@ -118,7 +126,8 @@ def measure_ours(
     options: argparse.Namespace, report: Report, setting: Setting, work: Path, model: Path, number: int
 ) -> None:
     """One setting of ours, into the report."""
-    dumps = work / f"musubi-first-steps-{options.model}"
+    folders = [work / f"{peer}-first-steps-{options.model}" for peer in ("musubi", "aitoolkit")]
+    dumps = next((str(folder) for folder in folders if folder.exists()), "")
     task = Task(
         model=str(model),
         setting=setting,
@@ -128,7 +137,7 @@ def measure_ours(
         steps=options.steps,
         warmup=options.warmup,
         profile=not options.no_profile,
-        dumps=str(dumps) if dumps.exists() else "",
+        dumps=dumps,
     )
     rows = _rows_apart(task, options.limit)
     if options.second_start and rows:
@@ -145,9 +154,36 @@ def measure_musubi(options: argparse.Namespace, report: Report, work: Path, mode
     if options.model not in musubi.TASKS:
         print(f"musubi-tuner does not train the model {options.model}: it is left out.")
         return
-    peer = musubi.Peer(
-        checkout=options.musubi.expanduser(),
-        packages=options.musubi_packages,
+    peer = make_peer(options, options.musubi, options.musubi_packages, work, model)
+    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **peer.package_versions()}
+    for setting in options.musubi_args or musubi.default_settings(peer):
+        for row in musubi.measure(peer, setting, options.limit):
+            print(json.dumps(row), flush=True)
+            add_peer(report, options.model, row)
+        write_report(options.out, report)
+
+
+def measure_aitoolkit(options: argparse.Namespace, report: Report, work: Path, model: Path) -> None:
+    """All settings of that peer, into the report."""
+    if options.model not in aitoolkit.MODEL_NAMES:
+        print(f"AI-Toolkit is not measured with the model {options.model}: it is left out.")
+        return
+    peer = make_peer(options, options.aitoolkit, options.aitoolkit_packages, work, model)
+    report["versions"] |= {aitoolkit.NAME: aitoolkit.version(peer.checkout), **aitoolkit.package_versions(peer)}
+    for setting in options.aitoolkit_args or [aitoolkit.COMPILED]:
+        for row in aitoolkit.measure(peer, setting, options.limit):
+            print(json.dumps(row), flush=True)
+            add_peer(report, options.model, row)
+        write_report(options.out, report)
+
+
+def make_peer(
+    options: argparse.Namespace, checkout: Path, packages: Path | None, work: Path, model: Path
+) -> musubi.Peer:
+    """The measurements wanted of a peer."""
+    return musubi.Peer(
+        checkout=checkout.expanduser().absolute(),
+        packages=packages,
         model_name=options.model,
         model=model,
         clips=options.clips,
@@ -155,12 +191,6 @@ def measure_musubi(options: argparse.Namespace, report: Report, work: Path, mode
         steps=options.steps,
         warmup=options.warmup,
     )
-    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **peer.package_versions()}
-    for setting in options.musubi_args or musubi.default_settings(peer):
-        for row in musubi.measure(peer, setting, options.limit):
-            print(json.dumps(row), flush=True)
-            add_peer(report, options.model, row)
-        write_report(options.out, report)
 
 
 def write_ceilings(path: Path, model_name: str, clips: list[Clip], fp8: bool) -> None:
@@ -181,9 +211,10 @@ def _rows_apart(task: Task, limit: float) -> list[dict[str, Any]]:
 
 
 def apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
-    """Call a function in a new process, so that the GPU's memory is free again afterwards."""
+    """Call a function in a new process, in a worker's environment, so that the GPU's memory is free again afterwards."""
     start = time.perf_counter()
-    process = multiprocessing.get_context("spawn").Process(target=_as_a_worker, args=(function, *arguments))
+    os.environ.update(worker_environment(os.environ))  # PyTorch reads it when it is imported, or first used
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join(limit)
     if process.is_alive():
@@ -193,12 +224,6 @@ def apart(what: str, function: Callable[..., None], *arguments: Any, limit: floa
     print(f"{what}: {'done' if code == 0 else f'ended with code {code}'} after {seconds:.0f} s", flush=True)
     if code and must:
         sys.exit(1)
-
-
-def _as_a_worker(function: Callable[..., None], *arguments: Any) -> None:
-    """With a training process's environment: the allocator reads it when the GPU is first used."""
-    os.environ.update(worker_environment(os.environ))
-    function(*arguments)
 
 
 def work_folder(wanted: Path | None) -> Path:

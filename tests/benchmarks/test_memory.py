@@ -1,6 +1,12 @@
-"""What the memory benchmark makes of its rows; the measuring needs a GPU."""
+"""What the memory benchmark makes of its options and its rows; the measuring needs a GPU."""
 
-from wan_train.benchmarks.memory import Cell, compare, table
+import sys
+from pathlib import Path
+
+import pytest
+from wan_train.benchmarks import memory
+from wan_train.benchmarks.memory import Cell, check_disk, lowest_setting, read_options
+from wan_train.benchmarks.memory_rows import add_row, compare, peers_table, table
 
 
 def row(cap_gb, **fields):
@@ -9,7 +15,12 @@ def row(cap_gb, **fields):
 
 
 def test_rows_are_compared_with_the_step_without_a_cap():
-    rows = [row(8.0, ours_s=3.0), row(0.0, ours_s=2.5), row(6.0, plan=None, why="too small"), row(7.0)]
+    rows = [
+        row(8.0, ours_s=3.0),
+        row(0.0, ours_s=2.5),
+        row(6.0, plan=None, why="too small", oom=None),
+        row(7.0, oom=True),
+    ]
     compare(rows)
     assert [r["resident_s"] for r in rows] == [2.5] * 4
     lines = table(rows).splitlines()[2:]
@@ -20,5 +31,55 @@ def test_rows_are_compared_with_the_step_without_a_cap():
     assert "| 8 | 3.00 | 1.20x | 7.5 | 21.0 | a plan |" in lines[3]
 
 
+def test_held_rows_say_so_and_are_rows_of_their_own():
+    rows = [row(0.0, ours_s=2.5)]
+    for seconds in (9.0, 8.0):
+        add_row(rows, row(0.0, held_ram_gb=16.0, ours_s=seconds))
+    assert [r["ours_s"] for r in rows] == [2.5, 8.0]
+    add_row(rows, row(0.0, held_ram_gb=0.0, ours_s=2.0))  # the first, measured again
+    compare(rows)
+    assert [(r["ours_s"], r["resident_s"]) for r in rows] == [(8.0, 2.0), (2.0, 2.0)]
+    assert "| none | 8.00 | 4.00x | 7.5 | 21.0 (held to 16) |" in table(rows)
+
+
+def test_a_row_says_why_there_is_no_time():
+    killed = {"model": "14b", "shape": "832x480x33", "precision": "fp8", "cap_gb": 8.0, "cap_ram_gb": 0.0, "oom": None}
+    assert "| 8 | failed |" in table([killed])  # before there was a plan
+    assert "| 8 | out of main memory |" in table([{**killed, "plan": "a plan", "oom": "ram"}])
+
+
 def test_a_cell_is_read():
     assert Cell.parse("832x480x33 fp8 8 24") == Cell("832x480x33", "fp8", 8.0, 24.0)
+    options = read_options(["--cells", "832x480x33 fp8 8", "--hold-ram", "16", "--out", "memory.json"])
+    assert options.cells == [Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="groups are Linux's")
+def test_the_folder_must_be_on_a_disk(monkeypatch, tmp_path):
+    mount = memory.disk.Mount("/", Path("/"), "ext4", ())
+    in_memory = memory.disk.Mount("/", tmp_path, "tmpfs", ())
+    monkeypatch.setattr(memory.disk, "mounted", lambda: [mount, in_memory])
+    with pytest.raises(SystemExit, match="--work"):
+        check_disk(tmp_path)
+    check_disk(tmp_path.parent)
+
+
+def test_the_lowest_setting_of_the_peer():
+    setting = lowest_setting("14b", "bf16")
+    assert "--blocks_to_swap 39 " in setting
+    assert "--fp8_base --fp8_scaled " in setting
+    assert "--fp8_scaled" not in lowest_setting("14b", "fp8")  # which it refuses
+
+
+def test_peers_are_listed():
+    peer = {
+        "model": "14b",
+        "shape": "832x480x33",
+        "peer": "musubi-tuner",
+        "setting": "--fp8_base",
+        "s": 5.0,
+        "ram_gb": 30.0,
+    }
+    lines = peers_table([{**peer, "s": 6.0}, {**peer, "peak_reserved_gb": 17.2}]).splitlines()[2:]
+    assert lines[0] == "| 832x480x33 | musubi-tuner | 5.00 | 17.2 | 30.0 | --fp8_base |"
+    assert lines[1] == "| 832x480x33 | musubi-tuner | 6.00 |  | 30.0 | --fp8_base |"

@@ -159,7 +159,7 @@ def test_rows_are_replaced_and_carry_the_fastest_peer(tmp_path):
     assert [(row["plan"], row["ours_s"]) for row in kept["rows"]] == [("a", 2.0), ("b", 3.0)]
     assert all((row["peer_s"], row["peer_setting"]) == (4.5, "--sdpa") for row in kept["rows"])
     assert "| 2.00 |" in table(kept)
-    assert "4.50 (sdpa)" in table(kept)
+    assert "4.50 (musubi-tuner, sdpa)" in table(kept)
     assert "2.25x" in table(kept)
 
 
