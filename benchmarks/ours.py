@@ -198,11 +198,15 @@ def _compare(prepared: Prepared, dump: Path) -> dict[str, float]:
 
 
 def _memory() -> dict[str, float]:
-    """GB (1e9 bytes): peaks on the device since the model was ready, and of the process in main memory."""
+    """GB (1e9 bytes): peaks on the device since the model was ready, and of the process in main memory.
+
+    And how often the allocator had to give back all that it held to find room.
+    """
     values = {"ram_gb": _peak_ram()}
     if torch.cuda.is_available():
         values["peak_allocated_gb"] = torch.cuda.max_memory_allocated() / GB
         values["peak_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
+        values["alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     return {name: round(value, 2) for name, value in values.items()}
 
 

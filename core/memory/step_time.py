@@ -40,6 +40,7 @@ _KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
 # what calling the graphs takes is assumed); and of the element-wise traffic in the forward, what the parts have.
 _SPLIT_LAUNCHES = 1.5
 _PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2, "ffn": 0.4}
+_GAP_S = 0.7e-6  # for each of these launches where a CUDA graph makes them (H100, 14B, 512x512 and 1024x1024)
 _PIECE_LAUNCHES = 0.2  # of a block's kernels, those of its feed-forward, which each piece has
 
 
@@ -111,9 +112,12 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     attention = self_attention + cross_attention
     up, down = _traffic_seconds(task, bucket, plan, card)
     kernels = _COMPILED_KERNELS if compiled else _KERNELS
-    launch_s = card.launch_s * (_FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0)
-    launch_s *= 0.0 if is_graphed(task, plan) else 1.0
+    graphed = is_graphed(task, plan)
+    launch_s = _GAP_S if graphed else card.launch_s
+    launch_s *= _FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0
     launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1)
+    if graphed:  # the GPU itself loses it between kernels
+        up, down = up + kernels[0] * launch_s, down + kernels[1] * launch_s
     square = 2 * tokens * dim**2 / rate  # one of its linears
     cross_again = 2 * square + cross_attention + _PART_TRAFFIC["cross_attn"] * up
     return _BlockTime(

@@ -245,6 +245,21 @@ def test_each_feature_trades_what_it_should():
     assert compiled.seconds < plain.seconds
 
 
+def test_cuda_graphs_save_the_hosts_time_where_it_has_nothing_else_to_do():
+    image, clip = Bucket((16, 1, 64, 64)), Bucket((16, 9, 60, 104))
+    fast = replace(CARD, matmul=800e12, attention=600e12, bandwidth=3e12, to_device=50e9, launch_s=10e-6)
+
+    def seconds(bucket, graphs, **plan):
+        plan = Plan(**{"checkpointing": False, "compile": "static", **plan})
+        return estimate(Task(sizes=T2V_14B, graphs=graphs), bucket, plan, fast).seconds
+
+    assert seconds(image, graphs=True) < 0.7 * seconds(image, graphs=False)
+    assert seconds(clip, graphs=True) == pytest.approx(seconds(clip, graphs=False), rel=0.01)
+    for plan in ({"streamed_blocks": 1}, {"offload_inputs": True}, {"split_blocks": True}):
+        plan["checkpointing"] = True
+        assert seconds(image, graphs=True, **plan) == seconds(image, graphs=False, **plan)
+
+
 def test_streaming_costs_time_only_where_copies_are_slower_than_the_step():
     clip, image = {"shape": (16, 9, 60, 104)}, {"shape": (16, 1, 32, 32)}
     lean = Plan(streamed_blocks=38)

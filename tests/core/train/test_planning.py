@@ -13,12 +13,14 @@ from wan_train.core.train.planning import (
     buckets_of,
     compile_mode,
     make_planner,
+    may_use_graphs,
     pins_of,
     plan_of,
     stored_block_bytes,
     with_choice,
 )
 from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.wan.gguf.helpers import WAN, plain, write_gguf
@@ -85,6 +87,30 @@ def test_few_sizes_of_batches_are_compiled_one_by_one(job: Job):
     assert mode(1, CPU) == mode(9, CPU) == "off"
     chosen = replace(job, memory=MemoryOptions(compile="dynamic"))
     assert compile_mode(chosen, CPU) == compile_mode(chosen, cuda) == "dynamic"
+
+
+def test_cuda_graphs_are_for_few_sizes_of_small_batches(job: Job):
+    sample, cuda, large = job.data.samples[0], torch.device("cuda"), WanConfig()
+
+    def may(*shapes, device=cuda, sizes=large, batch_size=1, **options):
+        samples = tuple(replace(sample, shape=shape, repeats=batch_size) for shape in shapes)
+        loop, memory = replace(job.loop, batch_size=batch_size), MemoryOptions(**options)
+        data = replace(job.data, samples=samples)
+        return may_use_graphs(replace(job, data=data, loop=loop, memory=memory), sizes, device)
+
+    image, two, clip = (16, 1, 128, 128), (16, 2, 128, 128), (16, 9, 60, 104)
+    assert may(image)
+    assert may(image, two)
+    assert may(image, batch_size=2)
+    assert not may(image, clip)  # which needs the memory itself
+    assert not may(two, batch_size=2)
+    assert may(image, clip, sizes=WanConfig(dim=1536))
+    assert not may(image, device=CPU)
+    assert not may(image, cuda_graphs="off")
+    assert not may(*((16, 1, 8, 2 * n) for n in range(1, 10)))
+    dropping = replace(job, adapter=replace(job.adapter, dropout=0.1))
+    assert may_use_graphs(job, large, cuda)
+    assert not may_use_graphs(dropping, large, cuda)
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16", "fp8", "int8", "ara"])
