@@ -70,7 +70,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--aitoolkit-packages", type=Path, metavar="FOLDER", help="the same for it")
     parser.add_argument("--aitoolkit-args", action="append", metavar="SETTING", help="once for each setting of it")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each clip")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them, at least 2")
     parser.add_argument("--second-start", action="store_true", help="start each setting again, with what was compiled")
     parser.add_argument("--no-ceilings", action="store_true", help="keep the rates that the file holds")
     parser.add_argument("--no-profile", action="store_true", help="trace no step")
@@ -78,7 +78,12 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (29 GB for 14b); default: in memory")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the file")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (
+        options.warmup < 2
+    ):  # the report of the second may come with that of the third: it is read when the host has time
+        parser.error(f"--warmup must be at least 2, got {options.warmup}.")
+    return options
 
 
 def main() -> None:

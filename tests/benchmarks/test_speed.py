@@ -38,7 +38,7 @@ def test_the_command_measures_and_writes_a_row_and_a_table(tmp_path, model):
     shutil.copy(model, tmp_path / "random-toy-fp32.safetensors")
     speed = [sys.executable, str(PACK / "benchmarks" / "speed.py"), "--out", str(out)]
     asked = ["--model", "toy", "--weights", "fp32", "--clips", str(CLIP), "--work", str(tmp_path), "--no-ceilings"]
-    timing = ["--steps", "1", "--warmup", "1", "--ours", "precision=fp32 keep_attention=1"]
+    timing = ["--steps", "1", "--warmup", "2", "--ours", "precision=fp32 keep_attention=1"]
     done = subprocess.run([*speed, *asked, *timing], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())

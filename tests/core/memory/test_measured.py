@@ -1,4 +1,4 @@
-"""Predictions against steps that ran: one H200, torch 2.11, blocks compiled one size at a time, rank 16, random weights."""
+"""Predictions against steps that ran: one H200, one H100, torch 2.11, blocks compiled one size at a time, rank 16, random weights."""
 
 from dataclasses import replace
 
@@ -20,6 +20,9 @@ H200 = replace(
     CARD, matmul=805e12, attention=603e12, bandwidth=4.18e12, to_device=54e9, matmul_fp8=1.55e15, launch_s=5.2e-6
 )
 WITH_FLASH_4 = replace(H200, attention=1.15 * 603e12, launch_s=6e-6)
+H100 = replace(
+    WITH_FLASH_4, matmul=803e12, attention=650e12, bandwidth=2.97e12, to_device=53e9, matmul_fp8=1.54e15, launch_s=8e-6
+)
 WHOLE = {"checkpointing": False}
 STREAMED = {"streamed_blocks": 35, "offload_inputs": True}
 ALL_STREAMED = {"streamed_blocks": 40, "offload_inputs": True}
@@ -97,18 +100,36 @@ STEPS_WITH_FLASH_4 = [
     ("14b", "fp8_compute", LONG, {"keep_attention": 40, "keep_linears": 13, "offload_inputs": True}, 76.47, 7.6572),
     ("14b", "bf16", LONG, {"keep_attention": 40, "keep_linears": 8, "offload_inputs": True}, 75.41, 8.8948),
 ]
+STEPS_ON_H100 = [  # the images by CUDA graphs
+    ("14b", "bf16", IMAGE, WHOLE, 39.88, 0.1264),
+    ("14b", "fp8_compute", IMAGE, WHOLE, 25.89, 0.1157),
+    ("14b", "bf16", LARGE_IMAGE, WHOLE, 65.82, 0.4944),
+    ("14b", "fp8_compute", LARGE_IMAGE, WHOLE, 51.78, 0.3992),
+    ("14b", "bf16", SHORT, {**ALL_KEPT, "streamed_blocks": 26}, 78.36, 2.4612),
+    ("14b", "fp8_compute", SHORT, {**ALL_KEPT, "offload_inputs": True}, 76.07, 2.0792),
+    ("14b", "bf16", LONG, {"keep_attention": 40, "keep_linears": 8, "offload_inputs": True}, 75.41, 9.3902),
+    ("14b", "fp8_compute", LONG, {"keep_attention": 40, "keep_linears": 13, "offload_inputs": True}, 76.47, 8.0422),
+    ("14b", "fp8", SHORT, {**ALL_KEPT, "offload_inputs": True}, 75.87, 2.4438),
+    ("14b", "fp8", SHORT, {**ALL_STREAMED, "keep_attention": 39, "ffn_pieces": 4}, 11.47, 2.8895),
+    ("14b", "fp8", LONG, {**ALL_STREAMED, "keep_attention": 8, "split_blocks": True}, 11.3, 11.5381),
+    ("14b", "fp8", LARGE_IMAGE, {"keep_attention": 21, "streamed_blocks": 39, "offload_inputs": True}, 5.49, 0.7798),
+]
 # A plan of the 14B model that ran out of memory: what it would have taken at the least, in GB.
 FAILED = [(SHORT, WHOLE, 149.0)]
 
 
 def predict(model, precision, shape, plan, card=H200):
     plan = Plan(precision=precision, compile="static", **plan)
-    return estimate(Task(sizes=MODELS[model]), Bucket(shape), plan, card)
+    return estimate(Task(sizes=MODELS[model], graphs=card is H100 and shape[1] == 1), Bucket(shape), plan, card)
 
 
 @pytest.mark.parametrize(
     ("card", "row"),
-    [*((H200, row) for row in STEPS), *((WITH_FLASH_4, row) for row in STEPS_WITH_FLASH_4)],
+    [
+        *((H200, row) for row in STEPS),
+        *((WITH_FLASH_4, row) for row in STEPS_WITH_FLASH_4),
+        *((H100, row) for row in STEPS_ON_H100),
+    ],
     ids=lambda value: str(value) if isinstance(value, tuple) else f"{value.attention / 1e12:.0f}",
 )
 def test_memory_and_time_of_steps_that_ran(card, row):
