@@ -66,20 +66,23 @@ class Estimate:
 def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None = None) -> Estimate:
     """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `fit`."""
     fit = fit or Fit()
-    held = _streamed_ram(task, plan)
-    offloaded = num_offloaded(task, plan) * input_bytes(task, bucket, plan)
     return Estimate(
         vram=estimate_vram(task, bucket, plan, fit),
-        ram=RUNTIME_RAM + held + offloaded,
+        ram=estimate_ram(task, bucket, plan),
         seconds=fit.time * task.accumulation * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
-        exact_ram=held,
+        exact_ram=_streamed_ram(task, plan),
     )
 
 
 def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
     """The part of `estimate` that is the peak on the device."""
     return _exact_vram(task, plan) + round(fit.memory * _working_bytes(task, bucket, plan))
+
+
+def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """The part of `estimate` that is main memory."""
+    return RUNTIME_RAM + _streamed_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
 
 
 @lru_cache
@@ -162,7 +165,8 @@ def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, flo
 def _resident_bytes(task: Task, plan: Plan) -> int:
     block = block_weights(task, plan)
     resident = task.sizes.num_layers - plan.streamed_blocks
-    return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + rest_bytes(task.sizes)
+    rest = rest_bytes(task.sizes) if task.rest_bytes is None else task.rest_bytes
+    return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + rest
 
 
 def _exact_vram(task: Task, plan: Plan) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 Act = Callable[[], None]
 Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
@@ -174,8 +173,8 @@ class _Replay(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        (grad,) = grads
         ctx.graph.backward(grad, ctx.number)
         return (None,) * (2 + ctx.num_inputs)
 

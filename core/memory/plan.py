@@ -49,6 +49,7 @@ class Task:
     trained: Trained = field(default_factory=Trained)
     element_size: int = 2  # of the arithmetic, where the precision leaves it open
     stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
+    rest_bytes: int | None = None  # of what is outside of the blocks; None: in fp32
     accumulation: int = 1
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
 

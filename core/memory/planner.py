@@ -11,7 +11,7 @@ from typing import Literal
 
 from .card import Card, Fit
 from .copies import NUM_STAGED
-from .estimate import Estimate, estimate, estimate_vram
+from .estimate import Estimate, estimate, estimate_ram, estimate_vram
 from .master import MasterKind
 from .plan import Bucket, Plan, Task, block_weights, num_tokens
 from .recompute import Kept
@@ -195,7 +195,7 @@ class Planner:
         if not plan.checkpointing:
             return least
         plan = replace(plan, mapped_blocks=least.plan.mapped_blocks)
-        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits.vram) for bucket in self.buckets})
+        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits) for bucket in self.buckets})
 
     def _least_vram(self, plan: Plan) -> int:
         least = self._least(plan)
@@ -216,12 +216,18 @@ class Planner:
             return least
         return self._evaluate(replace(plan, mapped_blocks=number), self._least(plan))
 
-    def _most_kept(self, plan: Plan, bucket: Bucket, vram: int) -> Kept:
-        """What fits `vram` bytes, which attention takes less of for the time it saves: linears where all attention fits."""
+    def _most_kept(self, plan: Plan, bucket: Bucket, limits: Limits) -> Kept:
+        """What fits, which attention takes less of for the time it saves: linears where all attention fits.
+
+        In main memory, too: a block in parts that keeps its attention has a second input, which may wait there.
+        """
         pins, layers = self.pins, self.task.sizes.num_layers
 
         def fits(kept: Kept) -> bool:
-            return estimate_vram(self.task, bucket, _keeping(plan, kept), self.fit) <= vram
+            kept_plan = _keeping(plan, kept)
+            if estimate_ram(self.task, bucket, kept_plan) > limits.ram:
+                return False
+            return estimate_vram(self.task, bucket, kept_plan, self.fit) <= limits.vram
 
         linears = pins.keep_linears or 0
         attention = pins.keep_attention

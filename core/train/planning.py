@@ -39,6 +39,7 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
         ),
         element_size=dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, dtype),
+        rest_bytes=info.rest_bytes,
         accumulation=job.loop.gradient_accumulation,
         graphs=may_use_graphs(job, info.config, device),
     )

@@ -20,6 +20,7 @@ from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
 from .header import FileHeader, TensorEntry, content_digest, read_ahead, read_in_order
 from .identify import WANTED, identify
 from .keys import find_prefix, is_diffusers, is_unused, to_official
+from .layers import StoredLinear
 from .model import WanTransformer
 from .quantized import (
     LAYER_FORMAT,
@@ -61,6 +62,7 @@ class CheckpointInfo:
     layout: Layout
     weights: Weights
     num_bytes: int  # of the transformer on disk
+    rest_bytes: int  # of what is outside of the blocks, as `load_transformer` keeps it
     num_params: int
     identity: str  # digest of the content: equal for equal files, wherever they lie
 
@@ -131,6 +133,7 @@ def inspect(path: Path) -> CheckpointInfo:
         layout=source.layout,
         weights=weights,
         num_bytes=sum(entry.num_bytes for entry in entries.values()),
+        rest_bytes=sum(_kept_bytes(model, name, entry) for name, entry in params.items() if not _BLOCK.match(name)),
         num_params=sum(entry.num_params for entry in params.values()),
         identity=_identity(headers),
     )
@@ -148,10 +151,11 @@ def load_transformer(
     """The transformer of `info` on `device`, frozen and in eval mode.
 
     Block linears are in `dtype`, or what `linear` makes of them, computing in `dtype`; embeddings, norms, modulation
-    and head in `high_precision_dtype`. Block linears that a GGUF file holds quantized stay so. Weights are read one
-    after another, block by block, each while the one before it is brought to its place and into its format: the peak is
-    about one tensor above the result on the devices, and two in main memory. `loaded(index, block)` is called when a block is
-    whole, and may move its tensors elsewhere: then no more than one block is where they were. Raises ModelFileError if
+    and head in `high_precision_dtype`, or computing in it from weights that stay in the 16 bits of their file. Block linears
+    that a GGUF file holds quantized stay so. Weights are read one after another, block by block, each while the one before it
+    is brought to its place and into its format: the peak is about one tensor above the result on the devices, and two in main
+    memory. `loaded(index, block)` is called when a block is whole, and may move its tensors elsewhere: then no more than one
+    block is where they were. Raises ModelFileError if
     the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
     for wanted in (dtype, high_precision_dtype):
@@ -239,6 +243,8 @@ class _Placer:
                 return {name: dequantize(stored, entry.dtype, entry.shape, dtype)}
             keep_quantized(self.model, layer_name, entry.dtype)
             return {name: stored}
+        if scale is None and _stays_stored(self.model, name, entry):
+            return {name: stored.to(self.device)}
         if layer_name is None or self.linear is None:
             return {name: convert(stored, scale, dtype, self.device)}
         return self._format(layer_name, stored.to(self.device), scale, self.linear)
@@ -252,6 +258,17 @@ class _Placer:
             return {f"{name}.weight": convert(weight, scale, self.dtype, self.device)}
         self.model.set_submodule(name, layer)
         return {f"{name}.{key}": value for key, value in layer.state_dict().items() if key != "bias"}
+
+
+def _stays_stored(model: WanTransformer, name: str, entry: TensorEntry) -> bool:
+    """Whether it is the weight, in 16 bits, of a layer that converts it at each use."""
+    layer, _, kind = name.rpartition(".")
+    return kind == "weight" and entry.dtype in ("F16", "BF16") and isinstance(model.get_submodule(layer), StoredLinear)
+
+
+def _kept_bytes(model: WanTransformer, name: str, entry: TensorEntry) -> int:
+    """Of a tensor outside of the blocks: what is not kept as it is stored becomes fp32."""
+    return entry.num_params * (2 if _stays_stored(model, name, entry) else 4)
 
 
 def hints_expert(path: Path) -> Expert | None:

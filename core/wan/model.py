@@ -23,6 +23,7 @@ from .layers import (
     ImageEmbedding,
     Seam,
     SelfAttention,
+    StoredLinear,
     WanBlock,
     attention,
     compute_dtype,
@@ -60,10 +61,10 @@ class WanTransformer(nn.Module):
         patch_size = config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch_size, stride=patch_size)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            StoredLinear(config.text_dim, dim), nn.GELU(approximate="tanh"), StoredLinear(dim, dim)
         )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.time_embedding = nn.Sequential(StoredLinear(config.freq_dim, dim), nn.SiLU(), StoredLinear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), StoredLinear(dim, dim * 6))
         self.img_emb: ImageEmbedding | None = None
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, dim, config.image_positions)
@@ -123,7 +124,7 @@ class WanTransformer(nn.Module):
         given frames and grey.
         clip_features: [B, I, image_dim], where the model takes them: CLIP's penultimate layer, 257 tokens of the first
         frame; in FLF2V followed by those of the last.
-        The text is already padded with zeros to `text_len` rows. The result has the dtype of the head's weight.
+        The text is already padded with zeros to `text_len` rows. The result has the dtype of the head's bias.
         Raises ConfigError if an input is missing, is not one of this variant, or has the wrong size.
         """
         check_inputs(self.config, latents, timesteps, context, conditioning=conditioning, clip_features=clip_features)

@@ -272,6 +272,19 @@ def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
     assert not large.plan.split_blocks
 
 
+@pytest.mark.parametrize("ram", [30, 36, 44])
+def test_parts_that_keep_their_attention_have_room_in_main_memory_for_their_second_input(ram):
+    one = planner(LONG, vram=12, ram=ram, pins=Pins(split_blocks=True, offload_inputs=True, streamed_blocks=40))
+    one = replace(one, card=replace(one.card, pinnable_ram=ram * GIB))
+    choice = one.choose()
+    assert choice is not None
+    assert choice.ram <= one.limits().ram
+    most = replace(one, card=replace(one.card, free_ram=200 * GIB)).choose()
+    assert most is not None
+    assert 0 < choice.plan.keep_attention <= most.plan.keep_attention
+    assert (ram < 36) == (choice.plan.keep_attention < most.plan.keep_attention)
+
+
 def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():
     small = planner(SHORT, vram=8)
     choice = small.choose()

@@ -11,7 +11,7 @@ from wan_train.core.memory.precision.fp8 import make_fp8
 from wan_train.core.memory.precision.int8 import make_int8
 from wan_train.core.wan.checkpoint import hints_expert, inspect, load_transformer
 from wan_train.core.wan.keys import to_official
-from wan_train.core.wan.layers import run_layer
+from wan_train.core.wan.layers import StoredLinear, run_layer
 
 FP8 = torch.float8_e4m3fn
 BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.([qkvo02]|k_img|v_img)\.(weight|bias)")
@@ -26,11 +26,17 @@ def load(path, dtype=torch.float32, **options):
     return load_transformer(inspect(path), dtype=dtype, device="cpu", **options)
 
 
-def assert_weights(model, expected, dtype=torch.float32, high_precision_dtype=torch.float32):
+def assert_weights(
+    model, expected, dtype=torch.float32, high_precision_dtype=torch.float32, *, embeddings: torch.dtype | None = None
+):
+    """`embeddings`: in which linear layers outside of the blocks keep their weights."""
     state = model.state_dict()
     assert set(state) == set(expected)
     for name, value in state.items():
         wanted = dtype if BLOCK_LINEAR.fullmatch(name) else high_precision_dtype
+        if embeddings and name.endswith(".weight"):
+            layer = model.get_submodule(name.removesuffix(".weight"))
+            wanted = embeddings if isinstance(layer, StoredLinear) else wanted
         assert value.dtype == wanted, name
         assert torch.equal(value, expected[name].to(wanted)), name
 
@@ -112,13 +118,27 @@ def test_official_file_in_each_dtype(save, tiny, weights, dtype, name):
     assert info.num_bytes == info.num_params * dtype.itemsize
     assert (info.path, info.files) == (path, (path,))
     expected = {key: value.float() for key, value in stored.items()}
-    assert_weights(load(path), expected)
-    assert_weights(load(path, torch.bfloat16), expected, torch.bfloat16)
+    embeddings = dtype if dtype.itemsize == 2 else torch.float32
+    assert_weights(load(path), expected, embeddings=embeddings)
+    model = load(path, torch.bfloat16)
+    assert_weights(model, expected, torch.bfloat16, embeddings=embeddings)
+    kept = [value for name, value in model.state_dict().items() if not name.startswith("blocks.")]
+    assert info.rest_bytes == sum(value.numel() * value.element_size() for value in kept)
 
 
 def test_high_precision_dtype_is_chosen_apart(save, weights):
     model = load(save(weights), torch.float16, high_precision_dtype=torch.bfloat16)
     assert_weights(model, weights, torch.float16, torch.bfloat16)
+
+
+def test_embeddings_in_16_bits_compute_as_in_fp32(save, tiny, weights):
+    stored = {key: value.bfloat16() for key, value in weights.items()}
+    model = load(save(stored))
+    assert model.text_embedding[0].weight.dtype == torch.bfloat16
+    assert model.dtype == model.head.head.bias.dtype == torch.float32
+    inputs = tiny.inputs(tiny.wide, frames=1, height=4, width=6, tokens=8)
+    exact = tiny.model(tiny.wide, {key: value.float() for key, value in stored.items()})
+    assert all(map(torch.equal, tiny.forward_and_gradients(model, inputs), tiny.forward_and_gradients(exact, inputs)))
 
 
 def test_loaded_model_is_frozen_and_in_eval_mode(save, weights):
@@ -296,8 +316,8 @@ def test_scaled_fp8_means_weight_times_scale(save, weights, make, name):
     info = inspect(path)
     assert info.weights == name
     assert info.num_params == sum(value.numel() for value in weights.values())
-    assert_weights(load(path), meant)
-    assert_weights(load(path, torch.bfloat16), meant, torch.bfloat16)
+    assert_weights(load(path), meant, embeddings=torch.bfloat16)
+    assert_weights(load(path, torch.bfloat16), meant, torch.bfloat16, embeddings=torch.bfloat16)
 
 
 @pytest.mark.parametrize("variant", ["small", "i2v_clip"])
@@ -380,7 +400,7 @@ def test_prefixed_scaled_file_with_prefixed_layer_names(save, weights):
     metadata = {"_quantization_metadata": json.dumps({"layers": {prefix + k: v for k, v in layers.items()}})}
     path = save({prefix + name: value for name, value in stored.items()}, metadata=metadata)
     assert inspect(path).weights == "fp8_scaled"
-    assert_weights(load(path), meant)
+    assert_weights(load(path), meant, embeddings=torch.bfloat16)
 
 
 def test_scale_per_row(save, weights):
@@ -389,7 +409,7 @@ def test_scale_per_row(save, weights):
     scale = torch.linspace(0.5, 1.5, 128)[:, None]
     stored[name + ".weight_scale"] = scale
     meant[name + ".weight"] = stored[name + ".weight"].float() * scale
-    assert_weights(load(save(stored)), meant)
+    assert_weights(load(save(stored)), meant, embeddings=torch.bfloat16)
 
 
 def test_quantization_that_cannot_be_read_back_is_refused(save, weights):
