@@ -2,9 +2,11 @@
 
 On a bf16 base peft's own forward casts the input to the adapter's fp32, multiplies in fp32, scales, adds and casts back:
 each of these a pass over all tokens. Here A and B are cast instead, and y + scale * (x A^T) B^T is two products, the
-second one added into the base's result. On an fp32 base the numbers are peft's but for the order of rounding.
+second one added into the base's result. The layers of the queries, keys and values see the same x: their three A are one
+matrix, so that x is read once for them, and their part of its gradient is one product. On an fp32 base the numbers are
+peft's but for the order of rounding.
 
-L tokens (any leading axes), r rank, in/out widths of the linear layer; A [r, in], B [out, r].
+L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear layer; A [r, in], B [out, r].
 """
 
 from types import MethodType
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..memory.recompute import products_are_kept
+from ..wan.layers import SelfAttention
 from .setup import adapter_modules
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ def fuse_adapter(model: nn.Module) -> int:
     for layer in layers:
         # bound to the layer, so that a deepcopy of the model gets a forward of its own
         layer.forward = MethodType(_forward, layer)
+    for module in model.modules():
+        if isinstance(module, SelfAttention) and all(layer in layers for layer in (module.q, module.k, module.v)):
+            vars(module)["project"] = MethodType(_project, module)
     return len(layers)
 
 
@@ -38,6 +44,9 @@ def unfuse_adapter(model: nn.Module) -> None:
     """Give the LoRA layers of `model` peft's forward again."""
     for layer in adapter_modules(model).values():
         vars(layer).pop("forward", None)
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            vars(module).pop("project", None)
 
 
 def _plain_layers(model: nn.Module) -> "list[Linear]":
@@ -63,6 +72,25 @@ def _forward(layer: "Linear", x: Tensor) -> Tensor:
     y_LO = layer.base_layer(x_LI)
     h_LR = functional.linear(layer.lora_dropout[name](x_LI), down.to(x.dtype))
     return _add_product(y_LO, h_LR, up, layer.scaling[name]).unflatten(0, x.shape[:-1])
+
+
+def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
+    """x [B, L, D] -> queries, keys and values, each [B, L, D]."""
+    layers: list[Linear] = [attention.q, attention.k, attention.v]  # type: ignore[list-item]  # peft put them there
+    names = [layer.active_adapters[0] for layer in layers]
+    drops = any(isinstance(layer.lora_dropout[name], nn.Dropout) for layer, name in zip(layers, names, strict=True))
+    if drops or any(layer.disable_adapters or layer.merged for layer in layers):
+        return SelfAttention.project(attention, x)
+    x_LI = x.flatten(0, -2)
+    downs = [_weight(layer.lora_A[name]) for layer, name in zip(layers, names, strict=True)]
+    h_LR = functional.linear(x_LI, torch.cat(downs).to(x.dtype))
+    parts = h_LR.split([len(down) for down in downs], dim=1)
+    return tuple(
+        _add_product(layer.base_layer(x_LI), h, _weight(layer.lora_B[name]), layer.scaling[name]).unflatten(
+            0, x.shape[:-1]
+        )
+        for layer, name, h in zip(layers, names, parts, strict=True)
+    )
 
 
 def _add_product(y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -90,10 +90,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x [B, L, D], rope [2, L, K/2] -> [B, L, D]."""
-        q_BLNK = apply_rope(self.norm_q(run_layer(self.q, x)).unflatten(2, (self.num_heads, -1)), rope)
-        k_BLNK = apply_rope(self.norm_k(run_layer(self.k, x)).unflatten(2, (self.num_heads, -1)), rope)
-        v_BLNK = run_layer(self.v, x).unflatten(2, (self.num_heads, -1))
+        q, k, v = self.project(x)
+        q_BLNK = apply_rope(self.norm_q(q).unflatten(2, (self.num_heads, -1)), rope)
+        k_BLNK = apply_rope(self.norm_k(k).unflatten(2, (self.num_heads, -1)), rope)
+        v_BLNK = v.unflatten(2, (self.num_heads, -1))
         return run_layer(self.o, self.attend(q_BLNK, k_BLNK, v_BLNK).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, L, D] -> queries, keys and values, each [B, L, D], before their norms."""
+        return run_layer(self.q, x), run_layer(self.k, x), run_layer(self.v, x)
 
 
 class CrossAttention(nn.Module):

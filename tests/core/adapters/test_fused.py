@@ -114,10 +114,10 @@ def test_on_a_bf16_base_the_error_is_that_of_bf16():
         assert theirs < 4e-3, (name, ours, theirs)
 
 
-def make_transformer():
+def make_transformer(**options):
     torch.manual_seed(0)
     model = WanTransformer(SIZES)
-    add_adapter(model, AdapterOptions(rank=4, alpha=4.0), seed=1)
+    add_adapter(model, AdapterOptions(rank=4, alpha=4.0, **options), seed=1)
     for layer in adapter_modules(model).values():
         nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
     return model
@@ -184,6 +184,53 @@ def test_other_kinds_of_adapters_keep_pefts_forward():
     config = peft.LoraConfig(r=4, target_modules=["q"], use_dora=True)
     peft.inject_adapter_in_model(config, model)
     assert fuse_adapter(model) == 0
+
+
+class Readers(TorchDispatchMode):
+    """Counts the products that read a tensor of the shape of a block's input as their first factor."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.widths = shape, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        factors = args[1:] if name == "addmm" else args
+        if name in ("mm", "addmm") and factors[0].shape == self.shape:
+            self.widths.append(factors[1].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_queries_keys_and_values_read_their_input_once_for_their_adapters(dropout):
+    """With dropout each has an input of its own."""
+    model = make_transformer(dropout=dropout)
+    attention = model.blocks[0].self_attn
+    x = torch.randn(1, 20, SIZES.dim)
+    rope = model.rope((1, 4, 5), x.device)
+    counted = {}
+    for kind in ("apart", "fused"):
+        if kind == "fused":
+            fuse_adapter(model)
+        torch.manual_seed(7)
+        with Readers((20, SIZES.dim)) as readers:
+            counted[kind] = attention(x, rope)
+        widths = [width for width in readers.widths if width != SIZES.dim]
+        assert sorted(widths) == ([4, 12] if kind == "fused" and not dropout else [4] * 4)  # with that of o
+    torch.testing.assert_close(counted["fused"], counted["apart"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_disabled_layer_beside_others_is_heeded():
+    model = make_transformer()
+    fuse_adapter(model)
+    attention = model.blocks[0].self_attn
+    x = torch.randn(1, 5, SIZES.dim)
+    attention.k.enable_adapters(False)
+    q, k, v = attention.project(x)
+    assert torch.equal(k, attention.k.base_layer(x))
+    torch.testing.assert_close(q, attention.q(x))
+    torch.testing.assert_close(v, attention.v(x))
+    assert not torch.equal(q, attention.q.base_layer(x))
 
 
 class LargeResults(TorchDispatchMode):
