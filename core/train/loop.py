@@ -4,6 +4,7 @@ Nothing in a step waits for the device: its numbers come back while the next ste
 not finite is kept from the weights on the device itself.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -28,36 +29,63 @@ class StepReport:
     grad_norm: float  # before clipping
     learning_rate: float
     sigma: float  # mean noise level
+    seconds: float  # from its start to its end, on the device's clock
+
+
+class Moment:
+    """When the device gets to what it is given now, which the host may be ahead of."""
+
+    def __init__(self, device: torch.device):
+        self._event: torch.cuda.Event | None = None
+        self._time = 0.0
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record(torch.cuda.current_stream(device))
+        else:
+            self._time = time.perf_counter()
+
+    def is_over(self) -> bool:
+        """Whether the device is there."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> None:
+        """Until the device is there."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_since(self, other: "Moment") -> float:
+        """Both of one device, and over."""
+        if self._event is None or other._event is None:
+            return self._time - other._time
+        return other._event.elapsed_time(self._event) / 1000
 
 
 class PendingReport:
     """The report of a step that the device may still be busy with."""
 
-    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor):
-        """`numbers`: loss, gradient norm and mean sigma, [3] on the device."""
+    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor, start: Moment):
+        """`numbers`: loss, gradient norm and mean sigma, [3] on the device. `start`: of the step, which ends now."""
         self._step, self._learning_rate = step, learning_rate
-        self._arrived: torch.cuda.Event | None = None
         self._numbers = numbers
         if numbers.is_cuda:
             self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(numbers.device))
+        self._start, self._end = start, Moment(numbers.device)
 
     def is_ready(self) -> bool:
         """Whether `read` would not have to wait."""
-        return self._arrived is None or self._arrived.query()
+        return self._end.is_over()
 
     def read(self) -> StepReport:
         """Wait for the numbers. RunError if the loss or the gradients were not finite: the update was not made then."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        self._end.wait()
         loss, grad_norm, sigma = self._numbers.tolist()
         if not self._numbers.isfinite().all():
             raise RunError(
                 f"the loss is not finite at step {self._step} (loss {loss}, gradient norm {grad_norm}): "
                 "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
             )
-        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma)
+        seconds = self._end.seconds_since(self._start)
+        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds)
 
 
 class Callback(Protocol):
@@ -141,7 +169,7 @@ class Trainer:
 
         The loss is the mean over the samples of the step, whatever the sizes of its batches.
         """
-        num_batches = self.job.loop.gradient_accumulation
+        start, num_batches = Moment(self.device), self.job.loop.gradient_accumulation
         losses, sigmas = [], []
         for index in range(self.step * num_batches, (self.step + 1) * num_batches):
             loss, sigma = self.compute_loss(self.batches.get(index), index)  # [B], [B]
@@ -159,7 +187,7 @@ class Trainer:
         update_if(grad_norm.isfinite() & mean_loss.isfinite(), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return PendingReport(self.step, learning_rate, numbers)
+        return PendingReport(self.step, learning_rate, numbers, start)
 
     def compute_loss(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss [B] and sigmas [B] on the device; all randomness is a function of (seed, index)."""

@@ -123,15 +123,11 @@ class Preview:
         should_stop: Callable[[], bool],
         *,
         make_room: Callable[[], None] = lambda: None,
-        shown: Callable[[], None] = lambda: None,
     ):
-        """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes.
-
-        `shown` is called when a preview is done, so that its time need not count as a step's.
-        """
+        """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes."""
         self._folder = PreviewFolder.of(folder)
         self._events, self._should_stop = events, should_stop
-        self._make_room, self._shown = make_room, shown
+        self._make_room = make_room
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
@@ -140,7 +136,6 @@ class Preview:
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if _is_due(report.step, trainer.job) and not self._should_stop():
             self._make(trainer)
-            self._shown()
 
     def _make(self, trainer: Trainer) -> None:
         step, start = trainer.step, time.perf_counter()

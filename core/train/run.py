@@ -63,13 +63,12 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
-    log = LogStep(events, device)
     callbacks = [
-        log,
+        LogStep(events, device),
         Validate(events),
         checkpoint,
         *plan.callbacks(),
-        Preview(folder, events, should_stop, make_room=plan.make_room, shown=log.restart),
+        Preview(folder, events, should_stop, make_room=plan.make_room),
         StopWhen(should_stop, checkpoint),
     ]
     trainer = Trainer(
@@ -101,17 +100,11 @@ class LogStep:
     def __init__(self, events: EventWriter, device: torch.device):
         self._events = events
         self._device = device
-        self._last = time.perf_counter()
 
     def needs_weights(self, _trainer: Trainer) -> bool:
         return False
 
-    def restart(self) -> None:
-        """What was done since the last step counts as no step's time."""
-        self._last = time.perf_counter()
-
     def __call__(self, _trainer: Trainer, report: StepReport) -> None:
-        now = time.perf_counter()
         fields = {key: round(value, 6) for key, value in self._memory().items()}
         self._events.write(
             "step",
@@ -120,10 +113,9 @@ class LogStep:
             lr=report.learning_rate,
             grad_norm=report.grad_norm,
             sigma=report.sigma,
-            seconds=round(now - self._last, 4),
+            seconds=round(report.seconds, 4),
             **fields,
         )
-        self._last = time.perf_counter()
 
     def _memory(self) -> dict[str, float]:
         if self._device.type != "cuda":

@@ -1,5 +1,6 @@
 """The training step on a miniature model: what it computes, and that no memory feature changes it."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -163,6 +164,22 @@ def test_reports_come_one_step_late_but_in_order_and_in_time_for_the_weights(job
     assert [call[:2] for call in watch.calls] == [(1, 2), (2, 3), (3, 4), (4, 4), (5, 6), (6, 6)]
     again = make_trainer(job)
     assert [call[2] for call in watch.calls] == [again.train_step().read().loss for _ in range(6)]
+
+
+def test_a_steps_seconds_are_its_own_whenever_its_report_is_read(job, slow_device, monkeypatch):
+    """Of what is done between two steps nothing is counted, and each step but once."""
+    found = []
+
+    class Slow(Watch):
+        def __call__(self, _trainer, report):
+            time.sleep(0.4)
+            found.append(report.seconds)
+
+    compute_loss = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *args: time.sleep(0.1) or compute_loss(*args))
+    make_trainer(replace(job, loop=replace(job.loop, steps=4)), [Slow()]).train()
+    assert len(found) == 4
+    assert all(0.1 <= seconds < 0.4 for seconds in found[1:])  # the first makes the optimizer's state
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step_and_changes_nothing(job, slow_device):
