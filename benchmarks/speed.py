@@ -18,12 +18,12 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -111,10 +111,9 @@ def main() -> None:
     model = work / f"random-{options.model}-{options.weights}.safetensors"
     if not model.exists():
         apart("the random checkpoint", write_checkpoint, model, MODELS[options.model], DTYPES[options.weights])
-    if options.musubi is not None:
-        measure_musubi(options, report, work, model)
-    if options.aitoolkit is not None:
-        measure_aitoolkit(options, report, work, model)
+    for option in PEERS:
+        if vars(options)[option] is not None:
+            measure_peer(options, option, report, work, model)
     if not options.no_ceilings:
         fp8 = any(setting.precision == "fp8_compute" for setting in settings)
         apart("the ceilings", write_ceilings, work / "ceilings.json", options.model, clips, fp8)
@@ -154,29 +153,47 @@ def measure_ours(
     write_report(options.out, report)
 
 
-def measure_musubi(options: argparse.Namespace, report: Report, work: Path, model: Path) -> None:
-    """All settings of the peer, into the report."""
-    if options.model not in musubi.TASKS:
-        print(f"musubi-tuner does not train the model {options.model}: it is left out.")
-        return
-    peer = make_peer(options, options.musubi, options.musubi_packages, work, model)
-    report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **peer.package_versions()}
-    for setting in options.musubi_args or musubi.default_settings(peer):
-        for row in musubi.measure(peer, setting, options.limit):
-            print(json.dumps(row), flush=True)
-            add_peer(report, options.model, row)
-        write_report(options.out, report)
+class PeerKind(NamedTuple):
+    """How a peer is measured."""
+
+    name: str
+    models: Collection[str]
+    version: Callable[[Path], str]
+    package_versions: Callable[[musubi.Peer], dict[str, str]]
+    default_settings: Callable[[musubi.Peer], list[str]]
+    measure: Callable[[musubi.Peer, str, float], list[dict[str, Any]]]
 
 
-def measure_aitoolkit(options: argparse.Namespace, report: Report, work: Path, model: Path) -> None:
-    """All settings of that peer, into the report."""
-    if options.model not in aitoolkit.MODEL_NAMES:
-        print(f"AI-Toolkit is not measured with the model {options.model}: it is left out.")
+PEERS = {  # by their options
+    "musubi": PeerKind(
+        "musubi-tuner",
+        musubi.TASKS,
+        musubi.version,
+        musubi.Peer.package_versions,
+        musubi.default_settings,
+        musubi.measure,
+    ),
+    "aitoolkit": PeerKind(
+        aitoolkit.NAME,
+        aitoolkit.MODEL_NAMES,
+        aitoolkit.version,
+        aitoolkit.package_versions,
+        lambda _: [aitoolkit.COMPILED],
+        aitoolkit.measure,
+    ),
+}
+
+
+def measure_peer(options: argparse.Namespace, option: str, report: Report, work: Path, model: Path) -> None:
+    """All settings of the peer that `option` names, into the report."""
+    kind, given = PEERS[option], vars(options)
+    if options.model not in kind.models:
+        print(f"{kind.name} is not measured with the model {options.model}: it is left out.")
         return
-    peer = make_peer(options, options.aitoolkit, options.aitoolkit_packages, work, model)
-    report["versions"] |= {aitoolkit.NAME: aitoolkit.version(peer.checkout), **aitoolkit.package_versions(peer)}
-    for setting in options.aitoolkit_args or [aitoolkit.COMPILED]:
-        for row in aitoolkit.measure(peer, setting, options.limit):
+    peer = make_peer(options, given[option], given[f"{option}_packages"], work, model)
+    report["versions"] |= {kind.name: kind.version(peer.checkout), **kind.package_versions(peer)}
+    for setting in given[f"{option}_args"] or kind.default_settings(peer):
+        for row in kind.measure(peer, setting, options.limit):
             print(json.dumps(row), flush=True)
             add_peer(report, options.model, row)
         write_report(options.out, report)
