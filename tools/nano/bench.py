@@ -89,7 +89,7 @@ class Bench:
             **{f"asked_{name}": _share(value) for name, value in score.as_asked.items()},
             "steps_to_90": next((step for step, found in scores.items() if found.learnt >= REACHED), ""),
             **{f"loss_{stage}": f"{lessons[stage].loss:.4f}" if stage in lessons else "" for stage in STAGES},
-            "seconds": f"{sum(lesson.seconds for lesson in lessons.values()):.1f}",
+            "seconds": f"{sum(lesson.seconds for lesson in lessons.values()):.2f}",
             "curve": " ".join(f"{step}:{_share(found.learnt)}" for step, found in scores.items()),
             "kept_curve": " ".join(f"{step}:{_share(found.kept)}" for step, found in scores.items()),
             "key": self.key(run),
