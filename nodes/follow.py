@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import RunError
 from ..core.launch.display import duration
+from ..core.launch.pace import Pace
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
 from ..core.train.events import Event, needs_attention, read_history
@@ -36,8 +37,7 @@ class Follower:
         self.node_id = node_id
         self.history = read_history(folder.events_path)
         self._decoder = decoder
-        self._seconds: deque[float] = deque(maxlen=20)
-        self._trained = False  # whether this worker made a step: then a stop must wait for its checkpoint
+        self._pace = Pace()  # of this worker
 
     async def run(self) -> None:
         """Train to the end. Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint."""
@@ -98,8 +98,7 @@ class Follower:
         """Let the worker finish its step and write a checkpoint. Before the first step there is nothing to keep."""
         worker.request_stop()
         host.show_text(self.node_id, "stopping: the checkpoint is being written")
-        slowest = max(self._seconds, default=0.0)
-        deadline = time.monotonic() + (60 + 3 * slowest if self._trained else 1)
+        deadline = time.monotonic() + self._pace.patience
         while worker.exit_code is None and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
             self._take(worker.poll())
@@ -128,10 +127,8 @@ class Follower:
     def _take(self, events: list[Event]) -> None:
         for event in events:
             self.history.add(event)
-            if event["event"] == "step":
-                self._trained = True
-                self._seconds.append(event["seconds"])
-            elif event["event"] in ("warning", "plan"):
+            self._pace.add(event)
+            if event["event"] in ("warning", "plan"):
                 level = logging.WARNING if needs_attention(event) else logging.INFO
                 log.log(level, "%s: %s", self.folder.path.name, event["message"])
         if not events:
@@ -152,9 +149,9 @@ class Follower:
     def line(self) -> str:
         """Step, loss, learning rate, seconds a step, time left, memory."""
         step = self.history.last_step
-        if self.history.message or not step or not self._seconds:
+        if self.history.message or not step or not self._pace.num_steps:
             return self.history.message or "starting the trainer"
-        seconds = sum(self._seconds) / len(self._seconds)
+        seconds = self._pace.seconds
         parts = [
             f"step {step['step']}/{self.job.loop.steps}",
             f"loss {step['loss']:.4f}",

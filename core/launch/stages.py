@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder
 from .display import Display, duration
+from .pace import Pace
 from .process import Worker
 from .worker import EXIT_FINISHED, EXIT_STOPPED, device_lock
 
@@ -156,7 +156,7 @@ class _Running:
         self.plan = plan
         self._display = display
         self._history = read_history(plan.folder.events_path)
-        self._seconds: deque[float] = deque(maxlen=20)
+        self._pace = Pace()
         self._message = ""
         self.worker = Worker(plan.folder)
 
@@ -168,20 +168,19 @@ class _Running:
     @property
     def patience(self) -> float:
         """Seconds in which it should have stopped by itself."""
-        return 60 + 3 * max(self._seconds) if self._seconds else 1.0
+        return self._pace.patience
 
     def take(self) -> None:
         """Read new events, and show them."""
         events = self.worker.poll()
         for event in events:
             self._history.add(event)
-            if event["event"] == "step":
-                self._seconds.append(event["seconds"])
+            self._pace.add(event)
         show_events(self._display, self.plan.name, events)
         if any(event["event"] == "step" for event in events):
             steps, text = self.plan.job.loop.steps, step_text(self._history.last_step)
-            if len(self._seconds) > 1:
-                left = sum(self._seconds) / len(self._seconds) * (steps - self.last_step)
+            if self._pace.num_steps > 1:
+                left = self._pace.seconds * (steps - self.last_step)
                 text += f"  {duration(left)} left"
             self._display.update(self.plan.name, self.last_step, steps, text)
 

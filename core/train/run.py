@@ -184,8 +184,10 @@ def _is_due(step: int, trainer: Trainer, every: int) -> bool:
 
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
+    start = time.perf_counter()
     loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
-    events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma)
+    seconds = round(time.perf_counter() - start, 4)
+    events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds)
 
 
 def _resume(
