@@ -286,11 +286,25 @@ def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the pairs of neighbouring channels of x [B, L, N, K] by rope [2, L, K/2], in fp32; result in x's dtype."""
+    if torch.compiler.is_compiling():
+        return _rotate_by_swap(x, rope)
     cos, sin = rope.unsqueeze(2).unbind(0)  # [L, 1, K/2]
-    # Halves are cast, not the whole: neither eager nor compiled code then writes an fp32 copy of x, nor of its gradient.
+    # Halves are cast, not the whole: no fp32 copy of x is then written, nor of its gradient.
     even, odd = (half.float() for half in x.unflatten(-1, (-1, 2)).unbind(-1))
     rotated = [(even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype)]
     return torch.stack(rotated, dim=-1).flatten(-2)
+
+
+def _rotate_by_swap(x: Tensor, rope: Tensor) -> Tensor:
+    """`apply_rope` as x cos + swap(x) (-sin, sin), which a compiler makes one pass of, together with the norm before it.
+
+    The halves it writes one by one, and stacks them in a pass of its own (torch 2.11: 2.3 times the time). Uncompiled this
+    one would take more memory.
+    """
+    cos, sin = rope[:, :, None, :, None].unbind(0)  # [L, 1, K/2, 1]
+    pairs = x.unflatten(-1, (-1, 2)).float()
+    signs = torch.arange(-1, 2, 2, device=x.device)
+    return (pairs * cos + pairs.flip(-1) * (sin * signs)).flatten(-2).to(x.dtype)
 
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:

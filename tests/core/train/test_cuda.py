@@ -138,8 +138,11 @@ def undisturbed():
 def test_another_program_takes_memory_between_two_steps(
     tmp_path, large: Job, other_program, undisturbed, monkeypatch, seed
 ):
-    """As when a run has emptied its cache for a preview. One step is made again, and the result is the same."""
-    job = replace(large, loop=replace(large.loop, steps=5))
+    """As when a run has emptied its cache for a preview. One step is made again, and the result is the same.
+
+    Uncompiled: each new plan would be compiled anew, ten times.
+    """
+    job = replace(large, loop=replace(large.loop, steps=5), memory=MemoryOptions(compile="off"))
     if not undisturbed:
         undisturbed.append(train(tmp_path, job, "free"))
     losses, lora, events = undisturbed[0]

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from wan_train.core.errors import ConfigError
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.keys import to_official
+from wan_train.core.wan.layers import apply_rope, rope_table
 from wan_train.core.wan.model import WanTransformer
 
 FP32_TOLERANCE = 1e-5
@@ -262,6 +263,19 @@ def test_rope_tables_are_kept_per_grid_and_outside_the_state_dict(tiny):
     for frames in range(1, 30):
         model.rope((frames, 2, 2), device)
     assert model.rope((3, 3, 5), device) is not table, "old grids must be dropped"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_a_compiler_is_given_rotates_to_the_same_bits(dtype):
+    rope = rope_table((2, 3, 4), 128)
+    x = torch.randn(2, 24, 3, 128, dtype=dtype, requires_grad=True)
+    compiled = torch.compile(apply_rope, fullgraph=True, backend="eager")
+    expected, found = apply_rope(x, rope), compiled(x, rope)
+    assert torch.equal(found, expected)
+    grad = torch.randn_like(expected)
+    (expected_grad,), (found_grad,) = (torch.autograd.grad(y, x, grad) for y in (expected, found))
+    assert torch.equal(found_grad, expected_grad)
+    assert not torch.equal(expected, x)
 
 
 def test_rope_table_made_in_inference_mode_can_be_trained_with(tiny):
