@@ -97,15 +97,12 @@ def _add_product(y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
     """y [L, out] + scale * h [L, r] @ up.T, up [out, r] fp32; in eager mode into y's own memory.
 
     A compiler is given a plain sum, because it can fuse it into whatever reads y next; a product that adds is opaque to
-    it, and copies y first (torch 2.11, addmm with out=). The sum is of fp32 numbers, rounded once: a sum in 16 bits whose
-    reader is not elementwise becomes addmm again. A plain sum, too, where y is a view, which an autograd.Function's result
-    may not be for a change in place. With both the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum
-    and product into addmm. A product that is kept for the backward may not be changed at all.
+    it, and copies y first (torch 2.11, addmm with out=). An autograd.Function's result that is a view may not be changed
+    in place. There the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum and product into addmm. Nor may
+    a product that is kept for the backward.
     """
-    compiled = torch.compiler.is_compiling()
-    if compiled or y._is_view():
-        product = functional.linear(h, (scale * up).to(h.dtype))
-        return (y.float() + product).to(y.dtype) if compiled else y + product
+    if torch.compiler.is_compiling() or y._is_view():
+        return y + functional.linear(h, (scale * up).to(h.dtype))
     factors = (h, up.to(h.dtype).t())
     return torch.addmm(y, *factors, alpha=scale) if products_are_kept() else y.addmm_(*factors, alpha=scale)
 

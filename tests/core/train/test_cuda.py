@@ -1,7 +1,8 @@
 """Plans on a GPU: chosen within a budget that holds, corrected by what a run took, and left when memory runs out."""
 
-import multiprocessing
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -97,35 +98,35 @@ def test_too_small_a_budget_is_refused(tmp_path, large: Job):
         train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=0.45)), "tiny")
 
 
-def take_memory(connection):
-    """Another program: leaves of the GPU's free memory the bytes that it is told to; None: all."""
+OTHER_PROGRAM = """
+import sys
+import torch
+device = torch.device(sys.argv[1])
+taken = None
+for line in sys.stdin:
     taken = None
-    while True:
-        leave = connection.recv()
-        del taken
-        torch.cuda.empty_cache()
-        taken = (
-            None
-            if leave is None
-            else torch.empty(torch.cuda.mem_get_info(CUDA)[0] - leave, dtype=torch.uint8, device=CUDA)
-        )
-        connection.send("done")
+    torch.empty(0, device=device)
+    torch.cuda.empty_cache()
+    if (leave := int(line)) >= 0:
+        taken = torch.empty(torch.cuda.mem_get_info(device)[0] - leave, dtype=torch.uint8, device=device)
+    print("done", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def other_program():
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=take_memory, args=(there,), daemon=True)
-    process.start()
+    """A function that lets another process leave so many bytes of the GPU's free memory; None: all of them."""
+    command = [sys.executable, "-c", OTHER_PROGRAM, str(CUDA)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin
+        assert process.stdout
 
-    def leave(num_bytes):
-        here.send(num_bytes)
-        assert here.recv() == "done"
+        def leave(num_bytes: int | None) -> None:
+            print(-1 if num_bytes is None else num_bytes, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "done\n"
 
-    yield leave
-    process.kill()
-    process.join()
+        yield leave
+        process.kill()
 
 
 @pytest.fixture(scope="module")
