@@ -26,7 +26,8 @@ from wan_train.core.memory.planner import Planner  # noqa: E402
 from wan_train.core.memory.sizes import rest_bytes  # noqa: E402
 from wan_train.core.train.planning import GRAPH_SIZE  # noqa: E402
 
-FREE = (6, 8, 12, 16, 24, 32, 48, 78)  # GB of 2**30 bytes that are free on a card
+WHOLE = 78  # what a card of 80 GB has free, whose cells without a cap are measured
+FREE = (6, 8, 12, 16, 24, 32, 48, WHOLE)  # GB of 2**30 bytes that are free on a card
 CLIPS = (
     *("512x512x1", "768x768x1", "1024x1024x1"),
     *("512x512x33", "512x512x41", "512x512x81", "832x480x33", "832x480x41", "832x480x81", "1280x720x81"),
@@ -47,11 +48,14 @@ def expected(card: Card, model: str, precision: str, clip: str) -> float | None:
     return None if choice is None else choice.seconds
 
 
-def measured(rows: list[dict[str, Any]], model: str, precision: str, clip: str, cap: int) -> float | None:
-    """Seconds of a step under that cap, if it was measured."""
-    wanted = {"model": model, "precision": precision, "shape": clip, "cap_gb": cap}
-    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return found[0].get("ours_s") if found else None
+def measured(rows: list[dict[str, Any]], model: str, precision: str, clip: str, free: int, ram: float) -> float | None:
+    """Seconds of a step with so much of the card, if it was measured, and in no more main memory, nor held to less."""
+    wanted = {"model": model, "precision": precision, "shape": clip, "cap_gb": 0 if free == WHOLE else free}
+    for row in rows:
+        same = all(row[name] == value for name, value in wanted.items()) and not row.get("held_ram_gb")
+        if same and row.get("ours_s") and row["ram_gb"] * 1e9 <= ram * 2**30:
+            return row["ours_s"]
+    return None
 
 
 def table(report: dict[str, Any], model: str, precision: str, ram: float) -> str:
@@ -63,7 +67,7 @@ def table(report: dict[str, Any], model: str, precision: str, ram: float) -> str
     for clip in CLIPS:
         cells = []
         for free in FREE:
-            seconds = measured(rows, model, precision, clip, free)
+            seconds = measured(rows, model, precision, clip, free, ram)
             if seconds is None:
                 seconds = expected(replace(card, free=free * 2**30), model, precision, clip)
                 cells.append("" if seconds is None else f"{seconds:.2g}")

@@ -147,8 +147,8 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
     quantizing = _FP8_TRAFFIC if plan.precision == "fp8_compute" else (0.0, 0.0)
     adapters = _adapter_widths(sizes, task.trained) / sizes.dim
     dense = 0.0
-    if is_quantized(task, plan):  # read, written and read again in the compute dtype
-        dense = block_weights(task, plan) + 3 * size * dense_params(sizes)
+    if is_quantized(task, plan):  # read, and written in the compute dtype; eager scaled in a second pass
+        dense = block_weights(task, plan) + (3 if plan.compile == "off" else 1) * size * dense_params(sizes)
         if plan.compile == "off":  # each piece for itself
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth

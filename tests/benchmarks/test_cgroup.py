@@ -1,10 +1,13 @@
 """A process that is held to an amount of main memory, for real where the kernel lets a group be made, and disks."""
 
+import ctypes
+import mmap
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from wan_train.benchmarks.cgroup import MemoryGroup, memory_group
 from wan_train.benchmarks.disk import drop_cache, lies_in_memory, read_mounts, read_rate
@@ -87,12 +90,17 @@ def test_mounts_are_read():
 
 
 def is_cached(path: Path) -> bool:
-    """Whether the first page is in main memory: a read that may not wait succeeds."""
-    with path.open("rb") as file:
-        try:
-            return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) > 0
-        except BlockingIOError:
-            return False
+    """Whether the first page of a file is in main memory. OSError if the system does not say."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE, access=mmap.ACCESS_READ) as mapped:
+        pages = np.frombuffer(mapped, np.uint8)
+        told = ctypes.c_ubyte()
+        failed = ctypes.CDLL(None, use_errno=True).mincore(
+            ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(told)
+        )
+        del pages
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return bool(told.value & 1)
 
 
 def test_files_are_read_from_the_disk_again(tmp_path):

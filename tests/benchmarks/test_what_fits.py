@@ -25,7 +25,10 @@ def cells(report, ram):
 
 
 def test_expected_and_measured_cells(report):
-    (row,) = [row for row in report["rows"] if (row["shape"], row["cap_gb"]) == (SHORT, 12.0)]
+    at_12 = [r for r in report["rows"] if (r["shape"], r["precision"], r["cap_gb"]) == (SHORT, "fp8", 12.0)]
+    (row,) = [row for row in at_12 if not row["held_ram_gb"]]
+    assert len(at_12) == 2  # the other with less main memory than the table is for
+    report["rows"].sort(key=lambda row: -row["held_ram_gb"])
     found = cells(report, ram=64)
     assert found[SHORT][:2] == ["", f"**{row['ours_s']:.2g}**"]  # 6 GB do not do
     report["rows"] = [{**row, "ours_s": None} for row in report["rows"]]
