@@ -27,6 +27,7 @@ TARGETS = {
     "ffn": ("0", "2"),
 }
 _ADAPTER = "default"
+_NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,16 @@ class AdapterOptions:
 def import_adapters() -> None:
     """Import peft now rather than at the first use, in a process of ours: it takes seconds.
 
-    Two of six go to bitsandbytes, which peft imports for kinds of layers that are not here: it does not find it.
+    Half of them go to packages that peft, and transformers for it, import where they find them, for what is not used here:
+    they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a ComfyUI, then does no harm.
     """
-    is_hidden = sys.modules.setdefault("bitsandbytes", None) is None  # type: ignore[arg-type]
+    hidden = [name for name in _NOT_FOR_ADAPTERS if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such a module is not found
     try:
         import peft  # noqa: F401
     finally:
-        if is_hidden:
-            del sys.modules["bitsandbytes"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def add_adapter(model: nn.Module, options: AdapterOptions, *, seed: int) -> list[tuple[str, nn.Parameter]]:

@@ -1,5 +1,6 @@
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -331,12 +332,19 @@ def test_importing_the_package_needs_neither_peft_nor_the_host(monkeypatch):
             del sys.modules[name]
 
 
-def test_importing_early_leaves_bitsandbytes_to_those_who_need_it():
+def test_importing_early_leaves_other_packages_to_those_who_need_them(tmp_path):
+    """Also where one of them cannot be imported."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     code = (
         "import sys, wantrain; wantrain.load_pack()\n"
         "from wan_train.core.adapters.setup import import_adapters\n"
         "import_adapters()\n"
-        "assert 'peft' in sys.modules and 'bitsandbytes' not in sys.modules\n"
+        "assert 'peft' in sys.modules\n"
+        "assert not {'bitsandbytes', 'scipy', 'torchvision'} & set(sys.modules)\n"
         "from bitsandbytes.optim.adamw import AdamW8bit\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=PACK, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=PACK, check=True, env=environment)
