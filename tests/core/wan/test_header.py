@@ -1,3 +1,4 @@
+import io
 import json
 import threading
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ModelFileError
+from wan_train.core.wan import header as header_module
 from wan_train.core.wan.header import SAMPLE_BYTES, content_digest, read_ahead, read_header, read_tensor
 
 
@@ -109,6 +111,31 @@ def test_file_that_shrinks_while_it_is_read(path):
         path.open("rb") as stream,
         pytest.raises(ModelFileError, match=r"48 bytes expected at .*, but only 8 are there"),
     ):
+        read_tensor(stream, entry, path)
+
+
+@pytest.mark.parametrize("piece", [7, 16, 48, 100])
+def test_a_large_tensor_is_read_in_pieces(path, monkeypatch, piece):
+    entry = read_header(path).entries["a"]
+
+    def read():
+        with path.open("rb") as stream:
+            return read_tensor(stream, entry, path)
+
+    whole = read()
+    monkeypatch.setattr(header_module, "PIECE_BYTES", piece)
+    assert torch.equal(read(), whole)
+    path.write_bytes(path.read_bytes()[: entry.start + 8])
+    with pytest.raises(ModelFileError, match=r"48 bytes expected at .*, but only 8 are there"):
+        read()
+
+
+def test_a_file_that_goes_while_it_is_read(path, monkeypatch):
+    entry = read_header(path).entries["a"]
+    stream = io.BytesIO(path.read_bytes())
+    path.unlink()
+    monkeypatch.setattr(header_module, "PIECE_BYTES", 16)
+    with pytest.raises(ModelFileError, match=r"cannot be read \(.*\); check the path"):
         read_tensor(stream, entry, path)
 
 
