@@ -5,6 +5,7 @@ Nothing is left out of a step: it is timed where its report arrives, which is wh
 
 import gc
 import json
+import logging
 import statistics
 import time
 from dataclasses import dataclass, field, fields, replace
@@ -84,6 +85,7 @@ class Task:
 
 def run_task(task: Task) -> None:
     """Prepare once, then measure each clip, and write its row. One that does not fit into memory is passed over."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what preparing took
     clips = [Clip.parse(text) for text in task.clips]
     setting = task.setting
     # One more step than is timed: the last report comes early, since no launches of a next step are waited for.

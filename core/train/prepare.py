@@ -1,7 +1,9 @@
 """From a job to a model ready to train: checks, base, adapter, memory features."""
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,11 +144,22 @@ def prepare(
     )
     for sentence in held.warnings:
         tell(sentence)
-    model, masters = _load(info, held, job.memory, device, scratch)
-    parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
-    fuse_adapter(model)
-    features = apply_features(model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters)
+    with _timed("Reading the model"):
+        model, masters = _load(info, held, job.memory, device, scratch)
+    with _timed("Adding the adapter"):
+        parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
+        fuse_adapter(model)
+    with _timed("Trying the compiler and the kinds of attention"):
+        features = apply_features(model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters)
     return Prepared(model, parameters, device, held.dtype, features)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Log how long it took."""
+    start = time.perf_counter()
+    yield
+    log.info("%s took %.1f s.", what, time.perf_counter() - start)
 
 
 def _load(

@@ -14,7 +14,7 @@ def spans(host, name):
 
 
 def test_two_devices_train_at_the_same_time(host):
-    prompt = two_stages(lora_name="both", steps=60, seed=11, high={"device": "cpu:0"}, low={"device": "cpu:1"})
+    prompt = two_stages(lora_name="both", steps=30, seed=11, high={"device": "cpu:0"}, low={"device": "cpu:1"})
     entry = host.run(prompt, timeout=200)
     assert entry["status"]["status_str"] == "success", entry["status"]
     times = spans(host, "both")
@@ -24,7 +24,7 @@ def test_two_devices_train_at_the_same_time(host):
 
 
 def test_one_device_trains_in_turn(host):
-    prompt = two_stages(lora_name="turn", steps=60, seed=12)
+    prompt = two_stages(lora_name="turn", steps=30, seed=12)
     entry = host.run(prompt, timeout=200)
     assert entry["status"]["status_str"] == "success", entry["status"]
     times = spans(host, "turn")

@@ -17,7 +17,7 @@ from wan_train.tests.host.runs import (
     worker_pids,
 )
 
-STEPS = 150
+STEPS = 60
 
 
 def test_stop_in_the_page_keeps_a_checkpoint_and_run_goes_on(host):
