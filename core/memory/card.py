@@ -99,13 +99,11 @@ def _rates(device: torch.device, attention: str, divisor: int) -> dict[str, floa
     dtype = native_dtype(device)
     with torch.no_grad():
         matmul, matmul_fp32, matmul_fp8 = _product_rates(device, dtype, divisor)
-        num_bytes = 256 * 2**20 // divisor if cuda else 2**20  # more than caches hold
-        source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        bandwidth = 2 * source.nbytes / _time(lambda: target.copy_(source), device)
+        num_bytes = 256 * 2**20 // divisor if cuda else 2**20  # more than the GPU's caches and a processor's hold
+        bandwidth = _bandwidth(device, num_bytes)
         tiny = torch.ones(8, device=device)
         launch = _time(lambda: [tiny.add_(1) for _ in range(100)], device) / 100
-    to_device, staged = _copy_rates(device, 64 * 2**20 if cuda else 2**20)
+    to_device, staged = _copy_rates(device, num_bytes)
     return {
         "matmul": matmul,
         "matmul_fp32": matmul_fp32,
@@ -215,6 +213,13 @@ def _attention(name: str, shape: Shape) -> Attend:
         return choose_attention(name, shape).attend
     except ConfigError:
         return sdpa_attention(None)
+
+
+def _bandwidth(device: torch.device, num_bytes: int) -> float:
+    """Bytes per second of the device's memory, read and written."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / _time(lambda: target.copy_(source), device)
 
 
 def _copy_rates(device: torch.device, num_bytes: int) -> tuple[float, float]:
