@@ -66,7 +66,8 @@ class Fit:
 def measure_card(device: torch.device, attention: str = "auto") -> Card:
     """The rates and the free memory of `device` now. Takes about a second and, on a GPU, 0.6 GB for a moment.
 
-    Where that much is not free, it measures with smaller sizes, and the rates may come out a little lower.
+    It takes 0.8 GB of main memory then, too. Where that much of the GPU's is not free, it measures with smaller sizes, and
+    the rates may come out a little lower.
     `attention`: the kind that will be used, as `choose_attention` knows it, or "default". Products have the sizes of a 14B
     model's feed-forward part and random factors: a GPU's clock is lower in large products, and higher in those of ones.
     """

@@ -39,6 +39,12 @@ def test_expected_and_measured_cells(report):
         assert all(more <= less * 1.06 for less, more in pairwise(numbers))
 
 
+def test_what_was_measured_without_a_cap_is_of_the_whole_card(report, monkeypatch):
+    monkeypatch.setattr(what_fits, "FREE", (48, what_fits.WHOLE))
+    (row,) = [r for r in report["rows"] if (r["shape"], r["precision"], r["cap_gb"]) == (SHORT, "fp8", 0.0)]
+    assert cells(report, ram=64)[SHORT][1] == f"**{row['ours_s']:.2g}**"
+
+
 def test_less_main_memory_fits_less(report):
     large, small = (cells(report, ram)[LONG] for ram in (64, 32))
     assert sum(map(bool, small)) < sum(map(bool, large))

@@ -105,7 +105,6 @@ device = torch.device(sys.argv[1])
 taken = None
 for line in sys.stdin:
     taken = None
-    torch.empty(0, device=device)
     torch.cuda.empty_cache()
     if (leave := int(line)) >= 0:
         taken = torch.empty(torch.cuda.mem_get_info(device)[0] - leave, dtype=torch.uint8, device=device)

@@ -1,5 +1,6 @@
 """Streamed blocks while the base is loaded: never all of them in main memory, and the same bytes in the end."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -113,3 +114,10 @@ def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, me
             ours[name].contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8)
         )
     prepared.features.close()
+
+
+def test_the_log_says_what_preparing_took(job: Job, caplog):
+    with caplog.at_level("INFO", logger=prepare.__module__):
+        prepare(job, CPU)
+    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Adding", "Trying"]
+    assert all(re.search(r" took \d+\.\d s\.$", message) for message in caplog.messages)
