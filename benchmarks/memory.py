@@ -4,8 +4,9 @@ python benchmarks/memory.py --model 14b --cells "832x480x33 fp8 8 24" "832x480x3
 
 A cell is a clip, a precision, a cap in GB (2**30 bytes, as cards have them; 0: none) and, if wanted, a cap of main memory
 in GB (1e9 bytes, as all that is measured here). The planner chooses, with the cap as the card's free memory; the allocator
-is held to the cap, so a plan that takes more fails. Each cell has a process of its own, and its row takes the place of the
-row of the same cell in the file. --hold-ram lets that process have no more main memory, where the cap only tells the planner.
+is held to the cap, so a plan that takes more fails. Cells of one clip and precision that follow each other share a process, and
+a row takes the place of the row of the same cell in the file. --hold-ram gives each cell a process of its own, which has no
+more main memory, where the cap only tells the planner.
 """
 
 import argparse
@@ -13,15 +14,12 @@ import json
 import platform
 import shlex
 import sys
-import threading
-import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import torch
 
 PACK = Path(__file__).resolve().parents[1]
 if "wan_train" not in sys.modules:
@@ -30,112 +28,13 @@ if "wan_train" not in sys.modules:
 
     wantrain.load_pack()
 from wan_train.benchmarks import cgroup, disk, musubi, speed  # noqa: E402
-from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint  # noqa: E402
+from wan_train.benchmarks.cells import Cell, Conditions, run_cells  # noqa: E402
+from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
 from wan_train.benchmarks.memory_rows import add_row, peers_table, table, write  # noqa: E402
-from wan_train.benchmarks.ours import GB, Setting, Task, run_task  # noqa: E402
+from wan_train.benchmarks.ours import GB  # noqa: E402
 from wan_train.benchmarks.results import add_peer, read_report  # noqa: E402
-from wan_train.core.memory.advice import explain, what_would_fit  # noqa: E402
-from wan_train.core.memory.card import measure_card  # noqa: E402
-from wan_train.core.serial import to_dict  # noqa: E402
-from wan_train.core.train.job import MemoryOptions, ModelSpec  # noqa: E402
-from wan_train.core.train.planning import make_planner, with_choice  # noqa: E402
-from wan_train.core.wan.checkpoint import inspect  # noqa: E402
 
 RATE_BYTES = 4e9  # enough to tell a disk's rate, in seconds
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting; 0 for no cap."""
-
-    shape: str
-    precision: str
-    cap_gb: float
-    cap_ram_gb: float = 0.0
-    held_ram_gb: float = 0.0  # not part of its text: the same for all
-
-    @classmethod
-    def parse(cls, text: str) -> "Cell":
-        """From "832x480x33 fp8 8 24". ValueError for another form."""
-        clip, precision, *caps = text.split()
-        return cls(str(Clip.parse(clip)), precision, *map(float, caps))
-
-
-def run_cell(
-    cell: Cell, model_name: str, model: str, out: str, steps: int, compiled: str, group: cgroup.MemoryGroup | None
-) -> None:
-    """Plan, train some steps under the cap, and write the row as JSON; first before the training, which may be killed."""
-    if group is not None:
-        group.join()
-    device = torch.device("cuda:0")
-    cap = cell.cap_gb * 2**30 or torch.cuda.get_device_properties(device).total_memory
-    card = measure_card(device)
-    card = replace(card, free=min(card.free, int(cap)))
-    if caps := [cap for cap in (cell.cap_ram_gb, cell.held_ram_gb) if cap]:
-        ram = int(min(caps) * GB)
-        card = replace(card, free_ram=min(card.free_ram, ram), pinnable_ram=min(card.pinnable_ram, ram))
-    torch.cuda.empty_cache()
-    if cell.cap_gb:
-        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(device).total_memory, device)
-    work = Path(out).parent
-    job = make_job(work / "data", Path(model), [Clip.parse(cell.shape)], steps)
-    spec = ModelSpec(path=job.model.path, identity=job.model.identity, precision=cell.precision)
-    options = MemoryOptions(attention="auto", compile=compiled)
-    job = replace(job, model=spec, memory=options)
-    start = time.perf_counter()
-    planner = make_planner(job, inspect(Path(model)), device, card)
-    choice = planner.choose()
-    row: dict[str, Any] = {**asdict(cell), "model": model_name, "planned_in_s": round(time.perf_counter() - start, 2)}
-    if choice is None:
-        row |= {"plan": None, "oom": None, "why": what_would_fit(planner)}
-    else:
-        memory = with_choice(job, choice).memory
-        row |= {"plan": explain(planner, choice, steps=1000), "predicted_s": round(choice.seconds, 3)}
-        row |= {"predicted_gb": round(choice.vram / GB, 2), "predicted_ram_gb": round(choice.ram / GB, 2)}
-        row |= {"memory": to_dict(memory), "card": asdict(card), "oom": None}
-        Path(out).write_text(json.dumps(row), encoding="utf-8")
-        setting = Setting(precision=cell.precision, memory=memory)
-        lines = Path(out).with_suffix(".rows")
-        lines.unlink(missing_ok=True)
-        ram_peak = _PeakRam()
-        try:
-            run_task(
-                Task(model=model, setting=setting, clips=(cell.shape,), work=str(work), out=str(lines), steps=steps - 2,
-                     warmup=2, profile=False, scratch=str(work / "scratch"))
-            )  # fmt: skip
-        except torch.OutOfMemoryError as error:
-            row["error"] = str(error).splitlines()[0]
-        row["oom"] = True
-        if lines.exists():
-            found = json.loads(lines.read_text())
-            row |= {"oom": False, "ours_s": found["s"], "ram_gb": ram_peak.stop()}
-            row |= {
-                name: found[name]
-                for name in ("attention", "peak_allocated_gb", "peak_reserved_gb", "prepare_s", "first_step_s")
-            }
-    Path(out).write_text(json.dumps(row), encoding="utf-8")
-
-
-class _PeakRam:
-    """The most main memory of this process that is not a mapped file; sampled ten times a second."""
-
-    def __init__(self) -> None:
-        self._peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._done.wait(0.1):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    self._peak = max(self._peak, int(line.split()[1]) * 1024)
-
-    def stop(self) -> float:
-        """GB."""
-        self._done.set()
-        self._thread.join()
-        return round(self._peak / GB, 2)
 
 
 def lowest_setting(model_name: str, weights: str) -> str:
@@ -175,29 +74,60 @@ def measure_peer(options: argparse.Namespace, report: dict[str, Any], work: Path
         write(options.out, report)
 
 
-def measure_cell(options: argparse.Namespace, cell: Cell, work: Path, model: Path) -> dict[str, Any]:
-    """The row of a cell, measured in a process of its own, which is held to its main memory if that is wanted."""
-    out = work / "cell.json"
-    out.unlink(missing_ok=True)
-    row: dict[str, Any] = {**asdict(cell), "model": options.model, "oom": None}
-    rate = {}
-    if cell.held_ram_gb:
+def measure_cells(
+    options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path
+) -> Iterator[dict[str, Any]]:
+    """A row for each; in a process of their own, or in as many as it takes where one is killed."""
+    rest = list(cells)
+    while rest:
+        rows = _measure_some(options, rest, work, model)
+        yield from rows
+        rest = rest[len(rows) :]
+
+
+def _measure_some(options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path) -> list[dict[str, Any]]:
+    """Rows of the cells that a process came to, at least of the first. Which is held to its main memory if that is wanted."""
+    outs = [work / f"cell-{number}.json" for number in range(len(cells))]
+    for out in outs:
+        out.unlink(missing_ok=True)
+    shared, held_ram_gb = {}, cells[0].held_ram_gb
+    if held_ram_gb:
         disk.drop_cache(work)
-        rate["disk_gbps"] = round(disk.read_rate(model, int(RATE_BYTES)) / GB, 2)
+        shared["disk_gbps"] = round(disk.read_rate(model, int(RATE_BYTES)) / GB, 2)
         disk.drop_cache(work)
-    held = cgroup.memory_group(int(cell.held_ram_gb * GB)) if cell.held_ram_gb else nullcontext()
+    held = cgroup.memory_group(int(held_ram_gb * GB)) if held_ram_gb else nullcontext()
     with held as group:
-        speed.apart(
-            str(cell), run_cell, cell, options.model, str(model), str(out), options.steps, options.compile, group,
-            limit=options.limit, must=False,
-        )  # fmt: skip
-        row |= (json.loads(out.read_text()) if out.exists() else {}) | rate
+        conditions = Conditions(
+            model_name=options.model, model=str(model), steps=options.steps, compile=options.compile, group=group
+        )
+        what = ", ".join(map(str, cells))
+        limit = options.limit * len(cells)
+        speed.apart(what, run_cells, cells, [str(out) for out in outs], conditions, limit=limit, must=False)
         if group is not None:
-            row["held_peak_gb"] = None if group.peak is None else round(group.peak / GB, 2)
-            row["ram_oom_kills"] = group.oom_kills
+            shared["held_peak_gb"] = None if group.peak is None else round(group.peak / GB, 2)
+            shared["ram_oom_kills"] = group.oom_kills
             if group.oom_kills:
-                row["oom"] = "ram"
-    return row
+                shared["oom"] = "ram"
+    rows = []
+    for cell, out in zip(cells, outs, strict=True):
+        if rows and not out.exists():
+            break
+        found = json.loads(out.read_text()) if out.exists() else {}
+        rows.append({**asdict(cell), "model": options.model, "oom": None, **found, **shared})
+    return rows
+
+
+def in_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Those that follow each other and share a process: of one clip and precision, unless held to their main memory."""
+    groups: list[list[Cell]] = []
+    for cell in cells:
+        last = groups[-1][-1] if groups else None
+        same = last is not None and (cell.shape, cell.precision) == (last.shape, last.precision)
+        if same and not cell.held_ram_gb:
+            groups[-1].append(cell)
+        else:
+            groups.append([cell])
+    return groups
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -233,7 +163,7 @@ def check_disk(work: Path) -> None:
 
 
 def main() -> None:
-    """Every cell in a process of its own; the file is written after each."""
+    """All cells; the file is written after each process."""
     options = read_options()
     report = read_report(options.out)
     if options.table:
@@ -244,18 +174,20 @@ def main() -> None:
     work = speed.work_folder(options.work)
     if options.hold_ram:
         check_disk(work)
-    report["device"] = torch.cuda.get_device_name(0)
+    report["device"] = speed.device_name()
     report["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     report["versions"] |= {**speed.versions(), "python": platform.python_version()}
     report["command"] = [*report["command"], "python benchmarks/memory.py " + shlex.join(sys.argv[1:])]
     model = work / f"random-{options.model}-{options.weights}.safetensors"
     if not model.exists():
         speed.apart("the checkpoint", write_checkpoint, model, MODELS[options.model], speed.DTYPES[options.weights])
-    for cell in options.cells:
-        row = measure_cell(options, cell, work, model)
-        print(json.dumps({name: value for name, value in row.items() if name not in ("memory", "card")}), flush=True)
-        add_row(report["rows"], row)
-        write(options.out, report)
+    for cells in in_groups(options.cells):
+        for row in measure_cells(options, cells, work, model):
+            print(
+                json.dumps({name: value for name, value in row.items() if name not in ("memory", "card")}), flush=True
+            )
+            add_row(report["rows"], row)
+            write(options.out, report)
     if options.musubi is not None:
         measure_peer(options, report, work, model)
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from wan_train.benchmarks.kernels import profile_step
 from wan_train.benchmarks.material import Clip, make_job
+from wan_train.benchmarks.step_kernels import profile_step
+from wan_train.core.adapters.setup import import_adapters
 from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.compile import use_compile_cache
@@ -86,6 +87,7 @@ class Task:
 def run_task(task: Task) -> None:
     """Prepare once, then measure each clip, and write its row. One that does not fit into memory is passed over."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # what preparing took
+    import_adapters()  # as a worker does, outside of what preparing takes
     clips = [Clip.parse(text) for text in task.clips]
     setting = task.setting
     # One more step than is timed: the last report comes early, since no launches of a next step are waited for.

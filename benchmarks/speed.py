@@ -102,7 +102,7 @@ def main() -> None:
         sys.exit(str(error))
     report = start_report(
         options.out,
-        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        device=device_name(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         versions=versions(),
         command="python benchmarks/speed.py " + shlex.join(sys.argv[1:]),
@@ -253,6 +253,11 @@ def work_folder(wanted: Path | None) -> Path:
     folder = wanted or (memory / "wan-speed" if memory.is_dir() else Path(tempfile.gettempdir()) / "wan-speed")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def device_name() -> str:
+    """Of the GPU; without one, that of the processor's kind."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}"
 
 
 def versions() -> dict[str, str]:

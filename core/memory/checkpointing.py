@@ -1,7 +1,9 @@
 """Gradient checkpointing (Chen et al., 2016, arXiv:1604.06174): keep block inputs, recompute blocks in the backward."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,5 +39,16 @@ def _recompute_all(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoi
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def contexts_for(policy: Callable[..., CheckpointPolicy], source: str, *numbers: int) -> partial[Any]:
+    """The `context_fn` that asks `policy` what to keep, which is in the file `source` and depends on `numbers`.
+
+    A compiler keeps its traces over runs for functions that say what they are (`cache_hash`), and traces anew for others.
+    """
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    text = f"{numbers} {Path(source).read_text(encoding='utf-8')}"
+    contexts.cache_hash = hashlib.sha256(text.encode()).hexdigest()  # type: ignore[attr-defined]
+    return contexts
+
+
 # A compiler that is not told so of each operator keeps what runs within an autograd.Function, as quantized layers do.
-_recompute_contexts = partial(create_selective_checkpoint_contexts, _recompute_all)
+_recompute_contexts = contexts_for(_recompute_all, __file__)

@@ -18,6 +18,7 @@ RunBlock = Callable[..., Tensor]
 # attention or products, and again as many without gradients, for validation. Dynamo's own limit is 8.
 GRAPH_LIMIT = 192
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_TRACES_OPTION = "autograd_cache_allow_custom_autograd_functions"
 
 
 def with_compile(
@@ -38,6 +39,7 @@ def with_compile(
 
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_worth_telling)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPH_LIMIT)
+    _keep_traces()
     compiled = torch.compile(run_block, fullgraph=True, dynamic=dynamic, backend=backend)
     told: set[str] = set()
 
@@ -103,6 +105,17 @@ def use_compile_cache(folder: Path) -> Path:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash_attention"))
     return Path(os.environ[_CACHE_VARIABLE])
+
+
+def _keep_traces() -> None:
+    """Let what was traced be found again at the next start, also where a quantized layer has a backward of its own.
+
+    PyTorch 2.11 leaves such blocks out unless told so; what it compares is the trace with both directions of them in it.
+    """
+    from torch._functorch import config
+
+    if hasattr(config, _TRACES_OPTION):
+        setattr(config, _TRACES_OPTION, True)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy
 
 from ..errors import ConfigError
-from .checkpointing import run_checkpointed, with_checkpointing
+from .checkpointing import contexts_for, run_checkpointed, with_checkpointing
 
 RunBlock = Callable[..., Tensor]
 
@@ -68,7 +68,7 @@ def with_selective_recompute(
     mark_kept(blocks, kept)
     recompute_all = with_checkpointing(run_block)
     run_keeping = _with_products(run_block)
-    products_contexts = partial(create_selective_checkpoint_contexts, partial(keep_products, width=width))
+    products_contexts = contexts_for(partial(keep_products, width=width), __file__, width)
 
     def run_selective(block: nn.Module, *args: Tensor) -> Tensor:
         if getattr(block, "keeps_linears", False):
@@ -109,7 +109,7 @@ def keep_self_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> Che
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-attention_contexts = partial(create_selective_checkpoint_contexts, keep_self_attention)
+attention_contexts = contexts_for(keep_self_attention, __file__, 0)
 
 
 def keep_products(context: Any, op: Any, *args: Any, width: int, **kwargs: Any) -> CheckpointPolicy:

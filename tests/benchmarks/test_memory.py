@@ -1,11 +1,15 @@
 """What the memory benchmark makes of its options and its rows; the measuring needs a GPU."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from wan_train.benchmarks import memory
-from wan_train.benchmarks.memory import Cell, check_disk, lowest_setting, read_options
+from wan_train.benchmarks.cells import Cell, Conditions, run_cells
+from wan_train.benchmarks.material import MODELS, write_checkpoint
+from wan_train.benchmarks.memory import check_disk, in_groups, lowest_setting, measure_cells, read_options
 from wan_train.benchmarks.memory_rows import add_row, compare, peers_table, table
 
 
@@ -52,6 +56,53 @@ def test_a_cell_is_read():
     assert Cell.parse("832x480x33 fp8 8 24") == Cell("832x480x33", "fp8", 8.0, 24.0)
     options = read_options(["--cells", "832x480x33 fp8 8", "--hold-ram", "16", "--out", "memory.json"])
     assert options.cells == [Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)]
+
+
+def test_cells_of_a_clip_and_precision_share_a_process():
+    small, smaller = Cell("832x480x33", "fp8", 12.0), Cell("832x480x33", "fp8", 8.0)
+    other, held = Cell("832x480x33", "bf16", 8.0), Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)
+    assert in_groups([small, smaller, other, small, held, held]) == [[small, smaller], [other], [small], [held], [held]]
+
+
+def test_cells_are_planned_and_trained(tmp_path):
+    """A toy on the CPU, whose memory nobody holds it to."""
+    model, outs = tmp_path / "toy.safetensors", [str(tmp_path / f"{number}.json") for number in range(2)]
+    write_checkpoint(model, MODELS["toy"], torch.float32)
+    cells = [Cell("64x64x1", "fp32", 0.0), Cell("64x64x1", "fp32", 0.01)]
+    run_cells(cells, outs, Conditions(model_name="toy", model=str(model), steps=3, compile="off"))
+    fits, does_not = (json.loads(Path(out).read_text()) for out in outs)
+    assert fits["ours_s"] > 0
+    assert (fits["model"], fits["oom"], fits["memory"]["checkpointing"]) == ("toy", False, False)
+    assert (does_not["plan"], does_not["oom"]) == (None, None)
+    assert "does not fit" in does_not["why"]
+
+
+def test_a_process_that_is_killed_costs_one_cell(monkeypatch, tmp_path):
+    """The row of that one says what was planned; those behind it get another process."""
+    cells = [Cell("832x480x33", "fp8", cap) for cap in (24.0, 12.0, 8.0)]
+    started = []
+
+    def run(_what, _function, cells, outs, _conditions, **_):
+        started.append([cell.cap_gb for cell in cells])
+        for cell, out in zip(cells, outs, strict=True):
+            killed = cell.cap_gb == 12.0
+            Path(out).write_text(json.dumps({"plan": "a plan", **({} if killed else {"ours_s": cell.cap_gb})}))
+            if killed:
+                return
+
+    monkeypatch.setattr(memory.speed, "apart", run)
+    options = read_options(["--out", "memory.json"])
+    rows = list(measure_cells(options, cells, tmp_path, tmp_path / "model.safetensors"))
+    assert started == [[24.0, 12.0, 8.0], [8.0]]
+    assert [(row["cap_gb"], row.get("ours_s"), row["plan"]) for row in rows] == [
+        (24.0, 24.0, "a plan"),
+        (12.0, None, "a plan"),
+        (8.0, 8.0, "a plan"),
+    ]
+    monkeypatch.setattr(memory.speed, "apart", lambda *_, **__: None)  # it did not even begin
+    (row,) = measure_cells(options, cells[:1], tmp_path, tmp_path / "model.safetensors")
+    assert (row["cap_gb"], row["oom"]) == (24.0, None)
+    assert "plan" not in row
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="groups are Linux's")

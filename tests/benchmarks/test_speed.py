@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from wan_train.benchmarks import musubi
 from wan_train.benchmarks.ceilings import Work, measure_ceilings, roofline
-from wan_train.benchmarks.kernels import Kernel, summarize
 from wan_train.benchmarks.material import MODELS, Clip, make_job, random_pair, write_checkpoint
 from wan_train.benchmarks.ours import Setting, Task, run_task
 from wan_train.benchmarks.results import add_ours, add_peer, disagreements, read_report, table, write_report
+from wan_train.benchmarks.step_kernels import Kernel, summarize
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.wan.checkpoint import inspect, load_transformer

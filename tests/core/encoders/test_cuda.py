@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.data.tiles import TILE, encode_in_tiles
 from wan_train.core.encoders.text import load_text_encoder
 from wan_train.core.encoders.vae import load_video_encoder
-from wan_train.core.encoders.vision import load_vision_encoder
+from wan_train.core.encoders.vision import SIDE, STD, load_vision_encoder, whole_as_square
 from wan_train.tests.core.encoders.helpers import clip_vision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -226,7 +226,11 @@ def test_features_are_the_cpus(tmp_path, error):
     path = tmp_path / "clip_vision_h.safetensors"
     save_file(clip_vision(), path)
     here, there = (load_vision_encoder(path, device) for device in ("cpu", CUDA))
-    image = torch.randint(0, 256, (48, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
     features = there.encode(image)
     assert features.device.type == "cpu"
     assert error(features, here.encode(image)) < TOLERANCE
+    # An image of another size is rounded to 8 bits after it is resized, where a device may come to the next number.
+    image = torch.randint(0, 256, (48, 80, 3), dtype=torch.uint8, generator=generator)
+    assert (whole_as_square(image.to(CUDA)).cpu() - whole_as_square(image)).abs().max() < 1.01 / 255 / min(STD)

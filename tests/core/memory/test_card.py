@@ -22,11 +22,14 @@ def test_a_card_is_measured_within_a_second():
 
 
 def test_what_this_process_holds_counts_as_free():
-    """400 MB more of it change nothing, but for what others do meanwhile."""
-    before = measure_free(CARD, CPU)
-    held = torch.ones(100 * 2**20)
-    after = measure_free(before, CPU)
-    assert after.free_ram == pytest.approx(before.free_ram, abs=held.nbytes // 2)
+    """400 MB more of it change nothing. Others change it meanwhile, but not every time by as much."""
+    changes = []
+    for _ in range(5):
+        before = measure_free(CARD, CPU)
+        held = torch.ones(100 * 2**20)
+        after = measure_free(before, CPU)
+        changes.append(abs(after.free_ram - before.free_ram))
+    assert min(changes) < held.nbytes // 2
     assert (after.matmul, after.name) == (CARD.matmul, CARD.name)
     assert before.free_ram == before.free != CARD.free
 

@@ -71,6 +71,29 @@ def test_a_quantized_block_is_recomputed_like_any_other():
     assert kept["Q8_0"] < kept[None] + 0.2 * dense
 
 
+@pytest.mark.parametrize("quant", [None, "Q8_0"])
+def test_traces_are_kept_over_starts(quant):
+    """PyTorch keeps the trace of a block of each kind, and tells those apart that keep something else."""
+    traces = pytest.importorskip("torch._functorch._aot_autograd.autograd_cache")
+    policies = []
+
+    def look(graph_module, inputs):
+        del inputs
+        traces.check_cacheable(graph_module)
+        traces.FxGraphCache._check_can_cache(graph_module)
+        policies.append(traces._collect_context_fn_hashes(graph_module))
+        return graph_module.forward
+
+    model = make_model(SHORT_CONFIG, torch.bfloat16, quant)
+    for kept in (Kept(1, 0), Kept(1, 1)):
+        run_block = with_selective_recompute(call_block, list(model.blocks), kept, width=SHORT_CONFIG.dim)
+        model.run_block = with_compile(run_block, tell=pytest.fail, backend=look)
+        step(model, SHAPES[0])
+        torch._dynamo.reset()
+    nothing, attention, _, products = policies
+    assert len({*nothing, *attention, *products}) == 3
+
+
 def saved_bytes(model):
     """What autograd keeps from a forward, but for the model's own tensors."""
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}

@@ -1,5 +1,6 @@
 """Plans on a GPU: chosen within a budget that holds, corrected by what a run took, and left when memory runs out."""
 
+import gc
 import random
 import subprocess
 import sys
@@ -130,8 +131,15 @@ def other_program():
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """Losses and LoRA of the first of the runs below, which is not disturbed."""
+    """Losses, LoRA and events of two runs of the job below that are not disturbed."""
     return []
+
+
+def distance(one, other):
+    """Of two LoRAs, relative."""
+    return (sum((one[name] - tensor).square().sum() for name, tensor in other.items())) ** 0.5 / (
+        sum(tensor.square().sum() for tensor in other.values()) ** 0.5
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -140,21 +148,24 @@ def test_another_program_takes_memory_between_two_steps(
 ):
     """As when a run has emptied its cache for a preview. One step is made again, and the result is the same.
 
-    Uncompiled: each new plan would be compiled anew, ten times.
+    It is as near to an undisturbed run's as another undisturbed one: gradients of attention are summed in any order.
+    Uncompiled: each new plan would be compiled anew, ten times. Without graphs: a recorded step keeps its memory.
     """
-    job = replace(large, loop=replace(large.loop, steps=5), memory=MemoryOptions(compile="off"))
+    options = MemoryOptions(compile="off", cuda_graphs="off")
+    job = replace(large, loop=replace(large.loop, steps=5), memory=options)
     if not undisturbed:
-        undisturbed.append(train(tmp_path, job, "free"))
-    losses, lora, events = undisturbed[0]
+        undisturbed.extend(train(tmp_path, job, f"free {number}") for number in range(2))
+    (losses, lora, events), (_, again, _) = undisturbed
     step = random.Random(seed).randrange(1, 5)
     train_step, attempts = Trainer.train_step, []
 
     def disturbed(trainer, *args):
         attempts.append(trainer.step)
         if attempts.count(step) == 1 and attempts[-1] == step:
+            gc.collect()
             torch.cuda.empty_cache()
-            free = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
-            other_program(int(0.5 * (free - torch.cuda.memory_allocated(CUDA))))
+            peak = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
+            other_program(int(0.5 * (peak - torch.cuda.memory_allocated(CUDA))))
         return train_step(trainer, *args)
 
     monkeypatch.setattr(Trainer, "train_step", disturbed)
@@ -165,4 +176,4 @@ def test_another_program_takes_memory_between_two_steps(
     changes = [event for event in of_kind(told, "plan") if "ran out" in event["message"]]
     assert [event["step"] for event in changes] == [step]
     assert found == pytest.approx(losses, rel=1e-3)
-    assert all(torch.allclose(weights[name], tensor, rtol=1e-2, atol=2e-4) for name, tensor in lora.items())
+    assert distance(weights, lora) < 1.5 * distance(again, lora)
