@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -46,6 +46,18 @@ def read_ahead(
             yield item, waiting.popleft()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def on_threads(act: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """What `act` makes of each item, in order; while it is made, the next items are fetched, a few at most."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, "on-threads") as pool:
+        for item in items:
+            waiting.append(pool.submit(act, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class WriteBehind:

@@ -82,12 +82,11 @@ def probe_clip(path: Path) -> tuple[int, int, tuple[int, ...], int]:
         raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
 
 
-def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (index, RGB image as displayed) for ascending `indices` of a clip probed with `num_frames` frames.
+def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (index, frame for `frame_to_rgb`) for ascending `indices` of a clip probed with `num_frames` frames.
 
-    Starts at the keyframe before the first wanted frame and stops after the last one. Pixels are not square in some
-    clips: the image then has the stored size, not the displayed one. Raises BadMediaError if a frame is damaged or
-    missing.
+    Starts at the keyframe before the first wanted frame and stops after the last one. Raises BadMediaError if a frame is
+    damaged or missing.
     """
     wanted = set(indices)
     num_read = 0
@@ -95,7 +94,7 @@ def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[t
         for index, frame in _frames_from(path, indices[0], num_frames):
             if index in wanted:
                 num_read += 1
-                yield index, frame_to_rgb(frame)
+                yield index, frame
             if index >= indices[-1]:
                 break
     except CLIP_ERRORS as error:
@@ -105,11 +104,19 @@ def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[t
 
 
 def frame_to_rgb(frame: VideoFrame) -> Image.Image:
-    """8-bit full-range RGB, turned as displayed.
+    """8-bit full-range RGB, turned as displayed. Raises BadMediaError if the frame cannot be converted.
 
-    Matrix and range are the tagged ones. Untagged clips follow the players' custom: BT.709 from 720 lines or 1280
-    columns on, BT.601 below, limited range. Alpha is laid on white.
+    Pixels are not square in some clips: the image then has the stored size, not the displayed one. Matrix and range are
+    the tagged ones. Untagged clips follow the players' custom: BT.709 from 720 lines or 1280 columns on, BT.601 below,
+    limited range. Alpha is laid on white.
     """
+    try:
+        return _to_rgb(frame)
+    except CLIP_ERRORS as error:
+        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
+
+
+def _to_rgb(frame: VideoFrame) -> Image.Image:
     target = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
     if frame.format.is_rgb:
         converted = frame.reformat(format=target)

@@ -1,17 +1,22 @@
 """From a sample to pixels. Shapes: F frames, H W bucket height and width."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from PIL import Image
 
 from ..errors import DatasetError
+from .ahead import on_threads
 from .buckets import cover_box
-from .clips import read_clip
+from .clips import frame_to_rgb, read_clip
 from .media import CLIP_SUFFIXES, BadMediaError
 from .pictures import read_picture
 from .types import Sample
+
+THREADS = max(1, min(4, os.cpu_count() or 1))  # that convert and scale a clip's frames while the next ones are decoded
 
 
 def read_frames(sample: Sample) -> torch.Tensor:
@@ -25,11 +30,17 @@ def read_frames(sample: Sample) -> torch.Tensor:
     path = Path(file.path)
     wanted = sorted(set(sample.frame_indices))
     is_clip = path.suffix.lower() in CLIP_SUFFIXES
-    images = read_clip(path, wanted, file.num_frames) if is_clip else read_picture(path, wanted)
     bucket = (sample.width, sample.height)
     box = cover_box(file.width, file.height, bucket)
+
+    def finish(item: tuple[int, VideoFrame | Image.Image]) -> tuple[int, np.ndarray]:
+        index, frame = item
+        image = frame if isinstance(frame, Image.Image) else frame_to_rgb(frame)
+        return index, _resize(image, box, (file.width, file.height), bucket)
+
+    images = read_clip(path, wanted, file.num_frames) if is_clip else read_picture(path, wanted)
     try:
-        resized = {index: _resize(image, box, (file.width, file.height), bucket) for index, image in images}
+        resized = dict(on_threads(finish, images, THREADS))
     except BadMediaError as error:
         raise DatasetError(
             f"{file.path} cannot be used: {error}; replace or remove it, then scan the folder again."

@@ -2,7 +2,7 @@ import threading
 import time
 
 import pytest
-from wan_train.core.data.ahead import WriteBehind, read_ahead
+from wan_train.core.data.ahead import WriteBehind, on_threads, read_ahead
 
 SIZES = {"big": 60, "small": 20}
 
@@ -135,3 +135,43 @@ def test_what_was_handed_over_is_written_when_the_work_is_broken_off(raised, exp
     with pytest.raises(expected):
         work()
     assert written == [1]
+
+
+def test_what_is_made_on_threads_comes_in_order_and_few_items_wait():
+    fetched = []
+
+    def items():
+        for number in range(50):
+            fetched.append(number)
+            yield number
+
+    def act(number):
+        time.sleep(0.01 if number % 3 else 0.0)  # later ones are done before
+        return number, threading.get_ident()
+
+    made = on_threads(act, items(), 2)
+    first, thread = next(made)
+    assert first == 0
+    assert thread != threading.get_ident()
+    assert len(fetched) <= 5
+    rest = list(made)
+    assert [number for number, _ in rest] == list(range(1, 50))
+    assert len({thread for _, thread in rest}) == 2
+
+
+@pytest.mark.parametrize("by", ["items", "act"])
+def test_what_raises_beside_comes_out_and_the_threads_end(by):
+    def items():
+        yield from range(3)
+        if by == "items":
+            raise ValueError("at 3")
+        yield 3
+
+    def act(number):
+        if number == 3:
+            raise ValueError("at 3")
+        return number
+
+    with pytest.raises(ValueError, match="at 3"):
+        list(on_threads(act, items(), 2))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("on-threads")]

@@ -3,13 +3,17 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from wan_train.core.data.clips import probe_clip, read_clip
+from wan_train.core.data.clips import frame_to_rgb, probe_clip, read_clip
 from wan_train.core.data.media import BadMediaError
+
+
+def read_images(path, indices, num_frames):
+    return [(index, frame_to_rgb(frame)) for index, frame in read_clip(path, indices, num_frames)]
 
 
 def levels(path, indices, num_frames):
     """(index, mean grey) of the frames read."""
-    return [(index, float(np.asarray(image).mean())) for index, image in read_clip(path, indices, num_frames)]
+    return [(index, float(np.asarray(image).mean())) for index, image in read_images(path, indices, num_frames)]
 
 
 def check_levels(make, found, indices, tolerance=2):
@@ -124,7 +128,7 @@ def test_rotation_metadata_is_applied(tmp_path, make, rotation):
     size = (stored.shape[1], stored.shape[0])
     path = make.clip(tmp_path / "a.mov", 3, size=size, picture=stored, rotation=rotation)
     assert probe_clip(path)[:2] == (64, 48)
-    ((_, image),) = read_clip(path, [1], 3)
+    ((_, image),) = read_images(path, [1], 3)
     assert np.abs(np.asarray(image).astype(int) - upright).max() <= 3
 
 
@@ -138,7 +142,7 @@ def test_odd_sizes(tmp_path, make, size):
     pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
     path = make.clip(tmp_path / "a.mp4", 4, size=size, pix_fmt=pix_fmt)
     assert probe_clip(path)[:2] == size
-    ((_, image),) = read_clip(path, [2], 4)
+    ((_, image),) = read_images(path, [2], 4)
     assert image.size == size
     assert abs(np.asarray(image).mean() - make.level(2)) <= 2
 
@@ -151,7 +155,7 @@ def test_tagged_matrix_and_range_give_the_true_colours(tmp_path, make, colorspac
     path = make.clip(
         tmp_path / "a.mp4", 2, picture=picture, colorspace=colorspace, color_range=color_range, pix_fmt=pix_fmt
     )
-    ((_, image),) = read_clip(path, [0], 2)
+    ((_, image),) = read_images(path, [0], 2)
     assert np.abs(np.asarray(image).astype(int) - picture).max() <= 4
 
 
@@ -170,7 +174,7 @@ def test_untagged_clips_are_bt601_when_small_and_bt709_when_large(tmp_path, make
             container.mux(stream.encode())
         with av.open(str(untagged)) as container:
             assert next(container.decode(video=0)).colorspace == 2  # unspecified
-        ((_, image),) = read_clip(untagged, [0], 1)
+        ((_, image),) = read_images(untagged, [0], 1)
         assert np.abs(np.asarray(image).astype(int) - (200, 60, 30)).max() <= 4
 
 
