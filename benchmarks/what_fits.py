@@ -2,16 +2,17 @@
 
 python benchmarks/what_fits.py benchmarks/results/memory-h100.json --precision fp8 --ram 64
 
-Prints Markdown. The rates are those of the card in the file; what is free of its memory is that of each column. A model's
-file is taken to hold 16 bits outside of the blocks, as most do.
+Prints Markdown; with --missing the cells that are left to measure. The rates are those of the card in the file; what is free
+of its memory is that of each column. A model's file is taken to hold 16 bits outside of the blocks, as most do.
 """
 
 import argparse
 import json
+import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACK = Path(__file__).resolve().parents[1]
 if "wan_train" not in sys.modules:
@@ -22,7 +23,7 @@ if "wan_train" not in sys.modules:
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
 from wan_train.core.memory.card import Card  # noqa: E402
 from wan_train.core.memory.plan import Bucket, Plan, Task, num_tokens  # noqa: E402
-from wan_train.core.memory.planner import Planner  # noqa: E402
+from wan_train.core.memory.planner import Choice, Planner  # noqa: E402
 from wan_train.core.memory.sizes import rest_bytes  # noqa: E402
 from wan_train.core.train.planning import GRAPH_SIZE  # noqa: E402
 
@@ -34,47 +35,83 @@ CLIPS = (
 )
 
 
-def expected(card: Card, model: str, precision: str, clip: str) -> float | None:
-    """Seconds of a step; None where the clip does not fit."""
-    sizes, bucket = MODELS[model], Bucket(Clip.parse(clip).latent_shape(MODELS[model]))
+PLAN = [field.name for field in fields(Plan) if field.name not in ("precision", "compile")]
+
+
+class Table(NamedTuple):
+    """What is wanted: of which rows of measurements, for which model and precision, with how much main memory in bytes."""
+
+    rows: list[dict[str, Any]]
+    model: str
+    precision: str
+    ram: int
+
+    @property
+    def card(self) -> Card:
+        """That of the rows, with so much main memory."""
+        card = Card(**max((row["card"] for row in self.rows if row.get("card")), key=lambda card: card["attention"]))
+        return replace(card, free_ram=self.ram, pinnable_ram=self.ram)
+
+
+def choose(wanted: Table, clip: str, free: int) -> Choice | None:
+    """The planner's choice with `free` GB of 2**30 bytes; None where the clip does not fit."""
+    sizes, bucket = MODELS[wanted.model], Bucket(Clip.parse(clip).latent_shape(MODELS[wanted.model]))
     graphs = num_tokens(sizes, bucket) * sizes.dim <= GRAPH_SIZE
     planner = Planner(
         task=Task(sizes=sizes, rest_bytes=rest_bytes(sizes) // 2, graphs=graphs),
         buckets=[bucket],
-        card=card,
-        plan=Plan(precision=precision, compile="static"),
+        card=replace(wanted.card, free=free * 2**30),
+        plan=Plan(precision=wanted.precision, compile="static"),
     )
-    choice = planner.choose()
-    return None if choice is None else choice.seconds
+    return planner.choose()
 
 
-def measured(rows: list[dict[str, Any]], model: str, precision: str, clip: str, free: int, ram: float) -> float | None:
-    """Seconds of a step with so much of the card, if it was measured, and in no more main memory, nor held to less."""
-    wanted = {"model": model, "precision": precision, "shape": clip, "cap_gb": 0 if free == WHOLE else free}
-    for row in rows:
-        same = all(row[name] == value for name, value in wanted.items()) and not row.get("held_ram_gb")
-        if same and row.get("ours_s") and row["ram_gb"] * 1e9 <= ram * 2**30:
-            return row["ours_s"]
-    return None
+def measured(wanted: Table, clip: str, free: int, choice: Choice | None) -> float | None:
+    """Seconds of a step with so much of the card, or else in the same plan with less, if that was measured.
+
+    In no more main memory, nor held to less.
+    """
+    same = {"model": wanted.model, "precision": wanted.precision, "shape": clip}
+    rows = [row for row in wanted.rows if row.get("ours_s") and all(row[name] == same[name] for name in same)]
+    rows = [row for row in rows if not row.get("held_ram_gb") and row["ram_gb"] * 1e9 <= wanted.ram]
+    cap = 0 if free == WHOLE else free
+    found = [row["ours_s"] for row in rows if row["cap_gb"] == cap]
+    if not found and choice is not None:
+        plan = asdict(choice.plan)
+        alike = [row for row in rows if 0 < row["cap_gb"] < free and all(row["memory"][n] == plan[n] for n in PLAN)]
+        found = [row["ours_s"] for row in alike]
+    return found[0] if found else None
 
 
-def table(report: dict[str, Any], model: str, precision: str, ram: float) -> str:
+def table(wanted: Table) -> str:
     """Clips against what is free of a card; what was measured is bold."""
-    rows = report["rows"]
-    card = Card(**max((row["card"] for row in rows if row.get("card")), key=lambda card: card["attention"]))
-    card = replace(card, free_ram=int(ram * 2**30), pinnable_ram=int(ram * 2**30))
     lines = [f"| {' | '.join(['Clip', *(f'{free} GB' for free in FREE)])} |", "|---|" + "---:|" * len(FREE)]
     for clip in CLIPS:
         cells = []
         for free in FREE:
-            seconds = measured(rows, model, precision, clip, free, ram)
-            if seconds is None:
-                seconds = expected(replace(card, free=free * 2**30), model, precision, clip)
-                cells.append("" if seconds is None else f"{seconds:.2g}")
-            else:
+            choice = choose(wanted, clip, free)
+            seconds = measured(wanted, clip, free, choice)
+            if seconds is not None:
                 cells.append(f"**{seconds:.2g}**")
+            else:
+                cells.append("" if choice is None else f"{choice.seconds:.2g}")
         lines.append(f"| {' | '.join([clip, *cells])} |")
     return "\n".join(lines)
+
+
+def missing(wanted: Table) -> list[str]:
+    """Cells for memory.py to measure, so that the whole table is: of each plan the one with the least memory."""
+    cells = []
+    for clip in CLIPS:
+        plans = []
+        for free in FREE:
+            choice = choose(wanted, clip, free)
+            if choice is None or choice.plan in plans or measured(wanted, clip, free, choice) is not None:
+                continue
+            plans.append(choice.plan)
+            cap = "0" if free == WHOLE else f"{free} {wanted.ram / 1e9:.1f}"
+            cells.append(f"{clip} {wanted.precision} {cap}")
+    return cells
 
 
 def main() -> None:
@@ -83,10 +120,12 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="a file that memory.py wrote")
     parser.add_argument("--model", choices=list(MODELS), default="14b")
     parser.add_argument("--precision", default="fp8")
+    parser.add_argument("--missing", action="store_true", help="print the cells to measure, for memory.py's --cells")
     parser.add_argument("--ram", type=float, default=64.0, help="main memory that is free, in GB of 2**30 bytes")
     options = parser.parse_args()
-    report = json.loads(options.report.read_text(encoding="utf-8"))
-    print(table(report, options.model, options.precision, options.ram))
+    rows = json.loads(options.report.read_text(encoding="utf-8"))["rows"]
+    wanted = Table(rows, options.model, options.precision, int(options.ram * 2**30))
+    print(shlex.join(missing(wanted)) if options.missing else table(wanted))
 
 
 if __name__ == "__main__":

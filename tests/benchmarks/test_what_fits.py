@@ -1,6 +1,7 @@
 """The table of what fits: more memory is never slower, and what was measured stands in the place of what is expected."""
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def report(monkeypatch):
 
 def cells(report, ram):
     """Of each clip, what stands in its row."""
-    rows = [line.strip("|").split("|") for line in what_fits.table(report, "14b", "fp8", ram).splitlines()[2:]]
+    text = what_fits.table(what_fits.Table(report["rows"], "14b", "fp8", ram * 2**30))
+    rows = [line.strip("|").split("|") for line in text.splitlines()[2:]]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
 
@@ -48,3 +50,19 @@ def test_what_was_measured_without_a_cap_is_of_the_whole_card(report, monkeypatc
 def test_less_main_memory_fits_less(report):
     large, small = (cells(report, ram)[LONG] for ram in (64, 32))
     assert sum(map(bool, small)) < sum(map(bool, large))
+
+
+def test_a_plan_is_measured_once(report, monkeypatch):
+    """24 and 32 GB get the same plan for a small image: what was measured with less memory is for both."""
+    monkeypatch.setattr(what_fits, "CLIPS", ("512x512x1",))
+    monkeypatch.setattr(what_fits, "FREE", (24, 32))
+    wanted = what_fits.Table(report["rows"], "14b", "fp8", 64 * 2**30)
+    (cell,) = what_fits.missing(wanted)
+    assert cell == "512x512x1 fp8 24 68.7"
+    plan = what_fits.choose(wanted, "512x512x1", 24).plan
+    row = {"model": "14b", "precision": "fp8", "shape": "512x512x1", "cap_gb": 24.0, "ours_s": 0.123, "ram_gb": 3.0}
+    report["rows"].append({**row, "memory": asdict(plan)})
+    assert what_fits.missing(wanted) == []
+    assert cells(report, ram=64)["512x512x1"] == ["**0.12**", "**0.12**"]
+    report["rows"][-1]["memory"]["ffn_pieces"] = 8  # another plan than that of 32 GB
+    assert what_fits.missing(wanted) == ["512x512x1 fp8 32 68.7"]
