@@ -100,17 +100,19 @@ def table(wanted: Table) -> str:
 
 
 def missing(wanted: Table) -> list[str]:
-    """Cells for memory.py to measure, so that the whole table is: of each plan the one with the least memory."""
+    """Cells for memory.py to measure, so that the whole table is: of each plan the one with the least memory.
+
+    Those of a clip follow each other, the largest first.
+    """
     cells = []
     for clip in CLIPS:
-        plans = []
+        plans: dict[Plan, str] = {}
         for free in FREE:
             choice = choose(wanted, clip, free)
-            if choice is None or choice.plan in plans or measured(wanted, clip, free, choice) is not None:
-                continue
-            plans.append(choice.plan)
-            cap = "0" if free == WHOLE else f"{free} {wanted.ram / 1e9:.1f}"
-            cells.append(f"{clip} {wanted.precision} {cap}")
+            if choice is not None and measured(wanted, clip, free, choice) is None:
+                cap = "0" if free == WHOLE else f"{free} {wanted.ram / 1e9:.1f}"
+                plans.setdefault(choice.plan, f"{clip} {wanted.precision} {cap}")
+        cells += reversed(plans.values())
     return cells
 
 
