@@ -54,7 +54,7 @@ def on_threads(act: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
     with ThreadPoolExecutor(threads, "on-threads") as pool:
         for item in items:
             waiting.append(pool.submit(act, item))
-            if len(waiting) > 2 * threads:
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
