@@ -26,8 +26,9 @@ from .plan import (
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
 # Of the rates that a card shows in a short measurement, what it keeps up for whole steps, when its power limits its clock:
-# an H200 805 TFLOPS in bf16 and then 650 to 690, 603 and 527 in attention. fp8's smaller products are further from it.
-_SUSTAINED, _SUSTAINED_FP8 = 0.85, 0.78
+# an H200 805 TFLOPS in bf16 and then 650 to 690. fp8's smaller products are further from it, and attention is nearer (an H200
+# 603 TFLOPS and then 527 with cuDNN, an H100 657 and then 614 to 649 with FlashAttention 4, both forward and backward).
+_SUSTAINED, _SUSTAINED_FP8, _SUSTAINED_ATTENTION = 0.85, 0.78, 0.9
 _CROSS_RATE = 0.6  # of attention's rate with 512 keys, which are few (H200: 337 of 527 TFLOPS, forward and backward)
 _FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
 # Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
@@ -106,7 +107,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     tokens, dim = num_tokens(sizes, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
-    attention_rate = _SUSTAINED * card.attention / bucket.batch
+    attention_rate = _SUSTAINED_ATTENTION * card.attention / bucket.batch
     self_attention = 4 * tokens**2 * dim / attention_rate
     cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
     attention = self_attention + cross_attention
