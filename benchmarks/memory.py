@@ -86,7 +86,7 @@ def measure_cells(
 
 
 def _measure_some(options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path) -> list[dict[str, Any]]:
-    """Rows of the cells that a process came to, at least of the first. Which is held to its main memory if that is wanted."""
+    """Rows of the cells that a process came to, at least of the first; one that is held to its main memory comes alone."""
     outs = [work / f"cell-{number}.json" for number in range(len(cells))]
     for out in outs:
         out.unlink(missing_ok=True)

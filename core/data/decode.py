@@ -16,7 +16,7 @@ from .media import CLIP_SUFFIXES, BadMediaError
 from .pictures import read_picture
 from .types import Sample
 
-THREADS = max(1, min(4, os.cpu_count() or 1))  # that convert and scale a clip's frames while the next ones are decoded
+THREADS = min(4, os.cpu_count() or 1)  # that convert and scale a clip's frames while the next ones are decoded
 
 
 def read_frames(sample: Sample) -> torch.Tensor:

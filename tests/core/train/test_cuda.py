@@ -175,5 +175,6 @@ def test_another_program_takes_memory_between_two_steps(
         other_program(None)
     changes = [event for event in of_kind(told, "plan") if "ran out" in event["message"]]
     assert [event["step"] for event in changes] == [step]
+    assert attempts == sorted([*range(5), step])
     assert found == pytest.approx(losses, rel=1e-3)
     assert distance(weights, lora) < 1.5 * distance(again, lora)
