@@ -21,6 +21,8 @@ HEAT = (
 BURST = 0.1  # seconds of one burst of calls
 BURSTS = 5
 COPY_BYTES = 1 << 30
+QUEUED = 32  # calls
+LAUNCHING = 0.9
 FUSED_WIDTHS = 21  # reads and writes of [L, D] in one pass of a block whose element-wise work is fully fused
 FUSED_FFN_WIDTHS = 2  # the same of [L, F]
 FUSED_PASSES = 3.5  # forward, recompute, and a backward that reads somewhat more
@@ -59,11 +61,12 @@ def measure_copies() -> Rates:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     size = COPY_BYTES if device.type == "cuda" else 1 << 20
     here, there = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    rates = {"device to device": _rate(lambda: there.copy_(here), num_bytes=2 * size)}
+    rates: Rates = {}
+    _add(rates, "device to device", lambda: there.copy_(here), num_bytes=2 * size)
     if device.type == "cuda":
         host = torch.ones(size, dtype=torch.uint8).pin_memory()
-        rates["host to device, pinned"] = _rate(lambda: here.copy_(host, non_blocking=True), num_bytes=size)
-        rates["device to host, pinned"] = _rate(lambda: host.copy_(here, non_blocking=True), num_bytes=size)
+        _add(rates, "host to device, pinned", lambda: here.copy_(host, non_blocking=True), num_bytes=size)
+        _add(rates, "device to host, pinned", lambda: host.copy_(here, non_blocking=True), num_bytes=size)
     return rates
 
 
@@ -129,10 +132,9 @@ def _matmul_rates(tokens: int, inner: int, outer: int, dtype: torch.dtype, devic
     weight = torch.randn(outer, inner, dtype=dtype, device=device) * 0.02
     grad = torch.randn(tokens, outer, dtype=dtype, device=device)
     size, flop = f"{tokens}x{inner}x{outer}", 2.0 * tokens * inner * outer
-    rates = {
-        f"bf16 forward {size}": _rate(lambda: torch.mm(x, weight.t()), flop=flop),
-        f"bf16 backward {size}": _rate(lambda: torch.mm(grad, weight), flop=flop),
-    }
+    rates: Rates = {}
+    _add(rates, f"bf16 forward {size}", lambda: torch.mm(x, weight.t()), flop=flop)
+    _add(rates, f"bf16 backward {size}", lambda: torch.mm(grad, weight), flop=flop)
     kernel = find_kernel(device)
     if not fp8 or kernel is None:
         return rates
@@ -140,10 +142,10 @@ def _matmul_rates(tokens: int, inner: int, outer: int, dtype: torch.dtype, devic
     turned = weight_8.t().contiguous()  # the second factor comes column by column
     scale = {size: torch.rand(size, 1, device=device) for size in (tokens, inner, outer)}
     product = partial(multiply, kernel=kernel, fast=True)
-    rates[f"fp8 forward {size}"] = _rate(lambda: product(x_8, weight_8.t(), scale[tokens], scale[outer].t()), flop=flop)
-    rates[f"fp8 backward {size}"] = _rate(
-        lambda: product(grad_8, turned.t(), scale[tokens], scale[inner].t()), flop=flop
-    )
+    forward = partial(product, x_8, weight_8.t(), scale[tokens], scale[outer].t())
+    backward = partial(product, grad_8, turned.t(), scale[tokens], scale[inner].t())
+    _add(rates, f"fp8 forward {size}", forward, flop=flop)
+    _add(rates, f"fp8 backward {size}", backward, flop=flop)
     return rates
 
 
@@ -160,7 +162,7 @@ def _attention_rates(shape: Shape, keys: int) -> Rates:
             continue
         for kind, call, factor in _attention_calls(attend, shape, keys):
             flop = factor * 4.0 * shape.tokens * keys * shape.num_heads * shape.head_dim
-            rates[f"attention {kind} {shape.num_heads}x{shape.tokens}x{keys} {candidate.name}"] = _rate(call, flop=flop)
+            _add(rates, f"attention {kind} {shape.num_heads}x{shape.tokens}x{keys} {candidate.name}", call, flop=flop)
     return rates
 
 
@@ -181,12 +183,41 @@ def _random(shape: Shape, tokens: int) -> torch.Tensor:
     return torch.randn(1, tokens, shape.num_heads, shape.head_dim, dtype=shape.dtype, device=shape.device)
 
 
-def _rate(call: Callable[[], object], *, flop: float = 0.0, num_bytes: float = 0.0) -> dict[str, float]:
-    """The median time of a call over bursts, and its rate."""
-    seconds = _time(call)
+def _add(rates: Rates, name: str, call: Callable[[], object], *, flop: float = 0.0, num_bytes: float = 0.0) -> None:
+    """The median time of a call over bursts, and its rate; nothing where only the host's launching could be timed."""
+    number, act = 1, call
+    if torch.cuda.is_available() and launching_share(call) > LAUNCHING:
+        try:
+            number, act = QUEUED, _recorded(call)
+        except RuntimeError as error:
+            print(f"{name}: left out, launching it takes as long as computing it ({str(error).splitlines()[0]})")
+            return
+    seconds = _time(act) / number
     if flop:
-        return {"s": seconds, "tflops": round(flop / seconds / 1e12, 1)}
-    return {"s": seconds, "gb_s": round(num_bytes / seconds / 1e9, 1)}
+        rates[name] = {"s": seconds, "tflops": round(flop / seconds / 1e12, 1)}
+    else:
+        rates[name] = {"s": seconds, "gb_s": round(num_bytes / seconds / 1e9, 1)}
+
+
+def launching_share(call: Callable[[], object]) -> float:
+    """The share of the time of some calls, few enough to wait in the device's queue, in which the host launched them."""
+    call()
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(QUEUED):
+        call()
+    launched = time.perf_counter() - start
+    _synchronize()
+    return launched / (time.perf_counter() - start)
+
+
+def _recorded(call: Callable[[], object]) -> Callable[[], object]:
+    """QUEUED calls as one, launched as a CUDA graph, as in a run's steps of this size."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(QUEUED):
+            call()
+    return graph.replay
 
 
 def _heat(device: torch.device) -> None:

@@ -22,6 +22,8 @@ from wan_train.core.train.planning import make_planner, with_choice
 from wan_train.core.train.prepare import resolve_device
 from wan_train.core.wan.checkpoint import inspect
 
+WARM_UP = 2  # steps that are not timed
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -54,14 +56,15 @@ class Conditions:
 def run_cells(cells: Sequence[Cell], outs: Sequence[str], conditions: Conditions) -> None:
     """Measure one after the other, each into its file of `outs`; the model is read anew for each.
 
-    They share what the process has imported and compiled, and the kind of attention that the first one found.
+    They share what the process has imported and compiled, and the kind of attention that the first one of a clip found.
     """
     if conditions.group is not None:
         conditions.group.join()
-    card, attention = measure_card(resolve_device("auto")), "auto"
+    card, attention = measure_card(resolve_device("auto")), dict[str, str]()
     for cell, out in zip(cells, outs, strict=True):
-        row = run_cell(cell, Path(out), conditions, card, attention)
-        attention = row.get("attention") or attention
+        row = run_cell(cell, Path(out), conditions, card, attention.get(cell.shape, "auto"))
+        if "attention" in row:
+            attention[cell.shape] = row["attention"]
         _let_go()
 
 
@@ -94,13 +97,14 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
         row |= {"predicted_gb": round(choice.vram / GB, 2), "predicted_ram_gb": round(choice.ram / GB, 2)}
         row |= {"memory": to_dict(memory), "card": asdict(card), "oom": None}
         out.write_text(json.dumps(row), encoding="utf-8")
-        row |= _train(Setting(precision=cell.precision, memory=memory), cell.shape, out, conditions)
+        warmup = WARM_UP + planner.task.graphs  # the step that records them is not timed
+        row |= _train(Setting(precision=cell.precision, memory=memory), cell.shape, out, conditions, warmup)
     out.write_text(json.dumps(row), encoding="utf-8")
     return row
 
 
-def _train(setting: Setting, shape: str, out: Path, conditions: Conditions) -> dict[str, Any]:
-    """What the steps took, or that memory ran out."""
+def _train(setting: Setting, shape: str, out: Path, conditions: Conditions, warmup: int) -> dict[str, Any]:
+    """What the steps after `warmup` took, or that memory ran out."""
     lines = out.with_suffix(".rows")
     lines.unlink(missing_ok=True)
     ram_peak = _PeakRam()
@@ -108,7 +112,7 @@ def _train(setting: Setting, shape: str, out: Path, conditions: Conditions) -> d
     try:
         run_task(
             Task(model=conditions.model, setting=setting, clips=(shape,), work=str(out.parent), out=str(lines),
-                 steps=conditions.steps - 2, warmup=2, profile=False, scratch=str(out.parent / "scratch"))
+                 steps=conditions.steps - WARM_UP, warmup=warmup, profile=False, scratch=str(out.parent / "scratch"))
         )  # fmt: skip
     except torch.OutOfMemoryError as shortage:
         error = str(shortage).splitlines()[0]

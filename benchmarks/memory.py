@@ -4,8 +4,8 @@ python benchmarks/memory.py --model 14b --cells "832x480x33 fp8 8 24" "832x480x3
 
 A cell is a clip, a precision, a cap in GB (2**30 bytes, as cards have them; 0: none) and, if wanted, a cap of main memory
 in GB (1e9 bytes, as all that is measured here). The planner chooses, with the cap as the card's free memory; the allocator
-is held to the cap, so a plan that takes more fails. Cells of one clip and precision that follow each other share a process, and
-a row takes the place of the row of the same cell in the file. --hold-ram gives each cell a process of its own, which has no
+is held to the cap, so a plan that takes more fails. Cells of one precision that follow each other share a process, and a row
+takes the place of the row of the same cell in the file. --hold-ram gives each cell a process of its own, which has no
 more main memory, where the cap only tells the planner.
 """
 
@@ -14,7 +14,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -28,11 +28,13 @@ if "wan_train" not in sys.modules:
 
     wantrain.load_pack()
 from wan_train.benchmarks import cgroup, disk, musubi, speed  # noqa: E402
-from wan_train.benchmarks.cells import Cell, Conditions, run_cells  # noqa: E402
+from wan_train.benchmarks.cells import WARM_UP, Cell, Conditions, run_cells  # noqa: E402
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
 from wan_train.benchmarks.memory_rows import add_row, peers_table, table, write  # noqa: E402
 from wan_train.benchmarks.ours import GB  # noqa: E402
 from wan_train.benchmarks.results import add_peer, read_report  # noqa: E402
+
+Tell = Callable[[dict[str, Any]], None]
 
 RATE_BYTES = 4e9  # enough to tell a disk's rate, in seconds
 
@@ -63,8 +65,8 @@ def measure_peer(options: argparse.Namespace, report: dict[str, Any], work: Path
         model=model,
         clips=sorted(clips, key=lambda clip: clip.tokens(MODELS[options.model])),
         work=work,
-        steps=options.steps - 2,
-        warmup=2,
+        steps=options.steps - WARM_UP,
+        warmup=WARM_UP,
     )
     report["versions"] |= {"musubi-tuner": musubi.version(peer.checkout), **peer.package_versions()}
     for setting in options.musubi_args or [lowest_setting(options.model, options.weights)]:
@@ -74,23 +76,30 @@ def measure_peer(options: argparse.Namespace, report: dict[str, Any], work: Path
         write(options.out, report)
 
 
-def measure_cells(
-    options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path
-) -> Iterator[dict[str, Any]]:
-    """A row for each; in a process of their own, or in as many as it takes where one is killed."""
+def measure_cells(options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path, tell: Tell) -> None:
+    """Give `tell` a row for each; from a process of their own, or from as many as it takes where one is killed."""
     rest = list(cells)
     while rest:
-        rows = _measure_some(options, rest, work, model)
-        yield from rows
-        rest = rest[len(rows) :]
+        rest = rest[_measure_some(options, rest, work, model, tell) :]
 
 
-def _measure_some(options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path) -> list[dict[str, Any]]:
-    """Rows of the cells that a process came to, at least of the first; one that is held to its main memory comes alone."""
+def _measure_some(options: argparse.Namespace, cells: Sequence[Cell], work: Path, model: Path, tell: Tell) -> int:
+    """How many a process came to, at least the first; one that is held to its main memory comes alone."""
     outs = [work / f"cell-{number}.json" for number in range(len(cells))]
     for out in outs:
         out.unlink(missing_ok=True)
-    shared, held_ram_gb = {}, cells[0].held_ram_gb
+    shared, held_ram_gb, number = {}, cells[0].held_ram_gb, 0
+
+    def tell_row() -> None:
+        nonlocal number
+        found = json.loads(outs[number].read_text()) if outs[number].exists() else {}
+        tell({**asdict(cells[number]), "model": options.model, "oom": None, **found, **shared})
+        number += 1
+
+    def tell_those_done() -> None:
+        while number + 1 < len(cells) and outs[number + 1].exists():
+            tell_row()
+
     if held_ram_gb:
         disk.drop_cache(work)
         shared["disk_gbps"] = round(disk.read_rate(model, int(RATE_BYTES)) / GB, 2)
@@ -101,29 +110,24 @@ def _measure_some(options: argparse.Namespace, cells: Sequence[Cell], work: Path
             model_name=options.model, model=str(model), steps=options.steps, compile=options.compile, group=group
         )
         what = ", ".join(map(str, cells))
+        arguments = cells, [str(out) for out in outs], conditions
         limit = options.limit * len(cells)
-        speed.apart(what, run_cells, cells, [str(out) for out in outs], conditions, limit=limit, must=False)
+        speed.apart(what, run_cells, *arguments, limit=limit, must=False, meanwhile=tell_those_done)
         if group is not None:
             shared["held_peak_gb"] = None if group.peak is None else round(group.peak / GB, 2)
             shared["ram_oom_kills"] = group.oom_kills
             if group.oom_kills:
                 shared["oom"] = "ram"
-    rows = []
-    for cell, out in zip(cells, outs, strict=True):
-        if rows and not out.exists():
-            break
-        found = json.loads(out.read_text()) if out.exists() else {}
-        rows.append({**asdict(cell), "model": options.model, "oom": None, **found, **shared})
-    return rows
+    tell_those_done()
+    tell_row()
+    return number
 
 
 def in_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Those that follow each other and share a process: of one clip and precision, unless held to their main memory."""
+    """Those that follow each other and share a process: of one precision, unless held to their main memory."""
     groups: list[list[Cell]] = []
     for cell in cells:
-        last = groups[-1][-1] if groups else None
-        same = last is not None and (cell.shape, cell.precision) == (last.shape, last.precision)
-        if same and not cell.held_ram_gb:
+        if groups and cell.precision == groups[-1][-1].precision and not cell.held_ram_gb:
             groups[-1].append(cell)
         else:
             groups.append([cell])
@@ -137,7 +141,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=list(speed.DTYPES), default="bf16", help="dtype of the random checkpoint")
     parser.add_argument("--cells", type=Cell.parse, nargs="+", default=[])
     parser.add_argument("--table", action="store_true", help="print what the file holds, and measure nothing")
-    parser.add_argument("--steps", type=int, default=5, help="of each cell, two of them before the timing")
+    parser.add_argument("--steps", type=int, default=5, help="of each cell, of which two are not timed")
     parser.add_argument("--compile", choices=["off", "static", "dynamic"], default="static")
     parser.add_argument("--limit", type=float, default=300, help="seconds that one cell may take")
     parser.add_argument("--hold-ram", type=float, default=0.0, metavar="GB", help="all that a cell has; Linux, as root")
@@ -163,7 +167,7 @@ def check_disk(work: Path) -> None:
 
 
 def main() -> None:
-    """All cells; the file is written after each process."""
+    """All cells; the file is written after each."""
     options = read_options()
     report = read_report(options.out)
     if options.table:
@@ -181,13 +185,14 @@ def main() -> None:
     model = work / f"random-{options.model}-{options.weights}.safetensors"
     if not model.exists():
         speed.apart("the checkpoint", write_checkpoint, model, MODELS[options.model], speed.DTYPES[options.weights])
+
+    def keep(row: dict[str, Any]) -> None:
+        print(json.dumps({name: value for name, value in row.items() if name not in ("memory", "card")}), flush=True)
+        add_row(report["rows"], row)
+        write(options.out, report)
+
     for cells in in_groups(options.cells):
-        for row in measure_cells(options, cells, work, model):
-            print(
-                json.dumps({name: value for name, value in row.items() if name not in ("memory", "card")}), flush=True
-            )
-            add_row(report["rows"], row)
-            write(options.out, report)
+        measure_cells(options, cells, work, model, keep)
     if options.musubi is not None:
         measure_peer(options, report, work, model)
 

@@ -232,13 +232,25 @@ def _rows_apart(task: Task, limit: float) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def apart(what: str, function: Callable[..., None], *arguments: Any, limit: float = 600, must: bool = True) -> None:
-    """Call a function in a new process, in a worker's environment, so that the GPU's memory is free again afterwards."""
+def apart(
+    what: str,
+    function: Callable[..., None],
+    *arguments: Any,
+    limit: float = 600,
+    must: bool = True,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Call a function in a new process, in a worker's environment, so that the GPU's memory is free again afterwards.
+
+    `meanwhile` is called every second.
+    """
     start = time.perf_counter()
     os.environ.update(worker_environment(os.environ))  # PyTorch reads it when it is imported, or first used
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
-    process.join(limit)
+    while process.is_alive() and (left := start + limit - time.perf_counter()) > 0:
+        process.join(min(left, 1.0))
+        meanwhile()
     if process.is_alive():
         process.kill()
         process.join()

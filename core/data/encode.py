@@ -90,28 +90,33 @@ def cache_text(
 ) -> tuple[TextCache, list[Note]]:
     """Embeddings of the distinct captions, and of the empty one, on disk; only what is absent or damaged is encoded.
 
-    Captions are encoded several at once. `on_item` is called after each and may raise to abort: what is done is kept. A
-    caption longer than 512 tokens is cut, with a note. Raises ModelFileError if the text encoder gives another shape than
-    it says, or values that are not finite, and RunError if it runs out of memory with a single caption.
+    Captions are encoded several at once, and written beside the encoding of the next. `on_item` is called after each and
+    may raise to abort: what is done is kept. A caption longer than 512 tokens is cut, with a note. Raises ModelFileError if
+    the text encoder gives another shape than it says, or values that are not finite, and RunError if it runs out of memory
+    with a single caption.
     """
     distinct = tuple(dict.fromkeys([*captions, ""]))
     entries: list[TextEntry] = []
     notes: list[Note] = []
-    for start in range(0, len(distinct), CAPTIONS_AT_ONCE):
-        for entry, was_cut in _encode_captions(distinct[start : start + CAPTIONS_AT_ONCE], encoder, store):
-            entries.append(entry)
-            if was_cut:
-                reason = f"the caption is longer than {_MAX_TOKENS} tokens; what comes after them is not used"
-                notes.append(Note(name=_short(entry.caption), action="cropped", reason=reason))
-            if on_item is not None:
-                on_item(len(entries), len(distinct), _short(entry.caption))
+    with WriteBehind(beside=True) as write:
+        for start in range(0, len(distinct), CAPTIONS_AT_ONCE):
+            for entry, was_cut in _encode_captions(distinct[start : start + CAPTIONS_AT_ONCE], encoder, store, write):
+                entries.append(entry)
+                if was_cut:
+                    reason = f"the caption is longer than {_MAX_TOKENS} tokens; what comes after them is not used"
+                    notes.append(Note(name=_short(entry.caption), action="cropped", reason=reason))
+                if on_item is not None:
+                    on_item(len(entries), len(distinct), _short(entry.caption))
     return TextCache(entries=tuple(entries), encoder=encoder.identity, dim=encoder.dim), notes
 
 
-def _encode_captions(captions: tuple[str, ...], encoder: TextEncoder, store: Store) -> list[tuple[TextEntry, bool]]:
-    """Entries of captions, in order, each with whether it was cut; what is absent is encoded together and stored."""
+def _encode_captions(
+    captions: tuple[str, ...], encoder: TextEncoder, store: Store, write: WriteBehind
+) -> list[tuple[TextEntry, bool]]:
+    """Entries of captions, in order, each with whether it was cut; what is absent is encoded together and written."""
     found = {caption: _stored_text(caption, encoder, store) for caption in captions}
     absent = [caption for caption, stored in found.items() if stored is None]
+    made: list[tuple[str, torch.Tensor, bool]] = []
     for caption, (context, was_cut) in zip(absent, _encode_batch(absent, encoder), strict=True):
         problem = _text_problem(context, encoder)
         if problem:
@@ -119,9 +124,9 @@ def _encode_captions(captions: tuple[str, ...], encoder: TextEncoder, store: Sto
                 f"The text encoder cannot be used: for the caption {_short(caption)} it gave {problem}."
             )
         context = context.detach().to("cpu", torch.float32)  # [S, D]
-        told = {"caption": caption, "encoder": encoder.identity, "was_cut": str(int(was_cut))}
-        store.save("text", text_key(caption, encoder.identity), {"context": context}, told)
+        made.append((caption, context, was_cut))
         found[caption] = context.shape[0], was_cut
+    write(_save_texts, made, encoder.identity, store)
     entries = []
     for caption, stored in found.items():
         assert stored is not None
@@ -129,6 +134,13 @@ def _encode_captions(captions: tuple[str, ...], encoder: TextEncoder, store: Sto
         path = str(store.path("text", key))
         entries.append((TextEntry(path=path, key=key, caption=caption, num_tokens=stored[0]), stored[1]))
     return entries
+
+
+def _save_texts(made: list[tuple[str, torch.Tensor, bool]], identity: str, store: Store) -> None:
+    """Write captions' contexts, each with whether the caption was cut."""
+    for caption, context, was_cut in made:
+        told = {"caption": caption, "encoder": identity, "was_cut": str(int(was_cut))}
+        store.save("text", text_key(caption, identity), {"context": context}, told)
 
 
 def _stored_text(caption: str, encoder: TextEncoder, store: Store) -> tuple[int, bool] | None:

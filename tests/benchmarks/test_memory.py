@@ -58,10 +58,10 @@ def test_a_cell_is_read():
     assert options.cells == [Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)]
 
 
-def test_cells_of_a_clip_and_precision_share_a_process():
-    small, smaller = Cell("832x480x33", "fp8", 12.0), Cell("832x480x33", "fp8", 8.0)
+def test_cells_of_a_precision_share_a_process():
+    short, image = Cell("832x480x33", "fp8", 12.0), Cell("512x512x1", "fp8", 8.0)
     other, held = Cell("832x480x33", "bf16", 8.0), Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)
-    assert in_groups([small, smaller, other, small, held, held]) == [[small, smaller], [other], [small], [held], [held]]
+    assert in_groups([short, image, other, short, held, held]) == [[short, image], [other], [short], [held], [held]]
 
 
 def test_cells_are_planned_and_trained(tmp_path):
@@ -80,19 +80,21 @@ def test_cells_are_planned_and_trained(tmp_path):
 def test_a_process_that_is_killed_costs_one_cell(monkeypatch, tmp_path):
     """The row of that one says what was planned; those behind it get another process."""
     cells = [Cell("832x480x33", "fp8", cap) for cap in (24.0, 12.0, 8.0)]
-    started = []
+    started, rows = [], []
 
-    def run(_what, _function, cells, outs, _conditions, **_):
+    def run(_what, _function, cells, outs, _conditions, *, meanwhile, **_):
         started.append([cell.cap_gb for cell in cells])
         for cell, out in zip(cells, outs, strict=True):
             killed = cell.cap_gb == 12.0
             Path(out).write_text(json.dumps({"plan": "a plan", **({} if killed else {"ours_s": cell.cap_gb})}))
+            meanwhile()
             if killed:
+                assert [row["cap_gb"] for row in rows] == [24.0]  # told while the next one runs
                 return
 
     monkeypatch.setattr(memory.speed, "apart", run)
     options = read_options(["--out", "memory.json"])
-    rows = list(measure_cells(options, cells, tmp_path, tmp_path / "model.safetensors"))
+    measure_cells(options, cells, tmp_path, tmp_path / "model.safetensors", rows.append)
     assert started == [[24.0, 12.0, 8.0], [8.0]]
     assert [(row["cap_gb"], row.get("ours_s"), row["plan"]) for row in rows] == [
         (24.0, 24.0, "a plan"),
@@ -100,9 +102,9 @@ def test_a_process_that_is_killed_costs_one_cell(monkeypatch, tmp_path):
         (8.0, 8.0, "a plan"),
     ]
     monkeypatch.setattr(memory.speed, "apart", lambda *_, **__: None)  # it did not even begin
-    (row,) = measure_cells(options, cells[:1], tmp_path, tmp_path / "model.safetensors")
-    assert (row["cap_gb"], row["oom"]) == (24.0, None)
-    assert "plan" not in row
+    measure_cells(options, cells[:1], tmp_path, tmp_path / "model.safetensors", rows.append)
+    assert (rows[3]["cap_gb"], rows[3]["oom"]) == (24.0, None)
+    assert "plan" not in rows[3]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="groups are Linux's")

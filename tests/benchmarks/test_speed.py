@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from wan_train.benchmarks import musubi
+from wan_train.benchmarks import ceilings, musubi
 from wan_train.benchmarks.ceilings import Work, measure_ceilings, roofline
 from wan_train.benchmarks.material import MODELS, Clip, make_job, random_pair, write_checkpoint
 from wan_train.benchmarks.ours import Setting, Task, run_task
@@ -130,6 +131,13 @@ def test_all_rates_of_a_step_are_measured():
     floor = roofline(Work(config, 32, "bf16", True, 1), rates)
     assert floor is not None
     assert floor > 0
+
+
+def test_what_the_host_launches_slowly_is_told_from_what_the_device_computes_slowly(monkeypatch):
+    monkeypatch.setattr(ceilings, "_synchronize", lambda: time.sleep(0.2))  # the device, long busy
+    assert ceilings.launching_share(lambda: None) < 0.1
+    monkeypatch.setattr(ceilings, "_synchronize", lambda: None)
+    assert ceilings.launching_share(lambda: time.sleep(1e-3)) > 0.9
 
 
 def test_kernels_are_summed_by_what_they_are_for():

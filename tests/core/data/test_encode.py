@@ -1,5 +1,6 @@
 import dataclasses
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,6 +269,24 @@ def test_captions_are_encoded_several_at_once(tmp_path):
     assert {total for _, total, _ in seen} == {21}
     assert cache_text([*captions, "new"], text, Store(tmp_path))[0].entries[:20] == cache.entries[:20]
     assert text.sizes[2:] == (1,)
+
+
+def test_captions_are_written_beside_the_encoding_of_the_next(tmp_path):
+    next_ones = threading.Event()
+
+    class Waiting(Store):
+        def save(self, *args):
+            assert next_ones.wait(20)
+            super().save(*args)
+
+    class Noting(CharEncoder):
+        def encode_batch(self, captions):
+            if "caption 19" in captions:
+                next_ones.set()
+            return super().encode_batch(captions)
+
+    cache, _ = cache_text([f"caption {number}" for number in range(20)], Noting(), Waiting(tmp_path))
+    assert all(Path(entry.path).exists() for entry in cache.entries)
 
 
 def test_a_text_encoder_without_memory_is_told_in_a_sentence(tmp_path):

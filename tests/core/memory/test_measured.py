@@ -162,6 +162,42 @@ STEPS_IN_16_BITS = [
     ("14b", "bf16", SHORT, {**ALL_KEPT, "streamed_blocks": 24}, 79.3, 2.346),
     ("14b", "fp8_compute", LONG, {"keep_attention": 40, "keep_linears": 14, "offload_inputs": True}, 78.93, 7.6119),
     ("14b", "bf16", LONG, {"keep_attention": 40, "keep_linears": 9, "offload_inputs": True}, 77.88, 8.7183),
+    # and one more: caps with 64 GB of main memory, and the 1.3B model
+    ("14b", "fp8", LARGE_IMAGE, {**ALL_KEPT, "offload_inputs": True}, 33.31, 0.5512),
+    ("14b", "fp8", LARGE_IMAGE, {**ALL_KEPT, "streamed_blocks": 11}, 31.7, 0.5594),
+    ("14b", "fp8", LARGE_IMAGE, {**ALL_KEPT, "streamed_blocks": 30, "offload_inputs": True}, 23.46, 0.5754),
+    (
+        "14b",
+        "fp8",
+        LARGE_IMAGE,
+        {"keep_attention": 40, "keep_linears": 22, "streamed_blocks": 34, "offload_inputs": True},
+        15.3,
+        0.6313,
+    ),
+    (
+        "14b",
+        "fp8",
+        LARGE_IMAGE,
+        {"keep_attention": 40, "keep_linears": 11, "streamed_blocks": 34, "offload_inputs": True},
+        11.17,
+        0.6601,
+    ),
+    ("14b", "fp8", LARGE_IMAGE, {"keep_attention": 38, "streamed_blocks": 34, "offload_inputs": True}, 7.51, 0.6962),
+    ("14b", "fp8", SHORT, {**ALL_STREAMED, "keep_attention": 40, "keep_linears": 30, "ffn_pieces": 4}, 48.07, 2.5429),
+    ("14b", "fp8", SHORT, {**ALL_STREAMED, "keep_attention": 40, "keep_linears": 17, "ffn_pieces": 4}, 31.67, 2.676),
+    (
+        "14b",
+        "fp8",
+        SHORT,
+        {"keep_attention": 40, "keep_linears": 9, "streamed_blocks": 39, "offload_inputs": True},
+        23.29,
+        2.6873,
+    ),
+    ("14b", "fp8", SHORT, {**ALL_STREAMED, "keep_attention": 40, "keep_linears": 3}, 15.37, 2.7386),
+    ("14b", "fp8_compute", SHORT, {"keep_attention": 40, "keep_linears": 38}, 78.4, 2.0679),
+    ("1.3b", "bf16", IMAGE, WHOLE, 6.1, 0.0286),
+    ("1.3b", "bf16", SHORT, WHOLE, 38.61, 0.4248),
+    ("1.3b", "bf16", LONG, {"keep_attention": 30, "keep_linears": 30}, 48.9, 1.6947),
 ]
 # A plan of the 14B model that ran out of memory: what it would have taken at the least, in GB.
 FAILED = [(SHORT, WHOLE, 149.0)]
