@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from wan_train.benchmarks import cells as memory_cells
 from wan_train.benchmarks import memory
 from wan_train.benchmarks.cells import Cell, Conditions, run_cells
 from wan_train.benchmarks.material import MODELS, write_checkpoint
 from wan_train.benchmarks.memory import check_disk, in_groups, lowest_setting, measure_cells, read_options
 from wan_train.benchmarks.memory_rows import add_row, compare, peers_table, table
+from wan_train.core.train import planning
 
 
 def row(cap_gb, **fields):
@@ -75,6 +77,25 @@ def test_cells_are_planned_and_trained(tmp_path):
     assert (fits["model"], fits["oom"], fits["memory"]["checkpointing"]) == ("toy", False, False)
     assert (does_not["plan"], does_not["oom"]) == (None, None)
     assert "does not fit" in does_not["why"]
+
+
+def test_the_attention_of_a_clip_is_kept_and_a_step_that_records_graphs_not_timed(monkeypatch, tmp_path):
+    model, tasks = tmp_path / "toy.safetensors", []
+    write_checkpoint(model, MODELS["toy"], torch.float32)
+
+    def run(task):
+        tasks.append(task)
+        Path(task.out).write_text(json.dumps({"s": 1.0, "attention": "math"}))
+
+    monkeypatch.setattr(memory_cells, "run_task", run)
+    clips = ("64x64x1", "64x32x1", "64x64x1")
+    outs = [str(tmp_path / f"{number}.json") for number in range(3)]
+    conditions = Conditions(model_name="toy", model=str(model), steps=5, compile="off")
+    run_cells([Cell(clip, "fp32", 0.0) for clip in clips], outs, conditions)
+    assert [task.setting.memory.attention for task in tasks] == ["auto", "auto", "math"]
+    monkeypatch.setattr(planning, "may_use_graphs", lambda *_: True)  # as on a GPU
+    run_cells([Cell(clips[0], "fp32", 0.0)], outs[:1], conditions)
+    assert [(task.warmup, task.steps) for task in tasks] == [(2, 3)] * 3 + [(3, 3)]
 
 
 def test_a_process_that_is_killed_costs_one_cell(monkeypatch, tmp_path):
