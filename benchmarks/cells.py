@@ -33,7 +33,8 @@ class Cell:
     precision: str
     cap_gb: float
     cap_ram_gb: float = 0.0
-    held_ram_gb: float = 0.0  # not part of its text: the same for all
+    held_ram_gb: float = 0.0  # not part of its text, as what follows: the same for all
+    rank: int = 16
 
     @classmethod
     def parse(cls, text: str) -> "Cell":
@@ -79,7 +80,7 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
         share = cell.cap_gb * 2**30 / card.total if cell.cap_gb else 1.0
         torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
     model, work = Path(conditions.model), out.parent
-    job = make_job(work / "data", model, [Clip.parse(cell.shape)], conditions.steps)
+    job = make_job(work / "data", model, [Clip.parse(cell.shape)], conditions.steps, rank=cell.rank)
     spec = ModelSpec(path=job.model.path, identity=job.model.identity, precision=cell.precision)
     options = MemoryOptions(attention=attention, compile=conditions.compile)
     job = replace(job, model=spec, memory=options)
@@ -98,12 +99,12 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
         row |= {"memory": to_dict(memory), "card": asdict(card), "oom": None}
         out.write_text(json.dumps(row), encoding="utf-8")
         warmup = WARM_UP + planner.task.graphs  # the step that records them is not timed
-        row |= _train(Setting(precision=cell.precision, memory=memory), cell.shape, out, conditions, warmup)
+        row |= _train(Setting(precision=cell.precision, memory=memory), cell, out, conditions, warmup)
     out.write_text(json.dumps(row), encoding="utf-8")
     return row
 
 
-def _train(setting: Setting, shape: str, out: Path, conditions: Conditions, warmup: int) -> dict[str, Any]:
+def _train(setting: Setting, cell: Cell, out: Path, conditions: Conditions, warmup: int) -> dict[str, Any]:
     """What the steps after `warmup` took, or that memory ran out."""
     lines = out.with_suffix(".rows")
     lines.unlink(missing_ok=True)
@@ -111,8 +112,9 @@ def _train(setting: Setting, shape: str, out: Path, conditions: Conditions, warm
     error = ""
     try:
         run_task(
-            Task(model=conditions.model, setting=setting, clips=(shape,), work=str(out.parent), out=str(lines),
-                 steps=conditions.steps - WARM_UP, warmup=warmup, profile=False, scratch=str(out.parent / "scratch"))
+            Task(model=conditions.model, setting=setting, clips=(cell.shape,), work=str(out.parent), out=str(lines),
+                 rank=cell.rank, steps=conditions.steps - WARM_UP, warmup=warmup, profile=False,
+                 scratch=str(out.parent / "scratch"))
         )  # fmt: skip
     except torch.OutOfMemoryError as shortage:
         error = str(shortage).splitlines()[0]

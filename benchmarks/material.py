@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from wan_train.core.adapters.setup import AdapterOptions
 from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec, TrainSample
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
@@ -145,8 +146,8 @@ def write_sample(folder: Path, clip: Clip, config: WanConfig) -> TrainSample:
     )
 
 
-def make_job(folder: Path, model: Path, clips: list[Clip], steps: int) -> Job:
-    """A job with the default settings, on one random sample of each size, over the model's whole range of sigmas."""
+def make_job(folder: Path, model: Path, clips: list[Clip], steps: int, *, rank: int = 16) -> Job:
+    """A job with default settings and `rank`, on one random sample of each size, over the model's whole range of sigmas."""
     info = inspect(model)
     samples = tuple(write_sample(folder, clip, info.config) for clip in clips)
     return Job(
@@ -159,6 +160,7 @@ def make_job(folder: Path, model: Path, clips: list[Clip], steps: int) -> Job:
             empty_text_key=samples[0].text_key,
             text_dim=info.config.text_dim,
         ),
+        adapter=AdapterOptions(rank=rank, alpha=float(rank)),
         loop=LoopOptions(steps=steps, checkpoint_every=steps),
         device="auto",
     )

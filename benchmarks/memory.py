@@ -144,6 +144,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of each cell, of which two are not timed")
     parser.add_argument("--compile", choices=["off", "static", "dynamic"], default="static")
     parser.add_argument("--limit", type=float, default=300, help="seconds that one cell may take")
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA, in all cells")
     parser.add_argument("--hold-ram", type=float, default=0.0, metavar="GB", help="all that a cell has; Linux, as root")
     parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="measure musubi-tuner on the cells' clips, too")
     parser.add_argument(
@@ -153,7 +154,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint; default: in memory")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    options.cells = [replace(cell, held_ram_gb=options.hold_ram) for cell in options.cells]
+    options.cells = [replace(cell, held_ram_gb=options.hold_ram, rank=options.rank) for cell in options.cells]
     return options
 
 

@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-KEY = ("model", "shape", "precision", "cap_gb", "cap_ram_gb", "held_ram_gb")
+# What makes a cell, and what it is where a row does not say.
+KEY = {"model": "", "shape": "", "precision": "", "cap_gb": 0, "cap_ram_gb": 0, "held_ram_gb": 0, "rank": 16}
 
 
 def add_row(rows: list[dict[str, Any]], new: dict[str, Any]) -> None:
     """Put `new` into `rows`, in the place of what was measured of the same cell."""
-    same = [new.get(name, 0) for name in KEY]
-    rows[:] = [row for row in rows if [row.get(name, 0) for name in KEY] != same] + [new]
+    rows[:] = [row for row in rows if _key(row) != _key(new)] + [new]
+
+
+def _key(row: dict[str, Any]) -> list[Any]:
+    return [row.get(name, default) for name, default in KEY.items()]
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
@@ -23,25 +27,30 @@ def write(path: Path, report: dict[str, Any]) -> None:
 def compare(rows: list[dict[str, Any]]) -> None:
     """Give each row `resident_s`, the seconds of the same step without a cap, where that was measured."""
     free = {
-        (row["model"], row["shape"], row["precision"]): row["ours_s"]
+        _kind(row): row["ours_s"]
         for row in rows
         if row.get("ours_s") and not (row["cap_gb"] or row["cap_ram_gb"] or row.get("held_ram_gb"))
     }
     for row in rows:
-        row["resident_s"] = free.get((row["model"], row["shape"], row["precision"]))
+        row["resident_s"] = free.get(_kind(row))
+
+
+def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["shape"], row["precision"], row.get("rank", KEY["rank"])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """What fits, as Markdown."""
     lines = [
-        "| Clip | Precision | Cap, GB | Seconds a step | of that without a cap | Peak, GB | Main memory, GB | Plan |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| Clip | Precision | Rank | Cap, GB | Seconds a step | of that without a cap | Peak, GB | Main memory, GB | Plan |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in sorted(rows, key=lambda row: (row["model"], row["shape"], row["precision"], row["cap_gb"])):
+    for row in sorted(rows, key=lambda row: (*_kind(row), row["cap_gb"])):
         seconds, free, held = row.get("ours_s"), row.get("resident_s"), row.get("held_ram_gb")
         cells = [
             row["shape"],
             row["precision"],
+            str(row.get("rank", KEY["rank"])),
             f"{row['cap_gb']:.0f}" if row["cap_gb"] else "none",
             f"{seconds:.2f}" if seconds else _failure(row),
             f"{seconds / free:.2f}x" if seconds and free else "",

@@ -22,6 +22,7 @@ from wan_train.benchmarks.step_kernels import profile_step
 from wan_train.core.adapters.setup import import_adapters
 from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
+from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
 from wan_train.core.memory.precision.formats import Precision
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
@@ -81,6 +82,7 @@ class Task:
     warmup: int = 2
     profile: bool = True
     dumps: str = ""  # folder of the peer's first steps; none: nothing is compared
+    rank: int = 16
     scratch: str = ""  # folder for compiled code; none: one for each setting, so that a first start is a first start
 
 
@@ -91,7 +93,7 @@ def run_task(task: Task) -> None:
     clips = [Clip.parse(text) for text in task.clips]
     setting = task.setting
     # One more step than is timed: the last report comes early, since no launches of a next step are waited for.
-    job = make_job(Path(task.work) / "data", Path(task.model), clips, task.warmup + task.steps + 1)
+    job = make_job(Path(task.work) / "data", Path(task.model), clips, task.warmup + task.steps + 1, rank=task.rank)
     model = from_dict(ModelSpec, {**to_dict(job.model), "precision": setting.precision})
     job = replace(job, model=model, memory=setting.memory)
     scratch = Path(task.scratch) if task.scratch else Path(task.work) / "scratch" / digest(setting)
@@ -100,6 +102,7 @@ def run_task(task: Task) -> None:
     device = resolve_device("auto")
     prepared = prepare(job, device, tell=lambda text: print(text, flush=True), scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
+    hold_state(optimizer, offloaded=job.memory.offload_optimizer)
     prepared.model.train()
     shared = {
         "precision": setting.precision,

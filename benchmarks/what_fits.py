@@ -35,7 +35,8 @@ CLIPS = (
 )
 
 
-PLAN = [field.name for field in fields(Plan) if field.name not in ("precision", "compile")]
+# What makes a plan, and what it is where a row does not say.
+PLAN = {field.name: field.default for field in fields(Plan) if field.name not in ("precision", "compile")}
 
 
 class Table(NamedTuple):
@@ -73,12 +74,17 @@ def measured(wanted: Table, clip: str, free: int, choice: Choice | None) -> floa
     """
     same = {"model": wanted.model, "precision": wanted.precision, "shape": clip}
     rows = [row for row in wanted.rows if row.get("ours_s") and all(row[name] == same[name] for name in same)]
-    rows = [row for row in rows if not row.get("held_ram_gb") and row["ram_gb"] * 1e9 <= wanted.ram]
+    rows = [
+        row
+        for row in rows
+        if row.get("rank", 16) == 16 and not row.get("held_ram_gb") and row["ram_gb"] * 1e9 <= wanted.ram
+    ]
     cap = 0 if free == WHOLE else free
     found = [row["ours_s"] for row in rows if row["cap_gb"] == cap]
     if not found and choice is not None:
         plan = asdict(choice.plan)
-        alike = [row for row in rows if 0 < row["cap_gb"] < free and all(row["memory"][n] == plan[n] for n in PLAN)]
+        less = [row for row in rows if 0 < row["cap_gb"] < free]
+        alike = [row for row in less if all(row["memory"].get(name, off) == plan[name] for name, off in PLAN.items())]
         found = [row["ours_s"] for row in alike]
     return found[0] if found else None
 

@@ -136,9 +136,9 @@ def _memory_inputs() -> list[Any]:
         io.Combo.Input(
             "plan", options=list(get_args(PlanMode)), default=default.plan, optional=True, advanced=True,
             tooltip="auto: before a run, its GPU is measured, and checkpointing, streamed_blocks, stream_from, mapped_blocks,"
-            " offload_inputs, keep_attention, keep_linears, split_blocks and ffn_pieces are chosen so that the steps are fast"
-            " and fit into memory; those that are not at their default stay as they are. manual: all as they are set. The"
-            " result is the same.",
+            " offload_inputs, offload_optimizer, keep_attention, keep_linears, split_blocks and ffn_pieces are chosen so that"
+            " the steps are fast and fit into memory; those that are not at their default stay as they are. manual: all as they"
+            " are set. The result is the same.",
         ),
         io.Float.Input(
             "budget_gb", default=default.budget_gb, min=0.0, max=10000.0, step=0.5, optional=True, advanced=True,
@@ -171,6 +171,11 @@ def _memory_inputs() -> list[Any]:
             "cuda_graphs", options=list(get_args(CudaGraphs)), default=default.cuda_graphs, optional=True, advanced=True,
             tooltip="auto: where all batches are small (images) and the whole model is on the GPU, the kernels of a step are"
             " recorded once and launched together, for which the GPU else has to wait. off: never. The result is the same.",
+        ),
+        io.Boolean.Input(
+            "offload_optimizer", default=default.offload_optimizer, optional=True, advanced=True,
+            tooltip="AdamW's two moments, twice the size of the LoRA in fp32, wait in main memory and pass through the GPU at"
+            " each update: for high ranks on small cards. No effect on adamw8bit. The result is the same.",
         ),
     ]  # fmt: skip
 

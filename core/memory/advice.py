@@ -43,10 +43,12 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
         parts.append(f"feed-forward in {plan.ffn_pieces} pieces")
     if plan.offload_inputs:
         parts.append("block inputs in main memory")
+    if plan.offload_optimizer:
+        parts.append("optimizer state in main memory")
     if plan.keep_attention or plan.keep_linears:
         linears = f" and linear layers of {plan.keep_linears}" if plan.keep_linears else ""
         parts.append(f"attention of {max(plan.keep_attention, plan.keep_linears)} blocks{linears} kept")
-    if plan.streamed_blocks or plan.offload_inputs:
+    if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, f"{_duration(choice.seconds * steps)} for {steps:,} steps"])
 

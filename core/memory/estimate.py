@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from .adamw import offloaded_bytes
 from .card import Card, Fit
 from .copies import NUM_STAGED
 from .plan import (
@@ -21,6 +22,7 @@ from .plan import (
     block_weights,
     compute_size,
     dense_params,
+    has_offloaded_state,
     image_tokens,
     input_bytes,
     is_quantized,
@@ -71,7 +73,7 @@ def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None
         ram=estimate_ram(task, bucket, plan),
         seconds=fit.time * task.accumulation * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
-        exact_ram=_streamed_ram(task, plan),
+        exact_ram=_held_ram(task, plan),
     )
 
 
@@ -82,7 +84,7 @@ def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
 
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The part of `estimate` that is main memory."""
-    return RUNTIME_RAM + _streamed_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+    return RUNTIME_RAM + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
 
 
 @lru_cache
@@ -170,12 +172,15 @@ def _resident_bytes(task: Task, plan: Plan) -> int:
 
 
 def _exact_vram(task: Task, plan: Plan) -> int:
-    return _resident_bytes(task, plan) + _adapter_bytes(task)
+    return _resident_bytes(task, plan) + _adapter_bytes(task, plan)
 
 
-def _adapter_bytes(task: Task) -> int:
+def _adapter_bytes(task: Task, plan: Plan) -> int:
     """fp32 weights and the optimizer's state; gradients come and go."""
-    return adapter_params(task.sizes, task.trained) * (4 + state_bytes(task.trained))
+    number = adapter_params(task.sizes, task.trained)
+    if has_offloaded_state(task, plan):
+        return 4 * number + offloaded_bytes(number)[0]
+    return number * (4 + state_bytes(task.trained))
 
 
 def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
@@ -289,6 +294,11 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
     is_own = kept.attention > 0 and not plan.split_blocks
     num_products = kept.linears - (1 if kept.linears and plan.compile != "off" else 0)
     return (kept.attention - is_own) * attention + num_products * products
+
+
+def _held_ram(task: Task, plan: Plan) -> int:
+    state = offloaded_bytes(adapter_params(task.sizes, task.trained))[1] if has_offloaded_state(task, plan) else 0
+    return _streamed_ram(task, plan) + state
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from .master import MasterKind
-from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears
+from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
 Compile = Literal["off", "static", "dynamic"]
 
@@ -26,6 +26,7 @@ class Plan:
     split_blocks: bool = False
     ffn_pieces: int = 1
     offload_inputs: bool = False
+    offload_optimizer: bool = False
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0
@@ -95,6 +96,11 @@ def num_offloaded(task: Task, plan: Plan) -> int:
     """Of these, how many wait in main memory: all but those of the last block."""
     last = 2 if plan.split_blocks and plan.keep_attention else 1
     return num_inputs(task, plan) - last if plan.offload_inputs else 0
+
+
+def has_offloaded_state(task: Task, plan: Plan) -> bool:
+    """Whether the optimizer's moments wait in main memory: AdamW's can, those of 8 bits are small."""
+    return plan.offload_optimizer and can_offload(task.trained)
 
 
 def num_keys(sizes: Sizes) -> int:

@@ -15,6 +15,7 @@ from .estimate import Estimate, estimate, estimate_ram, estimate_vram
 from .master import MasterKind
 from .plan import Bucket, Plan, Task, block_weights, num_tokens
 from .recompute import Kept
+from .sizes import can_offload
 
 Shortage = Literal["vram", "ram"]
 
@@ -39,6 +40,7 @@ class Pins:
     split_blocks: bool | None = None
     ffn_pieces: int | None = None
     offload_inputs: bool | None = None
+    offload_optimizer: bool | None = None
     streamed_blocks: int | None = None
     stream_from: MasterKind | None = None
     mapped_blocks: int | None = None
@@ -143,7 +145,10 @@ class Planner:
         """All plans that the pins allow, with nothing kept and no blocks from disk among others beyond what is pinned."""
         pins, layers = self.pins, self.task.sizes.num_layers
         off = {"keep_attention": 0, "keep_linears": 0, "streamed_blocks": 0, "split_blocks": False, "ffn_pieces": 1}
-        base = replace(self.plan, **off, mapped_blocks=0, offload_inputs=False, checkpointing=True)
+        state = bool(pins.offload_optimizer)
+        base = replace(
+            self.plan, **off, mapped_blocks=0, offload_inputs=False, offload_optimizer=state, checkpointing=True
+        )
         if pins.checkpointing is not True and not _need_checkpointing(pins):
             yield replace(base, checkpointing=False)
         if pins.checkpointing is False:
@@ -152,16 +157,23 @@ class Planner:
         kinds: tuple[MasterKind, ...] = ("pinned", "pageable") if mapped else ("pinned", "pageable", "mapped")
         kinds = kinds if pins.stream_from is None else (pins.stream_from,)
         counts = range(mapped, layers + 1) if pins.streamed_blocks is None else (pins.streamed_blocks,)
-        for (split, pieces), offload in self._ways():
-            way = replace(base, split_blocks=split, ffn_pieces=pieces, offload_inputs=offload)
+        for way in self._ways(base):
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
                     yield replace(way, streamed_blocks=count, stream_from=kind, mapped_blocks=mapped)
 
-    def _ways(self) -> Iterator[tuple[tuple[bool, int], bool]]:
-        """Blocks in parts or not, and pieces of their feed-forward; inputs on the device or not."""
-        offloads = (False, True) if self.pins.offload_inputs is None else (self.pins.offload_inputs,)
-        return product([*self._whole(), *self._split()], offloads)
+    def _ways(self, base: Plan) -> Iterator[Plan]:
+        """Blocks in parts or not, pieces of their feed-forward; inputs and the optimizer's state on the device or not."""
+        pins = self.pins
+        inputs = (False, True) if pins.offload_inputs is None else (pins.offload_inputs,)
+        for (split, pieces), offload, state in product([*self._whole(), *self._split()], inputs, self._states()):
+            way = replace(base, split_blocks=split, ffn_pieces=pieces)
+            yield replace(way, offload_inputs=offload, offload_optimizer=state)
+
+    def _states(self) -> tuple[bool, ...]:
+        if self.pins.offload_optimizer is not None:
+            return (self.pins.offload_optimizer,)
+        return (False, True) if can_offload(self.task.trained) else (False,)
 
     def _whole(self) -> Iterator[tuple[bool, int]]:
         pins = self.pins
@@ -307,5 +319,6 @@ def _cost(choice: Choice) -> float:
     plan = choice.plan
     kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
     features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
+    features += plan.offload_optimizer
     blocks = plan.streamed_blocks + plan.mapped_blocks
     return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)

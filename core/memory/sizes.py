@@ -133,6 +133,11 @@ def state_bytes(trained: Trained) -> int:
     return OPTIMIZER_BYTES.get(trained.optimizer, _TWO_MOMENTS)
 
 
+def can_offload(trained: Trained) -> bool:
+    """Whether the optimizer's state may wait in main memory; see `adamw.py`."""
+    return trained.optimizer == "adamw"
+
+
 def _plain_block(sizes: Sizes) -> int:
     linears = sum(out * inner + out for out, inner in block_linears(sizes).values())
     norms = 4 + 2 + (sizes.image_dim is not None)  # of queries and keys, twice; norm3; the image's keys

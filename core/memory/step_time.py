@@ -8,6 +8,7 @@ in pieces took a compiled block no time; the host's time for their launches is a
 from functools import lru_cache
 from typing import NamedTuple
 
+from .adamw import offloaded_bytes
 from .card import Card
 from .plan import (
     CLIP_TOKENS,
@@ -17,6 +18,7 @@ from .plan import (
     block_weights,
     compute_size,
     dense_params,
+    has_offloaded_state,
     input_bytes,
     is_graphed,
     is_quantized,
@@ -58,7 +60,10 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
         recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
     if plan.ffn_pieces > 1 and plan.compile == "off":
         recompute += (layers - plan.keep_linears) * block.ffn_again
-    update = adapter_params(task.sizes, task.trained) * 28 / card.bandwidth
+    num_trained = adapter_params(task.sizes, task.trained)
+    update = num_trained * 28 / card.bandwidth
+    if has_offloaded_state(task, plan):  # in and out at once
+        update += offloaded_bytes(num_trained)[1] / card.to_device
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
     up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading)

@@ -130,6 +130,7 @@ class MemoryOptions:
     split_blocks: bool = False  # recompute the three parts of a block one by one in the backward pass
     ffn_pieces: int = 1  # into which the tokens are cut for a block's feed-forward, one after another
     offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
+    offload_optimizer: bool = False  # AdamW's moments wait for the update in main memory
     streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ConfigError
+from ..memory.adamw import AdamW
 
 OptimizerName = Literal["adamw", "adamw8bit"]
 
@@ -32,7 +33,7 @@ class OptimizerOptions:
 
 def _adamw(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
     """One kernel for all parameters where torch has it; elsewhere torch chooses."""
-    return torch.optim.AdamW(
+    return AdamW(
         parameters,
         lr=options.learning_rate,
         betas=(options.beta1, options.beta2),

@@ -96,6 +96,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
         split_blocks=memory.split_blocks,
         ffn_pieces=memory.ffn_pieces,
         offload_inputs=memory.offload_inputs,
+        offload_optimizer=memory.offload_optimizer,
         streamed_blocks=memory.streamed_blocks,
         stream_from=memory.stream_from,
         mapped_blocks=memory.mapped_blocks,

@@ -219,6 +219,7 @@ def _difference(old: Choice, new: Choice) -> str:
         "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
         "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"in {plan.ffn_pieces} pieces"),
         "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
+        "offload_optimizer": f"the optimizer's state {'in main memory' if plan.offload_optimizer else 'on the GPU'}",
         "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
         "stream_from": f"blocks streamed from {plan.stream_from} memory",
         "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the streamed blocks from disk",

@@ -58,6 +58,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     prepared = plan.load()
     device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
+    recovery = plan.recovery(optimizer)
     step = _resume(folder, events, prepared, optimizer, job.loop.steps)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
@@ -81,7 +82,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
     )
     trainer.step = step
-    trainer.attempt = plan.recovery(optimizer).attempt
+    trainer.attempt = recovery.attempt
     prepared.model.train()
     try:
         if should_stop():

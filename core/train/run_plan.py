@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
+from ..memory.adamw import hold_state
 from ..memory.advice import explain, what_would_fit
 from ..memory.card import measure_card, measure_free, read_fit
 from ..memory.planner import Choice, Pins, Planner, Shortage
@@ -42,6 +43,7 @@ class RunPlan:
         self._planner = self._plan_ahead()
         self._prepared: Prepared | None = None
         self._features = Features()
+        self._optimizer: torch.optim.Optimizer | None = None
         self._descent = Descent(self._choose(), self, events=events, device=device)
 
     def load(self) -> Prepared:
@@ -59,7 +61,10 @@ class RunPlan:
         return self._prepared
 
     def recovery(self, optimizer: torch.optim.Optimizer) -> Recovery:
-        """For `trainer.attempt`."""
+        """For `trainer.attempt`; from here on the plan has its way with the state of `optimizer` too."""
+        self._optimizer = optimizer
+        loaded = self._descent.choice
+        self._descent.reach(lambda choice: self._hold_state(choice) if choice is loaded else self._apply(choice), None)
         return Recovery(self._descent, apply=self._apply, optimizer=optimizer)
 
     def callbacks(self) -> list[Callback]:
@@ -137,6 +142,7 @@ class RunPlan:
         """Put the choice on the model in the place of what is there; the kind of attention stays."""
         assert self._prepared is not None, "no step is made before the model is loaded"
         self._take_off()
+        self._hold_state(choice)
         model = self._prepared.model
         model.run_block = call_block
         self._features = apply_features(
@@ -148,6 +154,12 @@ class RunPlan:
             again=True,
             kept=choice.kept,
         )
+
+    def _hold_state(self, choice: Choice) -> None:
+        """Put the optimizer's state where the choice has it."""
+        assert self._optimizer is not None, "no step is made before the optimizer is"
+        if not hold_state(self._optimizer, offloaded=choice.plan.offload_optimizer):
+            self._warn(f"offload_optimizer has no effect on {self._job.optimizer.name}, whose state stays on the GPU.")
 
     def _take_off(self) -> None:
         self._features.reset()

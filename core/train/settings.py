@@ -69,6 +69,7 @@ PLACES = {
     "split_blocks": "memory.split_blocks",
     "ffn_pieces": "memory.ffn_pieces",
     "offload_inputs": "memory.offload_inputs",
+    "offload_optimizer": "memory.offload_optimizer",
     "streamed_blocks": "memory.streamed_blocks",
     "stream_from": "memory.stream_from",
     "mapped_blocks": "memory.mapped_blocks",

@@ -48,6 +48,16 @@ def test_held_rows_say_so_and_are_rows_of_their_own():
     assert "| none | 8.00 | 4.00x | 7.5 | 21.0 (held to 16) |" in table(rows)
 
 
+def test_ranks_are_compared_with_their_own():
+    rows = [row(0.0, ours_s=2.0), row(8.0, ours_s=3.0)]  # of rank 16, which rows of before do not say
+    for seconds in (5.0, 4.0):
+        add_row(rows, row(8.0, rank=64, ours_s=seconds))
+    add_row(rows, row(8.0, rank=16, ours_s=2.5))
+    compare(rows)
+    assert [(r["ours_s"], r["resident_s"]) for r in rows] == [(2.0, 2.0), (4.0, None), (2.5, 2.0)]
+    assert [line.split("|")[3].strip() for line in table(rows).splitlines()[2:]] == ["16", "16", "64"]
+
+
 def test_a_row_says_why_there_is_no_time():
     killed = {"model": "14b", "shape": "832x480x33", "precision": "fp8", "cap_gb": 8.0, "cap_ram_gb": 0.0, "oom": None}
     assert "| 8 | failed |" in table([killed])  # before there was a plan
@@ -56,8 +66,8 @@ def test_a_row_says_why_there_is_no_time():
 
 def test_a_cell_is_read():
     assert Cell.parse("832x480x33 fp8 8 24") == Cell("832x480x33", "fp8", 8.0, 24.0)
-    options = read_options(["--cells", "832x480x33 fp8 8", "--hold-ram", "16", "--out", "memory.json"])
-    assert options.cells == [Cell("832x480x33", "fp8", 8.0, 0.0, 16.0)]
+    arguments = ["--cells", "832x480x33 fp8 8", "--hold-ram", "16", "--rank", "64", "--out", "memory.json"]
+    assert read_options(arguments).cells == [Cell("832x480x33", "fp8", 8.0, 0.0, 16.0, 64)]
 
 
 def test_cells_of_a_precision_share_a_process():
@@ -94,8 +104,8 @@ def test_the_attention_of_a_clip_is_kept_and_a_step_that_records_graphs_not_time
     run_cells([Cell(clip, "fp32", 0.0) for clip in clips], outs, conditions)
     assert [task.setting.memory.attention for task in tasks] == ["auto", "auto", "math"]
     monkeypatch.setattr(planning, "may_use_graphs", lambda *_: True)  # as on a GPU
-    run_cells([Cell(clips[0], "fp32", 0.0)], outs[:1], conditions)
-    assert [(task.warmup, task.steps) for task in tasks] == [(2, 3)] * 3 + [(3, 3)]
+    run_cells([Cell(clips[0], "fp32", 0.0, rank=4)], outs[:1], conditions)
+    assert [(task.warmup, task.steps, task.rank) for task in tasks] == [(2, 3, 16)] * 3 + [(3, 3, 4)]
 
 
 def test_a_process_that_is_killed_costs_one_cell(monkeypatch, tmp_path):

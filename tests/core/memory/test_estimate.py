@@ -8,12 +8,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from wan_train.core.adapters.fused import fuse_adapter
 from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.card import Card, Fit
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
 from wan_train.core.memory.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
 from wan_train.core.memory.plan import Bucket, Plan, Task, block_weights
-from wan_train.core.memory.sizes import Trained
+from wan_train.core.memory.sizes import Trained, adapter_params
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
 from wan_train.core.wan.model import WanTransformer, call_block, call_part
@@ -240,6 +241,11 @@ def test_each_feature_trades_what_it_should():
     block = (plain.vram - streamed.vram) / 36  # two slots remain
     assert streamed.ram - plain.ram == pytest.approx(38 * block, rel=1e-3)
     assert at(Plan(streamed_blocks=38, stream_from="mapped")).ram < streamed.ram / 4
+    paged = at(Plan(offload_optimizer=True))
+    number = adapter_params(T2V_14B, Trained())
+    assert plain.vram - paged.vram == plain.exact_vram - paged.exact_vram == 8 * (number - NUM_SLOTS * PAGE)
+    assert paged.ram - plain.ram == paged.exact_ram - plain.exact_ram == 8 * number
+    assert paged.seconds - plain.seconds == pytest.approx(8 * number / CARD.to_device)
     compiled = at(Plan(compile="static"))
     assert compiled.vram < plain.vram
     assert compiled.seconds < plain.seconds

@@ -9,6 +9,7 @@ from wan_train.core.memory.advice import clip_name, explain, what_would_fit
 from wan_train.core.memory.estimate import estimate
 from wan_train.core.memory.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.memory.planner import RAM_MARGIN_BYTES, Pins, Planner, differences
+from wan_train.core.memory.sizes import Trained
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.test_estimate import CARD
 
@@ -17,11 +18,12 @@ IMAGE, SHORT, LONG = (16, 1, 64, 64), (16, 9, 60, 104), (16, 21, 60, 104)
 SMALL = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=6)
 
 
-def planner(*shapes, precision="fp8", vram=24, ram=64, sizes=None, **options):
+def planner(*shapes, precision="fp8", vram=24, ram=64, sizes=None, task=None, **options):
     card = replace(CARD, free=int(vram * GIB), free_ram=ram * GIB, pinnable_ram=ram * GIB // 2)
     buckets = [Bucket(shape) for shape in shapes or (SHORT,)]
     plan = Plan(precision=precision, compile="static")
-    return Planner(task=Task(sizes=sizes or WanConfig()), buckets=buckets, card=card, plan=plan, **options)
+    task = task or Task(sizes=sizes or WanConfig())
+    return Planner(task=task, buckets=buckets, card=card, plan=plan, **options)
 
 
 @pytest.mark.parametrize("vram", [2, 2.5, 3, 4, 8, 16])
@@ -84,6 +86,8 @@ def test_the_share_of_sizes_weighs_their_time():
         {"keep_linears": 3},
         {"keep_attention": 7, "keep_linears": 5},
         {"offload_inputs": True},
+        {"offload_optimizer": True},
+        {"offload_optimizer": True, "checkpointing": False},
         {"streamed_blocks": 20, "stream_from": "mapped"},
         {"streamed_blocks": 20, "mapped_blocks": 4},
         {"streamed_blocks": 20, "mapped_blocks": 20, "stream_from": "pageable"},
@@ -105,7 +109,8 @@ def test_a_pin_that_cannot_fit_is_not_passed_over():
 
 def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
     """Of a 14B model in bf16, all of whose blocks are streamed."""
-    roomy = planner(SHORT, precision="bf16", vram=10, ram=128, pins=Pins(streamed_blocks=40, offload_inputs=True))
+    pins = Pins(streamed_blocks=40, offload_inputs=True, offload_optimizer=False)
+    roomy = planner(SHORT, precision="bf16", vram=10, ram=128, pins=pins)
     enough = roomy.choose()
     assert enough is not None
     assert (enough.plan.stream_from, enough.plan.mapped_blocks) == ("pinned", 0)
@@ -197,7 +202,7 @@ def fits(these, shape=None, precision=None):
 
 
 def test_what_would_fit_does_and_a_little_more_does_not():
-    these = planner(LONG, precision="bf16", vram=10, ram=256)
+    these = planner(LONG, precision="bf16", vram=9.5, ram=256)
     assert these.choose() is None
     advice = what_would_fit(these)
     frames = re.search(r"at most (\d+) frames instead of 81", advice)
@@ -249,7 +254,7 @@ def test_a_step_down_goes_at_once_below_what_is_free_now():
 def test_sizes_with_as_many_tokens_keep_what_both_may():
     """Two of half the tokens take a little more than one, for their text."""
     wide, two = Bucket((16, 10, 60, 104)), Bucket((16, 5, 60, 104), batch=2)
-    pins = Pins(streamed_blocks=0, offload_inputs=True, ffn_pieces=1)
+    pins = Pins(streamed_blocks=0, offload_inputs=True, offload_optimizer=False, ffn_pieces=1)
     found = [
         replace(planner(vram=26), buckets=buckets, pins=pins).choose()
         for buckets in ([wide], [two], [two, wide], [wide, two])
@@ -283,6 +288,28 @@ def test_parts_that_keep_their_attention_have_room_in_main_memory_for_their_seco
     assert most is not None
     assert 0 < choice.plan.keep_attention <= most.plan.keep_attention
     assert (ram < 36) == (choice.plan.keep_attention < most.plan.keep_attention)
+
+
+@pytest.mark.parametrize("rank", [16, 128])
+def test_the_optimizers_state_waits_in_main_memory_where_that_is_needed(rank):
+    these = planner(IMAGE, vram=11, task=Task(sizes=WanConfig(), trained=Trained(rank=rank)))
+    choice = these.choose()
+    without = replace(these, pins=Pins(offload_optimizer=False)).choose()
+    assert choice is not None
+    assert choice.plan.offload_optimizer == (rank == 128)
+    assert (without is None) == (rank == 128)  # of which LoRA and state would take 7 GB
+    if rank == 128:
+        assert "optimizer state in main memory" in explain(these, choice, steps=1)
+        assert "GB of main memory" in explain(these, choice, steps=1)
+
+
+def test_a_state_of_8_bits_stays_on_the_gpu():
+    task = Task(sizes=WanConfig(), trained=Trained(rank=128, optimizer="adamw8bit"))
+    these = planner(SHORT, vram=12, task=task)
+    assert not any(plan.offload_optimizer for plan in these.plans())
+    pinned = replace(these, pins=Pins(offload_optimizer=True))
+    assert pinned.leanest().vram == these.leanest().vram
+    assert pinned.leanest().ram == these.leanest().ram
 
 
 def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():

@@ -31,6 +31,8 @@ def train(tmp_path, job, name):
         {"keep_attention": 1},
         {"keep_linears": 1, "attention": "default"},
         {"offload_inputs": True},
+        {"offload_optimizer": True},
+        {"offload_optimizer": True, "streamed_blocks": 1, "offload_inputs": True},
         {"streamed_blocks": 1},
         {"streamed_blocks": 2, "stream_from": "pageable", "offload_inputs": True, "keep_attention": 1},
         {"streamed_blocks": 2, "offload_inputs": True, "keep_linears": 2},

@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from wan_train.core.errors import RunError
+from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.advice import explain
 from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Choice, Planner
@@ -32,9 +33,9 @@ PLANS = (
     Plan(precision="fp32", checkpointing=False),
     Plan(precision="fp32", keep_attention=2),
     Plan(precision="fp32"),
-    Plan(precision="fp32", streamed_blocks=1),
+    Plan(precision="fp32", streamed_blocks=1, offload_optimizer=True),
     Plan(precision="fp32", streamed_blocks=2, stream_from="pageable", offload_inputs=True),
-    Plan(precision="fp32", streamed_blocks=2, mapped_blocks=1),
+    Plan(precision="fp32", streamed_blocks=2, mapped_blocks=1, offload_optimizer=True),
 )
 
 
@@ -117,6 +118,7 @@ class Run:
         self.prepared = prepare(replace(job, memory=MemoryOptions(**options_of(plan))), CPU)
         self.features = self.prepared.features
         optimizer = build_optimizer(self.prepared.parameters, job.optimizer)
+        hold_state(optimizer, offloaded=plan.offload_optimizer)
         self.trainer = Trainer(
             job,
             model=self.prepared.model,
@@ -133,6 +135,7 @@ class Run:
         self.features.reset()
         self.features.close()
         self.applied.append(choice.plan)
+        hold_state(self.trainer.optimizer, offloaded=choice.plan.offload_optimizer)
         model = self.prepared.model
         model.run_block = call_block
         job = replace(self.job, memory=MemoryOptions(**options_of(choice.plan)))
@@ -201,14 +204,16 @@ def test_weights_equal_those_of_a_run_with_the_final_plan_from_there(tmp_path, h
     assert same(first.state(), second.state())
 
 
-def test_every_operator_of_an_update_may_fail(tmp_path, job):
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_every_operator_of_an_update_may_fail(tmp_path, job, offloaded):
     """The last ones are the optimizer's: what the first update makes, and all that a later one needs."""
     job = replace(job, adapter=replace(job.adapter, targets=("self_attn",)))
-    plain = Run(job, tmp_path)
+    plan = next(plan for plan in PLANS if plan.offload_optimizer == offloaded)
+    plain = Run(job, tmp_path, plan=plan)
     for step, last in enumerate([plain.count_operators(), plain.count_operators()]):
         for number in range(last - 4, last):
             (tmp_path / f"{step}-{number}").mkdir()
-            run = Run(job, tmp_path / f"{step}-{number}")
+            run = Run(job, tmp_path / f"{step}-{number}", plan=plan)
             run.steps(2, fails={step: [number]})
             assert len(run.applied) == 1
             assert same(run.state(), plain.state())
@@ -251,8 +256,8 @@ def test_the_event_says_what_happened(tmp_path, job):
     assert event["step"] == 0
     assert event["plan"]["streamed_blocks"] == 1
     assert event["message"] == (
-        "The GPU's memory ran out at step 1: the run goes on with 1 blocks streamed. The result does not change; no step "
-        "is lost. Plan 3."
+        "The GPU's memory ran out at step 1: the run goes on with the optimizer's state in main memory, 1 blocks "
+        "streamed. The result does not change; no step is lost. Plan 3."
     )
 
 

@@ -52,16 +52,21 @@ def test_a_run_leaves_a_lora_with_its_story(tmp_path, job):
     assert sorted(history.losses) == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_stopped_and_resumed_equals_never_stopped(tmp_path, job, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "offloaded"),
+    [("adamw", (False, False)), ("adamw8bit", (False, False)), ("adamw", (True, False)), ("adamw", (False, True))],
+)
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, job, optimizer, offloaded):
+    """Also with the optimizer's state in main memory before the stop, or after it."""
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     job = replace(job, optimizer=replace(job.optimizer, name=optimizer), adapter=replace(job.adapter, dropout=0.2))
     _, whole = run(tmp_path / "whole", job)
+    before, after = (replace(job, memory=replace(job.memory, offload_optimizer=on)) for on in offloaded)
     with pytest.raises(RunStoppedError):
-        run(tmp_path / "parts", job, stop_at=3)
+        run(tmp_path / "parts", before, stop_at=3)
     assert [step for step, _ in RunFolder(tmp_path / "parts").checkpoints()] == [2, 3]
-    _, parts = run(tmp_path / "parts", job)
+    _, parts = run(tmp_path / "parts", after)
     assert same_weights(whole, parts)
     whole_losses, losses = (read_history(tmp_path / name / "events.jsonl").losses for name in ("whole", "parts"))
     assert losses == whole_losses

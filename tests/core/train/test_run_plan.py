@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.memory.card import Fit, measure_card, read_fit
 from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES, Pins, Planner
-from wan_train.core.train import run_plan
+from wan_train.core.train import loop, run_plan
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import Trainer
@@ -227,6 +227,38 @@ def test_a_run_goes_on_with_less(tmp_path, deep: Job, plain, short_of_memory, me
     assert changed["plan"]["checkpointing"]
     assert all(changed["vram"] < event["vram"] for event in planned)
     assert changed["message"] in read_history(tmp_path / "runs" / "short" / "events.jsonl").warnings
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_optimizers_state_is_where_the_plan_has_it(tmp_path, deep: Job, plain, short_of_memory, monkeypatch, on):
+    """From the start, and after a step down."""
+    losses, lora = plain
+    held, wanted = [], MemoryOptions(offload_optimizer=on, plan="manual")
+    step_down, update = RunPlan.step_down, loop.update_if
+
+    def turn(self, failed, shortage):
+        found = step_down(self, failed, shortage)
+        return found and replace(found, plan=replace(found.plan, offload_optimizer=not on))
+
+    def watch(finite, optimizer):
+        held.append(optimizer.is_offloaded)
+        update(finite, optimizer)
+
+    monkeypatch.setattr(RunPlan, "step_down", turn)
+    monkeypatch.setattr(loop, "update_if", watch)
+    short_of_memory.append(2)
+    found, other, warnings = train(tmp_path, replace(deep, memory=replace(wanted, checkpointing=False)), "state")
+    assert held == [on, on, not on, not on]
+    assert found == losses
+    assert same(lora, other)
+    assert [line for line in warnings if "offload" in line] == []
+
+
+def test_a_state_of_8_bits_stays_and_that_is_told(tmp_path, job: Job):
+    pytest.importorskip("bitsandbytes")
+    job = replace(job, loop=replace(job.loop, steps=1), optimizer=replace(job.optimizer, name="adamw8bit"))
+    told = train(tmp_path, replace(job, memory=MemoryOptions(offload_optimizer=True)), "a")[2]
+    assert told == ["offload_optimizer has no effect on adamw8bit, whose state stays on the GPU."]
 
 
 def test_the_card_is_measured_once(tmp_path, deep: Job, short_of_memory, card, monkeypatch):
