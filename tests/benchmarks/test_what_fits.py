@@ -59,6 +59,7 @@ def test_a_plan_is_measured_once(report, monkeypatch):
     """24 and 32 GB get the same plan for a small image: what was measured with less memory is for both."""
     monkeypatch.setattr(what_fits, "CLIPS", ("512x512x1",))
     monkeypatch.setattr(what_fits, "FREE", (24, 32))
+    report["rows"] = [row for row in report["rows"] if row["shape"] != "512x512x1"]
     wanted = what_fits.Table(report["rows"], "14b", "fp8", 64 * 2**30)
     (cell,) = what_fits.missing(wanted)
     assert cell == "512x512x1 fp8 24 68.7"
