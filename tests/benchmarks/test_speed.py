@@ -19,6 +19,7 @@ from wan_train.benchmarks.results import add_ours, add_peer, disagreements, read
 from wan_train.benchmarks.step_kernels import Kernel, summarize
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import flow_loss, velocity_target
+from wan_train.core.memory.adamw import AdamW
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.config import WanConfig
 
@@ -55,6 +56,24 @@ def test_the_command_measures_and_writes_a_row_and_a_table(tmp_path, model):
     assert row["plan"] in done.stdout.splitlines()[-1]
 
 
+def test_the_rank_and_where_the_optimizers_state_is_are_those_asked_for(tmp_path, model, monkeypatch):
+    seen = set()
+    step = AdamW.step
+
+    def watch(self, closure=None):
+        ranks = {min(parameter.shape) for parameter in self.param_groups[0]["params"]}
+        seen.add((self.is_offloaded, *ranks))
+        return step(self, closure)
+
+    monkeypatch.setattr(AdamW, "step", watch)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # which a task would set for this process
+    for text in ("precision=fp32", "precision=fp32 offload_optimizer=1"):
+        out, setting = str(tmp_path / "rows.jsonl"), Setting.parse(text)
+        files = {"model": str(model), "work": str(tmp_path), "out": out}
+        run_task(Task(setting=setting, clips=(str(CLIP),), steps=1, warmup=1, profile=False, rank=4, **files))
+    assert seen == {(False, 4), (True, 4)}
+
+
 def test_our_loss_is_compared_on_the_tensors_of_the_peer(tmp_path, model, monkeypatch):
     latents, text = (tensor.float() for tensor in random_pair(CLIP, TOY))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
@@ -69,7 +88,7 @@ def test_our_loss_is_compared_on_the_tensors_of_the_peer(tmp_path, model, monkey
     save_file(given, tmp_path / f"{'x'.join(map(str, latents.shape))}.safetensors")
     out = tmp_path / "ours.jsonl"
     places = {"model": str(model), "work": str(tmp_path), "out": str(out), "dumps": str(tmp_path)}
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # which it would set for this process
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     run_task(Task(setting=Setting.parse("precision=fp32"), clips=(str(CLIP),), steps=1, warmup=1, **places))
     report = read_report(tmp_path / "none.json")
     add_ours(report, "toy", json.loads(out.read_text()))
