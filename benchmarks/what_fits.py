@@ -21,10 +21,11 @@ if "wan_train" not in sys.modules:
 
     wantrain.load_pack()
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
+from wan_train.benchmarks.memory_rows import KEY  # noqa: E402
 from wan_train.core.memory.card import Card  # noqa: E402
 from wan_train.core.memory.plan import Bucket, Plan, Task, num_tokens  # noqa: E402
 from wan_train.core.memory.planner import Choice, Planner  # noqa: E402
-from wan_train.core.memory.sizes import rest_bytes  # noqa: E402
+from wan_train.core.memory.sizes import Trained, rest_bytes  # noqa: E402
 from wan_train.core.train.planning import GRAPH_SIZE  # noqa: E402
 
 WHOLE = 78  # what a card of 80 GB has free, whose cells without a cap are measured
@@ -77,7 +78,9 @@ def measured(wanted: Table, clip: str, free: int, choice: Choice | None) -> floa
     rows = [
         row
         for row in rows
-        if row.get("rank", 16) == 16 and not row.get("held_ram_gb") and row["ram_gb"] * 1e9 <= wanted.ram
+        if row.get("rank", KEY["rank"]) == Trained().rank
+        and not row.get("held_ram_gb")
+        and row["ram_gb"] * 1e9 <= wanted.ram
     ]
     cap = 0 if free == WHOLE else free
     found = [row["ours_s"] for row in rows if row["cap_gb"] == cap]

@@ -28,7 +28,7 @@ class _Page:
     """Consecutive parameters, and their moments [2, N] fp32 in main memory."""
 
     parameters: list[Tensor]
-    buffer: HostBuffer
+    buffer: HostBuffer  # whose end unpins the memory
     moments: Tensor
 
     def views(self, moments: Tensor) -> "Iterator[_Trained]":
@@ -42,7 +42,7 @@ class _Page:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW over fp32 parameters of one device, in one group; `offload` moves its moments, at any time.
+    """torch's AdamW, without amsgrad, over fp32 parameters of one device in one group; `offload` moves its moments any time.
 
     The state has the same names and shapes either way, and `state_dict` of one can be loaded by the other.
     """
@@ -55,7 +55,7 @@ class AdamW(torch.optim.AdamW):
         return self._offloaded is not None
 
     def offload(self, on: bool) -> None:
-        """Move the moments to main memory or back. RunError if it cannot be pinned: nothing has changed then."""
+        """Move the moments to main memory or back. If memory runs out, or cannot be pinned (RunError), nothing has changed."""
         if on == self.is_offloaded:
             return
         if on:
@@ -63,9 +63,12 @@ class AdamW(torch.optim.AdamW):
             return
         assert self._offloaded is not None
         self._offloaded.drain()
-        for parameter in self.param_groups[0]["params"]:
-            state = self.state[parameter]
-            state.update({name: state[name].to(parameter.device, copy=True) for name in _MOMENTS})
+        back = {
+            parameter: {name: self.state[parameter][name].to(parameter.device, copy=True) for name in _MOMENTS}
+            for parameter in self.param_groups[0]["params"]
+        }
+        for parameter, moments in back.items():
+            self.state[parameter].update(moments)
         self._offloaded = None
 
     @torch.no_grad()
@@ -117,7 +120,7 @@ class AdamW(torch.optim.AdamW):
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            maximize=False,
+            maximize=group["maximize"],
         )
 
 

@@ -35,7 +35,7 @@ _CROSS_RATE = 0.6  # of attention's rate with 512 keys, which are few (H200: 337
 _FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
 # Times as long for the host to launch a compiled block with a quantized base: fitted to images of 512x512 and 768x768 on an
 # H100 with streamed blocks.
-_QUANTIZED_LAUNCHES = 1.25
+_QUANTIZED_LAUNCHES = 1.2
 # Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
 _TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
 _COMPILED_TRAFFIC = (26.0, 40.0)
@@ -90,6 +90,7 @@ class _BlockTime(NamedTuple):
     attention: float  # of it, self-attention
     products: float  # of it, products that may be kept
     last: float  # of it, the product that no gradient needs, which is not computed again
+    dense: float  # to bring a quantized base into the compute dtype once more, where products are computed again
     backward: float  # without recompute
     again: float  # of a block in parts, what is recomputed a second time: linears of all but the last, cross-attention
     cross_again: float  # of it, the cross-attention
@@ -103,8 +104,8 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
     num_attention = max(plan.keep_attention, plan.keep_linears)
     again = block.forward - block.last
     kinds = (
-        (layers - num_attention, again),
-        (num_attention - plan.keep_linears, again - block.attention),
+        (layers - num_attention, again + block.dense),
+        (num_attention - plan.keep_linears, again + block.dense - block.attention),
         (plan.keep_linears, again - block.attention - block.products),
     )
     return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
@@ -119,7 +120,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     self_attention = 4 * tokens**2 * dim / attention_rate
     cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
     attention = self_attention + cross_attention
-    up, down = _traffic_seconds(task, bucket, plan, card)
+    up, down, dense = _traffic_seconds(task, bucket, plan, card)
     kernels = _COMPILED_KERNELS if compiled else _KERNELS
     graphed = is_graphed(task, plan)
     launch_s = _GAP_S if graphed else card.launch_s
@@ -135,6 +136,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
         attention=self_attention,
         products=linears - last,
         last=last if compiled else 0.0,
+        dense=dense if compiled else 0.0,
         backward=linears + 2.5 * attention + down,
         again=cross_again + 4 * square + _PART_TRAFFIC["self_attn"] * up,
         cross_again=cross_again,
@@ -149,8 +151,12 @@ def _product_rate(plan: Plan, card: Card, size: int) -> float:
     return card.matmul_rate(plan.precision, size) * (_SUSTAINED_FP8 if is_fp8 else _SUSTAINED)
 
 
-def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float]:
-    """Of element-wise operators, forward and backward: what they read and write."""
+def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
+    """Of element-wise operators, forward and backward: what they read and write. And for the weights' part of it.
+
+    Eager blocks bring their weights into the compute dtype in both. Compiled ones keep them from the forward, or from a
+    recompute that leaves out the products; steps that compute these again take as long as if they did it once more.
+    """
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)
     traffic = _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC
@@ -162,10 +168,9 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
         if plan.compile == "off":  # each piece for itself
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
-    # A compiled block keeps what it has made of its weights in the forward, or in its recompute.
     again = dense if plan.compile == "off" else 0.0
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
-    return up, down
+    return up, down, dense / card.bandwidth
 
 
 @lru_cache

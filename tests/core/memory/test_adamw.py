@@ -129,6 +129,44 @@ def test_main_memory_that_cannot_be_had_leaves_the_state_as_it_was(monkeypatch):
     assert_same(ours, theirs, optimizer, plain)
 
 
+def test_a_device_without_room_leaves_the_moments_where_they_were(monkeypatch):
+    ours, theirs, optimizer, plain = both()
+    optimizer.offload(True)
+    for parameters, one in ((ours, optimizer), (theirs, plain)):
+        advance(parameters, one, range(2))
+    move, moved = torch.Tensor.to, []
+
+    def fail_at_the_third(tensor, *args, copy=False, **options):
+        if copy:
+            moved.append(tensor)
+            if len(moved) == 3:
+                raise torch.OutOfMemoryError
+        return move(tensor, *args, copy=copy, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", fail_at_the_third)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.offload(False)
+    assert optimizer.is_offloaded
+    for parameters, one in ((ours, optimizer), (theirs, plain)):
+        advance(parameters, one, [2])
+    assert_same(ours, theirs, optimizer, plain)
+
+
+def test_a_closure_is_evaluated_with_gradients():
+    ours, theirs, optimizer, plain = both()
+    optimizer.offload(True)
+    for parameters, one in ((ours, optimizer), (theirs, plain)):
+
+        def evaluate(parameters=parameters):
+            loss = sum((parameter**2).sum() for parameter in parameters)
+            loss.backward()
+            return loss
+
+        assert one.step(evaluate) > 0
+    assert_same(ours, theirs, optimizer, plain)
+
+
 def test_on_the_device_are_two_pages_and_in_main_memory_all():
     parameters = make_parameters()
     number = sum(p.numel() for p in parameters)
