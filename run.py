@@ -1,7 +1,8 @@
-"""The two commands of the README. Needs Python 3.10 or newer and nothing else.
+"""The commands of this folder. Needs Python 3.10 or newer and nothing else.
 
-python run.py demo    trains a LoRA on drawn clips with miniature models and samples with it, in a real ComfyUI
-python run.py test    runs the tests and the linters
+python run.py demo        trains a LoRA on drawn clips with miniature models and samples with it, in a real ComfyUI
+python run.py test        runs the tests and the linters
+python run.py campaign    tries hard to make runs lose work: kills, full disks, damaged and hostile files
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "run.py test -- -k name",
     )
     test.add_argument("pytest_args", nargs="*", help="arguments for pytest, after --")
+    campaign = commands.add_parser(
+        "campaign",
+        help="attack runs, files and jobs many times over",
+        description="The long form of a campaign (tests/campaigns/README.md): run.py campaign kills --tries 1000 --seed 1",
+    )
+    campaign.add_argument("campaign_args", nargs=argparse.REMAINDER, help="name, --tries, --seed")
     return parser.parse_args(arguments)
 
 
@@ -56,6 +63,8 @@ def main(arguments: list[str]) -> int:
         return demo.main(PACK, stay=stay, fresh=options.fresh, headless=options.headless)
     from tools import checks
 
+    if options.command == "campaign":
+        return checks.run_campaign(PACK, options.campaign_args)
     return checks.main(PACK, options.pytest_args)
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
@@ -66,8 +66,25 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
 
 def main(pack: Path, pytest_args: list[str]) -> int:
     """Run the checks; expected failures are printed as one sentence. Returns the exit status."""
+    return _in_a_sentence(lambda: run_checks(pack, os.environ, Path.home(), pytest_args))
+
+
+def run_campaign(pack: Path, arguments: list[str]) -> int:
+    """Run one of the campaigns in `tests/campaigns` in the tests' Python. Returns the exit status."""
+
+    def run() -> int:
+        host = find_or_fetch(pack, os.environ, Path.home())
+        environ = os.environ if host is None else {**os.environ, "COMFYUI_PATH": str(host)}
+        python = ensure_python(host, pack, tools=True)
+        command = [str(python), str(pack / "tests" / "campaigns" / "run.py"), *arguments]
+        return subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
+
+    return _in_a_sentence(run)
+
+
+def _in_a_sentence(run: Callable[[], int]) -> int:
     try:
-        return run_checks(pack, os.environ, Path.home(), pytest_args)
+        return run()
     except SetupError as error:
         print(f"Failed: {error}", file=sys.stderr)
         return 1
