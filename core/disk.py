@@ -1,31 +1,121 @@
 """Writing files so that they are there whole or not at all, and saying in one sentence why a disk refused."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import RunError
 
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota errno
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+_QUOTA = getattr(errno, "EDQUOT", None)  # Windows has no such errno
 _REPLACE_TRIES, _REPLACE_PAUSE_S = 10, 0.05
+_CHUNK = 2**20
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or the user's part of it, has no room left."""
+    return error.errno is not None and error.errno in (errno.ENOSPC, _QUOTA)
 
 
 def disk_error(error: OSError, path: Path, kept: str) -> RunError:
     """The sentence for a failed write; `kept` says what is safe."""
-    if error.errno in _FULL:
-        free = _free_bytes(path.parent) / 1e9
+    folder, name = path.parent, path.name
+    if error.errno == errno.ENOSPC:
+        free = (free_bytes(folder) or 0) / 1e9
         return RunError(
-            f"The disk with {path.parent} is full ({free:.1f} GB free) while writing {path.name}: make room and queue "
-            f"again; {kept}."
+            f"The disk with {folder} is full ({free:.1f} GB free) while writing {name}: make room and queue again; {kept}."
+        )
+    if is_full(error):
+        return RunError(
+            f"Your quota on the disk with {folder} is used up, while writing {name}: delete files there, or ask for more, and "
+            f"queue again; {kept}."
+        )
+    if error.errno == errno.EROFS:
+        return RunError(
+            f"{path} cannot be written as its disk is read-only, which systems make it after an error: check the disk, or "
+            f"choose another folder; {kept}."
+        )
+    if error.errno == errno.EIO:
+        return RunError(
+            f"{path} cannot be written because its disk reports an error ({error.strerror or error}): check the disk, its "
+            f"cable or its network, and copy what is there; {kept}."
         )
     advice = "choose another folder or change its permissions" if error.errno in _FORBIDDEN else "check the disk"
     return RunError(f"{path} cannot be written ({error.strerror or error}): {advice}; {kept}.")
+
+
+class HashingWriter:
+    """A file that is written from its start to its end, and the size and sha256 of what was given to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        """As the file's."""
+        self._hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """As the file's."""
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        """In hex."""
+        return self._hash.hexdigest()
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file, read piece by piece. OSError if it can't be read."""
+    found, size = hashlib.sha256(), 0
+    buffer = bytearray(_CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(memoryview(buffer)[:count])
+            size += count
+    return size, found.hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder `x` to `damaged-x`, or damaged-x-2 and so on; where it is now. RunError if it can't."""
+    number, target = 1, path.with_name(f"damaged-{path.name}")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"damaged-{path.name}-{number}")
+    try:
+        return path.rename(target)
+    except OSError as error:
+        raise disk_error(error, path, "it is damaged, and could not be set aside") from error
+
+
+def check_room(folder: Path, needed: int, what: str, advice: str) -> str | None:
+    """Compare the bytes that will be written to `folder` with what is free there.
+
+    RunError where they cannot fit; a sentence of warning where they take more than half of it. `what` takes them, and
+    `advice` says how to need less.
+    """
+    free = free_bytes(folder)
+    if free is None:
+        return None
+    told = f"{what} would take {gigabytes(needed)}, and {gigabytes(free)} are free on the disk with {folder}"
+    if needed > free:
+        raise RunError(f"{told}: {advice}, or make room.")
+    return f"{told}: more than half of it. If that is not meant, {advice}." if needed > free / 2 else None
+
+
+def gigabytes(size: int) -> str:
+    """A size for people: 312 GB, 0.4 GB, 2 MB."""
+    if size < 5e7:
+        return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -87,9 +177,10 @@ def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) ->
             time.sleep(_REPLACE_PAUSE_S)
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int | None:
+    """Bytes free where a folder lies, or would lie; None where the system does not say."""
     existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     try:
         return shutil.disk_usage(existing).free
     except OSError:
-        return 0
+        return None

@@ -155,7 +155,7 @@ class Follower:
         parts = [
             f"step {step['step']}/{self.job.loop.steps}",
             f"loss {step['loss']:.4f}",
-            f"lr {step['lr']:.2e}",
+            *([f"lr {step['lr']:.2e}"] if "lr" in step else []),
             f"{seconds:.2f} s/it",
             f"{duration(seconds * (self.job.loop.steps - step['step']))} left",
         ]

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..core.adapters.formats import read_lora
 from ..core.adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, check_name, ship
 from ..core.errors import ConfigError, WanTrainError
+from ..core.train.result import check_lora
 from . import host
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
@@ -66,6 +67,9 @@ class MergeStages(io.ComfyNode):
             for first, second in ((high, second_high), (low, second_low))
             if first
         }
+        for handle in (high, low, second_high, second_low):
+            if handle:
+                check_lora(handle.path)
         shipment = ship(host.loras_path(), sources, ShipOptions(name=name, **settings))
         files = shipment.files
         host.remember(files.values())

@@ -128,9 +128,9 @@ def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.
     history = read_history(folder.events_path)
     losses = [history.losses[step] for step in sorted(history.losses)]
     warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings, *notes]))
-    summary = (
-        f"finished: {job.loop.steps} steps, loss {sum(losses[-20:]) / len(losses[-20:]):.4f} (mean of the last 20)"
-    )
+    last = losses[-20:]  # none, where the diary was lost
+    told = f", loss {sum(last) / len(last):.4f} (mean of the last 20)" if last else ""
+    summary = f"finished: {job.loop.steps} steps{told}"
     host.show_text(node_id, summary)
     return io.NodeOutput(
         LoraHandle(lora, job.stage, job.name, job.loop.steps),

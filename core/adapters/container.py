@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import torch
 
-from ..disk import write_atomic
+from ..disk import HashingWriter, write_atomic
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # the window that the oldest LoRA tools hashed
@@ -23,19 +23,25 @@ _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # the window that the oldest 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], *, kept: str = "nothing was changed"
-) -> None:
+) -> tuple[int, str]:
     """Write `tensors` and `metadata` to `path` in one step: the whole file appears there, or nothing changes.
 
-    RunError if the folder cannot be written or the disk is full; `kept` is the end of its sentence.
+    Returns the size in bytes and the sha256 of what was to be written. RunError if the folder cannot be written or the disk
+    is full; `kept` is the end of its sentence.
     """
     header = _header(tensors, metadata)
+    written = (0, "")
 
     def write(file: BinaryIO) -> None:
-        file.write(header)
+        nonlocal written
+        hashing = HashingWriter(file)
+        hashing.write(header)
         for chunk in _chunks(tensors):
-            file.write(chunk)
+            hashing.write(chunk)
+        written = hashing.size, hashing.sha256
 
     write_atomic(path, write, kept=kept)
+    return written
 
 
 def content_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

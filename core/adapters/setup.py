@@ -143,6 +143,23 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     Optimizers keep pointing at the same parameters. A missing `.alpha` counts as the rank, as in the host.
     ModelFileError if modules, ranks, widths or alphas differ; the model is then unchanged.
     """
+    with torch.no_grad():
+        for weight, tensor in _matched(model, tensors):
+            weight.copy_(tensor)
+
+
+def check_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """ModelFileError for what `load_adapter` would refuse, and for weights that are no finite float32 numbers."""
+    _matched(model, tensors)
+    for key, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise ModelFileError(
+                f"The LoRA's '{key}' holds something else than finite float32 numbers: export it again."
+            )
+
+
+def _matched(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Each weight of the model's LoRA with its tensor."""
     layers = _require_adapter(model)
     pairs: list[tuple[nn.Parameter, torch.Tensor]] = []
     expected: set[str] = set()
@@ -171,9 +188,7 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         raise ModelFileError(
             f"The LoRA holds '{unknown[0]}', which this model does not train: choose the same targets."
         )
-    with torch.no_grad():
-        for weight, tensor in pairs:
-            weight.copy_(tensor)
+    return pairs
 
 
 def _target_layers(model: nn.Module, options: AdapterOptions) -> dict[str, nn.Module]:

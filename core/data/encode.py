@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .conditioning import Conditioning
@@ -58,6 +59,7 @@ def cache_latents(
     notes: list[Note] = []
     total = len(dataset.samples)
     recipe = Recipe(encoder, conditioning, vision, store)
+    notes.extend(_check_room(dataset, recipe))
     coming = read_ahead(dataset.samples, recipe.prepare, recipe.num_bytes, ahead=ahead)
     with WriteBehind(beside=ahead > 0) as write, closing(coming):
         for done, (listed, prepared) in enumerate(coming, start=1):
@@ -83,6 +85,25 @@ def cache_latents(
         conditioning=conditioning,
     )
     return cache, notes
+
+
+def _check_room(dataset: Dataset, recipe: Recipe) -> list[Note]:
+    """RunError if what is not in the store yet can't fit on its disk; a note where it takes more than half of the rest."""
+    root = recipe.store.root
+    free = free_bytes(root)
+    if free is None or _sum_bytes(dataset, recipe, absent_only=False) <= free / 2:
+        return []  # without a look at each file
+    needed = _sum_bytes(dataset, recipe, absent_only=True)
+    what = f"the latents of {len(dataset.samples)} samples"
+    warning = check_room(root, needed, what, "use fewer or smaller samples")
+    return [Note(name=str(root), action="note", reason=warning)] if warning else []
+
+
+def _sum_bytes(dataset: Dataset, recipe: Recipe, *, absent_only: bool) -> int:
+    sizes: dict[str, int] = {}  # equal samples have one file
+    for sample in dataset.samples:
+        sizes |= recipe.stored_bytes(sample, absent_only=absent_only)
+    return sum(sizes.values())
 
 
 def cache_text(

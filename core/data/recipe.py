@@ -1,6 +1,7 @@
 """What is made of a sample, and under which keys it is kept. Shapes: C channels, F H W latent frames, height, width."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from .types import LATENT_CHANNELS, LatentEntry, Note, Sample, VideoEncoder, Vis
 SPATIAL = {"wan2.1": 8, "wan2.2": 16}
 # The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
 SIDE_STEP = {"wan2.1": 16, "wan2.2": 32}
+FLOAT32 = 4  # bytes of a number in the store
 VISION_TOKENS, VISION_DIM = 257, 1280  # of CLIP ViT-H/14, for each image
 
 _WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
@@ -66,6 +68,26 @@ class Recipe:
         """Bytes that the pixels of a prepared sample take at most."""
         values = len(sample.frame_indices) * sample.height * sample.width * 3
         return values * 5 if self.encodes_known else values  # uint8, and the known frames in float32
+
+    def stored_bytes(self, listed: Sample, *, absent_only: bool) -> dict[str, int]:
+        """Bytes of what the store will have of a sample, about, by key; with `absent_only` of what it has not yet."""
+        try:
+            sample, _ = self._fit(listed)
+        except DatasetError:
+            return {}  # it is skipped
+        if self.known and len(sample.frame_indices) == 1:
+            return {}
+        size = FLOAT32 * math.prod(self._shape(sample))
+        found = {}
+        for mode in self._modes:
+            keys = [self._key(sample, mode, in_tiles=in_tiles) for in_tiles in (False, True)]
+            if not (absent_only and any(self.store.has("latents", key) for key in keys)):
+                found[keys[0]] = size
+        if self.vision is not None:
+            key = self._vision_key(sample)
+            if not (absent_only and self.store.has("vision", key)):
+                found[key] = FLOAT32 * VISION_TOKENS * VISION_DIM * len(self.known)
+        return found
 
     def prepare(self, listed: Sample) -> Prepared:
         """What is in the store, and the pixels if that is not all. DatasetError for a sample that cannot be used."""

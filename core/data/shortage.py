@@ -1,10 +1,12 @@
 """Running out of memory: how that is told, and what encoders try before anything else is changed."""
 
+import errno
 import gc
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 T = TypeVar("T")
 
@@ -31,7 +33,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory is out, of a GPU or of the machine."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (RuntimeError, SafetensorError)) and any(sign in str(error) for sign in _SIGNS)
 
 
 def try_twice(act: Callable[[], T], free: Callable[[], None]) -> T:

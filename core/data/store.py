@@ -17,7 +17,11 @@ from ..serial import digest
 from .types import Sample
 
 _PIXELS_VERSION = 1  # raise when read_frames gives other pixels for the same sample
-_CHECKSUM = "body_sha256"
+_CHECKSUM, _KEY = "body_sha256", "key"
+
+
+class DamagedEntryError(ValueError):
+    """A cached file that is not what was written; the message is a clause that says why."""
 
 
 def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str:
@@ -51,14 +55,9 @@ class Store:
         The file is read, not mapped: a mapped file could not be replaced on Windows while its tensors live.
         """
         data = self._read(kind, key)
-        if data is None:
-            return None
         try:
-            header, body = _split(data)
-            if header.get("__metadata__", {}).get(_CHECKSUM) != hashlib.sha256(body).hexdigest():
-                return None
-            return safetensors.torch.load(data)
-        except (SafetensorError, ValueError, AttributeError, TypeError):
+            return None if data is None else decode_entry(data, key, needs_checksum=True)
+        except DamagedEntryError:
             return None
 
     def metadata(self, kind: str, key: str) -> dict[str, str] | None:
@@ -92,7 +91,7 @@ class Store:
         """
         plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         _, body = _split(safetensors.torch.save(plain))
-        told = {**(metadata or {}), _CHECKSUM: hashlib.sha256(body).hexdigest()}
+        told = {**(metadata or {}), _KEY: key, _CHECKSUM: hashlib.sha256(body).hexdigest()}
         data = safetensors.torch.save(plain, metadata=told)
         write_atomic(
             self.path(kind, key),
@@ -108,6 +107,30 @@ class Store:
             return None
         except OSError as error:
             raise RunError(f"{self.path(kind, key)} cannot be read: {error.strerror or error}.") from error
+
+
+def read_entry(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a cached file on the CPU, compared with their checksum if there is one, as earlier versions wrote none.
+
+    OSError if it can't be read, DamagedEntryError if it is not what was written.
+    """
+    return decode_entry(path.read_bytes(), path.stem)
+
+
+def decode_entry(data: bytes, key: str, *, needs_checksum: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors in the file of `key`. DamagedEntryError if it is not what was written."""
+    try:
+        header, body = _split(data)
+        told = header.get("__metadata__", {})
+        if (needs_checksum or _CHECKSUM in told) and told.get(_CHECKSUM) != hashlib.sha256(body).hexdigest():
+            raise DamagedEntryError("its content has another checksum than what was written")
+        if told.get(_KEY, key) != key:
+            raise DamagedEntryError("it is the file of another entry")
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, DamagedEntryError):
+            raise
+        raise DamagedEntryError(f"it can't be decoded: {error}") from error
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:

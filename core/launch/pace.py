@@ -16,6 +16,8 @@ class Pace:
 
     def add(self, event: Event) -> None:
         """Take note of an event, of whatever kind."""
+        if "seconds" not in event:
+            return
         if event["event"] == "step":
             self._steps.append(event["seconds"])
         elif event["event"] == "validation":

@@ -201,7 +201,9 @@ class _Running:
 
 def step_text(step: Event) -> str:
     """A step event in a few words."""
-    parts = [f"loss {step['loss']:.4f}", f"lr {step['lr']:.2e}", f"{step['seconds']:.2f} s/it"]
+    parts = [f"loss {step['loss']:.4f}"]
+    parts += [f"lr {step['lr']:.2e}"] if "lr" in step else []
+    parts += [f"{step['seconds']:.2f} s/it"] if "seconds" in step else []
     if "reserved_gib" in step:
         parts.append(f"{step['reserved_gib']:.1f} GiB")
     return "  ".join(parts)

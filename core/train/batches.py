@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import Conditioning, known_mask
+from ..data.shortage import is_out_of_memory
+from ..data.store import DamagedEntryError, read_entry
+from ..disk import set_aside
 from ..errors import DatasetError
 from ..flow.objective import sample_noise
 from ..flow.random import stream
@@ -55,14 +58,49 @@ class Batch:
         )
 
 
-def load_tensor(path: str, key: str, name: str) -> torch.Tensor:
-    """One cached tensor; DatasetError when the file is gone or damaged."""
+_checked: dict[str, tuple[int, int]] = {}  # files whose checksum was compared, with their size and time
+_damaged: dict[str, str] = {}  # files that were set aside, with the sentence
+
+
+def load_tensor(path: str, key: str, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """One cached tensor, of this `shape` if one is given; DatasetError when the file is gone or damaged.
+
+    The file is compared with its checksum at its first read in this process, and whenever it has changed. A damaged one is
+    set aside, so that whoever can encode it again finds it missing.
+    """
     try:
-        return load_file(Path(path))[key]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DatasetError(
-            f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and queue again."
-        ) from error
+        tensors = _read_checked(path)
+        if key not in tensors or (shape is not None and tuple(tensors[key].shape) != tuple(shape)):
+            raise DamagedEntryError("it holds something else")
+        return tensors[key]
+    except OSError as error:
+        if is_out_of_memory(error):
+            raise
+        raise DatasetError(_damaged.get(path) or _unreadable(path, key, name, error)) from error
+    except (SafetensorError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        _damaged[path] = (
+            f"the cached {key} of {name} are damaged in {path} ({error}): that file is now called "
+            f"{set_aside(Path(path)).name}; queue again, or start the recipe again, and it is encoded anew."
+        )
+        raise DatasetError(_damaged[path]) from error
+
+
+def _read_checked(path: str) -> dict[str, torch.Tensor]:
+    stat = Path(path).stat()
+    which = stat.st_size, stat.st_mtime_ns
+    if _checked.get(path) == which:
+        return load_file(Path(path))
+    tensors = read_entry(Path(path))
+    _checked[path] = which
+    return tensors
+
+
+def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"the cached {key} of {name} are gone from {path}: queue again, or start the recipe again: they are encoded anew."
+    return f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and queue again."
 
 
 def load_context(path: str, name: str) -> torch.Tensor:
@@ -75,12 +113,12 @@ def load_conditioning(sample: TrainSample, conditioning: Conditioning) -> torch.
     """What an image-to-video model is given of a sample, [4 + C, F, H, W]: the mask, then the known frames' latents."""
     _, num_frames, height, width = sample.shape
     mask = known_mask(conditioning, (num_frames, height, width))
-    return torch.cat([mask, load_tensor(sample.known_path, "latents", sample.name)])
+    return torch.cat([mask, load_tensor(sample.known_path, "latents", sample.name, sample.shape)])
 
 
 def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str], conditioning: Conditioning = "none") -> Batch:
     """Read the samples; `contexts` are the paths of the embeddings to use."""
-    latents = [load_tensor(s.latents_path, "latents", s.name) for s in samples]
+    latents = [load_tensor(s.latents_path, "latents", s.name, s.shape) for s in samples]
     texts = [load_context(path, s.name) for s, path in zip(samples, contexts, strict=True)]
     known = [load_conditioning(s, conditioning) for s in samples if s.known_path]
     features = [load_tensor(s.vision_path, "features", s.name) for s in samples if s.vision_path]

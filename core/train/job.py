@@ -14,6 +14,7 @@ from ..flow.objective import NUM_TIMESTEPS
 from ..flow.sigmas import TimestepOptions
 from ..memory.master import MasterKind
 from ..memory.precision.formats import Precision
+from ..safe_json import parse_json, unseal
 from ..sample.sampler import SampleOptions, schedule, switch_step
 from ..serial import digest, from_dict, to_dict
 from ..wan.config import Variant
@@ -342,14 +343,21 @@ def newer_schema(where: object, schema: int) -> RunError:
     return RunError(f"{where} has schema {schema}, but this version reads up to {SCHEMA}: update ComfyUI-WanTrain.")
 
 
-def job_from_json(text: str, path: Path | None = None) -> Job:
-    """Read `job.json`; a newer schema, an unknown field or a wrong type is refused by name."""
+def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
+    """Read `job.json`; a newer schema, an unknown field, a wrong type and content that was changed are refused by name."""
     where = str(path) if path else "job"
     try:
-        data: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+        data: Any = parse_json(text.encode() if isinstance(text, str) else text, finite=False)
+    except ValueError as error:
         raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise newer_schema(where, schema)
+    try:
+        data = unseal(data) if isinstance(data, dict) else data
+    except ValueError as error:
+        raise RunError(
+            f"{where} is damaged or was changed ({error}): start the run from its graph or recipe, which write it anew; if the "
+            "change is yours, delete the field sha256."
+        ) from error
     return from_dict(Job, data, where)

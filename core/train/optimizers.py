@@ -9,6 +9,9 @@ import torch
 from ..errors import ConfigError
 from ..memory.adamw import AdamW
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_QUANTIZED = ("state1", "state2")  # of bitsandbytes
+
 OptimizerName = Literal["adamw", "adamw8bit"]
 
 
@@ -89,3 +92,29 @@ def update_if(finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load what `state_dict` of the same optimizer gave; constants and the choice of kernels stay those of now."""
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """ValueError if `state` is not what `state_dict` of the same optimizer over the same parameters can give."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(state, dict) or not isinstance(found := state.get("state"), dict):
+        raise ValueError("the optimizer's state is no table of parameters")
+    for index, values in found.items():
+        if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(values, dict):
+            raise ValueError(f"the optimizer's state is for a parameter {index!r}, and there are {len(parameters)}")
+        if isinstance(optimizer, AdamW) and values.keys() != {"step", *_MOMENTS}:
+            raise ValueError(f"the optimizer's state of parameter {index} has {', '.join(map(str, values))}")
+        for name, value in values.items():
+            _check_value(index, name, value, parameters[index])
+
+
+def _check_value(index: int, name: str, value: Any, parameter: torch.Tensor) -> None:
+    what = f"the optimizer's {name} of parameter {index}"
+    if name == "step" and not (float(value) >= 0 and float(value).is_integer()):
+        raise ValueError(f"{what} is {value}, which is no number of updates")
+    if name in (*_MOMENTS, *_QUANTIZED) and (not isinstance(value, torch.Tensor) or value.shape != parameter.shape):
+        raise ValueError(f"{what} has not the parameter's shape {list(parameter.shape)}")
+    if name in _MOMENTS and value.dtype != torch.float32:
+        raise ValueError(f"{what} has {value.dtype} numbers instead of float32 ones")
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+        raise ValueError(f"{what} has numbers that are not finite")

@@ -1,6 +1,6 @@
 """One run from its folder: prepare, resume, train, save. What the worker process executes."""
 
-import shutil
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -8,32 +8,30 @@ from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 
 from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
-from ..adapters.setup import adapter_state, load_adapter
+from ..adapters.setup import adapter_state
 from ..flow.objective import NUM_TIMESTEPS
 from ..serial import to_dict
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
 from .job import Job
 from .loop import StepReport, Trainer
-from .optimizers import build_optimizer, load_optimizer
-from .prepare import Prepared
+from .optimizers import build_optimizer
+from .prepare import Prepared, check_model_file
 from .previews import Preview
+from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
 from .run_folder import RunFolder
 from .run_plan import RunPlan
+from .space import check_space
+from .state import stateful_parts
 from .validation import validation_loss
 
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
-
-# What reading a damaged checkpoint raises. A disk that can't be read at all (OSError) is no reason to drop one.
-DAMAGED = (SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError)
 
 
 class RunStoppedError(Exception):
@@ -48,6 +46,8 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     """
     job = folder.read_job()
     folder.checkpoint_store.sweep()
+    for sentence in check_space(job, check_model_file(job.model).config, folder.path):
+        events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
     scratch = folder.path.parent.parent / "cache"  # beside the runs
     with closing(RunPlan(job, device, events=events, scratch=scratch)) as plan:
@@ -59,15 +59,17 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     recovery = plan.recovery(optimizer)
-    step = _resume(folder, events, prepared, optimizer, job.loop.steps)
+    parts = stateful_parts(prepared.model, optimizer)
+    step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
-    checkpoint = SaveCheckpoint(folder, events, prepared, optimizer)
+    checkpoint = SaveCheckpoint(folder, events, parts)
     callbacks = [
         LogStep(events, device),
         Validate(events),
         checkpoint,
+        SaveWhenDiaryFails(events, checkpoint),
         *plan.callbacks(),
         Preview(folder, events, should_stop, make_room=plan.make_room),
         StopWhen(should_stop, checkpoint),
@@ -134,33 +136,11 @@ class Validate:
         self._events = events
 
     def needs_weights(self, trainer: Trainer) -> bool:
-        return bool(trainer.job.held_out_samples) and _is_due(trainer.step, trainer, trainer.job.loop.validate_every)
+        return bool(trainer.job.held_out_samples) and is_due(trainer.step, trainer, trainer.job.loop.validate_every)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if trainer.job.held_out_samples and _is_due(report.step, trainer, trainer.job.loop.validate_every):
+        if trainer.job.held_out_samples and is_due(report.step, trainer, trainer.job.loop.validate_every):
             write_validation(trainer, self._events)
-
-
-class SaveCheckpoint:
-    """A checkpoint every `checkpoint_every` steps and at the end."""
-
-    def __init__(self, folder: RunFolder, events: EventWriter, prepared: Prepared, optimizer: torch.optim.Optimizer):
-        self._folder, self._events, self._prepared, self._optimizer = folder, events, prepared, optimizer
-
-    def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the trainer's step now."""
-        state = {"step": trainer.step, "optimizer": self._optimizer.state_dict()}
-        self._folder.checkpoint_store.save(
-            trainer.step, adapter_state(self._prepared.model), state, keep_last=trainer.job.loop.keep_last
-        )
-        self._events.write("checkpoint", step=trainer.step)
-
-    def needs_weights(self, trainer: Trainer) -> bool:
-        return _is_due(trainer.step, trainer, trainer.job.loop.checkpoint_every)
-
-    def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if _is_due(report.step, trainer, trainer.job.loop.checkpoint_every):
-            self.save(trainer)
 
 
 class StopWhen:
@@ -179,36 +159,17 @@ class StopWhen:
             raise RunStoppedError
 
 
-def _is_due(step: int, trainer: Trainer, every: int) -> bool:
-    return step % every == 0 or step == trainer.job.loop.steps
-
-
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
     start = time.perf_counter()
     loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
     seconds = round(time.perf_counter() - start, 4)
+    if not math.isfinite(loss):
+        events.write(
+            "warning", message=f"the validation loss at step {trainer.step} is not finite: lower learning_rate."
+        )
+        return
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds)
-
-
-def _resume(
-    folder: RunFolder, events: EventWriter, prepared: Prepared, optimizer: torch.optim.Optimizer, num_steps: int
-) -> int:
-    for step, path in reversed(folder.checkpoints()):
-        if step > num_steps:
-            continue
-        try:
-            tensors, state = folder.checkpoint_store.load(path)
-        except DAMAGED as error:
-            events.write("warning", message=f"the checkpoint of step {step} is damaged and was passed over ({error}).")
-            shutil.rmtree(path, ignore_errors=True)  # else it would stand in the place of a good one of this step
-            continue
-        load_adapter(prepared.model, tensors)
-        load_optimizer(optimizer, state["optimizer"])
-        events.write("start", step=step)
-        return step
-    events.write("start", step=0)
-    return 0
 
 
 def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> Path:
@@ -223,7 +184,9 @@ def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> 
 
 def describe(folder: RunFolder, job: Job, name: str, step: int) -> LoraDescription:
     """What the LoRA file says about its making."""
-    started = [event["time"] for event in EventReader(folder.events_path).read() if event["event"] == "start"]
+    started = next(
+        (event["time"] for event in EventReader(folder.events_path).stream() if event["event"] == "start"), None
+    )
     captions = Counter({sample.caption: sample.repeats for sample in job.training_samples})
     largest = max(job.training_samples, key=lambda sample: sample.shape[2] * sample.shape[3])
     stride = 16 if largest.shape[0] == 48 else 8
@@ -249,7 +212,7 @@ def describe(folder: RunFolder, job: Job, name: str, step: int) -> LoraDescripti
             num_samples=len(job.training_samples),
             dropout=job.adapter.dropout,
             tag_frequency=dict(captions),
-            started_at=started[0] if started else None,
+            started_at=started,
             finished_at=time.time(),
         ),
         job=to_dict(job),

@@ -7,8 +7,11 @@ from pathlib import Path
 from ..disk import write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..safe_json import parse_object, read_object, seal
+from ..serial import to_dict
 from .checkpoints import Checkpoints
-from .job import SCHEMA, Job, job_from_json, job_to_json, newer_schema
+from .job import SCHEMA, Job, job_from_json, newer_schema
+from .result import RESULT, finished_lora, write_result
 
 STOP_FILE = "stop"
 
@@ -42,7 +45,7 @@ class RunFolder:
     @property
     def result_path(self) -> Path:
         """Written last: says that the run is finished, and which file is its LoRA."""
-        return self.path / "result.json"
+        return self.path / RESULT
 
     @property
     def workflow_path(self) -> Path:
@@ -56,49 +59,41 @@ class RunFolder:
     def read_job(self) -> Job:
         """The job; RunError if the folder holds none."""
         try:
-            text = self.job_path.read_text(encoding="utf-8")
+            data = self.job_path.read_bytes()
         except OSError as error:
             raise RunError(f"{self.job_path} can't be read ({error.strerror}): is {self.path} a run folder?") from error
-        return job_from_json(text, self.job_path)
+        return job_from_json(data, self.job_path)
 
     def refuse_newer_job(self) -> None:
         """RunError if the folder was written by a newer version; a job that can't be read at all may be replaced."""
         try:
-            schema = json.loads(self.job_path.read_text(encoding="utf-8")).get("schema")
-        except (OSError, ValueError, AttributeError):
+            schema = parse_object(self.job_path.read_bytes(), finite=False).get("schema")
+        except (OSError, ValueError):
             return
         if isinstance(schema, int) and schema > SCHEMA:
             raise newer_schema(self.job_path, schema)
 
     def write_job(self, job: Job) -> None:
-        """Write the job, atomically."""
-        write_atomic(self.job_path, lambda file: file.write(job_to_json(job).encode()))
+        """Write the job, atomically, with the hash of its content."""
+        text = json.dumps(seal(to_dict(job)), indent=2) + "\n"
+        write_atomic(self.job_path, lambda file: file.write(text.encode()))
 
     def finished_lora(self, steps: int) -> Path | None:
-        """The LoRA of this run if it was finished at `steps` steps and the file is still there."""
-        try:
-            result = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return None
-        lora = self.path / str(result.get("lora", ""))
-        return lora if result.get("step") == steps and lora.is_file() else None
+        """The LoRA of this run, if it was finished at `steps` steps and the file is as it was written."""
+        return finished_lora(self.path, steps)
 
     def write_result(self, *, step: int, lora: Path) -> None:
         """Mark the run as finished."""
-        text = json.dumps({"step": step, "lora": lora.name}) + "\n"
-        write_atomic(self.result_path, lambda file: file.write(text.encode()))
+        write_result(self.path, step=step, lora=lora)
 
     def write_workflow(self, *, workflow: dict | None, prompt: dict | None) -> None:
         """Keep the graph that started the run."""
-        text = json.dumps({"workflow": workflow, "prompt": prompt})
+        text = json.dumps(seal({"workflow": workflow, "prompt": prompt}))
         write_atomic(self.workflow_path, lambda file: file.write(text.encode()))
 
     def read_workflow(self) -> dict:
         """`workflow` and `prompt` of the graph that started the run; None where there was none."""
-        try:
-            kept = json.loads(self.workflow_path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            kept = {}
+        kept = read_object(self.workflow_path, finite=False) or {}  # prompts of the host may hold NaN
         return {"workflow": kept.get("workflow"), "prompt": kept.get("prompt")}
 
     def request_stop(self) -> None:

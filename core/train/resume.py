@@ -1,0 +1,131 @@
+"""Checkpoints in a run: written between steps, and found again by the next process."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..disk import set_aside
+from ..errors import RunError, ShortageError, WanTrainError
+from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
+from .events import MAX_WAITING, EventWriter
+from .loop import StepReport, Trainer
+from .run_folder import RunFolder
+from .state import Stateful, check, collect, restore
+
+
+class SaveCheckpoint:
+    """A checkpoint every `checkpoint_every` steps and at the end."""
+
+    def __init__(self, folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful]):
+        self._store, self._events, self._parts = folder.checkpoint_store, events, parts
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint of the trainer's step now."""
+        tensors, states = collect(self._parts)
+        state, job = {"step": trainer.step, **states}, trainer.job
+        self._store.save(trainer.step, tensors, state, keep_last=job.loop.keep_last, training=job.key)
+        self._events.write("checkpoint", step=trainer.step)
+
+    def needs_weights(self, trainer: Trainer) -> bool:
+        return is_due(trainer.step, trainer, trainer.job.loop.checkpoint_every)
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        if is_due(report.step, trainer, trainer.job.loop.checkpoint_every):
+            self.save(trainer)
+
+
+class SaveWhenDiaryFails:
+    """A checkpoint as soon as the disk refuses the diary's lines, while it may still take one.
+
+    The run then goes on: lines wait in memory till there is room. It ends, with another checkpoint, when too many wait;
+    and where the disk refuses the checkpoint too.
+    """
+
+    def __init__(self, events: EventWriter, checkpoint: SaveCheckpoint):
+        self._events, self._checkpoint = events, checkpoint
+        self._saved = 0  # the step of the checkpoint made for the present trouble
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return self._events.trouble is not None and (not self._saved or self._events.is_overfull)
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        if self._events.trouble is None:
+            self._saved = 0
+        elif report.step == trainer.step and self.needs_weights(trainer):
+            problem = self._events.sentence("the run goes on, and its lines wait in memory")
+            self._checkpoint.save(trainer)
+            if self._events.is_overfull:
+                kept = f"more than {MAX_WAITING} lines waited for room; the checkpoint of step {trainer.step} is kept"
+                raise RunError(self._events.sentence(kept))
+            self._saved = trainer.step
+            self._events.write("warning", message=problem)
+
+
+def is_due(step: int, trainer: Trainer, every: int) -> bool:
+    """Whether something that is done every so many steps, and at the end, is to be done after `step`."""
+    return step % every == 0 or step == trainer.job.loop.steps
+
+
+def resume(folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful], *, steps: int, training: str) -> int:
+    """Restore the newest sound checkpoint of at most `steps` steps; its step, or 0 where there is none.
+
+    Damaged ones are set aside, which the diary tells. ShortageError if memory is too small, RunError if a checkpoint can't
+    be read at all or is of another training; nothing is passed over then.
+    """
+    store, step = folder.checkpoint_store, 0
+    for number, path in store.incomplete():
+        _set_aside(events, number, path, "a file is missing")
+    for number, path in reversed([found for found in store.all() if found[0] <= steps]):
+        try:
+            tensors, states = _load(store, path, parts, training)
+        except DamagedCheckpointError as error:
+            _set_aside(events, number, path, str(error))
+            continue
+        _restore(path, parts, tensors, states)
+        step = number
+        break
+    events.write("start", step=step)
+    return step
+
+
+def _load(
+    store: Checkpoints, path: Path, parts: Mapping[str, Stateful], training: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The states of a checkpoint, all of them fit to be taken over."""
+    tensors, states = store.load(path, training=training)
+    try:
+        with memory_suffices_for(f"the checkpoint {path}"):
+            check(parts, tensors, states)
+    except ShortageError:
+        raise
+    except (WanTrainError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if "manifest" in states:  # as it was written, so that older ones would not do either
+            raise RunError(
+                f"{path} is as it was written, but does not fit this run ({error}): train with the version that wrote it, or "
+                "move it away to go on from an earlier one."
+            ) from error
+        raise DamagedCheckpointError(f"{path}: {error}") from error
+    return tensors, states
+
+
+def _restore(
+    path: Path, parts: Mapping[str, Stateful], tensors: dict[str, torch.Tensor], states: dict[str, Any]
+) -> None:
+    """All parts, or an end of the run: what is half restored must not be trained on."""
+    try:
+        with memory_suffices_for(f"the checkpoint {path}"):
+            restore(parts, tensors, states)
+    except WanTrainError:
+        raise
+    except Exception as error:
+        raise RunError(f"{path} can't be taken over ({type(error).__name__}: {error}): nothing was changed.") from error
+
+
+def _set_aside(events: EventWriter, step: int, path: Path, reason: str) -> None:
+    kept = set_aside(path)
+    events.write(
+        "warning",
+        message=f"the checkpoint of step {step} is damaged and was passed over ({reason.rstrip('.')}); it is kept as {kept}.",
+    )

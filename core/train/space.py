@@ -1,0 +1,73 @@
+"""What a run will take of its disk, before it starts."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+
+from ..disk import check_room, gigabytes
+from ..memory.sizes import Sizes, Trained, adapter_params, state_bytes
+from .checkpoints import Checkpoints
+from .job import Job
+from .preview_folder import KEEP_LAST
+
+_FLOAT32 = 4
+_EVENT = 400  # bytes of a step's line in the diary
+_PIXEL = 0.2  # bytes of a pixel of a decoded preview
+
+
+@dataclass(frozen=True)
+class SpaceNeed:
+    """Bytes that a run writes and keeps, those of the moment included in which an old checkpoint waits for a new one."""
+
+    checkpoint: int  # one of them
+    checkpoints: int  # how many there will be at once
+    lora: int
+    previews: int
+    diary: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.checkpoint * self.checkpoints + self.lora + self.previews + self.diary
+
+
+def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
+    """For the whole run of `job`, on the model of these sizes."""
+    trained = Trained(rank=job.adapter.rank, targets=job.adapter.targets, optimizer=job.optimizer.name)
+    number = adapter_params(sizes, trained)
+    written = ceil(job.loop.steps / job.loop.checkpoint_every)
+    return SpaceNeed(
+        checkpoint=number * (_FLOAT32 + state_bytes(trained)),
+        checkpoints=min(written, job.loop.keep_last + 1),
+        lora=number * _FLOAT32,
+        previews=_previews(job),
+        diary=job.loop.steps * _EVENT,
+    )
+
+
+def check_space(job: Job, sizes: Sizes, folder: Path) -> list[str]:
+    """Compare what the run in `folder` will take with what is free: sentences of warning.
+
+    Checkpoints that are there already are not counted again. RunError if it can't fit.
+    """
+    need = space_needed(job, sizes)
+    there = min(len(Checkpoints(folder / "checkpoints").all()), need.checkpoints - 1)
+    checkpoints = need.checkpoints - there
+    what = (
+        f"checkpoint_every {job.loop.checkpoint_every} with keep_last {job.loop.keep_last} ({checkpoints} checkpoints of "
+        f"{gigabytes(need.checkpoint)}), the LoRA and {'the previews' if need.previews else 'the diary'}"
+    )
+    warning = check_room(
+        folder, need.total - there * need.checkpoint, what, "lower keep_last or raise checkpoint_every"
+    )
+    return [warning] if warning else []
+
+
+def _previews(job: Job) -> int:
+    if not job.previews.every:
+        return 0
+    channels, num_frames, height, width = (*job.held_out_samples, *job.training_samples)[0].shape
+    stride = 16 if channels == 48 else 8
+    video = (4 * num_frames - 3) * height * width * stride**2 * _PIXEL
+    each = _FLOAT32 * prod((channels, num_frames, height, width)) + round(video)
+    return min(KEEP_LAST + 1, ceil(job.loop.steps / job.previews.every)) * each
