@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from wan_train.core.data.store import Store, read_entry
 from wan_train.core.errors import DatasetError
 from wan_train.core.flow.objective import sample_noise
-from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws, num_tokens
+from wan_train.core.train import batches
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_tensor, make_draws, num_tokens
 from wan_train.tests.core.train.helpers import make_sample
 
 
@@ -190,3 +193,86 @@ def test_a_lost_cache_file_is_named(data):
     (index,) = [i for i in range(batches.batches_per_epoch) if batches.samples_at(i)[0].name == "s4"]
     with pytest.raises(DatasetError, match=r"s4 can't be read.*delete that file"):
         batches.load(index)
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A sample whose latents the store wrote."""
+    store = Store(tmp_path / "cache")
+    latents = torch.rand(16, 2, 4, 4)
+    store.save("latents", "ab12", {"latents": latents}, {"name": "clip"})
+    return store, str(store.path("latents", "ab12")), latents
+
+
+def flip(path, position=-7):
+    data = bytearray(Path(path).read_bytes())
+    data[position] ^= 1
+    Path(path).write_bytes(data)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_damaged_entry_is_named_and_set_aside_so_that_it_is_encoded_again(cached, is_known):
+    store, path, latents = cached
+    if is_known:  # read before, in this process
+        assert torch.equal(load_tensor(path, "latents", "clip"), latents)
+    flip(path)
+    for _ in range(2):  # a prefetcher tries again
+        with pytest.raises(DatasetError, match=r"latents of clip are damaged in .*ab12.*is now called damaged-ab12"):
+            load_tensor(path, "latents", "clip")
+    assert not store.has("latents", "ab12")
+    assert (Path(path).parent / "damaged-ab12.safetensors").is_file()
+    store.save("latents", "ab12", {"latents": latents})
+    assert torch.equal(load_tensor(path, "latents", "clip", latents.shape), latents)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other shape", "another entry", "no tensor"])
+def test_whatever_else_is_wrong_with_an_entry_is_damage(cached, damage):
+    store, path, latents = cached
+    file = Path(path)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-5])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "other shape":
+        store.save("latents", "ab12", {"latents": latents[:8]})
+    elif damage == "another entry":
+        store.save("latents", "cd34", {"latents": latents + 1})
+        store.path("latents", "cd34").replace(file)
+    else:
+        store.save("latents", "ab12", {"context": latents})
+    with pytest.raises(DatasetError, match="are damaged in"):
+        load_tensor(path, "latents", "clip", latents.shape)
+    assert not file.exists()
+
+
+def test_an_entry_of_earlier_versions_has_no_checksum_and_is_read(cached):
+    _, path, latents = cached
+    save_file({"latents": latents}, path)
+    assert torch.equal(load_tensor(path, "latents", "clip"), latents)
+
+
+def test_an_entry_is_hashed_once(cached, monkeypatch):
+    _, path, latents = cached
+    calls = []
+    monkeypatch.setattr(batches, "read_entry", lambda file: calls.append(file) or read_entry(file))
+    for _ in range(3):
+        assert torch.equal(load_tensor(path, "latents", "clip"), latents)
+    assert len(calls) == 1
+
+
+def test_an_entry_that_is_gone_is_named(cached):
+    _, path, _ = cached
+    Path(path).unlink()
+    with pytest.raises(DatasetError, match=r"latents of clip are gone from .*ab12"):
+        load_tensor(path, "latents", "clip")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory")])
+def test_little_memory_is_no_damage(cached, monkeypatch, error):
+    def read(_file):
+        raise error
+
+    monkeypatch.setattr(batches, "read_entry", read)
+    with pytest.raises(type(error)):
+        load_tensor(cached[1], "latents", "clip")
+    assert Path(cached[1]).is_file()
