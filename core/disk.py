@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import RunError
+from .processes import this_machine
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota errno
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -29,8 +30,8 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    """A name beside `path` that no other process uses; `sweep.sweep_temporaries` knows it by its form."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{this_machine()}{secrets.token_hex(4)}.tmp")
 
 
 def write_atomic(

@@ -1,6 +1,7 @@
 """The run's diary: `events.jsonl`, one JSON object a line, only ever appended to.
 
-Every line has `event` and `time` (seconds since the epoch). Kinds: start, status, plan (with `step` where it changed),
+Every line has `event` and `time` (seconds since the epoch). Kinds: origin (the run and the step whose checkpoint was
+copied; the steps up to there follow, as that run's diary has them), start, status, plan (with `step` where it changed),
 warning, step, validation, preview, checkpoint, stopped, finished, error. After a crash a line may be cut short; readers
 skip it.
 """

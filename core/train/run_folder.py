@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -54,6 +54,11 @@ class RunFolder:
         """The workflow that started the run, to be embedded in the LoRA."""
         return self.path / "workflow.json"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder holds a run: people delete them, also while they are trained in."""
+        return self.job_path.is_file()
+
     def lock(self) -> FileLock:
         """The lock that the one process training in this folder holds."""
         return FileLock(self.path / ".lock")
@@ -64,14 +69,16 @@ class RunFolder:
             text = self.job_path.read_text(encoding="utf-8")
         except OSError as error:
             raise RunError(f"{self.job_path} can't be read ({error.strerror}): is {self.path} a run folder?") from error
+        except UnicodeDecodeError as error:
+            raise RunError(
+                f"{self.job_path} is damaged ({error.reason}): queue the training again from its graph or recipe, which "
+                "writes the file anew."
+            ) from error
         return job_from_json(text, self.job_path)
 
     def refuse_newer_job(self) -> None:
         """RunError if the folder was written by a newer version; a job that can't be read at all may be replaced."""
-        try:
-            schema = json.loads(self.job_path.read_text(encoding="utf-8")).get("schema")
-        except (OSError, ValueError, AttributeError):
-            return
+        schema = read_object(self.job_path).get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             raise newer_schema(self.job_path, schema)
 
@@ -81,12 +88,12 @@ class RunFolder:
 
     def finished_lora(self, steps: int) -> Path | None:
         """The LoRA of this run if it was finished at `steps` steps and the file is still there."""
-        try:
-            result = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        result = read_object(self.result_path)
+        name = result.get("lora")
+        if result.get("step") != steps or not isinstance(name, str) or Path(name).name != name:
             return None
-        lora = self.path / str(result.get("lora", ""))
-        return lora if result.get("step") == steps and lora.is_file() else None
+        lora = self.path / name
+        return lora if lora.is_file() else None
 
     def write_result(self, *, step: int, lora: Path) -> None:
         """Mark the run as finished."""
@@ -100,14 +107,11 @@ class RunFolder:
 
     def read_workflow(self) -> dict:
         """`workflow` and `prompt` of the graph that started the run; None where there was none."""
-        try:
-            kept = json.loads(self.workflow_path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            kept = {}
+        kept = read_object(self.workflow_path)
         return {"workflow": kept.get("workflow"), "prompt": kept.get("prompt")}
 
     def request_stop(self) -> None:
-        """Ask the worker to stop after the step it is in, and to keep a checkpoint."""
+        """Ask the worker to stop after the step it is in, and to keep a checkpoint. OSError if the disk refuses."""
         (self.path / STOP_FILE).touch()
 
     def clear_stop(self) -> None:
@@ -182,9 +186,15 @@ def _save_state(state: dict, file: BinaryIO) -> None:
         raise (failures[0] if failures else error) from error
 
 
-def find_run(runs: Path, key: str) -> Path | None:
-    """The run folder with this content key, whatever name it was given."""
-    for folder in sorted(runs.glob(f"*_{key}")):
-        if (folder / "job.json").is_file():
-            return folder
-    return None
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file; an empty one where there is no file, or something else is in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def deleted_message(folder: RunFolder) -> str:
+    """What is told when somebody deleted a run folder that was being trained in."""
+    return f"the run folder {folder.path} was deleted while it was trained in: queue again to begin anew."
