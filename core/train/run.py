@@ -47,7 +47,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     before the model is loaded if the job cannot be trained here.
     """
     job = folder.read_job()
-    folder.sweep()
+    folder.checkpoint_store.sweep()
     events.write("status", message=f"loading {Path(job.model.path).name}")
     scratch = folder.path.parent.parent / "cache"  # beside the runs
     with closing(RunPlan(job, device, events=events, scratch=scratch)) as plan:
@@ -150,7 +150,7 @@ class SaveCheckpoint:
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now."""
         state = {"step": trainer.step, "optimizer": self._optimizer.state_dict()}
-        self._folder.save_checkpoint(
+        self._folder.checkpoint_store.save(
             trainer.step, adapter_state(self._prepared.model), state, keep_last=trainer.job.loop.keep_last
         )
         self._events.write("checkpoint", step=trainer.step)
@@ -198,7 +198,7 @@ def _resume(
         if step > num_steps:
             continue
         try:
-            tensors, state = folder.load_checkpoint(path)
+            tensors, state = folder.checkpoint_store.load(path)
         except DAMAGED as error:
             events.write("warning", message=f"the checkpoint of step {step} is damaged and was passed over ({error}).")
             shutil.rmtree(path, ignore_errors=True)  # else it would stand in the place of a good one of this step

@@ -1,18 +1,15 @@
 """A run is a folder: `job.json`, `events.jsonl`, `checkpoints/`, the LoRA. Everything that shows a run reads it."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-from safetensors.torch import load_file
 
-from ..adapters.container import write_safetensors
-from ..disk import disk_error, temporary_sibling, write_atomic
+from ..disk import write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from .checkpoints import Checkpoints
 from .job import SCHEMA, Job, job_from_json, job_to_json, newer_schema
 
 STOP_FILE = "stop"
@@ -122,68 +119,14 @@ class RunFolder:
         """Whether somebody asked for a stop."""
         return (self.path / STOP_FILE).exists()
 
+    @property
+    def checkpoint_store(self) -> Checkpoints:
+        """Writes and reads its checkpoints."""
+        return Checkpoints(self.checkpoints_path)
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of the complete checkpoints, oldest first."""
-        found = []
-        for folder in self.checkpoints_path.glob("step-*"):
-            number = folder.name.removeprefix("step-")
-            if number.isdigit() and (folder / "adapter.safetensors").is_file() and (folder / "state.pt").is_file():
-                found.append((int(number), folder))
-        return sorted(found)
-
-    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict, *, keep_last: int) -> Path:
-        """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`.
-
-        Raises RunError when the disk refuses; earlier checkpoints are untouched.
-        """
-        target = self.checkpoints_path / f"step-{step:08d}"
-        if target.exists():
-            return target
-        newest = self.checkpoints()[-1:]
-        kept = f"the checkpoint of step {newest[0][0]} is kept" if newest else "there is no earlier checkpoint"
-        temporary = temporary_sibling(target)
-        try:
-            temporary.mkdir(parents=True)
-            write_safetensors(temporary / "adapter.safetensors", tensors, {"format": "pt"}, kept=kept)
-            write_atomic(temporary / "state.pt", lambda file: _save_state(state, file), kept=kept)
-            temporary.rename(target)
-        except OSError as error:
-            raise disk_error(error, target, kept) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for _, folder in self.checkpoints()[:-keep_last]:
-            shutil.rmtree(folder, ignore_errors=True)
-        return target
-
-    def load_checkpoint(self, folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
-        """Adapter tensors and optimizer state of one checkpoint, on the CPU."""
-        return load_file(folder / "adapter.safetensors"), torch.load(folder / "state.pt", weights_only=True)
-
-    def sweep(self) -> None:
-        """Remove what an interrupted write left behind."""
-        for leftover in self.checkpoints_path.glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _save_state(state: dict, file: BinaryIO) -> None:
-    """torch.save, but a failed write stays an OSError: torch's zip writer covers it with an error of its own."""
-    failures: list[OSError] = []
-
-    class Recorder:
-        def write(self, data: bytes) -> int:
-            try:
-                return file.write(data)
-            except OSError as error:
-                failures.append(error)
-                raise
-
-        def flush(self) -> None:
-            file.flush()
-
-    try:
-        torch.save(state, Recorder())  # type: ignore[arg-type]
-    except Exception as error:
-        raise (failures[0] if failures else error) from error
+        return self.checkpoint_store.all()
 
 
 def read_object(path: Path) -> dict[str, Any]:

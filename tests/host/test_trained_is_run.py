@@ -51,7 +51,7 @@ def trained(folder, targets):
     run.write_job(job)
     lora = run_job(run, EventWriter(run.events_path), CPU, lambda: False)
     prepared = prepare(replace(job), CPU)
-    load_adapter(prepared.model, run.load_checkpoint(run.checkpoints()[-1][1])[0])
+    load_adapter(prepared.model, run.checkpoint_store.load(run.checkpoints()[-1][1])[0])
     return model, lora, prepared.model.eval()
 
 

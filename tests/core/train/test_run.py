@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, job, name):
     (newest / name).write_bytes((newest / name).read_bytes()[:100])
     _, parts = run(tmp_path / "parts", job)
     assert "the checkpoint of step 4 is damaged" in read_history(folder.events_path).warnings[0]
-    folder.load_checkpoint(newest)  # written anew
+    folder.checkpoint_store.load(newest)  # written anew
     assert same_weights(whole, parts)
 
 
@@ -122,7 +122,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, job, small_disk):
         run(small_disk / "run", job)
     folder = RunFolder(small_disk / "run")
     last, path = folder.checkpoints()[-1]
-    folder.load_checkpoint(path)
+    folder.checkpoint_store.load(path)
     assert not list(folder.checkpoints_path.glob(".*"))
     moved = tmp_path / "moved"
     shutil.copytree(small_disk / "run", moved)  # room is made: the run goes on from there
