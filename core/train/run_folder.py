@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from ..disk import write_atomic
 from ..errors import RunError
 from ..locks import FileLock
