@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import RunError
+from .processes import this_machine
 
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _QUOTA = getattr(errno, "EDQUOT", None)  # Windows has no such errno
@@ -119,8 +120,8 @@ def gigabytes(size: int) -> str:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    """A name beside `path` that no other process uses; `sweep.sweep_temporaries` knows it by its form."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{this_machine()}{secrets.token_hex(4)}.tmp")
 
 
 def write_atomic(

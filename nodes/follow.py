@@ -13,10 +13,12 @@ from ..core.launch.display import duration
 from ..core.launch.pace import Pace
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
+from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention, read_history
+from ..core.train.find_run import began, find_run
 from ..core.train.job import Job
 from ..core.train.preview_folder import PreviewFolder
-from ..core.train.run_folder import RunFolder
+from ..core.train.run_folder import RunFolder, deleted_message
 from . import host
 from .previews import PreviewDecoder
 
@@ -29,43 +31,73 @@ _runs_on: Counter[str] = Counter()  # how many runs of this process train on, or
 class Follower:
     """One run, followed from one node."""
 
-    def __init__(self, folder: RunFolder, job: Job, node_id: str, decoder: PreviewDecoder | None = None):
-        """`decoder`: shows the job's previews."""
-        self.folder = folder
-        self.previews = PreviewFolder.of(folder)
+    def __init__(self, runs: Path, job: Job, node_id: str, decoder: PreviewDecoder | None = None):
+        """`runs`: the folder of run folders. `decoder`: shows the job's previews."""
         self.job = job
         self.node_id = node_id
-        self.history = read_history(folder.events_path)
+        self._runs = runs
         self._decoder = decoder
         self._pace = Pace()  # of this worker
+        self._show(find_run(runs, job))
 
-    async def run(self) -> None:
-        """Train to the end. Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint."""
-        while self.folder.path in _active:
-            host.raise_if_interrupted()
-            host.show_text(self.node_id, "waiting: the same run is being trained by another node")
-            await asyncio.sleep(POLL_SECONDS)
-        if self.folder.finished_lora(self.job.loop.steps):
-            return
-        choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
-        device = min(choices, key=lambda name: _runs_on[name])
-        _active.add(self.folder.path)
-        _runs_on[device] += 1
+    def _show(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.previews = PreviewFolder.of(folder)
+        self.history = read_history(folder.events_path)
+
+    async def run(self, *, workflow: dict | None, prompt: dict | None) -> RunFolder:
+        """Train to the end, with the graph for the LoRA's metadata; the run's folder.
+
+        Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint.
+        """
+        while not self.folder.finished_lora(self.job.loop.steps):
+            choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
+            device = min(choices, key=lambda name: _runs_on[name])
+            _runs_on[device] += 1
+            try:
+                claim = await self._claim(device)
+                if claim is not None:
+                    await self._train(claim, device, {"workflow": workflow, "prompt": prompt})
+                    break
+            finally:
+                _runs_on[device] -= 1
+            await self._wait()
+        return self.folder
+
+    async def _claim(self, device: str) -> Claim | None:
+        """Take the run's folder; None while another node of this process trains in it."""
         try:
-            await self._train(device)
+            claim = await asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device))
+        except InUseError as error:
+            if error.folder.path not in _active:
+                raise
+            return None
+        self._show(claim.folder)
+        return claim
+
+    async def _wait(self) -> None:
+        host.raise_if_interrupted()
+        host.show_text(self.node_id, "waiting: the same run is being trained by another node")
+        await asyncio.sleep(POLL_SECONDS)
+        self._show(await asyncio.to_thread(find_run, self._runs, self.job))
+
+    async def _train(self, claim: Claim, device: str, graph: dict[str, dict | None]) -> None:
+        """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
+        _active.add(self.folder.path)
+        try:
+            if claim.origin:
+                log.info("%s %s", self.folder.path.name, claim.origin)
+                host.show_text(self.node_id, str(claim.origin))
+            self.folder.write_workflow(**graph)
+            host.free_vram()
+            with self.previews.decoding() if self._decoder else nullcontext():
+                worker = Worker(self.folder)
+                log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
+                await self._follow(worker)
+            self._check_end(worker)
         finally:
             _active.discard(self.folder.path)
-            _runs_on[device] -= 1
-
-    async def _train(self, device: str) -> None:
-        """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
-        self._prepare_folder(device)
-        host.free_vram()
-        with self.previews.decoding() if self._decoder else nullcontext():
-            worker = Worker(self.folder)
-            log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
-            await self._follow(worker)
-        self._check_end(worker)
+            claim.release()
 
     async def _follow(self, worker: Worker) -> None:
         try:
@@ -84,16 +116,6 @@ class Follower:
             worker.kill()
             self._take(worker.poll())
 
-    def _prepare_folder(self, device: str) -> None:
-        lock = self.folder.lock()
-        if not lock.acquire():
-            raise RunError(f"{self.folder.path} is being trained by another process: wait for it, or stop it there.")
-        try:
-            self.folder.refuse_newer_job()
-            self.folder.write_job(replace(self.job, device=device))
-        finally:
-            lock.release()
-
     async def _stop(self, worker: Worker) -> None:
         """Let the worker finish its step and write a checkpoint. Before the first step there is nothing to keep."""
         worker.request_stop()
@@ -108,6 +130,8 @@ class Follower:
         code = worker.exit_code
         if code == EXIT_FINISHED or self.folder.finished_lora(self.job.loop.steps):
             return  # what is finished counts, however the process ended
+        if not self.folder.is_there:
+            raise RunError(deleted_message(self.folder))
         if code == EXIT_STOPPED:
             raise RunError(
                 f"the run was stopped at step {self.last_step} of {self.job.loop.steps}: queue again to go on."
@@ -173,7 +197,15 @@ class Follower:
             "steps": self.job.loop.steps,
             "state": self.history.state,
             "line": self.line(),
+            "about": run_line(self.folder, self.job),
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
+
+
+def run_line(folder: RunFolder, job: Job) -> str:
+    """Which run it is: its name, the day it began, and its folder."""
+    start = began(folder)
+    since = "" if start is None else time.strftime(", begun %Y-%m-%d %H:%M", time.localtime(start))
+    return f"run {job.name}{since}, in {folder.path.name}"

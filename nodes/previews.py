@@ -1,6 +1,7 @@
 """Decoding the previews of a run with the VAE on the training node."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,6 @@ class PreviewDecoder:
             log.warning("%s", self.notes[-1], exc_info=True)
         finally:
             host.free_vram()
-            folder.mark_path(step).touch()
+            with suppress(OSError):  # the folder is gone, or the disk full: the run waits no longer than it says
+                folder.mark_path(step).touch()
         return None

@@ -9,14 +9,14 @@ from comfy_api.latest import io
 from ..core.adapters.ship import check_name
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
-from ..core.errors import ConfigError, WanTrainError
+from ..core.errors import ConfigError, RunError, WanTrainError
 from ..core.train.events import read_history
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
 from ..core.train.prepare import check_data
-from ..core.train.run_folder import RunFolder, find_run
+from ..core.train.run_folder import RunFolder
 from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
 from . import host
-from .follow import Follower
+from .follow import Follower, run_line
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
@@ -80,14 +80,10 @@ class TrainLoRAStage(io.ComfyNode):
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)
-        path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
-        folder = RunFolder(path)
-        check_writable(folder.path)
         for warning in job_warnings(job):  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
-        if folder.finished_lora(job.loop.steps) is None:
-            folder.write_workflow(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-            await Follower(folder, job, node_id, decoder).run()
+        follower = Follower(runs, job, node_id, decoder)
+        folder = await follower.run(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
         return _outputs(folder, job, node_id, [] if decoder is None else decoder.notes)
 
 
@@ -123,14 +119,17 @@ def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.NodeOutput:
     lora = folder.finished_lora(job.loop.steps)
-    assert lora is not None, "the worker reported success without a result"
+    if lora is None:
+        raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew.")
     host.remember([lora])
     history = read_history(folder.events_path)
     losses = [history.losses[step] for step in sorted(history.losses)]
     warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings, *notes]))
+    summary = f"finished: {job.loop.steps} steps"
     last = losses[-20:]  # none, where the diary was lost
-    told = f", loss {sum(last) / len(last):.4f} (mean of the last 20)" if last else ""
-    summary = f"finished: {job.loop.steps} steps{told}"
+    if last:
+        summary += f", loss {sum(last) / len(last):.4f} (mean of the last 20)"
+    summary += f"\n{run_line(folder, job)}"
     host.show_text(node_id, summary)
     return io.NodeOutput(
         LoraHandle(lora, job.stage, job.name, job.loop.steps),

@@ -141,7 +141,7 @@ function onUpdate({ detail }) {
   const entry = node && charts.get(node);
   if (!entry || !isRunOf(node, detail.run)) return;
   const isNew = setRun(node, detail.run);
-  if (detail.losses.length) entry.chart.say(""); // what is said below belongs to the run's end
+  if (detail.losses.length) entry.chart.say(detail.about ?? ""); // in the place of what was said of an earlier end
   entry.chart.add(detail);
   if (entry.fetching) entry.missed.push(detail);
   if (isNew) fetchRun(node);

@@ -22,9 +22,10 @@ from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..sweep import sweep_temporaries
+from ..train.find_run import find_run
 from ..train.job import Job, Stage, data_spec
 from ..train.prepare import check_data, resolve_device
-from ..train.run_folder import RunFolder, find_run
 from ..train.settings import build_job, job_warnings
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
@@ -77,6 +78,7 @@ def cache(recipe: Recipe, dataset: Dataset, display: Display, *, load: bool = Tr
     Without `load` NotEncodedError is raised instead.
     """
     store, index = Store(recipe.cache_path), recipe.cache_path / "encoders.json"
+    sweep_temporaries(recipe.cache_path, recursive=True)
     wait = (lambda lock, where: _await_lock(lock, where, display)) if load else None
     turn = Turn(resolve_device(recipe.device), wait)
     try:
@@ -154,10 +156,11 @@ def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> 
 
 
 def plan(job: Job, runs: Path, name: str) -> Planned:
-    """The job's run folder: the one that holds this training already, whatever it is called, or a new one."""
-    path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
-    check_writable(path)
-    return Planned(name, RunFolder(path), job)
+    """The job's run folder: its own from before, or a new one; see `core/train/find_run.py`."""
+    check_writable(runs)
+    folder = find_run(runs, job)
+    check_writable(folder.path)
+    return Planned(name, folder, job, runs)
 
 
 def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Planned]:
@@ -212,6 +215,6 @@ def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Display) -> l
 def _await_lock(lock: FileLock, device: torch.device, display: Display) -> None:
     if lock.acquire():
         return
-    display.say(f"waiting for {device}, where another run trains")
+    display.say(f"waiting for {device}, where another run trains. {lock.holder()}".rstrip())
     while not lock.acquire():
         time.sleep(POLL_SECONDS)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..disk import disk_error
+from ..errors import RunError
 from ..train.events import Event, EventReader
 from ..train.run_folder import RunFolder
 
@@ -31,22 +33,32 @@ def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "
 
 
 class Worker:
-    """A training process on one run folder."""
+    """A training process on one run folder. RunError if it can't be started."""
 
     def __init__(self, folder: RunFolder, *, python: str = sys.executable, environment: dict[str, str] | None = None):
         self.folder = folder
         folder.clear_stop()
         self._reader = EventReader(folder.events_path, at_end=True)
-        with folder.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder.path,
-                env={**worker_environment(os.environ), **(environment or {})},
-                **_own_group(),
-            )
+        try:
+            log = folder.log_path.open("ab")
+        except OSError as error:
+            raise disk_error(error, folder.log_path, "nothing was started") from error
+        command = [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"]
+        try:
+            with log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=folder.path,
+                    env={**worker_environment(os.environ), **(environment or {})},
+                    **_own_group(),
+                )
+        except OSError as error:
+            raise RunError(
+                f"the training process can't be started ({error}): {python} must be there, and {folder.path}."
+            ) from error
 
     def poll(self) -> list[Event]:
         """Events since the last call."""
@@ -59,7 +71,10 @@ class Worker:
 
     def request_stop(self) -> None:
         """Ask for a stop after the current step, with a checkpoint."""
-        self.folder.request_stop()
+        try:
+            self.folder.request_stop()
+        except OSError:  # the disk is full, or the folder gone: it stops as well when it has no parent
+            self._close_stdin()
 
     def kill(self, patience: float = 0.0) -> None:
         """End it: after `patience` seconds by force. Returns when it is gone."""
@@ -69,6 +84,9 @@ class Worker:
         if self.exit_code is None:
             self.process.kill()
         self.process.wait()
+        self._close_stdin()
+
+    def _close_stdin(self) -> None:
         if self.process.stdin:
             self.process.stdin.close()
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-from ..errors import RunError
+from ..errors import RunError, WanTrainError
+from ..train.claim import Claim, InUseError, claim_folder, claim_run
 from ..train.events import Event, read_history
+from ..train.find_run import find_run
 from ..train.job import Job
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
-from ..train.run_folder import RunFolder
+from ..train.run_folder import RunFolder, deleted_message
 from .display import Display, duration
 from .pace import Pace
 from .process import Worker
@@ -32,6 +34,16 @@ class Planned:
     name: str  # in messages: high, low, or single
     folder: RunFolder
     job: Job
+    runs: Path | None = None  # where the folder is chosen among others; None: it is given
+
+    def where(self) -> RunFolder:
+        """The folder, as things are now: others may have trained meanwhile."""
+        return find_run(self.runs, self.job) if self.runs else self.folder
+
+    def claim(self, device: str) -> Claim:
+        """Take the folder, and write the job there for a device. InUseError if somebody trains in it."""
+        job = replace(self.job, device=device)
+        return claim_run(self.runs, job) if self.runs else claim_folder(self.folder, job)
 
 
 def auto_devices() -> list[str]:
@@ -59,7 +71,7 @@ class StageQueue:
         with _terminate_like_ctrl_c():
             try:
                 while self._waiting or self._running:
-                    self._start_waiting(finished)
+                    self._start_waiting(finished, problems)
                     self._follow(finished, problems)
                     time.sleep(POLL_SECONDS)
             except KeyboardInterrupt:
@@ -67,47 +79,53 @@ class StageQueue:
                 raise RunStoppedError from None
             finally:
                 for running in self._running.values():
-                    running.worker.kill()
+                    running.end()
                 self._display.close()
         return finished, problems
 
-    def _start_waiting(self, finished: dict[str, Path]) -> None:
+    def _start_waiting(self, finished: dict[str, Path], problems: list[str]) -> None:
         for plan in list(self._waiting):
-            lora = plan.folder.finished_lora(plan.job.loop.steps)
+            lora = plan.where().finished_lora(plan.job.loop.steps)
             if lora:
                 self._display.say(f"{plan.name}: finished before ({lora})")
                 finished[plan.name] = lora
                 self._waiting.remove(plan)
                 continue
             device = self._free_device(plan)
-            if device and self._prepare_folder(plan, device):
-                self._display.say(f"{plan.name}: training on {device} in {plan.folder.path}")
-                self._running[device] = _Running(plan, self._display)
-                self._waiting.remove(plan)
+            if device:
+                self._start(plan, device, problems)
+
+    def _start(self, plan: Planned, device: str, problems: list[str]) -> None:
+        """Start a worker, unless another process trains in the folder, such as one that was left behind."""
+        try:
+            claim = plan.claim(device)
+        except InUseError as error:
+            self._tell_once(f"{plan.name}: waiting: {error}")
+            return
+        self._waiting.remove(plan)
+        self._display.say(f"{plan.name}: training on {device} in {claim.folder.path}")
+        if claim.origin:
+            self._display.say(f"{plan.name}: {claim.origin}")
+        try:
+            self._running[device] = _Running(plan, claim, self._display)
+        except WanTrainError as error:
+            claim.release()
+            problems.append(f"{plan.name}: {error}")
+            self._display.say(problems[-1])
 
     def _free_device(self, plan: Planned) -> str | None:
         choices = self._devices if plan.job.device == "auto" else [plan.job.device]
+        holders = []
         for device in choices:
             if device not in self._running:
                 lock = device_lock(resolve_device(device))
                 if lock.acquire():
                     lock.release()
                     return device
-        self._tell_once(f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains")
+                holders.append(lock.holder())
+        message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains"
+        self._tell_once(". ".join([message, *filter(None, holders)]))
         return None
-
-    def _prepare_folder(self, plan: Planned, device: str) -> bool:
-        """Write the job; False while another process trains in the folder, such as one that was left behind."""
-        lock = plan.folder.lock()
-        if not lock.acquire():
-            self._tell_once(f"{plan.name}: waiting: {plan.folder.path} is being trained by another process")
-            return False
-        try:
-            plan.folder.refuse_newer_job()
-            plan.folder.write_job(replace(plan.job, device=device))
-        finally:
-            lock.release()
-        return True
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -120,9 +138,9 @@ class StageQueue:
             running.take()
             if not ended:
                 continue
-            running.worker.kill()
+            running.end()
             del self._running[device]
-            lora = running.plan.folder.finished_lora(running.plan.job.loop.steps)
+            lora = running.folder.finished_lora(running.plan.job.loop.steps)
             if lora:
                 finished[running.plan.name] = lora
                 self._display.say(f"{running.plan.name}: finished")
@@ -144,21 +162,27 @@ class StageQueue:
         except KeyboardInterrupt:
             self._display.say("ended without waiting")
         for running in self._running.values():
-            running.worker.kill()
-            running.plan.folder.clear_stop()
+            running.end()
+            running.folder.clear_stop()
             self._display.say(f"{running.plan.name}: stopped at step {running.last_step}; start again to go on")
 
 
 class _Running:
     """One worker and what its diary says."""
 
-    def __init__(self, plan: Planned, display: Display):
+    def __init__(self, plan: Planned, claim: Claim, display: Display):
         self.plan = plan
+        self.folder = claim.folder
+        self._claim = claim
         self._display = display
-        self._history = read_history(plan.folder.events_path)
+        self._history = read_history(claim.folder.events_path)
         self._pace = Pace()
-        self._message = ""
-        self.worker = Worker(plan.folder)
+        self.worker = Worker(claim.folder)
+
+    def end(self) -> None:
+        """End the worker if it still runs, and let others have its folder."""
+        self.worker.kill()
+        self._claim.release()
 
     @property
     def last_step(self) -> int:
@@ -188,6 +212,8 @@ class _Running:
         """Why it ended early."""
         self._display.end(self.plan.name)
         code = self.worker.exit_code
+        if not self.folder.is_there:
+            return deleted_message(self.folder)
         if code == EXIT_STOPPED:
             return f"the run was stopped at step {self.last_step}: start again to go on."
         if self._history.state == "error":
@@ -195,7 +221,7 @@ class _Running:
         kind = "said it was finished, but its LoRA is gone" if code == EXIT_FINISHED else f"ended early (code {code})"
         return (
             f"the training process {kind}; start again to go on from the last checkpoint. The end of "
-            f"{self.plan.folder.log_path}: {self.worker.log_tail(3)}"
+            f"{self.folder.log_path}: {self.worker.log_tail(3)}"
         )
 
 

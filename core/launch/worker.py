@@ -3,10 +3,14 @@
 python wantrain.py train RUN_FOLDER
 """
 
+import contextlib
+import getpass
 import logging
 import os
 import signal
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,40 @@ import torch
 from ..adapters.setup import import_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
+from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
+from ..train.find_run import steps_done
+from ..train.job import Job
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
-from ..train.run_folder import RunFolder
+from ..train.run_folder import RunFolder, deleted_message
 
 EXIT_FINISHED, EXIT_ERROR, EXIT_STOPPED = 0, 1, 3
+LOCK_PATIENCE_S = 0.5
 log = logging.getLogger(__name__)
 
 
 def device_lock(device: torch.device) -> FileLock:
-    """The lock that a run holds on its device, so that two runs take turns instead of sharing its memory."""
-    import getpass
-    import tempfile
+    """The lock that a run holds on its device, so that two runs take turns instead of sharing its memory.
 
+    RunError where there is no folder for temporary files.
+    """
     name = str(device).replace(":", "-")
-    return FileLock(Path(tempfile.gettempdir()) / f"wantrain-{getpass.getuser()}-{name}.lock")
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{error.strerror or error}: make one of these folders writable, or name another by the environment variable "
+            "TMPDIR (on Windows TEMP)."
+        ) from error
+    return FileLock(folder / f"wantrain-{_user()}-{name}.lock")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a number without a name, as in some containers
+        return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 def train(path: Path, *, follow_stdin: bool = False) -> int:
@@ -39,39 +61,98 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
     With `follow_stdin` the run stops, with a checkpoint, when standard input closes: the parent has died.
     """
     folder = RunFolder(path.resolve())
-    job = folder.read_job()
+    folder.read_job()  # RunError where there is none, before anything is made there
+    lock = _lock_folder(folder)
+    try:
+        job = folder.read_job()
+        done = steps_done(folder)
+        if done > job.loop.steps:
+            raise RunError(
+                f"{folder.path} holds a training of {done} steps, but its job.json says {job.loop.steps}: raise steps there, "
+                "or train from the recipe or the graph, which give the shorter training a folder of its own."
+            )
+        sweep_temporaries(folder.path, recursive=True)
+        if not follow_stdin:
+            folder.clear_stop()  # started by hand: an old request is not meant for this run
+        stop = threading.Event()
+        _listen(stop, follow_stdin)
+        return _train_and_tell(folder, job, _Asked(folder, job, lock, stop))
+    finally:
+        lock.release()
+
+
+def _lock_folder(folder: RunFolder) -> FileLock:
     lock = folder.lock()
-    if not lock.acquire():
-        raise RunError(f"{folder.path} is being trained by another process: wait for it, or stop it.")
-    if not follow_stdin:
-        folder.clear_stop()  # started by hand: an old request is not meant for this run
-    stop = threading.Event()
-    _listen(stop, follow_stdin)
+    end = time.monotonic() + LOCK_PATIENCE_S  # others hold it for a moment, to see whether somebody trains
+    while not lock.acquire():
+        if time.monotonic() >= end:
+            message = f"{folder.path} is being trained by another process: wait for it, or stop it."
+            raise RunError(f"{message} {lock.holder()}".rstrip())
+        time.sleep(0.05)
+    return lock
+
+
+class _Asked:
+    """Whether the run shall stop, asked between two steps; sees that its folder is still there.
+
+    People delete folders. The job is written again if it alone is gone, and the lock taken again if nobody else has it.
+    RunError if both are: then the folder was deleted, though parts of it may have been written since.
+    """
+
+    def __init__(self, folder: RunFolder, job: Job, lock: FileLock, stop: threading.Event):
+        self._folder, self._job, self._lock, self.stop = folder, job, lock, stop
+
+    def __call__(self) -> bool:
+        self.refuse_deleted()
+        if self._lock.is_lost:
+            self._lock.release()
+            if not self._lock.acquire():
+                raise RunError(
+                    f"the lock {self._lock.path} was deleted while the run was trained, and another process has taken the "
+                    "folder: it goes on there."
+                )
+        if not self._folder.is_there:
+            self._folder.write_job(self._job)
+        return self.stop.is_set() or self._folder.stop_requested()
+
+    def refuse_deleted(self) -> None:
+        """RunError if the folder was deleted."""
+        if not self._folder.is_there and self._lock.is_lost:
+            raise RunError(deleted_message(self._folder))
+
+
+def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
     events = EventWriter(folder.events_path)
     try:
-        return _train_locked(folder, events, job.device, stop)
+        return _train_locked(folder, events, job.device, asked)
     except RunStoppedError:
         folder.clear_stop()
         events.write("stopped", message="stopped; queue again to go on")
         return EXIT_STOPPED
     except WanTrainError as error:
-        events.write("error", message=str(error))
+        asked.refuse_deleted()
+        _tell_error(events, str(error))
         raise
     except torch.OutOfMemoryError as error:
         message = (
             "the GPU ran out of memory: use fewer frames, a smaller size, batch_size 1, or for the base a smaller precision "
             "or streamed_blocks; the last checkpoint is kept."
         )
-        events.write("error", message=message)
+        _tell_error(events, message)
         raise RunError(message) from error
     except Exception as error:
-        events.write("error", message=f"{type(error).__name__}: {error} (details in {folder.log_path})")
+        asked.refuse_deleted()
+        _tell_error(events, f"{type(error).__name__}: {error} (details in {folder.log_path})")
         raise
-    finally:
-        lock.release()
 
 
-def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop: threading.Event) -> int:
+def _tell_error(events: EventWriter, message: str) -> None:
+    """Write it into the diary if that is possible; it is raised in any case."""
+    with contextlib.suppress(OSError, WanTrainError):
+        events.write("error", message=message)
+
+
+def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
     device = resolve_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
@@ -80,12 +161,14 @@ def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop
     waiting = False
     while not turn.acquire():
         if not waiting:
-            events.write("status", message=f"waiting for {device}: another run is training on it")
+            message = f"waiting for {device}: another run is training on it. {turn.holder()}"
+            events.write("status", message=message.rstrip(" ."))
             waiting = True
-        if stop.wait(0.2) or folder.stop_requested():
+        asked.stop.wait(0.2)
+        if asked():
             raise RunStoppedError
     try:
-        lora = run_job(folder, events, device, lambda: stop.is_set() or folder.stop_requested())
+        lora = run_job(folder, events, device, asked)
     finally:
         turn.release()
     events.write("finished", lora=lora.name)

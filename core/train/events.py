@@ -1,6 +1,7 @@
 """The run's diary: `events.jsonl`, one JSON object a line, only ever appended to.
 
 Every line has `event`, `time` (seconds since the epoch) and, last, `crc`: the checksum of the line without it. Kinds:
+origin (the run and the step whose checkpoint was copied; the steps up to there follow, as that run's diary has them),
 start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, stopped, finished,
 error. Lines that a crash cut short, or that were damaged, are passed over and counted.
 """

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ..adapters.container import write_safetensors
 from ..disk import write_atomic
+from ..errors import RunError
 from ..locks import FileLock
 from .run_folder import RunFolder
 
@@ -84,10 +85,13 @@ class PreviewFolder:
             lock.release()
 
     def has_decoder(self) -> bool:
-        """Whether a process is there that decodes previews."""
+        """Whether a process is there that decodes previews; False where that can't be found out."""
         lock = self._lock()
-        if not lock.acquire():
-            return True
+        try:
+            if not lock.acquire():
+                return True
+        except RunError:
+            return False
         lock.release()
         return False
 

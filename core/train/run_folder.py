@@ -52,6 +52,11 @@ class RunFolder:
         """The workflow that started the run, to be embedded in the LoRA."""
         return self.path / "workflow.json"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder holds a run: people delete them, also while they are trained in."""
+        return self.job_path.is_file()
+
     def lock(self) -> FileLock:
         """The lock that the one process training in this folder holds."""
         return FileLock(self.path / ".lock")
@@ -66,7 +71,7 @@ class RunFolder:
 
     def refuse_newer_job(self) -> None:
         """RunError if the folder was written by a newer version; a job that can't be read at all may be replaced."""
-        try:
+        try:  # not its seal, of which a newer version may have another kind
             schema = parse_object(self.job_path.read_bytes(), finite=False).get("schema")
         except (OSError, ValueError):
             return
@@ -97,7 +102,7 @@ class RunFolder:
         return {"workflow": kept.get("workflow"), "prompt": kept.get("prompt")}
 
     def request_stop(self) -> None:
-        """Ask the worker to stop after the step it is in, and to keep a checkpoint."""
+        """Ask the worker to stop after the step it is in, and to keep a checkpoint. OSError if the disk refuses."""
         (self.path / STOP_FILE).touch()
 
     def clear_stop(self) -> None:
@@ -118,9 +123,6 @@ class RunFolder:
         return self.checkpoint_store.all()
 
 
-def find_run(runs: Path, key: str) -> Path | None:
-    """The run folder with this content key, whatever name it was given."""
-    for folder in sorted(runs.glob(f"*_{key}")):
-        if (folder / "job.json").is_file():
-            return folder
-    return None
+def deleted_message(folder: RunFolder) -> str:
+    """What is told when somebody deleted a run folder that was being trained in."""
+    return f"the run folder {folder.path} was deleted while it was trained in: queue again to begin anew."

@@ -1,4 +1,4 @@
-"""Miniature model files in a models folder as ComfyUI has it, a few captioned pictures, and recipes over them."""
+"""Miniature model files, a few captioned pictures, and recipes over them, for the tests."""
 
 import os
 import subprocess
@@ -6,53 +6,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 from wan_train.core.launch.recipe import recipe_from_tables
-from wan_train.tools.miniature import DiTSize, dit_metadata, umt5, wan_dit, wan_vae
-from wan_train.tools.shapes import draw_dataset
+from wan_train.tests.core.launch.material import draw_pictures, recipe_over, write_models
 
 PACK = Path(__file__).resolve().parents[3]
-SIZE = DiTSize(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=64)
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ComfyUI") / "models"
-    files = {
-        "diffusion_models/mini_high_noise.safetensors": (wan_dit(SIZE, seed=1), dit_metadata(SIZE)),
-        "diffusion_models/mini_low_noise.safetensors": (wan_dit(SIZE, seed=2), dit_metadata(SIZE)),
-        "vae/mini_vae.safetensors": (wan_vae(6), None),
-        "text_encoders/mini_umt5.safetensors": (umt5(), None),
-    }
-    for name, (tensors, metadata) in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / name, metadata=metadata)
-    return folder
+    return write_models(tmp_path_factory.mktemp("ComfyUI") / "models")
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw_dataset(folder, clips=0, images=3, size=32, seed=0)
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("data") / "shapes")
 
 
 @pytest.fixture
-def tables(models, pictures, tmp_path) -> dict:
+def tables(models, pictures) -> dict:
     """A recipe for both experts, as a file would hold it."""
-    return {
-        "name": "shapes",
-        "dataset": {"folder": str(pictures), "width": 32, "height": 32, "trigger_word": "shp"},
-        "models": {
-            "high": str(models / "diffusion_models" / "mini_high_noise.safetensors"),
-            "low": str(models / "diffusion_models" / "mini_low_noise.safetensors"),
-            "vae": str(models / "vae" / "mini_vae.safetensors"),
-            "text_encoder": str(models / "text_encoders" / "mini_umt5.safetensors"),
-        },
-        "adapter": {"rank": 4, "alpha": 4.0},
-        "loop": {"steps": 4},
-        "device": "cpu",
-    }
+    return recipe_over(models, pictures)
 
 
 @pytest.fixture

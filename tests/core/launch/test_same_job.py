@@ -74,12 +74,14 @@ def test_equal_jobs_in_equal_folders(node_side, tables, tmp_path):
         assert made[stage].key == graph.key
     assert made["high"].key != made["low"].key
 
-    other_name = dataclasses.replace(made["high"], name="from the graph")
-    folder = RunFolder(recipe.runs_path / f"from the graph_high_{other_name.key}")
+    graph_job = dataclasses.replace(made["high"], device="cuda:1")
+    folder = RunFolder(recipe.runs_path / f"an older name_high_{graph_job.key}")
     folder.path.mkdir(parents=True)
-    folder.write_job(other_name)
+    folder.write_job(graph_job)
     assert plan(made["high"], recipe.runs_path, "high").folder == folder
     assert plan(made["low"], recipe.runs_path, "low").folder.path.name == f"shapes_low_{made['low'].key}"
+    other_name = dataclasses.replace(made["high"], name="other")
+    assert plan(other_name, recipe.runs_path, "high").folder.path.name == f"other_high_{graph_job.key}"
 
 
 def test_epochs_are_those_of_the_batches(tables, tmp_path):
