@@ -25,7 +25,7 @@ from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.campaigns import tiny
 from wan_train.tests.campaigns.campaign import Campaign, Report
-from wan_train.tests.campaigns.faulty_disk import REFUSALS, FaultyDisk, mount, refusing, unmount
+from wan_train.tests.campaigns.faulty_disk import REFUSALS, FaultyDisk, fill, mount, refusing, unmount
 from wan_train.tools.shapes import draw_dataset
 
 SIZE = 4 * 2**20  # bytes of a disk, more than all that is written
