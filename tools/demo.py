@@ -78,7 +78,7 @@ class Progress:
             data = file.read()
         complete = data.rfind(b"\n") + 1
         self.positions[path] = self.positions.get(path, 0) + complete
-        return [json.loads(line) for line in data[:complete].splitlines() if line]
+        return [event for line in data[:complete].splitlines() if (event := _event(line))]
 
     def _total(self, path: Path) -> int:
         if path not in self.totals:
@@ -89,6 +89,15 @@ class Progress:
 
     def _name(self, path: Path) -> str:
         return path.parent.name.rsplit("_", 1)[0]  # without the run's key
+
+
+def _event(line: bytes) -> Json:
+    """The event of a line of the diary; {} for a damaged one."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and "event" in found else {}
 
 
 def run_workflow(server: Server, workflow_path: Path, base: Path) -> None:

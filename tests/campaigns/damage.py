@@ -47,9 +47,10 @@ def attack(tries: int, seed: int, place: Path) -> Report:
         folder = scene.restore(rng.choice((scene.stopped, scene.stopped, scene.finished)))
         file = rng.choice(_targets(scene.place))
         damage = _flip if rng.randrange(10) < FLIPS else rng.choice((_cut, _zero, _swap))
-        done = damage(file, rng)
+        touched = [file]
+        done = damage(file, rng, touched)
         what = f"try {number}: {file.relative_to(scene.place)} {done}"
-        outcomes[_queue_again(scene, folder, file, what, report)] += 1
+        outcomes[_queue_again(scene, folder, touched, what, report)] += 1
         report.tries += 1
         outcomes["flipped bits"] += damage is _flip
     report.facts.update(sorted(outcomes.items()))
@@ -88,7 +89,7 @@ def _targets(place: Path) -> list[Path]:
     return [files[index % len(files)] for files in found for index in range(most)]
 
 
-def _flip(file: Path, rng: random.Random) -> str:
+def _flip(file: Path, rng: random.Random, _touched: list[Path]) -> str:
     data = bytearray(file.read_bytes())
     bit = rng.randrange(8 * len(data))
     data[bit // 8] ^= 1 << bit % 8
@@ -96,13 +97,13 @@ def _flip(file: Path, rng: random.Random) -> str:
     return f"with bit {bit} flipped"
 
 
-def _cut(file: Path, rng: random.Random) -> str:
+def _cut(file: Path, rng: random.Random, _touched: list[Path]) -> str:
     length = rng.randrange(file.stat().st_size)
     file.write_bytes(file.read_bytes()[:length])
     return f"cut to {length} bytes"
 
 
-def _zero(file: Path, rng: random.Random) -> str:
+def _zero(file: Path, rng: random.Random, _touched: list[Path]) -> str:
     data = bytearray(file.read_bytes())
     start = rng.randrange(len(data)) // 64 * 64
     data[start : start + 512] = bytes(len(data[start : start + 512]))
@@ -110,26 +111,26 @@ def _zero(file: Path, rng: random.Random) -> str:
     return f"with zeros from {start}"
 
 
-def _swap(file: Path, rng: random.Random) -> str:
+def _swap(file: Path, rng: random.Random, touched: list[Path]) -> str:
     parent = file.parents[1] if file.parent.name != "run" else file.parent
     others = [path for path in parent.rglob(f"*{file.suffix}") if path != file and path.is_file()]
     if not others:
-        return _flip(file, rng)
+        return _flip(file, rng, touched)
     other = rng.choice(others)
+    touched.append(other)
     ours, theirs = file.read_bytes(), other.read_bytes()
     file.write_bytes(theirs)
     other.write_bytes(ours)
     return f"swapped with {other.parent.name}/{other.name}"
 
 
-def _queue_again(scene: Scene, folder: RunFolder, file: Path, what: str, report: Report) -> str:
+def _queue_again(scene: Scene, folder: RunFolder, touched: list[Path], what: str, report: Report) -> str:
     """What the node and the command line do, without a process of its own."""
     try:
         job = folder.read_job()
         lora = folder.finished_lora(job.loop.steps) or tiny.train(folder)
     except WanTrainError as error:
-        names = (file.name, file.parent.name) if file.suffix != ".json" else (file.name,)
-        report.check(any(name in str(error) for name in names), f"{what}: the error names no file: {error}")
+        report.check(any(path.name in str(error) for path in touched), f"{what}: the error names no file: {error}")
         return "ended with a sentence"
     except Exception as error:
         report.failures.append(f"{what}: {type(error).__name__}: {error}")

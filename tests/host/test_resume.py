@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 from wan_train.core.train.events import read_history
 from wan_train.tests.host.graphs import changed, one_stage
@@ -98,3 +99,32 @@ def test_a_longer_run_goes_on_from_a_shorter_one(host):
     (folder,) = [p for p in run_folders(host) if p.name.startswith("longer")]
     assert starts_of(folder) == [0, 3]
     assert json.loads((folder / "result.json").read_text())["step"] == 5
+
+
+def test_a_damaged_cache_entry_is_named_and_encoded_again_in_the_same_session(host):
+    prompt = one_stage("high", lora_name="spoilt", seed=10, steps=2)
+    assert succeeded(host.run(prompt))
+    (folder,) = [p for p in run_folders(host) if p.name.startswith("spoilt")]
+    path = Path(json.loads((folder / "job.json").read_text())["data"]["samples"][0]["latents_path"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    other = changed(prompt, "high_train", seed=11)
+    entry = host.run(other)
+    assert entry["status"]["status_str"] == "error"
+    assert f"are damaged in {path}" in json.dumps(entry["status"]["messages"])
+    assert succeeded(host.run(other))
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_lora_is_written_again(host):
+    prompt = one_stage("high", lora_name="bitten", seed=12, steps=2)
+    assert succeeded(host.run(prompt))
+    (folder,) = [p for p in run_folders(host) if p.name.startswith("bitten")]
+    lora = next(folder.glob("*.safetensors"))
+    whole = host.base / "bitten.safetensors"
+    shutil.copy(lora, whole)
+    data = lora.read_bytes()
+    lora.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    assert succeeded(host.run(changed(prompt, "high_train", keep_last=2)))  # which makes the node run
+    assert same_weights(lora, whole)
+    assert starts_of(folder) == [0, 2]
