@@ -12,9 +12,9 @@ from ..core.disk import check_writable
 from ..core.errors import ConfigError, WanTrainError
 from ..core.train.events import read_history
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
-from ..core.train.prepare import check_data
 from ..core.train.run_folder import RunFolder, find_run
 from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
+from ..core.train.start import check_run_folder, check_start
 from . import host
 from .follow import Follower
 from .model_nodes import CATEGORY
@@ -76,13 +76,14 @@ class TrainLoRAStage(io.ComfyNode):
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         job = stage_job(dit, latents, text, settings)
-        check_data(job, dit.info)
+        check_start(job, dit.info)
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)
         path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
         folder = RunFolder(path)
         check_writable(folder.path)
+        check_run_folder(folder.path)
         for warning in job_warnings(job):  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         if folder.finished_lora(job.loop.steps) is None:

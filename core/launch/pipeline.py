@@ -23,9 +23,11 @@ from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
 from ..train.job import Job, Stage, data_spec
-from ..train.prepare import check_data, resolve_device
+from ..train.label import lora_name
+from ..train.prepare import resolve_device
 from ..train.run_folder import RunFolder, find_run
 from ..train.settings import build_job, job_warnings
+from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
 from .cli import EXIT_INTERRUPTED
@@ -149,7 +151,7 @@ def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> 
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
-        check_data(made[stage], info)
+        check_start(made[stage], info)
     return made
 
 
@@ -157,6 +159,8 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
     """The job's run folder: the one that holds this training already, whatever it is called, or a new one."""
     path = find_run(runs, job.key) or runs / f"{job.name}_{job.stage}_{job.key}"
     check_writable(path)
+    check_run_folder(path)
+    check_names_fit(path, lora_name(job))
     return Planned(name, RunFolder(path), job)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..offline import OFFLINE
 from ..train.events import Event, EventReader
 from ..train.run_folder import RunFolder
 
@@ -24,7 +25,7 @@ def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "
     Segments that grow leave less of a GPU's memory reserved but unused, by which a plan could miss its limit. PyTorch has
     them on Linux alone; where its allocator is set already, it stays so.
     """
-    environment = {**given, **_ENVIRONMENT}
+    environment = {**given, **_ENVIRONMENT, **OFFLINE}
     if not windows and not any(name in given for name in _ALLOCATOR):
         environment[_ALLOCATOR[0]] = "expandable_segments:True"
     return environment

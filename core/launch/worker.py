@@ -19,6 +19,7 @@ from ..train.events import EventWriter
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
+from ..train.start import check_run_folder
 
 EXIT_FINISHED, EXIT_ERROR, EXIT_STOPPED = 0, 1, 3
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
     With `follow_stdin` the run stops, with a checkpoint, when standard input closes: the parent has died.
     """
     folder = RunFolder(path.resolve())
+    check_run_folder(folder.path)
     job = folder.read_job()
     lock = folder.lock()
     if not lock.acquire():

@@ -50,6 +50,12 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def scratch_path(self) -> Path:
+        """For what may be used again and may be deleted: `cache` beside the folder of runs, or inside a run elsewhere."""
+        runs = self.path.parent
+        return runs.parent / "cache" if runs.name == "runs" else self.path / "cache"
+
+    @property
     def workflow_path(self) -> Path:
         """The workflow that started the run, to be embedded in the LoRA."""
         return self.path / "workflow.json"
@@ -85,7 +91,7 @@ class RunFolder:
             result = json.loads(self.result_path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return None
-        lora = self.path / str(result.get("lora", ""))
+        lora = self.path / Path(str(result.get("lora", ""))).name  # of the run's own: the file may be a stranger's
         return lora if result.get("step") == steps and lora.is_file() else None
 
     def write_result(self, *, step: int, lora: Path) -> None:
