@@ -58,7 +58,7 @@ def check_number(value: float, name: str, low: float, high: float) -> None:
     """ConfigError unless `value` is finite and within bounds."""
     is_finite = isinstance(value, int) or math.isfinite(value)  # of an integer that is too large for a float, too
     if not (is_finite and low <= value <= high):
-        raise ConfigError(f"{name} is {_shown(value)}: it must lie between {low:g} and {high:g}.")
+        raise ConfigError(f"{name} is {_shown(value)}: it must lie between {_bound(low)} and {_bound(high)}.")
 
 
 def check_texts(
@@ -90,6 +90,10 @@ def check_amount(repeats: Iterable[int], what: str) -> None:
         raise ConfigError(
             f"{what} comes to {_shown(total)} samples an epoch, and {MAX_SAMPLES} are the most: lower repeats."
         )
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _shown(value: object) -> str:

@@ -19,6 +19,7 @@ class Need:
     name: str
     minimum: str
     purpose: str
+    instead: str = ""  # what does without it
 
 
 NEEDS = {
@@ -26,7 +27,12 @@ NEEDS = {
     for need in (
         Need("peft", "0.13", "every training"),
         Need("av", "14.2", "reading clips"),
-        Need("bitsandbytes", "0.46", "the optimizer adamw8bit and the precision nf4"),
+        Need(
+            "bitsandbytes",
+            "0.46",
+            "the optimizer adamw8bit and the precision nf4",
+            instead=" Or choose the optimizer adamw and the precision int4_svd, which do without.",
+        ),
     )
 }
 ALWAYS = ("peft", "av")
@@ -45,11 +51,13 @@ def package_problems(names: Iterable[str] = ALWAYS) -> list[str]:
     for need in (NEEDS[name] for name in names):
         version = installed_version(need.name)
         if not version:
-            found.append(f"The package {need.name}, needed for {need.purpose}, is not installed: {advice(need.name)}")
+            found.append(
+                f"The package {need.name}, needed for {need.purpose}, is not installed: {advice(need.name)}{need.instead}"
+            )
         elif release(version) < release(need.minimum):
             found.append(
                 f"The package {need.name} has version {version}, but {need.purpose} needs {need.minimum} or newer: "
-                f"{advice(need.name)}"
+                f"{advice(need.name)}{need.instead}"
             )
     return found
 
@@ -58,7 +66,8 @@ def unusable(name: str, error: Exception) -> ConfigError:
     """The error for a package that is installed but can't be imported."""
     problems = package_problems([name])
     why = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(problems[0] if problems else f"The package {name} can't be imported ({why}): {advice(name)}")
+    sentence = f"The package {name} can't be imported ({why}): {advice(name)}{NEEDS[name].instead}"
+    return ConfigError(problems[0] if problems else sentence)
 
 
 def advice(*names: str) -> str:

@@ -81,7 +81,7 @@ def assign_captions(
 
 def extension(options: DatasetOptions) -> str:
     """The caption extension in lower case, with its dot."""
-    return "." + options.caption_extension.strip().lower().lstrip(".")
+    return "." + options.caption_extension.lower().lstrip(".")
 
 
 def _collapse(text: str) -> str:

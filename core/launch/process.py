@@ -10,6 +10,7 @@ from pathlib import Path
 from ..offline import OFFLINE
 from ..train.events import Event, EventReader
 from ..train.run_folder import RunFolder
+from ..train.start import check_run_folder
 
 PACK = Path(__file__).resolve().parents[2]
 # Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
@@ -36,6 +37,7 @@ class Worker:
 
     def __init__(self, folder: RunFolder, *, python: str = sys.executable, environment: dict[str, str] | None = None):
         self.folder = folder
+        check_run_folder(folder.path)  # before the log, which would be written through a link
         folder.clear_stop()
         self._reader = EventReader(folder.events_path, at_end=True)
         with folder.log_path.open("ab") as log:

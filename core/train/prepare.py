@@ -19,7 +19,7 @@ from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
-from ..paths import shown
+from ..paths import path_problem, shown
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
@@ -62,7 +62,10 @@ def _unknown_device(name: str) -> ConfigError:
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
-    """The file as it is now; ConfigError if its content is not what the job was made for."""
+    """The file as it is now; ConfigError if its content is not what the job was made for, or it is no plain file."""
+    problem = path_problem(spec.path, folders=True)
+    if problem:
+        raise ConfigError(f"the model file '{shown(spec.path)}' {problem}: bring it back, or start a new run.")
     info = inspect(Path(spec.path))
     if info.identity != spec.identity:
         raise ConfigError(

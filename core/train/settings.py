@@ -108,6 +108,8 @@ class StageSettings:
                 f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and "
                 "'boundary': leave sigma_min and sigma_max out."
             )
+        if self.epochs < 0:
+            raise ConfigError(f"epochs must be 0 (use loop.steps) or more, got {self.epochs}.")
         for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
             check_options(getattr(self, group), group)
         check_number(self.boundary, "boundary", 0, 1)
