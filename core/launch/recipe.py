@@ -155,12 +155,11 @@ def read_text(path: Path) -> str:
     try:
         if not problem and path.stat().st_size > MAX_BYTES:
             problem = f"has {path.stat().st_size / 1e6:.0f} MB, more than any recipe or job"
-        text = "" if problem else path.read_text(encoding="utf-8-sig")
+        if not problem:
+            return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         problem = f"can't be read ({error})"
-    if problem:
-        raise ConfigError(f"{shown(path)} {problem}: name a recipe (.toml or .json), a job.json or a run folder.")
-    return text
+    raise ConfigError(f"{shown(path)} {problem}: name a recipe (.toml or .json), a job.json or a run folder.")
 
 
 def recipe_from_tables(

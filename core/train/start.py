@@ -19,6 +19,7 @@ from .job import Job
 from .label import describe_lora, lora_name
 from .prepare import check_data
 
+_FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
 MAX_ENTRIES = 100_000  # files in a run folder: a run makes some hundreds
 
 
@@ -113,7 +114,8 @@ def _entry_problem(entry: "os.DirEntry[str]", folder: Path) -> str:
     except (OSError, RuntimeError) as error:  # a loop of links
         return f"can't be followed ({error})"
     if stat.S_ISDIR(found.st_mode):
-        return ""
+        is_file_of_a_run = entry.name in _FILES and Path(entry.path).parent == folder
+        return "is a folder, not a file" if is_file_of_a_run else ""
     if not stat.S_ISREG(found.st_mode):
         return "is a pipe, a device or a socket, not a file"
     is_appended_to = entry.name in ("events.jsonl", "worker.log")
