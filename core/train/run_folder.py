@@ -70,6 +70,8 @@ class RunFolder:
             text = self.job_path.read_text(encoding="utf-8")
         except OSError as error:
             raise RunError(f"{self.job_path} can't be read ({error.strerror}): is {self.path} a run folder?") from error
+        except UnicodeDecodeError as error:
+            raise RunError(f"{self.job_path} is damaged ({error.reason}): restore it, or start a new run.") from error
         return job_from_json(text, self.job_path)
 
     def refuse_newer_job(self) -> None:

@@ -20,6 +20,7 @@ from .label import describe_lora, lora_name
 from .prepare import check_data
 
 _FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
+_FOLDERS = ("checkpoints", "previews")
 MAX_ENTRIES = 100_000  # files in a run folder: a run makes some hundreds
 
 
@@ -58,7 +59,9 @@ def check_end(job: Job, info: CheckpointInfo) -> None:
 
 
 def check_names_fit(folder: Path, name: str) -> None:
-    """RunError if the file system does not take the longest name that the run will give a file there."""
+    """RunError if the LoRA can't be given its name in the end: a folder has it, or the file system takes none as long."""
+    if (folder / f"{name}.safetensors").is_dir():
+        raise RunError(f"{folder / name}.safetensors is a folder, where the LoRA will be written: move it away.")
     probe = temporary_sibling(folder / f"{name}.safetensors")
     existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
     try:
@@ -118,6 +121,8 @@ def _entry_problem(entry: "os.DirEntry[str]", folder: Path) -> str:
         return "is a folder, not a file" if is_file_of_a_run else ""
     if not stat.S_ISREG(found.st_mode):
         return "is a pipe, a device or a socket, not a file"
+    if entry.name in _FOLDERS and Path(entry.path).parent == folder:
+        return "is a file, not a folder"
     is_appended_to = entry.name in ("events.jsonl", "worker.log")
     return "is one file with another name elsewhere (a hard link)" if is_appended_to and found.st_nlink > 1 else ""
 

@@ -81,7 +81,7 @@ def attack(tries: int, seed: int, place: Path) -> Report:
             changed = sorted(_changes(before, snapshot(place, one.allowed)))
             report.check(not changed, f"{name}: outside of its folder, this changed: {', '.join(changed[:3])}")
             counts[f"{kind}: {'done' if code == 0 else 'refused'}"] += 1
-            slowest = max(slowest, seconds if code else 0.0)
+            slowest = max(slowest, seconds if code == 1 and "Reading the model" not in said else 0.0)
         report.tries = tries
     report.facts.update(sorted(counts.items()))
     report.facts["slowest refusal, seconds"] = round(slowest, 2)
@@ -113,8 +113,10 @@ def _judge(report: Report, name: str, code: int | str, said: str, seconds: float
     )
     report.check(code != 1 or "ERROR" in said, f"{name}: it was refused without a word")
     report.check("\x1b" not in said, f"{name}: what a stranger wrote reached the terminal as a command")
-    is_refusal = code != 0 and "training on" not in said
-    report.check(not is_refusal or seconds <= REFUSAL_S, f"{name}: the refusal took {seconds:.1f} s")
+    has_begun = "Reading the model" in said
+    report.check(has_begun or code != 1 or seconds <= REFUSAL_S, f"{name}: the refusal took {seconds:.1f} s")
+    is_too_late = has_begun and code == 1 and "not finite" not in said  # which nobody can know before
+    report.check(not is_too_late, f"{name}: it was refused when the work had begun: {said[-500:]}")
 
 
 def snapshot(place: Path, allowed: list[Path]) -> dict[str, str]:

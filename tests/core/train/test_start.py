@@ -117,6 +117,7 @@ def test_pipes_hard_links_and_loops_are_refused(tmp_path):
         ("worker.log", lambda path: os.link(tmp_path / "bashrc", path), "hard link"),
         ("checkpoints", lambda path: path.symlink_to(path), "can't be followed|is a link"),
         ("job.json", lambda path: path.mkdir(), "is a folder, not a file"),
+        ("previews", lambda path: path.touch(), "is a file, not a folder"),
     ):
         (tmp_path / "bashrc").touch()
         run = tmp_path / f"run {name}"
