@@ -14,7 +14,7 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class Need:
-    """A package, as pip knows it, and the first version that does."""
+    """A package, as pip knows it, and the first version that does: pyproject.toml and requirements.txt say the same."""
 
     name: str
     minimum: str
@@ -25,7 +25,7 @@ class Need:
 NEEDS = {
     need.name: need
     for need in (
-        Need("peft", "0.13", "every training"),
+        Need("peft", "0.16", "every training"),
         Need("av", "14.2", "reading clips"),
         Need(
             "bitsandbytes",

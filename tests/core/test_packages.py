@@ -81,3 +81,13 @@ def test_a_package_that_cannot_be_imported_is_told_with_its_reason(monkeypatch):
     error = unusable("bitsandbytes", RuntimeError("libcudart is not there\nmore"))
     assert "(libcudart is not there)" in str(error)
     assert "Or choose the optimizer adamw" in str(error)
+
+
+def test_what_pip_is_told_is_what_is_checked():
+    """In the metadata of the package, and in the file that ComfyUI Manager installs from."""
+    project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
+    for need in packages.NEEDS.values():
+        assert f'"{need.name}>={need.minimum}"' in project
+    assert (PACK / "requirements.txt").read_text(encoding="utf-8").split() == [
+        f"peft>={packages.NEEDS['peft'].minimum}"
+    ]

@@ -81,6 +81,9 @@ def test_a_name_that_the_disk_does_not_take_is_told_at_the_start(tmp_path):
     with pytest.raises(RunError, match="choose a shorter name"):
         check_names_fit(tmp_path, "n" * 240)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(RunError, match="is a folder, where the LoRA will be written"):
+        check_names_fit(tmp_path, "taken")
 
 
 @pytest.mark.parametrize(
