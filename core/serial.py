@@ -5,12 +5,15 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .paths import shown
 
 T = TypeVar("T")
+MAX_DEPTH = 32  # of tables inside each other
 
 
 def to_dict(value: Any) -> Any:
@@ -33,9 +36,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         raise ConfigError(f"{where} must be an object with named fields, got {type(data).__name__}.")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
+    unknown = sorted(map(str, set(data) - set(fields)))
     if unknown:
-        raise ConfigError(f"{where} has the unknown field '{unknown[0]}'; known fields: {', '.join(fields)}.")
+        raise ConfigError(f"{where} has the unknown field '{shown(unknown[0])}'; known fields: {', '.join(fields)}.")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -43,6 +46,20 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} lacks the field '{name}'.")
     return cls(**values)
+
+
+def check_depth(value: Any, where: str) -> None:
+    """ConfigError for tables and lists inside each other as deep as no file of ours has them: reading them recurses."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for table in level if isinstance(table, (dict, list)) for item in _items(table)]
+        if not level:
+            return
+    raise ConfigError(f"{where} has more than {MAX_DEPTH} levels of tables inside each other.")
+
+
+def _items(table: dict | list) -> Iterable[Any]:
+    return table.values() if isinstance(table, dict) else table
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -67,7 +84,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, args))}.")
+            raise ConfigError(f"{where} is {_shown(value)}; it must be one of {', '.join(map(repr, args))}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return _coerce_tuple(args, value, where)
@@ -76,7 +93,22 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value, where)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.")
+    raise ConfigError(f"{where} is {_shown(value)}; it must be of type {getattr(hint, '__name__', hint)}.")
+
+
+def _float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where} is {_shown(value)}, which is too large for a number.") from error
+
+
+def _shown(value: Any) -> str:
+    """A value from a file, short enough for a sentence."""
+    try:
+        return shown(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"

@@ -4,16 +4,17 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..core.packages import package_problems, release
 from . import NODES, host, routes
 
-REQUIRED_COMFYUI = (0, 20, 0)
+REQUIRED_COMFYUI = "0.20"
 
 
 class WanTrainExtension(ComfyExtension):
     """All nodes and routes."""
 
     async def on_load(self) -> None:
-        _check_host_version()
+        _tell_problems()
         host.offer_nano_models()
         routes.register()
 
@@ -21,14 +22,14 @@ class WanTrainExtension(ComfyExtension):
         return NODES
 
 
-def _check_host_version() -> None:
+def _tell_problems() -> None:
+    """One line in the log for each thing that will not work. The nodes are listed all the same, so that saved workflows stay
+    whole, and say it themselves before anything is cached."""
     import comfyui_version
 
-    version = tuple(int(part) for part in comfyui_version.__version__.split(".")[:3] if part.isdigit())
-    if version < REQUIRED_COMFYUI:
-        wanted = ".".join(map(str, REQUIRED_COMFYUI))
-        logging.getLogger(__name__).error(
-            "ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.",
-            wanted,
-            comfyui_version.__version__,
-        )
+    log = logging.getLogger(__name__)
+    version = comfyui_version.__version__
+    if release(version) < release(REQUIRED_COMFYUI):
+        log.error("ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.", REQUIRED_COMFYUI, version)
+    for problem in package_problems():
+        log.error("ComfyUI-WanTrain: %s", problem)

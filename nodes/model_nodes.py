@@ -8,12 +8,15 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.errors import WanTrainError
+from ..core.errors import ConfigError, WanTrainError
 from ..core.memory.master import MasterKind
 from ..core.memory.precision.formats import PRECISIONS
+from ..core.packages import check_packages
+from ..core.paths import shown
 from ..core.train.job import Attention, Compile, CudaGraphs, MemoryOptions, PlanMode
 from ..core.train.prepare import check_holding
 from ..core.train.settings import settings_from_names
+from ..core.train.start import needed_packages
 from ..core.wan.checkpoint import inspect
 from . import host
 from .sockets import DitHandle, WanDit
@@ -66,11 +69,13 @@ class LoadWanDiT(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        if model_name is None:
-            return True
+    def validate_inputs(cls, model_name: str | None = None, precision: str | None = None) -> bool | str:
         try:
-            inspect(host.diffusion_model_path(model_name))
+            check_packages(needed_packages("", precision or ""))
+            if precision is not None and precision not in PRECISIONS:  # the host leaves it to whom it hands it
+                raise ConfigError(f"precision is '{shown(precision)}': choose one of {', '.join(PRECISIONS)}.")
+            if model_name is not None:
+                inspect(host.diffusion_model_path(model_name))
         except WanTrainError as error:
             return str(error)
         return True

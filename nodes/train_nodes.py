@@ -10,11 +10,14 @@ from ..core.adapters.ship import check_name
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
+from ..core.packages import check_packages
+from ..core.paths import shown
 from ..core.train.events import read_history
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
-from ..core.train.prepare import check_data
+from ..core.train.optimizers import OPTIMIZERS
 from ..core.train.run_folder import RunFolder
 from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
+from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, run_line
 from .model_nodes import CATEGORY
@@ -58,8 +61,12 @@ class TrainLoRAStage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, lora_name: str | None = None, optimizer: str | None = None) -> bool | str:
+        """Before anything of the graph is cached."""
         try:
+            check_packages(needed_packages(optimizer or "", ""))
+            if optimizer is not None and optimizer not in OPTIMIZERS:  # the host leaves it to whom it hands it
+                raise ConfigError(f"optimizer is '{shown(optimizer)}': choose one of {', '.join(OPTIMIZERS)}.")
             if lora_name is not None:
                 check_name(lora_name, "lora_name")
         except WanTrainError as error:
@@ -76,7 +83,7 @@ class TrainLoRAStage(io.ComfyNode):
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         job = stage_job(dit, latents, text, settings)
-        check_data(job, dit.info)
+        check_start(job, dit.info)
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)

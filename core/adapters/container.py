@@ -16,8 +16,10 @@ from typing import BinaryIO
 import torch
 
 from ..disk import HashingWriter, write_atomic
+from ..errors import RunError
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # the window that the oldest LoRA tools hashed
 
 
@@ -26,8 +28,8 @@ def write_safetensors(
 ) -> tuple[int, str]:
     """Write `tensors` and `metadata` to `path` in one step: the whole file appears there, or nothing changes.
 
-    Returns the size in bytes and the sha256 of what was to be written. RunError if the folder cannot be written or the disk
-    is full; `kept` is the end of its sentence.
+    Returns the size in bytes and the sha256 of what was to be written. RunError if the folder cannot be written, the disk
+    is full, or the header is longer than readers take; `kept` is the end of its sentence.
     """
     header = _header(tensors, metadata)
     written = (0, "")
@@ -75,7 +77,12 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
             "data_offsets": [offset, offset + size],
         }
         offset += size
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    if len(text) > MAX_HEADER_BYTES:
+        raise RunError(
+            f"the names and metadata of the LoRA take {len(text) / 1e6:.0f} MB, and readers of safetensors files take "
+            f"{MAX_HEADER_BYTES / 1e6:.0f}: write it without the other file's metadata."
+        )
     text += b" " * (-len(text) % 8)  # tensor data starts at a multiple of 8, as the format asks of writers
     return len(text).to_bytes(8, "little") + text
 

@@ -5,6 +5,7 @@ matrix is never formed: with up = Qu Ru and down^T = Qd Rd, up @ down = Qu (Ru R
 has its singular values.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +46,9 @@ def merge(
     """
     if not files:
         raise ConfigError("There is nothing to merge: connect at least one LoRA.")
+    for file, strength in files:
+        if not math.isfinite(strength):
+            raise ConfigError(f"the strength of {file.path} is {strength}: give a number, such as 1.")
     if method == "concat" and rank is not None:
         raise ConfigError(f"rank is {rank}, but 'concat' always adds the ranks: choose 'svd', or leave rank empty.")
     if method == "svd":

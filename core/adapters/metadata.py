@@ -6,6 +6,7 @@ which refuses more than 1 MiB, and shows title, author, description, trigger phr
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from ..wan.config import WanConfig
 # The server's limit is 1 MiB for the whole header; the entries of a 14B LoRA's tensors take about 150 KiB of it.
 MAX_METADATA_BYTES = 768 * 1024
 _EXPENDABLE = ("ss_tag_frequency", "prompt", "wantrain.job", "workflow")  # left out in this order when too long
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of UTF-16: JSON may hold one, UTF-8 may not
 
 _SIZES = {1536: "1.3b", 3072: "5b", 5120: "14b"}
 _IMPLEMENTATION = "https://github.com/Wan-Video/Wan"
@@ -96,22 +99,28 @@ def base_model_name(config: WanConfig, *, is_expert: bool) -> str:
 def lora_metadata(description: LoraDescription) -> dict[str, str]:
     """The header's string map, without the content hashes, which `write_lora` adds.
 
-    The longest expendable entries are left out when the map would exceed `MAX_METADATA_BYTES`;
-    "wantrain.left_out" then names them.
+    The longest expendable entries are left out when the map would exceed `MAX_METADATA_BYTES`, and a workflow or prompt
+    that is no JSON; "wantrain.left_out" then names them. Half surrogate pairs, which no file can hold, become U+FFFD, and
+    numbers that are not finite, which no browser reads, null.
     """
     metadata = {**_modelspec(description), **_kohya(description)}
+    left_out: list[str] = []
     for key, value in (
         ("wantrain.job", description.job),
         ("workflow", description.workflow),
         ("prompt", description.prompt),
     ):
         if value is not None:
-            metadata[key] = _json(value)
-    left_out: list[str] = []
+            try:
+                metadata[key] = _json(value)
+            except (TypeError, ValueError, RecursionError):  # the end of a run must not fail for what others put in it
+                left_out.append(key)
+    metadata = {key: _text(value) for key, value in metadata.items()}
     for key in _EXPENDABLE:
         if key in metadata and _size(metadata) > MAX_METADATA_BYTES:
             del metadata[key]
             left_out.append(key)
+        if left_out:
             metadata["wantrain.left_out"] = ",".join(left_out)
     return metadata
 
@@ -169,7 +178,19 @@ def _kohya(d: LoraDescription) -> dict[str, str]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: str) -> str:
+    return _HALF_PAIR.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _size(metadata: Mapping[str, str]) -> int:

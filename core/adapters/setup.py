@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelFileError
+from ..packages import unusable
 from .keys import official_key, sort_key
 
 if TYPE_CHECKING:
@@ -60,11 +61,14 @@ def import_adapters() -> None:
 
     Half of them go to packages that peft, and transformers for it, import where they find them, for what is not used here:
     they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a ComfyUI, then does no harm.
+    ConfigError with the command to run if peft is not there, or can't be imported.
     """
     hidden = [name for name in _NOT_FOR_ADAPTERS if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such a module is not found
     try:
         import peft  # noqa: F401
+    except Exception as error:  # a package that does not fit its neighbours raises anything
+        raise unusable("peft", error) from error
     finally:
         for name in hidden:
             del sys.modules[name]

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from ..errors import ConfigError
+from ..limits import check_amount, check_texts
 from ..serial import digest
 from .conditioning import Conditioning
 
@@ -124,6 +125,10 @@ class Dataset:
     options: DatasetOptions
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
+
+    def __post_init__(self) -> None:
+        check_amount((sample.repeats for sample in self.samples), self.folder)
+        check_texts("the dataset", words=(self.options.trigger_word,), captions=(s.file.caption for s in self.samples))
 
     @property
     def digest(self) -> str:

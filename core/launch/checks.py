@@ -5,8 +5,11 @@ from pathlib import Path
 from ..encoders.vision import check_vision_file
 from ..encoders.weights import open_weights
 from ..errors import ConfigError, ModelFileError
-from ..train.job import Stage
+from ..packages import check_packages
+from ..paths import path_problem, shown
+from ..train.job import Stage, official_boundary, stage_window
 from ..train.prepare import CONDITIONINGS, check_holding
+from ..train.start import needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from ..wan.identify import identify
@@ -27,6 +30,8 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
     for stage, info in infos.items():
         settings = recipe.settings(stage)
+        check_packages(needed_packages(settings.optimizer.name, settings.precision))
+        stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         _check_conditioning(recipe, info)
         _check_vision(recipe, info)
@@ -45,8 +50,9 @@ def _check_kind(path: str, folder: str, kind: str, wanted: str) -> None:
 
 
 def _check_exists(path: str) -> None:
-    if not Path(path).exists():
-        raise ModelFileError(f"the model file '{path}' does not exist: check its name in the recipe.")
+    problem = path_problem(path, folders=True)
+    if problem:
+        raise ModelFileError(f"the model file '{shown(path)}' {problem}: check its name in the recipe.")
 
 
 def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:

@@ -2,12 +2,14 @@
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 import traceback
 from collections.abc import Sequence
 
 from ..errors import WanTrainError
+from ..offline import stay_offline
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code. What the user can mend ends with one sentence, not a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) != ["download"]:
+        stay_offline()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:

@@ -18,12 +18,16 @@ from ..data.types import DatasetOptions, TextEncoder
 from ..encoders.text import load_text_encoder
 from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
 from ..errors import ConfigError
+from ..limits import MAX_TEXT, check_number
+from ..paths import path_problem, shown
 from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
 from ..train.job import official_boundary
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
 from .experts import Expert, Experts
 from .given import Given, check_given, given_forward
+
+MAX_PIXELS = 32768  # on a side; and frames
 
 # The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
 SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
@@ -58,6 +62,17 @@ class Files(Given):
         if not self.loras:
             raise ConfigError("no LoRA is given: there is nothing to preview.")
 
+    def check(self) -> None:
+        """ConfigError for a file that is not there, or is none: a pipe is never read to its end."""
+        files = {"the VAE": self.vae, "the text encoder": self.text_encoder, "the tokenizer": self.tokenizer}
+        files |= {f"the model ({slot})": path for slot, path in self.models.items()}
+        files |= {f"the LoRA ({slot})": path for slot, path in self.loras.items()}
+        files |= {f"the {name}": path for name, path in self.images.items()} | {"CLIP vision": self.clip_vision}
+        for name, path in files.items():
+            problem = path_problem(path, folders=True) if path is not None else ""
+            if problem:
+                raise ConfigError(f"{name} is {shown(path)}, which {problem}: check its name.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions:
@@ -79,6 +94,15 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         DatasetOptions(width=self.width, height=self.height, num_frames=self.num_frames)  # the same rules
+        for name, most in (("width", MAX_PIXELS), ("height", MAX_PIXELS), ("num_frames", MAX_PIXELS)):
+            check_number(getattr(self, name), name, 1, most)
+        check_number(self.seed, "seed", -(2**63), 2**64 - 1)
+        for name in ("shift", "boundary", "strength"):
+            check_number(getattr(self, name), name, -1000, 1000)
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name)
+            if len(text) > MAX_TEXT or any("\ud800" <= character <= "\udfff" for character in text):
+                raise ConfigError(f"{name} is '{shown(text)}', which is too long, or holds bytes that are no text.")
 
     def sampling(self, variant: Variant, *, has_experts: bool) -> SampleOptions:
         """How the model of this variant samples."""
@@ -115,6 +139,7 @@ class Plan:
 
 def plan(files: Files, options: VideoOptions) -> Plan:
     """Read the headers and the LoRAs. ConfigError or ModelFileError if something does not fit."""
+    files.check()
     experts: dict[Slot, Expert] = {}
     notes: list[str] = []
     for slot, path in files.models.items():

@@ -1,21 +1,32 @@
-"""Jobs that exist already: in a run folder, in a file, or in the metadata of the LoRA that came of them."""
+"""Jobs that exist already: in a run folder, in a file, or in the metadata of the LoRA that came of them.
 
-import json
+Somebody else may have written them. A job names files that are read, never where to write: that is the run's own folder.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConfigError, DatasetError, RunError
-from ..train.job import Job, job_from_json
-from ..train.prepare import check_data, check_model_file
+from ..errors import ConfigError, DatasetError, ModelFileError, RunError
+from ..paths import is_of_network, path_problem, shown
+from ..train.batches import TEXT_LEN
+from ..train.job import Job, TrainSample, job_from_json
+from ..train.prepare import check_model_file, resolve_device
 from ..train.run_folder import RunFolder
+from ..train.start import check_run_folder, check_start
 from ..wan.header import read_header
 from .pipeline import plan
-from .recipe import WORK_FOLDER, read_tables
+from .recipe import WORK_FOLDER, read_tables, read_text
 from .stages import Planned
+
+_WEIGHTS = (".safetensors", ".gguf", ".json")  # the last: the index of a sharded model
 
 
 def holds_job(path: Path) -> bool:
     """Whether `path` is a run folder, a LoRA or a job file; else it should be a recipe."""
+    problem = path_problem(path, folders=True)
+    if problem:
+        raise ConfigError(f"{shown(path)} {problem}: name a run folder, a job.json, a LoRA or a recipe.")
     if path.is_dir() or path.suffix.lower() == ".safetensors":
         return True
     return path.suffix.lower() == ".json" and "schema" in read_tables(path)
@@ -25,17 +36,19 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
     """The job at `path`, checked, and its run folder: its own if it has one, else one in `work`.
 
     `devices` that are named take the place of the job's device. Raises WanTrainError for a job that can't be trained
-    here, before any model is loaded.
+    here, before any model is loaded and before anything is written.
     """
     own = RunFolder((path if path.is_dir() else path.parent).resolve())
-    if path.is_dir() or path.name == own.job_path.name:
+    is_of_folder = path.is_dir() or path.name == own.job_path.name
+    if is_of_folder:
+        check_run_folder(own.path)
         job = own.read_job()
     else:
         job = _job_of_lora(path) if path.suffix.lower() == ".safetensors" else _job_of_file(path)
-    check_job(job)
+    is_own = is_of_folder or _is_job_of(own, job)
     if devices:
         job = replace(job, device="auto")
-    is_own = own.job_path.is_file() and own.read_job().key == job.key
+    check_job(job, own.path if is_own else None)
     if not is_own:
         return plan(job, (work or path.parent / WORK_FOLDER).resolve() / "runs", job.stage)
     if work is not None:
@@ -45,23 +58,102 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
     return Planned(job.stage, own, job)
 
 
-def check_job(job: Job) -> None:
-    """Refuse a job whose model or cached samples are not there, or don't belong together."""
-    check_data(job, check_model_file(job.model))
-    paths = [(s.name, p) for s in job.data.samples for p in (s.latents_path, s.text_path, s.known_path, s.vision_path)]
-    for name, path in [*paths, ("the empty caption", job.data.empty_text_path)]:
-        if path and not Path(path).is_file():
-            raise DatasetError(
-                f"what was cached of {name} is not at {path}: bring the cache folder back, or train from the recipe or the "
-                "graph, which encode it again."
+def check_job(job: Job, folder: Path | None = None) -> None:
+    """Refuse a job whose model or cached samples are not there, don't belong together, or are not what they should be."""
+    for what, path in _paths(job):
+        if is_of_network(path):
+            raise ConfigError(
+                f"{what} is {shown(path)}, on another machine or a device, which a job that may be a stranger's does not "
+                "reach: map it to a drive letter, or train from the recipe or the graph."
             )
+    resolve_device(job.device)
+    _check_kinds(job)
+    check_start(job, check_model_file(job.model), folder)
+    _check_cached(job.data.empty_text_path, "the empty caption", "context", lambda shape: _is_text(job, shape))
+    for sample in job.data.samples:
+        _check_sample(job, sample)
+
+
+def places(job: Job) -> list[str]:
+    """What the job has files read from, a line each, for the user to look at: the job may be a stranger's."""
+    lines = [f"{what}: {shown(path, 400)}" for what, path in _paths(job, with_samples=False)]
+    samples = [path for sample in job.data.samples for path in sample.paths if path]
+    folders = sorted({shown(Path(path).parent, 400) for path in [*samples, job.data.empty_text_path]})
+    return lines + [f"cached samples: {folder}" for folder in folders]
+
+
+def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
+    """(what it is, path) of every file that is read."""
+    named = [
+        ("model.path", job.model.path),
+        ("model.recovery_adapter", job.model.recovery_adapter),
+        ("preview_vae", job.preview_vae),
+    ]
+    if with_samples:
+        named += [("data.empty_text_path", job.data.empty_text_path)]
+        named += [(f"a file of {shown(s.name)}", path) for s in job.data.samples for path in s.paths]
+    return ((what, path) for what, path in named if path)
+
+
+def _check_kinds(job: Job) -> None:
+    """Nothing but weights is opened: a pickle of a stranger's choice could be more than that."""
+    for what, path in (("model.path", job.model.path), ("model.recovery_adapter", job.model.recovery_adapter)):
+        is_folder = not path_problem(path, folders=True) and Path(path).is_dir()
+        if path and not is_folder and Path(path).suffix.lower() not in _WEIGHTS:
+            raise ModelFileError(f"{what} is {shown(path)}, which is neither a .safetensors nor a .gguf file.")
+    if job.previews.every and job.preview_vae.lower().endswith((".pt", ".pth", ".bin", ".ckpt")):
+        raise ModelFileError(
+            f"preview_vae is {shown(job.preview_vae)}, a pickle: name the .safetensors file of the VAE, or set previews.every "
+            "to 0."
+        )
+
+
+def _check_sample(job: Job, sample: TrainSample) -> None:
+    name = shown(sample.name)
+
+    def is_latents(shape: tuple[int, ...]) -> bool:
+        return shape == sample.shape
+
+    _check_cached(sample.latents_path, name, "latents", is_latents)
+    _check_cached(sample.text_path, f"the caption of {name}", "context", lambda shape: _is_text(job, shape))
+    if sample.known_path:
+        _check_cached(sample.known_path, f"the known frames of {name}", "latents", is_latents)
+    if sample.vision_path:
+        _check_cached(sample.vision_path, f"the known frames of {name}", "features", lambda shape: len(shape) == 2)
+
+
+def _is_text(job: Job, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and 1 <= shape[0] <= TEXT_LEN and shape[1] == job.data.text_dim
+
+
+def _check_cached(path: str, name: str, key: str, fits: Callable[[tuple[int, ...]], bool]) -> None:
+    problem = path_problem(path)
+    if problem:
+        raise DatasetError(
+            f"what was cached of {name} is not at {shown(path)}, which {problem}: bring the cache folder back, or train from "
+            "the recipe or the graph, which encode it again."
+        )
+    entry = read_header(Path(path)).entries.get(key)
+    if entry is None or entry.dtype != "F32" or not fits(entry.shape):
+        found = f"has {key} of the shape {list(entry.shape)} ({entry.dtype})" if entry else f"has no {key}"
+        raise DatasetError(
+            f"{shown(path)} is not what was cached of {name}, for it {found}: bring the cache folder back, or train from the "
+            "recipe or the graph, which encode it again."
+        )
+
+
+def _is_job_of(folder: RunFolder, job: Job) -> bool:
+    """Whether the folder is the job's own run; what is no run folder, or another's, stays as it is."""
+    if path_problem(folder.job_path):
+        return False
+    try:
+        return folder.read_job().key == job.key
+    except (RunError, ConfigError):
+        return False
 
 
 def _job_of_file(path: Path) -> Job:
-    try:
-        return job_from_json(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise RunError(f"{path} can't be read ({error.strerror or error}): name a job.json.") from error
+    return job_from_json(read_text(path), path)
 
 
 def _job_of_lora(path: Path) -> Job:
@@ -69,4 +161,4 @@ def _job_of_lora(path: Path) -> Job:
     if "wantrain.job" not in metadata:
         why = " (it was left out because it is long)" if "wantrain.job" in metadata.get("wantrain.left_out", "") else ""
         raise ConfigError(f"{path} holds no job of this trainer{why}: name its run folder, or a recipe.")
-    return job_from_json(json.dumps(json.loads(metadata["wantrain.job"])), path)
+    return job_from_json(metadata["wantrain.job"], path)

@@ -1,12 +1,9 @@
 """What this machine has for training: packages, GPUs, memory, disk space, a compiler."""
 
 import importlib
-import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..memory.host import available_ram, total_ram
+from ..packages import NEEDS, installed_version, package_problems
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,18 @@ def look_at_machine(work_folder: Path) -> Machine:
         work_folder=str(work_folder.absolute()),
         free_disk_bytes=_free_disk(work_folder),
         compiler=compilers[0] if compilers else "",
-        triton=_version("triton") or _version("triton-windows"),
+        triton=installed_version("triton") or installed_version("triton-windows"),
     )
 
 
 def probe_package(name: str, module: str, attribute: str, purpose: str) -> Package:
     """Look for a package and import what is used of it; whatever goes wrong then is its problem."""
     is_required = purpose == _TRAINING
-    version = _version(name)
+    version = installed_version(name)
     if not version:
         return Package(name, purpose, is_required, "")
+    if name in NEEDS and package_problems([name]):
+        return Package(name, purpose, is_required, version, f"{NEEDS[name].minimum} or newer is needed")
     try:
         imported = importlib.import_module(module)
         if attribute:
@@ -119,19 +119,6 @@ def probe_package(name: str, module: str, attribute: str, purpose: str) -> Packa
         lines = str(error).strip().splitlines()
         return Package(name, purpose, is_required, version, lines[0] if lines else type(error).__name__)
     return Package(name, purpose, is_required, version)
-
-
-def pip_command(*arguments: str) -> str:
-    """A command line that runs pip of this very Python."""
-    parts = [sys.executable, "-m", "pip", "install", *arguments]
-    return subprocess.list2cmdline(parts) if os.name == "nt" else shlex.join(parts)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -25,8 +25,10 @@ from ..locks import FileLock
 from ..sweep import sweep_temporaries
 from ..train.find_run import find_run
 from ..train.job import Job, Stage, data_spec
-from ..train.prepare import check_data, resolve_device
+from ..train.label import lora_name
+from ..train.prepare import resolve_device
 from ..train.settings import build_job, job_warnings
+from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
 from .cli import EXIT_INTERRUPTED
@@ -151,7 +153,7 @@ def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> 
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
-        check_data(made[stage], info)
+        check_start(made[stage], info)
     return made
 
 
@@ -160,6 +162,8 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
     check_writable(runs)
     folder = find_run(runs, job)
     check_writable(folder.path)
+    check_run_folder(folder.path)
+    check_names_fit(folder.path, lora_name(job))
     return Planned(name, folder, job, runs)
 
 

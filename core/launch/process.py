@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..disk import disk_error
 from ..errors import RunError
+from ..offline import OFFLINE
 from ..train.events import Event, EventReader
 from ..train.run_folder import RunFolder
+from ..train.start import check_run_folder
 
 PACK = Path(__file__).resolve().parents[2]
 # Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
@@ -26,7 +28,7 @@ def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "
     Segments that grow leave less of a GPU's memory reserved but unused, by which a plan could miss its limit. PyTorch has
     them on Linux alone; where its allocator is set already, it stays so.
     """
-    environment = {**given, **_ENVIRONMENT}
+    environment = {**given, **_ENVIRONMENT, **OFFLINE}
     if not windows and not any(name in given for name in _ALLOCATOR):
         environment[_ALLOCATOR[0]] = "expandable_segments:True"
     return environment
@@ -37,6 +39,7 @@ class Worker:
 
     def __init__(self, folder: RunFolder, *, python: str = sys.executable, environment: dict[str, str] | None = None):
         self.folder = folder
+        check_run_folder(folder.path)  # before the log, which would be written through a link
         folder.clear_stop()
         self._reader = EventReader(folder.events_path, at_end=True)
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,14 @@ from ..adapters.ship import check_name
 from ..data.conditioning import Conditioning
 from ..data.types import DatasetOptions
 from ..errors import ConfigError
-from ..serial import from_dict, to_dict
+from ..limits import check_texts
+from ..paths import MAX_PATH, path_problem, shown
+from ..serial import check_depth, from_dict, to_dict
 from ..train.job import Stage
 from ..train.settings import StageSettings
 
 WORK_FOLDER = "wan_train"
+MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,7 @@ class Recipe(StageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        check_texts("the recipe", words=(self.author, self.device))
         for stage, override in (("high", self.high), ("low", self.low)):
             if override and stage not in self.models.stages:
                 raise ConfigError(f"[{stage}] has settings, but models.{stage} is not given, so they have no effect.")
@@ -103,7 +108,7 @@ class Recipe(StageSettings):
         shared = {f.name: whole[f.name] for f in dataclasses.fields(StageSettings)}
         override = {"high": self.high, "low": self.low, "single": {}}[stage]
         _check_length(override, f"[{stage}]")
-        if "steps" in override.get("loop", {}):
+        if "steps" in _table(override, "loop"):
             shared["epochs"] = 0
         return from_dict(StageSettings, _merge(shared, override, f"[{stage}]"), f"[{stage}]")
 
@@ -133,17 +138,28 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 def read_tables(path: Path) -> dict[str, Any]:
     """The content of a .toml or .json file as it stands."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read ({error}): name a recipe, a .toml or .json file.") from error
+    text = read_text(path)
     try:
         tables = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
-    except ValueError as error:  # of both parsers
+    except (ValueError, RecursionError) as error:  # of both parsers
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
+    check_depth(tables, str(path))
     return tables
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe or a job; ConfigError for what is no text file of a reasonable size."""
+    problem = path_problem(path)
+    try:
+        if not problem and path.stat().st_size > MAX_BYTES:
+            problem = f"has {path.stat().st_size / 1e6:.0f} MB, more than any recipe or job"
+        if not problem:
+            return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"can't be read ({error})"
+    raise ConfigError(f"{shown(path)} {problem}: name a recipe (.toml or .json), a job.json or a run folder.")
 
 
 def recipe_from_tables(
@@ -151,6 +167,7 @@ def recipe_from_tables(
 ) -> Recipe:
     """A recipe from nested tables; relative paths in it are relative to `folder`."""
     data = apply_changes(tables, changes)
+    check_depth(data, where)
     _check_length(data, where)
     recipe = from_dict(Recipe, data, where)
     models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
@@ -165,7 +182,10 @@ def recipe_from_tables(
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Tables with changes like "optimizer.learning_rate=1e-4"; a value is JSON, or else a string."""
-    data = json.loads(json.dumps(to_dict(dict(tables))))
+    try:
+        data = json.loads(json.dumps(to_dict(dict(tables))))
+    except (TypeError, ValueError) as error:  # TOML has dates, and numbers of any length
+        raise ConfigError(f"the recipe holds a value that no setting has ({error}).") from error
     for change in changes:
         name, equals, text = change.partition("=")
         if not (equals and name.strip()):
@@ -195,9 +215,14 @@ def recipe_to_toml(recipe: Recipe) -> str:
 
 
 def _check_length(tables: Mapping[str, Any], where: str) -> None:
-    loop = tables.get("loop", {})
-    if tables.get("epochs") and isinstance(loop, dict) and "steps" in loop:
+    if tables.get("epochs") and "steps" in _table(tables, "loop"):
         raise ConfigError(f"{where} has epochs and loop.steps: give one of the two.")
+
+
+def _table(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A group of settings; {} for anything else, which is refused by name later."""
+    table = tables.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any], where: str) -> dict[str, Any]:
@@ -213,13 +238,22 @@ def _merge(base: dict[str, Any], override: dict[str, Any], where: str) -> dict[s
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser()) if path else ""
+    if not path:
+        return ""
+    if len(path) > MAX_PATH or "\0" in path:
+        raise ConfigError(f"the recipe names the path '{shown(path)}', which is none: correct it.")
+    try:
+        made = folder / Path(path).expanduser()
+        os.fsencode(made)
+    except (RuntimeError, ValueError) as error:  # the home folder of nobody; half of a surrogate pair
+        raise ConfigError(f"the recipe names the path '{shown(path)}', which can't be found ({error}).") from error
+    return str(made)
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

@@ -26,6 +26,7 @@ from ..train.job import Job
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message
+from ..train.start import check_run_folder
 
 EXIT_FINISHED, EXIT_ERROR, EXIT_STOPPED = 0, 1, 3
 LOCK_PATIENCE_S = 0.5
@@ -61,6 +62,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
     With `follow_stdin` the run stops, with a checkpoint, when standard input closes: the parent has died.
     """
     folder = RunFolder(path.resolve())
+    check_run_folder(folder.path)
     folder.read_job()  # RunError where there is none, before anything is made there
     lock = _lock_folder(folder)
     try:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters.setup import AdapterOptions
+from ..adapters.ship import check_name
 from ..data.conditioning import Conditioning
 from ..data.types import LatentCache, TextCache
 from ..errors import ConfigError, RunError
 from ..flow.objective import NUM_TIMESTEPS
 from ..flow.sigmas import TimestepOptions
+from ..limits import check_amount, check_number, check_options, check_shape, check_texts
 from ..memory.master import MasterKind
 from ..memory.precision.formats import Precision
+from ..paths import shown
 from ..safe_json import parse_json, unseal
 from ..sample.sampler import SampleOptions, schedule, switch_step
-from ..serial import digest, from_dict, to_dict
+from ..serial import check_depth, digest, from_dict, to_dict
 from ..wan.config import Variant
 from .optimizers import OptimizerOptions
 from .schedule import ScheduleOptions
@@ -43,8 +46,8 @@ def official_boundary(variant: Variant) -> float:
 
 
 def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
-    """The sigmas that the model of this stage sees when it generates."""
-    if not 0.0 < boundary < 1.0:
+    """The sigmas that the model of this stage sees when it generates. A LoRA is labelled with them in thousandths."""
+    if not 0 < round(boundary * NUM_TIMESTEPS) < NUM_TIMESTEPS:
         raise ConfigError(f"boundary is a sigma between 0 and 1 (0.875 for T2V-A14B), got {boundary}.")
     return {"high": (boundary, 1.0), "low": (0.0, boundary), "single": (0.0, 1.0)}[stage]
 
@@ -79,6 +82,22 @@ class TrainSample:
     vision_path: str = ""  # Wan 2.1 image-to-video: CLIP features of the known frames
     vision_key: str = ""
 
+    def __post_init__(self) -> None:
+        check_texts(
+            "a sample",
+            words=(self.name, self.latents_key, self.text_key, self.known_key, self.vision_key),
+            paths=self.paths,
+            captions=(self.caption,),
+        )
+        if self.repeats < 1:
+            raise ConfigError(f"{shown(self.name)} has {self.repeats} repeats: 1 is the least.")
+        check_shape(self.shape, shown(self.name))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of everything that was cached of it; "" for what it has not."""
+        return self.latents_path, self.text_path, self.known_path, self.vision_path
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
@@ -90,6 +109,12 @@ class DataSpec:
     text_dim: int  # width of the text embeddings
     conditioning: Conditioning = "none"  # the frames that the model is given
     fps: float = 16.0  # of the clips
+
+    def __post_init__(self) -> None:
+        check_texts("data", words=(self.empty_text_key,), paths=(self.empty_text_path,))
+        check_number(self.text_dim, "data.text_dim", 1, 1_000_000)
+        check_number(self.fps, "data.fps", 0.01, 1000)
+        check_amount((sample.repeats for sample in self.samples), "the dataset")
 
     @property
     def gives_first_frame(self) -> bool:
@@ -221,6 +246,7 @@ class Job:
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
 
     def __post_init__(self) -> None:
+        self._check_fields()
         if not any(not sample.held_out for sample in self.data.samples):
             raise ConfigError("there is no sample to train on: every one is held out for validation.")
         boundary = self.timesteps.sigma_max
@@ -229,6 +255,18 @@ class Job:
                 f"preview_steps is {self.previews.steps}, and none of these steps is below the boundary {boundary:g}, "
                 "where the low noise expert works: raise preview_steps, or set preview_every to 0."
             )
+
+    def _check_fields(self) -> None:
+        """Whoever wrote them: names become names of files, numbers loops and sizes."""
+        check_name(self.name)
+        model = self.model
+        check_texts(
+            "the job",
+            words=(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
+            paths=(model.path, model.recovery_adapter, self.preview_vae),
+        )
+        for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
+            check_options(getattr(self, group), group)
 
     def _previews_reach_below(self, boundary: float) -> bool:
         sigmas = schedule(self.previews.sampling(boundary))
@@ -350,6 +388,7 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
         data: Any = parse_json(text.encode() if isinstance(text, str) else text, finite=False)
     except ValueError as error:
         raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
+    check_depth(data, where)
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise newer_schema(where, schema)

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import AdamW
+from ..packages import unusable
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _QUANTIZED = ("state1", "state2")  # of bitsandbytes
@@ -49,11 +50,8 @@ def _adamw(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
 def _adamw8bit(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
-    except ImportError as error:
-        raise ConfigError(
-            "the optimizer adamw8bit needs the package bitsandbytes: run 'pip install bitsandbytes' in ComfyUI's Python,"
-            " or choose adamw."
-        ) from error
+    except Exception as error:  # one that does not fit its torch raises anything
+        raise unusable("bitsandbytes", error) from error
     return AdamW8bit(
         parameters,
         lr=options.learning_rate,

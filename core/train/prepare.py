@@ -19,6 +19,7 @@ from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
+from ..paths import path_problem, shown
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
@@ -26,6 +27,7 @@ from ..wan.recovery import file_identity, read_recovery_adapter
 from .features import Features, Tell, apply_features, blocks_folder
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
 
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 log = logging.getLogger(__name__)
 
 
@@ -41,20 +43,29 @@ class Prepared:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU where there is none."""
+    """`auto` is the first GPU, or the CPU where there is none. ConfigError for what is no device that can train."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"the device '{name}' is not known: use auto, cpu, cuda:0, cuda:1, ...") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _unknown_device(name) from error
+    if device.type not in DEVICE_TYPES:  # torch knows more: "meta" has no numbers, others are for libraries
+        raise _unknown_device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"the device '{name}' is not there: this machine shows {torch.cuda.device_count()} GPU(s).")
     return device
 
 
+def _unknown_device(name: str) -> ConfigError:
+    return ConfigError(f"the device '{shown(name)}' is not known: use auto, cpu, cuda:0, cuda:1, ...")
+
+
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
-    """The file as it is now; ConfigError if its content is not what the job was made for."""
+    """The file as it is now; ConfigError if its content is not what the job was made for, or it is no plain file."""
+    problem = path_problem(spec.path, folders=True)
+    if problem:
+        raise ConfigError(f"the model file '{shown(spec.path)}' {problem}: bring it back, or start a new run.")
     info = inspect(Path(spec.path))
     if info.identity != spec.identity:
         raise ConfigError(

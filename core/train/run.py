@@ -2,23 +2,20 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..adapters.formats import parse_modules, write_lora
-from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
+from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import adapter_state
-from ..flow.objective import NUM_TIMESTEPS
-from ..serial import to_dict
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
 from .job import Job
+from .label import describe_lora, lora_name
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer
 from .prepare import Prepared, check_model_file
@@ -27,6 +24,7 @@ from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
 from .run_folder import RunFolder
 from .run_plan import RunPlan
 from .space import check_space
+from .start import check_start
 from .state import stateful_parts
 from .validation import validation_loss
 
@@ -45,12 +43,13 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     before the model is loaded if the job cannot be trained here.
     """
     job = folder.read_job()
+    info = check_model_file(job.model)
+    check_start(job, info, folder.path)
     folder.checkpoint_store.sweep()
-    for sentence in check_space(job, check_model_file(job.model).config, folder.path):
+    for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    scratch = folder.path.parent.parent / "cache"  # beside the runs
-    with closing(RunPlan(job, device, events=events, scratch=scratch)) as plan:
+    with closing(RunPlan(job, device, events=events, scratch=folder.scratch_path)) as plan:
         return _train(folder, job, events, plan, should_stop)
 
 
@@ -174,47 +173,15 @@ def write_validation(trainer: Trainer, events: EventWriter) -> None:
 
 def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> Path:
     """Write the final LoRA into the run folder, with its metadata, and mark the run as finished."""
-    suffix = {"high": "_high_noise", "low": "_low_noise", "single": ""}[job.stage]
-    path = folder.path / f"{job.name}{suffix}.safetensors"
+    path = folder.path / f"{lora_name(job)}.safetensors"
     modules, _ = parse_modules(adapter_state(prepared.model))
-    write_lora(path, modules, metadata=lora_metadata(describe(folder, job, path.stem, step)), dtype=torch.float32)
+    write_lora(path, modules, metadata=lora_metadata(describe(folder, job, step)), dtype=torch.float32)
     folder.write_result(step=step, lora=path)
     return path
 
 
-def describe(folder: RunFolder, job: Job, name: str, step: int) -> LoraDescription:
+def describe(folder: RunFolder, job: Job, step: int) -> LoraDescription:
     """What the LoRA file says about its making."""
-    started = next(
-        (event["time"] for event in EventReader(folder.events_path).stream() if event["event"] == "start"), None
-    )
-    captions = Counter({sample.caption: sample.repeats for sample in job.training_samples})
-    largest = max(job.training_samples, key=lambda sample: sample.shape[2] * sample.shape[3])
-    stride = 16 if largest.shape[0] == 48 else 8
-    window = (job.timesteps.sigma_min, job.timesteps.sigma_max)
-    return LoraDescription(
-        name=name,
-        base_model=job.model.label,
-        rank=job.adapter.rank,
-        alpha=job.adapter.alpha,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
-        trigger_phrase=job.trigger_word,
-        resolution=(largest.shape[3] * stride, largest.shape[2] * stride),
-        timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
-        training=TrainingFacts(
-            learning_rate=job.optimizer.learning_rate,
-            optimizer=job.optimizer.name,
-            lr_scheduler=job.schedule.kind,
-            steps=step,
-            max_steps=job.loop.steps,
-            seed=job.loop.seed,
-            batch_size=job.loop.batch_size,
-            gradient_accumulation=job.loop.gradient_accumulation,
-            num_samples=len(job.training_samples),
-            dropout=job.adapter.dropout,
-            tag_frequency=dict(captions),
-            started_at=started,
-            finished_at=time.time(),
-        ),
-        job=to_dict(job),
-        **folder.read_workflow(),
-    )
+    events = EventReader(folder.events_path).stream()
+    started = next((event["time"] for event in events if event["event"] == "start"), None)
+    return describe_lora(job, step=step, started_at=started, finished_at=time.time(), **folder.read_workflow())

@@ -48,6 +48,12 @@ class RunFolder:
         return self.path / RESULT
 
     @property
+    def scratch_path(self) -> Path:
+        """For what may be used again and may be deleted: `cache` beside the folder of runs, or inside a run elsewhere."""
+        runs = self.path.parent
+        return runs.parent / "cache" if runs.name == "runs" else self.path / "cache"
+
+    @property
     def workflow_path(self) -> Path:
         """The workflow that started the run, to be embedded in the LoRA."""
         return self.path / "workflow.json"

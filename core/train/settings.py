@@ -11,6 +11,7 @@ from ..adapters.setup import AdapterOptions
 from ..adapters.ship import check_name
 from ..errors import ConfigError
 from ..flow.sigmas import TimestepOptions
+from ..limits import check_number, check_options
 from ..memory.precision.formats import Precision
 from ..serial import from_dict
 from ..wan.checkpoint import CheckpointInfo, hints_expert
@@ -109,6 +110,10 @@ class StageSettings:
             )
         if self.epochs < 0:
             raise ConfigError(f"epochs must be 0 (use loop.steps) or more, got {self.epochs}.")
+        for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
+            check_options(getattr(self, group), group)
+        check_number(self.boundary, "boundary", 0, 1)
+        check_number(self.epochs, "epochs", 0, 1_000_000)
 
 
 def settings_from_names(values: Mapping[str, Any]) -> StageSettings:

@@ -9,10 +9,11 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
 LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
-FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm"} | LAZY
+FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging"} | LAZY
 LEVELS = {
-    "errors": 0, "processes": 0, "lock_file": 1, "locks": 2, "serial": 1, "disk": 1, "sweep": 1, "safe_json": 2, "flow": 2,
-    "data": 2, "wan": 2, "memory": 2, "adapters": 3, "encoders": 3, "sample": 3, "train": 4, "launch": 5,
+    "errors": 0, "processes": 0, "paths": 0, "offline": 0, "lock_file": 1, "locks": 2, "packages": 1, "limits": 1,
+    "serial": 1, "disk": 1, "sweep": 1, "safe_json": 2, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
+    "encoders": 3, "sample": 3, "train": 4, "launch": 5,
 }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from ...memory.card import Card, measure_card
+from ...packages import pip_command
 from ..fits import what_fits
 from ..inventory import FoundModel, list_models
-from ..machine import Machine, Package, look_at_machine, pip_command
+from ..machine import Machine, Package, look_at_machine
 
 GIB = 2**30
 TORCH_WITH_CUDA = ("--force-reinstall", "torch", "--index-url", "https://download.pytorch.org/whl/cu128")

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...paths import shown
 from ...train.run import RunStoppedError
 from ..arguments import add_changes, add_devices
 from ..display import Display
-from ..jobs import holds_job, plan_existing
+from ..jobs import holds_job, places, plan_existing
 from ..pipeline import train_recipe
 from ..recipe import read_recipe
 from ..stages import StageQueue, auto_devices, refuse
@@ -50,6 +51,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.changes:
         raise ConfigError("--set is for recipes: the settings of a job decide its run, and stay as they are.")
     planned = plan_existing(options.path, options.work, options.devices)
+    display.say(f"{shown(options.path)} has these files read:")
+    for place in places(planned.job):
+        display.say(f"  {place}")
     finished, problems = StageQueue([planned], options.devices or auto_devices(), display).run()
     refuse(problems)
     for path in finished.values():

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from ...errors import ConfigError
+from ...packages import unusable
 from .ara import LowRank, accuracy_recovery
 from .base import MakeLinear
 from .fp8 import make_fp8
@@ -91,11 +92,8 @@ def _maker(precision: Precision, options: FormatOptions) -> MakeLinear:
     if precision == "nf4":
         try:
             return nf4(double_quant=options.double_quant)
-        except ImportError as error:
-            raise ConfigError(
-                "The precision 'nf4' needs the package bitsandbytes, which is not installed: install it with "
-                "'pip install bitsandbytes', or choose 'int4_svd'."
-            ) from error
+        except Exception as error:  # one that does not fit its torch raises anything
+            raise unusable("bitsandbytes", error) from error
     if precision == "ara" and not options.adapter:
         raise ConfigError(
             "The precision 'ara' needs an accuracy recovery adapter: give its file (from "

@@ -14,8 +14,9 @@ from wan_train.core.launch.cli import main
 from wan_train.core.launch.commands.doctor import GIB, _model_lines, problems, remedies
 from wan_train.core.launch.fits import what_fits
 from wan_train.core.launch.inventory import list_models, weight_bytes
-from wan_train.core.launch.machine import Gpu, Machine, Memory, Package, pip_command, probe_package
+from wan_train.core.launch.machine import Gpu, Machine, Memory, Package, probe_package
 from wan_train.core.memory.card import Card
+from wan_train.core.packages import pip_command
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import write_model, write_random
 from wan_train.tools.miniature import I2V_22, T2V, DiTSize, umt5, wan_dit, wan_vae

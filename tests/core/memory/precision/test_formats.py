@@ -49,7 +49,7 @@ def test_what_cannot_be_is_refused_by_sentences(monkeypatch):
     with pytest.raises(ConfigError, match=r"'fp8' cannot be used on Apple's GPUs: choose 'int8' or 'int4_svd'"):
         resolve("fp8", MPS)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"'nf4' needs the package bitsandbytes, .*'pip install bitsandbytes'"):
+    with pytest.raises(ConfigError, match=r"package bitsandbytes .*-m pip install --upgrade bitsandbytes .*int4_svd"):
         resolve("nf4", CPU)
 
 

@@ -1,0 +1,48 @@
+"""Paths that come out of files: told apart from what is no plain file, and shown without harm."""
+
+import os
+import stat
+from pathlib import Path
+
+MAX_PATH = 4096  # characters; Linux takes no more bytes, Windows 32767 in all and far fewer in practice
+
+_KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a pipe, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+)
+
+
+def path_problem(path: Path | str, *, folders: bool = False) -> str:
+    """Why `path` can't be opened and read to its end, as the end of a sentence; "" if it can: it is a plain file.
+
+    Links are followed. Opening a pipe or a device could wait for ever, so this only looks. With `folders` a folder does
+    as well.
+    """
+    text = str(path)
+    if len(text) > MAX_PATH:
+        return f"is {len(text)} characters long, and no path is"
+    try:
+        mode = os.stat(text).st_mode  # noqa: PTH116 - text that is no path at all is part of the question
+    except ValueError:  # a null character, or half of a surrogate pair
+        return "holds characters that no file name has"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
+    if stat.S_ISREG(mode) or (folders and stat.S_ISDIR(mode)):
+        return ""
+    return next((kind for check, kind in _KINDS if check(mode)), "is not a file")
+
+
+def is_of_network(path: str, *, windows: bool = os.name == "nt") -> bool:
+    r"""Whether Windows would ask another machine (\\SERVER\SHARE, and show it who we are) or a device (\\.\, \\?\) for it."""
+    return windows and path.replace("/", "\\").startswith("\\\\")
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Text from a file as it may be printed: without control characters, which terminals obey, and not longer than this."""
+    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text)[: limit + 1])
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."

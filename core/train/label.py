@@ -1,0 +1,66 @@
+"""What a LoRA file says about its making, from the job alone: so it can be tried before the first step."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+
+from ..adapters.metadata import LoraDescription, TrainingFacts
+from ..flow.objective import NUM_TIMESTEPS
+from ..serial import to_dict
+from .job import Job, Stage
+
+_SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": ""}
+
+
+def lora_name(job: Job) -> str:
+    """The name of the run's LoRA, without folder and ending."""
+    return f"{job.name}{_SUFFIXES[job.stage]}"
+
+
+def describe_lora(
+    job: Job,
+    *,
+    step: int,
+    started_at: float | None = None,
+    finished_at: float | None = None,
+    workflow: object = None,
+    prompt: object = None,
+) -> LoraDescription:
+    """The description of what the job has become after `step` updates. ConfigError for a job that can't be described.
+
+    `workflow` and `prompt`: the graph that started it, as the run folder has it; what is no table is left out.
+    """
+    captions = Counter[str]()
+    for sample in job.training_samples:
+        captions[sample.caption] += sample.repeats
+    largest = max(job.training_samples, key=lambda sample: sample.shape[2] * sample.shape[3])
+    stride = 16 if largest.shape[0] == 48 else 8
+    window = (job.timesteps.sigma_min, job.timesteps.sigma_max)
+    return LoraDescription(
+        name=lora_name(job),
+        base_model=job.model.label,
+        rank=job.adapter.rank,
+        alpha=job.adapter.alpha,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+        trigger_phrase=job.trigger_word,
+        resolution=(largest.shape[3] * stride, largest.shape[2] * stride),
+        timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
+        training=TrainingFacts(
+            learning_rate=job.optimizer.learning_rate,
+            optimizer=job.optimizer.name,
+            lr_scheduler=job.schedule.kind,
+            steps=step,
+            max_steps=job.loop.steps,
+            seed=job.loop.seed,
+            batch_size=job.loop.batch_size,
+            gradient_accumulation=job.loop.gradient_accumulation,
+            num_samples=len(job.training_samples),
+            dropout=job.adapter.dropout,
+            tag_frequency=dict(captions),
+            started_at=started_at,
+            finished_at=finished_at,
+        ),
+        job=to_dict(job),
+        workflow=dict(workflow) if isinstance(workflow, Mapping) else None,
+        prompt=dict(prompt) if isinstance(prompt, Mapping) else None,
+    )

@@ -1,0 +1,135 @@
+"""Everything that is checked before a run starts, for the node, the command line and the training process alike.
+
+A run takes hours: what would fail at its end fails here. A run folder may come from somebody else: nothing is written
+through a link that leads out of it.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..adapters.metadata import base_model_name, lora_metadata
+from ..disk import temporary_sibling
+from ..errors import ConfigError, RunError
+from ..packages import ALWAYS, check_packages
+from ..paths import path_problem, shown
+from ..wan.checkpoint import CheckpointInfo
+from .job import Job
+from .label import describe_lora, lora_name
+from .prepare import check_data
+
+_FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
+_FOLDERS = ("checkpoints", "previews")
+MAX_ENTRIES = 100_000  # files in a run folder: a run makes some hundreds
+
+
+def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> None:
+    """Refuse a job that can't be trained to its end, down to the last file, before anything large is read.
+
+    `info`: the job's model. `folder`: of the run, where it is known; it need not exist yet. Raises ConfigError, or
+    RunError for the folder.
+    """
+    check_packages(needed_packages(job.optimizer.name, job.model.precision))
+    check_data(job, info)
+    check_end(job, info)
+    if folder is not None:
+        check_run_folder(folder)
+        check_names_fit(folder, lora_name(job))
+
+
+def needed_packages(optimizer: str, precision: str) -> tuple[str, ...]:
+    """For a training with this optimizer on a base of this precision, as pip knows them."""
+    uses_bitsandbytes = optimizer == "adamw8bit" or precision == "nf4"
+    return (*ALWAYS, "bitsandbytes") if uses_bitsandbytes else ALWAYS
+
+
+def check_end(job: Job, info: CheckpointInfo) -> None:
+    """ConfigError if the LoRA could not be labelled at the end, or a file that is needed on the way can't be read."""
+    if not job.model.label:
+        label = base_model_name(info.config, is_expert=job.stage != "single")
+        raise ConfigError(
+            f"the job says nothing about its base model, which the LoRA is labelled with: set model.label to '{label}'."
+        )
+    lora_metadata(describe_lora(job, step=job.loop.steps))
+    for what, path in (("preview_vae", job.preview_vae), ("model.recovery_adapter", job.model.recovery_adapter)):
+        problem = path_problem(path, folders=what == "preview_vae") if path else ""
+        if problem:
+            raise ConfigError(f"{what} is {shown(path)}, which {problem}: bring the file back, or start a new run.")
+
+
+def check_names_fit(folder: Path, name: str) -> None:
+    """RunError if the LoRA can't be given its name in the end: a folder has it, or the file system takes none as long."""
+    if (folder / f"{name}.safetensors").is_dir():
+        raise RunError(f"{folder / name}.safetensors is a folder, where the LoRA will be written: move it away.")
+    probe = temporary_sibling(folder / f"{name}.safetensors")
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    try:
+        (existing / probe.name).touch()
+        (existing / probe.name).unlink()
+    except OSError as error:
+        raise RunError(
+            f"a file of the name {shown(name)}.safetensors can't be written in {existing} ({error.strerror or error}): choose "
+            "a shorter name, or check the folder."
+        ) from error
+
+
+def check_run_folder(folder: Path) -> None:
+    """RunError for a run folder in which writing would reach something else: another folder's file, a pipe, a device.
+
+    Such a folder may come from an archive. What does not exist yet is in order.
+    """
+    for number, entry in enumerate(_entries(folder)):
+        if number >= MAX_ENTRIES:
+            raise RunError(f"{folder} holds more than {MAX_ENTRIES} files, so it is no run folder: name another one.")
+        problem = _entry_problem(entry, folder)
+        if problem:
+            raise RunError(
+                f"{shown(entry.path, 400)} {problem}: a run writes into its own folder only; put the file itself there, or "
+                "remove it."
+            )
+
+
+def _entries(folder: Path) -> "Iterator[os.DirEntry[str]]":
+    """Everything below the folder, into which no link is followed."""
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    yield entry
+                    if entry.is_dir(follow_symlinks=False) and not _is_junction(entry):
+                        waiting.append(entry.path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder} can't be read ({error.strerror or error}): check its permissions.") from error
+
+
+def _entry_problem(entry: "os.DirEntry[str]", folder: Path) -> str:
+    try:
+        if entry.is_symlink() or _is_junction(entry):
+            target = Path(entry.path).resolve()
+            return "" if target.is_relative_to(folder.resolve()) else f"is a link to {shown(target, 400)}"
+        found = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # by another process, in the meantime
+        return ""
+    except (OSError, RuntimeError) as error:  # a loop of links
+        return f"can't be followed ({error})"
+    if stat.S_ISDIR(found.st_mode):
+        is_file_of_a_run = entry.name in _FILES and Path(entry.path).parent == folder
+        return "is a folder, not a file" if is_file_of_a_run else ""
+    if not stat.S_ISREG(found.st_mode):
+        return "is a pipe, a device or a socket, not a file"
+    if entry.name in _FOLDERS and Path(entry.path).parent == folder:
+        return "is a file, not a folder"
+    is_appended_to = entry.name in ("events.jsonl", "worker.log")
+    return "is one file with another name elsewhere (a hard link)" if is_appended_to and found.st_nlink > 1 else ""
+
+
+def _is_junction(entry: "os.DirEntry[str]") -> bool:
+    """Windows' other kind of link to a folder, which Python before 3.12 takes for the folder itself."""
+    if os.name != "nt":
+        return False
+    attributes = getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0)
+    return attributes == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
