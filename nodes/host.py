@@ -11,14 +11,17 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 from ..core.data.latents import LatentFormat, normalise_latents, signed_pixels, unit_range
+from ..core.data.links import files_below, is_file, is_folder, leads_within
 from ..core.data.shortage import try_twice
 from ..core.encoders.batches import encode_in_batches
 from ..core.encoders.identity import text_identity, video_identity, vision_identity
 from ..core.errors import ConfigError, DatasetError
+from ..core.names import check_below, kind_of, shown
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
 NANO = Path(__file__).resolve().parent.parent / "nano"  # models and datasets that come with the pack
@@ -51,14 +54,6 @@ def loras_path() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
-def _is_within(root: Path, path: Path) -> bool:
-    """Whether `path` lies in `root` once links and dots are resolved."""
-    try:
-        return path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError):  # a loop of links, or a null character
-        return False
-
-
 def offer_nano_models() -> None:
     """List the models that come with the pack in the host's loaders, after the user's own."""
     for kind in ("diffusion_models", "vae", "text_encoders"):
@@ -86,30 +81,45 @@ def dataset_folders(depth: int = 3) -> list[str]:
     for prefix, root in dataset_roots():
         level = [root]
         for _ in range(depth):
-            level = [child for folder in level if folder.is_dir() for child in sorted(folder.iterdir())
-                     if child.is_dir() and not child.name.startswith((".", "__"))]  # fmt: skip
+            level = [child for folder in level for child in _folders_in(folder)]
             names += [f"{prefix}/{child.relative_to(root).as_posix()}" for child in level]
     return sorted(dict.fromkeys(names), key=lambda name: (name.count("/"), name.lower()))
 
 
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders that a user sees in a folder; none where it is absent or may not be read."""
+    try:
+        return [child for child in sorted(folder.iterdir())
+                if child.is_dir() and not child.name.startswith((".", "__"))]  # fmt: skip
+    except OSError:
+        return []
+
+
 def resolve_dataset_folder(name: str) -> Path:
-    """A dataset folder by its name; refuses what lies outside the allowed roots, links included."""
+    """A dataset folder by its name. Links are followed to places that are dataset roots themselves, and to no others."""
+    if not isinstance(name, str):
+        raise DatasetError(f"folder must be a dataset folder's name, but it is {kind_of(name)}.")
     prefix, _, rest = name.replace("\\", "/").partition("/")
-    for root_prefix, root in dataset_roots():
-        if prefix != root_prefix:
-            continue
-        candidate = root / rest
-        if _is_within(root, candidate) and rest:
-            if candidate.is_dir():
-                return candidate
-        elif rest:
+    roots = dataset_roots()
+    for root in [root for root_prefix, root in roots if rest and root_prefix == prefix]:
+        try:
+            candidate = root / check_below(rest, "folder")
+        except ConfigError as error:
             raise DatasetError(
-                f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed."
-            )
+                f"the dataset folder '{shown(name)}' leads outside '{prefix}': only folders below it are allowed."
+            ) from error
+        if not is_folder(candidate):
+            continue
+        if leads_within(candidate, [place for _, place in roots]):
+            return candidate
+        raise DatasetError(
+            f"the dataset folder '{shown(name)}' is a link that leads outside the dataset folders: name the place that it "
+            f"leads to as one, by datasets: in extra_model_paths.yaml or the environment variable {DATASET_ROOTS_VARIABLE}."
+        )
     places = ", ".join(f"{p} ({root})" for p, root in user_dataset_roots())
     raise DatasetError(
-        f"the dataset folder '{name}' was not found: put your clips and captions into a folder below one of {places}, or "
-        f"add a root (datasets: in extra_model_paths.yaml), and press R."
+        f"the dataset folder '{shown(name)}' was not found: put your clips and captions into a folder below one of {places}, "
+        f"or add a root (datasets: in extra_model_paths.yaml), and press R."
     )
 
 
@@ -117,25 +127,36 @@ def diffusion_model_names() -> list[str]:
     """Files that LoadWanDiT offers: single files, GGUF too, and index files of sharded models."""
     names = list(folder_paths.get_filename_list("diffusion_models"))
     for root in folder_paths.get_folder_paths("diffusion_models"):
-        for pattern in ("*.safetensors.index.json", "*.gguf"):  # which the host's own list leaves out
-            names += [p.relative_to(root).as_posix() for p in Path(root).rglob(pattern)]
+        for path in files_below(Path(root)):
+            if path.name.endswith((".safetensors.index.json", ".gguf")):  # which the host's own list leaves out
+                names.append(path.relative_to(root).as_posix())
     return list(dict.fromkeys(names))
 
 
-def diffusion_model_path(name: str) -> Path:
-    """The full path of a listed model file; refuses names that leave the model folders."""
-    for root in folder_paths.get_folder_paths("diffusion_models"):
+def _model_path(kind: str, name: str, field: str) -> Path:
+    """The full path of a listed file of this kind. Links are followed: people keep models on other disks.
+
+    A name that leads outside the folders as it is written is refused, and so is one that is no file's.
+    """
+    check_below(name, field)
+    for root in folder_paths.get_folder_paths(kind):
         candidate = Path(root) / name
-        if _is_within(Path(root), candidate) and candidate.is_file():
+        if is_file(candidate):
             return candidate
     raise ConfigError(
-        f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R."
+        f"{field}: the file '{shown(name)}' was not found in the {kind} folders: put it there and press R; if it is "
+        "a link, connect the disk that it leads to."
     )
 
 
+def diffusion_model_path(name: str) -> Path:
+    """The full path of a listed model file; ConfigError if there is none."""
+    return _model_path("diffusion_models", name, "model_name")
+
+
 def text_encoder_path(name: str) -> Path:
-    """The full path of a listed text encoder file."""
-    return Path(folder_paths.get_full_path_or_raise("text_encoders", name))
+    """The full path of a listed text encoder file; ConfigError if there is none."""
+    return _model_path("text_encoders", name, "name")
 
 
 def load_diffusion_model(path: Path) -> Any:
@@ -149,6 +170,12 @@ def load_vae(path: Path) -> Any:
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     vae.throw_exception_if_invalid()
     return vae
+
+
+def listens_locally() -> bool:
+    """Whether the server answers this machine alone, and was not opened to pages of other servers."""
+    places = [place.strip() for place in args.listen.split(",")]
+    return not args.enable_cors_header and all(place == "::1" or place.startswith("127.") for place in places)
 
 
 # Freshness: the host caches our handles, but the files behind them can be deleted by the user ---------------------
@@ -337,6 +364,6 @@ def lora_names() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def lora_path(name: str) -> Path:
-    """The full path of a listed LoRA."""
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+def lora_path(name: str, field: str = "lora_file") -> Path:
+    """The full path of a listed LoRA; ConfigError if there is none."""
+    return _model_path("loras", name, field)

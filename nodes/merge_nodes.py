@@ -9,6 +9,7 @@ from ..core.adapters.formats import read_lora
 from ..core.adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, check_name, ship
 from ..core.errors import ConfigError, WanTrainError
 from . import host
+from .inputs import checked
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
 
@@ -51,6 +52,7 @@ class MergeStages(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     def execute(
         cls,
         name: str,
@@ -152,6 +154,7 @@ class WanLoRAFromFile(io.ComfyNode):
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
+    @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
         path = host.lora_path(lora_file)
         file = read_lora(path)

@@ -16,6 +16,7 @@ from ..core.train.prepare import check_holding
 from ..core.train.settings import settings_from_names
 from ..core.wan.checkpoint import inspect
 from . import host
+from .inputs import checked
 from .sockets import DitHandle, WanDit
 from .text import quantity
 
@@ -81,9 +82,10 @@ class LoadWanDiT(io.ComfyNode):
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, recovery_adapter: str = NO_FILE, **settings: Any) -> io.NodeOutput:
         info = inspect(host.diffusion_model_path(model_name))
-        adapter = None if recovery_adapter == NO_FILE else host.lora_path(recovery_adapter)
+        adapter = None if recovery_adapter == NO_FILE else host.lora_path(recovery_adapter, "recovery_adapter")
         wanted = settings_from_names(settings)
         check_holding(info, wanted.precision, wanted.memory, has_adapter=adapter is not None)
         config = info.config
@@ -201,6 +203,7 @@ class WanLoadUMT5(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, name: str) -> io.NodeOutput:
         return io.NodeOutput(load_umt5(host.text_encoder_path(name)))
 

@@ -17,6 +17,7 @@ from ..core.train.run_folder import RunFolder, find_run
 from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
 from . import host
 from .follow import Follower
+from .inputs import checked
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
@@ -71,6 +72,7 @@ class TrainLoRAStage(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     async def execute(
         cls, dit: DitHandle, latents: LatentCache, text: TextCache, vae: Any = None, **settings: Any
     ) -> io.NodeOutput:

@@ -1,6 +1,7 @@
 """A real ComfyUI for the campaigns that attack one: the miniature models, a small dataset, and what its process holds."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,9 @@ class Held:
 def held_by(host: Host) -> Held:
     """What the host holds now."""
     process = psutil.Process(host.server.process.pid)
-    count_files = getattr(process, "num_fds", None) or process.num_handles
     return Held(
         mib=process.memory_info().rss / 2**20,
-        files=count_files(),
+        files=getattr(process, "num_handles" if os.name == "nt" else "num_fds")(),
         threads=process.num_threads(),
         children=len(process.children(recursive=True)),
     )
