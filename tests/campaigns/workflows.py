@@ -107,6 +107,7 @@ class _Attacker:
     def __init__(self, host: Host, rng: random.Random, report: Report) -> None:
         self.host, self.rng, self.report = host, rng, report
         self.counts: dict[str, int] = {}
+        self.outcome = ""
         info = host.object_info()
         self.known = {
             name: [*item["input"].get("required", {}), *item["input"].get("optional", {})]
@@ -163,10 +164,15 @@ class _Attacker:
             self.report.check(False, f"{what}: the host does not answer any more ({error})")
             self.host.server.check_alive()
         self._judge_log(what)
+        with (self.host.base / "tmp" / "tries.txt").open(
+            "a", encoding="utf-8"
+        ) as file:  # for who wants to know what passed
+            file.write(f"{what}: {self.outcome}\n")
 
     def count(self, name: str) -> None:
         """One more of these."""
         self.counts[name] = self.counts.get(name, 0) + 1
+        self.outcome = name
 
     def _queue(self, prompt: Json, what: str) -> None:
         try:
@@ -189,10 +195,8 @@ class _Attacker:
 
     def _judge_refusal(self, class_type: str, name: str, error: Json, what: str) -> None:
         trace = "".join((error.get("extra_info") or {}).get("traceback", []))
-        ours = f"{PACK.name}/nodes/" in trace or f"{PACK.name}/core/" in trace
-        self.report.check(
-            not ours, f"{what}: a traceback from the check of {name} ({class_type}): {error['details']}: {trace[-300:]}"
-        )
+        told = f"{what}: a traceback from the check of {name} ({class_type}): {error['details']}: {trace[-300:]}"
+        self.report.check(OURS not in trace, told)
         if class_type in self.own and error["type"] == "custom_validation_failed":
             self._judge_sentence(error["details"], what)
 
