@@ -16,7 +16,7 @@ from ..core.data.store import Store
 from ..core.data.types import Dataset, DatasetOptions, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
-from . import host
+from . import folders, host
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
@@ -53,7 +53,7 @@ class DatasetFromFolder(io.ComfyNode):
         try:
             check_known(cls, {"folder": folder, "width": width, "height": height, "num_frames": num_frames})
             if folder is not None:
-                host.resolve_dataset_folder(folder)
+                folders.resolve_dataset_folder(folder)
             DatasetOptions(width=width or 16, height=height or 16, num_frames=num_frames or 1)
         except WanTrainError as error:
             return str(error)
@@ -61,14 +61,14 @@ class DatasetFromFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
-        path = host.resolve_dataset_folder(folder)
+        path = folders.resolve_dataset_folder(folder)
         stats = [(str(p), p.stat()) for p in files_below(path)]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
     @checked
     def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
-        path = host.resolve_dataset_folder(folder)
+        path = folders.resolve_dataset_folder(folder)
         node_id = cls.hidden.unique_id
 
         def on_file(done: int, total: int) -> None:
@@ -76,7 +76,7 @@ class DatasetFromFolder(io.ComfyNode):
             host.show_progress(node_id, done, total)
 
         options = DatasetOptions(**settings)
-        places = [root for _, root in host.dataset_roots()]
+        places = [root for _, root in folders.dataset_roots()]
         index = host.cache_path() / "files.json"
         dataset = scan_folder(path, options, index_path=index, progress=on_file, within=places)
         for note in dataset.notes:
@@ -88,7 +88,7 @@ def _dataset_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "folder",
-            options=host.dataset_folders(),
+            options=folders.dataset_folders(),
             tooltip="The folder with images, clips and captions: a folder below ComfyUI's input or datasets folder."
             " Press R after making a new one.",
         ),

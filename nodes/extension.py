@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import NODES, host, routes
+from . import NODES, folders, routes
 
 REQUIRED_COMFYUI = (0, 20, 0)
 
@@ -14,7 +14,7 @@ class WanTrainExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         _check_host_version()
-        host.offer_nano_models()
+        folders.offer_nano_models()
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -252,6 +252,6 @@ def hostile_request(run: str, rng: random.Random) -> bytes:
     for _ in range(rng.randrange(3)):
         header, value = rng.choice(HEADERS)
         headers[header] = value
-    lines = [f"{rng.choice(METHODS)} {path} HTTP/{rng.choice(['1.1', '1.1', '1.1', '1.0', '9.9'])}"]
+    lines = [f"{rng.choice(METHODS)} {path} HTTP/{rng.choice(['1.1'] * 8 + ['1.0', '9.9'])}"]
     lines += [f"{header}: {value}" for header, value in headers.items()]
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin1", "replace")

@@ -191,7 +191,8 @@ class _Attacker:
         if "prompt_id" not in answer:
             self.count("prompts refused by a check")
             return
-        self._judge_end(self._wait(answer["prompt_id"]), what)
+        in_part = " but for the nodes that were refused" if answer.get("node_errors") else ""
+        self._judge_end(self._wait(answer["prompt_id"]), in_part, what)
 
     def _judge_refusal(self, class_type: str, name: str, error: Json, what: str) -> None:
         trace = "".join((error.get("extra_info") or {}).get("traceback", []))
@@ -211,9 +212,9 @@ class _Attacker:
         self.host.interrupt(prompt_id)
         return self.host.wait(prompt_id, END_S)
 
-    def _judge_end(self, entry: Json, what: str) -> None:
+    def _judge_end(self, entry: Json, in_part: str, what: str) -> None:
         kind, data = entry["status"]["messages"][-1]
-        self.count(f"prompts taken: {kind.replace('execution_', '')}")
+        self.count(f"prompts taken{in_part}: {kind.replace('execution_', '')}")
         if kind != "execution_error":
             return
         trace = "".join(data["traceback"])
