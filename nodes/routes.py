@@ -107,17 +107,17 @@ async def get_run(request: web.Request) -> web.Response:
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
     steps = folder.read_job().loop.steps
-    history = _histories.reader(folder.events_path).read()
-    return {
-        "run": folder.path.name,
-        "steps": steps,
-        "state": history.state,
-        "line": history.message,
-        "losses": history.losses.thinned(),
-        "smoothed": history.losses.smoothed(steps),
-        "validation": history.validation.thinned(),
-        "previews": PreviewFolder.of(folder).videos(),
-    }
+    with _histories.reader(folder.events_path).reading() as history:
+        return {
+            "run": folder.path.name,
+            "steps": steps,
+            "state": history.state,
+            "line": history.message,
+            "losses": history.losses.thinned(),
+            "smoothed": history.losses.smoothed(steps),
+            "validation": history.validation.thinned(),
+            "previews": PreviewFolder.of(folder).videos(),
+        }
 
 
 async def get_preview(request: web.Request) -> web.StreamResponse:

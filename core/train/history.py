@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -156,19 +157,28 @@ class HistoryReader:
         self._position, self._start = 0, b""
 
     def read(self) -> LongHistory:
-        """The history as it is now, not to be changed by the caller. OSError if the diary can't be read."""
+        """The history as it is now, for the one thread that has this reader. OSError if the diary can't be read."""
+        with self.reading() as history:
+            return history
+
+    @contextmanager
+    def reading(self) -> Iterator[LongHistory]:
+        """The history as it is now, and as it stays until the block ends; several threads take turns. OSError as `read`."""
         with self._lock:
-            if not self.path.is_file():  # absent, or a pipe that would never end
+            self._bring_up_to_date()
+            yield self.history
+
+    def _bring_up_to_date(self) -> None:
+        if not self.path.is_file():  # absent, or a pipe that would never end
+            self._forget()
+            return
+        with self.path.open("rb") as file:
+            if not self._is_continued(file):
                 self._forget()
-                return self.history
-            with self.path.open("rb") as file:
-                if not self._is_continued(file):
-                    self._forget()
-                    file.seek(0)
-                    self._start = file.read(_FINGERPRINT)
-                file.seek(self._position)
-                self._take_in(file)
-            return self.history
+                file.seek(0)
+                self._start = file.read(_FINGERPRINT)
+            file.seek(self._position)
+            self._take_in(file)
 
     def _is_continued(self, file: BinaryIO) -> bool:
         """Whether what was read before is still there, before what is new."""

@@ -178,15 +178,24 @@ def test_the_runs_looked_at_last_are_kept(tmp_path):
     assert histories.reader(b) is not second
 
 
-def test_threads_that_ask_at_once_get_one_history(tmp_path):
+def test_threads_that_look_while_a_run_goes_on_get_one_history(tmp_path):
     path = tmp_path / "events.jsonl"
     writer = EventWriter(path)
     for step in range(1, 3001):
         writer.write("step", step=step, loss=0.5)
     reader, found = HistoryReader(path), []
-    threads = [threading.Thread(target=lambda: found.append(len(reader.read().losses))) for _ in range(8)]
+
+    def look():
+        for _ in range(20):
+            with reader.reading() as history:
+                found.append((len(history.losses), history.losses.thinned()[-1][0]))
+            writer.write("step", step=found[-1][0] + 1, loss=0.5)
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [3000] * 8
+    assert len(found) == 160
+    assert min(length for length, _ in found) == 3000
+    assert all(length == last for length, last in found)
