@@ -217,16 +217,13 @@ class _Attacker:
         self.count(f"prompts taken{in_part}: {kind.replace('execution_', '')}")
         if kind != "execution_error":
             return
-        trace = "".join(data["traceback"])
-        if data["node_type"] in self.own:
-            message = data["exception_message"].strip()
-            named = data["exception_type"].startswith("WanTrain.")
-            self.report.check(
-                named, f"{what}: {data['node_id']}: {data['exception_type']}: {message[:200]} {trace[-400:]}"
-            )
+        trace, message = "".join(data["traceback"]), data["exception_message"].strip()
+        if data["exception_type"].startswith("WanTrain."):
             self._judge_sentence(message, what)
-        else:
-            self.report.check(OURS not in trace, f"{what}: our code broke a node of the host: {trace[-400:]}")
+            return
+        self.count("errors of the host's own nodes and executor")
+        told = f"{what}: {data['node_id']}: {data['exception_type']}: {message[:200]} {trace[-400:]}"
+        self.report.check(OURS not in trace, told)
 
     def _judge_sentence(self, message: str, what: str) -> None:
         is_sentence = "\n" not in message and "Traceback" not in message and " object at 0x" not in message
