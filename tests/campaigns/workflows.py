@@ -240,6 +240,8 @@ class _Attacker:
                 return
             except ConnectionError:
                 answer = b""
+        if answer.startswith(b"HTTP/1.1 100"):  # Expect: 100-continue
+            answer = answer.partition(b"\r\n\r\n")[2]
         status = answer.split(b" ", 2)[1].decode() if answer.startswith(b"HTTP/") else "closed"
         self.count(f"requests answered {status}")
         self.report.check(not status.startswith("5"), f"{what}: {answer[:200]!a}")
@@ -251,12 +253,16 @@ class _Attacker:
         )
         self.report.check(not leaks, f"{what}: tells of this machine: {told[:300]!a}")
 
-    def _judge_log(self, what: str) -> None:
-        """A route that raises, or a thread that dies, is told in the log alone."""
+    def _new_log(self) -> str:
+        """What the host has printed since the last try; a letter is a byte."""
         with self.host.server.log_path.open("rb") as log:
             log.seek(self.log_read)
-            text = log.read().decode("utf-8", "replace")
-            self.log_read = log.tell()
+            return log.read().decode("latin1")
+
+    def _judge_log(self, what: str) -> None:
+        """A route that raises, or a thread that dies, is told in the log alone."""
+        text = self._new_log()
+        self.log_read += len(text)
         for start in (
             "Error handling request",
             "Exception in thread",
