@@ -44,5 +44,6 @@ def is_of_network(path: str, *, windows: bool = os.name == "nt") -> bool:
 
 def shown(text: object, limit: int = 200) -> str:
     """Text from a file as it may be printed: without control characters, which terminals obey, and not longer than this."""
-    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text)[: limit + 1])
-    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+    text = str(text)
+    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:limit])
+    return clean if len(text) <= limit else f"{clean}... ({len(text)} characters)"

@@ -9,13 +9,15 @@ from comfy_api.latest import io
 
 from ..core.data.conditioning import CONDITIONINGS, Conditioning
 from ..core.data.encode import cache_latents, cache_text
+from ..core.data.links import files_below
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
 from ..core.data.types import Dataset, DatasetOptions, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
-from . import host
+from . import folders, host
+from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
 
@@ -43,27 +45,30 @@ class DatasetFromFolder(io.ComfyNode):
     def validate_inputs(
         cls,
         folder: str | None = None,
-        width: int = 16,
-        height: int = 16,
-        num_frames: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        num_frames: int | None = None,
     ) -> bool | str:
+        """None: comes over a wire, and is checked when it is there."""
         try:
+            check_known(cls, {"folder": folder, "width": width, "height": height, "num_frames": num_frames})
             if folder is not None:
-                host.resolve_dataset_folder(folder)
-            DatasetOptions(width=width, height=height, num_frames=num_frames)
+                folders.resolve_dataset_folder(folder)
+            DatasetOptions(width=width or 16, height=height or 16, num_frames=num_frames or 1)
         except WanTrainError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
-        path = host.resolve_dataset_folder(folder)
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+        path = folders.resolve_dataset_folder(folder)
+        stats = [(str(p), p.stat()) for p in files_below(path)]
+        return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
+    @checked
     def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
-        path = host.resolve_dataset_folder(folder)
+        path = folders.resolve_dataset_folder(folder)
         node_id = cls.hidden.unique_id
 
         def on_file(done: int, total: int) -> None:
@@ -71,7 +76,9 @@ class DatasetFromFolder(io.ComfyNode):
             host.show_progress(node_id, done, total)
 
         options = DatasetOptions(**settings)
-        dataset = scan_folder(path, options, index_path=host.cache_path() / "files.json", progress=on_file)
+        places = [root for _, root in folders.dataset_roots()]
+        index = host.cache_path() / "files.json"
+        dataset = scan_folder(path, options, index_path=index, progress=on_file, within=places)
         for note in dataset.notes:
             log.info("dataset %s: %s", folder, note)
         return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})
@@ -81,7 +88,7 @@ def _dataset_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "folder",
-            options=host.dataset_folders(),
+            options=folders.dataset_folders(),
             tooltip="The folder with images, clips and captions: a folder below ComfyUI's input or datasets folder."
             " Press R after making a new one.",
         ),
@@ -213,6 +220,7 @@ class CacheLatents(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     def execute(
         cls, dataset: Dataset, vae: Any, condition_on: Conditioning = "none", clip_vision: Any = None
     ) -> io.NodeOutput:
@@ -259,6 +267,7 @@ class CacheT5(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     def execute(cls, dataset: Dataset, clip: Any) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         encoder = host.HostTextEncoder(clip)

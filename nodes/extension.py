@@ -5,7 +5,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, host, routes
+from . import NODES, folders, routes
 
 REQUIRED_COMFYUI = "0.20"
 
@@ -15,7 +15,7 @@ class WanTrainExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         _tell_problems()
-        host.offer_nano_models()
+        folders.offer_nano_models()
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -1,7 +1,6 @@
-"""The only file that touches ComfyUI's internals: folders, memory, progress, interrupts, its VAE, CLIP and sampler."""
+"""Most of what touches ComfyUI's internals: memory, progress, interrupts, its VAE, CLIP and sampler."""
 
 import gc
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
@@ -18,10 +18,8 @@ from ..core.data.latents import LatentFormat, normalise_latents, signed_pixels, 
 from ..core.data.shortage import try_twice
 from ..core.encoders.batches import encode_in_batches
 from ..core.encoders.identity import text_identity, video_identity, vision_identity
-from ..core.errors import ConfigError, DatasetError
+from ..core.errors import ConfigError
 
-DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
-NANO = Path(__file__).resolve().parent.parent / "nano"  # models and datasets that come with the pack
 TEXT_LEN = 512
 _PAD, _END = 0, 1  # umT5's ids
 
@@ -46,98 +44,6 @@ def cache_path() -> Path:
     return work_path() / "cache"
 
 
-def loras_path() -> Path:
-    """The host's first `loras` folder: what is written there shows up in every LoRA loader."""
-    return Path(folder_paths.get_folder_paths("loras")[0])
-
-
-def _is_within(root: Path, path: Path) -> bool:
-    """Whether `path` lies in `root` once links and dots are resolved."""
-    try:
-        return path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError):  # a loop of links, or a null character
-        return False
-
-
-def offer_nano_models() -> None:
-    """List the models that come with the pack in the host's loaders, after the user's own."""
-    for kind in ("diffusion_models", "vae", "text_encoders"):
-        folder_paths.add_model_folder_path(kind, str(NANO / kind))
-
-
-def user_dataset_roots() -> list[tuple[str, Path]]:
-    """(prefix, folder) of the places that users put datasets into."""
-    roots = [("input", Path(folder_paths.get_input_directory()))]
-    if "datasets" in folder_paths.folder_names_and_paths:
-        roots += [("datasets", Path(p)) for p in folder_paths.get_folder_paths("datasets")]
-    extra = os.environ.get(DATASET_ROOTS_VARIABLE, "")
-    roots += [(Path(p).name, Path(p)) for p in extra.split(os.pathsep) if p]
-    return roots
-
-
-def dataset_roots() -> list[tuple[str, Path]]:
-    """(prefix, folder) of the places that datasets may come from: the users', and the pack's own."""
-    return [*user_dataset_roots(), ("nano", NANO / "datasets")]
-
-
-def dataset_folders(depth: int = 3) -> list[str]:
-    """Names of the folders below the dataset roots, as `root/folder`."""
-    names = []
-    for prefix, root in dataset_roots():
-        level = [root]
-        for _ in range(depth):
-            level = [child for folder in level if folder.is_dir() for child in sorted(folder.iterdir())
-                     if child.is_dir() and not child.name.startswith((".", "__"))]  # fmt: skip
-            names += [f"{prefix}/{child.relative_to(root).as_posix()}" for child in level]
-    return sorted(dict.fromkeys(names), key=lambda name: (name.count("/"), name.lower()))
-
-
-def resolve_dataset_folder(name: str) -> Path:
-    """A dataset folder by its name; refuses what lies outside the allowed roots, links included."""
-    prefix, _, rest = name.replace("\\", "/").partition("/")
-    for root_prefix, root in dataset_roots():
-        if prefix != root_prefix:
-            continue
-        candidate = root / rest
-        if _is_within(root, candidate) and rest:
-            if candidate.is_dir():
-                return candidate
-        elif rest:
-            raise DatasetError(
-                f"the dataset folder '{name}' leads outside '{root_prefix}': only folders below it are allowed."
-            )
-    places = ", ".join(f"{p} ({root})" for p, root in user_dataset_roots())
-    raise DatasetError(
-        f"the dataset folder '{name}' was not found: put your clips and captions into a folder below one of {places}, or "
-        f"add a root (datasets: in extra_model_paths.yaml), and press R."
-    )
-
-
-def diffusion_model_names() -> list[str]:
-    """Files that LoadWanDiT offers: single files, GGUF too, and index files of sharded models."""
-    names = list(folder_paths.get_filename_list("diffusion_models"))
-    for root in folder_paths.get_folder_paths("diffusion_models"):
-        for pattern in ("*.safetensors.index.json", "*.gguf"):  # which the host's own list leaves out
-            names += [p.relative_to(root).as_posix() for p in Path(root).rglob(pattern)]
-    return list(dict.fromkeys(names))
-
-
-def diffusion_model_path(name: str) -> Path:
-    """The full path of a listed model file; refuses names that leave the model folders."""
-    for root in folder_paths.get_folder_paths("diffusion_models"):
-        candidate = Path(root) / name
-        if _is_within(Path(root), candidate) and candidate.is_file():
-            return candidate
-    raise ConfigError(
-        f"the model file '{name}' was not found in the diffusion_models folders: download it there and press R."
-    )
-
-
-def text_encoder_path(name: str) -> Path:
-    """The full path of a listed text encoder file."""
-    return Path(folder_paths.get_full_path_or_raise("text_encoders", name))
-
-
 def load_diffusion_model(path: Path) -> Any:
     """The host's MODEL of a file."""
     return comfy.sd.load_diffusion_model(str(path))
@@ -149,6 +55,12 @@ def load_vae(path: Path) -> Any:
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     vae.throw_exception_if_invalid()
     return vae
+
+
+def listens_locally() -> bool:
+    """Whether the server answers this machine alone, and was not opened to pages of other servers."""
+    places = [place.strip() for place in args.listen.split(",")]
+    return not args.enable_cors_header and all(place == "::1" or place.startswith("127.") for place in places)
 
 
 # Freshness: the host caches our handles, but the files behind them can be deleted by the user ---------------------
@@ -330,13 +242,3 @@ def umt5_config(state: dict[str, torch.Tensor], name: str) -> dict[str, int]:
         "num_heads": heads,
         "num_layers": sum(key.endswith("SelfAttention.q.weight") for key in state),
     }
-
-
-def lora_names() -> list[str]:
-    """Files that LoRA loaders offer."""
-    return folder_paths.get_filename_list("loras")
-
-
-def lora_path(name: str) -> Path:
-    """The full path of a listed LoRA."""
-    return Path(folder_paths.get_full_path_or_raise("loras", name))

@@ -9,7 +9,8 @@ from ..core.adapters.formats import read_lora
 from ..core.adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, check_name, ship
 from ..core.errors import ConfigError, WanTrainError
 from ..core.train.result import check_lora
-from . import host
+from . import folders, host
+from .inputs import checked
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
 
@@ -52,6 +53,7 @@ class MergeStages(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     def execute(
         cls,
         name: str,
@@ -70,7 +72,7 @@ class MergeStages(io.ComfyNode):
         for handle in (high, low, second_high, second_low):
             if handle:
                 check_lora(handle.path)
-        shipment = ship(host.loras_path(), sources, ShipOptions(name=name, **settings))
+        shipment = ship(folders.loras_path(), sources, ShipOptions(name=name, **settings))
         files = shipment.files
         host.remember(files.values())
         for line in shipment.lines():
@@ -140,7 +142,7 @@ class WanLoRAFromFile(io.ComfyNode):
             description="Reads LoRA files of musubi-tuner, AI-Toolkit, SimpleTuner, diffusion-pipe and this pack.",
             inputs=[
                 io.Combo.Input(
-                    "lora_file", options=host.lora_names(), tooltip="A LoRA in the loras folder. Press R for new ones."
+                    "lora_file", options=folders.lora_names(), tooltip="A LoRA in the loras folder. Press R for new ones."
                 ),
                 io.Combo.Input(
                     "stage", options=["auto", "high noise", "low noise", "single model"], default="auto", advanced=True,
@@ -152,12 +154,13 @@ class WanLoRAFromFile(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_file: str, **_: Any) -> str:
-        stat = host.lora_path(lora_file).stat()
+        stat = folders.lora_path(lora_file).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
+    @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
-        path = host.lora_path(lora_file)
+        path = folders.lora_path(lora_file)
         file = read_lora(path)
         chosen = (file.expert or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"

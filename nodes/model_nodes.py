@@ -18,7 +18,8 @@ from ..core.train.prepare import check_holding
 from ..core.train.settings import settings_from_names
 from ..core.train.start import needed_packages
 from ..core.wan.checkpoint import inspect
-from . import host
+from . import folders, host
+from .inputs import checked
 from .sockets import DitHandle, WanDit
 from .text import quantity
 
@@ -40,7 +41,7 @@ class LoadWanDiT(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.diffusion_model_names(),
+                    options=folders.diffusion_model_names(),
                     tooltip="A Wan 2.1 or 2.2 model (T2V, I2V, FLF2V, TI2V) in the diffusion_models folder: fp16, bf16, fp32,"
                     " fp8 or fp8_scaled safetensors, in ComfyUI's, the official or diffusers' layout, or GGUF. For Wan 2.2"
                     " A14B use one node for the high noise and one for the low noise file.",
@@ -75,20 +76,21 @@ class LoadWanDiT(io.ComfyNode):
             if precision is not None and precision not in PRECISIONS:  # the host leaves it to whom it hands it
                 raise ConfigError(f"precision is '{shown(precision)}': choose one of {', '.join(PRECISIONS)}.")
             if model_name is not None:
-                inspect(host.diffusion_model_path(model_name))
+                inspect(folders.diffusion_model_path(model_name))
         except WanTrainError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, **_: Any) -> str:
-        stat = host.diffusion_model_path(model_name).stat()
+        stat = folders.diffusion_model_path(model_name).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, recovery_adapter: str = NO_FILE, **settings: Any) -> io.NodeOutput:
-        info = inspect(host.diffusion_model_path(model_name))
-        adapter = None if recovery_adapter == NO_FILE else host.lora_path(recovery_adapter)
+        info = inspect(folders.diffusion_model_path(model_name))
+        adapter = None if recovery_adapter == NO_FILE else folders.lora_path(recovery_adapter, "recovery_adapter")
         wanted = settings_from_names(settings)
         check_holding(info, wanted.precision, wanted.memory, has_adapter=adapter is not None)
         config = info.config
@@ -135,7 +137,7 @@ def _memory_inputs() -> list[Any]:
             " (Windows: triton-windows); without it the run goes on uncompiled.",
         ),
         io.Combo.Input(
-            "recovery_adapter", options=[NO_FILE, *host.lora_names()], default=NO_FILE, optional=True, advanced=True,
+            "recovery_adapter", options=[NO_FILE, *folders.lora_names()], default=NO_FILE, optional=True, advanced=True,
             tooltip="For precision ara: the accuracy recovery adapter, in the loras folder. It is used in training alone.",
         ),
         io.Combo.Input(
@@ -206,8 +208,9 @@ class WanLoadUMT5(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_umt5(host.text_encoder_path(name)))
+        return io.NodeOutput(load_umt5(folders.text_encoder_path(name)))
 
 
 def load_umt5(path: Path) -> Any:

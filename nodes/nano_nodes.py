@@ -5,7 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..core.errors import ConfigError
-from . import host
+from . import folders, host
 from .model_nodes import CATEGORY, load_umt5
 
 HIGH, LOW = (f"wan_nano_t2v_{stage}_noise.safetensors" for stage in ("high", "low"))
@@ -43,7 +43,7 @@ class WanNanoFamily(io.ComfyNode):
 
 def nano_file(kind: str, name: str) -> Path:
     """The path of one of the family's files; ConfigError if it is not there."""
-    path = host.NANO / kind / name
+    path = folders.NANO / kind / name
     if not path.is_file():
         raise ConfigError(f"{path} is missing: install ComfyUI-WanTrain again, its folder 'nano' is not complete.")
     return path

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError, WanTrainError
 from ..core.launch.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from . import host
+from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sampling import (
     Given,
@@ -55,9 +56,13 @@ class PreviewLoRA(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, width: int = 16, height: int = 16, num_frames: int = 1) -> bool | str:
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, num_frames: int | None = None
+    ) -> bool | str:
+        """None: comes over a wire, and is checked when it is there."""
         try:
-            DatasetOptions(width=width, height=height, num_frames=num_frames)
+            check_known(cls, {"width": width, "height": height, "num_frames": num_frames})
+            DatasetOptions(width=width or 16, height=height or 16, num_frames=num_frames or 1)
         except WanTrainError as error:
             return str(error)
         return True
@@ -67,6 +72,7 @@ class PreviewLoRA(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     def execute(
         cls,
         pair: PairHandle,

@@ -1,66 +1,146 @@
-"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets."""
+"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets.
 
+A diary may have a million lines: it is read in a thread, so that the server goes on answering, and its curve is thinned
+to what a chart can show. What can't be answered is a sentence with a 4xx status, and names no path of this machine.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
 import re
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from server import PromptServer
 
+from ..core.data.links import is_file
 from ..core.errors import WanTrainError
 from ..core.launch.presets import PRESETS
-from ..core.train.events import read_history
+from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+
+log = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HOSTS_VARIABLE = "WANTRAIN_HOSTS"
+_MOST_BYTES = 255  # of a file name
+_RUN_NAME = re.compile(r"[\w .+()-]+")
+_histories = Histories()
+_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
 
 def register() -> None:
     """Add the routes to the host's server."""
     routes = PromptServer.instance.routes
-    routes.get("/wan_train/runs/{run}")(get_run)
-    routes.get("/wan_train/runs/{run}/previews/{name}")(get_preview)
-    routes.get("/wan_train/presets")(get_presets)
+    routes.get("/wan_train/runs/{run}")(_guarded(get_run))
+    routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
+    routes.get("/wan_train/presets")(_guarded(get_presets))
+
+
+def _guarded(handler: Handler) -> Handler:
+    """The handler, for requests that are meant for this server, with a sentence in the place of an error."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if not is_own_name(request.headers.get("Host", ""), host.listens_locally()):
+            return _refusal(
+                403,
+                "this server is only for programs on its own machine, and the address asked for has another name: open "
+                f"ComfyUI as localhost, or set the environment variable {HOSTS_VARIABLE} to the name that you use.",
+            )
+        try:
+            return await handler(request)
+        except OSError as error:
+            log.warning("%s could not be answered: %s", request.rel_url, error)
+            return _refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
+
+    return answer
+
+
+def is_own_name(address: str, listens_locally: bool) -> bool:
+    """Whether a Host header names this server.
+
+    A page of somebody else can have its own name lead to 127.0.0.1 and read what answers there (DNS rebinding). The host
+    compares Host with Origin, which are alike then. A server that listens on this machine alone is therefore known by an
+    address, as localhost, or by a name in WANTRAIN_HOSTS (several with commas, * for any); others have names of their own.
+    """
+    if not listens_locally or not address:
+        return True
+    try:
+        name = (urlsplit(f"//{address}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    allowed = [own.strip().lower() for own in os.environ.get(HOSTS_VARIABLE, "").split(",")]
+    if name in allowed or "*" in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """The history of one run: losses, validation losses, previews, state."""
+    """The history of one run: losses (thinned, with averages, if there are many), validation losses, previews, state."""
     name = request.match_info["run"]
     folder = _run_folder(name)
     if folder is None:
-        return web.json_response({"error": "there is no such run"}, status=404)
-    history = read_history(folder.events_path)
+        return _refusal(404, "there is no such run")
+    loop = asyncio.get_running_loop()
     try:
-        steps = folder.read_job().loop.steps
+        return web.json_response(await loop.run_in_executor(_threads, _describe, folder))
     except WanTrainError as error:
-        return web.json_response({"error": str(error)}, status=500)
-    return web.json_response(
-        {
-            "run": name,
+        return _refusal(422, str(error).replace(f"{folder.path}", name))
+
+
+def _describe(folder: RunFolder) -> dict[str, Any]:
+    steps = folder.read_job().loop.steps
+    with _histories.reader(folder.events_path).reading() as history:
+        return {
+            "run": folder.path.name,
             "steps": steps,
             "state": history.state,
             "line": history.message,
-            "losses": sorted(history.losses.items()),
-            "validation": sorted(history.validation.items()),
+            "losses": history.losses.thinned(),
+            "smoothed": history.losses.smoothed(steps),
+            "validation": history.validation.thinned(),
             "previews": PreviewFolder.of(folder).videos(),
         }
-    )
 
 
 async def get_preview(request: web.Request) -> web.StreamResponse:
     """A preview that a run made, as an animated picture."""
     folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
-    if folder is None or not VIDEO_NAME.fullmatch(name):
-        return web.json_response({"error": "there is no such preview"}, status=404)
-    path = PreviewFolder.of(folder).path / name
-    if not path.is_file():
-        return web.json_response({"error": "there is no such preview"}, status=404)
-    return web.FileResponse(path, headers={"Content-Type": "image/webp"})
+    path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
+    if folder is None or path is None or not _is_file_in(folder.path, path):
+        return _refusal(404, "there is no such preview")
+    return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
+
+
+def _is_file_in(folder: Path, path: Path) -> bool:
+    """Whether a file is there, and no link to somewhere else: run folders are passed on."""
+    return is_file(path) and path.resolve().is_relative_to(folder.resolve())
 
 
 def _run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
+    is_name = _RUN_NAME.fullmatch(name) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
+    if not is_name:
+        return None
     folder = RunFolder(host.runs_path() / name)
-    is_name = re.fullmatch(r"[\w .+()-]+", name) and not name.startswith(".")
-    return folder if is_name and folder.job_path.is_file() else None
+    return folder if is_file(folder.job_path) else None
 
 
 async def get_presets(_: web.Request) -> web.Response:

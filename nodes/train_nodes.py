@@ -20,6 +20,7 @@ from ..core.train.settings import TARGETS, build_job, job_warnings, settings_fro
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, run_line
+from .inputs import checked
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
@@ -78,6 +79,7 @@ class TrainLoRAStage(io.ComfyNode):
         return host.vanished()
 
     @classmethod
+    @checked
     async def execute(
         cls, dit: DitHandle, latents: LatentCache, text: TextCache, vae: Any = None, **settings: Any
     ) -> io.NodeOutput:

@@ -5,13 +5,21 @@ const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
 const EMPTY = "The loss is drawn here while the LoRA trains.";
 const SHOWN_STATES = { stopped: "stopped", finished: "finished", error: "failed", waiting: "starting" };
 
-/** Exponential moving average with bias correction, as in Adam (Kingma and Ba 2015): no pull to zero at the start. */
-export function smooth(values, beta) {
+/**
+ * Exponential moving average with bias correction, as in Adam (Kingma and Ba 2015): no pull to zero at the start.
+ * `known[i]`: the average there, of a curve of which only some points are in `values`; the average goes on from it.
+ */
+export function smooth(values, beta, known = []) {
   let mean = 0;
   let weight = 1;
-  return values.map((value) => {
-    mean = beta * mean + (1 - beta) * value;
-    weight *= beta;
+  return values.map((value, i) => {
+    if (known[i] !== undefined) {
+      mean = known[i];
+      weight = 0;
+    } else {
+      mean = beta * mean + (1 - beta) * value;
+      weight *= beta;
+    }
     return mean / (1 - weight);
   });
 }
@@ -161,6 +169,7 @@ export class LossChart {
   /** Forget the curve. */
   clear() {
     this.losses = new Map();
+    this.known = new Map();
     this.validation = new Map();
     this.run = { steps: 0, state: "new", line: "" };
     this.pointer = null;
@@ -168,11 +177,13 @@ export class LossChart {
     this.schedule();
   }
 
-  /** Replace the curve by the whole history of a run. */
+  /** Replace the curve by the history of a run; of a long one it has a part of the points, and `smoothed`, their averages. */
   set(history) {
     this.losses = new Map();
     this.validation = new Map();
     this.add(history);
+    this.known = new Map(history.smoothed ?? []);
+    this.schedule();
   }
 
   /**
@@ -182,7 +193,10 @@ export class LossChart {
   add({ steps, state, line, losses = [], validation = [], previews = this.previews.files }) {
     this.run = { steps, state, line };
     this.previews.set(previews);
-    for (const [step, loss] of losses) this.losses.set(step, loss);
+    for (const [step, loss] of losses) {
+      this.losses.set(step, loss);
+      this.known.delete(step);
+    }
     for (const [step, loss] of validation) this.validation.set(step, loss);
     this.schedule();
   }
@@ -239,7 +253,8 @@ export class LossChart {
   series() {
     this.steps = [...this.losses.keys()].sort((a, b) => a - b);
     const raw = this.steps.map((step) => this.losses.get(step));
-    this.averages = smooth(raw, betaFor(this.run.steps || raw.length));
+    const known = this.steps.map((step) => this.known.get(step));
+    this.averages = smooth(raw, betaFor(this.run.steps || raw.length), known);
   }
 
   drawHead() {

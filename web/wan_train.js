@@ -120,6 +120,8 @@ async function fetchRun(node) {
     if (answer.ok && entry.run === run) {
       entry.chart.set(await answer.json());
       for (const update of entry.missed) entry.chart.add(update);
+    } else if (answer.status !== 404 && entry.run === run) {
+      entry.chart.say((await answer.json()).error); // a sentence; 404: the run was deleted, or is another machine's
     }
   } catch (error) {
     console.warn(`[wan_train] the curve of ${run} could not be fetched`, error);

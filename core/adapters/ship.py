@@ -1,6 +1,5 @@
 """From trained LoRAs to the files that a user keeps and ships: checked, merged, named, labelled, never overwritten."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from ..disk import check_writable
 from ..errors import ConfigError, WanTrainError
+from ..names import check_file_name
 from .formats import LoraFile, LoraModule, read_lora, weights_hash, write_lora
 from .merge import check_pair, merge, pair_names, resize
 
@@ -72,12 +72,12 @@ class _Draft:
 
 
 def check_name(name: str, field: str = "name") -> str:
-    """A name that can be part of a file name everywhere; ConfigError, which calls it `field`, for any other."""
-    if not re.fullmatch(r"[\w][\w .+()-]{0,99}", name) or name.endswith((".", " ")):
-        raise ConfigError(
-            f"{field} is '{name}': use letters, digits, spaces and . _ - + ( ) only, beginning with a letter or digit."
-        )
-    return name
+    """A name that can be part of a file name everywhere; ConfigError, which calls it `field`, for any other.
+
+    What is put around it (_low_noise, _v2, a key, an ending, a temporary file's mark) makes no name of it that a system
+    can't have: see `core.names`.
+    """
+    return check_file_name(name, field)
 
 
 def ship(folder: Path, sources: Mapping[Slot, Source], options: ShipOptions) -> Shipment:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import DatasetError
 from .buckets import bucket_for, crop_loss, held_out_indices
 from .captions import assign_captions, extension
+from .links import leads_within
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
@@ -30,21 +31,30 @@ class _Found:
 
 
 def scan_folder(
-    folder: Path, options: DatasetOptions, *, index_path: Path | None = None, progress: Progress | None = None
+    folder: Path,
+    options: DatasetOptions,
+    *,
+    index_path: Path | None = None,
+    progress: Progress | None = None,
+    within: Sequence[Path] | None = None,
 ) -> Dataset:
     """Find every image and clip under `folder` and turn it into samples; nothing is left out without a note.
 
     Files come in natural order (clip_2 before clip_10) of their names relative to the folder. With `index_path`, hashes
     and probes are remembered there, and unchanged files are not opened again. `progress` is called after each file and
-    may raise to abort: what was probed so far is remembered. Raises DatasetError for a folder that gives no samples, a
-    file that the options refuse, or too many held-out samples.
+    may raise to abort: what was probed so far is remembered. `within`: the only places that links in the folder may lead
+    to, besides the folder itself; None: anywhere. Raises DatasetError for a folder that gives no samples, a file that the
+    options refuse, or too many held-out samples.
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    found = _find(folder, extension(options), index_path)
+    found = _find(folder, extension(options), index_path, None if within is None else [folder, *within])
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
-        raise DatasetError(f"{folder} holds no images or clips: put some there ({known}), or choose another folder.")
+        left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
+        raise DatasetError(
+            f"{folder} holds no images or clips{left_out}: put some there ({known}), or choose another folder."
+        )
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress)
@@ -79,10 +89,12 @@ def _check_folder(folder: Path) -> None:
         raise DatasetError(f"The dataset folder {folder} cannot be read: change its permissions.")
 
 
-def _find(folder: Path, caption_suffix: str, index_path: Path | None) -> _Found:
+def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Sequence[Path] | None) -> _Found:
     files: dict[str, Path] = {}
     notes: list[Note] = []
     _walk(folder, folder, {folder.resolve()}, files, notes)
+    if within is not None:
+        _drop_links(files, within, notes)
     own = Path(index_path).absolute() if index_path else None
     names = sorted((name for name, path in files.items() if path != own), key=natural_key)
     media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES - {caption_suffix}}
@@ -122,6 +134,17 @@ def _walk(root: Path, folder: Path, seen: set[Path], files: dict[str, Path], not
                 _walk(root, child, seen, files, notes)
         else:
             files[child.relative_to(root).as_posix()] = child
+
+
+def _drop_links(files: dict[str, Path], within: Sequence[Path], notes: list[Note]) -> None:
+    """Leave out files that links take from elsewhere: a dataset of somebody's could read any file of the user's so."""
+    for name in [name for name, path in files.items() if not leads_within(path, within)]:
+        reason = (
+            "a link that leads outside the dataset folders; put the file itself here, or name the place it lies in as"
+        )
+        reason += " a dataset folder (datasets: in extra_model_paths.yaml, or WANTRAIN_DATASET_ROOTS)"
+        notes.append(Note(name=name, action="skipped", reason=reason))
+        del files[name]
 
 
 def _stem(name: str) -> str:

@@ -3,6 +3,7 @@
 All of it is frozen and small (paths, digests, numbers): no pixels, no tensors.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,6 +12,7 @@ import torch
 
 from ..errors import ConfigError
 from ..limits import check_amount, check_texts
+from ..names import in_short
 from ..serial import digest
 from .conditioning import Conditioning
 
@@ -62,6 +64,11 @@ class DatasetOptions:
         for name in ("windows_per_clip", "slide_stride", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not re.fullmatch(r"\.?[\w-]{1,30}", self.caption_extension):
+            raise ConfigError(
+                f"caption_extension is '{in_short(self.caption_extension)}': give the ending of the caption files' names, such "
+                "as .txt."
+            )
         if self.held_out < 0:
             raise ConfigError(f"held_out must be 0 or more, got {self.held_out}.")
 

@@ -78,10 +78,10 @@ def test_it_loads_the_same_vae_as_the_hosts_loader(host):
 
 
 def test_an_incomplete_pack_is_one_sentence(comfy, tmp_path, monkeypatch):
-    from wan_train.nodes import host, nano_nodes
+    from wan_train.nodes import folders, nano_nodes
 
-    shutil.copytree(host.NANO / "vae", tmp_path / "vae")
-    monkeypatch.setattr(host, "NANO", tmp_path)
+    shutil.copytree(folders.NANO / "vae", tmp_path / "vae")
+    monkeypatch.setattr(folders, "NANO", tmp_path)
     assert nano_nodes.nano_file("vae", nano_nodes.VAE) == tmp_path / "vae" / nano_nodes.VAE
     with pytest.raises(ConfigError, match=r"high_noise\.safetensors is missing: install ComfyUI-WanTrain again"):
         nano_nodes.WanNanoFamily.execute()

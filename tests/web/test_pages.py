@@ -91,6 +91,8 @@ def test_chart_mathematics():
     };
     for (const value of smooth([3, 3, 3], 0.9)) near(value, 3);
     near(smooth([1, 2], 0.5)[1], (0.5 * 0.5 * 1 + 0.5 * 2) / 0.75);
+    const goesOn = smooth([9, 1, 2], 0.5, [undefined, 4]);
+    same([goesOn[1], goesOn[2]], [4, 3]);
     near(betaFor(10), 1 - 1 / 8);
     near(betaFor(1e6), 0.99);
     same(ticks(0, 200, 4), [0, 50, 100, 150, 200]);

@@ -5,7 +5,7 @@ import pytest
 from wan_train.core.data import scan as scan_module
 from wan_train.core.data.scan import natural_key, scan_folder
 from wan_train.core.data.types import DatasetOptions
-from wan_train.core.errors import DatasetError
+from wan_train.core.errors import ConfigError, DatasetError
 
 SMALL = {"width": 64, "height": 48, "num_frames": 9}
 
@@ -226,3 +226,9 @@ def test_the_digest_ignores_names_and_place(folder, tmp_path, make):
     other.mkdir()
     (other / "renamed.png").write_bytes((folder / "a.png").read_bytes())
     assert scan(folder, default_caption="x").digest == scan(other, default_caption="x").digest
+
+
+@pytest.mark.parametrize("ending", ["", ".", "..", "../x", "a/b", ".a.b", "\0", "x" * 5000])
+def test_an_ending_that_no_caption_file_has(ending):
+    with pytest.raises(ConfigError, match="caption_extension is '"):
+        DatasetOptions(caption_extension=ending)

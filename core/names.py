@@ -1,0 +1,69 @@
+"""Names of files: those that every system can have, and those that stay below the folder that they are looked up in."""
+
+import re
+
+from .errors import ConfigError
+from .paths import shown
+
+# Of a name: with what is put around it, it stays below the 255 bytes of most disks.
+MOST_CHARACTERS, MOST_BYTES = 100, 190
+_SHOWN = 60  # characters of a name that a sentence repeats
+_ALLOWED = re.compile(r"\w[\w .+()-]*")
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")}
+
+
+def is_device(file_name: str) -> bool:
+    """Whether Windows takes the name for a device, whatever ending follows: NUL, con.txt, COM1.tar.gz."""
+    return file_name.split(".")[0].rstrip(" ").upper() in _DEVICES
+
+
+def in_short(value: object) -> str:
+    """A value for a sentence: in one line, and not longer than one."""
+    return shown(" ".join(str(value).split()), _SHOWN)
+
+
+def check_file_name(name: str, field: str) -> str:
+    """A name that can be the start of a file name everywhere; ConfigError, which calls it `field`, for any other."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{field} must be a text, but it is {kind_of(name)}.")
+    if not _ALLOWED.fullmatch(name) or name.endswith((".", " ")):
+        raise ConfigError(
+            f"{field} is '{in_short(name)}': use letters, digits, spaces and . _ - + ( ) only, beginning with a letter or "
+            "digit and not ending with a dot or space."
+        )
+    if len(name) > MOST_CHARACTERS or len(name.encode()) > MOST_BYTES:
+        raise ConfigError(
+            f"{field} is '{in_short(name)}', which is too long for a file's name: use {MOST_CHARACTERS} characters at most "
+            f"({MOST_BYTES} bytes)."
+        )
+    if is_device(name):
+        raise ConfigError(f"{field} is '{name}': Windows keeps that name for a device; choose another.")
+    return name
+
+
+def check_below(name: str, field: str) -> str:
+    """A relative path that stays below its folder as it is written, links apart; ConfigError for any other."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{field} must be a text, but it is {kind_of(name)}.")
+    parts = re.split(r"[/\\]", name)
+    if not name or "\0" in name:
+        raise ConfigError(f"{field} is '{in_short(name)}', which is no file's name: choose one of the list.")
+    if not parts[0] or re.match(r"[A-Za-z]:", name) or ".." in parts:
+        raise ConfigError(f"{field} is '{in_short(name)}', which leads outside its folder: choose one of the list.")
+    return name
+
+
+def kind_of(value: object) -> str:
+    """What a value from JSON is called in a sentence."""
+    if value is None:
+        return "nothing (null)"
+    kinds: dict[type, str] = {
+        dict: "a dictionary",
+        list: "a list",
+        tuple: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return kinds.get(type(value), type(value).__name__)

@@ -1,0 +1,244 @@
+"""The history of a run of any length, for those who look at it: read a piece at a time, and after that only what is new.
+
+A diary of a million steps has 200 MB. Read whole, and each line kept as a dictionary, it takes more than a gigabyte; here
+a step takes 16 bytes, and a second look reads only the lines that were added. `Curve.thinned` gives what a chart of a
+thousand columns can show: every peak, and not more than MAX_POINTS points.
+"""
+
+import json
+import math
+import threading
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from .events import Event, RunHistory, needs_attention
+
+MAX_POINTS = 2000  # of a thinned curve
+MAX_WARNINGS = 1000  # that a history keeps
+_BLOCK = 1 << 20  # bytes read at once
+_LONGEST_LINE = 1 << 20  # a longer one is damaged: no event is a thousandth of that
+_FINGERPRINT = 256  # bytes at the start by which a diary is known again
+Point = tuple[int, float]
+
+
+class Curve(MutableMapping[int, float]):
+    """Losses by step in ascending order, 16 bytes each; where a step comes again, the later loss counts.
+
+    Steps that do not fit into 64 bits raise OverflowError.
+    """
+
+    def __init__(self) -> None:
+        self._steps, self._losses = array("q"), array("d")
+
+    def __setitem__(self, step: int, loss: float) -> None:
+        steps, losses = self._steps, self._losses
+        if not steps or step > steps[-1]:  # as a diary has it
+            steps.append(step)
+            losses.append(loss)
+            return
+        place = bisect_left(steps, step)
+        if steps[place] == step:
+            losses[place] = loss
+        else:
+            steps.insert(place, step)
+            losses.insert(place, loss)
+
+    def __getitem__(self, step: int) -> float:
+        place = self._place(step)
+        return self._losses[place]
+
+    def __delitem__(self, step: int) -> None:
+        place = self._place(step)
+        del self._steps[place], self._losses[place]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def _place(self, step: int) -> int:
+        place = bisect_left(self._steps, step)
+        if place == len(self._steps) or self._steps[place] != step:
+            raise KeyError(step)
+        return place
+
+    @property
+    def last_step(self) -> int:
+        """The highest step; 0 if there is none."""
+        return self._steps[-1] if self._steps else 0
+
+    def cut(self, step: int) -> None:
+        """Forget what comes after `step`: a run that was killed goes on from an earlier checkpoint."""
+        end = bisect_right(self._steps, step)
+        del self._steps[end:], self._losses[end:]
+
+    def points(self) -> list[Point]:
+        """All (step, loss)."""
+        return list(zip(self._steps, self._losses, strict=True))
+
+    def thinned(self, most: int = MAX_POINTS) -> list[Point]:
+        """(step, loss), at most `most`, of finite losses: the ends, and the lowest and highest of equal pieces between."""
+        return [(int(self._steps[i]), self._losses[i]) for i in self._kept(most)]
+
+    def smoothed(self, run_steps: int, most: int = MAX_POINTS) -> list[Point]:
+        """(step, average) at the steps of `thinned`: the chart's moving average, over all points and not the kept ones.
+
+        As `smooth` and `betaFor` in web/chart.js have it. Empty where `thinned` keeps all, for then the chart can.
+        """
+        if len(self) <= most:
+            return []
+        beta = 1 - 1 / min(100, max(8, (run_steps or len(self)) / 25))
+        finite = (loss if math.isfinite(loss) else None for loss in self._losses)
+        means = array("d", accumulate(finite, lambda mean, loss: mean if loss is None else beta * mean + (1 - beta) * loss,
+                                      initial=0.0))  # fmt: skip
+        return [(int(self._steps[i]), means[i + 1] / (1 - beta ** (i + 1))) for i in self._kept(most)]
+
+    def _kept(self, most: int) -> list[int]:
+        losses = np.array(self._losses)  # a copy: an array that others look into could not grow
+        places = np.flatnonzero(np.isfinite(losses))
+        if len(places) <= most:
+            return places.tolist()
+        pieces = np.array_split(places[1:-1], (most - 2) // 2)
+        kept = {int(places[0]), int(places[-1])}
+        for piece in pieces:
+            kept |= {int(piece[losses[piece].argmin()]), int(piece[losses[piece].argmax()])}
+        return sorted(kept)
+
+
+class LongHistory(RunHistory):
+    """A RunHistory of any length: the same values, with curves in the place of dictionaries."""
+
+    losses: Curve  # type: ignore[assignment]
+    validation: Curve  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses, self.validation = Curve(), Curve()  # type: ignore[assignment]
+
+    def add(self, event: Event) -> None:
+        """Take in one event. KeyError, TypeError, ValueError or OverflowError for one that is none."""
+        if event.get("event") == "warning" and needs_attention(event) and len(self.warnings) >= MAX_WARNINGS:
+            return
+        if event.get("event") != "start":
+            super().add(event)
+            return
+        losses, validation, resumed = self.losses, self.validation, int(event.get("step", 0))
+        self.losses, self.validation = Curve(), Curve()  # type: ignore[assignment]
+        try:
+            super().add(event)
+        finally:
+            losses.cut(resumed)
+            validation.cut(resumed)
+            self.losses, self.validation = losses, validation  # type: ignore[assignment]
+
+
+class HistoryReader:
+    """Keeps the history of one diary up to date: each `read` takes in the complete lines that have come since the last.
+
+    A diary that was replaced or made shorter is read anew. Lines that are no events are passed over and counted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.history, self.skipped = LongHistory(), 0
+        self._position, self._start = 0, b""
+
+    def read(self) -> LongHistory:
+        """The history as it is now, for the one thread that has this reader. OSError if the diary can't be read."""
+        with self.reading() as history:
+            return history
+
+    @contextmanager
+    def reading(self) -> Iterator[LongHistory]:
+        """The history as it is now, and as it stays until the block ends; several threads take turns. OSError as `read`."""
+        with self._lock:
+            self._bring_up_to_date()
+            yield self.history
+
+    def _bring_up_to_date(self) -> None:
+        if not self.path.is_file():  # absent, or a pipe that would never end
+            self._forget()
+            return
+        with self.path.open("rb") as file:
+            if not self._is_continued(file):
+                self._forget()
+                file.seek(0)
+                self._start = file.read(_FINGERPRINT)
+            file.seek(self._position)
+            self._take_in(file)
+
+    def _is_continued(self, file: BinaryIO) -> bool:
+        """Whether what was read before is still there, before what is new."""
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(_FINGERPRINT)
+        grown = start[: len(self._start)] == self._start
+        if grown and len(self._start) < _FINGERPRINT:
+            self._start = start
+        return grown and size >= self._position
+
+    def _take_in(self, file: BinaryIO) -> None:
+        rest = b""
+        while block := file.read(_BLOCK):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                self._position += len(line) + 1
+                self._take_line(line)
+            if len(rest) > _LONGEST_LINE:
+                rest = self._pass_over(file, rest)
+
+    def _pass_over(self, file: BinaryIO, rest: bytes) -> bytes:
+        """Skip a line that is too long to be one; what of the next was read with its end."""
+        skipped = len(rest)
+        while block := file.read(_BLOCK):
+            end = block.find(b"\n")
+            if end >= 0:
+                self._position += skipped + end + 1
+                self.skipped += 1
+                file.seek(self._position)
+                return b""
+            skipped += len(block)
+        return b""  # its end has not come yet: it is passed over again next time
+
+    def _take_line(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            self.history.add(json.loads(line.decode()))  # decoded here: a fifth faster than by json
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            self.skipped += 1  # cut short by a crash, or damaged
+
+
+class Histories:
+    """The histories of the runs that were looked at last, each read once. For several threads."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._readers: OrderedDict[Path, HistoryReader] = OrderedDict()
+
+    def reader(self, path: Path) -> HistoryReader:
+        """The reader of this diary; the one that was not asked for the longest is dropped for a new one."""
+        with self._lock:
+            reader = self._readers.pop(path, None) or HistoryReader(path)
+            self._readers[path] = reader
+            while len(self._readers) > self._most:
+                self._readers.popitem(last=False)
+        return reader
+
+
+def read_long_history(path: Path) -> LongHistory:
+    """As `events.read_history`, in a few tens of megabytes however long the diary is."""
+    return HistoryReader(path).read()

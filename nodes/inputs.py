@@ -1,0 +1,125 @@
+"""Checks what a node is given before it does anything.
+
+The page sends what its widgets allow. A prompt that a program sends may hold anything: a dictionary on a wire, a text for
+a number. The host checks ranges and lists of values that stand in the prompt, but neither what stands there in the place
+of a wire, nor values that come over a wire. Here both are: each is one sentence that names the input.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from comfy_api.latest import io
+
+from ..core.data.types import Dataset, LatentCache, TextCache
+from ..core.errors import ConfigError
+from ..core.names import in_short, kind_of
+from .sockets import DitHandle, LoraHandle, PairHandle
+
+Execute = TypeVar("Execute", bound=Callable[..., Any])
+
+# Type of a wire -> class of what travels on it, and where to get it.
+_HANDLES: dict[str, tuple[type, str]] = {
+    "WAN_DIT": (DitHandle, "Load Wan DiT"),
+    "WAN_DATASET": (Dataset, "Dataset from Folder"),
+    "WAN_LATENTS": (LatentCache, "Cache Latents"),
+    "WAN_TEXT": (TextCache, "Cache T5"),
+    "WAN_LORA": (LoraHandle, "Train LoRA Stage or LoRA from File"),
+    "WAN_LORA_PAIR": (PairHandle, "Merge Stages"),
+    "IMAGE": (torch.Tensor, "a node that gives an IMAGE"),
+}
+# The host's own: packs wrap its classes, so what counts is what we use of them.
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "VAE": ("first_stage_model", "latent_channels"),
+    "CLIP": ("cond_stage_model", "tokenize"),
+    "CLIP_VISION": ("encode_image", "model"),
+    "MODEL": ("model", "clone"),
+}
+_LISTS_OF_FILES = ("folder", "model_name", "name", "lora_file", "recovery_adapter")  # looked up where they are used
+_NUMBERS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "INT": (int, "a whole number"),
+    "FLOAT": ((int, float), "a number"),
+}
+
+
+def checked(execute: Execute) -> Execute:
+    """`execute` of a node, which refuses inputs that are not of the kinds that its schema says."""
+    names = list(inspect.signature(execute).parameters)[1:]
+
+    def check(cls: Any, arguments: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
+        check_inputs(cls, {**dict(zip(names, arguments, strict=False)), **inputs})
+
+    if inspect.iscoroutinefunction(execute):
+
+        @functools.wraps(execute)
+        async def run_async(cls: Any, *arguments: Any, **inputs: Any) -> Any:
+            check(cls, arguments, inputs)
+            return await execute(cls, *arguments, **inputs)
+
+        return run_async  # type: ignore[return-value]
+
+    @functools.wraps(execute)
+    def run(cls: Any, *arguments: Any, **inputs: Any) -> Any:
+        check(cls, arguments, inputs)
+        return execute(cls, *arguments, **inputs)
+
+    return run  # type: ignore[return-value]
+
+
+def check_inputs(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
+    """ConfigError for the first of `values` that is not what the node's schema says of it."""
+    schema = node.SCHEMA or node.define_schema()
+    for item in schema.inputs:
+        if item.id in values and not (item.optional and values[item.id] is None):
+            _check(item, values[item.id])
+
+
+def check_known(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
+    """As `check_inputs`, for the host's check of a prompt, where None stands for what will come over a wire."""
+    check_inputs(node, {name: value for name, value in values.items() if value is not None})
+
+
+def _check(item: Any, value: Any) -> None:
+    kind = item.get_io_type()
+    if kind in _HANDLES:
+        _check_handle(item.id, value, *_HANDLES[kind])
+    elif kind in _ATTRIBUTES:
+        if not all(hasattr(value, name) for name in _ATTRIBUTES[kind]):
+            raise ConfigError(f"{item.id} must be connected to a node that gives a {kind}, but it is {kind_of(value)}.")
+    elif kind in _NUMBERS:
+        _check_number(item, value, *_NUMBERS[kind])
+    elif kind == "BOOLEAN":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{item.id} must be true or false, but it is {kind_of(value)}.")
+    elif not isinstance(value, str):
+        raise ConfigError(f"{item.id} must be a text, but it is {kind_of(value)}.")
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{item.id} holds half a character (a lone surrogate), which no file can: write it again.")
+    elif kind == "COMBO" and item.id not in _LISTS_OF_FILES and value not in item.options:
+        raise ConfigError(f"{item.id} is '{in_short(value)}': choose one of {', '.join(map(str, item.options))}.")
+
+
+def _check_handle(name: str, value: Any, wanted: type, source: str) -> None:
+    if not isinstance(value, wanted):
+        raise ConfigError(f"{name} must be connected to {source}, but it is {kind_of(value)}.")
+    if isinstance(value, torch.Tensor) and (value.ndim != 4 or not value.numel()):
+        raise ConfigError(
+            f"{name} must be pictures, [number, height, width, 3], but it has the shape {list(value.shape)}."
+        )
+
+
+def _check_number(item: Any, value: Any, wanted: type | tuple[type, ...], words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise ConfigError(f"{item.id} must be {words}, but it is {kind_of(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{item.id} is {value}, which is no number to work with: give one from {_span(item)}.")
+    if (item.min is not None and value < item.min) or (item.max is not None and value > item.max):
+        raise ConfigError(f"{item.id} is {in_short(value)}, but it must lie in {_span(item)}.")
+
+
+def _span(item: Any) -> str:
+    is_multiple = item.step and item.step > 1 and item.min % item.step == 0
+    return f"{item.min:g} to {item.max:g}" + (f", a multiple of {item.step:g}" if is_multiple else "")

@@ -1,0 +1,142 @@
+"""What the routes answer: to odd names and headers, and about a diary of a hundred thousand lines."""
+
+import asyncio
+import json
+import shutil
+import urllib.error
+import urllib.request
+
+import pytest
+from wan_train.core.train.events import read_history
+from wan_train.core.train.history import MAX_POINTS
+from wan_train.tests.host.graphs import one_stage
+from wan_train.tests.host.runs import run_folders, succeeded
+
+
+@pytest.fixture(scope="module")
+def folder(host):
+    """A finished run's folder."""
+    before = run_folders(host)
+    assert succeeded(host.run(one_stage(lora_name="routed", seed=41, steps=1)))
+    return next(iter(run_folders(host) - before))
+
+
+def ask(host, path, **headers):
+    """(status, headers, body) of a request."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(host.url + path, headers=headers), timeout=60) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def refused(host, path, **headers):
+    """(status, sentence) of a refusal, which tells nothing of this machine."""
+    status, _, body = ask(host, path, **headers)
+    sentence = json.loads(body)["error"]
+    assert "Traceback" not in sentence
+    assert str(host.base) not in sentence
+    return status, sentence
+
+
+ODD_NAMES = [
+    "x" * 5000, "x" * 256, "%2e%2e", "..%2f..%2fmodels", "%2e%2e%5cmodels", "a%00b", "%00", "%ff%fe", "%F0%9F%92%A9" * 40,
+    "%E2%80%AE", "%0d%0aSet-Cookie:x", "...", "%20", "CON", "NUL.txt", "~", "%25%32%65", "%ED%A0%80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: name[:20])
+def test_odd_names_are_not_found(host, folder, name):
+    assert refused(host, f"/wan_train/runs/{name}")[0] == 404
+    assert refused(host, f"/wan_train/runs/{name}/previews/step-00000001.webp")[0] == 404
+    assert refused(host, f"/wan_train/runs/{folder.name}/previews/{name}")[0] == 404
+
+
+@pytest.mark.parametrize("kind", ["evil.example", "evil.example:8188", "localhost.evil.example", "a b"])
+def test_another_hosts_name_is_refused(host, folder, kind):
+    """The host itself lets such requests pass: their Host and Origin are alike."""
+    for path in (
+        f"/wan_train/runs/{folder.name}",
+        "/wan_train/presets",
+        "/wan_train/runs/x/previews/step-00000001.webp",
+    ):
+        status, sentence = refused(host, path, Host=kind, Origin=f"http://{kind}")
+        assert (status, "WANTRAIN_HOSTS" in sentence) == (403, True)
+
+
+@pytest.mark.parametrize(
+    "kind", ["localhost", "localhost:8188", "LOCALHOST.", "x.localhost:1", "127.0.0.1", "[::1]:80", "10.0.0.5"]
+)
+def test_addresses_and_localhost_are_answered(host, kind):
+    assert ask(host, "/wan_train/presets", Host=kind)[0] == 200
+
+
+def test_a_job_that_cannot_be_read_is_a_sentence(host, folder):
+    text = (folder / "job.json").read_text()
+    try:
+        (folder / "job.json").write_text("{")
+        status, sentence = refused(host, f"/wan_train/runs/{folder.name}")
+    finally:
+        (folder / "job.json").write_text(text)
+    assert status == 422
+    assert "job.json" in sentence
+
+
+def test_a_preview_that_is_a_link_is_not_given_out(host, folder, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (folder / "previews").mkdir(exist_ok=True)
+    link = folder / "previews" / "step-00000001.webp"
+    try:
+        link.symlink_to(tmp_path / "secret")
+    except OSError:
+        pytest.skip("links are not permitted here")
+    try:
+        assert refused(host, f"/wan_train/runs/{folder.name}/previews/{link.name}")[0] == 404
+    finally:
+        link.unlink()
+
+
+def test_a_long_diary_is_thinned_and_the_server_answers_meanwhile(host, folder):
+    long = folder.with_name("long_high_0123456789abcdef")
+    shutil.copytree(folder, long)
+    peak = 33_333
+    lines = [json.dumps({"event": "start", "time": 1.0, "step": 0})]
+    for step in range(1, 100_001):
+        loss = 50.0 if step == peak else 0.5 + 0.001 * (step % 13)
+        lines.append(json.dumps({"event": "step", "time": 1.0 + step, "step": step, "loss": loss, "lr": 1e-3}))
+    (long / "events.jsonl").write_text("\n".join(lines) + "\n")
+
+    async def ask_twice():
+        running = asyncio.create_task(asyncio.to_thread(ask, host, f"/wan_train/runs/{long.name}"))
+        meanwhile = 0
+        while not running.done():
+            assert (await asyncio.to_thread(ask, host, "/wan_train/presets"))[0] == 200
+            meanwhile += not running.done()
+        return await running, meanwhile
+
+    (status, _, body), meanwhile = asyncio.run(ask_twice())
+    answer = json.loads(body)
+    assert status == 200
+    assert meanwhile > 0  # answered before the diary was read
+    assert len(answer["losses"]) <= MAX_POINTS
+    assert [step for step, _ in answer["smoothed"]] == [step for step, _ in answer["losses"]]
+    losses = dict(map(tuple, answer["losses"]))
+    assert {1, peak, 100_000} <= set(losses)
+    assert losses == {step: loss for step, loss in read_history(long / "events.jsonl").losses.items() if step in losses}
+    assert json.loads(ask(host, f"/wan_train/runs/{long.name}")[2]) == answer
+
+
+def test_names_of_this_server(comfy, monkeypatch):
+    from wan_train.nodes.routes import HOSTS_VARIABLE, is_own_name
+
+    monkeypatch.delenv(HOSTS_VARIABLE, raising=False)
+    assert not is_own_name("box.example:8188", True)
+    assert is_own_name("box.example:8188", False)  # it listens to others, and is known to them by names of its own
+    assert is_own_name("", True)
+    assert not is_own_name("[::1", True)
+    monkeypatch.setenv(HOSTS_VARIABLE, "other.example, Box.example")
+    assert is_own_name("box.example:8188", True)
+    assert not is_own_name("evil.example", True)
+    monkeypatch.setenv(HOSTS_VARIABLE, "*")
+    assert is_own_name("evil.example", True)
