@@ -106,7 +106,7 @@ def test_folders_that_cannot_be_scanned(tmp_path, folder):
 
 def test_missing_captions_are_told_before_anything_is_probed(folder, make, monkeypatch):
     make.image(folder / "a.png")
-    monkeypatch.setattr(scan_module, "probe_file", lambda _: pytest.fail("probed"))
+    monkeypatch.setattr(scan_module, "probe_file", lambda *_: pytest.fail("probed"))
     with pytest.raises(DatasetError, match="no captions"):
         scan(folder)
 
@@ -179,7 +179,7 @@ def test_a_second_scan_reads_no_media(folder, tmp_path, make, monkeypatch):
     first = scan(folder, index_path=index_path, default_caption="x")
     probed = []
     real = scan_module.probe_file
-    monkeypatch.setattr(scan_module, "probe_file", lambda path: probed.append(path.name) or real(path))
+    monkeypatch.setattr(scan_module, "probe_file", lambda path, stop: probed.append(path.name) or real(path, stop))
     assert scan(folder, index_path=index_path, default_caption="x") == first
     assert probed == []
     make.clip(folder / "a.mp4", 13)
