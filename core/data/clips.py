@@ -228,7 +228,7 @@ def _microseconds(
 ) -> tuple[tuple[int, ...], int]:
     """Frame starts and the end in microseconds from the first; `last`: the last frame's duration, 0 if unknown."""
     if isinstance(times, int):
-        check_span(times / rate * 1_000_000)
+        check_span(float(times / rate * 1_000_000))
         return tuple(round(i / rate * 1_000_000) for i in range(times)), round(times / rate * 1_000_000)
     if len(times) > 1:
         # A wrong duration of the last packet must not stretch the clip; without one the mean has to do.
@@ -237,7 +237,7 @@ def _microseconds(
     else:
         duration = last * time_base if last else 1 / rate
     end = ((times[-1] - times[0]) * time_base + duration) * 1_000_000
-    check_span(end)
+    check_span(float(end))
     return tuple(round((t - times[0]) * time_base * 1_000_000) for t in times), round(end)
 
 

@@ -72,10 +72,7 @@ def _read(sample: Sample, interrupt: Interrupt | None) -> np.ndarray:
         with decoding("clip" if is_clip else "image"):
             return index, _resize(image, box, (file.width, file.height), bucket)
 
-    if is_clip:
-        images = read_clip(path, wanted, file.num_frames, interrupt)
-    else:
-        images = read_picture(path, wanted, interrupt)
+    images = read_clip(path, wanted, file.num_frames, interrupt) if is_clip else read_picture(path, wanted, interrupt)
     resized = dict(on_threads(finish, images, THREADS))
     return np.stack([resized[index] for index in sample.frame_indices])
 

@@ -126,6 +126,7 @@ def _missing_in_iso(file: BinaryIO, size: int, look: Callable[[], object]) -> in
 
 
 def _missing_in_matroska(file: BinaryIO, size: int, look: Callable[[], object]) -> int:
+    look()
     file.seek(4)
     header_size = _vint(file)
     if header_size is None or header_size > size:
@@ -149,6 +150,7 @@ def _vint(file: BinaryIO) -> int | None:
 
 
 def _missing_in_riff(file: BinaryIO, size: int, look: Callable[[], object]) -> int:
+    look()
     file.seek(4)
     length = int.from_bytes(file.read(4), "little")
     return 8 + length - size if length else 0  # 0: the recorder never came back to fill it in

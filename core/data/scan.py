@@ -79,7 +79,7 @@ def natural_key(name: str) -> tuple[list[int | str], str]:
 
 def _check_folder(folder: Path) -> None:
     if not _is_text(str(folder)):
-        raise DatasetError(f"The name of the dataset folder {ascii(str(folder))} is not UTF-8: rename it.")
+        raise DatasetError(f"The name of the dataset folder {str(folder)!a} is not UTF-8: rename it.")
     try:
         exists, is_folder = folder.exists(), folder.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL

@@ -17,7 +17,14 @@ FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
 
 # Upper limits of options: far above what can be trained on, and below what a machine chokes on while it counts.
-MAX_SIDE, MAX_NUM_FRAMES, MAX_WINDOWS, MAX_REPEATS = 16384, 10_001, 100_000, 1_000_000
+MAX_OPTIONS = {
+    "width": 16384,
+    "height": 16384,
+    "num_frames": 10_001,
+    "windows_per_clip": 100_000,
+    "slide_stride": 2**31,
+    "repeats": 1_000_000,
+}
 
 LATENT_CHANNELS = {"wan2.1": 16, "wan2.2": 48}
 
@@ -44,6 +51,9 @@ class DatasetOptions:
     held_out: int = 0  # number of samples kept out of training for the validation loss
 
     def __post_init__(self) -> None:
+        for name, limit in MAX_OPTIONS.items():
+            if getattr(self, name) > limit:
+                raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
         for name in ("width", "height"):
             value = getattr(self, name)
             if value < 16 or value % 16:
@@ -51,21 +61,12 @@ class DatasetOptions:
                     f"{name} is {value}, but Wan needs a multiple of 16: use {max(16, value // 16 * 16)}"
                     f" or {max(16, (value // 16 + 1) * 16)}."
                 )
-            if value > MAX_SIDE:
-                raise ConfigError(f"{name} is {value}, and {MAX_SIDE} is the limit: use less.")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ConfigError(
                 f"num_frames is {self.num_frames}, but Wan needs 4n+1 frames (1, 5, 9, ..., 33, 81): "
                 f"use {low} or {low + 4}."
             )
-        for name, limit in (
-            ("num_frames", MAX_NUM_FRAMES),
-            ("windows_per_clip", MAX_WINDOWS),
-            ("repeats", MAX_REPEATS),
-        ):
-            if getattr(self, name) > limit:
-                raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
         if not 1.0 <= self.fps <= 240.0:
             raise ConfigError(
                 f"fps is {self.fps}; it must lie between 1 and 240 (Wan 2.1 and A14B were trained at 16)."

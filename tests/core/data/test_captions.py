@@ -48,7 +48,8 @@ def test_a_caption_file_that_cannot_be_one_drops_its_clip_with_a_note(tmp_path):
         "and no default caption is set",
     ]
     captions, notes = assign_captions(["a.png"], sidecars, DatasetOptions(default_caption="x"))
-    assert captions == {"a.png": "x"} and "cannot be used" in notes[0].reason
+    assert captions == {"a.png": "x"}
+    assert "cannot be used" in notes[0].reason
 
 
 @pytest.mark.parametrize(
