@@ -3,7 +3,6 @@
 import json
 import math
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def parse_json(raw: bytes | str, *, unique: bool = False) -> Any:
 
 def is_shape(shape: object) -> bool:
     """Whether it is a list or tuple of sizes that a real tensor can have."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_AXES:
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
         return False
     if not all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape):
         return False
