@@ -45,8 +45,12 @@ def detect_config(
     values |= overrides
     try:
         config = from_dict(WanConfig, values | {"variant": variant}, "The model's own configuration")
-    except (ConfigError, OverflowError) as error:  # OverflowError: a whole number too large for a float
+    except ConfigError as error:
         raise ModelFileError(f"The model file '{path}' cannot be used: {shown(str(error), 500)}") from error
+    except OverflowError as error:
+        raise ModelFileError(
+            f"The model file '{path}' cannot be used: a number of its configuration is too large; get it from its maker again."
+        ) from error
     if config.num_heads < 1 or config.dim % (2 * config.num_heads):
         raise ModelFileError(
             f"The model file '{path}' has a width of {config.dim}, which {config.num_heads} heads cannot share; Wan "

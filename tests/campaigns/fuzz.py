@@ -133,7 +133,7 @@ def _neighbours(kind: str, path: Path, bases: dict[str, bytes]) -> None:
         path.with_name("try-part.safetensors").write_bytes(bases["model"])
     elif kind == "config":
         path.with_name("model.safetensors").write_bytes(bases["model"])
-    elif path.suffix not in (".safetensors", ".gguf"):
+    elif path.suffix not in (".safetensors", ".gguf", ".pth"):
         path.with_name("good.png").write_bytes(bases["png"])
         path.with_name("good.txt").write_text("a good one", encoding="utf-8")
         if kind == "caption":

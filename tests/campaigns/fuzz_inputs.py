@@ -1,6 +1,7 @@
 """Good files of every kind that the pack reads, tiny, and what mutation makes of them."""
 # ruff: noqa: ARG005  every fault takes chance, bytes and other files
 
+import io
 import json
 import random
 import struct
@@ -64,6 +65,7 @@ NAMES = {
     "peft": "adapter_model.safetensors",
     "recovery": "try.safetensors",
     "weights": "try.safetensors",
+    "pickle": "try.pth",
 }
 
 
@@ -103,6 +105,9 @@ def make_bases(folder: Path) -> dict[str, bytes]:
     bases["weights"] = save(
         {"shared.weight": torch.zeros(8, 4), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(4, 4)}
     )
+    stream = io.BytesIO()
+    torch.save({"shared.weight": torch.zeros(8, 4), "norm.weight": torch.ones(4, dtype=torch.bfloat16)}, stream)
+    bases["pickle"] = stream.getvalue()
     return bases
 
 

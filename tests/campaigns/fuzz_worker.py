@@ -98,7 +98,7 @@ READERS = {
     **dict.fromkeys(("model", "fp8", "gguf", "index", "config"), read_model),
     **dict.fromkeys(("lora", "peft"), read_lora),
     "recovery": read_recovery,
-    "weights": read_weights,
+    **dict.fromkeys(("weights", "pickle"), read_weights),
 }
 
 
