@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
 from PIL import Image
 
-from .media import BadMediaError, decoding, each_decoded
+from .media import BadMediaError, check_plain_file, decoding, each_decoded
 from .pictures import on_white
 from .watch import CLIP_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
 
@@ -135,6 +135,7 @@ def _to_rgb(frame: VideoFrame) -> Image.Image:
 
 def _open(path: Path) -> InputContainer:
     with decoding("clip"):
+        check_plain_file(path)
         known = {"options": _OPEN_OPTIONS, "timeout": _OPEN_SECONDS}
         try:
             return av.open(str(path), metadata_errors="replace", **known)

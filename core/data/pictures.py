@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .media import BadMediaError, decoding
+from .media import BadMediaError, check_plain_file, decoding
 from .watch import ANIMATION_PIXELS, CLIP_PIXELS, MAX_ANIMATED_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
 
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")  # others have several pictures (MPO, TIFF), not frames
@@ -80,6 +80,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     with decoding("image"):
+        check_plain_file(path)
         if not Image.OPEN or "AVIF" not in Image.OPEN:
             Image.init()  # all that is installed
         image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])

@@ -1,5 +1,6 @@
 """Reads files as the pack does, one for each line on standard input, and says what came of it: run by fuzz.py."""
 
+import importlib
 import json
 import os
 import sys
@@ -149,7 +150,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from run import register_pack
-
-    register_pack()
+    importlib.import_module("run").register_pack()  # beside this file
     main()

@@ -3,6 +3,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av import stream as av_stream
 from wan_train.core.data.clips import frame_to_rgb, probe_clip, read_clip
 from wan_train.core.data.media import BadMediaError
 
@@ -238,7 +239,7 @@ def test_a_cover_is_no_clip(tmp_path, make):
         sound = container.add_stream("aac", rate=44100, layout="mono")
         picture = container.add_stream("png", rate=1)
         picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
-        picture.disposition = av.stream.Disposition.attached_pic
+        picture.disposition = av_stream.Disposition.attached_pic
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 44100
         container.mux(sound.encode(frame))
