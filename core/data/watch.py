@@ -4,6 +4,7 @@ The limits are on what has to be decoded, and far above real footage: an hour of
 and a few groups of frames. They are there for files that are small and never end.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ MAX_FRAME_PIXELS = 180_000_000  # of one picture or frame; PIL's own limit is a 
 MAX_ANIMATED_PIXELS = 2**26  # of a frame of gif, webp, apng, avif: 8192x8192
 CLIP_PIXELS = 10**12  # decoded for one file or sample: an hour of 4K
 ANIMATION_PIXELS = 2 * 10**10  # the same for PIL, which is slower: 2400 frames of 4K
-MAX_SECONDS = 600  # for one file or sample
+MAX_SECONDS = 600  # of decoding for one file or sample; reading through a file is bounded by its size
 
 _POLL_SECONDS = 0.2
 
@@ -68,16 +69,12 @@ class Work:
         self._max_frame_pixels = max_frame_pixels
         self._pixels = 0
         self._packets = 0
-        self._deadline = time.monotonic() + MAX_SECONDS
+        self._deadline = math.inf
 
     def look(self) -> None:
         """Between two steps of any kind."""
         if self._interrupt is not None:
             self._interrupt()
-        if time.monotonic() > self._deadline:
-            raise BadMediaError(
-                f"reading it took more than {MAX_SECONDS} seconds; cut it into shorter files", passing=True
-            )
 
     def packet(self) -> None:
         """One frame more is in the file."""
@@ -106,6 +103,11 @@ class Work:
         """Before (or, where its size is not known before, after) one frame is decoded."""
         self.expect(1, width, height)
         self._pixels += width * height
+        self._deadline = min(self._deadline, time.monotonic() + MAX_SECONDS)
+        if time.monotonic() > self._deadline:
+            raise BadMediaError(
+                f"decoding it took more than {MAX_SECONDS} seconds; cut it into shorter files", passing=True
+            )
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_frame_pixels:

@@ -64,8 +64,8 @@ def test_limits_of_frames_pixels_and_seconds(monkeypatch):
     with pytest.raises(BadMediaError, match="it has more than 2 frames"):
         work.packet()
     monkeypatch.setattr(watch, "MAX_SECONDS", -1)
-    with pytest.raises(BadMediaError, match="reading it took more than -1 seconds") as error:
-        Work(None, 1000).look()
+    with pytest.raises(BadMediaError, match="decoding it took more than -1 seconds") as error:
+        Work(None, 1000).frame(1, 1)
     assert error.value.passing
 
 
