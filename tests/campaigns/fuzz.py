@@ -175,4 +175,4 @@ def attack(tries: int, seed: int, place: Path) -> Report:
     return report
 
 
-CAMPAIGN = Campaign(attack=attack, short=250, long=10_000)
+CAMPAIGN = Campaign(attack=attack, short=150, long=10_000)
