@@ -78,7 +78,9 @@ class DatasetFromFolder(io.ComfyNode):
         options = DatasetOptions(**settings)
         places = [root for _, root in folders.dataset_roots()]
         index = host.cache_path() / "files.json"
-        dataset = scan_folder(path, options, index_path=index, progress=on_file, within=places)
+        dataset = scan_folder(
+            path, options, index_path=index, progress=on_file, within=places, check=host.raise_if_interrupted
+        )
         for note in dataset.notes:
             log.info("dataset %s: %s", folder, note)
         return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})
@@ -234,6 +236,7 @@ class CacheLatents(io.ComfyNode):
             conditioning=condition_on,
             vision=None if clip_vision is None else host.HostVisionEncoder(clip_vision),
             on_item=_item_callback(node_id),
+            check=host.raise_if_interrupted,
         )
         paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path) if p]
         host.remember(paths)

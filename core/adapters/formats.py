@@ -3,22 +3,35 @@
 Legend: r rank, in/out widths of the linear layer. The change of a weight is (alpha / r) * up @ down.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelFileError, RunError
+from ..wan.header import HeaderError, read_header, read_in_order
+from ..wan.limits import parse_json, read_json_file, shown
 from .container import content_hashes, write_safetensors
-from .keys import FOREIGN_METHODS, Part, Style, kohya_key, official_key, official_path, parse_key, sort_key, split_part
+from .keys import (
+    FOREIGN_METHODS,
+    Part,
+    Style,
+    kohya_key,
+    module_names,
+    official_key,
+    official_path,
+    parse_key,
+    sort_key,
+    split_part,
+)
 
 Expert = Literal["high", "low"]
+
+_MAX_ALPHA = 1e30  # a float32 holds it
 
 # Keys that tell what a file without LoRA weights is; the first that occurs decides.
 _OTHER_FILES = (
@@ -89,20 +102,18 @@ def read_lora(path: str | Path) -> LoraFile:
     ModelFileError if the file is missing, damaged, not a LoRA, of a method other than plain LoRA, or for another model.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise ModelFileError(f"{path} does not exist: choose a LoRA file (.safetensors).")
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            _refuse_other_files(list(file.keys()), str(path))
-            # clone: the library's tensors may be views of the mapped file, which Windows then will not let us replace
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        header = read_header(path)
+        _refuse_other_files(list(header.entries), str(path))
+        tensors = dict(read_in_order({name: (header, entry) for name, entry in header.entries.items()}, header.entries))
+    except HeaderError as error:
         raise ModelFileError(
-            f"{path} is damaged, cut short or not a .safetensors file ({error}): download or copy it again."
+            f"{path} is damaged, cut short or not a .safetensors file ({error.reason}): download or copy it again."
         ) from error
-    modules, style = parse_modules(tensors, metadata, where=str(path))
-    return LoraFile(path=str(path), modules=modules, style=style, metadata=metadata)
+    modules, style = parse_modules(tensors, header.metadata, where=str(path))
+    return LoraFile(path=str(path), modules=modules, style=style, metadata=header.metadata)
 
 
 def parse_modules(
@@ -116,7 +127,7 @@ def parse_modules(
         parsed = parse_key(key)
         if parsed is None:
             raise ModelFileError(
-                f"{where} has the key '{key}', which belongs to no module of a Wan transformer: "
+                f"{where} has the key '{shown(key)}', which belongs to no module of a Wan transformer: "
                 "it was made for another model."
             )
         module = parts.setdefault(parsed.path, {})
@@ -207,7 +218,7 @@ def _file_tensors(
 
 def expert_of_metadata(metadata: Mapping[str, str]) -> Expert | None:
     """Expert by `modelspec.timestep_range`, whose boundary is 875 (T2V) or 900 (I2V); None if it spans both."""
-    match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", metadata.get("modelspec.timestep_range", ""))
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", metadata.get("modelspec.timestep_range", ""))
     if match is None:
         return None
     start, stop = int(match[1]), int(match[2])
@@ -235,7 +246,11 @@ def _module(path: str, parts: Mapping[Part, torch.Tensor], config: Mapping[str, 
             f"{where} trains the convolution {path}, shape {list(down.shape)}; "
             "only LoRAs of linear layers can be used here."
         )
-    if down.shape[0] != up.shape[1] or down.shape[0] == 0:
+    if not (down.dtype.is_floating_point and up.dtype.is_floating_point):
+        raise ModelFileError(
+            f"{where} holds whole numbers as the weights of {path}: the file is damaged, export it again."
+        )
+    if down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
         raise ModelFileError(
             f"{where} has weights of {path} that do not fit together, {list(up.shape)} times {list(down.shape)}: "
             "the file is damaged, export it again."
@@ -247,6 +262,8 @@ def _module(path: str, parts: Mapping[Part, torch.Tensor], config: Mapping[str, 
         alpha = float(parts["alpha"])
     else:
         alpha = _config_alpha(config, path, rank)
+    if not math.isfinite(alpha):
+        raise ModelFileError(f"{where} has the alpha {alpha} for {path}: the file is damaged, export it again.")
     return LoraModule(down=down, up=up, alpha=alpha)
 
 
@@ -254,28 +271,56 @@ def _adapter_config(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     """peft's settings, which diffusers keeps in the header and peft in a file beside it; {} where there are none."""
     text = metadata.get("lora_adapter_metadata")
     beside = Path(where).parent / "adapter_config.json"
-    if text is None and Path(where).name == "adapter_model.safetensors" and beside.is_file():
-        text = beside.read_text(encoding="utf-8")
-    if text is None:
-        return {}
     try:
-        config = json.loads(text)
-    except ValueError as error:
+        if text is not None:
+            config = parse_json(text)
+        elif Path(where).name == "adapter_model.safetensors" and beside.is_file():
+            config = read_json_file(beside)
+        else:
+            return {}
+    except (ValueError, OSError) as error:
         raise ModelFileError(
-            f"{where} has adapter settings that are not JSON ({error}): without them its strength is unknown."
+            f"{where} has adapter settings that are not JSON ({shown(str(error))}): without them its strength is unknown."
         ) from error
     return {key.rsplit(".", 1)[-1]: value for key, value in config.items()} if isinstance(config, dict) else {}
 
 
 def _config_alpha(config: Mapping[str, Any], path: str, rank: int) -> float:
     """Alpha where the file has no `.alpha`: peft's settings, else the rank, which means a scale of 1 as in the host."""
-    patterns = config.get("alpha_pattern") or {}  # exceptions by module name
-    own = {found[0]: alpha for name, alpha in patterns.items() if (found := official_path(name))}
-    alpha = own.get(path, config.get("lora_alpha"))
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    patterns = config.get("alpha_pattern")  # exceptions by the end of a module's name, the first that fits
+    own = (
+        next((alpha for name, alpha in patterns.items() if _ends_with(path, name)), None)
+        if _is_table(patterns)
+        else None
+    )
+    alpha = config.get("lora_alpha") if own is None else own
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         return float(rank)
+    if abs(alpha) > _MAX_ALPHA:
+        return math.inf  # which is refused
     # rank-stabilised LoRA scales by alpha / sqrt(r) (arXiv:2312.03732)
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+
+
+def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _ends_with(path: str, pattern: str) -> bool:
+    """Whether peft would take `pattern`, the last parts of a name in any dialect, for the module at `path`."""
+    found = official_path(pattern)
+    return (
+        found[0] == path
+        if found
+        else f".{module_names(path)[1]}".endswith(f".{pattern}") or path.endswith(f".{pattern}")
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no disk can have
+        return False
 
 
 def _refuse_other_files(keys: list[str], where: str) -> None:
@@ -283,7 +328,7 @@ def _refuse_other_files(keys: list[str], where: str) -> None:
         key = next((key for key in keys if pattern.search(key)), None)
         if key is not None:
             raise ModelFileError(
-                f"{where} is a {method} file (key '{key}'), and only plain LoRA can be read here: "
+                f"{where} is a {method} file (key '{shown(key)}'), and only plain LoRA can be read here: "
                 "load it with the host's own LoRA loader instead."
             )
     if any(split is not None and split[1] != "alpha" for split in map(split_part, keys)):
@@ -291,7 +336,7 @@ def _refuse_other_files(keys: list[str], where: str) -> None:
     for pattern, what in _OTHER_FILES:
         if any(re.search(pattern, key) for key in keys):
             raise ModelFileError(f"{where} is {what}: choose a LoRA file.")
-    found = f"its first key is '{keys[0]}'" if keys else "it is empty"
+    found = f"its first key is '{shown(keys[0])}'" if keys else "it is empty"
     raise ModelFileError(f"{where} holds no LoRA weights, {found}: choose a LoRA file.")
 
 

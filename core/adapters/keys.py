@@ -54,7 +54,7 @@ def _lookup(names: dict[str, str]) -> dict[str, tuple[str, bool]]:
 _BLOCK_LOOKUP = _lookup(_BLOCK_LEAVES)
 _TOP_LOOKUP = _lookup(_TOP_LEVEL)
 
-_BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>\d+)(?P=sep)(?P<leaf>.+)")
+_BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>[0-9]{1,6})(?P=sep)(?P<leaf>.+)")
 _FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_|lycoris_)")
 _PEFT_PREFIX = "base_model.model."
 _DOTTED_PREFIX = re.compile(r"(?:model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet)\.")
@@ -124,6 +124,14 @@ def parse_key(key: str) -> LoraKey | None:
         return None
     named = split[2] and found[1] in ("bare", "official")
     return LoraKey(path=found[0], part=split[1], style="peft" if named else found[1])
+
+
+def module_names(path: str) -> tuple[str, str]:
+    """(official path, diffusers' name) of one module."""
+    block = _BLOCK.fullmatch(path)
+    if block is None:
+        return path, _TOP_LEVEL.get(path, path)
+    return path, f"{block['stack']}.{block['index']}.{_BLOCK_LEAVES.get(block['leaf'], block['leaf'])}"
 
 
 def official_key(path: str, part: Part) -> str:

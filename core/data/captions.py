@@ -6,23 +6,73 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
+from .media import BadMediaError, check_plain_file
 from .types import DatasetOptions, Note
 
+_MAX_BYTES = 2**20  # the model takes 512 tokens
+_ZEROS = 0.7  # of the high bytes of a text that is mostly Latin
+_MARKS = (  # that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _PLACEHOLDER = re.compile(r"\[trigger\]", re.IGNORECASE)
 
 
-def read_caption(path: Path) -> tuple[str, bool]:
-    """(caption with runs of whitespace made one space, was it something other than UTF-8?).
+def read_caption(path: Path) -> tuple[str, str]:
+    """(caption with runs of whitespace made one space, what there is to tell of the file, or "").
 
-    UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252, which older Windows editors write.
+    UTF-8, UTF-16 or UTF-32, with a mark or without, else Windows-1252, which older Windows editors write. Letters of the
+    value 0 are left out. Raises BadMediaError if the file cannot be read, or is far too large for a caption.
     """
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _collapse(data.decode("utf-16", errors="replace")), False
     try:
-        return _collapse(data.decode("utf-8-sig")), False
+        check_plain_file(path)
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise BadMediaError(f"it cannot be read ({error.strerror or error})") from error
+    if len(data) > _MAX_BYTES:
+        raise BadMediaError(
+            f"it has more than {_MAX_BYTES} bytes, far more than the model takes of a caption: shorten it"
+        )
+    text, told = _decode(data)
+    if "\0" in text:
+        text, told = text.replace("\0", ""), "holds letters of the value 0, which were left out"
+    return _collapse(text), told
+
+
+def _decode(data: bytes) -> tuple[str, str]:
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data.decode(encoding, errors="replace"), ""
+    encoding = _wide_encoding(data)
+    if encoding:
+        return data.decode(encoding), f"has no mark and was read as {encoding.upper()}"
+    try:
+        return data.decode("utf-8-sig"), ""
     except UnicodeDecodeError:
-        return _collapse(data.decode("cp1252", errors="replace")), True
+        return data.decode("cp1252", errors="replace"), "is not UTF-8 and was read as Windows-1252"
+
+
+def _wide_encoding(data: bytes) -> str:
+    """The UTF-32 or UTF-16 that text without a mark is in: most of its letters' high bytes are zeros."""
+    for encoding, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
+        high = data[width - 1 :: width] if encoding.endswith("le") else data[::width]
+        low = data[::width] if encoding.endswith("le") else data[width - 1 :: width]
+        if (
+            len(data) % width
+            or not data
+            or high.count(0) < len(high) * _ZEROS
+            or low.count(0) > len(low) * (1 - _ZEROS)
+        ):
+            continue
+        try:
+            data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return ""
 
 
 def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
@@ -51,13 +101,11 @@ def assign_captions(
     captions, missing, notes = {}, {}, []
     default = _collapse(options.default_caption)
     for name in names:
-        text, why = "", f"no caption file {Path(name).with_suffix(extension(options)).name} next to it"
+        text, why = "", f"no caption file {Path(name).stem}{extension(options)} next to it"
         if name in sidecars:
-            text, was_cp1252 = read_caption(sidecars[name])
-            why = f"its caption file {sidecars[name].name} is empty"
-            if was_cp1252:
-                reason = f"its caption file {sidecars[name].name} is not UTF-8 and was read as Windows-1252"
-                notes.append(Note(name=name, action="note", reason=reason))
+            text, why, told = _read_sidecar(sidecars[name])
+            if told and (text or default):  # else it is dropped, and told why
+                notes.append(Note(name=name, action="note", reason=f"its caption file {sidecars[name].name} {told}"))
         if not text and not default:
             missing[name] = why
         captions[name] = apply_trigger(text or default, options.trigger_word, name)
@@ -77,6 +125,15 @@ def assign_captions(
             notes.append(Note(name=name, action="dropped", reason=f"{why}, and no default caption is set"))
             del captions[name]
     return captions, notes
+
+
+def _read_sidecar(path: Path) -> tuple[str, str, str]:
+    """(the caption, why there is none, what there is to tell)."""
+    try:
+        text, told = read_caption(path)
+    except BadMediaError as error:
+        return "", f"its caption file {path.name} cannot be used: {error}", f"cannot be used: {error}"
+    return text, f"its caption file {path.name} is empty", told
 
 
 def extension(options: DatasetOptions) -> str:

@@ -9,17 +9,21 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
 from PIL import Image
 
-from .media import BadMediaError
+from .media import BadMediaError, check_plain_file, decoding, each_decoded
 from .pictures import on_white
+from .watch import CLIP_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
 
-CLIP_ERRORS = (FFmpegError, OSError, ValueError, EOFError)
+# libav tells formats by content, not by name, and some of them name other files or addresses (playlists, sdp, concat).
+_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,ivf,nut,gif,dv,h264,hevc,av1,obu,rm"
+_OPEN_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+_OPEN_SECONDS = 120.0  # without an answer from the disk
+_ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC, which PyAV names only since version 14
 # Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels. As numbers of swscale.h
 # (SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT), because PyAV names them only since version 18.
 _RESAMPLE = int(Interpolation.BICUBIC) | 0x40000 | 0x2000
@@ -46,59 +50,52 @@ class _Packets:
         return max(keys, default=None)
 
 
-def probe_clip(path: Path) -> tuple[int, int, tuple[int, ...], int]:
+def probe_clip(path: Path, interrupt: Interrupt | None = None) -> tuple[int, int, tuple[int, ...], int]:
     """(displayed width, height, start of each frame in microseconds from the first, end of the last).
 
     Demuxes the whole file without decoding, then decodes the first frame and everything from the last keyframe on. Only
     where packets and frames disagree is the whole clip decoded, and then the decoder is believed. Raises BadMediaError
-    if the file breaks off or cannot be decoded.
+    if the file breaks off, cannot be decoded, or takes more than the limits allow.
     """
-    try:
-        with _open(path) as container:
-            stream = _video_stream(container)
-            packets = _demux(container, stream)
-            time_base, rate = stream.time_base or Fraction(1, 1000), stream.average_rate or Fraction(16)
-        if not packets.pts:
-            raise BadMediaError("it holds no frames")
-        with _open(path) as container:
-            stream = _video_stream(container)
-            first = next(iter(container.decode(stream)), None)
-            if first is None:
-                raise BadMediaError("none of its frames can be decoded")
-            width, height = _displayed_size(first, stream.sample_aspect_ratio)
-        if (
-            packets.reliable
-            and first.pts == min(p for p in packets.pts if p is not None)
-            and _tail_decodes(path, packets)
-        ):
-            times = sorted(p for p in packets.pts if p is not None)
-            return (
-                width,
-                height,
-                *_microseconds(times, packets.durations[packets.pts.index(times[-1])], time_base, rate),
-            )
-        return width, height, *_microseconds(_decode_times(path, len(packets.pts)), 0, time_base, rate)
-    except CLIP_ERRORS as error:
-        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
+    work = Work(interrupt, CLIP_PIXELS)
+    with _open(path) as container:
+        stream = _video_stream(container)
+        packets = _demux(container, stream, work)
+        clock = _clock(stream)
+    if not packets.pts:
+        raise BadMediaError("it holds no frames")
+    with _open(path) as container:
+        stream = _video_stream(container)
+        first = next(_decode(container, stream, work), None)
+        if first is None:
+            raise BadMediaError("none of its frames can be decoded")
+        with decoding("clip"):
+            size = _displayed_size(first, stream.sample_aspect_ratio)
+        first_pts, stored = first.pts, (first.width, first.height)
+    pts = [p for p in packets.pts if p is not None]
+    if packets.reliable and first_pts == min(pts) and _tail_decodes(path, packets, stored, work):
+        times = sorted(pts)
+        return *size, *_microseconds(times, packets.durations[packets.pts.index(times[-1])], *clock)
+    work.expect(len(packets.pts), *stored)
+    return *size, *_microseconds(_decode_times(path, len(packets.pts), work), 0, *clock)
 
 
-def read_clip(path: Path, indices: Sequence[int], num_frames: int) -> Iterator[tuple[int, VideoFrame]]:
+def read_clip(
+    path: Path, indices: Sequence[int], num_frames: int, interrupt: Interrupt | None = None
+) -> Iterator[tuple[int, VideoFrame]]:
     """Yield (index, frame for `frame_to_rgb`) for ascending `indices` of a clip probed with `num_frames` frames.
 
     Starts at the keyframe before the first wanted frame and stops after the last one. Raises BadMediaError if a frame is
-    damaged or missing.
+    damaged or missing, or if getting there takes more than the limits allow.
     """
     wanted = set(indices)
     num_read = 0
-    try:
-        for index, frame in _frames_from(path, indices[0], num_frames):
-            if index in wanted:
-                num_read += 1
-                yield index, frame
-            if index >= indices[-1]:
-                break
-    except CLIP_ERRORS as error:
-        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
+    for index, frame in _frames_from(path, indices[0], num_frames, Work(interrupt, CLIP_PIXELS)):
+        if index in wanted:
+            num_read += 1
+            yield index, frame
+        if index >= indices[-1]:
+            break
     if num_read < len(wanted):
         raise BadMediaError(f"it gave {num_read} of {len(wanted)} wanted frames, fewer than when it was scanned")
 
@@ -110,10 +107,8 @@ def frame_to_rgb(frame: VideoFrame) -> Image.Image:
     the tagged ones. Untagged clips follow the players' custom: BT.709 from 720 lines or 1280 columns on, BT.601 below,
     limited range. Alpha is laid on white.
     """
-    try:
+    with decoding("clip"):
         return _to_rgb(frame)
-    except CLIP_ERRORS as error:
-        raise BadMediaError(f"the clip cannot be decoded ({_reason(error)})") from error
 
 
 def _to_rgb(frame: VideoFrame) -> Image.Image:
@@ -139,27 +134,55 @@ def _to_rgb(frame: VideoFrame) -> Image.Image:
 
 
 def _open(path: Path) -> InputContainer:
-    try:
-        return av.open(str(path), metadata_errors="replace")
-    except TypeError:  # since PyAV 19 that is how it reads metadata anyway
-        return av.open(str(path))
+    with decoding("clip"):
+        check_plain_file(path)
+        known = {"options": _OPEN_OPTIONS, "timeout": _OPEN_SECONDS}
+        try:
+            return av.open(str(path), metadata_errors="replace", **known)
+        except TypeError:  # since PyAV 19 that is how it reads metadata anyway
+            return av.open(str(path), **known)
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
-        raise BadMediaError("it has no video stream, or the file is cut off")
-    stream.thread_type = "AUTO"  # type: ignore[assignment]
+    """The stream to read, ready to be decoded."""
+    with decoding("clip"):
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise BadMediaError("it has no video stream, or the file is cut off")
+        if stream.codec_context is None:
+            raise BadMediaError("its video codec is not known here; convert it to H.264")
+        if int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
+            raise BadMediaError("it has no video stream but the picture of a cover")
+        stream.thread_type = "AUTO"  # type: ignore[assignment]
+        # Refused before memory is taken for it. PyAV copies the options when the decoder is opened.
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     return stream
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> _Packets:
+def _clock(stream: VideoStream) -> tuple[Fraction, Fraction]:
+    """Seconds for one unit of the stream's times, and frames per second, both above 0."""
+    with decoding("clip"):
+        time_base, rate = stream.time_base, stream.average_rate
+    return (
+        time_base if time_base is not None and time_base > 0 else Fraction(1, 1000),
+        rate if rate is not None and rate > 0 else Fraction(16),
+    )
+
+
+def _decode(container: InputContainer, stream: VideoStream, work: Work) -> Iterator[VideoFrame]:
+    for frame in each_decoded("clip", container.decode(stream)):
+        work.frame(frame.width, frame.height)
+        yield frame
+
+
+def _demux(container: InputContainer, stream: VideoStream, work: Work) -> _Packets:
     found = []
-    for packet in container.demux(stream):
+    for packet in each_decoded("clip", container.demux(stream)):
+        work.packet()
         if packet.is_corrupt or _is_blank(packet):
             raise BadMediaError(f"the file breaks off after {len(found)} frames")
         if packet.size and not packet.is_discard:  # empty: a repeated frame or the flush; discard: cut by an edit list
-            found.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+            found.append((packet.pts, max(packet.duration or 0, 0), packet.is_keyframe))
     pts, durations, keyframes = zip(*found, strict=True) if found else ((), (), ())
     return _Packets(pts=pts, durations=durations, keyframes=keyframes)
 
@@ -170,28 +193,28 @@ def _is_blank(packet: Packet) -> bool:
     return packet.size > _BLANK_BYTES and not is_raw and not any(bytes(memoryview(packet)[:_BLANK_BYTES]))
 
 
-def _tail_decodes(path: Path, packets: _Packets) -> bool:
+def _tail_decodes(path: Path, packets: _Packets, size: tuple[int, int], work: Work) -> bool:
     """True if the frames from the last keyframe to the end decode to exactly the times that the packets carry."""
     pts = [p for p in packets.pts if p is not None]
     key = packets.last_keyframe_before(max(pts))
     if key is None:
         return False
+    expected = {p for p in pts if p >= key}
+    work.expect(len(expected), *size)
     with _open(path) as container:
         stream = _video_stream(container)
-        container.seek(key, stream=stream)
-        decoded = set()
-        for frame in container.decode(stream):
-            if not frame.is_corrupt:
-                decoded.add(frame.pts)
+        with decoding("clip"):
+            container.seek(key, stream=stream)
+        decoded = {frame.pts for frame in _decode(container, stream, work) if not frame.is_corrupt}
     # Frames shown before the keyframe but stored after it (open GOP) need the GOP before: not asked for here.
-    return {p for p in pts if p >= key} <= decoded
+    return expected <= decoded
 
 
-def _decode_times(path: Path, num_packets: int) -> list[int] | int:
+def _decode_times(path: Path, num_packets: int, work: Work) -> list[int] | int:
     """Decode everything: the frames' times in order, or only their number where the file gives no usable times."""
     pts = []
     with _open(path) as container:
-        for frame in container.decode(_video_stream(container)):
+        for frame in _decode(container, _video_stream(container), work):
             if frame.is_corrupt:
                 raise BadMediaError(f"frame {len(pts)} is damaged")
             pts.append(frame.pts)
@@ -206,6 +229,7 @@ def _microseconds(
 ) -> tuple[tuple[int, ...], int]:
     """Frame starts and the end in microseconds from the first; `last`: the last frame's duration, 0 if unknown."""
     if isinstance(times, int):
+        check_span(float(times / rate * 1_000_000))
         return tuple(round(i / rate * 1_000_000) for i in range(times)), round(times / rate * 1_000_000)
     if len(times) > 1:
         # A wrong duration of the last packet must not stretch the clip; without one the mean has to do.
@@ -213,14 +237,15 @@ def _microseconds(
         duration = Fraction(min(last, longest) if last else Fraction(times[-1] - times[0], len(times) - 1)) * time_base
     else:
         duration = last * time_base if last else 1 / rate
-    starts = tuple(round((t - times[0]) * time_base * 1_000_000) for t in times)
-    return starts, round(((times[-1] - times[0]) * time_base + duration) * 1_000_000)
+    end = ((times[-1] - times[0]) * time_base + duration) * 1_000_000
+    check_span(float(end))
+    return tuple(round((t - times[0]) * time_base * 1_000_000) for t in times), round(end)
 
 
-def _frames_from(path: Path, first: int, num_frames: int) -> Iterator[tuple[int, VideoFrame]]:
+def _frames_from(path: Path, first: int, num_frames: int, work: Work) -> Iterator[tuple[int, VideoFrame]]:
     """(index, frame) in display order, from a keyframe at or before frame `first`."""
     with _open(path) as container:
-        packets = _demux(container, _video_stream(container))
+        packets = _demux(container, _video_stream(container), work)
     if first > 0 and packets.reliable and len(packets.pts) == num_frames:
         index_of = {pts: index for index, pts in enumerate(sorted(p for p in packets.pts if p is not None))}
         target = next(pts for pts, index in index_of.items() if index == first)
@@ -228,9 +253,10 @@ def _frames_from(path: Path, first: int, num_frames: int) -> Iterator[tuple[int,
         with _open(path) as container:
             stream = _video_stream(container)
             if key is not None:
-                container.seek(key, stream=stream)
+                with decoding("clip"):
+                    container.seek(key, stream=stream)
             found = False
-            for frame in container.decode(stream):
+            for frame in _decode(container, stream, work):
                 index = index_of.get(frame.pts) if frame.pts is not None else None
                 if not found and (index is None or index > first):
                     break  # the seek landed elsewhere: count from the start instead
@@ -240,7 +266,7 @@ def _frames_from(path: Path, first: int, num_frames: int) -> Iterator[tuple[int,
             if found:
                 return
     with _open(path) as container:
-        yield from enumerate(container.decode(_video_stream(container)))
+        yield from enumerate(_decode(container, _video_stream(container), work))
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
@@ -253,7 +279,3 @@ def _displayed_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[i
     if pixel_aspect and Fraction(1, 5) < pixel_aspect < 5:  # outside: a broken tag
         width = round(width * pixel_aspect)
     return (height, width) if _quarter_turns(frame) % 2 else (width, height)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -24,6 +24,7 @@ from .types import (
     VideoEncoder,
     VisionEncoder,
 )
+from .watch import Interrupt
 
 OnItem = Callable[[int, int, str], None]  # items done, items in all, name of the last one
 
@@ -40,12 +41,14 @@ def cache_latents(
     vision: VisionEncoder | None = None,
     on_item: OnItem | None = None,
     ahead: int = AHEAD,
+    check: Callable[[], object] | None = None,
 ) -> tuple[LatentCache, list[Note]]:
     """Latents of every sample on disk; only what is absent or damaged is encoded.
 
     With a `conditioning` the latents of the known frames are kept too, and with `vision` their CLIP features: what an
     image-to-video model is given. Such a model has nothing to learn from single pictures, which are skipped with a note.
-    `on_item` is called after each sample and may raise to abort: what is done is kept. A file that fails to decode is
+    `on_item` is called after each sample and may raise to abort: what is done is kept; `check` may do so too, several times
+    a second while a file is read, on the caller's thread. A file that fails to decode is
     skipped with a note, or refused with options.bad_files "refuse" (DatasetError). With the Wan 2.2 VAE, sides are cut
     to multiples of 32. Raises ModelFileError if the VAE gives another shape than its latent format says, or values that
     are not finite.
@@ -58,13 +61,14 @@ def cache_latents(
     entries: list[LatentEntry] = []
     notes: list[Note] = []
     total = len(dataset.samples)
-    recipe = Recipe(encoder, conditioning, vision, store)
+    interrupt = Interrupt(check)
+    recipe = Recipe(encoder, conditioning, vision, store, interrupt)
     notes.extend(_check_room(dataset, recipe))
     coming = read_ahead(dataset.samples, recipe.prepare, recipe.num_bytes, ahead=ahead)
-    with WriteBehind(beside=ahead > 0) as write, closing(coming):
+    with WriteBehind(beside=ahead > 0) as write, closing(coming), interrupt:
         for done, (listed, prepared) in enumerate(coming, start=1):
             try:
-                entry, told = recipe.entry(prepared.result(), write)
+                entry, told = recipe.entry(interrupt.result(prepared), write)
                 entries.append(entry)
                 notes.extend(told)
             except DatasetError as error:

@@ -1,63 +1,64 @@
 """Images and PIL-read animations (gif, webp, apng, avif): frame times, and frames as displayed."""
 
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from .media import BadMediaError
+from .media import BadMediaError, check_plain_file, decoding
+from .watch import ANIMATION_PIXELS, CLIP_PIXELS, MAX_ANIMATED_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
 
-# What PIL raises on damaged files, besides OSError and its own UnidentifiedImageError, which is one.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")  # others have several pictures (MPO, TIFF), not frames
+# PIL tells formats by content, not by name, and knows some that run a program or a library of the system (EPS, WMF).
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
 _DEFAULT_DELAY_MS = 100.0  # what browsers show for delays of 10 ms and less
 
 
-def probe_picture(path: Path) -> tuple[int, int, tuple[int, ...], int]:
+def probe_picture(path: Path, interrupt: Interrupt | None = None) -> tuple[int, int, tuple[int, ...], int]:
     """Decode every frame once: (displayed width, height, start of each frame in microseconds, end of the last).
 
-    A still image has the times (0,) and the end 0. Raises BadMediaError if anything in the file cannot be decoded.
+    A still image has the times (0,) and the end 0. Raises BadMediaError if anything in the file cannot be decoded, or
+    takes more than the limits allow.
     """
-    try:
-        with Image.open(path) as image:
-            num_frames = _num_frames(image)
-            times, clock = [], 0.0
-            for index in range(num_frames):
-                image.seek(index)
-                image.load()
-                times.append(round(clock))
-                clock += 1000.0 * _delay_ms(image)
-            width, height = image.size
-            if num_frames > 1:
-                return width, height, tuple(times), round(clock)
+    with _open(path) as image:
+        num_frames, work = _start(image, interrupt)
+        work.expect(num_frames, *image.size)
+        times, clock = [], 0.0
+        for index in range(num_frames):
+            _show(image, index, work)
+            times.append(round(clock))
+            clock += 1000.0 * _delay_ms(image)
+            check_span(clock)
+        width, height = image.size
+        if num_frames > 1:
+            return width, height, tuple(times), round(clock)
+        with decoding("image"):
             if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: stored lying on its side
                 width, height = height, width
-            return width, height, (0,), 0
-    except PICTURE_ERRORS as error:
-        raise BadMediaError(f"the image cannot be decoded ({_reason(error)})") from error
+        return width, height, (0,), 0
 
 
-def read_picture(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+def read_picture(
+    path: Path, indices: Sequence[int], interrupt: Interrupt | None = None
+) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index, RGB image as displayed) for ascending `indices`; transparency is laid on white.
 
     Raises BadMediaError if a frame is damaged or missing.
     """
-    try:
-        with Image.open(path) as image:
-            num_frames = _num_frames(image)
-            if indices[-1] >= num_frames:
-                raise BadMediaError(f"it has {num_frames} frames, but frame {indices[-1]} was expected")
-            wanted = set(indices)
-            for index in range(indices[-1] + 1):
-                image.seek(index)
-                image.load()
-                if index in wanted:
-                    yield index, _as_rgb(image if num_frames > 1 else ImageOps.exif_transpose(image))
-    except PICTURE_ERRORS as error:
-        raise BadMediaError(f"the image cannot be decoded ({_reason(error)})") from error
+    with _open(path) as image:
+        num_frames, work = _start(image, interrupt)
+        if indices[-1] >= num_frames:
+            raise BadMediaError(f"it has {num_frames} frames, but frame {indices[-1]} was expected")
+        work.expect(indices[-1] + 1, *image.size)
+        wanted = set(indices)
+        for index in range(indices[-1] + 1):
+            _show(image, index, work)
+            if index in wanted:
+                with decoding("image"):
+                    shown = _as_rgb(image if num_frames > 1 else ImageOps.exif_transpose(image))
+                yield index, shown
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -76,16 +77,36 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _num_frames(image: Image.Image) -> int:
-    return getattr(image, "n_frames", 1) if image.format in ANIMATED_FORMATS else 1
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    with decoding("image"):
+        check_plain_file(path)
+        if not Image.OPEN or "AVIF" not in Image.OPEN:
+            Image.init()  # all that is installed
+        image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    with image:
+        yield image
+
+
+def _start(image: Image.Image, interrupt: Interrupt | None) -> tuple[int, Work]:
+    """The number of frames, and what counts the work on them."""
+    is_animated = image.format in ANIMATED_FORMATS
+    with decoding("image"):
+        num_frames = getattr(image, "n_frames", 1) if is_animated else 1
+    if num_frames > 1:
+        return num_frames, Work(interrupt, ANIMATION_PIXELS, MAX_ANIMATED_PIXELS)
+    return 1, Work(interrupt, CLIP_PIXELS, MAX_FRAME_PIXELS)
+
+
+def _show(image: Image.Image, index: int, work: Work) -> None:
+    """Decode frame `index`, which may have made the picture larger."""
+    with decoding("image"):
+        image.seek(index)
+    work.frame(*image.size)
+    with decoding("image"):
+        image.load()
 
 
 def _delay_ms(image: Image.Image) -> float:
     delay = float(image.info.get("duration") or 0)
     return delay if delay > 10 else _DEFAULT_DELAY_MS
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image of a known format, or cut off"
-    return str(error) or type(error).__name__

@@ -10,11 +10,14 @@ from ..disk import write_atomic
 from ..errors import ConfigError
 from ..serial import from_dict, to_dict
 from .clips import probe_clip
-from .media import CLIP_SUFFIXES, BadMediaError, missing_bytes
+from .media import CLIP_SUFFIXES, BadMediaError, check_plain_file, missing_bytes
 from .pictures import probe_picture
+from .watch import Interrupt
 
 _INDEX_VERSION = 1  # raise when probing itself changes: older indexes are then ignored
 _SMALLEST_SIDE = 16
+_MAX_HASHES = 100_000  # that are kept in memory
+_hashes: dict[Path, tuple[list[int], str]] = {}  # stamp and SHA-256 of files that this process has seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,39 +33,71 @@ class Probe:
     problem: str = ""  # a clause without the file's name
 
 
-def probe_file(path: Path) -> Probe:
+def probe_file(path: Path, interrupt: Interrupt | None = None) -> Probe:
     """Hash and probe one file; what is wrong with it is told in `problem`, nothing is raised for a bad file."""
+    sha256 = ""
     try:
-        sha256 = file_sha256(path)
+        check_plain_file(path)
+        before = file_stamp(path)
+        sha256 = hash_of(path, before, interrupt)
+        found = _probe(path, sha256, interrupt)
+        if file_stamp(path) != before:
+            raise BadMediaError("it was changed while it was read; scan the folder again", passing=True)
+        return found
+    except BadMediaError as error:
+        return Probe(sha256="" if error.passing else sha256, problem=str(error))
     except OSError as error:
         return Probe(problem=f"it cannot be read ({error.strerror or error})")
-    try:
-        if path.stat().st_size == 0:
-            raise BadMediaError("the file is empty")
-        missing = missing_bytes(path)
-        if missing:
-            raise BadMediaError(f"the file is cut off: {missing} or more bytes are missing at its end")
-        probe = probe_clip if path.suffix.lower() in CLIP_SUFFIXES else probe_picture
-        width, height, times, end = probe(path)
-        if min(width, height) < _SMALLEST_SIDE:
-            raise BadMediaError(f"it is {width}x{height} pixels, smaller than {_SMALLEST_SIDE} on a side")
-    except BadMediaError as error:
-        return Probe(sha256=sha256, problem=str(error))
+
+
+def _probe(path: Path, sha256: str, interrupt: Interrupt | None) -> Probe:
+    if path.stat().st_size == 0:
+        raise BadMediaError("the file is empty")
+    missing = missing_bytes(path, interrupt or (lambda: None))
+    if missing:
+        raise BadMediaError(f"the file is cut off: {missing} or more bytes are missing at its end")
+    probe = probe_clip if path.suffix.lower() in CLIP_SUFFIXES else probe_picture
+    width, height, times, end = probe(path, interrupt)
+    if min(width, height) < _SMALLEST_SIDE:
+        raise BadMediaError(f"it is {width}x{height} pixels, smaller than {_SMALLEST_SIDE} on a side")
     kind = "video" if end else "image"
     return Probe(sha256=sha256, kind=kind, width=width, height=height, times_us=times, end_us=end)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, interrupt: Interrupt | None = None) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if interrupt is not None:
+                interrupt()
     return digest.hexdigest()
 
 
+def hash_of(path: Path, stamp: list[int], interrupt: Interrupt | None = None) -> str:
+    """As `file_sha256`, but while this process lives a file of the same stamp is read only once."""
+    known = _hashes.get(path)
+    if known is None or known[0] != stamp:
+        known = (stamp, file_sha256(path, interrupt))
+        _remember(path, *known)
+    return known[1]
+
+
+def _remember(path: Path, stamp: list[int], sha256: str) -> None:
+    if len(_hashes) >= _MAX_HASHES:
+        _hashes.clear()
+    _hashes[path] = (stamp, sha256)
+
+
+def file_stamp(path: Path) -> list[int]:
+    """What changes when a file's content does, or when another file is put in its place: told without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 class ProbeIndex:
-    """Probes on disk as JSON, keyed by absolute path, size and modification time.
+    """Probes on disk as JSON, keyed by absolute path and by the file's stamp (size, times, place on the disk).
 
     Two processes may use the same file: writing is atomic and takes in what the other has written meanwhile. At worst
     the one that writes second drops an entry written in the same instant, and that file is probed once more.
@@ -77,16 +112,22 @@ class ProbeIndex:
         """The remembered probe of a file, if the file has not changed since."""
         entry = self._entries.get(str(path))
         try:
-            if not entry or entry["stamp"] != _stamp(path):
+            if not entry or entry["stamp"] != file_stamp(path):
                 return None
-            return from_dict(Probe, entry["probe"])
+            probe = from_dict(Probe, entry["probe"])
+            _remember(path, entry["stamp"], probe.sha256)
+            return probe
         except (OSError, ConfigError, KeyError, TypeError):
             return None
 
     def put(self, path: Path, probe: Probe) -> None:
         """Remember a probe. A file that could not be read at all is not remembered: that may pass."""
-        if probe.sha256:
-            self._changed[str(path)] = {"stamp": _stamp(path), "probe": to_dict(probe)}
+        if not probe.sha256:
+            return
+        try:
+            self._changed[str(path)] = {"stamp": file_stamp(path), "probe": to_dict(probe)}
+        except OSError:  # gone since it was probed: there is nothing to remember
+            return
 
     def save(self, folder: Path) -> None:
         """Write what is new, and forget files of `folder` that are gone. Does nothing if nothing is new."""
@@ -105,7 +146,7 @@ class ProbeIndex:
             return {}
         try:
             data = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):  # absent or damaged: everything is probed again
+        except (OSError, ValueError, RecursionError):  # absent or damaged: everything is probed again
             return {}
         if (
             not isinstance(data, dict)
@@ -114,8 +155,3 @@ class ProbeIndex:
         ):
             return {}
         return data["files"]
-
-
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]

@@ -14,6 +14,7 @@ from .shortage import is_out_of_memory
 from .store import Store, latent_key, vision_key
 from .tiles import TILE, encode_in_tiles
 from .types import LATENT_CHANNELS, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
+from .watch import Interrupt
 
 SPATIAL = {"wan2.1": 8, "wan2.2": 16}
 # The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
@@ -42,9 +43,15 @@ class Recipe:
     """Makes entries of samples: `prepare` on any thread, `entry` on the encoder's."""
 
     def __init__(
-        self, encoder: VideoEncoder, conditioning: Conditioning, vision: VisionEncoder | None, store: Store
+        self,
+        encoder: VideoEncoder,
+        conditioning: Conditioning,
+        vision: VisionEncoder | None,
+        store: Store,
+        interrupt: Interrupt | None = None,
     ) -> None:
         self.encoder, self.vision, self.store = encoder, vision, store
+        self._interrupt = interrupt  # asked while a file is read
         self.conditioning: Conditioning = conditioning
         self.known = known_frames(conditioning)
         # The Wan 2.2 VAE belongs to TI2V-5B, which is given its first frame in place of the first latent frame.
@@ -102,7 +109,7 @@ class Recipe:
         pixels, problem = {}, None
         if len(keys) < len(self._modes) or not has_features:
             try:
-                frames = read_frames(sample)  # [F, H, W, 3]
+                frames = read_frames(sample, self._interrupt)  # [F, H, W, 3]
                 pixels[_WHOLE] = frames
                 if self.encodes_known and self.conditioning not in keys:
                     pixels[self.conditioning] = hide_unknown(frames, self.conditioning)

@@ -9,6 +9,11 @@ from .types import Action, DatasetOptions
 
 _SAME_RATE = 0.01  # rates that differ by less are taken as equal: 15.98 is 16
 
+# Of one file. All far above what can be trained on, and far below what fills the memory with numbers of frames.
+MAX_RESAMPLED = 5_000_000  # frames at the wanted rate: 86 hours at 16
+MAX_INDICES = 2**25  # of the frames of all windows together
+MAX_SAMPLE_FRAMES = 10_000  # of one window
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -16,6 +21,7 @@ class Selection:
 
     windows: tuple[tuple[int, ...], ...]
     notes: tuple[tuple[Action, str], ...] = ()
+    problem: str = ""  # why the clip cannot be cut into such windows at all
 
 
 def longest_4n1(num_frames: int) -> int:
@@ -63,6 +69,12 @@ def select_frames(times_us: Sequence[int], end_us: int, options: DatasetOptions)
     """
     if options.frame_sampling == "even":
         return _select_even(times_us, end_us, options)
+    if end_us * options.fps / 1e6 > MAX_RESAMPLED:
+        hours, limit = end_us / 3.6e9, MAX_RESAMPLED / options.fps / 3600
+        problem = (
+            f"it runs for {hours:.3g} hours, and at {options.fps:g} fps {limit:.3g} are the limit: cut it, or lower fps"
+        )
+        return Selection(windows=(), problem=problem)
     frames = resample(times_us, end_us, options.fps)
     notes: list[tuple[Action, str]] = []
     if not rate_matches(times_us, end_us, options.fps):
@@ -74,11 +86,22 @@ def select_frames(times_us: Sequence[int], end_us: int, options: DatasetOptions)
         at_rate = f"{total} frames at {options.fps:g} fps, fewer than num_frames {options.num_frames}"
         return _select_short(frames, at_rate, options, notes)
     starts, length = window_starts(total, options)
+    if length > MAX_SAMPLE_FRAMES or len(starts) * length > MAX_INDICES:
+        return Selection(windows=(), problem=_too_much(len(starts), length))
     unused = total - starts[-1] - length
     if unused and options.frame_sampling != "uniform":
         notes.append(("cropped", f"{unused} of {total} frames at the end are in no window"))
     windows = tuple(frames[start : start + length] for start in starts)
     return Selection(windows=windows, notes=tuple(notes))
+
+
+def _too_much(num_windows: int, length: int) -> str:
+    if length > MAX_SAMPLE_FRAMES:
+        return (
+            f"a single sample of {length} frames was asked for, and {MAX_SAMPLE_FRAMES} are the limit: cut the clip, or let "
+            "frame_sampling be chunk"
+        )
+    return f"{num_windows} windows of {length} frames were asked for, {MAX_INDICES} frames are the limit: raise slide_stride"
 
 
 def window_starts(total: int, options: DatasetOptions) -> tuple[tuple[int, ...], int]:

@@ -16,6 +16,7 @@ from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
 from .types import Dataset, DatasetOptions, MediaFile, Note, Sample
+from .watch import Interrupt
 
 Progress = Callable[[int, int], None]  # files done, files in all
 
@@ -37,13 +38,15 @@ def scan_folder(
     index_path: Path | None = None,
     progress: Progress | None = None,
     within: Sequence[Path] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Dataset:
     """Find every image and clip under `folder` and turn it into samples; nothing is left out without a note.
 
     Files come in natural order (clip_2 before clip_10) of their names relative to the folder. With `index_path`, hashes
     and probes are remembered there, and unchanged files are not opened again. `progress` is called after each file and
-    may raise to abort: what was probed so far is remembered. `within`: the only places that links in the folder may lead
-    to, besides the folder itself; None: anywhere. Raises DatasetError for a folder that gives no samples, a file that the
+    may raise to abort: what was probed so far is remembered. `check` may do so too, and is called several times a second
+    on the caller's thread, also while a file is read. `within`: the only places that links in the folder may lead to,
+    besides the folder itself; None: anywhere. Raises DatasetError for a folder that gives no samples, a file that the
     options refuse, or too many held-out samples.
     """
     folder = Path(folder).absolute()
@@ -57,7 +60,7 @@ def scan_folder(
         )
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
     media = {name: path for name, path in found.media.items() if name in captions}
-    probes = _probe_all(folder, media, index_path, progress)
+    probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
     for name, path in media.items():
@@ -81,9 +84,15 @@ def natural_key(name: str) -> tuple[list[int | str], str]:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.exists():
+    if not _is_text(str(folder)):
+        raise DatasetError(f"The name of the dataset folder {str(folder)!a} is not UTF-8: rename it.")
+    try:
+        exists, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise DatasetError(f"The dataset folder {folder} cannot be looked up ({error}): check the path.") from error
+    if not exists:
         raise DatasetError(f"The dataset folder {folder} does not exist: check the path.")
-    if not folder.is_dir():
+    if not is_folder:
         raise DatasetError(f"{folder} is a file, not a folder: give the folder that holds the images and clips.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DatasetError(f"The dataset folder {folder} cannot be read: change its permissions.")
@@ -92,7 +101,7 @@ def _check_folder(folder: Path) -> None:
 def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Sequence[Path] | None) -> _Found:
     files: dict[str, Path] = {}
     notes: list[Note] = []
-    _walk(folder, folder, {folder.resolve()}, files, notes)
+    _walk(folder, files, notes)
     if within is not None:
         _drop_links(files, within, notes)
     own = Path(index_path).absolute() if index_path else None
@@ -116,24 +125,50 @@ def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Se
     return _Found(media=media, sidecars=sidecars, notes=notes)
 
 
-def _walk(root: Path, folder: Path, seen: set[Path], files: dict[str, Path], notes: list[Note]) -> None:
-    """Collect files below `folder`, following links to folders, but into no folder twice."""
-    try:
-        children = sorted(folder.iterdir())
-    except OSError as error:
-        reason = f"the folder cannot be read ({error.strerror or error})"
-        notes.append(Note(name=folder.relative_to(root).as_posix(), action="skipped", reason=reason))
-        return
-    for child in children:
-        if child.name.startswith(".") or child.name.lower() in _IGNORED:
+def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
+    """Collect files below `root`, following links to folders, but into no folder twice."""
+    seen, waiting = {root.resolve()}, [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            children = sorted(folder.iterdir())
+        except OSError as error:
+            reason = f"the folder cannot be read ({error.strerror or error})"
+            notes.append(Note(name=folder.relative_to(root).as_posix(), action="skipped", reason=reason))
             continue
-        if child.is_dir():
-            target = child.resolve()
-            if target not in seen:
+        for child in children:
+            if child.name.startswith(".") or child.name.lower() in _IGNORED:
+                continue
+            name = child.relative_to(root).as_posix()
+            if not _is_text(name):
+                reason = "its name is not UTF-8, so it cannot be told or stored: rename it"
+                notes.append(
+                    Note(name=name.encode("utf-8", "backslashreplace").decode(), action="skipped", reason=reason)
+                )
+                continue
+            target = _folder_behind(child)
+            if target is None:
+                files[name] = child
+            elif target not in seen:
                 seen.add(target)
-                _walk(root, child, seen, files, notes)
-        else:
-            files[child.relative_to(root).as_posix()] = child
+                waiting.append(child)
+
+
+def _folder_behind(path: Path) -> Path | None:
+    """The folder that `path` is or leads to; None for anything else, also for what cannot be told."""
+    try:
+        return path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be printed, logged and stored as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _drop_links(files: dict[str, Path], within: Sequence[Path], notes: list[Note]) -> None:
@@ -156,7 +191,7 @@ def _suffix(name: str) -> str:
 
 
 def _probe_all(
-    folder: Path, media: dict[str, Path], index_path: Path | None, progress: Progress | None
+    folder: Path, media: dict[str, Path], index_path: Path | None, progress: Progress | None, interrupt: Interrupt
 ) -> dict[str, Probe]:
     """Probe of every file, by name. Threads help: hashing and demuxing wait for the disk and run outside the GIL."""
     index = ProbeIndex(index_path)
@@ -164,20 +199,30 @@ def _probe_all(
 
     def probe(path: Path) -> tuple[Probe, bool]:
         known = index.get(path)
-        return (known, True) if known else (probe_file(path), False)
+        return (known, True) if known else (probe_file(path, interrupt), False)
 
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="wan-probe")
     try:
-        for name, (result, was_known) in zip(media, pool.map(probe, media.values()), strict=True):
-            probes[name] = result
-            if not was_known:
-                index.put(media[name], result)
-            if progress is not None:
-                progress(len(probes), len(media))
+        with interrupt:
+            futures = {name: pool.submit(probe, path) for name, path in media.items()}
+            for name, future in futures.items():
+                result, was_known = interrupt.result(future)
+                probes[name] = result
+                if not was_known:
+                    index.put(media[name], result)
+                if progress is not None:
+                    progress(len(probes), len(media))
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Who gives up does not wait for a decoder that takes long for one frame: its thread ends at the next.
+        pool.shutdown(wait=False, cancel_futures=True)
         index.save(folder)
     return probes
+
+
+def _unusable(name: str, path: Path, problem: str, options: DatasetOptions) -> tuple[list[Sample], list[Note]]:
+    if options.bad_files == "refuse":
+        raise DatasetError(f"{path} cannot be used: {problem}; replace or remove it, or let bad files be skipped.")
+    return [], [Note(name=name, action="skipped", reason=problem)]
 
 
 def _samples_of(
@@ -185,15 +230,13 @@ def _samples_of(
 ) -> tuple[list[Sample], list[Note]]:
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
-        if options.bad_files == "refuse":
-            raise DatasetError(
-                f"{path} cannot be used: {probe.problem}; replace or remove it, or let bad files be skipped."
-            )
-        return [], [Note(name=name, action="skipped", reason=probe.problem)]
+        return _unusable(name, path, probe.problem, options)
     windows: tuple[tuple[int, ...], ...] = ((0,),)
     notes: list[Note] = []
     if probe.kind == "video":
         selection = select_frames(probe.times_us, probe.end_us, options)
+        if selection.problem:
+            return _unusable(name, path, selection.problem, options)
         windows = selection.windows
         notes = [Note(name=name, action=action, reason=reason) for action, reason in selection.notes]
         if not windows:

@@ -19,6 +19,16 @@ from .conditioning import Conditioning
 FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
 
+# Upper limits of options: far above what can be trained on, and below what a machine chokes on while it counts.
+MAX_OPTIONS = {
+    "width": 16384,
+    "height": 16384,
+    "num_frames": 10_001,
+    "windows_per_clip": 100_000,
+    "slide_stride": 2**31,
+    "repeats": 1_000_000,
+}
+
 LATENT_CHANNELS = {"wan2.1": 16, "wan2.2": 48}
 
 
@@ -44,6 +54,9 @@ class DatasetOptions:
     held_out: int = 0  # number of samples kept out of training for the validation loss
 
     def __post_init__(self) -> None:
+        for name, limit in MAX_OPTIONS.items():
+            if getattr(self, name) > limit:
+                raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
         for name in ("width", "height"):
             value = getattr(self, name)
             if value < 16 or value % 16:

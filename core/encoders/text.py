@@ -247,7 +247,7 @@ def _load_tokenizer(weights: Weights, given: Path | None) -> Any:
 
 def _tokenizer_bytes(weights: Weights, given: Path | None) -> tuple[Path, bytes]:
     if given is None and _TOKENIZER_KEY in weights.shapes:
-        return weights.path, read_one(weights, _TOKENIZER_KEY).numpy().tobytes()
+        return weights.path, read_one(weights, _TOKENIZER_KEY).flatten().view(torch.uint8).numpy().tobytes()
     folder = weights.path if weights.path.is_dir() else weights.path.parent
     places = [Path(given)] if given is not None else [folder / place for place in _TOKENIZER_PLACES]
     for place in (place / _TOKENIZER_FILE if place.is_dir() else place for place in places):

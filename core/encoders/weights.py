@@ -12,6 +12,7 @@ from ..errors import ConfigError, ModelFileError
 from ..wan.files import find_files, read_first_bytes
 from ..wan.header import DTYPES, FileHeader, TensorEntry, read_header, read_in_order
 from ..wan.identify import PICKLE, identify_bytes
+from ..wan.limits import shown
 
 _FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FLOAT_DTYPES = tuple(DTYPES[name] for name in _FLOATS)
@@ -108,8 +109,7 @@ def headless_packages() -> Iterator[None]:
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"  # since torch 1.6; older files cannot be mapped
+    is_zip = read_first_bytes(path).startswith(b"PK\x03\x04")  # since torch 1.6; older files cannot be mapped
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -117,9 +117,10 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             f"'{path}' was not opened: it is a pickle file that holds more than weights, and such a file can run programs"
             " when it is opened; use the .safetensors file of the same model."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # on damaged bytes torch's reader raises nearly anything: no list is complete
+        reason = shown(next(iter(str(error).splitlines()), type(error).__name__))
         raise ModelFileError(
-            f"The model file '{path}' is damaged or incomplete ({str(error).splitlines()[0]}); download it again."
+            f"The model file '{path}' is damaged or incomplete ({reason}); download it again."
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]

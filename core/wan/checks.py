@@ -5,10 +5,14 @@ from torch import Tensor
 from ..errors import ConfigError
 from .config import MASK_CHANNELS, TRAINABLE, WanConfig
 
+# Far above any model, and low enough that the product of two is the number of elements of a tensor.
+MAX_SIZE, MAX_LAYERS, MAX_PATCH = 2**20, 1000, 16
+
 
 def check_config(config: WanConfig) -> None:
     """Raises ConfigError unless the model can be built from `config`."""
     _check_variant(config)
+    _check_sizes(config)
     if config.num_heads < 1 or config.dim % (2 * config.num_heads):
         raise ConfigError(
             f"A width (dim) of {config.dim} cannot be split into {config.num_heads} heads of an even number of "
@@ -36,6 +40,19 @@ def check_inputs(
     _check_context(config, latents, context)
     _check_conditioning(config, latents, conditioning)
     _check_clip_features(config, latents, clip_features)
+
+
+def _check_sizes(config: WanConfig) -> None:
+    """Each size by itself: a model is built from what a file states."""
+    for name, value in vars(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(number, str | None) or 0 < number <= MAX_SIZE for number in numbers):
+            raise ConfigError(f"A Wan model cannot have {name} {value}; check it in the model's configuration.")
+    if config.num_layers > MAX_LAYERS or max(config.patch_size) > MAX_PATCH:
+        raise ConfigError(
+            f"A Wan model cannot have num_layers {config.num_layers} with patch_size {config.patch_size}: {MAX_LAYERS} layers "
+            f"and patches of {MAX_PATCH} are the limits."
+        )
 
 
 def _check_variant(config: WanConfig) -> None:

@@ -1,6 +1,5 @@
 """Reads the sizes of a Wan transformer from the shapes of its weights and from what its file says about itself."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from ..errors import ConfigError, ModelFileError
 from ..serial import from_dict
 from .config import TRAINABLE, Variant, WanConfig
+from .limits import parse_json, read_json_file, shown
 
 HEAD_DIM = 128  # of every published Wan model; nothing in the weights tells it
 SIZES = {field.name for field in fields(WanConfig)} - {"variant"}
@@ -23,6 +23,11 @@ def detect_config(
 
     Raises ModelFileError if a weight that tells a size is missing or the sizes contradict each other.
     """
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise ModelFileError(
+                f"The model file '{path}' cannot be used: '{name}' is empty, of the shape {list(shape)}; download it again."
+            )
     patch_size = tuple(_shape(path, shapes, "patch_embedding.weight", 5)[2:])
     dim, in_dim = _shape(path, shapes, "patch_embedding.weight", 5)[:2]
     values: dict[str, Any] = {
@@ -41,7 +46,11 @@ def detect_config(
     try:
         config = from_dict(WanConfig, values | {"variant": variant}, "The model's own configuration")
     except ConfigError as error:
-        raise ModelFileError(f"The model file '{path}' cannot be used: {error}") from error
+        raise ModelFileError(f"The model file '{path}' cannot be used: {shown(str(error), 500)}") from error
+    except OverflowError as error:
+        raise ModelFileError(
+            f"The model file '{path}' cannot be used: a number of its configuration is too large; get it from its maker again."
+        ) from error
     if config.num_heads < 1 or config.dim % (2 * config.num_heads):
         raise ModelFileError(
             f"The model file '{path}' has a width of {config.dim}, which {config.num_heads} heads cannot share; Wan "
@@ -58,7 +67,7 @@ def read_overrides(path: Path, metadata: Mapping[str, str], sidecar: Path | None
     found: dict[str, Any] = {}
     if sidecar is not None and sidecar.is_file():
         try:
-            found |= _from_diffusers(json.loads(sidecar.read_text(encoding="utf-8")))
+            found |= _from_diffusers(read_json_file(sidecar))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ModelFileError(f"'{sidecar}' is not a valid model configuration; download it again.") from error
     found |= _stated_config(path, metadata)
@@ -74,13 +83,13 @@ def stated_kind(path: Path, metadata: Mapping[str, str]) -> str | None:
     if config.get("causal_ar"):
         return "causal_ar"
     kind = config.get("model_type", "t2v")
-    return None if kind in TRAINABLE else str(kind)
+    return None if kind in TRAINABLE else shown(kind)
 
 
 def _stated_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The header metadata `config`: {"transformer": {...}}, in ComfyUI's form; {} without one."""
     try:
-        return dict(json.loads(metadata.get("config", "{}")).get("transformer", {}))
+        return dict(parse_json(metadata.get("config", "{}")).get("transformer", {}))
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(
             f"The metadata field 'config' in the header of '{path}' is not valid JSON of the form "
@@ -117,7 +126,7 @@ def _image_sizes(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, i
 
 
 def _num_layers(shapes: Mapping[str, Sequence[int]]) -> int:
-    numbers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if match}
+    numbers = {int(match[1]) for match in (re.match(r"blocks\.([0-9]{1,6})\.", name) for name in shapes) if match}
     return max(numbers, default=-1) + 1
 
 

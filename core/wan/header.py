@@ -5,10 +5,10 @@ leave no file handle open under the weights (Windows could not replace the file)
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError
+from .limits import MAX_TENSORS, file_size, is_name, is_shape, parse_json, shown, unreadable
 
 T = TypeVar("T")
 
@@ -39,6 +40,12 @@ SAMPLE_BLOCKS = 64
 SAMPLE_BYTES = 64 * 1024
 PIECE_BYTES = 2**24  # of a large tensor, for one of the threads that read it
 READERS = 4
+
+
+class HeaderError(ModelFileError):
+    """A file that is no whole safetensors file; `reason` is a clause without its name."""
+
+    reason = ""
 
 
 @dataclass(frozen=True)
@@ -71,29 +78,33 @@ class FileHeader:
 
 
 def read_header(path: Path) -> FileHeader:
-    """Raises ModelFileError if the file is missing, truncated or not valid safetensors."""
+    """Raises ModelFileError if the file is missing, truncated or not valid safetensors.
+
+    Whatever it claims is held against its size and `core.wan.limits` before memory is taken for it.
+    """
+    size = file_size(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
             fits = len(prefix) == 8 and 2 <= length <= MAX_HEADER_BYTES and 8 + length <= size
             raw = stream.read(length) if fits else b""
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not fits:
         expected = f"at least {8 + length} bytes" if 2 <= length <= MAX_HEADER_BYTES else "a safetensors header"
         raise _damaged(path, f"{expected} expected, but the file has {size} bytes")
-    header = _parse_json(path, raw)
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise _damaged(path, "its header metadata is not an object")
+    header = _parse_header(path, raw)
+    metadata = _texts(path, header.pop("__metadata__", None) or {})
+    if len(header) > MAX_TENSORS:
+        raise _damaged(path, f"its header lists {len(header)} tensors, and {MAX_TENSORS} are the limit")
     data_start = 8 + length
     entries = {name: _parse_entry(path, name, item, data_start) for name, item in header.items()}
     expected = max((entry.end for entry in entries.values()), default=data_start)
     if expected != size:
         raise _damaged(path, f"{expected} bytes expected, but the file has {size} bytes")
-    return FileHeader(path, entries, {str(k): str(v) for k, v in metadata.items()}, data_start, size)
+    _check_places(path, entries, data_start)
+    return FileHeader(path, entries, metadata, data_start, size)
 
 
 def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
@@ -102,6 +113,11 @@ def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
     A large one is read by several threads, piece after piece: one alone is slower than an NVMe disk, for all the new pages
     of memory that it touches.
     """
+    if entry.dtype not in DTYPES:
+        raise ModelFileError(
+            f"The model file '{path}' holds a tensor stored as {entry.dtype}, which cannot be read here; use the fp16, bf16 or "
+            "fp8 file of the same model."
+        )
     buffer = torch.empty(entry.num_bytes, dtype=torch.uint8, device="cpu")
     view = memoryview(buffer.numpy())  # type: ignore[reportArgumentType]
     pieces = [
@@ -115,7 +131,7 @@ def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
             stream.seek(entry.start)
             num_read = stream.readinto(view)  # type: ignore[attr-defined]
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if num_read != entry.num_bytes:
         raise _damaged(path, f"{entry.num_bytes} bytes expected at {entry.start}, but only {num_read} are there")
     return buffer.view(DTYPES[entry.dtype]).view(entry.shape)
@@ -141,7 +157,7 @@ def read_in_order(
     for name in names:
         by_file.setdefault(tensors[name][0].path, []).append(name)
     for path, file_names in by_file.items():
-        with path.open("rb") as stream:
+        with _open(path) as stream:
             for name in sorted(file_names, key=lambda name: tensors[name][1].start):
                 yield name, read(stream, tensors[name][1], path)
 
@@ -162,7 +178,7 @@ def content_digest(header: FileHeader) -> str:
     Equal digests mean equal files unless someone edited a few bytes between the samples.
     """
     digest = hashlib.sha256(str(header.num_bytes).encode())
-    with header.path.open("rb") as stream:
+    with _open(header.path) as stream:
         digest.update(stream.read(header.data_start))
         data_bytes = header.num_bytes - header.data_start
         if data_bytes <= SAMPLE_BLOCKS * SAMPLE_BYTES:
@@ -174,34 +190,74 @@ def content_digest(header: FileHeader) -> str:
     return digest.hexdigest()[:32]
 
 
-def _parse_json(path: Path, raw: bytes) -> dict:
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """A file that was there a moment ago; a disk that fails meanwhile is told in a sentence."""
     try:
-        header = json.loads(raw)
+        with path.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _parse_header(path: Path, raw: bytes) -> dict:
+    try:
+        header = parse_json(raw, unique=True)
     except ValueError as error:
-        raise _damaged(path, "its header is not JSON") from error
+        raise _damaged(path, f"its header is not JSON of this format ({shown(str(error))})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not an object")
     return header
 
 
+def _texts(path: Path, metadata: object) -> dict[str, str]:
+    """The metadata, whose values the format wants to be texts; half letters, which no file can hold, become '?'."""
+    if not isinstance(metadata, dict):
+        raise _damaged(path, "its header metadata is not an object")
+    try:
+        return {_text(key): _text(value) for key, value in metadata.items()}
+    except (RecursionError, ValueError) as error:
+        raise _damaged(path, "its header metadata holds a value that is no text") from error
+
+
+def _text(value: object) -> str:
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def _parse_entry(path: Path, name: str, item: object, data_start: int) -> TensorEntry:
+    if not is_name(name):
+        raise _damaged(path, f"its header has a tensor whose name is no plain text, '{shown(name)}'")
     if not isinstance(item, dict) or not {"dtype", "shape", "data_offsets"} <= set(item):
         raise _damaged(path, f"its header describes the tensor '{name}' incompletely")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(offsets) != 2:
+    if not isinstance(dtype, str) or not is_name(dtype) or not is_shape(shape) or not _is_place(offsets):
         raise _damaged(path, f"its header gives the tensor '{name}' no valid shape and position")
-    entry = TensorEntry(str(dtype), tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    entry = TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
     if entry.dtype in DTYPES and entry.num_bytes != entry.num_params * DTYPES[entry.dtype].itemsize:
         raise _damaged(path, f"the tensor '{name}' of shape {shape} cannot fill {entry.num_bytes} bytes as {dtype}")
     return entry
 
 
-def _unreadable(path: Path, error: OSError) -> ModelFileError:
-    return ModelFileError(
-        f"The model file '{path}' cannot be read ({error.strerror}); check the path and its permissions."
+def _is_place(offsets: object) -> bool:
+    """Whether it is a beginning and an end."""
+    return (
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(type(offset) is int for offset in offsets)
+        and 0 <= offsets[0] <= offsets[1] < 2**63
     )
 
 
-def _damaged(path: Path, reason: str) -> ModelFileError:
-    return ModelFileError(f"The model file '{path}' is damaged or incomplete: {reason}; download it again.")
+def _check_places(path: Path, entries: Mapping[str, TensorEntry], data_start: int) -> None:
+    """The tensors must lie one after another: where they overlap or leave gaps, the format's own library refuses too."""
+    end = data_start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != end:
+            raise _damaged(path, f"the tensor '{name}' begins at byte {entry.start}, where {end} was expected")
+        end = entry.end
+
+
+def _damaged(path: Path, reason: str) -> HeaderError:
+    error = HeaderError(f"The model file '{path}' is damaged or incomplete: {reason}; download it again.")
+    error.reason = reason
+    return error

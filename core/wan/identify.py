@@ -1,5 +1,6 @@
 """Tells what a weight file is from its keys, shapes and first bytes, so that a wrong file is refused by name."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def _in_dim(shapes: Shapes) -> int:
 def _out_dim(shapes: Shapes) -> int:
     """Channels of the model's output: rows of the head per position in a patch; 0 if unknown."""
     head, patch = shapes.get("head.head.weight", ()), shapes.get("patch_embedding.weight", ())
-    return head[0] // (patch[2] * patch[3] * patch[4]) if len(head) == 2 and len(patch) == 5 else 0
+    return head[0] // math.prod(patch[2:]) if len(head) == 2 and len(patch) == 5 and all(patch[2:]) else 0
 
 
 # Only umT5 has relative positions in every block; T5 has them in the first.

@@ -6,7 +6,6 @@ marker and `<layer>.scale_weight` (+ `.scale_input`); newer ones `<layer>.weight
 value times the scale. Input scales belong to fp8 matrix products on activations, which training does not use.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..errors import ModelFileError
 from .header import TensorEntry
 from .keys import find_prefix, to_official
+from .limits import parse_json, shown
 
 Weights = Literal[
     "fp32", "fp16", "bf16", "fp8", "fp8_scaled", "fp8_scaled_legacy",
@@ -37,6 +37,7 @@ _DTYPE_WEIGHTS: dict[str, Weights] = {
     "Q8_0": "q8_0", "Q6_K": "q6_k", "Q5_K": "q5_k", "Q5_1": "q5_1", "Q5_0": "q5_0",
     "Q4_K": "q4_k", "Q4_1": "q4_1", "Q4_0": "q4_0", "Q3_K": "q3_k", "Q2_K": "q2_k",
 }  # fmt: skip
+_MAX_FORMAT_BYTES = 10_000  # of a layer's description
 _SCALE_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -83,13 +84,15 @@ def stored_weights(path: Path, entries: Mapping[str, TensorEntry], metadata: Map
 def check_layer_format(path: Path, name: str, stored: Tensor) -> None:
     """Raises ModelFileError unless the `comfy_quant` tensor (JSON bytes) names an fp8 format."""
     try:
-        found = json.loads(bytes(stored.flatten().tolist()))["format"]
+        if stored.numel() > _MAX_FORMAT_BYTES:
+            raise ValueError("it is too long")
+        found = parse_json(bytes(stored.flatten().tolist()))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"The model file '{path}' is damaged: '{name}' does not name a quantization format; download it again."
         ) from error
     if found not in FP8_FORMATS:
-        raise _unreadable(path, f"'{name}' says {found}")
+        raise _unreadable(path, f"'{name}' says {shown(found)}")
 
 
 def convert(stored: Tensor, scale: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -115,7 +118,7 @@ def _layer_formats(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     if FORMAT_METADATA not in metadata:
         return {}
     try:
-        layers = json.loads(metadata[FORMAT_METADATA])["layers"]
+        layers = parse_json(metadata[FORMAT_METADATA])["layers"]
         formats = {
             to_official(name.removeprefix(find_prefix([name]))): layer["format"] for name, layer in layers.items()
         }
@@ -125,13 +128,13 @@ def _layer_formats(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
         ) from error
     for name, found in formats.items():
         if found not in FP8_FORMATS:
-            raise _unreadable(path, f"'{name}' says {found}")
+            raise _unreadable(path, f"'{shown(name)}' says {shown(found)}")
     return formats
 
 
 def _is_plain_scale(scale: TensorEntry, weight: TensorEntry) -> bool:
     """One number per tensor, or one per row."""
-    return scale.dtype in _SCALE_DTYPES and (scale.num_params == 1 or scale.shape == (weight.shape[0], 1))
+    return scale.dtype in _SCALE_DTYPES and (scale.num_params == 1 or scale.shape == (*weight.shape[:1], 1))
 
 
 def _unreadable(path: Path, reason: str) -> ModelFileError:

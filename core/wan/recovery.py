@@ -13,7 +13,9 @@ from .keys import to_official
 Factors = tuple[Tensor, Tensor]  # down [rank, in], up [out, rank]; the adapter adds up @ down to the weight
 
 _EXPERTS = {"high": "transformer_1.", "low": "transformer_2."}
-_KEY = re.compile(r"(?:diffusion_model\.|transformer\.)?(transformer_[12]\.)?(blocks\..+)\.lora_(A|B)\.weight")
+_KEY = re.compile(
+    r"(?:diffusion_model\.|transformer\.)?(transformer_[12]\.)?(blocks\.[0-9]{1,6}\..+)\.lora_(A|B)\.weight"
+)
 
 
 def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> dict[str, Factors]:
@@ -42,11 +44,24 @@ def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> 
         raise ModelFileError(f"'{path}' holds nothing for the {expert} noise expert: choose the file for this expert.")
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in read_in_order(tensors, tensors):
-        parts.setdefault(to_official(keys[name][2]), {})[keys[name][3]] = value
-    for layer, pair in parts.items():
-        if len(pair) != 2:
-            raise ModelFileError(f"'{path}' is incomplete: it has half of the factors of '{layer}'; download it again.")
-    return {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}
+        part = parts.setdefault(to_official(keys[name][2]), {})
+        if keys[name][3] in part:
+            raise ModelFileError(f"'{path}' holds '{name}' under two names; download it again.")
+        part[keys[name][3]] = value
+    return {layer: _factors(path, layer, pair) for layer, pair in parts.items()}
+
+
+def _factors(path: Path, layer: str, pair: dict[str, Tensor]) -> Factors:
+    if len(pair) != 2:
+        raise ModelFileError(f"'{path}' is incomplete: it has half of the factors of '{layer}'; download it again.")
+    down, up = pair["A"], pair["B"]
+    fits = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] and 0 not in (*down.shape, *up.shape)
+    if not fits or not (down.dtype.is_floating_point and up.dtype.is_floating_point):
+        raise ModelFileError(
+            f"'{path}' is damaged: the factors of '{layer}' do not fit together, {list(up.shape)} times {list(down.shape)} "
+            f"({up.dtype}, {down.dtype}); download it again."
+        )
+    return down, up
 
 
 def file_identity(path: Path) -> str:

@@ -1,6 +1,6 @@
 import pytest
 from wan_train.core.errors import ConfigError
-from wan_train.core.names import MOST_BYTES, check_below, check_file_name, is_device, kind_of, in_short
+from wan_train.core.names import MOST_BYTES, check_below, check_file_name, in_short, is_device, kind_of
 
 # What is put around a name: a temporary file of the longest LoRA, a run's folder and a file in it.
 AROUND = [".{}_v99999_high_noise.safetensors.4194304.0123abcd.tmp", "{}_single_0123456789abcdef"]

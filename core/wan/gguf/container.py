@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import ModelFileError
 from ..header import DTYPES, MAX_HEADER_BYTES, FileHeader, TensorEntry, read_header, read_tensor
+from ..limits import MAX_AXES, MAX_TENSORS, file_size, is_name, is_shape, shown, unreadable
 from .types import OTHER_NAMES, QUANT_NAMES, QUANTS
 
 MAGIC = b"GGUF"
@@ -24,6 +25,9 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 # The C++ quantizer drops leading axes of length 1, which these parameters have.
 _LEADING_ONE = (".modulation", "scale_shift_table", ".emb_pos", ".pos_embed")
+
+MAX_ITEMS = 4_000_000  # of all lists in a header together; a vocabulary has 256,000
+MAX_ALIGNMENT = 2**20
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -41,11 +45,12 @@ def is_gguf(first_bytes: bytes) -> bool:
 
 def open_header(path: Path) -> FileHeader:
     """The header of a model file, GGUF or safetensors; raises ModelFileError if it cannot be read."""
+    file_size(path)
     try:
         with path.open("rb") as stream:
             first_bytes = stream.read(8)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return read_gguf_header(path) if is_gguf(first_bytes) else read_header(path)
 
 
@@ -55,19 +60,19 @@ def read_gguf_header(path: Path) -> FileHeader:
     Raises ModelFileError if the file is missing, truncated, damaged, of another architecture than Wan, or holds a type
     that cannot be dequantized here.
     """
+    size = file_size(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
             cursor = _Cursor(stream, path, size)
             num_tensors, num_values = _read_prologue(cursor)
             values = dict(cursor.pair() for _ in range(num_values))
             infos = [_read_info(cursor) for _ in range(num_tensors)]
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     _check_architecture(path, values.get("general.architecture"))
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise _damaged(path, f"its alignment is {alignment}")
+    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+        raise _damaged(path, f"its alignment is {shown(alignment)}")
     data_start = -(-cursor.position // alignment) * alignment
     entries = {info.name: _make_entry(path, info, values, data_start) for info in infos}
     if len(entries) != len(infos):
@@ -75,6 +80,7 @@ def read_gguf_header(path: Path) -> FileHeader:
     expected = max((entry.end for entry in entries.values()), default=data_start)
     if expected > size:
         raise _damaged(path, f"{expected} bytes expected, but the file has {size} bytes")
+    _check_overlap(path, entries)
     metadata = {name: str(value) for name, value in values.items() if not isinstance(value, tuple)}
     return FileHeader(path, entries, metadata, data_start, size)
 
@@ -105,6 +111,7 @@ class _Cursor:
         self.position = 0
         self._stream = stream
         self._size = size
+        self._num_items = 0
 
     def take(self, num_bytes: int) -> bytes:
         end = self.position + num_bytes
@@ -131,10 +138,18 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise _damaged(self.path, f"its header has text that is not UTF-8, before byte {self.position}") from error
 
+    def _count(self) -> int:
+        """The length of a list."""
+        count = self.number("Q")
+        self._num_items += count
+        if self._num_items > MAX_ITEMS:
+            raise _damaged(self.path, f"its lists have more than {MAX_ITEMS} items, before byte {self.position}")
+        return count
+
     def value(self, kind: int) -> Any:
         """A number, a string, or a tuple of numbers or strings."""
         if kind == _ARRAY:
-            kind, count = self.number("I"), self.number("Q")
+            kind, count = self.number("I"), self._count()
             if kind == _STRING:
                 return tuple(self.string() for _ in range(count))
             if kind in _NUMBERS:
@@ -165,19 +180,32 @@ def _read_prologue(cursor: _Cursor) -> tuple[int, int]:
             f"'{cursor.path}' is a GGUF file of version {version}, and only versions 2 and 3 can be read; use a file "
             "of the same model that a current tool has made."
         )
-    return cursor.number("Q"), cursor.number("Q")
+    num_tensors, num_values = cursor.number("Q"), cursor.number("Q")
+    if max(num_tensors, num_values) > MAX_TENSORS:
+        raise _damaged(
+            cursor.path,
+            f"it is said to have {num_tensors} tensors and {num_values} values of metadata, and {MAX_TENSORS} are the limit",
+        )
+    return num_tensors, num_values
 
 
 def _read_info(cursor: _Cursor) -> _Info:
     name = cursor.string()
-    axes = cursor.numbers("Q", cursor.number("I"))
+    if not is_name(name):
+        raise _damaged(cursor.path, f"its header has a tensor whose name is no plain text, '{shown(name)}'")
+    num_axes = cursor.number("I")
+    if num_axes > MAX_AXES:
+        raise _damaged(cursor.path, f"the tensor '{name}' is said to have {num_axes} axes")
+    axes = cursor.numbers("Q", num_axes)
+    if not is_shape(axes):
+        raise _damaged(cursor.path, f"the tensor '{name}' is said to have the shape {list(reversed(axes))}")
     return _Info(name, axes, cursor.number("I"), cursor.number("Q"))
 
 
 def _check_architecture(path: Path, architecture: Any) -> None:
     if architecture not in ARCHITECTURES:
         raise ModelFileError(
-            f"'{path}' is a GGUF file of the architecture '{architecture}', not a Wan model; use a GGUF file of Wan 2.1 "
+            f"'{path}' is a GGUF file of the architecture '{shown(architecture)}', not a Wan model; use a GGUF file of Wan 2.1 "
             "or Wan 2.2, such as Wan2.2-T2V-A14B-HighNoise-Q8_0.gguf."
         )
 
@@ -213,19 +241,22 @@ def _true_shape(path: Path, info: _Info, values: Mapping[str, Any]) -> tuple[int
     original = values.get(ORIGINAL_SHAPE + info.name)
     if original is not None:
         sizes = original if isinstance(original, tuple) else (original,)
-        if not all(isinstance(size, int) for size in sizes) or math.prod(sizes) != math.prod(shape):
+        if not is_shape(sizes) or math.prod(sizes) != math.prod(shape):
             raise _damaged(
-                path, f"the tensor '{info.name}' of shape {list(shape)} cannot have had the shape {original}"
+                path, f"the tensor '{info.name}' of shape {list(shape)} cannot have had the shape {shown(original)}"
             )
         return sizes
     return (1, *shape) if len(shape) == 2 and info.name.endswith(_LEADING_ONE) else shape
 
 
+def _check_overlap(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """No byte belongs to two tensors: a small file could else claim a huge model."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start < end:
+            raise _damaged(path, f"the tensor '{name}' begins at byte {entry.start}, inside of another one")
+        end = max(end, entry.end)
+
+
 def _damaged(path: Path, reason: str) -> ModelFileError:
     return ModelFileError(f"The GGUF file '{path}' is damaged or incomplete: {reason}; download it again.")
-
-
-def _unreadable(path: Path, error: OSError) -> ModelFileError:
-    return ModelFileError(
-        f"The model file '{path}' cannot be read ({error.strerror}); check the path and its permissions."
-    )

@@ -138,6 +138,43 @@ def test_alpha_exceptions_of_diffusers_header_count():
     assert modules["blocks.2.self_attn.k"].scale == 1.0
 
 
+def test_alpha_exceptions_may_be_the_end_of_a_name():
+    config = {"lora_alpha": 4, "alpha_pattern": {"to_q": 2, "attn2.to_k": 1, "q": 8, "self_attn.v": 3}}
+    modules, _ = parse_modules(spell(make_modules(), "diffusers"), {"lora_adapter_metadata": json.dumps(config)})
+    for path, module in modules.items():
+        ends = {".self_attn.q": 2, ".cross_attn.q": 2, ".cross_attn.k": 1, ".self_attn.v": 3}
+        assert module.alpha == next((alpha for end, alpha in ends.items() if path.endswith(end)), 4), path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, r"adapter settings that are not JSON \(it is nested too deeply\)"),
+        ('{"lora_alpha": NaN}', "has the alpha nan for"),
+        ('{"lora_alpha": 1e999}', "has the alpha inf for"),
+        ('{"lora_alpha": 1' + "0" * 400 + "}", "has the alpha inf for"),
+        ('{"alpha_pattern": 5}', None),
+        ('{"alpha_pattern": {"to_q": "x"}}', None),
+        ("5", None),
+    ],
+)
+def test_settings_that_do_harm(text, message):
+    tensors = spell(make_modules(), "diffusers")
+    if message is None:
+        assert {module.scale for module in parse_modules(tensors, {"lora_adapter_metadata": text})[0].values()} == {1.0}
+        return
+    with pytest.raises(ModelFileError, match=message):
+        parse_modules(tensors, {"lora_adapter_metadata": text})
+
+
+def test_settings_beside_the_file_in_another_encoding(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    safetensors.torch.save_file(spell(make_modules(), "peft"), path)
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ModelFileError, match=r"adapter_model\.safetensors has adapter settings that are not JSON"):
+        read_lora(path)
+
+
 def test_alpha_beside_a_peft_file_counts(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     safetensors.torch.save_file(spell(make_modules(), "peft"), path)
@@ -293,6 +330,27 @@ Q = "diffusion_model.blocks.0.self_attn.q"
                 f"{Q}.alpha": torch.ones(2),
             },
             "alpha for blocks.0.self_attn.q that is not one number",
+        ),
+        ({f"{Q}.lora_A.weight": torch.ones(0, 4), f"{Q}.lora_B.weight": torch.ones(4, 0)}, "do not fit together"),
+        ({f"{Q}.lora_A.weight": torch.ones(2, 0), f"{Q}.lora_B.weight": torch.ones(4, 2)}, "do not fit together"),
+        (
+            {f"{Q}.lora_A.weight": torch.ones(2, 4, dtype=torch.int64), f"{Q}.lora_B.weight": torch.ones(4, 2)},
+            "holds whole numbers as the weights of blocks.0.self_attn.q",
+        ),
+        *(
+            (
+                {
+                    f"{Q}.lora_A.weight": torch.ones(2, 4),
+                    f"{Q}.lora_B.weight": torch.ones(4, 2),
+                    f"{Q}.alpha": torch.tensor(value),
+                },
+                f"has the alpha {value} for blocks.0.self_attn.q",
+            )
+            for value in (float("nan"), float("inf"))
+        ),
+        (
+            {f"diffusion_model.blocks.{'9' * 5000}.self_attn.q.lora_A.weight": torch.ones(2, 4)},
+            "belongs to no module of a Wan transformer",
         ),
     ],
 )

@@ -5,18 +5,51 @@ from wan_train.core.errors import DatasetError
 
 
 @pytest.mark.parametrize(
-    ("data", "text", "foreign"),
+    ("data", "text", "told"),
     [
-        ("caf\u00e9  on\n\n a  hill \r\n".encode(), "caf\u00e9 on a hill", False),
-        (b"\xef\xbb\xbf" + "caf\u00e9".encode(), "caf\u00e9", False),
-        ("caf\u00e9".encode("utf-16"), "caf\u00e9", False),
-        ("caf\u00e9 \u201cx\u201d".encode("cp1252"), "caf\u00e9 \u201cx\u201d", True),
+        ("caf\u00e9  on\n\n a  hill \r\n".encode(), "caf\u00e9 on a hill", ""),
+        (b"\xef\xbb\xbf" + "caf\u00e9".encode(), "caf\u00e9", ""),
+        ("caf\u00e9".encode("utf-16"), "caf\u00e9", ""),
+        ("caf\u00e9".encode("utf-32"), "caf\u00e9", ""),
+        (b"\0\0\xfe\xff" + "caf\u00e9".encode("utf-32-be"), "caf\u00e9", ""),
+        ("caf\u00e9 on a hill".encode("utf-16-le"), "caf\u00e9 on a hill", "has no mark and was read as UTF-16-LE"),
+        ("caf\u00e9 on a hill".encode("utf-16-be"), "caf\u00e9 on a hill", "has no mark and was read as UTF-16-BE"),
+        ("caf\u00e9 on a hill".encode("utf-32-le"), "caf\u00e9 on a hill", "has no mark and was read as UTF-32-LE"),
+        (b"a dog\0", "a dog", "holds letters of the value 0, which were left out"),
+        (b"\0" * 64, "", "holds letters of the value 0, which were left out"),
+        (b"\xff\xfe\x00", "\ufffd", ""),
+        (
+            "caf\u00e9 \u201cx\u201d".encode("cp1252"),
+            "caf\u00e9 \u201cx\u201d",
+            "is not UTF-8 and was read as Windows-1252",
+        ),
     ],
 )
-def test_read_caption_knows_the_usual_encodings(tmp_path, data, text, foreign):
+def test_read_caption_knows_the_usual_encodings(tmp_path, data, text, told):
     path = tmp_path / "a.txt"
     path.write_bytes(data)
-    assert read_caption(path) == (text, foreign)
+    assert read_caption(path) == (text, told)
+
+
+def test_a_caption_file_that_cannot_be_one_drops_its_clip_with_a_note(tmp_path):
+    huge, folder, good = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"
+    huge.write_bytes(b"x" * (2**20 + 1))
+    folder.mkdir()
+    good.write_text("a dog")
+    sidecars = {"a.png": huge, "b.png": folder, "c.png": good, "d.png": tmp_path / "gone.txt"}
+    captions, notes = assign_captions(list(sidecars), sidecars, DatasetOptions())
+    assert captions == {"c.png": "a dog"}
+    assert [str(note) for note in notes] == [
+        "a.png: dropped: its caption file a.txt cannot be used: it has more than 1048576 bytes, far more than the model "
+        "takes of a caption: shorten it, and no default caption is set",
+        "b.png: dropped: its caption file b.txt cannot be used: it is not a plain file but a folder, pipe or device, "
+        "and no default caption is set",
+        "d.png: dropped: its caption file gone.txt cannot be used: it cannot be read (No such file or directory), "
+        "and no default caption is set",
+    ]
+    captions, notes = assign_captions(["a.png"], sidecars, DatasetOptions(default_caption="x"))
+    assert captions == {"a.png": "x"}
+    assert "cannot be used" in notes[0].reason
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av import stream as av_stream
 from wan_train.core.data.clips import frame_to_rgb, probe_clip, read_clip
 from wan_train.core.data.media import BadMediaError
 
@@ -228,4 +229,38 @@ def test_sound_without_pictures_is_bad(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(BadMediaError, match="it has no video stream"):
+        probe_clip(path)
+
+
+def test_a_cover_is_no_clip(tmp_path, make):
+    cover = make.image(tmp_path / "cover.png").read_bytes()
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        picture = container.add_stream("png", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
+        picture.disposition = av_stream.Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+        packet = av.Packet(cover)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = picture, 0, 0, True
+        container.mux(packet)
+    with pytest.raises(BadMediaError, match="it has no video stream but the picture of a cover"):
+        probe_clip(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile 'other.mp4'\n",
+    ],
+)
+def test_a_list_of_other_files_is_not_followed(tmp_path, make, text):
+    make.clip(tmp_path / "other.mp4")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(text)
+    with pytest.raises(BadMediaError, match="the clip cannot be decoded"):
         probe_clip(path)

@@ -110,3 +110,20 @@ def test_a_file_that_changed_for_the_worse_is_named(folder, make, damage):
         make.cut(path, 0.5)
     with pytest.raises(DatasetError, match=r"a\.mp4 cannot be used: .*scan the folder again"):
         read_frames(sample)
+
+
+def test_a_file_that_is_another_by_now_is_not_kept_under_the_old_hash(folder, make):
+    path = make.image(folder / "a.png", colour=(9, 9, 9))
+    (sample,) = samples(folder, width=64, height=48, num_frames=1)
+    make.image(path, colour=(200, 9, 9))
+    with pytest.raises(DatasetError, match=r"a\.png cannot be used: it was changed since the folder was scanned"):
+        read_frames(sample)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "CMYK", "YCbCr", "I;16", "F"])
+def test_pictures_of_every_mode_give_rgb(folder, mode):
+    suffix = "tiff" if mode in ("CMYK", "YCbCr", "F") else "png"
+    picture = Image.new("L", (33, 17), 200).convert(mode) if mode != "I;16" else Image.new("I;16", (33, 17), 200 * 256)
+    picture.save(folder / "a.png", suffix)
+    (sample,) = samples(folder, width=32, height=16, num_frames=1)
+    assert read_frames(sample).shape == (1, 16, 32, 3)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from wan_train.core.data import pictures
 from wan_train.core.data.encode import CAPTIONS_AT_ONCE, cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
@@ -132,6 +133,22 @@ def test_an_abort_keeps_what_is_done(dataset, tmp_path):
     assert vae.calls == 2
     cache_latents(dataset(), vae, store)
     assert vae.calls == 4
+
+
+@pytest.mark.parametrize("ahead", [0, 4])
+def test_a_stop_acts_in_the_middle_of_a_file(folder, make, tmp_path, monkeypatch, ahead):
+    make.animation(folder / "a.gif", 2000)
+    found = scan_folder(folder, DatasetOptions(num_frames=5, frame_sampling="even", default_caption="x"))
+    shown, real = [], pictures._show
+    monkeypatch.setattr(pictures, "_show", lambda image, index, work: shown.append(index) or real(image, index, work))
+
+    def check():
+        if shown:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(found, PoolVAE(), Store(tmp_path / "cache"), check=check, ahead=ahead)
+    assert 0 < len(shown) < 2000
 
 
 def test_a_file_that_fails_later_is_skipped_or_refused(dataset, folder, tmp_path):

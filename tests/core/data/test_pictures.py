@@ -101,3 +101,21 @@ def test_text_in_disguise_and_too_few_frames(tmp_path, make):
         probe_picture(path)
     with pytest.raises(BadMediaError, match="it has 3 frames, but frame 7 was expected"):
         read(make.animation(tmp_path / "b.gif", 3), [0, 7])
+
+
+def test_whatever_pil_raises_is_a_bad_file(tmp_path, make):
+    path = make.image(tmp_path / "a.gif", (2, 2))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")  # where the next block's kind should be
+    with pytest.raises(IndexError), Image.open(path) as image:
+        getattr(image, "n_frames")  # noqa: B009
+    with pytest.raises(BadMediaError, match=r"the image cannot be decoded \(index out of range\)"):
+        probe_picture(path)
+
+
+def test_a_file_that_would_run_a_program_of_the_system_is_not_opened(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(x) run\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"  # which PIL gives to Ghostscript
+    with pytest.raises(BadMediaError, match="not an image of a known format"):
+        probe_picture(path)

@@ -28,7 +28,7 @@ def test_a_clip_and_an_image(tmp_path, make):
         ("a.mp4", lambda p, _: p.write_text("hello, this is no clip"), "the clip cannot be decoded"),
         ("a.png", lambda p, make: make.image(p, (40, 12)), "it is 40x12 pixels, smaller than 16 on a side"),
         ("a.mkv", lambda p, make: make.cut(make.clip(p), 0.7), "the file is cut off: .* bytes are missing"),
-        ("a.mp4", lambda p, _: p.mkdir(), "it cannot be read"),
+        ("a.mp4", lambda p, _: p.mkdir(), "it is not a plain file"),
     ],
 )
 def test_problems_are_told_not_raised(tmp_path, make, name, write, problem):

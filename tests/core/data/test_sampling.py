@@ -3,6 +3,7 @@ import random
 import pytest
 from wan_train.core.data.sampling import longest_4n1, mean_fps, resample, select_frames, window_starts
 from wan_train.core.data.types import DatasetOptions
+from wan_train.core.errors import ConfigError
 
 
 def steady(num_frames, fps):
@@ -146,3 +147,24 @@ def test_a_short_clip_is_shortened_skipped_or_left_to_the_caller():
         selection = select_frames(*clip, DatasetOptions(num_frames=33, short_clips=choice))
         assert selection.windows == ()
         assert actions(selection) == ["skipped"]
+
+
+def test_more_frames_than_a_machine_can_count_are_refused_before_they_are():
+    hour = tuple(range(0, 3_600_000_000, 62_500))
+    end = hour[-1] + 62_500
+    assert select_frames(hour, end, DatasetOptions(frame_sampling="slide", slide_stride=1, num_frames=81)).problem == ""
+    whole = select_frames(hour, end, DatasetOptions(frame_sampling="full"))
+    assert whole.windows == ()
+    assert "a single sample of 57597 frames was asked for, and 10000 are the limit" in whole.problem
+    many = select_frames(hour, end, DatasetOptions(frame_sampling="slide", slide_stride=1, num_frames=1025))
+    assert (
+        "56576 windows of 1025 frames were asked for, 33554432 frames are the limit: raise slide_stride" in many.problem
+    )
+    gap = select_frames((0, 10**15), 2 * 10**15, DatasetOptions())
+    assert "it runs for 5.56e+05 hours, and at 16 fps 86.8 are the limit" in gap.problem
+
+
+@pytest.mark.parametrize("name", ["width", "height", "num_frames", "windows_per_clip", "repeats", "slide_stride"])
+def test_options_have_upper_limits(name):
+    with pytest.raises(ConfigError, match=f"{name} is 1000000000001, and .* is the limit"):
+        DatasetOptions(**{name: 10**12 + 1})

@@ -1,7 +1,10 @@
 import json
 import os
+import struct
+import threading
 
 import pytest
+from wan_train.core.data import pictures
 from wan_train.core.data import scan as scan_module
 from wan_train.core.data.scan import natural_key, scan_folder
 from wan_train.core.data.types import DatasetOptions
@@ -10,8 +13,9 @@ from wan_train.core.errors import ConfigError, DatasetError
 SMALL = {"width": 64, "height": 48, "num_frames": 9}
 
 
-def scan(folder, *, index_path=None, progress=None, **options):
-    return scan_folder(folder, DatasetOptions(**{**SMALL, **options}), index_path=index_path, progress=progress)
+def scan(folder, *, index_path=None, progress=None, check=None, **options):
+    options = DatasetOptions(**{**SMALL, **options})
+    return scan_folder(folder, options, index_path=index_path, progress=progress, check=check)
 
 
 def caption(folder, stem, text="a caption"):
@@ -106,7 +110,7 @@ def test_folders_that_cannot_be_scanned(tmp_path, folder):
 
 def test_missing_captions_are_told_before_anything_is_probed(folder, make, monkeypatch):
     make.image(folder / "a.png")
-    monkeypatch.setattr(scan_module, "probe_file", lambda _: pytest.fail("probed"))
+    monkeypatch.setattr(scan_module, "probe_file", lambda *_: pytest.fail("probed"))
     with pytest.raises(DatasetError, match="no captions"):
         scan(folder)
 
@@ -179,7 +183,7 @@ def test_a_second_scan_reads_no_media(folder, tmp_path, make, monkeypatch):
     first = scan(folder, index_path=index_path, default_caption="x")
     probed = []
     real = scan_module.probe_file
-    monkeypatch.setattr(scan_module, "probe_file", lambda path: probed.append(path.name) or real(path))
+    monkeypatch.setattr(scan_module, "probe_file", lambda path, stop: probed.append(path.name) or real(path, stop))
     assert scan(folder, index_path=index_path, default_caption="x") == first
     assert probed == []
     make.clip(folder / "a.mp4", 13)
@@ -232,3 +236,113 @@ def test_the_digest_ignores_names_and_place(folder, tmp_path, make):
 def test_an_ending_that_no_caption_file_has(ending):
     with pytest.raises(ConfigError, match="caption_extension is '"):
         DatasetOptions(caption_extension=ending)
+
+
+def write_gif(path, width, height, frames):
+    """Frames of one pixel."""
+    frame = b"\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\x02\x02\x44\x01\0"
+    path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + frame * frames + b";")
+    return path
+
+
+def test_a_clip_of_an_unknown_codec_is_one_bad_file_among_others(folder, make):
+    make.clip(folder / "good.mp4")
+    path = make.clip(folder / "bad.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    dataset = scan(folder, default_caption="x")
+    assert [s.file.name for s in dataset.samples] == ["good.mp4"]
+    assert notes(dataset)[0] == "bad.mp4: skipped: its video codec is not known here; convert it to H.264"
+    with pytest.raises(DatasetError, match=r"bad\.mp4 cannot be used: its video codec is not known"):
+        scan(folder, default_caption="x", bad_files="refuse")
+
+
+def test_small_files_that_would_never_end_are_told_and_not_decoded(folder, make):
+    make.image(folder / "good.png")
+    write_gif(folder / "huge.gif", 9000, 9000, 20_000)
+    write_gif(folder / "long.gif", 8000, 8000, 400)
+    assert notes(scan(folder, default_caption="x")) == [
+        "huge.gif: skipped: it is 9000x9000 pixels, and 67 million are the limit; scale it down",
+        "long.gif: skipped: 400 frames of 8000x8000 would have to be decoded, and the limit for one file is 20 billion pixels; "
+        "cut it into shorter files, or scale it down",
+    ]
+
+
+def test_a_stop_acts_in_the_middle_of_a_file(folder, monkeypatch):
+    write_gif(folder / "long.gif", 2000, 2000, 4000)
+    shown = []
+    real = pictures._show
+    monkeypatch.setattr(pictures, "_show", lambda image, index, work: shown.append(index) or real(image, index, work))
+
+    def check():
+        if shown:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder, default_caption="x", check=check)
+    for thread in threading.enumerate():
+        if thread.name.startswith("wan-probe"):
+            thread.join()
+    assert len(shown) < 4000
+
+
+def test_times_that_no_clip_has_are_told(folder, make):
+    make.image(folder / "good.png")
+    make.clip(folder / "years.mkv", 3, pts_ms=[0, 60, 90_000_000])
+    make.clip(folder / "day.mkv", 3, pts_ms=[0, 60, 80_000_000])
+    assert notes(scan(folder, default_caption="x", fps=240.0, num_frames=1)) == [
+        "day.mkv: skipped: it runs for 22.2 hours, and at 240 fps 5.79 are the limit: cut it, or lower fps",
+        "years.mkv: skipped: its frames span 25 hours, and 24 are the limit for one file: its timestamps are damaged, so "
+        "convert it again, or cut it into shorter files",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_pipes_and_links_to_devices_are_never_opened(folder, make):
+    make.image(folder / "good.png")
+    os.mkfifo(folder / "a.mp4")
+    os.mkfifo(folder / "b.txt")
+    make.image(folder / "b.png")
+    (folder / "c.png").symlink_to("/dev/zero")
+    (folder / "d.png").symlink_to(folder / "gone")
+    (folder / "e.png").symlink_to(folder / "e.png")
+    found = notes(scan(folder, default_caption="x"))
+    assert found[0] == "a.mp4: skipped: it is not a plain file but a folder, pipe or device"
+    assert found[1].startswith("b.png: note: its caption file b.txt cannot be used: it is not a plain file")
+    assert found[2] == "c.png: skipped: it is not a plain file but a folder, pipe or device"
+    assert [note.split(":")[0] for note in found[3:]] == ["d.png", "e.png"]
+    assert all("it cannot be read (" in note for note in found[3:])
+
+
+def test_a_name_that_is_not_utf8_is_told_in_letters_that_can_be_printed(folder, make):
+    make.image(folder / "good.png")
+    try:
+        make.image(folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    (found,) = notes(scan(folder, default_caption="x"))
+    assert found.startswith(r"caf\udce9.png: skipped: its name is not UTF-8")
+
+
+def test_folders_in_folders_without_end(folder, make):
+    make.image(folder / "a.png")
+    folders = [folder / "d"]
+    for _ in range(1100):  # more than Python calls functions inside of each other
+        folders[-1].mkdir()
+        folders.append(folders[-1] / "d")
+    try:
+        assert len(scan(folder, default_caption="x").samples) == 1
+    finally:
+        for made in reversed(folders[:-1]):
+            made.rmdir()
+
+
+def test_files_that_change_places_are_read_again(folder, tmp_path, make):
+    one, two = make.image(folder / "1.bmp", colour=(9, 9, 9)), make.image(folder / "2.bmp", colour=(99, 99, 99))
+    for path in (one, two):
+        os.utime(path, (1_000_000, 1_000_000))
+    first = scan(folder, index_path=tmp_path / "index.json", default_caption="x").samples
+    one.rename(folder / "swap")
+    two.rename(one)
+    (folder / "swap").rename(two)
+    second = scan(folder, index_path=tmp_path / "index.json", default_caption="x").samples
+    assert [s.file.sha256 for s in second] == [s.file.sha256 for s in reversed(first)]

@@ -79,6 +79,10 @@ def test_trailing_bytes(path):
         read_header(path)
 
 
+def entry(shape, start, end, name="a", dtype="F32"):
+    return {name: {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -92,6 +96,29 @@ def test_trailing_bytes(path):
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "bytes expected, but the file has"),
         ({"__metadata__": [], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, None),
         ({"__metadata__": [1]}, "metadata is not an object"),
+        (b"[" * 100_000, "its header is not JSON of this format .it is nested too deeply"),
+        (b'{"a": {}, "a": {}}', "its header is not JSON of this format .a name occurs twice"),
+        (entry([2**62, 4], 0, 4), "gives the tensor 'a' no valid shape"),
+        (entry([0, 2**62], 0, 0), "gives the tensor 'a' no valid shape"),
+        (entry([1] * 1_000_000, 0, 4), "gives the tensor 'a' no valid shape"),
+        (entry([True], 0, 4), "gives the tensor 'a' no valid shape"),
+        (entry([1], 4, 0), "gives the tensor 'a' no valid shape"),
+        (entry([1], 0, 10**30), "gives the tensor 'a' no valid shape"),
+        (entry([1], 0, 4, "a\0b"), r"a tensor whose name is no plain text, ''a.x00b''"),
+        (entry([1], 0, 4, "\ud800"), "a tensor whose name is no plain text"),
+        (entry([1], 0, 4, "a" * 5000), r"a tensor whose name is no plain text, 'a{200}\.\.\.'"),
+        (
+            {f"t{i}": entry([0], 0, 0)["a"] for i in range(100_001)},
+            "its header lists 100001 tensors, and 100000 are the",
+        ),
+        (
+            {**entry([1], 0, 4), **entry([1], 0, 4, "b")},
+            "the tensor 'b' begins at byte [0-9]+, where [0-9]+ was expected",
+        ),
+        (
+            {**entry([0], 0, 0), **entry([0], 4, 4, "b")},
+            "the tensor 'b' begins at byte [0-9]+, where [0-9]+ was expected",
+        ),
     ],
 )
 def test_damaged_header(path, header, message):
@@ -183,3 +210,23 @@ def test_what_reading_ahead_raises_comes_after_what_was_read():
     assert next(ahead) == 1
     with pytest.raises(ModelFileError, match="damaged"):
         next(ahead)
+
+
+def test_metadata_that_is_no_text_becomes_one(path):
+    write_raw(path, {"__metadata__": {"a": 5, "b": None, "c": "\ud800x", "d": [1]}})
+    assert read_header(path).metadata == {"a": "5", "b": "None", "c": "?x", "d": "[1]"}
+
+
+def test_an_unknown_type_is_told_when_it_is_read(path):
+    write_raw(path, entry([8], 0, 4, dtype="F4"), b"1234")
+    header = read_header(path)
+    with path.open("rb") as stream, pytest.raises(ModelFileError, match="holds a tensor stored as F4, which cannot be"):
+        read_tensor(stream, header.entries["a"], path)
+
+
+def test_a_name_that_no_disk_can_have_and_a_folder(tmp_path):
+    for path in (tmp_path / "a\0b", tmp_path / ("x" * 5000)):
+        with pytest.raises(ModelFileError, match="cannot be read"):
+            read_header(path)
+    with pytest.raises(ModelFileError, match="it is a folder, pipe or device; name a file"):
+        read_header(tmp_path)

@@ -53,3 +53,27 @@ def test_other_files_are_refused(save):
         read_recovery_adapter(write(save, {"transformer_1.blocks.0.ffn.0": 1.0}), "low")
     with pytest.raises(ModelFileError, match=r"gone.safetensors' cannot be read"):
         read_recovery_adapter(save({"a": torch.ones(1)}).with_name("gone.safetensors"), None)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (torch.ones(2, 6), torch.ones(4, 3)),
+        (torch.ones(0, 6), torch.ones(4, 0)),
+        (torch.ones(2), torch.ones(4, 2)),
+        (torch.ones(2, 6, 1), torch.ones(4, 2)),
+        (torch.ones(2, 6, dtype=torch.int32), torch.ones(4, 2)),
+    ],
+)
+def test_factors_that_do_not_fit_together_are_told(save, down, up):
+    path = save({"blocks.0.ffn.0.lora_A.weight": down, "blocks.0.ffn.0.lora_B.weight": up}, "ara.safetensors")
+    with pytest.raises(
+        ModelFileError, match=r"ara.safetensors' is damaged: the factors of 'blocks.0.ffn.0' do not fit"
+    ):
+        read_recovery_adapter(path, None)
+
+
+def test_one_layer_under_two_names_is_told(save):
+    path = write(save, {"diffusion_model.blocks.0.ffn.0": 1.0, "transformer.blocks.0.ffn.net.0.proj": 2.0})
+    with pytest.raises(ModelFileError, match="under two names"):
+        read_recovery_adapter(path, None)

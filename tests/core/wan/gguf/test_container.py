@@ -153,8 +153,9 @@ FIRST_TENSOR = b"blocks.0.ffn.0.weight"  # then the number of axes (4 bytes), 2 
             "is a GGUF file of version 1, and only versions 2 and 3 can be read; use a file of the same",
         ),
         (b"GGUF", 0, "I", 0x03000000, "is a big-endian GGUF file, which cannot be read; use the little-endian file"),
-        (b"GGUF", 4, "Q", 2**63, "bytes are expected from its header, but the file has"),  # tensors
-        (b"GGUF", 12, "Q", 2**63, "is damaged or incomplete"),  # values
+        (b"GGUF", 4, "Q", 2**63, r"is said to have 9\d{18} tensors and 3 values of metadata, and 100000 are the limit"),
+        (b"GGUF", 4, "Q", 99, "bytes are expected from its header, but the file has"),  # tensors
+        (b"GGUF", 12, "Q", 2**63, "is said to have 3 tensors and 9"),  # values
         (FIRST_VALUE, -28, "Q", 2**62, r"at least \d{19} bytes are expected from its header, but the file has"),
         (FIRST_VALUE, -1, "B", 0xFF, "has text that is not UTF-8, before byte 52"),
         (FIRST_VALUE, 0, "I", 99, "has a value of the unknown type 99"),
@@ -165,7 +166,11 @@ FIRST_TENSOR = b"blocks.0.ffn.0.weight"  # then the number of axes (4 bytes), 2 
             b"ltx",
             "is a GGUF file of the architecture 'ltx', not a Wan model; use a GGUF file of",
         ),
-        (FIRST_TENSOR, 0, "I", 2**31, "bytes are expected from its header"),
+        (FIRST_TENSOR, 0, "I", 2**31, "the tensor 'blocks.0.ffn.0.weight' is said to have 2147483648 axes"),
+        (FIRST_TENSOR, 0, "I", 1_000_000, "the tensor 'blocks.0.ffn.0.weight' is said to have 1000000 axes"),
+        (FIRST_TENSOR, 0, "I", 8, "bytes are expected from its header|is said to have the shape"),
+        (FIRST_TENSOR, 4, "Q", 2**63, r"is said to have the shape \[\d+, 9223372036854775808\]"),
+        (FIRST_TENSOR, 12, "Q", 2**47, r"is said to have the shape \[140737488355328, 512\]"),
         (FIRST_TENSOR, 4, "Q", 300, r"'blocks.0.ffn.0.weight' has rows of 300 numbers, but Q4_K has blocks of 256"),
         (
             FIRST_TENSOR,
