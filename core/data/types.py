@@ -58,12 +58,7 @@ class DatasetOptions:
             if getattr(self, name) > limit:
                 raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
         for name in ("width", "height"):
-            value = getattr(self, name)
-            if value < 16 or value % 16:
-                raise ConfigError(
-                    f"{name} is {value}, but Wan needs a multiple of 16: use {max(16, value // 16 * 16)}"
-                    f" or {max(16, (value // 16 + 1) * 16)}."
-                )
+            _check_side(name, getattr(self, name))
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ConfigError(
@@ -84,6 +79,14 @@ class DatasetOptions:
             )
         if self.held_out < 0:
             raise ConfigError(f"held_out must be 0 or more, got {self.held_out}.")
+
+
+def _check_side(name: str, pixels: int) -> None:
+    if pixels < 16 or pixels % 16:
+        raise ConfigError(
+            f"{name} is {pixels}, but Wan needs a multiple of 16: use {max(16, pixels // 16 * 16)}"
+            f" or {max(16, (pixels // 16 + 1) * 16)}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
