@@ -14,8 +14,9 @@ from ..core.launch.pace import Pace
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
 from ..core.train.claim import Claim, InUseError, claim_run
-from ..core.train.events import Event, needs_attention, read_history
+from ..core.train.events import Event, needs_attention
 from ..core.train.find_run import began, find_run
+from ..core.train.history import LongHistory, read_long_history
 from ..core.train.job import Job
 from ..core.train.preview_folder import PreviewFolder
 from ..core.train.run_folder import RunFolder, deleted_message
@@ -38,18 +39,21 @@ class Follower:
         self._runs = runs
         self._decoder = decoder
         self._pace = Pace()  # of this worker
-        self._show(find_run(runs, job))
+        self.folder = find_run(runs, job)
+        self.previews = PreviewFolder.of(self.folder)
+        self.history = LongHistory()
 
-    def _show(self, folder: RunFolder) -> None:
+    async def _show(self, folder: RunFolder) -> None:
         self.folder = folder
         self.previews = PreviewFolder.of(folder)
-        self.history = read_history(folder.events_path)
+        self.history = await asyncio.to_thread(read_long_history, folder.events_path)
 
     async def run(self, *, workflow: dict | None, prompt: dict | None) -> RunFolder:
         """Train to the end, with the graph for the LoRA's metadata; the run's folder.
 
         Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint.
         """
+        await self._show(self.folder)
         while not self.folder.finished_lora(self.job.loop.steps):
             choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
             device = min(choices, key=lambda name: _runs_on[name])
@@ -72,14 +76,14 @@ class Follower:
             if error.folder.path not in _active:
                 raise
             return None
-        self._show(claim.folder)
+        await self._show(claim.folder)
         return claim
 
     async def _wait(self) -> None:
         host.raise_if_interrupted()
         host.show_text(self.node_id, "waiting: the same run is being trained by another node")
         await asyncio.sleep(POLL_SECONDS)
-        self._show(await asyncio.to_thread(find_run, self._runs, self.job))
+        await self._show(await asyncio.to_thread(find_run, self._runs, self.job))
 
     async def _train(self, claim: Claim, device: str, graph: dict[str, dict | None]) -> None:
         """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
@@ -146,7 +150,7 @@ class Follower:
     @property
     def last_step(self) -> int:
         """The newest step that the diary knows."""
-        return max(self.history.losses, default=0)
+        return self.history.losses.last_step
 
     def _take(self, events: list[Event]) -> None:
         for event in events:
@@ -186,7 +190,7 @@ class Follower:
         if "reserved_gib" in step:
             parts.append(f"{step['reserved_gib']:.1f} GiB")
         if self.history.validation:
-            parts.append(f"validation {self.history.validation[max(self.history.validation)]:.4f}")
+            parts.append(f"validation {self.history.validation[self.history.validation.last_step]:.4f}")
         return "  ".join(parts)
 
     def update(self, events: list[Event]) -> dict:

@@ -12,7 +12,7 @@ from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
 from ..core.packages import check_packages
 from ..core.paths import shown
-from ..core.train.events import read_history
+from ..core.train.history import read_long_history
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
 from ..core.train.optimizers import OPTIMIZERS
 from ..core.train.run_folder import RunFolder
@@ -131,8 +131,8 @@ def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.
     if lora is None:
         raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew.")
     host.remember([lora])
-    history = read_history(folder.events_path)
-    losses = [history.losses[step] for step in sorted(history.losses)]
+    history = read_long_history(folder.events_path)
+    losses = [loss for _, loss in history.losses.points()]
     warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings, *notes]))
     summary = f"finished: {job.loop.steps} steps"
     last = losses[-20:]  # none, where the diary was lost

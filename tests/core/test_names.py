@@ -97,5 +97,5 @@ def test_names_of_nothing(name):
 
 
 def test_what_is_shown_is_one_printable_line():
-    assert in_short("a\n b\x00\x1b") == "a b??"
+    assert in_short("a\n b\x00\x1b") == "a b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
     assert in_short("x" * 100) == "x" * 60 + "... (100 characters)"

@@ -65,7 +65,7 @@ def test_a_second_look_reads_only_what_is_new(tmp_path):
 
 def test_a_line_that_is_not_whole_yet_waits(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"event": "step", "step": 1, "lo')
+    path.write_bytes(b'{"event": "step", "time": 1.0, "step": 1, "lo')
     reader = HistoryReader(path)
     assert not reader.read().losses
     with path.open("ab") as file:
