@@ -259,14 +259,39 @@ def test_samples_are_read_and_written_beside_the_encoder(dataset, tmp_path):
 
 @pytest.mark.parametrize("ahead", [0, 4])
 def test_a_full_disk_ends_it_and_nothing_is_half_written(dataset, small_disk, ahead):
-    (small_disk / "filler").write_bytes(bytes(1_020_000))
+    """Something else takes the room while the first sample is encoded."""
+
+    class Greedy(PoolVAE):
+        def encode(self, frames):
+            (small_disk / "filler").write_bytes(bytes(1_020_000))
+            return super().encode(frames)
+
     before = threading.active_count()
     with pytest.raises(RunError, match=r"is full.*what was cached so far is kept"):
-        cache_latents(dataset(), PoolVAE(), Store(small_disk / "cache"), ahead=ahead)
+        cache_latents(dataset(), Greedy(), Store(small_disk / "cache"), ahead=ahead)
     assert threading.active_count() == before
     assert all(
         path.suffix == ".safetensors" for path in small_disk.rglob("*") if path.is_file() and path.name != "filler"
     )
+
+
+def test_latents_that_cannot_fit_are_refused_before_anything_is_encoded(dataset, small_disk):
+    class Never(PoolVAE):
+        def encode(self, _frames):
+            raise AssertionError
+
+    (small_disk / "filler").write_bytes(bytes(1_020_000))
+    with pytest.raises(RunError, match=r"the latents of \d+ samples would take 0.041 MB, and 0.0\d+ MB are free"):
+        cache_latents(dataset(), Never(), Store(small_disk / "cache"))
+
+
+def test_latents_that_take_more_than_half_of_what_is_free_are_told(dataset, small_disk):
+    (small_disk / "filler").write_bytes(bytes(2**20 - 72 * 2**10))
+    store = Store(small_disk / "cache")
+    _, notes = cache_latents(dataset(), PoolVAE(), store)
+    assert any("more than half of it" in note.reason for note in notes)
+    _, notes = cache_latents(dataset(), PoolVAE(), store)  # all is there
+    assert not any("more than half of it" in note.reason for note in notes)
 
 
 def test_captions_are_encoded_several_at_once(tmp_path):

@@ -113,12 +113,12 @@ def test_leftovers_of_an_interrupted_write_are_swept(tmp_path, job):
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, job, small_disk):
     """Really full: a 1 MB file system of its own, in which something else takes the room while the run goes."""
-    job = replace(job, loop=replace(job.loop, steps=40, checkpoint_every=1, keep_last=2))
+    job = replace(job, loop=replace(job.loop, steps=8, checkpoint_every=1, keep_last=2))
     with pytest.raises(RunError, match=r"is full \(0.0 GB free\) .* the checkpoint of step \d+ is kept"):
-        run(small_disk / "run", job, at_step={5: lambda: fill(small_disk)})
+        run(small_disk / "run", job, at_step={3: lambda: fill(small_disk)})
     folder = RunFolder(small_disk / "run")
     last, path = folder.checkpoints()[-1]
-    assert last >= 5
+    assert last >= 3
     folder.checkpoint_store.load(path)
     assert not list(folder.checkpoints_path.glob(".*"))
     moved = tmp_path / "moved"
