@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from .errors import RunError
 from .processes import this_machine
+from .sweep import sweep_temporaries
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota errno
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -63,7 +64,8 @@ def write_atomic(
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before any work, a folder that can't be made or written to."""
+    """Refuse, before any work, a folder that can't be made or written to; sweep what dead processes left there."""
+    sweep_temporaries(folder)
     probe = temporary_sibling(folder / "write-test")
     try:
         folder.mkdir(parents=True, exist_ok=True)
