@@ -66,8 +66,12 @@ class Follower:
 
     async def _claim(self, device: str) -> Claim | None:
         """Take the run's folder; None while another node of this process trains in it."""
+        claiming = asyncio.ensure_future(asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device)))
         try:
-            claim = await asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device))
+            claim = await asyncio.shield(claiming)
+        except asyncio.CancelledError:  # another node failed; the thread can't be stopped
+            claiming.add_done_callback(_give_back)
+            raise
         except InUseError as error:
             if error.folder.path not in _active:
                 raise
@@ -202,6 +206,11 @@ class Follower:
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
+
+
+def _give_back(claiming: "asyncio.Future[Claim]") -> None:
+    if not claiming.cancelled() and claiming.exception() is None:
+        claiming.result().release()
 
 
 def run_line(folder: RunFolder, job: Job) -> str:
