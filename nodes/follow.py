@@ -24,6 +24,7 @@ from .previews import PreviewDecoder
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
+POLLS_TO_WAIT = 5  # between two looks into a folder
 _active: set[Path] = set()  # run folders that this process is training in
 _runs_on: Counter[str] = Counter()  # how many runs of this process train on, or wait for, each device
 
@@ -80,9 +81,10 @@ class Follower:
         return claim
 
     async def _wait(self) -> None:
-        host.raise_if_interrupted()
         host.show_text(self.node_id, "waiting: the same run is being trained by another node")
-        await asyncio.sleep(POLL_SECONDS)
+        for _ in range(POLLS_TO_WAIT):
+            host.raise_if_interrupted()
+            await asyncio.sleep(POLL_SECONDS)
         self._show(await asyncio.to_thread(find_run, self._runs, self.job))
 
     async def _train(self, claim: Claim, device: str, graph: dict[str, dict | None]) -> None:
