@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from .errors import RunError
 from .processes import this_machine
+from .sweep import sweep_temporaries
 
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _QUOTA = getattr(errno, "EDQUOT", None)  # Windows has no such errno
@@ -153,7 +154,8 @@ def write_atomic(
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before any work, a folder that can't be made or written to."""
+    """Refuse, before any work, a folder that can't be made or written to; sweep what dead processes left there."""
+    sweep_temporaries(folder)
     probe = temporary_sibling(folder / "write-test")
     try:
         folder.mkdir(parents=True, exist_ok=True)

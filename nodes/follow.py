@@ -25,6 +25,7 @@ from .previews import PreviewDecoder
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
+POLLS_TO_WAIT = 5  # between two looks into a folder
 _active: set[Path] = set()  # run folders that this process is training in
 _runs_on: Counter[str] = Counter()  # how many runs of this process train on, or wait for, each device
 
@@ -70,8 +71,12 @@ class Follower:
 
     async def _claim(self, device: str) -> Claim | None:
         """Take the run's folder; None while another node of this process trains in it."""
+        claiming = asyncio.ensure_future(asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device)))
         try:
-            claim = await asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device))
+            claim = await asyncio.shield(claiming)
+        except asyncio.CancelledError:  # another node failed; the thread can't be stopped
+            claiming.add_done_callback(_give_back)
+            raise
         except InUseError as error:
             if error.folder.path not in _active:
                 raise
@@ -80,9 +85,10 @@ class Follower:
         return claim
 
     async def _wait(self) -> None:
-        host.raise_if_interrupted()
         host.show_text(self.node_id, "waiting: the same run is being trained by another node")
-        await asyncio.sleep(POLL_SECONDS)
+        for _ in range(POLLS_TO_WAIT):
+            host.raise_if_interrupted()
+            await asyncio.sleep(POLL_SECONDS)
         await self._show(await asyncio.to_thread(find_run, self._runs, self.job))
 
     async def _train(self, claim: Claim, device: str, graph: dict[str, dict | None]) -> None:
@@ -206,6 +212,11 @@ class Follower:
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
+
+
+def _give_back(claiming: "asyncio.Future[Claim]") -> None:
+    if not claiming.cancelled() and claiming.exception() is None:
+        claiming.result().release()
 
 
 def run_line(folder: RunFolder, job: Job) -> str:

@@ -25,6 +25,7 @@ from .process import Worker
 from .worker import EXIT_FINISHED, EXIT_STOPPED, device_lock
 
 POLL_SECONDS = 0.2
+RETRY_SECONDS = 1.0  # between two looks into a folder
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class StageQueue:
         self._devices = list(devices)
         self._display = display
         self._running: dict[str, _Running] = {}  # by device
+        self._seen: dict[str, float] = {}  # when the folder of a plan, by its name, may be looked into again
         self._told: set[str] = set()
 
     def run(self) -> tuple[dict[str, Path], list[str]]:
@@ -84,34 +86,39 @@ class StageQueue:
         return finished, problems
 
     def _start_waiting(self, finished: dict[str, Path], problems: list[str]) -> None:
+        """Look at each plan once, and then when a device is free: to look into folders takes time, and waiting hours."""
         for plan in list(self._waiting):
+            is_new = plan.name not in self._seen
+            device = self._free_device(plan) if time.monotonic() >= self._seen.get(plan.name, 0.0) else None
+            if not is_new and device is None:
+                continue
+            self._seen[plan.name] = time.monotonic() + RETRY_SECONDS
             lora = plan.where().finished_lora(plan.job.loop.steps)
             if lora:
                 self._display.say(f"{plan.name}: finished before ({lora})")
                 finished[plan.name] = lora
                 self._waiting.remove(plan)
-                continue
-            device = self._free_device(plan)
-            if device:
+            elif device is not None:
                 self._start(plan, device, problems)
 
     def _start(self, plan: Planned, device: str, problems: list[str]) -> None:
         """Start a worker, unless another process trains in the folder, such as one that was left behind."""
+        claim = None
         try:
             claim = plan.claim(device)
+            self._display.say(f"{plan.name}: training on {device} in {claim.folder.path}")
+            if claim.origin:
+                self._display.say(f"{plan.name}: {claim.origin}")
+            self._running[device] = _Running(plan, claim, self._display)
         except InUseError as error:
             self._tell_once(f"{plan.name}: waiting: {error}")
             return
-        self._waiting.remove(plan)
-        self._display.say(f"{plan.name}: training on {device} in {claim.folder.path}")
-        if claim.origin:
-            self._display.say(f"{plan.name}: {claim.origin}")
-        try:
-            self._running[device] = _Running(plan, claim, self._display)
         except WanTrainError as error:
-            claim.release()
+            if claim is not None:
+                claim.release()
             problems.append(f"{plan.name}: {error}")
             self._display.say(problems[-1])
+        self._waiting.remove(plan)
 
     def _free_device(self, plan: Planned) -> str | None:
         choices = self._devices if plan.job.device == "auto" else [plan.job.device]

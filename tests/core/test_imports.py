@@ -11,9 +11,9 @@ CORE = PACK / "core"
 LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
 FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging"} | LAZY
 LEVELS = {
-    "errors": 0, "processes": 0, "paths": 0, "offline": 0, "lock_file": 1, "locks": 2, "packages": 1, "limits": 1,
-    "names": 1, "serial": 1, "disk": 1, "sweep": 1, "safe_json": 2, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
-    "encoders": 3, "sample": 3, "train": 4, "launch": 5,
+    "errors": 0, "processes": 0, "paths": 0, "offline": 0, "lock_file": 1, "packages": 1, "limits": 1, "names": 1,
+    "serial": 1, "sweep": 1, "safe_json": 2, "disk": 2, "locks": 2, "flow": 3, "data": 3, "wan": 3, "memory": 3,
+    "adapters": 4, "encoders": 4, "sample": 4, "train": 5, "launch": 6,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from wan_train.core.disk import temporary_sibling, write_atomic
+from wan_train.core.disk import check_writable, temporary_sibling, write_atomic
 from wan_train.core.processes import this_machine
 from wan_train.core.sweep import sweep_temporaries
 
@@ -49,6 +49,12 @@ def test_of_the_living_and_of_other_machines(tmp_path, dead):
     for file in left:
         age(tmp_path / file, 1.1)
     assert len(sweep_temporaries(tmp_path)) == 3
+
+
+def test_a_folder_that_will_be_written_to_is_swept(tmp_path, dead):
+    (tmp_path / name(dead, kept="write-test")).write_bytes(b"x")
+    check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_names_stay_however_old(tmp_path, dead):

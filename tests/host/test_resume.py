@@ -58,12 +58,42 @@ def test_a_finished_run_returns_at_once_whatever_ran_in_between(host):
     other = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}}
     other["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert succeeded(host.run(other))
-    renamed = changed(prompt, "high_train", lora_name="twice", device="cpu", keep_last=1)
     start = time.monotonic()
-    assert succeeded(host.run(renamed))
+    entry = host.run(changed(prompt, "high_train", device="cpu", keep_last=1))
+    assert succeeded(entry)
     assert time.monotonic() - start < 5
     assert (folder / "events.jsonl").stat().st_size == size  # no step was made
-    assert not [p for p in run_folders(host) if p.name.startswith("twice")]
+    (text,) = entry["outputs"]["high_train"]["text"]
+    assert f", in {folder.name}" in text
+    assert "run once, begun 20" in text
+
+
+def test_a_renamed_run_has_a_folder_of_its_own_and_is_not_trained_again(host):
+    prompt = one_stage("high", lora_name="named", seed=16, steps=4)
+    assert succeeded(host.run(prompt))
+    (first,) = [p for p in run_folders(host) if p.name.startswith("named")]
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert succeeded(host.run(changed(prompt, "high_train", lora_name="renamed")))
+    (second,) = [p for p in run_folders(host) if p.name.startswith("renamed")]
+    assert starts_of(second) == [4]
+    assert same_weights(next(first.glob("*.safetensors")), next(second.glob("*.safetensors")))
+    assert succeeded(host.run(changed(prompt, "high_train", steps=2)))  # shorter: what is kept is beyond, so from 0
+    (third,) = [p for p in run_folders(host) if p.name.startswith("named_high_2steps")]
+    assert starts_of(third) == [0]
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_folder_deleted_while_it_trains_is_one_sentence(host):
+    prompt = one_stage("high", lora_name="vanishing", steps=3000, seed=17)
+    before = run_folders(host)
+    prompt_id = host.queue(prompt)
+    folder = new_folder(host, before)
+    await_step(folder, 2)
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    entry = host.wait(prompt_id)
+    message = entry["status"]["messages"][-1][1]["exception_message"]
+    assert f"the run folder {folder} was deleted while it was trained in: queue again to begin anew." in message
 
 
 def test_a_deleted_run_is_trained_again(host):

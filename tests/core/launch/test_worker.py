@@ -1,6 +1,7 @@
 """The worker as a process of its own: by hand from any folder, and followed by a parent."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from wan_train.core.errors import RunError
 from wan_train.core.launch.process import Worker, worker_environment
 from wan_train.core.launch.worker import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED, train
-from wan_train.core.train.events import read_history
+from wan_train.core.processes import this_machine
+from wan_train.core.train.events import EventWriter, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.core.launch.forks import forks
 
 PACK = Path(__file__).resolve().parents[3]
 
@@ -105,3 +111,122 @@ def test_errors_reach_the_diary(run, job):
     history = read_history(run.events_path)
     assert history.state == "error"
     assert "its content changed" in history.message
+
+
+def first_checkpoint(run, timeout=90.0):
+    end = time.monotonic() + timeout
+    while not run.checkpoints():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder with open files can't be deleted on Windows")
+def test_a_folder_deleted_while_it_is_trained_in_is_one_sentence(run, job):
+    """Told by the worker to who follows it, and by the command to who started that."""
+    long(run, job)
+    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(run.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    await_step(run, 3)
+    shutil.rmtree(run.path, ignore_errors=True)
+    while run.path.exists():  # what was written meanwhile
+        shutil.rmtree(run.path, ignore_errors=True)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_ERROR
+    assert f"the run folder {run.path} was deleted while it was trained in: queue again to begin anew." in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
+@pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "job.json", ".lock"])
+def test_what_is_deleted_of_a_folder_is_made_anew(run, job, tmp_path, name):
+    job = replace(job, loop=replace(job.loop, steps=60, checkpoint_every=5))
+    run.write_job(job)
+    whole = RunFolder(tmp_path / "whole")
+    whole.path.mkdir()
+    whole.write_job(job)
+    with forks(tmp_path) as workers:
+        workers.start(whole.path)
+        assert workers.wait() == EXIT_FINISHED
+        workers.start(run.path)
+        first_checkpoint(run)
+        path = run.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert workers.wait() == EXIT_FINISHED
+    assert path.exists()
+    ours, theirs = load_file(run.finished_lora(60)), load_file(whole.finished_lora(60))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
+def test_a_deleted_folder_ends_the_worker_with_its_own_error(run, job, tmp_path):
+    long(run, job)
+    with forks(tmp_path) as workers:
+        workers.start(run.path)
+        first_checkpoint(run)
+        run.path.rename(tmp_path / "elsewhere")
+        assert workers.wait() == EXIT_ERROR
+    assert f"RunError: the run folder {run.path} was deleted" in (tmp_path / "printed.log").read_text()
+
+
+def test_a_folder_that_holds_more_steps_than_its_job_says_is_refused(run, job):
+    for step in (1, 9):
+        EventWriter(run.events_path).write("step", step=step, loss=0.5)
+    with pytest.raises(RunError, match=r"holds a training of 9 steps, but its job.json says 6: raise steps there"):
+        train(run.path)
+
+
+def test_temporaries_of_dead_processes_are_swept_at_the_start(run, job):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = []
+    for folder in (run.path, run.path / "previews", run.checkpoints_path):
+        folder.mkdir(exist_ok=True)
+        left.append(folder / f".x.safetensors.{dead.pid}.{this_machine()}0123abcd.tmp")
+        left[-1].write_bytes(b"half")
+    alive = run.path / f".x.safetensors.{os.getpid()}.{this_machine()}0123abcd.tmp"
+    alive.write_bytes(b"half")
+    run.write_job(replace(job, model=replace(job.model, identity="0" * 32)))
+    with pytest.raises(Exception, match="its content changed"):
+        train(run.path)
+    assert [path for path in (*left, alive) if path.exists()] == [alive]
+
+
+def test_a_worker_that_cannot_be_started_is_one_sentence(run, tmp_path):
+    with pytest.raises(RunError, match=r"can't be started .* must be there"):
+        Worker(run, python=str(tmp_path / "no python"))
+    with pytest.raises(RunError, match=r"worker.log cannot be written"):
+        Worker(RunFolder(tmp_path / "absent"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users by number are POSIX")
+def test_locks_of_devices_where_there_is_no_user_and_no_temporary_folder(monkeypatch, tmp_path):
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    command = [sys.executable, "-c", LOCK_OF_NOBODY, str(PACK)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert result.stdout.split() == ["wantrain-54321-cpu.lock", "No", "usable", "temporary"]
+
+
+LOCK_OF_NOBODY = """
+import os, sys, tempfile
+sys.path.insert(0, sys.argv[1])
+import wantrain
+wantrain.load_pack()
+import torch
+from wan_train.core.launch.worker import device_lock
+from wan_train.core.errors import RunError
+if os.getuid() == 0:
+    os.setuid(54321)
+else:
+    os.getuid = lambda: 54321
+tempfile.tempdir = sys.argv[1]
+print(device_lock(torch.device("cpu")).path.name)
+tempfile.tempdir = None
+tempfile._candidate_tempdir_list = lambda: ["/proc"]
+try:
+    device_lock(torch.device("cpu"))
+except RunError as error:
+    print(" ".join(str(error).split()[:3]))
+"""
