@@ -81,8 +81,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _open(path: Path) -> Iterator[Image.Image]:
     with decoding("image"):
         check_plain_file(path)
-        if not Image.OPEN or "AVIF" not in Image.OPEN:
-            Image.init()  # all that is installed
+        # All that is installed, also while another thread is at it: a format may not seem unknown for a moment.
+        Image.init()
         image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
     with image:
         yield image

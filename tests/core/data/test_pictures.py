@@ -1,8 +1,14 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, features
 from wan_train.core.data.media import BadMediaError
 from wan_train.core.data.pictures import probe_picture, read_picture
+
+PACK = Path(__file__).resolve().parents[3]
 
 
 def read(path, indices=(0,)):
@@ -119,3 +125,33 @@ def test_a_file_that_would_run_a_program_of_the_system_is_not_opened(tmp_path):
         assert image.format == "EPS"  # which PIL gives to Ghostscript
     with pytest.raises(BadMediaError, match="not an image of a known format"):
         probe_picture(path)
+
+
+def test_no_format_is_unknown_while_another_thread_still_looks_them_up(tmp_path, make):
+    """In a process of its own: PIL looks its formats up once."""
+    make.image(tmp_path / "a.gif")
+    script = (
+        "import importlib.util, sys, threading\n"
+        f"spec = importlib.util.spec_from_file_location('wan_train', {str(PACK / '__init__.py')!r}, "
+        f"submodule_search_locations=[{str(PACK)!r}])\n"
+        "sys.modules['wan_train'] = importlib.util.module_from_spec(spec)\n"
+        "from pathlib import Path\n"
+        "from PIL import Image\n"
+        "from wan_train.core.data.pictures import probe_picture\n"
+        "begun, go, real = threading.Event(), threading.Event(), Image.init\n"
+        "def slow():\n"  # half of the formats are known, as in the middle of PIL's own look-up
+        "    if not begun.is_set():\n"
+        "        from PIL import AvifImagePlugin\n"
+        "        begun.set()\n"
+        "        go.wait()\n"
+        "    return real()\n"
+        "Image.init = slow\n"
+        "first = threading.Thread(target=slow)\n"
+        "first.start()\n"
+        "begun.wait()\n"
+        f"print(probe_picture(Path({str(tmp_path / 'a.gif')!r}))[:2])\n"
+        "go.set()\n"
+        "first.join()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout == "(64, 48)\n", result.stderr
