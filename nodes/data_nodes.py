@@ -15,6 +15,7 @@ from ..core.data.store import Store
 from ..core.data.types import Dataset, DatasetOptions, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
+from ..core.sweep import sweep_temporaries
 from . import host
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
@@ -219,6 +220,7 @@ class CacheLatents(io.ComfyNode):
         node_id = cls.hidden.unique_id
         encoder = host.HostVideoEncoder(vae)
         check_writable(host.cache_path())
+        sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_latents(
             dataset,
             encoder,
@@ -263,6 +265,7 @@ class CacheT5(io.ComfyNode):
         node_id = cls.hidden.unique_id
         encoder = host.HostTextEncoder(clip)
         check_writable(host.cache_path())
+        sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_text(dataset.captions, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
         host.remember(Path(entry.path) for entry in cache.entries)
         longest = max(entry.num_tokens for entry in cache.entries)
