@@ -16,6 +16,7 @@ from ..core.data.store import Store
 from ..core.data.types import Dataset, DatasetOptions, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
+from ..core.sweep import sweep_temporaries
 from . import folders, host
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
@@ -229,6 +230,7 @@ class CacheLatents(io.ComfyNode):
         node_id = cls.hidden.unique_id
         encoder = host.HostVideoEncoder(vae)
         check_writable(host.cache_path())
+        sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_latents(
             dataset,
             encoder,
@@ -275,6 +277,7 @@ class CacheT5(io.ComfyNode):
         node_id = cls.hidden.unique_id
         encoder = host.HostTextEncoder(clip)
         check_writable(host.cache_path())
+        sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_text(dataset.captions, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
         host.remember(Path(entry.path) for entry in cache.entries)
         longest = max(entry.num_tokens for entry in cache.entries)

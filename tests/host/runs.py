@@ -11,7 +11,7 @@ from wan_train.core.train.events import EventReader, read_history
 
 
 def run_folders(host) -> set[Path]:
-    return set((host.base / "output" / "wan_train" / "runs").glob("*"))
+    return {path for path in (host.base / "output" / "wan_train" / "runs").glob("*") if path.is_dir()}
 
 
 def succeeded(entry) -> bool:

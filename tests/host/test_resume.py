@@ -1,6 +1,7 @@
 """Stopped, changed, deleted, queued again: on the real host."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -113,6 +114,10 @@ def test_an_edited_caption_encodes_one_caption_and_makes_another_run(host):
     def count(kind):
         return len(list((cache / kind).rglob("*.safetensors")))
 
+    left = cache / "text" / "ab" / f".half.safetensors.1.{'0' * 6}0123abcd.tmp"  # of another machine, two days ago
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 2 * 24 * 3600,) * 2)
     latents, texts, runs = count("latents"), count("text"), len(run_folders(host))
     caption = sorted((host.base / "input" / "shapes").glob("*.txt"))[0]
     old = caption.read_text()
@@ -122,6 +127,7 @@ def test_an_edited_caption_encodes_one_caption_and_makes_another_run(host):
     finally:
         caption.write_text(old)
     assert (count("latents"), count("text"), len(run_folders(host))) == (latents, texts + 1, runs + 1)
+    assert not left.exists()
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(host):
