@@ -17,6 +17,7 @@ from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import DatasetOptions, TextEncoder
 from ..encoders.text import load_text_encoder
 from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
+from ..encoders.weights import open_weights
 from ..errors import ConfigError
 from ..limits import MAX_TEXT, check_number
 from ..paths import path_problem, shown
@@ -63,7 +64,7 @@ class Files(Given):
             raise ConfigError("no LoRA is given: there is nothing to preview.")
 
     def check(self) -> None:
-        """ConfigError for a file that is not there, or is none: a pipe is never read to its end."""
+        """ConfigError or ModelFileError for a file that is not there, or is none: a pipe is never read to its end."""
         files = {"the VAE": self.vae, "the text encoder": self.text_encoder, "the tokenizer": self.tokenizer}
         files |= {f"the model ({slot})": path for slot, path in self.models.items()}
         files |= {f"the LoRA ({slot})": path for slot, path in self.loras.items()}
@@ -72,6 +73,8 @@ class Files(Given):
             problem = path_problem(path, folders=True) if path is not None else ""
             if problem:
                 raise ConfigError(f"{name} is {shown(path)}, which {problem}: check its name.")
+        inner = self.text_encoder / "text_encoder"
+        open_weights(inner if inner.is_dir() else self.text_encoder)  # its header, before the VAE is loaded
 
 
 @dataclass(frozen=True, kw_only=True)

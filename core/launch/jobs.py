@@ -129,9 +129,10 @@ def _is_text(job: Job, shape: tuple[int, ...]) -> bool:
 def _check_cached(path: str, name: str, key: str, fits: Callable[[tuple[int, ...]], bool]) -> None:
     problem = path_problem(path)
     if problem:
+        why = "" if problem == "does not exist" else f", which {problem}"
         raise DatasetError(
-            f"what was cached of {name} is not at {shown(path)}, which {problem}: bring the cache folder back, or train from "
-            "the recipe or the graph, which encode it again."
+            f"what was cached of {name} is not at {shown(path)}{why}: bring the cache folder back, or train from the recipe or "
+            "the graph, which encode it again."
         )
     entry = read_header(Path(path)).entries.get(key)
     if entry is None or entry.dtype != "F32" or not fits(entry.shape):

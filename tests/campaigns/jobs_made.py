@@ -213,6 +213,8 @@ def plant(folder: Path, chance: random.Random, stage: Stage) -> str:
     """Put a link, a pipe or a folder in the place of something in a run folder; what was done."""
     name = chance.choice((*RUN_FILES, *RUN_FOLDERS, "good_low_noise.safetensors", "checkpoints/.step-1.tmp"))
     path = folder / name
+    if (path.parent != folder and os.path.lexists(path.parent)) or path.is_dir():
+        return f"{name} as it is"  # something was planted there before
     path.parent.mkdir(exist_ok=True)
     is_folder = name in RUN_FOLDERS
     path.unlink(missing_ok=True)

@@ -110,6 +110,7 @@ def test_a_job_file_gets_a_run_folder(made, tmp_path):
 def test_what_is_no_job_is_a_recipe(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps({"name": "x"}))
     assert not holds_job(tmp_path / "recipe.json")
+    (tmp_path / "recipe.toml").write_text('name = "x"')
     assert not holds_job(tmp_path / "recipe.toml")
     with pytest.raises(RunError, match=r"is .* a run folder"):
         plan_existing(tmp_path, None, [])
