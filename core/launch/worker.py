@@ -15,6 +15,7 @@ import torch
 from ..adapters.setup import import_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
+from ..memory.overhead import Others
 from ..train.events import EventWriter
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
@@ -73,19 +74,21 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop: threading.Event) -> int:
     device = resolve_device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
+    others = Others() if device.type == "cuda" else None
     import_adapters()  # slow, so it is done while another run may still be on the device
+    if others is not None:
+        others.wait()  # the device has none of this process's memory until here
+        torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
     turn = device_lock(device)
     waiting = False
     while not turn.acquire():
         if not waiting:
             events.write("status", message=f"waiting for {device}: another run is training on it")
-            waiting = True
+            waiting, others = True, None  # what is in use changes
         if stop.wait(0.2) or folder.stop_requested():
             raise RunStoppedError
     try:
-        lora = run_job(folder, events, device, lambda: stop.is_set() or folder.stop_requested())
+        lora = run_job(folder, events, device, lambda: stop.is_set() or folder.stop_requested(), others=others)
     finally:
         turn.release()
     events.write("finished", lora=lora.name)

@@ -25,6 +25,7 @@ from .plan import (
     has_offloaded_state,
     image_tokens,
     input_bytes,
+    is_graphed,
     is_quantized,
     num_keys,
     num_offloaded,
@@ -36,6 +37,7 @@ from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
 RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
+GRAPH_VRAM = 150 * 2**20  # of CUDA graphs: what the driver keeps of their kernels, pieces that the sizes cannot share
 RUNTIME_RAM = 7 * 2**28  # Python, PyTorch and CUDA's libraries: 1.5 GB were measured on an H200
 
 # Units by which compiled blocks in 16 bits differ, fitted to the steps of the 1.3B, 5B and 14B models on an H200 that stand
@@ -191,13 +193,14 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """
     sizes, size = task.sizes, compute_size(task, plan)
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + (_DENSE * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0)
+    fixed = RUNTIME_VRAM + GRAPH_VRAM * is_graphed(task, plan)
+    fixed += _DENSE * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0
     if not plan.checkpointing:
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
     layers, linears = sizes.num_layers, plan.keep_linears
     attention = max(plan.keep_attention, linears)
-    at_start = gradients if task.accumulation > 1 else 0
+    at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
     peaks = []
     for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
         if done < layers:

@@ -100,7 +100,9 @@ class Graphs:
         self._seen[signature] += 1
         is_due = self._seen[signature] > WARM_UP
         self._since_new = self._since_new + 1 if is_due else 0
-        due = [known for known, steps in self._seen.items() if steps > WARM_UP or (steps == WARM_UP and known != signature)]
+        due = [
+            known for known, steps in self._seen.items() if steps > WARM_UP or (steps == WARM_UP and known != signature)
+        ]
         if is_due and (len(due) == len(self._seen) or self._since_new > PATIENCE):
             self._make_all(due, next(iter(inputs.values())).device)
         elif self._graphs:

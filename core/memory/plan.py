@@ -11,6 +11,7 @@ from .master import MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
 Compile = Literal["off", "static", "dynamic"]
+CudaGraphs = Literal["auto", "off"]
 
 CLIP_TOKENS = 257
 
@@ -31,6 +32,7 @@ class Plan:
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0
     compile: Compile = "off"
+    cuda_graphs: CudaGraphs = "auto"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def is_quantized(task: Task, plan: Plan) -> bool:
 
 def is_graphed(task: Task, plan: Plan) -> bool:
     """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
-    return task.graphs and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+    is_wanted = task.graphs and plan.cuda_graphs != "off"
+    return is_wanted and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

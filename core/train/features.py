@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
-from ..memory.attention import Shape, choose_attention, sdpa_attention
+from ..memory.attention import Decided, Shape, choose_attention, is_traceable, load_attention, sdpa_attention
 from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
 from ..memory.chunking import chunked
@@ -22,6 +22,7 @@ from ..memory.graphs import Graphs
 from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
+from ..memory.sizes import Sizes
 from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
 from ..wan.layers import PARTS
@@ -145,18 +146,32 @@ def can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
     return False
 
 
+def use_decided(model: WanTransformer, job: Job, device: torch.device, decided: Decided) -> bool:
+    """Put the kind of attention on `model` that was found to be the fastest before; False if it can't be compiled."""
+    attend = load_attention(decided.name, device)
+    shape = attention_shape(job, model.config, model.dtype, device)
+    if compile_mode(job, device) in ("static", "dynamic") and not decided.traceable and not is_traceable(attend, shape):
+        return False
+    model.attend = attend
+    return True
+
+
 def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, compiled: bool) -> str:
     name = job.memory.attention
     if name == "default" or (name == "auto" and device.type != "cuda"):
         if device.type == "cuda":  # with the gradient's layout pinned, on which cuDNN's backend depends
             model.attend = sdpa_attention(None)
         return ""
-    config = model.config
-    longest = max(num_tokens(sample.shape) for sample in job.training_samples)
-    shape = Shape(longest, config.num_heads, config.dim // config.num_heads, model.dtype, device)
+    shape = attention_shape(job, model.config, model.dtype, device)
     choice = choose_attention(name, shape, compiled=compiled)
     model.attend = choice.attend
     return choice.name
+
+
+def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Shape:
+    """What the job's longest clip attends to."""
+    longest = max(num_tokens(sample.shape) for sample in job.training_samples)
+    return Shape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
 
 
 def _make_streamer(

@@ -9,9 +9,10 @@ import torch
 
 from ..memory.card import Card
 from ..memory.master import ALIGNMENT
-from ..memory.plan import Bucket, Plan, Task
+from ..memory.plan import Bucket, Compile, Plan, Task
 from ..memory.planner import Choice, Pins, Planner
 from ..memory.precision.formats import Precision, resolve
+from ..memory.run_costs import RunCosts
 from ..memory.sizes import HIGH_PRECISION, Sizes, Trained
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
@@ -43,7 +44,14 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
         accumulation=job.loop.gradient_accumulation,
         graphs=may_use_graphs(job, info.config, device),
     )
-    return Planner(task=task, buckets=buckets_of(job), card=within(card, job.memory), plan=plan_of(job, dtype))
+    return Planner(
+        task=task,
+        buckets=buckets_of(job),
+        card=within(card, job.memory),
+        plan=plan_of(job, dtype),
+        steps=job.loop.steps,
+        costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
+    )
 
 
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
@@ -60,6 +68,12 @@ def compile_mode(job: Job, device: torch.device) -> Literal["off", "static", "dy
     if device.type != "cuda":
         return "off"
     return "static" if num_batch_sizes(job) <= STATIC_SIZES else "dynamic"
+
+
+def ways_to_compile(job: Job, device: torch.device) -> tuple[Compile, ...]:
+    """Those that a plan may choose from; the fastest steps first."""
+    chosen = compile_mode(job, device)
+    return (chosen, "off") if job.memory.compile == "auto" and chosen != "off" else (chosen,)
 
 
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
@@ -101,6 +115,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
         stream_from=memory.stream_from,
         mapped_blocks=memory.mapped_blocks,
         compile="off" if memory.compile == "auto" else memory.compile,
+        cuda_graphs=memory.cuda_graphs,
     )
 
 
@@ -119,13 +134,15 @@ def pins_of(memory: MemoryOptions) -> Pins:
 
 
 def within(card: Card, memory: MemoryOptions) -> Card:
-    """`card` with no more free memory than the budget."""
-    return replace(card, free=min(card.free, budget_bytes(memory))) if memory.budget_gb else card
+    """`card` with no more free memory than the budget leaves for tensors."""
+    if not memory.budget_gb:
+        return card
+    return replace(card, free=min(card.free, budget_bytes(memory, card.overhead)))
 
 
-def budget_bytes(memory: MemoryOptions) -> int:
-    """What `budget_gb` stands for."""
-    return int(memory.budget_gb * 2**30)
+def budget_bytes(memory: MemoryOptions, overhead: int) -> int:
+    """What `budget_gb`, which is what nvidia-smi shows for the process, leaves for tensors."""
+    return max(int(memory.budget_gb * 2**30) - overhead, 0)
 
 
 def buckets_of(job: Job) -> list[Bucket]:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
+from ..memory.attention import Decided
 from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
@@ -23,7 +24,7 @@ from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
-from .features import Features, Tell, apply_features, blocks_folder
+from .features import Features, Tell, apply_features, blocks_folder, use_decided
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -131,11 +132,13 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
+    decided: Decided | None = None,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and apply the memory features just as the job has them.
 
     `tell` is given a sentence for everything that turned out otherwise than asked. `scratch` is a folder for what may be
-    used again and may be deleted: compiled code, and mapped blocks, which need it. `kept`: see `apply_features`.
+    used again and may be deleted: compiled code, and mapped blocks, which need it. `kept`, `decided`: see
+    `apply_features` and `use_decided`.
     """
     info = check_model_file(job.model)
     check_data(job, info)
@@ -150,7 +153,12 @@ def prepare(
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         fuse_adapter(model)
     with _timed("Trying the compiler and the kinds of attention"):
-        features = apply_features(model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters)
+        is_decided = decided is not None and use_decided(model, job, device, decided)
+        features = apply_features(
+            model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters, again=is_decided
+        )
+        if decided is not None and is_decided:
+            features = replace(features, attention=decided.name)
     return Prepared(model, parameters, device, held.dtype, features)
 
 

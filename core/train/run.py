@@ -17,6 +17,7 @@ from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, TrainingFacts, lora_metadata
 from ..adapters.setup import adapter_state, load_adapter
 from ..flow.objective import NUM_TIMESTEPS
+from ..memory.overhead import Others
 from ..serial import to_dict
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
@@ -40,8 +41,17 @@ class RunStoppedError(Exception):
     """Raised between two steps, after a checkpoint was written."""
 
 
-def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should_stop: Callable[[], bool]) -> Path:
+def run_job(
+    folder: RunFolder,
+    events: EventWriter,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    *,
+    others: Others | None = None,
+) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
+
+    `others`: what else is in the device's memory, where that was read before this process used it.
 
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
     before the model is loaded if the job cannot be trained here.
@@ -50,7 +60,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     folder.sweep()
     events.write("status", message=f"loading {Path(job.model.path).name}")
     scratch = folder.path.parent.parent / "cache"  # beside the runs
-    with closing(RunPlan(job, device, events=events, scratch=scratch)) as plan:
+    with closing(RunPlan(job, device, events=events, scratch=scratch, others=others)) as plan:
         return _train(folder, job, events, plan, should_stop)
 
 
@@ -115,6 +125,7 @@ class LogStep:
             grad_norm=report.grad_norm,
             sigma=report.sigma,
             seconds=round(report.seconds, 4),
+            tokens=report.tokens,
             **fields,
         )
 
