@@ -6,7 +6,7 @@ or the predictions change, and when a plan that takes more has since come to its
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ class Met:
     """What a run may plan with, after what others of its kind have met."""
 
     share: float = 1.0  # of the free memory, that a plan may be expected to take
+    failed: float = 1.0  # of it, that the least plan was to take which did not fit
     graphs: bool = True  # whether CUDA graphs were no part of the trouble
 
-    def after(self, taken: int, free: int, *, graphed: bool) -> "Met":
-        """With one more: a plan that was to take `taken` of `free` bytes did not fit, with CUDA graphs or without."""
-        if graphed:
-            return Met(self.share, graphs=False)
-        return Met(min(self.share, taken / max(free, 1)), self.graphs)
+    def after(self, taken: int, lower: int, free: int) -> "Met":
+        """With one more: a plan that was to take `taken` of `free` bytes did not fit, and `lower` shall be tried next."""
+        return replace(self, share=min(self.share, lower / max(free, 1)), failed=min(self.failed, taken / max(free, 1)))
+
+    def is_refuted(self, taken: int, free: int) -> bool:
+        """Whether a plan that was to take `taken` of `free` bytes, and did fit, says otherwise."""
+        return self.share < 1.0 and taken >= self.failed * free * (1 - 1e-6)
 
 
 def kind_of(task: Task, shapes: Mapping[tuple[int, ...], int], precision: str, budget: float = 0.0) -> str:
@@ -44,7 +47,7 @@ def read_met(path: Path, kind: str, version: str) -> Met:
     """What is kept at `path` of runs of this kind; nothing if it is of another `version`, or damaged."""
     try:
         found = _read(path)[kind]
-        met = Met(float(found["share"]), bool(found["graphs"]))
+        met = Met(float(found["share"]), float(found["failed"]), bool(found["graphs"]))
     except (KeyError, TypeError, ValueError):
         return Met()
     return met if found.get("version") == version and 0.0 < met.share <= 1.0 else Met()

@@ -64,21 +64,25 @@ class Learnt:
             met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
         )
 
-    def remember_shortage(self, job: Job, planner: Planner, taken: int, free: int, *, graphed: bool) -> Planner:
-        """`planner`, which knows that `taken` of `free` bytes would be too much; kept for the next run.
+    def remember_shortage(self, job: Job, planner: Planner, failed: Choice, lower: Choice, free: int) -> Planner:
+        """`planner`, which knows that `failed` was too much of `free` bytes and `lower` came next; kept for the next run.
 
         Unless another program has taken of them meanwhile.
         """
         if planner.card.free < SAME * free:
             return planner
-        met = planner.met.after(taken, free, graphed=graphed)
+        met = planner.met
+        if failed.plan.cuda_graphs != lower.plan.cuda_graphs:
+            met = replace(met, graphs=False)
+        else:
+            met = met.after(failed.vram, max(int(failed.vram * STEP_DOWN), lower.vram), free)
         self._write_met(job, planner, met)
         return replace(planner, met=met)
 
     def remember_success(self, job: Job, planner: Planner, choice: Choice) -> None:
         """A run came to its end with `choice`: what it took is no shortage any more."""
-        if planner.met != Met() and choice.vram * STEP_DOWN > planner.card.free * planner.met.share:
-            self._write_met(job, planner, Met())
+        if planner.met.is_refuted(choice.vram, planner.card.free):
+            self._write_met(job, planner, Met(graphs=planner.met.graphs))
         overhead = measure_overhead(self.device, self.others)  # now that all kernels are loaded
         if overhead is not None:
             with suppress(RunError):

@@ -11,7 +11,7 @@ from ..memory.advice import explain, what_would_fit
 from ..memory.card import measure_free
 from ..memory.overhead import TYPICAL, Others
 from ..memory.plan import Plan, is_graphed
-from ..memory.planner import STEP_DOWN, Choice, Pins, Planner, Shortage
+from ..memory.planner import Choice, Pins, Planner, Shortage
 from ..memory.probe import Probe
 from ..memory.shortages import Met
 from ..wan.model import call_block
@@ -122,14 +122,14 @@ class RunPlan:
         if shortage == "vram" and is_graphed(planner.task, failed.plan):
             # Graphs hold their memory beside all else: the same without them is the first to try.
             planner = replace(planner, task=replace(planner.task, graphs=False))
-            self._planner = self._learnt.remember_shortage(self._job, planner, described.vram, free, graphed=True)
-            return replace(described, plan=replace(described.plan, cuda_graphs="off"))
+            lower = replace(described, plan=replace(described.plan, cuda_graphs="off"))
+            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
+            return lower
         self._planner = planner
         lower = planner.step_down(described, shortage)
         lower = lower or replace(planner, pins=Pins()).step_down(described, shortage)
         if lower is not None and shortage == "vram":
-            taken = max(int(described.vram * STEP_DOWN), lower.vram)
-            self._planner = self._learnt.remember_shortage(self._job, planner, taken, free, graphed=False)
+            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
         return lower
 
     def explain(self, choice: Choice) -> str:

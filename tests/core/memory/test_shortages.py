@@ -25,9 +25,9 @@ def test_a_shortage_is_kept_by_kind_and_for_one_version(tmp_path):
     ]
     assert len(set(kinds)) == 6
     assert kinds[0] == kind_of(task, dict(reversed(PICTURES.items())), "fp8")
-    write_met(path, kinds[0], "torch 2", Met(0.8))
+    write_met(path, kinds[0], "torch 2", Met(0.8, 0.9))
     write_met(path, kinds[1], "torch 2", Met(graphs=False))
-    assert read_met(path, kinds[0], "torch 2") == Met(0.8)
+    assert read_met(path, kinds[0], "torch 2") == Met(0.8, 0.9)
     assert read_met(path, kinds[1], "torch 2") == Met(graphs=False)
     assert read_met(path, kinds[2], "torch 2") == Met()
     assert read_met(path, kinds[0], "torch 3") == Met()
@@ -37,7 +37,7 @@ def test_a_shortage_is_kept_by_kind_and_for_one_version(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"kind": {"share": 7, "graphs": true, "version": "1"}}', '{"kind": 3}']
+    "content", ["", "[]", "{", '{"kind": {"share": 7, "failed": 1, "graphs": true, "version": "1"}}', '{"kind": 3}']
 )
 def test_a_damaged_file_says_nothing(tmp_path, content):
     path = tmp_path / "shortages.json"
@@ -48,11 +48,18 @@ def test_a_damaged_file_says_nothing(tmp_path, content):
 
 
 def test_every_shortage_lowers_what_may_be_planned():
-    met = Met().after(80, 100, graphed=False)
-    assert met == Met(0.8)
-    assert met.after(90, 100, graphed=False) == met
-    assert met.after(60, 100, graphed=False) == Met(0.6)
-    assert met.after(60, 100, graphed=True) == Met(0.8, graphs=False)
+    met = Met().after(90, 80, 100)
+    assert met == Met(0.8, 0.9)
+    assert met.after(180, 190, 200) == met
+    assert met.after(80, 60, 100) == Met(0.6, 0.8)
+
+
+def test_only_a_plan_that_takes_as_much_as_what_failed_says_otherwise():
+    met = Met().after(90, 80, 100)
+    assert not met.is_refuted(89, 100)
+    assert met.is_refuted(90, 100)
+    assert met.is_refuted(180, 200)
+    assert not Met(graphs=False).is_refuted(100, 100)
 
 
 def test_a_plan_stays_below_what_ran_out_whatever_is_free():
