@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.setup import import_adapters
+from ..adapters.setup import begin_importing_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
 from ..memory.overhead import Others
@@ -75,7 +75,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, stop: threading.Event) -> int:
     device = resolve_device(device_name)
     others = Others() if device.type == "cuda" else None
-    import_adapters()  # slow, so it is done while another run may still be on the device
+    begin_importing_adapters()  # slow, so it is done while another run may be on the device, and the model is read
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes

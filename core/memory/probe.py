@@ -5,7 +5,7 @@ Free memory is never kept: it is asked for anew.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -42,13 +42,18 @@ class Kept:
     overhead: int = 0
 
 
-def probe(device: torch.device, name: str, shape: Shape, folder: Path) -> Probe:
+def probe(
+    device: torch.device, name: str, shape: Shape, folder: Path, *, first: Callable[[], None] = lambda: None
+) -> Probe:
     """The device with the kind of attention `name` for clips of `shape`, from `folder` as far as it is known there.
 
-    What has to be measured takes a second or two, and is kept. ConfigError is left to whoever uses the attention.
+    What has to be measured takes a second or two, and is kept; `first` is called before, to end what would disturb it.
+    ConfigError is left to whoever uses the attention.
     """
     path, version = _path(folder, device), version_of(device)
     kept = known = read_kept(path, version)
+    if not _is_complete(kept, name, shape):
+        first()
     if not kept.rates:
         kept = replace(kept, rates=measure_rates(device))
     decided, kept = _decide(name, shape, kept)
@@ -112,15 +117,20 @@ def version_of(device: torch.device) -> str:
     return ", ".join(parts)
 
 
+def _is_complete(kept: Kept, name: str, shape: Shape) -> bool:
+    """Whether nothing has to be measured."""
+    kind = ""
+    if name != "default" and shape.device.type == "cuda":
+        kind = kept.attention.get(_shape_class(name, shape), {}).get("name")
+    return bool(kept.rates) and kind in kept.attention_rates
+
+
 def _decide(name: str, shape: Shape, kept: Kept) -> tuple[Decided | None, Kept]:
     if name == "default" or shape.device.type != "cuda":
         return None, kept
     key = _shape_class(name, shape)
     if key in kept.attention:
-        decided = Decided(**kept.attention[key])
-        with suppress(ConfigError, ImportError):
-            load_attention(decided.name, shape.device)
-            return decided, kept
+        return Decided(**kept.attention[key]), kept
     try:
         decided = Decided(choose_attention(name, shape).name)
     except ConfigError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.setup import finish_importing_adapters
 from ..errors import ConfigError
 from ..memory.attention import Decided, Shape, choose_attention, is_traceable, load_attention, sdpa_attention
 from ..memory.by_size import with_kept_by_size
@@ -139,6 +140,7 @@ def can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
     """Whether blocks can be compiled for `device`; if not, `tell` is given the reason."""
     if scratch is not None:
         use_compile_cache(scratch / "compiled")
+    finish_importing_adapters()
     problem = compiler_problem(device)
     if problem is None:
         return True
@@ -148,7 +150,10 @@ def can_compile(device: torch.device, scratch: Path | None, tell: Tell) -> bool:
 
 def use_decided(model: WanTransformer, job: Job, device: torch.device, decided: Decided) -> bool:
     """Put the kind of attention on `model` that was found to be the fastest before; False if it can't be compiled."""
-    attend = load_attention(decided.name, device)
+    try:
+        attend = load_attention(decided.name, device)
+    except (ConfigError, ImportError):  # its package has gone since
+        return False
     shape = attention_shape(job, model.config, model.dtype, device)
     if compile_mode(job, device) in ("static", "dynamic") and not decided.traceable and not is_traceable(attend, shape):
         return False

@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+from ..adapters.setup import finish_importing_adapters
 from ..errors import RunError
 from ..memory.card import Card, fit_path, read_fit, refit, write_fit
 from ..memory.host import process_age
@@ -45,9 +46,8 @@ class Learnt:
     def probe(self, job: Job, model: CheckpointInfo) -> Probe:
         """The device for this job: measured where it is not known yet, its memory as it is now."""
         dtype = arithmetic(job.model.precision, self.device)
-        found = probe(
-            self.device, job.memory.attention, attention_shape(job, model.config, dtype, self.device), self.folder
-        )
+        shape = attention_shape(job, model.config, dtype, self.device)
+        found = probe(self.device, job.memory.attention, shape, self.folder, first=finish_importing_adapters)
         return replace(found, card=self._with_overhead(found.card))
 
     def planner(self, job: Job, model: CheckpointInfo, probe: Probe) -> Planner:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..adapters.fused import fuse_adapter
-from ..adapters.setup import add_adapter
+from ..adapters.setup import add_adapter, finish_importing_adapters
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
 from ..memory.attention import Decided
@@ -142,6 +142,8 @@ def prepare(
     """
     info = check_model_file(job.model)
     check_data(job, info)
+    if job.model.precision == "nf4":  # whose package is hidden until then
+        finish_importing_adapters()
     held = resolve(
         job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
     )
@@ -149,6 +151,8 @@ def prepare(
         tell(sentence)
     with _timed("Reading the model"):
         model, masters = _load(info, held, job.memory, device, scratch)
+    with _timed("Waiting for peft"):
+        finish_importing_adapters()
     with _timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         fuse_adapter(model)

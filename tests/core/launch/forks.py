@@ -50,9 +50,10 @@ def serve() -> None:
     import wantrain
 
     wantrain.load_pack()
+    from wan_train.core.adapters.setup import import_adapters
     from wan_train.core.launch import worker
 
-    worker.import_adapters()
+    import_adapters()
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

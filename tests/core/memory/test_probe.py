@@ -34,6 +34,13 @@ def test_the_second_start_measures_nothing_but_what_is_free(tmp_path, measured, 
     assert second.card == replace(first.card, free=5, total=6, free_ram=7, pinnable_ram=8)
 
 
+def test_what_would_disturb_a_measurement_is_ended_before_it(tmp_path, measured):
+    probe(CPU, "auto", SHAPE, tmp_path, first=lambda: measured.append("first"))
+    assert measured == ["first", "rates", "attention"]
+    probe(CPU, "auto", SHAPE, tmp_path, first=lambda: measured.append("first"))
+    assert measured == ["first", "rates", "attention"]
+
+
 def test_other_versions_are_measured_anew(tmp_path, measured, monkeypatch):
     probe(CPU, "auto", SHAPE, tmp_path)
     monkeypatch.setattr(module, "version_of", lambda _: "another driver")

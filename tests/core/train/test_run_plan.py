@@ -43,7 +43,7 @@ def card():
 @pytest.fixture
 def deep(job: Job, deep_model, card, monkeypatch):
     """A job whose model has some blocks; its device is measured once for all tests."""
-    monkeypatch.setattr(learnt, "probe", lambda *_: Probe(card=card))
+    monkeypatch.setattr(learnt, "probe", lambda *_, **__: Probe(card=card))
     return replace(job, model=deep_model, loop=replace(job.loop, steps=4))
 
 
@@ -268,7 +268,7 @@ def test_a_state_of_8_bits_stays_and_that_is_told(tmp_path, job: Job):
 
 def test_the_card_is_measured_once(tmp_path, deep: Job, short_of_memory, card, monkeypatch):
     measured = []
-    monkeypatch.setattr(learnt, "probe", lambda device, *_: measured.append(device) or Probe(card=card))
+    monkeypatch.setattr(learnt, "probe", lambda device, *_, **__: measured.append(device) or Probe(card=card))
     short_of_memory.append(1)
     train(tmp_path, replace(deep, memory=LARGE), "short")
     assert len(plans(tmp_path, "short")) == 2
@@ -387,7 +387,7 @@ def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):
 
 
 def test_a_system_that_does_not_tell_its_memory_trains_all_the_same(tmp_path, deep: Job, plain, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError("The free memory of this system cannot be read: install psutil.")
 
     monkeypatch.setattr(learnt, "probe", refuse)
