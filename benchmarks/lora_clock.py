@@ -136,7 +136,7 @@ def promised(plan: Event, steps: int) -> dict[str, float]:
     around = plan.get("start_seconds", 0.0) + plan.get("sizes_seconds", 0.0)
     return {
         "promised_s": round(around + steps * plan["seconds"], 1),
-        "promised_gb": round(plan["vram"] / GIB, 2),
+        "promised_gb": round((plan["vram"] + plan.get("overhead", 0)) / GIB, 2),
         "plan_step_s": plan["seconds"],
     }
 
