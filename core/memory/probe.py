@@ -76,14 +76,6 @@ def keep_overhead(folder: Path, device: torch.device, overhead: int) -> None:
         write_kept(path, version, replace(kept, overhead=overhead))
 
 
-def keep_traceable(folder: Path, shape: Shape, name: str, decided: Decided) -> None:
-    """That the compiler looked at the attention chosen for `name`, and which one it takes."""
-    path, version = _path(folder, shape.device), version_of(shape.device)
-    kept = read_kept(path, version)
-    attention = {**kept.attention, _shape_class(name, shape): asdict(decided)}
-    write_kept(path, version, replace(kept, attention=attention))
-
-
 def read_kept(path: Path, version: str) -> Kept:
     """What `path` holds for this `version`; nothing if there is nothing, or damage."""
     try:

@@ -8,7 +8,7 @@ import torch
 from wan_train.core.memory import probe as module
 from wan_train.core.memory.attention import Decided, Shape
 from wan_train.core.memory.card import RATES
-from wan_train.core.memory.probe import Kept, keep_overhead, keep_traceable, probe, read_kept, write_kept
+from wan_train.core.memory.probe import Kept, keep_overhead, probe, read_kept, write_kept
 
 CPU = torch.device("cpu")
 SHAPE = Shape(3600, 40, 128, torch.float32, CPU)
@@ -91,11 +91,3 @@ def test_a_decision_holds_for_its_class_of_shapes(tmp_path, monkeypatch):
     ] == Decided("math")
     assert tried == [3600, 9000, 700]
     assert module._decide("default", on_gpu, kept) == (None, kept)
-
-
-def test_that_the_compiler_takes_it_is_kept(tmp_path, measured):
-    probe(CPU, "auto", SHAPE, tmp_path)
-    keep_traceable(tmp_path, SHAPE, "auto", Decided("cudnn", traceable=True))
-    (path,) = tmp_path.glob("card-*.json")
-    (value,) = read_kept(path, module.version_of(CPU)).attention.values()
-    assert Decided(**value) == Decided("cudnn", traceable=True)
