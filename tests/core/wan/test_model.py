@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from wan_train.core.errors import ConfigError
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.keys import to_official
-from wan_train.core.wan.layers import apply_rope, rope_table
+from wan_train.core.wan.layers import rope_table
 from wan_train.core.wan.model import WanTransformer
 
 FP32_TOLERANCE = 1e-5
