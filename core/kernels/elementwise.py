@@ -72,7 +72,9 @@ def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, scale = new_rows(x, quantize=quantize)
     block = block_of(width) if quantize else _PIECE
     grid = (x.numel() // width, triton.cdiv(width, block))
-    _gelu[grid](x, y, rows, scale, D=width, BLOCK=block, QUANTIZE=quantize, num_warps=warps_of(block) if quantize else 4)
+    _gelu[grid](
+        x, y, rows, scale, D=width, BLOCK=block, QUANTIZE=quantize, num_warps=warps_of(block) if quantize else 4
+    )
     return y, rows, scale
 
 

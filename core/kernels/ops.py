@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory.recipes import Recipes
 from ..wan.ops import Ops
 from . import elementwise, norms, rotary, rows
 
@@ -21,9 +22,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: 
 
 
 class KernelOps(Ops):
-    """For one model. With `quantize`, results that go into linear layers leave their rows in e4m3 for them."""
+    """For one model. How a result is made again is noted in `recipes`.
 
-    def __init__(self, *, quantize: bool = False) -> None:
+    With `quantize`, results that go into linear layers leave their rows in e4m3 for them.
+    """
+
+    def __init__(self, recipes: Recipes | None = None, *, quantize: bool = False) -> None:
+        self._recipes = recipes or Recipes()
         self._quantize = quantize
         self._latest: _Latest | None = None
 
@@ -48,8 +53,11 @@ class KernelOps(Ops):
         x = x.contiguous()
         factors = _Factors(weight, None, x.numel(), 0, eps)
         if not _needs_gradient(x):
-            return factors.forward(x, quantize=False)[0]
-        return _Norm.apply(x, factors)  # type: ignore[return-value]
+            return factors.again(x)
+        y = _Norm.apply(x, factors)
+        assert isinstance(y, Tensor)
+        self._recipes.note(y, factors.again, x)
+        return y
 
     def rms_rope(self, x: Tensor, weight: Tensor, eps: float, rope: Tensor) -> Tensor:
         """See `Ops`."""
@@ -58,12 +66,17 @@ class KernelOps(Ops):
         x, rope = x.contiguous(), rope.contiguous()
         if not _needs_gradient(x):
             return rotary.rms_rope(x, weight, rope, eps)
-        return _RmsRope.apply(x, weight, rope, eps)  # type: ignore[return-value]
+        y = _RmsRope.apply(x, weight, rope, eps)
+        assert isinstance(y, Tensor)
+        self._recipes.note(y, lambda x: rotary.rms_rope(x, weight, rope, eps), x)
+        return y
 
     def gated_add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """See `Ops`."""
         if not _fits(x, gate) or x.dtype != y.dtype:
             return super().gated_add(x, y, gate)
+        if y.stride(-1) == 0:  # a stand-in, see `Recipes.is_unread`
+            return _StandIn.apply(x, y, gate) if _needs_gradient(x, y) else x  # type: ignore[return-value]
         x, y = x.contiguous(), y.contiguous()
         rows_each = x.shape[0] * x.shape[1] // (gate.shape[0] * gate.shape[1])
         if not _needs_gradient(x, y):
@@ -77,6 +90,7 @@ class KernelOps(Ops):
         x = x.contiguous()
         if _needs_gradient(x):
             y, *found = _Gelu.apply(x, self._quantize)  # type: ignore[misc]
+            self._recipes.note(y, _gelu_again, x)
         else:
             y, *found = elementwise.gelu(x, quantize=self._quantize)
         self._remember(y, *found)
@@ -93,7 +107,9 @@ class KernelOps(Ops):
 
     def _branch(self, x: Tensor, factors: "_Factors") -> tuple[Tensor, Tensor]:
         if _needs_gradient(x):
-            x, y, *found = _Branch.apply(x, factors, self._quantize)  # type: ignore[misc]
+            given = x
+            x, y, *found = _Branch.apply(given, factors, self._quantize)  # type: ignore[misc]
+            self._recipes.note(y, factors.again, given)
         else:
             y, *found = factors.forward(x, quantize=self._quantize)
         self._remember(y, *found)
@@ -128,6 +144,10 @@ class _Factors:
     def forward(self, x: Tensor, *, quantize: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The norm of x, its rows in e4m3, their scales."""
         return norms.norm(x, self.weight, self.bias, *self.numbers, add_one=self.add_one, quantize=quantize)
+
+    def again(self, x: Tensor) -> Tensor:
+        """The norm of x alone."""
+        return self.forward(x, quantize=False)[0]
 
     def backward(self, x: Tensor, grad: Tensor, beside: Tensor | None) -> Tensor:
         """The gradient of x from that of its norm, plus `beside`."""
@@ -184,6 +204,21 @@ class _RmsRope(torch.autograd.Function):
         return rotary.rms_rope_gradient(x, weight, rope, grad.contiguous(), ctx.eps), None, None, None
 
 
+class _StandIn(torch.autograd.Function):
+    """`_Gated` of a y that was not computed, whose result nobody reads; its gradients are those of any other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate)
+        ctx.rows_each = x.shape[0] * x.shape[1] // (gate.shape[0] * gate.shape[1])
+        return y.as_strided(x.shape, (0, 0, 0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_y, *_ = _Gated.backward(ctx, *grads)
+        return grad_x, grad_y, None
+
+
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, rows_each: int) -> Tensor:  # type: ignore[override]
@@ -216,6 +251,10 @@ class _Gelu(torch.autograd.Function):
         if grad is None:
             return None, None
         return elementwise.gelu_gradient(*ctx.saved_tensors, grad.contiguous()), None
+
+
+def _gelu_again(x: Tensor) -> Tensor:
+    return elementwise.gelu(x, quantize=False)[0]
 
 
 def _fits(x: Tensor, *constants: Tensor) -> bool:
