@@ -188,7 +188,7 @@ class Planner:
 
     def _split(self) -> Iterator[tuple[bool, int]]:
         pins = self.pins
-        costs_compile = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
+        costs_compile = self.task.trained.dropout and self.plan.compile in ("static", "dynamic")  # see `split.py`
         excluded = pins.keep_linears or (pins.ffn_pieces or 1) > 1 or costs_compile
         if pins.split_blocks or (pins.split_blocks is None and not excluded):
             yield True, 1

@@ -22,6 +22,8 @@ class Recipes:
 
     def __init__(self) -> None:
         self._local = threading.local()
+        # Of a tensor that is kept as it is: itself, or a copy where its memory may change until the backward.
+        self.own: Callable[[Tensor], Tensor] = _same
 
     @contextmanager
     def keep(self, x: Tensor, given: "Given", unread: object = None) -> "Iterator[None]":
@@ -30,7 +32,7 @@ class Recipes:
         `unread`: the layer whose result nobody reads, see `is_unread`.
         """
         before = getattr(self._local, "notes", None), getattr(self._local, "unread", None)
-        notes = _Notes(x, given)
+        notes = _Notes(x, given, self.own)
         self._local.notes, self._local.unread = notes, unread
         try:
             with saved_tensors_hooks(notes.pack, _unpack):
@@ -73,7 +75,8 @@ class _Recipe(NamedTuple):
 
 
 class _Notes:
-    def __init__(self, x: Tensor, given: Given) -> None:
+    def __init__(self, x: Tensor, given: Given, own: Callable[[Tensor], Tensor]) -> None:
+        self._own = own
         self._x, self._given, self._start = _place(x), given, x.storage_offset()
         self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
 
@@ -90,7 +93,7 @@ class _Notes:
         found = self._made.get(place[0])
         # As long as the noted tensor lives, nothing else lies where it is.
         if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
-            return tensor
+            return self._own(tensor)
         return _view(tensor, _Recipe(found[1], tuple(self.pack(each.detach()) for each in found[2])))
 
 
@@ -111,3 +114,7 @@ def _unpack(packed: Any) -> Tensor:
         return source.x.as_strided(packed.size, packed.stride, source.x.storage_offset() + packed.offset)
     made = source.make(*map(_unpack, source.inputs))
     return made.as_strided(packed.size, packed.stride, packed.offset)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

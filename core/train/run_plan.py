@@ -12,7 +12,7 @@ from ..memory.card import measure_card, measure_free, read_fit
 from ..memory.planner import Choice, Pins, Planner, Shortage
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features, can_compile
+from .features import Features, apply_features, usable_mode
 from .job import Job, MemoryOptions
 from .loop import Callback
 from .measure import NUM_MEASURED, WARM_UP, Measure, cuda_peak, fit_kind
@@ -38,7 +38,7 @@ class RunPlan:
         self._job = with_compile_mode(job, device)
         self._info = check_model_file(job.model)
         check_data(job, self._info)
-        if self._job.memory.compile != "off" and not can_compile(device, scratch, self._warn):
+        if usable_mode(self._job, device, scratch, self._warn) == "off":
             self._job = replace(self._job, memory=replace(self._job.memory, compile="off"))
         self._planner = self._plan_ahead()
         self._prepared: Prepared | None = None
