@@ -141,7 +141,8 @@ class _Graph:
         self.given = Given()
         with torch.enable_grad():
             # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
-            entry = _Entry.apply(torch.empty(0, requires_grad=True), x)
+            # Without x's history, in which a part of a block would find the block's parameters once more.
+            entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
             assert isinstance(entry, Tensor)
             self.edge = get_gradient_edge(entry)
             with recipes.keep(x, self.given, unread):

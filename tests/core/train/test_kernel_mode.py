@@ -8,7 +8,7 @@ import torch
 from wan_train.core.memory import chunking
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.memory.products import dense_product
-from wan_train.core.memory.recompute import Kept
+from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.train import features, kernel_mode
 from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.planning import compile_mode
@@ -93,7 +93,7 @@ def test_gradients(kept, adapter):
     model = make_model(**adapter)
     expected = plain_steps(model)
     put_on(model)
-    kernel_mode.mark_kept(list(model.blocks), kept)
+    mark_kept(list(model.blocks), kept)
     for seed, shape in enumerate(SHAPES):
         for found, other in zip(step(model, shape, seed), expected[seed], strict=True):
             assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
@@ -107,7 +107,7 @@ def test_dropout_drops_the_same_when_a_block_runs_again(kept):
     torch.manual_seed(3)
     expected = step(copy.deepcopy(model), SHAPES[0])
     put_on(model)
-    kernel_mode.mark_kept(list(model.blocks), kept)
+    mark_kept(list(model.blocks), kept)
     torch.manual_seed(3)
     for found, other in zip(step(model, SHAPES[0]), expected, strict=True):
         assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
