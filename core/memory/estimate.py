@@ -192,7 +192,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     What blocks keep and their inputs are less from block to block, and the gradients more. A block that keeps less than
     those after it takes more itself.
     """
-    sizes, size = task.sizes, compute_size(task, plan)
+    sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
     fixed = RUNTIME_VRAM + _weights_again(task, plan)
     if not plan.checkpointing and plan.compile != "kernels":

@@ -112,13 +112,12 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
     """Of all blocks: those that keep their products keep their attention too."""
     num_attention = max(plan.keep_attention, plan.keep_linears)
     again = block.forward - block.last
-    kinds = (
+    kinds = [
         (layers - num_attention, again + block.dense),
         (num_attention - plan.keep_linears, again + block.dense - block.attention),
-        (plan.keep_linears, 0.0 if plan.compile == "kernels" else again - block.attention - block.products),
-    )
-    if plan.compile == "kernels":  # nothing is run again where all is kept
-        kinds = kinds[:2]
+    ]
+    if plan.compile != "kernels":  # by which nothing is run again where all is kept
+        kinds.append((plan.keep_linears, again - block.attention - block.products))
     return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
 
 
@@ -176,8 +175,9 @@ def _product_rate(plan: Plan, card: Card, size: int) -> float:
 def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
     """Of element-wise operators, forward and backward: what they read and write. And for the weights' part of it.
 
-    Eager blocks, and those by kernels, bring their weights into the compute dtype in both. Compiled ones keep them from the forward, or from a
-    recompute that leaves out the products; steps that compute these again take as long as if they did it once more.
+    Eager blocks, and those by kernels, bring their weights into the compute dtype in both. Compiled ones keep them from the
+    forward, or from a recompute that leaves out the products; steps that compute these again take as long as if they did it
+    once more.
     """
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)

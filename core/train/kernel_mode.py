@@ -51,14 +51,14 @@ def whole_blocks(rerun: Rerun, *, checkpointing: bool, pieces: int = 1) -> RunBl
     """The block seam for blocks in one part, their feed-forward in `pieces`. Without checkpointing all keep all."""
 
     def run_piece(block: nn.Module, x: Tensor, part: str, *others: Tensor) -> Tensor:
-        return rerun(call_part, "nothing", _last(block, part), block, x, part, *others)
+        return rerun(call_part, "nothing", last_layer(block, part), block, x, part, *others)
 
     run_lean = chunked(call_part, PARTS, pieces, run_again=run_piece) if pieces > 1 else call_block
 
     def run_block(block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
         keep = _keep(block) if checkpointing else "all"
         run = call_block if keep == "all" else run_lean  # with all kept, there is nothing that pieces would save
-        return rerun(run, keep, _last(block, PARTS[-1]), block, x, *others)
+        return rerun(run, keep, last_layer(block, PARTS[-1]), block, x, *others)
 
     return run_block
 
@@ -70,7 +70,7 @@ def parts_of_blocks(rerun: Rerun) -> RunBlock:
         keep: Keep = "all"
         if recomputed:
             keep = "attention" if part == "self_attn" else "nothing"
-        return rerun(call_part, keep, _last(block, part), block, x, part, *others)
+        return rerun(call_part, keep, last_layer(block, part), block, x, part, *others)
 
     return run_part
 
@@ -81,7 +81,7 @@ def _keep(block: nn.Module) -> Keep:
     return "attention" if getattr(block, "keeps_attention", False) else "nothing"
 
 
-def _last(block: nn.Module, part: str) -> nn.Module:
+def last_layer(block: nn.Module, part: str) -> nn.Module:
     """The layer whose result is added to the residual stream at the part's end."""
     assert isinstance(block, WanBlock)
     return {"self_attn": block.self_attn.o, "cross_attn": block.cross_attn.o, "ffn": block.ffn[2]}[part]
