@@ -10,7 +10,7 @@ from typing import Literal
 from .master import MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
-Compile = Literal["off", "static", "dynamic"]
+Compile = Literal["off", "kernels", "static", "dynamic"]
 CudaGraphs = Literal["auto", "off"]
 
 CLIP_TOKENS = 257
@@ -82,6 +82,11 @@ def block_weights(task: Task, plan: Plan) -> int:
 
 def is_quantized(task: Task, plan: Plan) -> bool:
     return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+
+
+def is_compiled(plan: Plan) -> bool:
+    """Whether blocks run by torch.compile."""
+    return plan.compile in ("static", "dynamic")
 
 
 def is_graphed(task: Task, plan: Plan) -> bool:

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from dataclasses import asdict, fields, replace
-from typing import Literal
 
 import torch
 
@@ -21,7 +20,7 @@ from .batches import num_tokens
 from .job import Job, MemoryOptions
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-STATIC_SIZES = 8  # sizes of batches for which a graph each is worth its compilation
+STATIC_SIZES = 8  # sizes of batches for which CUDA graphs of each are worth their memory
 GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
@@ -60,14 +59,12 @@ def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
     return resolve("auto" if precision == "ara" else precision, device).dtype
 
 
-def compile_mode(job: Job, device: torch.device) -> Literal["off", "static", "dynamic"]:
-    """What the job's `compile` comes to on `device`, if the compiler works there."""
+def compile_mode(job: Job, device: torch.device) -> Compile:
+    """What the job's `compile` comes to on `device`, if Triton, or the compiler, works there."""
     mode = job.memory.compile
     if mode != "auto":
         return mode
-    if device.type != "cuda":
-        return "off"
-    return "static" if num_batch_sizes(job) <= STATIC_SIZES else "dynamic"
+    return "kernels" if device.type == "cuda" else "off"
 
 
 def ways_to_compile(job: Job, device: torch.device) -> tuple[Compile, ...]:

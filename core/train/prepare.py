@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,8 +25,11 @@ from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
-from .features import Features, Tell, apply_features, blocks_folder, use_decided
+from .features import Features, Tell, apply_features, blocks_folder, usable_mode, use_decided
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
+
+if TYPE_CHECKING:
+    from ..kernels.warm import Warming
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +153,7 @@ def prepare(
     )
     for sentence in held.warnings:
         tell(sentence)
+    warming = _start_kernels(job, device, info, held.dtype, scratch)
     with _timed("Reading the model"):
         model, masters = _load(info, held, job.memory, device, scratch)
     with _timed("Waiting for peft"):
@@ -163,7 +168,33 @@ def prepare(
         )
         if decided is not None and is_decided:
             features = replace(features, attention=decided.name)
+    if warming is not None:
+        with _timed("Waiting for the kernels"):
+            warming.wait()
     return Prepared(model, parameters, device, held.dtype, features)
+
+
+def _start_kernels(
+    job: Job, device: torch.device, info: CheckpointInfo, dtype: torch.dtype, scratch: Path | None
+) -> "Warming | None":
+    """Begin to make the kernels ready that the blocks will run by, if they will; it goes on beside the reading."""
+    if device.type != "cuda" or usable_mode(job, device, scratch, log.debug) != "kernels":
+        return None
+    from ..kernels.warm import Needs, Warming
+
+    config, precision = info.config, job.model.precision
+    weights = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
+    return Warming(
+        Needs(
+            device=device,
+            dtype=dtype,
+            dim=config.dim,
+            ffn_dim=config.ffn_dim,
+            head_dim=config.dim // config.num_heads,
+            quantizes=precision == "fp8_compute",
+            weights=weights,
+        )
+    )
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from ..memory.adamw import hold_state
 from ..memory.advice import explain, what_would_fit
 from ..memory.card import measure_free
 from ..memory.overhead import TYPICAL, Others
-from ..memory.plan import Plan, is_graphed
+from ..memory.plan import is_graphed
 from ..memory.planner import Choice, Pins, Planner, Shortage
 from ..memory.probe import Probe
 from ..memory.shortages import Met
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features, can_compile
+from .features import Features, apply_features, usable_mode
 from .job import Job, MemoryOptions
 from .learnt import LearnCosts, Learnt
 from .loop import Callback
@@ -162,7 +162,7 @@ class RunPlan:
     def _choose(self) -> Choice:
         """The plan to begin with, told; the job has its way to compile from here on."""
         choice = self._choose_compiled()
-        if self._needs_compiler(choice.plan) and not can_compile(self._device, self._scratch, self._warn):
+        if usable_mode(with_choice(self._job, choice), self._device, self._scratch, self._warn) != choice.plan.compile:
             memory = replace(self._job.memory, compile="off")
             self._job = replace(self._job, memory=memory)
             if self._planner is not None:
@@ -172,9 +172,6 @@ class RunPlan:
         if self._planner is not None:
             tell_choice(self._events, choice, self.explain(choice), overhead=self._planner.card.overhead)
         return choice
-
-    def _needs_compiler(self, plan: Plan) -> bool:
-        return plan.compile in ("static", "dynamic")
 
     def _choose_compiled(self) -> Choice:
         planner = self._planner

@@ -9,10 +9,10 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
 LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
-FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm"} | LAZY
+FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "triton"} | LAZY
 LEVELS = {
     "errors": 0, "locks": 0, "serial": 1, "disk": 1, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
-    "encoders": 3, "sample": 3, "train": 4, "launch": 5,
+    "encoders": 3, "kernels": 3, "sample": 3, "train": 4, "launch": 5,
 }  # fmt: skip
 
 
