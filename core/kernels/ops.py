@@ -35,19 +35,19 @@ class KernelOps(Ops):
 
     def modulated_norm(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        if not _fits(x, shift, scale) or row_stride(shift) != row_stride(scale):
+        if not fits(x, shift, scale) or row_stride(shift) != row_stride(scale):
             return super().modulated_norm(x, shift, scale, eps)
         return self._branch(x.contiguous(), modulation(x, shift, scale, eps))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        if not _fits(x, weight, bias):
+        if not fits(x, weight, bias):
             return super().layer_norm(x, weight, bias, eps)
         return self._branch(x.contiguous(), affine(weight, bias, eps))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, weight):
+        if not fits(x, weight):
             return super().rms_norm(x, weight, eps)
         x = x.contiguous()
         factors = affine(weight, None, eps)
@@ -60,7 +60,7 @@ class KernelOps(Ops):
 
     def rms_rope(self, x: Tensor, weight: Tensor, eps: float, rope: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, weight, rope):
+        if not fits(x, weight, rope):
             return super().rms_rope(x, weight, eps, rope)
         x, rope = x.contiguous(), rope.contiguous()
         if not _needs_gradient(x):
@@ -72,7 +72,7 @@ class KernelOps(Ops):
 
     def gated_add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, gate) or x.dtype != y.dtype:
+        if not fits(x, gate) or x.dtype != y.dtype:
             return super().gated_add(x, y, gate)
         if y.stride(-1) == 0:  # a stand-in, see `Recipes.is_unread`
             return _StandIn.apply(x, y, gate) if _needs_gradient(x, y) else x  # type: ignore[return-value]
@@ -84,7 +84,7 @@ class KernelOps(Ops):
 
     def gelu(self, x: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x):
+        if not fits(x):
             return super().gelu(x)
         x = x.contiguous()
         if not _needs_gradient(x):
@@ -278,7 +278,7 @@ def gelu_again(x: Tensor) -> Tensor:
     return elementwise.gelu(x, quantize=False)[0]
 
 
-def _fits(x: Tensor, *constants: Tensor) -> bool:
+def fits(x: Tensor, *constants: Tensor) -> bool:
     """Whether the kernels take x, and constants that want no gradient."""
     if torch.compiler.is_compiling() or x.dtype not in DTYPES or not (x.is_cuda or INTERPRETED):
         return False
