@@ -26,7 +26,7 @@ IsUnread = Callable[[nn.Module], bool]
 _FORWARD, _PART = "forward", "_product_part"
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """One linear layer: its base's product, and how its result may be left out."""
 
     layer: nn.Module
@@ -48,7 +48,7 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
         product = None if ".lora_" in name else make_product(layer)
         if product is None:
             continue
-        part = _Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
+        part = Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
         vars(layer)[_PART] = part
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
@@ -58,6 +58,11 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)
+
+
+def part_of(layer: nn.Module) -> Part:
+    """What `use_products` has put on a layer. Raises KeyError where that is nothing."""
+    return vars(layer)[_PART]  # type: ignore[no-any-return]
 
 
 def drop_products(model: nn.Module) -> None:
@@ -121,7 +126,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, parts: tuple[_Part, ...], scales: tuple[float | None, ...], *factors: Tensor
+        ctx: Any, x: Tensor, parts: tuple[Part, ...], scales: tuple[float | None, ...], *factors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.parts, ctx.scales = parts, scales
         ctx.set_materialize_grads(False)

@@ -4,6 +4,7 @@ from ..memory.precision.fp8_compute import Fp8ComputeLinear
 from ..memory.recipes import Recipes
 from ..memory.rerun import keepable
 from ..wan.model import WanTransformer
+from .blocks import use_functions
 from .ops import KernelOps
 
 
@@ -16,5 +17,6 @@ def use_kernels(model: WanTransformer) -> tuple[KernelOps, Recipes]:
     quantize = any(isinstance(layer, Fp8ComputeLinear) for layer in model.blocks.modules())
     ops = KernelOps(recipes, quantize=quantize)
     model.ops = ops
+    use_functions(model.blocks, ops)
     model.attend = keepable(model.attend)
     return ops, recipes

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import new_rows, quantized
+from .launch import launch
+from .rows import Rows, new_rows, quantized
 from .shapes import block_of, warps_of
 
 _SIZES = ["per", "stride"]
@@ -37,7 +38,7 @@ def _gelu(
 
 
 @triton.jit
-def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, D: tl.constexpr, BLOCK: tl.constexpr):
+def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, y_ptr, D: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < D
@@ -46,6 +47,10 @@ def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, D: tl.constexpr, BLOCK: tl.constexpr
     x = x.to(tl.float32)
     grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
     part = 1.0 / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
+    if AGAIN:
+        # As the forward has it, to the last bit: a division, not a product with `part`.
+        y = x / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
+        tl.store(y_ptr + row * D + cols, y.to(dtype), mask=mask)
     inner = x * (x * x * _CUBIC * 3.0 + 1.0) * _TWICE_ROOT
     dx = grad * part * (1.0 + inner * (1.0 - part))
     tl.store(dx_ptr + row * D + cols, dx.to(dtype), mask=mask)
@@ -53,7 +58,7 @@ def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, D: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit(do_not_specialize=_SIZES)
 def _gated(
-    x_ptr, y_ptr, gate_ptr, out_ptr, per, stride, D: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
+    y_ptr, x_ptr, gate_ptr, out_ptr, per, stride, D: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -65,32 +70,35 @@ def _gated(
     tl.store(out_ptr + row * D + cols, out.to(y.dtype), mask=mask)
 
 
-def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y like x [..., D] contiguous, and its rows in e4m3 [R, D] with their scales [R, 1], both empty without `quantize`."""
+def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Rows | None]:
+    """y like x [..., D] contiguous, and its rows in e4m3 with `quantize`."""
     width = x.shape[-1]
     y = torch.empty_like(x)
-    rows, scale = new_rows(x, quantize=quantize)
+    rows, scale = found = new_rows(x) if quantize else (None, None)
     block = block_of(width) if quantize else _PIECE
-    grid = (x.numel() // width, triton.cdiv(width, block))
-    _gelu[grid](
-        x, y, rows, scale, D=width, BLOCK=block, QUANTIZE=quantize, num_warps=warps_of(block) if quantize else 4
-    )
-    return y, rows, scale
+    grid = (x.numel() // width, -(-width // block), 1)
+    launch(_gelu, grid, (x, y, rows, scale), (width, block, quantize), warps_of(block) if quantize else 4)
+    return y, found if quantize else None  # type: ignore[return-value]
 
 
-def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of x from that of its GELU, both contiguous."""
+def gelu_gradient(x: Tensor, grad: Tensor, *, again: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x from that of its GELU, both contiguous; with `again` the GELU itself, too."""
     width = x.shape[-1]
     dx = torch.empty_like(x)
-    grid = (x.numel() // width, triton.cdiv(width, _PIECE))
-    _gelu_gradient[grid](x, grad, dx, D=width, BLOCK=_PIECE, num_warps=4)
-    return dx
+    y = torch.empty_like(x) if again else None
+    launch(_gelu_gradient, (x.numel() // width, -(-width // _PIECE), 1), (x, grad, dx, y), (width, _PIECE, again), 4)
+    return dx, y
 
 
-def gated(x: Tensor | None, y: Tensor, gate: Tensor, per: int, stride: int) -> Tensor:
-    """x + y * gate, or y * gate; x and y [..., D] contiguous; every `per` rows share a row of the gate, `stride` apart."""
+def gated(
+    x: Tensor | None, y: Tensor, gate: Tensor, per: int, stride: int, out: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """x + y * gate, or y * gate; x and y [..., D] contiguous; every `per` rows share a row of the gate, `stride` apart.
+
+    `out`: memory for the result, which may be y's.
+    """
     width = y.shape[-1]
-    out = torch.empty_like(y)
-    grid = (y.numel() // width, triton.cdiv(width, _PIECE))
-    _gated[grid](x, y, gate, out, per, stride, D=width, BLOCK=_PIECE, ADD=x is not None, num_warps=4)
+    out = torch.empty_like(y) if out is None else out
+    grid = (y.numel() // width, -(-width // _PIECE), 1)
+    launch(_gated, grid, (y, x, gate, out, per, stride), (width, _PIECE, x is not None), 4)
     return out

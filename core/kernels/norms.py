@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import new_rows, quantized
+from .launch import launch
+from .rows import Rows, new_rows, quantized
 from .shapes import block_of, warps_of
 
 # How often a norm's factors change is no reason to compile anew.
-_SIZES = ["per", "stride"]
+_SIZES = ["per", "stride", "eps"]
 
 
 @triton.jit
@@ -56,8 +57,9 @@ def _forward(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _backward(
-    x_ptr, weight_ptr, grad_ptr, beside_ptr, dx_ptr, per, stride, eps,
+    x_ptr, weight_ptr, bias_ptr, grad_ptr, beside_ptr, dx_ptr, y_ptr, per, stride, eps,
     D: tl.constexpr, BLOCK: tl.constexpr, CENTER: tl.constexpr, ADD_ONE: tl.constexpr, BESIDE: tl.constexpr,
+    AGAIN: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
@@ -67,7 +69,14 @@ def _backward(
     grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
     x, inverse = _statistics(x.to(tl.float32), mask, eps, D, CENTER)
     x = x * inverse
-    grad = grad * _factors(weight_ptr, row // per * stride, cols, mask, ADD_ONE)
+    at = row // per * stride
+    weight = _factors(weight_ptr, at, cols, mask, ADD_ONE)
+    if AGAIN:
+        y = x * weight
+        if CENTER:
+            y += tl.load(bias_ptr + at + cols, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + row * D + cols, y.to(dtype), mask=mask)
+    grad = grad * weight
     dx = grad - x * (tl.sum(grad * x) / D)
     if CENTER:
         dx -= tl.sum(grad) / D
@@ -77,41 +86,46 @@ def _backward(
     tl.store(dx_ptr + row * D + cols, dx.to(dtype), mask=mask)
 
 
-def norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, per: int, stride: int, eps: float, *, add_one: bool, quantize: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [..., D], and its rows in e4m3 [R, D] with their scales [R, 1], both empty without `quantize`.
+Factors = tuple[int, int, float]  # per, stride and eps
 
-    x [..., D] contiguous. Every `per` rows share a row of `weight` and `bias`, which lie `stride` apart. Without a bias it
-    is RMSNorm, with one LayerNorm. `add_one`: to the weight.
+
+def norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, *, add_one: bool, quantize: bool
+) -> tuple[Tensor, Rows | None]:
+    """y [..., D], and its rows in e4m3 with `quantize`; x [..., D] contiguous.
+
+    `factors`: every `per` rows share a row of `weight` and `bias`, which lie `stride` apart; eps. Without a bias it is
+    RMSNorm, with one LayerNorm. `add_one`: to the weight.
     """
     width = x.shape[-1]
     y = torch.empty_like(x)
-    rows, scale = new_rows(x, quantize=quantize)
+    rows, scale = found = new_rows(x) if quantize else (None, None)
     block = block_of(width)
-    _forward[(x.numel() // width,)](
-        x, weight, bias, y, rows, scale, per, stride, eps,
-        D=width, BLOCK=block, CENTER=bias is not None, ADD_ONE=add_one, QUANTIZE=quantize, num_warps=warps_of(block),
+    launch(
+        _forward, (x.numel() // width, 1, 1), (x, weight, bias, y, rows, scale, *factors),
+        (width, block, bias is not None, add_one, quantize), warps_of(block),
     )  # fmt: skip
-    return y, rows, scale
+    return y, found if quantize else None  # type: ignore[return-value]
 
 
 def norm_gradient(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     grad: Tensor,
     beside: Tensor | None,
-    factors: tuple[int, int, float],
+    factors: Factors,
     *,
-    center: bool,
     add_one: bool,
-) -> Tensor:
-    """The gradient of x from that of y, plus `beside`, what else x's gradient has. `factors`: per, stride and eps."""
+    again: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x from that of y, plus `beside`, what else x's gradient has; with `again` y itself, too."""
     width = x.shape[-1]
     dx = torch.empty_like(x)
+    y = torch.empty_like(x) if again else None
     block = block_of(width)
-    _backward[(x.numel() // width,)](
-        x, weight, grad, beside, dx, *factors,
-        D=width, BLOCK=block, CENTER=center, ADD_ONE=add_one, BESIDE=beside is not None, num_warps=warps_of(block),
+    launch(
+        _backward, (x.numel() // width, 1, 1), (x, weight, bias, grad, beside, dx, y, *factors),
+        (width, block, bias is not None, add_one, beside is not None, again), warps_of(block),
     )  # fmt: skip
-    return dx
+    return dx, y

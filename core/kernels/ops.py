@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, D width, N heads, K head dim, T timesteps per sample,
 
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,72 +29,81 @@ class KernelOps(Ops):
     """
 
     def __init__(self, recipes: Recipes | None = None, *, quantize: bool = False) -> None:
-        self._recipes = recipes or Recipes()
+        self.recipes = recipes or Recipes()
         self._quantize = quantize
         self._latest: _Latest | None = None
 
     def modulated_norm(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        if not _fits(x, shift, scale) or _row_stride(shift) != _row_stride(scale):
+        if not fits(x, shift, scale) or row_stride(shift) != row_stride(scale):
             return super().modulated_norm(x, shift, scale, eps)
-        rows_each = x.shape[0] * x.shape[1] // (scale.shape[0] * scale.shape[1])
-        factors = _Factors(scale, shift, rows_each, _row_stride(scale), eps, add_one=True)
-        return self._branch(x.contiguous(), factors)
+        return self._branch(x.contiguous(), modulation(x, shift, scale, eps))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        if not _fits(x, weight, bias):
+        if not fits(x, weight, bias):
             return super().layer_norm(x, weight, bias, eps)
-        return self._branch(x.contiguous(), _Factors(weight, bias, x.numel(), 0, eps))
+        return self._branch(x.contiguous(), affine(weight, bias, eps))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, weight):
+        if not fits(x, weight):
             return super().rms_norm(x, weight, eps)
         x = x.contiguous()
-        factors = _Factors(weight, None, x.numel(), 0, eps)
+        factors = affine(weight, None, eps)
         if not _needs_gradient(x):
             return factors.again(x)
         y = _Norm.apply(x, factors)
         assert isinstance(y, Tensor)
-        self._recipes.note(y, factors.again, x)
+        self.recipes.note(y, factors.again, x)
         return y
 
     def rms_rope(self, x: Tensor, weight: Tensor, eps: float, rope: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, weight, rope):
+        if not fits(x, weight, rope):
             return super().rms_rope(x, weight, eps, rope)
         x, rope = x.contiguous(), rope.contiguous()
         if not _needs_gradient(x):
             return rotary.rms_rope(x, weight, rope, eps)
         y = _RmsRope.apply(x, weight, rope, eps)
         assert isinstance(y, Tensor)
-        self._recipes.note(y, lambda x: rotary.rms_rope(x, weight, rope, eps), x)
+        self.recipes.note(y, lambda x: rotary.rms_rope(x, weight, rope, eps), x)
         return y
 
     def gated_add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x, gate) or x.dtype != y.dtype:
+        if not fits(x, gate) or x.dtype != y.dtype:
             return super().gated_add(x, y, gate)
         if y.stride(-1) == 0:  # a stand-in, see `Recipes.is_unread`
             return _StandIn.apply(x, y, gate) if _needs_gradient(x, y) else x  # type: ignore[return-value]
         x, y = x.contiguous(), y.contiguous()
         rows_each = x.shape[0] * x.shape[1] // (gate.shape[0] * gate.shape[1])
         if not _needs_gradient(x, y):
-            return elementwise.gated(x, y, gate, rows_each, _row_stride(gate))
+            return elementwise.gated(x, y, gate, rows_each, row_stride(gate))
         return _Gated.apply(x, y, gate, rows_each)  # type: ignore[return-value]
 
     def gelu(self, x: Tensor) -> Tensor:
         """See `Ops`."""
-        if not _fits(x):
+        if not fits(x):
             return super().gelu(x)
         x = x.contiguous()
-        if _needs_gradient(x):
-            y, *found = _Gelu.apply(x, self._quantize)  # type: ignore[misc]
-            self._recipes.note(y, _gelu_again, x)
-        else:
-            y, *found = elementwise.gelu(x, quantize=self._quantize)
-        self._remember(y, *found)
+        if not _needs_gradient(x):
+            return self.quick_gelu(x)
+        y, *found = _Gelu.apply(x, self._quantize)  # type: ignore[misc]
+        self.recipes.note(y, gelu_again, x)
+        self._remember(y, found)
+        return y
+
+    def quick_norm(self, x: Tensor, factors: "NormFactors") -> Tensor:
+        """Without autograd; the rows of the result are at hand for the layer that follows."""
+        y, found = factors.forward(x, quantize=self._quantize)
+        self._remember(y, found)
+        return y
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        """As `quick_norm`."""
+        y, found = elementwise.gelu(x, quantize=self._quantize)
+        self._remember(y, found)
         return y
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,21 +112,19 @@ class KernelOps(Ops):
         if latest is not None and latest.is_of(x):
             return latest.rows, latest.scale
         found = rows.quantize_rows(x.contiguous())
-        self._remember(x, *found)
+        self._remember(x, found)
         return found
 
-    def _branch(self, x: Tensor, factors: "_Factors") -> tuple[Tensor, Tensor]:
-        if _needs_gradient(x):
-            given = x
-            x, y, *found = _Branch.apply(given, factors, self._quantize)  # type: ignore[misc]
-            self._recipes.note(y, factors.again, given)
-        else:
-            y, *found = factors.forward(x, quantize=self._quantize)
-        self._remember(y, *found)
-        return x, y
+    def _branch(self, x: Tensor, factors: "NormFactors") -> tuple[Tensor, Tensor]:
+        if not _needs_gradient(x):
+            return x, self.quick_norm(x, factors)
+        residual, y, *found = _Branch.apply(x, factors, self._quantize)  # type: ignore[misc]
+        self.recipes.note(y, factors.again, x)
+        self._remember(y, found)
+        return residual, y
 
-    def _remember(self, y: Tensor, found: Tensor, scale: Tensor) -> None:
-        self._latest = _Latest(weakref.ref(y), y.data_ptr(), y.numel(), found, scale) if len(found) else None
+    def _remember(self, y: Tensor, found: Sequence[Tensor] | None) -> None:
+        self._latest = _Latest(weakref.ref(y), y.data_ptr(), y.numel(), *found) if found else None
 
 
 class _Latest(NamedTuple):
@@ -132,7 +140,7 @@ class _Latest(NamedTuple):
         return self.tensor() is not None and (x.data_ptr(), x.numel()) == (self.address, self.size)
 
 
-class _Factors:
+class NormFactors:
     """What a norm's result is multiplied by, and what is added: rows of [.., D], each for `rows_each` rows of x."""
 
     def __init__(
@@ -141,53 +149,65 @@ class _Factors:
         self.weight, self.bias, self.add_one = weight, bias, add_one
         self.numbers = rows_each, stride, eps
 
-    def forward(self, x: Tensor, *, quantize: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The norm of x, its rows in e4m3, their scales."""
-        return norms.norm(x, self.weight, self.bias, *self.numbers, add_one=self.add_one, quantize=quantize)
+    def forward(self, x: Tensor, *, quantize: bool) -> tuple[Tensor, rows.Rows | None]:
+        """The norm of x, and its rows in e4m3."""
+        return norms.norm(x, self.weight, self.bias, self.numbers, add_one=self.add_one, quantize=quantize)
 
     def again(self, x: Tensor) -> Tensor:
         """The norm of x alone."""
         return self.forward(x, quantize=False)[0]
 
-    def backward(self, x: Tensor, grad: Tensor, beside: Tensor | None) -> Tensor:
-        """The gradient of x from that of its norm, plus `beside`."""
+    def backward(
+        self, x: Tensor, grad: Tensor, beside: Tensor | None, *, again: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradient of x from that of its norm, plus `beside`; with `again` the norm, too."""
         beside = None if beside is None else beside.contiguous()
-        center = self.bias is not None
         return norms.norm_gradient(
-            x, self.weight, grad.contiguous(), beside, self.numbers, center=center, add_one=self.add_one
+            x, self.weight, self.bias, grad.contiguous(), beside, self.numbers, add_one=self.add_one, again=again
         )
+
+
+def modulation(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> NormFactors:
+    """Of x [B, L, D] by shift and scale [B, T, D]."""
+    rows_each = x.shape[0] * x.shape[1] // (scale.shape[0] * scale.shape[1])
+    return NormFactors(scale, shift, rows_each, row_stride(scale), eps, add_one=True)
+
+
+def affine(weight: Tensor, bias: Tensor | None, eps: float) -> NormFactors:
+    """One weight and bias [D] for all rows."""
+    return NormFactors(weight, bias, 1, 0, eps)
 
 
 class _Branch(torch.autograd.Function):
     """x itself, and a norm of it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factors: _Factors, quantize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, factors: NormFactors, quantize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.factors = factors
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
-        y, found, scale = factors.forward(x, quantize=quantize)
-        ctx.mark_non_differentiable(found, scale)
-        return x.view_as(x), y, found, scale
+        y, found = factors.forward(x, quantize=quantize)
+        ctx.mark_non_differentiable(*(found or ()))
+        return x.view_as(x), y, *(found or ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         beside, grad, *_ = grads
         if grad is None:
             return beside, None, None
-        return ctx.factors.backward(*ctx.saved_tensors, grad, beside), None, None
+        return ctx.factors.backward(*ctx.saved_tensors, grad, beside)[0], None, None
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factors: _Factors) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, factors: NormFactors) -> Tensor:  # type: ignore[override]
         ctx.factors = factors
         ctx.save_for_backward(x)
-        return factors.forward(x, quantize=False)[0]
+        return factors.again(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.factors.backward(*ctx.saved_tensors, *grads, None), None
+        return ctx.factors.backward(*ctx.saved_tensors, *grads, None)[0], None
 
 
 class _RmsRope(torch.autograd.Function):
@@ -224,7 +244,7 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, rows_each: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(gate)
         ctx.rows_each = rows_each
-        return elementwise.gated(x, y, gate, rows_each, _row_stride(gate))
+        return elementwise.gated(x, y, gate, rows_each, row_stride(gate))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,7 +252,7 @@ class _Gated(torch.autograd.Function):
         (gate,) = ctx.saved_tensors
         of_y = None
         if ctx.needs_input_grad[1]:
-            of_y = elementwise.gated(None, grad.contiguous(), gate, ctx.rows_each, _row_stride(gate))
+            of_y = elementwise.gated(None, grad.contiguous(), gate, ctx.rows_each, row_stride(gate))
         return grad, of_y, None, None
 
 
@@ -241,23 +261,24 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, quantize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
-        y, found, scale = elementwise.gelu(x, quantize=quantize)
-        ctx.mark_non_differentiable(found, scale)
-        return y, found, scale
+        y, found = elementwise.gelu(x, quantize=quantize)
+        ctx.mark_non_differentiable(*(found or ()))
+        return y, *(found or ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         if grad is None:
             return None, None
-        return elementwise.gelu_gradient(*ctx.saved_tensors, grad.contiguous()), None
+        return elementwise.gelu_gradient(*ctx.saved_tensors, grad.contiguous())[0], None
 
 
-def _gelu_again(x: Tensor) -> Tensor:
+def gelu_again(x: Tensor) -> Tensor:
+    """GELU of x alone."""
     return elementwise.gelu(x, quantize=False)[0]
 
 
-def _fits(x: Tensor, *constants: Tensor) -> bool:
+def fits(x: Tensor, *constants: Tensor) -> bool:
     """Whether the kernels take x, and constants that want no gradient."""
     if torch.compiler.is_compiling() or x.dtype not in DTYPES or not (x.is_cuda or INTERPRETED):
         return False
@@ -268,8 +289,8 @@ def _needs_gradient(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-def _row_stride(factors: Tensor) -> int:
-    """From one row of [B, T, D] to the next, of which only the last axis need be contiguous."""
+def row_stride(factors: Tensor) -> int:
+    """Numbers from one row of [B, T, D] to the next, of which only the last axis need be contiguous."""
     assert factors.stride(2) == 1
     assert factors.shape[0] == 1 or factors.shape[1] == 1 or factors.stride(0) == factors.shape[1] * factors.stride(1)
     return factors.stride(1) if factors.shape[1] > 1 else factors.stride(0)

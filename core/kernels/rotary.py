@@ -4,14 +4,17 @@ Legend: R rows (tokens of the whole batch), L tokens of a sample, N heads, K hea
 pairs of neighbouring channels of a head are H = K/2.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .shapes import warps_of
 
-_SIZES = ["tokens"]
+_SIZES = ["tokens", "eps"]
 
 
 @triton.jit
@@ -72,25 +75,25 @@ def _backward(
 
 def rms_rope(x: Tensor, weight: Tensor, rope: Tensor, eps: float) -> Tensor:
     """x [B, L, D] contiguous, weight [D], rope [2, L, K/2] contiguous -> [B, L, N, K]."""
-    options, shape = _options(x, rope)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
-    _forward[(shape[0] * shape[1],)](x, weight, rope, y, shape[1], eps, **options)
+    batch, tokens, width = x.shape
+    constants, warps = _options(width, rope.shape[2])
+    y = x.new_empty((batch, tokens, constants[0], constants[1]))
+    launch(_forward, (batch * tokens, 1, 1), (x, weight, rope, y, tokens, eps), constants, warps)
     return y
 
 
 def rms_rope_gradient(x: Tensor, weight: Tensor, rope: Tensor, grad: Tensor, eps: float) -> Tensor:
     """The gradient [B, L, D] of x from that of the result, [B, L, N, K] contiguous."""
-    options, shape = _options(x, rope)
+    batch, tokens, width = x.shape
+    constants, warps = _options(width, rope.shape[2])
     dx = torch.empty_like(x)
-    _backward[(shape[0] * shape[1],)](x, weight, rope, grad, dx, shape[1], eps, **options)
+    launch(_backward, (batch * tokens, 1, 1), (x, weight, rope, grad, dx, tokens, eps), constants, warps)
     return dx
 
 
-def _options(x: Tensor, rope: Tensor) -> tuple[dict[str, int], tuple[int, int, int, int]]:
-    """What the kernel is compiled for, and the result's shape."""
-    batch, tokens, width = x.shape
-    half = rope.shape[2]
+@lru_cache
+def _options(width: int, half: int) -> tuple[tuple[int, int, int, int], int]:
+    """What the kernel is compiled for."""
     num_heads = width // (2 * half)
     heads, padded = triton.next_power_of_2(num_heads), triton.next_power_of_2(half)
-    options = {"N": num_heads, "K": 2 * half, "HEADS": heads, "HALF": padded, "num_warps": warps_of(heads * padded * 2)}
-    return options, (batch, tokens, num_heads, 2 * half)
+    return (num_heads, 2 * half, heads, padded), warps_of(heads * padded * 2)

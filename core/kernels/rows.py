@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .shapes import block_of, warps_of
 
 E4M3 = torch.float8_e4m3fn
@@ -39,7 +40,7 @@ def _quantize(x_ptr, by_ptr, rows_ptr, scale_ptr, K: tl.constexpr, BLOCK: tl.con
     tl.store(scale_ptr + row, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _dequantize(
     weight_ptr, scale_ptr, out_ptr, stride,
     K: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr, FACTOR: tl.constexpr,
@@ -67,21 +68,22 @@ def _transpose(x_ptr, out_ptr, N: tl.constexpr, K: tl.constexpr, TILE: tl.conste
     tl.store(out_ptr + cols[:, None] * N + rows[None, :], tl.trans(x), mask=mask)
 
 
-def new_rows(x: Tensor, *, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Memory for the rows of x [..., K] in e4m3 [R, K] and their scales [R, 1]; none without `quantize`."""
-    count = x.numel() // x.shape[-1] if quantize else 0
+Rows = tuple[Tensor, Tensor]  # e4m3 [R, K] and their scales [R, 1] fp32
+
+
+def new_rows(x: Tensor) -> Rows:
+    """Memory for the rows of x [..., K]."""
+    count = x.numel() // x.shape[-1]
     return x.new_empty((count, x.shape[-1]), dtype=E4M3), x.new_empty((count, 1), dtype=torch.float32)
 
 
-def quantize_rows(x: Tensor, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x [R, K] contiguous, times `by` [1, K] fp32 -> e4m3 [R, K] and scale [R, 1] fp32; the largest of a row becomes 448."""
+def quantize_rows(x: Tensor, by: Tensor | None = None) -> Rows:
+    """x [R, K] contiguous, times `by` [1, K] fp32 -> its rows; the largest number of one becomes 448."""
     width = x.shape[-1]
-    rows, scale = new_rows(x, quantize=True)
+    rows, scale = found = new_rows(x)
     block = block_of(width)
-    _quantize[(len(rows),)](
-        x, by, rows, scale, K=width, BLOCK=block, SCALED=by is not None, num_warps=warps_of(block)
-    )  # fmt: skip
-    return rows, scale
+    launch(_quantize, (len(rows), 1, 1), (x, by, rows, scale), (width, block, by is not None), warps_of(block))
+    return found
 
 
 def dequantize_rows(dtype: torch.dtype, shape: tuple[int, int], weight: Tensor, scale: Tensor) -> Tensor:
@@ -89,9 +91,8 @@ def dequantize_rows(dtype: torch.dtype, shape: tuple[int, int], weight: Tensor, 
     out = torch.empty(shape, dtype=dtype, device=weight.device)
     shift, factor = _FLOATS.get(weight.dtype, (0, 1.0))
     bits = weight if weight.dtype == torch.int8 else weight.view(torch.uint8)
-    _dequantize[(shape[0], triton.cdiv(shape[1], _PIECE))](
-        bits, scale, out, int(len(scale) > 1), K=shape[1], BLOCK=_PIECE, SHIFT=shift, FACTOR=factor, num_warps=4
-    )
+    args = (bits, scale, out, int(len(scale) > 1))
+    launch(_dequantize, (shape[0], -(-shape[1] // _PIECE), 1), args, (shape[1], _PIECE, shift, factor), 4)
     return out
 
 
@@ -99,6 +100,6 @@ def transposed(weight: Tensor) -> Tensor:
     """weight [N, K] of 8 bits, column by column in memory."""
     rows, cols = weight.shape
     out = weight.new_empty((cols, rows))
-    grid = (triton.cdiv(rows, _TILE), triton.cdiv(cols, _TILE))
-    _transpose[grid](weight.view(torch.uint8), out.view(torch.uint8), N=rows, K=cols, TILE=_TILE, num_warps=4)
+    grid = (-(-rows // _TILE), -(-cols // _TILE), 1)
+    launch(_transpose, grid, (weight.view(torch.uint8), out.view(torch.uint8)), (rows, cols, _TILE), 4)
     return out.t()

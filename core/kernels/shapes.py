@@ -1,8 +1,11 @@
 """How much of a row a program takes."""
 
+from functools import lru_cache
+
 import triton
 
 
+@lru_cache
 def block_of(width: int) -> int:
     """Lanes for a whole row."""
     return triton.next_power_of_2(width)

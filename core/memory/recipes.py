@@ -46,6 +46,12 @@ class Recipes:
         if notes is not None:
             notes.add(y, make, inputs)
 
+    def keeper(self, x: Tensor) -> "Callable[[], Tensor]":
+        """What gives x, while a backward runs: x itself is kept only if it is not to be given, or made again."""
+        notes = getattr(self._local, "notes", None)
+        packed = x if notes is None else notes.pack(x.detach())
+        return lambda: _unpack(packed)
+
     def is_unread(self, layer: object) -> bool:
         """Whether this layer's result is not needed: the last product of a block that runs again for its gradients.
 
