@@ -17,6 +17,7 @@ from ..wan.layers import PARTS, WanBlock
 from ..wan.model import RunBlock, WanTransformer, call_block, call_part
 from ..wan.ops import PLAIN
 
+_FUNCTIONS = ("forward", "run_part", "_kernel_runner")  # what `use_kernels` gives a block
 _ATTEND = "attend_without_kernels"  # the model's attribute for the attention that it had before
 
 
@@ -41,6 +42,9 @@ def take_off(model: WanTransformer) -> None:
     attend = vars(model).pop(_ATTEND, None)
     if attend is None:
         return
+    for block in model.blocks:
+        for name in _FUNCTIONS:
+            vars(block).pop(name, None)
     drop_products(model)
     fuse_adapter(model)
     model.ops = PLAIN
