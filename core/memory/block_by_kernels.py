@@ -41,9 +41,9 @@ class KernelBlock:
         if plan.split_blocks:
             attention = 0 if kept.attention else self.attention
             taken = {part: self.by_part[part] + units[part] * self.unit for part in units}
-            # Until the backward gets there, the parts before have their inputs, and the gradient of the block is held.
-            later = max(taken["ffn"], taken["cross_attn"]) + 2 * self.unit + attention
-            return max(later, taken["self_attn"] + self.unit)
+            # The parts that were run again have their results until the end, and the gradient of the block is held.
+            later = max(taken["ffn"], taken["cross_attn"]) + 3 * self.unit + attention
+            return max(later, taken["self_attn"] + 3.5 * self.unit)
         whole = max(self.kept + units["ffn"] * self.unit, self.by_part["self_attn"] + units["self_attn"] * self.unit)
         if plan.ffn_pieces == 1 or kept.linears:
             return whole

@@ -85,7 +85,7 @@ def _keep(block: nn.Module) -> Keep:
     return "attention" if getattr(block, "keeps_attention", False) else "nothing"
 
 
-def last_layer(block: nn.Module, part: str) -> nn.Module:
-    """The layer whose result is added to the residual stream at the part's end."""
+def last_layer(block: nn.Module, part: str) -> nn.Module | None:
+    """The layer whose result need not be computed again at the end of `part`: only the feed-forward's is ever left out."""
     assert isinstance(block, WanBlock)
-    return {"self_attn": block.self_attn.o, "cross_attn": block.cross_attn.o, "ffn": block.ffn[2]}[part]
+    return block.ffn[2] if part == "ffn" else None

@@ -13,6 +13,7 @@ from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Pins, Planner
 from wan_train.core.memory.recompute import Kept
 from wan_train.core.memory.sizes import Trained
+from wan_train.core.memory.split import with_split
 from wan_train.core.train import kernel_mode
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
@@ -113,6 +114,24 @@ def test_the_peak_of_a_backward(keep, ffn_dim):
     block = kernel_block(config, Trained(rank=4), tokens=TOKENS, element_size=4)
     whole = block.own(Plan(compile="kernels"), Kept())
     assert kept + peak == pytest.approx(whole - unit, rel=0.03)  # the gradient that comes in was there before
+
+
+@pytest.mark.parametrize("ffn_dim", [690, 1024])
+@pytest.mark.parametrize("plan", [Plan(ffn_pieces=4), Plan(split_blocks=True)], ids=["pieces", "parts"])
+def test_the_peak_of_a_lean_backward(plan, ffn_dim):
+    config = config_of(256, ffn_dim)
+    model = make(config, torch.float32, Trained(rank=4))
+    rerun = kernel_mode.put_on(model)
+    run_block = kernel_mode.whole_blocks(rerun, checkpointing=True, pieces=plan.ffn_pieces)
+    if plan.split_blocks:
+        run_block = with_split(kernel_mode.parts_of_blocks(rerun), PARTS)
+    x, *others = inputs(model, torch.float32)
+    grad = torch.ones_like(x)
+    run_block(model.blocks[0], x, *others).backward(grad)  # gradients are there, and what is made once
+    y, held, _ = counted(lambda: run_block(model.blocks[0], x, *others))
+    _, _, peak = counted(lambda: y.backward(grad))
+    block = kernel_block(config, Trained(rank=4), tokens=TOKENS, element_size=4)
+    assert held - y.nbytes + peak == pytest.approx(block.own(plan, Kept()) - x.nbytes, rel=0.03)
 
 
 def at(bucket, graphs=False, **plan):
