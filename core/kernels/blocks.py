@@ -344,7 +344,7 @@ class _FeedForward(torch.autograd.Function):
         of_y, of_hidden, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
         assert of_y is not None
         del of_found
-        of_wide, y = elementwise.gelu_gradient(wide, of_y, again=bool(functions.outer.ranks))
+        of_wide, y = elementwise.gelu_gradient(wide, of_y, again=bool(functions.outer.ranks), onto=True)
         del of_y, wide
         of_outer = functions.outer.factor_gradients(y, of_hidden, of_ups)
         del y

@@ -81,10 +81,13 @@ def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Rows | None]:
     return y, found if quantize else None  # type: ignore[return-value]
 
 
-def gelu_gradient(x: Tensor, grad: Tensor, *, again: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The gradient of x from that of its GELU, both contiguous; with `again` the GELU itself, too."""
+def gelu_gradient(x: Tensor, grad: Tensor, *, again: bool = False, onto: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x from that of its GELU, both contiguous; with `again` the GELU itself, too.
+
+    `onto`: in the memory of `grad`.
+    """
     width = x.shape[-1]
-    dx = torch.empty_like(x)
+    dx = grad if onto else torch.empty_like(x)
     y = torch.empty_like(x) if again else None
     launch(_gelu_gradient, (x.numel() // width, -(-width // _PIECE), 1), (x, grad, dx, y), (width, _PIECE, again), 4)
     return dx, y

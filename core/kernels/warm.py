@@ -76,9 +76,10 @@ def _norms(needs: Needs) -> Iterator[Act]:
     numbers = (ROWS, 0, 1e-6)
     for bias, add_one in ((row, True), (row, False), (None, False)):
         for quantize in {False, needs.quantizes and bias is not None}:
-            yield partial(norms.norm, x, row, bias, *numbers, add_one=add_one, quantize=quantize)
-        beside = None if bias is None else x
-        yield partial(norms.norm_gradient, x, row, x, beside, numbers, center=bias is not None, add_one=add_one)
+            yield partial(norms.norm, x, row, bias, numbers, add_one=add_one, quantize=quantize)
+        # With what the residual stream's gradient is, where the norm leaves it; and with the norm itself made again.
+        beside, again = (None, False) if bias is None else (x, True)
+        yield partial(norms.norm_gradient, x, row, bias, x, beside, numbers, add_one=add_one, again=again)
     rope = torch.zeros(2, ROWS, needs.head_dim // 2, device=needs.device)
     yield partial(rotary.rms_rope, x, row, rope, 1e-6)
     yield partial(rotary.rms_rope_gradient, x, row, rope, x.unflatten(2, (-1, needs.head_dim)), 1e-6)
@@ -91,7 +92,7 @@ def _elementwise(needs: Needs) -> Iterator[Act]:
     gate = _factor(needs, needs.dim)
     for quantize in {False, needs.quantizes}:
         yield partial(elementwise.gelu, wide, quantize=quantize)
-    yield partial(elementwise.gelu_gradient, wide, wide)
+    yield partial(elementwise.gelu_gradient, wide, wide, again=True)
     yield partial(elementwise.gated, x, x, gate, ROWS, 0)
     yield partial(elementwise.gated, None, x, gate, ROWS, 0)
 

@@ -17,6 +17,7 @@ from ..wan.layers import PARTS, WanBlock
 from ..wan.model import RunBlock, WanTransformer, call_block, call_part
 from ..wan.ops import PLAIN
 
+_FUNCTIONS = ("forward", "run_part", "_kernel_runner")  # what `use_kernels` gives a block
 _ATTEND = "attend_without_kernels"  # the model's attribute for the attention that it had before
 
 
@@ -41,6 +42,9 @@ def take_off(model: WanTransformer) -> None:
     attend = vars(model).pop(_ATTEND, None)
     if attend is None:
         return
+    for block in model.blocks:
+        for name in _FUNCTIONS:
+            vars(block).pop(name, None)
     drop_products(model)
     fuse_adapter(model)
     model.ops = PLAIN
@@ -81,7 +85,7 @@ def _keep(block: nn.Module) -> Keep:
     return "attention" if getattr(block, "keeps_attention", False) else "nothing"
 
 
-def last_layer(block: nn.Module, part: str) -> nn.Module:
-    """The layer whose result is added to the residual stream at the part's end."""
+def last_layer(block: nn.Module, part: str) -> nn.Module | None:
+    """The layer whose result need not be computed again at the end of `part`: only the feed-forward's is ever left out."""
     assert isinstance(block, WanBlock)
-    return {"self_attn": block.self_attn.o, "cross_attn": block.cross_attn.o, "ffn": block.ffn[2]}[part]
+    return block.ffn[2] if part == "ffn" else None

@@ -20,6 +20,7 @@ from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
+from ..memory.sizes import Sizes
 from ..memory.streaming import spread, spread_mapped
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
@@ -29,7 +30,7 @@ from .features import Features, Tell, apply_features, blocks_folder, usable_mode
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
 
 if TYPE_CHECKING:
-    from ..kernels.warm import Warming
+    from ..kernels.warm import Needs, Warming
 
 log = logging.getLogger(__name__)
 
@@ -180,20 +181,25 @@ def _start_kernels(
     """Begin to make the kernels ready that the blocks will run by, if they will; it goes on beside the reading."""
     if device.type != "cuda" or usable_mode(job, device, scratch, log.debug) != "kernels":
         return None
-    from ..kernels.warm import Needs, Warming
+    from ..kernels.warm import Warming
 
-    config, precision = info.config, job.model.precision
+    return Warming(needs_of(job, info.config, device, dtype))
+
+
+def needs_of(job: Job, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> "Needs":
+    """The kernels that the blocks of the job's model run by; `dtype` is that of their arithmetic."""
+    from ..kernels.warm import Needs
+
+    precision = job.model.precision
     weights = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
-    return Warming(
-        Needs(
-            device=device,
-            dtype=dtype,
-            dim=config.dim,
-            ffn_dim=config.ffn_dim,
-            head_dim=config.dim // config.num_heads,
-            quantizes=precision == "fp8_compute",
-            weights=weights,
-        )
+    return Needs(
+        device=device,
+        dtype=dtype,
+        dim=sizes.dim,
+        ffn_dim=sizes.ffn_dim,
+        head_dim=sizes.dim // sizes.num_heads,
+        quantizes=precision == "fp8_compute",
+        weights=weights,
     )
 
 

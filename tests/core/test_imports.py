@@ -12,7 +12,7 @@ LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # impo
 FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "triton"} | LAZY
 LEVELS = {
     "errors": 0, "locks": 0, "serial": 1, "disk": 1, "flow": 2, "data": 2, "wan": 2, "memory": 2, "adapters": 3,
-    "encoders": 3, "kernels": 3, "sample": 3, "train": 4, "launch": 5,
+    "encoders": 3, "sample": 3, "kernels": 4, "train": 5, "launch": 6,
 }  # fmt: skip
 
 

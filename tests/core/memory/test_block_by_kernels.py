@@ -13,6 +13,7 @@ from wan_train.core.memory.plan import Bucket, Plan, Task
 from wan_train.core.memory.planner import Pins, Planner
 from wan_train.core.memory.recompute import Kept
 from wan_train.core.memory.sizes import Trained
+from wan_train.core.memory.split import with_split
 from wan_train.core.train import kernel_mode
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
@@ -53,9 +54,10 @@ def count(config, dtype, trained, keep, part=None, batch=1):
     run = partial(
         rerun, *chosen, keep, kernel_mode.last_layer(block, part or "ffn"), block, x, *filter(None, [part]), *others
     )
-    y, held, _ = counted(run)
     trained = [p for name, p in block.named_parameters() if p.requires_grad and (part is None or name.startswith(part))]
-    grad = torch.ones_like(y)
+    grad = torch.ones_like(x)
+    torch.autograd.grad(run(), [x, *trained], grad)  # what is made once: memory for the factors of one block
+    y, held, _ = counted(run)
     _, _, peak = counted(lambda: torch.autograd.grad(y, [x, *trained], grad))
     return held - y.nbytes, peak, x.nbytes
 
@@ -114,14 +116,26 @@ def test_the_peak_of_a_backward(keep, ffn_dim):
     assert kept + peak == pytest.approx(whole - unit, rel=0.03)  # the gradient that comes in was there before
 
 
+@pytest.mark.parametrize("ffn_dim", [690, 1024])
+@pytest.mark.parametrize("plan", [Plan(ffn_pieces=4), Plan(split_blocks=True)], ids=["pieces", "parts"])
+def test_the_peak_of_a_lean_backward(plan, ffn_dim):
+    config = config_of(256, ffn_dim)
+    model = make(config, torch.float32, Trained(rank=4))
+    rerun = kernel_mode.put_on(model)
+    run_block = kernel_mode.whole_blocks(rerun, checkpointing=True, pieces=plan.ffn_pieces)
+    if plan.split_blocks:
+        run_block = with_split(kernel_mode.parts_of_blocks(rerun), PARTS)
+    x, *others = inputs(model, torch.float32)
+    grad = torch.ones_like(x)
+    run_block(model.blocks[0], x, *others).backward(grad)  # gradients are there, and what is made once
+    y, held, _ = counted(lambda: run_block(model.blocks[0], x, *others))
+    _, _, peak = counted(lambda: y.backward(grad))
+    block = kernel_block(config, Trained(rank=4), tokens=TOKENS, element_size=4)
+    assert held - y.nbytes + peak == pytest.approx(block.own(plan, Kept()) - x.nbytes, rel=0.03)
+
+
 def at(bucket, graphs=False, **plan):
     return estimate(Task(sizes=T2V_14B, graphs=graphs), bucket, Plan(compile="kernels", **plan), CARD)
-
-
-def test_a_14b_block_takes_what_an_h100_showed():
-    """18.8 units at 14,040 tokens, in which the result takes the place of the gradient that comes in."""
-    block = kernel_block(T2V_14B, Trained(rank=16), tokens=14040)
-    assert block.own(Plan(compile="kernels"), Kept()) == pytest.approx(18.8 * block.unit, rel=0.04)
 
 
 def test_blocks_by_kernels_take_half_of_what_others_take():
@@ -162,11 +176,10 @@ def test_a_plan_keeps_more_by_itself():
         return chosen
 
     kernels, eager = choose("kernels"), choose("off")
-    assert kernels.plan.streamed_blocks <= eager.plan.streamed_blocks
-    assert (
-        kernels.plan.keep_attention + kernels.plan.keep_linears >= eager.plan.keep_attention + eager.plan.keep_linears
-    )
-    assert kernels.seconds < eager.seconds
+    assert eager.plan.keep_linears == 0
+    assert kernels.plan.keep_attention == 40
+    assert kernels.plan.keep_linears > 0
+    assert kernels.seconds < 0.85 * eager.seconds
 
 
 def test_graphs_save_the_hosts_time():

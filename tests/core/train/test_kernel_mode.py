@@ -12,7 +12,7 @@ from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.train import features, kernel_mode
 from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.planning import compile_mode
-from wan_train.core.train.prepare import prepare
+from wan_train.core.train.prepare import needs_of, prepare
 from wan_train.core.wan.model import call_block
 from wan_train.core.wan.ops import PLAIN
 from wan_train.tests.core.memory.helpers import SHAPES, make_model, plain_steps, step
@@ -181,3 +181,43 @@ def test_without_triton_it_says_what_to_install(job: Job, monkeypatch):
 
 def test_memory_has_no_part_in_the_key_of_a_run(job: Job):
     assert replace(job, memory=MemoryOptions(compile="kernels")).key == job.key
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What Triton would be asked to compile: kernels, types and constants. None is launched."""
+    from wan_train.core.kernels import elementwise, norms, ops, rotary, rows
+
+    found = set()
+
+    def launch(kernel, grid, args, constants, warps):
+        kinds = [each.dtype if isinstance(each, torch.Tensor) else type(each) for each in args]
+        found.add((id(kernel), kernel.__name__, constants, warps, *kinds))
+
+    for module in (elementwise, norms, rotary, rows):
+        monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8", "fp8_compute"])
+def test_what_is_made_ready_is_what_a_step_needs(job: Job, launched, precision):
+    """Also of blocks that run again, and of the adapter's absence."""
+    from wan_train.core.kernels.warm import kernels_of
+
+    job = replace(job, model=replace(job.model, precision=precision))
+    prepared = prepare(job, CPU)
+    model = prepared.model.train()
+    for act in kernels_of(needs_of(job, model.config, CPU, prepared.dtype)):
+        act()
+    ready = set(launched)
+    launched.clear()
+    put_on(model)
+    for kept in (Kept(), Kept(2, 0), Kept(2, 1)):
+        mark_kept(list(model.blocks), kept)
+        loss = model(torch.randn(1, 16, 2, 4, 4), torch.tensor([400.0]), torch.randn(1, 5, model.config.text_dim))
+        loss.sum().backward()
+    with torch.no_grad():
+        model(torch.randn(1, 16, 2, 4, 4), torch.tensor([400.0]), torch.randn(1, 5, model.config.text_dim))
+    assert len(launched) >= 10
+    assert launched <= ready, [key[1:] for key in launched - ready]
