@@ -93,9 +93,10 @@ def _functions_for(runner: _Runner, block: WanBlock) -> "_Functions | None":
     if not frozen or len(dtypes) != 1:
         return None
     try:
-        return _Functions(runner, block, dtypes.pop())
+        found = _Functions(runner, block, dtypes.pop())
     except KeyError:
         return None
+    return found if found.is_current else None
 
 
 class _Functions:
