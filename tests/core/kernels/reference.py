@@ -4,7 +4,6 @@ import torch
 from torch.nn import functional
 
 
-
 def _norm(x, weight, bias, factors, add_one):
     per, stride, eps = factors
     width = x.shape[-1]

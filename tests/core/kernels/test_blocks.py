@@ -20,8 +20,8 @@ from wan_train.core.memory.attention import sdpa_attention
 from wan_train.core.memory.precision.fp8 import make_fp8
 from wan_train.core.memory.precision.int8 import make_int8
 from wan_train.core.memory.rerun import Rerun
-from wan_train.core.wan.layers import PARTS, rope_table
 from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.layers import PARTS, rope_table
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.kernels import reference
 from wan_train.tests.core.wan.conftest import build_model, make_weights
@@ -107,13 +107,24 @@ def assert_keeps_agree(model, given, tolerance=2e-6, seed=0):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp8", "int8"])
-@pytest.mark.parametrize("shape", [{}, {"batch": 2}, {"frames": 3, "timesteps": 3}, {"batch": 2, "timesteps": 2}], ids=str)
+@pytest.mark.parametrize(
+    "shape", [{}, {"batch": 2}, {"frames": 3, "timesteps": 3}, {"batch": 2, "timesteps": 2}], ids=str
+)
 def test_gradients_are_autograds(precision, shape):
     assert_keeps_agree(make_block(precision=precision), inputs(**shape))
 
 
-@pytest.mark.parametrize("options", [{"rank": 1}, {"rank": 64, "alpha": 16.0}, {"targets": ("self_attn",)}, {"targets": ("ffn",)},
-                                     {"targets": ("cross_attn",), "alpha": 1.0}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 1},
+        {"rank": 64, "alpha": 16.0},
+        {"targets": ("self_attn",)},
+        {"targets": ("ffn",)},
+        {"targets": ("cross_attn",), "alpha": 1.0},
+    ],
+    ids=str,
+)
 def test_adapters_of_all_kinds(options):
     assert_keeps_agree(make_block(**options), inputs())
 
