@@ -26,6 +26,7 @@ import wantrain  # noqa: E402
 wantrain.load_pack()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from wan_train.benchmarks.kernels_host import host_rows  # noqa: E402
 from wan_train.benchmarks.step_kernels import profile_step  # noqa: E402
 from wan_train.core.adapters.fused import fuse_adapter  # noqa: E402
 from wan_train.core.adapters.products import use_products  # noqa: E402
@@ -340,19 +341,19 @@ def main() -> None:
     parser.add_argument("--no-compiled", action="store_true", help="nothing compiled to compare with")
     parser.add_argument("--host", action="store_true", help="the host's part alone, on the CPU")
     options = parser.parse_args()
-    if options.host:
-        from wan_train.benchmarks.kernels_host import host_rows
-
-        found = [show(row) for row in host_rows()]
-        if options.out:
-            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        return
     if options.first_calls:
         for row in first_calls(options.first_calls):
             print(json.dumps(row))
         return
     if options.no_compiled:
         COMPILED.clear()
+    found = [show(row) for row in host_rows()] if options.host else measured(options)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def measured(options: argparse.Namespace) -> list[dict]:
+    """All that is measured on a GPU."""
     print(torch.cuda.get_device_name(), torch.__version__)
     found = []
     if not options.no_kernels:
@@ -365,8 +366,7 @@ def main() -> None:
     exact = exact_results()
     for precision in options.precisions:
         found += [show(row) for row in block_rows(precision, precision != "fp8", exact)]
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _stub(launched: Counter[str]) -> None:
             self._name = name
 
         def __getitem__(self, grid: object) -> Callable[..., None]:
-            def run(*args: object, **options: object) -> None:
+            def run(*_: object, **__: object) -> None:
                 launched[self._name] += 1
 
             return run
