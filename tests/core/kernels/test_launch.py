@@ -32,7 +32,7 @@ class Kernel:
 def fresh(monkeypatch):
     monkeypatch.setattr(room, "_compiled", {})
     monkeypatch.setattr(room, "_direct", True)
-    monkeypatch.setattr(room, "_get_stream", lambda device: None)
+    monkeypatch.setattr(room, "_get_stream", lambda _: None)
 
 
 def run(kernel, *args, constants=(5,)):
