@@ -276,8 +276,7 @@ class _Context(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        _, (state, group, norm), keeps = constants
-        functions = constants.functions
+        functions, (state, group, norm), keeps = constants
         context = context.contiguous()
         (k, v), hidden = group.forward(_flat(context))
         if keeps:

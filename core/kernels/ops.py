@@ -207,7 +207,8 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.factors.backward(*ctx.saved_tensors, *grads, None)[0], None
+        (grad,) = grads
+        return ctx.factors.backward(*ctx.saved_tensors, grad, None)[0], None
 
 
 class _RmsRope(torch.autograd.Function):
