@@ -271,7 +271,8 @@ class _Gelu(torch.autograd.Function):
         grad = grads[0]
         if grad is None:
             return None, None
-        return elementwise.gelu_gradient(*ctx.saved_tensors, grad.contiguous())[0], None
+        (x,) = ctx.saved_tensors
+        return elementwise.gelu_gradient(x, grad.contiguous())[0], None
 
 
 def gelu_again(x: Tensor) -> Tensor:
