@@ -53,8 +53,8 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
         if above in adapters and _is_simple(above):
-            vars(above)[_PART] = part._replace(layer=above)
-            vars(above)[_FORWARD] = MethodType(_adapted_forward, above)
+            above.__dict__[_PART] = part._replace(layer=above)
+            above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)

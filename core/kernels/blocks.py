@@ -93,9 +93,10 @@ def _functions_for(runner: _Runner, block: WanBlock) -> "_Functions | None":
     if not frozen or len(dtypes) != 1:
         return None
     try:
-        return _Functions(runner, block, dtypes.pop())
+        found = _Functions(runner, block, dtypes.pop())
     except KeyError:
         return None
+    return found if found.is_current else None
 
 
 class _Functions:
@@ -275,8 +276,7 @@ class _Context(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        _, (state, group, norm), keeps = constants
-        functions = constants.functions
+        functions, (state, group, norm), keeps = constants
         context = context.contiguous()
         (k, v), hidden = group.forward(_flat(context))
         if keeps:
