@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.products import Part, part_of
+from ..memory.products import PART, Part, part_of
 
 
 class LinearGroup:
@@ -36,7 +36,7 @@ class LinearGroup:
     def is_current(self) -> bool:
         """Whether the layers are those that they were, and their adapters at work."""
         return all(
-            vars(layer).get("_product_part") is part and not (scale is not None and (layer.disable_adapters or layer.merged))
+            vars(layer).get(PART) is part and not (scale is not None and (layer.disable_adapters or layer.merged))
             for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
         )  # fmt: skip
 
