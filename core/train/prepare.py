@@ -155,14 +155,14 @@ def prepare(
     for sentence in held.warnings:
         tell(sentence)
     warming = _start_kernels(job, device, info, held.dtype, scratch)
-    with _timed("Reading the model"):
+    with timed("Reading the model"):
         model, masters = _load(info, held, job.memory, device, scratch)
-    with _timed("Waiting for peft"):
+    with timed("Waiting for peft"):
         finish_importing_adapters()
-    with _timed("Adding the adapter"):
+    with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         fuse_adapter(model)
-    with _timed("Trying the compiler and the kinds of attention"):
+    with timed("Trying the compiler and the kinds of attention"):
         is_decided = decided is not None and use_decided(model, job, device, decided)
         features = apply_features(
             model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters, again=is_decided
@@ -170,7 +170,7 @@ def prepare(
         if decided is not None and is_decided:
             features = replace(features, attention=decided.name)
     if warming is not None:
-        with _timed("Waiting for the kernels"):
+        with timed("Waiting for the kernels"):
             warming.wait()
     return Prepared(model, parameters, device, held.dtype, features)
 
@@ -204,7 +204,7 @@ def needs_of(job: Job, sizes: Sizes, device: torch.device, dtype: torch.dtype) -
 
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
+def timed(what: str) -> Iterator[None]:
     """Log how long it took."""
     start = time.perf_counter()
     yield

@@ -22,7 +22,7 @@ from .learnt import LearnCosts, Learnt
 from .loop import Callback
 from .measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
 from .planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
-from .prepare import Prepared, check_data, check_model_file, prepare
+from .prepare import Prepared, check_data, check_model_file, prepare, timed
 from .recovery import Descent, Recovery, tell_choice
 
 
@@ -152,7 +152,8 @@ class RunPlan:
 
     def _measure(self, pins: Pins) -> Planner:
         """A planner with what the device can do now, and what earlier runs have shown of it."""
-        self._probe = self._learnt.probe(self._job, self._info)
+        with timed("Measuring the device"):
+            self._probe = self._learnt.probe(self._job, self._info)
         return replace(self._learnt.planner(self._job, self._info, self._probe), pins=pins)
 
     def _remember_success(self) -> None:
@@ -161,8 +162,11 @@ class RunPlan:
 
     def _choose(self) -> Choice:
         """The plan to begin with, told; the job has its way to compile from here on."""
-        choice = self._choose_compiled()
-        if usable_mode(with_choice(self._job, choice), self._device, self._scratch, self._warn) != choice.plan.compile:
+        with timed("Choosing a plan"):
+            choice = self._choose_compiled()
+        with timed("Trying the kernels or the compiler"):
+            mode = usable_mode(with_choice(self._job, choice), self._device, self._scratch, self._warn)
+        if mode != choice.plan.compile:
             memory = replace(self._job.memory, compile="off")
             self._job = replace(self._job, memory=memory)
             if self._planner is not None:
