@@ -1,6 +1,9 @@
 """The kernels one by one, and a block of the 14B model by plain PyTorch, compiled, and by kernels.
 
 python benchmarks/kernels.py --out results.json
+
+`error` is that of the block's result and of its gradients against the plain block in fp32 with the same weights, the
+largest relative one; `plain_error` is that of the plain block in the same precision.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import wantrain  # noqa: E402
 wantrain.load_pack()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from wan_train.benchmarks.kernels_host import host_rows  # noqa: E402
 from wan_train.benchmarks.step_kernels import profile_step  # noqa: E402
 from wan_train.core.adapters.fused import fuse_adapter  # noqa: E402
 from wan_train.core.adapters.products import use_products  # noqa: E402
@@ -112,7 +116,8 @@ def with_gradient(
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+    found, exact = found.float(), exact.float()
+    return ((found - exact).norm() / exact.norm()).item()
 
 
 def kernel_rows(tokens: int, *, compiled: bool) -> Iterator[dict]:
@@ -161,13 +166,16 @@ def weight_rows(tokens: int, row: Callable[..., dict]) -> Iterator[dict]:
 
 
 def make_model(precision: str) -> WanTransformer:
+    """The same weights in all precisions but "fp32", which stays as it is."""
+    torch.manual_seed(0)
     with DEVICE:
         model = WanTransformer(MODEL).train().requires_grad_(False)
     block = model.blocks[0]
     for name, layer in list(block.named_modules()):
         if not isinstance(layer, nn.Linear):
             continue
-        layer.to(torch.bfloat16)
+        # The same numbers in fp32: the error is then that of the arithmetic, and of 8 bits where there are.
+        layer.to(torch.bfloat16).to(torch.float32 if precision == "fp32" else torch.bfloat16)
         if precision in MAKERS:
             made = MAKERS[precision](name, layer.weight.data, None, dtype=torch.bfloat16, bias=layer.bias)
             parent, _, child = name.rpartition(".")
@@ -196,6 +204,9 @@ class Block:
             model.rope(GRIDS[tokens], DEVICE),
             random(1, 512, dim, dtype=torch.bfloat16),
         )
+        if model.dtype == torch.float32:
+            self.x = self.x.detach().float().requires_grad_()
+            self.grad, self.others = self.grad.float(), (*self.others[:2], self.others[2].float())
 
     def step(self, run_block: Callable[..., Tensor]) -> list[Tensor]:
         y = run_block(self.block, self.x, *self.others)
@@ -244,8 +255,20 @@ def measure(block: Block, run_block: Callable[..., Tensor], repeats: int) -> tup
     return {**found, "first_s": round(first, 2)}, results
 
 
-def block_rows(precision: str, profiled: bool) -> Iterator[dict]:
-    reference: dict[int, list[Tensor]] = {}
+def exact_results() -> dict[int, list[Tensor]]:
+    """Of the plain block in fp32 by tokens, in main memory; not of the longest, which would take minutes."""
+    model = make_model("fp32")
+    model.attend = choose_attention("efficient", Shape(4096, MODEL.num_heads, 128, torch.float32, DEVICE)).attend
+    run_block = with_checkpointing(call_block)
+    return {tokens: [each.cpu() for each in Block(model, tokens).step(run_block)] for tokens in (1024, 4096)}
+
+
+def largest_error(results: list[Tensor], exact: list[Tensor]) -> float:
+    return max(relative(a.float(), b.to(DEVICE)) for a, b in zip(results, exact, strict=True))
+
+
+def block_rows(precision: str, profiled: bool, exact: dict[int, list[Tensor]]) -> Iterator[dict]:
+    plain: dict[int, float] = {}
     for mode in ("plain", "compiled", "kernels"):
         model = make_model(precision) if mode != "kernels" else model  # noqa: F821
         if mode == "plain":
@@ -260,10 +283,10 @@ def block_rows(precision: str, profiled: bool) -> Iterator[dict]:
                     continue
                 block = Block(model, tokens)
                 found, results = measure(block, run_block, repeats=max(4, 40960 // tokens))
-                reference.setdefault(tokens, results)
-                difference = max(map(relative, results, reference[tokens]))
-                yield {"precision": precision, "mode": mode, "keep": keep, "tokens": tokens, **found,
-                       "differs": f"{difference:.1e}", "attention": kind}  # fmt: skip
+                if tokens in exact:
+                    error = largest_error(results, exact[tokens])
+                    found |= {"error": f"{error:.1e}", "plain_error": f"{plain.setdefault(tokens, error):.1e}"}
+                yield {"precision": precision, "mode": mode, "keep": keep, "tokens": tokens, **found, "attention": kind}
                 if profiled and mode == "kernels" and tokens == 4096 and keep == "all":
                     yield {"profile": precision, **(profile_step(lambda: block.step(run_block)) or {})}  # noqa: B023
         if mode == "compiled":
@@ -316,6 +339,7 @@ def main() -> None:
     parser.add_argument("--first-calls", choices=["bf16", "fp8", "fp8_compute"])
     parser.add_argument("--no-kernels", action="store_true", help="blocks alone")
     parser.add_argument("--no-compiled", action="store_true", help="nothing compiled to compare with")
+    parser.add_argument("--host", action="store_true", help="the host's part alone, on the CPU")
     options = parser.parse_args()
     if options.first_calls:
         for row in first_calls(options.first_calls):
@@ -323,6 +347,13 @@ def main() -> None:
         return
     if options.no_compiled:
         COMPILED.clear()
+    found = [show(row) for row in host_rows()] if options.host else measured(options)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def measured(options: argparse.Namespace) -> list[dict]:
+    """All that is measured on a GPU."""
     print(torch.cuda.get_device_name(), torch.__version__)
     found = []
     if not options.no_kernels:
@@ -332,10 +363,10 @@ def main() -> None:
     with triton_cache():
         for state in ("cold", "warm"):
             found += [show({"cache": state, **row}) for row in in_own_process("--first-calls", "fp8_compute")]
+    exact = exact_results()
     for precision in options.precisions:
-        found += [show(row) for row in block_rows(precision, profiled=precision != "fp8")]
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        found += [show(row) for row in block_rows(precision, precision != "fp8", exact)]
+    return found
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ backward, so that nothing is kept but the input and its product with A.
 L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear layer; A [r, in], B [out, r].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..memory.products import MakeProduct, Product
+from ..memory.products import PART, IsUnread, MakeProduct, Part
 from ..wan.layers import SelfAttention
 from .fused import is_plain
 from .setup import adapter_modules
@@ -22,17 +22,7 @@ from .setup import adapter_modules
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear
 
-IsUnread = Callable[[nn.Module], bool]
-_FORWARD, _PART = "forward", "_product_part"
-
-
-class Part(NamedTuple):
-    """One linear layer: its base's product, and how its result may be left out."""
-
-    layer: nn.Module
-    product: Product
-    out_features: int
-    is_unread: IsUnread
+_FORWARD = "forward"
 
 
 def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnread) -> None:
@@ -49,26 +39,21 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
         if product is None:
             continue
         part = Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
-        vars(layer)[_PART] = part
+        vars(layer)[PART] = part
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
         if above in adapters and _is_simple(above):
-            vars(above)[_PART] = part._replace(layer=above)
-            vars(above)[_FORWARD] = MethodType(_adapted_forward, above)
+            above.__dict__[PART] = part._replace(layer=above)
+            above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)
 
 
-def part_of(layer: nn.Module) -> Part:
-    """What `use_products` has put on a layer. Raises KeyError where that is nothing."""
-    return vars(layer)[_PART]  # type: ignore[no-any-return]
-
-
 def drop_products(model: nn.Module) -> None:
     """Give the layers their own forwards again; those of `fuse_adapter` are not put back."""
     for module in model.get_submodule("blocks").modules():
-        if vars(module).pop(_PART, None) is not None:
+        if vars(module).pop(PART, None) is not None:
             vars(module).pop(_FORWARD, None)
         if isinstance(module, SelfAttention):
             vars(module).pop("project", None)
@@ -97,7 +82,7 @@ def _adapted_forward(layer: "Linear", x: Tensor) -> Tensor:
 def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
     """x [B, L, D] -> queries, keys and values, each [B, L, D]."""
     layers = [attention.q, attention.k, attention.v]
-    if any(_PART not in vars(layer) or _is_off(layer) for layer in layers):
+    if any(PART not in vars(layer) or _is_off(layer) for layer in layers):
         return SelfAttention.project(attention, x)
     return _run(x, layers)
 
@@ -108,7 +93,7 @@ def _is_off(layer: nn.Module) -> bool:
 
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """The results [..., out] of layers that see the same x [..., in]."""
-    parts = tuple(vars(layer)[_PART] for layer in layers)
+    parts = tuple(vars(layer)[PART] for layer in layers)
     scales, factors = [], []
     for layer in layers:
         if hasattr(layer, "lora_A"):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
 from . import elementwise, rotary
 from .linear_groups import LinearGroup, Workspace
@@ -89,13 +90,14 @@ class _Runner:
 def _functions_for(runner: _Runner, block: WanBlock) -> "_Functions | None":
     linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not hasattr(layer, "lora_A")]
     frozen = all(not p.requires_grad for name, p in block.named_parameters() if ".lora_" not in name)
-    dtypes = {compute_dtype(layer) for layer in linears if vars(layer).get("_product_part") is not None}
+    dtypes = {compute_dtype(layer) for layer in linears if vars(layer).get(PART) is not None}
     if not frozen or len(dtypes) != 1:
         return None
     try:
-        return _Functions(runner, block, dtypes.pop())
+        found = _Functions(runner, block, dtypes.pop())
     except KeyError:
         return None
+    return found if found.is_current else None
 
 
 class _Functions:
@@ -275,8 +277,7 @@ class _Context(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        _, (state, group, norm), keeps = constants
-        functions = constants.functions
+        functions, (state, group, norm), keeps = constants
         context = context.contiguous()
         (k, v), hidden = group.forward(_flat(context))
         if keeps:

@@ -62,6 +62,6 @@ def compile_first(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tup
 
 
 def _forget() -> None:
-    global _direct  # noqa: PLW0603
+    global _direct
     _direct = False
     _compiled.clear()

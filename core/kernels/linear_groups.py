@@ -4,12 +4,13 @@ Legend: M rows of the input, r rank, R sum of ranks; A [r, in], B [out, r].
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.products import Part, part_of
+from ..memory.products import PART, Part, part_of
 
 
 class LinearGroup:
@@ -35,7 +36,7 @@ class LinearGroup:
     def is_current(self) -> bool:
         """Whether the layers are those that they were, and their adapters at work."""
         return all(
-            vars(layer).get("_product_part") is part and not (scale is not None and (layer.disable_adapters or layer.merged))
+            vars(layer).get(PART) is part and not (scale is not None and (layer.disable_adapters or layer.merged))
             for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
         )  # fmt: skip
 
@@ -64,7 +65,7 @@ class LinearGroup:
         for part, scale, grad, (h, number), (of_h, _) in each:
             if scale is not None:
                 _product(grad, self.ups[number], scale, of_h)
-                of_ups.append(_product(grad.t(), h, scale))
+                of_ups.append(_wide_product(grad.t(), h, scale))
             if of_x:
                 found = part.product.gradient(grad, found)
         if found is not None and of_hidden is not None:
@@ -75,7 +76,7 @@ class LinearGroup:
         """Of `parameters`, in their order; x [M, in]."""
         if of_hidden is None or x is None:
             return []
-        of_downs = torch.mm(of_hidden.t(), x)
+        of_downs = _wide_product(of_hidden.t(), x, 1)
         downs = (of_downs,) if len(self.ranks) == 1 else of_downs.split(self.ranks)
         return [each for pair in zip(downs, of_ups, strict=True) for each in pair]
 
@@ -140,6 +141,25 @@ def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> T
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     nothing = a.new_empty(())  # which beta = 0 leaves unread
     return torch.addmm(nothing, a, b, beta=0, alpha=scale, out=out)
+
+
+def _wide_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale a @ b in fp32, the factors' own dtype, where the device's product gives that; else in the dtype of a."""
+    if not (a.is_cuda and gives_fp32(a.device, a.dtype)):
+        return _product(a, b, scale)
+    found = torch.mm(a, b, out_dtype=torch.float32)
+    return found if scale == 1 else found.mul_(scale)
+
+
+@lru_cache
+def gives_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of numbers of `dtype` can be had in fp32 without a pass of its own; found by trying."""
+    ones = torch.ones(16, 16, dtype=dtype, device=device)
+    try:
+        found = torch.mm(ones, ones, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return dtype != torch.float32 and found.dtype == torch.float32
 
 
 def _scale(layer: Any) -> float | None:

@@ -207,7 +207,8 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.factors.backward(*ctx.saved_tensors, *grads, None)[0], None
+        (grad,) = grads
+        return ctx.factors.backward(*ctx.saved_tensors, grad, None)[0], None
 
 
 class _RmsRope(torch.autograd.Function):
@@ -270,7 +271,8 @@ class _Gelu(torch.autograd.Function):
         grad = grads[0]
         if grad is None:
             return None, None
-        return elementwise.gelu_gradient(*ctx.saved_tensors, grad.contiguous())[0], None
+        (x,) = ctx.saved_tensors
+        return elementwise.gelu_gradient(x, grad.contiguous())[0], None
 
 
 def gelu_again(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Legend of shapes: N out_features, K in_features, M rows of the input.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,22 @@ class Product(Protocol):
 
 
 MakeProduct = Callable[[nn.Module], Product | None]
+IsUnread = Callable[[nn.Module], bool]
+PART = "_product_part"  # the attribute of a layer under which its `Part` is
+
+
+class Part(NamedTuple):
+    """One linear layer: its base's product, and how its result may be left out."""
+
+    layer: nn.Module
+    product: Product
+    out_features: int
+    is_unread: IsUnread
+
+
+def part_of(layer: nn.Module) -> Part:
+    """What is noted of a layer. Raises KeyError where that is nothing."""
+    return vars(layer)[PART]  # type: ignore[no-any-return]
 
 
 class DenseProduct:

@@ -40,6 +40,10 @@ class Recipes:
         finally:
             self._local.notes, self._local.unread = before
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recipes":
+        """A copied model has the same."""
+        return self
+
     def note(self, y: Tensor, make: Make, *inputs: Tensor) -> None:
         """`y`, as it is in memory, is what `make(*inputs)` gives."""
         notes = getattr(self._local, "notes", None)
@@ -83,7 +87,7 @@ class _Recipe(NamedTuple):
 class _Notes:
     def __init__(self, x: Tensor, given: Given, own: Callable[[Tensor], Tensor]) -> None:
         self._own = own
-        self._x, self._given, self._start = _place(x), given, x.storage_offset()
+        self._x, self._given, self._start = _place(x), given, int(x.storage_offset())
         self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
 
     def add(self, y: Tensor, make: Make, inputs: tuple[Tensor, ...]) -> None:
@@ -108,7 +112,7 @@ def _place(tensor: Tensor) -> tuple[int, Any]:
 
 
 def _view(tensor: Tensor, source: "_Recipe | Given", start: int = 0) -> _View:
-    return _View(source, tuple(tensor.shape), tensor.stride(), tensor.storage_offset() - start)
+    return _View(source, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()) - start)
 
 
 def _unpack(packed: Any) -> Tensor:

@@ -173,6 +173,9 @@ class _Run(torch.autograd.Function):
         return of_x, None, *of_parameters
 
 
+_droppers: WeakKeyDictionary[nn.Module, list[nn.Dropout]] = WeakKeyDictionary()
+
+
 class _Random:
     """Random numbers as they were: those of dropout come again."""
 
@@ -183,8 +186,10 @@ class _Random:
     @classmethod
     def of(cls, block: nn.Module) -> "_Random | None":
         """None for a block that needs none."""
-        drops = any(isinstance(layer, nn.Dropout) and layer.p > 0 and layer.training for layer in block.modules())
-        return cls() if drops else None
+        drops = _droppers.get(block)
+        if drops is None:  # looking through a block takes as long as some of its kernels
+            drops = _droppers[block] = [layer for layer in block.modules() if isinstance(layer, nn.Dropout)]
+        return cls() if any(layer.p > 0 and layer.training for layer in drops) else None
 
     def __enter__(self) -> None:
         self._forks = torch.random.fork_rng(devices=self._devices[0])
