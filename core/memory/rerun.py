@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
 
 from .recipes import Given, Recipes
@@ -43,11 +43,16 @@ def keepable(attend: Attend) -> Attend:
         if not is_first:
             with mode:
                 return attend(q, k, v)
-        # With gradients, without which it would not give all that its backward needs.
-        with torch.enable_grad(), mode:
+        # With gradients, without which it would not give all that its backward needs. What autograd would keep of this run,
+        # which nobody goes back through, is dropped: the kept results hold its node, and so q, k and v.
+        with torch.enable_grad(), mode, saved_tensors_hooks(_drop, _drop):
             return attend(q.detach().requires_grad_(), k.detach(), v.detach()).detach()
 
     return run
+
+
+def _drop(_tensor: object) -> None:
+    """In the place of a tensor that no backward asks for."""
 
 
 class Rerun:

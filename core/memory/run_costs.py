@@ -13,8 +13,8 @@ from ..disk import write_atomic
 from .plan import Plan
 
 # From the process's start to the first step, without reading the model: imports, the GPU's context, the adapter.
-START = 6.0
-PROBE = 3.0  # more where the device has not been measured yet
+START = 11.0
+PROBE = 8.0  # more where the device has not been measured yet
 READ_RATE = 3e9  # bytes of model files a second, onto the device in the form that they are held in
 END = 1.0  # the LoRA's file, and the checkpoint of the last step
 GRAPH = 0.5  # to record the CUDA graphs of one size

@@ -59,9 +59,9 @@ def gelu(x, *, quantize):
     return functional.gelu(x, approximate="tanh"), None
 
 
-def gelu_gradient(x, grad, *, again=False):
+def gelu_gradient(x, grad, *, again=False, onto=False):
     of_x = _gradient(lambda x: functional.gelu(x, approximate="tanh"), x, grad)
-    return of_x, functional.gelu(x, approximate="tanh") if again else None
+    return grad.copy_(of_x) if onto else of_x, functional.gelu(x, approximate="tanh") if again else None
 
 
 def gated(x, y, gate, per, stride, out=None):

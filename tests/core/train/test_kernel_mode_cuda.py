@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.memory import graphs
-from wan_train.core.train import planning
+from wan_train.core.train import features, planning
 from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
@@ -45,11 +45,15 @@ def longer(tmp_path, job: Job) -> Job:
 
 @pytest.mark.parametrize("memory", FEATURES, ids=str)
 def test_every_feature(tmp_path, longer: Job, memory):
-    losses, lora, _ = train(tmp_path, longer, "plain", compile="off")
-    found, other, warnings = train(tmp_path, longer, "kernels", compile="kernels", **memory)
+    """Losses of a run, and gradients of a step; the weights of a run differ by what AdamW makes of the last digit."""
+    losses, _, _ = train(tmp_path, longer, "plain", compile="off")
+    found, _, warnings = train(tmp_path, longer, "kernels", compile="kernels", **memory)
     assert warnings == []
     assert found == pytest.approx(losses, rel=2e-3)
-    assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
+    exact = gradients(longer, "fp32", compile="off")
+    error = (gradients(longer, "bf16", compile="off") - exact).norm()
+    ours = gradients(longer, "bf16", scratch=tmp_path / "scratch", compile="kernels", **memory)
+    assert (ours - exact).norm() < 1.2 * error
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -64,10 +68,11 @@ def test_losses_of_200_steps(tmp_path, longer: Job, precision, kept):
     assert ((kernels - plain).abs() < 0.01 * plain).all()
 
 
-def gradients(job, precision, **memory):
-    """Of a LoRA that does something, after a forward and a backward."""
+def gradients(job, precision, *, scratch=None, **memory):
+    """Of a LoRA that does something, after a forward and a backward. `scratch`: for blocks that come from files."""
     options = MemoryOptions(plan="manual", attention="default", cuda_graphs="off", **memory)
-    prepared = prepare(replace(job, model=replace(job.model, precision=precision), memory=options), CUDA)
+    job = replace(job, model=replace(job.model, precision=precision), memory=options)
+    prepared = prepare(job, CUDA, scratch=scratch)
     generator = torch.Generator().manual_seed(0)
     for parameter in prepared.parameters:
         parameter.data = torch.randn(parameter.shape, generator=generator).to(CUDA) / 8
@@ -127,8 +132,6 @@ def test_no_kernel_is_left_to_compile_in_the_first_step(longer: Job, precision):
     assert compiled == []
 
 
-def test_auto_is_kernels(tmp_path, job: Job):
-    _, _, events = train_in_folder(tmp_path, replace(job, device="cuda:0"), "auto", CUDA)
-    (plan,) = (event for event in events if event["event"] == "plan")
-    assert plan["plan"]["compile"] == "kernels"
-    assert (tmp_path / "cache" / "compiled" / "triton").is_dir()
+def test_auto_is_kernels(longer: Job):
+    assert planning.ways_to_compile(longer, CUDA)[0] == "kernels"
+    assert features.usable_mode(longer, CUDA, None, pytest.fail) == "kernels"
