@@ -77,7 +77,7 @@ def version(checkout: Path) -> str:
 
 def write_job(folder: Path, peer: Peer, config: WanConfig, options: dict[str, dict[str, Any]]) -> Path:
     """What its run.py takes, and beside that what the launcher gives it: latents, text, and the model's sizes."""
-    datasets = [_write_dataset(folder / "data", clip, config, peer.warmup + peer.steps) for clip in peer.clips]
+    datasets = [_write_dataset(folder / "data", clip, config, peer.repeats(clip)) for clip in peer.clips]
     _write_model_config(folder / "model" / "transformer", config)
     is_8bit = torch.cuda.is_available() and peer.has("bitsandbytes")
     process = {
@@ -90,7 +90,7 @@ def write_job(folder: Path, peer: Peer, config: WanConfig, options: dict[str, di
         "datasets": datasets,
         "train": {
             "batch_size": 1,
-            "steps": len(peer.clips) * (peer.warmup + peer.steps),
+            "steps": peer.total_steps,
             "train_unet": True,
             "train_text_encoder": False,
             "gradient_checkpointing": True,

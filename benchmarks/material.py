@@ -120,28 +120,29 @@ def _header(shapes: dict[str, torch.Size], dtypes: dict[str, torch.dtype]) -> tu
     return entries, len(text).to_bytes(8, "little") + text
 
 
-def random_pair(clip: Clip, config: WanConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [C, F, H, W] and a text of 160 tokens [160, text_dim], bf16, the same for everyone."""
-    generator = torch.Generator().manual_seed(0)
+def random_pair(clip: Clip, config: WanConfig, number: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [C, F, H, W] and a text of 160 tokens [160, text_dim], bf16, the same for everyone; others by `number`."""
+    generator = torch.Generator().manual_seed(number)
     latents = torch.randn(clip.latent_shape(config), generator=generator)
     text = torch.randn(TEXT_TOKENS, config.text_dim, generator=generator) * 0.1
     return latents.bfloat16(), text.bfloat16()
 
 
-def write_sample(folder: Path, clip: Clip, config: WanConfig) -> TrainSample:
-    """The pair in our cache's form."""
+def write_sample(folder: Path, clip: Clip, config: WanConfig, number: int = 0) -> TrainSample:
+    """The pair of this `number` in our cache's form."""
     folder.mkdir(parents=True, exist_ok=True)
-    latents, text = random_pair(clip, config)
-    paths = folder / f"{clip}.latents.safetensors", folder / f"{clip}.text.safetensors"
+    latents, text = random_pair(clip, config, number)
+    name = f"{clip}-{number}" if number else str(clip)
+    paths = folder / f"{name}.latents.safetensors", folder / f"{name}.text.safetensors"
     save_file({"latents": latents.float()}, paths[0])
     save_file({"context": text.float()}, paths[1])
     return TrainSample(
-        name=str(clip),
+        name=name,
         latents_path=str(paths[0]),
-        latents_key=f"latents-{clip}",
+        latents_key=f"latents-{name}",
         shape=clip.latent_shape(config),
         text_path=str(paths[1]),
-        text_key=f"text-{clip}",
+        text_key=f"text-{name}",
         caption="random",
     )
 

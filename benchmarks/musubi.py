@@ -6,7 +6,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -41,6 +42,19 @@ class Peer:
     work: Path
     steps: int
     warmup: int
+    samples: Mapping[Clip, int] = field(
+        default_factory=dict
+    )  # of a dataset: how many of each; one, for all steps of it
+    num_steps: int = 0  # of all sizes together; 0: `warmup` and `steps` for each
+
+    @property
+    def total_steps(self) -> int:
+        """Of the run."""
+        return self.num_steps or len(self.clips) * (self.warmup + self.steps)
+
+    def repeats(self, clip: Clip) -> int:
+        """How often an epoch has the clip."""
+        return self.samples.get(clip, self.warmup + self.steps)
 
     @property
     def dumps(self) -> Path:
@@ -155,7 +169,7 @@ def write_data(folder: Path, peer: Peer, config: WanConfig) -> Path:
             (place / part).mkdir(parents=True, exist_ok=True)
         _write_cache(place / "cache", clip, config)
         lines.append(
-            f"[[datasets]]\nresolution = [{clip.width}, {clip.height}]\nnum_repeats = {peer.warmup + peer.steps}\n"
+            f"[[datasets]]\nresolution = [{clip.width}, {clip.height}]\nnum_repeats = {peer.repeats(clip)}\n"
             f"cache_directory = {json.dumps(str(place / 'cache'))}\n"
         )
         source = json.dumps(str(place / "source"))
@@ -188,7 +202,7 @@ def _command(peer: Peer, setting: str, records: Path, data: Path) -> list[str]:
         "--task": TASKS[peer.model_name],
         "--dit": str(peer.model),
         "--dataset_config": str(data),
-        "--max_train_steps": str(len(peer.clips) * (peer.warmup + peer.steps)),
+        "--max_train_steps": str(peer.total_steps),
         "--output_dir": str(peer.work / "musubi-out"),
         "--output_name": "peer",
     }

@@ -51,7 +51,13 @@ class Watch:
         """The device is done with the step."""
         now = time.perf_counter()
         assert self._last is not None
-        self._write({"shape": self._shape, "s": now - self._last, "first": self._shape not in self._seen, **_memory()})
+        step = {
+            "shape": self._shape,
+            "s": now - self._last,
+            "first": self._shape not in self._seen,
+            "time": time.time(),
+        }
+        self._write({**step, **_memory()})
         if self._first is not None:
             clip = "x".join(map(str, self._shape[1:]))
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._first.items()}

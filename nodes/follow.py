@@ -191,7 +191,7 @@ class Follower:
             f"loss {step['loss']:.4f}",
             *([f"lr {step['lr']:.2e}"] if "lr" in step else []),
             f"{seconds:.2f} s/it",
-            f"{duration(seconds * (self.job.loop.steps - step['step']))} left",
+            f"{duration(self._pace.left(self.job.loop.steps - step['step']) or 0.0)} left",
         ]
         if "reserved_gib" in step:
             parts.append(f"{step['reserved_gib']:.1f} GiB")

@@ -132,9 +132,9 @@ def _memory_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "compile", options=list(get_args(Compile)), default=default.compile, optional=True, advanced=True,
-            tooltip="Compile the model's blocks: faster steps after a wait at the first. static: once for each size of clips."
-            " dynamic: once for all sizes. auto: on a GPU static for up to 8 sizes of batches, else dynamic. Needs Triton"
-            " (Windows: triton-windows); without it the run goes on uncompiled.",
+            tooltip="How the model's blocks run. auto: kernels on a GPU where Triton works (Windows: triton-windows), else off."
+            " kernels: our own, ready for any size of clips. static: torch.compile, once for each size of clips; dynamic: once"
+            " for all sizes; the first steps take long then. off: PyTorch's own operators, slower and with more memory.",
         ),
         io.Combo.Input(
             "recovery_adapter", options=[NO_FILE, *folders.lora_names()], default=NO_FILE, optional=True, advanced=True,

@@ -52,10 +52,11 @@ def unfuse_adapter(model: nn.Module) -> None:
 def _plain_layers(model: nn.Module) -> "list[Linear]":
     from peft.tuners.lora import Linear
 
-    return [layer for layer in adapter_modules(model).values() if isinstance(layer, Linear) and _is_plain(layer)]
+    return [layer for layer in adapter_modules(model).values() if isinstance(layer, Linear) and is_plain(layer)]
 
 
-def _is_plain(layer: "Linear") -> bool:
+def is_plain(layer: "Linear") -> bool:
+    """Whether it is the LoRA of the paper: one adapter, no DoRA, no bias on B."""
     names = layer.active_adapters
     if len(names) != 1 or names[0] not in layer.lora_A:
         return False

@@ -3,10 +3,12 @@
 peft is imported where it is used: importing it takes seconds, and most users of this package do not need it.
 """
 
+import contextlib
 import hashlib
 import math
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +74,43 @@ def import_adapters() -> None:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+class _Importing:
+    """What is imported beside other work, once in a process."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._try, daemon=True, name="peft")
+            self._thread.start()
+
+    def finish(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        import_adapters()
+
+    def _try(self) -> None:
+        with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
+            import_adapters()
+
+
+_IMPORTING = _Importing()
+
+
+def begin_importing_adapters() -> None:
+    """As `import_adapters`, in a thread of its own, while a model is read.
+
+    Until `finish_importing_adapters` nobody may import the compiler, which peft imports too, or a package hidden from it.
+    """
+    _IMPORTING.begin()
+
+
+def finish_importing_adapters() -> None:
+    """Wait until peft is there. ImportError if it cannot be imported."""
+    _IMPORTING.finish()
 
 
 def add_adapter(model: nn.Module, options: AdapterOptions, *, seed: int) -> list[tuple[str, nn.Parameter]]:

@@ -32,7 +32,7 @@ def what_fits(path: Path, card: Card, *, compiled: bool) -> list[str]:
                 task=Task(sizes=info.config, stored_block_bytes=stored),
                 buckets=[Bucket(shape)],
                 card=card,
-                plan=Plan(precision=precision, compile="static" if compiled else "off"),
+                plan=Plan(precision=precision, compile="kernels" if compiled else "off"),
             )
             choice = planner.choose()
             lines.append(explain(planner, choice, steps=STEPS) if choice else what_would_fit(planner))

@@ -1,10 +1,17 @@
-"""How fast a run goes, by its diary: what is left of it, and how long a stop may take."""
+"""How fast a run goes, by its diary: what is left of it, and how long a stop may take.
+
+A step's time depends on the size of its clips, and the first step of a size takes longer than the later ones: what is left
+is counted from the steady steps of each size, and the first steps of those that are still to come.
+"""
 
 from collections import deque
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
 
 from ..train.events import Event
 
-KEPT = 20  # steps, and as many validations
+KEPT = 20  # steps, and as many validations; of each size, too
 
 
 class Pace:
@@ -13,6 +20,10 @@ class Pace:
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=KEPT)
         self._validations: deque[float] = deque(maxlen=KEPT)
+        self._firsts: dict[int, float] = {}  # seconds of the first step of each size, by its tokens
+        self._later: dict[int, deque[float]] = {}  # of later ones
+        self._counts: dict[int, int] = {}
+        self._promised: dict[int, Mapping[str, float]] = {}  # by the plan: share, seconds, first_seconds
 
     def add(self, event: Event) -> None:
         """Take note of an event, of whatever kind."""
@@ -20,8 +31,13 @@ class Pace:
             return
         if event["event"] == "step":
             self._steps.append(event["seconds"])
+            self._add_step(int(event.get("tokens", 0)), float(event["seconds"]))
         elif event["event"] == "validation":
             self._validations.append(event["seconds"])
+        elif event["event"] == "plan":
+            self._promised = _sizes_of(event)
+            if "step" in event:  # what was known is of another plan, by which every size has a first step again
+                self._firsts, self._later = {}, {}
 
     @property
     def num_steps(self) -> int:
@@ -30,8 +46,18 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """The mean of a step; 0 before the first."""
-        return sum(self._steps) / len(self._steps) if self._steps else 0.0
+        """The middle one of the last steps, which a single long one does not change; 0 before the first."""
+        return median(self._steps) if self._steps else 0.0
+
+    def left(self, steps: int) -> float | None:
+        """Seconds that `steps` more steps will take; None before there is anything to tell it from."""
+        shares = self._shares()
+        known = {tokens: seconds for tokens in shares if (seconds := self._steady(tokens)) is not None}
+        weight = sum(shares[tokens] for tokens in known)
+        if not weight:
+            return self._steps[-1] * steps if self._steps else None
+        mean = sum(shares[tokens] * seconds for tokens, seconds in known.items()) / weight
+        return steps * mean + self._firsts_to_come(steps, shares)
 
     @property
     def patience(self) -> float:
@@ -41,3 +67,51 @@ class Pace:
         """
         longest = max(self._steps, default=0.0) + max(self._validations, default=0.0)
         return 60 + 3 * longest if self._steps else 1.0
+
+    def _add_step(self, tokens: int, seconds: float) -> None:
+        self._counts[tokens] = self._counts.get(tokens, 0) + 1
+        if tokens not in self._firsts:
+            self._firsts[tokens] = seconds
+        else:
+            self._later.setdefault(tokens, deque(maxlen=KEPT)).append(seconds)
+
+    def _shares(self) -> dict[int, float]:
+        """Of each size in the steps to come: as the plan knows them, else as they came."""
+        if self._promised and self._counts.keys() <= self._promised.keys():
+            return {tokens: size["share"] for tokens, size in self._promised.items()}
+        return {tokens: float(count) for tokens, count in self._counts.items()}
+
+    def _steady(self, tokens: int) -> float | None:
+        """Seconds of a later step of a size: as they were, else as the plan says, corrected by how it was off elsewhere."""
+        if tokens in self._later:
+            return median(self._later[tokens])
+        if tokens not in self._promised:
+            return None
+        pairs = [
+            (median(found), self._promised[size]["seconds"])
+            for size, found in self._later.items()
+            if size in self._promised
+        ]
+        expected = sum(promised for _, promised in pairs)
+        off = sum(found for found, _ in pairs) / expected if expected else 1.0
+        return off * self._promised[tokens]["seconds"]
+
+    def _firsts_to_come(self, steps: int, shares: Mapping[int, float]) -> float:
+        """Beyond steady steps, of the sizes that have not come: as long as those that have, else as the plan says."""
+        extras = [
+            max(first - steady, 0.0)
+            for tokens, first in list(self._firsts.items())[1:]  # the run's very first step has more to do
+            if (steady := self._steady(tokens)) is not None and tokens in self._later
+        ]
+        found = 0.0
+        total = sum(shares.values())
+        for tokens in shares.keys() - self._firsts.keys():
+            chance = 1 - (1 - shares[tokens] / total) ** steps
+            promised = self._promised.get(tokens, {}).get("first_seconds", 0.0)
+            found += chance * (sum(extras) / len(extras) if extras else promised)
+        return found
+
+
+def _sizes_of(event: Event) -> dict[int, Mapping[str, float]]:
+    sizes: Mapping[str, Mapping[str, Any]] = event.get("sizes", {})
+    return {int(tokens): size for tokens, size in sizes.items()}

@@ -210,8 +210,8 @@ class _Running:
         show_events(self._display, self.plan.name, events)
         if any(event["event"] == "step" for event in events):
             steps, text = self.plan.job.loop.steps, step_text(self._history.last_step)
-            if self._pace.num_steps > 1:
-                left = self._pace.seconds * (steps - self.last_step)
+            left = self._pace.left(steps - self.last_step)
+            if left is not None:
                 text += f"  {duration(left)} left"
             self._display.update(self.plan.name, self.last_step, steps, text)
 

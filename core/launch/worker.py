@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from ..adapters.setup import import_adapters
+from ..adapters.setup import begin_importing_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
+from ..memory.overhead import Others
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
 from ..train.find_run import steps_done
@@ -156,21 +157,23 @@ def _tell_error(events: EventWriter, message: str) -> None:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
     device = resolve_device(device_name)
-    if device.type == "cuda":
+    others = Others() if device.type == "cuda" else None
+    begin_importing_adapters()  # slow, so it is done while another run may be on the device, and the model is read
+    if others is not None:
+        others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
-    import_adapters()  # slow, so it is done while another run may still be on the device
     turn = device_lock(device)
     waiting = False
     while not turn.acquire():
         if not waiting:
             message = f"waiting for {device}: another run is training on it. {turn.holder()}"
             events.write("status", message=message.rstrip(" ."))
-            waiting = True
+            waiting, others = True, None  # what is in use changes
         asked.stop.wait(0.2)
         if asked():
             raise RunStoppedError
     try:
-        lora = run_job(folder, events, device, asked)
+        lora = run_job(folder, events, device, asked, others=others)
     finally:
         turn.release()
     events.write("finished", lora=lora.name)

@@ -24,10 +24,10 @@ def clip_name(shape: tuple[int, int, int, int]) -> str:
 def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s/step, 38 of 40 blocks streamed, 5 h for ..."."""
     sizes, plan = planner.task.sizes, choice.plan
-    largest = _largest(choice)
+    largest, overhead = _largest(choice), planner.card.overhead
     parts = [
         f"{_count(num_params(sizes))} {plan.precision}, {clip_name(largest.shape)}: "
-        f"{choice.vram / GIB:.1f} of {planner.card.free / GIB:.1f} GB",
+        f"{(choice.vram + overhead) / GIB:.1f} of {(planner.card.free + overhead) / GIB:.1f} GB",
         f"about {_seconds(choice.seconds)} a step",
     ]
     if not plan.checkpointing:
@@ -50,16 +50,29 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
         parts.append(f"attention of {max(plan.keep_attention, plan.keep_linears)} blocks{linears} kept")
     if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
-    return ", ".join([*parts, f"{_duration(choice.seconds * steps)} for {steps:,} steps"])
+    return ", ".join([*parts, _whole_time(planner, choice, steps)])
+
+
+def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
+    """ "about 1 min 10 s in all for 100 steps: start 15 s, first steps of 3 sizes 12 s, steps 43 s"."""
+    if not planner.steps:
+        return f"{_duration(choice.seconds * steps)} for {steps:,} steps"
+    parts = {
+        "start": choice.start_seconds,
+        f"first step of {'the size' if len(choice.sizes) == 1 else f'{len(choice.sizes)} sizes'}": choice.sizes_seconds,
+        "steps": choice.seconds * steps,
+    }
+    said = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
+    return f"about {_duration(sum(parts.values()))} in all for {steps:,} steps: {said}"
 
 
 def what_would_fit(planner: Planner) -> str:
     """Sentences for a planner that chooses nothing: what the leanest plan lacks, and each change that alone would do."""
-    limits, leanest = planner.limits(), planner.leanest()
+    limits, leanest, overhead = planner.limits(), planner.leanest(), planner.card.overhead
     largest = _largest(leanest)
     said = [
-        f"{clip_name(largest.shape)} does not fit: the leanest plan takes {leanest.vram / GIB:.1f} GB of the GPU's memory, "
-        f"of which {max(limits.vram, 0) / GIB:.1f} GB can be used"
+        f"{clip_name(largest.shape)} does not fit: the leanest plan takes {(leanest.vram + overhead) / GIB:.1f} GB of the "
+        f"GPU's memory, of which {max(limits.vram + overhead, 0) / GIB:.1f} GB can be used"
     ]
     if leanest.ram > limits.ram:
         said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
@@ -155,6 +168,9 @@ def _seconds(seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:
+    if seconds < 60:
         return f"{seconds:.0f} s"
+    if seconds < 600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h".replace(".0 h", " h")

@@ -44,6 +44,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """A kind of attention that was found to be the right one; `traceable`: by torch.compile too, as far as was tried."""
+
+    name: str
+    traceable: bool = False
+
+
+@dataclass(frozen=True)
 class Shape:
     """What is to be attended to: `tokens` queries, keys and values of one sample."""
 
@@ -93,6 +101,25 @@ def choose_attention(name: str, shape: Shape, *, compiled: bool = False) -> Choi
         names = ", ".join(candidate.name for candidate in known)
         raise ConfigError(f"There is no attention '{name}' on the device {shape.device}: choose auto, {names}.")
     return fastest(named, shape, compiled=compiled)
+
+
+def load_attention(name: str, device: torch.device) -> Attend:
+    """The candidate `name` as it is, not tried again; "": PyTorch's own. ConfigError or ImportError if it is not there."""
+    if not name:
+        return sdpa_attention(None)
+    for candidate in candidates(device):
+        if candidate.name == name:
+            return candidate.load()
+    raise ConfigError(f"There is no attention '{name}' on the device {device}.")
+
+
+def is_traceable(attend: Attend, shape: Shape) -> bool:
+    """Whether torch.compile takes it without a break."""
+    try:
+        _trace(attend, shape)
+    except Exception:  # of whatever package is installed, and of the compiler
+        return False
+    return True
 
 
 def fastest(tried: Sequence[Candidate], shape: Shape, *, compiled: bool = False) -> Choice:
@@ -220,9 +247,15 @@ def _check(attend: Attend, shape: Shape, *, compiled: bool) -> None:
                 f"{TOLERANCES[shape.dtype]:g} is the most that rounding to {shape.dtype} explains"
             )
     if compiled:
-        traced = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
-        q = torch.zeros(1, 64, small.num_heads, shape.head_dim, dtype=shape.dtype, device=shape.device)
-        _with_gradients(traced, q, q, q, q)
+        _trace(attend, shape)
+
+
+def _trace(attend: Attend, shape: Shape) -> None:
+    """Raises what the compiler raises."""
+    traced = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
+    size = (1, 64, min(shape.num_heads, 4), shape.head_dim)
+    q = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    _with_gradients(traced, q, q, q, q)
 
 
 def _with_gradients(attend: Attend, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:

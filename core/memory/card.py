@@ -3,9 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,10 @@ DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main
 _TIMED_S, _TIMED_RUNS = 0.04, 100  # a rate is taken over so many seconds, or so many runs
 _DIVISORS = (1, 4, 16)  # of the measured sizes, one after another until they fit
 _FITS = (0.5, 3.0)  # factors outside are a measurement of something else
+
+
+RATES = ("matmul", "matmul_fp32", "bandwidth", "to_device", "staged", "matmul_fp8", "launch_s")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Card:
     staged: float  # from pageable memory, through a pinned buffer
     matmul_fp8: float = 0.0  # 0: it cannot
     launch_s: float = 5e-6  # seconds between two operators that do nothing
+    overhead: int = 0  # what this process takes beside tensors; `free` is without it
 
     def matmul_rate(self, precision: str, element_size: int) -> float:
         """FLOP per second of a block's linears."""
@@ -71,30 +77,56 @@ def measure_card(device: torch.device, attention: str = "auto") -> Card:
     `attention`: the kind that will be used, as `choose_attention` knows it, or "default". Products have the sizes of a 14B
     model's feed-forward part and random factors: a GPU's clock is lower in large products, and higher in those of ones.
     """
-    cuda = device.type == "cuda"
-    rates = _rates_in_what_is_free(device, attention)
+    rates = measure_rates(device)
+    shape = _attention_shape(device, 1)
+    return card_of(device, {**rates, "attention": attention_rate(_attention(attention, shape), device)})
+
+
+def card_of(device: torch.device, rates: Mapping[str, float]) -> Card:
+    """`device` with rates that are known, and the memory that is free now."""
     free, total, free_ram, pinnable = _free_memory(device)
     return Card(
-        name=torch.cuda.get_device_name(device) if cuda else "cpu",
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         free=free,
         total=total,
         free_ram=free_ram,
         pinnable_ram=pinnable,
-        **rates,
+        **rates,  # type: ignore[arg-type]
     )
 
 
-def _rates_in_what_is_free(device: torch.device, attention: str) -> dict[str, float]:
+def measure_rates(device: torch.device) -> dict[str, float]:
+    """Card's rates by name, all but that of attention."""
+    return _in_what_is_free(lambda divisor: _rates(device, divisor))
+
+
+def attention_rate(attend: Attend, device: torch.device) -> float:
+    """FLOP per second of forward and backward."""
+
+    def measure(divisor: int) -> float:
+        shape = _attention_shape(device, divisor)
+        return 3.5 * 4 * shape.tokens**2 * shape.num_heads * shape.head_dim / (time_attention(attend, shape) / 1000)
+
+    return _in_what_is_free(measure)
+
+
+def _attention_shape(device: torch.device, divisor: int) -> Shape:
+    sizes = (8192, 16 // divisor, 128) if device.type == "cuda" else (256, 8, 128)
+    return Shape(*sizes, dtype=native_dtype(device), device=device)
+
+
+def _in_what_is_free(measure: Callable[[int], T]) -> T:
+    """What `measure` returns for the first divisor of the measured sizes that the device has room for."""
     for divisor in _DIVISORS[:-1]:
         try:
-            return _rates(device, attention, divisor)
+            return measure(divisor)
         except torch.OutOfMemoryError:
             pass  # what it held is free outside of this clause
         torch.cuda.empty_cache()
-    return _rates(device, attention, _DIVISORS[-1])
+    return measure(_DIVISORS[-1])
 
 
-def _rates(device: torch.device, attention: str, divisor: int) -> dict[str, float]:
+def _rates(device: torch.device, divisor: int) -> dict[str, float]:
     """Card's rates, by name; `divisor` of the sizes that are measured on a GPU."""
     cuda = device.type == "cuda"
     dtype = native_dtype(device)
@@ -108,7 +140,6 @@ def _rates(device: torch.device, attention: str, divisor: int) -> dict[str, floa
     return {
         "matmul": matmul,
         "matmul_fp32": matmul_fp32,
-        "attention": _attention_rate(attention, device, dtype, divisor),
         "bandwidth": bandwidth,
         "to_device": to_device,
         "staged": staged,
@@ -126,7 +157,7 @@ def measure_free(card: Card, device: torch.device) -> Card:
 def read_fit(folder: Path, card: Card, kind: str) -> Fit:
     """What was learnt of `card` in runs of this `kind` (see `fit_kind`); no correction where there is nothing, or damage."""
     try:
-        found = json.loads(_fit_path(folder, card).read_text(encoding="utf-8"))[kind]
+        found = json.loads(fit_path(folder, card).read_text(encoding="utf-8"))[kind]
         fit = Fit(float(found["memory"]), float(found["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Fit()
@@ -135,7 +166,7 @@ def read_fit(folder: Path, card: Card, kind: str) -> Fit:
 
 def write_fit(folder: Path, card: Card, kind: str, fit: Fit) -> None:
     """Keep `fit` for the next run. RunError if the folder cannot be written."""
-    path = _fit_path(folder, card)
+    path = fit_path(folder, card)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -155,7 +186,8 @@ def refit(fit: Fit, *, memory: float | None = None, seconds: float | None = None
     return fit
 
 
-def _fit_path(folder: Path, card: Card) -> Path:
+def fit_path(folder: Path, card: Card) -> Path:
+    """Where what is learnt of a card is kept."""
     name = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
     return folder / f"planner-{name}.json"
 
@@ -198,12 +230,6 @@ def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
     left, left_scale = quantize_rows(x)
     right, right_scale = quantize_rows(weight)
     return lambda: multiply(left, right.t(), left_scale, right_scale.t(), kernel=kernel, fast=True)
-
-
-def _attention_rate(name: str, device: torch.device, dtype: torch.dtype, divisor: int) -> float:
-    shape = Shape(*((8192, 16 // divisor, 128) if device.type == "cuda" else (256, 8, 128)), dtype=dtype, device=device)
-    seconds = time_attention(_attention(name, shape), shape) / 1000
-    return 3.5 * 4 * shape.tokens**2 * shape.num_heads * shape.head_dim / seconds
 
 
 def _attention(name: str, shape: Shape) -> Attend:

@@ -6,6 +6,7 @@ each piece is a checkpoint within the block's, unless the block keeps its produc
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,14 @@ RunBlock = Callable[..., Tensor]
 ROUND = 128  # tokens: pieces are a multiple, which the kernels of matrix products like
 
 
-def chunked(run_part: RunPart, parts: Sequence[str], pieces: int) -> RunBlock:
+def chunked(run_part: RunPart, parts: Sequence[str], pieces: int, *, run_again: RunPart | None = None) -> RunBlock:
     """A block seam that calls `run_part(block, x, part, ...)` for each of `parts`, the last for up to `pieces` pieces of x.
 
     x is [B, L, D]. Of the other inputs the first, time_mod [B, T, 6, D], is cut with x: where T is more than 1, pieces are
-    of whole timesteps, each of which has L/T tokens.
+    of whole timesteps, each of which has L/T tokens. `run_again` runs a piece so that it keeps its input alone; by default
+    a checkpoint of PyTorch's does.
     """
+    run_again = run_again or partial(run_checkpointed, run_part)
 
     def run(block: nn.Module, x: Tensor, time_mod: Tensor, *others: Tensor) -> Tensor:
         for part in parts[:-1]:
@@ -33,7 +36,7 @@ def chunked(run_part: RunPart, parts: Sequence[str], pieces: int) -> RunBlock:
         done = []
         for piece, mods in cut(x, time_mod, pieces):
             inputs = (block, piece, parts[-1], mods, *others)
-            done.append(run_checkpointed(run_part, *inputs) if nested else run_part(*inputs))
+            done.append(run_again(*inputs) if nested else run_part(*inputs))
         return torch.cat(done, dim=1)
 
     return run

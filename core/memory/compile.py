@@ -17,7 +17,7 @@ RunBlock = Callable[..., Tensor]
 # Compiled variants of the block in one process: one for each size of clips, times two or three if some blocks keep their
 # attention or products, and again as many without gradients, for validation. Dynamo's own limit is 8.
 GRAPH_LIMIT = 192
-_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_CACHE_VARIABLE, _TRITON_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 _TRACES_OPTION = "autograd_cache_allow_custom_autograd_functions"
 
 
@@ -105,6 +105,14 @@ def use_compile_cache(folder: Path) -> Path:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash_attention"))
     return Path(os.environ[_CACHE_VARIABLE])
+
+
+def use_triton_cache(folder: Path) -> Path:
+    """Keep what Triton compiles in `folder` over runs, unless TRITON_CACHE_DIR is set. Returns the folder in use.
+
+    Triton's default is in the user's home, which a container loses. Call it before anything is compiled.
+    """
+    return Path(os.environ.setdefault(_TRITON_VARIABLE, str(folder)))
 
 
 def _keep_traces() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .adamw import offloaded_bytes
+from .block_by_kernels import KernelBlock, kernel_block
 from .card import Card, Fit
 from .copies import NUM_STAGED
 from .plan import (
@@ -25,6 +26,8 @@ from .plan import (
     has_offloaded_state,
     image_tokens,
     input_bytes,
+    is_compiled,
+    is_graphed,
     is_quantized,
     num_keys,
     num_offloaded,
@@ -36,6 +39,7 @@ from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
 RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
+GRAPH_VRAM = 150 * 2**20  # of CUDA graphs: what the driver keeps of their kernels, pieces that the sizes cannot share
 RUNTIME_RAM = 7 * 2**28  # Python, PyTorch and CUDA's libraries: 1.5 GB were measured on an H200
 
 # Units by which compiled blocks in 16 bits differ, fitted to the steps of the 1.3B, 5B and 14B models on an H200 that stand
@@ -45,6 +49,7 @@ _COMPILED_PEAK = (-13.0, 1.3)  # where attention is kept: plus so many for each 
 _ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 3.0  # units more where attention is computed again, or products are kept
 _FP8_COMPUTE = 1.0  # units more where gradients are quantized
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
+_ONE_PASS = ("fp8", "int8")  # formats that kernels dequantize in one pass, one layer at a time
 # What pieces take a part of, beside what the feed-forward keeps: 6 were measured, of the 14B model in 4 pieces.
 _PIECES_PEAK = 5.0
 # Times what a block in parts takes eager, by whether its attention is kept; of the 14B model, and assumed of others.
@@ -189,15 +194,15 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     What blocks keep and their inputs are less from block to block, and the gradients more. A block that keeps less than
     those after it takes more itself.
     """
-    sizes, size = task.sizes, compute_size(task, plan)
+    sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + (_DENSE * size * sizes.ffn_dim * sizes.dim if is_quantized(task, plan) else 0)
-    if not plan.checkpointing:
+    fixed = RUNTIME_VRAM + GRAPH_VRAM * is_graphed(task, plan) + _weights_again(task, plan)
+    if not plan.checkpointing and plan.compile != "kernels":
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
-    layers, linears = sizes.num_layers, plan.keep_linears
+    layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
     attention = max(plan.keep_attention, linears)
-    at_start = gradients if task.accumulation > 1 else 0
+    at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
     peaks = []
     for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
         if done < layers:
@@ -206,6 +211,22 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
             held = _inputs(task, plan, done) * input_bytes(task, bucket, plan) + _kept_bytes(task, bucket, plan, kept)
             peaks.append(_own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
+
+
+def _weights_again(task: Task, plan: Plan) -> int:
+    """What weights take that are brought into another form for a product: dequantized, or transposed."""
+    largest = task.sizes.ffn_dim * task.sizes.dim
+    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+        return largest
+    if not is_quantized(task, plan):
+        return 0
+    one_pass = plan.compile == "kernels" and task.stored_block_bytes is None and plan.precision in _ONE_PASS
+    return (1 if one_pass else _DENSE) * compute_size(task, plan) * largest
+
+
+def _by_kernels(task: Task, bucket: Bucket, plan: Plan) -> KernelBlock:
+    tokens, size = num_tokens(task.sizes, bucket), compute_size(task, plan)
+    return kernel_block(task.sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
 
 
 def _inputs(task: Task, plan: Plan, done: int) -> int:
@@ -221,6 +242,8 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     """What a block takes at its backward's peak, with what it has kept; `kept` at this point."""
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)
+    if plan.compile == "kernels":
+        return _by_kernels(task, bucket, plan).own(plan, kept)
     if plan.split_blocks:
         return _part_bytes(task, bucket, plan, kept)
     tokens = num_tokens(sizes, bucket)
@@ -256,7 +279,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     sizes, size = task.sizes, compute_size(task, plan)
     unit, tokens = input_bytes(task, bucket, plan), num_tokens(sizes, bucket)
     saved = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
-    compiled = plan.compile != "off" and size < 4
+    compiled = is_compiled(plan) and size < 4
     units = part_units(sizes, "bf16" if compiled else plan.precision, size)
     taken = {part: saved[part] + units[part] * unit for part in saved}
     attention = 0
@@ -287,6 +310,10 @@ def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
 def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
     """What checkpointed blocks keep beside their inputs, without what `_own_bytes` has of it."""
     sizes, size = task.sizes, compute_size(task, plan)
+    if plan.compile == "kernels":
+        block = _by_kernels(task, bucket, plan)
+        is_own = Kept() if plan.split_blocks else Kept(min(kept.attention, 1), min(kept.linears, 1))
+        return block.kept_by(kept) - block.kept_by(is_own)
     tokens = bucket.batch * num_tokens(sizes, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))

@@ -6,6 +6,8 @@ that the first steps ran, so the numbers are the same.
 """
 
 import contextlib
+import gc
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +20,7 @@ Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as ofte
 Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 WARM_UP = 2  # steps of a size before it is recorded: they compile, and choose the kernels
+PATIENCE = 16  # steps that the recording waits for a size which has come, but not often enough yet
 
 
 class Graphs:
@@ -26,6 +29,11 @@ class Graphs:
     To be put on a model that launches the same kernels in every step and waits for none: nothing streamed or offloaded, no
     dropout. A backward belongs to the latest forward, and adds to the parameters' `grad` itself, which
     `torch.autograd.grad` does not see; the inputs get no gradient. Without gradients the forward runs as it is.
+
+    All sizes share one pool of memory, as large as the largest size needs. PyTorch gives its pieces back to no one while
+    a graph lives, and does not join them: so all sizes are recorded one after the other, the largest first, whose freed
+    pieces hold those of every smaller one; and a size that is not recorded yet runs when there are no graphs, since its
+    step takes memory of its own.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class Graphs:
         self._record = record
         self._sums: list[Tensor] = []
         self._seen = Counter[Signature]()
+        self._since_new = 0  # steps since one of a size that is not to be recorded yet
         self._graphs: dict[Signature, _Graph] = {}
         self._pool: Any = None
         self._failed = False
@@ -58,19 +67,23 @@ class Graphs:
             return self._without(*args, **named)
         inputs = {**{str(number): tensor for number, tensor in enumerate(args)}, **named}
         signature = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
+        if signature not in self._graphs:
+            self._meet(signature, inputs)
         graph = self._graphs.get(signature)
-        if graph is None:
-            self._seen[signature] += 1
-            graph = self._make(signature, inputs) if self._seen[signature] > WARM_UP else None
         if graph is None:
             return self._forward(*args, **named)
         return _Replay.apply(self._gate, graph, *inputs.values())  # type: ignore[no-any-return]
 
     def release(self) -> None:
-        """Give the memory back. The next step of each size is recorded anew."""
+        """Give the memory back. The next step records anew."""
+        if self._graphs and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # a graph may be at work
+        held = bool(self._graphs)
         self._graphs.clear()
-        self._sums.clear()
+        self._sums = []
         self._pool = None
+        if held:
+            torch.cuda.empty_cache()
 
     def _without(self, *args: Tensor, **named: Tensor) -> Tensor:
         """As it is, in memory of its own, for which there may be too little beside that of the graphs."""
@@ -80,26 +93,41 @@ class Graphs:
             if not self._graphs:
                 raise
         self.release()
-        torch.cuda.empty_cache()
         return self._forward(*args, **named)
 
-    def _make(self, signature: Signature, inputs: Mapping[str, Tensor]) -> "_Graph | None":
-        try:
-            if not self._sums:
-                self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
-            record = self._record or self._cuda_recorder()
-            graph = _Graph(self._forward, inputs, self._parameters, self._sums, record, self._held())
-        except (RuntimeError, TypeError) as error:  # out of memory among them, which the steps without are not
+    def _meet(self, signature: Signature, inputs: Mapping[str, Tensor]) -> None:
+        """A step of a size that is not recorded: it is now, with all others that are due, or runs without any graphs."""
+        self._seen[signature] += 1
+        is_due = self._seen[signature] > WARM_UP
+        self._since_new = self._since_new + 1 if is_due else 0
+        due = [
+            known for known, steps in self._seen.items() if steps > WARM_UP or (steps == WARM_UP and known != signature)
+        ]
+        if is_due and (len(due) == len(self._seen) or self._since_new > PATIENCE):
+            self._make_all(due, next(iter(inputs.values())).device)
+        elif self._graphs:
             self.release()
+
+    def _make_all(self, signatures: Sequence[Signature], device: torch.device) -> None:
+        """Record these sizes, the largest first."""
+        self.release()
+        try:
+            self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+            record = self._record or self._cuda_recorder()
+            for signature in sorted(signatures, key=_num_numbers, reverse=True):
+                gc.collect()  # what is left of the graph before may hang in cycles
+                inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape, dtype in signature}
+                graph = _Graph(self._forward, inputs, self._parameters, self._sums, record, self._held())
+                self._graphs[signature] = graph
+        except (RuntimeError, TypeError) as error:  # out of memory among them, which the steps without are not
             self._failed = True
             reason = str(error).strip().splitlines()[0][:200].rstrip(".")
-            self._tell(f"CUDA graphs cannot be recorded here ({reason}). The run goes on without: the result is the same, "
-                       "steps of small clips take longer.")  # fmt: skip
         else:
-            self._graphs[signature] = graph
-            return graph
+            return
+        self.release()
         torch.cuda.empty_cache()
-        return None
+        self._tell(f"CUDA graphs cannot be recorded here ({reason}). The run goes on without: the result is the same, "
+                   "steps of small clips take longer.")  # fmt: skip
 
     def _cuda_recorder(self) -> Recorder:
         """The graphs of all sizes share their memory, since only one is at work at a time."""
@@ -107,8 +135,17 @@ class Graphs:
         return lambda act: _record_cuda(act, self._pool)
 
 
+def _num_numbers(signature: Signature) -> int:
+    """In the inputs of a size."""
+    return sum(math.prod(shape) for _, shape, _ in signature)
+
+
 class _Graph:
-    """One size of clips. Its tensors stay where they are; what is new is copied into them."""
+    """One size of clips. Its tensors stay where they are; what is new is copied into them.
+
+    Of the pool it holds, once recorded, nothing but the output: what the forward saves ends with the recorded backward, so
+    that the next size is recorded into the same memory.
+    """
 
     def __init__(
         self,
@@ -119,7 +156,7 @@ class _Graph:
         record: Recorder,
         held: object,
     ) -> None:
-        self._inputs = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+        self._inputs = dict(inputs)  # outside of the pool, as the sums are
         self._parameters, self._sums = parameters, sums
         args = [tensor for name, tensor in self._inputs.items() if name.isdigit()]
         named = {name: tensor for name, tensor in self._inputs.items() if not name.isdigit()}

@@ -4,6 +4,7 @@ A container's limit (cgroup v1 and v2, Linux kernel, admin-guide/cgroup-v1/memor
 than what the machine has left: a process that passes it is killed without a word.
 """
 
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,16 @@ def pinnable_ram(root: Path = _ROOT) -> int:
     if platform.system() == "Windows" or "microsoft" in platform.release().lower():
         return min(available, int(total_ram(root) * _WINDOWS_SHARE))
     return available
+
+
+def process_age(root: Path = _ROOT) -> float | None:
+    """Seconds since this process was started; None where the system does not say."""
+    try:
+        fields = (root / "proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float((root / "proc/uptime").read_text().split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def _machine(root: Path) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from typing import Literal
 from .master import MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
-Compile = Literal["off", "static", "dynamic"]
+Compile = Literal["off", "kernels", "static", "dynamic"]
+CudaGraphs = Literal["auto", "off"]
 
 CLIP_TOKENS = 257
 
@@ -31,6 +32,7 @@ class Plan:
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0
     compile: Compile = "off"
+    cuda_graphs: CudaGraphs = "auto"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,15 @@ def is_quantized(task: Task, plan: Plan) -> bool:
     return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
 
 
+def is_compiled(plan: Plan) -> bool:
+    """Whether blocks run by torch.compile."""
+    return plan.compile in ("static", "dynamic")
+
+
 def is_graphed(task: Task, plan: Plan) -> bool:
     """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
-    return task.graphs and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+    is_wanted = task.graphs and plan.cuda_graphs != "off"
+    return is_wanted and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

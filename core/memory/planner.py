@@ -13,8 +13,10 @@ from .card import Card, Fit
 from .copies import NUM_STAGED
 from .estimate import Estimate, estimate, estimate_ram, estimate_vram
 from .master import MasterKind
-from .plan import Bucket, Plan, Task, block_weights, num_tokens
+from .plan import Bucket, Compile, CudaGraphs, Plan, Task, block_weights, is_graphed, num_tokens
 from .recompute import Kept
+from .run_costs import GRAPH, RunCosts, key, kinds_of_block
+from .shortages import Met
 from .sizes import can_offload
 
 Shortage = Literal["vram", "ram"]
@@ -56,8 +58,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class SizeTime:
+    """Of the steps of one size."""
+
+    share: float  # of all steps
+    seconds: float  # of each
+    first: float  # more of the first one
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A plan, with what it is expected to take: the peaks over all sizes, and the mean time of a step."""
+    """A plan, with what it is expected to take: the peaks over all sizes, and the mean time of a step.
+
+    Of the whole run `start_seconds` go by before the first step and after the last, and `sizes_seconds` are what the first
+    step of each size takes more than others.
+    """
 
     plan: Plan  # as the size that takes most has it
     kept: Mapping[int, Kept]  # by the tokens of a batch
@@ -65,6 +80,13 @@ class Choice:
     ram: int
     seconds: float
     estimates: Mapping[Bucket, Estimate] = field(default_factory=dict)
+    start_seconds: float = 0.0
+    sizes_seconds: float = 0.0
+    sizes: Mapping[int, SizeTime] = field(default_factory=dict)  # by the tokens of a batch
+
+    def run_seconds(self, steps: int) -> float:
+        """From the start of the process to the LoRA."""
+        return self.start_seconds + self.sizes_seconds + steps * self.seconds
 
     @property
     def keep_attention(self) -> dict[int, int]:
@@ -79,7 +101,11 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Plans for one task. `plan` holds what is not up to the planner: the precision, and whether blocks are compiled."""
+    """Plans for one task. `plan` holds what is not up to the planner: the precision, and how blocks are compiled.
+
+    With `compiles` the planner chooses among these ways to compile, too. With `steps` it is the run that shall be short, by
+    `costs` of what is beside its steps; without, the step.
+    """
 
     task: Task
     buckets: Sequence[Bucket]
@@ -87,10 +113,17 @@ class Planner:
     plan: Plan = field(default_factory=Plan)
     pins: Pins = field(default_factory=Pins)
     fit: Fit = field(default_factory=Fit)
+    corrections: Mapping[str, Fit] = field(default_factory=dict)  # in its place, by the way to compile
+    steps: int = 0
+    costs: RunCosts = field(default_factory=RunCosts)
+    compiles: tuple[Compile, ...] = ()
+    version: str = ""  # of what compiled code depends on
+    met: Met = field(default_factory=Met)
 
     def limits(self) -> Limits:
         """What the card and the main memory offer, less a margin."""
         vram = self.card.free * (1 - MARGIN) - MARGIN_BYTES
+        vram = min(vram, self.card.free * self.met.share)
         return Limits(int(vram), self.card.free_ram - RAM_MARGIN_BYTES, self.card.pinnable_ram - RAM_MARGIN_BYTES)
 
     def choose(self, limits: Limits | None = None) -> Choice | None:
@@ -103,9 +136,9 @@ class Planner:
             if known is not None and (known.plan.mapped_blocks == plan.mapped_blocks or plan.stream_from == "mapped"):
                 continue  # what comes first is the fastest where it fits as it is, and the last the slowest
             choice = self._fill(plan, limits)
-            if choice is not None and (known is None or _cost(choice) < _cost(known)):
+            if choice is not None and (known is None or self._cost(choice) < self._cost(known)):
                 fitting[way] = choice
-        return min(fitting.values(), key=_cost, default=None)
+        return min(fitting.values(), key=self._cost, default=None)
 
     def fits(self) -> bool:
         """Whether `choose` finds anything, which this says sooner."""
@@ -143,14 +176,24 @@ class Planner:
 
     def plans(self) -> Iterator[Plan]:
         """All plans that the pins allow, with nothing kept and no blocks from disk among others beyond what is pinned."""
+        for compile in self.compiles or (self.plan.compile,):
+            yield from self._plans_of(compile)
+
+    def _plans_of(self, compile: Compile) -> Iterator[Plan]:
         pins, layers = self.pins, self.task.sizes.num_layers
         off = {"keep_attention": 0, "keep_linears": 0, "streamed_blocks": 0, "split_blocks": False, "ffn_pieces": 1}
         state = bool(pins.offload_optimizer)
         base = replace(
-            self.plan, **off, mapped_blocks=0, offload_inputs=False, offload_optimizer=state, checkpointing=True
+            self.plan,
+            **off,
+            compile=compile,
+            mapped_blocks=0,
+            offload_inputs=False,
+            offload_optimizer=state,
+            checkpointing=True,
         )
         if pins.checkpointing is not True and not _need_checkpointing(pins):
-            yield replace(base, checkpointing=False)
+            yield from self._with_and_without_graphs(replace(base, checkpointing=False))
         if pins.checkpointing is False:
             return
         mapped = pins.mapped_blocks or 0
@@ -160,13 +203,22 @@ class Planner:
         for way in self._ways(base):
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
-                    yield replace(way, streamed_blocks=count, stream_from=kind, mapped_blocks=mapped)
+                    plan = replace(way, streamed_blocks=count, stream_from=kind, mapped_blocks=mapped)
+                    yield from self._with_and_without_graphs(plan)
+
+    def _with_and_without_graphs(self, plan: Plan) -> Iterator[Plan]:
+        """Where they are possible, and no run has met a shortage with them."""
+        modes: tuple[CudaGraphs, ...] = (plan.cuda_graphs,)
+        if is_graphed(self.task, plan):
+            modes = ("auto", "off") if self.met.graphs else ("off",)
+        for mode in modes:
+            yield replace(plan, cuda_graphs=mode)
 
     def _ways(self, base: Plan) -> Iterator[Plan]:
         """Blocks in parts or not, pieces of their feed-forward; inputs and the optimizer's state on the device or not."""
         pins = self.pins
         inputs = (False, True) if pins.offload_inputs is None else (pins.offload_inputs,)
-        for (split, pieces), offload, state in product([*self._whole(), *self._split()], inputs, self._states()):
+        for (split, pieces), offload, state in product([*self._whole(), *self._split(base)], inputs, self._states()):
             way = replace(base, split_blocks=split, ffn_pieces=pieces)
             yield replace(way, offload_inputs=offload, offload_optimizer=state)
 
@@ -186,9 +238,9 @@ class Planner:
         if max(num_tokens(self.task.sizes, bucket) for bucket in self.buckets) >= FFN_PIECES * LEAST_TOKENS:
             yield False, FFN_PIECES
 
-    def _split(self) -> Iterator[tuple[bool, int]]:
+    def _split(self, base: Plan) -> Iterator[tuple[bool, int]]:
         pins = self.pins
-        costs_compile = self.task.trained.dropout and self.plan.compile != "off"  # see `split.py`
+        costs_compile = self.task.trained.dropout and base.compile in ("static", "dynamic")  # see `split.py`
         excluded = pins.keep_linears or (pins.ffn_pieces or 1) > 1 or costs_compile
         if pins.split_blocks or (pins.split_blocks is None and not excluded):
             yield True, 1
@@ -211,7 +263,7 @@ class Planner:
 
     def _least_vram(self, plan: Plan) -> int:
         least = self._least(plan)
-        return max(estimate_vram(self.task, b, _keeping(plan, kept), self.fit) for b, kept in least.items())
+        return max(estimate_vram(self.task, b, _keeping(plan, kept), self.fit_of(plan)) for b, kept in least.items())
 
     def _leanly(self, plan: Plan, limits: Limits) -> Choice:
         """`plan` with as little kept as can be, and as few blocks from disk as it takes to fit the main memory."""
@@ -239,7 +291,7 @@ class Planner:
             kept_plan = _keeping(plan, kept)
             if estimate_ram(self.task, bucket, kept_plan) > limits.ram:
                 return False
-            return estimate_vram(self.task, bucket, kept_plan, self.fit) <= limits.vram
+            return estimate_vram(self.task, bucket, kept_plan, self.fit_of(plan)) <= limits.vram
 
         linears = pins.keep_linears or 0
         attention = pins.keep_attention
@@ -261,7 +313,11 @@ class Planner:
         for bucket in self.buckets:
             tokens = bucket.batch * num_tokens(self.task.sizes, bucket)
             by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
+        sizes = self._sizes(plan, kept, found) if self.steps else {}
         return Choice(
+            start_seconds=self.costs.start_seconds() if self.steps else 0.0,
+            sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
+            sizes=sizes,
             plan=_keeping(plan, kept[largest]),
             kept=by_tokens,
             vram=found[largest].vram,
@@ -271,7 +327,48 @@ class Planner:
         )
 
     def _estimate(self, plan: Plan, bucket: Bucket) -> Estimate:
-        return estimate(self.task, bucket, plan, self.card, self.fit)
+        return estimate(self.task, bucket, plan, self.card, self.fit_of(plan))
+
+    def fit_of(self, plan: Plan) -> Fit:
+        """The correction of what is predicted of `plan`."""
+        return self.corrections.get(plan.compile, self.fit)
+
+    def _sizes(self, plan: Plan, kept: Mapping[Bucket, Kept], found: Mapping[Bucket, Estimate]) -> dict[int, SizeTime]:
+        """By the tokens of a batch, which is what makes a size new to a compiler."""
+        total = sum(bucket.share for bucket in self.buckets)
+        sizes: dict[int, SizeTime] = {}
+        for bucket in self.buckets:
+            tokens = bucket.batch * num_tokens(self.task.sizes, bucket)
+            share, seconds, first = (
+                bucket.share / total,
+                found[bucket].seconds,
+                self._first_seconds(plan, kept[bucket], tokens),
+            )
+            if known := sizes.get(tokens):
+                seconds = (known.share * known.seconds + share * seconds) / (known.share + share)
+                share += known.share
+            sizes[tokens] = SizeTime(share, seconds, first)
+        return sizes
+
+    def _first_seconds(self, plan: Plan, kept: Kept, tokens: int) -> float:
+        kinds = kinds_of_block(_keeping(plan, kept), self.task.sizes.num_layers)
+        keys = [key(self.version, plan, tokens, kind) for kind in kinds]
+        return self.costs.size_seconds(plan.compile, keys) + (GRAPH if is_graphed(self.task, plan) else 0.0)
+
+    def _all_firsts(self, plan: Plan, sizes: Mapping[int, SizeTime]) -> float:
+        """Of those sizes that the run will see, as likely as each is."""
+        seen = sum(size.first * (1 - (1 - min(size.share, 1.0)) ** self.steps) for size in sizes.values())
+        return seen + self.costs.once_seconds(plan.compile)
+
+    def _cost(self, choice: Choice) -> float:
+        plan = choice.plan
+        kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
+        features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
+        features += plan.offload_optimizer + is_graphed(self.task, plan)
+        blocks = plan.streamed_blocks + plan.mapped_blocks
+        return choice.sizes_seconds + choice.seconds * max(self.steps, 1) * (
+            1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks
+        )
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
@@ -313,12 +410,3 @@ def _exact_ram(choice: Choice) -> int:
 def _fits_ram(choice: Choice, limits: Limits) -> bool:
     pinned = _exact_ram(choice) if choice.plan.stream_from == "pinned" else 0
     return choice.ram <= limits.ram and pinned <= limits.pinned
-
-
-def _cost(choice: Choice) -> float:
-    plan = choice.plan
-    kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
-    features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
-    features += plan.offload_optimizer
-    blocks = plan.streamed_blocks + plan.mapped_blocks
-    return choice.seconds * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)

@@ -20,6 +20,7 @@ from .plan import (
     dense_params,
     has_offloaded_state,
     input_bytes,
+    is_compiled,
     is_graphed,
     is_quantized,
     num_offloaded,
@@ -39,9 +40,17 @@ _QUANTIZED_LAUNCHES = 1.2
 # Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
 _TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
 _COMPILED_TRAFFIC = (26.0, 40.0)
+# By kernels of our own, of 14B blocks on an H100 at 4096 tokens, which took 1.71 ms of them; what is made again is in the
+# backward. Its elementwise kernels reach half of the bandwidth where they sum over rows.
+_KERNELS_TRAFFIC = (30.0, 72.0)
 _FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
+_KERNELS_FP8_TRAFFIC = (10.0, 22.0)  # and weights are transposed for the backward, whatever the number of tokens
 # Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
 _KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
+# By kernels of our own: how many launches take the host as long as it, in blocks of 208 kernels; and what is launched.
+# The host took 13 ms for a 14B block where it took 10.8 ms for a compiled one (H100): it has Python between two kernels.
+_OWN_LAUNCHES, _OWN_KERNELS = (220, 480), (80, 130)
+_OWN_FP8_LAUNCHES = 1.15
 # Of a block in parts: times as many launches, since each part is a graph of its own (a quarter more kernels were counted,
 # what calling the graphs takes is assumed); and of the element-wise traffic in the forward, what the parts have.
 _SPLIT_LAUNCHES = 1.5
@@ -61,7 +70,7 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
     if plan.split_blocks:
         recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
-    if plan.ffn_pieces > 1 and plan.compile == "off":
+    if plan.ffn_pieces > 1 and not is_compiled(plan):
         recompute += (layers - plan.keep_linears) * block.ffn_again
     num_trained = adapter_params(task.sizes, task.trained)
     update = num_trained * 28 / card.bandwidth
@@ -103,16 +112,17 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
     """Of all blocks: those that keep their products keep their attention too."""
     num_attention = max(plan.keep_attention, plan.keep_linears)
     again = block.forward - block.last
-    kinds = (
+    kinds = [
         (layers - num_attention, again + block.dense),
         (num_attention - plan.keep_linears, again + block.dense - block.attention),
-        (plan.keep_linears, again - block.attention - block.products),
-    )
+    ]
+    if plan.compile != "kernels":  # by which nothing is run again where all is kept
+        kinds.append((plan.keep_linears, again - block.attention - block.products))
     return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
 
 
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
-    sizes, size, compiled = task.sizes, compute_size(task, plan), plan.compile != "off"
+    sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
     tokens, dim = num_tokens(sizes, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
@@ -121,12 +131,9 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
     attention = self_attention + cross_attention
     up, down, dense = _traffic_seconds(task, bucket, plan, card)
-    kernels = _COMPILED_KERNELS if compiled else _KERNELS
     graphed = is_graphed(task, plan)
-    launch_s = _GAP_S if graphed else card.launch_s
-    launch_s *= _FP8_LAUNCHES if plan.precision == "fp8_compute" else 1.0
-    launch_s *= _QUANTIZED_LAUNCHES if compiled and not graphed and is_quantized(task, plan) else 1.0
-    launch_s *= _SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1)
+    launch_s = _launch_seconds(task, plan, card, graphed=graphed)
+    kernels = _launches(plan, graphed=graphed)
     if graphed:  # the GPU itself loses it between kernels
         up, down = up + kernels[0] * launch_s, down + kernels[1] * launch_s
     square = 2 * tokens * dim**2 / rate  # one of its linears
@@ -135,15 +142,29 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
         forward=linears + attention + up,
         attention=self_attention,
         products=linears - last,
-        last=last if compiled else 0.0,
-        dense=dense if compiled else 0.0,
+        last=0.0 if eager else last,
+        dense=dense if is_compiled(plan) else 0.0,
         backward=linears + 2.5 * attention + down,
         again=cross_again + 4 * square + _PART_TRAFFIC["self_attn"] * up,
         cross_again=cross_again,
-        ffn_again=2 * last + _PART_TRAFFIC["ffn"] * up,
+        ffn_again=(2 if eager else 1) * last + _PART_TRAFFIC["ffn"] * up,
         launch_up=kernels[0] * launch_s,
         launch_down=kernels[1] * launch_s,
     )
+
+
+def _launches(plan: Plan, *, graphed: bool) -> tuple[int, int]:
+    if plan.compile == "kernels":
+        return _OWN_KERNELS if graphed else _OWN_LAUNCHES
+    return _KERNELS if plan.compile == "off" else _COMPILED_KERNELS
+
+
+def _launch_seconds(task: Task, plan: Plan, card: Card, *, graphed: bool) -> float:
+    launch_s = _GAP_S if graphed else card.launch_s
+    if plan.precision == "fp8_compute":
+        launch_s *= _OWN_FP8_LAUNCHES if plan.compile == "kernels" else _FP8_LAUNCHES
+    launch_s *= _QUANTIZED_LAUNCHES if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
+    return launch_s * (_SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1))
 
 
 def _product_rate(plan: Plan, card: Card, size: int) -> float:
@@ -154,23 +175,36 @@ def _product_rate(plan: Plan, card: Card, size: int) -> float:
 def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
     """Of element-wise operators, forward and backward: what they read and write. And for the weights' part of it.
 
-    Eager blocks bring their weights into the compute dtype in both. Compiled ones keep them from the forward, or from a
-    recompute that leaves out the products; steps that compute these again take as long as if they did it once more.
+    Eager blocks, and those by kernels, bring their weights into the compute dtype in both. Compiled ones keep them from the
+    forward, or from a recompute that leaves out the products; steps that compute these again take as long as if they did it
+    once more.
     """
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)
-    traffic = _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC
-    quantizing = _FP8_TRAFFIC if plan.precision == "fp8_compute" else (0.0, 0.0)
+    traffic, quantizing = _traffic(plan, size)
     adapters = _adapter_widths(sizes, task.trained) / sizes.dim
     dense = 0.0
+    compiled, eager = is_compiled(plan), plan.compile == "off"
     if is_quantized(task, plan):  # read, and written in the compute dtype; eager scaled in a second pass
-        dense = block_weights(task, plan) + (3 if plan.compile == "off" else 1) * size * dense_params(sizes)
-        if plan.compile == "off":  # each piece for itself
+        dense = block_weights(task, plan) + (3 if eager else 1) * size * dense_params(sizes)
+        if not compiled:  # each piece for itself
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
-    again = dense if plan.compile == "off" else 0.0
+    again = 0.0 if compiled else dense
+    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+        again += 2 * dense_params(sizes)  # transposed
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
     return up, down, dense / card.bandwidth
+
+
+def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
+    by_kernels = plan.compile == "kernels"
+    quantizing = _KERNELS_FP8_TRAFFIC if by_kernels else _FP8_TRAFFIC
+    quantizing = quantizing if plan.precision == "fp8_compute" else (0.0, 0.0)
+    if by_kernels:
+        return _KERNELS_TRAFFIC, quantizing
+    return _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC, quantizing
 
 
 @lru_cache

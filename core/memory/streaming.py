@@ -172,6 +172,11 @@ class BlockStreamer:
                 )
         return tensor
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """`tensor`, or a copy of what lies in a slot, which could change under it before the backward."""
+        address = tensor.untyped_storage().data_ptr()
+        return tensor.clone() if any(slot.bytes.data_ptr() == address for slot in self.slots) else tensor
+
     def enter(self, index: int, *, backward: bool, returns: bool) -> None:
         """Give up the block before, have the weights of block `index` on the device, and begin to fetch the next ones.
 

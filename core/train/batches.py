@@ -46,6 +46,12 @@ class Batch:
     clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
     draws: Draws | None = None  # where they were made ahead
 
+    @property
+    def num_tokens(self) -> int:
+        """Video tokens of all samples: the transformer's patches are 1 x 2 x 2."""
+        batch, _, num_frames, height, width = self.latents.shape
+        return batch * num_frames * (height // 2) * (width // 2)
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
         return Batch(

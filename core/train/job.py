@@ -26,8 +26,8 @@ from .schedule import ScheduleOptions
 
 SCHEMA = 1
 Stage = Literal["high", "low", "single"]
-# auto: on a GPU static for few sizes of batches, else dynamic; off on the CPU, or without a compiler that works.
-Compile = Literal["auto", "off", "static", "dynamic"]
+# auto: kernels on a GPU where Triton works, else off. static and dynamic: by torch.compile, where a compiler works.
+Compile = Literal["auto", "off", "kernels", "static", "dynamic"]
 CudaGraphs = Literal["auto", "off"]
 # auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
 PlanMode = Literal["auto", "manual"]
@@ -161,7 +161,7 @@ class MemoryOptions:
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from
     attention: Attention = "auto"
-    compile: Compile = "auto"  # static: a graph for each size of clips; dynamic: one for all
+    compile: Compile = "auto"  # kernels: our own; static: torch.compile for each size of clips; dynamic: once for all
     cuda_graphs: CudaGraphs = "auto"  # record the kernels of a step of small clips, and launch them at once
     plan: PlanMode = "auto"
     budget_gb: float = 0.0  # most memory of the device, in GiB, that a run may take; 0: what is free

@@ -30,6 +30,7 @@ class StepReport:
     learning_rate: float
     sigma: float  # mean noise level
     seconds: float  # from its start to its end, on the device's clock
+    tokens: int = 0  # of the video, in all its batches
 
 
 class Moment:
@@ -63,9 +64,9 @@ class Moment:
 class PendingReport:
     """The report of a step that the device may still be busy with."""
 
-    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor, start: Moment):
+    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor, start: Moment, tokens: int = 0):
         """`numbers`: loss, gradient norm and mean sigma, [3] on the device. `start`: of the step, which ends now."""
-        self._step, self._learning_rate = step, learning_rate
+        self._step, self._learning_rate, self._tokens = step, learning_rate, tokens
         self._numbers = numbers
         if numbers.is_cuda:
             self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
@@ -85,7 +86,7 @@ class PendingReport:
                 "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
             )
         seconds = self._end.seconds_since(self._start)
-        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds)
+        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds, self._tokens)
 
 
 class Callback(Protocol):
@@ -170,9 +171,11 @@ class Trainer:
         The loss is the mean over the samples of the step, whatever the sizes of its batches.
         """
         start, num_batches = Moment(self.device), self.job.loop.gradient_accumulation
-        losses, sigmas = [], []
+        losses, sigmas, tokens = [], [], 0
         for index in range(self.step * num_batches, (self.step + 1) * num_batches):
-            loss, sigma = self.compute_loss(self.batches.get(index), index)  # [B], [B]
+            batch = self.batches.get(index)
+            tokens += batch.num_tokens
+            loss, sigma = self.compute_loss(batch, index)  # [B], [B]
             losses.append(loss.detach())
             sigmas.append(sigma)
             weight = len(loss) / len(losses[0])  # of the batch, beside the step's first
@@ -187,7 +190,7 @@ class Trainer:
         update_if(grad_norm.isfinite() & mean_loss.isfinite(), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return PendingReport(self.step, learning_rate, numbers, start)
+        return PendingReport(self.step, learning_rate, numbers, start, tokens)
 
     def compute_loss(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss [B] and sigmas [B] on the device; all randomness is a function of (seed, index)."""

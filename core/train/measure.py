@@ -11,6 +11,7 @@ import torch
 
 from ..errors import RunError
 from ..memory.card import refit, write_fit
+from ..memory.plan import Compile
 from ..memory.planner import Choice, Planner
 from .loop import StepReport, Trainer
 
@@ -24,14 +25,28 @@ Peak = Callable[[], int | None]
 ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
 
 
-def fit_kind(planner: Planner) -> str:
-    """What predictions may be off alike for: the key of `read_fit` and `write_fit`."""
-    return f"{planner.plan.precision} {planner.plan.compile} {ESTIMATES}"
+def fit_kind(planner: Planner, compile: Compile | None = None) -> str:
+    """What predictions may be off alike for: the key of `read_fit` and `write_fit`; by default as `planner.plan` compiles."""
+    return f"{planner.plan.precision} {compile or planner.plan.compile} {ESTIMATES}"
 
 
 def cuda_peak(device: torch.device) -> Peak:
     """The most memory that tensors took since the start; None on a device that does not count."""
     return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+class AtTheEnd:
+    """A callback: does something once, when the last step is done."""
+
+    def __init__(self, steps: int, act: Callable[[], None]) -> None:
+        self._steps, self._act = steps, act
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
+    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+        if report.step == self._steps:
+            self._act()
 
 
 class Measure:
@@ -71,8 +86,9 @@ class Measure:
         peak, memory = self._peak(), None
         if peak is not None:
             memory = max(peak - found.exact_vram, 1) / (found.vram - found.exact_vram)
-        fit = refit(self._planner.fit, memory=memory, seconds=seconds / found.seconds)
+        plan = self._started.plan
+        fit = refit(self._planner.fit_of(plan), memory=memory, seconds=seconds / found.seconds)
         try:
-            write_fit(self._folder, self._planner.card, fit_kind(self._planner), fit)
+            write_fit(self._folder, self._planner.card, fit_kind(self._planner, plan.compile), fit)
         except RunError as error:
             log.warning("What this run took is not kept for the next plan: %s", error)

@@ -3,15 +3,15 @@
 import re
 from collections import Counter
 from dataclasses import asdict, fields, replace
-from typing import Literal
 
 import torch
 
 from ..memory.card import Card
 from ..memory.master import ALIGNMENT
-from ..memory.plan import Bucket, Plan, Task
+from ..memory.plan import Bucket, Compile, Plan, Task
 from ..memory.planner import Choice, Pins, Planner
 from ..memory.precision.formats import Precision, resolve
+from ..memory.run_costs import RunCosts
 from ..memory.sizes import HIGH_PRECISION, Sizes, Trained
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
@@ -20,7 +20,7 @@ from .batches import num_tokens
 from .job import Job, MemoryOptions
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-STATIC_SIZES = 8  # sizes of batches for which a graph each is worth its compilation
+STATIC_SIZES = 8  # sizes of batches for which CUDA graphs of each are worth their memory
 GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
@@ -43,7 +43,14 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
         accumulation=job.loop.gradient_accumulation,
         graphs=may_use_graphs(job, info.config, device),
     )
-    return Planner(task=task, buckets=buckets_of(job), card=within(card, job.memory), plan=plan_of(job, dtype))
+    return Planner(
+        task=task,
+        buckets=buckets_of(job),
+        card=within(card, job.memory),
+        plan=plan_of(job, dtype),
+        steps=job.loop.steps,
+        costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
+    )
 
 
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
@@ -52,14 +59,18 @@ def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
     return resolve("auto" if precision == "ara" else precision, device).dtype
 
 
-def compile_mode(job: Job, device: torch.device) -> Literal["off", "static", "dynamic"]:
-    """What the job's `compile` comes to on `device`, if the compiler works there."""
+def compile_mode(job: Job, device: torch.device) -> Compile:
+    """What the job's `compile` comes to on `device`, if Triton, or the compiler, works there."""
     mode = job.memory.compile
     if mode != "auto":
         return mode
-    if device.type != "cuda":
-        return "off"
-    return "static" if num_batch_sizes(job) <= STATIC_SIZES else "dynamic"
+    return "kernels" if device.type == "cuda" else "off"
+
+
+def ways_to_compile(job: Job, device: torch.device) -> tuple[Compile, ...]:
+    """Those that a plan may choose from; the fastest steps first."""
+    chosen = compile_mode(job, device)
+    return (chosen, "off") if job.memory.compile == "auto" and chosen != "off" else (chosen,)
 
 
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
@@ -101,6 +112,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
         stream_from=memory.stream_from,
         mapped_blocks=memory.mapped_blocks,
         compile="off" if memory.compile == "auto" else memory.compile,
+        cuda_graphs=memory.cuda_graphs,
     )
 
 
@@ -119,13 +131,15 @@ def pins_of(memory: MemoryOptions) -> Pins:
 
 
 def within(card: Card, memory: MemoryOptions) -> Card:
-    """`card` with no more free memory than the budget."""
-    return replace(card, free=min(card.free, budget_bytes(memory))) if memory.budget_gb else card
+    """`card` with no more free memory than the budget leaves for tensors."""
+    if not memory.budget_gb:
+        return card
+    return replace(card, free=min(card.free, budget_bytes(memory, card.overhead)))
 
 
-def budget_bytes(memory: MemoryOptions) -> int:
-    """What `budget_gb` stands for."""
-    return int(memory.budget_gb * 2**30)
+def budget_bytes(memory: MemoryOptions, overhead: int) -> int:
+    """What `budget_gb`, which is what nvidia-smi shows for the process, leaves for tensors."""
+    return max(int(memory.budget_gb * 2**30) - overhead, 0)
 
 
 def buckets_of(job: Job) -> list[Bucket]:

@@ -4,28 +4,34 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..adapters.fused import fuse_adapter
-from ..adapters.setup import add_adapter
+from ..adapters.setup import add_adapter, finish_importing_adapters
 from ..data.conditioning import Conditioning
 from ..errors import ConfigError
+from ..memory.attention import Decided
 from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
+from ..memory.sizes import Sizes
 from ..memory.streaming import spread, spread_mapped
 from ..paths import path_problem, shown
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
-from .features import Features, Tell, apply_features, blocks_folder
+from .features import Features, Tell, apply_features, blocks_folder, usable_mode, use_decided
 from .job import DataSpec, Job, MemoryOptions, ModelSpec
+
+if TYPE_CHECKING:
+    from ..kernels.warm import Needs, Warming
 
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 log = logging.getLogger(__name__)
@@ -142,31 +148,74 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
+    decided: Decided | None = None,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and apply the memory features just as the job has them.
 
     `tell` is given a sentence for everything that turned out otherwise than asked. `scratch` is a folder for what may be
-    used again and may be deleted: compiled code, and mapped blocks, which need it. `kept`: see `apply_features`.
+    used again and may be deleted: compiled code, and mapped blocks, which need it. `kept`, `decided`: see
+    `apply_features` and `use_decided`.
     """
     info = check_model_file(job.model)
     check_data(job, info)
+    if job.model.precision == "nf4":  # whose package is hidden until then
+        finish_importing_adapters()
     held = resolve(
         job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
     )
     for sentence in held.warnings:
         tell(sentence)
-    with _timed("Reading the model"):
+    warming = _start_kernels(job, device, info, held.dtype, scratch)
+    with timed("Reading the model"):
         model, masters = _load(info, held, job.memory, device, scratch)
-    with _timed("Adding the adapter"):
+    with timed("Waiting for peft"):
+        finish_importing_adapters()
+    with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         fuse_adapter(model)
-    with _timed("Trying the compiler and the kinds of attention"):
-        features = apply_features(model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters)
+    with timed("Trying the compiler and the kinds of attention"):
+        is_decided = decided is not None and use_decided(model, job, device, decided)
+        features = apply_features(
+            model, job, device, tell=tell, scratch=scratch, kept=kept, masters=masters, again=is_decided
+        )
+        if decided is not None and is_decided:
+            features = replace(features, attention=decided.name)
+    if warming is not None:
+        with timed("Waiting for the kernels"):
+            warming.wait()
     return Prepared(model, parameters, device, held.dtype, features)
 
 
+def _start_kernels(
+    job: Job, device: torch.device, info: CheckpointInfo, dtype: torch.dtype, scratch: Path | None
+) -> "Warming | None":
+    """Begin to make the kernels ready that the blocks will run by, if they will; it goes on beside the reading."""
+    if device.type != "cuda" or usable_mode(job, device, scratch, log.debug) != "kernels":
+        return None
+    from ..kernels.warm import Warming
+
+    return Warming(needs_of(job, info.config, device, dtype))
+
+
+def needs_of(job: Job, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> "Needs":
+    """The kernels that the blocks of the job's model run by; `dtype` is that of their arithmetic."""
+    from ..kernels.warm import Needs
+
+    precision = job.model.precision
+    weights = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
+    return Needs(
+        device=device,
+        dtype=dtype,
+        dim=sizes.dim,
+        ffn_dim=sizes.ffn_dim,
+        head_dim=sizes.dim // sizes.num_heads,
+        quantizes=precision == "fp8_compute",
+        weights=weights,
+    )
+
+
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
+def timed(what: str) -> Iterator[None]:
     """Log how long it took."""
     start = time.perf_counter()
     yield

@@ -95,6 +95,16 @@ def tell_choice(events: EventWriter, choice: Choice, message: str, **fields: Any
         vram=choice.vram,
         ram=choice.ram,
         seconds=round(choice.seconds, 4),
+        start_seconds=round(choice.start_seconds, 2),
+        sizes_seconds=round(choice.sizes_seconds, 2),
+        sizes={
+            str(tokens): {
+                "share": round(size.share, 4),
+                "seconds": round(size.seconds, 4),
+                "first_seconds": round(size.first, 3),
+            }
+            for tokens, size in choice.sizes.items()
+        },
         message=message,
     )
 
@@ -222,6 +232,8 @@ def _difference(old: Choice, new: Choice) -> str:
         "offload_optimizer": f"the optimizer's state {'in main memory' if plan.offload_optimizer else 'on the GPU'}",
         "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
         "stream_from": f"blocks streamed from {plan.stream_from} memory",
+        "cuda_graphs": "no CUDA graphs" if plan.cuda_graphs == "off" else "CUDA graphs",
+        "compile": {"off": "no compilation"}.get(plan.compile, f"blocks compiled ({plan.compile})"),
         "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the streamed blocks from disk",
     }
     found = [words[name] for name in differences(old.plan, plan)]

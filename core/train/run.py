@@ -12,6 +12,7 @@ import torch
 from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import adapter_state
+from ..memory.overhead import Others
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
 from .job import Job
@@ -36,8 +37,17 @@ class RunStoppedError(Exception):
     """Raised between two steps, after a checkpoint was written."""
 
 
-def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should_stop: Callable[[], bool]) -> Path:
+def run_job(
+    folder: RunFolder,
+    events: EventWriter,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    *,
+    others: Others | None = None,
+) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
+
+    `others`: what else is in the device's memory, where that was read before this process used it.
 
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
     before the model is loaded if the job cannot be trained here.
@@ -49,7 +59,7 @@ def run_job(folder: RunFolder, events: EventWriter, device: torch.device, should
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    with closing(RunPlan(job, device, events=events, scratch=folder.scratch_path)) as plan:
+    with closing(RunPlan(job, device, events=events, scratch=folder.scratch_path, others=others)) as plan:
         return _train(folder, job, events, plan, should_stop)
 
 
@@ -116,6 +126,7 @@ class LogStep:
             grad_norm=report.grad_norm,
             sigma=report.sigma,
             seconds=round(report.seconds, 4),
+            tokens=report.tokens,
             **fields,
         )
 

@@ -8,16 +8,21 @@ import torch
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
 from ..memory.advice import explain, what_would_fit
-from ..memory.card import measure_card, measure_free, read_fit
+from ..memory.card import measure_free
+from ..memory.overhead import TYPICAL, Others
+from ..memory.plan import is_graphed
 from ..memory.planner import Choice, Pins, Planner, Shortage
+from ..memory.probe import Probe
+from ..memory.shortages import Met
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features, can_compile
+from .features import Features, apply_features, usable_mode
 from .job import Job, MemoryOptions
+from .learnt import LearnCosts, Learnt
 from .loop import Callback
-from .measure import NUM_MEASURED, WARM_UP, Measure, cuda_peak, fit_kind
-from .planning import arithmetic, budget_bytes, make_planner, pins_of, plan_of, with_choice, with_compile_mode, within
-from .prepare import Prepared, check_data, check_model_file, prepare
+from .measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
+from .planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
+from .prepare import Prepared, check_data, check_model_file, prepare, timed
 from .recovery import Descent, Recovery, tell_choice
 
 
@@ -28,18 +33,22 @@ class RunPlan:
     says, and nothing is measured before memory has run out.
     """
 
-    def __init__(self, job: Job, device: torch.device, *, events: EventWriter, scratch: Path):
+    def __init__(
+        self, job: Job, device: torch.device, *, events: EventWriter, scratch: Path, others: Others | None = None
+    ):
         """Chooses. ConfigError for a job that does not go with its model, or for which no plan fits the GPU.
 
-        `scratch`: the folder for what may be used again and may be deleted, and for what is learnt of the device.
+        `scratch`: the folder for what may be used again and may be deleted, and for what is learnt of the device. `others`:
+        what else was in its memory before this process used it.
         """
         self._device, self._events, self._scratch = device, events, scratch
+        used_by_others = others.used(device) if others is not None else None
+        self._learnt = Learnt(device, scratch, used_by_others)
+        self._probe: Probe | None = None
         self._told: set[str] = set()
-        self._job = with_compile_mode(job, device)
+        self._job = job
         self._info = check_model_file(job.model)
         check_data(job, self._info)
-        if self._job.memory.compile != "off" and not can_compile(device, scratch, self._warn):
-            self._job = replace(self._job, memory=replace(self._job.memory, compile="off"))
         self._planner = self._plan_ahead()
         self._prepared: Prepared | None = None
         self._features = Features()
@@ -48,8 +57,10 @@ class RunPlan:
 
     def load(self) -> Prepared:
         """The model, as the plan has it, or the first leaner one with which it can be loaded."""
-        budget, is_cuda = budget_bytes(self._job.memory), self._device.type == "cuda"
-        if budget and is_cuda:
+        memory, is_cuda = self._job.memory, self._device.type == "cuda"
+        if memory.budget_gb and is_cuda:
+            card = self._probe.card if self._probe is not None else None
+            budget = budget_bytes(memory, TYPICAL if card is None else card.overhead)
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), self._device)
         if is_cuda:
@@ -70,10 +81,25 @@ class RunPlan:
     def callbacks(self) -> list[Callback]:
         """What compares the first steps with the plan, where there is one and the device counts its memory."""
         peak = cuda_peak(self._device)
-        is_disturbed = 0 < self._job.previews.every <= WARM_UP + NUM_MEASURED  # by a preview among these steps
-        if self._planner is None or peak() is None or is_disturbed:
+        if self._planner is None:
             return []
-        return [Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak)]
+        steps = self._job.loop.steps
+        found: list[Callback] = [AtTheEnd(steps, self._remember_success)]
+        is_first_turn = self._learnt.others is not None or self._device.type != "cuda"
+        found.append(
+            LearnCosts(
+                self._learnt,
+                self._planner,
+                lambda: self._descent.choice,
+                steps=steps,
+                peak=peak,
+                is_first_turn=is_first_turn,
+            )
+        )
+        is_disturbed = 0 < self._job.previews.every <= WARM_UP + NUM_MEASURED  # by a preview among these steps
+        if peak() is not None and not is_disturbed:
+            found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
+        return found
 
     def make_room(self) -> None:
         """Between two steps: give back what of the GPU's memory the next step takes anew."""
@@ -90,10 +116,21 @@ class RunPlan:
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
         """A choice that takes less than `failed`: as the user's options have it, or, where none does, without them."""
         planner = self._planner or self._measure(Pins())
+        free = planner.card.free
         planner = replace(planner, card=within(measure_free(planner.card, self._device), self._job.memory))
-        self._planner = planner
         described = failed if failed.estimates else planner.describe(failed.plan)
-        return planner.step_down(described, shortage) or replace(planner, pins=Pins()).step_down(described, shortage)
+        if shortage == "vram" and is_graphed(planner.task, failed.plan):
+            # Graphs hold their memory beside all else: the same without them is the first to try.
+            planner = replace(planner, task=replace(planner.task, graphs=False))
+            lower = replace(described, plan=replace(described.plan, cuda_graphs="off"))
+            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
+            return lower
+        self._planner = planner
+        lower = planner.step_down(described, shortage)
+        lower = lower or replace(planner, pins=Pins()).step_down(described, shortage)
+        if lower is not None and shortage == "vram":
+            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
+        return lower
 
     def explain(self, choice: Choice) -> str:
         """The choice in one line."""
@@ -115,28 +152,49 @@ class RunPlan:
 
     def _measure(self, pins: Pins) -> Planner:
         """A planner with what the device can do now, and what earlier runs have shown of it."""
-        card = measure_card(self._device, self._job.memory.attention)
-        planner = make_planner(self._job, self._info, self._device, card)
-        return replace(planner, pins=pins, fit=read_fit(self._scratch, planner.card, fit_kind(planner)))
+        with timed("Measuring the device"):
+            self._probe = self._learnt.probe(self._job, self._info)
+        return replace(self._learnt.planner(self._job, self._info, self._probe), pins=pins)
+
+    def _remember_success(self) -> None:
+        assert self._planner is not None, "only what was planned is watched"
+        self._learnt.remember_success(self._job, self._planner, self._descent.choice)
 
     def _choose(self) -> Choice:
+        """The plan to begin with, told; the job has its way to compile from here on."""
+        with timed("Choosing a plan"):
+            choice = self._choose_compiled()
+        with timed("Trying the kernels or the compiler"):
+            mode = usable_mode(with_choice(self._job, choice), self._device, self._scratch, self._warn)
+        if mode != choice.plan.compile:
+            memory = replace(self._job.memory, compile="off")
+            self._job = replace(self._job, memory=memory)
+            if self._planner is not None:
+                plan = replace(self._planner.plan, compile="off")
+                self._planner = replace(self._planner, plan=plan, compiles=("off",))
+            choice = self._choose_compiled()
+        if self._planner is not None:
+            tell_choice(self._events, choice, self.explain(choice), overhead=self._planner.card.overhead)
+        return choice
+
+    def _choose_compiled(self) -> Choice:
         planner = self._planner
         if planner is None:
-            plan = plan_of(self._job, arithmetic(self._job.model.precision, self._device))
-            return Choice(plan, {}, 0, 0, 0.0)
-        choice = planner.choose()
+            job = with_compile_mode(self._job, self._device)
+            return Choice(plan_of(job, arithmetic(job.model.precision, self._device)), {}, 0, 0, 0.0)
+        choice = planner.choose() or replace(planner, met=Met()).choose()  # what was short once may suffice now
         if choice is None:
             advice = what_would_fit(planner)
             if self._device.type != "cpu":
                 raise ConfigError(f"{advice} To try all the same, set plan to manual.")
             choice = planner.leanest()
             self._warn(f"{advice} On the CPU the run goes on with the leanest plan.")
-        tell_choice(self._events, choice, self.explain(choice))
         return choice
 
     def _load(self, choice: Choice) -> Prepared:
         job = with_choice(self._job, choice)
-        return prepare(job, self._device, tell=self._warn, scratch=self._scratch, kept=choice.kept)
+        decided = None if self._probe is None else self._probe.attention
+        return prepare(job, self._device, tell=self._warn, scratch=self._scratch, kept=choice.kept, decided=decided)
 
     def _apply(self, choice: Choice) -> None:
         """Put the choice on the model in the place of what is there; the kind of attention stays."""

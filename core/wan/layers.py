@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .ops import PLAIN, Ops, modulated_norm
+
 ROPE_THETA = 10000.0
 PARTS = ("self_attn", "cross_attn", "ffn")  # of a block, in order
 
@@ -25,6 +27,7 @@ class WanBlock(nn.Module):
         """`attends_image`: the cross-attention has a branch to the tokens of an image (Wan 2.1 I2V and FLF2V)."""
         super().__init__()
         self.eps = eps
+        self.ops = PLAIN
         self.self_attn = SelfAttention(dim, num_heads, eps)
         self.norm3 = LayerNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps, attends_image=attends_image)
@@ -55,19 +58,24 @@ class WanBlock(nn.Module):
         if part == "self_attn":
             return self._attend_video(x, time_mod, rope)
         if part == "cross_attn":
-            return x + self.cross_attn(self.norm3(x), context, image_context)
+            x, y = self.norm3.branch(x)
+            return x + self.cross_attn(y, context, image_context)
         assert part == "ffn"
         return self._feed_forward(x, time_mod)
 
     def _attend_video(self, x: Tensor, time_mod: Tensor, rope: Tensor) -> Tensor:
         shift, scale, gate = self._mods(time_mod, slice(0, 3))
-        y = self.self_attn(modulated_norm(x, shift, scale, self.eps), rope)
-        return gated_add(x, y, gate)
+        x, y = self.ops.modulated_norm(x, shift, scale, self.eps)
+        y = self.self_attn(y, rope)
+        return self.ops.gated_add(x, y, gate)
 
     def _feed_forward(self, x: Tensor, time_mod: Tensor) -> Tensor:
         shift, scale, gate = self._mods(time_mod, slice(3, 6))
-        y = run_layers(self.ffn, modulated_norm(x, shift, scale, self.eps))
-        return gated_add(x, y, gate)
+        inner, _, outer = self.ffn
+        x, y = self.ops.modulated_norm(x, shift, scale, self.eps)
+        y = run_layer(inner, y)
+        y = run_layer(outer, self.ops.gelu(y))
+        return self.ops.gated_add(x, y, gate)
 
     def _mods(self, time_mod: Tensor, rows: slice) -> tuple[Tensor, ...]:
         """Shift, scale and gate [B, T, D] of one part, in fp32."""
@@ -91,8 +99,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x [B, L, D], rope [2, L, K/2] -> [B, L, D]."""
         q, k, v = self.project(x)
-        q_BLNK = apply_rope(self.norm_q(q).unflatten(2, (self.num_heads, -1)), rope)
-        k_BLNK = apply_rope(self.norm_k(k).unflatten(2, (self.num_heads, -1)), rope)
+        q_BLNK = self.norm_q.rotated(q, rope)
+        k_BLNK = self.norm_k.rotated(k, rope)
         v_BLNK = v.unflatten(2, (self.num_heads, -1))
         return run_layer(self.o, self.attend(q_BLNK, k_BLNK, v_BLNK).flatten(2))
 
@@ -193,10 +201,15 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self.ops = PLAIN
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def rotated(self, x: Tensor, rope: Tensor) -> Tensor:
+        """x [B, L, D], rope [2, L, K/2] -> its norm, each head of it rotated [B, L, N, K]."""
+        return self.ops.rms_rope(x, self.weight, self.eps, rope)
 
 
 class LayerNorm(nn.Module):
@@ -205,12 +218,16 @@ class LayerNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self.ops = PLAIN
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
-        return functional.layer_norm(x.float(), weight.shape, weight, bias, self.eps).to(x.dtype)
+        return self.branch(x)[1]
+
+    def branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x, for the residual stream, and its norm."""
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Seam:
@@ -224,6 +241,13 @@ class Seam:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Seam":
         return self
+
+
+def set_ops(blocks: nn.Module, ops: Ops) -> None:
+    """Let all parts of the blocks compute with `ops`."""
+    for module in blocks.modules():
+        if isinstance(module, WanBlock | RMSNorm | LayerNorm):
+            module.ops = ops
 
 
 def modulation_parameter(num_rows: int, dim: int) -> nn.Parameter:
@@ -244,26 +268,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q_BNLK, k_BNSK, v_BNSK).transpose(1, 2)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift in fp32, result in x's dtype; x [B, L, D], shift and scale [B, T, D]."""
-    normed = by_timestep(functional.layer_norm(x.float(), x.shape[-1:], eps=eps), shift.shape[1])
-    return torch.addcmul(shift.unsqueeze(2), normed, 1 + scale.unsqueeze(2)).flatten(1, 2).to(x.dtype)
-
-
-def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y * gate in fp32, result in x's dtype; x and y [B, L, D], gate [B, T, D]."""
-    x_BTLD, y_BTLD = by_timestep(x.float(), gate.shape[1]), by_timestep(y.float(), gate.shape[1])
-    return torch.addcmul(x_BTLD, y_BTLD, gate.unsqueeze(2)).flatten(1, 2).to(x.dtype)
-
-
-def by_timestep(x: Tensor, num: int) -> Tensor:
-    """View of x [B, L, D] as [B, T, L/T, D]: the tokens of a frame lie together, and modulations [B, T, 1, D] broadcast.
-
-    One row per token would be gigabytes at the length of a video.
-    """
-    return x.unflatten(1, (num, -1))
-
-
 def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
     """Cosines and sines [2, F*H*W, K/2] of the rotary angles, fp32 on the CPU, tokens in (f, h, w) order.
 
@@ -282,29 +286,6 @@ def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
         angles.append(angle.view(shape).expand(*grid, -1))
     angle_LK = torch.cat(angles, dim=-1).reshape(math.prod(grid), head_dim // 2)
     return torch.stack([angle_LK.cos(), angle_LK.sin()]).float()
-
-
-def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs of neighbouring channels of x [B, L, N, K] by rope [2, L, K/2], in fp32; result in x's dtype."""
-    if torch.compiler.is_compiling():
-        return _rotate_by_swap(x, rope)
-    cos, sin = rope.unsqueeze(2).unbind(0)  # [L, 1, K/2]
-    # Halves are cast, not the whole: no fp32 copy of x is then written, nor of its gradient.
-    even, odd = (half.float() for half in x.unflatten(-1, (-1, 2)).unbind(-1))
-    rotated = [(even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype)]
-    return torch.stack(rotated, dim=-1).flatten(-2)
-
-
-def _rotate_by_swap(x: Tensor, rope: Tensor) -> Tensor:
-    """`apply_rope` as x cos + swap(x) (-sin, sin), which a compiler makes one pass of, together with the norm before it.
-
-    The halves it writes one by one, and stacks them in a pass of its own (torch 2.11: 2.3 times the time). Uncompiled, this
-    one has 8.25 times the bytes of x at its peak, in 16 bits, and the halves 5.5.
-    """
-    cos, sin = rope[:, :, None, :, None].unbind(0)  # [L, 1, K/2, 1]
-    pairs = x.unflatten(-1, (-1, 2)).float()
-    signs = torch.arange(-1, 2, 2, device=x.device)
-    return (pairs * cos + pairs.flip(-1) * (sin * signs)).flatten(-2).to(x.dtype)
 
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:

@@ -30,8 +30,10 @@ from .layers import (
     rope_table,
     run_layer,
     run_layers,
+    set_ops,
     sinusoidal_embedding,
 )
+from .ops import PLAIN, Ops
 
 RunBlock = Callable[..., Tensor]  # (block, x, time_mod, rope, context[, image_context]) -> x
 
@@ -75,6 +77,7 @@ class WanTransformer(nn.Module):
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
         self._run_block = Seam(call_block)
         self.attend = attention
+        self._ops = PLAIN
         self._rope_cache: OrderedDict[tuple[tuple[int, int, int], torch.device], Tensor] = OrderedDict()
 
     @property
@@ -105,6 +108,16 @@ class WanTransformer(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, SelfAttention | CrossAttention):
                 module.attend = self._attend
+
+    @property
+    def ops(self) -> Ops:
+        """The element-wise arithmetic of all blocks; a deepcopy of the model keeps it. Assign others for faster code."""
+        return self._ops
+
+    @ops.setter
+    def ops(self, ops: Ops) -> None:
+        self._ops = ops
+        set_ops(self.blocks, ops)
 
     def forward(
         self,

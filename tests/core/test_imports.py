@@ -9,11 +9,13 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
 LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
-FOREIGN = {"torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging"} | LAZY
+FOREIGN = {
+    "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",
+} | LAZY  # fmt: skip
 LEVELS = {
     "errors": 0, "processes": 0, "paths": 0, "offline": 0, "lock_file": 1, "packages": 1, "limits": 1, "names": 1,
     "serial": 1, "sweep": 1, "safe_json": 2, "disk": 2, "locks": 2, "flow": 3, "data": 3, "wan": 3, "memory": 3,
-    "adapters": 4, "encoders": 4, "sample": 4, "train": 5, "launch": 6,
+    "adapters": 4, "encoders": 4, "sample": 4, "kernels": 5, "train": 6, "launch": 7,
 }  # fmt: skip
 
 

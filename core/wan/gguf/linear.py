@@ -30,6 +30,10 @@ class QuantizedLinear(nn.Module):
         values = torch.empty(out_features, device=device) if bias else None
         self.bias = None if values is None else nn.Parameter(values, requires_grad=False)
 
+    def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that this layer means, [out, in]."""
+        return _matrix(self.weight, self.quant, self.in_features, dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] in the bias' dtype -> [..., out]."""
         # Where there is nothing to differentiate, torch.compile (2.11) cannot trace an autograd function with a context.

@@ -3,11 +3,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from wan_train.core.adapters import setup
 from wan_train.core.adapters.formats import LoraModule, parse_modules, to_tensors
 from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, adapter_state, add_adapter, load_adapter
 from wan_train.core.errors import ConfigError, ModelFileError
@@ -348,3 +350,22 @@ def test_importing_early_leaves_other_packages_to_those_who_need_them(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=PACK, check=True, env=environment)
+
+
+def test_importing_beside_other_work_is_done_once_and_its_failure_is_told(monkeypatch):
+    calls = []
+    monkeypatch.setattr(setup, "import_adapters", lambda: calls.append(threading.current_thread().name))
+    importing = setup._Importing()
+    importing.begin()
+    importing.begin()
+    importing.finish()
+    assert calls == ["peft", "MainThread"]
+
+    def fail():
+        raise ImportError("No module named 'peft'")
+
+    monkeypatch.setattr(setup, "import_adapters", fail)
+    importing = setup._Importing()
+    importing.begin()
+    with pytest.raises(ImportError, match="peft"):
+        importing.finish()

@@ -72,9 +72,10 @@ def serve() -> None:
     import wantrain
 
     wantrain.load_pack()
+    from wan_train.core.adapters.setup import import_adapters
     from wan_train.core.launch import worker
 
-    worker.import_adapters()
+    import_adapters()
     with contextlib.suppress(ImportError):  # peft imports it with the first adapter, in seconds
         importlib.import_module("bitsandbytes")
     for line in sys.stdin:

@@ -71,11 +71,11 @@ def test_a_card_with_little_memory_left_is_measured_with_smaller_sizes(monkeypat
     """As when a run in the middle of a shortage looks for a leaner plan."""
     tried, rates = [], card_module._rates
 
-    def rates_in_little(device, attention, divisor):
+    def rates_in_little(device, divisor):
         tried.append(divisor)
         if divisor < 16:
             raise torch.OutOfMemoryError
-        return rates(device, attention, divisor)
+        return rates(device, divisor)
 
     monkeypatch.setattr(card_module, "_rates", rates_in_little)
     assert measure_card(CPU).matmul > 0

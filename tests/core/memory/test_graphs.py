@@ -6,7 +6,8 @@ Without a GPU the recorder repeats what it was given; what a recorded step compu
 import pytest
 import torch
 from torch import nn
-from wan_train.core.memory.graphs import WARM_UP, Graphs
+from torch.multiprocessing.reductions import StorageWeakRef
+from wan_train.core.memory.graphs import PATIENCE, WARM_UP, Graphs
 
 
 class Recorder:
@@ -101,6 +102,83 @@ def test_a_gradient_of_before_is_kept_when_the_first_graph_adds_to_it(model, gra
     clear(model)
     step(model.forward, *inputs(9))
     assert all(torch.allclose(f, b + g) for f, b, g in zip(found, before, gradients(model), strict=True))
+
+
+def test_the_largest_size_is_recorded_first_when_all_that_came_are_known(model, graphs):
+    """Its freed memory holds that of every smaller one; of a smaller one it would not hold the larger."""
+    recorded = []
+    graphs._record = lambda act: recorded.append(len(model.calls)) or torch.enable_grad()(act)
+    rows_of_step = [2, 2, 3, 2, 5, 3, 5, 2]
+    for number, rows in enumerate(rows_of_step[:-1]):
+        step(graphs, *inputs(number, rows))
+        assert recorded == []  # a size came that is not known yet
+    model.calls.clear()
+    step(graphs, *inputs(9, 2))
+    assert [len(x) for x in model.calls] == [5, 3, 2, 2]  # each while it is recorded, then the step's own
+    assert len(recorded) == 2 * 3
+    step(graphs, *inputs(9, 5))
+    assert len(recorded) == 2 * 3
+
+
+def test_a_new_size_runs_without_graphs_beside_it_and_all_are_recorded_anew(model, graphs):
+    for number in range(3):
+        step(graphs, *inputs(number))
+    assert len(graphs._graphs) == 1
+    held = []
+    forward = graphs._forward
+    graphs._forward = lambda x, *, scale: held.append(len(graphs._graphs)) or forward(x, scale=scale)
+    for number in range(2):
+        step(graphs, *inputs(number, rows=7))
+    step(graphs, *inputs(4))
+    assert held[:2] == [0, 0]
+    assert [len(x) for x in model.calls[-3:]] == [7, 2, 2]
+    assert len(graphs._graphs) == 2
+
+
+def test_a_rare_size_does_not_hold_up_the_others(model, graphs):
+    for number in range(WARM_UP):
+        step(graphs, *inputs(number))
+    step(graphs, *inputs(0, rows=7))
+    for number in range(PATIENCE):
+        step(graphs, *inputs(number))
+    assert graphs._graphs == {}
+    step(graphs, *inputs(0))
+    assert len(graphs._graphs) == 1
+    step(graphs, *inputs(0, rows=7))
+    step(graphs, *inputs(0))
+    assert len(graphs._graphs) == 2
+
+
+def test_nothing_of_a_recorded_size_lives_on_but_its_output(told):
+    """Or the next size could not be recorded into the same memory."""
+
+    made = []
+
+    class Watched(Model):
+        def forward(self, x, *, scale):
+            hidden = self.inner(x).tanh()
+            made.append(StorageWeakRef(hidden.untyped_storage()))
+            return self.outer(hidden) * scale
+
+    class WatchingRecorder:
+        """Does the act when it is recorded, as CUDA's does, and asks what is left of the sizes before."""
+
+        def __init__(self):
+            self.alive = []
+
+        def __call__(self, act):
+            is_forward = act.__name__ == "run_forward"
+            if is_forward:
+                self.alive.append(sum(not each.expired() for each in made))
+            torch.enable_grad()(act)()
+            return torch.enable_grad()(act) if is_forward else lambda: None
+
+    model, record = Watched(), WatchingRecorder()
+    graphs = Graphs(model.forward, list(model.parameters()), tell=told.append, record=record)
+    for number, rows in enumerate((2, 2, 3, 3, 5, 5, 2)):
+        step(graphs, *inputs(number, rows))
+    assert record.alive == [0, 0, 0]
+    assert told == []
 
 
 def test_without_gradients_nothing_is_recorded(model, graphs):

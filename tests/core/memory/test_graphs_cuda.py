@@ -1,9 +1,11 @@
 """CUDA graphs of a real model's steps: the same losses and LoRA as without them, and memory given back."""
 
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from wan_train.core.memory import graphs as module
 from wan_train.core.train import features, planning
 from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
@@ -92,3 +94,48 @@ def test_what_cannot_be_recorded_runs_as_it_is(tmp_path, job: Job, recorded, mon
 def test_plans_in_which_the_host_has_to_do_something_have_none(tmp_path, job: Job, recorded, memory):
     train(tmp_path, replace(job, loop=replace(job.loop, steps=5)), "run", compile="off", **memory)
     assert recorded == []
+
+
+def _reserved_by(rows_of_step):
+    """Bytes that the steps leave reserved, and the most that they had, above the model; the graphs are in them."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 512)) for _ in range(8)]
+    model = nn.Sequential(*layers).to(CUDA)
+    told = []
+    graphs = module.Graphs(model.forward, list(model.parameters()), tell=told.append)
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    for rows in rows_of_step:
+        graphs(torch.randn(rows, 512, device=CUDA)).square().mean().backward()
+        model.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    assert told == []
+    found = torch.cuda.memory_reserved() - before, torch.cuda.max_memory_reserved() - before, len(graphs._graphs)
+    graphs.release()
+    return found
+
+
+def test_the_graphs_of_three_sizes_reserve_about_as_much_as_that_of_the_largest():
+    """Whatever the order in which they come; a step of a size that is new has no graphs' memory beside its own."""
+    largest, peak, _ = _reserved_by([16000] * 5)
+    warm = [8000, 12000, 16000] * module.WARM_UP
+    held, most, number = _reserved_by([*warm, 8000, 12000, 16000, 8000])
+    assert number == 3
+    assert held < 1.15 * largest
+    assert most < 1.15 * peak
+    early = [8000] * 4  # recorded before the others come
+    held, most, number = _reserved_by([*early, *warm, 8000, 12000, 16000])
+    assert number == 3
+    assert held < 1.15 * largest
+    assert most < 1.15 * peak
+
+
+def test_what_is_given_back_is_free(recorded):
+    before = torch.cuda.memory_reserved()
+    _reserved_by([4000] * 4)
+    assert len(recorded) == 2
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 32 * 2**20

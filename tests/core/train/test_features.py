@@ -99,7 +99,7 @@ def test_a_plan_put_on_after_another_has_its_own_pieces(job: Job):
 def count_pieces(model):
     """Calls of a block's feed-forward in a forward of 512 tokens."""
     block, found = model.blocks[0], []
-    hook = block.ffn[1].register_forward_hook(lambda *_: found.append(1))
+    hook = block.ffn[0].register_forward_hook(lambda *_: found.append(1))
     dim = model.config.dim
     context = torch.zeros(1, 3, dim)
     with torch.no_grad():

@@ -11,9 +11,9 @@ from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.planning import (
     arithmetic,
     buckets_of,
-    compile_mode,
     make_planner,
     may_use_graphs,
+    num_batch_sizes,
     pins_of,
     plan_of,
     stored_block_bytes,
@@ -72,21 +72,17 @@ def test_the_planner_knows_the_job_and_its_choice_becomes_a_job(job: Job):
     assert with_choice(job, in_pieces).memory.ffn_pieces == 4
 
 
-def test_few_sizes_of_batches_are_compiled_one_by_one(job: Job):
-    """On a GPU; of nine, or of five with a smaller last batch each, one graph is made."""
-    (sample, *_), cuda = job.data.samples, torch.device("cuda")
+def test_smaller_last_batches_are_sizes_of_their_own(job: Job):
+    sample = job.data.samples[0]
 
-    def mode(count, device=cuda, repeats=1, **options):
-        samples = tuple(replace(sample, shape=(16, 1, 4, 2 * n), repeats=repeats) for n in range(1, count + 1))
-        changed = replace(job, data=replace(job.data, samples=samples), loop=replace(job.loop, **options))
-        return compile_mode(changed, device)
+    def count(number, repeats=1, **options):
+        samples = tuple(replace(sample, shape=(16, 1, 4, 2 * n), repeats=repeats) for n in range(1, number + 1))
+        data, loop = replace(job.data, samples=samples), replace(job.loop, **options)
+        return num_batch_sizes(replace(job, data=data, loop=loop))
 
-    assert [mode(count) for count in (1, 8, 9)] == ["static", "static", "dynamic"]
-    assert mode(5, repeats=3, batch_size=2) == "dynamic"
-    assert mode(5, repeats=4, batch_size=2) == "static"
-    assert mode(1, CPU) == mode(9, CPU) == "off"
-    chosen = replace(job, memory=MemoryOptions(compile="dynamic"))
-    assert compile_mode(chosen, CPU) == compile_mode(chosen, cuda) == "dynamic"
+    assert [count(number) for number in (1, 8, 9)] == [1, 8, 9]
+    assert count(5, repeats=3, batch_size=2) == 10
+    assert count(5, repeats=4, batch_size=2) == 5
 
 
 def test_cuda_graphs_are_for_few_sizes_of_small_batches(job: Job):

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.memory.card import Fit, measure_card, read_fit
 from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES, Pins, Planner
-from wan_train.core.train import loop, run_plan
+from wan_train.core.memory.probe import Probe
+from wan_train.core.train import learnt, loop, run_plan
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import Trainer
@@ -42,7 +43,7 @@ def card():
 @pytest.fixture
 def deep(job: Job, deep_model, card, monkeypatch):
     """A job whose model has some blocks; its device is measured once for all tests."""
-    monkeypatch.setattr(run_plan, "measure_card", lambda *_: card)
+    monkeypatch.setattr(learnt, "probe", lambda *_, **__: Probe(card=card))
     return replace(job, model=deep_model, loop=replace(job.loop, steps=4))
 
 
@@ -122,11 +123,15 @@ def test_a_plan_is_told_before_the_model_is_loaded(tmp_path, deep: Job, plain, m
     assert event["message"].startswith("0.1M fp32, 32x32x5: 0.")
     assert " of 3.0 GB, about " in event["message"]
     assert "nothing computed twice" in event["message"]
-    assert event["message"].endswith("for 4 steps")
+    assert " in all for 4 steps: start " in event["message"]
+    assert "first step of 2 sizes" in event["message"]
     assert 0 < event["vram"] < 3 * 2**30
     assert event["ram"] > 0
     assert event["seconds"] > 0
     assert "step" not in event
+    assert event["start_seconds"] > 0
+    assert event["sizes_seconds"] > 0
+    assert sum(size["share"] for size in event["sizes"].values()) == pytest.approx(1.0, abs=1e-3)
     assert plans(tmp_path, "planned") == told
 
 
@@ -263,7 +268,7 @@ def test_a_state_of_8_bits_stays_and_that_is_told(tmp_path, job: Job):
 
 def test_the_card_is_measured_once(tmp_path, deep: Job, short_of_memory, card, monkeypatch):
     measured = []
-    monkeypatch.setattr(run_plan, "measure_card", lambda device, _: measured.append(device) or card)
+    monkeypatch.setattr(learnt, "probe", lambda device, *_, **__: measured.append(device) or Probe(card=card))
     short_of_memory.append(1)
     train(tmp_path, replace(deep, memory=LARGE), "short")
     assert len(plans(tmp_path, "short")) == 2
@@ -317,6 +322,53 @@ def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkey
     assert second["seconds"] == pytest.approx(first["seconds"] * fit.time, abs=2.5e-4)  # of rounded ones
 
 
+def test_the_next_run_does_not_meet_the_same_shortage(tmp_path, deep: Job, plain, short_of_memory):
+    """Nor does one of another expert; one on other clips has not met it."""
+    losses, _ = plain
+    job = replace(deep, memory=LARGE)
+    short_of_memory.append(2)
+    train(tmp_path, job, "short")
+    planned, changed = plans(tmp_path, "short")
+    found, _, warnings = train(tmp_path, job, "again")
+    assert found == losses
+    assert warnings == []
+    (second,) = plans(tmp_path, "again")
+    assert second["vram"] <= changed["vram"] < planned["vram"]
+    other = replace(job, data=replace(job.data, samples=job.data.samples[:1]))
+    train(tmp_path, other, "other")
+    assert plans(tmp_path, "other")[0]["plan"] == planned["plan"]
+
+
+def test_a_shortage_is_forgotten_when_a_larger_plan_has_succeeded(tmp_path, deep: Job, short_of_memory):
+    job = replace(deep, memory=LARGE)
+    short_of_memory.append(2)
+    train(tmp_path, job, "short")
+    planned, _ = plans(tmp_path, "short")
+    path = tmp_path / "cache" / "shortages-planner-cpu.json"
+    assert '"share"' in path.read_text()
+    larger = replace(job, memory=replace(LARGE, checkpointing=False))  # as the user wants it
+    train(tmp_path, larger, "larger")
+    assert plans(tmp_path, "larger")[0]["plan"] == planned["plan"]
+    assert '"share"' not in path.read_text()
+    train(tmp_path, job, "after")
+    assert plans(tmp_path, "after")[0]["plan"] == planned["plan"]
+
+
+def test_graphs_are_the_first_to_go(tmp_path, deep: Job, card):
+    """They hold memory beside all else, and take a little time when they are gone."""
+    events = EventWriter(tmp_path / "events.jsonl")
+    plan = RunPlan(replace(deep, memory=LARGE), CPU, events=events, scratch=tmp_path)
+    planner = plan._planner
+    plan._planner = replace(planner, task=replace(planner.task, graphs=True))
+    graphed = plan._planner.describe(replace(planner.plan, cuda_graphs="auto", checkpointing=False))
+    lower = plan.step_down(graphed, "vram")
+    assert lower.plan == replace(graphed.plan, cuda_graphs="off")
+    least = plan.step_down(lower, "vram")
+    assert least.vram < lower.vram
+    again = RunPlan(replace(deep, memory=LARGE), CPU, events=events, scratch=tmp_path)
+    assert not again._planner.met.graphs
+
+
 def test_nothing_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
     train(tmp_path, replace(deep, loop=replace(deep.loop, steps=12), memory=LARGE), "run")
     assert not list((tmp_path / "cache").glob("planner-*"))
@@ -335,10 +387,10 @@ def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):
 
 
 def test_a_system_that_does_not_tell_its_memory_trains_all_the_same(tmp_path, deep: Job, plain, monkeypatch):
-    def refuse(device, attention):
+    def refuse(*_, **__):
         raise OSError("The free memory of this system cannot be read: install psutil.")
 
-    monkeypatch.setattr(run_plan, "measure_card", refuse)
+    monkeypatch.setattr(learnt, "probe", refuse)
     found, _, warnings = train(tmp_path, replace(deep, memory=LARGE), "unknown")
     assert found == plain[0]
     assert len(warnings) == 1

@@ -7,8 +7,9 @@ from torch.utils.checkpoint import checkpoint
 from wan_train.core.errors import ConfigError
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.keys import to_official
-from wan_train.core.wan.layers import apply_rope, rope_table
+from wan_train.core.wan.layers import rope_table
 from wan_train.core.wan.model import WanTransformer
+from wan_train.core.wan.ops import apply_rope
 
 FP32_TOLERANCE = 1e-5
 TI2V_5B = {

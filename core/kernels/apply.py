@@ -1,0 +1,22 @@
+"""Kernels put on a model: its arithmetic, the products of its linear layers, and how its blocks are run again."""
+
+from ..memory.precision.fp8_compute import Fp8ComputeLinear
+from ..memory.recipes import Recipes
+from ..memory.rerun import keepable
+from ..wan.model import WanTransformer
+from .blocks import use_functions
+from .ops import KernelOps
+
+
+def use_kernels(model: WanTransformer) -> tuple[KernelOps, Recipes]:
+    """Let the blocks' arithmetic run by kernels, in place. The attention, set before, can then be kept by `Rerun`.
+
+    The linear layers' products are the caller's to put on: see `linears.make_product`, which wants these `ops`.
+    """
+    recipes = Recipes()
+    quantize = any(isinstance(layer, Fp8ComputeLinear) for layer in model.blocks.modules())
+    ops = KernelOps(recipes, quantize=quantize)
+    model.ops = ops
+    use_functions(model.blocks, ops)
+    model.attend = keepable(model.attend)
+    return ops, recipes

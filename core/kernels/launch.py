@@ -1,0 +1,67 @@
+"""Launches of Triton's kernels with little work of the host's.
+
+Triton's own launch looks at every argument, each time, to find out what it has compiled: 20 to 50 microseconds, of hundreds of
+launches in a block. Here a compiled kernel is found by the few things that these kernels are compiled for, and launched by
+itself. Where Triton has no such way, or another one than is known here, its own is taken.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+# Compiled kernels take all arguments of their function, constants included, since 3.3; before that, something else.
+_direct = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
+_compiled: dict[Any, Any] = {}
+_get_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # type: ignore[reportPrivateImportUsage]
+ALIGNMENT = 16  # bytes: what Triton asks of all addresses to load several numbers at once
+LARGEST = 2**31  # whole numbers from here on have another type
+
+
+def launch(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tuple[Any, ...], warps: int) -> None:
+    """kernel[grid](*args, *constants, num_warps=warps).
+
+    `args`: tensors, the first of them one of the device; None; and numbers for which the kernel is not specialized.
+    `constants`: all tl.constexpr, which come last in the kernel's signature.
+    """
+    places, kinds, largest = 0, [], 0
+    for each in args:
+        if isinstance(each, Tensor):
+            places |= each.data_ptr()
+            kinds.append(each.dtype)
+        elif each is None:
+            kinds.append(None)
+        elif each.__class__ is int:
+            largest |= each
+    device = args[0].get_device()
+    if places % ALIGNMENT or largest >= LARGEST:
+        kernel[grid](*args, *constants, num_warps=warps)
+        return
+    key = (id(kernel), device, warps, constants, *kinds)  # the kernels of this folder last as long as the process
+    found = _compiled.get(key)
+    if found is None:
+        found = compile_first(kernel, grid, args, constants, warps)
+        if found is not None:
+            _compiled[key] = found
+        return
+    try:
+        found[grid](*args, *constants, stream=_get_stream(device) if device >= 0 else None)
+    except TypeError:  # other arguments than are known here
+        _forget()
+        kernel[grid](*args, *constants, num_warps=warps)
+
+
+def compile_first(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tuple[Any, ...], warps: int) -> Any:
+    """Launch by Triton's own way; what can be launched directly from now on, or None."""
+    found = kernel[grid](*args, *constants, num_warps=warps)
+    usable = _direct and _get_stream is not None and hasattr(found, "__getitem__")
+    return found if usable else None
+
+
+def _forget() -> None:
+    global _direct
+    _direct = False
+    _compiled.clear()

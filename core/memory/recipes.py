@@ -1,0 +1,130 @@
+"""What autograd keeps of a block, less what is quickly made again: of such a tensor the way to make it is kept.
+
+A block's products and attention are dear to compute, and what lies between them, norms and a GELU, is one pass over memory.
+Autograd keeps the inputs of products and of attention, which are results of such passes, beside the passes' own inputs. Here
+a result is noted with the function and the inputs that it comes from, and made again when the backward asks for it.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+Make = Callable[..., Tensor]
+
+
+class Recipes:
+    """Notes how results are made, within `keep`; elsewhere notes are no work."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        # Of a tensor that is kept as it is: itself, or a copy where its memory may change until the backward.
+        self.own: Callable[[Tensor], Tensor] = _same
+
+    @contextmanager
+    def keep(self, x: Tensor, given: "Given", unread: object = None) -> "Iterator[None]":
+        """While a block runs with the input x, which is not kept: `given` holds it when the backward comes.
+
+        `unread`: the layer whose result nobody reads, see `is_unread`.
+        """
+        before = getattr(self._local, "notes", None), getattr(self._local, "unread", None)
+        notes = _Notes(x, given, self.own)
+        self._local.notes, self._local.unread = notes, unread
+        try:
+            with saved_tensors_hooks(notes.pack, _unpack):
+                yield
+        finally:
+            self._local.notes, self._local.unread = before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recipes":
+        """A copied model has the same."""
+        return self
+
+    def note(self, y: Tensor, make: Make, *inputs: Tensor) -> None:
+        """`y`, as it is in memory, is what `make(*inputs)` gives."""
+        notes = getattr(self._local, "notes", None)
+        if notes is not None:
+            notes.add(y, make, inputs)
+
+    def keeper(self, x: Tensor) -> "Callable[[], Tensor]":
+        """What gives x, while a backward runs: x itself is kept only if it is not to be given, or made again."""
+        notes = getattr(self._local, "notes", None)
+        packed = x if notes is None else notes.pack(x.detach())
+        return lambda: _unpack(packed)
+
+    def is_unread(self, layer: object) -> bool:
+        """Whether this layer's result is not needed: the last product of a block that runs again for its gradients.
+
+        A stand-in of the right shape, whose numbers all lie in one place, may be given for it.
+        """
+        return layer is getattr(self._local, "unread", None)
+
+
+class Given:
+    """Where a block's backward puts its input."""
+
+    x: Tensor | None = None
+
+
+class _View(NamedTuple):
+    """Of the memory of a tensor that is made again, or given."""
+
+    source: "_Recipe | Given"
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # in the source's memory, of one that is given from its own first number
+
+
+class _Recipe(NamedTuple):
+    make: Make
+    inputs: tuple[Any, ...]  # as `_Notes.pack` gives them
+
+
+class _Notes:
+    def __init__(self, x: Tensor, given: Given, own: Callable[[Tensor], Tensor]) -> None:
+        self._own = own
+        self._x, self._given, self._start = _place(x), given, int(x.storage_offset())
+        self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
+
+    def add(self, y: Tensor, make: Make, inputs: tuple[Tensor, ...]) -> None:
+        self._made[y.untyped_storage().data_ptr()] = weakref.ref(y), make, inputs
+
+    def pack(self, tensor: Tensor) -> Any:
+        """What is kept in the place of `tensor`."""
+        if tensor.numel() == 0:
+            return tensor
+        place = _place(tensor)
+        if place == self._x:
+            return _view(tensor, self._given, self._start)
+        found = self._made.get(place[0])
+        # As long as the noted tensor lives, nothing else lies where it is.
+        if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
+            return self._own(tensor)
+        return _view(tensor, _Recipe(found[1], tuple(self.pack(each.detach()) for each in found[2])))
+
+
+def _place(tensor: Tensor) -> tuple[int, Any]:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype
+
+
+def _view(tensor: Tensor, source: "_Recipe | Given", start: int = 0) -> _View:
+    return _View(source, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()) - start)
+
+
+def _unpack(packed: Any) -> Tensor:
+    if not isinstance(packed, _View):
+        return packed
+    source = packed.source
+    if isinstance(source, Given):
+        assert source.x is not None
+        return source.x.as_strided(packed.size, packed.stride, source.x.storage_offset() + packed.offset)
+    made = source.make(*map(_unpack, source.inputs))
+    return made.as_strided(packed.size, packed.stride, packed.offset)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,206 @@
+"""Checkpointing of blocks that run in plain Python by kernels of their own; see `checkpointing` for the others.
+
+A block's backward runs it again, or has kept what is dear to compute from the forward. Either way what is quickly made is
+made again only when it is needed (`recipes`), and the last product of a block that runs again is left out: nobody reads it.
+PyTorch's own checkpoint watches every operator to keep some results; here nothing is watched but the attention.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
+
+from .recipes import Given, Recipes
+from .recompute import keep_self_attention
+
+Keep = Literal["nothing", "attention", "all"]
+RunBlock = Callable[..., Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class _Attention(threading.local):
+    """How this thread's self-attention is to be run: (mode, whether it is for the first time)."""
+
+    now: tuple[AbstractContextManager[Any], bool] | None = None
+
+
+_attention = _Attention()
+
+
+def keepable(attend: Attend) -> Attend:
+    """`attend`, whose result `Rerun` can keep if it is self-attention."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if _attention.now is None or q.shape != k.shape:
+            return attend(q, k, v)
+        mode, is_first = _attention.now
+        if not is_first:
+            with mode:
+                return attend(q, k, v)
+        # With gradients, without which it would not give all that its backward needs. What autograd would keep of this run,
+        # which nobody goes back through, is dropped: the kept results hold its node, and so q, k and v.
+        with torch.enable_grad(), mode, saved_tensors_hooks(_drop, _drop):
+            return attend(q.detach().requires_grad_(), k.detach(), v.detach()).detach()
+
+    return run
+
+
+def _drop(_tensor: object) -> None:
+    """In the place of a tensor that no backward asks for."""
+
+
+class Rerun:
+    """Runs blocks, or parts of them, so that little is kept for their backward."""
+
+    def __init__(self, recipes: Recipes) -> None:
+        """`recipes`: those in which the block's own arithmetic notes what is quickly made."""
+        self.recipes = recipes
+        self._parameters: WeakKeyDictionary[nn.Module, tuple[nn.Parameter, ...]] = WeakKeyDictionary()
+
+    def __call__(
+        self, run: RunBlock, keep: Keep, last: nn.Module | None, block: nn.Module, x: Tensor, *others: Any
+    ) -> Tensor:
+        """run(block, x, *others), which keeps x, and what `keep` says. Of `others` none gets a gradient.
+
+        `last`: the layer whose product is added to the residual stream at the end.
+        """
+        if not torch.is_grad_enabled():
+            return run(block, x, *others)
+        trained = self._trained(block)
+        if not (x.requires_grad or trained):
+            return run(block, x, *others)
+        call = _Call(self.recipes, run, keep, last, block, others)
+        return _Run.apply(x, call, *trained)  # type: ignore[no-any-return]
+
+    def _trained(self, block: nn.Module) -> tuple[nn.Parameter, ...]:
+        if block not in self._parameters:
+            self._parameters[block] = tuple(p for p in block.parameters() if p.requires_grad)
+        return self._parameters[block]
+
+
+class _Call:
+    """One run of a block, from its forward to its backward."""
+
+    def __init__(
+        self,
+        recipes: Recipes,
+        run: RunBlock,
+        keep: Keep,
+        last: nn.Module | None,
+        block: nn.Module,
+        others: tuple[Any, ...],
+    ) -> None:
+        self._recipes, self._run, self._last, self._block, self._others = recipes, run, last, block, others
+        self._keep: Keep = keep
+        self._kept: _Graph | None = None
+        self._modes: Any = None
+        self._random = None if keep == "all" else _Random.of(block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._keep == "all":
+            self._kept = _Graph(self._recipes, self._run, None, self._block, x, self._others)
+            return self._kept.y.detach()
+        if self._keep == "attention":
+            self._modes = create_selective_checkpoint_contexts(keep_self_attention)
+            return self._attending(True, self._run, self._block, x, *self._others)
+        return self._run(self._block, x, *self._others)
+
+    def backward(self, x: Tensor, grad: Tensor, parameters: tuple[Tensor, ...], *, of_x: bool) -> tuple[Any, ...]:
+        graph, self._kept = self._kept, None
+        if graph is None:
+            random = nullcontext() if self._random is None else self._random
+            with random:
+                inputs = self._recipes, self._run, self._last, self._block, x, self._others
+                graph = self._attending(False, _Graph, *inputs) if self._modes else _Graph(*inputs)
+        graph.given.x = x
+        wanted = [graph.edge, *parameters] if of_x else list(parameters)
+        found = torch.autograd.grad(graph.y, wanted, grad, allow_unused=True)
+        return found if of_x else (None, *found)
+
+    def _attending(self, is_first: bool, act: Callable[..., Any], *inputs: Any) -> Any:
+        before, _attention.now = _attention.now, (self._modes[0 if is_first else 1], is_first)
+        try:
+            return act(*inputs)
+        finally:
+            _attention.now = before
+
+
+class _Graph:
+    """A block's run with gradients: its result, and the edge at which its input's gradient arrives."""
+
+    def __init__(
+        self,
+        recipes: Recipes,
+        run: RunBlock,
+        unread: nn.Module | None,
+        block: nn.Module,
+        x: Tensor,
+        others: tuple[Any, ...],
+    ) -> None:
+        self.given = Given()
+        with torch.enable_grad():
+            # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
+            # Without x's history, in which a part of a block would find the block's parameters once more.
+            entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
+            assert isinstance(entry, Tensor)
+            self.edge = get_gradient_edge(entry)
+            with recipes.keep(x, self.given, unread):
+                self.y = run(block, entry, *others)
+
+
+class _Entry(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:  # noqa: ARG004
+        return None, None
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.call, ctx.parameters = call, parameters
+        return call.forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (x,), call = ctx.saved_tensors, ctx.call
+        of_x, *of_parameters = call.backward(x, *grads, ctx.parameters, of_x=ctx.needs_input_grad[0])
+        return of_x, None, *of_parameters
+
+
+_droppers: WeakKeyDictionary[nn.Module, list[nn.Dropout]] = WeakKeyDictionary()
+
+
+class _Random:
+    """Random numbers as they were: those of dropout come again."""
+
+    def __init__(self) -> None:
+        self._cpu, self._devices = torch.get_rng_state(), get_device_states()
+        self._forks: Any = None
+
+    @classmethod
+    def of(cls, block: nn.Module) -> "_Random | None":
+        """None for a block that needs none."""
+        drops = _droppers.get(block)
+        if drops is None:  # looking through a block takes as long as some of its kernels
+            drops = _droppers[block] = [layer for layer in block.modules() if isinstance(layer, nn.Dropout)]
+        return cls() if any(layer.p > 0 and layer.training for layer in drops) else None
+
+    def __enter__(self) -> None:
+        self._forks = torch.random.fork_rng(devices=self._devices[0])
+        self._forks.__enter__()
+        torch.set_rng_state(self._cpu)
+        set_device_states(*self._devices)
+
+    def __exit__(self, *error: object) -> None:
+        self._forks.__exit__(*error)

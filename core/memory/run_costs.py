@@ -1,0 +1,128 @@
+"""What a run takes beside its steady steps: its start, and the first step of each size. Seconds.
+
+The numbers are those of the 14B model on an H100 (fp8 files in the page cache); what a machine has shown itself in runs
+before takes their place.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from ..disk import write_atomic
+from .plan import Plan
+
+# From the process's start to the first step, without reading the model: imports, the GPU's context, the adapter.
+START = 11.0
+PROBE = 8.0  # more where the device has not been measured yet
+READ_RATE = 3e9  # bytes of model files a second, onto the device in the form that they are held in
+END = 1.0  # the LoRA's file, and the checkpoint of the last step
+GRAPH = 0.5  # to record the CUDA graphs of one size
+# More than a steady step, by how blocks are compiled: once in a run, and for each kind of block at each size. What the
+# compiler made before is found again where it is kept.
+ONCE = {"off": 1.0, "kernels": 2.0, "static": 8.0, "dynamic": 100.0}
+KIND = {"off": 0.1, "kernels": 0.2, "static": 12.0, "dynamic": 0.5}
+KIND_AGAIN = {"static": 6.0, "dynamic": 0.5}
+_OTHER = "off"  # what a way to compile that is not named here is taken for
+_FACTORS = (0.1, 10.0)  # measured over the numbers above; what is beyond is a measurement of something else
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCosts:
+    """What is known of a machine and of a run on it."""
+
+    file_bytes: int = 0  # of the model
+    is_probed: bool = True  # the device has been measured before
+    start: float = 1.0  # times what is assumed of the start
+    kinds: Mapping[str, float] = field(default_factory=dict)  # times what is assumed of a kind, by way to compile
+    compiled: Collection[str] = ()  # keys of what was compiled before; see `key`
+
+    def start_seconds(self) -> float:
+        """To the first step, and from the last one to the LoRA."""
+        return self.start * assumed_start(self.file_bytes, is_probed=self.is_probed) + END
+
+    def size_seconds(self, compile: str, kinds: Collection[str]) -> float:
+        """Of the first step of a size, more than a steady one; `kinds`: keys of its kinds of block."""
+        factor = self.kinds.get(compile, 1.0)
+        return factor * sum(assumed_kind(compile, again=kind in self.compiled) for kind in kinds)
+
+    def once_seconds(self, compile: str) -> float:
+        """Of the first step of all, more than of any other first one."""
+        return ONCE.get(compile, ONCE[_OTHER])
+
+
+def assumed_start(file_bytes: int, *, is_probed: bool) -> float:
+    """From the process's start to the first step."""
+    return START + (0.0 if is_probed else PROBE) + file_bytes / READ_RATE
+
+
+def assumed_kind(compile: str, *, again: bool) -> float:
+    """Of one kind of block at a size that is new; `again`: it was compiled in a run before."""
+    first = KIND.get(compile, KIND[_OTHER])
+    return KIND_AGAIN.get(compile, first) if again else first
+
+
+def kinds_of_block(plan: Plan, num_layers: int) -> list[str]:
+    """The kinds of block that are compiled for a size: by what they keep, and their parts."""
+    if plan.split_blocks:
+        kept = (
+            {"kept"}
+            if plan.keep_attention == num_layers
+            else {"plain"}
+            if not plan.keep_attention
+            else {"kept", "plain"}
+        )
+        return [*(f"attention {each}" for each in sorted(kept)), "cross", "feed-forward"]
+    if not plan.checkpointing:
+        return ["nothing again"]
+    linears, attention = plan.keep_linears, max(plan.keep_attention, plan.keep_linears)
+    numbers = {"linears": linears, "attention": attention - linears, "plain": num_layers - attention}
+    return [f"{name} in {plan.ffn_pieces}" for name, number in numbers.items() if number]
+
+
+def key(version: str, plan: Plan, tokens: int, kind: str) -> str:
+    """Of a kind of block at a size, in what is kept of machines; `version` of all that compiled code depends on."""
+    return f"{version}; {plan.precision}; {plan.compile}; {tokens}; {kind}"
+
+
+def read_costs(path: Path) -> RunCosts:
+    """What runs before have shown; nothing where there is nothing, or damage."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {str(name): _limited(float(factor)) for name, factor in found["kinds"].items()}
+        return RunCosts(start=_limited(float(found["start"])), kinds=kinds, compiled=tuple(map(str, found["compiled"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return RunCosts()
+
+
+def write_costs(path: Path, costs: RunCosts) -> None:
+    """Keep them for the next run. RunError if the folder cannot be written."""
+    content = asdict(costs)
+    kept = {"start": content["start"], "kinds": content["kinds"], "compiled": sorted(costs.compiled)}
+    write_atomic(path, lambda file: file.write(json.dumps(kept, indent=1).encode()))
+
+
+def learnt(
+    costs: RunCosts,
+    *,
+    start: float | None,
+    compile: str,
+    extras: Collection[tuple[float, float]],
+    keys: Collection[str],
+) -> RunCosts:
+    """`costs` after a run, whose start took `start` seconds.
+
+    `extras`: of first steps, seconds beyond a steady one, as they were and as they are assumed.
+    """
+    if start is not None:
+        assumed = assumed_start(costs.file_bytes, is_probed=costs.is_probed)
+        costs = replace(costs, start=_limited(start / assumed))
+    assumed = sum(expected for _, expected in extras)
+    if assumed:
+        factor = _limited(max(sum(measured for measured, _ in extras), 0.0) / assumed)
+        costs = replace(costs, kinds={**costs.kinds, compile: factor})
+    return replace(costs, compiled=tuple(sorted({*costs.compiled, *keys})))
+
+
+def _limited(factor: float) -> float:
+    return min(max(factor, _FACTORS[0]), _FACTORS[1])

@@ -1,0 +1,162 @@
+"""From the command to the LoRA: a dry run on the CPU, and what is made of a run's diary."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from wan_train.benchmarks.datasets import Recipe, clips_of, shares, sizes_of_steps, write_run
+from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize
+from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
+from wan_train.benchmarks.time_to_lora import Run, add_row, table
+from wan_train.core.errors import ConfigError
+
+PACK = Path(__file__).resolve().parents[2]
+NAMES = {
+    *("dataset", "precision", "cap_gb", "steps", "cold", "ours_s", "ours_first_step_s", "ours_step_s", "promised_s"),
+    *("promised_gb", "peak_reserved_gb", "shortages", "peer", "peer_s", "peer_first_step_s", "peer_step_s"),
+}
+
+
+def step(number, time, seconds, reserved=10.0):
+    memory = {"allocated_gib": reserved - 1, "reserved_gib": reserved}
+    return {"event": "step", "step": number, "time": time, "seconds": seconds, **memory}
+
+
+def plan(**fields):
+    return {"event": "plan", "time": 101.0, "seconds": 2.0, "vram": 9 * 2**30, "message": "a plan", **fields}
+
+
+EVENTS = [
+    plan(start_seconds=5.0, sizes_seconds=3.0),
+    step(1, 110.0, 6.0),
+    step(2, 112.0, 2.0, 12.5),
+    step(3, 113.0, 1.0),
+]
+EVENTS += [plan(step=3), {"event": "warning", "message": "slow"}, step(4, 116.0, 2.2), step(5, 118.0, 1.9)]
+SIZES = ["clip", "clip", "picture", "clip", "clip"]
+CLOCK = Clock(100.0, 121.0, 120.0, 11.2, {"worker": 104.0})
+
+
+def test_the_dry_run_writes_a_row_and_one_for_a_longer_run(tmp_path):
+    out = tmp_path / "results" / "time.json"
+    command = [sys.executable, str(PACK / "benchmarks" / "time_to_lora.py"), "--small", "--work", str(tmp_path)]
+    asked = ["--run", "pictures steps=4 weights=fp32 cap=1", "--out", str(out)]
+    done = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row, long = json.loads(out.read_text())["rows"]
+    assert row.keys() >= NAMES
+    assert (row["dataset"], row["steps"], row["cold"], row["cap_gb"], row["done_steps"]) == (
+        "pictures",
+        4,
+        True,
+        1.0,
+        4,
+    )
+    assert row["ours_s"] > row["ours_first_step_s"] > row["worker_first_step_s"] > 0
+    assert 0 < row["promised_gb"] < 1
+    assert (row["shortages"], row["errors"], "extrapolated" in row) == (0, [], False)
+    assert (long["steps"], long["extrapolated"]) == (1000, True)
+    assert long["ours_s"] == pytest.approx(row["ours_s"] + 996 * row["ours_step_s"], abs=0.1)
+
+
+def test_a_row_is_what_the_diary_says():
+    row = summarize(EVENTS, SIZES, {"clip": 0.75, "picture": 0.25}, CLOCK, steps=5)
+    assert (row["ours_s"], row["ours_first_step_s"], row["worker_first_step_s"], row["process_s"]) == (20, 10, 6, 21)
+    assert row["sizes"] == {"clip": {"first_s": 6.0, "step_s": 2.0}, "picture": {"first_s": 1.0, "step_s": None}}
+    assert row["ours_step_s"] == 2.0  # a size that came once has no steady step
+    assert (row["promised_s"], row["promised_gb"], row["plan"]) == (5 + 3 + 5 * 2, 9.0, "a plan")
+    assert (row["peak_reserved_gb"], row["peak_allocated_gb"], row["smi_gb"]) == (12.5, 11.5, 11.2)
+    assert (row["shortages"], row["warnings"], row["done_steps"]) == (1, ["slow"], 5)
+    assert row["off_s"] == pytest.approx(20 / 18 - 1, abs=1e-3)
+
+
+def test_the_mean_step_is_by_the_shares_of_a_long_run():
+    events = [step(number + 1, 100.0 + number, seconds) for number, seconds in enumerate((9, 9, 4, 4, 1))]
+    sizes = ["clip", "picture", "clip", "clip", "picture"]
+    row = summarize(events, sizes, {"clip": 0.25, "picture": 0.75}, replace(CLOCK, lora=None), steps=5)
+    assert row["ours_step_s"] == 0.25 * 4 + 0.75 * 1
+    assert row["ours_s"] is None
+    assert longer({**row, "steps": 5}, 1000) is None
+
+
+def test_a_longer_run_has_more_steady_steps_on_both_sides():
+    row = {"steps": 5, **summarize(EVENTS, SIZES, {"clip": 1.0}, CLOCK, steps=5), "peer_s": 50.0, "peer_step_s": 4.0}
+    found = longer(row, 105)
+    assert (found["ours_s"], found["promised_s"], found["peer_s"]) == (20 + 200, 18 + 200, 50 + 400)
+    assert found["extrapolated"]
+
+
+def test_a_peer_has_times_of_its_own():
+    lines = [
+        {"shape": [1, 16, 1, 8, 8], "s": seconds, "time": 140.0 + at, "peak_reserved_gb": 2.147483648}
+        for at, seconds in enumerate((9.0, 1.0, 1.2, 1.1))
+    ]
+    found = read_peer(lines, 100.0, 150.0)
+    assert (found["peer_s"], found["peer_first_step_s"], found["peer_step_s"]) == (50.0, 40.0, 1.1)
+    assert (found["peer_done_steps"], found["peer_peak_reserved_gb"]) == (4, 2.0)
+    assert read_peer([], 100.0, None)["peer_s"] is None
+
+
+def test_the_datasets_are_of_true_size():
+    tokens = {
+        str(clip): clip.tokens(MODELS["14b"]) for name in ("pictures", "mixed", "portrait") for clip in clips_of(name)
+    }
+    assert {tokens[name] for name in map(str, clips_of("pictures"))} == {3600, 3572, 3588}
+    assert sum(clips_of("pictures").values()) == 20
+    assert tokens["832x480x33"] == tokens["480x832x33"] == 14040
+    assert (sum(clips_of("mixed").values()), sum(clips_of("portrait").values())) == (14, 16)
+
+
+def test_the_job_has_every_sample_and_its_steps_are_known(tmp_path):
+    model = tmp_path / "toy.safetensors"
+    write_checkpoint(model, MODELS["toy"], torch.float32)
+    recipe = Recipe(dataset="mixed", steps=14, cap_gb=2.0, second=True)
+    job = write_run(tmp_path / "run", tmp_path / "data", model, recipe, small=True)
+    assert (len(job.data.samples), job.stage, job.memory.budget_gb) == (14, "low", 2.0)
+    assert len({sample.latents_key for sample in job.data.samples}) == 14
+    small = clips_of("mixed", small=True)
+    steps = sizes_of_steps(job, 14)
+    assert {
+        Clip.parse(size): steps.count(size) for size in steps
+    } == small  # an epoch has each as often as it has samples
+    assert shares(job)["80x48x1"] == 2 / 14
+
+
+def test_a_run_is_read_as_it_is_written():
+    run = Run.parse("mixed steps=16 cap=8 precision=fp8 weights=fp8 compile=off warm")
+    assert run.head == {
+        "dataset": "mixed",
+        "weights": "fp8",
+        "precision": "fp8",
+        "cap_gb": 8.0,
+        "steps": 16,
+        "cold": False,
+        "start": "warm",
+        "options": "compile=off",
+    }
+    assert run.recipe.options == {"compile": "off"}
+    with pytest.raises(ValueError, match="no dataset 'films'"):
+        Run.parse("films")
+    with pytest.raises(ConfigError, match="speed"):
+        Run.parse("mixed speed=high")
+
+
+def test_a_row_takes_the_place_of_the_same_run(tmp_path, capsys):
+    report = {"rows": []}
+    head = {"model": "toy", **Run.parse("pictures steps=5").head}
+    for lora in (120.0, 110.0):
+        clock = replace(CLOCK, lora=lora)
+        add_row(report, {**head, **summarize(EVENTS, SIZES, {"clip": 1.0}, clock, steps=5)}, tmp_path / "out.json")
+    other = {"model": "toy", **Run.parse("pictures steps=5 warm").head}
+    add_row(report, {**other, **summarize(EVENTS, SIZES, {"clip": 1.0}, CLOCK, steps=5)}, tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["start"], row["steps"], row["ours_s"]) for row in rows] == [
+        *(("cold", 5, 10.0), ("cold", 1000, 2000.0)),
+        *(("warm", 5, 20.0), ("warm", 1000, 2010.0)),
+    ]
+    assert "| pictures | auto | none | 1,000 | cold | about 2000 s |" in table(rows)
+    assert '"ours_s": 10.0' in capsys.readouterr().out

@@ -1,0 +1,211 @@
+"""Blocks by kernels against plain autograd: by real ones on a GPU, else by what `reference` has for them.
+
+WAN_TRAIN_INTERPRET=1 with TRITON_INTERPRET=1 runs the kernels themselves on the CPU, which takes minutes.
+"""
+
+import copy
+import os
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+from wan_train.core.adapters.products import use_products
+from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.kernels.apply import use_kernels
+from wan_train.core.kernels.linears import make_product
+from wan_train.core.memory.attention import sdpa_attention
+from wan_train.core.memory.precision.fp8 import make_fp8
+from wan_train.core.memory.precision.int8 import make_int8
+from wan_train.core.memory.rerun import Rerun
+from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.layers import PARTS, rope_table
+from wan_train.core.wan.model import call_block
+from wan_train.tests.core.kernels import reference
+from wan_train.tests.core.wan.conftest import build_model, make_weights
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SMALL = {"dim": 48, "ffn_dim": 80, "num_heads": 4, "num_layers": 1, "text_dim": 16}
+CONFIG = WanConfig(**SMALL)
+CLIP_CONFIG = WanConfig(variant="i2v", in_dim=36, image_dim=24, **SMALL)
+KEEPS = ("nothing", "attention", "all")
+TARGETS = ("self_attn", "cross_attn", "ffn")
+MAKERS = {"fp8": make_fp8, "int8": make_int8}
+
+
+@pytest.fixture(autouse=True)
+def arithmetic(monkeypatch):
+    if DEVICE.type == "cpu" and os.environ.get("WAN_TRAIN_INTERPRET") != "1":
+        reference.put_in_place(monkeypatch)
+
+
+def make_block(config=CONFIG, precision="fp32", *, rank=2, alpha=2.0, dropout=0.0, targets=TARGETS):
+    model = build_model(config, make_weights(config)).to(DEVICE)
+    if precision in MAKERS:
+        for name, layer in list(model.blocks.named_modules()):
+            if isinstance(layer, nn.Linear):
+                made = MAKERS[precision](name, layer.weight.data, None, dtype=torch.float32, bias=layer.bias)
+                parent, _, child = name.rpartition(".")
+                setattr(model.blocks.get_submodule(parent), child, made)
+    add_adapter(model, AdapterOptions(rank=rank, alpha=alpha, dropout=dropout, targets=targets), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = (torch.randn(parameter.shape, generator=generator) / 8).to(DEVICE)
+    model.attend = sdpa_attention(None)
+    return model.train()
+
+
+def inputs(config=CONFIG, *, batch=1, frames=2, timesteps=1, dtype=torch.float32):
+    """x, what the block is given besides, and a gradient."""
+    generator = torch.Generator().manual_seed(2)
+    random = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE)  # noqa: E731
+    grid = (frames, 2, 3)
+    tokens = frames * 6
+    x = random(batch, tokens, config.dim).to(dtype)
+    others = [random(batch, timesteps, 6, config.dim), rope_table(grid, config.dim // config.num_heads).to(DEVICE)]
+    others += [random(batch, length, config.dim).to(dtype) for length in ((5, 4) if config.image_dim else (5,))]
+    return x, others, random(batch, tokens, config.dim).to(dtype)
+
+
+def gradients(model, run, x, others, grad, *, seed=0):
+    """The result, and the gradients of x and all factors."""
+    torch.manual_seed(seed)
+    x = x.clone().requires_grad_()
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    y = run(model.blocks[0], x, *others)
+    return [y.detach(), *torch.autograd.grad(y, [x, *factors], grad)]
+
+
+def with_kernels(model):
+    """A copy by kernels, and what runs its block so that it keeps what it is told to."""
+    model = copy.deepcopy(model)
+    ops, recipes = use_kernels(model)
+    use_products(model, partial(make_product, ops=ops), recipes.is_unread)
+    rerun = Rerun(recipes)
+    return model, lambda keep: lambda block, *given: rerun(call_block, keep, block.ffn[2], block, *given)
+
+
+def assert_close(found, expected, tolerance):
+    for number, (ours, plain) in enumerate(zip(found, expected, strict=True)):
+        error = (ours.double() - plain.double()).norm() / plain.double().norm()
+        assert error < tolerance, (number, tuple(plain.shape), error.item())
+
+
+def assert_keeps_agree(model, given, tolerance=2e-6, seed=0):
+    """All keeps, and no checkpoint, against the plain code; the keeps among themselves to the bit. Returns the results."""
+    expected = gradients(model, call_block, *given, seed=seed)
+    ours, keeping = with_kernels(model)
+    found = gradients(ours, call_block, *given, seed=seed)
+    assert_close(found, expected, tolerance)
+    for keep in KEEPS:
+        again = gradients(ours, keeping(keep), *given, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True)), keep
+    return found, expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "int8"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"batch": 2}, {"frames": 3, "timesteps": 3}, {"batch": 2, "timesteps": 2}], ids=str
+)
+def test_gradients_are_autograds(precision, shape):
+    assert_keeps_agree(make_block(precision=precision), inputs(**shape))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 1},
+        {"rank": 64, "alpha": 16.0},
+        {"targets": ("self_attn",)},
+        {"targets": ("ffn",)},
+        {"targets": ("cross_attn",), "alpha": 1.0},
+    ],
+    ids=str,
+)
+def test_adapters_of_all_kinds(options):
+    assert_keeps_agree(make_block(**options), inputs())
+
+
+def test_tokens_of_an_image():
+    assert_keeps_agree(make_block(CLIP_CONFIG), inputs(CLIP_CONFIG))
+
+
+def test_dropout_comes_again():
+    model = make_block(dropout=0.5)
+    found, _ = assert_keeps_agree(model, inputs(), seed=3)
+    other = gradients(model, call_block, *inputs(), seed=4)
+    assert not torch.equal(found[1], other[1])
+
+
+def test_parts_one_by_one_are_the_block():
+    model, _ = with_kernels(make_block())
+    x, others, grad = inputs()
+
+    def by_parts(block, x, *others):
+        for part in PARTS:
+            x = block.run_part(part, x, *others)
+        return x
+
+    whole, parts = (gradients(model, run, x, others, grad) for run in (call_block, by_parts))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_new_factors_are_seen_however_they_are_written():
+    model, keeping = with_kernels(make_block())
+    given = inputs()
+    before = gradients(model, keeping("all"), *given)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(1.5)  # of which autograd's count of versions does not know
+    after = gradients(model, keeping("all"), *given)
+    assert not torch.equal(before[0], after[0])
+    fresh, _ = with_kernels(model)
+    assert all(torch.equal(a, b) for a, b in zip(after, gradients(fresh, call_block, *given), strict=True))
+
+
+def test_adapter_turned_off():
+    model = make_block()
+    ours, keeping = with_kernels(model)
+    x, others, _ = inputs()
+    for each in (model, ours):
+        for layer in each.modules():
+            if hasattr(layer, "enable_adapters"):
+                layer.enable_adapters(False)
+    with torch.no_grad():
+        assert_close([keeping("all")(ours.blocks[0], x, *others)], [call_block(model.blocks[0], x, *others)], 2e-6)
+
+
+def test_two_blocks_share_the_memory_of_factors():
+    model, keeping = with_kernels(make_block(WanConfig(**{**SMALL, "num_layers": 2})))
+    x, others, grad = inputs()
+    first, second = model.blocks
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def both(run):
+        y = run(second, run(first, x, *others), *others)
+        return [y.detach(), *torch.autograd.grad(y, factors, grad)]
+
+    expected = both(call_block)
+    for keep in KEEPS:
+        assert all(torch.equal(a, b) for a, b in zip(both(keeping(keep)), expected, strict=True))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter rounds to bf16 in another way")
+@pytest.mark.parametrize("shape", [{}, {"batch": 2, "timesteps": 2}], ids=str)
+def test_bf16_is_as_near_as_plain_bf16(shape):
+    model = make_block()
+    exact = gradients(model, call_block, *inputs(**shape))
+    model.blocks.to(torch.bfloat16)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    given = inputs(**shape, dtype=torch.bfloat16)
+    plain = gradients(model, call_block, *given)
+    ours, keeping = with_kernels(model)
+    for keep in KEEPS:
+        found = gradients(ours, keeping(keep), *given)
+        for a, b, c in zip(found, plain, exact, strict=True):
+            assert (a - c).norm() < 1.3 * (b - c).norm() + 1e-3 * c.norm()

@@ -1,0 +1,223 @@
+"""The mode "kernels" with plain arithmetic in the place of Triton's, on the CPU: the same losses and weights as without it."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from wan_train.core.memory import chunking
+from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
+from wan_train.core.memory.products import dense_product
+from wan_train.core.memory.recompute import Kept, mark_kept
+from wan_train.core.train import features, kernel_mode
+from wan_train.core.train.job import Job, MemoryOptions
+from wan_train.core.train.planning import compile_mode
+from wan_train.core.train.prepare import needs_of, prepare
+from wan_train.core.wan.model import call_block
+from wan_train.core.wan.ops import PLAIN
+from wan_train.tests.core.memory.helpers import SHAPES, make_model, plain_steps, step
+from wan_train.tests.core.train.helpers import train_in_folder
+
+pytest.importorskip("triton")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    """KernelOps takes no tensor on the CPU and leaves it to the plain code; neither do products by kernels."""
+    from wan_train.core.kernels import available, linears
+
+    def make_product(layer, ops):
+        return None if isinstance(layer, Fp8ComputeLinear) else dense_product(layer)
+
+    monkeypatch.setattr(available, "kernels_problem", lambda device: None)
+    monkeypatch.setattr(linears, "make_product", make_product)
+
+
+def train(tmp_path, job, name):
+    losses, lora, events = train_in_folder(tmp_path, job, name, CPU)
+    return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {},
+        {"checkpointing": False},
+        {"keep_attention": 1},
+        {"keep_linears": 1},
+        {"streamed_blocks": 2, "offload_inputs": True},
+        {"streamed_blocks": 2, "keep_linears": 2, "offload_inputs": True},
+        {"streamed_blocks": 1, "keep_attention": 2, "stream_from": "pageable"},
+        {"split_blocks": True},
+        {"split_blocks": True, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
+        {"ffn_pieces": 2},
+        {"ffn_pieces": 4, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
+        {"ffn_pieces": 2, "keep_linears": 1},
+    ],
+    ids=str,
+)
+def test_it_is_the_same_up_to_rounding(tmp_path, job: Job, memory, monkeypatch):
+    monkeypatch.setattr(chunking, "ROUND", 2)
+    job = replace(job, loop=replace(job.loop, steps=2))
+    losses, lora, _ = train(tmp_path, job, "plain")
+    memory = MemoryOptions(**memory, compile="kernels")
+    found, other, warnings = train(tmp_path, replace(job, memory=memory), "kernels")
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert warnings == []
+    for name in lora:
+        assert torch.allclose(lora[name], other[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("precision", ["fp8", "fp8_compute", "int8", "nf4", "int4_svd", "fp16"])
+def test_every_precision(tmp_path, job: Job, precision):
+    job = replace(job, model=replace(job.model, precision=precision), loop=replace(job.loop, steps=2))
+    losses, _, _ = train(tmp_path, job, "plain")
+    found, _, _ = train(tmp_path, replace(job, memory=MemoryOptions(compile="kernels", keep_linears=1)), "kernels")
+    assert found == pytest.approx(losses, rel=0.002)
+
+
+def put_on(model, **memory):
+    """The model by kernels, with checkpointing; what runs its blocks goes through `kernel_mode` alone."""
+    rerun = kernel_mode.put_on(model)
+    model.run_block = kernel_mode.whole_blocks(rerun, checkpointing=True, **memory)
+    return rerun
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("kept", [Kept(), Kept(4, 0), Kept(4, 3)], ids=str)
+@pytest.mark.parametrize("adapter", [{}, {"targets": ("cross_attn",)}, {"quant": "Q8_0"}], ids=str)
+def test_gradients(kept, adapter):
+    model = make_model(**adapter)
+    expected = plain_steps(model)
+    put_on(model)
+    mark_kept(list(model.blocks), kept)
+    for seed, shape in enumerate(SHAPES):
+        for found, other in zip(step(model, shape, seed), expected[seed], strict=True):
+            assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("kept", [Kept(), Kept(3, 0), Kept(3, 2)], ids=str)
+def test_dropout_drops_the_same_when_a_block_runs_again(kept):
+    """The forward's masks come again: the gradient is that of the loss."""
+    model = make_model(dropout=0.5, targets=("self_attn", "cross_attn", "ffn"))
+    torch.manual_seed(3)
+    expected = step(copy.deepcopy(model), SHAPES[0])
+    put_on(model)
+    mark_kept(list(model.blocks), kept)
+    torch.manual_seed(3)
+    for found, other in zip(step(model, SHAPES[0]), expected, strict=True):
+        assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("plain_kernels")
+def test_taken_off_the_model_is_what_it_was():
+    model = make_model()
+    attend = model.attend
+    before = plain_steps(model, SHAPES[:1])
+    put_on(model)
+    assert model.ops is not PLAIN
+    assert model.attend is not attend
+    kernel_mode.take_off(model)
+    kernel_mode.take_off(model)
+    model.run_block = call_block
+    assert model.ops is PLAIN
+    assert model.attend is attend
+    for found, other in zip(plain_steps(model, SHAPES[:1])[0], before[0], strict=True):
+        assert torch.allclose(found, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.usefixtures("plain_kernels")
+def test_plans_follow_each_other(job: Job):
+    """As when memory runs out: by kernels, without them, and by kernels again."""
+    model = prepare(replace(job, memory=MemoryOptions(compile="kernels")), CPU).model
+    attends = []
+    for mode in ("kernels", "off", "kernels"):
+        model.run_block = call_block
+        options = replace(job, memory=MemoryOptions(compile=mode))
+        features.apply_features(model, options, CPU, tell=pytest.fail, scratch=None, again=True).close()
+        attends.append(model.attend)
+        assert (model.ops is PLAIN) == (mode == "off")
+    assert attends[1].__module__.endswith("layers")  # none of those before is around it
+
+
+def test_on_a_gpu_blocks_run_by_kernels_unless_something_else_is_chosen(job: Job):
+    def mode(device, chosen):
+        return compile_mode(replace(job, memory=MemoryOptions(compile=chosen)), device)
+
+    assert mode(GPU, "auto") == "kernels"
+    assert mode(CPU, "auto") == "off"
+    for chosen in ("off", "static", "dynamic", "kernels"):
+        assert mode(GPU, chosen) == mode(CPU, chosen) == chosen
+
+
+def test_where_they_do_not_run_the_run_goes_on_and_says_what_is_lost(tmp_path, job: Job):
+    job = replace(job, loop=replace(job.loop, steps=1))
+    losses, _, _ = train(tmp_path, job, "plain")
+    found, _, warnings = train(tmp_path, replace(job, memory=MemoryOptions(compile="kernels")), "kernels")
+    assert found == losses
+    (sentence,) = warnings
+    assert "run on a GPU, not on the device cpu" in sentence
+    assert "a step takes" in sentence
+
+
+def test_without_triton_it_says_what_to_install(job: Job, monkeypatch):
+    import sys
+
+    from wan_train.core.kernels import available
+
+    available.kernels_problem.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "wan_train.core.kernels.elementwise", None)  # as where triton cannot be imported
+    told = []
+    memory = MemoryOptions(compile="kernels")
+    assert features.usable_mode(replace(job, memory=memory), CPU, None, told.append) == "off"
+    available.kernels_problem.cache_clear()
+    assert "triton-windows" in told[0]
+
+
+def test_memory_has_no_part_in_the_key_of_a_run(job: Job):
+    assert replace(job, memory=MemoryOptions(compile="kernels")).key == job.key
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What Triton would be asked to compile: kernels, types and constants. None is launched."""
+    from wan_train.core.kernels import elementwise, norms, ops, rotary, rows
+
+    found = set()
+
+    def launch(kernel, grid, args, constants, warps):
+        kinds = [each.dtype if isinstance(each, torch.Tensor) else type(each) for each in args]
+        found.add((id(kernel), kernel.__name__, constants, warps, *kinds))
+
+    for module in (elementwise, norms, rotary, rows):
+        monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8", "fp8_compute"])
+def test_what_is_made_ready_is_what_a_step_needs(job: Job, launched, precision):
+    """Also of blocks that run again, and of the adapter's absence."""
+    from wan_train.core.kernels.warm import kernels_of
+
+    job = replace(job, model=replace(job.model, precision=precision))
+    prepared = prepare(job, CPU)
+    model = prepared.model.train()
+    for act in kernels_of(needs_of(job, model.config, CPU, prepared.dtype)):
+        act()
+    ready = set(launched)
+    launched.clear()
+    put_on(model)
+    for kept in (Kept(), Kept(2, 0), Kept(2, 1)):
+        mark_kept(list(model.blocks), kept)
+        loss = model(torch.randn(1, 16, 2, 4, 4), torch.tensor([400.0]), torch.randn(1, 5, model.config.text_dim))
+        loss.sum().backward()
+    with torch.no_grad():
+        model(torch.randn(1, 16, 2, 4, 4), torch.tensor([400.0]), torch.randn(1, 5, model.config.text_dim))
+    assert len(launched) >= 10
+    assert launched <= ready, [key[1:] for key in launched - ready]
