@@ -6,6 +6,7 @@ from pathlib import Path
 
 MAX_PATH = 4096  # characters; Linux takes no more bytes, Windows 32767 in all and far fewer in practice
 
+GONE = "does not exist"
 _KINDS = (
     (stat.S_ISDIR, "is a folder"),
     (stat.S_ISFIFO, "is a pipe, not a file"),
@@ -29,7 +30,7 @@ def path_problem(path: Path | str, *, folders: bool = False) -> str:
     except ValueError:  # a null character, or half of a surrogate pair
         return "holds characters that no file name has"
     except FileNotFoundError:
-        return "does not exist"
+        return GONE
     except OSError as error:
         return f"can't be read ({error.strerror or error})"
     if stat.S_ISREG(mode) or (folders and stat.S_ISDIR(mode)):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..limits import MAX_TEXT
 from .media import BadMediaError, check_plain_file
 from .types import DatasetOptions, Note
 
@@ -39,7 +40,12 @@ def read_caption(path: Path) -> tuple[str, str]:
     text, told = _decode(data)
     if "\0" in text:
         text, told = text.replace("\0", ""), "holds letters of the value 0, which were left out"
-    return _collapse(text), told
+    text = _collapse(text)
+    if len(text) > MAX_TEXT:
+        raise BadMediaError(
+            f"it has {len(text)} characters, and {MAX_TEXT} are the most; the model takes some 2000: shorten it"
+        )
+    return text, told
 
 
 def _decode(data: bytes) -> tuple[str, str]:

@@ -51,7 +51,7 @@ def keepable(attend: Attend) -> Attend:
     return run
 
 
-def _drop(_tensor: object) -> None:
+def _drop(_tensor: object) -> Any:
     """In the place of a tensor that no backward asks for."""
 
 

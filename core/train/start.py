@@ -13,7 +13,7 @@ from ..adapters.metadata import base_model_name, lora_metadata
 from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
 from ..packages import ALWAYS, check_packages
-from ..paths import path_problem, shown
+from ..paths import GONE, path_problem, shown
 from ..wan.checkpoint import CheckpointInfo
 from .job import Job
 from .label import describe_lora, lora_name
@@ -54,6 +54,8 @@ def check_end(job: Job, info: CheckpointInfo) -> None:
     lora_metadata(describe_lora(job, step=job.loop.steps))
     for what, path in (("preview_vae", job.preview_vae), ("model.recovery_adapter", job.model.recovery_adapter)):
         problem = path_problem(path, folders=what == "preview_vae") if path else ""
+        if what == "preview_vae" and problem == GONE:
+            continue  # it costs the previews, with a warning, and not the run
         if problem:
             raise ConfigError(f"{what} is {shown(path)}, which {problem}: bring the file back, or start a new run.")
 

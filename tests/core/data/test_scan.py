@@ -269,13 +269,20 @@ def test_small_files_that_would_never_end_are_told_and_not_decoded(folder, make)
 
 def test_a_stop_acts_in_the_middle_of_a_file(folder, monkeypatch):
     write_gif(folder / "long.gif", 2000, 2000, 4000)
-    shown = []
+    shown, asked = [], threading.Event()
     real = pictures._show
-    monkeypatch.setattr(pictures, "_show", lambda image, index, work: shown.append(index) or real(image, index, work))
+
+    def show(image, index, work):
+        shown.append(index)
+        asked.wait(60)  # the first frame is not done before `check` was called
+        real(image, index, work)
 
     def check():
         if shown:
+            asked.set()
             raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "_show", show)
 
     with pytest.raises(KeyboardInterrupt):
         scan(folder, default_caption="x", check=check)

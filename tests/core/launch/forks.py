@@ -73,7 +73,6 @@ def serve() -> None:
 
     wantrain.load_pack()
     from wan_train.core.adapters.setup import import_adapters
-    from wan_train.core.launch import worker
 
     import_adapters()
     with contextlib.suppress(ImportError):  # peft imports it with the first adapter, in seconds

@@ -31,7 +31,7 @@ def unlaunched(monkeypatch):
     from wan_train.core.kernels import ops
 
     monkeypatch.setattr(ops, "INTERPRETED", True)
-    monkeypatch.setattr(jit.JITFunction, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
+    monkeypatch.setattr(jit.JITFunction, "__getitem__", lambda _kernel, _grid: lambda *_args, **_options: None)
 
 
 def counted(run):

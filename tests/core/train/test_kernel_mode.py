@@ -30,7 +30,7 @@ def plain_kernels(monkeypatch):
     def make_product(layer, ops):
         return None if isinstance(layer, Fp8ComputeLinear) else dense_product(layer)
 
-    monkeypatch.setattr(available, "kernels_problem", lambda device: None)
+    monkeypatch.setattr(available, "kernels_problem", lambda _device: None)
     monkeypatch.setattr(linears, "make_product", make_product)
 
 

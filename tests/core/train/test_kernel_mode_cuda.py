@@ -98,7 +98,7 @@ def test_gradients_are_as_near_to_exact_ones_as_those_of_the_plain_path(longer: 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "fp8_compute"])
 @pytest.mark.parametrize("memory", [{}, {"checkpointing": False}, {"keep_attention": 2, "keep_linears": 1}], ids=str)
 def test_cuda_graphs_record_it(tmp_path, job: Job, monkeypatch, precision, memory):
-    """With accumulation, in which two forwards see the same weights: what was made of them once must not be recorded as there."""
+    """With accumulation: two forwards see the same weights, and what the first made of them must not be recorded as there."""
     found, record = [], graphs._record_cuda
     monkeypatch.setattr(graphs, "_record_cuda", lambda act, pool: found.append(act) or record(act, pool))
     loop = replace(job.loop, steps=9, gradient_accumulation=2)

@@ -46,7 +46,7 @@ def test_checkpoints_that_are_never_at_once_are_not_counted(job, sizes):
 
 def test_what_cannot_fit_is_refused_with_gigabytes(tmp_path, job, sizes, monkeypatch):
     loop = replace(job.loop, steps=5000, checkpoint_every=1, keep_last=1000)
-    job = replace(job, loop=loop, adapter=replace(job.adapter, rank=10_000))
+    job = replace(job, loop=loop, adapter=replace(job.adapter, rank=4_096))
     free(monkeypatch, 40 * 10**9)
     needed = space_needed(job, sizes).total / 1e9
     with pytest.raises(RunError) as caught:

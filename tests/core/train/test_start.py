@@ -40,8 +40,8 @@ def steps_of(folder):
             "timestep_range is 875,875; it must rise",
         ),
         (
-            lambda job: replace(job, previews=replace(job.previews, every=2), preview_vae="/nowhere/vae.safetensors"),
-            "preview_vae is /nowhere/vae.safetensors, which does not exist",
+            lambda job: replace(job, previews=replace(job.previews, every=2), preview_vae="/dev/null"),
+            "preview_vae is /dev/null, which is a device",
         ),
     ],
 )

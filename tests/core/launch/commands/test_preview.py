@@ -259,7 +259,7 @@ START = {"start_image": "start.png"}
     [
         (("clip",), START, r"clip.safetensors is a Wan 2\.1 model that needs the CLIP features .* clip_vision_h"),
         (("clip",), START | {"clip_vision": "vae.safetensors"}, r"is a Wan 2\.1 VAE; a CLIP vision encoder is needed"),
-        (("clip",), START | {"clip_vision": "none.safetensors"}, r"none\.safetensors' does not exist"),
+        (("clip",), START | {"clip_vision": "none.safetensors"}, r"none\.safetensors, which does not exist"),
         (("clip",), {"clip_vision": "clip_vision_h.safetensors"}, "makes videos from images: give a start image"),
         (
             ("i2v",),
@@ -269,7 +269,7 @@ START = {"start_image": "start.png"}
         (("high",), {"clip_vision": "clip_vision_h.safetensors"}, "takes no CLIP features: leave CLIP vision out"),
         (("flf2v",), START, "makes videos from images: give an end image"),
         (("i2v",), {}, "makes videos from images: give a start image"),
-        (("i2v",), {"start_image": "none.png"}, r"the start image .*none\.png does not exist"),
+        (("i2v",), {"start_image": "none.png"}, r"the start image is .*none\.png, which does not exist"),
         (("high",), START, "is a text-to-video model and takes no start image: leave it out"),
         (("ti2v",), START | {"end_image": "end.png"}, "of the first frame alone and takes no end image: leave it out"),
         (("ti2v",), {}, "width is 48, but this model needs a multiple of 32"),
