@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..limits import MAX_TEXT
+from ..limits import MAX_TEXT, MAX_WORD
 from .media import BadMediaError, check_plain_file
 from .types import DatasetOptions, Note
 
@@ -41,9 +41,10 @@ def read_caption(path: Path) -> tuple[str, str]:
     if "\0" in text:
         text, told = text.replace("\0", ""), "holds letters of the value 0, which were left out"
     text = _collapse(text)
-    if len(text) > MAX_TEXT:
+    most = MAX_TEXT - MAX_WORD - 1  # with room for a trigger word in front
+    if len(text) > most:
         raise BadMediaError(
-            f"it has {len(text)} characters, and {MAX_TEXT} are the most; the model takes some 2000: shorten it"
+            f"it has {len(text)} characters, and {most} are the most; the model takes some 2000: shorten it"
         )
     return text, told
 

@@ -27,8 +27,8 @@ class Pace:
 
     def add(self, event: Event) -> None:
         """Take note of an event, of whatever kind."""
-        if "seconds" not in event:
-            return
+        if event["event"] in ("step", "validation") and "seconds" not in event:
+            return  # of a diary that others wrote
         if event["event"] == "step":
             self._steps.append(event["seconds"])
             self._add_step(int(event.get("tokens", 0)), float(event["seconds"]))

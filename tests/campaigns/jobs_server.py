@@ -19,11 +19,12 @@ def serve() -> None:
     import wantrain
 
     wantrain.load_pack()
-    from wan_train.core.launch import cli, worker
+    from wan_train.core.adapters.setup import import_adapters
+    from wan_train.core.launch import cli
 
     for name in ("cache", "merge", "preview", "scan", "train"):
         cli.importlib.import_module(f"wan_train.core.launch.commands.{name}")
-    worker.import_adapters()
+    import_adapters()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -139,12 +139,20 @@ def test_an_abort_keeps_what_is_done(dataset, tmp_path):
 def test_a_stop_acts_in_the_middle_of_a_file(folder, make, tmp_path, monkeypatch, ahead):
     make.animation(folder / "a.gif", 2000)
     found = scan_folder(folder, DatasetOptions(num_frames=5, frame_sampling="even", default_caption="x"))
-    shown, real = [], pictures._show
-    monkeypatch.setattr(pictures, "_show", lambda image, index, work: shown.append(index) or real(image, index, work))
+    shown, asked, real = [], threading.Event(), pictures._show
+
+    def show(image, index, work):
+        shown.append(index)
+        if threading.current_thread() is not threading.main_thread():
+            asked.wait(60)  # the first frame is not done before `check` was called
+        real(image, index, work)
 
     def check():
         if shown:
+            asked.set()
             raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "_show", show)
 
     with pytest.raises(KeyboardInterrupt):
         cache_latents(found, PoolVAE(), Store(tmp_path / "cache"), check=check, ahead=ahead)

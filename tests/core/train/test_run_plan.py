@@ -1,5 +1,6 @@
 """A run chooses its plan, tells it, and goes on with a leaner one: its losses and its LoRA stay what they are."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -369,9 +370,10 @@ def test_graphs_are_the_first_to_go(tmp_path, deep: Job, card):
     assert not again._planner.met.graphs
 
 
-def test_nothing_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
+def test_time_alone_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
     train(tmp_path, replace(deep, loop=replace(deep.loop, steps=12), memory=LARGE), "run")
-    assert not list((tmp_path / "cache").glob("planner-*"))
+    (path,) = (tmp_path / "cache").glob("planner-*")
+    assert {fit["memory"] for fit in json.loads(path.read_text()).values()} == {1.0}
 
 
 def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):

@@ -45,13 +45,13 @@ def test_checkpoints_that_are_never_at_once_are_not_counted(job, sizes):
 
 
 def test_what_cannot_fit_is_refused_with_gigabytes(tmp_path, job, sizes, monkeypatch):
-    loop = replace(job.loop, steps=5000, checkpoint_every=1, keep_last=1000)
+    loop = replace(job.loop, steps=5000, checkpoint_every=1, keep_last=2000)
     job = replace(job, loop=loop, adapter=replace(job.adapter, rank=4_096))
     free(monkeypatch, 40 * 10**9)
     needed = space_needed(job, sizes).total / 1e9
     with pytest.raises(RunError) as caught:
         check_space(job, sizes, tmp_path)
-    assert "checkpoint_every 1 with keep_last 1000 (1001 checkpoints of 0.2 GB)" in str(caught.value)
+    assert "checkpoint_every 1 with keep_last 2000 (2001 checkpoints of 0.1 GB)" in str(caught.value)
     assert f"would take {math.floor(needed + 0.5)} GB, and 40.0 GB are free" in str(caught.value)
     assert "lower keep_last or raise checkpoint_every" in str(caught.value)
 
