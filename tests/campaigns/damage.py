@@ -151,4 +151,4 @@ def _check_told(scene: Scene, folder: RunFolder, what: str, report: Report) -> N
     report.check(told in (None, scene.workflow), f"{what}: another workflow is told")
 
 
-CAMPAIGN = Campaign(attack=attack, short=30, long=2500)
+CAMPAIGN = Campaign(attack=attack, short=15, long=2500)

@@ -213,4 +213,4 @@ def _again(scene: Scene, phase: str, work: Path, act: Callable[[], Path | None],
     report.check(told.items() <= scene.losses.items(), f"{what}: the diary tells other losses: {told}")
 
 
-CAMPAIGN = Campaign(attack=attack, short=20, long=600)
+CAMPAIGN = Campaign(attack=attack, short=10, long=600)

@@ -270,4 +270,4 @@ KINDS: tuple[tuple[str, Make], ...] = (
     ("merge", _merge),
     ("preview", _preview),
 )
-CAMPAIGN = Campaign(attack=attack, short=20, long=300)
+CAMPAIGN = Campaign(attack=attack, short=10, long=300)
