@@ -22,6 +22,6 @@ def load_pack() -> None:
 
 if __name__ == "__main__":
     load_pack()
-    from wan_train.core.launch.cli import main
+    from wan_train.core.cli.main import main
 
     sys.exit(main())

@@ -14,11 +14,11 @@ import torch._dynamo
 from wan_train.benchmarks.cgroup import MemoryGroup
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.ours import GB, Setting, Task, run_task
-from wan_train.core.memory.advice import explain, what_would_fit
-from wan_train.core.memory.card import Card, measure_card
+from wan_train.core.plan.advice import explain, what_would_fit
+from wan_train.core.plan.card import Card, measure_card
+from wan_train.core.plan.planning import make_planner, with_choice
 from wan_train.core.serial import to_dict
 from wan_train.core.train.job import MemoryOptions, ModelSpec
-from wan_train.core.train.planning import make_planner, with_choice
 from wan_train.core.train.prepare import resolve_device
 from wan_train.core.wan.checkpoint import inspect
 

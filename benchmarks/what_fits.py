@@ -22,11 +22,11 @@ if "wan_train" not in sys.modules:
     wantrain.load_pack()
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
 from wan_train.benchmarks.memory_rows import KEY  # noqa: E402
-from wan_train.core.memory.card import Card  # noqa: E402
-from wan_train.core.memory.plan import Bucket, Plan, Task, num_tokens  # noqa: E402
-from wan_train.core.memory.planner import Choice, Planner  # noqa: E402
-from wan_train.core.memory.sizes import Trained, rest_bytes  # noqa: E402
-from wan_train.core.train.planning import GRAPH_SIZE  # noqa: E402
+from wan_train.core.plan.card import Card  # noqa: E402
+from wan_train.core.plan.plan import Bucket, Plan, Task, num_tokens  # noqa: E402
+from wan_train.core.plan.planner import Choice, Planner  # noqa: E402
+from wan_train.core.plan.planning import GRAPH_SIZE  # noqa: E402
+from wan_train.core.plan.sizes import Trained, rest_bytes  # noqa: E402
 
 WHOLE = 78  # what a card of 80 GB has free, whose cells without a cap are measured
 FREE = (6, 8, 12, 16, 24, 32, 48, WHOLE)  # GB of 2**30 bytes that are free on a card

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..core.data.types import DatasetOptions
 from ..core.errors import ConfigError, WanTrainError
-from ..core.launch.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
+from ..core.generate.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
 from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from . import host
 from .inputs import check_known, checked

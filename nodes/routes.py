@@ -20,7 +20,7 @@ from server import PromptServer
 
 from ..core.data.links import is_file
 from ..core.errors import WanTrainError
-from ..core.launch.presets import PRESETS
+from ..core.recipe.presets import PRESETS
 from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder

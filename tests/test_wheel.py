@@ -41,12 +41,12 @@ def test_every_file_is_in_it(installed):
     found = {path.relative_to(installed / "wan_train").as_posix() for path in (installed / "wan_train").rglob("*")}
     assert wanted - found == set()
     assert "tests" not in found
-    assert "wantrain = wan_train.core.launch.cli:main" in next(installed.rglob("entry_points.txt")).read_text()
+    assert "wantrain = wan_train.core.cli.main:main" in next(installed.rglob("entry_points.txt")).read_text()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_the_command_runs_from_it(installed, tmp_path, arguments):
-    command = "import sys; from wan_train.core.launch.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = "import sys; from wan_train.core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     run = subprocess.run(
         [sys.executable, "-c", command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
@@ -61,7 +61,7 @@ def test_a_comfyui_finds_the_pack_through_the_link(installed, tmp_path):
     (comfyui / "custom_nodes").mkdir(parents=True)
     (comfyui / "main.py").touch()
     for _ in range(2):
-        command = "import sys; from wan_train.core.launch.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = "import sys; from wan_train.core.cli.main import main; sys.exit(main(sys.argv[1:]))"
         environment = {**os.environ, "PYTHONPATH": str(installed)}
         run = subprocess.run(
             [sys.executable, "-c", command, "link", str(comfyui)], env=environment, capture_output=True, text=True,

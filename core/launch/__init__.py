@@ -1,1 +1,1 @@
-"""Starting the trainer in a process of its own and following it."""
+"""Starting the trainer in a process of its own, following it, and running a recipe from end to end."""

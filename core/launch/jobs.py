@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..paths import is_of_network, path_problem, shown
+from ..recipe.recipe import WORK_FOLDER, read_tables, read_text
 from ..train.batches import TEXT_LEN
 from ..train.job import Job, TrainSample, job_from_json
 from ..train.prepare import check_model_file, resolve_device
@@ -16,7 +17,6 @@ from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder, check_start
 from ..wan.header import read_header
 from .pipeline import plan
-from .recipe import WORK_FOLDER, read_tables, read_text
 from .stages import Planned
 
 _WEIGHTS = (".safetensors", ".gguf", ".json")  # the last: the index of a sharded model

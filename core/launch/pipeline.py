@@ -14,6 +14,7 @@ import torch
 from ..adapters.formats import read_lora
 from ..adapters.merge import check_pair
 from ..adapters.ship import ShipOptions, Slot, Source, ship
+from ..cli.main import EXIT_INTERRUPTED
 from ..data.encode import cache_latents, cache_text
 from ..data.report import describe_dataset
 from ..data.scan import scan_folder
@@ -22,6 +23,8 @@ from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..recipe.checks import check_models
+from ..recipe.recipe import Recipe, recipe_tables
 from ..sweep import sweep_temporaries
 from ..train.find_run import find_run
 from ..train.job import Job, Stage, data_spec
@@ -30,12 +33,9 @@ from ..train.prepare import resolve_device
 from ..train.settings import build_job, job_warnings
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
-from .checks import check_models
-from .cli import EXIT_INTERRUPTED
 from .display import Display
 from .encoders import LazyTextEncoder, LazyVideoEncoder, LazyVisionEncoder, NotEncodedError, Turn
 from .process import PACK
-from .recipe import Recipe, recipe_tables
 from .stages import POLL_SECONDS, Planned, StageQueue, auto_devices, refuse
 
 

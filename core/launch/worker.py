@@ -19,7 +19,7 @@ import torch
 from ..adapters.setup import begin_importing_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
-from ..memory.overhead import Others
+from ..plan.overhead import Others
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
 from ..train.find_run import steps_done

@@ -23,18 +23,18 @@ from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cac
 from ..memory.graphs import Graphs
 from ..memory.master import BlockMaster
 from ..memory.offload import ActivationOffload
-from ..memory.plan import Compile
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.rerun import Rerun
-from ..memory.sizes import Sizes
 from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
+from ..plan.plan import Compile
+from ..plan.planning import compile_mode, may_use_graphs
+from ..plan.sizes import Sizes
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from . import kernel_mode
 from .batches import num_tokens
 from .job import Job, MemoryOptions
-from .planning import compile_mode, may_use_graphs
 
 Tell = Callable[[str], None]
 

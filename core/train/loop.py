@@ -105,7 +105,7 @@ T = TypeVar("T")
 
 
 class Attempt(Protocol):
-    """How an act is done that may run out of memory; see `core.train.recovery`."""
+    """How an act is done that may run out of memory; see `core.plan.recovery`."""
 
     def __call__(self, act: Callable[[], T], step: int, /) -> T:
         """What `act` returns, which is done after `step` updates."""

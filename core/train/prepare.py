@@ -20,9 +20,9 @@ from ..memory.master import BlockMaster, MasterKind
 from ..memory.precision.ara import LowRank
 from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
 from ..memory.recompute import Kept
-from ..memory.sizes import Sizes
 from ..memory.streaming import spread, spread_mapped
 from ..paths import path_problem, shown
+from ..plan.sizes import Sizes
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer

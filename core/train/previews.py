@@ -18,13 +18,13 @@ from ..data.shortage import free_caches
 from ..encoders.vae import load_video_encoder
 from ..errors import RunError
 from ..flow.objective import NUM_TIMESTEPS, give_first_frame
+from ..plan.recovery import first_line
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .job import Job, Stage, TrainSample
 from .loop import StepReport, Trainer
 from .preview_folder import PreviewFolder, write_video
-from .recovery import first_line
 from .run_folder import RunFolder
 
 PREVIEW_SEED = 1  # not the run's: runs with different seeds stay comparable

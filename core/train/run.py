@@ -12,7 +12,7 @@ import torch
 from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import adapter_state
-from ..memory.overhead import Others
+from ..plan.overhead import Others
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
 from .job import Job

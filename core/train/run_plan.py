@@ -7,23 +7,23 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
-from ..memory.advice import explain, what_would_fit
-from ..memory.card import measure_free
-from ..memory.overhead import TYPICAL, Others
-from ..memory.plan import is_graphed
-from ..memory.planner import Choice, Pins, Planner, Shortage
-from ..memory.probe import Probe
-from ..memory.shortages import Met
+from ..plan.advice import explain, what_would_fit
+from ..plan.card import measure_free
+from ..plan.learnt import LearnCosts, Learnt
+from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
+from ..plan.overhead import TYPICAL, Others
+from ..plan.plan import is_graphed
+from ..plan.planner import Choice, Pins, Planner, Shortage
+from ..plan.planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
+from ..plan.probe import Probe
+from ..plan.recovery import Descent, Recovery, tell_choice
+from ..plan.shortages import Met
 from ..wan.model import call_block
 from .events import EventWriter
 from .features import Features, apply_features, usable_mode
 from .job import Job, MemoryOptions
-from .learnt import LearnCosts, Learnt
 from .loop import Callback
-from .measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
-from .planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
 from .prepare import Prepared, check_data, check_model_file, prepare, timed
-from .recovery import Descent, Recovery, tell_choice
 
 
 class RunPlan:

@@ -5,7 +5,7 @@ from math import ceil, prod
 from pathlib import Path
 
 from ..disk import check_room, gigabytes
-from ..memory.sizes import Sizes, Trained, adapter_params, state_bytes
+from ..plan.sizes import Sizes, Trained, adapter_params, state_bytes
 from .checkpoints import Checkpoints
 from .job import Job
 from .preview_folder import KEEP_LAST

@@ -12,7 +12,7 @@ from wan_train.benchmarks.cells import Cell, Conditions, run_cells
 from wan_train.benchmarks.material import MODELS, write_checkpoint
 from wan_train.benchmarks.memory import check_disk, in_groups, lowest_setting, measure_cells, read_options
 from wan_train.benchmarks.memory_rows import add_row, compare, peers_table, table
-from wan_train.core.train import planning
+from wan_train.core.plan import planning
 
 
 def row(cap_gb, **fields):

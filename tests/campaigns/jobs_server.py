@@ -20,10 +20,10 @@ def serve() -> None:
 
     wantrain.load_pack()
     from wan_train.core.adapters.setup import import_adapters
-    from wan_train.core.launch import cli
+    from wan_train.core.cli import cli
 
     for name in ("cache", "merge", "preview", "scan", "train"):
-        cli.importlib.import_module(f"wan_train.core.launch.commands.{name}")
+        cli.importlib.import_module(f"wan_train.core.cli.commands.{name}")
     import_adapters()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -58,7 +58,8 @@ def _command(order: dict) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        from wan_train.core.launch import cli, stages
+        from wan_train.core.cli import cli
+        from wan_train.core.launch import stages
 
         stages.Worker = ForkedWorker
         try:
@@ -106,7 +107,7 @@ class _fork:  # noqa: N801 - stands for subprocess.Popen
                 os.dup2(stdout.fileno(), 1)
                 os.dup2(stdout.fileno(), 2)
                 os.chdir(cwd)
-                from wan_train.core.launch import cli
+                from wan_train.core.cli import cli
 
                 code = cli.main(command[command.index("train") :])
             except BaseException:

@@ -67,7 +67,7 @@ stay_offline()
 from wan_train.core.adapters.setup import import_adapters
 import_adapters()
 import importlib
-from wan_train.core.launch.machine import _PACKAGES
+from wan_train.core.cli.machine import _PACKAGES
 for _, module, attribute, _ in _PACKAGES:
     try:
         getattr(importlib.import_module(module), attribute or "__name__")
@@ -108,7 +108,7 @@ def test_a_run_of_each_precision_stays_offline(guarded, job, tmp_path):
     pytest.importorskip("bitsandbytes")
     code = f"""
 import os
-from wan_train.core.launch.cli import main
+from wan_train.core.cli.main import main
 kept, write = os.pipe()
 os.dup2(kept, 0)
 for folder in {folders!r}:
@@ -129,7 +129,7 @@ def test_only_the_download_may_go_out(guarded, command):
     said = guarded(
         f"""
 import os
-from wan_train.core.launch.cli import main
+from wan_train.core.cli.main import main
 try:
     main([{command!r}, "--help"])
 except SystemExit:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from wan_train.core.launch.cli import main
+from wan_train.core.cli.main import main
 from wan_train.core.launch.display import Display
 from wan_train.core.launch.pipeline import prepare_recipe
-from wan_train.core.launch.recipe import read_recipe
+from wan_train.core.recipe.recipe import read_recipe
 from wan_train.tools import demo, headless_demo
 from wan_train.tools.comfyui import SetupError, UnreachableError
 from wan_train.tools.examples import demo_sketch

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wan_train.core.launch.recipe import recipe_from_tables
+from wan_train.core.recipe.recipe import recipe_from_tables
 from wan_train.tests.core.launch.material import draw_pictures, recipe_over, write_models
 
 PACK = Path(__file__).resolve().parents[3]

@@ -10,10 +10,10 @@ from wan_train.core.data.encode import cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
 from wan_train.core.errors import ConfigError, ModelFileError, WanTrainError
-from wan_train.core.launch.checks import check_models
 from wan_train.core.launch.display import Display
 from wan_train.core.launch.pipeline import cache, check_recipe, jobs, scan
-from wan_train.core.launch.recipe import ModelFiles, recipe_from_tables
+from wan_train.core.recipe.checks import check_models
+from wan_train.core.recipe.recipe import ModelFiles, recipe_from_tables
 from wan_train.core.train.job import DataSpec, TrainSample
 from wan_train.core.train.prepare import check_data
 from wan_train.core.train.settings import build_job

@@ -2,7 +2,7 @@
 
 from wan_train.core.launch.display import Display
 from wan_train.core.launch.pipeline import cache, check_recipe, jobs, scan
-from wan_train.core.launch.recipe import recipe_from_tables
+from wan_train.core.recipe.recipe import recipe_from_tables
 
 
 def test_the_recipes_vae_is_named_where_there_are_previews(tables, tmp_path):

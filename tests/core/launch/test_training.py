@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.formats import read_lora
+from wan_train.core.cli.commands import run as run_command
+from wan_train.core.cli.main import main
 from wan_train.core.errors import ConfigError
-from wan_train.core.launch.cli import main
-from wan_train.core.launch.commands import run as run_command
 from wan_train.core.launch.jobs import plan_existing
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder

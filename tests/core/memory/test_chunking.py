@@ -27,7 +27,7 @@ from wan_train.tests.core.memory.helpers import (
     step,
     take_gradients,
 )
-from wan_train.tests.core.memory.test_estimate import backward_peak
+from wan_train.tests.core.plan.test_estimate import backward_peak
 
 PIECES = 3
 SHAPES = ((1, 16, 3, 24, 20), (2, 16, 2, 24, 20))  # 360 and 240 tokens: three and two pieces

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 from wan_train.core.memory import graphs as module
-from wan_train.core.train import features, planning
+from wan_train.core.plan import planning
+from wan_train.core.train import features
 from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from wan_train.benchmarks.material import Clip
-from wan_train.core.memory.card import Card
-from wan_train.core.memory.estimate import estimate
-from wan_train.core.memory.plan import Bucket, Plan, Task, num_tokens
-from wan_train.core.memory.sizes import Trained, rest_bytes
-from wan_train.core.train.planning import GRAPH_SIZE
+from wan_train.core.plan.card import Card
+from wan_train.core.plan.estimate import estimate
+from wan_train.core.plan.plan import Bucket, Plan, Task, num_tokens
+from wan_train.core.plan.planning import GRAPH_SIZE
+from wan_train.core.plan.sizes import Trained, rest_bytes
 from wan_train.core.wan.config import WanConfig
-from wan_train.tests.core.memory.test_estimate import CARD
+from wan_train.tests.core.plan.test_estimate import CARD
 
 MODELS = {
     "14b": WanConfig(),

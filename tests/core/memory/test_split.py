@@ -28,7 +28,7 @@ from wan_train.tests.core.memory.helpers import (
     step,
     take_gradients,
 )
-from wan_train.tests.core.memory.test_estimate import backward_peak
+from wan_train.tests.core.plan.test_estimate import backward_peak
 
 FRAMES_CONFIG = WanConfig(
     variant="ti2v", in_dim=48, out_dim=48, dim=32, ffn_dim=64, num_heads=2, num_layers=3, text_dim=16

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory.card import Fit, measure_card, read_fit
-from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES
+from wan_train.core.plan.card import Fit, measure_card, read_fit
+from wan_train.core.plan.measure import fit_kind
+from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
+from wan_train.core.plan.planning import make_planner
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import Trainer
-from wan_train.core.train.measure import fit_kind
-from wan_train.core.train.planning import make_planner
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample, train_in_folder
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit

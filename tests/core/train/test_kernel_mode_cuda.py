@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.memory import graphs
-from wan_train.core.train import features, planning
+from wan_train.core.plan import planning
+from wan_train.core.train import features
 from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from wan_train.core.encoders.vae import load_video_encoder
-from wan_train.core.memory.card import measure_card
+from wan_train.core.plan.card import measure_card
+from wan_train.core.plan.planning import make_planner
 from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
-from wan_train.core.train.planning import make_planner
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect

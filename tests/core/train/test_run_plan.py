@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
-from wan_train.core.memory.card import Fit, measure_card, read_fit
-from wan_train.core.memory.planner import MARGIN, MARGIN_BYTES, Pins, Planner
-from wan_train.core.memory.probe import Probe
-from wan_train.core.train import learnt, loop, run_plan
+from wan_train.core.plan import learnt
+from wan_train.core.plan.card import Fit, measure_card, read_fit
+from wan_train.core.plan.measure import fit_kind
+from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Pins, Planner
+from wan_train.core.plan.planning import make_planner, plan_of
+from wan_train.core.plan.probe import Probe
+from wan_train.core.train import loop, run_plan
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import Trainer
-from wan_train.core.train.measure import fit_kind
-from wan_train.core.train.planning import make_planner, plan_of
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.run_plan import RunPlan
 from wan_train.core.wan.checkpoint import inspect

@@ -1,0 +1,1 @@
+"""The command line: `wantrain`, one file for each of its commands."""

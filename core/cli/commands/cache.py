@@ -1,0 +1,30 @@
+"""`wantrain cache`: encode what is new or changed in a recipe's dataset, so that training can start at once."""
+
+import argparse
+from pathlib import Path
+
+from ...launch.display import Display
+from ...launch.pipeline import cache, check_recipe, scan
+from ...recipe.recipe import read_recipe
+from ..arguments import add_changes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("recipe", type=Path, help="a .toml or .json recipe")
+    parser.add_argument("--no-report", action="store_true", help="do not tell what happened to the files")
+    add_changes(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scan and encode."""
+    recipe, display = read_recipe(options.recipe, options.changes), Display()
+    check_recipe(recipe)
+    dataset = scan(recipe, display, report=not options.no_report)
+    cached = cache(recipe, dataset, display)
+    if not options.no_report:
+        for note in cached.notes:
+            display.say(f"- {note}")
+    num_samples, num_captions = len(cached.latents.entries), len(cached.text.entries)
+    display.say(f"{num_samples} samples and {num_captions} captions are in {recipe.cache_path}")
+    return 0

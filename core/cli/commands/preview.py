@@ -1,0 +1,120 @@
+"""`wantrain preview`: make a video without and with a LoRA, from the same seed, side by side."""
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from ...adapters.ship import Slot, check_name
+from ...disk import check_writable
+from ...errors import ConfigError, RunError
+from ...generate.film import free_stem, write_sheet, write_video
+from ...generate.generate import Files, Plan, VideoOptions, generate, plan
+from ...sample.sampler import Sampler
+from ...train.prepare import resolve_device
+
+SLOTS: tuple[Slot, ...] = ("high", "low", "single")
+FPS, FPS_TI2V = 16.0, 24.0  # that Wan 2.1 and A14B, and TI2V-5B, were trained at
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    _add_files(parser)
+    _add_options(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    for slot, name in zip(SLOTS, ("the high noise expert", "the low noise expert", "a single model"), strict=True):
+        add(f"--{slot}", type=Path, metavar="FILE", help=f"{name}: the diffusion model file")
+        add(f"--lora-{slot}", type=Path, metavar="FILE", help=f"LoRA of {name}")
+    add("--vae", type=Path, required=True, metavar="FILE", help="the Wan VAE")
+    add("--text-encoder", type=Path, required=True, metavar="FILE", help="the umT5 text encoder")
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="spiece.model, where the text encoder has none inside or beside it",
+    )
+    add("--start-image", type=Path, metavar="FILE", help="the first frame, for I2V, FLF2V and TI2V models")
+    add("--end-image", type=Path, metavar="FILE", help="the last frame: FLF2V needs one, I2V models take one")
+    add("--clip-vision", type=Path, metavar="FILE", help="clip_vision_h.safetensors, for Wan 2.1 I2V and FLF2V")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder for the video and its contact sheet")
+    add("--name", default="preview", help="start of the file names; nothing is overwritten (%(default)s)")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    defaults = VideoOptions(prompt="")
+    add = parser.add_argument
+    add("--prompt", required=True, help="what to generate; use the trigger word")
+    add("--negative-prompt", default="", help="what to avoid; used when cfg is not 1")
+    add("--width", type=int, default=defaults.width, help="pixels, a multiple of 16, 32 for TI2V-5B (%(default)s)")
+    add("--height", type=int, default=defaults.height, help="pixels, a multiple of 16, 32 for TI2V-5B (%(default)s)")
+    add("--num-frames", type=int, default=defaults.num_frames, help="number of frames, 4n+1 (%(default)s)")
+    add("--steps", type=int, default=defaults.steps, help="sampling steps, over both experts (%(default)s)")
+    add("--cfg", type=float, default=defaults.cfg, help="guidance scale; 1: off, twice as fast (%(default)s)")
+    add("--seed", type=int, default=defaults.seed, help="seed of the noise (%(default)s)")
+    add("--sampler", choices=get_args(Sampler), default=defaults.sampler, help="how steps are made (%(default)s)")
+    add("--shift", type=float, default=defaults.shift, help="time shift; 0: the model's official one (%(default)s)")
+    add(
+        "--boundary",
+        type=float,
+        default=defaults.boundary,
+        help="sigma at which the low noise expert takes over; 0: the model's official one (%(default)s)",
+    )
+    add("--strength", type=float, default=defaults.strength, help="of the LoRA (%(default)s)")
+    add("--no-compare", dest="compare", action="store_false", help="only with the LoRA")
+    add("--fps", type=float, help=f"frames per second of the video ({FPS:g}, for TI2V-5B {FPS_TI2V:g})")
+    add("--device", default="auto", help="auto, cpu, cuda:0, ... (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate, and write the video and its contact sheet."""
+    device = resolve_device(options.device)
+    made = plan(_files(options), _video_options(options))
+    fps = options.fps or (FPS_TI2V if made.config.variant == "ti2v" else FPS)
+    if not 1.0 <= fps <= 240.0:
+        raise ConfigError(f"fps is {fps:g}: give a number between 1 and 240.")
+    check_name(options.name)
+    check_writable(options.out)
+    for note in made.notes:
+        log.warning("%s", note)
+    try:
+        videos = generate(made, device, lambda done, steps: log.info("step %d of %d", done, steps))
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{device} ran out of memory: use fewer frames or a smaller size.") from error
+    for path in _write(options.out, options.name, made, videos, fps):
+        log.info("%s", path)
+    return 0
+
+
+def _files(options: argparse.Namespace) -> Files:
+    return Files(
+        models={slot: path for slot in SLOTS if (path := getattr(options, slot))},
+        loras={slot: path for slot in SLOTS if (path := getattr(options, f"lora_{slot}"))},
+        vae=options.vae,
+        text_encoder=options.text_encoder,
+        tokenizer=options.tokenizer,
+        start_image=options.start_image,
+        end_image=options.end_image,
+        clip_vision=options.clip_vision,
+    )
+
+
+def _video_options(options: argparse.Namespace) -> VideoOptions:
+    return VideoOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(VideoOptions)})
+
+
+def _write(folder: Path, name: str, made: Plan, videos: np.ndarray, fps: float) -> tuple[Path, Path]:
+    """The paths of the video and of the contact sheet; videos [K, F, H, W, 3], the one with the LoRA last."""
+    stem = free_stem(folder, name, (".mp4", ".png"))
+    video, sheet = folder / f"{stem}.mp4", folder / f"{stem}.png"
+    write_video(video, np.concatenate(list(videos), axis=2), fps)
+    titles = ("without the LoRA", f"with the LoRA, strength {made.options.strength:g}")[-len(videos) :]
+    write_sheet(sheet, list(zip(titles, videos, strict=True)))
+    return video, sheet

@@ -1,0 +1,41 @@
+"""`wantrain scan`: say what a dataset folder holds, and everything that would be dropped, cut or changed."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...data.report import describe_dataset
+from ...data.scan import scan_folder
+from ...data.types import DatasetOptions
+from ...launch.display import Display
+from ...recipe.recipe import apply_changes, read_recipe
+from ...serial import from_dict
+from ..arguments import add_changes
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No setting but those of the dataset belongs to the scan of a folder."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("path", type=Path, metavar="FOLDER|RECIPE", help="a dataset folder, or a .toml or .json recipe")
+    add_changes(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report on standard output."""
+    if options.path.is_dir():
+        tables = apply_changes({"dataset": {}}, options.changes)
+        folder, settings = options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset")
+        from_dict(_Nothing, tables, "a scan of a folder")
+    else:
+        recipe = read_recipe(options.path, options.changes)
+        folder, settings = Path(recipe.dataset.folder), recipe.dataset.options
+    display = Display()
+    dataset = scan_folder(folder, settings, progress=lambda done, total: display.update("scan", done, total))
+    display.close()
+    sys.stdout.write(describe_dataset(dataset, limit=None) + "\n")
+    return 0

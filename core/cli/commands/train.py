@@ -1,0 +1,60 @@
+"""`wantrain train`: train a run folder, a job (job.json, or in a LoRA's metadata) or a recipe, or go on with it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ...errors import ConfigError
+from ...launch.display import Display
+from ...launch.jobs import holds_job, places, plan_existing
+from ...launch.pipeline import train_recipe
+from ...launch.stages import StageQueue, auto_devices, refuse
+from ...launch.worker import EXIT_FINISHED, EXIT_STOPPED, train
+from ...paths import shown
+from ...recipe.recipe import read_recipe
+from ...train.run import RunStoppedError
+from ..arguments import add_changes, add_devices
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add = parser.add_argument
+    add(
+        "path",
+        type=Path,
+        metavar="RUN_FOLDER|JOB|LORA|RECIPE",
+        help="a run folder, a job.json, a LoRA file, or a recipe",
+    )
+    add("--work", type=Path, help="folder for caches and runs (a recipe's own, or wan_train beside a job or LoRA)")
+    add("--follow-stdin", action="store_true", help="train a run folder here, and stop when standard input closes")
+    add_devices(parser)
+    add_changes(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train to the end, in processes that are followed here; with --follow-stdin in this one."""
+    if options.follow_stdin:
+        return train(options.path, follow_stdin=True)
+    try:
+        _train(options)
+    except RunStoppedError:
+        return EXIT_STOPPED
+    return EXIT_FINISHED
+
+
+def _train(options: argparse.Namespace) -> None:
+    display = Display()
+    if not holds_job(options.path):
+        work = [f"work={json.dumps(str(options.work.resolve()))}"] if options.work else []
+        train_recipe(read_recipe(options.path, [*options.changes, *work]), options.devices, display)
+        return
+    if options.changes:
+        raise ConfigError("--set is for recipes: the settings of a job decide its run, and stay as they are.")
+    planned = plan_existing(options.path, options.work, options.devices)
+    display.say(f"{shown(options.path)} has these files read:")
+    for place in places(planned.job):
+        display.say(f"  {place}")
+    finished, problems = StageQueue([planned], options.devices or auto_devices(), display).run()
+    refuse(problems)
+    for path in finished.values():
+        display.say(f"the LoRA is {path}")

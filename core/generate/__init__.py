@@ -1,0 +1,1 @@
+"""Videos with the new LoRA, without ComfyUI."""

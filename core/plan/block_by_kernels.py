@@ -1,0 +1,82 @@
+"""Memory of a block that runs by kernels of its own, predicted from sizes: the third kind beside eager and compiled ones.
+
+What autograd keeps of it is counted to the byte: norms, GELU and what else is one pass over memory are made again (see
+`recipes`), so that products, attention and the residual stream remain. What its backward takes beside that was counted with
+the allocator's numbers, and stands here in units, activations [B, L, D].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..memory.recompute import Kept, attention_bytes
+from .plan import Plan, image_tokens
+from .sizes import Sizes, Trained, targeted
+
+_ON_TEXT = frozenset({"cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"})
+_ATTENTION_UNITS, _CROSS_UNITS = 6.5, 4.0  # of a part's backward, beside the gradient that comes in
+
+
+@dataclass(frozen=True)
+class KernelBlock:
+    """Of one block, for batches of one size."""
+
+    by_part: Mapping[str, int]  # bytes kept of each part, beside its input
+    unit: int  # bytes of an activation
+    ratio: float  # ffn_dim / dim
+    attention: int  # bytes of the self-attention, where it alone is kept
+
+    @property
+    def kept(self) -> int:
+        """Of a block that keeps all, beside its input: the inputs of its second and third part are among it."""
+        return sum(self.by_part.values()) + 2 * self.unit
+
+    def kept_by(self, kept: Kept) -> int:
+        """Of as many blocks as keep something."""
+        return kept.linears * self.kept + (max(kept.attention, kept.linears) - kept.linears) * self.attention
+
+    def own(self, plan: Plan, kept: Kept) -> float:
+        """At a block's backward, whose peak is in the feed-forward: with what it has kept, or what it has computed again."""
+        units = self.units()
+        if plan.split_blocks:
+            attention = 0 if kept.attention else self.attention
+            taken = {part: self.by_part[part] + units[part] * self.unit for part in units}
+            # The parts that were run again have their results until the end, and the gradient of the block is held.
+            later = max(taken["ffn"], taken["cross_attn"]) + 3 * self.unit + attention
+            return max(later, taken["self_attn"] + 3.5 * self.unit)
+        whole = max(self.kept + units["ffn"] * self.unit, self.by_part["self_attn"] + units["self_attn"] * self.unit)
+        if plan.ffn_pieces == 1 or kept.linears:
+            return whole
+        before = self.by_part["self_attn"] + self.by_part["cross_attn"] + 4 * self.unit
+        piece = (self.by_part["ffn"] + units["ffn"] * self.unit) / plan.ffn_pieces
+        return min(whole, before + max(piece, (_ATTENTION_UNITS - 1) * self.unit))
+
+    def units(self) -> dict[str, float]:
+        """Of each part's backward, with the gradient that comes in: the GELU made again, and its gradient, are wide."""
+        return {
+            "self_attn": 1 + _ATTENTION_UNITS,
+            "cross_attn": 1 + _CROSS_UNITS,
+            "ffn": max(2 + self.ratio, 1 + 2 * self.ratio),
+        }
+
+
+@lru_cache
+def kernel_block(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2) -> KernelBlock:
+    """`tokens` of one clip; `element_size` of the arithmetic's numbers."""
+    e, dim, lse = element_size, sizes.dim, 4 * sizes.num_heads
+    own = {"self_attn": 4 * e * dim + lse, "cross_attn": 2 * e * dim + lse, "ffn": e * sizes.ffn_dim}
+    keys = sizes.text_len + image_tokens(sizes)
+    per_key = 2 * e * dim
+    if sizes.image_dim is not None:
+        own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn" in trained.targets else 0)
+    adapted = targeted(sizes, trained.targets)
+    for name, (_, inner) in adapted.items():
+        of_adapter = e * (trained.rank + (2 * inner if trained.dropout else 0))  # x A^T; dropout's result and its mask
+        if name in _ON_TEXT:
+            per_key += of_adapter // (1 if sizes.image_dim is None else 2)
+        else:
+            own[name.split(".")[0]] += of_adapter
+    fixed = {"self_attn": 4 * 3 * dim, "cross_attn": keys * per_key, "ffn": 4 * 3 * dim}
+    by_part = {part: batch * (tokens * own[part] + fixed[part]) for part in own}
+    unit = batch * tokens * e * dim
+    return KernelBlock(by_part, unit, sizes.ffn_dim / dim, attention_bytes(batch * tokens, dim, sizes.num_heads, e))

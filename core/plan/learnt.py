@@ -1,0 +1,196 @@
+"""What runs teach the next ones on the same machine: rates, corrections, shortages, and what is beside the steps.
+
+All of it lies in the scratch folder, may be deleted, and is wrong at worst, never in the way: what cannot be written is
+measured again.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ..adapters.setup import finish_importing_adapters
+from ..errors import RunError
+from ..train.features import attention_shape
+from ..train.job import Job
+from ..train.loop import StepReport, Trainer
+from ..wan.checkpoint import CheckpointInfo
+from .card import Card, fit_path, read_fit, refit, write_fit
+from .host import process_age
+from .measure import ESTIMATES, Peak, fit_kind
+from .overhead import TYPICAL, measure_overhead
+from .plan import is_graphed
+from .planner import STEP_DOWN, Choice, Planner
+from .planning import arithmetic, make_planner, ways_to_compile
+from .probe import Probe, keep_overhead, probe, version_of
+from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
+from .shortages import Met, kind_of, read_met, write_met
+from .shortages import version_of as shortage_version
+
+log = logging.getLogger(__name__)
+SAME = 0.97  # of the memory that was free: less is missing because of another program
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What is known of `device`, in `folder`. `others`: bytes of it that were in use before this process used it."""
+
+    device: torch.device
+    folder: Path
+    others: int | None = None
+
+    def probe(self, job: Job, model: CheckpointInfo) -> Probe:
+        """The device for this job: measured where it is not known yet, its memory as it is now."""
+        dtype = arithmetic(job.model.precision, self.device)
+        shape = attention_shape(job, model.config, dtype, self.device)
+        found = probe(self.device, job.memory.attention, shape, self.folder, first=finish_importing_adapters)
+        return replace(found, card=self._with_overhead(found.card))
+
+    def planner(self, job: Job, model: CheckpointInfo, probe: Probe) -> Planner:
+        """For the job, with all that earlier runs have shown. Nothing is pinned."""
+        planner = make_planner(job, model, self.device, probe.card)
+        ways = ways_to_compile(job, self.device)
+        costs = read_costs(self._costs_path(planner.card))
+        return replace(
+            planner,
+            compiles=ways,
+            corrections={way: read_fit(self.folder, planner.card, fit_kind(planner, way)) for way in ways},
+            costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
+            version=version_of(self.device),
+            met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
+        )
+
+    def remember_shortage(self, job: Job, planner: Planner, failed: Choice, lower: Choice, free: int) -> Planner:
+        """`planner`, which knows that `failed` was too much of `free` bytes and `lower` came next; kept for the next run.
+
+        Unless another program has taken of them meanwhile.
+        """
+        if planner.card.free < SAME * free:
+            return planner
+        met = planner.met
+        if failed.plan.cuda_graphs != lower.plan.cuda_graphs:
+            met = replace(met, graphs=False)
+        else:
+            met = met.after(failed.vram, max(int(failed.vram * STEP_DOWN), lower.vram), free)
+        self._write_met(job, planner, met)
+        return replace(planner, met=met)
+
+    def remember_success(self, job: Job, planner: Planner, choice: Choice) -> None:
+        """A run came to its end with `choice`: what it took is no shortage any more."""
+        if planner.met.is_refuted(choice.vram, planner.card.free):
+            self._write_met(job, planner, Met(graphs=planner.met.graphs))
+        overhead = measure_overhead(self.device, self.others)  # now that all kernels are loaded
+        if overhead is not None:
+            with suppress(RunError):
+                keep_overhead(self.folder, self.device, overhead)
+
+    def remember_costs(self, planner: Planner, costs: RunCosts) -> None:
+        """What was beside the steps of a run."""
+        with suppress(RunError):
+            write_costs(self._costs_path(planner.card), costs)
+
+    def _with_overhead(self, card: Card) -> Card:
+        """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""
+        if self.device.type != "cuda":
+            return card
+        now = measure_overhead(self.device, self.others)
+        overhead = max(card.overhead, now or 0) or TYPICAL
+        return replace(card, overhead=overhead, free=card.free - max(overhead - (now or overhead), 0))
+
+    def _write_met(self, job: Job, planner: Planner, met: Met) -> None:
+        try:
+            write_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES), met)
+        except RunError as error:
+            log.warning("That memory ran out is not kept for the next run: %s", error)
+
+    def _shortages_path(self, planner: Planner) -> Path:
+        path = fit_path(self.folder, planner.card)
+        return path.with_name(f"shortages-{path.name}")
+
+    def _costs_path(self, card: Card) -> Path:
+        path = fit_path(self.folder, card)
+        return path.with_name(f"costs-{path.name}")
+
+
+class LearnCosts:
+    """A callback: what the start and the first step of each size took, against what was assumed of them."""
+
+    def __init__(
+        self,
+        learnt: Learnt,
+        planner: Planner,
+        choice: Callable[[], Choice],
+        *,
+        steps: int,
+        peak: Peak,
+        is_first_turn: bool,
+    ) -> None:
+        """`steps` of the run; `peak`: as `Measure` has it.
+
+        `is_first_turn`: the process did not wait for another run before it started.
+        """
+        self._learnt, self._planner, self._choice = learnt, planner, choice
+        self._started = choice()
+        self._steps, self._peak = steps, peak
+        self._start: float | None = None
+        self._is_first_turn, self._is_first = is_first_turn, True
+        self._seconds: dict[int, list[float]] = {}
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
+    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+        if self._is_first:
+            self._is_first = False
+            age = process_age()
+            if age is not None and report.step == 1 and self._is_first_turn:
+                self._start = max(age - report.seconds, 0.0)
+        self._seconds.setdefault(report.tokens, []).append(report.seconds)
+        if report.step == self._steps and self._choice() is self._started:
+            self._write()
+
+    def _write(self) -> None:
+        if len(self._planner.buckets) > 1:  # of one size `Measure` knows more
+            self._correct_predictions()
+        planner, plan = self._planner, self._started.plan
+        layers = planner.task.sizes.num_layers
+        graph = GRAPH if is_graphed(planner.task, plan) else 0.0
+        extras, keys = [], []
+        for number, (tokens, seconds) in enumerate(self._seconds.items()):
+            kept = self._started.kept.get(tokens)
+            if kept is None:  # the smaller last batch of an epoch
+                continue
+            kept_plan = replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+            found = [key(planner.version, plan, tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
+            keys += found
+            if number and len(seconds) > 1:  # the run's very first step has more to do
+                assumed = sum(assumed_kind(plan.compile, again=kind in planner.costs.compiled) for kind in found)
+                extras.append((seconds[0] - median(seconds[1:]) - graph, assumed))
+        costs = learnt(planner.costs, start=self._start, compile=plan.compile, extras=extras, keys=keys)
+        self._learnt.remember_costs(planner, costs)
+
+    def _correct_predictions(self) -> None:
+        """Of time, by the sizes that came more than once; of memory, where all sizes have come."""
+        planner, choice = self._planner, self._started
+        later = {tokens: median(seconds[1:]) for tokens, seconds in self._seconds.items() if len(seconds) > 2}
+        shares = {tokens: choice.sizes[tokens].share for tokens in later if tokens in choice.sizes}
+        expected = sum(share * choice.sizes[tokens].seconds for tokens, share in shares.items())
+        if not expected:
+            return
+        seconds = sum(share * later[tokens] for tokens, share in shares.items()) / expected
+        peak, memory = self._peak(), None
+        if peak is not None and choice.sizes.keys() <= self._seconds.keys():
+            exact = next(iter(choice.estimates.values())).exact_vram
+            memory = max(peak - exact, 1) / (choice.vram - exact)
+        fit = refit(planner.fit_of(choice.plan), memory=memory, seconds=seconds)
+        with suppress(RunError):
+            write_fit(self._learnt.folder, planner.card, fit_kind(planner, choice.plan.compile), fit)
+
+
+def _kind(job: Job, planner: Planner) -> str:
+    shapes = {bucket.shape: bucket.batch for bucket in planner.buckets}
+    return kind_of(planner.task, shapes, planner.plan.precision, job.memory.budget_gb)

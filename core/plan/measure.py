@@ -1,0 +1,94 @@
+"""The first steps of a run against what was predicted of them: kept for the next run's plan."""
+
+import logging
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ..errors import RunError
+from ..train.loop import StepReport, Trainer
+from .card import refit, write_fit
+from .plan import Compile
+from .planner import Choice, Planner
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3  # steps that compile, and make the optimizer's state
+NUM_MEASURED = 8
+Peak = Callable[[], int | None]
+
+
+ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
+
+
+def fit_kind(planner: Planner, compile: Compile | None = None) -> str:
+    """What predictions may be off alike for: the key of `read_fit` and `write_fit`; by default as `planner.plan` compiles."""
+    return f"{planner.plan.precision} {compile or planner.plan.compile} {ESTIMATES}"
+
+
+def cuda_peak(device: torch.device) -> Peak:
+    """The most memory that tensors took since the start; None on a device that does not count."""
+    return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+class AtTheEnd:
+    """A callback: does something once, when the last step is done."""
+
+    def __init__(self, steps: int, act: Callable[[], None]) -> None:
+        self._steps, self._act = steps, act
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
+    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+        if report.step == self._steps:
+            self._act()
+
+
+class Measure:
+    """A callback: after `num_steps` steps under one plan, the ratio of measured to predicted goes into `folder`.
+
+    Only where all clips have one size: else the peak, and the mean of few steps, belong to whatever came by.
+    """
+
+    def __init__(
+        self, planner: Planner, choice: Callable[[], Choice], *, folder: Path, peak: Peak, num_steps: int = NUM_MEASURED
+    ) -> None:
+        """`choice`: the one in force; after a change the measurement ends."""
+        self._planner, self._choice, self._folder, self._peak = planner, choice, folder, peak
+        self._started = choice()
+        self._times: list[float] = []
+        self._num_steps = num_steps
+        self._done = len(planner.buckets) > 1
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
+    def __call__(self, _trainer: Trainer, _report: StepReport) -> None:
+        if self._done:
+            return
+        if self._choice() is not self._started:
+            self._done = True
+            return
+        self._times.append(time.perf_counter())
+        if len(self._times) == WARM_UP + self._num_steps:
+            self._done = True
+            self._write()
+
+    def _write(self) -> None:
+        times = self._times[WARM_UP - 1 :]
+        seconds = median(b - a for a, b in pairwise(times))
+        (found,) = self._started.estimates.values()
+        peak, memory = self._peak(), None
+        if peak is not None:
+            memory = max(peak - found.exact_vram, 1) / (found.vram - found.exact_vram)
+        plan = self._started.plan
+        fit = refit(self._planner.fit_of(plan), memory=memory, seconds=seconds / found.seconds)
+        try:
+            write_fit(self._folder, self._planner.card, fit_kind(self._planner, plan.compile), fit)
+        except RunError as error:
+            log.warning("What this run took is not kept for the next plan: %s", error)

@@ -1,0 +1,126 @@
+"""What is trained, on clips of which sizes, how the base is held, and the sizes that follow from these.
+
+Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens, D width.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+from ..memory.master import MasterKind
+from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
+
+Compile = Literal["off", "kernels", "static", "dynamic"]
+CudaGraphs = Literal["auto", "off"]
+
+CLIP_TOKENS = 257
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the base is held and what is recomputed: fields have the names and meanings of the job's options."""
+
+    precision: str = "bf16"
+    checkpointing: bool = True
+    keep_attention: int = 0
+    keep_linears: int = 0
+    split_blocks: bool = False
+    ffn_pieces: int = 1
+    offload_inputs: bool = False
+    offload_optimizer: bool = False
+    streamed_blocks: int = 0
+    stream_from: MasterKind = "pinned"
+    mapped_blocks: int = 0
+    compile: Compile = "off"
+    cuda_graphs: CudaGraphs = "auto"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of one size: `shape` (C, F, H, W) of their latents, trained `batch` at a time in `share` of all batches."""
+
+    shape: tuple[int, int, int, int]
+    batch: int = 1
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained."""
+
+    sizes: Sizes
+    trained: Trained = field(default_factory=Trained)
+    element_size: int = 2  # of the arithmetic, where the precision leaves it open
+    stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
+    rest_bytes: int | None = None  # of what is outside of the blocks; None: in fp32
+    accumulation: int = 1
+    graphs: bool = False  # whether CUDA graphs are used where a plan allows it
+
+
+def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
+    """Tokens of one clip."""
+    _, frames, height, width = bucket.shape
+    patch = sizes.patch_size
+    return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+
+
+def compute_size(task: Task, plan: Plan) -> int:
+    """Bytes of an activation's number."""
+    return PLAIN_BYTES.get(plan.precision, task.element_size)
+
+
+def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """One unit: an activation [B, L, D]."""
+    return bucket.batch * num_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
+
+
+def block_weights(task: Task, plan: Plan) -> int:
+    if task.stored_block_bytes is not None:
+        return task.stored_block_bytes
+    return block_bytes(task.sizes, plan.precision, compute_size(task, plan))
+
+
+def is_quantized(task: Task, plan: Plan) -> bool:
+    return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+
+
+def is_compiled(plan: Plan) -> bool:
+    """Whether blocks run by torch.compile."""
+    return plan.compile in ("static", "dynamic")
+
+
+def is_graphed(task: Task, plan: Plan) -> bool:
+    """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
+    is_wanted = task.graphs and plan.cuda_graphs != "off"
+    return is_wanted and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+
+
+def num_inputs(task: Task, plan: Plan) -> int:
+    """Tensors that checkpointing keeps: the inputs of blocks, and a second one where a block in parts keeps its attention."""
+    return task.sizes.num_layers + (plan.keep_attention if plan.split_blocks else 0)
+
+
+def num_offloaded(task: Task, plan: Plan) -> int:
+    """Of these, how many wait in main memory: all but those of the last block."""
+    last = 2 if plan.split_blocks and plan.keep_attention else 1
+    return num_inputs(task, plan) - last if plan.offload_inputs else 0
+
+
+def has_offloaded_state(task: Task, plan: Plan) -> bool:
+    """Whether the optimizer's moments wait in main memory: AdamW's can, those of 8 bits are small."""
+    return plan.offload_optimizer and can_offload(task.trained)
+
+
+def num_keys(sizes: Sizes) -> int:
+    """Linears of a block that see the text or the image and not the video."""
+    return 2 if sizes.image_dim is None else 4
+
+
+def image_tokens(sizes: Sizes) -> int:
+    return 0 if sizes.image_dim is None else sizes.image_positions or CLIP_TOKENS
+
+
+@lru_cache
+def dense_params(sizes: Sizes) -> int:
+    """Weights of a block's linears."""
+    return sum(out * inner for out, inner in block_linears(sizes).values())

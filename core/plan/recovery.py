@@ -1,0 +1,261 @@
+"""Out of memory is no end: the step's remains are freed, a plan that takes less is put on, and the same step is done again.
+
+A step is a function of its number and the weights, and its last act alone changes weights and the optimizer's state. So a
+failed attempt leaves nothing but gradients, and its repetition gives what a run would give that had the new plan from
+the start of this step on.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from ..data.shortage import RAM_SIGNS, VRAM_SIGNS
+from ..errors import RunError
+from ..train.events import EventWriter
+from .host import available_ram
+from .planner import Choice, Shortage, differences
+
+T = TypeVar("T")
+
+LOW_RAM = 1 * 2**30  # free main memory, in bytes, below which the system may end this process without a word
+
+
+class Ladder(Protocol):
+    """Says what to go on with."""
+
+    def step_down(self, failed: Choice, shortage: Shortage, /) -> Choice | None:
+        """A choice that takes less than `failed`, or None."""
+        ...
+
+    def explain(self, choice: Choice, /) -> str:
+        """The choice in one line."""
+        ...
+
+
+class Descent:
+    """Which plan a run is at, and its way to plans that take less."""
+
+    def __init__(self, choice: Choice, ladder: Ladder, *, events: EventWriter, device: torch.device):
+        self.choice = choice
+        self._ladder = ladder
+        self._events = events
+        self._device = device
+
+    def reach(self, act: Callable[[Choice], T], step: int | None) -> T:
+        """What `act` returns for the present choice, or for the first below it with which memory suffices.
+
+        `step` updates are done; None: the model is being loaded. RunError if the last plan does not suffice.
+        """
+        while True:
+            try:
+                return act(self.choice)
+            except Exception as error:
+                shortage = shortage_of(error)
+                if shortage is None:
+                    raise
+                reason = first_line(error)
+            # Outside of the clause above: what its traceback holds is free now.
+            self.go_down(shortage, step, reason)
+
+    def can_go_down(self, shortage: Shortage) -> bool:
+        """Whether a plan takes less."""
+        return self._ladder.step_down(self.choice, shortage) is not None
+
+    def go_down(self, shortage: Shortage, step: int | None, reason: str) -> None:
+        """To the next plan that takes less, which is told. RunError if there is none."""
+        gc.collect()  # a graph that was broken off may hang in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        failed, lower = self.choice, self._ladder.step_down(self.choice, shortage)
+        if lower is None:
+            raise RunError(_give_up(shortage, reason))
+        self.choice = lower
+        what = "The GPU's memory" if shortage == "vram" else "The main memory"
+        when = "while the model was loaded" if step is None else f"at step {step + 1}"
+        tell_choice(
+            self._events,
+            lower,
+            f"{what} ran out {when}: the run goes on with {_difference(failed, lower)}. The result does not change; no "
+            f"step is lost. {self._ladder.explain(lower)}",
+            step=step or 0,
+        )
+
+
+def tell_choice(events: EventWriter, choice: Choice, message: str, **fields: Any) -> None:
+    """Write a plan into the diary, with what it is expected to take in bytes and in seconds a step."""
+    events.write(
+        "plan",
+        **fields,
+        plan=asdict(choice.plan),
+        keep_attention={str(tokens): count for tokens, count in choice.keep_attention.items()},
+        keep_linears={str(tokens): count for tokens, count in choice.keep_linears.items()},
+        vram=choice.vram,
+        ram=choice.ram,
+        seconds=round(choice.seconds, 4),
+        start_seconds=round(choice.start_seconds, 2),
+        sizes_seconds=round(choice.sizes_seconds, 2),
+        sizes={
+            str(tokens): {
+                "share": round(size.share, 4),
+                "seconds": round(size.seconds, 4),
+                "first_seconds": round(size.first, 3),
+            }
+            for tokens, size in choice.sizes.items()
+        },
+        message=message,
+    )
+
+
+class _Untouched:
+    """Weights and optimizer state as an attempt found them, told by torch's counters of changes in place."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = set(optimizer.state)
+        self._versions = self._count()
+
+    def restore(self, step: int) -> None:
+        """Forget state that the attempt made. RunError if it has changed what was there: the update had begun."""
+        now = self._count()
+        if any(now.get(key) != version for key, version in self._versions.items()):
+            raise RunError(
+                f"Memory ran out in the middle of the update that follows step {step}, when some weights were changed "
+                "already: queue again to go on from the last checkpoint."
+            )
+        for parameter in set(self._optimizer.state) - self._parameters:
+            del self._optimizer.state[parameter]
+
+    def _count(self) -> dict[int, int]:
+        weights = [p for group in self._optimizer.param_groups for p in group["params"]]
+        known = [state for p, state in self._optimizer.state.items() if p in self._parameters]
+        states = [value for state in known for value in state.values() if isinstance(value, torch.Tensor)]
+        return {id(tensor): tensor._version for tensor in (*weights, *states)}
+
+
+class Recovery:
+    """Repeats what ran out of memory, under leaner and leaner plans: `trainer.attempt = recovery.attempt`."""
+
+    def __init__(self, descent: Descent, *, apply: Callable[[Choice], None], optimizer: torch.optim.Optimizer):
+        """`apply` puts a choice on the model in the place of the present one, after whatever point a step broke off at.
+
+        It keeps the adapter's parameters as they are, and may itself run out of memory.
+        """
+        self._descent = descent
+        self._apply = apply
+        self._optimizer = optimizer
+        self._least_ram: Choice | None = None  # none takes less main memory
+
+    def attempt(self, act: Callable[[], T], step: int) -> T:
+        """What `act` returns, which is done after `step` updates. RunError if the last plan does not suffice."""
+        self._watch_ram(step)
+        while True:
+            before = _Untouched(self._optimizer)
+            try:
+                make_state(self._optimizer)
+                return act()
+            except Exception as error:
+                shortage = shortage_of(error)
+                if shortage is None:
+                    raise
+                reason = first_line(error)
+            # Outside of the clause above, as in `Descent.reach`.
+            self._optimizer.zero_grad(set_to_none=True)
+            before.restore(step)
+            self._go_down(shortage, step, reason)
+
+    def _go_down(self, shortage: Shortage, step: int, reason: str) -> None:
+        self._descent.go_down(shortage, step, reason)
+        self._descent.reach(self._apply, step)
+
+    def _watch_ram(self, step: int) -> None:
+        """Step down before the system runs out of main memory, if a plan takes less of it."""
+        choice = self._descent.choice
+        if choice is self._least_ram or _free_ram() >= LOW_RAM:
+            return
+        if not self._descent.can_go_down("ram"):
+            self._least_ram = choice
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        self._go_down("ram", step, f"less than {LOW_RAM / 2**30:.0f} GiB of main memory is free")
+
+
+def shortage_of(error: BaseException) -> Shortage | None:
+    """Which memory `error` says is out, wherever in the chain of its causes; None if it says something else."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, torch.OutOfMemoryError):
+            return "vram"
+        if isinstance(current, MemoryError):
+            return "ram"
+        if isinstance(current, (RuntimeError, RunError, OSError)):
+            text = str(current)
+            if any(sign in text for sign in VRAM_SIGNS):
+                return "vram"
+            if any(sign in text for sign in RAM_SIGNS):
+                return "ram"
+        # torch.compile's errors carry what the compiler met.
+        current = getattr(current, "inner_exception", None) or current.__cause__
+    return None
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let bitsandbytes make the state that is missing, before any update.
+
+    It makes it parameter by parameter between updates; torch's optimizers make all of it first, and their fused kernels
+    allocate nothing. With the state there, an update either is done or leaves everything as it was.
+    """
+    init_state = getattr(optimizer, "init_state", None)
+    if init_state is None or all(p in optimizer.state for group in optimizer.param_groups for p in group["params"]):
+        return
+    with torch.no_grad():
+        for group_index, group in enumerate(optimizer.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if not optimizer.state[parameter]:
+                    init_state(group, parameter, group_index, index)
+
+
+def _difference(old: Choice, new: Choice) -> str:
+    """The fields of the plan that changed, in words."""
+    plan = new.plan
+    words = {
+        "checkpointing": "blocks recomputed in the backward pass",
+        "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
+        "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
+        "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
+        "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"in {plan.ffn_pieces} pieces"),
+        "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
+        "offload_optimizer": f"the optimizer's state {'in main memory' if plan.offload_optimizer else 'on the GPU'}",
+        "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
+        "stream_from": f"blocks streamed from {plan.stream_from} memory",
+        "cuda_graphs": "no CUDA graphs" if plan.cuda_graphs == "off" else "CUDA graphs",
+        "compile": {"off": "no compilation"}.get(plan.compile, f"blocks compiled ({plan.compile})"),
+        "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the streamed blocks from disk",
+    }
+    found = [words[name] for name in differences(old.plan, plan)]
+    return ", ".join(found) or "less kept for the smaller sizes"
+
+
+def _give_up(shortage: Shortage, reason: str) -> str:
+    advice = "use fewer frames, a smaller size, batch_size 1, or a lower precision"
+    if shortage == "ram":
+        advice = "close other programs, stream fewer blocks or more of them from disk (mapped_blocks; all: stream_from mapped)"
+    what = "The GPU" if shortage == "vram" else "The machine"
+    return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, shortened, without the full stop."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+
+
+def _free_ram() -> int:
+    try:
+        return available_ram()
+    except OSError:  # a system that does not say
+        return LOW_RAM

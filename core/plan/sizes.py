@@ -1,0 +1,159 @@
+"""Bytes of the model and of its adapter, from the configuration alone: what a plan needs before anything is loaded.
+
+Legend: D width, f feed-forward width, N out_features, K in_features, r rank.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from ..memory.master import ALIGNMENT
+from ..memory.precision.ara import GROUP
+from ..memory.precision.nf4 import BLOCK_SIZE, NESTED_BLOCK_SIZE
+
+PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
+OPTIMIZER_BYTES = {"adamw8bit": 2}  # of state for one parameter; the others keep two fp32 moments
+_TWO_MOMENTS = 8
+ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
+
+
+class Sizes(Protocol):
+    """What of a model's configuration counts; `core.wan.config.WanConfig` is one."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def ffn_dim(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def in_dim(self) -> int: ...
+    @property
+    def out_dim(self) -> int: ...
+    @property
+    def text_dim(self) -> int: ...
+    @property
+    def text_len(self) -> int: ...
+    @property
+    def freq_dim(self) -> int: ...
+    @property
+    def patch_size(self) -> tuple[int, int, int]: ...
+    @property
+    def image_dim(self) -> int | None: ...
+    @property
+    def image_positions(self) -> int | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The adapter and its optimizer."""
+
+    rank: int = 16
+    targets: tuple[str, ...] = ALL_TARGETS
+    dropout: bool = False
+    optimizer: str = "adamw"
+
+
+def block_linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of a block's linears, by their names in the block, in the block's order."""
+    dim, ffn = sizes.dim, sizes.ffn_dim
+    square = (dim, dim)
+    found = {f"{group}.{name}": square for group in ("self_attn", "cross_attn") for name in "qkvo"}
+    if sizes.image_dim is not None:
+        found |= {"cross_attn.k_img": square, "cross_attn.v_img": square}
+    return found | {"ffn.0": (ffn, dim), "ffn.2": (dim, ffn)}
+
+
+@lru_cache
+def block_bytes(sizes: Sizes, precision: str, element_size: int, *, rank: int = 32) -> int:
+    """Bytes of a block's frozen tensors, in the layout in which they are streamed.
+
+    `element_size` of the arithmetic, which the biases have too; `rank` of the correction in int4_svd and ara.
+    """
+    dim = sizes.dim
+    parameters, buffers = [6 * dim * HIGH_PRECISION], []  # modulation
+    for name, (out, inner) in block_linears(sizes).items():
+        stored = _linear_bytes(out, inner, precision, element_size, rank)
+        if len(stored) == 1:
+            parameters += stored
+        else:
+            buffers += stored
+        parameters.append(out * element_size)
+        if name in ("self_attn.q", "self_attn.k", "cross_attn.q", "cross_attn.k", "cross_attn.k_img"):
+            parameters.append(dim * HIGH_PRECISION)  # their norms
+        if name == "self_attn.o":
+            parameters += [dim * HIGH_PRECISION] * 2  # norm3
+    tensors = parameters + buffers
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in tensors[:-1]) + tensors[-1]
+
+
+@lru_cache
+def rest_bytes(sizes: Sizes) -> int:
+    """Bytes of all that is outside the blocks: embeddings and head."""
+    dim, patch = sizes.dim, math.prod(sizes.patch_size)
+    linears = [
+        (sizes.in_dim * patch, dim),
+        (sizes.text_dim, dim),
+        (dim, dim),
+        (sizes.freq_dim, dim),
+        (dim, dim),
+        (dim, 6 * dim),
+        (dim, patch * sizes.out_dim),
+    ]
+    count = 2 * dim  # the head's modulation
+    if sizes.image_dim is not None:
+        linears += [(sizes.image_dim, sizes.image_dim), (sizes.image_dim, dim)]
+        count += 2 * sizes.image_dim + 2 * dim + (sizes.image_positions or 0) * sizes.image_dim
+    return HIGH_PRECISION * (count + sum(inner * out + out for inner, out in linears))
+
+
+def num_params(sizes: Sizes) -> int:
+    """Parameters of the model without an adapter."""
+    return (rest_bytes(sizes) + sizes.num_layers * _plain_block(sizes)) // HIGH_PRECISION
+
+
+def targeted(sizes: Sizes, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """The block linears that carry an adapter."""
+    return {name: shape for name, shape in block_linears(sizes).items() if name.split(".")[0] in targets}
+
+
+@lru_cache
+def adapter_params(sizes: Sizes, trained: Trained) -> int:
+    """Trainable numbers of the whole model."""
+    widths = sum(out + inner for out, inner in targeted(sizes, trained.targets).values())
+    return sizes.num_layers * trained.rank * widths
+
+
+def state_bytes(trained: Trained) -> int:
+    """Bytes that the optimizer keeps for one parameter."""
+    return OPTIMIZER_BYTES.get(trained.optimizer, _TWO_MOMENTS)
+
+
+def can_offload(trained: Trained) -> bool:
+    """Whether the optimizer's state may wait in main memory; see `adamw.py`."""
+    return trained.optimizer == "adamw"
+
+
+def _plain_block(sizes: Sizes) -> int:
+    linears = sum(out * inner + out for out, inner in block_linears(sizes).values())
+    norms = 4 + 2 + (sizes.image_dim is not None)  # of queries and keys, twice; norm3; the image's keys
+    return HIGH_PRECISION * (linears + (6 + norms) * sizes.dim)
+
+
+def _linear_bytes(out: int, inner: int, precision: str, element_size: int, rank: int) -> list[int]:
+    """Bytes of each tensor that stands for the weight [out, inner]; a plain weight is one."""
+    count = out * inner
+    if precision in ("fp8", "fp8_compute", "int8"):
+        return [count, out * 4]
+    if precision == "nf4":
+        blocks = -(-count // BLOCK_SIZE)
+        return [-(-count // 2), blocks, 256 * 4, -(-blocks // NESTED_BLOCK_SIZE) * 4, 4]
+    if precision in ("int4_svd", "ara") and inner % 2 == 0:
+        groups = out * (inner // math.gcd(inner, GROUP))
+        rank = min(rank, out, inner)
+        return [count // 2, groups * 2, groups, out * rank * element_size, rank * inner * element_size]
+    return [count * PLAIN_BYTES.get(precision, element_size)]

@@ -1,0 +1,226 @@
+"""How long a training step takes, predicted from sizes and a card's rates.
+
+The traffic of element-wise operators and the number of kernels were counted once (torch 2.11), in units of one activation
+[B, L, D]; those of compiled blocks were fitted to steps of the 1.3B, 5B and 14B models on an H200. There the feed-forward
+in pieces took a compiled block no time; the host's time for their launches is assumed.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from ..memory.adamw import offloaded_bytes
+from .card import Card
+from .plan import (
+    CLIP_TOKENS,
+    Bucket,
+    Plan,
+    Task,
+    block_weights,
+    compute_size,
+    dense_params,
+    has_offloaded_state,
+    input_bytes,
+    is_compiled,
+    is_graphed,
+    is_quantized,
+    num_offloaded,
+    num_tokens,
+)
+from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
+
+# Of the rates that a card shows in a short measurement, what it keeps up for whole steps, when its power limits its clock:
+# an H200 805 TFLOPS in bf16 and then 650 to 690. fp8's smaller products are further from it, and attention is nearer (an H200
+# 603 TFLOPS and then 527 with cuDNN, an H100 657 and then 614 to 649 with FlashAttention 4, both forward and backward).
+_SUSTAINED, _SUSTAINED_FP8, _SUSTAINED_ATTENTION = 0.85, 0.78, 0.9
+_CROSS_RATE = 0.6  # of attention's rate with 512 keys, which are few (H200: 337 of 527 TFLOPS, forward and backward)
+_FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
+# Times as long for the host to launch a compiled block with a quantized base: fitted to images of 512x512 and 768x768 on an
+# H100 with streamed blocks.
+_QUANTIZED_LAUNCHES = 1.2
+# Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
+_TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
+_COMPILED_TRAFFIC = (26.0, 40.0)
+# By kernels of our own, of 14B blocks on an H100 at 4096 tokens, which took 1.71 ms of them; what is made again is in the
+# backward. Its elementwise kernels reach half of the bandwidth where they sum over rows.
+_KERNELS_TRAFFIC = (30.0, 72.0)
+_FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
+_KERNELS_FP8_TRAFFIC = (10.0, 22.0)  # and weights are transposed for the backward, whatever the number of tokens
+# Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
+_KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
+# By kernels of our own: how many launches take the host as long as it, in blocks of 208 kernels; and what is launched.
+# The host took 13 ms for a 14B block where it took 10.8 ms for a compiled one (H100): it has Python between two kernels.
+_OWN_LAUNCHES, _OWN_KERNELS = (220, 480), (80, 130)
+_OWN_FP8_LAUNCHES = 1.15
+# Of a block in parts: times as many launches, since each part is a graph of its own (a quarter more kernels were counted,
+# what calling the graphs takes is assumed); and of the element-wise traffic in the forward, what the parts have.
+_SPLIT_LAUNCHES = 1.5
+_PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2, "ffn": 0.4}
+_GAP_S = 0.7e-6  # for each of these launches where a CUDA graph makes them (H100, 14B, 512x512 and 1024x1024)
+_PIECE_LAUNCHES = 0.2  # of a block's kernels, those of its feed-forward, which each piece has
+
+
+def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
+    """Of one batch: forward and backward, each as long as the longest of computing, launching and copying."""
+    layers, streamed = task.sizes.num_layers, plan.streamed_blocks
+    block = _block_seconds(task, bucket, plan, card)
+    weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
+    reading = _reading_seconds(task, plan, card)
+    unit = input_bytes(task, bucket, plan)
+    inputs = num_offloaded(task, plan) * unit / card.to_device
+    recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
+    if plan.split_blocks:
+        recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
+    if plan.ffn_pieces > 1 and not is_compiled(plan):
+        recompute += (layers - plan.keep_linears) * block.ffn_again
+    num_trained = adapter_params(task.sizes, task.trained)
+    update = num_trained * 28 / card.bandwidth
+    if has_offloaded_state(task, plan):  # in and out at once
+        update += offloaded_bytes(num_trained)[1] / card.to_device
+    # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
+    first = weights / streamed if streamed else 0.0
+    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading)
+    return up + down + first + update
+
+
+def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:
+    """Of the thread that stages blocks, for the forward or the backward: what lies in files, beside all else."""
+    if not plan.mapped_blocks:
+        return 0.0
+    others = plan.streamed_blocks - plan.mapped_blocks
+    staged = 0.0 if plan.stream_from == "pinned" else others / card.copy_rate(plan.stream_from)
+    return block_weights(task, plan) * (plan.mapped_blocks / card.copy_rate("mapped") + staged)
+
+
+class _BlockTime(NamedTuple):
+    """Seconds of one block."""
+
+    forward: float
+    attention: float  # of it, self-attention
+    products: float  # of it, products that may be kept
+    last: float  # of it, the product that no gradient needs, which is not computed again
+    dense: float  # to bring a quantized base into the compute dtype once more, where products are computed again
+    backward: float  # without recompute
+    again: float  # of a block in parts, what is recomputed a second time: linears of all but the last, cross-attention
+    cross_again: float  # of it, the cross-attention
+    ffn_again: float  # of a block whose feed-forward goes in pieces, uncompiled, that
+    launch_up: float  # of the host, for the forward
+    launch_down: float
+
+
+def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
+    """Of all blocks: those that keep their products keep their attention too."""
+    num_attention = max(plan.keep_attention, plan.keep_linears)
+    again = block.forward - block.last
+    kinds = [
+        (layers - num_attention, again + block.dense),
+        (num_attention - plan.keep_linears, again + block.dense - block.attention),
+    ]
+    if plan.compile != "kernels":  # by which nothing is run again where all is kept
+        kinds.append((plan.keep_linears, again - block.attention - block.products))
+    return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
+
+
+def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
+    sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
+    tokens, dim = num_tokens(sizes, bucket), sizes.dim
+    rate = _product_rate(plan, card, size) / bucket.batch
+    linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
+    attention_rate = _SUSTAINED_ATTENTION * card.attention / bucket.batch
+    self_attention = 4 * tokens**2 * dim / attention_rate
+    cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
+    attention = self_attention + cross_attention
+    up, down, dense = _traffic_seconds(task, bucket, plan, card)
+    graphed = is_graphed(task, plan)
+    launch_s = _launch_seconds(task, plan, card, graphed=graphed)
+    kernels = _launches(plan, graphed=graphed)
+    if graphed:  # the GPU itself loses it between kernels
+        up, down = up + kernels[0] * launch_s, down + kernels[1] * launch_s
+    square = 2 * tokens * dim**2 / rate  # one of its linears
+    cross_again = 2 * square + cross_attention + _PART_TRAFFIC["cross_attn"] * up
+    return _BlockTime(
+        forward=linears + attention + up,
+        attention=self_attention,
+        products=linears - last,
+        last=0.0 if eager else last,
+        dense=dense if is_compiled(plan) else 0.0,
+        backward=linears + 2.5 * attention + down,
+        again=cross_again + 4 * square + _PART_TRAFFIC["self_attn"] * up,
+        cross_again=cross_again,
+        ffn_again=(2 if eager else 1) * last + _PART_TRAFFIC["ffn"] * up,
+        launch_up=kernels[0] * launch_s,
+        launch_down=kernels[1] * launch_s,
+    )
+
+
+def _launches(plan: Plan, *, graphed: bool) -> tuple[int, int]:
+    if plan.compile == "kernels":
+        return _OWN_KERNELS if graphed else _OWN_LAUNCHES
+    return _KERNELS if plan.compile == "off" else _COMPILED_KERNELS
+
+
+def _launch_seconds(task: Task, plan: Plan, card: Card, *, graphed: bool) -> float:
+    launch_s = _GAP_S if graphed else card.launch_s
+    if plan.precision == "fp8_compute":
+        launch_s *= _OWN_FP8_LAUNCHES if plan.compile == "kernels" else _FP8_LAUNCHES
+    launch_s *= _QUANTIZED_LAUNCHES if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
+    return launch_s * (_SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1))
+
+
+def _product_rate(plan: Plan, card: Card, size: int) -> float:
+    is_fp8 = plan.precision == "fp8_compute" and card.matmul_fp8
+    return card.matmul_rate(plan.precision, size) * (_SUSTAINED_FP8 if is_fp8 else _SUSTAINED)
+
+
+def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
+    """Of element-wise operators, forward and backward: what they read and write. And for the weights' part of it.
+
+    Eager blocks, and those by kernels, bring their weights into the compute dtype in both. Compiled ones keep them from the
+    forward, or from a recompute that leaves out the products; steps that compute these again take as long as if they did it
+    once more.
+    """
+    sizes, size = task.sizes, compute_size(task, plan)
+    unit = input_bytes(task, bucket, plan)
+    traffic, quantizing = _traffic(plan, size)
+    adapters = _adapter_widths(sizes, task.trained) / sizes.dim
+    dense = 0.0
+    compiled, eager = is_compiled(plan), plan.compile == "off"
+    if is_quantized(task, plan):  # read, and written in the compute dtype; eager scaled in a second pass
+        dense = block_weights(task, plan) + (3 if eager else 1) * size * dense_params(sizes)
+        if not compiled:  # each piece for itself
+            dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
+    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
+    again = 0.0 if compiled else dense
+    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+        again += 2 * dense_params(sizes)  # transposed
+    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
+    return up, down, dense / card.bandwidth
+
+
+def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
+    by_kernels = plan.compile == "kernels"
+    quantizing = _KERNELS_FP8_TRAFFIC if by_kernels else _FP8_TRAFFIC
+    quantizing = quantizing if plan.precision == "fp8_compute" else (0.0, 0.0)
+    if by_kernels:
+        return _KERNELS_TRAFFIC, quantizing
+    return _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC, quantizing
+
+
+@lru_cache
+def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
+    """What the adapters of a block read and write for a token in the forward, in numbers."""
+    return sum(inner + 2 * out for out, inner in targeted(sizes, trained.targets).values())
+
+
+@lru_cache
+def _linear_flops(sizes: Sizes, tokens: int) -> int:
+    """Of a block's linears in the forward, for one clip; a multiply-add is two."""
+    on_keys = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
+    total = 0
+    for name, (out, inner) in block_linears(sizes).items():
+        rows = tokens
+        if name in on_keys:
+            rows = CLIP_TOKENS if name.endswith("_img") else sizes.text_len
+        total += 2 * rows * out * inner
+    return total

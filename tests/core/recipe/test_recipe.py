@@ -1,0 +1,154 @@
+"""The job file for people: what it may hold, how it is refused, and that nothing is lost on the way to disk and back."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from wan_train.core.errors import ConfigError
+from wan_train.core.recipe.recipe import (
+    apply_changes,
+    read_recipe,
+    read_tables,
+    recipe_from_tables,
+    recipe_tables,
+    recipe_to_toml,
+)
+from wan_train.core.train.settings import StageSettings
+
+PACK = Path(__file__).resolve().parents[3]
+
+
+def read(tmp_path, tables, *changes):
+    return recipe_from_tables(tables, tmp_path, "job.toml", changes)
+
+
+def full(tables):
+    """Every kind of value: text with quotes and other scripts, numbers small and large, lists, a switch."""
+    return {
+        **tables,
+        "name": "Ölbild (2) v1.5",
+        "author": 'Ann "A" Öz \\ 日本\n',
+        "conditioning": "first frame",
+        "adapter": {"rank": 8, "targets": ["self_attn", "ffn"]},
+        "optimizer": {"learning_rate": 3e-7, "weight_decay": 0},
+        "memory": {"checkpointing": False},
+        "low": {"optimizer": {"learning_rate": 1e-3}, "epochs": 3, "boundary": 0.9},
+        "lora": {"folder": "out", "high": "H-x", "precision": "fp32"},
+    }
+
+
+@pytest.mark.parametrize("ending", ["json", "toml"])
+def test_round_trip(tmp_path, tables, ending):
+    if ending == "toml":
+        pytest.importorskip("tomllib")
+    recipe = read(tmp_path, full(tables))
+    path = tmp_path / "elsewhere" / f"job.{ending}"
+    path.parent.mkdir()
+    text = json.dumps(recipe_tables(recipe)) if ending == "json" else recipe_to_toml(recipe)
+    path.write_text(text, encoding="utf-8")
+    assert read_recipe(path) == recipe
+    assert recipe.optimizer.learning_rate == 3e-7
+    assert "keep_last" not in text  # what has its default is left out
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path, tables):
+    tables["dataset"]["folder"] = "pictures"
+    tables["lora"] = {"folder": "../loras"}
+    recipe = read(tmp_path, tables)
+    assert recipe.dataset.folder == str(tmp_path / "pictures")
+    assert recipe.cache_path == tmp_path / "wan_train" / "cache"
+    assert recipe.lora_folder == tmp_path / ".." / "loras"
+    assert dataclasses.replace(recipe, lora=type(recipe.lora)()).lora_folder == tmp_path / "wan_train" / "loras"
+
+
+def test_a_stage_has_the_shared_settings_with_its_own_on_top(tmp_path, tables):
+    recipe = read(tmp_path, {**tables, "low": {"optimizer": {"learning_rate": 1e-3}, "loop": {"seed": 7}}})
+    low, high = recipe.settings("low"), recipe.settings("high")
+    assert (high.optimizer.learning_rate, high.loop.seed) == (1e-4, 42)
+    assert (low.optimizer.learning_rate, low.loop.seed) == (1e-3, 7)
+    same = dataclasses.replace(low, optimizer=high.optimizer, loop=high.loop)
+    assert same == high
+    assert low.loop.steps == 4
+
+
+def test_length_in_epochs_or_in_steps(tmp_path, tables):
+    both = {**tables, "epochs": 3}
+    with pytest.raises(ConfigError, match=r"job.toml has epochs and loop.steps: give one"):
+        read(tmp_path, both)
+    with pytest.raises(ConfigError, match=r"\[low\] has epochs and loop.steps"):
+        read(tmp_path, {**tables, "low": both | {"loop": {"steps": 2}}})
+    del both["loop"]
+    recipe = read(tmp_path, {**both, "low": {"loop": {"steps": 9}}})
+    assert recipe.settings("high").epochs == 3
+    assert (recipe.settings("low").epochs, recipe.settings("low").loop.steps) == (0, 9)
+    assert read(tmp_path, both, "loop.steps=8").settings("high").epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 3}, "job.toml has the unknown field 'sed'"),
+        ({"optimizer": {"lr": 3}}, "job.toml.optimizer has the unknown field 'lr'"),
+        ({"loop": {"steps": "many"}}, r"job.toml.loop.steps is 'many'; it must be of type int"),
+        ({"low": {"optimizer": {"lr": 3}}}, r"\[low\].optimizer has the unknown field 'lr'"),
+        ({"low": {"optimizer": 3}}, r"\[low\].optimizer is 3; it must be a group"),
+        ({"timesteps": {"sigma_min": 0.5}}, "the window comes from the stage and 'boundary'"),
+        ({"models": {"vae": "v", "text_encoder": "t"}}, "models names nothing to train"),
+        ({"models": {"vae": "v", "text_encoder": "t", "single": "a", "low": "b"}}, "has single and an expert"),
+        ({"name": "a/b"}, "name is 'a/b': use letters"),
+        ({"lora": {"low": "../x"}}, r"lora.low is '../x'"),
+        ({"epochs": -1, "loop": {}}, "epochs must be 0"),
+        ({"dataset": {"folder": "x", "width": 33}}, "width is 33, but Wan needs a multiple of 16"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, tables, change, message):
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, {**tables, **change})
+
+
+def test_settings_of_an_expert_that_is_not_trained_are_refused(tmp_path, tables):
+    del tables["models"]["low"]
+    with pytest.raises(ConfigError, match=r"\[low\] has settings, but models.low is not given"):
+        read(tmp_path, {**tables, "low": {"precision": "fp32"}})
+
+
+def test_changes(tables):
+    changed = apply_changes(tables, ["loop.seed=7", "name=a b", "high.optimizer.learning_rate=1e-3", "lora.high=07"])
+    assert changed["loop"] == {"steps": 4, "seed": 7}
+    assert (changed["name"], changed["lora"]["high"]) == ("a b", "07")
+    assert changed["high"] == {"optimizer": {"learning_rate": 1e-3}}
+    assert tables["loop"] == {"steps": 4}
+    with pytest.raises(ConfigError, match=r"'loop\.seed' is no change"):
+        apply_changes(tables, ["loop.seed"])
+    with pytest.raises(ConfigError, match="name is a value, not a group"):
+        apply_changes(tables, ["name.x=1"])
+
+
+def test_unreadable_files_are_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml does not exist: name a recipe"):
+        read_tables(tmp_path / "nothing.toml")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.json is not valid JSON"):
+        read_tables(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="must hold a table"):
+        read_tables(tmp_path / "b.json")
+    pytest.importorskip("tomllib")
+    (tmp_path / "c.toml").write_text("a = = 1")
+    with pytest.raises(ConfigError, match=r"c\.toml is not valid TOML"):
+        read_tables(tmp_path / "c.toml")
+
+
+def test_the_example_in_the_docs():
+    """It is valid, and its commented lines too: each group and each setting exists."""
+    pytest.importorskip("tomllib")
+    path = PACK / "docs" / "job.toml"
+    assert read_recipe(path).settings("high").epochs == 100
+    lines = path.read_text(encoding="utf-8").splitlines()
+    values = [line.removeprefix("#") if line.startswith("#") and " = " in line else line for line in lines]
+    everything = "\n".join(line for line in values if not line.startswith(("steps", "single")))
+    whole = recipe_from_tables(__import__("tomllib").loads(everything), path.parent)
+    for group in dataclasses.fields(StageSettings):
+        assert group.name in everything
+    assert whole.low["optimizer"]["learning_rate"] < whole.optimizer.learning_rate
