@@ -38,9 +38,10 @@ from wan_train.core.data.decode import read_frames  # noqa: E402
 from wan_train.core.data.encode import cache_latents, cache_text  # noqa: E402
 from wan_train.core.data.scan import scan_folder  # noqa: E402
 from wan_train.core.data.store import Store  # noqa: E402
-from wan_train.core.data.types import Dataset, DatasetOptions  # noqa: E402
+from wan_train.core.data.types import Dataset  # noqa: E402
 from wan_train.core.encoders.text import Umt5TextEncoder, load_text_encoder  # noqa: E402
 from wan_train.core.encoders.vae import WanVideoEncoder, load_video_encoder  # noqa: E402
+from wan_train.core.settings.dataset import DatasetOptions  # noqa: E402
 from wan_train.tools.miniature import TextSize, umt5, wan_vae  # noqa: E402
 
 VAES = {"miniature": 8, "wan2.1": 96}  # base widths

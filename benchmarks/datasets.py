@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_train.benchmarks.material import Clip, make_job, write_sample
-from wan_train.core.memory.precision.formats import Precision
+from wan_train.core.facts import BOUNDARY_T2V_A14B
+from wan_train.core.settings.job import Job, Stage, stage_window
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.precision import Precision
 from wan_train.core.train.batches import BatchSchedule
-from wan_train.core.train.job import BOUNDARY_T2V_A14B, Job, MemoryOptions, Stage, stage_window
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
 

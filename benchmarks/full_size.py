@@ -28,8 +28,8 @@ import wantrain  # noqa: E402
 wantrain.load_pack()
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint  # noqa: E402
 from wan_train.benchmarks.material import make_job as make_plain_job  # noqa: E402
+from wan_train.core.settings.job import Job  # noqa: E402
 from wan_train.core.train.events import EventReader  # noqa: E402
-from wan_train.core.train.job import Job  # noqa: E402
 from wan_train.core.train.run_folder import RunFolder  # noqa: E402
 
 

@@ -30,7 +30,7 @@ from wan_train.benchmarks.kernels_host import host_rows  # noqa: E402
 from wan_train.benchmarks.step_kernels import profile_step  # noqa: E402
 from wan_train.core.adapters.fused import fuse_adapter  # noqa: E402
 from wan_train.core.adapters.products import use_products  # noqa: E402
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter  # noqa: E402
+from wan_train.core.adapters.setup import add_adapter  # noqa: E402
 from wan_train.core.kernels import elementwise, rows  # noqa: E402
 from wan_train.core.kernels.apply import use_kernels  # noqa: E402
 from wan_train.core.kernels.linears import make_product  # noqa: E402
@@ -42,6 +42,7 @@ from wan_train.core.memory.precision.fp8 import make_fp8, quantize_rows  # noqa:
 from wan_train.core.memory.precision.fp8_compute import make_fp8_compute  # noqa: E402
 from wan_train.core.memory.recompute import Kept, with_selective_recompute  # noqa: E402
 from wan_train.core.memory.rerun import Rerun  # noqa: E402
+from wan_train.core.settings.adapter import AdapterOptions  # noqa: E402
 from wan_train.core.wan.config import WanConfig  # noqa: E402
 from wan_train.core.wan.layers import rope_table  # noqa: E402
 from wan_train.core.wan.model import WanTransformer, call_block  # noqa: E402

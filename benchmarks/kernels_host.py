@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.adapters.fused import fuse_adapter
 from ..core.adapters.products import use_products
-from ..core.adapters.setup import AdapterOptions, add_adapter
+from ..core.adapters.setup import add_adapter
 from ..core.kernels import launch as launches
 from ..core.kernels import linears
 from ..core.kernels import ops as kernel_ops
@@ -30,6 +30,7 @@ from ..core.kernels.apply import use_kernels
 from ..core.memory.precision.fp8 import make_fp8
 from ..core.memory.precision.fp8_compute import Fp8ComputeLinear
 from ..core.memory.rerun import Rerun
+from ..core.settings.adapter import AdapterOptions
 from ..core.wan.config import WanConfig
 from ..core.wan.model import WanTransformer, call_block
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from wan_train.benchmarks.datasets import shares, sizes_of_steps
 from wan_train.core.launch.process import PACK
+from wan_train.core.settings.job import Job
 from wan_train.core.train.events import Event, EventReader
-from wan_train.core.train.job import Job
 from wan_train.core.train.run_folder import RunFolder
 
 GIB = 2**30  # a GB of this benchmark, as caps, budgets and nvidia-smi have it

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from wan_train.core.adapters.setup import AdapterOptions
-from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec, TrainSample
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.job import DataSpec, Job, ModelSpec, TrainSample
+from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import WanTransformer

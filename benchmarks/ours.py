@@ -24,11 +24,12 @@ from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
-from wan_train.core.memory.precision.formats import Precision
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
+from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.precision import Precision
 from wan_train.core.train.batches import TEXT_LEN, BatchSchedule, Prefetcher, load_drawn
-from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import Prepared, prepare, resolve_device

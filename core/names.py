@@ -41,6 +41,15 @@ def check_file_name(name: str, field: str) -> str:
     return name
 
 
+def check_name(name: str, field: str = "name") -> str:
+    """A name that can be part of a file name everywhere; ConfigError, which calls it `field`, for any other.
+
+    What is put around it (_low_noise, _v2, a key, an ending, a temporary file's mark) makes no name of it that a system
+    can't have: see above.
+    """
+    return check_file_name(name, field)
+
+
 def check_below(name: str, field: str) -> str:
     """A relative path that stays below its folder as it is written, links apart; ConfigError for any other."""
     if not isinstance(name, str):

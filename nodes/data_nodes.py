@@ -7,15 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.data.conditioning import CONDITIONINGS, Conditioning
 from ..core.data.encode import cache_latents, cache_text
 from ..core.data.links import files_below
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
-from ..core.data.types import Dataset, DatasetOptions, Note
+from ..core.data.types import Dataset, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
+from ..core.settings.dataset import CONDITIONINGS, Conditioning, DatasetOptions
 from ..core.sweep import sweep_temporaries
 from . import folders, host
 from .inputs import check_known, checked

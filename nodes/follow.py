@@ -13,11 +13,11 @@ from ..core.launch.display import duration
 from ..core.launch.pace import Pace
 from ..core.launch.process import Worker
 from ..core.launch.worker import EXIT_FINISHED, EXIT_STOPPED
+from ..core.settings.job import Job
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
 from ..core.train.find_run import began, find_run
 from ..core.train.history import LongHistory, read_long_history
-from ..core.train.job import Job
 from ..core.train.preview_folder import PreviewFolder
 from ..core.train.run_folder import RunFolder, deleted_message
 from . import host

@@ -6,8 +6,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.adapters.formats import read_lora
-from ..core.adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, check_name, ship
+from ..core.adapters.ship import (
+    KEY_STYLES,
+    ShipOptions,
+    Slot,
+    Source,
+    check_name,
+    ship,
+)
 from ..core.errors import ConfigError, WanTrainError
+from ..core.settings.precision import PRECISIONS
 from ..core.train.result import check_lora
 from . import folders, host
 from .inputs import checked

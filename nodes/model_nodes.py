@@ -9,13 +9,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..core.errors import ConfigError, WanTrainError
-from ..core.memory.master import MasterKind
-from ..core.memory.precision.formats import PRECISIONS
 from ..core.packages import check_packages
 from ..core.paths import shown
-from ..core.train.job import Attention, Compile, CudaGraphs, MemoryOptions, PlanMode
+from ..core.settings.memory import Attention, Compile, CudaGraphs, MasterKind, MemoryOptions, PlanMode
+from ..core.settings.precision import PRECISIONS
+from ..core.settings.stage import settings_from_names
 from ..core.train.prepare import check_holding
-from ..core.train.settings import settings_from_names
 from ..core.train.start import needed_packages
 from ..core.wan.checkpoint import inspect
 from . import folders, host

@@ -7,10 +7,10 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..core.data.types import DatasetOptions
 from ..core.errors import ConfigError, WanTrainError
+from ..core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from ..core.generate.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
-from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
+from ..core.settings.dataset import DatasetOptions
 from . import host
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY

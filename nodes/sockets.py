@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.train.job import Stage
+from ..core.settings.job import Stage
 from ..core.wan.checkpoint import CheckpointInfo
 
 WanDit = io.Custom("WAN_DIT")

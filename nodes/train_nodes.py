@@ -7,16 +7,20 @@ import safetensors.torch
 from comfy_api.latest import io
 
 from ..core.adapters.ship import check_name
+from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
+from ..core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
 from ..core.packages import check_packages
 from ..core.paths import shown
+from ..core.settings.job import Job, Stage
+from ..core.settings.previews import PreviewOptions
+from ..core.settings.stage import TARGET_SETS, settings_from_names
+from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
-from ..core.train.job import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, Job, PreviewOptions, Stage, data_spec
 from ..core.train.optimizers import OPTIMIZERS
 from ..core.train.run_folder import RunFolder
-from ..core.train.settings import TARGETS, build_job, job_warnings, settings_from_names
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, run_line
@@ -207,7 +211,7 @@ def _timestep_inputs() -> list[Any]:
 def _optimizer_inputs() -> list[Any]:
     return [
         io.Combo.Input(
-            "targets", options=list(TARGETS), default="attention and ffn", advanced=True,
+            "targets", options=list(TARGET_SETS), default="attention and ffn", advanced=True,
             tooltip="Which linear layers of the blocks get a LoRA.",
         ),
         io.Float.Input(

@@ -11,7 +11,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,43 +18,19 @@ from torch import nn
 
 from ..errors import ConfigError, ModelFileError
 from ..packages import unusable
+from ..settings.adapter import AdapterOptions
 from .keys import official_key, sort_key
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-TARGETS = {
+LINEARS = {
     "self_attn": ("q", "k", "v", "o"),
     "cross_attn": ("q", "k", "v", "o", "k_img", "v_img"),  # the last two only in Wan 2.1 I2V
     "ffn": ("0", "2"),
 }
 _ADAPTER = "default"
 _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
-    """Size and place of the LoRA. The change of a weight is (alpha / rank) * up @ down."""
-
-    rank: int = 16
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
-    dropout: float = 0.0  # share of the adapter's inputs set to zero while training
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank must be at least 1, got {self.rank}.")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"alpha must be a number above 0, got {self.alpha}; the usual choice is the rank.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
-        if not self.targets:
-            raise ConfigError(f"targets is empty, so nothing would be trained: choose from {', '.join(TARGETS)}.")
-        for target in self.targets:
-            if target not in TARGETS:
-                raise ConfigError(f"targets has the unknown entry '{target}': choose from {', '.join(TARGETS)}.")
-            if self.targets.count(target) > 1:
-                raise ConfigError(f"targets names '{target}' twice.")
 
 
 def import_adapters() -> None:
@@ -235,7 +210,7 @@ def _matched(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tupl
 
 
 def _target_layers(model: nn.Module, options: AdapterOptions) -> dict[str, nn.Module]:
-    choices = "|".join(rf"{target}\.(?:{'|'.join(TARGETS[target])})" for target in TARGETS if target in options.targets)
+    choices = "|".join(rf"{target}\.(?:{'|'.join(LINEARS[target])})" for target in LINEARS if target in options.targets)
     pattern = re.compile(rf"blocks\.\d+\.(?:{choices})")
     found = {name: layer for name, layer in model.named_modules() if pattern.fullmatch(name)}
     for name, layer in found.items():

@@ -9,7 +9,7 @@ import torch
 
 from ..disk import check_writable
 from ..errors import ConfigError, WanTrainError
-from ..names import check_file_name
+from ..names import check_name
 from .formats import LoraFile, LoraModule, read_lora, weights_hash, write_lora
 from .merge import check_pair, merge, pair_names, resize
 
@@ -69,15 +69,6 @@ class _Draft:
     modules: dict[str, LoraModule]
     metadata: dict[str, str]
     note: str
-
-
-def check_name(name: str, field: str = "name") -> str:
-    """A name that can be part of a file name everywhere; ConfigError, which calls it `field`, for any other.
-
-    What is put around it (_low_noise, _v2, a key, an ending, a temporary file's mark) makes no name of it that a system
-    can't have: see `core.names`.
-    """
-    return check_file_name(name, field)
 
 
 def ship(folder: Path, sources: Mapping[Slot, Source], options: ShipOptions) -> Shipment:

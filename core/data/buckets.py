@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .types import DatasetOptions
+from ..settings.dataset import DatasetOptions
 
 STEP = 16  # VAE stride 8 times patch size 2
 

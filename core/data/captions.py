@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..limits import MAX_TEXT, MAX_WORD
+from ..settings.dataset import DatasetOptions
 from .media import BadMediaError, check_plain_file
-from .types import DatasetOptions, Note
+from .types import Note
 
 _MAX_BYTES = 2**20  # the model takes 512 tokens
 _ZEROS = 0.7  # of the high bytes of a text that is mostly Latin

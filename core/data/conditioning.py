@@ -5,16 +5,12 @@ vision features of the known frames. Official: Wan2.2, wan/image2video.py; Wan2.
 F pixel frames, f = (F - 1) / 4 + 1 latent frames, H W pixels, h w latents.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..settings.dataset import CONDITIONINGS, Conditioning
 from .latents import unit_range
-
-Conditioning = Literal["none", "first frame", "first and last frame"]
-CONDITIONINGS: tuple[Conditioning, ...] = ("none", "first frame", "first and last frame")
 
 MASK_CHANNELS = 4  # one for each pixel frame of a latent frame
 

@@ -8,8 +8,8 @@ import torch
 
 from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
+from ..settings.dataset import Conditioning
 from .ahead import AHEAD, WriteBehind, read_ahead
-from .conditioning import Conditioning
 from .recipe import Recipe
 from .shortage import is_out_of_memory
 from .store import Store, text_key

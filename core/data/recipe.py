@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
-from .conditioning import Conditioning, hide_unknown, known_frames
+from ..settings.dataset import Conditioning
+from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
 from .shortage import is_out_of_memory
 from .store import Store, latent_key, vision_key

@@ -5,7 +5,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .types import Action, DatasetOptions
+from ..settings.dataset import DatasetOptions
+from .types import Action
 
 _SAME_RATE = 0.01  # rates that differ by less are taken as equal: 15.98 is 16
 

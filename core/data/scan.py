@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..settings.dataset import DatasetOptions
 from .buckets import bucket_for, crop_loss, held_out_indices
 from .captions import assign_captions, extension
 from .links import leads_within
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
-from .types import Dataset, DatasetOptions, MediaFile, Note, Sample
+from .types import Dataset, MediaFile, Note, Sample
 from .watch import Interrupt
 
 Progress = Callable[[int, int], None]  # files done, files in all

@@ -7,8 +7,6 @@ import torch
 
 from .random import stream
 
-NUM_TIMESTEPS = 1000
-
 
 def sample_noise(shape: tuple[int, ...], *, seed: int, draw: int) -> torch.Tensor:
     """Standard normal noise of one draw of a run, float32 on the CPU: a function of (seed, draw) alone."""

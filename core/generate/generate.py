@@ -14,15 +14,16 @@ from torch import Tensor
 from ..adapters.formats import read_lora
 from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
-from ..data.types import DatasetOptions, TextEncoder
+from ..data.types import TextEncoder
 from ..encoders.text import load_text_encoder
 from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
 from ..encoders.weights import open_weights
 from ..errors import ConfigError
+from ..facts import official_boundary
 from ..limits import MAX_TEXT, check_number
 from ..paths import path_problem, shown
 from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
-from ..train.job import official_boundary
+from ..settings.dataset import DatasetOptions
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
 from .experts import Expert, Experts

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.buckets import cover_box
-from ..data.conditioning import Conditioning, hide_unknown, known_mask
+from ..data.conditioning import hide_unknown, known_mask
 from ..data.media import BadMediaError
 from ..data.pictures import read_picture
 from ..encoders.vae import WanVideoEncoder
 from ..encoders.vision import check_vision_file, load_vision_encoder
 from ..errors import ConfigError
+from ..settings.dataset import Conditioning
 from ..wan.config import WanConfig
 from .experts import Forward, from_first_frame, from_known_frames, from_text
 

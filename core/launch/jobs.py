@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..paths import is_of_network, path_problem, shown
 from ..recipe.recipe import WORK_FOLDER, read_tables, read_text
+from ..settings.job import Job, TrainSample, job_from_json
 from ..train.batches import TEXT_LEN
-from ..train.job import Job, TrainSample, job_from_json
 from ..train.prepare import check_model_file, resolve_device
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder, check_start

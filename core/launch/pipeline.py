@@ -16,6 +16,7 @@ from ..adapters.merge import check_pair
 from ..adapters.ship import ShipOptions, Slot, Source, ship
 from ..cli.main import EXIT_INTERRUPTED
 from ..data.encode import cache_latents, cache_text
+from ..data.pairs import data_spec
 from ..data.report import describe_dataset
 from ..data.scan import scan_folder
 from ..data.store import Store
@@ -25,12 +26,12 @@ from ..errors import RunError
 from ..locks import FileLock
 from ..recipe.checks import check_models
 from ..recipe.recipe import Recipe, recipe_tables
+from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
+from ..train.build import build_job, job_warnings
 from ..train.find_run import find_run
-from ..train.job import Job, Stage, data_spec
 from ..train.label import lora_name
 from ..train.prepare import resolve_device
-from ..train.settings import build_job, job_warnings
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .display import Display

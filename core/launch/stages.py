@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ..errors import RunError, WanTrainError
+from ..settings.job import Job
 from ..train.claim import Claim, InUseError, claim_folder, claim_run
 from ..train.events import Event, read_history
 from ..train.find_run import find_run
-from ..train.job import Job
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder, deleted_message

@@ -20,10 +20,10 @@ from ..adapters.setup import begin_importing_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
 from ..plan.overhead import Others
+from ..settings.job import Job
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
 from ..train.find_run import steps_done
-from ..train.job import Job
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message

@@ -8,16 +8,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..disk import write_atomic
 from ..errors import ConfigError
+from ..settings.memory import MasterKind
 from .pinned import HostBuffer
-
-MasterKind = Literal["pinned", "pageable", "mapped"]
 
 ALIGNMENT = 256  # bytes, as cudaMalloc gives: kernels choose vector loads by it
 

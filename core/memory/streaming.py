@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ConfigError
+from ..settings.memory import MasterKind
 from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
-from .master import BlockMaster, MasterKind
+from .master import BlockMaster
 
 RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 

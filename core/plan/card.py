@@ -13,10 +13,10 @@ import torch
 from ..disk import write_atomic
 from ..errors import ConfigError
 from ..memory.attention import Attend, Shape, choose_attention, sdpa_attention, time_attention
-from ..memory.master import MasterKind
 from ..memory.precision.formats import native_dtype
 from ..memory.precision.fp8 import quantize_rows
 from ..memory.precision.fp8_compute import find_kernel, multiply
+from ..settings.memory import MasterKind
 from .host import available_ram, pinnable_ram
 
 DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main memory comes faster

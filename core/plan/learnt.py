@@ -15,8 +15,8 @@ import torch
 
 from ..adapters.setup import finish_importing_adapters
 from ..errors import RunError
+from ..settings.job import Job
 from ..train.features import attention_shape
-from ..train.job import Job
 from ..train.loop import StepReport, Trainer
 from ..wan.checkpoint import CheckpointInfo
 from .card import Card, fit_path, read_fit, refit, write_fit

@@ -10,9 +10,9 @@ from statistics import median
 import torch
 
 from ..errors import RunError
+from ..settings.memory import Compile
 from ..train.loop import StepReport, Trainer
 from .card import refit, write_fit
-from .plan import Compile
 from .planner import Choice, Planner
 
 log = logging.getLogger(__name__)

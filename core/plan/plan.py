@@ -5,13 +5,9 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
-from ..memory.master import MasterKind
+from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
-
-Compile = Literal["off", "kernels", "static", "dynamic"]
-CudaGraphs = Literal["auto", "off"]
 
 CLIP_TOKENS = 257
 
@@ -31,7 +27,7 @@ class Plan:
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0
-    compile: Compile = "off"
+    compile: BlockMode = "off"
     cuda_graphs: CudaGraphs = "auto"
 
 

@@ -10,11 +10,18 @@ from itertools import product
 from typing import Literal
 
 from ..memory.copies import NUM_STAGED
-from ..memory.master import MasterKind
 from ..memory.recompute import Kept
+from ..settings.memory import Compile, CudaGraphs, MasterKind
 from .card import Card, Fit
 from .estimate import Estimate, estimate, estimate_ram, estimate_vram
-from .plan import Bucket, Compile, CudaGraphs, Plan, Task, block_weights, is_graphed, num_tokens
+from .plan import (
+    Bucket,
+    Plan,
+    Task,
+    block_weights,
+    is_graphed,
+    num_tokens,
+)
 from .run_costs import GRAPH, RunCosts, key, kinds_of_block
 from .shortages import Met
 from .sizes import can_offload

@@ -7,14 +7,16 @@ from dataclasses import asdict, fields, replace
 import torch
 
 from ..memory.master import ALIGNMENT
-from ..memory.precision.formats import Precision, resolve
+from ..memory.precision.formats import resolve
+from ..settings.job import Job
+from ..settings.memory import Compile, MemoryOptions
+from ..settings.precision import Precision
 from ..train.batches import num_tokens
-from ..train.job import Job, MemoryOptions
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
-from .plan import Bucket, Compile, Plan, Task
+from .plan import Bucket, Plan, Task
 from .planner import Choice, Pins, Planner
 from .run_costs import RunCosts
 from .sizes import HIGH_PRECISION, Sizes, Trained

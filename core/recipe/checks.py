@@ -5,10 +5,11 @@ from pathlib import Path
 from ..encoders.vision import check_vision_file
 from ..encoders.weights import open_weights
 from ..errors import ConfigError, ModelFileError
+from ..facts import official_boundary
 from ..packages import check_packages
 from ..paths import path_problem, shown
-from ..train.job import Stage, official_boundary, stage_window
-from ..train.prepare import CONDITIONINGS, check_holding
+from ..settings.job import Stage, stage_window
+from ..train.prepare import CONDITIONINGS_OF, check_holding
 from ..train.start import needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
@@ -57,7 +58,7 @@ def _check_exists(path: str) -> None:
 
 def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
     variant = info.config.variant
-    wanted = CONDITIONINGS[variant]
+    wanted = CONDITIONINGS_OF[variant]
     if recipe.conditioning not in wanted:
         choices = " or ".join(f"'{choice}'" for choice in wanted)
         what_to_do = "leave conditioning out" if wanted == ("none",) else f"set conditioning to {choices}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
-from ..train.settings import nest
+from ..settings.stage import nest
 
 
 @dataclass(frozen=True, kw_only=True)

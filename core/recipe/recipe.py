@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..adapters.ship import check_name
-from ..data.conditioning import Conditioning
-from ..data.types import DatasetOptions
 from ..errors import ConfigError
 from ..limits import check_texts
+from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..serial import check_depth, from_dict, to_dict
-from ..train.job import Stage
-from ..train.settings import StageSettings
+from ..settings.dataset import Conditioning, DatasetOptions
+from ..settings.job import Stage
+from ..settings.stage import StageSettings
 
 WORK_FOLDER = "wan_train"
 MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..flow.objective import NUM_TIMESTEPS
+from ..facts import NUM_TIMESTEPS
 from ..flow.sigmas import shift_sigma
 from .unipc import UniPC
 

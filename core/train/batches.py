@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..data.conditioning import Conditioning, known_mask
+from ..data.conditioning import known_mask
 from ..data.shortage import is_out_of_memory
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
@@ -21,7 +21,9 @@ from ..errors import DatasetError
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
-from .job import DataSpec, Job, LoopOptions, TrainSample
+from ..settings.dataset import Conditioning
+from ..settings.job import DataSpec, Job, TrainSample
+from ..settings.loop import LoopOptions
 
 TEXT_LEN = 512
 Shape = tuple[int, int, int, int]  # C, F, H, W

@@ -11,9 +11,9 @@ from pathlib import Path
 from ..disk import disk_error, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..settings.job import Job
 from .events import Event, EventReader, EventWriter, format_event
 from .find_run import Origin, belongs_to, claim_lock, find_origins, find_run, steps_done
-from .job import Job
 from .run_folder import RunFolder
 
 _POLL_S = 0.05

@@ -27,14 +27,14 @@ from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.rerun import Rerun
 from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
-from ..plan.plan import Compile
 from ..plan.planning import compile_mode, may_use_graphs
 from ..plan.sizes import Sizes
+from ..settings.job import Job
+from ..settings.memory import Compile, MemoryOptions
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from . import kernel_mode
 from .batches import num_tokens
-from .job import Job, MemoryOptions
 
 Tell = Callable[[str], None]
 

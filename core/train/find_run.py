@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..locks import FileLock
 from ..safe_json import read_object
+from ..settings.job import Job
 from .events import EventReader
-from .job import Job
 from .run_folder import RunFolder
 
 _TAIL_BYTES = 2**16

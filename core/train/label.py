@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
-from ..flow.objective import NUM_TIMESTEPS
+from ..facts import NUM_TIMESTEPS
 from ..serial import to_dict
-from .job import Job, Stage
+from ..settings.job import Job, Stage
 
 _SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": ""}
 

@@ -12,10 +12,11 @@ from typing import Protocol, TypeVar
 import torch
 
 from ..errors import RunError
-from ..flow.objective import NUM_TIMESTEPS, add_noise, flow_loss, give_first_frame, velocity_target
+from ..facts import NUM_TIMESTEPS
+from ..flow.objective import add_noise, flow_loss, give_first_frame, velocity_target
 from ..flow.random import stream_seed
+from ..settings.job import Job
 from .batches import Batch, make_draws
-from .job import Job
 from .optimizers import update_if
 from .schedule import learning_rate_scale
 

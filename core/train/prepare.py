@@ -13,22 +13,24 @@ from torch import nn
 
 from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter, finish_importing_adapters
-from ..data.conditioning import Conditioning
 from ..errors import ConfigError
 from ..memory.attention import Decided
-from ..memory.master import BlockMaster, MasterKind
+from ..memory.master import BlockMaster
 from ..memory.precision.ara import LowRank
-from ..memory.precision.formats import FormatOptions, Precision, Resolved, resolve
+from ..memory.precision.formats import FormatOptions, Resolved, resolve
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
 from ..paths import path_problem, shown
 from ..plan.sizes import Sizes
+from ..settings.dataset import Conditioning
+from ..settings.job import DataSpec, Job, ModelSpec
+from ..settings.memory import MasterKind, MemoryOptions
+from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo, inspect, load_transformer
 from ..wan.config import Variant
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from .features import Features, Tell, apply_features, blocks_folder, usable_mode, use_decided
-from .job import DataSpec, Job, MemoryOptions, ModelSpec
 
 if TYPE_CHECKING:
     from ..kernels.warm import Needs, Warming
@@ -113,7 +115,7 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
 
 
 # What each variant wants to be given, by what condition_on may be.
-CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
+CONDITIONINGS_OF: dict[Variant, tuple[Conditioning, ...]] = {
     "t2v": ("none",),
     "i2v": ("first frame", "first and last frame"),
     "flf2v": ("first and last frame",),
@@ -123,7 +125,7 @@ CONDITIONINGS: dict[Variant, tuple[Conditioning, ...]] = {
 
 def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
     config, name = info.config, info.path.name
-    wanted = CONDITIONINGS.get(config.variant, ())
+    wanted = CONDITIONINGS_OF.get(config.variant, ())
     if data.conditioning not in wanted:
         kind = "text-to-video" if config.variant == "t2v" else "image-to-video"
         choices = " or ".join(f"'{choice}'" for choice in wanted)

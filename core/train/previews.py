@@ -17,12 +17,14 @@ from torch import Tensor
 from ..data.shortage import free_caches
 from ..encoders.vae import load_video_encoder
 from ..errors import RunError
-from ..flow.objective import NUM_TIMESTEPS, give_first_frame
+from ..facts import NUM_TIMESTEPS
+from ..flow.objective import give_first_frame
 from ..plan.recovery import first_line
+from ..sample.previews import preview_sampling
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
+from ..settings.job import Job, Stage, TrainSample
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
-from .job import Job, Stage, TrainSample
 from .loop import StepReport, Trainer
 from .preview_folder import PreviewFolder, write_video
 from .run_folder import RunFolder
@@ -56,7 +58,7 @@ def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
     high, low = experts(job.stage, velocity_model(trainer, batch), batch.latents, noise)
     trainer.model.eval()
     try:
-        options = job.previews.sampling(boundary)
+        options = preview_sampling(job.previews, boundary)
         return sample(high, low, noise, batch.context, negative, options, on_step)[0].cpu()
     finally:
         trainer.model.train()

@@ -13,9 +13,9 @@ from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import adapter_state
 from ..plan.overhead import Others
+from ..settings.job import Job
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .events import EventReader, EventWriter
-from .job import Job
 from .label import describe_lora, lora_name
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer

@@ -9,8 +9,8 @@ from ..errors import RunError
 from ..locks import FileLock
 from ..safe_json import parse_object, read_object, seal
 from ..serial import to_dict
+from ..settings.job import SCHEMA, Job, job_from_json, newer_schema
 from .checkpoints import Checkpoints
-from .job import SCHEMA, Job, job_from_json, newer_schema
 from .result import RESULT, finished_lora, write_result
 
 STOP_FILE = "stop"

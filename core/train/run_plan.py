@@ -18,10 +18,11 @@ from ..plan.planning import arithmetic, budget_bytes, pins_of, plan_of, with_cho
 from ..plan.probe import Probe
 from ..plan.recovery import Descent, Recovery, tell_choice
 from ..plan.shortages import Met
+from ..settings.job import Job
+from ..settings.memory import MemoryOptions
 from ..wan.model import call_block
 from .events import EventWriter
 from .features import Features, apply_features, usable_mode
-from .job import Job, MemoryOptions
 from .loop import Callback
 from .prepare import Prepared, check_data, check_model_file, prepare, timed
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..disk import check_room, gigabytes
 from ..plan.sizes import Sizes, Trained, adapter_params, state_bytes
+from ..settings.job import Job
 from .checkpoints import Checkpoints
-from .job import Job
 from .preview_folder import KEEP_LAST
 
 _FLOAT32 = 4

@@ -14,8 +14,9 @@ from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
+from ..sample.previews import check_previews
+from ..settings.job import Job
 from ..wan.checkpoint import CheckpointInfo
-from .job import Job
 from .label import describe_lora, lora_name
 from .prepare import check_data
 
@@ -32,6 +33,7 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     """
     check_packages(needed_packages(job.optimizer.name, job.model.precision))
     check_data(job, info)
+    check_previews(job)
     check_end(job, info)
     if folder is not None:
         check_run_folder(folder)

@@ -18,8 +18,9 @@ import torch
 from wan_train.core.data.encode import cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.data.types import Dataset, DatasetOptions
+from wan_train.core.data.types import Dataset
 from wan_train.core.errors import WanTrainError
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder

@@ -15,8 +15,8 @@ def read_dataset(path: Path, chance: int) -> str:
     """Scan its folder, and read the frames of all samples as the encoder does; nothing may vanish."""
     from wan_train.core.data.decode import read_frames
     from wan_train.core.data.scan import scan_folder
-    from wan_train.core.data.types import DatasetOptions
     from wan_train.core.errors import DatasetError
+    from wan_train.core.settings.dataset import DatasetOptions
 
     options: dict[str, Any] = {"width": 32, "height": 32, "num_frames": (1, 5, 9)[chance % 3], "trigger_word": "ohwx"}
     options |= {"frame_sampling": ("head", "chunk", "slide", "uniform", "full", "even")[chance % 6], "slide_stride": 1}
@@ -47,8 +47,8 @@ def read_dataset(path: Path, chance: int) -> str:
 def _refuses(folder: Path, options: dict[str, Any], name: str) -> None:
     """With bad_files "refuse" the same folder is refused by the file's name."""
     from wan_train.core.data.scan import scan_folder
-    from wan_train.core.data.types import DatasetOptions
     from wan_train.core.errors import DatasetError
+    from wan_train.core.settings.dataset import DatasetOptions
 
     told = ""
     try:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from wan_train.core.adapters.metadata import lora_metadata
-from wan_train.core.adapters.setup import AdapterOptions
 from wan_train.core.serial import to_dict
-from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.job import DataSpec, Job, ModelSpec
+from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.train.label import describe_lora
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample

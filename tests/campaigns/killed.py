@@ -20,8 +20,8 @@ from typing import Any
 from wan_train.core.launch import pipeline, worker
 from wan_train.core.launch.display import Display
 from wan_train.core.recipe.recipe import recipe_from_tables
+from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.train import claim, previews, run, run_plan
-from wan_train.core.train.job import job_from_json, job_to_json
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from wan_train.core.settings.job import Job, job_from_json, job_to_json
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.find_run import find_run
-from wan_train.core.train.job import Job, PreviewOptions, job_from_json, job_to_json
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.campaigns.campaign import Campaign, Report
 from wan_train.tests.core.launch.forks import Forks, forks

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from wan_train.core.adapters.setup import AdapterOptions
 from wan_train.core.data.store import Store
-from wan_train.core.flow.sigmas import TimestepOptions
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.job import DataSpec, Job, ModelSpec, TrainSample
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.events import EventWriter, read_history
-from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec, TrainSample
-from wan_train.core.train.optimizers import OptimizerOptions
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_train.core.adapters.setup import AdapterOptions
-from wan_train.core.flow.sigmas import TimestepOptions
-from wan_train.core.train.job import DataSpec, Job, LoopOptions, ModelSpec
-from wan_train.core.train.optimizers import OptimizerOptions
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.job import DataSpec, Job, ModelSpec
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample
 from wan_train.tools.miniature import dit_metadata, wan_dit

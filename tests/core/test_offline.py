@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from wan_train.core.launch.process import worker_environment
-from wan_train.core.memory.precision.formats import PRECISIONS
 from wan_train.core.offline import OFFLINE
+from wan_train.core.settings.precision import PRECISIONS
 
 PACK = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from wan_train.core.adapters.formats import read_lora
-from wan_train.core.train.job import job_from_json
+from wan_train.core.settings.job import job_from_json
 from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
 from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tools.miniature import I2V_22, dit_metadata, wan_dit

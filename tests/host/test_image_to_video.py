@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 from wan_train.core.adapters.formats import read_lora
-from wan_train.core.train.job import job_from_json
+from wan_train.core.settings.job import job_from_json
 from wan_train.tests.host.graphs import changed, node, one_stage
 from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tools.miniature import I2V_22, dit_metadata, wan_dit

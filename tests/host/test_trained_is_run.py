@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from wan_train.core.adapters.setup import AdapterOptions, load_adapter
+from wan_train.core.adapters.setup import load_adapter
+from wan_train.core.data.pairs import data_spec
 from wan_train.core.data.types import LatentCache, LatentEntry, TextCache, TextEntry
-from wan_train.core.flow.sigmas import TimestepOptions
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.events import EventWriter
-from wan_train.core.train.job import Job, LoopOptions, ModelSpec, data_spec
-from wan_train.core.train.optimizers import OptimizerOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from ...core.errors import ConfigError
 from ...core.serial import from_dict, to_dict
-from ...core.train.job import LoopOptions, MemoryOptions
-from ...core.train.optimizers import OptimizerOptions
-from ...core.train.settings import StageSettings
+from ...core.settings.loop import LoopOptions
+from ...core.settings.memory import MemoryOptions
+from ...core.settings.optimizer import OptimizerOptions
+from ...core.settings.stage import StageSettings
 from .family import STAGES
 
 ELSEWHERE = ("device", "epochs")  # given by --device and --steps

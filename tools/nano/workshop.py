@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ...core.data.encode import cache_latents, cache_text
 from ...core.data.latents import unit_range
+from ...core.data.pairs import data_spec
 from ...core.data.scan import scan_folder
 from ...core.data.store import Store
-from ...core.data.types import DatasetOptions
 from ...core.errors import ModelFileError
-from ...core.train.job import DataSpec, Job, data_spec
+from ...core.settings.dataset import DatasetOptions
+from ...core.settings.job import DataSpec, Job
+from ...core.train.build import build_job
 from ...core.train.run_folder import RunFolder
-from ...core.train.settings import build_job
 from ...core.wan.checkpoint import inspect
 from . import world
 from .concepts import Concept, write_dataset

@@ -9,11 +9,12 @@ from typing import get_args
 import numpy as np
 import torch
 
-from ...adapters.ship import Slot, check_name
+from ...adapters.ship import Slot
 from ...disk import check_writable
 from ...errors import ConfigError, RunError
 from ...generate.film import free_stem, write_sheet, write_video
 from ...generate.generate import Files, Plan, VideoOptions, generate, plan
+from ...names import check_name
 from ...sample.sampler import Sampler
 from ...train.prepare import resolve_device
 

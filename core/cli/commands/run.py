@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...adapters.ship import check_name
 from ...errors import ConfigError
 from ...launch.display import Display
 from ...launch.pipeline import train_recipe
 from ...launch.worker import EXIT_FINISHED, EXIT_STOPPED
+from ...names import check_name
 from ...recipe.presets import PRESETS, preset
 from ...recipe.recipe import WORK_FOLDER, Recipe, recipe_from_tables, recipe_tables, recipe_to_toml
 from ...train.run import RunStoppedError

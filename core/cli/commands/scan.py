@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ...data.report import describe_dataset
 from ...data.scan import scan_folder
-from ...data.types import DatasetOptions
 from ...launch.display import Display
 from ...recipe.recipe import apply_changes, read_recipe
 from ...serial import from_dict
+from ...settings.dataset import DatasetOptions
 from ..arguments import add_changes
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 
 from ...errors import ConfigError
 from ...packages import unusable
+from ...settings.precision import PRECISIONS, Precision
 from .ara import LowRank, accuracy_recovery
 from .base import MakeLinear
 from .fp8 import make_fp8
@@ -15,9 +16,6 @@ from .fp8_compute import find_kernel, make_fp8_compute
 from .int4 import int4_svd
 from .int8 import make_int8
 from .nf4 import nf4
-
-Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp8_compute", "int8", "nf4", "int4_svd", "ara"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MIN_FP16_CAPABILITY = (7, 0)  # Volta; older cards compute fp16 at a fraction of fp32's speed

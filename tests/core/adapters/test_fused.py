@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.adapters.fused import fuse_adapter, unfuse_adapter
-from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, adapter_state, add_adapter, load_adapter
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, load_adapter
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QuantizedLinear
 from wan_train.core.wan.model import WanTransformer

@@ -6,7 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 from wan_train.core.adapters.formats import parse_modules, read_lora, write_lora
-from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, adapter_state, add_adapter
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import WanTransformer
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from wan_train.core.adapters import setup
 from wan_train.core.adapters.formats import LoraModule, parse_modules, to_tensors
-from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, adapter_state, add_adapter, load_adapter
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, load_adapter
 from wan_train.core.errors import ConfigError, ModelFileError
+from wan_train.core.settings.adapter import AdapterOptions
 
 PACK = Path(__file__).resolve().parents[3]
 

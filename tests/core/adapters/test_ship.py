@@ -4,8 +4,9 @@ import pytest
 import torch
 from wan_train.core.adapters.formats import read_lora, write_lora
 from wan_train.core.adapters.merge import merge
-from wan_train.core.adapters.ship import ShipOptions, Source, check_name, ship
+from wan_train.core.adapters.ship import ShipOptions, Source, ship
 from wan_train.core.errors import ConfigError, ModelFileError
+from wan_train.core.names import check_name
 from wan_train.tests.core.adapters.helpers import write_random
 from wan_train.tools.miniature import DiTSize
 

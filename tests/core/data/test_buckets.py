@@ -3,7 +3,7 @@ import random
 
 import pytest
 from wan_train.core.data.buckets import bucket_for, bucket_sizes, cover_box, crop_loss, held_out_indices
-from wan_train.core.data.types import DatasetOptions
+from wan_train.core.settings.dataset import DatasetOptions
 
 
 def test_the_asked_size_is_used_for_its_own_aspect():

@@ -1,7 +1,7 @@
 import pytest
 from wan_train.core.data.captions import apply_trigger, assign_captions, read_caption
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import DatasetError
+from wan_train.core.settings.dataset import DatasetOptions
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_train.core.data.conditioning import CONDITIONINGS, hide_unknown, known_frames, known_mask
+from wan_train.core.data.conditioning import hide_unknown, known_frames, known_mask
 from wan_train.core.data.encode import cache_latents
 from wan_train.core.data.latents import normalise_latents
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError, DatasetError, ModelFileError
+from wan_train.core.settings.dataset import CONDITIONINGS, DatasetOptions
 from wan_train.tests.core.data.test_encode import PoolVAE
 from wan_train.tools.mini_vae import wan_vae
 from wan_train.tools.miniature import I2V_22, dit_metadata, wan_dit

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import DatasetError
+from wan_train.core.settings.dataset import DatasetOptions
 
 
 def samples(folder, **options):

@@ -9,8 +9,8 @@ from wan_train.core.data import pictures
 from wan_train.core.data.encode import CAPTIONS_AT_ONCE, cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import DatasetError, ModelFileError, RunError
+from wan_train.core.settings.dataset import DatasetOptions
 
 
 class PoolVAE(nn.Module):

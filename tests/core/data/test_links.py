@@ -1,8 +1,8 @@
 import pytest
 from wan_train.core.data.links import files_below, is_file, is_folder, leads_within
 from wan_train.core.data.scan import scan_folder
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import DatasetError
+from wan_train.core.settings.dataset import DatasetOptions
 
 OPTIONS = DatasetOptions(width=64, height=48, num_frames=9)
 

@@ -2,8 +2,8 @@ import random
 
 import pytest
 from wan_train.core.data.sampling import longest_4n1, mean_fps, resample, select_frames, window_starts
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
+from wan_train.core.settings.dataset import DatasetOptions
 
 
 def steady(num_frames, fps):

@@ -7,8 +7,8 @@ import pytest
 from wan_train.core.data import pictures
 from wan_train.core.data import scan as scan_module
 from wan_train.core.data.scan import natural_key, scan_folder
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError, DatasetError
+from wan_train.core.settings.dataset import DatasetOptions
 
 SMALL = {"width": 64, "height": 48, "num_frames": 9}
 

@@ -4,7 +4,7 @@ import pytest
 from wan_train.core.data.encode import cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.data.types import DatasetOptions
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.tools.shapes import draw_dataset
 
 CAPTIONS = ["a red circle", "x" * 600, "ünïcode 世界"]

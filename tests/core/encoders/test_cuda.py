@@ -116,7 +116,7 @@ def test_a_picture_too_large_for_memory_is_encoded_in_tiles(vae_on_gpu, noise_cl
     from wan_train.core.data.encode import cache_latents
     from wan_train.core.data.scan import scan_folder
     from wan_train.core.data.store import Store
-    from wan_train.core.data.types import DatasetOptions
+    from wan_train.core.settings.dataset import DatasetOptions
     from wan_train.tools.shapes import draw_dataset
 
     _, height, width = LARGE

@@ -7,9 +7,9 @@ from wan_train.core.data.encode import cache_latents
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store, latent_key
 from wan_train.core.data.tiles import TILE, encode_in_tiles
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.encoders.vae import load_video_encoder
 from wan_train.core.errors import RunError
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.tools.shapes import draw_dataset
 
 WIDTH, HEIGHT = 272, 16  # pixels: two tiles side by side

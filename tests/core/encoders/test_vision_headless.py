@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from wan_train.core.data.encode import cache_latents
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.encoders.vision import check_vision_file, load_vision_encoder
 from wan_train.core.errors import ModelFileError
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.tests.core.encoders.helpers import clip_vision, load_as_host, open_clip
 from wan_train.tools.mini_vae import wan_vae
 from wan_train.tools.shapes import draw_dataset

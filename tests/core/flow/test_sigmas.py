@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.flow.sigmas import TimestepOptions, cumulative, quantile, sample_sigmas, shift_sigma, sigma_at
+from wan_train.core.flow.sigmas import cumulative, quantile, sample_sigmas, shift_sigma, sigma_at
+from wan_train.core.settings.timesteps import TimestepOptions
 
 OPTIONS = [
     TimestepOptions(sampling="uniform"),

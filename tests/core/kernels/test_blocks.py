@@ -13,13 +13,14 @@ from torch import nn
 
 pytest.importorskip("triton")
 from wan_train.core.adapters.products import use_products
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.kernels.apply import use_kernels
 from wan_train.core.kernels.linears import make_product
 from wan_train.core.memory.attention import sdpa_attention
 from wan_train.core.memory.precision.fp8 import make_fp8
 from wan_train.core.memory.precision.int8 import make_int8
 from wan_train.core.memory.rerun import Rerun
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS, rope_table
 from wan_train.core.wan.model import call_block

@@ -11,7 +11,7 @@ from wan_train.core.cli.main import main
 from wan_train.core.errors import WanTrainError
 from wan_train.core.launch.jobs import holds_job, places, plan_existing
 from wan_train.core.serial import to_dict
-from wan_train.core.train.job import job_to_json
+from wan_train.core.settings.job import job_to_json
 
 
 def as_lora(path, text):

@@ -13,7 +13,7 @@ from wan_train.core.launch.encoders import NotEncodedError
 from wan_train.core.launch.jobs import check_job, holds_job, plan_existing
 from wan_train.core.launch.pipeline import cache, cache_elsewhere, check_recipe, jobs, scan
 from wan_train.core.recipe.recipe import ModelFiles
-from wan_train.core.train.job import job_to_json
+from wan_train.core.settings.job import job_to_json
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from wan_train.core.data.store import Store
 from wan_train.core.launch.display import Display
 from wan_train.core.launch.pipeline import cache, check_recipe, jobs, plan, scan
 from wan_train.core.recipe.recipe import recipe_from_tables
+from wan_train.core.settings.stage import settings_from_names
+from wan_train.core.train.build import steps_of_epochs
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.settings import settings_from_names, steps_of_epochs
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.host.graphs import TRAIN
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.streaming import BlockStreamer
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QUANTS, QuantizedLinear, keep_quantized
 from wan_train.core.wan.model import WanTransformer, call_block

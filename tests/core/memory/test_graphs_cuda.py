@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from wan_train.core.memory import graphs as module
 from wan_train.core.plan import planning
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import features
-from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

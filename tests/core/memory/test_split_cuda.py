@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from wan_train.core.adapters.fused import fuse_adapter
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.offload import ActivationOffload
 from wan_train.core.memory.recompute import Kept, mark_kept
@@ -14,6 +14,7 @@ from wan_train.core.memory.split import with_recompute, with_split
 from wan_train.core.memory.streaming import stream_blocks
 from wan_train.core.plan.estimate import part_units, saved_by_part
 from wan_train.core.plan.sizes import Trained
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
 from wan_train.core.wan.model import WanTransformer, call_block, call_part

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from wan_train.core.adapters.fused import fuse_adapter
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
@@ -15,6 +15,7 @@ from wan_train.core.plan.card import Card, Fit
 from wan_train.core.plan.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
 from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.plan.sizes import Trained, adapter_params
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
 from wan_train.core.wan.model import WanTransformer, call_block, call_part

@@ -9,7 +9,7 @@ from wan_train.core.plan.overhead import Others, measure_overhead, parse, plausi
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.planning import within
-from wan_train.core.train.job import MemoryOptions
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.plan.test_estimate import CARD
 

@@ -18,7 +18,8 @@ from wan_train.core.plan.planning import (
     stored_block_bytes,
     with_choice,
 )
-from wan_train.core.train.job import Job, MemoryOptions
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.plan.test_estimate import CARD

@@ -18,9 +18,9 @@ from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Choice, Planner
 from wan_train.core.plan.recovery import Descent, Recovery, make_state, shortage_of
 from wan_train.core.plan.sizes import Trained
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.features import apply_features
-from wan_train.core.train.job import MemoryOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.master import streamed_bytes
 from wan_train.core.memory.precision.formats import resolve
 from wan_train.core.plan.sizes import Trained, adapter_params, block_bytes, num_params, rest_bytes
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import WanTransformer
 from wan_train.tests.core.memory.helpers import CLIP_CONFIG, CPU

@@ -8,8 +8,8 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.flow.sigmas import sample_sigmas
 from wan_train.core.recipe.presets import PRESETS, preset
 from wan_train.core.recipe.recipe import recipe_from_tables
+from wan_train.core.settings.stage import PLACES, StageSettings, settings_from_names
 from wan_train.core.train.schedule import learning_rate_scale
-from wan_train.core.train.settings import PLACES, StageSettings, settings_from_names
 
 OTHER_INPUTS = {"dit", "latents", "text", "stage", "lora_name", "vae"}
 

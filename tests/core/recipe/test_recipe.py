@@ -14,7 +14,7 @@ from wan_train.core.recipe.recipe import (
     recipe_tables,
     recipe_to_toml,
 )
-from wan_train.core.train.settings import StageSettings
+from wan_train.core.settings.stage import StageSettings
 
 PACK = Path(__file__).resolve().parents[3]
 

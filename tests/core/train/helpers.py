@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from wan_train.core.settings.job import Job, TrainSample
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.events import EventReader, EventWriter
-from wan_train.core.train.job import Job, TrainSample
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare

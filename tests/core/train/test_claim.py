@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan_train.core.errors import RunError
+from wan_train.core.settings.job import job_to_json
 from wan_train.core.train.claim import InUseError, claim_folder, claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.job import job_to_json
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 

@@ -14,7 +14,8 @@ from wan_train.core.plan.card import Fit, measure_card, read_fit
 from wan_train.core.plan.measure import fit_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
 from wan_train.core.plan.planning import make_planner
-from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
+from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample, train_in_folder

@@ -8,9 +8,11 @@ import torch
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory import chunking
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import features
 from wan_train.core.train.batches import BatchSchedule
-from wan_train.core.train.job import Job, LoopOptions, MemoryOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.train.helpers import train_in_folder

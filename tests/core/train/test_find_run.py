@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.train.claim import claim_run
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.find_run import began, belongs_to, find_origins, find_run, steps_done
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.schedule import ScheduleOptions
 
 
 def make(runs, job, *, name=None, steps=(), checkpoints=(), result=None):

@@ -9,8 +9,8 @@ from wan_train.core.data.conditioning import known_mask
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, flow_loss, give_first_frame, sample_noise
 from wan_train.core.flow.sigmas import sample_sigmas
+from wan_train.core.settings.job import DataSpec, ModelSpec, job_from_json, job_to_json
 from wan_train.core.train.batches import load_batch
-from wan_train.core.train.job import DataSpec, ModelSpec, job_from_json, job_to_json
 from wan_train.core.train.prepare import check_data
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect

@@ -2,22 +2,22 @@ import json
 from dataclasses import replace
 
 import pytest
+from wan_train.core.data.pairs import data_spec
 from wan_train.core.data.types import LatentCache, LatentEntry, TextCache, TextEntry
 from wan_train.core.errors import ConfigError, RunError
-from wan_train.core.train.job import (
+from wan_train.core.settings.job import (
     SCHEMA,
     DataSpec,
     Job,
-    MemoryOptions,
     ModelSpec,
     TrainSample,
-    data_spec,
     job_from_json,
     job_to_json,
     stage_window,
 )
-from wan_train.core.train.schedule import ScheduleOptions
-from wan_train.core.train.settings import settings_from_names
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.schedule import ScheduleOptions
+from wan_train.core.settings.stage import settings_from_names
 
 
 def test_json_round_trip(job):

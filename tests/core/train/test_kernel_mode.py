@@ -10,8 +10,9 @@ from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.memory.products import dense_product
 from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.plan.planning import compile_mode
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import features, kernel_mode
-from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.prepare import needs_of, prepare
 from wan_train.core.wan.model import call_block
 from wan_train.core.wan.ops import PLAIN

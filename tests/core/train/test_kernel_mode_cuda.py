@@ -6,8 +6,9 @@ import pytest
 import torch
 from wan_train.core.memory import graphs
 from wan_train.core.plan import planning
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import features
-from wan_train.core.train.job import Job, MemoryOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.memory.master import streamed_bytes
 from wan_train.core.plan.sizes import rest_bytes
-from wan_train.core.train.job import Job, MemoryOptions, job_to_json
+from wan_train.core.settings.job import Job, job_to_json
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.errors import ConfigError, RunError
-from wan_train.core.flow.sigmas import TimestepOptions
+from wan_train.core.settings.schedule import ScheduleOptions
+from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws
 from wan_train.core.train.loop import PendingReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare, resolve_device
-from wan_train.core.train.schedule import ScheduleOptions
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from wan_train.core.train.optimizers import OptimizerOptions, build_optimizer, load_optimizer, update_if
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.train.optimizers import build_optimizer, load_optimizer, update_if
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 OPTIONS = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)

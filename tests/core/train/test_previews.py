@@ -13,15 +13,17 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.sigmas import shift_sigma
 from wan_train.core.sample.sampler import initial_noise
+from wan_train.core.settings.job import job_from_json, job_to_json
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.previews import PreviewOptions
+from wan_train.core.settings.stage import settings_from_names
 from wan_train.core.train import previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.job import MemoryOptions, PreviewOptions, job_from_json, job_to_json
 from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder, write_video
 from wan_train.core.train.previews import PREVIEW_SEED, preview_latents, preview_sample
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.settings import settings_from_names
 from wan_train.tests.core.train.helpers import make_trainer
 from wan_train.tests.core.train.test_image_to_video import GIVEN, make_job  # noqa: F401  # a fixture
 from wan_train.tests.core.train.test_run import CPU, run, same_weights

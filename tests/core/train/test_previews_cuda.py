@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from wan_train.core.encoders.vae import load_video_encoder
 from wan_train.core.plan.card import measure_card
 from wan_train.core.plan.planning import make_planner
-from wan_train.core.train.job import Job, MemoryOptions, PreviewOptions
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect

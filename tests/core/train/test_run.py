@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.schedule import ScheduleOptions
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,10 @@ from wan_train.core.plan.measure import fit_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Pins, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import Probe
+from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import loop, run_plan
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.job import Job, MemoryOptions, ModelSpec
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.run_plan import RunPlan

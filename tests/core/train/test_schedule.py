@@ -1,7 +1,8 @@
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.train.schedule import ScheduleOptions, learning_rate_scale
+from wan_train.core.settings.schedule import ScheduleOptions
+from wan_train.core.train.schedule import learning_rate_scale
 
 
 def scales(options, steps=100):

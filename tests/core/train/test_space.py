@@ -7,8 +7,8 @@ import pytest
 import torch
 from wan_train.core import disk
 from wan_train.core.errors import RunError
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train.events import EventWriter
-from wan_train.core.train.job import PreviewOptions
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.space import check_space, space_needed

@@ -478,7 +478,8 @@ def test_mask_and_image_follow_the_noisy_latents(tiny):
 
 
 def test_image_branch_carries_a_lora(tiny):
-    from wan_train.core.adapters.setup import AdapterOptions, adapter_modules, add_adapter
+    from wan_train.core.adapters.setup import adapter_modules, add_adapter
+    from wan_train.core.settings.adapter import AdapterOptions
 
     config = tiny.configs["i2v_clip"]
     model = tiny.model(config, tiny.weights(config))

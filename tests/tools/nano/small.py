@@ -1,9 +1,9 @@
 """A family whose models only have the form of the nano models; they show nothing, but fast. Rows of a bench."""
 
 from safetensors.torch import save_file
-from wan_train.core.adapters.setup import AdapterOptions
-from wan_train.core.train.job import LoopOptions
-from wan_train.core.train.optimizers import OptimizerOptions
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.tools.mini_vae import wan_vae
 from wan_train.tools.miniature import DiTSize, dit_metadata, umt5, wan_dit
 from wan_train.tools.nano.concepts import CONCEPTS

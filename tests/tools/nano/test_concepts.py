@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.tools.nano import text, world
 from wan_train.tools.nano.concepts import CONCEPTS, other_scenes, prompts, training_scenes, write_dataset
 from wan_train.tools.nano.judge import judge

@@ -7,8 +7,8 @@ import pytest
 from wan_train.core.data.captions import apply_trigger
 from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
-from wan_train.core.data.types import DatasetOptions
 from wan_train.core.errors import ConfigError
+from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.tools.examples import DEMO_DATASET
 from wan_train.tools.nano import dataset, world
 from wan_train.tools.nano.concepts import CONCEPTS, other_scenes, training_scenes

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.setup import load_adapter
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.schedule import ScheduleOptions
 from wan_train.tests.tools.nano.small import QUICK, SIZE, STAR, write_small_family
 from wan_train.tools.miniature import dit_metadata, wan_dit
 from wan_train.tools.nano.evaluate import Family

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory.precision.formats import PRECISIONS, FormatOptions, resolve
+from wan_train.core.memory.precision.formats import FormatOptions, resolve
+from wan_train.core.settings.precision import PRECISIONS
 from wan_train.tests.core.memory.precision.helpers import CPU, FORMATS, factors, make_layer, random, resolve_format
 
 MPS = torch.device("mps")

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from wan_train.core.train.job import Job, MemoryOptions, ModelSpec, PreviewOptions
+from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from wan_train.core.adapters.setup import AdapterOptions, add_adapter
+from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.errors import ModelFileError
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.compile import with_compile
 from wan_train.core.memory.streaming import stream_blocks
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QUANTS, QuantizedLinear, dequantize, keep_quantized, read_gguf_header, read_stored

@@ -1,48 +1,29 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..adapters.setup import AdapterOptions
-from ..adapters.ship import check_name
-from ..data.conditioning import Conditioning
-from ..data.types import LatentCache, TextCache
 from ..errors import ConfigError, RunError
-from ..flow.objective import NUM_TIMESTEPS
-from ..flow.sigmas import TimestepOptions
+from ..facts import NUM_TIMESTEPS
 from ..limits import check_amount, check_number, check_options, check_shape, check_texts
-from ..memory.master import MasterKind
-from ..memory.precision.formats import Precision
+from ..names import check_name
 from ..paths import shown
 from ..safe_json import parse_json, unseal
-from ..sample.sampler import SampleOptions, schedule, switch_step
 from ..serial import check_depth, digest, from_dict, to_dict
-from ..wan.config import Variant
-from .optimizers import OptimizerOptions
+from .adapter import AdapterOptions
+from .dataset import Conditioning
+from .loop import LoopOptions
+from .memory import MemoryOptions
+from .optimizer import OptimizerOptions
+from .precision import Precision
+from .previews import PreviewOptions
 from .schedule import ScheduleOptions
+from .timesteps import TimestepOptions
 
 SCHEMA = 1
 Stage = Literal["high", "low", "single"]
-# auto: kernels on a GPU where Triton works, else off. static and dynamic: by torch.compile, where a compiler works.
-Compile = Literal["auto", "off", "kernels", "static", "dynamic"]
-CudaGraphs = Literal["auto", "off"]
-# auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
-PlanMode = Literal["auto", "manual"]
-# default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
-Attention = Literal["default", "auto", "flash_attn_4", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
-
-# Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
-# wan_i2v_A14B.py).
-BOUNDARY_T2V_A14B = 0.875
-BOUNDARY_I2V_A14B = 0.900
-
-
-def official_boundary(variant: Variant) -> float:
-    """The boundary between the experts of the A14B model of this variant."""
-    return BOUNDARY_I2V_A14B if variant in ("i2v", "flf2v") else BOUNDARY_T2V_A14B
 
 
 def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
@@ -123,109 +104,6 @@ class DataSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """Length and rhythm of the run. A step is one optimizer update."""
-
-    steps: int = 2000
-    batch_size: int = 1
-    gradient_accumulation: int = 1
-    seed: int = 42
-    caption_dropout: float = 0.0
-    checkpoint_every: int = 250
-    keep_last: int = 3
-    validate_every: int = 100
-    token_budget: int = 0  # most tokens of a batch, so that batch_size may suit small images; 0: no limit
-
-    def __post_init__(self) -> None:
-        if self.token_budget < 0:
-            raise ConfigError(f"token_budget must be 0 (no limit) or more, got {self.token_budget}.")
-        for name in ("steps", "batch_size", "gradient_accumulation", "checkpoint_every", "keep_last", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise ConfigError(f"caption_dropout is a probability between 0 and 1, got {self.caption_dropout}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """What trades time for memory, and faster kernels. Results change by rounding at most: attention and compile."""
-
-    checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
-    keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
-    keep_linears: int = 0  # blocks that keep what their linear layers give, and their self-attention
-    split_blocks: bool = False  # recompute the three parts of a block one by one in the backward pass
-    ffn_pieces: int = 1  # into which the tokens are cut for a block's feed-forward, one after another
-    offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
-    offload_optimizer: bool = False  # AdamW's moments wait for the update in main memory
-    streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
-    stream_from: MasterKind = "pinned"
-    mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from
-    attention: Attention = "auto"
-    compile: Compile = "auto"  # kernels: our own; static: torch.compile for each size of clips; dynamic: once for all
-    cuda_graphs: CudaGraphs = "auto"  # record the kernels of a step of small clips, and launch them at once
-    plan: PlanMode = "auto"
-    budget_gb: float = 0.0  # most memory of the device, in GiB, that a run may take; 0: what is free
-
-    def __post_init__(self) -> None:
-        for name in ("keep_attention", "keep_linears", "streamed_blocks", "mapped_blocks"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
-        self._check_pieces()
-        self._check_mapped()
-        for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
-            if getattr(self, name) and not self.checkpointing:
-                raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
-        if self.split_blocks and self.keep_linears:
-            raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
-        if not 0.0 <= self.budget_gb < math.inf:
-            raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
-
-    def _check_mapped(self) -> None:
-        if self.mapped_blocks > self.streamed_blocks:
-            raise ConfigError(
-                f"mapped_blocks is {self.mapped_blocks}, but streamed_blocks is {self.streamed_blocks}: of the streamed blocks "
-                "it says how many come from disk. Choose at most so many, or leave it at 0."
-            )
-        if self.mapped_blocks and self.stream_from == "mapped":
-            raise ConfigError(
-                "mapped_blocks has no meaning with stream_from mapped, where all streamed blocks come from disk: leave it at "
-                "0, or choose pinned or pageable for the others."
-            )
-
-    def _check_pieces(self) -> None:
-        if self.ffn_pieces < 1:
-            raise ConfigError(f"ffn_pieces is a number of pieces, 1 (the whole) or more; got {self.ffn_pieces}.")
-        if self.ffn_pieces > 1 and not self.checkpointing:
-            raise ConfigError("ffn_pieces needs checkpointing: switch it on, or leave ffn_pieces at 1.")
-        if self.ffn_pieces > 1 and self.split_blocks:
-            raise ConfigError("ffn_pieces is for whole blocks: leave it at 1, or switch split_blocks off.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewOptions:
-    """Videos made while the LoRA learns, with what it is then."""
-
-    every: int = 0  # steps between two; 0: none
-    steps: int = 16  # of the sampler, over the whole way from noise
-    cfg: float = 5.0  # guidance away from the empty caption; 1: none, and half the time
-    shift: float = 5.0  # time shift of the sampler
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ConfigError(f"preview_every must be 0 (no previews) or a number of steps, got {self.every}.")
-        if not 1 <= self.steps <= NUM_TIMESTEPS:
-            raise ConfigError(f"preview_steps must lie between 1 and {NUM_TIMESTEPS}, got {self.steps}.")
-        if not 0.0 <= self.cfg < math.inf:
-            raise ConfigError(f"preview_cfg must be 0 or more (1 for no guidance), got {self.cfg}.")
-        if not 0.0 < self.shift < math.inf:
-            raise ConfigError(f"shift of previews must be above 0 (5 for most models), got {self.shift}.")
-
-    def sampling(self, boundary: float) -> SampleOptions:
-        """How they are sampled, with the experts' boundary as sigma."""
-        return SampleOptions(steps=self.steps, shift=self.shift, cfg=self.cfg, boundary=boundary)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that a run needs, and nothing that it finds out."""
 
@@ -249,12 +127,6 @@ class Job:
         self._check_fields()
         if not any(not sample.held_out for sample in self.data.samples):
             raise ConfigError("there is no sample to train on: every one is held out for validation.")
-        boundary = self.timesteps.sigma_max
-        if self.previews.every and self.stage == "low" and not self._previews_reach_below(boundary):
-            raise ConfigError(
-                f"preview_steps is {self.previews.steps}, and none of these steps is below the boundary {boundary:g}, "
-                "where the low noise expert works: raise preview_steps, or set preview_every to 0."
-            )
 
     def _check_fields(self) -> None:
         """Whoever wrote them: names become names of files, numbers loops and sizes."""
@@ -267,10 +139,6 @@ class Job:
         )
         for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
             check_options(getattr(self, group), group)
-
-    def _previews_reach_below(self, boundary: float) -> bool:
-        sigmas = schedule(self.previews.sampling(boundary))
-        return switch_step(sigmas, boundary) < self.previews.steps
 
     @property
     def key(self) -> str:
@@ -332,43 +200,6 @@ class Job:
         if not self.previews.every and self.previews != PreviewOptions():
             found.append("the other options of previews have no effect: preview_every is 0.")
         return found
-
-
-def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
-    """Pair each sample's latents with its caption's embedding."""
-    by_caption = text.by_caption
-    missing = [entry.name for entry in latents.entries if entry.caption not in by_caption]
-    if missing:
-        raise ConfigError(
-            f"the caption of {missing[0]} has no text embedding: connect the same dataset to CacheLatents and CacheT5."
-        )
-    samples = tuple(
-        TrainSample(
-            name=entry.name,
-            latents_path=entry.path,
-            latents_key=entry.key,
-            shape=entry.shape,
-            text_path=by_caption[entry.caption].path,
-            text_key=by_caption[entry.caption].key,
-            caption=entry.caption,
-            repeats=entry.repeats,
-            held_out=entry.held_out,
-            known_path=entry.known_path,
-            known_key=entry.known_key,
-            vision_path=entry.vision_path,
-            vision_key=entry.vision_key,
-        )
-        for entry in latents.entries
-    )
-    empty = by_caption[""]
-    return DataSpec(
-        samples=samples,
-        empty_text_path=empty.path,
-        empty_text_key=empty.key,
-        text_dim=text.dim,
-        conditioning=latents.conditioning,
-        fps=latents.fps,
-    )
 
 
 def job_to_json(job: Job) -> str:

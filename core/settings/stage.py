@@ -1,37 +1,22 @@
-"""How a stage is trained, in the groups of a job, and the one way from there to the job: for graph and command line."""
+"""Everything about the training of one model that is a matter of choice."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..adapters.metadata import base_model_name
-from ..adapters.setup import AdapterOptions
-from ..adapters.ship import check_name
 from ..errors import ConfigError
-from ..flow.sigmas import TimestepOptions
 from ..limits import check_number, check_options
-from ..memory.precision.formats import Precision
 from ..serial import from_dict
-from ..wan.checkpoint import CheckpointInfo, hints_expert
-from ..wan.recovery import file_identity
-from .batches import BatchSchedule
-from .job import (
-    DataSpec,
-    Job,
-    LoopOptions,
-    MemoryOptions,
-    ModelSpec,
-    PreviewOptions,
-    Stage,
-    official_boundary,
-    stage_window,
-)
-from .optimizers import OptimizerOptions
+from .adapter import AdapterOptions
+from .loop import LoopOptions
+from .memory import MemoryOptions
+from .optimizer import OptimizerOptions
+from .precision import Precision
+from .previews import PreviewOptions
 from .schedule import ScheduleOptions
+from .timesteps import TimestepOptions
 
-TARGETS = {
+TARGET_SETS = {
     "attention and ffn": ("self_attn", "cross_attn", "ffn"),
     "attention": ("self_attn", "cross_attn"),
     "self attention": ("self_attn",),
@@ -126,71 +111,9 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name, value in values.items():
         if name == "targets":
-            if value not in TARGETS:
-                raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGETS)}.")
-            value = list(TARGETS[value])
+            if value not in TARGET_SETS:
+                raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGET_SETS)}.")
+            value = list(TARGET_SETS[value])
         group, _, key = PLACES.get(name, name).rpartition(".")
         (tables.setdefault(group, {}) if group else tables)[key] = value
     return tables
-
-
-def build_job(
-    info: CheckpointInfo,
-    data: DataSpec,
-    settings: StageSettings,
-    *,
-    name: str,
-    stage: Stage,
-    trigger_word: str = "",
-    recovery_adapter: Path | None = None,
-    preview_vae: str = "",
-) -> Job:
-    """The job of one stage; ConfigError for settings that can't work.
-
-    `preview_vae`: the VAE's file, where the run itself decodes its previews.
-    """
-    low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
-    loop = settings.loop
-    if settings.epochs:
-        loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
-    return Job(
-        name=check_name(name, "lora_name"),
-        stage=stage,
-        model=ModelSpec(
-            path=str(info.path),
-            identity=info.identity,
-            precision=settings.precision,
-            recovery_adapter="" if recovery_adapter is None else str(recovery_adapter),
-            recovery_identity="" if recovery_adapter is None else file_identity(recovery_adapter),
-            label=base_model_name(info.config, is_expert=stage != "single"),
-        ),
-        data=data,
-        adapter=settings.adapter,
-        timesteps=replace(settings.timesteps, sigma_min=low, sigma_max=high),
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        loop=loop,
-        memory=settings.memory,
-        previews=settings.previews,
-        preview_vae=preview_vae if settings.previews.every else "",
-        device=settings.device,
-        trigger_word=trigger_word,
-    )
-
-
-def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
-    """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
-    return math.ceil(epochs * BatchSchedule.of(data, loop).batches_per_epoch / loop.gradient_accumulation)
-
-
-def job_warnings(job: Job) -> list[str]:
-    """Settings without effect, and a model file that looks like the other expert's."""
-    path = Path(job.model.path)
-    hint = hints_expert(path)
-    if hint in (None, job.stage):
-        return job.warnings()
-    if job.stage == "single":
-        sentence = f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
-    else:
-        sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
-    return [*job.warnings(), sentence]

@@ -1,0 +1,42 @@
+"""Each sample's latents with its caption's embedding."""
+
+from ..errors import ConfigError
+from ..settings.job import DataSpec, TrainSample
+from .types import LatentCache, TextCache
+
+
+def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
+    """Pair each sample's latents with its caption's embedding."""
+    by_caption = text.by_caption
+    missing = [entry.name for entry in latents.entries if entry.caption not in by_caption]
+    if missing:
+        raise ConfigError(
+            f"the caption of {missing[0]} has no text embedding: connect the same dataset to CacheLatents and CacheT5."
+        )
+    samples = tuple(
+        TrainSample(
+            name=entry.name,
+            latents_path=entry.path,
+            latents_key=entry.key,
+            shape=entry.shape,
+            text_path=by_caption[entry.caption].path,
+            text_key=by_caption[entry.caption].key,
+            caption=entry.caption,
+            repeats=entry.repeats,
+            held_out=entry.held_out,
+            known_path=entry.known_path,
+            known_key=entry.known_key,
+            vision_path=entry.vision_path,
+            vision_key=entry.vision_key,
+        )
+        for entry in latents.entries
+    )
+    empty = by_caption[""]
+    return DataSpec(
+        samples=samples,
+        empty_text_path=empty.path,
+        empty_text_key=empty.key,
+        text_dim=text.dim,
+        conditioning=latents.conditioning,
+        fps=latents.fps,
+    )
