@@ -15,6 +15,7 @@ from ..serial import check_depth, digest, from_dict, to_dict
 from .adapter import AdapterOptions
 from .dataset import Conditioning
 from .loop import LoopOptions
+from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
 from .precision import Precision
@@ -119,6 +120,7 @@ class Job:
     loop: LoopOptions = field(default_factory=LoopOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
@@ -157,6 +159,8 @@ class Job:
         if not loop.token_budget:  # an option of later: runs from before are still found
             del rhythm["token_budget"]
         parts = [SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings), rhythm]
+        if self.loss != LossOptions():  # an option of later: runs from before are still found
+            parts += [to_dict(self.loss)]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":

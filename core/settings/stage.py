@@ -9,6 +9,7 @@ from ..limits import check_number, check_options
 from ..serial import from_dict
 from .adapter import AdapterOptions
 from .loop import LoopOptions
+from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
 from .precision import Precision
@@ -81,6 +82,7 @@ class StageSettings:
     loop: LoopOptions = field(default_factory=LoopOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     precision: Precision = "auto"
     boundary: float = 0.0  # sigma between the experts; 0: the official one of the model
     epochs: int = 0  # length of the run in epochs; 0: loop.steps

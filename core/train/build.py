@@ -54,6 +54,7 @@ def build_job(
         loop=loop,
         memory=settings.memory,
         previews=settings.previews,
+        loss=settings.loss,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
