@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import RunError
+from .errors import START_AGAIN, RunError
 from .processes import this_machine
 from .sweep import sweep_temporaries
 
@@ -31,12 +31,14 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
     if error.errno == errno.ENOSPC:
         free = (free_bytes(folder) or 0) / 1e9
         return RunError(
-            f"The disk with {folder} is full ({free:.1f} GB free) while writing {name}: make room and queue again; {kept}."
+            f"The disk with {folder} is full ({free:.1f} GB free) while writing {name}: make room and start again; {kept}.",
+            about=START_AGAIN,
         )
     if is_full(error):
         return RunError(
             f"Your quota on the disk with {folder} is used up, while writing {name}: delete files there, or ask for more, and "
-            f"queue again; {kept}."
+            f"start again; {kept}.",
+            about=START_AGAIN,
         )
     if error.errno == errno.EROFS:
         return RunError(

@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from ..core.data.types import Dataset, LatentCache, TextCache
 from ..core.errors import ConfigError
 from ..core.names import in_short, kind_of
+from .advice import advising
 from .sockets import DitHandle, LoraHandle, PairHandle
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
@@ -57,14 +58,16 @@ def checked(execute: Execute) -> Execute:
         @functools.wraps(execute)
         async def run_async(cls: Any, *arguments: Any, **inputs: Any) -> Any:
             check(cls, arguments, inputs)
-            return await execute(cls, *arguments, **inputs)
+            with advising():
+                return await execute(cls, *arguments, **inputs)
 
         return run_async  # type: ignore[return-value]
 
     @functools.wraps(execute)
     def run(cls: Any, *arguments: Any, **inputs: Any) -> Any:
         check(cls, arguments, inputs)
-        return execute(cls, *arguments, **inputs)
+        with advising():
+            return execute(cls, *arguments, **inputs)
 
     return run  # type: ignore[return-value]
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ANOTHER_LORA, ConfigError
 from .formats import LoraFile, LoraModule, expert_of_metadata, expert_of_name
 from .keys import sort_key
 
@@ -45,7 +45,7 @@ def merge(
     "svd" a module keeps fewer than `rank` where the ranks add up to fewer. ConfigError if widths do not fit.
     """
     if not files:
-        raise ConfigError("There is nothing to merge: connect at least one LoRA.")
+        raise ConfigError("There is nothing to merge: give at least one LoRA.", about=ANOTHER_LORA)
     for file, strength in files:
         if not math.isfinite(strength):
             raise ConfigError(f"the strength of {file.path} is {strength}: give a number, such as 1.")

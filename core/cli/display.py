@@ -9,15 +9,6 @@ from tqdm import tqdm
 LINE_EVERY_SECONDS = 15.0
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 class Display:
     """Any number of named progress bars, and messages between them."""
 

@@ -8,10 +8,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from ..errors import WanTrainError
+from ..errors import WanTrainError, advised
+from ..launch.exits import EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
+from .advice import ADVICE
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
 COMMANDS = {
     "run": "the simple way: asks for a dataset, a title and the models, caches, trains both experts of Wan 2.2",
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except WanTrainError as error:
-        log.error("%s", error)
+        log.error("%s", advised(error, ADVICE))
         log.debug("%s", traceback.format_exc())
         return EXIT_ERROR
     except KeyboardInterrupt:

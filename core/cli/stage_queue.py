@@ -5,51 +5,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..errors import RunError, WanTrainError
-from ..settings.job import Job
-from ..train.claim import Claim, InUseError, claim_folder, claim_run
-from ..train.events import Event, read_history
-from ..train.find_run import find_run
+from ..errors import RunError, WanTrainError, advised
+from ..launch.follow import POLL_SECONDS, FollowedRun
+from ..launch.pace import duration
+from ..launch.planned import Planned
+from ..launch.worker import device_lock
+from ..train.claim import Claim, InUseError
+from ..train.events import Event
 from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
-from ..train.run_folder import RunFolder, deleted_message
-from .display import Display, duration
-from .pace import Pace
-from .process import Worker
-from .worker import EXIT_FINISHED, EXIT_STOPPED, device_lock
+from .advice import ADVICE
+from .display import Display
 
-POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0  # between two looks into a folder
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A job and the folder that it is trained in."""
-
-    name: str  # in messages: high, low, or single
-    folder: RunFolder
-    job: Job
-    runs: Path | None = None  # where the folder is chosen among others; None: it is given
-
-    def where(self) -> RunFolder:
-        """The folder, as things are now: others may have trained meanwhile."""
-        return find_run(self.runs, self.job) if self.runs else self.folder
-
-    def claim(self, device: str) -> Claim:
-        """Take the folder, and write the job there for a device. InUseError if somebody trains in it."""
-        job = replace(self.job, device=device)
-        return claim_run(self.runs, job) if self.runs else claim_folder(self.folder, job)
-
-
-def auto_devices() -> list[str]:
-    """What `auto` may choose from: every GPU, or the CPU where there is none."""
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
 
 
 class StageQueue:
@@ -116,7 +87,7 @@ class StageQueue:
         except WanTrainError as error:
             if claim is not None:
                 claim.release()
-            problems.append(f"{plan.name}: {error}")
+            problems.append(f"{plan.name}: {advised(error, ADVICE)}")
             self._display.say(problems[-1])
         self._waiting.remove(plan)
 
@@ -141,28 +112,28 @@ class StageQueue:
 
     def _follow(self, finished: dict[str, Path], problems: list[str]) -> None:
         for device, running in list(self._running.items()):
-            ended = running.worker.exit_code is not None
-            running.take()
-            if not ended:
+            if not running.run.is_over:
+                running.take()
                 continue
             running.end()
             del self._running[device]
-            lora = running.folder.finished_lora(running.plan.job.loop.steps)
-            if lora:
-                finished[running.plan.name] = lora
-                self._display.say(f"{running.plan.name}: finished")
-            else:
-                problems.append(f"{running.plan.name}: {running.problem()}")
+            name, problem = running.plan.name, running.run.problem()
+            lora = running.run.folder.finished_lora(running.run.steps)
+            if lora and not problem:
+                finished[name] = lora
+                self._display.say(f"{name}: finished")
+            elif problem:
+                self._display.end(name)
+                problems.append(f"{name}: {advised(problem, ADVICE)}")
                 self._display.say(problems[-1])
 
     def _stop(self) -> None:
         """Let each worker finish its step and write a checkpoint. One that has made no step has nothing to keep."""
         self._display.say("stopping: checkpoints are being written (Ctrl+C again to end at once)")
         for running in self._running.values():
-            running.worker.request_stop()
+            running.run.request_stop()
         try:
-            end = time.monotonic() + max((running.patience for running in self._running.values()), default=0.0)
-            while time.monotonic() < end and any(r.worker.exit_code is None for r in self._running.values()):
+            while not all(running.run.is_over for running in self._running.values()):
                 time.sleep(POLL_SECONDS)
                 for running in self._running.values():
                     running.take()
@@ -170,76 +141,31 @@ class StageQueue:
             self._display.say("ended without waiting")
         for running in self._running.values():
             running.end()
-            running.folder.clear_stop()
-            self._display.say(f"{running.plan.name}: stopped at step {running.last_step}; start again to go on")
+            self._display.say(f"{running.plan.name}: stopped at step {running.run.last_step}; start again to go on")
 
 
 class _Running:
-    """One worker and what its diary says."""
+    """A run on a device, and the claim on its folder."""
 
     def __init__(self, plan: Planned, claim: Claim, display: Display):
         self.plan = plan
-        self.folder = claim.folder
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps)
         self._claim = claim
         self._display = display
-        self._history = read_history(claim.folder.events_path)
-        self._pace = Pace()
-        self.worker = Worker(claim.folder)
-
-    def end(self) -> None:
-        """End the worker if it still runs, and let others have its folder."""
-        self.worker.kill()
-        self._claim.release()
-
-    @property
-    def last_step(self) -> int:
-        """The newest step that the diary knows."""
-        return max(self._history.losses, default=0)
-
-    @property
-    def patience(self) -> float:
-        """Seconds in which it should have stopped by itself."""
-        return self._pace.patience
 
     def take(self) -> None:
         """Read new events, and show them."""
-        events = self.worker.poll()
-        for event in events:
-            self._history.add(event)
-            self._pace.add(event)
+        self._show(self.run.poll())
+
+    def end(self) -> None:
+        """End the worker if it still runs, and let others have its folder."""
+        self._show(self.run.end())
+        self._claim.release()
+
+    def _show(self, events: Sequence[Event]) -> None:
         show_events(self._display, self.plan.name, events)
         if any(event["event"] == "step" for event in events):
-            steps, text = self.plan.job.loop.steps, step_text(self._history.last_step)
-            left = self._pace.left(steps - self.last_step)
-            if left is not None:
-                text += f"  {duration(left)} left"
-            self._display.update(self.plan.name, self.last_step, steps, text)
-
-    def problem(self) -> str:
-        """Why it ended early."""
-        self._display.end(self.plan.name)
-        code = self.worker.exit_code
-        if not self.folder.is_there:
-            return deleted_message(self.folder)
-        if code == EXIT_STOPPED:
-            return f"the run was stopped at step {self.last_step}: start again to go on."
-        if self._history.state == "error":
-            return self._history.message
-        kind = "said it was finished, but its LoRA is gone" if code == EXIT_FINISHED else f"ended early (code {code})"
-        return (
-            f"the training process {kind}; start again to go on from the last checkpoint. The end of "
-            f"{self.folder.log_path}: {self.worker.log_tail(3)}"
-        )
-
-
-def step_text(step: Event) -> str:
-    """A step event in a few words."""
-    parts = [f"loss {step['loss']:.4f}"]
-    parts += [f"lr {step['lr']:.2e}"] if "lr" in step else []
-    parts += [f"{step['seconds']:.2f} s/it"] if "seconds" in step else []
-    if "reserved_gib" in step:
-        parts.append(f"{step['reserved_gib']:.1f} GiB")
-    return "  ".join(parts)
+            self._display.update(self.plan.name, self.run.last_step, self.run.steps, self.run.words())
 
 
 def show_events(display: Display, name: str, events: Sequence[Event]) -> None:

@@ -1,6 +1,6 @@
 """Each sample's latents with its caption's embedding."""
 
-from ..errors import ConfigError
+from ..errors import SAME_DATASET, ConfigError
 from ..settings.job import DataSpec, TrainSample
 from .types import LatentCache, TextCache
 
@@ -11,7 +11,8 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
     missing = [entry.name for entry in latents.entries if entry.caption not in by_caption]
     if missing:
         raise ConfigError(
-            f"the caption of {missing[0]} has no text embedding: connect the same dataset to CacheLatents and CacheT5."
+            f"the caption of {missing[0]} has no text embedding: cache latents and captions of the same dataset.",
+            about=SAME_DATASET,
         )
     samples = tuple(
         TrainSample(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import ConfigError, DatasetError, ModelFileError, RunError
+from ..errors import CLIP_VISION, ConfigError, DatasetError, ModelFileError, RunError
 from ..settings.dataset import Conditioning
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
@@ -65,8 +65,9 @@ class Recipe:
         if vision is not None and not self.encodes_known:
             why = "the VAE is that of Wan 2.2 TI2V-5B, which takes none" if self.known else "condition_on is 'none'"
             raise ConfigError(
-                f"a CLIP vision model is connected, but {why}: disconnect it, or, for Wan 2.1 image-to-video, choose its VAE "
-                "and 'first frame'."
+                f"a CLIP vision model is given, but {why}: leave it out, or, for Wan 2.1 image-to-video, choose its VAE and "
+                "'first frame'.",
+                about=CLIP_VISION,
             )
         self._modes = (_WHOLE, conditioning) if self.encodes_known else (_WHOLE,)
         self._made: dict[str, str] = {}  # key of whole pictures to the key of what was made; of equal files, once

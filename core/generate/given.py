@@ -17,7 +17,7 @@ from ..data.media import BadMediaError
 from ..data.pictures import read_picture
 from ..encoders.vae import WanVideoEncoder
 from ..encoders.vision import check_vision_file, load_vision_encoder
-from ..errors import ConfigError
+from ..errors import CLIP_VISION, ConfigError
 from ..settings.dataset import Conditioning
 from ..wan.config import WanConfig
 from .experts import Forward, from_first_frame, from_known_frames, from_text
@@ -46,8 +46,8 @@ def check_given(given: Given, config: WanConfig, name: str) -> None:
             raise ConfigError(f"{name} takes no CLIP features: leave CLIP vision out.")
     elif given.clip_vision is None:
         raise ConfigError(
-            f"{name} is a Wan 2.1 model that needs the CLIP features of its images: give clip_vision_h.safetensors "
-            "(--clip-vision)."
+            f"{name} is a Wan 2.1 model that needs the CLIP features of its images: give clip_vision_h.safetensors.",
+            about=CLIP_VISION,
         )
     else:
         check_vision_file(given.clip_vision)

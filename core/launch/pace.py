@@ -14,6 +14,15 @@ from ..train.events import Event
 KEPT = 20  # steps, and as many validations; of each size, too
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 class Pace:
     """Of the events of one training process."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..adapters.setup import begin_importing_adapters
-from ..errors import RunError, WanTrainError
+from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
 from ..plan.overhead import Others
 from ..settings.job import Job
@@ -28,8 +28,8 @@ from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message
 from ..train.start import check_run_folder
+from .exits import EXIT_FINISHED, EXIT_STOPPED
 
-EXIT_FINISHED, EXIT_ERROR, EXIT_STOPPED = 0, 1, 3
 LOCK_PATIENCE_S = 0.5
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class _Asked:
     def refuse_deleted(self) -> None:
         """RunError if the folder was deleted."""
         if not self._folder.is_there and self._lock.is_lost:
-            raise RunError(deleted_message(self._folder))
+            raise RunError(deleted_message(self._folder), about=START_AGAIN)
 
 
 def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
@@ -130,11 +130,11 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
         return _train_locked(folder, events, job.device, asked)
     except RunStoppedError:
         folder.clear_stop()
-        events.write("stopped", message="stopped; queue again to go on")
+        events.write("stopped", message="stopped; start again to go on")
         return EXIT_STOPPED
     except WanTrainError as error:
         asked.refuse_deleted()
-        _tell_error(events, str(error))
+        _tell_error(events, str(error), error.about)
         raise
     except torch.OutOfMemoryError as error:
         message = (
@@ -149,10 +149,10 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
         raise
 
 
-def _tell_error(events: EventWriter, message: str) -> None:
+def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
     """Write it into the diary if that is possible; it is raised in any case."""
     with contextlib.suppress(OSError, WanTrainError):
-        events.write("error", message=message)
+        events.write("error", message=message, **({"about": about} if about else {}))
 
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ..data.shortage import RAM_SIGNS, VRAM_SIGNS
-from ..errors import RunError
+from ..errors import START_AGAIN, RunError
 from ..train.events import EventWriter
 from .host import available_ram
 from .planner import Choice, Shortage, differences
@@ -123,7 +123,8 @@ class _Untouched:
         if any(now.get(key) != version for key, version in self._versions.items()):
             raise RunError(
                 f"Memory ran out in the middle of the update that follows step {step}, when some weights were changed "
-                "already: queue again to go on from the last checkpoint."
+                "already: start the run again to go on from the last checkpoint.",
+                about=START_AGAIN,
             )
         for parameter in set(self._optimizer.state) - self._parameters:
             del self._optimizer.state[parameter]

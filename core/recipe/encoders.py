@@ -14,9 +14,9 @@ from ..disk import write_atomic
 from ..encoders.text import Umt5TextEncoder, load_text_encoder
 from ..encoders.vae import WanVideoEncoder, default_dtype, load_video_encoder
 from ..encoders.vision import HOST_DTYPE, ClipVisionEncoder, load_vision_encoder
+from ..launch.worker import device_lock
 from ..locks import FileLock
 from ..wan.files import find_files
-from .worker import device_lock
 
 _VERSION = 1  # raise when core/encoders/identity.py gives another identity for the same file
 TOKENIZERS = ("spiece.model", "google/umt5-xxl/spiece.model", "../tokenizer/spiece.model")

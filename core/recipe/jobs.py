@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
+from ..launch.planned import Planned
 from ..paths import is_of_network, path_problem, shown
-from ..recipe.recipe import WORK_FOLDER, read_tables, read_text
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.batches import TEXT_LEN
 from ..train.prepare import check_model_file, resolve_device
@@ -17,7 +17,7 @@ from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder, check_start
 from ..wan.header import read_header
 from .pipeline import plan
-from .stages import Planned
+from .recipe import WORK_FOLDER, read_tables, read_text
 
 _WEIGHTS = (".safetensors", ".gguf", ".json")  # the last: the index of a sharded model
 

@@ -1,6 +1,5 @@
 """From a recipe to LoRA files: scan, caches, a job for each stage, training, and the files under their names."""
 
-import io
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import torch
 from ..adapters.formats import read_lora
 from ..adapters.merge import check_pair
 from ..adapters.ship import ShipOptions, Slot, Source, ship
-from ..cli.main import EXIT_INTERRUPTED
 from ..data.encode import cache_latents, cache_text
 from ..data.pairs import data_spec
 from ..data.report import describe_dataset
@@ -23,9 +21,12 @@ from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
+from ..launch.exits import EXIT_INTERRUPTED
+from ..launch.follow import POLL_SECONDS
+from ..launch.planned import Planned
+from ..launch.process import PACK
+from ..launch.progress import Progress, Silent
 from ..locks import FileLock
-from ..recipe.checks import check_models
-from ..recipe.recipe import Recipe, recipe_tables
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
 from ..train.build import build_job, job_warnings
@@ -34,10 +35,9 @@ from ..train.label import lora_name
 from ..train.prepare import resolve_device
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
-from .display import Display
+from .checks import check_models
 from .encoders import LazyTextEncoder, LazyVideoEncoder, LazyVisionEncoder, NotEncodedError, Turn
-from .process import PACK
-from .stages import POLL_SECONDS, Planned, StageQueue, auto_devices, refuse
+from .recipe import Recipe, recipe_tables
 
 
 def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
@@ -50,7 +50,7 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     return infos
 
 
-def scan(recipe: Recipe, display: Display, *, report: bool = True) -> Dataset:
+def scan(recipe: Recipe, display: Progress, *, report: bool = True) -> Dataset:
     """The recipe's dataset; says what was found, unless told not to."""
     check_writable(recipe.cache_path)
     progress = (lambda done, total: display.update("scan", done, total)) if report else None
@@ -75,7 +75,7 @@ class Cached:
     notes: list[Note]
 
 
-def cache(recipe: Recipe, dataset: Dataset, display: Display, *, load: bool = True) -> Cached:
+def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = True) -> Cached:
     """Latents and text embeddings on disk. The encoders are loaded, one at a time, only if something is absent.
 
     Without `load` NotEncodedError is raised instead.
@@ -115,7 +115,7 @@ def cache_elsewhere(recipe: Recipe, dataset: Dataset, devices: Sequence[str]) ->
     """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
     if recipe.device == "auto":
         recipe = replace(recipe, device=devices[0])
-    silent = Display(io.StringIO())
+    silent = Silent()
     try:
         return cache(recipe, dataset, silent, load=False)
     except NotEncodedError:
@@ -168,7 +168,7 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
     return Planned(name, folder, job, runs)
 
 
-def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Planned]:
+def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) -> list[Planned]:
     """Everything before training: checks, scan, caches, and the job of each stage."""
     infos = check_recipe(recipe)
     dataset = scan(recipe, display)
@@ -183,19 +183,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> 
     return planned
 
 
-def train_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Path]:
-    """Train every stage of the recipe; the LoRA files. RunError if a stage failed, after the others' end."""
-    devices = list(devices) or auto_devices()
-    for device in devices:
-        resolve_device(device)
-    planned = prepare_recipe(recipe, devices, display)
-    finished, problems = StageQueue(planned, devices, display).run()
-    files = ship_loras(recipe, finished, display)
-    refuse(problems)
-    return files
-
-
-def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Display) -> list[Path]:
+def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Progress) -> list[Path]:
     """Write the LoRAs into the recipe's folder under its names, with its author; never over another LoRA."""
     slots: tuple[Slot, ...] = ("high", "low", "single")
     done: dict[Slot, Path] = {slot: finished[slot] for slot in slots if slot in finished}
@@ -217,7 +205,7 @@ def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Display) -> l
     return files
 
 
-def _await_lock(lock: FileLock, device: torch.device, display: Display) -> None:
+def _await_lock(lock: FileLock, device: torch.device, display: Progress) -> None:
     if lock.acquire():
         return
     display.say(f"waiting for {device}, where another run trains. {lock.holder()}".rstrip())

@@ -17,7 +17,7 @@ from ..data.conditioning import known_mask
 from ..data.shortage import is_out_of_memory
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
-from ..errors import DatasetError
+from ..errors import START_AGAIN, DatasetError
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
@@ -84,15 +84,15 @@ def load_tensor(path: str, key: str, name: str, shape: Sequence[int] | None = No
     except OSError as error:
         if is_out_of_memory(error):
             raise
-        raise DatasetError(_damaged.get(path) or _unreadable(path, key, name, error)) from error
+        raise DatasetError(_damaged.get(path) or _unreadable(path, key, name, error), about=START_AGAIN) from error
     except (SafetensorError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         _damaged[path] = (
             f"the cached {key} of {name} are damaged in {path} ({error}): that file is now called "
-            f"{set_aside(Path(path)).name}; queue again, or start the recipe again, and it is encoded anew."
+            f"{set_aside(Path(path)).name}; start again, and it is encoded anew."
         )
-        raise DatasetError(_damaged[path]) from error
+        raise DatasetError(_damaged[path], about=START_AGAIN) from error
 
 
 def _read_checked(path: str) -> dict[str, torch.Tensor]:
@@ -108,7 +108,7 @@ def _read_checked(path: str) -> dict[str, torch.Tensor]:
 def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"the cached {key} of {name} are gone from {path}: queue or start again, and they are encoded anew."
-    return f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and queue again."
+    return f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and start again."
 
 
 def load_context(path: str, name: str) -> torch.Tensor:

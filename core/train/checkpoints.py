@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ..adapters.container import write_safetensors
 from ..data.shortage import is_out_of_memory
 from ..disk import HashingWriter, disk_error, file_digest, set_aside, temporary_sibling, write_atomic
-from ..errors import RunError, ShortageError
+from ..errors import START_AGAIN, RunError, ShortageError
 from ..safe_json import parse_object, seal, unseal
 
 ADAPTER, STATE, MANIFEST = "adapter.safetensors", "state.pt", "manifest.json"
@@ -128,8 +128,9 @@ def memory_suffices_for(what: str) -> Iterator[None]:
             raise
         where = "The GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "Main memory"
         raise ShortageError(
-            f"{where} ran out while {what} was read ({_first_line(error)}): close other programs and queue again; the "
-            "checkpoint is as it was."
+            f"{where} ran out while {what} was read ({_first_line(error)}): close other programs and start again; the "
+            "checkpoint is as it was.",
+            about=START_AGAIN,
         ) from error
 
 
@@ -244,7 +245,8 @@ def _unreadable(path: Path, error: OSError) -> RunError:
     if error.errno == errno.EIO:
         return DamagedCheckpointError(f"{path} can't be read from the disk: {error.strerror}")
     return RunError(
-        f"{path} can't be read ({error.strerror or error}): mend that and queue again; nothing was changed."
+        f"{path} can't be read ({error.strerror or error}): mend that and start again; nothing was changed.",
+        about=START_AGAIN,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import disk_error
-from ..errors import RunError
+from ..errors import START_AGAIN, RunError
 from ..safe_json import parse_json
 
 Event = dict[str, Any]
@@ -44,7 +44,7 @@ _NEEDED: dict[str, _Fields] = {
     "checkpoint": {"step": int},
     "error": {"message": str},
 }
-_IF_THERE: _Fields = {"step": int, "message": str} | dict.fromkeys(
+_IF_THERE: _Fields = {"step": int, "message": str, "about": str} | dict.fromkeys(
     ("lr", "grad_norm", "sigma", "seconds", "allocated_gib", "reserved_gib", "vram", "ram"), _NUMBER
 )
 
@@ -108,7 +108,8 @@ class EventWriter:
             if not self.path.parent.is_dir():
                 raise RunError(
                     f"The run folder {self.path.parent} is gone: it was deleted, or its disk was taken away, while the run "
-                    "trained in it; bring it back, or queue again to start anew."
+                    "trained in it; bring it back, or start again to begin anew.",
+                    about=START_AGAIN,
                 ) from error
             self.trouble = error
 
@@ -251,6 +252,7 @@ class RunHistory:
     last_step: Event = field(default_factory=dict)
     state: str = "new"  # new, waiting, training, stopped, finished, error
     message: str = ""
+    about: str = ""  # of an error: as `WanTrainError.about`
 
     def add(self, event: Event) -> None:
         """Take in one event."""
@@ -268,7 +270,7 @@ class RunHistory:
         elif kind in ("status", "plan"):
             self.message = event["message"]
         elif kind in ("stopped", "finished", "error"):
-            self.state, self.message = str(kind), event.get("message", "")
+            self.state, self.message, self.about = str(kind), event.get("message", ""), event.get("about", "")
         if needs_attention(event) and event["message"] not in self.warnings:
             self.warnings.append(event["message"])
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter, finish_importing_adapters
-from ..errors import ConfigError
+from ..errors import CLIP_VISION, CONDITION_ON, ConfigError
 from ..memory.attention import Decided
 from ..memory.master import BlockMaster
 from ..memory.precision.ara import LowRank
@@ -131,16 +131,19 @@ def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
         choices = " or ".join(f"'{choice}'" for choice in wanted)
         raise ConfigError(
             f"the latents were cached with condition_on '{data.conditioning}', but {name} is a model for {kind} "
-            f"({config.variant}): set condition_on of Cache Latents to {choices}."
+            f"({config.variant}): cache them with condition_on {choices}.",
+            about=CONDITION_ON,
         )
     has_features = any(sample.vision_path for sample in data.samples)
     if config.image_dim and not has_features:
         raise ConfigError(
-            f"{name} needs the CLIP features of the given frames: connect clip_vision_h.safetensors (Load CLIP Vision) to "
-            "Cache Latents."
+            f"{name} needs the CLIP features of the given frames: cache the latents with clip_vision_h.safetensors.",
+            about=CLIP_VISION,
         )
     if has_features and not config.image_dim:
-        raise ConfigError(f"{name} takes no CLIP features: disconnect the CLIP vision model from Cache Latents.")
+        raise ConfigError(
+            f"{name} takes no CLIP features: cache the latents without a CLIP vision model.", about=CLIP_VISION
+        )
 
 
 def prepare(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..disk import file_digest, set_aside, write_atomic
-from ..errors import RunError
+from ..errors import START_AGAIN, RunError
 from ..safe_json import read_object, seal
 
 RESULT = "result.json"
@@ -52,8 +52,9 @@ def check_lora(lora: Path) -> None:
         raise _unreadable(lora, error) from error
     kept = set_aside(lora)
     raise RunError(
-        f"{lora} is damaged: it is not what the run wrote. It is kept as {kept.name}; queue again, and the LoRA is written "
-        "anew from the run's last checkpoint."
+        f"{lora} is damaged: it is not what the run wrote. It is kept as {kept.name}; start the run again, and the LoRA is "
+        "written anew from its last checkpoint.",
+        about=START_AGAIN,
     )
 
 
@@ -83,4 +84,6 @@ def _is_sound(lora: Path, size: int | None, sha256: str | None) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path} can't be read ({error.strerror or error}): check the disk, and queue again.")
+    return RunError(
+        f"{path} can't be read ({error.strerror or error}): check the disk, and start again.", about=START_AGAIN
+    )

@@ -131,4 +131,4 @@ class RunFolder:
 
 def deleted_message(folder: RunFolder) -> str:
     """What is told when somebody deleted a run folder that was being trained in."""
-    return f"the run folder {folder.path} was deleted while it was trained in: queue again to begin anew."
+    return f"the run folder {folder.path} was deleted while it was trained in: start again to begin anew."

@@ -20,7 +20,7 @@ def serve() -> None:
 
     wantrain.load_pack()
     from wan_train.core.adapters.setup import import_adapters
-    from wan_train.core.cli import cli
+    from wan_train.core.cli import main as cli
 
     for name in ("cache", "merge", "preview", "scan", "train"):
         cli.importlib.import_module(f"wan_train.core.cli.commands.{name}")
@@ -58,10 +58,10 @@ def _command(order: dict) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        from wan_train.core.cli import cli
-        from wan_train.core.launch import stages
+        from wan_train.core.cli import main as cli
+        from wan_train.core.launch import follow
 
-        stages.Worker = ForkedWorker
+        follow.Worker = ForkedWorker
         try:
             code = cli.main(order["arguments"])
         except SystemExit as error:  # argparse
@@ -107,7 +107,7 @@ class _fork:  # noqa: N801 - stands for subprocess.Popen
                 os.dup2(stdout.fileno(), 1)
                 os.dup2(stdout.fileno(), 2)
                 os.chdir(cwd)
-                from wan_train.core.cli import cli
+                from wan_train.core.cli import main as cli
 
                 code = cli.main(command[command.index("train") :])
             except BaseException:

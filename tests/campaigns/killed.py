@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wan_train.core.launch import pipeline, worker
-from wan_train.core.launch.display import Display
+from wan_train.core.cli.display import Display
+from wan_train.core.launch import worker
+from wan_train.core.recipe import pipeline
 from wan_train.core.recipe.recipe import recipe_from_tables
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.train import claim, previews, run, run_plan

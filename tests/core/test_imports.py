@@ -17,8 +17,8 @@ LEVELS = {
     "names": 1, "serial": 1, "sweep": 1, "methods": 1,
     "safe_json": 2, "disk": 2, "locks": 2, "settings": 3, "flow": 4, "optimizers": 4, "schedules": 4,
     "data": 5,
-    "wan": 5, "memory": 5, "adapters": 6, "encoders": 6, "sample": 6, "kernels": 7, "plan": 8, "train": 9, "recipe": 10,
-    "generate": 10, "launch": 11, "cli": 12,
+    "wan": 5, "memory": 5, "adapters": 6, "encoders": 6, "sample": 6, "kernels": 7, "plan": 8, "train": 9, "launch": 10,
+    "generate": 10, "recipe": 11, "cli": 12,
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_killed_and_queued_again_the_lora_is_bit_identical(host):
         entry = host.wait(prompt_id)
         assert not succeeded(entry)
         message = entry["status"]["messages"][-1][1]["exception_message"]
-        assert "ended unexpectedly (code -9); queue again" in message
+        assert "ended unexpectedly (code -9): start it again" in message
         assert not worker_pids(folder)
     assert 0 < last < STEPS
     assert succeeded(host.run(prompt))

@@ -94,7 +94,7 @@ def test_a_run_folder_deleted_while_it_trains_is_one_sentence(host):
         shutil.rmtree(folder, ignore_errors=True)
     entry = host.wait(prompt_id)
     message = entry["status"]["messages"][-1][1]["exception_message"]
-    assert f"the run folder {folder} was deleted while it was trained in: queue again to begin anew." in message
+    assert f"the run folder {folder} was deleted while it was trained in: start again to begin anew." in message
 
 
 def test_a_deleted_run_is_trained_again(host):

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from wan_train.core.cli.display import Display
 from wan_train.core.cli.main import main
-from wan_train.core.launch.display import Display
-from wan_train.core.launch.pipeline import prepare_recipe
+from wan_train.core.recipe.pipeline import prepare_recipe
 from wan_train.core.recipe.recipe import read_recipe
 from wan_train.tools import demo, headless_demo
 from wan_train.tools.comfyui import SetupError, UnreachableError

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from ...launch.display import Display
-from ...launch.pipeline import cache, check_recipe, scan
+from ...recipe.pipeline import cache, check_recipe, scan
 from ...recipe.recipe import read_recipe
 from ..arguments import add_changes
+from ..display import Display
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ...launch.display import Display
-from ...launch.pipeline import train_recipe
-from ...launch.worker import EXIT_FINISHED, EXIT_STOPPED
+from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
 from ...names import check_name
 from ...recipe.presets import PRESETS, preset
 from ...recipe.recipe import WORK_FOLDER, Recipe, recipe_from_tables, recipe_tables, recipe_to_toml
 from ...train.run import RunStoppedError
 from ..arguments import add_changes, add_devices
+from ..display import Display
 from ..find_models import SLOTS, find_model, model_folders
+from ..training import train_recipe
 
 TITLE, AUTHOR = "mylora", "authorName"
 _LABELS = {"high": "high noise model", "low": "low noise model", "vae": "VAE", "text_encoder": "text encoder"}

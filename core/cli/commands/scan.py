@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ...data.report import describe_dataset
 from ...data.scan import scan_folder
-from ...launch.display import Display
 from ...recipe.recipe import apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
 from ..arguments import add_changes
+from ..display import Display
 
 
 @dataclass(frozen=True)

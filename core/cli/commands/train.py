@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...launch.display import Display
-from ...launch.jobs import holds_job, places, plan_existing
-from ...launch.pipeline import train_recipe
-from ...launch.stages import StageQueue, auto_devices, refuse
-from ...launch.worker import EXIT_FINISHED, EXIT_STOPPED, train
+from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
+from ...launch.planned import auto_devices
+from ...launch.worker import train
 from ...paths import shown
+from ...recipe.jobs import holds_job, places, plan_existing
 from ...recipe.recipe import read_recipe
 from ...train.run import RunStoppedError
 from ..arguments import add_changes, add_devices
+from ..display import Display
+from ..stage_queue import StageQueue, refuse
+from ..training import train_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

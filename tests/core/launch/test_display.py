@@ -2,8 +2,9 @@
 
 import io
 
-from wan_train.core.launch.display import Display, duration
-from wan_train.core.launch.stages import show_events
+from wan_train.core.cli.display import Display
+from wan_train.core.cli.stage_queue import show_events
+from wan_train.core.launch.pace import duration
 
 
 class Terminal(io.StringIO):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from wan_train.core.cli.display import Display
 from wan_train.core.data.encode import cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
 from wan_train.core.errors import ConfigError, ModelFileError, WanTrainError
-from wan_train.core.launch.display import Display
-from wan_train.core.launch.pipeline import cache, check_recipe, jobs, scan
 from wan_train.core.recipe.checks import check_models
+from wan_train.core.recipe.pipeline import cache, check_recipe, jobs, scan
 from wan_train.core.recipe.recipe import ModelFiles, recipe_from_tables
 from wan_train.core.settings.job import DataSpec, TrainSample
 from wan_train.core.train.build import build_job

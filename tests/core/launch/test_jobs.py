@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.cli.main import main
 from wan_train.core.errors import WanTrainError
-from wan_train.core.launch.jobs import holds_job, places, plan_existing
+from wan_train.core.recipe.jobs import holds_job, places, plan_existing
 from wan_train.core.serial import to_dict
 from wan_train.core.settings.job import job_to_json
 

@@ -6,12 +6,12 @@ import json
 import os
 
 import pytest
+from wan_train.core.cli.display import Display
 from wan_train.core.cli.find_models import find_model, model_folders
 from wan_train.core.errors import ConfigError, DatasetError, ModelFileError, RunError
-from wan_train.core.launch.display import Display
-from wan_train.core.launch.encoders import NotEncodedError
-from wan_train.core.launch.jobs import check_job, holds_job, plan_existing
-from wan_train.core.launch.pipeline import cache, cache_elsewhere, check_recipe, jobs, scan
+from wan_train.core.recipe.encoders import NotEncodedError
+from wan_train.core.recipe.jobs import check_job, holds_job, plan_existing
+from wan_train.core.recipe.pipeline import cache, cache_elsewhere, check_recipe, jobs, scan
 from wan_train.core.recipe.recipe import ModelFiles
 from wan_train.core.settings.job import job_to_json
 

@@ -1,7 +1,7 @@
 """Previews of a recipe: its VAE decodes them, in the run itself (tests/core/train/test_previews.py)."""
 
-from wan_train.core.launch.display import Display
-from wan_train.core.launch.pipeline import cache, check_recipe, jobs, scan
+from wan_train.core.cli.display import Display
+from wan_train.core.recipe.pipeline import cache, check_recipe, jobs, scan
 from wan_train.core.recipe.recipe import recipe_from_tables
 
 

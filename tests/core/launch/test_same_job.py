@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from wan_train.core.cli.display import Display
 from wan_train.core.data.encode import cache_latents, cache_text
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
-from wan_train.core.launch.display import Display
-from wan_train.core.launch.pipeline import cache, check_recipe, jobs, plan, scan
+from wan_train.core.recipe.pipeline import cache, check_recipe, jobs, plan, scan
 from wan_train.core.recipe.recipe import recipe_from_tables
 from wan_train.core.settings.stage import settings_from_names
 from wan_train.core.train.build import steps_of_epochs

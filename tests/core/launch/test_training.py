@@ -21,7 +21,7 @@ from wan_train.core.adapters.formats import read_lora
 from wan_train.core.cli.commands import run as run_command
 from wan_train.core.cli.main import main
 from wan_train.core.errors import ConfigError
-from wan_train.core.launch.jobs import plan_existing
+from wan_train.core.recipe.jobs import plan_existing
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
 

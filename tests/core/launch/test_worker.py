@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan_train.core.errors import RunError
+from wan_train.core.launch.exits import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED
 from wan_train.core.launch.process import Worker, worker_environment
-from wan_train.core.launch.worker import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED, train
+from wan_train.core.launch.worker import train
 from wan_train.core.processes import this_machine
 from wan_train.core.train.events import EventWriter, read_history
 from wan_train.core.train.run_folder import RunFolder
@@ -132,7 +133,7 @@ def test_a_folder_deleted_while_it_is_trained_in_is_one_sentence(run, job):
         shutil.rmtree(run.path, ignore_errors=True)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_ERROR
-    assert f"the run folder {run.path} was deleted while it was trained in: queue again to begin anew." in said
+    assert f"the run folder {run.path} was deleted while it was trained in: start again to begin anew." in said
     assert "Traceback" not in said
 
 

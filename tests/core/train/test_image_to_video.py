@@ -194,7 +194,12 @@ def test_a_job_of_before_reads_as_text_to_video(job):
         ("wan2.2_i2v", "none", {}, r"'none', but wan2\.2_i2v.*image-to-video.*'first frame' or 'first and last frame'"),
         ("ti2v_5b", "first and last frame", {}, r"'first and last frame', but .*'none' or 'first frame'"),
         ("wan2.1_i2v", "first frame", {"known": True}, r"needs the CLIP features.*clip_vision_h"),
-        ("wan2.2_i2v", "first frame", {"known": True, "vision": True}, r"takes no CLIP features: disconnect"),
+        (
+            "wan2.2_i2v",
+            "first frame",
+            {"known": True, "vision": True},
+            r"takes no CLIP features: cache the latents without",
+        ),
     ],
 )
 def test_mixtures_that_cannot_work_are_refused(make_job, variant, conditioning, given, words):

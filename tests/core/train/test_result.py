@@ -52,7 +52,7 @@ def test_a_damaged_lora_is_not_merged(finished):
     folder, lora = finished
     check_lora(lora)
     flip(lora)
-    with pytest.raises(RunError, match=r"is damaged.*damaged-test_low_noise.safetensors; queue again"):
+    with pytest.raises(RunError, match=r"is damaged.*damaged-test_low_noise.safetensors; start the run again"):
         check_lora(lora)
     assert not lora.exists()
     assert (folder.path / "damaged-test_low_noise.safetensors").is_file()

@@ -1,0 +1,23 @@
+"""Training a recipe from the command line, from its dataset to the LoRA files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..launch.planned import auto_devices
+from ..recipe.pipeline import prepare_recipe, ship_loras
+from ..recipe.recipe import Recipe
+from ..train.prepare import resolve_device
+from .display import Display
+from .stage_queue import StageQueue, refuse
+
+
+def train_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Path]:
+    """Train every stage of the recipe; the LoRA files. RunError if a stage failed, after the others' end."""
+    devices = list(devices) or auto_devices()
+    for device in devices:
+        resolve_device(device)
+    planned = prepare_recipe(recipe, devices, display)
+    finished, problems = StageQueue(planned, devices, display).run()
+    files = ship_loras(recipe, finished, display)
+    refuse(problems)
+    return files

@@ -1,0 +1,25 @@
+"""What a node adds to an error of the core: what to connect or to press on this page."""
+
+import contextlib
+from collections.abc import Iterator
+
+from ..core.errors import ANOTHER_LORA, CLIP_VISION, CONDITION_ON, SAME_DATASET, START_AGAIN, WanTrainError, advised
+
+ADVICE = {
+    START_AGAIN: "Here: queue again.",
+    CONDITION_ON: "Here: set condition_on of Cache Latents.",
+    CLIP_VISION: "Here: Load CLIP Vision gives it to clip_vision of Cache Latents.",
+    SAME_DATASET: "Here: connect one Dataset from Folder to Cache Latents and to Cache T5.",
+    ANOTHER_LORA: "Here: connect a LoRA to Merge Stages.",
+}
+
+
+@contextlib.contextmanager
+def advising() -> Iterator[None]:
+    """Errors of the core leave with the page's own words added to them."""
+    try:
+        yield
+    except WanTrainError as error:
+        error.args = (advised(error, ADVICE),)
+        error.about = ""  # said once
+        raise
