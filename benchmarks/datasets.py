@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_train.benchmarks.material import Clip, make_job, write_sample
-from wan_train.core.facts import BOUNDARY_T2V_A14B
+from wan_train.core.facts import BOUNDARY_T2V_A14B, clip_size
 from wan_train.core.settings.job import Job, Stage, stage_window
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.precision import Precision
@@ -91,6 +91,5 @@ def shares(job: Job) -> dict[str, float]:
 
 
 def _clip_of(shape: tuple[int, int, int, int]) -> str:
-    channels, frames, height, width = shape
-    stride = 16 if channels == 48 else 8
-    return str(Clip(width * stride, height * stride, 4 * (frames - 1) + 1))
+    frames, height, width = clip_size(shape)
+    return str(Clip(width, height, frames))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from wan_train.core.facts import PATCH, latent_shape, longest_clip, pixels_per_latent
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.job import DataSpec, Job, ModelSpec, TrainSample
 from wan_train.core.settings.loop import LoopOptions
@@ -49,13 +50,13 @@ class Clip:
 
     def latent_shape(self, config: WanConfig) -> tuple[int, int, int, int]:
         """C, F, H, W. ValueError for a size that the model's tokens do not fit."""
-        stride = 16 if config.out_dim == 48 else 8
-        if self.width % (2 * stride) or self.height % (2 * stride) or self.frames % 4 != 1:
+        step = PATCH * pixels_per_latent(config.out_dim)
+        if self.width % step or self.height % step or self.frames != longest_clip(self.frames):
             raise ValueError(
-                f"the clip {self} does not fit the model: width and height must be multiples of {2 * stride}, and the "
+                f"the clip {self} does not fit the model: width and height must be multiples of {step}, and the "
                 "frames one more than a multiple of 4."
             )
-        return config.out_dim, (self.frames - 1) // 4 + 1, self.height // stride, self.width // stride
+        return latent_shape(config.out_dim, self.frames, self.height, self.width)
 
     def tokens(self, config: WanConfig) -> int:
         """Video tokens that the transformer sees."""

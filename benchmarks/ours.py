@@ -21,6 +21,7 @@ from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.step_kernels import profile_step
 from wan_train.core.adapters.setup import import_adapters
 from wan_train.core.errors import WanTrainError
+from wan_train.core.facts import TEXT_TOKENS
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
@@ -29,7 +30,7 @@ from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.precision import Precision
-from wan_train.core.train.batches import TEXT_LEN, BatchSchedule, Prefetcher, load_drawn
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import Prepared, prepare, resolve_device
@@ -197,7 +198,7 @@ def _compare(prepared: Prepared, dump: Path) -> dict[str, float]:
     for up in prepared.parameters[1::2]:  # A and B alternate
         up.data.zero_()
     given = {name: tensor.to(prepared.device) for name, tensor in load_file(dump).items()}
-    text = functional.pad(given["text"].float(), (0, 0, 0, TEXT_LEN - given["text"].shape[0]))
+    text = functional.pad(given["text"].float(), (0, 0, 0, TEXT_TOKENS - given["text"].shape[0]))
     pred = prepared.model(given["noisy"].float(), given["timesteps"].float(), text.unsqueeze(0))
     loss = flow_loss(pred, velocity_target(given["latents"].float(), given["noise"].float())).mean().item()
     prepared.features.reset()  # no backward follows

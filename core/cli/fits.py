@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..facts import latent_shape
 from ..plan.advice import explain, what_would_fit
 from ..plan.card import Card
 from ..plan.plan import Bucket, Plan, Task
@@ -13,7 +14,6 @@ from ..wan.checkpoint import inspect
 
 CLIPS = ((1024, 1024, 1), (832, 480, 33), (832, 480, 81))  # width, height, frames
 STEPS = 1000
-_NUM_CHANNELS_22 = 48  # of the latents of Wan 2.2's VAE, which has strides of 16
 
 
 def what_fits(path: Path, card: Card, *, compiled: bool) -> list[str]:
@@ -26,8 +26,7 @@ def what_fits(path: Path, card: Card, *, compiled: bool) -> list[str]:
     lines = []
     for precision in ("bf16",) if stored else ("bf16", "fp8"):
         for width, height, frames in CLIPS:
-            stride = 16 if info.config.out_dim == _NUM_CHANNELS_22 else 8
-            shape = (info.config.out_dim, (frames - 1) // 4 + 1, height // stride, width // stride)
+            shape = latent_shape(info.config.out_dim, frames, height, width)
             planner = Planner(
                 task=Task(sizes=info.config, stored_block_bytes=stored),
                 buckets=[Bucket(shape)],

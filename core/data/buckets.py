@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
+from ..facts import PATCH, PIXELS_PER_LATENT
 from ..settings.dataset import DatasetOptions
 
-STEP = 16  # VAE stride 8 times patch size 2
+STEP = PIXELS_PER_LATENT["wan2.1"] * PATCH  # of the VAE with the smaller one; the other rounds down again
 
 
 def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:

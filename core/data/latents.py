@@ -3,11 +3,9 @@
 Constants: Wan2.2, wan/modules/vae2_1.py (16 channels) and wan/modules/vae2_2.py (48 channels).
 """
 
-from typing import Literal
-
 import torch
 
-LatentFormat = Literal["wan2.1", "wan2.2"]
+from ..facts import LatentFormat
 
 # fmt: off
 _MEAN: dict[str, list[float]] = {

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import CLIP_VISION, ConfigError, DatasetError, ModelFileError, RunError
+from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PIXELS_PER_LATENT, latent_shape
 from ..settings.dataset import Conditioning
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
 from .shortage import is_out_of_memory
 from .store import Store, latent_key, vision_key
 from .tiles import TILE, encode_in_tiles
-from .types import LATENT_CHANNELS, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
+from .types import LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
 from .watch import Interrupt
 
-SPATIAL = {"wan2.1": 8, "wan2.2": 16}
 # The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
 SIDE_STEP = {"wan2.1": 16, "wan2.2": 32}
 FLOAT32 = 4  # bytes of a number in the store
-VISION_TOKENS, VISION_DIM = 257, 1280  # of CLIP ViT-H/14, for each image
 
 _WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
 
@@ -95,7 +94,7 @@ class Recipe:
         if self.vision is not None:
             key = self._vision_key(sample)
             if not (absent_only and self.store.has("vision", key)):
-                found[key] = FLOAT32 * VISION_TOKENS * VISION_DIM * len(self.known)
+                found[key] = FLOAT32 * CLIP_TOKENS * CLIP_DIM * len(self.known)
         return found
 
     def prepare(self, listed: Sample) -> Prepared:
@@ -161,10 +160,8 @@ class Recipe:
 
     def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
         """(C, F, H, W) that the latents have to have."""
-        latent_format = self.encoder.latent_format
-        scale = SPATIAL[latent_format]
-        num_latent_frames = (len(sample.frame_indices) - 1) // 4 + 1
-        return (LATENT_CHANNELS[latent_format], num_latent_frames, sample.height // scale, sample.width // scale)
+        channels = LATENT_CHANNELS[self.encoder.latent_format]
+        return latent_shape(channels, len(sample.frame_indices), sample.height, sample.width)
 
     def _key(self, sample: Sample, mode: str, *, in_tiles: bool = False) -> str:
         mode = f"{mode}, tiles of {TILE}" if in_tiles else mode
@@ -226,7 +223,7 @@ class Recipe:
                 raise _no_memory(sample, size, "") from error
             self._tiled.add(size)
         try:
-            return encode_in_tiles(self.encoder.encode, frames, SPATIAL[self.encoder.latent_format]), True
+            return encode_in_tiles(self.encoder.encode, frames, PIXELS_PER_LATENT[self.encoder.latent_format]), True
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -252,7 +249,7 @@ class Recipe:
         frames = prepared.pixels[_WHOLE]
         features = torch.cat([self.vision.encode(frames[index]) for index in self.known])  # [257 n, 1280]
         features = features.detach().to("cpu", torch.float32)
-        expected = (VISION_TOKENS * len(self.known), VISION_DIM)
+        expected = (CLIP_TOKENS * len(self.known), CLIP_DIM)
         if tuple(features.shape) != expected:
             raise ModelFileError(
                 f"The CLIP vision model does not fit: for {sample.name} it gave features of the shape "

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..facts import longest_clip
 from ..settings.dataset import DatasetOptions
 from .types import Action
 
@@ -23,11 +24,6 @@ class Selection:
     windows: tuple[tuple[int, ...], ...]
     notes: tuple[tuple[Action, str], ...] = ()
     problem: str = ""  # why the clip cannot be cut into such windows at all
-
-
-def longest_4n1(num_frames: int) -> int:
-    """The longest 4n+1 that is not longer than `num_frames` (at least 1): what Wan's causal VAE takes."""
-    return (num_frames - 1) // 4 * 4 + 1
 
 
 def mean_fps(times_us: Sequence[int], end_us: int) -> float:
@@ -109,7 +105,7 @@ def window_starts(total: int, options: DatasetOptions) -> tuple[tuple[int, ...],
     """(ascending starts, length) of the windows in a clip of `total` >= num_frames frames (`full`: any total)."""
     length, last = options.num_frames, total - options.num_frames
     if options.frame_sampling == "full":
-        return (0,), longest_4n1(total)
+        return (0,), longest_clip(total)
     if options.frame_sampling == "chunk":
         return tuple(range(0, last + 1, length)), length
     if options.frame_sampling == "slide":
@@ -140,7 +136,7 @@ def _select_short(
 ) -> Selection:
     if options.short_clips != "shorten":
         return Selection(windows=(), notes=(("skipped", what),))
-    length = longest_4n1(len(frames))
+    length = longest_clip(len(frames))
     return Selection(windows=(frames[:length],), notes=(*notes, ("shortened", f"{what}: the first {length} are used")))
 
 

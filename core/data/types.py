@@ -9,14 +9,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from ..facts import LatentFormat
 from ..limits import check_amount, check_texts
 from ..serial import digest
 from ..settings.dataset import Conditioning, DatasetOptions
 
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
-
-
-LATENT_CHANNELS = {"wan2.1": 16, "wan2.2": 48}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ class LatentCache:
 
     entries: tuple[LatentEntry, ...]
     encoder: str  # identity of the VAE
-    latent_format: Literal["wan2.1", "wan2.2"]
+    latent_format: LatentFormat
     fps: float
     trigger_word: str = ""
     conditioning: Conditioning = "none"
@@ -167,22 +165,22 @@ class TextCache:
 
 
 class VideoEncoder(Protocol):
-    """A Wan VAE behind a small door. In the graph it is the host's VAE, elsewhere diffusers'."""
+    """What the data needs of a Wan VAE. In ComfyUI that is the VAE of the graph, without ComfyUI diffusers' one."""
 
     identity: str  # digest of the weights; part of every cache key
-    latent_format: Literal["wan2.1", "wan2.2"]
+    latent_format: LatentFormat
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """[F, H, W, 3], uint8 or float 0..1, to the posterior mean, normalised, [C, (F-1)//4+1, H/8, W/8] float32.
+        """[F, H, W, 3], uint8 or float 0..1, to the normalised posterior mean, [C, f, h, w] float32: see `facts.latent_shape`.
 
-        The result is on the CPU. It is that of the whole picture, never of tiles: where memory is too small the error of
-        that (see `core.data.shortage`) is raised.
+        The result is on the CPU. The frames are encoded whole, never in tiles: where memory is too small for that, it
+        raises an out-of-memory error, by which `core.data.shortage` knows to try tiles.
         """
         ...
 
 
 class VisionEncoder(Protocol):
-    """A CLIP vision model behind a small door: ViT-H/14, as Wan 2.1 image-to-video wants it."""
+    """What the data needs of a CLIP vision model: ViT-H/14, as Wan 2.1 image-to-video wants it."""
 
     identity: str
 
@@ -192,7 +190,7 @@ class VisionEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """A umT5 encoder behind a small door."""
+    """What the data needs of a umT5 text encoder."""
 
     identity: str
     dim: int

@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..data.latents import LatentFormat, normalise_latents, signed_pixels
+from ..data.latents import normalise_latents, signed_pixels
 from ..data.shortage import free_caches, is_out_of_memory, try_twice
 from ..data.tiles import TILE
 from ..errors import ConfigError, DatasetError, ModelFileError
+from ..facts import PIXELS_PER_LATENT, LatentFormat
 from ..wan.identify import identify
 from .identity import video_identity
 from .weights import Weights, check_weights, headless_packages, open_weights
@@ -19,7 +20,6 @@ from .weights import Weights, check_weights, headless_packages, open_weights
 log = logging.getLogger(__name__)
 
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-STRIDES = {"wan2.1": 8, "wan2.2": 16}  # pixels for each latent, along height and width
 
 _FORMATS: dict[str, LatentFormat] = {"wan2.1_vae": "wan2.1", "wan2.2_vae": "wan2.2"}
 _ARCHITECTURES: dict[LatentFormat, dict[str, Any]] = {
@@ -83,7 +83,7 @@ class WanVideoEncoder:
         runs out twice, that error is raised; but pictures no larger than a tile, which cannot be made smaller, then go
         through the CPU, as does everything after them.
         """
-        stride = STRIDES[self.latent_format]
+        stride = PIXELS_PER_LATENT[self.latent_format]
         height, width = frames.shape[1:3]
         if height % stride or width % stride:
             raise DatasetError(

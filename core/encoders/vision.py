@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..data.latents import unit_range
-from ..data.recipe import VISION_DIM, VISION_TOKENS
 from ..errors import ModelFileError
+from ..facts import CLIP_DIM, CLIP_TOKENS
 from ..wan.identify import identify
 from ..wan.quantized import is_extra
 from .identity import vision_identity
@@ -136,7 +136,7 @@ def _stored_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
         shape = weights.shapes.get(_file_name(name, weights.shapes))
         if shape is not None:
             shapes[name] = shape[::-1] if name == _PROJECTION and _is_open_clip(weights.shapes) else shape
-    wanted = {_PATCHES: (VISION_DIM, 3, PATCH, PATCH), _POSITIONS: (VISION_TOKENS, VISION_DIM)}
+    wanted = {_PATCHES: (CLIP_DIM, 3, PATCH, PATCH), _POSITIONS: (CLIP_TOKENS, CLIP_DIM)}
     if any(shapes.get(name) != shape for name, shape in wanted.items()) or len(shapes.get(_HIDDEN, ())) != 2:
         raise ModelFileError(
             f"'{weights.path}' is a CLIP vision encoder, but not the one that Wan 2.1 was trained with (ViT-H/14 in "
@@ -186,7 +186,7 @@ def _build_on_meta(num_layers: int, hidden: int) -> Any:
     with headless_packages():
         from transformers import CLIPVisionConfig, CLIPVisionModel
     config = cast(Any, CLIPVisionConfig)(  # its signature leaves out what every configuration takes
-        hidden_size=VISION_DIM,
+        hidden_size=CLIP_DIM,
         intermediate_size=hidden,
         num_hidden_layers=num_layers,
         num_attention_heads=NUM_HEADS,
@@ -204,4 +204,4 @@ def _number_positions(model: Any, device: torch.device) -> None:
     """A buffer that is in no file, and has no values yet."""
     for module in model.modules():
         if hasattr(module, "position_ids"):
-            module.position_ids = torch.arange(VISION_TOKENS, device=device)[None]
+            module.position_ids = torch.arange(CLIP_TOKENS, device=device)[None]

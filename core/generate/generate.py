@@ -16,10 +16,10 @@ from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import TextEncoder
 from ..encoders.text import load_text_encoder
-from ..encoders.vae import STRIDES, WanVideoEncoder, load_video_encoder
+from ..encoders.vae import WanVideoEncoder, load_video_encoder
 from ..encoders.weights import open_weights
 from ..errors import ConfigError
-from ..facts import official_boundary
+from ..facts import PATCH, latent_shape, official_boundary, pixels_per_latent
 from ..limits import MAX_TEXT, check_number
 from ..paths import path_problem, shown
 from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
@@ -137,8 +137,8 @@ class Plan:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """C, f, h, w."""
-        o, stride = self.options, STRIDES[self.config.latent_format]
-        return self.config.out_dim, (o.num_frames - 1) // 4 + 1, o.height // stride, o.width // stride
+        o = self.options
+        return latent_shape(self.config.out_dim, o.num_frames, o.height, o.width)
 
 
 def plan(files: Files, options: VideoOptions) -> Plan:
@@ -189,7 +189,7 @@ def generate(made: Plan, device: torch.device, on_step: OnStep | None = None) ->
 
 
 def _check_size(made: Plan) -> None:
-    step = 2 * STRIDES[made.config.latent_format]  # a patch is two latents wide
+    step = PATCH * pixels_per_latent(made.config.out_dim)
     for name, value in (("width", made.options.width), ("height", made.options.height)):
         if value % step:
             raise ConfigError(f"{name} is {value}, but this model needs a multiple of {step}.")

@@ -4,21 +4,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
+from ..facts import PATCH, clip_size, num_frames
 from .plan import Bucket
 from .planner import Choice, Pins, Planner
 from .sizes import num_params
 
 GIB = 2**30
 LOWER = {"fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "auto": "fp8", "fp8": "nf4", "fp8_compute": "nf4", "int8": "nf4"}
-FRAMES_PER_LATENT = 4
-TOKEN_PIXELS = 2  # latent pixels along the side of a token
 
 
 def clip_name(shape: tuple[int, int, int, int]) -> str:
     """Latents (C, F, H, W) as a clip in pixels, "832x480x33": 8 pixels a latent one, 16 with Wan 2.2's VAE."""
-    channels, frames, height, width = shape
-    stride = 16 if channels == 48 else 8
-    return f"{width * stride}x{height * stride}x{FRAMES_PER_LATENT * (frames - 1) + 1}"
+    frames, height, width = clip_size(shape)
+    return f"{width}x{height}x{frames}"
 
 
 def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
@@ -110,9 +108,7 @@ def _fewer_frames(planner: Planner) -> Iterator[str]:
     side = max(max(bucket.shape[2:]) for bucket in planner.buckets)
     found = _most(1, frames - 1, lambda count: _with_shapes(planner, (count, side, side)).fits())
     if found:
-        yield (
-            f"at most {FRAMES_PER_LATENT * (found - 1) + 1} frames instead of {FRAMES_PER_LATENT * (frames - 1) + 1}"
-        )
+        yield (f"at most {num_frames(found)} frames instead of {num_frames(frames)}")
 
 
 def _smaller_side(planner: Planner) -> Iterator[str]:
@@ -121,7 +117,7 @@ def _smaller_side(planner: Planner) -> Iterator[str]:
     _, frames, height, width = largest.shape
 
     def scaled(percent: int) -> tuple[int, int]:
-        return tuple(max(math.floor(side * percent / 100 / TOKEN_PIXELS), 1) * TOKEN_PIXELS for side in (height, width))  # type: ignore[return-value]
+        return tuple(max(math.floor(side * percent / 100 / PATCH), 1) * PATCH for side in (height, width))  # type: ignore[return-value]
 
     def fits(percent: int) -> bool:
         return _with_shapes(planner, (frames, *scaled(percent))).fits()

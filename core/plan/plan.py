@@ -6,10 +6,9 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ..facts import CLIP_TOKENS
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
-
-CLIP_TOKENS = 257
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ..data.latents import LatentFormat
 from ..disk import write_atomic
 from ..encoders.text import Umt5TextEncoder, load_text_encoder
 from ..encoders.vae import WanVideoEncoder, default_dtype, load_video_encoder
 from ..encoders.vision import HOST_DTYPE, ClipVisionEncoder, load_vision_encoder
+from ..facts import LatentFormat
 from ..launch.worker import device_lock
 from ..locks import FileLock
 from ..wan.files import find_files

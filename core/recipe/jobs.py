@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
+from ..facts import TEXT_TOKENS
 from ..launch.planned import Planned
 from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
-from ..train.batches import TEXT_LEN
 from ..train.prepare import check_model_file, resolve_device
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder, check_start
@@ -123,7 +123,7 @@ def _check_sample(job: Job, sample: TrainSample) -> None:
 
 
 def _is_text(job: Job, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and 1 <= shape[0] <= TEXT_LEN and shape[1] == job.data.text_dim
+    return len(shape) == 2 and 1 <= shape[0] <= TEXT_TOKENS and shape[1] == job.data.text_dim
 
 
 def _check_cached(path: str, name: str, key: str, fits: Callable[[tuple[int, ...]], bool]) -> None:

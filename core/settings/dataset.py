@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ConfigError
+from ..facts import FRAMES_PER_LATENT, longest_clip
 from ..names import in_short
 
 Conditioning = Literal["none", "first frame", "first and last frame"]
@@ -51,11 +52,11 @@ class DatasetOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
-        if self.num_frames < 1 or self.num_frames % 4 != 1:
-            low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
+        if self.num_frames < 1 or self.num_frames != longest_clip(self.num_frames):
+            low = longest_clip(self.num_frames)
             raise ConfigError(
                 f"num_frames is {self.num_frames}, but Wan needs 4n+1 frames (1, 5, 9, ..., 33, 81): "
-                f"use {low} or {low + 4}."
+                f"use {low} or {low + FRAMES_PER_LATENT}."
             )
         if not 1.0 <= self.fps <= 240.0:
             raise ConfigError(

@@ -18,6 +18,7 @@ from ..data.shortage import is_out_of_memory
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import START_AGAIN, DatasetError
+from ..facts import TEXT_TOKENS
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
@@ -25,7 +26,6 @@ from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
 
-TEXT_LEN = 512
 Shape = tuple[int, int, int, int]  # C, F, H, W
 
 
@@ -114,7 +114,7 @@ def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
 def load_context(path: str, name: str) -> torch.Tensor:
     """A caption's embedding, zero-padded to [512, D] as the model was trained (Wan2.2, wan/modules/model.py)."""
     context = load_tensor(path, "context", name)
-    return torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - context.shape[0]))
+    return torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[0]))
 
 
 def load_conditioning(sample: TrainSample, conditioning: Conditioning) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
-from ..facts import NUM_TIMESTEPS
+from ..facts import NUM_TIMESTEPS, clip_size
 from ..serial import to_dict
 from ..settings.job import Job, Stage
 
@@ -34,7 +34,7 @@ def describe_lora(
     for sample in job.training_samples:
         captions[sample.caption] += sample.repeats
     largest = max(job.training_samples, key=lambda sample: sample.shape[2] * sample.shape[3])
-    stride = 16 if largest.shape[0] == 48 else 8
+    _, height, width = clip_size(largest.shape)
     window = (job.timesteps.sigma_min, job.timesteps.sigma_max)
     return LoraDescription(
         name=lora_name(job),
@@ -43,7 +43,7 @@ def describe_lora(
         alpha=job.adapter.alpha,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         trigger_phrase=job.trigger_word,
-        resolution=(largest.shape[3] * stride, largest.shape[2] * stride),
+        resolution=(width, height),
         timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
         training=TrainingFacts(
             learning_rate=job.optimizer.learning_rate,

@@ -95,7 +95,7 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
         if channels != info.config.out_dim:
             raise ConfigError(
                 f"{sample.name} has {channels} latent channels, but {info.path.name} needs {info.config.out_dim}: "
-                f"cache the latents with the {'Wan 2.2' if info.config.out_dim == 48 else 'Wan 2.1'} VAE."
+                f"cache the latents with the {info.config.latent_format.replace('wan', 'Wan ')} VAE."
             )
 
     _check_conditioning(job.data, info)

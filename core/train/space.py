@@ -5,6 +5,7 @@ from math import ceil, prod
 from pathlib import Path
 
 from ..disk import check_room, gigabytes
+from ..facts import clip_size
 from ..plan.sizes import Sizes, Trained, adapter_params, state_bytes
 from ..settings.job import Job
 from .checkpoints import Checkpoints
@@ -66,8 +67,7 @@ def check_space(job: Job, sizes: Sizes, folder: Path) -> list[str]:
 def _previews(job: Job) -> int:
     if not job.previews.every:
         return 0
-    channels, num_frames, height, width = (*job.held_out_samples, *job.training_samples)[0].shape
-    stride = 16 if channels == 48 else 8
-    video = (4 * num_frames - 3) * height * width * stride**2 * _PIXEL
-    each = _FLOAT32 * prod((channels, num_frames, height, width)) + round(video)
+    shape = (*job.held_out_samples, *job.training_samples)[0].shape
+    video = prod(clip_size(shape)) * _PIXEL
+    each = _FLOAT32 * prod(shape) + round(video)
     return min(KEEP_LAST + 1, ceil(job.loop.steps / job.previews.every)) * each

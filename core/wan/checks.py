@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..facts import PIXELS_PER_LATENT
 from .config import MASK_CHANNELS, TRAINABLE, WanConfig
 
 # Far above any model, and low enough that the product of two is the number of elements of a tensor.
@@ -90,7 +91,7 @@ def _check_latents(config: WanConfig, latents: Tensor) -> None:
             f"latents must have the shape [batch, {config.out_dim}, frames, height, width], got {list(latents.shape)}; "
             "encode the video with the VAE of this model."
         )
-    pixels = 16 if config.latent_format == "wan2.2" else 8  # per latent
+    pixels = PIXELS_PER_LATENT[config.latent_format]
     for name, size, patch in zip(("frames", "height", "width"), latents.shape[2:], config.patch_size, strict=True):
         if size % patch or size == 0:
             raise ConfigError(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..facts import PATCH, TEXT_TOKENS, LatentFormat, latent_format
+
 Variant = Literal["t2v", "i2v", "flf2v", "ti2v", "vace", "fun_control", "other"]
 
 TRAINABLE: tuple[Variant, ...] = ("t2v", "i2v", "flf2v", "ti2v")  # the variants that WanTransformer can be
@@ -21,9 +23,9 @@ class WanConfig:
     in_dim: int = 16
     out_dim: int = 16
     text_dim: int = 4096
-    text_len: int = 512
+    text_len: int = TEXT_TOKENS
     freq_dim: int = 256
-    patch_size: tuple[int, int, int] = (1, 2, 2)
+    patch_size: tuple[int, int, int] = (1, PATCH, PATCH)
     eps: float = 1e-6
     image_dim: int | None = None  # width of the CLIP features, 1280 in Wan 2.1 I2V and FLF2V; None: takes none
     image_positions: int | None = None  # learned positions of CLIP tokens: 2 x 257 in FLF2V; None: has none
@@ -34,6 +36,6 @@ class WanConfig:
         return self.in_dim - self.out_dim
 
     @property
-    def latent_format(self) -> Literal["wan2.1", "wan2.2"]:
+    def latent_format(self) -> LatentFormat:
         """Which VAE the model was trained with: told by the number of channels it predicts."""
-        return "wan2.2" if self.out_dim == 48 else "wan2.1"
+        return latent_format(self.out_dim)

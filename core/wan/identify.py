@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..facts import LATENT_CHANNELS
 from .config import Variant
 from .keys import find_prefix, is_diffusers, to_official
 
@@ -105,7 +106,7 @@ SIGNATURES = (
     Signature(
         _wan("wan2.2_ti2v_5b", "a Wan 2.2 TI2V-5B model", "ti2v"),
         (_WAN,),
-        lambda shapes: _out_dim(shapes) == 48 and _in_dim(shapes) == 48,
+        lambda shapes: _out_dim(shapes) == _in_dim(shapes) == LATENT_CHANNELS["wan2.2"],
     ),
     Signature(
         _wan("wan2.2_i2v_a14b", "a Wan 2.2 I2V-A14B model", "i2v"),

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.facts import LATENT_CHANNELS, TEXT_TOKENS, latent_shape
 from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
-from ...core.train.batches import TEXT_LEN
 from ...core.wan.checkpoint import inspect, load_transformer
 from . import world
 from .family import Files
@@ -58,11 +58,11 @@ class Family:
     def contexts(self, prompts: Sequence[str]) -> Tensor:
         """[B, 512, D], zero-padded."""
         context, _ = self.text.encode(prompts)
-        return torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - context.shape[1]))
+        return torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1]))
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], options: SampleOptions = SAMPLING) -> np.ndarray:
         """Clips [B, F, H, W, 3] uint8, one of each prompt and seed."""
-        shape = (1, 16, (world.NUM_FRAMES - 1) // 4 + 1, world.SIZE // 8, world.SIZE // 8)
+        shape = (1, *latent_shape(LATENT_CHANNELS["wan2.1"], world.NUM_FRAMES, world.SIZE, world.SIZE))
         clips = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)

@@ -1,8 +1,9 @@
 import random
 
 import pytest
-from wan_train.core.data.sampling import longest_4n1, mean_fps, resample, select_frames, window_starts
+from wan_train.core.data.sampling import mean_fps, resample, select_frames, window_starts
 from wan_train.core.errors import ConfigError
+from wan_train.core.facts import longest_clip
 from wan_train.core.settings.dataset import DatasetOptions
 
 
@@ -57,8 +58,8 @@ def test_resampling_is_monotone_and_never_off_by_more_than_half_a_gap():
                 assert abs(times[index] - k * 1e6 / fps) == best
 
 
-def test_longest_4n1():
-    assert [longest_4n1(n) for n in (1, 2, 4, 5, 8, 9, 33, 36)] == [1, 1, 1, 5, 5, 9, 33, 33]
+def test_longest_clip():
+    assert [longest_clip(n) for n in (1, 2, 4, 5, 8, 9, 33, 36)] == [1, 1, 1, 5, 5, 9, 33, 33]
 
 
 def test_mean_fps():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from wan_train.core.data.recipe import VISION_DIM, VISION_TOKENS
+from wan_train.core.facts import CLIP_DIM, CLIP_TOKENS
 
 SIZES = {
-    "hidden_size": VISION_DIM, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16,
+    "hidden_size": CLIP_DIM, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16,
     "image_size": 224, "patch_size": 14, "projection_dim": 8, "num_channels": 3, "hidden_act": "gelu",
     "model_type": "clip_vision_model", "layer_norm_eps": 1e-5,
 }  # fmt: skip
@@ -29,7 +29,7 @@ def test_features_are_those_of_the_hosts_own_node(host_side, clip_vision):
     image = torch.randint(0, 256, (48, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     ours = host_side.HostVisionEncoder(clip_vision).encode(image)
     (theirs,) = CLIPVisionEncode().encode(clip_vision, image[None].float() / 255, "none")
-    assert ours.shape == (VISION_TOKENS, VISION_DIM)
+    assert ours.shape == (CLIP_TOKENS, CLIP_DIM)
     assert ours.dtype == torch.float32
     assert torch.equal(ours, theirs.penultimate_hidden_states[0].float())
     (cropped,) = CLIPVisionEncode().encode(clip_vision, image[None].float() / 255, "center")
