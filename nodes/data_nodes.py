@@ -17,7 +17,8 @@ from ..core.disk import check_writable
 from ..core.errors import WanTrainError
 from ..core.settings.dataset import CONDITIONINGS, Conditioning, DatasetOptions
 from ..core.sweep import sweep_temporaries
-from . import folders, host
+from . import host
+from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText

@@ -5,7 +5,8 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, folders, routes
+from . import NODES, host, routes
+from .host import folders
 
 REQUIRED_COMFYUI = "0.20"
 
@@ -25,10 +26,8 @@ class WanTrainExtension(ComfyExtension):
 def _tell_problems() -> None:
     """One line in the log for each thing that will not work. The nodes are listed all the same, so that saved workflows stay
     whole, and say it themselves before anything is cached."""
-    import comfyui_version
-
     log = logging.getLogger(__name__)
-    version = comfyui_version.__version__
+    version = host.version()
     if release(version) < release(REQUIRED_COMFYUI):
         log.error("ComfyUI-WanTrain needs ComfyUI %s or newer, this is %s: update ComfyUI.", REQUIRED_COMFYUI, version)
     for problem in package_problems():

@@ -17,7 +17,8 @@ from ..core.adapters.ship import (
 from ..core.errors import ConfigError, WanTrainError
 from ..core.settings.precision import PRECISIONS
 from ..core.train.result import check_lora
-from . import folders, host
+from . import host
+from .host import folders
 from .inputs import checked
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair

@@ -1,11 +1,7 @@
 """Model files: the DiT that is trained, and a umT5 of any size."""
 
-from pathlib import Path
 from typing import Any, get_args
 
-import comfy.sd
-import comfy.utils
-import folder_paths
 from comfy_api.latest import io
 
 from ..core.errors import ConfigError, WanTrainError
@@ -17,7 +13,8 @@ from ..core.settings.stage import settings_from_names
 from ..core.train.prepare import check_holding
 from ..core.train.start import needed_packages
 from ..core.wan.checkpoint import inspect
-from . import folders, host
+from . import host
+from .host import folders
 from .inputs import checked
 from .sockets import DitHandle, WanDit
 from .text import quantity
@@ -199,7 +196,7 @@ class WanLoadUMT5(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=folder_paths.get_filename_list("text_encoders"),
+                    options=folders.text_encoder_names(),
                     tooltip="A umT5 encoder in the text_encoders folder, with its tokenizer inside (key spiece_model).",
                 )
             ],
@@ -209,18 +206,7 @@ class WanLoadUMT5(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_umt5(folders.text_encoder_path(name)))
-
-
-def load_umt5(path: Path) -> Any:
-    """The host's CLIP of a umT5 file of any size."""
-    state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    return comfy.sd.load_clip(
-        ckpt_paths=[str(path)],
-        embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=comfy.sd.CLIPType.WAN,
-        model_options={"umt5xxl_model_config": host.umt5_config(state, path.name)},
-    )
+        return io.NodeOutput(host.load_umt5(folders.text_encoder_path(name)))
 
 
 NODES = [LoadWanDiT, WanLoadUMT5]

@@ -5,8 +5,9 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..core.errors import ConfigError
-from . import folders, host
-from .model_nodes import CATEGORY, load_umt5
+from . import host
+from .host import folders
+from .model_nodes import CATEGORY
 
 HIGH, LOW = (f"wan_nano_t2v_{stage}_noise.safetensors" for stage in ("high", "low"))
 VAE, TEXT_ENCODER = "wan_nano_vae.safetensors", "wan_nano_umt5.safetensors"
@@ -37,7 +38,7 @@ class WanNanoFamily(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         high, low = (host.load_diffusion_model(nano_file("diffusion_models", name)) for name in (HIGH, LOW))
-        clip = load_umt5(nano_file("text_encoders", TEXT_ENCODER))
+        clip = host.load_umt5(nano_file("text_encoders", TEXT_ENCODER))
         return io.NodeOutput(high, low, clip, host.load_vae(nano_file("vae", VAE)))
 
 

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import comfy.samplers
 import torch
 from comfy_api.latest import io
 
@@ -12,10 +11,8 @@ from ..core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
 from ..core.generate.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
 from ..core.settings.dataset import DatasetOptions
 from . import host
-from .inputs import check_known, checked
-from .model_nodes import CATEGORY
-from .sampling import (
-    Given,
+from .host.sampling import (
+    GivenImages,
     SamplingOptions,
     decode,
     encode_prompt,
@@ -26,6 +23,8 @@ from .sampling import (
     with_lora,
     with_shift,
 )
+from .inputs import check_known, checked
+from .model_nodes import CATEGORY
 from .sockets import PairHandle, WanLoraPair
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class PreviewLoRA(io.ComfyNode):
         names = ("width", "height", "num_frames", "steps", "cfg", "seed", "sampler", "scheduler")
         options = SamplingOptions(shift=shift, boundary=boundary, **{name: s[name] for name in names})
         prompts = (encode_prompt(clip, s["prompt"]), encode_prompt(clip, s["negative_prompt"]))
-        start = start_from(high, vae, *prompts, options, Given(start_image, end_image, clip_vision))
+        start = start_from(high, vae, *prompts, options, GivenImages(start_image, end_image, clip_vision))
         models = [model and with_shift(model, shift) for model in (high, low)]
         trained, notes = _with_pair(models, pair, s["strength"])
         runs = {"without the LoRA": models, "with the LoRA": trained} if s["compare"] else {"with the LoRA": trained}
@@ -153,10 +152,10 @@ def _preview_inputs() -> list[Any]:
             f" {BOUNDARY_T2V_A14B:g} for T2V-A14B and {BOUNDARY_I2V_A14B:g} for I2V-A14B.",
         ),
         io.Combo.Input(
-            "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", advanced=True, tooltip="The sampler."
+            "sampler", options=host.SAMPLERS, default="euler", advanced=True, tooltip="The sampler."
         ),
         io.Combo.Input(
-            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple", advanced=True,
+            "scheduler", options=host.SCHEDULERS, default="simple", advanced=True,
             tooltip="How the noise levels are spaced.",
         ),
         io.Float.Input(

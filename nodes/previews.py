@@ -13,7 +13,7 @@ from ..core.encoders.vae import denormalise_latents
 from ..core.errors import ConfigError
 from ..core.train.preview_folder import PreviewFolder, write_video
 from . import host
-from .sampling import decode
+from .host.sampling import decode
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class PreviewDecoder:
             frames = decode(self._vae, {"samples": latents[None]})  # [F, H, W, 3] in 0..1
             pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
             return write_video(folder.video_path(step), pixels, self._fps)
-        except host.mm.InterruptProcessingException:
-            host.mm.interrupt_current_processing()  # taken up by who follows the run: it must stop with a checkpoint
+        except host.Interrupted:
+            host.interrupt_again()  # taken up by who follows the run: it must stop with a checkpoint
         except Exception as error:  # whatever a VAE of somebody's may raise
             self.notes.append(f"the preview of step {step} could not be decoded: {error}")
             log.warning("%s", self.notes[-1], exc_info=True)

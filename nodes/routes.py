@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from server import PromptServer
 
 from ..core.data.links import is_file
 from ..core.errors import WanTrainError
@@ -38,7 +37,7 @@ _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_route
 
 def register() -> None:
     """Add the routes to the host's server."""
-    routes = PromptServer.instance.routes
+    routes = host.routes()
     routes.get("/wan_train/runs/{run}")(_guarded(get_run))
     routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
     routes.get("/wan_train/presets")(_guarded(get_presets))

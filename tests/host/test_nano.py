@@ -78,7 +78,8 @@ def test_it_loads_the_same_vae_as_the_hosts_loader(host):
 
 
 def test_an_incomplete_pack_is_one_sentence(comfy, tmp_path, monkeypatch):
-    from wan_train.nodes import folders, nano_nodes
+    from wan_train.nodes import nano_nodes
+    from wan_train.nodes.host import folders
 
     shutil.copytree(folders.NANO / "vae", tmp_path / "vae")
     monkeypatch.setattr(folders, "NANO", tmp_path)

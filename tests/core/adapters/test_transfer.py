@@ -198,7 +198,7 @@ def test_an_attached_lora_is_that_of_changed_weights(models, make):
 
 
 def test_the_preview_node_puts_on_what_fits_and_says_what_does_not(comfy, models, hosted, make):
-    from wan_train.nodes.sampling import with_lora
+    from wan_train.nodes.host.sampling import with_lora
 
     lora = make("i2v_21")
     model, notes = with_lora(hosted["t2v"], Path(lora.path), 1.0)

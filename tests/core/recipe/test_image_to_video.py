@@ -125,12 +125,12 @@ def stamps(recipe):
 def host_caches(comfy):
     """What the nodes cache for a recipe."""
     import comfy.utils
-    from wan_train.nodes import host, model_nodes
+    from wan_train.nodes import host
 
     def make(recipe):
         dataset = scan_folder(recipe.dataset.folder, recipe.dataset.options)
         video = host.HostVideoEncoder(comfy.sd.VAE(sd=comfy.utils.load_torch_file(recipe.models.vae, safe_load=True)))
-        text = host.HostTextEncoder(model_nodes.load_umt5(Path(recipe.models.text_encoder)))
+        text = host.HostTextEncoder(host.load_umt5(Path(recipe.models.text_encoder)))
         vision = host.HostVisionEncoder(load_as_host(Path(recipe.models.clip_vision)))
         store = Store(recipe.cache_path)
         latents, _ = cache_latents(dataset, video, store, conditioning=recipe.conditioning, vision=vision)

@@ -21,14 +21,14 @@ from wan_train.tests.host.graphs import TRAIN
 def node_side(comfy):
     """The host's encoders and the node's way to a job."""
     import comfy.utils
-    from wan_train.nodes import host, model_nodes, sockets, train_nodes
+    from wan_train.nodes import host, sockets, train_nodes
 
     class NodeSide:
         def caches(self, recipe):
             dataset = scan_folder(recipe.dataset.folder, recipe.dataset.options)
             weights = comfy.utils.load_torch_file(recipe.models.vae, safe_load=True)
             video = host.HostVideoEncoder(comfy.sd.VAE(sd=weights))
-            text = host.HostTextEncoder(model_nodes.load_umt5(Path(recipe.models.text_encoder)))
+            text = host.HostTextEncoder(host.load_umt5(Path(recipe.models.text_encoder)))
             store = Store(recipe.cache_path)
             return cache_latents(dataset, video, store)[0], cache_text(dataset.captions, text, store)[0]
 

@@ -98,7 +98,7 @@ def test_all_levels_of_noise_can_be_steps(comfy, theirs, shifted):
 
 @pytest.mark.parametrize("sampler", HOST_NAMES)
 def test_experts_switch_where_the_preview_node_does(theirs, shifted, sampler):
-    from wan_train.nodes import sampling
+    from wan_train.nodes.host import sampling
 
     others = {"width": 64, "height": 64, "num_frames": 9, "cfg": 1.0, "seed": 0, "sampler": HOST_NAMES[sampler]}
     steps_found = set()

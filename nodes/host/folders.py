@@ -5,12 +5,12 @@ from pathlib import Path
 
 import folder_paths
 
-from ..core.data.links import files_below, is_file, is_folder, leads_within
-from ..core.errors import ConfigError, DatasetError
-from ..core.names import check_below, in_short, kind_of
+from ...core.data.links import files_below, is_file, is_folder, leads_within
+from ...core.errors import ConfigError, DatasetError
+from ...core.names import check_below, in_short, kind_of
 
 DATASET_ROOTS_VARIABLE = "WANTRAIN_DATASET_ROOTS"
-NANO = Path(__file__).resolve().parent.parent / "nano"  # models and datasets that come with the pack
+NANO = Path(__file__).resolve().parents[2] / "nano"  # models and datasets that come with the pack
 
 
 def loras_path() -> Path:
@@ -121,6 +121,11 @@ def diffusion_model_path(name: str) -> Path:
 def text_encoder_path(name: str) -> Path:
     """The full path of a listed text encoder file; ConfigError if there is none."""
     return _model_path("text_encoders", name, "name")
+
+
+def text_encoder_names() -> list[str]:
+    """Files that text encoder loaders offer."""
+    return folder_paths.get_filename_list("text_encoders")
 
 
 def lora_names() -> list[str]:

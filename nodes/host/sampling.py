@@ -17,11 +17,12 @@ from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToV
 
 import nodes as _host_nodes
 
-from ..core.adapters.formats import read_lora
-from ..core.adapters.transfer import transfer_report
-from ..core.errors import ConfigError
+from ...core.adapters.formats import read_lora
+from ...core.adapters.transfer import transfer_report
+from ...core.errors import ConfigError
+from ...core.facts import LATENT_CHANNELS, latent_shape
 
-TI2V_CHANNELS = 48  # latent channels of Wan 2.2 TI2V 5B
+TI2V_CHANNELS = LATENT_CHANNELS["wan2.2"]  # of Wan 2.2 TI2V 5B
 comfy_nodes: Any = _host_nodes  # the host's nodes.py; type checkers take it for our own folder
 
 
@@ -91,7 +92,9 @@ class Start:
     negative: Any
 
 
-def start_from(model: Any, vae: Any, positive: Any, negative: Any, options: SamplingOptions, given: "Given") -> Start:
+def start_from(
+    model: Any, vae: Any, positive: Any, negative: Any, options: SamplingOptions, given: "GivenImages"
+) -> Start:
     """Latents and prompts as the host's own image-to-video nodes make them; ConfigError if model and images disagree."""
     size = (options.width, options.height, options.num_frames, 1)
     channels = model.model.latent_format.latent_channels
@@ -115,7 +118,7 @@ def start_from(model: Any, vae: Any, positive: Any, negative: Any, options: Samp
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenImages:
     """Images that the video starts and ends with, [1, H, W, 3] in 0..1, and CLIP vision for Wan 2.1."""
 
     start_image: torch.Tensor | None = None
@@ -161,4 +164,4 @@ def video(frames: torch.Tensor, fps: float) -> Any:
 
 
 def _latent_shape(options: SamplingOptions) -> tuple[int, ...]:
-    return (1, 16, (options.num_frames - 1) // 4 + 1, options.height // 8, options.width // 8)
+    return (1, *latent_shape(LATENT_CHANNELS["wan2.1"], options.num_frames, options.height, options.width))

@@ -1,0 +1,56 @@
+"""ComfyUI, as the nodes use it: all of its internals that the pack touches are in this folder and nowhere else.
+
+What the host promises to packs is `comfy_api.latest`, which the nodes use themselves. Everything below is internal to it
+and may change with a version.
+"""
+
+from .control import (
+    SAMPLERS,
+    SCHEDULERS,
+    Interrupted,
+    auto_devices,
+    device_names,
+    free_vram,
+    interrupt_again,
+    interrupted,
+    listens_locally,
+    raise_if_interrupted,
+    routes,
+    send_event,
+    show_progress,
+    show_text,
+    version,
+)
+from .encoders import HostTextEncoder, HostVideoEncoder, HostVisionEncoder
+from .models import load_diffusion_model, load_umt5, load_vae, umt5_config
+from .places import cache_path, remember, runs_path, vanished, work_path
+
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULERS",
+    "HostTextEncoder",
+    "HostVideoEncoder",
+    "HostVisionEncoder",
+    "Interrupted",
+    "auto_devices",
+    "cache_path",
+    "device_names",
+    "free_vram",
+    "interrupt_again",
+    "interrupted",
+    "listens_locally",
+    "load_diffusion_model",
+    "load_umt5",
+    "load_vae",
+    "raise_if_interrupted",
+    "remember",
+    "routes",
+    "runs_path",
+    "send_event",
+    "show_progress",
+    "show_text",
+    "umt5_config",
+    "vanished",
+    "version",
+    "work_path",
+]

@@ -1,0 +1,84 @@
+"""The host's memory, devices, interrupts, progress, messages and server."""
+
+import gc
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.samplers
+import torch
+from comfy.cli_args import args
+from comfy_execution.progress import get_progress_state
+from server import PromptServer
+
+SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
+Interrupted = mm.InterruptProcessingException  # what the host's own code raises where the user pressed Stop
+
+
+def free_vram() -> None:
+    """Unload the host's models from every device, and give the memory back to the driver."""
+    mm.unload_all_models()
+    gc.collect()
+    mm.soft_empty_cache()
+
+
+def device_names() -> list[str]:
+    """Devices that training can run on. Two names for the CPU let two experts train side by side on it."""
+    if mm.cpu_state == mm.CPUState.CPU:
+        return ["auto", "cpu", "cpu:0", "cpu:1"]
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["auto", *names, "cpu"]
+
+
+def auto_devices() -> list[str]:
+    """What `auto` may choose from."""
+    names = [name for name in device_names() if name.startswith("cuda")]
+    return names or ["cpu"]
+
+
+def interrupted() -> bool:
+    """Whether the user pressed Stop."""
+    return mm.processing_interrupted()
+
+
+def raise_if_interrupted() -> None:
+    """Raise the host's interrupt, and clear its flag."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def show_progress(node_id: str, value: float, total: float) -> None:
+    """Move the node's progress bar."""
+    get_progress_state().update_progress(node_id=node_id, value=value, max_value=total, image=None)
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Write a line on the node."""
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def send_event(name: str, data: dict[str, Any]) -> None:
+    """Send an event to the pack's front end."""
+    PromptServer.instance.send_sync(name, data)
+
+
+def interrupt_again() -> None:
+    """Set the flag that an `Interrupted` has cleared, so that whoever asks next is interrupted too."""
+    mm.interrupt_current_processing()
+
+
+def routes() -> Any:
+    """The table of the host's server to add routes to."""
+    return PromptServer.instance.routes
+
+
+def version() -> str:
+    """Of the host."""
+    import comfyui_version
+
+    return comfyui_version.__version__
+
+
+def listens_locally() -> bool:
+    """Whether the server answers this machine alone, and was not opened to pages of other servers."""
+    places = [place.strip() for place in args.listen.split(",")]
+    return not args.enable_cors_header and all(place == "::1" or place.startswith("127.") for place in places)
