@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..pinned import HostBuffer
 from .copies import Event, open_stream
-from .pinned import HostBuffer
 
 PAGE = 2**23  # parameters of a page
 NUM_SLOTS = 2  # pages on the device at once

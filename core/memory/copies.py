@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .pinned import HostBuffer
+from ..pinned import HostBuffer
 
 Event = torch.cuda.Event | None
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..disk import write_atomic
 from ..errors import ConfigError
+from ..pinned import HostBuffer
 from ..settings.memory import MasterKind
-from .pinned import HostBuffer
 
 ALIGNMENT = 256  # bytes, as cudaMalloc gives: kernels choose vector loads by it
 

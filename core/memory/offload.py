@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..pinned import HostBuffer
 from .copies import Event, Stream, open_stream
-from .pinned import HostBuffer
 
 RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 

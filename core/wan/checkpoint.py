@@ -4,15 +4,17 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import cycle, groupby, repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, ModelFileError
+from ..errors import ConfigError, ModelFileError, RunError
+from ..pinned import HostBuffer
 from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
@@ -171,7 +173,7 @@ def load_transformer(
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
         scales = _read_scales(source)
-        tensors = read_ahead(_read_by_block(source, params))
+        tensors = read_ahead(_read_by_block(source, params, device_of))
         for index, of_block in groupby(tensors, key=itemgetter(0)):
             place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear)
             state: dict[str, Tensor] = {}
@@ -189,11 +191,38 @@ def _everywhere(device: torch.device) -> DeviceOf:
     return lambda _: device
 
 
-def _read_by_block(source: _Source, names: Iterable[str]) -> Iterator[tuple[int | None, str, Tensor]]:
-    """Block (None: outside of them), name and content of each tensor, block by block."""
-    for index, of_block in _by_block(names).items():
-        for name, stored in read_in_order(source.tensors, of_block, read_stored):
+def _read_by_block(
+    source: _Source, params: Mapping[str, TensorEntry], device_of: DeviceOf
+) -> Iterator[tuple[int | None, str, Tensor]]:
+    """Block (None: outside of them), name and content of each tensor, block by block.
+
+    On its way to a GPU a tensor is in memory that the one after the next is read into.
+    """
+    by_block = _by_block(params)
+    to_gpu = [index for index in by_block if device_of(index).type == "cuda"]
+    staging = _staging(max((params[name].num_bytes for index in to_gpu for name in by_block[index]), default=0))
+    for index, of_block in by_block.items():
+        read = partial(_read_into, staging) if index in to_gpu else read_stored
+        for name, stored in read_in_order(source.tensors, of_block, read):
             yield index, name, stored
+
+
+def _staging(num_bytes: int) -> Iterator[HostBuffer | None]:
+    """Two buffers of pinned memory in turn: one is read into while the other is copied from. None where there is none.
+
+    Its pages are there already, and a GPU copies from it several times as fast as from ordinary memory.
+    """
+    if not num_bytes:
+        return repeat(None)
+    try:
+        return cycle([HostBuffer(num_bytes, pinned=True) for _ in range(2)])
+    except RunError:  # the driver gives no pinned memory, or no more of it
+        return repeat(None)
+
+
+def _read_into(staging: Iterator[HostBuffer | None], stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
+    buffer = next(staging)
+    return read_stored(stream, entry, path, None if buffer is None else buffer.bytes)
 
 
 def _by_block(names: Iterable[str]) -> dict[int | None, list[str]]:

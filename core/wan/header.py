@@ -107,8 +107,10 @@ def read_header(path: Path) -> FileHeader:
     return FileHeader(path, entries, metadata, data_start, size)
 
 
-def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
-    """The tensor of `entry` in its stored dtype, in memory of its own; `stream` is `path`, opened in binary mode.
+def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path, into: Tensor | None = None) -> Tensor:
+    """The tensor of `entry` in its stored dtype; `stream` is `path`, opened in binary mode.
+
+    It is in memory of its own, or in the first bytes of `into` (uint8), where that is given and large enough.
 
     A large one is read by several threads, piece after piece: one alone is slower than an NVMe disk, for all the new pages
     of memory that it touches.
@@ -118,7 +120,9 @@ def read_tensor(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
             f"The model file '{path}' holds a tensor stored as {entry.dtype}, which cannot be read here; use the fp16, bf16 or "
             "fp8 file of the same model."
         )
-    buffer = torch.empty(entry.num_bytes, dtype=torch.uint8, device="cpu")
+    if into is None or into.numel() < entry.num_bytes:
+        into = torch.empty(entry.num_bytes, dtype=torch.uint8, device="cpu")
+    buffer = into[: entry.num_bytes]
     view = memoryview(buffer.numpy())  # type: ignore[reportArgumentType]
     pieces = [
         (entry.start + start, view[start : start + PIECE_BYTES]) for start in range(0, entry.num_bytes, PIECE_BYTES)
@@ -147,10 +151,13 @@ def _read_piece(path: Path, start: int, view: memoryview) -> int:
     return done
 
 
+Read = Callable[[BinaryIO, TensorEntry, Path], Tensor]
+
+
 def read_in_order(
     tensors: Mapping[str, tuple[FileHeader, TensorEntry]],
     names: Iterable[str],
-    read: Callable[[BinaryIO, TensorEntry, Path], Tensor] = read_tensor,
+    read: Read = read_tensor,
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors one by one, file by file and in the order in which they lie there: a disk reads best forwards."""
     by_file: dict[Path, list[str]] = {}

@@ -85,12 +85,13 @@ def read_gguf_header(path: Path) -> FileHeader:
     return FileHeader(path, entries, metadata, data_start, size)
 
 
-def read_stored(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
+def read_stored(stream: BinaryIO, entry: TensorEntry, path: Path, into: Tensor | None = None) -> Tensor:
     """Like `read_tensor`; a quantized tensor comes as its blocks, [num_blocks, bytes of a block] uint8."""
     if entry.dtype not in QUANTS:
-        return read_tensor(stream, entry, path)
+        return read_tensor(stream, entry, path, into)
     num_bytes = QUANTS[entry.dtype].num_bytes
-    return read_tensor(stream, replace(entry, dtype="U8", shape=(entry.num_bytes // num_bytes, num_bytes)), path)
+    blocks = replace(entry, dtype="U8", shape=(entry.num_bytes // num_bytes, num_bytes))
+    return read_tensor(stream, blocks, path, into)
 
 
 @dataclass(frozen=True)

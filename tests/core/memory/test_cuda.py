@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.master import BlockMaster, streamed_bytes
 from wan_train.core.memory.offload import ActivationOffload
-from wan_train.core.memory.pinned import HostBuffer
 from wan_train.core.memory.streaming import BlockStreamer, stream_blocks
+from wan_train.core.pinned import HostBuffer
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import PoisoningStreamer, assert_same, make_model, step
