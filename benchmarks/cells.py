@@ -14,13 +14,13 @@ import torch._dynamo
 from wan_train.benchmarks.cgroup import MemoryGroup
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.ours import GB, Setting, Task, run_task
+from wan_train.core.devices import resolve_device
 from wan_train.core.plan.advice import explain, what_would_fit
 from wan_train.core.plan.card import Card, measure_card
 from wan_train.core.plan.planning import make_planner, with_choice
 from wan_train.core.serial import to_dict
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.train.prepare import resolve_device
 from wan_train.core.wan.checkpoint import inspect
 
 WARM_UP = 2  # steps that are not timed

@@ -20,7 +20,9 @@ from torch.nn import functional
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.step_kernels import profile_step
 from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.devices import resolve_device
 from wan_train.core.errors import WanTrainError
+from wan_train.core.facts import TEXT_LEN
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
@@ -29,10 +31,10 @@ from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.precision import Precision
-from wan_train.core.train.batches import TEXT_LEN, BatchSchedule, Prefetcher, load_drawn
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
-from wan_train.core.train.prepare import Prepared, prepare, resolve_device
+from wan_train.core.train.prepare import Prepared, prepare
 from wan_train.core.train.run import FP16_LOSS_SCALE
 
 GB = 1e9

@@ -22,7 +22,3 @@ class ModelFileError(WanTrainError):
 
 class RunError(WanTrainError):
     """A run folder that cannot be used: locked by another run, unreadable, unwritable, from a newer version."""
-
-
-class ShortageError(RunError):
-    """Memory ran out, of the machine or of a GPU: nothing is wrong with the files."""

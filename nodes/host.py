@@ -15,12 +15,12 @@ from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 from ..core.data.latents import LatentFormat, normalise_latents, signed_pixels, unit_range
-from ..core.data.shortage import try_twice
 from ..core.encoders.batches import encode_in_batches
 from ..core.encoders.identity import text_identity, video_identity, vision_identity
 from ..core.errors import ConfigError
+from ..core.facts import TEXT_LEN
+from ..core.shortage import try_twice
 
-TEXT_LEN = 512
 _PAD, _END = 0, 1  # umT5's ids
 
 _produced: set[Path] = set()

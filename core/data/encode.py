@@ -8,10 +8,11 @@ import torch
 
 from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
+from ..facts import TEXT_LEN
 from ..settings.dataset import Conditioning
+from ..shortage import is_out_of_memory
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .recipe import Recipe
-from .shortage import is_out_of_memory
 from .store import Store, text_key
 from .types import (
     Dataset,
@@ -29,7 +30,6 @@ from .watch import Interrupt
 OnItem = Callable[[int, int, str], None]  # items done, items in all, name of the last one
 
 CAPTIONS_AT_ONCE = 16  # given to the encoder together; between them progress is told
-_MAX_TOKENS = 512
 
 
 def cache_latents(
@@ -128,7 +128,7 @@ def cache_text(
             for entry, was_cut in _encode_captions(distinct[start : start + CAPTIONS_AT_ONCE], encoder, store, write):
                 entries.append(entry)
                 if was_cut:
-                    reason = f"the caption is longer than {_MAX_TOKENS} tokens; what comes after them is not used"
+                    reason = f"the caption is longer than {TEXT_LEN} tokens; what comes after them is not used"
                     notes.append(Note(name=_short(entry.caption), action="cropped", reason=reason))
                 if on_item is not None:
                     on_item(len(entries), len(distinct), _short(entry.caption))
@@ -193,8 +193,8 @@ def _encode_batch(captions: list[str], encoder: TextEncoder) -> list[tuple[torch
 
 def _text_problem(context: Any, encoder: TextEncoder) -> str:
     """What is wrong with an embedding, as a clause; empty if nothing."""
-    if context.ndim != 2 or context.shape[1] != encoder.dim or not 1 <= context.shape[0] <= _MAX_TOKENS:
-        return f"the shape {tuple(context.shape)} instead of (1 to {_MAX_TOKENS}, {encoder.dim})"
+    if context.ndim != 2 or context.shape[1] != encoder.dim or not 1 <= context.shape[0] <= TEXT_LEN:
+        return f"the shape {tuple(context.shape)} instead of (1 to {TEXT_LEN}, {encoder.dim})"
     if not torch.isfinite(context).all():
         return "values that are not finite"
     return ""

@@ -9,9 +9,9 @@ import torch
 
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..settings.dataset import Conditioning
+from ..shortage import is_out_of_memory
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
-from .shortage import is_out_of_memory
 from .store import Store, latent_key, vision_key
 from .tiles import TILE, encode_in_tiles
 from .types import LATENT_CHANNELS, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder

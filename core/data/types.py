@@ -176,7 +176,7 @@ class VideoEncoder(Protocol):
         """[F, H, W, 3], uint8 or float 0..1, to the posterior mean, normalised, [C, (F-1)//4+1, H/8, W/8] float32.
 
         The result is on the CPU. It is that of the whole picture, never of tiles: where memory is too small the error of
-        that (see `core.data.shortage`) is raised.
+        that (see `core.shortage`) is raised.
         """
         ...
 

@@ -8,15 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..data.shortage import free_caches
 from ..errors import ConfigError, ModelFileError
+from ..facts import TEXT_LEN
+from ..shortage import free_caches
 from ..wan.identify import identify
 from ..wan.quantized import SCALE, convert, scale_name
 from .batches import encode_in_batches
 from .identity import as_stored, text_identity
 from .weights import Weights, check_weights, headless_packages, open_weights, read_one
 
-MAX_TOKENS = 512
 PAD, END = 0, 1
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)  # umT5 overflows in fp16
 
@@ -99,8 +99,8 @@ class Umt5TextEncoder:
         # As in ComfyUI's prompts: a backslash before a bracket is not part of the text, embeddings are not looked up.
         text = caption.replace("embedding:", "embedding :").replace("\\)", ")").replace("\\(", "(")
         ids = [token for token in self._tokenizer.encode(text) if token != PAD]
-        was_cut = len(ids) + 1 > MAX_TOKENS
-        return [*ids[: MAX_TOKENS - 1], END], was_cut
+        was_cut = len(ids) + 1 > TEXT_LEN
+        return [*ids[: TEXT_LEN - 1], END], was_cut
 
     def encode(self, caption: str) -> tuple[Tensor, bool]:
         """Caption to ([S <= 512, D] float32 on the CPU, was_cut)."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ..devices import resolve_device
 from ..errors import RunError, WanTrainError
 from ..settings.job import Job
 from ..train.claim import Claim, InUseError, claim_folder, claim_run
 from ..train.events import Event, read_history
 from ..train.find_run import find_run
-from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder, deleted_message
 from .display import Display, duration

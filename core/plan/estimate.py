@@ -22,6 +22,7 @@ from .plan import (
     Plan,
     Task,
     block_weights,
+    clip_tokens,
     compute_size,
     dense_params,
     has_offloaded_state,
@@ -32,7 +33,6 @@ from .plan import (
     is_quantized,
     num_keys,
     num_offloaded,
-    num_tokens,
 )
 from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targeted
 from .step_time import step_seconds
@@ -225,7 +225,7 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 
 def _by_kernels(task: Task, bucket: Bucket, plan: Plan) -> KernelBlock:
-    tokens, size = num_tokens(task.sizes, bucket), compute_size(task, plan)
+    tokens, size = clip_tokens(task.sizes, bucket), compute_size(task, plan)
     return kernel_block(task.sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
 
 
@@ -246,7 +246,7 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         return _by_kernels(task, bucket, plan).own(plan, kept)
     if plan.split_blocks:
         return _part_bytes(task, bucket, plan, kept)
-    tokens = num_tokens(sizes, bucket)
+    tokens = clip_tokens(sizes, bucket)
     by_part = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     saved = sum(by_part.values())
     if plan.compile == "off" or size > 2:
@@ -277,7 +277,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     of the block is held to the end.
     """
     sizes, size = task.sizes, compute_size(task, plan)
-    unit, tokens = input_bytes(task, bucket, plan), num_tokens(sizes, bucket)
+    unit, tokens = input_bytes(task, bucket, plan), clip_tokens(sizes, bucket)
     saved = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     compiled = is_compiled(plan) and size < 4
     units = part_units(sizes, "bf16" if compiled else plan.precision, size)
@@ -296,7 +296,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """Bytes that a block keeps that is not computed again."""
     sizes, size = task.sizes, compute_size(task, plan)
-    tokens = num_tokens(sizes, bucket)
+    tokens = clip_tokens(sizes, bucket)
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     if plan.compile == "off" or size > 2:
         return saved
@@ -314,7 +314,7 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
         block = _by_kernels(task, bucket, plan)
         is_own = Kept() if plan.split_blocks else Kept(min(kept.attention, 1), min(kept.linears, 1))
         return block.kept_by(kept) - block.kept_by(is_own)
-    tokens = bucket.batch * num_tokens(sizes, bucket)
+    tokens = bucket.batch * clip_tokens(sizes, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)

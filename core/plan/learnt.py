@@ -16,16 +16,14 @@ import torch
 from ..adapters.setup import finish_importing_adapters
 from ..errors import RunError
 from ..settings.job import Job
-from ..train.features import attention_shape
-from ..train.loop import StepReport, Trainer
 from ..wan.checkpoint import CheckpointInfo
 from .card import Card, fit_path, read_fit, refit, write_fit
 from .host import process_age
-from .measure import ESTIMATES, Peak, fit_kind
+from .measure import ESTIMATES, Peak, Report, fit_kind
 from .overhead import TYPICAL, measure_overhead
 from .plan import is_graphed
 from .planner import STEP_DOWN, Choice, Planner
-from .planning import arithmetic, make_planner, ways_to_compile
+from .planning import arithmetic, attention_shape, make_planner, ways_to_compile
 from .probe import Probe, keep_overhead, probe, version_of
 from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
@@ -140,10 +138,10 @@ class LearnCosts:
         self._is_first_turn, self._is_first = is_first_turn, True
         self._seconds: dict[int, list[float]] = {}
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+    def __call__(self, _trainer: object, report: Report) -> None:
         if self._is_first:
             self._is_first = False
             age = process_age()

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import torch
 
 from ..errors import RunError
 from ..settings.memory import Compile
-from ..train.loop import StepReport, Trainer
 from .card import refit, write_fit
 from .planner import Choice, Planner
 
@@ -35,16 +35,35 @@ def cuda_peak(device: torch.device) -> Peak:
     return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
+class Report(Protocol):
+    """What is asked of a step that was done: `core.train.loop.StepReport` is one."""
+
+    @property
+    def step(self) -> int:
+        """Number of updates made, this one included."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """From its start to its end, on the device's clock."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Of the video, in all its batches."""
+        ...
+
+
 class AtTheEnd:
     """A callback: does something once, when the last step is done."""
 
     def __init__(self, steps: int, act: Callable[[], None]) -> None:
         self._steps, self._act = steps, act
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+    def __call__(self, _trainer: object, report: Report) -> None:
         if report.step == self._steps:
             self._act()
 
@@ -65,10 +84,10 @@ class Measure:
         self._num_steps = num_steps
         self._done = len(planner.buckets) > 1
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, _report: StepReport) -> None:
+    def __call__(self, _trainer: object, _report: Report) -> None:
         if self._done:
             return
         if self._choice() is not self._started:

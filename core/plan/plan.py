@@ -6,6 +6,7 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ..facts import num_tokens
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
@@ -53,11 +54,9 @@ class Task:
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
 
 
-def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
+def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
     """Tokens of one clip."""
-    _, frames, height, width = bucket.shape
-    patch = sizes.patch_size
-    return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+    return num_tokens(bucket.shape, sizes.patch_size)
 
 
 def compute_size(task: Task, plan: Plan) -> int:
@@ -67,7 +66,7 @@ def compute_size(task: Task, plan: Plan) -> int:
 
 def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """One unit: an activation [B, L, D]."""
-    return bucket.batch * num_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
+    return bucket.batch * clip_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
 
 
 def block_weights(task: Task, plan: Plan) -> int:

@@ -7,11 +7,11 @@ so that one large clip does not take that speed from the small ones.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from typing import Literal
 
 from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
 from ..settings.memory import Compile, CudaGraphs, MasterKind
+from ..shortage import Shortage
 from .card import Card, Fit
 from .estimate import Estimate, estimate, estimate_ram, estimate_vram
 from .plan import (
@@ -19,14 +19,12 @@ from .plan import (
     Plan,
     Task,
     block_weights,
+    clip_tokens,
     is_graphed,
-    num_tokens,
 )
 from .run_costs import GRAPH, RunCosts, key, kinds_of_block
 from .shortages import Met
 from .sizes import can_offload
-
-Shortage = Literal["vram", "ram"]
 
 # Kept free: the allocator's unused pieces (0.65 GiB were measured under a cap of 10 GiB, where segments do not grow), what
 # a prediction is short of, and what other programs may come to need.
@@ -242,7 +240,7 @@ class Planner:
             yield False, pins.ffn_pieces
             return
         yield False, 1
-        if max(num_tokens(self.task.sizes, bucket) for bucket in self.buckets) >= FFN_PIECES * LEAST_TOKENS:
+        if max(clip_tokens(self.task.sizes, bucket) for bucket in self.buckets) >= FFN_PIECES * LEAST_TOKENS:
             yield False, FFN_PIECES
 
     def _split(self, base: Plan) -> Iterator[tuple[bool, int]]:
@@ -318,7 +316,7 @@ class Planner:
         shares = sum(bucket.share for bucket in self.buckets)
         by_tokens: dict[int, Kept] = {}
         for bucket in self.buckets:
-            tokens = bucket.batch * num_tokens(self.task.sizes, bucket)
+            tokens = bucket.batch * clip_tokens(self.task.sizes, bucket)
             by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
         sizes = self._sizes(plan, kept, found) if self.steps else {}
         return Choice(
@@ -345,7 +343,7 @@ class Planner:
         total = sum(bucket.share for bucket in self.buckets)
         sizes: dict[int, SizeTime] = {}
         for bucket in self.buckets:
-            tokens = bucket.batch * num_tokens(self.task.sizes, bucket)
+            tokens = bucket.batch * clip_tokens(self.task.sizes, bucket)
             share, seconds, first = (
                 bucket.share / total,
                 found[bucket].seconds,

@@ -6,12 +6,13 @@ from dataclasses import asdict, fields, replace
 
 import torch
 
+from ..facts import num_tokens
+from ..memory.attention import Shape
 from ..memory.master import ALIGNMENT
 from ..memory.precision.formats import resolve
 from ..settings.job import Job
 from ..settings.memory import Compile, MemoryOptions
 from ..settings.precision import Precision
-from ..train.batches import num_tokens
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
@@ -156,6 +157,12 @@ def buckets_of(job: Job) -> list[Bucket]:
             batch = max(1, min(batch, job.loop.token_budget // num_tokens(shape)))
         found.append(Bucket(shape, batch, share=count / batch))
     return found
+
+
+def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Shape:
+    """What the job's longest clip attends to."""
+    longest = max(num_tokens(sample.shape) for sample in job.training_samples)
+    return Shape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
 
 
 def stored_block_bytes(info: CheckpointInfo, dtype: torch.dtype) -> int | None:

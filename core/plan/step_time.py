@@ -16,6 +16,7 @@ from .plan import (
     Plan,
     Task,
     block_weights,
+    clip_tokens,
     compute_size,
     dense_params,
     has_offloaded_state,
@@ -24,7 +25,6 @@ from .plan import (
     is_graphed,
     is_quantized,
     num_offloaded,
-    num_tokens,
 )
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
@@ -123,7 +123,7 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
 
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
     sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
-    tokens, dim = num_tokens(sizes, bucket), sizes.dim
+    tokens, dim = clip_tokens(sizes, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
     attention_rate = _SUSTAINED_ATTENTION * card.attention / bucket.batch

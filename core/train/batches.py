@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import known_mask
-from ..data.shortage import is_out_of_memory
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import DatasetError
+from ..facts import TEXT_LEN, num_tokens
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
+from ..shortage import is_out_of_memory
 
-TEXT_LEN = 512
 Shape = tuple[int, int, int, int]  # C, F, H, W
 
 
@@ -50,9 +50,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Video tokens of all samples: the transformer's patches are 1 x 2 x 2."""
-        batch, _, num_frames, height, width = self.latents.shape
-        return batch * num_frames * (height // 2) * (width // 2)
+        """Video tokens of all samples."""
+        return self.latents.shape[0] * num_tokens(self.latents.shape)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
@@ -145,12 +144,6 @@ def make_draws(job: Job, batch: Batch, index: int) -> Draws:
     sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first, count=len(batch.names))
     noise = [sample_noise(z.shape, seed=seed, draw=first + i) for i, z in enumerate(batch.latents)]
     return Draws(torch.stack(noise), sigmas)
-
-
-def num_tokens(shape: Shape) -> int:
-    """Tokens of a sample [C, F, H, W]: the transformer's patches are 1 x 2 x 2 (Wan2.2, wan/configs)."""
-    _, num_frames, height, width = shape
-    return num_frames * (height // 2) * (width // 2)
 
 
 class BatchSchedule:

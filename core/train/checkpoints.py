@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from ..adapters.container import write_safetensors
-from ..data.shortage import is_out_of_memory
 from ..disk import HashingWriter, disk_error, file_digest, set_aside, temporary_sibling, write_atomic
-from ..errors import RunError, ShortageError
+from ..errors import RunError
 from ..safe_json import parse_object, seal, unseal
+from ..shortage import ShortageError, is_out_of_memory
 
 ADAPTER, STATE, MANIFEST = "adapter.safetensors", "state.pt", "manifest.json"
 _VERSION = 1  # of the manifest

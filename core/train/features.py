@@ -15,7 +15,7 @@ import torch
 
 from ..adapters.setup import finish_importing_adapters
 from ..errors import ConfigError
-from ..memory.attention import Decided, Shape, choose_attention, is_traceable, load_attention, sdpa_attention
+from ..memory.attention import Decided, choose_attention, is_traceable, load_attention, sdpa_attention
 from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
 from ..memory.chunking import chunked
@@ -27,14 +27,12 @@ from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.rerun import Rerun
 from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
-from ..plan.planning import compile_mode, may_use_graphs
-from ..plan.sizes import Sizes
+from ..plan.planning import attention_shape, compile_mode, may_use_graphs
 from ..settings.job import Job
 from ..settings.memory import Compile, MemoryOptions
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from . import kernel_mode
-from .batches import num_tokens
 
 Tell = Callable[[str], None]
 
@@ -225,12 +223,6 @@ def _set_attention(model: WanTransformer, job: Job, device: torch.device, *, com
     choice = choose_attention(name, shape, compiled=compiled)
     model.attend = choice.attend
     return choice.name
-
-
-def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Shape:
-    """What the job's longest clip attends to."""
-    longest = max(num_tokens(sample.shape) for sample in job.training_samples)
-    return Shape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
 
 
 def _make_streamer(

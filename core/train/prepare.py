@@ -35,7 +35,6 @@ from .features import Features, Tell, apply_features, blocks_folder, usable_mode
 if TYPE_CHECKING:
     from ..kernels.warm import Needs, Warming
 
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 log = logging.getLogger(__name__)
 
 
@@ -48,25 +47,6 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     features: Features
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU where there is none. ConfigError for what is no device that can train."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise _unknown_device(name) from error
-    if device.type not in DEVICE_TYPES:  # torch knows more: "meta" has no numbers, others are for libraries
-        raise _unknown_device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"the device '{name}' is not there: this machine shows {torch.cuda.device_count()} GPU(s).")
-    return device
-
-
-def _unknown_device(name: str) -> ConfigError:
-    return ConfigError(f"the device '{shown(name)}' is not known: use auto, cpu, cuda:0, cuda:1, ...")
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:

@@ -13,13 +13,14 @@ from ..plan.learnt import LearnCosts, Learnt
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
 from ..plan.overhead import TYPICAL, Others
 from ..plan.plan import is_graphed
-from ..plan.planner import Choice, Pins, Planner, Shortage
+from ..plan.planner import Choice, Pins, Planner
 from ..plan.planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
 from ..plan.probe import Probe
 from ..plan.recovery import Descent, Recovery, tell_choice
 from ..plan.shortages import Met
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
+from ..shortage import Shortage
 from ..wan.model import call_block
 from .events import EventWriter
 from .features import Features, apply_features, usable_mode

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.facts import TEXT_LEN
 from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
-from ...core.train.batches import TEXT_LEN
 from ...core.wan.checkpoint import inspect, load_transformer
 from . import world
 from .family import Files

@@ -21,12 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS
+from ...core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS, TEXT_LEN
 from ...core.flow.objective import add_noise, flow_loss, velocity_target
 from ...core.flow.sigmas import sigma_at
 from ...core.settings.job import Stage, stage_window
 from ...core.settings.timesteps import TimestepOptions
-from ...core.train.batches import TEXT_LEN
 from ...core.wan.config import WanConfig
 from ...core.wan.model import WanTransformer
 from . import world

@@ -8,7 +8,7 @@ import pytest
 from wan_train.benchmarks.material import Clip
 from wan_train.core.plan.card import Card
 from wan_train.core.plan.estimate import estimate
-from wan_train.core.plan.plan import Bucket, Plan, Task, num_tokens
+from wan_train.core.plan.plan import Bucket, Plan, Task, clip_tokens
 from wan_train.core.plan.planning import GRAPH_SIZE
 from wan_train.core.plan.sizes import Trained, rest_bytes
 from wan_train.core.wan.config import WanConfig
@@ -182,7 +182,7 @@ def test_memory_and_time_of_cells(row):
     sizes, card, wanted = MODELS[row["model"]], Card(**row["card"]), {field.name for field in fields(Plan)}
     plan = Plan(precision=row["precision"], **{name: row["memory"][name] for name in wanted & row["memory"].keys()})
     bucket = Bucket(Clip.parse(row["shape"]).latent_shape(sizes))
-    graphs = num_tokens(sizes, bucket) * sizes.dim <= GRAPH_SIZE
+    graphs = clip_tokens(sizes, bucket) * sizes.dim <= GRAPH_SIZE
     trained = Trained(rank=row.get("rank", 16))
     task = Task(sizes=sizes, trained=trained, rest_bytes=rest_bytes(sizes) // 2, graphs=graphs)
     found = estimate(task, bucket, plan, card)
