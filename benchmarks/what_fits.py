@@ -23,9 +23,9 @@ if "wan_train" not in sys.modules:
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
 from wan_train.benchmarks.memory_rows import KEY  # noqa: E402
 from wan_train.core.plan.card import Card  # noqa: E402
+from wan_train.core.plan.decision import GRAPH_SIZE  # noqa: E402
 from wan_train.core.plan.plan import Bucket, Plan, Task, clip_tokens  # noqa: E402
 from wan_train.core.plan.planner import Choice, Planner  # noqa: E402
-from wan_train.core.plan.planning import GRAPH_SIZE  # noqa: E402
 from wan_train.core.plan.sizes import Trained, rest_bytes  # noqa: E402
 
 WHOLE = 78  # what a card of 80 GB has free, whose cells without a cap are measured

@@ -13,7 +13,7 @@ from ..facts import TEXT_LEN
 from ..paths import is_of_network, path_problem, shown
 from ..recipe.recipe import WORK_FOLDER, read_tables, read_text
 from ..settings.job import Job, TrainSample, job_from_json
-from ..train.prepare import check_model_file
+from ..train.checks import check_model_file
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder, check_start
 from ..wan.header import read_header

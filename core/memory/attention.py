@@ -44,14 +44,6 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A kind of attention that was found to be the right one; `traceable`: by torch.compile too, as far as was tried."""
-
-    name: str
-    traceable: bool = False
-
-
-@dataclass(frozen=True)
 class Shape:
     """What is to be attended to: `tokens` queries, keys and values of one sample."""
 
@@ -111,15 +103,6 @@ def load_attention(name: str, device: torch.device) -> Attend:
         if candidate.name == name:
             return candidate.load()
     raise ConfigError(f"There is no attention '{name}' on the device {device}.")
-
-
-def is_traceable(attend: Attend, shape: Shape) -> bool:
-    """Whether torch.compile takes it without a break."""
-    try:
-        _trace(attend, shape)
-    except Exception:  # of whatever package is installed, and of the compiler
-        return False
-    return True
 
 
 def fastest(tried: Sequence[Candidate], shape: Shape, *, compiled: bool = False) -> Choice:

@@ -2,8 +2,7 @@
 
 Weights and the adapter's state are counted to the byte, and so is what autograd keeps of a block. What a block's backward
 takes beside that was counted once with the allocator's own numbers (torch 2.11) and stands here as multiples of one
-activation [B, L, D], called a unit. How compiled blocks differ was fitted to steps of the 1.3B, 5B and 14B models on an
-H200.
+activation [B, L, D], called a unit. How compiled blocks differ was fitted to steps that ran: see `constants.json`.
 
 Shapes: B batch, L video tokens, S text tokens, I image tokens, D width, N heads.
 """
@@ -17,6 +16,7 @@ from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
 from .block_by_kernels import KernelBlock, kernel_block
 from .card import Card, Fit
+from .constants import constants
 from .plan import (
     Bucket,
     Plan,
@@ -38,22 +38,8 @@ from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targ
 from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
-RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
-GRAPH_VRAM = 150 * 2**20  # of CUDA graphs: what the driver keeps of their kernels, pieces that the sizes cannot share
-RUNTIME_RAM = 7 * 2**28  # Python, PyTorch and CUDA's libraries: 1.5 GB were measured on an H200
-
-# Units by which compiled blocks in 16 bits differ, fitted to the steps of the 1.3B, 5B and 14B models on an H200 that stand
-# in tests/core/memory/test_measured.py. Of what is kept: about what three norms have of their inputs in fp32.
-_COMPILED_SAVED = -6.4
-_COMPILED_PEAK = (-13.0, 1.3)  # where attention is kept: plus so many for each time that the feed-forward is as wide
-_ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 3.0  # units more where attention is computed again, or products are kept
-_FP8_COMPUTE = 1.0  # units more where gradients are quantized
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
 _ONE_PASS = ("fp8", "int8")  # formats that kernels dequantize in one pass, one layer at a time
-# What pieces take a part of, beside what the feed-forward keeps: 6 were measured, of the 14B model in 4 pieces.
-_PIECES_PEAK = 5.0
-# Times what a block in parts takes eager, by whether its attention is kept; of the 14B model, and assumed of others.
-_COMPILED_PARTS = {True: 0.65, False: 0.75}
 # Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
 # some are brought back ahead and some are still in use.
 _ARRIVED = (3, 5)
@@ -89,7 +75,7 @@ def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
 
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The part of `estimate` that is main memory."""
-    return RUNTIME_RAM + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+    return constants().runtime_ram + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
 
 
 @lru_cache
@@ -196,7 +182,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """
     sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + GRAPH_VRAM * is_graphed(task, plan) + _weights_again(task, plan)
+    fixed = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan) + _weights_again(task, plan)
     if not plan.checkpointing and plan.compile != "kernels":
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
@@ -252,11 +238,13 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     if plan.compile == "off" or size > 2:
         whole = saved + backward_units(sizes, plan.precision, size) * unit
         return _eager_pieces(task, plan, by_part, unit) if plan.ffn_pieces > 1 and not kept.linears else whole
-    units = backward_units(sizes, "bf16", size) + _COMPILED_PEAK[0] + _COMPILED_PEAK[1] * sizes.ffn_dim / sizes.dim
-    units += _FP8_COMPUTE if plan.precision == "fp8_compute" else 0.0
+    fitted = constants()
+    units = backward_units(sizes, "bf16", size) + fitted.compiled_peak
+    units += fitted.compiled_peak_ffn * sizes.ffn_dim / sizes.dim
+    units += fitted.fp8_compute if plan.precision == "fp8_compute" else 0.0
     if plan.checkpointing:
-        units += max(0.0 if kept.attention else _ATTENTION_AGAIN, _PRODUCTS_KEPT if kept.linears else 0.0)
-    less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + _PIECES_PEAK * unit)
+        units += max(0.0 if kept.attention else fitted.attention_again, fitted.products_kept if kept.linears else 0.0)
+    less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + fitted.pieces_peak * unit)
     return max(saved + units * unit - less, unit)
 
 
@@ -290,7 +278,9 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     )
     if not compiled:
         return eager
-    return _COMPILED_PARTS[kept.attention > 0] * eager + (_FP8_COMPUTE * unit if plan.precision == "fp8_compute" else 0)
+    fitted = constants()
+    times = fitted.parts_kept if kept.attention else fitted.parts_again
+    return times * eager + (fitted.fp8_compute * unit if plan.precision == "fp8_compute" else 0)
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
@@ -304,7 +294,7 @@ def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     # the text's keys and values, since the text has no gradient.
     kept = dense_params(sizes) - num_keys(sizes) * sizes.dim**2
     dense = size * kept if is_quantized(task, plan) else 0
-    return saved + _COMPILED_SAVED * input_bytes(task, bucket, plan) + dense
+    return saved + constants().compiled_saved * input_bytes(task, bucket, plan) + dense
 
 
 def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:

@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 
 from ..errors import RunError
-from ..settings.memory import Compile
+from ..settings.memory import BlockMode
 from .card import refit, write_fit
-from .planner import Choice, Planner
+from .choice import Choice
+from .planner import Planner
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ Peak = Callable[[], int | None]
 ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
 
 
-def fit_kind(planner: Planner, compile: Compile | None = None) -> str:
-    """What predictions may be off alike for: the key of `read_fit` and `write_fit`; by default as `planner.plan` compiles."""
-    return f"{planner.plan.precision} {compile or planner.plan.compile} {ESTIMATES}"
+def fit_kind(planner: Planner, mode: BlockMode | None = None) -> str:
+    """Of what predictions may be off alike, the key of `read_fit` and `write_fit`; by default in the mode of `planner.plan`."""
+    return f"{planner.plan.precision} {mode or planner.plan.compile} {ESTIMATES}"
 
 
 def cuda_peak(device: torch.device) -> Peak:

@@ -84,10 +84,14 @@ def is_compiled(plan: Plan) -> bool:
     return plan.compile in ("static", "dynamic")
 
 
+def allows_graphs(plan: Plan) -> bool:
+    """Whether the host has nothing to do within a forward or a backward, so that one CUDA graph can hold it."""
+    return plan.cuda_graphs != "off" and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+
+
 def is_graphed(task: Task, plan: Plan) -> bool:
-    """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
-    is_wanted = task.graphs and plan.cuda_graphs != "off"
-    return is_wanted and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+    """Whether the host launches a forward or a backward as one CUDA graph."""
+    return task.graphs and allows_graphs(plan)
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

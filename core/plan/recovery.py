@@ -14,8 +14,8 @@ import torch
 
 from ..errors import RunError
 from ..shortage import Shortage, shortage_of
+from .choice import Choice, differences
 from .host import available_ram
-from .planner import Choice, differences
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from ..serial import from_dict
 from .adapter import AdapterOptions
 from .loop import LoopOptions
 from .loss import LossOptions
-from .memory import MemoryOptions
+from .memory import MemoryOptions, without_plain
 from .optimizer import OptimizerOptions
 from .precision import Precision
 from .previews import PreviewOptions
@@ -117,5 +117,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGET_SETS)}.")
             value = list(TARGET_SETS[value])
         group, _, key = PLACES.get(name, name).rpartition(".")
+        if group == "memory" and not without_plain({key: value}):
+            continue  # on a node, where each has a value, this one means "auto"
         (tables.setdefault(group, {}) if group else tables)[key] = value
     return tables

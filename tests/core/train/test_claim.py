@@ -163,7 +163,7 @@ import wantrain
 wantrain.load_pack()
 from pathlib import Path
 from wan_train.core.train.claim import InUseError, claim_run
-from wan_train.core.train.job import job_from_json
+from wan_train.core.settings.job import job_from_json
 job = job_from_json(Path(sys.argv[3]).read_text())
 print("ready", flush=True)
 sys.stdin.readline()
