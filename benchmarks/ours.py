@@ -22,7 +22,7 @@ from wan_train.benchmarks.step_kernels import profile_step
 from wan_train.core.adapters.setup import import_adapters
 from wan_train.core.devices import resolve_device
 from wan_train.core.errors import WanTrainError
-from wan_train.core.facts import TEXT_LEN
+from wan_train.core.facts import TEXT_TOKENS
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
@@ -199,7 +199,7 @@ def _compare(prepared: Prepared, dump: Path) -> dict[str, float]:
     for up in prepared.parameters[1::2]:  # A and B alternate
         up.data.zero_()
     given = {name: tensor.to(prepared.device) for name, tensor in load_file(dump).items()}
-    text = functional.pad(given["text"].float(), (0, 0, 0, TEXT_LEN - given["text"].shape[0]))
+    text = functional.pad(given["text"].float(), (0, 0, 0, TEXT_TOKENS - given["text"].shape[0]))
     pred = prepared.model(given["noisy"].float(), given["timesteps"].float(), text.unsqueeze(0))
     loss = flow_loss(pred, velocity_target(given["latents"].float(), given["noise"].float())).mean().item()
     prepared.features.reset()  # no backward follows

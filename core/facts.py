@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 NUM_TIMESTEPS = 1000
-TEXT_LEN = 512  # tokens of a caption; shorter ones are zero-padded to it (Wan2.2, wan/modules/model.py)
-PATCH_SIZE = (1, 2, 2)  # latent frames, height and width of a token (Wan2.2, wan/configs)
+TEXT_TOKENS = 512  # tokens of a caption; shorter ones are zero-padded to it (Wan2.2, wan/modules/model.py)
+PATCH = 2  # latent pixels along the side of a token, in every Wan model; one latent frame long (Wan2.2, wan/configs)
 
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).
@@ -18,7 +18,7 @@ def official_boundary(variant: str) -> float:
     return BOUNDARY_I2V_A14B if variant in ("i2v", "flf2v") else BOUNDARY_T2V_A14B
 
 
-def num_tokens(shape: Sequence[int], patch_size: Sequence[int] = PATCH_SIZE) -> int:
+def num_tokens(shape: Sequence[int], patch_size: Sequence[int] = (1, PATCH, PATCH)) -> int:
     """Tokens that the transformer makes of latents [..., F, H, W]; what is left of a patch at an edge is not counted."""
     frames, height, width = (side // patch for side, patch in zip(shape[-3:], patch_size, strict=True))
     return frames * height * width

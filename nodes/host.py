@@ -18,7 +18,7 @@ from ..core.data.latents import LatentFormat, normalise_latents, signed_pixels, 
 from ..core.encoders.batches import encode_in_batches
 from ..core.encoders.identity import text_identity, video_identity, vision_identity
 from ..core.errors import ConfigError
-from ..core.facts import TEXT_LEN
+from ..core.facts import TEXT_TOKENS
 from ..core.shortage import try_twice
 
 _PAD, _END = 0, 1  # umT5's ids
@@ -209,9 +209,9 @@ class HostTextEncoder:
         tokens = self._clip.tokenize(caption.replace("embedding:", "embedding :"), disable_weights=True)
         pairs = [pair for chunk in tokens["umt5xxl"] for pair in chunk]
         real = [pair for pair in pairs if not (isinstance(pair[0], int) and pair[0] == _PAD)]
-        if len(real) <= TEXT_LEN:
+        if len(real) <= TEXT_TOKENS:
             return real, False
-        return [*real[: TEXT_LEN - 1], (_END, 1.0)], True
+        return [*real[: TEXT_TOKENS - 1], (_END, 1.0)], True
 
     def _encode(self, rows: Sequence[Sequence[Any]]) -> list[torch.Tensor]:
         raise_if_interrupted()

@@ -8,7 +8,7 @@ import torch
 
 from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
-from ..facts import TEXT_LEN
+from ..facts import TEXT_TOKENS
 from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
 from .ahead import AHEAD, WriteBehind, read_ahead
@@ -128,7 +128,7 @@ def cache_text(
             for entry, was_cut in _encode_captions(distinct[start : start + CAPTIONS_AT_ONCE], encoder, store, write):
                 entries.append(entry)
                 if was_cut:
-                    reason = f"the caption is longer than {TEXT_LEN} tokens; what comes after them is not used"
+                    reason = f"the caption is longer than {TEXT_TOKENS} tokens; what comes after them is not used"
                     notes.append(Note(name=_short(entry.caption), action="cropped", reason=reason))
                 if on_item is not None:
                     on_item(len(entries), len(distinct), _short(entry.caption))
@@ -193,8 +193,8 @@ def _encode_batch(captions: list[str], encoder: TextEncoder) -> list[tuple[torch
 
 def _text_problem(context: Any, encoder: TextEncoder) -> str:
     """What is wrong with an embedding, as a clause; empty if nothing."""
-    if context.ndim != 2 or context.shape[1] != encoder.dim or not 1 <= context.shape[0] <= TEXT_LEN:
-        return f"the shape {tuple(context.shape)} instead of (1 to {TEXT_LEN}, {encoder.dim})"
+    if context.ndim != 2 or context.shape[1] != encoder.dim or not 1 <= context.shape[0] <= TEXT_TOKENS:
+        return f"the shape {tuple(context.shape)} instead of (1 to {TEXT_TOKENS}, {encoder.dim})"
     if not torch.isfinite(context).all():
         return "values that are not finite"
     return ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
-from ..facts import TEXT_LEN
+from ..facts import TEXT_TOKENS
 from ..shortage import free_caches
 from ..wan.identify import identify
 from ..wan.quantized import SCALE, convert, scale_name
@@ -99,8 +99,8 @@ class Umt5TextEncoder:
         # As in ComfyUI's prompts: a backslash before a bracket is not part of the text, embeddings are not looked up.
         text = caption.replace("embedding:", "embedding :").replace("\\)", ")").replace("\\(", "(")
         ids = [token for token in self._tokenizer.encode(text) if token != PAD]
-        was_cut = len(ids) + 1 > TEXT_LEN
-        return [*ids[: TEXT_LEN - 1], END], was_cut
+        was_cut = len(ids) + 1 > TEXT_TOKENS
+        return [*ids[: TEXT_TOKENS - 1], END], was_cut
 
     def encode(self, caption: str) -> tuple[Tensor, bool]:
         """Caption to ([S <= 512, D] float32 on the CPU, was_cut)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..devices import resolve_device
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
-from ..facts import TEXT_LEN
+from ..facts import TEXT_TOKENS
 from ..paths import is_of_network, path_problem, shown
 from ..recipe.recipe import WORK_FOLDER, read_tables, read_text
 from ..settings.job import Job, TrainSample, job_from_json
@@ -124,7 +124,7 @@ def _check_sample(job: Job, sample: TrainSample) -> None:
 
 
 def _is_text(job: Job, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and 1 <= shape[0] <= TEXT_LEN and shape[1] == job.data.text_dim
+    return len(shape) == 2 and 1 <= shape[0] <= TEXT_TOKENS and shape[1] == job.data.text_dim
 
 
 def _check_cached(path: str, name: str, key: str, fits: Callable[[tuple[int, ...]], bool]) -> None:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..wan.model import RunBlock
 from .copies import Event, Stream, open_stream
 from .pinned import HostBuffer
-
-RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 
 
 class HostPool:

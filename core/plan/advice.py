@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..settings.memory import MemoryOptions
+from ..settings.plain import chosen
 from .choice import Choice
 from .plan import Bucket
 from .planner import Planner
@@ -102,9 +103,9 @@ def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
 
 
 def _without_choices(planner: Planner) -> Iterator[str]:
-    chosen = list(planner.options.chosen)
-    if chosen and replace(planner, options=MemoryOptions()).fits():
-        yield f"{' and '.join(chosen)} left at auto"
+    names = list(chosen(planner.options))
+    if names and replace(planner, options=MemoryOptions()).fits():
+        yield f"{' and '.join(names)} left at auto"
 
 
 def _fewer_frames(planner: Planner) -> Iterator[str]:

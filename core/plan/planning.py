@@ -8,7 +8,8 @@ import torch
 
 from ..memory.master import ALIGNMENT
 from ..settings.job import Job
-from ..settings.memory import PLAIN, MemoryOptions
+from ..settings.memory import MemoryOptions
+from ..settings.plain import PLAIN, chosen
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
@@ -59,7 +60,7 @@ def plan_of(job: Job, decision: Decision) -> Plan:
         precision=_NAMES[decision.dtype] if precision == "auto" else precision,
         compile=decision.modes[0],
         cuda_graphs=job.memory.cuda_graphs,
-        **{**PLAIN, **job.memory.chosen},
+        **{**PLAIN, **chosen(job.memory)},
     )
 
 

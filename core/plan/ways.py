@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..settings.memory import PLAIN, BlockMode, CudaGraphs, MasterKind, MemoryOptions
+from ..settings.memory import BlockMode, CudaGraphs, MasterKind, MemoryOptions
+from ..settings.plain import PLAIN
 from .plan import Plan, Task, is_graphed
 from .sizes import can_offload
 

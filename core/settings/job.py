@@ -16,8 +16,9 @@ from .adapter import AdapterOptions
 from .dataset import Conditioning
 from .loop import LoopOptions
 from .loss import LossOptions
-from .memory import PLAIN, MemoryOptions, without_plain
+from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
+from .plain import PLAIN, without_plain
 from .precision import Precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions

@@ -1,9 +1,8 @@
 """What trades time for memory, and how blocks and attention are computed."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import ConfigError
 
@@ -22,26 +21,11 @@ PlanMode = Literal["auto", "manual"]
 Attention = Literal["default", "auto", "flash_attn_4", "flash_attn_3", "flash_attn_2", "cudnn", "flash", "efficient"]
 
 
-# What each option comes to where neither a person nor a plan has chosen it. Old widgets and old jobs meant "auto" by it.
-PLAIN: Mapping[str, Any] = {
-    "checkpointing": True,
-    "keep_attention": 0,
-    "keep_linears": 0,
-    "split_blocks": False,
-    "ffn_pieces": 1,
-    "offload_inputs": False,
-    "offload_optimizer": False,
-    "streamed_blocks": 0,
-    "stream_from": "pinned",
-    "mapped_blocks": 0,
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
     """What trades time for memory, and faster kernels. Results change by rounding at most: attention and compile.
 
-    None is "auto": a plan chooses, and without one it is as `PLAIN` has it. Whatever else stands here is a choice, which a
+    None is "auto": a plan chooses, and without one it is plain (see `plain.py`). Whatever else stands here is a choice, which a
     plan keeps to, also where it is the plain value.
     """
 
@@ -79,11 +63,6 @@ class MemoryOptions:
         if not 0.0 <= self.budget_gb < math.inf:
             raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """The options of `PLAIN` that are not left to a plan, by name."""
-        return {name: value for name in PLAIN if (value := getattr(self, name)) is not None}
-
     def _check_mapped(self) -> None:
         if (self.mapped_blocks or 0) > (self.streamed_blocks or 0):
             streamed = "not set" if self.streamed_blocks is None else self.streamed_blocks
@@ -105,12 +84,3 @@ class MemoryOptions:
             raise ConfigError("ffn_pieces needs checkpointing: switch it on, or leave ffn_pieces at 1.")
         if pieces > 1 and self.split_blocks:
             raise ConfigError("ffn_pieces is for whole blocks: leave it at 1, or switch split_blocks off.")
-
-
-def without_plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of options by name, without those that are plain: where a value has to be given, that one means "auto"."""
-    return {name: value for name, value in values.items() if not (name in PLAIN and _is_same(value, PLAIN[name]))}
-
-
-def _is_same(value: Any, plain: Any) -> bool:
-    return type(value) is type(plain) and value == plain  # 1 is not True, and a wrong type is refused by its name

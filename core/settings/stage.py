@@ -10,8 +10,9 @@ from ..serial import from_dict
 from .adapter import AdapterOptions
 from .loop import LoopOptions
 from .loss import LossOptions
-from .memory import MemoryOptions, without_plain
+from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
+from .plain import without_plain
 from .precision import Precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions

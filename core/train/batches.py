@@ -17,7 +17,7 @@ from ..data.conditioning import known_mask
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import DatasetError
-from ..facts import TEXT_LEN, num_tokens
+from ..facts import TEXT_TOKENS, num_tokens
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
@@ -113,7 +113,7 @@ def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
 def load_context(path: str, name: str) -> torch.Tensor:
     """A caption's embedding, zero-padded to [512, D] as the model was trained (Wan2.2, wan/modules/model.py)."""
     context = load_tensor(path, "context", name)
-    return torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - context.shape[0]))
+    return torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[0]))
 
 
 def load_conditioning(sample: TrainSample, conditioning: Conditioning) -> torch.Tensor:

@@ -22,7 +22,8 @@ from ..plan.probe import Probe
 from ..plan.recovery import Descent, Recovery, tell_choice
 from ..plan.shortages import Met
 from ..settings.job import Job
-from ..settings.memory import PLAIN, MemoryOptions
+from ..settings.memory import MemoryOptions
+from ..settings.plain import PLAIN
 from ..shortage import Shortage
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.facts import TEXT_LEN
+from ...core.facts import TEXT_TOKENS
 from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
 from ...core.wan.checkpoint import inspect, load_transformer
 from . import world
@@ -58,7 +58,7 @@ class Family:
     def contexts(self, prompts: Sequence[str]) -> Tensor:
         """[B, 512, D], zero-padded."""
         context, _ = self.text.encode(prompts)
-        return torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - context.shape[1]))
+        return torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1]))
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], options: SampleOptions = SAMPLING) -> np.ndarray:
         """Clips [B, F, H, W, 3] uint8, one of each prompt and seed."""

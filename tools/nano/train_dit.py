@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS, TEXT_LEN
+from ...core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS, TEXT_TOKENS
 from ...core.flow.objective import add_noise, flow_loss, velocity_target
 from ...core.flow.sigmas import sigma_at
 from ...core.settings.job import Stage, stage_window
@@ -53,7 +53,7 @@ class Data:
         """Latents [B, C, F, H, W] and contexts [B, 512, D], float32."""
         context = self.contexts[kind][chosen * PHRASINGS + phrasing].float()
         context = torch.where(dropped.view(-1, 1, 1), self.empty.float(), context)
-        return self.latents[kind][chosen].float(), torch.nn.functional.pad(context, (0, 0, 0, TEXT_LEN - MAX_TOKENS))
+        return self.latents[kind][chosen].float(), torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - MAX_TOKENS))
 
 
 def make_data(family: Files, *, clips: int, stills: int, seed: int) -> dict[str, Tensor]:

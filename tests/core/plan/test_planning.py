@@ -9,7 +9,8 @@ from wan_train.core.plan.decision import Decision, buckets_of, decide
 from wan_train.core.plan.plan import Bucket, Plan
 from wan_train.core.plan.planning import make_planner, plan_of, stored_block_bytes, with_plan
 from wan_train.core.settings.job import Job
-from wan_train.core.settings.memory import PLAIN, MemoryOptions
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.plain import PLAIN, chosen
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE
@@ -51,7 +52,7 @@ def test_what_nobody_has_chosen_is_plain(job: Job):
 def test_a_chosen_plain_value_is_a_choice(job: Job):
     job, decision = of(job, streamed_blocks=0, checkpointing=True, budget_gb=3.0)
     planner = make_planner(job, decision, replace(CARD, free=2**40))
-    assert planner.options.chosen == {"checkpointing": True, "streamed_blocks": 0}
+    assert chosen(planner.options) == {"checkpointing": True, "streamed_blocks": 0}
     assert {(plan.streamed_blocks, plan.checkpointing) for plan in planner.plans()} == {(0, True)}
     free = make_planner(*of(job), CARD)
     assert {plan.checkpointing for plan in free.plans()} == {True, False}
@@ -66,11 +67,11 @@ def test_the_planner_knows_the_job_and_its_choice_becomes_a_job(job: Job):
     assert (planner.task.trained.rank, planner.task.trained.dropout, planner.task.element_size) == (4, True, 4)
     choice = planner.describe(replace(planner.plan, streamed_blocks=1, stream_from="mapped"))
     memory = with_plan(job, choice.plan).memory
-    assert memory.chosen == {**PLAIN, "streamed_blocks": 1, "stream_from": "mapped"}
+    assert chosen(memory) == {**PLAIN, "streamed_blocks": 1, "stream_from": "mapped"}
     assert (memory.attention, memory.budget_gb, memory.compile) == ("auto", 2.0, "off")  # not compiled on the CPU
     some = replace(planner.plan, streamed_blocks=2, mapped_blocks=1, ffn_pieces=4)
     again = with_plan(job, some)
-    assert again.memory.chosen == {**PLAIN, "streamed_blocks": 2, "mapped_blocks": 1, "ffn_pieces": 4}
+    assert chosen(again.memory) == {**PLAIN, "streamed_blocks": 2, "mapped_blocks": 1, "ffn_pieces": 4}
     assert plan_of(again, decision) == some
 
 
