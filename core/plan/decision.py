@@ -12,7 +12,7 @@ import torch
 
 from ..adapters.setup import finish_importing_adapters
 from ..facts import num_tokens
-from ..memory.attention import Shape
+from ..memory.attention import AttentionShape
 from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
 from ..memory.precision.formats import resolve
 from ..settings.job import Job
@@ -84,10 +84,10 @@ def wanted_modes(memory: MemoryOptions, device: torch.device) -> tuple[BlockMode
     return ("kernels", "off") if device.type == "cuda" else ("off",)
 
 
-def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Shape:
+def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> AttentionShape:
     """What the job's longest clip attends to."""
     longest = max(num_tokens(sample.shape) for sample in job.training_samples)
-    return Shape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
+    return AttentionShape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
 
 
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
 from .block_by_kernels import KernelBlock, kernel_block
-from .card import Card, Fit
+from .card import Card, Correction
 from .constants import constants
 from .plan import (
     Bucket,
@@ -56,21 +56,21 @@ class Estimate:
     exact_ram: int = 0  # the part of `ram` that is held all the time
 
 
-def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None = None) -> Estimate:
-    """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `fit`."""
-    fit = fit or Fit()
+def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Correction | None = None) -> Estimate:
+    """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `correction`."""
+    correction = correction or Correction()
     return Estimate(
-        vram=estimate_vram(task, bucket, plan, fit),
+        vram=estimate_vram(task, bucket, plan, correction),
         ram=estimate_ram(task, bucket, plan),
-        seconds=fit.time * task.accumulation * step_seconds(task, bucket, plan, card),
+        seconds=correction.time * task.accumulation * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
         exact_ram=_held_ram(task, plan),
     )
 
 
-def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
+def estimate_vram(task: Task, bucket: Bucket, plan: Plan, correction: Correction) -> int:
     """The part of `estimate` that is the peak on the device."""
-    return _exact_vram(task, plan) + round(fit.memory * _working_bytes(task, bucket, plan))
+    return _exact_vram(task, plan) + round(correction.memory * _working_bytes(task, bucket, plan))
 
 
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:

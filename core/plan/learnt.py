@@ -16,12 +16,12 @@ import torch
 from ..adapters.setup import finish_importing_adapters
 from ..errors import RunError
 from ..settings.job import Job
-from .card import Card, fit_path, read_fit, refit, write_fit
+from .card import Card, corrected, learnt_path, read_correction, write_correction
 from .choice import Choice
 from .constants import constants
 from .decision import Decision
 from .host import process_age
-from .measure import ESTIMATES, Peak, Report, fit_kind
+from .measure import ESTIMATES, Peak, Report, correction_kind
 from .overhead import measure_overhead
 from .plan import is_graphed
 from .planner import STEP_DOWN, Planner
@@ -55,7 +55,10 @@ class Learnt:
         costs = read_costs(self._costs_path(planner.card))
         return replace(
             planner,
-            corrections={mode: read_fit(self.folder, planner.card, fit_kind(planner, mode)) for mode in decision.modes},
+            corrections={
+                mode: read_correction(self.folder, planner.card, correction_kind(planner, mode))
+                for mode in decision.modes
+            },
             costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
             version=version_of(self.device),
             met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
@@ -105,11 +108,11 @@ class Learnt:
             log.warning("That memory ran out is not kept for the next run: %s", error)
 
     def _shortages_path(self, planner: Planner) -> Path:
-        path = fit_path(self.folder, planner.card)
+        path = learnt_path(self.folder, planner.card)
         return path.with_name(f"shortages-{path.name}")
 
     def _costs_path(self, card: Card) -> Path:
-        path = fit_path(self.folder, card)
+        path = learnt_path(self.folder, card)
         return path.with_name(f"costs-{path.name}")
 
 
@@ -183,9 +186,11 @@ class LearnCosts:
         if peak is not None and choice.sizes.keys() <= self._seconds.keys():
             exact = next(iter(choice.estimates.values())).exact_vram
             memory = max(peak - exact, 1) / (choice.vram - exact)
-        fit = refit(planner.fit_of(choice.plan), memory=memory, seconds=seconds)
+        correction = corrected(planner.correction_of(choice.plan), memory=memory, seconds=seconds)
         with suppress(RunError):
-            write_fit(self._learnt.folder, planner.card, fit_kind(planner, choice.plan.compile), fit)
+            write_correction(
+                self._learnt.folder, planner.card, correction_kind(planner, choice.plan.compile), correction
+            )
 
 
 def _kind(job: Job, planner: Planner) -> str:

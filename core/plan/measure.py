@@ -12,7 +12,7 @@ import torch
 
 from ..errors import RunError
 from ..settings.memory import BlockMode
-from .card import refit, write_fit
+from .card import corrected, write_correction
 from .choice import Choice
 from .planner import Planner
 
@@ -26,8 +26,8 @@ Peak = Callable[[], int | None]
 ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
 
 
-def fit_kind(planner: Planner, mode: BlockMode | None = None) -> str:
-    """Of what predictions may be off alike, the key of `read_fit` and `write_fit`; by default in the mode of `planner.plan`."""
+def correction_kind(planner: Planner, mode: BlockMode | None = None) -> str:
+    """What predictions may be off alike for: the key of a correction; by default with blocks as in `planner.plan`."""
     return f"{planner.plan.precision} {mode or planner.plan.compile} {ESTIMATES}"
 
 
@@ -107,8 +107,8 @@ class Measure:
         if peak is not None:
             memory = max(peak - found.exact_vram, 1) / (found.vram - found.exact_vram)
         plan = self._started.plan
-        fit = refit(self._planner.fit_of(plan), memory=memory, seconds=seconds / found.seconds)
+        correction = corrected(self._planner.correction_of(plan), memory=memory, seconds=seconds / found.seconds)
         try:
-            write_fit(self._folder, self._planner.card, fit_kind(self._planner, plan.compile), fit)
+            write_correction(self._folder, self._planner.card, correction_kind(self._planner, plan.compile), correction)
         except RunError as error:
             log.warning("What this run took is not kept for the next plan: %s", error)

@@ -11,7 +11,7 @@ from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
 from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
-from .card import Card, Fit
+from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
 from .estimate import Estimate, estimate, estimate_ram, estimate_vram
 from .plan import (
@@ -49,8 +49,8 @@ class Planner:
     card: Card
     plan: Plan = field(default_factory=Plan)
     options: MemoryOptions = field(default_factory=MemoryOptions)
-    fit: Fit = field(default_factory=Fit)
-    corrections: Mapping[str, Fit] = field(default_factory=dict)  # in its place, by how blocks run
+    correction: Correction = field(default_factory=Correction)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)  # in its place, by how blocks run
     steps: int = 0
     costs: RunCosts = field(default_factory=RunCosts)
     compiles: tuple[BlockMode, ...] = ()
@@ -136,7 +136,9 @@ class Planner:
 
     def _least_vram(self, plan: Plan) -> int:
         least = self._least(plan)
-        return max(estimate_vram(self.task, b, _keeping(plan, kept), self.fit_of(plan)) for b, kept in least.items())
+        return max(
+            estimate_vram(self.task, b, _keeping(plan, kept), self.correction_of(plan)) for b, kept in least.items()
+        )
 
     def _leanly(self, plan: Plan, limits: Limits) -> Choice:
         """`plan` with as little kept as can be, and as few blocks from disk as it takes to fit the main memory."""
@@ -164,7 +166,7 @@ class Planner:
             kept_plan = _keeping(plan, kept)
             if estimate_ram(self.task, bucket, kept_plan) > limits.ram:
                 return False
-            return estimate_vram(self.task, bucket, kept_plan, self.fit_of(plan)) <= limits.vram
+            return estimate_vram(self.task, bucket, kept_plan, self.correction_of(plan)) <= limits.vram
 
         linears, attention = chosen.keep_linears or 0, chosen.keep_attention
         if attention is None:
@@ -199,11 +201,11 @@ class Planner:
         )
 
     def _estimate(self, plan: Plan, bucket: Bucket) -> Estimate:
-        return estimate(self.task, bucket, plan, self.card, self.fit_of(plan))
+        return estimate(self.task, bucket, plan, self.card, self.correction_of(plan))
 
-    def fit_of(self, plan: Plan) -> Fit:
+    def correction_of(self, plan: Plan) -> Correction:
         """The correction of what is predicted of `plan`."""
-        return self.corrections.get(plan.compile, self.fit)
+        return self.corrections.get(plan.compile, self.correction)
 
     def _sizes(self, plan: Plan, kept: Mapping[Bucket, Kept], found: Mapping[Bucket, Estimate]) -> dict[int, SizeTime]:
         """By the tokens of a batch, which is what makes a size new to a compiler."""

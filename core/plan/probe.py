@@ -15,7 +15,7 @@ import torch
 
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
-from ..memory.attention import Shape, choose_attention, load_attention
+from ..memory.attention import AttentionShape, choose_attention, load_attention
 from .card import RATES, Card, attention_rate, card_of, measure_rates
 
 _PACKAGES = ("triton", "flash-attn-4", "flash_attn_3", "flash_attn")
@@ -62,7 +62,12 @@ def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], 
 
 
 def choose_kind(
-    name: str, shape: Shape, folder: Path | None, *, compiled: bool = False, first: Callable[[], None] = lambda: None
+    name: str,
+    shape: AttentionShape,
+    folder: Path | None,
+    *,
+    compiled: bool = False,
+    first: Callable[[], None] = lambda: None,
 ) -> tuple[str, bool]:
     """The kind of attention that the option `name` comes to for clips of `shape`, and whether it was known from `folder`.
 
@@ -135,7 +140,7 @@ def _is_there(kind: str, device: torch.device) -> bool:
     return True
 
 
-def _shape_class(name: str, shape: Shape, *, compiled: bool) -> str:
+def _shape_class(name: str, shape: AttentionShape, *, compiled: bool) -> str:
     tokens = _LEAST_CLASS
     while tokens < min(shape.tokens, _MOST_CLASS):
         tokens *= 2

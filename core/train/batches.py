@@ -26,7 +26,7 @@ from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
 from ..shortage import is_out_of_memory
 
-Shape = tuple[int, int, int, int]  # C, F, H, W
+LatentShape = tuple[int, int, int, int]  # C, F, H, W
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class BatchSchedule:
         if self._epoch_cache[0] != epoch:
             generator = stream(self._seed, "epoch", epoch)
             indices = [i for i, s in enumerate(self._samples) for _ in range(s.repeats)]
-            groups: dict[Shape, list[int]] = {}
+            groups: dict[LatentShape, list[int]] = {}
             for position in torch.randperm(len(indices), generator=generator).tolist():
                 index = indices[position]
                 groups.setdefault(self._samples[index].shape, []).append(index)
@@ -190,7 +190,7 @@ class BatchSchedule:
             self._epoch_cache = (epoch, [batches[i] for i in order])
         return self._epoch_cache[1]
 
-    def _split(self, group: list[int], shape: Shape) -> list[list[int]]:
+    def _split(self, group: list[int], shape: LatentShape) -> list[list[int]]:
         size = self._batch_size
         if self._token_budget is not None:
             size = max(1, min(size, self._token_budget // num_tokens(shape)))

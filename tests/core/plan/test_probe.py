@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory.attention import Shape
+from wan_train.core.memory.attention import AttentionShape
 from wan_train.core.plan import probe as module
 from wan_train.core.plan.card import RATES
 from wan_train.core.plan.probe import choose_kind, keep_overhead, probe
 
 CPU = torch.device("cpu")
-SHAPE = Shape(3600, 40, 128, torch.float32, CPU)
+SHAPE = AttentionShape(3600, 40, 128, torch.float32, CPU)
 
 
 @pytest.fixture
