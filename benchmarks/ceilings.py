@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory.attention import Attend, Shape, candidates, choose_attention
+from wan_train.core.memory.attention import Attend, AttentionShape, candidates, choose_attention
 from wan_train.core.memory.precision.fp8_compute import find_kernel, multiply
 from wan_train.core.wan.config import WanConfig
 
@@ -52,7 +52,7 @@ def measure_ceilings(config: WanConfig, tokens: int, *, fp8: bool) -> Rates:
         rates |= _matmul_rates(tokens, inner, outer, dtype, device, fp8=fp8)
     heads = config.num_heads, config.dim // config.num_heads
     for keys in (tokens, config.text_len):
-        rates |= _attention_rates(Shape(tokens, *heads, dtype, device), keys)
+        rates |= _attention_rates(AttentionShape(tokens, *heads, dtype, device), keys)
     return rates
 
 
@@ -149,7 +149,7 @@ def _matmul_rates(tokens: int, inner: int, outer: int, dtype: torch.dtype, devic
     return rates
 
 
-def _attention_rates(shape: Shape, keys: int) -> Rates:
+def _attention_rates(shape: AttentionShape, keys: int) -> Rates:
     """Every kind of attention that is right on this device; the slow ones are left out on a GPU."""
     rates: Rates = {}
     for candidate in candidates(shape.device):
@@ -166,7 +166,9 @@ def _attention_rates(shape: Shape, keys: int) -> Rates:
     return rates
 
 
-def _attention_calls(attend: Attend, shape: Shape, keys: int) -> Iterator[tuple[str, Callable[[], object], float]]:
+def _attention_calls(
+    attend: Attend, shape: AttentionShape, keys: int
+) -> Iterator[tuple[str, Callable[[], object], float]]:
     q, grad = (_random(shape, shape.tokens) for _ in range(2))
     k, v = (_random(shape, keys) for _ in range(2))
     leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
@@ -179,7 +181,7 @@ def _attention_calls(attend: Attend, shape: Shape, keys: int) -> Iterator[tuple[
     yield "fwd+bwd", lambda: torch.autograd.grad(attend(q, k, v), leaves, grad), 3.5
 
 
-def _random(shape: Shape, tokens: int) -> torch.Tensor:
+def _random(shape: AttentionShape, tokens: int) -> torch.Tensor:
     return torch.randn(1, tokens, shape.num_heads, shape.head_dim, dtype=shape.dtype, device=shape.device)
 
 

@@ -14,13 +14,14 @@ import torch._dynamo
 from wan_train.benchmarks.cgroup import MemoryGroup
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.ours import GB, Setting, Task, run_task
+from wan_train.core.devices import resolve_device
 from wan_train.core.plan.advice import explain, what_would_fit
 from wan_train.core.plan.card import Card, measure_card
-from wan_train.core.plan.planning import make_planner, with_choice
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.planning import make_planner, with_plan
 from wan_train.core.serial import to_dict
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.train.prepare import resolve_device
 from wan_train.core.wan.checkpoint import inspect
 
 WARM_UP = 2  # steps that are not timed
@@ -86,7 +87,8 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
     options = MemoryOptions(attention=attention, compile=conditions.compile)
     job = replace(job, model=spec, memory=options)
     start = time.perf_counter()
-    planner = make_planner(job, inspect(model), device, card)
+    decision = decide(job, inspect(model), device, work / "scratch")
+    planner = make_planner(job, decision, card)
     choice = planner.choose()
     row: dict[str, Any] = {
         **asdict(cell), "model": conditions.model_name, "planned_in_s": round(time.perf_counter() - start, 2)
@@ -94,7 +96,7 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
     if choice is None:
         row |= {"plan": None, "oom": None, "why": what_would_fit(planner)}
     else:
-        memory = with_choice(job, choice).memory
+        memory = with_plan(job, choice.plan).memory
         row |= {"plan": explain(planner, choice, steps=1000), "predicted_s": round(choice.seconds, 3)}
         row |= {"predicted_gb": round(choice.vram / GB, 2), "predicted_ram_gb": round(choice.ram / GB, 2)}
         row |= {"memory": to_dict(memory), "card": asdict(card), "oom": None}

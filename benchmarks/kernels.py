@@ -35,7 +35,7 @@ from wan_train.core.kernels import elementwise, rows  # noqa: E402
 from wan_train.core.kernels.apply import use_kernels  # noqa: E402
 from wan_train.core.kernels.linears import make_product  # noqa: E402
 from wan_train.core.kernels.ops import KernelOps  # noqa: E402
-from wan_train.core.memory.attention import Shape, choose_attention  # noqa: E402
+from wan_train.core.memory.attention import AttentionShape, choose_attention  # noqa: E402
 from wan_train.core.memory.checkpointing import with_checkpointing  # noqa: E402
 from wan_train.core.memory.compile import with_compile  # noqa: E402
 from wan_train.core.memory.precision.fp8 import make_fp8, quantize_rows  # noqa: E402
@@ -259,7 +259,9 @@ def measure(block: Block, run_block: Callable[..., Tensor], repeats: int) -> tup
 def exact_results() -> dict[int, list[Tensor]]:
     """Of the plain block in fp32 by tokens, in main memory; not of the longest, which would take minutes."""
     model = make_model("fp32")
-    model.attend = choose_attention("efficient", Shape(4096, MODEL.num_heads, 128, torch.float32, DEVICE)).attend
+    model.attend = choose_attention(
+        "efficient", AttentionShape(4096, MODEL.num_heads, 128, torch.float32, DEVICE)
+    ).attend
     run_block = with_checkpointing(call_block)
     return {tokens: [each.cpu() for each in Block(model, tokens).step(run_block)] for tokens in (1024, 4096)}
 
@@ -273,7 +275,7 @@ def block_rows(precision: str, profiled: bool, exact: dict[int, list[Tensor]]) -
     for mode in ("plain", "compiled", "kernels"):
         model = make_model(precision) if mode != "kernels" else model  # noqa: F821
         if mode == "plain":
-            shape = Shape(4096, MODEL.num_heads, 128, torch.bfloat16, DEVICE)
+            shape = AttentionShape(4096, MODEL.num_heads, 128, torch.bfloat16, DEVICE)
             choice = choose_attention("auto", shape, compiled=True)
             kind = choice.name
         model.attend = choice.attend

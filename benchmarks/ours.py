@@ -20,6 +20,7 @@ from torch.nn import functional
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.step_kernels import profile_step
 from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.devices import resolve_device
 from wan_train.core.errors import WanTrainError
 from wan_train.core.facts import TEXT_TOKENS
 from wan_train.core.flow.objective import flow_loss, velocity_target
@@ -33,7 +34,7 @@ from wan_train.core.settings.precision import Precision
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
-from wan_train.core.train.prepare import Prepared, prepare, resolve_device
+from wan_train.core.train.prepare import Prepared, prepare
 from wan_train.core.train.run import FP16_LOSS_SCALE
 
 GB = 1e9

@@ -23,9 +23,9 @@ if "wan_train" not in sys.modules:
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
 from wan_train.benchmarks.memory_rows import KEY  # noqa: E402
 from wan_train.core.plan.card import Card  # noqa: E402
-from wan_train.core.plan.plan import Bucket, Plan, Task, num_tokens  # noqa: E402
+from wan_train.core.plan.decision import GRAPH_SIZE  # noqa: E402
+from wan_train.core.plan.plan import Bucket, Plan, Task, clip_tokens  # noqa: E402
 from wan_train.core.plan.planner import Choice, Planner  # noqa: E402
-from wan_train.core.plan.planning import GRAPH_SIZE  # noqa: E402
 from wan_train.core.plan.sizes import Trained, rest_bytes  # noqa: E402
 
 WHOLE = 78  # what a card of 80 GB has free, whose cells without a cap are measured
@@ -58,7 +58,7 @@ class Table(NamedTuple):
 def choose(wanted: Table, clip: str, free: int) -> Choice | None:
     """The planner's choice with `free` GB of 2**30 bytes; None where the clip does not fit."""
     sizes, bucket = MODELS[wanted.model], Bucket(Clip.parse(clip).latent_shape(MODELS[wanted.model]))
-    graphs = num_tokens(sizes, bucket) * sizes.dim <= GRAPH_SIZE
+    graphs = clip_tokens(sizes, bucket) * sizes.dim <= GRAPH_SIZE
     planner = Planner(
         task=Task(sizes=sizes, rest_bytes=rest_bytes(sizes) // 2, graphs=graphs),
         buckets=[bucket],

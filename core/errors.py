@@ -41,10 +41,6 @@ class RunError(WanTrainError):
     """A run folder that cannot be used: locked by another run, unreadable, unwritable, from a newer version."""
 
 
-class ShortageError(RunError):
-    """Memory ran out, of the machine or of a GPU: nothing is wrong with the files."""
-
-
 def advised(error: WanTrainError, advice: Mapping[str, str]) -> str:
     """The error's message, and what `advice` adds to it by what the error is about."""
     added = advice.get(error.about, "")

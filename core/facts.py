@@ -1,5 +1,6 @@
 """Facts of the Wan family that several rooms need: one place for each."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 NUM_TIMESTEPS = 1000
@@ -64,3 +65,9 @@ def clip_size(shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
     channels, latent_frames, height, width = shape
     pixels = pixels_per_latent(channels)
     return num_frames(latent_frames), height * pixels, width * pixels
+
+
+def num_tokens(shape: Sequence[int], patch_size: Sequence[int] = (1, PATCH, PATCH)) -> int:
+    """Tokens that the transformer makes of latents [..., F, H, W]; what is left of a patch at an edge is not counted."""
+    frames, height, width = (side // patch for side, patch in zip(shape[-3:], patch_size, strict=True))
+    return frames * height * width

@@ -10,7 +10,7 @@ from ..core.paths import shown
 from ..core.settings.memory import Attention, Compile, CudaGraphs, MasterKind, MemoryOptions, PlanMode
 from ..core.settings.precision import PRECISIONS
 from ..core.settings.stage import settings_from_names
-from ..core.train.prepare import check_holding
+from ..core.train.checks import check_holding
 from ..core.train.start import needed_packages
 from ..core.wan.checkpoint import inspect
 from . import host

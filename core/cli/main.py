@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ..errors import WanTrainError, advised
-from ..launch.exits import EXIT_ERROR, EXIT_INTERRUPTED
+from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
 from .advice import ADVICE
 

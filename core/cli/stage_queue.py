@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..devices import resolve_device
 from ..errors import RunError, WanTrainError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.pace import duration
@@ -15,7 +16,6 @@ from ..launch.planned import Planned
 from ..launch.worker import device_lock
 from ..train.claim import Claim, InUseError
 from ..train.events import Event
-from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError
 from .advice import ADVICE
 from .display import Display

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..devices import resolve_device
 from ..launch.planned import auto_devices
 from ..recipe.pipeline import prepare_recipe, ship_loras
 from ..recipe.recipe import Recipe
-from ..train.prepare import resolve_device
 from .display import Display
 from .stage_queue import StageQueue, refuse
 

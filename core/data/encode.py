@@ -10,9 +10,9 @@ from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
 from ..settings.dataset import Conditioning
+from ..shortage import is_out_of_memory
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .encodings import Encodings
-from .shortage import is_out_of_memory
 from .store import Store, text_key
 from .types import (
     Dataset,

@@ -10,9 +10,9 @@ import torch
 from ..errors import CLIP_VISION, ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..settings.dataset import Conditioning
+from ..shortage import is_out_of_memory
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
-from .shortage import is_out_of_memory
 from .store import Store, latent_key, vision_key
 from .tiles import TILE, encode_in_tiles
 from .types import LatentEntry, Note, Sample, VideoEncoder, VisionEncoder

@@ -174,7 +174,7 @@ class VideoEncoder(Protocol):
         """[F, H, W, 3], uint8 or float 0..1, to the normalised posterior mean, [C, f, h, w] float32: see `facts.latent_shape`.
 
         The result is on the CPU. The frames are encoded whole, never in tiles: where memory is too small for that, it
-        raises an out-of-memory error, by which `core.data.shortage` knows to try tiles.
+        raises an out-of-memory error, by which `core.shortage` knows to try tiles.
         """
         ...
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..data.shortage import is_out_of_memory, try_twice
+from ..shortage import is_out_of_memory, try_twice
 
 Token = TypeVar("Token")
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..data.shortage import free_caches
 from ..errors import ConfigError, ModelFileError
 from ..facts import TEXT_TOKENS
+from ..shortage import free_caches
 from ..wan.identify import identify
 from ..wan.quantized import SCALE, convert, scale_name
 from .batches import encode_in_batches

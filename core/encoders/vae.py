@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..data.latents import normalise_latents, signed_pixels
-from ..data.shortage import free_caches, is_out_of_memory, try_twice
 from ..data.tiles import TILE
 from ..errors import ConfigError, DatasetError, ModelFileError
 from ..facts import PIXELS_PER_LATENT, LatentFormat
+from ..shortage import free_caches, is_out_of_memory, try_twice
 from ..wan.identify import identify
 from .identity import video_identity
 from .weights import Weights, check_weights, headless_packages, open_weights

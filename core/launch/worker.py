@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..adapters.setup import begin_importing_adapters
+from ..devices import resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
 from ..plan.overhead import Others
@@ -24,7 +25,6 @@ from ..settings.job import Job
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
 from ..train.find_run import steps_done
-from ..train.prepare import resolve_device
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message
 from ..train.start import check_run_folder

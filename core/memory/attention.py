@@ -34,7 +34,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class AttentionChoice:
     """The attention chosen; the time of one forward and backward, and the reason of each refusal, by candidate."""
 
     name: str
@@ -44,15 +44,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A kind of attention that was found to be the right one; `traceable`: by torch.compile too, as far as was tried."""
-
-    name: str
-    traceable: bool = False
-
-
-@dataclass(frozen=True)
-class Shape:
+class AttentionShape:
     """What is to be attended to: `tokens` queries, keys and values of one sample."""
 
     tokens: int
@@ -81,7 +73,7 @@ def candidates(device: torch.device) -> tuple[Candidate, ...]:
     return (*packages, *built_in)
 
 
-def choose_attention(name: str, shape: Shape, *, compiled: bool = False) -> Choice:
+def choose_attention(name: str, shape: AttentionShape, *, compiled: bool = False) -> AttentionChoice:
     """The candidate `name`, or with "auto" the fastest of those that are right.
 
     `compiled`: it must also be traceable by torch.compile without a break.
@@ -113,16 +105,7 @@ def load_attention(name: str, device: torch.device) -> Attend:
     raise ConfigError(f"There is no attention '{name}' on the device {device}.")
 
 
-def is_traceable(attend: Attend, shape: Shape) -> bool:
-    """Whether torch.compile takes it without a break."""
-    try:
-        _trace(attend, shape)
-    except Exception:  # of whatever package is installed, and of the compiler
-        return False
-    return True
-
-
-def fastest(tried: Sequence[Candidate], shape: Shape, *, compiled: bool = False) -> Choice:
+def fastest(tried: Sequence[Candidate], shape: AttentionShape, *, compiled: bool = False) -> AttentionChoice:
     """Check and time each candidate. Raises ConfigError, with each one's reason, if none is usable."""
     usable: dict[str, Attend] = {}
     milliseconds: dict[str, float] = {}
@@ -139,10 +122,10 @@ def fastest(tried: Sequence[Candidate], shape: Shape, *, compiled: bool = False)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ConfigError(f"None of the kinds of attention can be used on the device {shape.device}. {reasons}")
     best = min(usable, key=milliseconds.__getitem__)
-    return Choice(best, usable[best], milliseconds, refused)
+    return AttentionChoice(best, usable[best], milliseconds, refused)
 
 
-def largest_error(attend: Attend, shape: Shape, *, num_keys: int) -> float:
+def largest_error(attend: Attend, shape: AttentionShape, *, num_keys: int) -> float:
     """Of out, dq, dk and dv, relative to attention in float64, at the size of `shape`; NaN if any is NaN.
 
     The gradient dO of the output comes in both memory layouts, [B, N, L, K] first, each twice: torch 2.11's cuDNN backend
@@ -164,7 +147,7 @@ def largest_error(attend: Attend, shape: Shape, *, num_keys: int) -> float:
     return torch.stack(errors).max().item()  # unlike Python's, this maximum keeps NaN
 
 
-def time_attention(attend: Attend, shape: Shape) -> float:
+def time_attention(attend: Attend, shape: AttentionShape) -> float:
     """Milliseconds of a forward and backward of self-attention, the best of a few rounds after a first.
 
     The runs of a round follow each other without waiting, as blocks do: how long the launch of one takes is hidden by the
@@ -220,7 +203,7 @@ class _ContiguousGradient(torch.autograd.Function):
         return grad.contiguous()
 
 
-def _try(candidate: Candidate, shape: Shape, *, compiled: bool) -> tuple[Attend, float]:
+def _try(candidate: Candidate, shape: AttentionShape, *, compiled: bool) -> tuple[Attend, float]:
     """The candidate's function and its milliseconds. _RefusedError if it is missing, not able, wrong, or not traceable."""
     timed = replace(shape, tokens=min(shape.tokens, TIMED_TOKENS.get(shape.device.type, 256)))
     with warnings.catch_warnings(record=True) as caught:
@@ -236,7 +219,7 @@ def _try(candidate: Candidate, shape: Shape, *, compiled: bool) -> tuple[Attend,
             raise _RefusedError(" ".join(reasons)) from error
 
 
-def _check(attend: Attend, shape: Shape, *, compiled: bool) -> None:
+def _check(attend: Attend, shape: AttentionShape, *, compiled: bool) -> None:
     """_RefusedError unless self- and cross-attention of a small size, not a multiple of any tile, are right."""
     small = replace(shape, tokens=300, num_heads=min(shape.num_heads, 4))
     for num_keys in (small.tokens, 77):
@@ -250,7 +233,7 @@ def _check(attend: Attend, shape: Shape, *, compiled: bool) -> None:
         _trace(attend, shape)
 
 
-def _trace(attend: Attend, shape: Shape) -> None:
+def _trace(attend: Attend, shape: AttentionShape) -> None:
     """Raises what the compiler raises."""
     traced = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
     size = (1, 64, min(shape.num_heads, 4), shape.head_dim)

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..wan.model import RunBlock
 from .checkpointing import run_checkpointed
 from .recompute import products_are_kept
 
 RunPart = Callable[..., Tensor]  # (block, x, part, time_mod, ...) -> x
-RunBlock = Callable[..., Tensor]
 
 ROUND = 128  # tokens: pieces are a multiple, which the kernels of matrix products like
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-RunBlock = Callable[..., Tensor]
+from ..wan.model import RunBlock
 
 # Compiled variants of the block in one process: one for each size of clips, times two or three if some blocks keep their
 # attention or products, and again as many without gradients, for validation. Dynamo's own limit is 8.

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..pinned import HostBuffer
+from ..wan.model import RunBlock
 from .copies import Event, Stream, open_stream
-
-RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 
 
 class HostPool:

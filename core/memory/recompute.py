@@ -6,7 +6,7 @@ linear layers kept as well, a block computes element-wise operators again and li
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ..errors import ConfigError
+from ..wan.model import RunBlock
 from .checkpointing import contexts_for, run_checkpointed, with_checkpointing
-
-RunBlock = Callable[..., Tensor]
 
 # The forward operators of all backends, as the dispatcher names them.
 ATTENTION_OPS = frozenset(

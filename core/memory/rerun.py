@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
 
+from ..wan.model import RunBlock
 from .recipes import Given, Recipes
 from .recompute import keep_self_attention
 
 Keep = Literal["nothing", "attention", "all"]
-RunBlock = Callable[..., Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

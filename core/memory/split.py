@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..wan.model import RunBlock
 from .checkpointing import run_checkpointed
 from .recompute import attention_contexts
 
-RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 RunPart = Callable[..., Tensor]  # (block, x, part, ...) -> x
 RunPartAgain = Callable[..., Tensor]  # (block, x, part, recomputed, ...) -> x
 Wrap = Callable[[RunBlock], RunBlock]

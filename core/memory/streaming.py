@@ -15,7 +15,7 @@ reverse order of their making (torch/csrc/autograd/engine.cpp, CompareNodeTaskTi
 after those of the blocks below. What is queued is not done: copies wait for the point that the device has to pass.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ConfigError
 from ..settings.memory import MasterKind
+from ..wan.model import RunBlock
 from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
 from .master import BlockMaster
-
-RunBlock = Callable[..., Tensor]  # (block, x, ...) -> x
 
 
 def spread(num_streamed: int, num_blocks: int) -> tuple[int, ...]:

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ..facts import PATCH, clip_size, num_frames
+from ..settings.memory import MemoryOptions
+from ..settings.plain import chosen
+from .choice import Choice
 from .plan import Bucket
-from .planner import Choice, Pins, Planner
+from .planner import Planner
 from .sizes import num_params
 
 GIB = 2**30
@@ -76,7 +79,7 @@ def what_would_fit(planner: Planner) -> str:
         said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
     changes = [
         change
-        for find in (_without_pins, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
+        for find in (_without_choices, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
         for change in find(planner)
     ]
     advice = f"It would with {'; or with '.join(changes)}." if changes else "No single change of the clips would do."
@@ -97,10 +100,10 @@ def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
     return replace(planner, buckets=buckets)
 
 
-def _without_pins(planner: Planner) -> Iterator[str]:
-    chosen = [f.name for f in fields(Pins) if getattr(planner.pins, f.name) is not None]
-    if chosen and replace(planner, pins=Pins()).fits():
-        yield f"{' and '.join(chosen)} left at {'its default' if len(chosen) == 1 else 'their defaults'}"
+def _without_choices(planner: Planner) -> Iterator[str]:
+    names = list(chosen(planner.options))
+    if names and replace(planner, options=MemoryOptions()).fits():
+        yield f"{' and '.join(names)} left at auto"
 
 
 def _fewer_frames(planner: Planner) -> Iterator[str]:

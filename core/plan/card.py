@@ -12,7 +12,7 @@ import torch
 
 from ..disk import write_atomic
 from ..errors import ConfigError
-from ..memory.attention import Attend, Shape, choose_attention, sdpa_attention, time_attention
+from ..memory.attention import Attend, AttentionShape, choose_attention, sdpa_attention, time_attention
 from ..memory.precision.formats import native_dtype
 from ..memory.precision.fp8 import quantize_rows
 from ..memory.precision.fp8_compute import find_kernel, multiply
@@ -62,7 +62,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Correction:
     """Measured over predicted, of one device: of what a step takes beside the weights, and of its time."""
 
     memory: float = 1.0
@@ -110,9 +110,9 @@ def attention_rate(attend: Attend, device: torch.device) -> float:
     return _in_what_is_free(measure)
 
 
-def _attention_shape(device: torch.device, divisor: int) -> Shape:
+def _attention_shape(device: torch.device, divisor: int) -> AttentionShape:
     sizes = (8192, 16 // divisor, 128) if device.type == "cuda" else (256, 8, 128)
-    return Shape(*sizes, dtype=native_dtype(device), device=device)
+    return AttentionShape(*sizes, dtype=native_dtype(device), device=device)
 
 
 def _in_what_is_free(measure: Callable[[int], T]) -> T:
@@ -154,39 +154,43 @@ def measure_free(card: Card, device: torch.device) -> Card:
     return replace(card, free=free, total=total, free_ram=free_ram, pinnable_ram=pinnable)
 
 
-def read_fit(folder: Path, card: Card, kind: str) -> Fit:
-    """What was learnt of `card` in runs of this `kind` (see `fit_kind`); no correction where there is nothing, or damage."""
+def read_correction(folder: Path, card: Card, kind: str) -> Correction:
+    """What was learnt of `card` in runs of this `kind` (see `correction_kind`); none where there is nothing, or damage."""
     try:
-        found = json.loads(fit_path(folder, card).read_text(encoding="utf-8"))[kind]
-        fit = Fit(float(found["memory"]), float(found["time"]))
+        found = json.loads(learnt_path(folder, card).read_text(encoding="utf-8"))[kind]
+        correction = Correction(float(found["memory"]), float(found["time"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return Fit()
-    return fit if all(_FITS[0] <= factor <= _FITS[1] for factor in (fit.memory, fit.time)) else Fit()
+        return Correction()
+    return (
+        correction
+        if all(_FITS[0] <= factor <= _FITS[1] for factor in (correction.memory, correction.time))
+        else Correction()
+    )
 
 
-def write_fit(folder: Path, card: Card, kind: str, fit: Fit) -> None:
-    """Keep `fit` for the next run. RunError if the folder cannot be written."""
-    path = fit_path(folder, card)
+def write_correction(folder: Path, card: Card, kind: str, correction: Correction) -> None:
+    """Keep `correction` for the next run. RunError if the folder cannot be written."""
+    path = learnt_path(folder, card)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    known = {**(known if isinstance(known, dict) else {}), kind: asdict(fit)}
+    known = {**(known if isinstance(known, dict) else {}), kind: asdict(correction)}
     content = json.dumps(known, indent=1).encode()
     write_atomic(path, lambda file: file.write(content))
 
 
-def refit(fit: Fit, *, memory: float | None = None, seconds: float | None = None) -> Fit:
-    """`fit`, in a run that was predicted with it, corrected by the ratios measured / predicted; within limits."""
+def corrected(correction: Correction, *, memory: float | None = None, seconds: float | None = None) -> Correction:
+    """`correction`, in a run that was predicted with it, corrected by the ratios measured / predicted; within limits."""
     low, high = _FITS
     if memory is not None:
-        fit = replace(fit, memory=min(max(fit.memory * memory, low), high))
+        correction = replace(correction, memory=min(max(correction.memory * memory, low), high))
     if seconds is not None:
-        fit = replace(fit, time=min(max(fit.time * seconds, low), high))
-    return fit
+        correction = replace(correction, time=min(max(correction.time * seconds, low), high))
+    return correction
 
 
-def fit_path(folder: Path, card: Card) -> Path:
+def learnt_path(folder: Path, card: Card) -> Path:
     """Where what is learnt of a card is kept."""
     name = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
     return folder / f"planner-{name}.json"
@@ -232,7 +236,7 @@ def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
     return lambda: multiply(left, right.t(), left_scale, right_scale.t(), kernel=kernel, fast=True)
 
 
-def _attention(name: str, shape: Shape) -> Attend:
+def _attention(name: str, shape: AttentionShape) -> Attend:
     """The kind that will be used; PyTorch's own where that cannot be, which is told when it is put on the model."""
     if name == "default" or shape.device.type != "cuda":
         return sdpa_attention(None)

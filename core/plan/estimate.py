@@ -2,8 +2,7 @@
 
 Weights and the adapter's state are counted to the byte, and so is what autograd keeps of a block. What a block's backward
 takes beside that was counted once with the allocator's own numbers (torch 2.11) and stands here as multiples of one
-activation [B, L, D], called a unit. How compiled blocks differ was fitted to steps of the 1.3B, 5B and 14B models on an
-H200.
+activation [B, L, D], called a unit. How compiled blocks differ was fitted to steps that ran: see `constants.json`.
 
 Shapes: B batch, L video tokens, S text tokens, I image tokens, D width, N heads.
 """
@@ -16,12 +15,14 @@ from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
 from .block_by_kernels import KernelBlock, kernel_block
-from .card import Card, Fit
+from .card import Card, Correction
+from .constants import constants
 from .plan import (
     Bucket,
     Plan,
     Task,
     block_weights,
+    clip_tokens,
     compute_size,
     dense_params,
     has_offloaded_state,
@@ -32,28 +33,13 @@ from .plan import (
     is_quantized,
     num_keys,
     num_offloaded,
-    num_tokens,
 )
 from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targeted
 from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
-RUNTIME_VRAM = 180 * 2**20  # workspaces of cuBLAS and cuDNN, batches read ahead
-GRAPH_VRAM = 150 * 2**20  # of CUDA graphs: what the driver keeps of their kernels, pieces that the sizes cannot share
-RUNTIME_RAM = 7 * 2**28  # Python, PyTorch and CUDA's libraries: 1.5 GB were measured on an H200
-
-# Units by which compiled blocks in 16 bits differ, fitted to the steps of the 1.3B, 5B and 14B models on an H200 that stand
-# in tests/core/memory/test_measured.py. Of what is kept: about what three norms have of their inputs in fp32.
-_COMPILED_SAVED = -6.4
-_COMPILED_PEAK = (-13.0, 1.3)  # where attention is kept: plus so many for each time that the feed-forward is as wide
-_ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 3.0  # units more where attention is computed again, or products are kept
-_FP8_COMPUTE = 1.0  # units more where gradients are quantized
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
 _ONE_PASS = ("fp8", "int8")  # formats that kernels dequantize in one pass, one layer at a time
-# What pieces take a part of, beside what the feed-forward keeps: 6 were measured, of the 14B model in 4 pieces.
-_PIECES_PEAK = 5.0
-# Times what a block in parts takes eager, by whether its attention is kept; of the 14B model, and assumed of others.
-_COMPILED_PARTS = {True: 0.65, False: 0.75}
 # Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
 # some are brought back ahead and some are still in use.
 _ARRIVED = (3, 5)
@@ -70,26 +56,26 @@ class Estimate:
     exact_ram: int = 0  # the part of `ram` that is held all the time
 
 
-def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, fit: Fit | None = None) -> Estimate:
-    """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `fit`."""
-    fit = fit or Fit()
+def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Correction | None = None) -> Estimate:
+    """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `correction`."""
+    correction = correction or Correction()
     return Estimate(
-        vram=estimate_vram(task, bucket, plan, fit),
+        vram=estimate_vram(task, bucket, plan, correction),
         ram=estimate_ram(task, bucket, plan),
-        seconds=fit.time * task.accumulation * step_seconds(task, bucket, plan, card),
+        seconds=correction.time * task.accumulation * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
         exact_ram=_held_ram(task, plan),
     )
 
 
-def estimate_vram(task: Task, bucket: Bucket, plan: Plan, fit: Fit) -> int:
+def estimate_vram(task: Task, bucket: Bucket, plan: Plan, correction: Correction) -> int:
     """The part of `estimate` that is the peak on the device."""
-    return _exact_vram(task, plan) + round(fit.memory * _working_bytes(task, bucket, plan))
+    return _exact_vram(task, plan) + round(correction.memory * _working_bytes(task, bucket, plan))
 
 
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The part of `estimate` that is main memory."""
-    return RUNTIME_RAM + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+    return constants().runtime_ram + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
 
 
 @lru_cache
@@ -196,7 +182,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """
     sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
-    fixed = RUNTIME_VRAM + GRAPH_VRAM * is_graphed(task, plan) + _weights_again(task, plan)
+    fixed = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan) + _weights_again(task, plan)
     if not plan.checkpointing and plan.compile != "kernels":
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
@@ -225,7 +211,7 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 
 def _by_kernels(task: Task, bucket: Bucket, plan: Plan) -> KernelBlock:
-    tokens, size = num_tokens(task.sizes, bucket), compute_size(task, plan)
+    tokens, size = clip_tokens(task.sizes, bucket), compute_size(task, plan)
     return kernel_block(task.sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
 
 
@@ -246,17 +232,19 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         return _by_kernels(task, bucket, plan).own(plan, kept)
     if plan.split_blocks:
         return _part_bytes(task, bucket, plan, kept)
-    tokens = num_tokens(sizes, bucket)
+    tokens = clip_tokens(sizes, bucket)
     by_part = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     saved = sum(by_part.values())
     if plan.compile == "off" or size > 2:
         whole = saved + backward_units(sizes, plan.precision, size) * unit
         return _eager_pieces(task, plan, by_part, unit) if plan.ffn_pieces > 1 and not kept.linears else whole
-    units = backward_units(sizes, "bf16", size) + _COMPILED_PEAK[0] + _COMPILED_PEAK[1] * sizes.ffn_dim / sizes.dim
-    units += _FP8_COMPUTE if plan.precision == "fp8_compute" else 0.0
+    fitted = constants()
+    units = backward_units(sizes, "bf16", size) + fitted.compiled_peak
+    units += fitted.compiled_peak_ffn * sizes.ffn_dim / sizes.dim
+    units += fitted.fp8_compute if plan.precision == "fp8_compute" else 0.0
     if plan.checkpointing:
-        units += max(0.0 if kept.attention else _ATTENTION_AGAIN, _PRODUCTS_KEPT if kept.linears else 0.0)
-    less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + _PIECES_PEAK * unit)
+        units += max(0.0 if kept.attention else fitted.attention_again, fitted.products_kept if kept.linears else 0.0)
+    less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + fitted.pieces_peak * unit)
     return max(saved + units * unit - less, unit)
 
 
@@ -277,7 +265,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     of the block is held to the end.
     """
     sizes, size = task.sizes, compute_size(task, plan)
-    unit, tokens = input_bytes(task, bucket, plan), num_tokens(sizes, bucket)
+    unit, tokens = input_bytes(task, bucket, plan), clip_tokens(sizes, bucket)
     saved = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     compiled = is_compiled(plan) and size < 4
     units = part_units(sizes, "bf16" if compiled else plan.precision, size)
@@ -290,13 +278,15 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     )
     if not compiled:
         return eager
-    return _COMPILED_PARTS[kept.attention > 0] * eager + (_FP8_COMPUTE * unit if plan.precision == "fp8_compute" else 0)
+    fitted = constants()
+    times = fitted.parts_kept if kept.attention else fitted.parts_again
+    return times * eager + (fitted.fp8_compute * unit if plan.precision == "fp8_compute" else 0)
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """Bytes that a block keeps that is not computed again."""
     sizes, size = task.sizes, compute_size(task, plan)
-    tokens = num_tokens(sizes, bucket)
+    tokens = clip_tokens(sizes, bucket)
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     if plan.compile == "off" or size > 2:
         return saved
@@ -304,7 +294,7 @@ def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     # the text's keys and values, since the text has no gradient.
     kept = dense_params(sizes) - num_keys(sizes) * sizes.dim**2
     dense = size * kept if is_quantized(task, plan) else 0
-    return saved + _COMPILED_SAVED * input_bytes(task, bucket, plan) + dense
+    return saved + constants().compiled_saved * input_bytes(task, bucket, plan) + dense
 
 
 def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
@@ -314,7 +304,7 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
         block = _by_kernels(task, bucket, plan)
         is_own = Kept() if plan.split_blocks else Kept(min(kept.attention, 1), min(kept.linears, 1))
         return block.kept_by(kept) - block.kept_by(is_own)
-    tokens = bucket.batch * num_tokens(sizes, bucket)
+    tokens = bucket.batch * clip_tokens(sizes, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)

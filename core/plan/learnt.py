@@ -16,16 +16,16 @@ import torch
 from ..adapters.setup import finish_importing_adapters
 from ..errors import RunError
 from ..settings.job import Job
-from ..train.features import attention_shape
-from ..train.loop import StepReport, Trainer
-from ..wan.checkpoint import CheckpointInfo
-from .card import Card, fit_path, read_fit, refit, write_fit
+from .card import Card, corrected, learnt_path, read_correction, write_correction
+from .choice import Choice
+from .constants import constants
+from .decision import Decision
 from .host import process_age
-from .measure import ESTIMATES, Peak, fit_kind
-from .overhead import TYPICAL, measure_overhead
+from .measure import ESTIMATES, Peak, Report, correction_kind
+from .overhead import measure_overhead
 from .plan import is_graphed
-from .planner import STEP_DOWN, Choice, Planner
-from .planning import arithmetic, make_planner, ways_to_compile
+from .planner import STEP_DOWN, Planner
+from .planning import make_planner
 from .probe import Probe, keep_overhead, probe, version_of
 from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
@@ -43,22 +43,22 @@ class Learnt:
     folder: Path
     others: int | None = None
 
-    def probe(self, job: Job, model: CheckpointInfo) -> Probe:
-        """The device for this job: measured where it is not known yet, its memory as it is now."""
-        dtype = arithmetic(job.model.precision, self.device)
-        shape = attention_shape(job, model.config, dtype, self.device)
-        found = probe(self.device, job.memory.attention, shape, self.folder, first=finish_importing_adapters)
-        return replace(found, card=self._with_overhead(found.card))
+    def probe(self, decision: Decision) -> Probe:
+        """The device for this run: measured where it is not known yet, its memory as it is now."""
+        found = probe(self.device, decision.attention, self.folder, first=finish_importing_adapters)
+        is_known = found.is_known and decision.is_known
+        return replace(found, card=self._with_overhead(found.card), is_known=is_known)
 
-    def planner(self, job: Job, model: CheckpointInfo, probe: Probe) -> Planner:
-        """For the job, with all that earlier runs have shown. Nothing is pinned."""
-        planner = make_planner(job, model, self.device, probe.card)
-        ways = ways_to_compile(job, self.device)
+    def planner(self, job: Job, decision: Decision, probe: Probe) -> Planner:
+        """For the job, with its options and all that earlier runs have shown."""
+        planner = make_planner(job, decision, probe.card)
         costs = read_costs(self._costs_path(planner.card))
         return replace(
             planner,
-            compiles=ways,
-            corrections={way: read_fit(self.folder, planner.card, fit_kind(planner, way)) for way in ways},
+            corrections={
+                mode: read_correction(self.folder, planner.card, correction_kind(planner, mode))
+                for mode in decision.modes
+            },
             costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
             version=version_of(self.device),
             met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
@@ -98,7 +98,7 @@ class Learnt:
         if self.device.type != "cuda":
             return card
         now = measure_overhead(self.device, self.others)
-        overhead = max(card.overhead, now or 0) or TYPICAL
+        overhead = max(card.overhead, now or 0) or constants().overhead_vram
         return replace(card, overhead=overhead, free=card.free - max(overhead - (now or overhead), 0))
 
     def _write_met(self, job: Job, planner: Planner, met: Met) -> None:
@@ -108,11 +108,11 @@ class Learnt:
             log.warning("That memory ran out is not kept for the next run: %s", error)
 
     def _shortages_path(self, planner: Planner) -> Path:
-        path = fit_path(self.folder, planner.card)
+        path = learnt_path(self.folder, planner.card)
         return path.with_name(f"shortages-{path.name}")
 
     def _costs_path(self, card: Card) -> Path:
-        path = fit_path(self.folder, card)
+        path = learnt_path(self.folder, card)
         return path.with_name(f"costs-{path.name}")
 
 
@@ -140,10 +140,10 @@ class LearnCosts:
         self._is_first_turn, self._is_first = is_first_turn, True
         self._seconds: dict[int, list[float]] = {}
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+    def __call__(self, _trainer: object, report: Report) -> None:
         if self._is_first:
             self._is_first = False
             age = process_age()
@@ -186,9 +186,11 @@ class LearnCosts:
         if peak is not None and choice.sizes.keys() <= self._seconds.keys():
             exact = next(iter(choice.estimates.values())).exact_vram
             memory = max(peak - exact, 1) / (choice.vram - exact)
-        fit = refit(planner.fit_of(choice.plan), memory=memory, seconds=seconds)
+        correction = corrected(planner.correction_of(choice.plan), memory=memory, seconds=seconds)
         with suppress(RunError):
-            write_fit(self._learnt.folder, planner.card, fit_kind(planner, choice.plan.compile), fit)
+            write_correction(
+                self._learnt.folder, planner.card, correction_kind(planner, choice.plan.compile), correction
+            )
 
 
 def _kind(job: Job, planner: Planner) -> str:

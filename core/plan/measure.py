@@ -6,14 +6,15 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import torch
 
 from ..errors import RunError
-from ..settings.memory import Compile
-from ..train.loop import StepReport, Trainer
-from .card import refit, write_fit
-from .planner import Choice, Planner
+from ..settings.memory import BlockMode
+from .card import corrected, write_correction
+from .choice import Choice
+from .planner import Planner
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +26,33 @@ Peak = Callable[[], int | None]
 ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
 
 
-def fit_kind(planner: Planner, compile: Compile | None = None) -> str:
-    """What predictions may be off alike for: the key of `read_fit` and `write_fit`; by default as `planner.plan` compiles."""
-    return f"{planner.plan.precision} {compile or planner.plan.compile} {ESTIMATES}"
+def correction_kind(planner: Planner, mode: BlockMode | None = None) -> str:
+    """What predictions may be off alike for: the key of a correction; by default with blocks as in `planner.plan`."""
+    return f"{planner.plan.precision} {mode or planner.plan.compile} {ESTIMATES}"
 
 
 def cuda_peak(device: torch.device) -> Peak:
     """The most memory that tensors took since the start; None on a device that does not count."""
     return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+class Report(Protocol):
+    """What is asked of a step that was done: `core.train.loop.StepReport` is one."""
+
+    @property
+    def step(self) -> int:
+        """Number of updates made, this one included."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """From its start to its end, on the device's clock."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Of the video, in all its batches."""
+        ...
 
 
 class AtTheEnd:
@@ -41,10 +61,10 @@ class AtTheEnd:
     def __init__(self, steps: int, act: Callable[[], None]) -> None:
         self._steps, self._act = steps, act
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, report: StepReport) -> None:
+    def __call__(self, _trainer: object, report: Report) -> None:
         if report.step == self._steps:
             self._act()
 
@@ -65,10 +85,10 @@ class Measure:
         self._num_steps = num_steps
         self._done = len(planner.buckets) > 1
 
-    def needs_weights(self, _trainer: Trainer) -> bool:
+    def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: Trainer, _report: StepReport) -> None:
+    def __call__(self, _trainer: object, _report: Report) -> None:
         if self._done:
             return
         if self._choice() is not self._started:
@@ -87,8 +107,8 @@ class Measure:
         if peak is not None:
             memory = max(peak - found.exact_vram, 1) / (found.vram - found.exact_vram)
         plan = self._started.plan
-        fit = refit(self._planner.fit_of(plan), memory=memory, seconds=seconds / found.seconds)
+        correction = corrected(self._planner.correction_of(plan), memory=memory, seconds=seconds / found.seconds)
         try:
-            write_fit(self._folder, self._planner.card, fit_kind(self._planner, plan.compile), fit)
+            write_correction(self._folder, self._planner.card, correction_kind(self._planner, plan.compile), correction)
         except RunError as error:
             log.warning("What this run took is not kept for the next plan: %s", error)

@@ -10,7 +10,6 @@ import threading
 
 import torch
 
-TYPICAL = 600 * 2**20  # where it cannot be measured; an H100's with cuBLAS, cuDNN and an attention of its own
 _LEAST, _MOST = 150 * 2**20, 2 * 2**30  # beyond, another program came or went meanwhile
 _MIB = 2**20
 _SECONDS = 5.0  # that nvidia-smi may take

@@ -6,7 +6,7 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..facts import CLIP_TOKENS
+from ..facts import CLIP_TOKENS, num_tokens
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
 
@@ -52,11 +52,9 @@ class Task:
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
 
 
-def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
+def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
     """Tokens of one clip."""
-    _, frames, height, width = bucket.shape
-    patch = sizes.patch_size
-    return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+    return num_tokens(bucket.shape, sizes.patch_size)
 
 
 def compute_size(task: Task, plan: Plan) -> int:
@@ -66,7 +64,7 @@ def compute_size(task: Task, plan: Plan) -> int:
 
 def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """One unit: an activation [B, L, D]."""
-    return bucket.batch * num_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
+    return bucket.batch * clip_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
 
 
 def block_weights(task: Task, plan: Plan) -> int:
@@ -84,10 +82,14 @@ def is_compiled(plan: Plan) -> bool:
     return plan.compile in ("static", "dynamic")
 
 
+def allows_graphs(plan: Plan) -> bool:
+    """Whether the host has nothing to do within a forward or a backward, so that one CUDA graph can hold it."""
+    return plan.cuda_graphs != "off" and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+
+
 def is_graphed(task: Task, plan: Plan) -> bool:
-    """Whether the host launches a forward or a backward as one CUDA graph: it has nothing to do in between."""
-    is_wanted = task.graphs and plan.cuda_graphs != "off"
-    return is_wanted and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+    """Whether the host launches a forward or a backward as one CUDA graph."""
+    return task.graphs and allows_graphs(plan)
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
-from ..memory.attention import Decided, Shape, choose_attention, load_attention
+from ..memory.attention import AttentionShape, choose_attention, load_attention
 from .card import RATES, Card, attention_rate, card_of, measure_rates
 
 _PACKAGES = ("triton", "flash-attn-4", "flash_attn_3", "flash_attn")
@@ -25,74 +24,97 @@ _LEAST_CLASS, _MOST_CLASS = 1024, 8192  # tokens; beyond, which attention is fas
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A device as it is now, and the attention that is fastest on it; None: as PyTorch chooses, or to be tried later."""
+    """A device as it is now."""
 
     card: Card
-    attention: Decided | None = None
     is_known: bool = True  # nothing had to be measured
 
 
 @dataclass(frozen=True)
-class Kept:
+class Remembered:
     """What the file holds of a device. Rates by their names in `Card`; attention by kind and class of shape."""
 
     rates: Mapping[str, float] = field(default_factory=dict)
     attention_rates: Mapping[str, float] = field(default_factory=dict)  # by its name
-    attention: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attention: Mapping[str, str] = field(default_factory=dict)  # the kind that is fastest, by class of shape
     overhead: int = 0
 
 
-def probe(
-    device: torch.device, name: str, shape: Shape, folder: Path, *, first: Callable[[], None] = lambda: None
-) -> Probe:
-    """The device with the kind of attention `name` for clips of `shape`, from `folder` as far as it is known there.
+def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], None] = lambda: None) -> Probe:
+    """The device with attention of this `kind` ("": PyTorch's own), from `folder` as far as it is known there.
 
     What has to be measured takes a second or two, and is kept; `first` is called before, to end what would disturb it.
-    ConfigError is left to whoever uses the attention.
     """
     path, version = _path(folder, device), version_of(device)
-    kept = known = read_kept(path, version)
-    if not _is_complete(kept, name, shape):
+    now = known = read_remembered(path, version)
+    if not known.rates or kind not in known.attention_rates:
         first()
-    if not kept.rates:
-        kept = replace(kept, rates=measure_rates(device))
-    decided, kept = _decide(name, shape, kept)
-    kind = decided.name if decided else ""
-    if kind not in kept.attention_rates:
+    if not now.rates:
+        now = replace(now, rates=measure_rates(device))
+    if kind not in now.attention_rates:
         rate = attention_rate(load_attention(kind, device), device)
-        kept = replace(kept, attention_rates={**kept.attention_rates, kind: rate})
-    if kept != known:
+        now = replace(now, attention_rates={**now.attention_rates, kind: rate})
+    if now != known:
         with suppress(RunError):  # it is measured again then
-            write_kept(path, version, kept)
-    card = card_of(device, {**kept.rates, "attention": kept.attention_rates[kind]})
-    return Probe(card=replace(card, overhead=kept.overhead), attention=decided, is_known=kept == known)
+            write_remembered(path, version, now)
+    card = card_of(device, {**now.rates, "attention": now.attention_rates[kind]})
+    return Probe(card=replace(card, overhead=now.overhead), is_known=now == known)
+
+
+def choose_kind(
+    name: str,
+    shape: AttentionShape,
+    folder: Path | None,
+    *,
+    compiled: bool = False,
+    first: Callable[[], None] = lambda: None,
+) -> tuple[str, bool]:
+    """The kind of attention that the option `name` comes to for clips of `shape`, and whether it was known from `folder`.
+
+    "" is PyTorch's own. `compiled`: torch.compile has to take it. What has to be tried takes some seconds, and is kept;
+    `first` as in `probe`. ConfigError if it can't be had.
+    """
+    if name == "default" or (name == "auto" and shape.device.type != "cuda"):
+        return "", True
+    path, version = folder and _path(folder, shape.device), version_of(shape.device)
+    known = read_remembered(path, version) if path else Remembered()
+    key = _shape_class(name, shape, compiled=compiled)
+    if key in known.attention and _is_there(known.attention[key], shape.device):
+        return known.attention[key], True
+    first()
+    kind = choose_attention(name, shape, compiled=compiled).name
+    if path:
+        with suppress(RunError):  # it is tried again then
+            write_remembered(path, version, replace(known, attention={**known.attention, key: kind}))
+    return kind, False
 
 
 def keep_overhead(folder: Path, device: torch.device, overhead: int) -> None:
     """The most that a process was seen to take beside its tensors. RunError if the folder cannot be written."""
     path, version = _path(folder, device), version_of(device)
-    kept = read_kept(path, version)
-    if overhead > kept.overhead:
-        write_kept(path, version, replace(kept, overhead=overhead))
+    known = read_remembered(path, version)
+    if overhead > known.overhead:
+        write_remembered(path, version, replace(known, overhead=overhead))
 
 
-def read_kept(path: Path, version: str) -> Kept:
+def read_remembered(path: Path, version: str) -> Remembered:
     """What `path` holds for this `version`; nothing if there is nothing, or damage."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["version"] != version:
-            return Kept()
-        rates = {name: float(found["rates"][name]) for name in RATES}
+            return Remembered()
+        rates = {name: float(found["rates"][name]) for name in RATES} if found["rates"] else {}
         of_kinds = {str(name): float(rate) for name, rate in found["attention_rates"].items()}
-        attention = {str(key): asdict(Decided(**value)) for key, value in found["attention"].items()}
-        return Kept(rates, of_kinds, attention, int(found["overhead"]))
+        attention = {str(key): str(value["name"]) for key, value in found["attention"].items()}
+        return Remembered(rates, of_kinds, attention, int(found["overhead"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Kept()
+        return Remembered()
 
 
-def write_kept(path: Path, version: str, kept: Kept) -> None:
+def write_remembered(path: Path, version: str, known: Remembered) -> None:
     """RunError if the folder cannot be written."""
-    content = json.dumps({"version": version, **asdict(kept)}, indent=1).encode()
+    attention = {key: {"name": kind} for key, kind in known.attention.items()}
+    content = json.dumps({"version": version, **asdict(known), "attention": attention}, indent=1).encode()
     write_atomic(path, lambda file: file.write(content))
 
 
@@ -109,33 +131,22 @@ def version_of(device: torch.device) -> str:
     return ", ".join(parts)
 
 
-def _is_complete(kept: Kept, name: str, shape: Shape) -> bool:
-    """Whether nothing has to be measured."""
-    kind = ""
-    if name != "default" and shape.device.type == "cuda":
-        kind = kept.attention.get(_shape_class(name, shape), {}).get("name")
-    return bool(kept.rates) and kind in kept.attention_rates
-
-
-def _decide(name: str, shape: Shape, kept: Kept) -> tuple[Decided | None, Kept]:
-    if name == "default" or shape.device.type != "cuda":
-        return None, kept
-    key = _shape_class(name, shape)
-    if key in kept.attention:
-        return Decided(**kept.attention[key]), kept
+def _is_there(kind: str, device: torch.device) -> bool:
+    """Whether it can still be loaded: its package may have gone since."""
     try:
-        decided = Decided(choose_attention(name, shape).name)
-    except ConfigError:
-        return None, kept
-    return decided, replace(kept, attention={**kept.attention, key: asdict(decided)})
+        load_attention(kind, device)
+    except (ConfigError, ImportError):
+        return False
+    return True
 
 
-def _shape_class(name: str, shape: Shape) -> str:
+def _shape_class(name: str, shape: AttentionShape, *, compiled: bool) -> str:
     tokens = _LEAST_CLASS
     while tokens < min(shape.tokens, _MOST_CLASS):
         tokens *= 2
     dtype = str(shape.dtype).removeprefix("torch.")
-    return f"{name}: {tokens} tokens, {shape.num_heads} heads of {shape.head_dim}, {dtype}"
+    how = ", compiled" if compiled else ""
+    return f"{name}: {tokens} tokens, {shape.num_heads} heads of {shape.head_dim}, {dtype}{how}"
 
 
 def _path(folder: Path, device: torch.device) -> Path:

@@ -12,15 +12,20 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ..data.shortage import RAM_SIGNS, VRAM_SIGNS
 from ..errors import START_AGAIN, RunError
-from ..train.events import EventWriter
+from ..shortage import Shortage, shortage_of
+from .choice import Choice, differences
 from .host import available_ram
-from .planner import Choice, Shortage, differences
 
 T = TypeVar("T")
 
 LOW_RAM = 1 * 2**30  # free main memory, in bytes, below which the system may end this process without a word
+
+
+class Events(Protocol):
+    """Where a run tells what happens: `core.train.events.EventWriter` is one."""
+
+    def write(self, event: str, **fields: Any) -> None: ...
 
 
 class Ladder(Protocol):
@@ -38,7 +43,7 @@ class Ladder(Protocol):
 class Descent:
     """Which plan a run is at, and its way to plans that take less."""
 
-    def __init__(self, choice: Choice, ladder: Ladder, *, events: EventWriter, device: torch.device):
+    def __init__(self, choice: Choice, ladder: Ladder, *, events: Events, device: torch.device):
         self.choice = choice
         self._ladder = ladder
         self._events = events
@@ -84,7 +89,7 @@ class Descent:
         )
 
 
-def tell_choice(events: EventWriter, choice: Choice, message: str, **fields: Any) -> None:
+def tell_choice(events: Events, choice: Choice, message: str, **fields: Any) -> None:
     """Write a plan into the diary, with what it is expected to take in bytes and in seconds a step."""
     events.write(
         "plan",
@@ -181,27 +186,6 @@ class Recovery:
             return
         self._optimizer.zero_grad(set_to_none=True)
         self._go_down("ram", step, f"less than {LOW_RAM / 2**30:.0f} GiB of main memory is free")
-
-
-def shortage_of(error: BaseException) -> Shortage | None:
-    """Which memory `error` says is out, wherever in the chain of its causes; None if it says something else."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, torch.OutOfMemoryError):
-            return "vram"
-        if isinstance(current, MemoryError):
-            return "ram"
-        if isinstance(current, (RuntimeError, RunError, OSError)):
-            text = str(current)
-            if any(sign in text for sign in VRAM_SIGNS):
-                return "vram"
-            if any(sign in text for sign in RAM_SIGNS):
-                return "ram"
-        # torch.compile's errors carry what the compiler met.
-        current = getattr(current, "inner_exception", None) or current.__cause__
-    return None
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

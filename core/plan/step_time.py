@@ -1,8 +1,7 @@
 """How long a training step takes, predicted from sizes and a card's rates.
 
 The traffic of element-wise operators and the number of kernels were counted once (torch 2.11), in units of one activation
-[B, L, D]; those of compiled blocks were fitted to steps of the 1.3B, 5B and 14B models on an H200. There the feed-forward
-in pieces took a compiled block no time; the host's time for their launches is assumed.
+[B, L, D]; those of compiled blocks were fitted to steps that ran: see `constants.json`.
 """
 
 from functools import lru_cache
@@ -10,12 +9,14 @@ from typing import NamedTuple
 
 from ..memory.adamw import offloaded_bytes
 from .card import Card
+from .constants import constants
 from .plan import (
     CLIP_TOKENS,
     Bucket,
     Plan,
     Task,
     block_weights,
+    clip_tokens,
     compute_size,
     dense_params,
     has_offloaded_state,
@@ -24,39 +25,8 @@ from .plan import (
     is_graphed,
     is_quantized,
     num_offloaded,
-    num_tokens,
 )
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
-
-# Of the rates that a card shows in a short measurement, what it keeps up for whole steps, when its power limits its clock:
-# an H200 805 TFLOPS in bf16 and then 650 to 690. fp8's smaller products are further from it, and attention is nearer (an H200
-# 603 TFLOPS and then 527 with cuDNN, an H100 657 and then 614 to 649 with FlashAttention 4, both forward and backward).
-_SUSTAINED, _SUSTAINED_FP8, _SUSTAINED_ATTENTION = 0.85, 0.78, 0.9
-_CROSS_RATE = 0.6  # of attention's rate with 512 keys, which are few (H200: 337 of 527 TFLOPS, forward and backward)
-_FP8_LAUNCHES = 1.5  # times as many kernels as in other formats
-# Times as long for the host to launch a compiled block with a quantized base: fitted to images of 512x512 and 768x768 on an
-# H100 with streamed blocks.
-_QUANTIZED_LAUNCHES = 1.2
-# Bytes moved by element-wise operators in a block, in units, eager: (forward, backward).
-_TRAFFIC = {2: (182.0, 304.0), 4: (61.0, 140.0)}
-_COMPILED_TRAFFIC = (26.0, 40.0)
-# By kernels of our own, of 14B blocks on an H100 at 4096 tokens, which took 1.71 ms of them; what is made again is in the
-# backward. Its elementwise kernels reach half of the bandwidth where they sum over rows.
-_KERNELS_TRAFFIC = (30.0, 72.0)
-_FP8_TRAFFIC = (12.0, 27.0)  # more where activations and gradients are quantized
-_KERNELS_FP8_TRAFFIC = (10.0, 22.0)  # and weights are transposed for the backward, whatever the number of tokens
-# Kernels launched for a block, forward and backward; for a compiled one, how many launches take the host as long as it.
-_KERNELS, _COMPILED_KERNELS = (131, 186), (180, 400)
-# By kernels of our own: how many launches take the host as long as it, in blocks of 208 kernels; and what is launched.
-# The host took 13 ms for a 14B block where it took 10.8 ms for a compiled one (H100): it has Python between two kernels.
-_OWN_LAUNCHES, _OWN_KERNELS = (220, 480), (80, 130)
-_OWN_FP8_LAUNCHES = 1.15
-# Of a block in parts: times as many launches, since each part is a graph of its own (a quarter more kernels were counted,
-# what calling the graphs takes is assumed); and of the element-wise traffic in the forward, what the parts have.
-_SPLIT_LAUNCHES = 1.5
-_PART_TRAFFIC = {"self_attn": 0.4, "cross_attn": 0.2, "ffn": 0.4}
-_GAP_S = 0.7e-6  # for each of these launches where a CUDA graph makes them (H100, 14B, 512x512 and 1024x1024)
-_PIECE_LAUNCHES = 0.2  # of a block's kernels, those of its feed-forward, which each piece has
 
 
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
@@ -123,12 +93,12 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
 
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
     sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
-    tokens, dim = num_tokens(sizes, bucket), sizes.dim
+    tokens, dim = clip_tokens(sizes, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
-    attention_rate = _SUSTAINED_ATTENTION * card.attention / bucket.batch
+    attention_rate = constants().sustained_attention * card.attention / bucket.batch
     self_attention = 4 * tokens**2 * dim / attention_rate
-    cross_attention = 4 * tokens * sizes.text_len * dim / (_CROSS_RATE * attention_rate)
+    cross_attention = 4 * tokens * sizes.text_len * dim / (constants().cross_rate * attention_rate)
     attention = self_attention + cross_attention
     up, down, dense = _traffic_seconds(task, bucket, plan, card)
     graphed = is_graphed(task, plan)
@@ -137,7 +107,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     if graphed:  # the GPU itself loses it between kernels
         up, down = up + kernels[0] * launch_s, down + kernels[1] * launch_s
     square = 2 * tokens * dim**2 / rate  # one of its linears
-    cross_again = 2 * square + cross_attention + _PART_TRAFFIC["cross_attn"] * up
+    cross_again = 2 * square + cross_attention + constants().part_traffic_cross_attn * up
     return _BlockTime(
         forward=linears + attention + up,
         attention=self_attention,
@@ -145,31 +115,37 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
         last=0.0 if eager else last,
         dense=dense if is_compiled(plan) else 0.0,
         backward=linears + 2.5 * attention + down,
-        again=cross_again + 4 * square + _PART_TRAFFIC["self_attn"] * up,
+        again=cross_again + 4 * square + constants().part_traffic_self_attn * up,
         cross_again=cross_again,
-        ffn_again=(2 if eager else 1) * last + _PART_TRAFFIC["ffn"] * up,
+        ffn_again=(2 if eager else 1) * last + constants().part_traffic_ffn * up,
         launch_up=kernels[0] * launch_s,
         launch_down=kernels[1] * launch_s,
     )
 
 
 def _launches(plan: Plan, *, graphed: bool) -> tuple[int, int]:
+    these = constants()
+    if plan.compile == "kernels" and graphed:
+        return these.kernels_graphed_forward, these.kernels_graphed_backward
     if plan.compile == "kernels":
-        return _OWN_KERNELS if graphed else _OWN_LAUNCHES
-    return _KERNELS if plan.compile == "off" else _COMPILED_KERNELS
+        return these.kernels_launches_forward, these.kernels_launches_backward
+    if plan.compile == "off":
+        return these.launches_forward, these.launches_backward
+    return these.compiled_launches_forward, these.compiled_launches_backward
 
 
 def _launch_seconds(task: Task, plan: Plan, card: Card, *, graphed: bool) -> float:
-    launch_s = _GAP_S if graphed else card.launch_s
+    these = constants()
+    launch_s = these.graph_gap_s if graphed else card.launch_s
     if plan.precision == "fp8_compute":
-        launch_s *= _OWN_FP8_LAUNCHES if plan.compile == "kernels" else _FP8_LAUNCHES
-    launch_s *= _QUANTIZED_LAUNCHES if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
-    return launch_s * (_SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1))
+        launch_s *= these.kernels_fp8_launches if plan.compile == "kernels" else these.fp8_launches
+    launch_s *= these.quantized_launches if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
+    return launch_s * (these.split_launches if plan.split_blocks else 1 + these.piece_launches * (plan.ffn_pieces - 1))
 
 
 def _product_rate(plan: Plan, card: Card, size: int) -> float:
     is_fp8 = plan.precision == "fp8_compute" and card.matmul_fp8
-    return card.matmul_rate(plan.precision, size) * (_SUSTAINED_FP8 if is_fp8 else _SUSTAINED)
+    return card.matmul_rate(plan.precision, size) * (constants().sustained_fp8 if is_fp8 else constants().sustained)
 
 
 def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tuple[float, float, float]:
@@ -199,12 +175,19 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
 
 def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
-    by_kernels = plan.compile == "kernels"
-    quantizing = _KERNELS_FP8_TRAFFIC if by_kernels else _FP8_TRAFFIC
-    quantizing = quantizing if plan.precision == "fp8_compute" else (0.0, 0.0)
-    if by_kernels:
-        return _KERNELS_TRAFFIC, quantizing
-    return _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC, quantizing
+    these = constants()
+    quantizing = (0.0, 0.0)
+    if plan.precision == "fp8_compute":
+        quantizing = these.fp8_traffic_forward, these.fp8_traffic_backward
+        if plan.compile == "kernels":
+            quantizing = these.kernels_fp8_traffic_forward, these.kernels_fp8_traffic_backward
+    if plan.compile == "kernels":
+        return (these.kernels_traffic_forward, these.kernels_traffic_backward), quantizing
+    if plan.compile != "off":
+        return (these.compiled_traffic_forward, these.compiled_traffic_backward), quantizing
+    if size < 4:
+        return (these.traffic_16_forward, these.traffic_16_backward), quantizing
+    return (these.traffic_32_forward, these.traffic_32_backward), quantizing
 
 
 @lru_cache

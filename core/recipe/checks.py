@@ -9,7 +9,7 @@ from ..facts import official_boundary
 from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..settings.job import Stage, stage_window
-from ..train.prepare import CONDITIONINGS_OF, check_holding
+from ..train.checks import CONDITIONINGS_OF, check_holding
 from ..train.start import needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant

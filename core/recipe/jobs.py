@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..devices import resolve_device
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
 from ..launch.planned import Planned
 from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
-from ..train.prepare import check_model_file, resolve_device
+from ..train.checks import check_model_file
 from ..train.run_folder import RunFolder
 from ..train.space import check_space_before
 from ..train.start import check_run_folder, check_start

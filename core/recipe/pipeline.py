@@ -19,6 +19,7 @@ from ..data.report import describe_dataset
 from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
+from ..devices import resolve_device
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..launch.exits import EXIT_INTERRUPTED
@@ -32,7 +33,6 @@ from ..sweep import sweep_temporaries
 from ..train.build import build_job, job_warnings
 from ..train.find_run import find_run
 from ..train.label import lora_name
-from ..train.prepare import resolve_device
 from ..train.space import check_space_before
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo

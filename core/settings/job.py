@@ -18,12 +18,14 @@ from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
+from .plain import PLAIN, without_plain
 from .precision import Precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 
-SCHEMA = 1
+SCHEMA = 2  # 1: "auto" in the memory options was what equalled the default
+_KEY_SCHEMA = 1  # of what the key is a digest of, which stays: a run is found by it
 Stage = Literal["high", "low", "single"]
 
 
@@ -158,7 +160,7 @@ class Job:
         rhythm = to_dict(loop)
         if not loop.token_budget:  # an option of later: runs from before are still found
             del rhythm["token_budget"]
-        parts = [SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings), rhythm]
+        parts = [_KEY_SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings), rhythm]
         if self.loss != LossOptions():  # an option of later: runs from before are still found
             parts += [to_dict(self.loss)]
         if self.model.recovery_identity:
@@ -196,8 +198,8 @@ class Job:
         if self.loop.token_budget and self.loop.batch_size == 1:
             found.append("token_budget has no effect with batch_size 1, which is the most that a batch holds.")
         memory = self.memory
-        is_default = memory.stream_from == MemoryOptions().stream_from
-        if memory.plan == "manual" and not memory.streamed_blocks and not is_default:
+        is_plain = memory.stream_from in (None, PLAIN["stream_from"])
+        if memory.plan == "manual" and not memory.streamed_blocks and not is_plain:
             found.append("stream_from has no effect: no block is streamed (see streamed_blocks).")
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
@@ -217,7 +219,10 @@ def newer_schema(where: object, schema: int) -> RunError:
 
 
 def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
-    """Read `job.json`; a newer schema, an unknown field, a wrong type and content that was changed are refused by name."""
+    """Read `job.json`; an older schema is brought up to date.
+
+    A newer schema, an unknown field, a wrong type and content that was changed are refused by name.
+    """
     where = str(path) if path else "job"
     try:
         data: Any = parse_json(text.encode() if isinstance(text, str) else text, finite=False)
@@ -234,4 +239,14 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
             f"{where} is damaged or was changed ({error}): start the run from its graph or recipe, which write it anew; if the "
             "change is yours, delete the field sha256."
         ) from error
-    return from_dict(Job, data, where)
+    return from_dict(Job, _upgraded(data) if isinstance(data, dict) else data, where)
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a job of any earlier schema as this one has them; what is wrong about them is left for `from_dict`."""
+    schema, memory = data.get("schema"), data.get("memory")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema >= SCHEMA:
+        return data
+    if isinstance(memory, dict) and memory.get("plan", "auto") == "auto":
+        data = {**data, "memory": without_plain(memory)}
+    return {**data, "schema": SCHEMA}

@@ -14,7 +14,7 @@ Compile = Literal["auto", "off", "kernels", "static", "dynamic"]
 
 CudaGraphs = Literal["auto", "off"]
 
-# auto: what a plan of memory and time says is fastest, within what is set away from its default; manual: as it is set.
+# auto: what a plan of memory and time says is fastest, within what is chosen; manual: as it is set.
 PlanMode = Literal["auto", "manual"]
 
 # default: what PyTorch chooses; auto: the fastest that is right here, found by measuring; or one by its name.
@@ -23,18 +23,26 @@ Attention = Literal["default", "auto", "flash_attn_4", "flash_attn_3", "flash_at
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """What trades time for memory, and faster kernels. Results change by rounding at most: attention and compile."""
+    """What trades time for memory, and faster kernels. Results change by rounding at most: attention and compile.
 
-    checkpointing: bool = True  # keep only block inputs; recompute each block in the backward pass
-    keep_attention: int = 0  # blocks that keep their self-attention instead of computing it again
-    keep_linears: int = 0  # blocks that keep what their linear layers give, and their self-attention
-    split_blocks: bool = False  # recompute the three parts of a block one by one in the backward pass
-    ffn_pieces: int = 1  # into which the tokens are cut for a block's feed-forward, one after another
-    offload_inputs: bool = False  # block inputs wait for the backward pass in main memory
-    offload_optimizer: bool = False  # AdamW's moments wait for the update in main memory
-    streamed_blocks: int = 0  # blocks whose frozen weights stay in main memory and visit the device when needed
-    stream_from: MasterKind = "pinned"
-    mapped_blocks: int = 0  # of the streamed blocks, those that come from files, whatever the others come from
+    None is "auto": a plan chooses, and without one it is plain (see `plain.py`). Whatever else stands here is a choice, which a
+    plan keeps to, also where it is the plain value.
+    """
+
+    # Gradient checkpointing: keep only block inputs; recompute each block in the backward pass.
+    checkpointing: bool | None = None
+    keep_attention: int | None = None  # blocks that keep their self-attention instead of computing it again
+    keep_linears: int | None = None  # blocks that keep what their linear layers give, and their self-attention
+    split_blocks: bool | None = None  # recompute the three parts of a block one by one in the backward pass
+    ffn_pieces: int | None = None  # chunked feed-forward: into so many pieces the tokens are cut, one after another
+    offload_inputs: bool | None = None  # activation offload: block inputs wait for the backward pass in main memory
+    offload_optimizer: bool | None = None  # AdamW's moments wait for the update in main memory
+    # Block swap: blocks whose frozen weights stay in main memory and visit the device when needed.
+    streamed_blocks: int | None = None
+    stream_from: MasterKind | None = None
+    mapped_blocks: int | None = (
+        None  # of the swapped blocks, those memory-mapped from files, whatever the others come from
+    )
     attention: Attention = "auto"
     compile: Compile = "auto"  # kernels: our own; static: torch.compile for each size of clips; dynamic: once for all
     cuda_graphs: CudaGraphs = "auto"  # record the kernels of a step of small clips, and launch them at once
@@ -43,12 +51,12 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         for name in ("keep_attention", "keep_linears", "streamed_blocks", "mapped_blocks"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a number of blocks, 0 or more; got {getattr(self, name)}.")
         self._check_pieces()
         self._check_mapped()
         for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
-            if getattr(self, name) and not self.checkpointing:
+            if getattr(self, name) and self.checkpointing is False:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
         if self.split_blocks and self.keep_linears:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
@@ -56,9 +64,10 @@ class MemoryOptions:
             raise ConfigError(f"budget_gb must be 0 (what is free) or a number of GB, got {self.budget_gb}.")
 
     def _check_mapped(self) -> None:
-        if self.mapped_blocks > self.streamed_blocks:
+        if (self.mapped_blocks or 0) > (self.streamed_blocks or 0):
+            streamed = "not set" if self.streamed_blocks is None else self.streamed_blocks
             raise ConfigError(
-                f"mapped_blocks is {self.mapped_blocks}, but streamed_blocks is {self.streamed_blocks}: of the streamed blocks "
+                f"mapped_blocks is {self.mapped_blocks}, but streamed_blocks is {streamed}: of the streamed blocks "
                 "it says how many come from disk. Choose at most so many, or leave it at 0."
             )
         if self.mapped_blocks and self.stream_from == "mapped":
@@ -68,9 +77,10 @@ class MemoryOptions:
             )
 
     def _check_pieces(self) -> None:
-        if self.ffn_pieces < 1:
-            raise ConfigError(f"ffn_pieces is a number of pieces, 1 (the whole) or more; got {self.ffn_pieces}.")
-        if self.ffn_pieces > 1 and not self.checkpointing:
+        pieces = 1 if self.ffn_pieces is None else self.ffn_pieces
+        if pieces < 1:
+            raise ConfigError(f"ffn_pieces is a number of pieces, 1 (the whole) or more; got {pieces}.")
+        if pieces > 1 and self.checkpointing is False:
             raise ConfigError("ffn_pieces needs checkpointing: switch it on, or leave ffn_pieces at 1.")
-        if self.ffn_pieces > 1 and self.split_blocks:
+        if pieces > 1 and self.split_blocks:
             raise ConfigError("ffn_pieces is for whole blocks: leave it at 1, or switch split_blocks off.")

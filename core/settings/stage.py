@@ -12,6 +12,7 @@ from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
+from .plain import without_plain
 from .precision import Precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions
@@ -117,5 +118,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGET_SETS)}.")
             value = list(TARGET_SETS[value])
         group, _, key = PLACES.get(name, name).rpartition(".")
+        if group == "memory" and not without_plain({key: value}):
+            continue  # on a node, where each has a value, this one means "auto"
         (tables.setdefault(group, {}) if group else tables)[key] = value
     return tables

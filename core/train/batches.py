@@ -14,19 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import known_mask
-from ..data.shortage import is_out_of_memory
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import START_AGAIN, DatasetError
-from ..facts import TEXT_TOKENS
+from ..facts import TEXT_TOKENS, num_tokens
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
+from ..shortage import is_out_of_memory
 
-Shape = tuple[int, int, int, int]  # C, F, H, W
+LatentShape = tuple[int, int, int, int]  # C, F, H, W
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Video tokens of all samples: the transformer's patches are 1 x 2 x 2."""
-        batch, _, num_frames, height, width = self.latents.shape
-        return batch * num_frames * (height // 2) * (width // 2)
+        """Video tokens of all samples."""
+        return self.latents.shape[0] * num_tokens(self.latents.shape)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
@@ -147,12 +146,6 @@ def make_draws(job: Job, batch: Batch, index: int) -> Draws:
     return Draws(torch.stack(noise), sigmas)
 
 
-def num_tokens(shape: Shape) -> int:
-    """Tokens of a sample [C, F, H, W]: the transformer's patches are 1 x 2 x 2 (Wan2.2, wan/configs)."""
-    _, num_frames, height, width = shape
-    return num_frames * (height // 2) * (width // 2)
-
-
 class BatchSchedule:
     """An endless, shuffled sequence of batches; batch `index` depends on (seed, index) alone.
 
@@ -188,7 +181,7 @@ class BatchSchedule:
         if self._epoch_cache[0] != epoch:
             generator = stream(self._seed, "epoch", epoch)
             indices = [i for i, s in enumerate(self._samples) for _ in range(s.repeats)]
-            groups: dict[Shape, list[int]] = {}
+            groups: dict[LatentShape, list[int]] = {}
             for position in torch.randperm(len(indices), generator=generator).tolist():
                 index = indices[position]
                 groups.setdefault(self._samples[index].shape, []).append(index)
@@ -197,7 +190,7 @@ class BatchSchedule:
             self._epoch_cache = (epoch, [batches[i] for i in order])
         return self._epoch_cache[1]
 
-    def _split(self, group: list[int], shape: Shape) -> list[list[int]]:
+    def _split(self, group: list[int], shape: LatentShape) -> list[list[int]]:
         size = self._batch_size
         if self._token_budget is not None:
             size = max(1, min(size, self._token_budget // num_tokens(shape)))

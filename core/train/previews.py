@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.shortage import free_caches
 from ..encoders.vae import load_video_encoder
 from ..errors import RunError
 from ..facts import NUM_TIMESTEPS
@@ -23,6 +22,7 @@ from ..plan.recovery import first_line
 from ..sample.previews import preview_sampling
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from ..settings.job import Job, Stage, TrainSample
+from ..shortage import free_caches
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .loop import StepReport, Trainer

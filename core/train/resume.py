@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..disk import set_aside
-from ..errors import RunError, ShortageError, WanTrainError
+from ..errors import RunError, WanTrainError
+from ..shortage import ShortageError
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
 from .events import MAX_WAITING, EventWriter
 from .loop import StepReport, Trainer

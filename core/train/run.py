@@ -15,11 +15,12 @@ from ..adapters.setup import adapter_state
 from ..plan.overhead import Others
 from ..settings.job import Job
 from .batches import BatchSchedule, Prefetcher, load_drawn
+from .checks import check_model_file
 from .events import EventReader, EventWriter
 from .label import describe_lora, lora_name
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer
-from .prepare import Prepared, check_model_file
+from .prepare import Prepared
 from .previews import Preview
 from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
 from .run_folder import RunFolder
@@ -59,7 +60,7 @@ def run_job(
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    with closing(RunPlan(job, device, events=events, scratch=folder.scratch_path, others=others)) as plan:
+    with closing(RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others)) as plan:
         return _train(folder, job, events, plan, should_stop)
 
 

@@ -9,22 +9,28 @@ from ..errors import ConfigError
 from ..memory.adamw import hold_state
 from ..plan.advice import explain, what_would_fit
 from ..plan.card import measure_free
+from ..plan.choice import Choice
+from ..plan.constants import constants
+from ..plan.decision import decide
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
-from ..plan.overhead import TYPICAL, Others
+from ..plan.overhead import Others
 from ..plan.plan import is_graphed
-from ..plan.planner import Choice, Pins, Planner, Shortage
-from ..plan.planning import arithmetic, budget_bytes, pins_of, plan_of, with_choice, with_compile_mode, within
+from ..plan.planner import Planner
+from ..plan.planning import budget_bytes, plan_of, within
 from ..plan.probe import Probe
 from ..plan.recovery import Descent, Recovery, tell_choice
 from ..plan.shortages import Met
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
+from ..settings.plain import PLAIN
+from ..shortage import Shortage
+from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features, usable_mode
+from .features import Features, apply_features
 from .loop import Callback
-from .prepare import Prepared, check_data, check_model_file, prepare, timed
+from .prepare import Prepared, prepare, timed
 
 
 class RunPlan:
@@ -35,12 +41,19 @@ class RunPlan:
     """
 
     def __init__(
-        self, job: Job, device: torch.device, *, events: EventWriter, scratch: Path, others: Others | None = None
+        self,
+        job: Job,
+        info: CheckpointInfo,
+        device: torch.device,
+        *,
+        events: EventWriter,
+        scratch: Path,
+        others: Others | None = None,
     ):
-        """Chooses. ConfigError for a job that does not go with its model, or for which no plan fits the GPU.
+        """Decides and chooses. ConfigError for a job that can't be trained on `device`, or for which no plan fits the GPU.
 
-        `scratch`: the folder for what may be used again and may be deleted, and for what is learnt of the device. `others`:
-        what else was in its memory before this process used it.
+        `info`: the job's model file, checked (see `check_job`). `scratch`: the folder for what may be used again and may be
+        deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it.
         """
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
@@ -48,8 +61,10 @@ class RunPlan:
         self._probe: Probe | None = None
         self._told: set[str] = set()
         self._job = job
-        self._info = check_model_file(job.model)
-        check_data(job, self._info)
+        with timed("Trying the kernels, or the compiler, and the kinds of attention"):
+            self._decision = decide(job, info, device, scratch)
+        for sentence in self._decision.warnings:
+            self._warn(sentence)
         self._planner = self._plan_ahead()
         self._prepared: Prepared | None = None
         self._features = Features()
@@ -61,7 +76,7 @@ class RunPlan:
         memory, is_cuda = self._job.memory, self._device.type == "cuda"
         if memory.budget_gb and is_cuda:
             card = self._probe.card if self._probe is not None else None
-            budget = budget_bytes(memory, TYPICAL if card is None else card.overhead)
+            budget = budget_bytes(memory, constants().overhead_vram if card is None else card.overhead)
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), self._device)
         if is_cuda:
@@ -116,7 +131,7 @@ class RunPlan:
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
         """A choice that takes less than `failed`: as the user's options have it, or, where none does, without them."""
-        planner = self._planner or self._measure(Pins())
+        planner = self._planner or replace(self._measure(), options=MemoryOptions())
         free = planner.card.free
         planner = replace(planner, card=within(measure_free(planner.card, self._device), self._job.memory))
         described = failed if failed.estimates else planner.describe(failed.plan)
@@ -128,7 +143,7 @@ class RunPlan:
             return lower
         self._planner = planner
         lower = planner.step_down(described, shortage)
-        lower = lower or replace(planner, pins=Pins()).step_down(described, shortage)
+        lower = lower or replace(planner, options=MemoryOptions()).step_down(described, shortage)
         if lower is not None and shortage == "vram":
             self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
         return lower
@@ -146,72 +161,57 @@ class RunPlan:
                 self._warn(sentence)
             return None
         try:
-            return self._measure(pins_of(memory))
+            return self._measure()
         except OSError as error:
             self._warn(f"{error} No plan can be chosen without: the run goes on with its memory options as they are.")
             return None
 
-    def _measure(self, pins: Pins) -> Planner:
+    def _measure(self) -> Planner:
         """A planner with what the device can do now, and what earlier runs have shown of it."""
         with timed("Measuring the device"):
-            self._probe = self._learnt.probe(self._job, self._info)
-        return replace(self._learnt.planner(self._job, self._info, self._probe), pins=pins)
+            self._probe = self._learnt.probe(self._decision)
+        return self._learnt.planner(self._job, self._decision, self._probe)
 
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"
         self._learnt.remember_success(self._job, self._planner, self._descent.choice)
 
     def _choose(self) -> Choice:
-        """The plan to begin with, told; the job has its way to compile from here on."""
-        with timed("Choosing a plan"):
-            choice = self._choose_compiled()
-        with timed("Trying the kernels or the compiler"):
-            mode = usable_mode(with_choice(self._job, choice), self._device, self._scratch, self._warn)
-        if mode != choice.plan.compile:
-            memory = replace(self._job.memory, compile="off")
-            self._job = replace(self._job, memory=memory)
-            if self._planner is not None:
-                plan = replace(self._planner.plan, compile="off")
-                self._planner = replace(self._planner, plan=plan, compiles=("off",))
-            choice = self._choose_compiled()
-        if self._planner is not None:
-            tell_choice(self._events, choice, self.explain(choice), overhead=self._planner.card.overhead)
-        return choice
-
-    def _choose_compiled(self) -> Choice:
+        """The plan to begin with, told where it was chosen."""
         planner = self._planner
         if planner is None:
-            job = with_compile_mode(self._job, self._device)
-            return Choice(plan_of(job, arithmetic(job.model.precision, self._device)), {}, 0, 0, 0.0)
-        choice = planner.choose() or replace(planner, met=Met()).choose()  # what was short once may suffice now
+            return Choice(plan_of(self._job, self._decision), {}, 0, 0, 0.0)
+        with timed("Choosing a plan"):
+            choice = planner.choose() or replace(planner, met=Met()).choose()  # what was short once may suffice now
         if choice is None:
             advice = what_would_fit(planner)
             if self._device.type != "cpu":
                 raise ConfigError(f"{advice} To try all the same, set plan to manual.")
             choice = planner.leanest()
             self._warn(f"{advice} On the CPU the run goes on with the leanest plan.")
+        tell_choice(self._events, choice, self.explain(choice), overhead=planner.card.overhead)
         return choice
 
     def _load(self, choice: Choice) -> Prepared:
-        job = with_choice(self._job, choice)
-        decided = None if self._probe is None else self._probe.attention
-        return prepare(job, self._device, tell=self._warn, scratch=self._scratch, kept=choice.kept, decided=decided)
+        return prepare(
+            self._job,
+            self._device,
+            decision=self._decision,
+            plan=choice.plan,
+            tell=self._warn,
+            scratch=self._scratch,
+            kept=choice.kept,
+        )
 
     def _apply(self, choice: Choice) -> None:
-        """Put the choice on the model in the place of what is there; the kind of attention stays."""
+        """Put the choice on the model in the place of what is there."""
         assert self._prepared is not None, "no step is made before the model is loaded"
         self._take_off()
         self._hold_state(choice)
         model = self._prepared.model
         model.run_block = call_block
         self._features = apply_features(
-            model,
-            with_choice(self._job, choice),
-            self._device,
-            tell=self._warn,
-            scratch=self._scratch,
-            again=True,
-            kept=choice.kept,
+            model, choice.plan, self._decision, tell=self._warn, scratch=self._scratch, kept=choice.kept
         )
 
     def _hold_state(self, choice: Choice) -> None:
@@ -237,6 +237,7 @@ def _without_effect(memory: MemoryOptions, device: torch.device) -> list[str]:
     found = []
     if memory.budget_gb and device.type != "cuda":
         found.append("budget_gb has no effect on the CPU with plan manual.")
-    if memory.plan == "auto" and not memory.streamed_blocks and memory.stream_from != MemoryOptions().stream_from:
+    is_plain = memory.stream_from in (None, PLAIN["stream_from"])
+    if memory.plan == "auto" and not memory.streamed_blocks and not is_plain:
         found.append("stream_from has no effect on the CPU without budget_gb: no block is streamed.")
     return found

@@ -17,8 +17,8 @@ from ..paths import GONE, path_problem, shown
 from ..sample.previews import check_previews
 from ..settings.job import Job
 from ..wan.checkpoint import CheckpointInfo
+from .checks import check_data
 from .label import describe_lora, lora_name
-from .prepare import check_data
 
 _FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
 _FOLDERS = ("checkpoints", "previews")

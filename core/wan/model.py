@@ -35,7 +35,8 @@ from .layers import (
 )
 from .ops import PLAIN, Ops
 
-RunBlock = Callable[..., Tensor]  # (block, x, time_mod, rope, context[, image_context]) -> x
+# (block, x, time_mod, rope, context[, image_context]) -> x; for a part of a block, its name comes after x.
+RunBlock = Callable[..., Tensor]
 
 MAX_CACHED_GRIDS = 16  # rope tables kept per model; one of 81 frames at 480p is 16 MiB
 

@@ -7,11 +7,11 @@ import comfy.model_management as mm
 import torch
 
 from ...core.data.latents import normalise_latents, signed_pixels, unit_range
-from ...core.data.shortage import try_twice
 from ...core.encoders.batches import encode_in_batches
 from ...core.encoders.identity import text_identity, video_identity, vision_identity
 from ...core.errors import ConfigError
 from ...core.facts import TEXT_TOKENS, LatentFormat, latent_format
+from ...core.shortage import try_twice
 from .control import free_vram, raise_if_interrupted
 
 _PAD, _END = 0, 1  # umT5's ids

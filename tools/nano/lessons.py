@@ -10,11 +10,11 @@ from torch import nn
 from ...core.adapters.apply import attach
 from ...core.adapters.formats import read_lora
 from ...core.adapters.transfer import transfer_report
+from ...core.devices import resolve_device
 from ...core.errors import RunError
 from ...core.launch.process import Worker
 from ...core.sample.sampler import VelocityModel
 from ...core.train.events import EventReader, EventWriter
-from ...core.train.prepare import resolve_device
 from ...core.train.run import run_job
 from ...core.train.run_folder import RunFolder
 from .concepts import Concept

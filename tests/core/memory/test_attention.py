@@ -7,8 +7,8 @@ import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.attention import (
     TOLERANCES,
+    AttentionShape,
     Candidate,
-    Shape,
     candidates,
     choose_attention,
     exact_attention,
@@ -21,8 +21,8 @@ from wan_train.core.wan.layers import attention
 CPU = torch.device("cpu")
 
 
-def make_shape(dtype=torch.float32, **changes) -> Shape:
-    return Shape(**{"tokens": 40, "num_heads": 2, "head_dim": 16, "dtype": dtype, "device": CPU} | changes)
+def make_shape(dtype=torch.float32, **changes) -> AttentionShape:
+    return AttentionShape(**{"tokens": 40, "num_heads": 2, "head_dim": 16, "dtype": dtype, "device": CPU} | changes)
 
 
 def candidate(name, function) -> Candidate:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from wan_train.core.memory import flash_attn_4
-from wan_train.core.memory.attention import TOLERANCES, Shape, choose_attention, largest_error
+from wan_train.core.memory.attention import TOLERANCES, AttentionShape, choose_attention, largest_error
 from wan_train.core.memory.recompute import ATTENTION_OPS
 
 QUERIES, KEYS = (2, 300, 4, 64), (2, 77, 4, 64)
@@ -26,6 +26,6 @@ def test_checkpointing_knows_the_operator():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_it_is_right_and_traceable(compiled):
     pytest.importorskip(flash_attn_4.MODULE)
-    shape = Shape(512, 4, 128, torch.bfloat16, torch.device("cuda:0"))
+    shape = AttentionShape(512, 4, 128, torch.bfloat16, torch.device("cuda:0"))
     choice = choose_attention("flash_attn_4", shape, compiled=compiled)
     assert largest_error(choice.attend, shape, num_keys=300) <= TOLERANCES[torch.bfloat16]

@@ -12,8 +12,9 @@ from wan_train.core.memory.split import with_split
 from wan_train.core.plan.block_by_kernels import kernel_block
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
-from wan_train.core.plan.planner import Pins, Planner
+from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.sizes import Trained
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import kernel_mode
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.layers import PARTS
@@ -171,7 +172,9 @@ def test_a_plan_keeps_more_by_itself():
 
     def choose(mode):
         plan = Plan(precision="fp8", compile=mode)
-        chosen = Planner(task=task, buckets=[CLIP], card=card, plan=plan, pins=Pins(stream_from="pinned")).choose()
+        chosen = Planner(
+            task=task, buckets=[CLIP], card=card, plan=plan, options=MemoryOptions(stream_from="pinned")
+        ).choose()
         assert chosen is not None
         return chosen
 

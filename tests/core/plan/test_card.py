@@ -6,7 +6,14 @@ import time
 import pytest
 import torch
 from wan_train.core.plan import card as card_module
-from wan_train.core.plan.card import Fit, measure_card, measure_free, read_fit, refit, write_fit
+from wan_train.core.plan.card import (
+    Correction,
+    corrected,
+    measure_card,
+    measure_free,
+    read_correction,
+    write_correction,
+)
 from wan_train.tests.core.memory.helpers import CPU
 from wan_train.tests.core.plan.test_estimate import CARD
 
@@ -42,29 +49,29 @@ def test_gradients_are_left_on_by_the_measurement():
 
 
 def test_a_fit_is_kept_by_card_and_kind(tmp_path):
-    fit = refit(Fit(), memory=1.2, seconds=0.9)
-    assert fit == Fit(1.2, 0.9)
-    write_fit(tmp_path, CARD, "fp8 static", fit)
-    write_fit(tmp_path, CARD, "bf16 off", Fit(1.1, 1.1))
-    assert read_fit(tmp_path, CARD, "fp8 static") == fit
-    assert read_fit(tmp_path, CARD, "nf4 off") == Fit()
-    assert refit(fit, memory=1.1).memory == pytest.approx(1.32)
+    correction = corrected(Correction(), memory=1.2, seconds=0.9)
+    assert correction == Correction(1.2, 0.9)
+    write_correction(tmp_path, CARD, "fp8 static", correction)
+    write_correction(tmp_path, CARD, "bf16 off", Correction(1.1, 1.1))
+    assert read_correction(tmp_path, CARD, "fp8 static") == correction
+    assert read_correction(tmp_path, CARD, "nf4 off") == Correction()
+    assert corrected(correction, memory=1.1).memory == pytest.approx(1.32)
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"k": {"memory": "x", "time": 1}}', '{"k": {"memory": 99, "time": 1}}']
 )
 def test_a_damaged_fit_is_no_fit(tmp_path, content):
-    write_fit(tmp_path, CARD, "k", Fit(1.5, 1.5))
+    write_correction(tmp_path, CARD, "k", Correction(1.5, 1.5))
     (path,) = tmp_path.iterdir()
     path.write_text(content)
-    assert read_fit(tmp_path, CARD, "k") == Fit()
-    write_fit(tmp_path, CARD, "k", Fit(1.5, 1.5))
+    assert read_correction(tmp_path, CARD, "k") == Correction()
+    write_correction(tmp_path, CARD, "k", Correction(1.5, 1.5))
     assert json.loads(path.read_text())["k"] == {"memory": 1.5, "time": 1.5}
 
 
 def test_wild_measurements_are_limited():
-    assert refit(Fit(), memory=50.0, seconds=0.001) == Fit(3.0, 0.5)
+    assert corrected(Correction(), memory=50.0, seconds=0.001) == Correction(3.0, 0.5)
 
 
 def test_a_card_with_little_memory_left_is_measured_with_smaller_sizes(monkeypatch):

@@ -11,7 +11,7 @@ from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
-from wan_train.core.plan.card import Card, Fit
+from wan_train.core.plan.card import Card, Correction
 from wan_train.core.plan.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
 from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.plan.sizes import Trained, adapter_params
@@ -296,7 +296,7 @@ def test_blocks_from_disk_take_staging_and_time_only_where_reading_is_slower_tha
 
 def test_the_fit_corrects_what_is_predicted_and_not_what_is_counted():
     plain = at(Plan())
-    fitted = estimate(task(), Bucket((16, 9, 60, 104)), Plan(), CARD, Fit(memory=1.5, time=2.0))
+    fitted = estimate(task(), Bucket((16, 9, 60, 104)), Plan(), CARD, Correction(memory=1.5, time=2.0))
     assert fitted.exact_vram == plain.exact_vram
     assert fitted.vram - fitted.exact_vram == pytest.approx(1.5 * (plain.vram - plain.exact_vram), abs=2)
     assert fitted.seconds == pytest.approx(2 * plain.seconds)

@@ -1,4 +1,4 @@
-"""The planner: what it chooses fits and is the fastest that does, pins hold, and every step down takes less."""
+"""The planner: what it chooses fits and is the fastest that does, what is chosen holds, and every step down takes less."""
 
 import re
 from dataclasses import replace
@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import pytest
 from wan_train.core.plan.advice import clip_name, explain, what_would_fit
+from wan_train.core.plan.choice import differences
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
-from wan_train.core.plan.planner import RAM_MARGIN_BYTES, Pins, Planner, differences
+from wan_train.core.plan.planner import RAM_MARGIN_BYTES, Planner
 from wan_train.core.plan.sizes import Trained
+from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.plan.test_estimate import CARD
 
@@ -63,7 +65,7 @@ def test_nothing_is_streamed_without_need():
 
 
 def test_a_large_clip_does_not_take_attention_from_small_ones():
-    choice = planner(IMAGE, LONG, vram=30, pins=Pins(streamed_blocks=0, offload_inputs=True)).choose()
+    choice = planner(IMAGE, LONG, vram=30, options=MemoryOptions(streamed_blocks=0, offload_inputs=True)).choose()
     assert choice is not None
     assert choice.keep_attention[1024] == 40
     assert choice.keep_attention[32760] < 40
@@ -79,7 +81,7 @@ def test_the_share_of_sizes_weighs_their_time():
 
 
 @pytest.mark.parametrize(
-    "pins",
+    "chosen",
     [
         {"checkpointing": True, "streamed_blocks": 7},
         {"keep_attention": 3},
@@ -97,20 +99,20 @@ def test_the_share_of_sizes_weighs_their_time():
     ],
     ids=str,
 )
-def test_pins_hold(pins):
-    choice = planner(SHORT, vram=200, ram=256, pins=Pins(**pins)).choose()
+def test_what_is_chosen_holds(chosen):
+    choice = planner(SHORT, vram=200, ram=256, options=MemoryOptions(**chosen)).choose()
     assert choice is not None
-    assert {name: getattr(choice.plan, name) for name in pins} == pins
+    assert {name: getattr(choice.plan, name) for name in chosen} == chosen
 
 
 def test_a_pin_that_cannot_fit_is_not_passed_over():
-    assert planner(SHORT, vram=24, pins=Pins(checkpointing=False)).choose() is None
+    assert planner(SHORT, vram=24, options=MemoryOptions(checkpointing=False)).choose() is None
 
 
 def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
     """Of a 14B model in bf16, all of whose blocks are streamed."""
-    pins = Pins(streamed_blocks=40, offload_inputs=True, offload_optimizer=False)
-    roomy = planner(SHORT, precision="bf16", vram=10, ram=128, pins=pins)
+    options = MemoryOptions(streamed_blocks=40, offload_inputs=True, offload_optimizer=False)
+    roomy = planner(SHORT, precision="bf16", vram=10, ram=128, options=options)
     enough = roomy.choose()
     assert enough is not None
     assert (enough.plan.stream_from, enough.plan.mapped_blocks) == ("pinned", 0)
@@ -138,15 +140,15 @@ def test_blocks_come_from_disk_among_pageable_ones_where_little_can_be_pinned():
     assert 0 < choice.plan.mapped_blocks < 10
     line = explain(these, choice, steps=10)
     assert f"blocks streamed from pageable memory, {choice.plan.mapped_blocks} of them from disk, " in line
-    alone = replace(these, pins=Pins(mapped_blocks=0)).choose()
-    all_mapped = replace(these, pins=Pins(stream_from="mapped")).choose()
+    alone = replace(these, options=MemoryOptions(mapped_blocks=0)).choose()
+    all_mapped = replace(these, options=MemoryOptions(stream_from="mapped")).choose()
     assert alone is not None
     assert all_mapped is not None
     assert choice.seconds < 0.9 * min(alone.seconds, all_mapped.seconds)
 
 
 def test_where_main_memory_is_short_a_step_down_has_more_from_disk():
-    these = planner(SHORT, precision="bf16", vram=10, ram=40, pins=Pins(streamed_blocks=40))
+    these = planner(SHORT, precision="bf16", vram=10, ram=40, options=MemoryOptions(streamed_blocks=40))
     these = replace(these, card=replace(these.card, pinnable_ram=these.card.free_ram))
     choice = these.choose()
     assert choice is not None
@@ -169,7 +171,7 @@ def test_every_step_down_takes_less_and_there_is_a_last_one(shortage):
     these = planner(SHORT, LONG, vram=40)
     choice = these.choose()
     if shortage == "ram":
-        choice = replace(these, pins=Pins(streamed_blocks=38)).choose()
+        choice = replace(these, options=MemoryOptions(streamed_blocks=38)).choose()
     taken = []
     while choice is not None:
         taken.append(getattr(choice, shortage))
@@ -219,19 +221,19 @@ def test_what_would_fit_does_and_a_little_more_does_not():
 
 
 def test_a_lower_precision_is_named_where_it_helps():
-    these = planner(SHORT, precision="bf16", vram=16, ram=256, pins=Pins(streamed_blocks=20))
+    these = planner(SHORT, precision="bf16", vram=16, ram=256, options=MemoryOptions(streamed_blocks=20))
     assert these.choose() is None
     assert fits(these, precision="fp8")
     assert re.search(r"the precision fp8, which takes \d+\.\d GB less", what_would_fit(these))
 
 
 def test_the_users_own_options_are_named_where_they_stand_in_the_way():
-    these = planner(SHORT, vram=16, pins=Pins(streamed_blocks=2, stream_from="pageable"))
+    these = planner(SHORT, vram=16, options=MemoryOptions(streamed_blocks=2, stream_from="pageable"))
     assert not these.fits()
-    assert fits(replace(these, pins=Pins()))
-    assert "It would with streamed_blocks and stream_from left at their defaults; or with" in what_would_fit(these)
-    alone = what_would_fit(replace(these, pins=Pins(checkpointing=False)))
-    assert "It would with checkpointing left at its default" in alone
+    assert fits(replace(these, options=MemoryOptions()))
+    assert "It would with streamed_blocks and stream_from left at auto; or with" in what_would_fit(these)
+    alone = what_would_fit(replace(these, options=MemoryOptions(checkpointing=False)))
+    assert "It would with checkpointing left at auto" in alone
     assert "left at" not in what_would_fit(planner(LONG, precision="bf16", vram=4))
 
 
@@ -254,9 +256,9 @@ def test_a_step_down_goes_at_once_below_what_is_free_now():
 def test_sizes_with_as_many_tokens_keep_what_both_may():
     """Two of half the tokens take a little more than one, for their text."""
     wide, two = Bucket((16, 10, 60, 104)), Bucket((16, 5, 60, 104), batch=2)
-    pins = Pins(streamed_blocks=0, offload_inputs=True, offload_optimizer=False, ffn_pieces=1)
+    options = MemoryOptions(streamed_blocks=0, offload_inputs=True, offload_optimizer=False, ffn_pieces=1)
     found = [
-        replace(planner(vram=26), buckets=buckets, pins=pins).choose()
+        replace(planner(vram=26), buckets=buckets, options=options).choose()
         for buckets in ([wide], [two], [two, wide], [wide, two])
     ]
     counts = [choice.keep_attention[15600] for choice in found if choice is not None]
@@ -271,7 +273,7 @@ def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
     assert choice.plan.split_blocks
     assert choice.plan.offload_inputs
     assert "blocks in three parts, block inputs in main memory" in explain(small, choice, steps=10)
-    assert replace(small, pins=Pins(split_blocks=False)).choose() is None
+    assert replace(small, options=MemoryOptions(split_blocks=False)).choose() is None
     large = planner(SHORT, vram=80).choose()
     assert large is not None
     assert not large.plan.split_blocks
@@ -279,7 +281,9 @@ def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
 
 @pytest.mark.parametrize("ram", [30, 36, 44])
 def test_parts_that_keep_their_attention_have_room_in_main_memory_for_their_second_input(ram):
-    one = planner(LONG, vram=12, ram=ram, pins=Pins(split_blocks=True, offload_inputs=True, streamed_blocks=40))
+    one = planner(
+        LONG, vram=12, ram=ram, options=MemoryOptions(split_blocks=True, offload_inputs=True, streamed_blocks=40)
+    )
     one = replace(one, card=replace(one.card, pinnable_ram=ram * GIB))
     choice = one.choose()
     assert choice is not None
@@ -294,7 +298,7 @@ def test_parts_that_keep_their_attention_have_room_in_main_memory_for_their_seco
 def test_the_optimizers_state_waits_in_main_memory_where_that_is_needed(rank):
     these = planner(IMAGE, vram=11, task=Task(sizes=WanConfig(), trained=Trained(rank=rank)))
     choice = these.choose()
-    without = replace(these, pins=Pins(offload_optimizer=False)).choose()
+    without = replace(these, options=MemoryOptions(offload_optimizer=False)).choose()
     assert choice is not None
     assert choice.plan.offload_optimizer == (rank == 128)
     assert (without is None) == (rank == 128)  # of which LoRA and state would take 7 GB
@@ -307,7 +311,7 @@ def test_a_state_of_8_bits_stays_on_the_gpu():
     task = Task(sizes=WanConfig(), trained=Trained(rank=128, optimizer="adamw8bit"))
     these = planner(SHORT, vram=12, task=task)
     assert not any(plan.offload_optimizer for plan in these.plans())
-    pinned = replace(these, pins=Pins(offload_optimizer=True))
+    pinned = replace(these, options=MemoryOptions(offload_optimizer=True))
     assert pinned.leanest().vram == these.leanest().vram
     assert pinned.leanest().ram == these.leanest().ram
 
@@ -320,7 +324,7 @@ def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():
     assert "40 blocks streamed, feed-forward in 4 pieces, block inputs in main memory" in explain(
         small, choice, steps=1
     )
-    parts = replace(small, pins=Pins(ffn_pieces=1)).choose()
+    parts = replace(small, options=MemoryOptions(ffn_pieces=1)).choose()
     assert parts is not None
     assert parts.plan.split_blocks
     assert choice.seconds < parts.seconds
@@ -330,8 +334,10 @@ def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():
 
 
 def test_pieces_are_for_long_clips_and_for_whole_blocks():
-    def tried(*shapes, **pins):
-        return {(plan.ffn_pieces, plan.split_blocks) for plan in planner(*shapes, pins=Pins(**pins)).plans()}
+    def tried(*shapes, **chosen):
+        return {
+            (plan.ffn_pieces, plan.split_blocks) for plan in planner(*shapes, options=MemoryOptions(**chosen)).plans()
+        }
 
     assert tried(IMAGE) == {(1, False), (1, True)}
     assert tried(IMAGE, SHORT) == tried(SHORT) == {(1, False), (4, False), (1, True)}
@@ -341,8 +347,8 @@ def test_pieces_are_for_long_clips_and_for_whole_blocks():
 
 
 def test_blocks_in_parts_keep_no_linear_layers():
-    assert not any(plan.split_blocks for plan in planner(pins=Pins(keep_linears=2)).plans())
-    choice = planner(SHORT, vram=80, pins=Pins(split_blocks=True)).choose()
+    assert not any(plan.split_blocks for plan in planner(options=MemoryOptions(keep_linears=2)).plans())
+    choice = planner(SHORT, vram=80, options=MemoryOptions(split_blocks=True)).choose()
     assert choice is not None
     assert choice.plan.split_blocks
     assert choice.plan.keep_attention == 40
@@ -364,7 +370,7 @@ def test_the_margin_covers_unused_pieces_and_a_percent():
 
 
 def test_linear_layers_are_kept_where_all_attention_fits():
-    roomy = planner(IMAGE, SHORT, vram=60, pins=Pins(streamed_blocks=0, checkpointing=True))
+    roomy = planner(IMAGE, SHORT, vram=60, options=MemoryOptions(streamed_blocks=0, checkpointing=True))
     choice = roomy.choose()
     assert choice is not None
     assert choice.kept[1024] == (40, 40)
@@ -373,10 +379,10 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     assert 0 < linears < 40
     assert choice.plan.keep_linears == linears == choice.keep_linears[14040]
     assert f"attention of 40 blocks and linear layers of {linears} kept" in explain(roomy, choice, steps=10)
-    without = replace(roomy, pins=replace(roomy.pins, keep_linears=0)).choose()
+    without = replace(roomy, options=replace(roomy.options, keep_linears=0)).choose()
     assert without is not None
     assert choice.seconds < without.seconds
-    few = replace(roomy, pins=replace(roomy.pins, keep_attention=4, keep_linears=None)).choose()
+    few = replace(roomy, options=replace(roomy.options, keep_attention=4, keep_linears=None)).choose()
     assert few is not None
     assert few.kept[14040] == (4, 4)
 

@@ -5,23 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.memory.master import streamed_bytes
-from wan_train.core.plan.plan import Bucket
-from wan_train.core.plan.planner import Pins
-from wan_train.core.plan.planning import (
-    arithmetic,
-    buckets_of,
-    make_planner,
-    may_use_graphs,
-    num_batch_sizes,
-    pins_of,
-    plan_of,
-    stored_block_bytes,
-    with_choice,
-)
+from wan_train.core.plan.decision import Decision, buckets_of, decide
+from wan_train.core.plan.plan import Bucket, Plan
+from wan_train.core.plan.planning import make_planner, plan_of, stored_block_bytes, with_plan
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.plain import PLAIN, chosen
 from wan_train.core.wan.checkpoint import inspect, load_transformer
-from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.wan.gguf.helpers import WAN, plain, write_gguf
@@ -37,83 +27,52 @@ def test_sizes_of_clips_and_their_batches(job: Job):
     assert buckets_of(replace(job, loop=alone))[0] == Bucket((16, 2, 4, 4), 1, 2.0)
 
 
+def of(job: Job, **memory) -> tuple[Job, Decision]:
+    """The job with these memory options, and what was decided for it on the CPU."""
+    job = replace(job, memory=MemoryOptions(**memory))
+    return job, decide(job, inspect(job.model.path), CPU)
+
+
 def test_the_plan_of_a_job(job: Job):
-    plan = plan_of(replace(job, memory=MemoryOptions(streamed_blocks=1, compile="static")), torch.bfloat16)
+    decision = of(job)[1]
+    compiled = replace(decision, dtype=torch.bfloat16, modes=("static",))
+    plan = plan_of(replace(job, memory=MemoryOptions(streamed_blocks=1)), compiled)
     assert (plan.precision, plan.streamed_blocks, plan.compile, plan.ffn_pieces) == ("bf16", 1, "static", 1)
-    assert plan_of(replace(job, memory=MemoryOptions(ffn_pieces=3)), torch.bfloat16).ffn_pieces == 3
+    assert plan_of(replace(job, memory=MemoryOptions(ffn_pieces=3)), decision).ffn_pieces == 3
     fp8 = replace(job, model=replace(job.model, precision="fp8"))
-    assert plan_of(fp8, torch.bfloat16).precision == "fp8"
+    assert plan_of(fp8, decision).precision == "fp8"
 
 
-def test_what_is_left_at_its_default_is_not_pinned():
-    assert pins_of(MemoryOptions()) == Pins()
-    assert pins_of(MemoryOptions(checkpointing=False)) == Pins(checkpointing=False)
-    assert pins_of(MemoryOptions(keep_linears=2, compile="off")) == Pins(keep_linears=2)
-    assert pins_of(MemoryOptions(ffn_pieces=3)) == Pins(ffn_pieces=3)
-    some = MemoryOptions(streamed_blocks=4, mapped_blocks=3)
-    assert pins_of(some) == Pins(streamed_blocks=4, mapped_blocks=3)
-    chosen = MemoryOptions(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
-    assert pins_of(chosen) == Pins(keep_attention=3, streamed_blocks=2, stream_from="mapped", offload_inputs=True)
+def test_what_nobody_has_chosen_is_plain(job: Job):
+    assert plan_of(*of(job)) == Plan(precision="fp32")
+    assert {name: getattr(Plan(), name) for name in PLAIN} == PLAIN
+    assert all(getattr(MemoryOptions(), name) is None for name in PLAIN)
+
+
+def test_a_chosen_plain_value_is_a_choice(job: Job):
+    job, decision = of(job, streamed_blocks=0, checkpointing=True, budget_gb=3.0)
+    planner = make_planner(job, decision, replace(CARD, free=2**40))
+    assert chosen(planner.options) == {"checkpointing": True, "streamed_blocks": 0}
+    assert {(plan.streamed_blocks, plan.checkpointing) for plan in planner.plans()} == {(0, True)}
+    free = make_planner(*of(job), CARD)
+    assert {plan.checkpointing for plan in free.plans()} == {True, False}
+    assert max(plan.streamed_blocks for plan in free.plans()) == SIZE.num_layers
 
 
 def test_the_planner_knows_the_job_and_its_choice_becomes_a_job(job: Job):
-    memory = MemoryOptions(attention="auto", budget_gb=2.0)
-    job = replace(job, memory=memory, adapter=replace(job.adapter, dropout=0.1))
-    planner = make_planner(job, inspect(job.model.path), CPU, CARD)
+    job, decision = of(replace(job, adapter=replace(job.adapter, dropout=0.1)), attention="auto", budget_gb=2.0)
+    planner = make_planner(job, decision, CARD)
     assert planner.card.free == 2 * 2**30 < CARD.free
     assert planner.task.sizes.num_layers == SIZE.num_layers
     assert (planner.task.trained.rank, planner.task.trained.dropout, planner.task.element_size) == (4, True, 4)
     choice = planner.describe(replace(planner.plan, streamed_blocks=1, stream_from="mapped"))
-    decided = replace(memory, compile="off", streamed_blocks=1, stream_from="mapped")  # it is not compiled on the CPU
-    assert with_choice(job, choice).memory == decided
-    some = planner.describe(replace(planner.plan, streamed_blocks=2, mapped_blocks=1))
-    assert with_choice(job, some).memory == replace(decided, streamed_blocks=2, stream_from="pinned", mapped_blocks=1)
-    assert plan_of(with_choice(job, some), torch.float32).mapped_blocks == 1
-    in_pieces = planner.describe(replace(planner.plan, ffn_pieces=4))
-    assert with_choice(job, in_pieces).memory.ffn_pieces == 4
-
-
-def test_smaller_last_batches_are_sizes_of_their_own(job: Job):
-    sample = job.data.samples[0]
-
-    def count(number, repeats=1, **options):
-        samples = tuple(replace(sample, shape=(16, 1, 4, 2 * n), repeats=repeats) for n in range(1, number + 1))
-        data, loop = replace(job.data, samples=samples), replace(job.loop, **options)
-        return num_batch_sizes(replace(job, data=data, loop=loop))
-
-    assert [count(number) for number in (1, 8, 9)] == [1, 8, 9]
-    assert count(5, repeats=3, batch_size=2) == 10
-    assert count(5, repeats=4, batch_size=2) == 5
-
-
-def test_cuda_graphs_are_for_few_sizes_of_small_batches(job: Job):
-    sample, cuda, large = job.data.samples[0], torch.device("cuda"), WanConfig()
-
-    def may(*shapes, device=cuda, sizes=large, batch_size=1, **options):
-        samples = tuple(replace(sample, shape=shape, repeats=batch_size) for shape in shapes)
-        loop, memory = replace(job.loop, batch_size=batch_size), MemoryOptions(**options)
-        data = replace(job.data, samples=samples)
-        return may_use_graphs(replace(job, data=data, loop=loop, memory=memory), sizes, device)
-
-    image, two, clip = (16, 1, 128, 128), (16, 2, 128, 128), (16, 9, 60, 104)
-    assert may(image)
-    assert may(image, two)
-    assert may(image, batch_size=2)
-    assert not may(image, clip)  # which needs the memory itself
-    assert not may(two, batch_size=2)
-    assert may(image, clip, sizes=WanConfig(dim=1536))
-    assert not may(image, device=CPU)
-    assert not may(image, cuda_graphs="off")
-    assert not may(*((16, 1, 8, 2 * n) for n in range(1, 10)))
-    dropping = replace(job, adapter=replace(job.adapter, dropout=0.1))
-    assert may_use_graphs(job, large, cuda)
-    assert not may_use_graphs(dropping, large, cuda)
-
-
-@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16", "fp8", "int8", "ara"])
-def test_arithmetic(precision):
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    assert arithmetic(precision, CPU) == named.get(precision, torch.float32)
+    memory = with_plan(job, choice.plan).memory
+    assert chosen(memory) == {**PLAIN, "streamed_blocks": 1, "stream_from": "mapped"}
+    assert (memory.attention, memory.budget_gb, memory.compile) == ("auto", 2.0, "off")  # not compiled on the CPU
+    some = replace(planner.plan, streamed_blocks=2, mapped_blocks=1, ffn_pieces=4)
+    again = with_plan(job, some)
+    assert chosen(again.memory) == {**PLAIN, "streamed_blocks": 2, "mapped_blocks": 1, "ffn_pieces": 4}
+    assert plan_of(again, decision) == some
 
 
 def test_blocks_of_a_gguf_file_are_counted_before_it_is_loaded(tmp_path, job: Job):
@@ -129,5 +88,6 @@ def test_blocks_of_a_gguf_file_are_counted_before_it_is_loaded(tmp_path, job: Jo
         model = load_transformer(info, dtype=dtype, device="cpu")
         largest = max(map(streamed_bytes, model.blocks))
         assert stored_block_bytes(info, dtype) == pytest.approx(largest, abs=256)  # the last one's rest is not filled
-    assert make_planner(job, info, CPU, CARD).task.stored_block_bytes == stored_block_bytes(info, torch.float32)
+    planner = make_planner(job, decide(job, info, CPU), CARD)
+    assert planner.task.stored_block_bytes == stored_block_bytes(info, torch.float32)
     assert stored_block_bytes(inspect(job.model.path), torch.float32) is None

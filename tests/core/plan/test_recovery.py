@@ -2,7 +2,7 @@
 
 import random
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,16 +14,19 @@ from wan_train.core.errors import RunError
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.plan import recovery
 from wan_train.core.plan.advice import explain
+from wan_train.core.plan.choice import Choice
+from wan_train.core.plan.decision import decide
 from wan_train.core.plan.plan import Bucket, Plan, Task
-from wan_train.core.plan.planner import Choice, Planner
-from wan_train.core.plan.recovery import Descent, Recovery, make_state, shortage_of
+from wan_train.core.plan.planner import Planner
+from wan_train.core.plan.recovery import Descent, Recovery, make_state
 from wan_train.core.plan.sizes import Trained
-from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.shortage import shortage_of
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.features import apply_features
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE, Direct
@@ -115,7 +118,8 @@ class Run:
         self.job = job
         self.scratch = path / "cache"
         self.applied = []
-        self.prepared = prepare(replace(job, memory=MemoryOptions(**options_of(plan))), CPU)
+        self.decision = decide(job, inspect(job.model.path), CPU)
+        self.prepared = prepare(job, CPU, decision=self.decision, plan=plan)
         self.features = self.prepared.features
         optimizer = build_optimizer(self.prepared.parameters, job.optimizer)
         hold_state(optimizer, offloaded=plan.offload_optimizer)
@@ -138,8 +142,7 @@ class Run:
         hold_state(self.trainer.optimizer, offloaded=choice.plan.offload_optimizer)
         model = self.prepared.model
         model.run_block = call_block
-        job = replace(self.job, memory=MemoryOptions(**options_of(choice.plan)))
-        self.features = apply_features(model, job, CPU, tell=pytest.fail, scratch=self.scratch)
+        self.features = apply_features(model, choice.plan, self.decision, tell=pytest.fail, scratch=self.scratch)
 
     def steps(self, count, *, fails=None):
         """`count` updates; `fails`: step -> numbers of the operators that fail in its attempts."""
@@ -164,10 +167,6 @@ class Run:
 
     def messages(self):
         return [event["message"] for event in EventReader(self.events.path).read() if event["event"] == "plan"]
-
-
-def options_of(plan):
-    return {name: value for name, value in asdict(plan).items() if name != "precision"}
 
 
 def same(a, b):

@@ -16,7 +16,7 @@ from wan_train.core.recipe.pipeline import cache, check_recipe, jobs, scan
 from wan_train.core.recipe.recipe import ModelFiles, recipe_from_tables
 from wan_train.core.settings.job import DataSpec, TrainSample
 from wan_train.core.train.build import build_job
-from wan_train.core.train.prepare import check_data
+from wan_train.core.train.checks import check_data
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.encoders.helpers import clip_vision, load_as_host
 from wan_train.tools.miniature import FLF2V_21, I2V_21, I2V_22, T2V, TI2V_5B, dit_metadata, wan_dit

@@ -122,4 +122,4 @@ def test_a_damaged_job_beside_a_lora_is_not_its_run(job, tmp_path):
 def test_the_key_of_a_job_is_what_it_was(job):
     """Bounds decide nothing about the weights: runs of before are found."""
     assert job.key == type(job)(**job.__dict__).key
-    assert to_dict(job)["schema"] == 1
+    assert to_dict(job)["schema"] == 2

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.data.store import Store, read_entry
 from wan_train.core.errors import DatasetError
+from wan_train.core.facts import num_tokens
 from wan_train.core.flow.objective import sample_noise
 from wan_train.core.train import batches
-from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_tensor, make_draws, num_tokens
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_tensor, make_draws
 from wan_train.tests.core.train.helpers import make_sample
 
 

@@ -163,7 +163,7 @@ import wantrain
 wantrain.load_pack()
 from pathlib import Path
 from wan_train.core.train.claim import InUseError, claim_run
-from wan_train.core.train.job import job_from_json
+from wan_train.core.settings.job import job_from_json
 job = job_from_json(Path(sys.argv[3]).read_text())
 print("ready", flush=True)
 sys.stdin.readline()
@@ -207,7 +207,7 @@ def test_a_folder_of_a_newer_version_is_refused_and_freed(tmp_path, job):
     claim = claim_run(tmp_path, job)
     claim.release()
     text = claim.folder.job_path.read_text()
-    claim.folder.job_path.write_text(text.replace('"schema": 1', '"schema": 99'))
+    claim.folder.job_path.write_text(text.replace('"schema": 2', '"schema": 99'))
     with pytest.raises(RunError, match="schema 99"):
         claim_run(tmp_path, job)
     claim.folder.job_path.write_text(text)

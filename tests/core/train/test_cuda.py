@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
-from wan_train.core.plan.card import Fit, measure_card, read_fit
-from wan_train.core.plan.measure import fit_kind
+from wan_train.core.plan.card import Correction, measure_card, read_correction
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.measure import correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.job import Job, ModelSpec
@@ -58,7 +59,7 @@ def test_a_budget_is_planned_with_and_held(tmp_path, large: Job):
     losses, _, events = train(tmp_path, large, "free")
     (free,) = of_kind(events, "plan")
     assert free["plan"]["streamed_blocks"] == 0
-    planner = make_planner(large, inspect(large.model.path), CUDA, measure_card(CUDA))
+    planner = make_planner(large, decide(large, inspect(large.model.path), CUDA), measure_card(CUDA))
     limit = budget(planner.leanest().vram + 2**20)
     found, _, events = train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=limit)), "small")
     (small,) = of_kind(events, "plan")
@@ -85,13 +86,13 @@ def test_real_shortage_ends_in_a_leaner_plan(tmp_path, large: Job):
 def test_what_a_run_took_is_kept_for_the_next(tmp_path, large: Job):
     job = replace(large, loop=replace(large.loop, steps=12))
     _, _, events = train(tmp_path, job, "first")
-    planner = make_planner(job, inspect(job.model.path), CUDA, measure_card(CUDA))
-    fit = read_fit(tmp_path / "cache", planner.card, fit_kind(planner))
-    assert fit != Fit()
+    planner = make_planner(job, decide(job, inspect(job.model.path), CUDA), measure_card(CUDA))
+    correction = read_correction(tmp_path / "cache", planner.card, correction_kind(planner))
+    assert correction != Correction()
     peak = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
     _, _, events = train(tmp_path, replace(job, loop=replace(job.loop, steps=1)), "second")
     (second,) = of_kind(events, "plan")
-    if Fit().memory / 2 < fit.memory < 3.0:  # else it was limited
+    if Correction().memory / 2 < correction.memory < 3.0:  # else it was limited
         assert second["vram"] == pytest.approx(peak, rel=0.1)
 
 

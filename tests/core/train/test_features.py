@@ -8,12 +8,15 @@ import torch
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory import chunking
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.planning import plan_of
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import features
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.prepare import prepare
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.train.helpers import train_in_folder
 
@@ -91,9 +94,9 @@ def test_a_plan_put_on_after_another_has_its_own_pieces(job: Job):
     for pieces in (2, 1, 4):
         model.run_block = call_block
         memory = MemoryOptions(ffn_pieces=pieces)
-        features.apply_features(
-            model, replace(job, memory=memory), CPU, tell=pytest.fail, scratch=None, again=True
-        ).close()
+        decision = decide(job, inspect(job.model.path), CPU)
+        plan = plan_of(replace(job, memory=memory), decision)
+        features.apply_features(model, plan, decision, tell=pytest.fail, scratch=None).close()
         calls.append(count_pieces(model))
     assert calls == [2, 1, 4]
 

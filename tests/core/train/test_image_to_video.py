@@ -11,7 +11,7 @@ from wan_train.core.flow.objective import add_noise, flow_loss, give_first_frame
 from wan_train.core.flow.sigmas import sample_sigmas
 from wan_train.core.settings.job import DataSpec, ModelSpec, job_from_json, job_to_json
 from wan_train.core.train.batches import load_batch
-from wan_train.core.train.prepare import check_data
+from wan_train.core.train.checks import check_data
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer

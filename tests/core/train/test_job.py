@@ -5,6 +5,7 @@ import pytest
 from wan_train.core.data.pairs import data_spec
 from wan_train.core.data.types import LatentCache, LatentEntry, TextCache, TextEntry
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.safe_json import seal
 from wan_train.core.settings.job import (
     SCHEMA,
     DataSpec,
@@ -16,8 +17,10 @@ from wan_train.core.settings.job import (
     stage_window,
 )
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.plain import PLAIN, chosen
 from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.settings.stage import settings_from_names
+from wan_train.core.train.run_folder import RunFolder
 
 
 def test_json_round_trip(job):
@@ -66,6 +69,49 @@ def test_runs_of_earlier_versions_are_still_found():
     )
     data = DataSpec(samples=(sample,), empty_text_path="e", empty_text_key="ek", text_dim=16)
     assert Job(name="x", stage="high", model=ModelSpec(path="m", identity="i"), data=data).key == "1b749a1ddc42799c"
+
+
+def of_schema_1(job: Job, **memory) -> str:
+    """Its text as version 0.1.0 wrote it: every memory option has a value."""
+    data = json.loads(job_to_json(job))
+    return json.dumps({**data, "schema": 1, "memory": {**data["memory"], **PLAIN, **memory}})
+
+
+def test_what_a_job_of_schema_1_left_at_its_default_is_auto(job):
+    found = job_from_json(of_schema_1(job, keep_attention=3, stream_from="pageable", streamed_blocks=4, budget_gb=8.0))
+    assert found.memory == MemoryOptions(keep_attention=3, stream_from="pageable", streamed_blocks=4, budget_gb=8.0)
+    assert (found.schema, found.key) == (SCHEMA, job.key)
+    assert job_from_json(job_to_json(found)) == found
+    assert job_from_json(of_schema_1(job)) == job
+
+
+def test_what_a_manual_job_of_schema_1_says_stays(job):
+    found = job_from_json(of_schema_1(job, plan="manual", checkpointing=False))
+    assert chosen(found.memory) == {**PLAIN, "checkpointing": False}
+    assert found.warnings() == []
+    assert found.key == job.key
+
+
+def test_a_chosen_plain_value_of_schema_2_stays_a_choice(job):
+    memory = MemoryOptions(checkpointing=True, streamed_blocks=0, stream_from="pinned")
+    found = job_from_json(job_to_json(replace(job, memory=memory)))
+    assert found.memory == memory
+    assert json.loads(job_to_json(job))["memory"]["checkpointing"] is None
+
+
+@pytest.mark.parametrize("value", [1, "true", [], {}])
+def test_a_wrong_type_of_schema_1_is_refused_by_name(job, value):
+    with pytest.raises(ConfigError, match=r"memory\.checkpointing is .*; it must be of type bool"):
+        job_from_json(of_schema_1(job, checkpointing=value))
+
+
+def test_a_sealed_job_of_schema_1_is_read(tmp_path, job):
+    folder = RunFolder(tmp_path)
+    folder.job_path.write_text(json.dumps(seal(json.loads(of_schema_1(job, split_blocks=True)))))
+    assert folder.read_job().memory == MemoryOptions(split_blocks=True)
+    folder.job_path.write_text(folder.job_path.read_text().replace('"split_blocks": true', '"split_blocks": false'))
+    with pytest.raises(RunError, match="is damaged or was changed"):
+        folder.read_job()
 
 
 def test_key_follows_content_and_not_names_or_places(job):

@@ -9,11 +9,13 @@ from wan_train.core.memory import chunking
 from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.memory.products import dense_product
 from wan_train.core.memory.recompute import Kept, mark_kept
-from wan_train.core.plan.planning import compile_mode
+from wan_train.core.plan.decision import decide, wanted_modes
+from wan_train.core.plan.planning import plan_of
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import features, kernel_mode
 from wan_train.core.train.prepare import needs_of, prepare
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.model import call_block
 from wan_train.core.wan.ops import PLAIN
 from wan_train.tests.core.memory.helpers import SHAPES, make_model, plain_steps, step
@@ -138,21 +140,19 @@ def test_plans_follow_each_other(job: Job):
     attends = []
     for mode in ("kernels", "off", "kernels"):
         model.run_block = call_block
-        options = replace(job, memory=MemoryOptions(compile=mode))
-        features.apply_features(model, options, CPU, tell=pytest.fail, scratch=None, again=True).close()
+        decision = decide(replace(job, memory=MemoryOptions(compile=mode)), inspect(job.model.path), CPU)
+        features.apply_features(model, plan_of(job, decision), decision, tell=pytest.fail, scratch=None).close()
         attends.append(model.attend)
         assert (model.ops is PLAIN) == (mode == "off")
     assert attends[1].__module__.endswith("layers")  # none of those before is around it
 
 
-def test_on_a_gpu_blocks_run_by_kernels_unless_something_else_is_chosen(job: Job):
-    def mode(device, chosen):
-        return compile_mode(replace(job, memory=MemoryOptions(compile=chosen)), device)
-
-    assert mode(GPU, "auto") == "kernels"
-    assert mode(CPU, "auto") == "off"
+def test_on_a_gpu_blocks_run_by_kernels_unless_something_else_is_chosen():
+    assert wanted_modes(MemoryOptions(), GPU) == ("kernels", "off")
+    assert wanted_modes(MemoryOptions(), CPU) == ("off",)
     for chosen in ("off", "static", "dynamic", "kernels"):
-        assert mode(GPU, chosen) == mode(CPU, chosen) == chosen
+        memory = MemoryOptions(compile=chosen)
+        assert wanted_modes(memory, GPU) == wanted_modes(memory, CPU) == (chosen,)
 
 
 def test_where_they_do_not_run_the_run_goes_on_and_says_what_is_lost(tmp_path, job: Job):
@@ -173,11 +173,11 @@ def test_without_triton_it_says_what_to_install(job: Job, monkeypatch):
     available.kernels_problem.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "wan_train.core.kernels.elementwise", None)  # as where triton cannot be imported
-    told = []
-    memory = MemoryOptions(compile="kernels")
-    assert features.usable_mode(replace(job, memory=memory), CPU, None, told.append) == "off"
+    job = replace(job, memory=MemoryOptions(compile="kernels"))
+    decision = decide(job, inspect(job.model.path), CPU)
+    assert decision.modes == ("off",)
     available.kernels_problem.cache_clear()
-    assert "triton-windows" in told[0]
+    assert "triton-windows" in decision.warnings[0]
 
 
 def test_memory_has_no_part_in_the_key_of_a_run(job: Job):

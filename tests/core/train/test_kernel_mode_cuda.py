@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.memory import graphs
-from wan_train.core.plan import planning
+from wan_train.core.plan.decision import decide, num_batch_sizes
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.train import features
 from wan_train.core.train.prepare import prepare
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -109,7 +109,7 @@ def test_cuda_graphs_record_it(tmp_path, job: Job, monkeypatch, precision, memor
     assert found == []
     graphed, other, warnings = train(tmp_path, job, "with", compile="kernels", cuda_graphs="auto", **memory)
     assert warnings == []
-    assert len(found) == 2 * planning.num_batch_sizes(job)
+    assert len(found) == 2 * num_batch_sizes(job)
     assert graphed == pytest.approx(losses, rel=2e-3)
     assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
 
@@ -135,5 +135,4 @@ def test_no_kernel_is_left_to_compile_in_the_first_step(longer: Job, precision):
 
 
 def test_auto_is_kernels(longer: Job):
-    assert planning.ways_to_compile(longer, CUDA)[0] == "kernels"
-    assert features.usable_mode(longer, CUDA, None, pytest.fail) == "kernels"
+    assert decide(longer, inspect(longer.model.path), CUDA).modes == ("kernels", "off")

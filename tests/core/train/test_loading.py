@@ -33,7 +33,7 @@ spec = importlib.util.spec_from_file_location("wan_train", pack / "__init__.py",
 sys.modules["wan_train"] = importlib.util.module_from_spec(spec)
 import peft
 import torch
-from wan_train.core.train.job import job_from_json
+from wan_train.core.settings.job import job_from_json
 from wan_train.core.train.prepare import prepare
 
 def taken():
@@ -106,7 +106,7 @@ def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, me
     prepared = prepare(replace(job, memory=options), CPU, scratch=tmp_path)
     assert prepared.features.streamer is not None
     kinds = [master.kind for master in prepared.features.streamer.masters.values()]
-    assert kinds.count("mapped") == (1 if options.stream_from == "mapped" else options.mapped_blocks)
+    assert kinds.count("mapped") == (1 if options.stream_from == "mapped" else options.mapped_blocks or 0)
     ours, theirs = prepared.model.state_dict(), plain.state_dict()
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():
@@ -120,5 +120,5 @@ def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, me
 def test_the_log_says_what_preparing_took(job: Job, caplog):
     with caplog.at_level("INFO", logger=prepare.__module__):
         prepare(job, CPU)
-    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Waiting", "Adding", "Trying"]
+    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Waiting", "Adding", "Putting"]
     assert all(re.search(r" took \d+\.\d s\.$", message) for message in caplog.messages)

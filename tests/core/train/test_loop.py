@@ -14,7 +14,7 @@ from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws
 from wan_train.core.train.loop import PendingReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
-from wan_train.core.train.prepare import prepare, resolve_device
+from wan_train.core.train.prepare import prepare
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer
@@ -342,14 +342,6 @@ def test_adamw8bit_trains(job):
     trainer.train()
     assert type(trainer.optimizer).__name__ == "AdamW8bit"
     assert trainer.step == job.loop.steps
-
-
-def test_devices():
-    assert resolve_device("cpu:1") == torch.device("cpu:1")
-    with pytest.raises(ConfigError, match="'gpu' is not known"):
-        resolve_device("gpu")
-    with pytest.raises(ConfigError, match="not there"):
-        resolve_device("cuda:99")
 
 
 def test_a_changed_model_file_is_refused(job):

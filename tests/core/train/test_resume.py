@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.setup import adapter_state
-from wan_train.core.errors import RunError, ShortageError
+from wan_train.core.errors import RunError
+from wan_train.core.shortage import ShortageError
 from wan_train.core.train.checkpoints import Checkpoints, DamagedCheckpointError
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.optimizers import build_optimizer
@@ -251,7 +252,7 @@ import wantrain
 wantrain.load_pack()
 import torch
 from pathlib import Path
-from wan_train.core.errors import ShortageError
+from wan_train.core.shortage import ShortageError
 from wan_train.core.train.checkpoints import Checkpoints
 store = Checkpoints(Path(sys.argv[2]))
 _, path = store.all()[-1]

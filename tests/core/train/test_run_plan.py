@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.plan import learnt
-from wan_train.core.plan.card import Fit, measure_card, read_fit
-from wan_train.core.plan.measure import fit_kind
-from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Pins, Planner
+from wan_train.core.plan.card import Correction, measure_card, read_correction
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.measure import correction_kind
+from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import Probe
 from wan_train.core.settings.job import Job, ModelSpec
@@ -81,7 +82,7 @@ def short_of_memory(monkeypatch):
 
 
 def planner_of(job, card) -> Planner:
-    return make_planner(job, inspect(job.model.path), CPU, card)
+    return make_planner(job, decide(job, inspect(job.model.path), CPU), card)
 
 
 def within(num_bytes, **options):
@@ -164,7 +165,7 @@ def test_each_size_keeps_its_own_attention(tmp_path, deep: Job, card, monkeypatc
     deep = replace(deep, loop=replace(deep.loop, gradient_accumulation=2))  # else gradients take more than attention
     losses, lora, _ = train(tmp_path, deep, "plain")
     pins = {"offload_inputs": True, "streamed_blocks": 1, "stream_from": "pageable"}
-    planner = replace(planner_of(deep, card), pins=Pins(**pins))
+    planner = replace(planner_of(deep, card), options=MemoryOptions(**pins))
     half = planner.describe(replace(planner.plan, keep_attention=LAYERS // 2, **pins))
     memory = within(half.vram + 1, **pins)
     marks = {}
@@ -195,8 +196,8 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, deep:
     monkeypatch.setattr(run_plan, "prepare", lambda *_, **__: pytest.fail("the model is loaded"))
     events = EventWriter(tmp_path / "events.jsonl")
     with pytest.raises(ConfigError, match="832x480x81 does not fit: the leanest plan takes") as error:
-        RunPlan(job, torch.device("meta"), events=events, scratch=tmp_path)
-    assert "It would with checkpointing left at its default; or with at most " in str(error.value)
+        RunPlan(job, inspect(job.model.path), torch.device("meta"), events=events, scratch=tmp_path)
+    assert "It would with checkpointing left at auto; or with at most " in str(error.value)
     assert str(error.value).endswith("To try all the same, set plan to manual.")
     assert not events.path.exists()
 
@@ -284,7 +285,7 @@ def test_a_model_that_cannot_be_loaded_is_loaded_leaner(tmp_path, deep: Job, pla
     prepare = run_plan.prepare
 
     def load(job, device, **options):
-        loads.append(job.memory)
+        loads.append(options["plan"])
         if len(loads) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return prepare(job, device, **options)
@@ -294,7 +295,7 @@ def test_a_model_that_cannot_be_loaded_is_loaded_leaner(tmp_path, deep: Job, pla
     assert found == losses
     assert same(lora, other)
     events = plans(tmp_path, "short")
-    assert [event["plan"]["checkpointing"] for event in events] == [memory.checkpointing for memory in loads]
+    assert [event["plan"]["checkpointing"] for event in events] == [plan.checkpointing for plan in loads]
     assert "ran out while the model was loaded: the run goes on with" in events[1]["message"]
     assert events[1]["vram"] < events[0]["vram"]
 
@@ -316,13 +317,13 @@ def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkey
     peak = found.exact_vram + round(1.25 * (found.vram - found.exact_vram))
     monkeypatch.setattr(run_plan, "cuda_peak", lambda _: lambda: peak)
     train(tmp_path, job, "first")
-    fit = read_fit(tmp_path / "cache", card, fit_kind(planner))
-    assert fit.memory == pytest.approx(1.25, rel=1e-4)
-    assert fit.time != 1.0
+    correction = read_correction(tmp_path / "cache", card, correction_kind(planner))
+    assert correction.memory == pytest.approx(1.25, rel=1e-4)
+    assert correction.time != 1.0
     train(tmp_path, job, "second")
     first, second = (plans(tmp_path, name)[0] for name in ("first", "second"))
     assert second["vram"] == pytest.approx(peak, rel=1e-4)
-    assert second["seconds"] == pytest.approx(first["seconds"] * fit.time, abs=2.5e-4)  # of rounded ones
+    assert second["seconds"] == pytest.approx(first["seconds"] * correction.time, abs=2.5e-4)  # of rounded ones
 
 
 def test_the_next_run_does_not_meet_the_same_shortage(tmp_path, deep: Job, plain, short_of_memory):
@@ -360,7 +361,7 @@ def test_a_shortage_is_forgotten_when_a_larger_plan_has_succeeded(tmp_path, deep
 def test_graphs_are_the_first_to_go(tmp_path, deep: Job, card):
     """They hold memory beside all else, and take a little time when they are gone."""
     events = EventWriter(tmp_path / "events.jsonl")
-    plan = RunPlan(replace(deep, memory=LARGE), CPU, events=events, scratch=tmp_path)
+    plan = RunPlan(replace(deep, memory=LARGE), inspect(deep.model.path), CPU, events=events, scratch=tmp_path)
     planner = plan._planner
     plan._planner = replace(planner, task=replace(planner.task, graphs=True))
     graphed = plan._planner.describe(replace(planner.plan, cuda_graphs="auto", checkpointing=False))
@@ -368,14 +369,14 @@ def test_graphs_are_the_first_to_go(tmp_path, deep: Job, card):
     assert lower.plan == replace(graphed.plan, cuda_graphs="off")
     least = plan.step_down(lower, "vram")
     assert least.vram < lower.vram
-    again = RunPlan(replace(deep, memory=LARGE), CPU, events=events, scratch=tmp_path)
+    again = RunPlan(replace(deep, memory=LARGE), inspect(deep.model.path), CPU, events=events, scratch=tmp_path)
     assert not again._planner.met.graphs
 
 
 def test_time_alone_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
     train(tmp_path, replace(deep, loop=replace(deep.loop, steps=12), memory=LARGE), "run")
     (path,) = (tmp_path / "cache").glob("planner-*")
-    assert {fit["memory"] for fit in json.loads(path.read_text()).values()} == {1.0}
+    assert {correction["memory"] for correction in json.loads(path.read_text()).values()} == {1.0}
 
 
 def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):
@@ -403,7 +404,7 @@ def test_a_system_that_does_not_tell_its_memory_trains_all_the_same(tmp_path, de
 
 
 def test_the_plan_that_is_not_chosen_is_the_jobs(tmp_path, job: Job):
-    plan = RunPlan(job, CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
-    assert asdict(plan._descent.choice.plan) == asdict(plan_of(job, torch.float32))
+    plan = RunPlan(job, inspect(job.model.path), CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
+    assert asdict(plan._descent.choice.plan) == asdict(plan_of(job, plan._decision))
     assert plan.callbacks() == []
-    assert Fit() == read_fit(tmp_path, measure_card(CPU), "fp32 off")
+    assert Correction() == read_correction(tmp_path, measure_card(CPU), "fp32 off")

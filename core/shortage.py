@@ -1,14 +1,21 @@
-"""Running out of memory: how that is told, and what encoders try before anything else is changed."""
+"""Out of memory: the signs of it, of a GPU's memory and of the machine's, and the first thing to try.
+
+What a training run does about it stands in `core.plan.recovery`; what encoders do, in `core.data.encode` and
+`core.encoders`.
+"""
 
 import errno
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
 
+from .errors import RunError
+
 T = TypeVar("T")
+Shortage = Literal["vram", "ram"]  # which memory is out: the GPU's, or the machine's
 
 # How libraries say that memory is out where torch does not raise OutOfMemoryError: of a GPU, and of the machine.
 VRAM_SIGNS = (
@@ -29,6 +36,10 @@ RAM_SIGNS = (
 _SIGNS = ("out of memory", *VRAM_SIGNS, *RAM_SIGNS)
 
 
+class ShortageError(RunError):
+    """Memory ran out, of the machine or of a GPU: nothing is wrong with the files."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory is out, of a GPU or of the machine."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -36,6 +47,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, (RuntimeError, SafetensorError)) and any(sign in str(error) for sign in _SIGNS)
+
+
+def shortage_of(error: BaseException) -> Shortage | None:
+    """Which memory `error` says is out, wherever in the chain of its causes; None if it says something else."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, torch.OutOfMemoryError):
+            return "vram"
+        if isinstance(current, MemoryError):
+            return "ram"
+        if isinstance(current, (RuntimeError, RunError, OSError)):
+            text = str(current)
+            if any(sign in text for sign in VRAM_SIGNS):
+                return "vram"
+            if any(sign in text for sign in RAM_SIGNS):
+                return "ram"
+        # torch.compile's errors carry what the compiler met.
+        current = getattr(current, "inner_exception", None) or current.__cause__
+    return None
 
 
 def try_twice(act: Callable[[], T], free: Callable[[], None]) -> T:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from wan_train.core.data.shortage import free_caches, is_out_of_memory, try_twice
+from wan_train.core.shortage import free_caches, is_out_of_memory, try_twice
 
 
 def too_large():

@@ -1,0 +1,74 @@
+"""What a planner chooses: a plan, and what is expected of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from ..memory.recompute import Kept
+from .estimate import Estimate
+from .plan import Bucket, Plan
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes that a plan may take."""
+
+    vram: int
+    ram: int
+    pinned: int
+
+
+@dataclass(frozen=True)
+class SizeTime:
+    """Of the steps of one size."""
+
+    share: float  # of all steps
+    seconds: float  # of each
+    first: float  # how much longer the first one takes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan with what it is expected to take: the peaks over all sizes of clips, and the mean time of a step.
+
+    A run takes `start_seconds` beside its steps: before the first and after the last. The first step of each size takes
+    longer than those after it; `sizes_seconds` is how much longer, for all sizes together.
+    """
+
+    plan: Plan  # as the size that takes most has it
+    kept: Mapping[int, Kept]  # by the tokens of a batch
+    vram: int
+    ram: int
+    seconds: float
+    estimates: Mapping[Bucket, Estimate] = field(default_factory=dict)
+    start_seconds: float = 0.0
+    sizes_seconds: float = 0.0
+    sizes: Mapping[int, SizeTime] = field(default_factory=dict)  # by the tokens of a batch
+
+    def run_seconds(self, steps: int) -> float:
+        """From the start of the process to the LoRA."""
+        return self.start_seconds + self.sizes_seconds + steps * self.seconds
+
+    @property
+    def keep_attention(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.attention for tokens, kept in self.kept.items()}
+
+    @property
+    def keep_linears(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.linears for tokens, kept in self.kept.items()}
+
+    @property
+    def held_ram(self) -> int:
+        """Bytes of main memory that are held all the time."""
+        return max(one.exact_ram for one in self.estimates.values())
+
+    def fits_ram(self, limits: Limits) -> bool:
+        """Whether main memory suffices, also for what is pinned."""
+        pinned = self.held_ram if self.plan.stream_from == "pinned" else 0
+        return self.ram <= limits.ram and pinned <= limits.pinned
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """Names of the fields that differ."""
+    return [f.name for f in fields(Plan) if getattr(old, f.name) != getattr(new, f.name)]

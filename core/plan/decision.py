@@ -1,0 +1,157 @@
+"""What a run computes with, found out once, before anything is planned or loaded: device, dtype, kernels, attention, graphs.
+
+Kernels, the compiler and the kinds of attention are tried here and nowhere else. The planner plans with what was found, and
+the model is made to compute with it, also after memory has run out.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..adapters.setup import finish_importing_adapters
+from ..facts import num_tokens
+from ..memory.attention import AttentionShape
+from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
+from ..memory.precision.formats import resolve
+from ..settings.job import Job
+from ..settings.memory import BlockMode, MemoryOptions
+from ..settings.precision import Precision
+from ..wan.checkpoint import CheckpointInfo
+from .plan import Bucket
+from .probe import choose_kind
+from .sizes import Sizes
+
+GRAPHED_SIZES = 8  # sizes of batches for which CUDA graphs of each are worth their memory
+GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
+COMPILED = ("static", "dynamic")  # by torch.compile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a run computes with."""
+
+    info: CheckpointInfo  # of the model's file
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic
+    modes: tuple[BlockMode, ...]  # how blocks can run here, of those that the job allows: the fastest first
+    attention: str = ""  # its kind, by the name that `load_attention` knows; "": PyTorch's own
+    is_known: bool = True  # no kind of attention had to be measured
+    graphs: bool = False  # CUDA graphs of a step are worth their memory, where a plan allows them
+    dropout: bool = False  # the adapter drops some of its inputs
+    warnings: tuple[str, ...] = ()  # what is otherwise than was asked for, a sentence each
+
+
+def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path | None = None) -> Decision:
+    """Find it out for a job on `device`; `info` is of its model file, which was checked.
+
+    Takes some seconds where kernels, a compiler or attention have not been tried before. `scratch`: the folder for what may
+    be used again and may be deleted, such as compiled code. ConfigError for a precision or an attention that can't be had.
+    """
+    if job.model.precision == "nf4":  # whose package is hidden until then
+        finish_importing_adapters()
+    dtype = arithmetic(job.model.precision, device)
+    modes, warnings = _usable_modes(job.memory, device, scratch)
+    shape = attention_shape(job, info.config, dtype, device)
+    compiled = any(mode in COMPILED for mode in modes)
+    kind, is_known = choose_kind(
+        job.memory.attention, shape, scratch, compiled=compiled, first=finish_importing_adapters
+    )
+    return Decision(
+        info=info,
+        device=device,
+        dtype=dtype,
+        modes=modes,
+        attention=kind,
+        is_known=is_known,
+        graphs=may_use_graphs(job, info.config, device),
+        dropout=job.adapter.dropout > 0,
+        warnings=warnings,
+    )
+
+
+def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype that a base of this precision computes in. ConfigError for one that the device or a package lacks."""
+    # ara computes as all formats do, and cannot be resolved without its file.
+    return resolve("auto" if precision == "ara" else precision, device).dtype
+
+
+def wanted_modes(memory: MemoryOptions, device: torch.device) -> tuple[BlockMode, ...]:
+    """How blocks may run as the option `compile` has it, if everything works: the fastest first."""
+    if memory.compile != "auto":
+        return (memory.compile,)
+    return ("kernels", "off") if device.type == "cuda" else ("off",)
+
+
+def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> AttentionShape:
+    """What the job's longest clip attends to."""
+    longest = max(num_tokens(sample.shape) for sample in job.training_samples)
+    return AttentionShape(longest, sizes.num_heads, sizes.dim // sizes.num_heads, dtype, device)
+
+
+def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
+    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small."""
+    if device.type != "cuda" or job.memory.cuda_graphs == "off" or job.adapter.dropout:
+        return False
+    largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
+    return num_batch_sizes(job) <= GRAPHED_SIZES and largest * sizes.dim <= GRAPH_SIZE
+
+
+def buckets_of(job: Job) -> list[Bucket]:
+    """The sizes of the job's samples, with the largest batch of each."""
+    found = []
+    for shape, count in _samples_by_shape(job).items():
+        batch = min(job.loop.batch_size, count)
+        if job.loop.token_budget:
+            batch = max(1, min(batch, job.loop.token_budget // num_tokens(shape)))
+        found.append(Bucket(shape, batch, share=count / batch))
+    return found
+
+
+def num_batch_sizes(job: Job) -> int:
+    """Different sizes of the job's batches: of some shapes the last batch of an epoch is smaller."""
+    samples = _samples_by_shape(job)
+    return len(samples) + sum(samples[bucket.shape] % bucket.batch > 0 for bucket in buckets_of(job))
+
+
+def _samples_by_shape(job: Job) -> Counter[tuple[int, int, int, int]]:
+    samples = Counter[tuple[int, int, int, int]]()
+    for sample in job.training_samples:
+        samples[sample.shape] += sample.repeats
+    return samples
+
+
+def _usable_modes(
+    memory: MemoryOptions, device: torch.device, scratch: Path | None
+) -> tuple[tuple[BlockMode, ...], tuple[str, ...]]:
+    """The wanted modes that work here, and what has to be said of one that does not: blocks can always run uncompiled."""
+    wanted = wanted_modes(memory, device)
+    if wanted[0] == "off":
+        return wanted, ()
+    problem = _kernels_warning(device, scratch) if wanted[0] == "kernels" else _compiler_warning(device, scratch)
+    return (wanted, ()) if problem is None else (("off",), (problem,))
+
+
+def _kernels_warning(device: torch.device, scratch: Path | None) -> str | None:
+    from ..kernels.available import kernels_problem
+
+    if scratch is not None:
+        use_triton_cache(scratch / "compiled" / "triton")
+    problem = kernels_problem(device)
+    if problem is None:
+        return None
+    return (
+        f"{problem} The run goes on by PyTorch's own operators: the result is the same up to rounding, but a step takes a "
+        "quarter longer for clips, up to twice as long for pictures, and a block twice the memory."
+    )
+
+
+def _compiler_warning(device: torch.device, scratch: Path | None) -> str | None:
+    if scratch is not None:
+        use_compile_cache(scratch / "compiled")
+    finish_importing_adapters()
+    problem = compiler_problem(device)
+    if problem is None:
+        return None
+    return f"{problem} The run goes on without compilation: the result is the same, each step takes longer."
