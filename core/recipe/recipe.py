@@ -15,8 +15,8 @@ from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..serial import check_depth, from_dict, to_dict
 from ..settings.dataset import Conditioning, DatasetOptions
-from ..settings.job import Stage
-from ..settings.stage import StageSettings
+from ..settings.option import LATENTS, Options, Widget, option
+from ..settings.stage import Stage, StageSettings
 
 WORK_FOLDER = "wan_train"
 MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB
@@ -26,7 +26,14 @@ MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 
 class DatasetSource(DatasetOptions):
     """The folder with images, clips and captions, and how it becomes samples."""
 
-    folder: str
+    folder: str = option(
+        help="Images and clips, each with a text file of the same name that holds its caption.",
+        in_key=False,
+        musubi="image_directory",
+        aitoolkit="datasets.folder_path",
+        simpletuner="instance_data_dir",
+        diffusion_pipe="directory.path",
+    )
 
     @property
     def options(self) -> DatasetOptions:
@@ -35,18 +42,33 @@ class DatasetSource(DatasetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles:
+class ModelFiles(Options, group="models"):
     """Files, or folders of sharded files. Either `single`, or `high`, `low` or both."""
 
-    high: str = ""
-    low: str = ""
-    single: str = ""
-    vae: str
-    text_encoder: str
-    clip_vision: str = ""  # Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors
-    recovery_adapter: str = ""  # precision "ara": AI-Toolkit's accuracy recovery adapter
+    high: str = option(
+        "", help="Wan 2.2 A14B: the high noise expert.", in_key=False, musubi="dit_high_noise"
+    )  # fmt: skip
+    low: str = option("", help="Wan 2.2 A14B: the low noise expert.", in_key=False, musubi="dit")
+    single: str = option(
+        "",
+        help="In place of high and low: Wan 2.1, TI2V 5B.",
+        in_key=False,
+        musubi="dit",
+        aitoolkit="model.name_or_path",
+        simpletuner="pretrained_transformer_model_name_or_path",
+        diffusion_pipe="model.transformer_path",
+    )
+    vae: str = option(help="The Wan VAE.", in_key=False, musubi="vae", simpletuner="pretrained_vae_model_name_or_path")
+    text_encoder: str = option(
+        help="The umT5 text encoder.", in_key=False, musubi="t5", diffusion_pipe="model.llm_path"
+    )  # fmt: skip
+    clip_vision: str = option("", help="Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors.", in_key=False, musubi="clip")
+    recovery_adapter: str = option(
+        "", help="For precision ara: AI-Toolkit's accuracy recovery adapter.", in_key=False, aitoolkit="model.qtype"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
             raise ConfigError(
                 "models names nothing to train: give high and low (Wan 2.2 A14B), or single (Wan 2.1, 5B)."
@@ -62,16 +84,34 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraFiles:
+class LoraFiles(Options, group="lora"):
     """The files that come out. Names are without folder and ending; empty: NAME_high_noise, NAME_low_noise, NAME."""
 
-    folder: str = ""  # empty: loras in the work folder
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    high: str = ""
-    low: str = ""
-    single: str = ""
+    folder: str = option(
+        "",
+        help="Where the LoRAs go; empty: loras in the work folder.",
+        more="ComfyUI/models/loras makes them show up there.",
+        in_key=False,
+        musubi="output_dir",
+        simpletuner="output_dir",
+        diffusion_pipe="output_dir",
+    )
+    precision: Literal["bf16", "fp16", "fp32"] = option(
+        "bf16",
+        help="Number format of the files.",
+        in_key=False,
+        musubi="save_precision",
+        aitoolkit="save.dtype",
+        diffusion_pipe="save_dtype",
+    )
+    high: str = option(
+        "", help="Name of the high noise file, without folder and ending; empty: NAME_high_noise.", in_key=False
+    )
+    low: str = option("", help="Name of the low noise file; empty: NAME_low_noise.", in_key=False)
+    single: str = option("", help="Name of a single model's file; empty: NAME.", in_key=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for stage in ("high", "low", "single"):
             if getattr(self, stage):
                 check_name(getattr(self, stage), f"lora.{stage}")
@@ -81,13 +121,30 @@ class LoraFiles:
 class Recipe(StageSettings):
     """What a person writes down about a training. All paths are absolute once it has been read from a file."""
 
-    name: str
-    author: str = ""
+    name: str = option(
+        help="Name of the training, and start of the files' names.",
+        in_key=False,
+        musubi="output_name",
+        aitoolkit="config.name",
+        simpletuner="model_name",
+    )
+    author: str = option("", help="Written into the LoRAs.", in_key=False, musubi="metadata_author")
     dataset: DatasetSource
-    conditioning: Conditioning = "none"
+    conditioning: Conditioning = option(
+        "none",
+        help="For image-to-video models: which frames of each clip the model is given.",
+        more="none: text-to-video. first frame: I2V models, and TI2V 5B. first and last frame: FLF2V, also Wan 2.2 I2V A14B.",
+        in_key=False,  # what comes of it is: the latents of the given frames
+        widget=Widget(LATENTS, "condition_on", 1),
+        aitoolkit="datasets.do_i2v",
+    )
     models: ModelFiles
     lora: LoraFiles = field(default_factory=LoraFiles)
-    work: str = WORK_FOLDER  # caches and runs; the graph uses wan_train in ComfyUI's output folder
+    work: str = option(
+        WORK_FOLDER,
+        help="Folder for caches and runs; ComfyUI/output/wan_train shares them with the graph.",
+        in_key=False,
+    )
     high: dict[str, Any] = field(default_factory=dict)  # settings that differ for one expert, in the same groups
     low: dict[str, Any] = field(default_factory=dict)
 
