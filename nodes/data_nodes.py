@@ -83,6 +83,8 @@ class DatasetFromFolder(io.ComfyNode):
         dataset = scan_folder(
             path, options, index_path=index, progress=on_file, within=places, check=host.raise_if_interrupted
         )
+        for sentence in options.warnings():
+            log.warning("dataset %s: %s", folder, sentence)
         for note in dataset.notes:
             log.info("dataset %s: %s", folder, note)
         return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError, RunError, WanTrainError
 from ..core.packages import check_packages
 from ..core.settings.job import Job, Stage
 from ..core.settings.previews import PreviewOptions
-from ..core.settings.stage import settings_from_names
+from ..core.settings.stage import StageSettings, settings_from_names
 from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
 from ..core.train.run_folder import RunFolder
@@ -76,31 +76,37 @@ class TrainLoRAStage(io.ComfyNode):
         cls, dit: DitHandle, latents: LatentCache, text: TextCache, vae: Any = None, **settings: Any
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
+        wanted = stage_settings(dit, settings)
         job = stage_job(dit, latents, text, settings)
         check_start(job, dit.info)
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)
-        for warning in job_warnings(job):  # now, not after hours of training
+        warnings = job_warnings(job, wanted)
+        for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         follower = Follower(runs, job, node_id, decoder)
         folder = await follower.run(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-        return _outputs(folder, job, node_id, [] if decoder is None else decoder.notes)
+        return _outputs(folder, job, node_id, warnings, [] if decoder is None else decoder.notes)
 
 
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
-    values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
-    values |= dit.settings
     return build_job(
         dit.info,
         data_spec(latents, text),
-        settings_from_names(values),
+        stage_settings(dit, settings),
         name=settings["lora_name"],
         stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
+
+
+def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
+    """What is chosen on this node and on Load Wan DiT."""
+    values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
+    return settings_from_names(values | dit.settings)
 
 
 def _decoder(previews: PreviewOptions, vae: Any, latents: LatentCache) -> PreviewDecoder | None:
@@ -118,14 +124,14 @@ def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:
     return (extra_pnginfo or {}).get("workflow")
 
 
-def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.NodeOutput:
+def _outputs(folder: RunFolder, job: Job, node_id: str, warnings: list[str], notes: list[str]) -> io.NodeOutput:
     lora = folder.finished_lora(job.loop.steps)
     if lora is None:
         raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew.")
     host.remember([lora])
     history = read_long_history(folder.events_path)
     losses = [loss for _, loss in history.losses.points()]
-    warnings = list(dict.fromkeys([*job_warnings(job), *history.warnings, *notes]))
+    told = list(dict.fromkeys([*warnings, *history.warnings, *notes]))
     summary = f"finished: {job.loop.steps} steps"
     last = losses[-20:]  # none, where the diary was lost
     if last:
@@ -136,7 +142,7 @@ def _outputs(folder: RunFolder, job: Job, node_id: str, notes: list[str]) -> io.
         LoraHandle(lora, job.stage, job.name, job.loop.steps),
         safetensors.torch.load_file(lora),
         {"loss": losses},
-        ui={"text": ["\n".join([summary, *(f"- {w}" for w in warnings)])], "wan_run": [folder.path.name]},
+        ui={"text": ["\n".join([summary, *(f"- {w}" for w in told)])], "wan_run": [folder.path.name]},
     )
 
 

@@ -177,7 +177,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> 
         display.say(f"- {note}")
     planned = []
     for stage, job in jobs(recipe, infos, cached).items():
-        for warning in job_warnings(job):
+        for warning in job_warnings(job, recipe.settings(stage)):
             display.say(f"{stage}: warning: {warning}")
         planned.append(plan(job, recipe.runs_path, stage))
     return planned

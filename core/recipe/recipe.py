@@ -15,7 +15,7 @@ from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..serial import check_depth, from_dict, to_dict
 from ..settings.dataset import Conditioning, DatasetOptions
-from ..settings.option import LATENTS, Options, Widget, option
+from ..settings.option import LATENTS, Options, Widget, all_options, option
 from ..settings.stage import Stage, StageSettings
 
 WORK_FOLDER = "wan_train"
@@ -237,7 +237,7 @@ def recipe_from_tables(
 
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Tables with changes like "optimizer.learning_rate=1e-4"; a value is JSON, or else a string."""
+    """Tables with changes like "optimizer.learning_rate=1e-4", or "learning_rate=1e-4"; a value is JSON, or else a string."""
     try:
         data = json.loads(json.dumps(to_dict(dict(tables))))
     except (TypeError, ValueError) as error:  # TOML has dates, and numbers of any length
@@ -246,7 +246,7 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         name, equals, text = change.partition("=")
         if not (equals and name.strip()):
             raise ConfigError(f"'{change}' is no change: write NAME=VALUE, such as optimizer.learning_rate=1e-4.")
-        *groups, key = name.strip().split(".")
+        *groups, key = _place(name.strip()).split(".")
         table = data
         for group in groups:
             table = table.setdefault(group, {})
@@ -256,6 +256,13 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         if (groups, key) == (["loop"], "steps"):
             data.pop("epochs", None)
     return data
+
+
+def _place(name: str) -> str:
+    """The whole name of a setting that may be called as on its node: learning_rate, high.learning_rate."""
+    stage, dot, rest = name.partition(".") if name.startswith(("high.", "low.")) else ("", "", name)
+    places = {item.label: item.place for item in all_options(Recipe)}
+    return f"{stage}{dot}{places.get(rest, rest)}"
 
 
 def recipe_tables(recipe: Recipe) -> dict[str, Any]:

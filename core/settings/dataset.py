@@ -164,7 +164,7 @@ class DatasetOptions(Options, group="dataset"):
     )
     bad_files: Literal["skip", "refuse"] = option(
         "skip",
-        help="What to do with files that are damaged or cut short.",
+        help="Files that are damaged or cut short.",
         more="skip: leave them out and list them. refuse: stop with the file's name.",
         in_key=False,
         widget=Widget(DATASET, "bad_files", 14, is_required=True),
@@ -172,14 +172,14 @@ class DatasetOptions(Options, group="dataset"):
     )
     short_clips: Literal["shorten", "skip", "refuse"] = option(
         "shorten",
-        help="What to do with clips that have fewer frames than num_frames.",
+        help="Clips that have fewer frames than num_frames.",
         more="shorten: use as many as there are (4n+1). skip: leave them out and list them. refuse: stop with the clip's name.",
         in_key=False,
         widget=Widget(DATASET, "short_clips", 15, is_required=True),
     )
     held_out: int = option(
         0,
-        help="Number of samples that are not trained on, but measured while training (validation loss).",
+        help="Samples that are not trained on, but measured meanwhile: the validation loss.",
         zero="none",
         unit="samples",
         in_key=False,

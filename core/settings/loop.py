@@ -101,8 +101,8 @@ class LoopOptions(Options, group="loop"):
     token_budget: int = option(
         0,
         help="Most tokens in a batch.",
-        more="With a large batch_size, images are then trained many at a time and long clips one by one."
-        " A 512x512 image has 1024 tokens, 832x480 with 33 frames 14040.",
+        more="With a large batch_size, images are then trained many at a time and long clips one by one. A 512x512 image"
+        " has 1024 tokens, 832x480 with 33 frames 14040.",
         zero="no limit",
         unit="tokens",
         born=2,

@@ -12,7 +12,6 @@ class LossOptions(Options, group="loss"):
     kind: str = option(
         "mse",
         help="Loss: the distance between the predicted and the true velocity.",
-        more="mse: the mean squared error.",
         values=("mse",),
         methods="flow.losses",
         born=2,
@@ -24,7 +23,6 @@ class LossOptions(Options, group="loss"):
     weighting: str = option(
         "none",
         help="Loss weighting: how much each noise level counts.",
-        more="none: all alike.",
         values=("none",),
         methods="flow.weightings",
         born=2,

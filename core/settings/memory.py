@@ -45,8 +45,9 @@ class MemoryOptions(Options, group="memory"):
 
     checkpointing: bool | None = option(
         None,
-        help="Gradient checkpointing: keeps only the input of each block and computes the rest again in the backward pass.",
-        more=f"auto: where the memory is too small without. off is faster, but needs many times the memory. {_SAME}",
+        help="Gradient checkpointing: of each block only the input is kept.",
+        more="The rest is computed again in the backward pass. auto: where the memory is too small without. off is faster,"
+        f" but needs many times the memory. {_SAME}",
         in_key=False,
         widget=Widget(MODEL, "checkpointing", 2, is_required=True, values=SWITCH, old=_WAS_ON),
         musubi="gradient_checkpointing",
@@ -56,9 +57,9 @@ class MemoryOptions(Options, group="memory"):
     )
     keep_attention: int | None = option(
         None,
-        help="Selective checkpointing: blocks that keep the result of their self-attention for the backward pass instead of"
-        " computing it again.",
-        more=f"Faster, for one block input's worth of memory each. 0: auto; -1: none. {_SAME}",
+        help="Selective checkpointing: blocks that keep the result of their self-attention.",
+        more="The backward pass does not compute it again: faster, for one block input's worth of memory each. 0: auto;"
+        f" -1: none. {_SAME}",
         most=10_000,
         unit="blocks",
         zero="none",
@@ -67,10 +68,9 @@ class MemoryOptions(Options, group="memory"):
     )
     keep_linears: int | None = option(
         None,
-        help="Selective checkpointing: blocks that keep what their linear layers give, and their self-attention, instead of"
-        " computing it again.",
-        more="Faster still, for nine block inputs' worth of memory each in a 14B model. Not with split_blocks. 0: auto;"
-        f" -1: none. {_SAME}",
+        help="Selective checkpointing: blocks that keep what their linear layers and their self-attention give.",
+        more="The backward pass does not compute it again: faster still, for nine block inputs' worth of memory each in a"
+        f" 14B model. Not with split_blocks. 0: auto; -1: none. {_SAME}",
         most=10_000,
         unit="blocks",
         zero="none",
@@ -79,16 +79,17 @@ class MemoryOptions(Options, group="memory"):
     )
     split_blocks: bool | None = option(
         None,
-        help="Checkpointing in parts: the backward pass recomputes the three parts of a block one by one.",
+        help="Checkpointing in parts: the three parts of a block are recomputed one by one.",
         more=f"About half the GPU memory that a block's backward pass takes, for a little more time. {_SAME}",
-        page="The parts are self-attention, cross-attention and feed-forward. Queries, keys, values and the cross-attention are"
-        " computed once more for it. Not with keep_linears; with LoRA dropout it is not compiled by static or dynamic.",
+        page="The parts are self-attention, cross-attention and feed-forward. Queries, keys, values and the"
+        " cross-attention are computed once more for it. Not with keep_linears; with LoRA dropout it is not compiled by"
+        " static or dynamic.",
         in_key=False,
         widget=_switch("split_blocks", 11),
     )
     ffn_pieces: int | None = option(
         None,
-        help="Chunked feed-forward: pieces in which the tokens go through a block's feed-forward, one after another.",
+        help="Chunked feed-forward: pieces in which the tokens go through it, one after another.",
         more="4 take a quarter to a third less of what a block's backward pass takes, at hardly any cost in time for long"
         " clips. Not with split_blocks, which saves more. 1: auto; -1: whole. The result is the same up to rounding.",
         least=1,
@@ -100,25 +101,25 @@ class MemoryOptions(Options, group="memory"):
     )
     offload_inputs: bool | None = option(
         None,
-        help="Activation offload: block inputs, which checkpointing keeps, wait for the backward pass in main memory.",
-        more=f"Less GPU memory for long clips. {_SAME}",
+        help="Activation offload: block inputs wait for the backward pass in main memory.",
+        more=f"They are what checkpointing keeps. Less GPU memory for long clips. {_SAME}",
         in_key=False,
         widget=_switch("offload_inputs", 5),
         musubi="gradient_checkpointing_cpu_offload",
     )
     offload_optimizer: bool | None = option(
         None,
-        help="Optimizer offload: AdamW's two moments, twice the size of the LoRA in fp32, wait in main memory and pass through"
-        " the GPU at each update.",
-        more=f"For high ranks on small cards. No effect on adamw8bit, whose state is a quarter. {_SAME}",
+        help="Optimizer offload: AdamW's two moments wait in main memory.",
+        more="They take twice the size of the LoRA in fp32, and pass through the GPU at each update. For high ranks on"
+        f" small cards. No effect on adamw8bit, whose state is a quarter. {_SAME}",
         in_key=False,
         widget=_switch("offload_optimizer", 16),
     )
     streamed_blocks: int | None = option(
         None,
-        help="Block swap: blocks whose frozen weights stay in main memory and visit the GPU when they are needed.",
-        more="Less GPU memory for some time. A 14B model has 40 blocks, 0.7 GB each in bf16, 0.35 GB in fp8. 0: auto;"
-        f" -1: none. {_SAME}",
+        help="Block swap: blocks whose frozen weights stay in main memory.",
+        more="They visit the GPU when they are needed: less GPU memory for some time. A 14B model has 40 blocks, 0.7 GB"
+        f" each in bf16, 0.35 GB in fp8. 0: auto; -1: none. {_SAME}",
         most=10_000,
         unit="blocks",
         zero="none",
@@ -134,8 +135,8 @@ class MemoryOptions(Options, group="memory"):
         help="Where swapped blocks are kept.",
         more="pinned memory: main memory that the GPU reads by itself, the fastest. pageable memory: ordinary main memory."
         " files: memory-mapped files in output/wan_train/cache, for machines short of memory.",
-        page="They lie in the folder blocks there; delete them when nothing trains. Recipes call the three pinned, pageable"
-        " and mapped.",
+        page="They lie in the folder blocks there; delete them when nothing trains. Recipes call the three pinned,"
+        " pageable and mapped.",
         in_key=False,
         widget=Widget(
             MODEL,
@@ -148,10 +149,9 @@ class MemoryOptions(Options, group="memory"):
     )
     mapped_blocks: int | None = option(
         None,
-        help="Memory-mapped weights: of the swapped blocks, how many come from files in output/wan_train/cache, for a machine a"
-        " little short of memory.",
-        more="They are read while other blocks compute. Not with stream_from files, where all come from files. 0: auto;"
-        f" -1: none. {_SAME}",
+        help="Memory-mapped weights: of the swapped blocks, how many come from files.",
+        more="For a machine a little short of main memory. The files lie in output/wan_train/cache, and are read while"
+        f" other blocks compute. Not with stream_from files, where all come from files. 0: auto; -1: none. {_SAME}",
         page="They are spread evenly. At most streamed_blocks.",
         most=10_000,
         unit="blocks",
@@ -162,8 +162,8 @@ class MemoryOptions(Options, group="memory"):
     attention: Attention = option(
         "auto",
         help="How attention is computed.",
-        more="auto: the fastest of those installed whose gradients are right on this GPU, measured at the start. default: as"
-        " PyTorch chooses. Or one by its name.",
+        more="auto: the fastest of those installed whose gradients are right on this GPU, measured at the start. default:"
+        " as PyTorch chooses. Or one by its name.",
         page="On the CPU auto is what PyTorch chooses.",
         in_key=False,
         widget=Widget(MODEL, "attention", 7),
@@ -173,13 +173,13 @@ class MemoryOptions(Options, group="memory"):
     compile: Compile = option(
         "auto",
         help="How the model's blocks run.",
-        more="auto: kernels on a GPU where Triton works (Windows: triton-windows), else off. kernels: our own, ready for any"
-        " size of clips. static: torch.compile, once for each size of clips; dynamic: once for all sizes; the first steps take"
-        " long then. off: PyTorch's own operators, slower and with more memory.",
-        page="The kernels are for all that lies between the products of matrices, and a block takes half the memory with them."
-        " They need Triton, on Windows pip install triton-windows, and a C compiler; without them the run goes on as with off"
-        " and says so. With dynamic the first steps take minutes. off is a quarter slower for clips and up to half as fast for"
-        " pictures. The result is the same up to rounding.",
+        more="auto: kernels on a GPU where Triton works (Windows: triton-windows), else off. kernels: our own, ready for"
+        " any size of clips. static: torch.compile, once for each size of clips; dynamic: once for all sizes; the first"
+        " steps take long then. off: PyTorch's own operators, slower and with more memory.",
+        page="The kernels are for all that lies between the products of matrices, and a block takes half the memory with"
+        " them. They need Triton, on Windows pip install triton-windows, and a C compiler; without them the run goes on as"
+        " with off and says so. With dynamic the first steps take minutes. off is a quarter slower for clips and up to"
+        " half as fast for pictures. The result is the same up to rounding.",
         in_key=False,
         widget=Widget(MODEL, "compile", 8),
         musubi="compile",
@@ -189,27 +189,30 @@ class MemoryOptions(Options, group="memory"):
     )
     cuda_graphs: CudaGraphs = option(
         "auto",
-        help="CUDA graphs: the kernels of a step are recorded once and launched together, for which the GPU else has to wait.",
-        more="auto: where all batches are small (images) and the whole model is on the GPU. off: never. The result is"
-        " the same.",
-        page="Small is up to 8,192 tokens in a 14B model, more in a smaller one, of at most 8 sizes; the LoRA has no dropout.",
+        help="CUDA graphs: the kernels of a step are recorded once and launched together.",
+        more="Else the GPU has to wait for each. auto: where all batches are small (images) and the whole model is on the"
+        " GPU. off: never. The result is the same.",
+        page="Small is up to 8,192 tokens in a 14B model, more in a smaller one, of at most 8 sizes; the LoRA has no"
+        " dropout.",
         in_key=False,
         widget=Widget(MODEL, "cuda_graphs", 15),
     )
     plan: PlanMode = option(
         "auto",
         help="Who chooses the memory options that are auto.",
-        more="auto: before a run, its GPU is measured, and they are chosen so that the steps are fast and fit into memory; what"
-        " you set to another value stays. manual: auto is off then, or 0, and on for checkpointing. The result is the same.",
+        more="auto: before a run, its GPU is measured, and they are chosen so that the steps are fast and fit into memory;"
+        " what you set to another value stays. manual: auto is off then, or 0, and on for checkpointing. The result is the"
+        " same.",
         page="See below.",
         in_key=False,
         widget=Widget(MODEL, "plan", 9),
     )
     budget_gb: float = option(
         0.0,
-        help="Most GPU memory in GB that a run may take, to leave room for other programs.",
-        page="It counts beside the few hundred MB of the driver. On the CPU it has no effect with plan manual; with auto the"
-        " run is planned as for a GPU of that size.",
+        help="Most GPU memory in GB that a run may take.",
+        more="To leave room for other programs.",
+        page="It counts beside the few hundred MB of the driver. On the CPU it has no effect with plan manual; with auto"
+        " the run is planned as for a GPU of that size.",
         least=0.0,
         most=1e6,
         zero="what is free",
@@ -232,13 +235,13 @@ class MemoryOptions(Options, group="memory"):
         streamed, mapped = self.streamed_blocks or 0, self.mapped_blocks or 0
         if mapped > streamed:
             raise ConfigError(
-                f"mapped_blocks is {mapped}, but streamed_blocks is {streamed}: of the streamed blocks it says how many come "
-                "from disk. Choose at most so many, or leave it at 0."
+                f"mapped_blocks is {mapped}, but streamed_blocks is {streamed}: of the streamed blocks it says how many"
+                " comefrom disk. Choose at most so many, or leave it at 0."
             )
         if mapped and self.stream_from == "mapped":
             raise ConfigError(
-                "mapped_blocks has no meaning with stream_from mapped, where all streamed blocks come from disk: leave it at "
-                "0, or choose pinned or pageable for the others."
+                "mapped_blocks has no meaning with stream_from mapped, where all streamed blocks come from disk: leave it"
+                " at0, or choose pinned or pageable for the others."
             )
 
     def _check_pieces(self) -> None:

@@ -11,7 +11,7 @@ class OptimizerOptions(Options, group="optimizer"):
 
     name: str = option(
         "adamw",
-        help="The optimizer; adamw8bit saves memory and needs the package bitsandbytes.",
+        help="The optimizer: how gradients become updates.",
         values=("adamw", "adamw8bit"),
         methods="optimizers",
         widget=Widget(TRAIN, "optimizer", 15, is_required=True),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from ..errors import ConfigError
 from ..limits import shown_number, shown_value
-from ..methods import method_names
+from ..methods import method_help, method_names
 from ..paths import shown
 from ..serial import AUTO
 
@@ -157,7 +157,8 @@ class Option:
     def tooltip(self) -> str:
         """The help of its widget."""
         shows_zero = self.zero and not (self.widget and self.widget.values)  # else `more` says what its numbers mean
-        return " ".join(filter(None, (self.help, self.more, f"0: {self.zero}." if shows_zero else "")))
+        methods = [f"{name}: {clause}." for name, clause in method_help(self.methods).items()] if self.methods else []
+        return " ".join(filter(None, (self.help, self.more, *methods, f"0: {self.zero}." if shows_zero else "")))
 
     def check(self, value: Any) -> None:
         """ConfigError for a number out of range, or for a text that is none of the choices."""

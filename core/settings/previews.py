@@ -12,10 +12,10 @@ class PreviewOptions(Options, group="previews"):
 
     every: int = option(
         0,
-        help="Steps between two previews: a short video, made with the LoRA as it is then, for the caption and the size of the"
-        " first held-out sample, else of the first one.",
-        more="The high noise stage shows where its expert hands over: blurry, but motion and composition are seen. The low"
-        " noise stage starts from noise on the sample itself, and shows the look.",
+        help="Steps between two previews: short videos made with the LoRA as it is then.",
+        more="They have the caption and the size of the first held-out sample, else of the first one. The high noise stage"
+        " shows where its expert hands over: blurry, but motion and composition are seen. The low noise stage starts from"
+        " noise on the sample itself, and shows the look.",
         zero="no previews",
         unit="steps",
         in_key=False,

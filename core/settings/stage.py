@@ -37,9 +37,8 @@ class StageSettings(Options):
     precision: Precision = option(
         "auto",
         help="Number format (quantization) of the frozen model while training.",
-        more="auto: bf16 on a GPU, fp32 on the CPU. fp8 and int8 take half the memory of bf16, nf4 (bitsandbytes) and int4_svd"
-        " a quarter; the LoRA fits the unquantized model all the same. fp8_compute also multiplies in fp8 (RTX 40, H100 and"
-        " newer). ara is for an accuracy recovery adapter of AI-Toolkit. GGUF files stay as they are.",
+        more="auto: bf16 on a GPU, fp32 on the CPU. The LoRA fits the unquantized model all the same. GGUF files stay as"
+        " they are.",
         page="See below.",
         values=PRECISIONS,
         methods=METHODS,
@@ -51,9 +50,9 @@ class StageSettings(Options):
     )
     boundary: float = option(
         0.0,
-        help="Noise level (0 to 1) where the high noise expert hands over to the low noise expert.",
-        more="Not used by a single model.",
-        zero=f"the official one, {BOUNDARY_T2V_A14B:g} for T2V-A14B and {BOUNDARY_I2V_A14B:g} for I2V-A14B",
+        help="Noise level (0 to 1) where the high noise expert hands over to the low one.",
+        more="Of Wan 2.2 A14B; not used by a single model.",
+        zero=f"the official one, {BOUNDARY_T2V_A14B:g} for T2V, {BOUNDARY_I2V_A14B:g} for I2V",
         least=0.0,
         most=1.0,
         in_key=False,  # the window of sigmas that comes of it is
@@ -85,8 +84,8 @@ class StageSettings(Options):
         window = self.timesteps.sigma_min, self.timesteps.sigma_max
         if window != (0.0, 1.0):
             raise ConfigError(
-                f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and "
-                "'boundary': leave sigma_min and sigma_max out."
+                f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and"
+                " 'boundary': leave sigma_min and sigma_max out."
             )
         super().__post_init__()
         if len(self.device) > MAX_WORD:

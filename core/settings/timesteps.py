@@ -13,8 +13,6 @@ class TimestepOptions(Options, group="timesteps"):
     sampling: str = option(
         "uniform",
         help="Distribution of the noise levels (timesteps), cut to the stage's window.",
-        more="uniform: all alike. sigmoid: mostly the middle (logit-normal). shift: logit-normal moved towards noise by"
-        " timestep_shift.",
         values=("uniform", "sigmoid", "shift"),
         methods="flow.timesteps",
         widget=Widget(TRAIN, "timestep_sampling", 7, is_required=True),
@@ -69,8 +67,8 @@ class TimestepOptions(Options, group="timesteps"):
     )
     strata: int = option(
         1,
-        help="This many draws in a row cover the window evenly (stratified), which lowers the variance of the loss.",
-        more="1: independent draws.",
+        help="Stratified sampling: this many draws in a row cover the window evenly.",
+        more="It lowers the variance of the loss. 1: independent draws.",
         least=1,
         most=10_000,
         widget=Widget(TRAIN, "timestep_strata", 10, is_required=True, most=64),
