@@ -17,8 +17,8 @@ from comfy_api.latest import io
 from ..core.data.types import Dataset, LatentCache, TextCache
 from ..core.errors import ConfigError
 from ..core.names import in_short, kind_of
+from ..core.recipe.recipe import widgets_of
 from .sockets import DitHandle, LoraHandle, PairHandle
-from .widgets import widgets_of
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 

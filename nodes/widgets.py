@@ -5,8 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.recipe.recipe import Recipe
-from ..core.settings.option import Option, Widget, all_options
+from ..core.recipe.recipe import widgets_of
+from ..core.settings.option import Option, Widget
 
 
 def inputs_of(
@@ -24,17 +24,12 @@ def inputs_of(
     inputs = list(first)
     for item, widget in widgets_of(node):
         inputs += [before[widget.name]] if before and widget.name in before else []
-        inputs.append(_input(item, widget, (choices or {}).get(widget.name)))
+        inputs.append(widget_input(item, widget, (choices or {}).get(widget.name)))
     return [*inputs, *last]
 
 
-def widgets_of(node: str) -> list[tuple[Option, Widget]]:
-    """The options that a node shows, in the order of their places."""
-    found = [(item, item.widget) for item in all_options(Recipe) if item.widget and item.widget.node == node]
-    return sorted(found, key=lambda pair: pair[1].place)
-
-
-def _input(item: Option, widget: Widget, choices: Sequence[str] | None) -> Any:
+def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = None) -> Any:
+    """The input of one option."""
     common: dict[str, Any] = {
         "default": widget.shows(item.default),
         "tooltip": item.tooltip,

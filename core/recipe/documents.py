@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..serial import AUTO, to_dict
-from ..settings.option import UNSET, Option, all_options, groups_of, options_of
+from ..settings.option import UNSET, Option, Widget, all_options, groups_of, options_of
 from ..settings.stage import StageSettings
 from .presets import preset
-from .recipe import Recipe
+from .recipe import Recipe, widgets_of
 
 _PRESET = "wan2.2-t2v-images"  # docs/job.toml as it stands
 _EXAMPLE: dict[str, Any] = {
@@ -41,30 +41,30 @@ _WIDTH, _COLUMN = 120, 28
 _TABLE = re.compile(r"<!-- options: ([\w ]+) -->\n.*?<!-- end of options -->", re.DOTALL)
 
 
-def job_toml() -> str:
+def job_toml(recipe: type[Recipe] = Recipe) -> str:
     """The text of docs/job.toml: every option that a recipe has."""
     tables = _example()
-    lines = [_HEADER, *_lines(_own_options(), tables)]
-    for name, group in _groups():
+    lines = [_HEADER, *_lines(_own_options(recipe), tables)]
+    for name, group in _groups(recipe):
         if name == "lora":
             lines.append(_EXPERTS.rstrip())
         lines += ["", f"[{name}]", *_lines(options_of(group), tables.get(name, {}))]
     return "\n".join(lines) + "\n"
 
 
-def options_json() -> str:
+def options_json(recipe: type[Recipe] = Recipe) -> str:
     """The text of docs/options.json: all options, so that what is new or changed is seen in review."""
-    found = {item.place: _facts(item) for item in sorted(all_options(Recipe), key=lambda item: item.place)}
+    found = {item.place: _facts(item) for item in sorted(all_options(recipe), key=lambda item: item.place)}
     lines = [f"{json.dumps(place)}: {json.dumps(facts, ensure_ascii=False)}" for place, facts in found.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def help_page(text: str, node: str) -> str:
+def help_page(text: str, node: str, recipe: type[Recipe] = Recipe) -> str:
     """The text of a node's help page with its tables of options made anew."""
     named = {word for words in _TABLE.findall(text) for word in words.split()}
 
     def table(match: re.Match[str]) -> str:
-        rows = [row(item) for item in _chosen(node, match[1].split(), named)]
+        rows = [row(item) for item in _chosen(widgets_of(node, recipe), match[1].split(), named)]
         body = "\n".join(["| Input | Meaning |", "|---|---|", *rows])
         return f"<!-- options: {match[1]} -->\n{body}\n<!-- end of options -->"
 
@@ -77,16 +77,10 @@ def row(item: Option) -> str:
     return f"| {item.label} | {text} |"
 
 
-def widgets_of(node: str) -> list[Option]:
-    """The options that a node shows, in the order of their places."""
-    found = [(item.widget.place, item) for item in all_options(Recipe) if item.widget and item.widget.node == node]
-    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
-
-
-def _chosen(node: str, words: list[str], named: set[str]) -> Iterator[Option]:
-    """Options of the node: `main` ones are not advanced; others go by group, or by name where the page names them."""
-    for item in widgets_of(node):
-        is_main = item.widget is not None and not item.widget.advanced
+def _chosen(shown: list[tuple[Option, Widget]], words: list[str], named: set[str]) -> Iterator[Option]:
+    """Options of a node for one of its tables: by name, by group where the page does not name them, or all `main` ones."""
+    for item, widget in shown:
+        is_main = not widget.advanced
         is_elsewhere = item.label in named or (is_main and "main" in named)
         if item.label in words or (is_main and "main" in words) or (item.group in words and not is_elsewhere):
             yield item
@@ -101,19 +95,16 @@ def _example() -> dict[str, Any]:
     return tables
 
 
-def _own_options() -> list[Option]:
+def _own_options(recipe: type[Recipe]) -> list[Option]:
     """Those that stand in no group: of the recipe, then of its training."""
-    shared = options_of(StageSettings)
-    return [*(item for item in options_of(Recipe) if item not in shared), *shared]
+    shared = {item.name for item in options_of(StageSettings)}
+    return sorted(options_of(recipe), key=lambda item: item.name in shared)
 
 
-def _groups() -> Iterator[tuple[str, type]]:
-    groups = groups_of(Recipe)
+def _groups(recipe: type[Recipe]) -> list[tuple[str, type]]:
+    """What is read in, what is trained, what comes out."""
     shared = groups_of(StageSettings)
-    last = groups.pop("lora")
-    yield from ((name, group) for name, group in groups.items() if name not in shared)
-    yield from shared.items()
-    yield "lora", last
+    return sorted(groups_of(recipe).items(), key=lambda item: 2 if item[0] == "lora" else item[0] in shared)
 
 
 def _lines(options: Iterable[Option], values: dict[str, Any]) -> Iterator[str]:
