@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { LossChart } from "./chart.js";
+import { renewValues } from "./old_values.js";
 
 const TRAIN = "TrainLoRAStage";
 const CHART_HEIGHT = 190;
@@ -243,6 +244,10 @@ app.registerExtension({
       charts.get(node)?.chart.dispose();
       return onRemoved?.apply(this, args);
     };
+  },
+
+  loadedGraphNode(node) {
+    renewValues(node);
   },
 
   afterConfigureGraph() {

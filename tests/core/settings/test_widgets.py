@@ -1,6 +1,7 @@
 """Widgets are made from the options: as version 0.1.0 had them, with new ones behind, and old values mean the same."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.option import all_options
 from wan_train.core.settings.stage import settings_from_names
 
+PACK = Path(__file__).resolve().parents[3]
 OLD = json.loads((Path(__file__).parent / "widgets_of_0.1.0.json").read_text(encoding="utf-8"))
 # What a node has beside its options: wires, lists of files, the stage, the name.
 OTHERS = {
@@ -121,6 +123,23 @@ def test_what_is_chosen_is_a_choice_also_where_it_equals_the_old_default():
         checkpointing=True, offload_inputs=False, split_blocks=False, offload_optimizer=False, stream_from="pinned",
         streamed_blocks=0, keep_attention=0, keep_linears=0, mapped_blocks=0, ffn_pieces=1,
     )  # fmt: skip
+
+
+def test_the_page_writes_old_values_in_todays_words():
+    script = (PACK / "web" / "old_values.js").read_text(encoding="utf-8")
+    table = re.search(r"OLD_VALUES = (\{.*?\n\});", script, re.DOTALL)[1]
+    listed = json.loads(re.sub(r",(\s*[\]}])", r"\1", re.sub(r"(\w+):", r'"\1":', table)))
+    meant = {
+        node: {
+            widget.name: [[old, widget.shows(value)] for old, value in widget.old]
+            for _, widget in widgets_of(node)
+            if widget.old
+        }
+        for node in OLD
+    }
+    same = {(n, w, old) for n, ws in meant.items() for w, pairs in ws.items() for old, new in pairs if old == new}
+    assert not same, "a value that means the same is no old one"
+    assert listed == {node: widgets for node, widgets in meant.items() if widgets}
 
 
 @pytest.mark.parametrize(
