@@ -60,8 +60,8 @@ class LoadWanDiT(io.ComfyNode):
             "offload_optimizer": offload_optimizer,
         }
         try:
-            check_packages(needed_packages("", precision or ""))
             check_known(cls, given)
+            check_packages(needed_packages("", precision or ""))
             if model_name is not None:
                 inspect(folders.diffusion_model_path(model_name))
         except WanTrainError as error:

@@ -58,8 +58,8 @@ class TrainLoRAStage(io.ComfyNode):
     def validate_inputs(cls, lora_name: str | None = None, optimizer: str | None = None) -> bool | str:
         """Before anything of the graph is cached."""
         try:
-            check_packages(needed_packages(optimizer or "", ""))
             check_known(cls, {"optimizer": optimizer})  # the host leaves it to whom it hands it
+            check_packages(needed_packages(optimizer or "", ""))
             if lora_name is not None:
                 check_name(lora_name, "lora_name")
         except WanTrainError as error:
