@@ -31,6 +31,11 @@ def method_help(folder: str) -> dict[str, str]:
     return {name: _load(folder, name, object).help for name in method_names(folder)}
 
 
+def method_uses(folder: str, name: str) -> tuple[str, ...]:
+    """Options that a method says it uses, of those that other methods of its kind do not: `uses` of its dataclass."""
+    return getattr(_load(folder, name, object), "uses", ()) if name in method_names(folder) else ()
+
+
 @dataclass(frozen=True)
 class Methods(Generic[M]):
     """All methods of one kind."""

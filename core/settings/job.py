@@ -19,7 +19,7 @@ from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
 from .option import Options, key_values, without_effect
-from .precision import PRECISIONS, Precision
+from .precision import Precision, check_precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions
 from .stage import Stage
@@ -48,8 +48,7 @@ class ModelSpec:
     label: str = ""  # for metadata: wan2.1-t2v-1.3b, wan2.1-t2v-14b, wan2.2-t2v-a14b
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision is '{shown(self.precision)}': choose one of {', '.join(PRECISIONS)}.")
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from ..errors import ConfigError
 from ..limits import shown_number, shown_value
-from ..methods import method_help, method_names
+from ..methods import method_help, method_names, method_uses
 from ..paths import shown
 from ..serial import AUTO
 
@@ -160,13 +160,40 @@ class Option:
         methods = [f"{name}: {clause}." for name, clause in method_help(self.methods).items()] if self.methods else []
         return " ".join(filter(None, (self.help, self.more, *methods, f"0: {self.zero}." if shows_zero else "")))
 
+    def read(self, text: str) -> Any:
+        """The value that a person wrote; ConfigError for what is none of its type."""
+        if text == AUTO and self.can_be_auto:
+            return None
+        kind = self.kinds[0]
+        if kind is bool:
+            words = {
+                "true": True,
+                "yes": True,
+                "on": True,
+                "1": True,
+                "false": False,
+                "no": False,
+                "off": False,
+                "0": False,
+            }
+            if text in words:
+                return words[text]
+        elif kind not in (int, float):
+            return text.split(",") if self.is_list else text
+        else:
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        raise ConfigError(f"{self.label} is '{shown(text)}', which is no value of it: {self.help}")
+
     def check(self, value: Any) -> None:
         """ConfigError for a number out of range, or for a text that is none of the choices."""
         if isinstance(value, bool) or (value is None and self.can_be_auto):
             return
         if isinstance(value, (int, float)):
             self._check_number(value)
-        elif self.choices:
+        elif self.values or self.methods:  # a Literal is checked where text becomes options
             for one in cast(tuple[str, ...], value) if self.is_list else (value,):
                 if one not in self.choices:
                     choices = ", ".join(map(str, self.choices))
@@ -257,8 +284,9 @@ def without_effect(group: Options) -> list[str]:
             continue
         for others, is_of in ((item.only_with, True), (item.not_with, False)):
             for name, values in others.items():
-                value = getattr(group, name)
-                if (value in values) != is_of:
+                value, folder = getattr(group, name), declared[name].methods
+                is_used = is_of and folder and item.name in method_uses(folder, value)
+                if (value in values) != is_of and not is_used:
                     belongs = f"; it belongs to {' and '.join(map(str, values))}" if is_of else ""
                     found.append(f"{item.label} has no effect with {declared[name].label} {value}{belongs}.")
     return found
