@@ -4,7 +4,6 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { LossChart } from "./chart.js";
-import { renewValues } from "./old_values.js";
 
 const TRAIN = "TrainLoRAStage";
 const CHART_HEIGHT = 190;
@@ -244,10 +243,6 @@ app.registerExtension({
       charts.get(node)?.chart.dispose();
       return onRemoved?.apply(this, args);
     };
-  },
-
-  loadedGraphNode(node) {
-    renewValues(node);
   },
 
   afterConfigureGraph() {

@@ -75,7 +75,7 @@ def test_script_has_no_syntax_error(path: Path):
 @each_script
 def test_script_imports_only_what_the_host_offers(path: Path):
     imports = re.findall(r'from "([^"]+)"', path.read_text(encoding="utf-8"))
-    assert set(imports) <= {"../../scripts/app.js", "../../scripts/api.js", "./chart.js", "./old_values.js"}
+    assert set(imports) <= {"../../scripts/app.js", "../../scripts/api.js", "./chart.js"}
 
 
 @each_script
