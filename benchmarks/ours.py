@@ -8,7 +8,7 @@ import json
 import logging
 import statistics
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,8 @@ from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.settings.precision import Precision
+from wan_train.core.settings.option import options_of
+from wan_train.core.settings.precision import Precision, check_precision
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
@@ -48,20 +49,23 @@ class Setting:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     clips: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+
     @classmethod
     def parse(cls, text: str) -> "Setting":
         """From "precision=fp8_compute keep_attention=20 clips=832x480x33,1024x1024x1". ConfigError for an unknown name."""
-        types = {option.name: type(option.default) for option in fields(MemoryOptions)}
+        known = {item.name: item for item in options_of(MemoryOptions)}
         memory: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for part in text.split():
             name, _, value = part.partition("=")
             if name == "clips":
                 own[name] = value.split(",")
-            elif name in types and types[name] is not str:
-                memory[name] = value in ("1", "true", "yes", "on") if types[name] is bool else types[name](value)
+            elif name in known:
+                memory[name] = known[name].read(value)
             else:
-                (memory if name in types else own)[name] = value
+                own[name] = value
         return from_dict(cls, {**own, "memory": memory}, "setting")
 
     @property

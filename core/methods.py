@@ -26,6 +26,16 @@ def method_names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(found.name for found in pkgutil.iter_modules([str(path)]) if not found.name.startswith("_")))
 
 
+def method_help(folder: str) -> dict[str, str]:
+    """What each method in a folder says of itself, one clause each, by its name."""
+    return {name: _load(folder, name, object).help for name in method_names(folder)}
+
+
+def method_uses(folder: str, name: str) -> tuple[str, ...]:
+    """Options that a method says it uses, of those that other methods of its kind do not: `uses` of its dataclass."""
+    return getattr(_load(folder, name, object), "uses", ()) if name in method_names(folder) else ()
+
+
 @dataclass(frozen=True)
 class Methods(Generic[M]):
     """All methods of one kind."""
@@ -47,7 +57,7 @@ class Methods(Generic[M]):
 
 
 @functools.cache
-def _load(folder: str, name: str, kind: type[M]) -> M:
+def _load(folder: str, name: str, kind: type[Any]) -> Any:
     module: Any = importlib.import_module(f".{folder}.{name}", __package__)
     method = module.METHOD
     assert isinstance(method, kind), f"{module.__name__}.METHOD is a {type(method).__name__}, not a {kind.__name__}"

@@ -14,6 +14,7 @@ from .paths import shown
 
 T = TypeVar("T")
 MAX_DEPTH = 32  # of tables inside each other
+AUTO = "auto"  # how a person writes None, which TOML has not: the value is left to the program
 
 
 def to_dict(value: Any) -> Any:
@@ -78,7 +79,7 @@ def _coerce_tuple(args: tuple[Any, ...], value: list | tuple, where: str) -> tup
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
+        if type(None) in args and (value is None or (value == AUTO and str not in args)):
             return None
         (hint,) = [arg for arg in args if arg is not type(None)]
         return _coerce(hint, value, where)

@@ -15,13 +15,14 @@ from ..core.data.store import Store
 from ..core.data.types import Dataset, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
-from ..core.settings.dataset import CONDITIONINGS, Conditioning, DatasetOptions
+from ..core.settings.dataset import Conditioning, DatasetOptions
 from ..core.sweep import sweep_temporaries
 from . import host
 from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
+from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class DatasetFromFolder(io.ComfyNode):
             description="Images (png, jpg, webp, avif) and clips (mp4, mov, mkv, webm, gif), each with a text file of the"
             " same name that holds its caption. Everything that is dropped, cut or changed is listed on the node.",
             search_aliases=["wan dataset", "training data", "video dataset"],
-            inputs=_dataset_inputs(),
+            inputs=inputs_of("DatasetFromFolder", [_folder()]),
             outputs=[WanDataset.Output("dataset", display_name="dataset", tooltip="For Cache Latents and Cache T5.")],
             hidden=[io.Hidden.unique_id],
         )
@@ -83,88 +84,20 @@ class DatasetFromFolder(io.ComfyNode):
         dataset = scan_folder(
             path, options, index_path=index, progress=on_file, within=places, check=host.raise_if_interrupted
         )
+        for sentence in options.warnings():
+            log.warning("dataset %s: %s", folder, sentence)
         for note in dataset.notes:
             log.info("dataset %s: %s", folder, note)
         return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})
 
 
-def _dataset_inputs() -> list[Any]:
-    return [
-        io.Combo.Input(
-            "folder",
-            options=folders.dataset_folders(),
-            tooltip="The folder with images, clips and captions: a folder below ComfyUI's input or datasets folder."
-            " Press R after making a new one.",
-        ),
-        io.Int.Input(
-            "width", default=832, min=16, max=4096, step=16,
-            tooltip="Width in pixels, a multiple of 16. Width times height is the area that each sample is scaled to.",
-        ),
-        io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Height in pixels, a multiple of 16."),
-        io.Int.Input(
-            "num_frames", default=33, min=1, max=1025, step=4,
-            tooltip="Frames of a sample taken from a clip, 4n+1: 1, 5, ... 33, 81. At 16 fps 33 frames are 2 seconds."
-            " Images are always 1 frame.",
-        ),
-        io.String.Input(
-            "trigger_word", default="",
-            tooltip="A rare word that will call the concept. It replaces [trigger] in captions, and is put in front of"
-            " captions that have neither.",
-        ),
-        io.Combo.Input(
-            "frame_sampling", options=["head", "chunk", "slide", "uniform", "full", "even"], default="head", advanced=True,
-            tooltip="Which frames of a clip are used. head: the first num_frames. chunk: windows one after another."
-            " slide: overlapping windows, slide_stride apart. uniform: windows_per_clip windows, evenly placed."
-            " full: the whole clip, cut to 4n+1. even: num_frames spread over the whole clip (changes its speed).",
-        ),
-        io.Int.Input(
-            "windows_per_clip", default=4, min=1, max=1000, advanced=True,
-            tooltip="Number of windows a clip; for frame_sampling uniform.",
-        ),
-        io.Int.Input(
-            "slide_stride", default=16, min=1, max=10000, advanced=True,
-            tooltip="Frames between the starts of two windows; for frame_sampling slide.",
-        ),
-        io.Float.Input(
-            "fps", default=16.0, min=1.0, max=240.0, step=0.1, advanced=True,
-            tooltip="Frames per second after resampling. Wan 2.1 and Wan 2.2 A14B work at 16: clips of other rates are"
-            " resampled so that motion keeps its speed.",
-        ),
-        io.Boolean.Input(
-            "aspect_buckets", default=True, advanced=True,
-            tooltip="On: each file keeps its aspect ratio, at about width x height pixels. Off: everything is scaled and"
-            " cut to exactly width x height.",
-        ),
-        io.Boolean.Input(
-            "upscale", default=True, advanced=True,
-            tooltip="Off: files with fewer pixels than width x height keep their size (rounded down to multiples of 16).",
-        ),
-        io.Int.Input(
-            "repeats", default=1, min=1, max=10000, advanced=True,
-            tooltip="How often each sample is used in one epoch. Of use when several datasets are joined.",
-        ),
-        io.String.Input(
-            "default_caption", default="", advanced=True, multiline=True,
-            tooltip="Caption of files that have no text file. Empty: such files are not used, and are listed.",
-        ),
-        io.String.Input(
-            "caption_extension", default=".txt", advanced=True, tooltip="Ending of the caption files' names."
-        ),
-        io.Combo.Input(
-            "bad_files", options=["skip", "refuse"], default="skip", advanced=True,
-            tooltip="What to do with files that are damaged or cut short. skip: leave them out and list them."
-            " refuse: stop with the file's name.",
-        ),
-        io.Combo.Input(
-            "short_clips", options=["shorten", "skip", "refuse"], default="shorten", advanced=True,
-            tooltip="What to do with clips that have fewer frames than num_frames. shorten: use as many as there are (4n+1)."
-            " skip: leave them out and list them. refuse: stop with the clip's name.",
-        ),
-        io.Int.Input(
-            "held_out", default=0, min=0, max=1000, advanced=True,
-            tooltip="Number of samples that are not trained on, but measured while training (validation loss).",
-        ),
-    ]  # fmt: skip
+def _folder() -> Any:
+    return io.Combo.Input(
+        "folder",
+        options=folders.dataset_folders(),
+        tooltip="The folder with images, clips and captions: a folder below ComfyUI's input or datasets folder."
+        " Press R after making a new one.",
+    )
 
 
 def _item_callback(node_id: str) -> Callable[[int, int, str], None]:
@@ -194,27 +127,7 @@ class CacheLatents(io.ComfyNode):
             category=CATEGORY,
             description="Encodes the dataset with the VAE and keeps the result on disk. Only what is new or changed is"
             " encoded: the key is the content of the file, the VAE, the size and the frames.",
-            inputs=[
-                WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
-                io.Vae.Input(
-                    "vae",
-                    tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B, wan2.2_vae for Wan 2.2 TI2V 5B.",
-                ),
-                io.Combo.Input(
-                    "condition_on",
-                    options=list(CONDITIONINGS),
-                    default="none",
-                    optional=True,
-                    advanced=True,
-                    tooltip="For image-to-video models: which frames of each clip the model is given. none: text-to-video."
-                    " first frame: I2V models, and TI2V 5B. first and last frame: FLF2V, also Wan 2.2 I2V A14B.",
-                ),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="For the image-to-video models of Wan 2.1 alone: Load CLIP Vision with clip_vision_h.",
-                ),
-            ],
+            inputs=inputs_of("CacheLatents", _latents_inputs(), last=[_clip_vision()]),
             outputs=[WanLatents.Output("latents", display_name="latents", tooltip="Cached latents, for training.")],
             hidden=[io.Hidden.unique_id],
         )
@@ -247,6 +160,24 @@ class CacheLatents(io.ComfyNode):
         given = "" if condition_on == "none" else f", with the {condition_on} given"
         summary = f"{len(cache.entries)} samples in the cache, {size:.1f} MB, {cache.latent_format} latents{given}"
         return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
+
+
+def _latents_inputs() -> list[Any]:
+    return [
+        WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+        io.Vae.Input(
+            "vae",
+            tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B, wan2.2_vae for Wan 2.2 TI2V 5B.",
+        ),
+    ]
+
+
+def _clip_vision() -> Any:
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="For the image-to-video models of Wan 2.1 alone: Load CLIP Vision with clip_vision_h.",
+    )
 
 
 class CacheT5(io.ComfyNode):

@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from ..core.data.types import Dataset, LatentCache, TextCache
 from ..core.errors import ConfigError
 from ..core.names import in_short, kind_of
+from ..core.recipe.recipe import widgets_of
 from .advice import advising
 from .sockets import DitHandle, LoraHandle, PairHandle
 
@@ -75,9 +76,11 @@ def checked(execute: Execute) -> Execute:
 def check_inputs(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
     """ConfigError for the first of `values` that is not what the node's schema says of it."""
     schema = node.SCHEMA or node.define_schema()
+    options = {widget.name: widget for _, widget in widgets_of(schema.node_id)}
     for item in schema.inputs:
         if item.id in values and not (item.optional and values[item.id] is None):
-            _check(item, values[item.id])
+            value, widget = values[item.id], options.get(item.id)
+            _check(item, widget.shows(widget.meaning(value)) if widget and widget.is_old(value) else value)
 
 
 def check_known(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:

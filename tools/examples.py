@@ -213,7 +213,7 @@ def demo_sketch() -> Sketch:
     runs = {}
     for stage in STAGES:
         file = f"wan_nano_t2v_{stage}_noise.safetensors"
-        dit = sketch.add(TRAINING, "LoadWanDiT", f"Load Wan DiT ({stage} noise)", model_name=file, checkpointing=False)
+        dit = sketch.add(TRAINING, "LoadWanDiT", f"Load Wan DiT ({stage} noise)", model_name=file, checkpointing="off")
         runs[stage] = sketch.add(
             TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage} noise)",
             dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name=DEMO_NAME,

@@ -11,7 +11,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting of the recipe, such as loop.seed=7 or high.optimizer.learning_rate=1e-4",
+        help="change a setting of the recipe, such as seed=7, loop.seed=7 or high.learning_rate=1e-4 (docs/job.toml)",
     )
 
 

@@ -15,7 +15,7 @@ def list_notes(notes: Sequence[Note], limit: int | None = 30) -> str:
 
 
 def describe_dataset(dataset: Dataset, limit: int | None = 30) -> str:
-    """What was found, in how many buckets, and everything that was dropped, cut or changed."""
+    """What was found, in how many buckets, options without effect, and everything that was dropped, cut or changed."""
     files = {s.file.path: s.file.kind for s in dataset.samples}
     kinds = Counter(files.values())
     buckets = Counter((s.width, s.height, len(s.frame_indices)) for s in dataset.samples)
@@ -26,6 +26,7 @@ def describe_dataset(dataset: Dataset, limit: int | None = 30) -> str:
         + (f", {held_out} held out" if held_out else ""),
         "buckets: " + ", ".join(f"{w}x{h}x{f} ({n})" for (w, h, f), n in sorted(buckets.items())),
     ]
+    lines += [f"- {sentence}" for sentence in dataset.options.warnings()]
     if dataset.notes:
         lines.append(list_notes(dataset.notes, limit))
     return "\n".join(lines)

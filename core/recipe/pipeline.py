@@ -178,7 +178,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
         display.say(f"- {note}")
     planned = []
     for stage, job in jobs(recipe, infos, cached).items():
-        for warning in job_warnings(job):
+        for warning in job_warnings(job, recipe.settings(stage)):
             display.say(f"{stage}: warning: {warning}")
         planned.append(plan(job, recipe.runs_path, stage))
         check_space_before(job, infos[stage].config, planned[-1].folder)

@@ -37,7 +37,7 @@ PRESETS = {
         description="AI_Characters' recipe for Wan 2.2 T2V A14B: 100 epochs over captioned images at 960x960, with a "
         "high learning rate that falls steeply.",
         dataset={"width": 960, "height": 960, "aspect_buckets": True, "upscale": True, "caption_extension": ".txt"},
-        model={"precision": "bf16", "checkpointing": True},
+        model={"precision": "bf16", "checkpointing": "auto"},
         train={
             "learning_rate": 3e-4,
             "rank": 16,

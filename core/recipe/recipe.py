@@ -7,87 +7,50 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import ConfigError
 from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..serial import check_depth, from_dict, to_dict
-from ..settings.dataset import Conditioning, DatasetOptions
-from ..settings.job import Stage
-from ..settings.stage import StageSettings
+from ..settings.dataset import Conditioning
+from ..settings.files import DatasetSource, LoraFiles, ModelFiles
+from ..settings.option import LATENTS, Option, Widget, all_options, option
+from ..settings.stage import Stage, StageSettings
 
 WORK_FOLDER = "wan_train"
 MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSource(DatasetOptions):
-    """The folder with images, clips and captions, and how it becomes samples."""
-
-    folder: str
-
-    @property
-    def options(self) -> DatasetOptions:
-        """All but the folder."""
-        return DatasetOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DatasetOptions)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """Files, or folders of sharded files. Either `single`, or `high`, `low` or both."""
-
-    high: str = ""
-    low: str = ""
-    single: str = ""
-    vae: str
-    text_encoder: str
-    clip_vision: str = ""  # Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors
-    recovery_adapter: str = ""  # precision "ara": AI-Toolkit's accuracy recovery adapter
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise ConfigError(
-                "models names nothing to train: give high and low (Wan 2.2 A14B), or single (Wan 2.1, 5B)."
-            )
-        if self.single and (self.high or self.low):
-            raise ConfigError("models has single and an expert: give either single, or high and low.")
-
-    @property
-    def stages(self) -> dict[Stage, str]:
-        """The models that are trained."""
-        files: dict[Stage, str] = {"high": self.high, "low": self.low, "single": self.single}
-        return {stage: path for stage, path in files.items() if path}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraFiles:
-    """The files that come out. Names are without folder and ending; empty: NAME_high_noise, NAME_low_noise, NAME."""
-
-    folder: str = ""  # empty: loras in the work folder
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    high: str = ""
-    low: str = ""
-    single: str = ""
-
-    def __post_init__(self) -> None:
-        for stage in ("high", "low", "single"):
-            if getattr(self, stage):
-                check_name(getattr(self, stage), f"lora.{stage}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe(StageSettings):
     """What a person writes down about a training. All paths are absolute once it has been read from a file."""
 
-    name: str
-    author: str = ""
+    name: str = option(
+        help="Name of the training, and start of the files' names.",
+        in_key=False,
+        musubi="output_name",
+        aitoolkit="config.name",
+        simpletuner="model_name",
+    )
+    author: str = option("", help="Written into the LoRAs.", in_key=False, musubi="metadata_author")
     dataset: DatasetSource
-    conditioning: Conditioning = "none"
+    conditioning: Conditioning = option(
+        "none",
+        help="For image-to-video models: which frames of each clip the model is given.",
+        more="none: text-to-video. first frame: I2V models, and TI2V 5B. first and last frame: FLF2V, also Wan 2.2 I2V A14B.",
+        in_key=False,  # what comes of it is: the latents of the given frames
+        widget=Widget(LATENTS, "condition_on", 1),
+        aitoolkit="datasets.do_i2v",
+    )
     models: ModelFiles
     lora: LoraFiles = field(default_factory=LoraFiles)
-    work: str = WORK_FOLDER  # caches and runs; the graph uses wan_train in ComfyUI's output folder
+    work: str = option(
+        WORK_FOLDER,
+        help="Folder for caches and runs; ComfyUI/output/wan_train shares them with the graph.",
+        in_key=False,
+    )
     high: dict[str, Any] = field(default_factory=dict)  # settings that differ for one expert, in the same groups
     low: dict[str, Any] = field(default_factory=dict)
 
@@ -180,7 +143,7 @@ def recipe_from_tables(
 
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Tables with changes like "optimizer.learning_rate=1e-4"; a value is JSON, or else a string."""
+    """Tables with changes like "optimizer.learning_rate=1e-4", or "learning_rate=1e-4"; a value is JSON, or else a string."""
     try:
         data = json.loads(json.dumps(to_dict(dict(tables))))
     except (TypeError, ValueError) as error:  # TOML has dates, and numbers of any length
@@ -189,7 +152,7 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         name, equals, text = change.partition("=")
         if not (equals and name.strip()):
             raise ConfigError(f"'{change}' is no change: write NAME=VALUE, such as optimizer.learning_rate=1e-4.")
-        *groups, key = name.strip().split(".")
+        *groups, key = _place(name.strip()).split(".")
         table = data
         for group in groups:
             table = table.setdefault(group, {})
@@ -199,6 +162,19 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         if (groups, key) == (["loop"], "steps"):
             data.pop("epochs", None)
     return data
+
+
+def _place(name: str) -> str:
+    """The whole name of a setting that may be called as on its node: learning_rate, high.learning_rate."""
+    stage, dot, rest = name.partition(".") if name.startswith(("high.", "low.")) else ("", "", name)
+    places = {item.label: item.place for item in all_options(Recipe)}
+    return f"{stage}{dot}{places.get(rest, rest)}"
+
+
+def widgets_of(node: str, recipe: type[Recipe] = Recipe) -> list[tuple[Option, Widget]]:
+    """The options that a node shows, in the order of their places."""
+    found = [(item, item.widget) for item in all_options(recipe) if item.widget and item.widget.node == node]
+    return sorted(found, key=lambda pair: pair[1].place)
 
 
 def recipe_tables(recipe: Recipe) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Literal
 from ..errors import ConfigError
 from ..facts import FRAMES_PER_LATENT, longest_clip
 from ..names import in_short
+from .option import DATASET, Options, Widget, option, without_effect
 
 Conditioning = Literal["none", "first frame", "first and last frame"]
 
@@ -14,42 +15,180 @@ CONDITIONINGS: tuple[Conditioning, ...] = ("none", "first frame", "first and las
 
 FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 
-# Upper limits of options: far above what can be trained on, and below what a machine chokes on while it counts.
-MAX_OPTIONS = {
-    "width": 16384,
-    "height": 16384,
-    "num_frames": 10_001,
-    "windows_per_clip": 100_000,
-    "slide_stride": 2**31,
-    "repeats": 1_000_000,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetOptions:
-    """How a folder becomes samples. All sizes in pixels, all frame counts after resampling to `fps`."""
+class DatasetOptions(Options, group="dataset"):
+    """How a folder becomes samples. All sizes in pixels, all frame counts after resampling to `fps`.
 
-    width: int = 832  # width and height give the pixel area; with buckets the aspect follows each file
-    height: int = 480
-    num_frames: int = 33  # frames of a sample taken from a clip; 4n+1
-    fps: float = 16.0  # frames are resampled to this rate so that motion keeps its speed
-    frame_sampling: FrameSampling = "head"
-    windows_per_clip: int = 4  # "uniform": number of windows, evenly placed
-    slide_stride: int = 16  # "slide": frames between the starts of two windows
-    aspect_buckets: bool = True  # off: everything is scaled and centre-cropped to width x height
-    upscale: bool = True  # off: files smaller than the bucket keep their size (rounded down to 16)
-    repeats: int = 1
-    trigger_word: str = ""  # replaces [trigger] in captions; put in front where neither is present
-    default_caption: str = ""  # for files without a caption file
-    caption_extension: str = ".txt"
-    bad_files: Literal["skip", "refuse"] = "skip"  # unreadable or truncated files
-    short_clips: Literal["shorten", "skip", "refuse"] = "shorten"  # clips with fewer frames than num_frames
-    held_out: int = 0  # number of samples kept out of training for the validation loss
+    The key of a run holds none of them: it holds the content that they lead to.
+    """
+
+    width: int = option(
+        832,
+        help="Width in pixels, a multiple of 16.",
+        more="Width times height is the area that each sample is scaled to.",
+        least=16,
+        most=16_384,
+        in_key=False,
+        widget=Widget(DATASET, "width", 1, advanced=False, is_required=True, most=4096, step=16),
+        musubi="resolution",
+        aitoolkit="datasets.resolution",
+        simpletuner="resolution",
+        diffusion_pipe="resolutions",
+    )
+    height: int = option(
+        480,
+        help="Height in pixels, a multiple of 16.",
+        least=16,
+        most=16_384,
+        in_key=False,
+        widget=Widget(DATASET, "height", 2, advanced=False, is_required=True, most=4096, step=16),
+        musubi="resolution",
+        aitoolkit="datasets.resolution",
+        simpletuner="resolution",
+        diffusion_pipe="resolutions",
+    )
+    num_frames: int = option(
+        33,
+        help="Frames of a sample taken from a clip, 4n+1: 1, 5, ... 33, 81.",
+        more="At 16 fps 33 frames are 2 seconds. Images are always 1 frame.",
+        least=1,
+        most=10_001,
+        in_key=False,
+        widget=Widget(DATASET, "num_frames", 3, advanced=False, is_required=True, most=1025, step=4),
+        musubi="target_frames",
+        aitoolkit="datasets.num_frames",
+        simpletuner="video.num_frames",
+        diffusion_pipe="frame_buckets",
+    )
+    fps: float = option(
+        16.0,
+        help="Frames per second after resampling.",
+        more="Wan 2.1 and Wan 2.2 A14B work at 16: clips of other rates are resampled so that motion keeps its speed.",
+        page="TI2V 5B works at 24: with another value, motion gets another speed.",
+        least=1.0,
+        most=240.0,
+        hint=" (Wan 2.1 and A14B were trained at 16)",
+        in_key=False,
+        widget=Widget(DATASET, "fps", 8, is_required=True, step=0.1),
+        aitoolkit="datasets.fps",
+    )
+    frame_sampling: FrameSampling = option(
+        "head",
+        help="Which frames of a clip are used.",
+        more="head: the first num_frames. chunk: windows one after another. slide: overlapping windows, slide_stride apart."
+        " uniform: windows_per_clip windows, evenly placed. full: the whole clip, cut to 4n+1. even: num_frames spread over the"
+        " whole clip (changes its speed).",
+        in_key=False,
+        widget=Widget(DATASET, "frame_sampling", 5, is_required=True),
+        musubi="frame_extraction",
+        aitoolkit="datasets.shrink_video_to_frames",
+        diffusion_pipe="video_clip_mode",
+    )
+    windows_per_clip: int = option(
+        4,
+        help="Number of windows a clip; for frame_sampling uniform.",
+        least=1,
+        most=100_000,
+        in_key=False,
+        widget=Widget(DATASET, "windows_per_clip", 6, is_required=True, most=1000),
+        only_with={"frame_sampling": ("uniform",)},
+        musubi="frame_sample",
+    )
+    slide_stride: int = option(
+        16,
+        help="Frames between the starts of two windows; for frame_sampling slide.",
+        least=1,
+        most=2**31,
+        in_key=False,
+        widget=Widget(DATASET, "slide_stride", 7, is_required=True, most=10_000),
+        only_with={"frame_sampling": ("slide",)},
+        musubi="frame_stride",
+    )
+    aspect_buckets: bool = option(
+        True,
+        help="Aspect ratio buckets: each file keeps its aspect ratio, at about width x height pixels.",
+        more="Off: everything is scaled and cut to exactly width x height.",
+        in_key=False,
+        widget=Widget(DATASET, "aspect_buckets", 9, is_required=True),
+        musubi="enable_bucket",
+        simpletuner="crop",
+        diffusion_pipe="enable_ar_bucket",
+    )
+    upscale: bool = option(
+        True,
+        help="Whether files with fewer pixels than width x height are scaled up.",
+        more="Off: they keep their size (rounded down to multiples of 16).",
+        in_key=False,
+        widget=Widget(DATASET, "upscale", 10, is_required=True),
+        musubi="!bucket_no_upscale",
+    )
+    repeats: int = option(
+        1,
+        help="How often each sample is used in one epoch.",
+        more="Of use when several datasets are joined.",
+        least=1,
+        most=1_000_000,
+        in_key=False,
+        widget=Widget(DATASET, "repeats", 11, is_required=True, most=10_000),
+        musubi="num_repeats",
+        aitoolkit="datasets.num_repeats",
+        simpletuner="repeats",
+        diffusion_pipe="num_repeats",
+    )
+    trigger_word: str = option(
+        "",
+        help="A rare word that will call the concept.",
+        more="It replaces [trigger] in captions, and is put in front of captions that have neither.",
+        in_key=False,
+        widget=Widget(DATASET, "trigger_word", 4, advanced=False, is_required=True),
+        aitoolkit="trigger_word",
+        simpletuner="instance_prompt",
+        diffusion_pipe="caption_prefix",
+    )
+    default_caption: str = option(
+        "",
+        help="Caption of files that have no text file.",
+        more="Empty: they get the trigger word as their caption, or are left out and listed where there is none.",
+        in_key=False,
+        widget=Widget(DATASET, "default_caption", 12, is_required=True, multiline=True),
+        aitoolkit="datasets.default_caption",
+    )
+    caption_extension: str = option(
+        ".txt",
+        help="Ending of the caption files' names.",
+        page="Letters, digits, - and _.",
+        in_key=False,
+        widget=Widget(DATASET, "caption_extension", 13, is_required=True),
+        musubi="caption_extension",
+        aitoolkit="datasets.caption_ext",
+    )
+    bad_files: Literal["skip", "refuse"] = option(
+        "skip",
+        help="Files that are damaged or cut short.",
+        more="skip: leave them out and list them. refuse: stop with the file's name.",
+        in_key=False,
+        widget=Widget(DATASET, "bad_files", 14, is_required=True),
+        simpletuner="delete_problematic_images",
+    )
+    short_clips: Literal["shorten", "skip", "refuse"] = option(
+        "shorten",
+        help="Clips that have fewer frames than num_frames.",
+        more="shorten: use as many as there are (4n+1). skip: leave them out and list them. refuse: stop with the clip's name.",
+        in_key=False,
+        widget=Widget(DATASET, "short_clips", 15, is_required=True),
+    )
+    held_out: int = option(
+        0,
+        help="Samples that are not trained on, but measured meanwhile: the validation loss.",
+        zero="none",
+        unit="samples",
+        in_key=False,
+        widget=Widget(DATASET, "held_out", 16, is_required=True, most=1000),
+    )
 
     def __post_init__(self) -> None:
-        for name, limit in MAX_OPTIONS.items():
-            if getattr(self, name) > limit:
-                raise ConfigError(f"{name} is {getattr(self, name)}, and {limit} is the limit: use less.")
+        super().__post_init__()
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
         if self.num_frames < 1 or self.num_frames != longest_clip(self.num_frames):
@@ -58,20 +197,15 @@ class DatasetOptions:
                 f"num_frames is {self.num_frames}, but Wan needs 4n+1 frames (1, 5, 9, ..., 33, 81): "
                 f"use {low} or {low + FRAMES_PER_LATENT}."
             )
-        if not 1.0 <= self.fps <= 240.0:
-            raise ConfigError(
-                f"fps is {self.fps}; it must lie between 1 and 240 (Wan 2.1 and A14B were trained at 16)."
-            )
-        for name in ("windows_per_clip", "slide_stride", "repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not re.fullmatch(r"\.?[\w-]{1,30}", self.caption_extension):
             raise ConfigError(
                 f"caption_extension is '{in_short(self.caption_extension)}': give the ending of the caption files' names, such "
                 "as .txt."
             )
-        if self.held_out < 0:
-            raise ConfigError(f"held_out must be 0 or more, got {self.held_out}.")
+
+    def warnings(self) -> list[str]:
+        """Options that have no effect, one sentence each."""
+        return without_effect(self)
 
 
 def _check_side(name: str, pixels: int) -> None:

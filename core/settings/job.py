@@ -1,13 +1,13 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import ConfigError, RunError
 from ..facts import NUM_TIMESTEPS
-from ..limits import check_amount, check_number, check_options, check_shape, check_texts
+from ..limits import check_amount, check_number, check_shape, check_texts
 from ..names import check_name
 from ..paths import shown
 from ..safe_json import parse_json, unseal
@@ -18,15 +18,16 @@ from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
+from .option import Options, key_values, without_effect
 from .plain import PLAIN, without_plain
-from .precision import Precision
+from .precision import Precision, check_precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions
+from .stage import Stage
 from .timesteps import TimestepOptions
 
 SCHEMA = 2  # 1: "auto" in the memory options was what equalled the default
-_KEY_SCHEMA = 1  # of what the key is a digest of, which stays: a run is found by it
-Stage = Literal["high", "low", "single"]
+_KEY_VERSION = 1  # it says how keys are made, and stays when the schema of job.json moves on
 
 
 def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
@@ -46,6 +47,9 @@ class ModelSpec:
     recovery_adapter: str = ""  # precision "ara": its file
     recovery_identity: str = ""  # digest of that file's content
     label: str = ""  # for metadata: wan2.1-t2v-1.3b, wan2.1-t2v-14b, wan2.2-t2v-a14b
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +145,24 @@ class Job:
             words=(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
             paths=(model.path, model.recovery_adapter, self.preview_vae),
         )
-        for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
-            check_options(getattr(self, group), group)
 
     @property
     def key(self) -> str:
         """Digest of what decides the trained weights: the content of data and model, and the settings.
 
         Names, paths, device, memory options, previews and the rhythm of checkpoints are left out. So is the length where the
-        schedule does not depend on it: a longer run then goes on from a shorter one.
+        schedule does not depend on it: a longer run then goes on from a shorter one. A later option is in it only where it
+        differs from its first default, so that runs from before are still found.
         """
-        loop = replace(self.loop, checkpoint_every=1, keep_last=1, validate_every=1)
+        loop = key_values(self.loop)
         if self.schedule.kind == "constant":
-            loop = replace(loop, steps=1)
+            loop["steps"] = 1
         samples = [[s.latents_key, s.text_key, s.repeats, s.held_out] for s in self.data.samples]
-        settings = [self.adapter, self.timesteps, self.optimizer, self.schedule]
+        settings = [key_values(group) for group in (self.adapter, self.timesteps, self.optimizer, self.schedule)]
         model = [self.model.identity, self.model.precision]
-        rhythm = to_dict(loop)
-        if not loop.token_budget:  # an option of later: runs from before are still found
-            del rhythm["token_budget"]
-        parts = [_KEY_SCHEMA, self.stage, model, samples, self.data.empty_text_key, *map(to_dict, settings), rhythm]
-        if self.loss != LossOptions():  # an option of later: runs from before are still found
-            parts += [to_dict(self.loss)]
+        parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
+        later = {group.group: key_values(group) for group in (self.loss,)}  # groups that version 0.1.0 had not
+        parts += [{name: values} for name, values in later.items() if values]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":
@@ -181,31 +181,20 @@ class Job:
 
     def warnings(self) -> list[str]:
         """Settings that have no effect in this job, one sentence each."""
-        found = []
-        schedule, timesteps = self.schedule, self.timesteps
-        if schedule.kind == "constant" and schedule.floor:
-            found.append("lr_floor has no effect with the constant schedule.")
-        if schedule.kind != "polynomial" and schedule.power != ScheduleOptions().power:
-            found.append(f"lr_power has no effect with the {schedule.kind} schedule; it belongs to polynomial.")
-        if schedule.warmup_steps >= self.loop.steps:
-            found.append(
-                f"warmup_steps ({schedule.warmup_steps}) is not shorter than the run ({self.loop.steps} steps)."
-            )
-        if timesteps.sampling != "shift" and timesteps.shift != TimestepOptions().shift:
-            found.append(f"timestep_shift has no effect with {timesteps.sampling} sampling; it belongs to shift.")
-        if timesteps.sampling == "uniform" and timesteps.sigmoid_scale != TimestepOptions().sigmoid_scale:
-            found.append("sigmoid_scale has no effect with uniform sampling.")
-        if self.loop.token_budget and self.loop.batch_size == 1:
-            found.append("token_budget has no effect with batch_size 1, which is the most that a batch holds.")
+        found = [sentence for group in self._groups() for sentence in without_effect(group)]
+        warmup = self.schedule.warmup_steps
+        if warmup >= self.loop.steps:
+            found.append(f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps).")
         memory = self.memory
         is_plain = memory.stream_from in (None, PLAIN["stream_from"])
         if memory.plan == "manual" and not memory.streamed_blocks and not is_plain:
             found.append("stream_from has no effect: no block is streamed (see streamed_blocks).")
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
-        if not self.previews.every and self.previews != PreviewOptions():
-            found.append("the other options of previews have no effect: preview_every is 0.")
         return found
+
+    def _groups(self) -> list[Options]:
+        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), Options)]
 
 
 def job_to_json(job: Job) -> str:

@@ -1,27 +1,87 @@
 """The optimizer and its constants."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ..errors import ConfigError
-
-OptimizerName = Literal["adamw", "adamw8bit"]
+from .option import TRAIN, Options, Widget, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
+class OptimizerOptions(Options, group="optimizer"):
     """The optimizer and its constants."""
 
-    name: OptimizerName = "adamw"
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0  # 0: no clipping
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.learning_rate <= 1.0:
-            raise ConfigError(f"learning_rate must lie above 0 and not above 1, got {self.learning_rate}.")
-        if self.weight_decay < 0 or self.max_grad_norm < 0:
-            raise ConfigError("weight_decay and max_grad_norm must be 0 or more.")
+    name: str = option(
+        "adamw",
+        help="The optimizer: how gradients become updates.",
+        values=("adamw", "adamw8bit"),
+        methods="optimizers",
+        widget=Widget(TRAIN, "optimizer", 15, is_required=True),
+        musubi="optimizer_type",
+        aitoolkit="train.optimizer",
+        simpletuner="optimizer",
+        diffusion_pipe="optimizer.type",
+    )
+    learning_rate: float = option(
+        1e-4,
+        help="Size of an update.",
+        more="1e-4 to 3e-4 are usual for rank 16.",
+        page="A too high one shows as a loss that jumps or rises.",
+        above=0.0,
+        most=1.0,
+        widget=Widget(TRAIN, "learning_rate", 2, advanced=False, is_required=True, least=1e-8, step=1e-6, round=False),
+        musubi="learning_rate",
+        aitoolkit="train.lr",
+        simpletuner="learning_rate",
+        diffusion_pipe="optimizer.lr",
+    )
+    weight_decay: float = option(
+        0.01,
+        help="Pull of the weights towards zero (decoupled).",
+        least=0.0,
+        most=1000.0,
+        widget=Widget(TRAIN, "weight_decay", 16, is_required=True, most=10.0, step=0.001, round=False),
+        musubi="optimizer_args.weight_decay",
+        aitoolkit="train.optimizer_params.weight_decay",
+        simpletuner="adam_weight_decay",
+        diffusion_pipe="optimizer.weight_decay",
+    )
+    beta1: float = option(
+        0.9,
+        help="Decay of the mean of the gradients.",
+        least=0.0,
+        below=1.0,
+        musubi="optimizer_args.betas",
+        aitoolkit="train.optimizer_params.betas",
+        simpletuner="adam_beta1",
+        diffusion_pipe="optimizer.betas",
+    )
+    beta2: float = option(
+        0.999,
+        help="Decay of the mean of the squared gradients.",
+        least=0.0,
+        below=1.0,
+        musubi="optimizer_args.betas",
+        aitoolkit="train.optimizer_params.betas",
+        simpletuner="adam_beta2",
+        diffusion_pipe="optimizer.betas",
+    )
+    eps: float = option(
+        1e-8,
+        help="Added to the root of the squared gradients, so that nothing is divided by zero.",
+        least=1e-30,
+        most=1.0,
+        musubi="optimizer_args.eps",
+        aitoolkit="train.optimizer_params.eps",
+        simpletuner="adam_epsilon",
+        diffusion_pipe="optimizer.eps",
+    )
+    max_grad_norm: float = option(
+        1.0,
+        help="Gradients longer than this are shortened to it (gradient clipping).",
+        least=0.0,
+        zero="off",
+        widget=Widget(TRAIN, "max_grad_norm", 17, is_required=True, most=1000.0, step=0.1),
+        musubi="max_grad_norm",
+        aitoolkit="train.max_grad_norm",
+        simpletuner="max_grad_norm",
+        diffusion_pipe="gradient_clipping",
+    )

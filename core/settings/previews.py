@@ -1,27 +1,59 @@
 """Videos made while the LoRA learns."""
 
-import math
 from dataclasses import dataclass
 
-from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS
+from .option import TRAIN, Options, Widget, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewOptions:
+class PreviewOptions(Options, group="previews"):
     """Videos made while the LoRA learns, with what it is then."""
 
-    every: int = 0  # steps between two; 0: none
-    steps: int = 16  # of the sampler, over the whole way from noise
-    cfg: float = 5.0  # guidance away from the empty caption; 1: none, and half the time
-    shift: float = 5.0  # time shift of the sampler
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ConfigError(f"preview_every must be 0 (no previews) or a number of steps, got {self.every}.")
-        if not 1 <= self.steps <= NUM_TIMESTEPS:
-            raise ConfigError(f"preview_steps must lie between 1 and {NUM_TIMESTEPS}, got {self.steps}.")
-        if not 0.0 <= self.cfg < math.inf:
-            raise ConfigError(f"preview_cfg must be 0 or more (1 for no guidance), got {self.cfg}.")
-        if not 0.0 < self.shift < math.inf:
-            raise ConfigError(f"shift of previews must be above 0 (5 for most models), got {self.shift}.")
+    every: int = option(
+        0,
+        help="Steps between two previews: short videos made with the LoRA as it is then.",
+        more="They have the caption and the size of the first held-out sample, else of the first one. The high noise stage"
+        " shows where its expert hands over: blurry, but motion and composition are seen. The low noise stage starts from"
+        " noise on the sample itself, and shows the look.",
+        zero="no previews",
+        unit="steps",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_every", 29, most=1_000_000),
+        musubi="sample_every_n_steps",
+        aitoolkit="sample.sample_every",
+        simpletuner="validation_step_interval",
+    )
+    steps: int = option(
+        16,
+        help="Sampling steps of a preview, of which a stage makes those inside its noise levels.",
+        least=1,
+        most=NUM_TIMESTEPS,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_steps", 30),
+        musubi="sample_steps",
+        aitoolkit="sample.sample_steps",
+        simpletuner="validation_num_inference_steps",
+    )
+    cfg: float = option(
+        5.0,
+        help="Guidance scale of a preview, away from the empty caption.",
+        more="1: off, twice as fast.",
+        least=0.0,
+        most=1000.0,
+        hint="; 1 is no guidance",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_cfg", 31, most=30.0, step=0.1),
+        musubi="cfg_scale",
+        aitoolkit="sample.guidance_scale",
+        simpletuner="validation_guidance",
+    )
+    shift: float = option(
+        5.0,
+        help="Time shift of the sampler of previews; 5 for most models.",
+        least=1e-4,
+        most=1e4,
+        hint="; 5 suits most models",
+        in_key=False,
+        musubi="flow_shift",
+    )

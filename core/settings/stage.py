@@ -2,78 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError
-from ..limits import check_number, check_options
+from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
+from ..limits import MAX_WORD
 from ..serial import from_dict
 from .adapter import AdapterOptions
 from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
 from .optimizer import OptimizerOptions
-from .plain import without_plain
-from .precision import Precision
+from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option
+from .precision import METHODS, PRECISIONS, Precision
 from .previews import PreviewOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 
-TARGET_SETS = {
-    "attention and ffn": ("self_attn", "cross_attn", "ffn"),
-    "attention": ("self_attn", "cross_attn"),
-    "self attention": ("self_attn",),
-}
-
-# The names of settings on nodes and in presets -> where they belong. The name itself if it is a field of StageSettings.
-PLACES = {
-    "rank": "adapter.rank",
-    "alpha": "adapter.alpha",
-    "targets": "adapter.targets",
-    "dropout": "adapter.dropout",
-    "timestep_sampling": "timesteps.sampling",
-    "timestep_shift": "timesteps.shift",
-    "sigmoid_scale": "timesteps.sigmoid_scale",
-    "timestep_strata": "timesteps.strata",
-    "optimizer": "optimizer.name",
-    "learning_rate": "optimizer.learning_rate",
-    "weight_decay": "optimizer.weight_decay",
-    "max_grad_norm": "optimizer.max_grad_norm",
-    "lr_schedule": "schedule.kind",
-    "warmup_steps": "schedule.warmup_steps",
-    "lr_floor": "schedule.floor",
-    "lr_power": "schedule.power",
-    "steps": "loop.steps",
-    "batch_size": "loop.batch_size",
-    "gradient_accumulation": "loop.gradient_accumulation",
-    "seed": "loop.seed",
-    "caption_dropout": "loop.caption_dropout",
-    "checkpoint_every": "loop.checkpoint_every",
-    "keep_last": "loop.keep_last",
-    "validate_every": "loop.validate_every",
-    "token_budget": "loop.token_budget",
-    "checkpointing": "memory.checkpointing",
-    "keep_attention": "memory.keep_attention",
-    "keep_linears": "memory.keep_linears",
-    "split_blocks": "memory.split_blocks",
-    "ffn_pieces": "memory.ffn_pieces",
-    "offload_inputs": "memory.offload_inputs",
-    "offload_optimizer": "memory.offload_optimizer",
-    "streamed_blocks": "memory.streamed_blocks",
-    "stream_from": "memory.stream_from",
-    "mapped_blocks": "memory.mapped_blocks",
-    "attention": "memory.attention",
-    "compile": "memory.compile",
-    "cuda_graphs": "memory.cuda_graphs",
-    "plan": "memory.plan",
-    "budget_gb": "memory.budget_gb",
-    "preview_every": "previews.every",
-    "preview_steps": "previews.steps",
-    "preview_cfg": "previews.cfg",
-}
+Stage = Literal["high", "low", "single"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageSettings:
+class StageSettings(Options):
     """Everything about the training of one model that is a matter of choice."""
 
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
@@ -84,24 +34,73 @@ class StageSettings:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
-    precision: Precision = "auto"
-    boundary: float = 0.0  # sigma between the experts; 0: the official one of the model
-    epochs: int = 0  # length of the run in epochs; 0: loop.steps
-    device: str = "auto"
+    precision: Precision = option(
+        "auto",
+        help="Number format (quantization) of the frozen model while training.",
+        more="auto: bf16 on a GPU, fp32 on the CPU. The LoRA fits the unquantized model all the same. GGUF files stay as"
+        " they are.",
+        page="See below.",
+        values=PRECISIONS,
+        methods=METHODS,
+        widget=Widget(MODEL, "precision", 1, is_required=True),
+        musubi="fp8_base",
+        aitoolkit="model.qtype",
+        simpletuner="base_model_precision",
+        diffusion_pipe="model.transformer_dtype",
+    )
+    boundary: float = option(
+        0.0,
+        help="Noise level (0 to 1) where the high noise expert hands over to the low one.",
+        more="Of Wan 2.2 A14B; not used by a single model.",
+        zero=f"the official one, {BOUNDARY_T2V_A14B:g} for T2V, {BOUNDARY_I2V_A14B:g} for I2V",
+        least=0.0,
+        most=1.0,
+        in_key=False,  # the window of sigmas that comes of it is
+        widget=Widget(TRAIN, "boundary", 11, is_required=True, most=0.999, step=0.005, round=0.001),
+        musubi="timestep_boundary",
+    )
+    epochs: int = option(
+        0,
+        help="Length of the run in epochs, in place of steps.",
+        most=1_000_000,
+        zero="steps decides",
+        unit="epochs",
+        in_key=False,  # the steps that come of it are
+        widget=Widget(TRAIN, "epochs", 27, most=100_000),
+        musubi="max_train_epochs",
+        simpletuner="num_train_epochs",
+        diffusion_pipe="epochs",
+    )
+    device: str = option(
+        "auto",
+        help="Where to train.",
+        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one they take turns.",
+        in_key=False,
+        widget=Widget(TRAIN, "device", 26, is_required=True),
+        aitoolkit="device",
+    )
 
     def __post_init__(self) -> None:
         window = self.timesteps.sigma_min, self.timesteps.sigma_max
         if window != (0.0, 1.0):
             raise ConfigError(
-                f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and "
-                "'boundary': leave sigma_min and sigma_max out."
+                f"timesteps has the window {window[0]:g} to {window[1]:g}, but the window comes from the stage and"
+                " 'boundary': leave sigma_min and sigma_max out."
             )
-        if self.epochs < 0:
-            raise ConfigError(f"epochs must be 0 (use loop.steps) or more, got {self.epochs}.")
-        for group in ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews"):
-            check_options(getattr(self, group), group)
-        check_number(self.boundary, "boundary", 0, 1)
-        check_number(self.epochs, "epochs", 0, 1_000_000)
+        super().__post_init__()
+        if len(self.device) > MAX_WORD:
+            raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, cpu or cuda:0.")
+
+    def warnings(self, stage: Stage) -> list[str]:
+        """What was chosen and a job no longer tells: options that have no effect in this stage, one sentence each."""
+        if stage == "single" and self.boundary:
+            return ["boundary has no effect with a single model: it is where the experts of Wan 2.2 A14B meet."]
+        return []
+
+
+def stage_options() -> dict[str, Option]:
+    """Every option of a stage by what sentences, nodes and presets call it."""
+    return {item.label: item for item in all_options(StageSettings)}
 
 
 def settings_from_names(values: Mapping[str, Any]) -> StageSettings:
@@ -110,15 +109,26 @@ def settings_from_names(values: Mapping[str, Any]) -> StageSettings:
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names on nodes, as the tables of a recipe: {"rank": 4} to {"adapter": {"rank": 4}}."""
+    """Settings by their names on nodes, as the tables of a recipe: {"rank": 4} to {"adapter": {"rank": 4}}.
+
+    Values are those of the widgets, also of earlier versions: "on" of a switch, -1 for none, the name of a set of targets.
+    """
     tables: dict[str, Any] = {}
+    known = stage_options()
     for name, value in values.items():
-        if name == "targets":
-            if value not in TARGET_SETS:
-                raise ConfigError(f"targets is '{value}': choose one of {', '.join(TARGET_SETS)}.")
-            value = list(TARGET_SETS[value])
-        group, _, key = PLACES.get(name, name).rpartition(".")
-        if group == "memory" and not without_plain({key: value}):
-            continue  # on a node, where each has a value, this one means "auto"
-        (tables.setdefault(group, {}) if group else tables)[key] = value
+        item = known.get(name)
+        if item is None:
+            tables[name] = value  # refused by name where the tables are read
+            continue
+        if item.widget is not None:
+            value = _meaning(item, item.widget, value)
+        group = tables.setdefault(item.group, {}) if item.group else tables
+        group[item.name] = list(value) if isinstance(value, tuple) else value
     return tables
+
+
+def _meaning(item: Option, widget: Widget, value: Any) -> Any:
+    found = widget.meaning(value)
+    if item.is_list and not isinstance(found, tuple):
+        raise ConfigError(f"{item.label} is '{found}': choose one of {', '.join(widget.words)}.")
+    return found

@@ -68,14 +68,18 @@ def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
     return math.ceil(epochs * BatchSchedule.of(data, loop).batches_per_epoch / loop.gradient_accumulation)
 
 
-def job_warnings(job: Job) -> list[str]:
-    """Settings without effect, and a model file that looks like the other expert's."""
+def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
+    """Settings without effect, and a model file that looks like the other expert's.
+
+    `settings`: those that the job was made of, where they are at hand.
+    """
+    found = [*job.warnings(), *(settings.warnings(job.stage) if settings else [])]
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):
-        return job.warnings()
+        return found
     if job.stage == "single":
         sentence = f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
     else:
         sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
-    return [*job.warnings(), sentence]
+    return [*found, sentence]

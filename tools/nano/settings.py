@@ -1,13 +1,13 @@
 """How a LoRA is taught: every option of a training, by its dotted name ("adapter.rank"), from and to text."""
 
 import typing
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
 from operator import attrgetter
 from typing import Any, Literal
 
 from ...core.errors import ConfigError
-from ...core.serial import from_dict, to_dict
+from ...core.serial import AUTO, from_dict, to_dict
 from ...core.settings.loop import LoopOptions
 from ...core.settings.memory import MemoryOptions
 from ...core.settings.optimizer import OptimizerOptions
@@ -41,7 +41,8 @@ class Settings(StageSettings):
 def field_hints(cls: type = Settings, prefix: str = "") -> dict[str, Any]:
     """The types of all fields that hold a value, by dotted name."""
     found = {}
-    for name, hint in typing.get_type_hints(cls).items():
+    hints = typing.get_type_hints(cls)
+    for name, hint in ((item.name, hints[item.name]) for item in fields(cls)):
         found |= field_hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}
     return {name: hint for name, hint in found.items() if name not in ELSEWHERE}
 
@@ -49,7 +50,8 @@ def field_hints(cls: type = Settings, prefix: str = "") -> dict[str, Any]:
 def flat(settings: Settings) -> dict[str, str]:
     """Values by dotted name, written as `changed` reads them."""
     values = {name: attrgetter(name)(settings) for name in field_hints()}
-    return {name: "+".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    texts = {name: "+".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    return {name: AUTO if values[name] is None else text for name, text in texts.items()}
 
 
 def changed(settings: Settings, name: str, text: str) -> Settings:
@@ -68,6 +70,10 @@ def changed(settings: Settings, name: str, text: str) -> Settings:
 
 def _value(hint: Any, text: str, name: str) -> Any:
     """Text as a plain JSON value of the type; `from_dict` checks what it means."""
+    if type(None) in typing.get_args(hint):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        if text == AUTO:
+            return None
     if typing.get_origin(hint) is tuple:
         return text.split("+")
     if hint is bool:

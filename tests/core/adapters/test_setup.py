@@ -294,9 +294,9 @@ def test_models_that_cannot_be_adapted_are_refused():
     ("values", "message"),
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"alpha": 0.0}, "alpha must be a number above 0"),
-        ({"alpha": float("nan")}, "alpha must be a number above 0"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"alpha": 0.0}, "alpha must be at least 1e-06, got 0.0; the usual choice is the rank"),
+        ({"alpha": float("nan")}, "alpha must be at least 1e-06, got nan"),
+        ({"dropout": 1.0}, "dropout must be below 1, got 1.0"),
         ({"targets": ()}, "targets is empty"),
         ({"targets": ("attn",)}, "unknown entry 'attn'"),
         ({"targets": ("ffn", "ffn")}, "names 'ffn' twice"),

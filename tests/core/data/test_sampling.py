@@ -167,5 +167,5 @@ def test_more_frames_than_a_machine_can_count_are_refused_before_they_are():
 
 @pytest.mark.parametrize("name", ["width", "height", "num_frames", "windows_per_clip", "repeats", "slide_stride"])
 def test_options_have_upper_limits(name):
-    with pytest.raises(ConfigError, match=f"{name} is 1000000000001, and .* is the limit"):
+    with pytest.raises(ConfigError, match=f"{name} must be at most [0-9]+, got 1000000000001"):
         DatasetOptions(**{name: 10**12 + 1})

@@ -66,8 +66,8 @@ def test_strata_cover_the_window_evenly():
     [
         ({"sigma_min": 0.9, "sigma_max": 0.8}, "low before high"),
         ({"sigma_max": 1.5}, "must lie in"),
-        ({"shift": 0.0}, "shift must be above 0"),
-        ({"sigmoid_scale": -1.0}, "sigmoid_scale must be above 0"),
+        ({"shift": 0.0}, "timestep_shift must be at least 0.0001, got 0.0"),
+        ({"sigmoid_scale": -1.0}, "sigmoid_scale must be at least 0.0001"),
         ({"strata": 0}, "strata must be at least 1"),
     ],
 )

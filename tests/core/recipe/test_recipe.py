@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from wan_train.core.errors import ConfigError
+from wan_train.core.recipe.presets import preset
 from wan_train.core.recipe.recipe import (
+    Recipe,
     apply_changes,
     read_recipe,
     read_tables,
@@ -14,7 +17,10 @@ from wan_train.core.recipe.recipe import (
     recipe_tables,
     recipe_to_toml,
 )
-from wan_train.core.settings.stage import StageSettings
+from wan_train.core.serial import from_dict
+from wan_train.core.settings.dataset import DatasetOptions
+from wan_train.core.settings.option import all_options
+from wan_train.core.settings.stage import StageSettings, settings_from_names
 
 PACK = Path(__file__).resolve().parents[3]
 
@@ -119,6 +125,13 @@ def test_changes(tables):
     assert (changed["name"], changed["lora"]["high"]) == ("a b", "07")
     assert changed["high"] == {"optimizer": {"learning_rate": 1e-3}}
     assert tables["loop"] == {"steps": 4}
+    short = apply_changes(
+        tables, ["seed=7", "high.learning_rate=1e-3", "optimizer=adamw8bit", "low.epochs=3", "work=w"]
+    )
+    assert short["loop"] == {"steps": 4, "seed": 7}
+    assert short["high"] == {"optimizer": {"learning_rate": 1e-3}}
+    assert (short["optimizer"]["name"], short["low"], short["work"]) == ("adamw8bit", {"epochs": 3}, "w")
+    assert "epochs" not in apply_changes({**tables, "epochs": 3}, ["steps=9"])
     with pytest.raises(ConfigError, match=r"'loop\.seed' is no change"):
         apply_changes(tables, ["loop.seed"])
     with pytest.raises(ConfigError, match="name is a value, not a group"):
@@ -140,15 +153,36 @@ def test_unreadable_files_are_one_sentence(tmp_path):
         read_tables(tmp_path / "c.toml")
 
 
-def test_the_example_in_the_docs():
-    """It is valid, and its commented lines too: each group and each setting exists."""
+def test_the_example_is_the_recipe_of_the_guide():
+    """docs/job.toml as it stands: the preset, which another test holds against the guide, and nothing else."""
     pytest.importorskip("tomllib")
     path = PACK / "docs" / "job.toml"
-    assert read_recipe(path).settings("high").epochs == 100
+    recipe = read_recipe(path)
+    chosen = preset("wan2.2-t2v-images")
+    assert recipe.high == recipe.low == {}
+    wanted = settings_from_names({**chosen.model, **chosen.train, "epochs": chosen.epochs})
+    assert recipe.settings("high") == recipe.settings("low") == wanted
+    assert recipe.dataset.options == DatasetOptions(**chosen.dataset)
+    assert {stage: getattr(recipe.lora, stage) for stage in ("high", "low")} == {
+        "high": "WAN2.2-HighNoise_my_lora",
+        "low": "WAN2.2-LowNoise_my_lora",
+    }
+
+
+def test_the_example_shows_every_setting_with_its_default():
+    """Its commented lines are valid too, and nothing that a recipe can have is missing."""
+    pytest.importorskip("tomllib")
+    path = PACK / "docs" / "job.toml"
     lines = path.read_text(encoding="utf-8").splitlines()
-    values = [line.removeprefix("#") if line.startswith("#") and " = " in line else line for line in lines]
-    everything = "\n".join(line for line in values if not line.startswith(("steps", "single")))
-    whole = recipe_from_tables(__import__("tomllib").loads(everything), path.parent)
-    for group in dataclasses.fields(StageSettings):
-        assert group.name in everything
-    assert whole.low["optimizer"]["learning_rate"] < whole.optimizer.learning_rate
+    values = [line[1:] if re.match(r"#(\w+ = |\[)", line) else line for line in lines]
+    tables = __import__("tomllib").loads("\n".join(values))
+    shown = {f"{name}.{key}" if isinstance(value, dict) else name for name, value in tables.items() for key in
+             (value if isinstance(value, dict) else [""])}  # fmt: skip
+    assert shown - {"low.optimizer"} == {item.place for item in all_options(Recipe) if item.in_recipe}
+    del tables["epochs"]
+    del tables["models"]["single"]
+    assert recipe_from_tables(tables, path.parent).low == {"optimizer": {"learning_rate": 2e-4}}
+    defaults = read_tables(path) | {name: value for name, value in tables.items() if name not in read_tables(path)}
+    assert (
+        from_dict(StageSettings, {name: defaults[name] for name in ("memory", "previews", "loss")}) == StageSettings()
+    )

@@ -204,7 +204,7 @@ def test_blocks_in_parts_keep_no_linear_layers():
 
 
 def test_pieces_are_a_number_and_for_whole_checkpointed_blocks():
-    with pytest.raises(ConfigError, match=r"ffn_pieces is a number of pieces, 1 \(the whole\) or more; got 0"):
+    with pytest.raises(ConfigError, match="ffn_pieces must be at least 1, got 0"):
         MemoryOptions(ffn_pieces=0)
     with pytest.raises(ConfigError, match="ffn_pieces needs checkpointing"):
         MemoryOptions(ffn_pieces=2, checkpointing=False)
@@ -213,7 +213,7 @@ def test_pieces_are_a_number_and_for_whole_checkpointed_blocks():
 
 
 def test_blocks_from_disk_are_some_of_the_streamed_ones():
-    with pytest.raises(ConfigError, match="mapped_blocks is a number of blocks, 0 or more; got -1"):
+    with pytest.raises(ConfigError, match=r"mapped_blocks must be 0 \(none\) or a number of blocks, got -1"):
         MemoryOptions(mapped_blocks=-1)
     with pytest.raises(ConfigError, match="mapped_blocks is 3, but streamed_blocks is 2"):
         MemoryOptions(streamed_blocks=2, mapped_blocks=3)

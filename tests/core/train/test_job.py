@@ -152,7 +152,7 @@ def test_settings_without_effect_are_told(job):
         loop=replace(job.loop, validate_every=5),
     ).warnings()  # fmt: skip
     assert [w.split()[0] for w in loud] == [
-        "lr_floor", "lr_power", "warmup_steps", "timestep_shift", "sigmoid_scale", "validate_every",
+        "timestep_shift", "sigmoid_scale", "lr_floor", "lr_power", "warmup_steps", "validate_every",
     ]  # fmt: skip
 
 

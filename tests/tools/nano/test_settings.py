@@ -32,7 +32,7 @@ def test_settings_are_changed_by_name(name, text, get, value):
         ("adapter.rank", "four", "adapter.rank is 'four'; it must be of type int"),
         ("adapter.rank", "4.5", "adapter.rank is '4.5'; it must be of type int"),
         ("adapter.rank", "0", "rank must be at least 1, got 0"),
-        ("optimizer.name", "sgd", "settings.optimizer.name is 'sgd'; it must be one of 'adamw'"),
+        ("optimizer.name", "sgd", "optimizer is 'sgd': choose one of adamw, adamw8bit"),
         ("memory.checkpointing", "yes", "settings.memory.checkpointing is 'yes'; it must be of type bool"),
         ("stages", "both", "settings.stages.* is 'both'; it must be one of 'high', 'low'"),
         ("stages", "low+low", "each once"),
