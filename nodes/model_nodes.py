@@ -71,7 +71,7 @@ class LoadWanDiT(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, precision: str | None = None) -> bool | str:
         try:
-            check_packages(needed_packages("", precision or ""))
+            check_packages(needed_packages(None, precision or ""))
             if precision is not None and precision not in PRECISIONS:  # the host leaves it to whom it hands it
                 raise ConfigError(f"precision is '{shown(precision)}': choose one of {', '.join(PRECISIONS)}.")
             if model_name is not None:

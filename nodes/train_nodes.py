@@ -12,6 +12,7 @@ from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
 from ..core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
+from ..core.optimizers import OPTIMIZERS
 from ..core.packages import check_packages
 from ..core.paths import shown
 from ..core.settings.job import Job, Stage
@@ -19,7 +20,6 @@ from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import TARGET_SETS, settings_from_names
 from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
-from ..core.train.optimizers import OPTIMIZERS
 from ..core.train.run_folder import RunFolder
 from ..core.train.start import check_start, needed_packages
 from . import host
@@ -69,9 +69,9 @@ class TrainLoRAStage(io.ComfyNode):
     def validate_inputs(cls, lora_name: str | None = None, optimizer: str | None = None) -> bool | str:
         """Before anything of the graph is cached."""
         try:
-            check_packages(needed_packages(optimizer or "", ""))
-            if optimizer is not None and optimizer not in OPTIMIZERS:  # the host leaves it to whom it hands it
-                raise ConfigError(f"optimizer is '{shown(optimizer)}': choose one of {', '.join(OPTIMIZERS)}.")
+            if optimizer is not None and optimizer not in OPTIMIZERS.names:  # the host leaves it to whom it hands it
+                raise ConfigError(f"optimizer is '{shown(optimizer)}': choose one of {', '.join(OPTIMIZERS.names)}.")
+            check_packages(needed_packages(optimizer, ""))
             if lora_name is not None:
                 check_name(lora_name, "lora_name")
         except WanTrainError as error:
