@@ -128,6 +128,7 @@ class LogStep:
             sigma=report.sigma,
             seconds=round(report.seconds, 4),
             tokens=report.tokens,
+            **({"terms": dict(report.terms)} if report.terms else {}),
             **fields,
         )
 

@@ -18,7 +18,7 @@ LEVELS = {
     "safe_json": 2, "disk": 2, "locks": 2, "settings": 3, "flow": 4, "schedules": 4,
     "data": 5,
     "wan": 5, "memory": 5, "adapters": 6, "encoders": 6, "sample": 6, "kernels": 7, "plan": 8, "train": 9, "recipe": 10,
-    "optimizers": 6, "generate": 10, "launch": 11, "cli": 12,
+    "optimizers": 6, "objective": 7, "generate": 10, "launch": 11, "cli": 12,
 }  # fmt: skip
 
 
