@@ -8,6 +8,7 @@ import torch
 
 from ..memory.master import ALIGNMENT
 from ..memory.precision.formats import resolve
+from ..objective.objective import objective_of
 from ..settings.job import Job
 from ..settings.memory import Compile, MemoryOptions
 from ..settings.precision import Precision
@@ -43,6 +44,7 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
         stored_block_bytes=stored_block_bytes(info, dtype),
         rest_bytes=info.rest_bytes,
         accumulation=job.loop.gradient_accumulation,
+        passes=objective_of(job).passes,
         graphs=may_use_graphs(job, info.config, device),
     )
     return Planner(
@@ -76,7 +78,12 @@ def ways_to_compile(job: Job, device: torch.device) -> tuple[Compile, ...]:
 
 
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
-    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small."""
+    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small.
+
+    Nor where several forwards wait for their backward at once, of which only the first can be a recorded one.
+    """
+    if objective_of(job).passes.most_waiting > 1:
+        return False
     if device.type != "cuda" or job.memory.cuda_graphs == "off" or job.adapter.dropout:
         return False
     largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
