@@ -27,6 +27,7 @@ class OptimizerMethod:
     more_state: tuple[str, ...] | None = ()  # names of what else is kept of a parameter; None: not known beforehand
     can_offload: bool = False  # whether `build` gives one with `core.memory.adamw.AdamW.offload`
     packages: tuple[str, ...] = ()  # needed beside PyTorch, as `core.packages` knows them
+    uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
 
 
 OPTIMIZERS = Methods(OptimizerMethod, "optimizer", "optimizers")

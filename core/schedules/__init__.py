@@ -13,6 +13,7 @@ class Schedule:
 
     help: str  # a clause for tooltips and documents
     height: Callable[[float, ScheduleOptions], float]  # progress in [0, 1] -> 1 at the full rate, 0 at the floor
+    uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
 
 
 SCHEDULES = Methods(Schedule, "schedule", "schedules")

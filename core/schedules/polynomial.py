@@ -8,4 +8,6 @@ def _height(progress: float, options: ScheduleOptions) -> float:
     return (1.0 - progress) ** options.power
 
 
-METHOD = Schedule(help="falls fast at first and slowly later, the more so the higher lr_power is", height=_height)
+METHOD = Schedule(
+    help="falls fast at first and slowly later, the more so the higher lr_power is", height=_height, uses=("power",)
+)

@@ -15,6 +15,7 @@ class Loss:
 
     help: str  # a clause for tooltips and documents
     error: Callable[[Tensor, Tensor, LossOptions], Tensor]  # pred, target [B, C, F, H, W] -> of each number, float32
+    uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
 
 
 LOSSES = Methods(Loss, "loss", "flow.losses")

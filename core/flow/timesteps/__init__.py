@@ -19,6 +19,7 @@ class TimestepSampling:
     help: str  # a clause for tooltips and documents
     quantile: Callable[[Tensor, TimestepOptions], Tensor]  # Q: u in [0, 1], any shape, float64 -> sigma
     cumulative: Callable[[float, TimestepOptions], float]  # F, its inverse: the probability of a level below a sigma
+    uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
 
 
 SAMPLINGS = Methods(TimestepSampling, "timestep sampling", "flow.timesteps")

@@ -21,4 +21,5 @@ METHOD = TimestepSampling(
     help="as sigmoid, moved toward high noise by the option shift",
     quantile=_quantile,
     cumulative=_cumulative,
+    uses=("shift", "sigmoid_scale"),
 )

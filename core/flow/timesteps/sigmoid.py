@@ -26,4 +26,5 @@ METHOD = TimestepSampling(
     help="mostly the middle noise levels, the more so the smaller sigmoid_scale is",
     quantile=quantile,
     cumulative=cumulative,
+    uses=("sigmoid_scale",),
 )

@@ -15,6 +15,7 @@ class Weighting:
 
     help: str  # a clause for tooltips and documents
     weight: Callable[[Tensor, LossOptions], Tensor]  # sigmas [B] -> weights [B], float32
+    uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
 
 
 WEIGHTINGS = Methods(Weighting, "weighting", "flow.weightings")

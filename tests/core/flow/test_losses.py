@@ -1,5 +1,7 @@
 """Losses and weightings by name: the objective honours both, and refuses what it does not know."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
@@ -11,13 +13,26 @@ from wan_train.core.flow.weightings import WEIGHTINGS, Weighting
 from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.schedules import SCHEDULES
 from wan_train.core.settings.loss import LossOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.settings.schedule import ScheduleOptions
+from wan_train.core.settings.timesteps import TimestepOptions
+
+OPTIONS = {
+    "flow.losses": LossOptions,
+    "flow.weightings": LossOptions,
+    "flow.timesteps": TimestepOptions,
+    "optimizers": OptimizerOptions,
+    "schedules": ScheduleOptions,
+}
 
 
 @pytest.mark.parametrize("methods", [LOSSES, WEIGHTINGS, SAMPLINGS, OPTIMIZERS, SCHEDULES], ids=lambda m: m.folder)
 def test_every_method_is_there_and_says_in_a_clause_what_it_does(methods):
     assert methods.names
     for name in methods.names:
-        help = methods.get(name).help
+        method = methods.get(name)
+        help = method.help
+        assert set(method.uses) <= {field.name for field in fields(OPTIONS[methods.folder])}
         assert help
         assert not help.endswith(".")
         assert "\n" not in help
