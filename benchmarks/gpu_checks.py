@@ -54,8 +54,9 @@ def gradients(job, precision: str, rounds: int = 2) -> list[torch.Tensor]:
     for index in range(rounds):
         for p in prepared.parameters:
             p.grad = None
-        loss, _ = trainer.compute_loss(trainer.batches.get(index), index)
-        loss.mean().backward()
+        noisy = trainer.add_noise(trainer.batches.get(index), index)
+        for terms in trainer.objective.terms(noisy, trainer.forwards):
+            sum(term.weight * term.losses for term in terms).mean().backward()
     return [p.grad.float().cpu() for p in prepared.parameters]
 
 

@@ -58,7 +58,7 @@ class LoadWanDiT(io.ComfyNode):
         }
         try:
             check_known(cls, given)
-            check_packages(needed_packages("", precision or ""))
+            check_packages(needed_packages(None, precision or ""))
             if model_name is not None:
                 inspect(folders.diffusion_model_path(model_name))
         except WanTrainError as error:

@@ -60,7 +60,7 @@ class TrainLoRAStage(io.ComfyNode):
         """Before anything of the graph is cached."""
         try:
             check_known(cls, {"optimizer": optimizer})  # the host leaves it to whom it hands it
-            check_packages(needed_packages(optimizer or "", ""))
+            check_packages(needed_packages(optimizer, ""))
             if lora_name is not None:
                 check_name(lora_name, "lora_name")
         except WanTrainError as error:

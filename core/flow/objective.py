@@ -5,7 +5,12 @@ B batch, C channels, F latent frames, H W latent size. x = (1 - sigma) z + sigma
 
 import torch
 
+from ..settings.loss import LossOptions
+from .losses import LOSSES
 from .random import stream
+from .weightings import WEIGHTINGS
+
+MSE = LossOptions()
 
 
 def sample_noise(shape: tuple[int, ...], *, seed: int, draw: int) -> torch.Tensor:
@@ -37,7 +42,14 @@ def give_first_frame(
     return given, by_frame
 
 
-def flow_loss(pred: torch.Tensor, target: torch.Tensor, *, given_frames: int = 0) -> torch.Tensor:
-    """Mean squared error of each sample in float32, [B]; over the latent frames behind the `given_frames` alone."""
-    error = (pred.float() - target).square()
+def flow_loss(
+    pred: torch.Tensor, target: torch.Tensor, *, options: LossOptions = MSE, given_frames: int = 0
+) -> torch.Tensor:
+    """The mean error of each sample in float32, [B], not weighted; over the latent frames behind `given_frames` alone."""
+    error = LOSSES.get(options.kind).error(pred, target, options)
     return error[:, :, given_frames:].flatten(1).mean(1)
+
+
+def weigh(losses: torch.Tensor, sigmas: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """Losses [B] times what their noise levels [B] count."""
+    return losses * WEIGHTINGS.get(options.weighting).weight(sigmas, options)

@@ -1,15 +1,14 @@
 """Which noise levels are trained: distributions of sigma, cut to an expert's window in closed form.
 
-sigma lies in [0, 1]; 1 is pure noise. Every distribution is given by its quantile function Q and its inverse F, so a
-window [low, high] needs no rejection: sigma = Q(F(low) + u (F(high) - F(low))) with u uniform in [0, 1).
+sigma lies in [0, 1]; 1 is pure noise. Every distribution (see `timesteps`) is given by its quantile function Q and its
+inverse F, so a window [low, high] needs no rejection: sigma = Q(F(low) + u (F(high) - F(low))) with u uniform in [0, 1).
 """
-
-import math
 
 import torch
 
 from ..settings.timesteps import TimestepOptions
 from .random import stream
+from .timesteps import SAMPLINGS
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
@@ -17,28 +16,11 @@ def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def quantile(u: torch.Tensor, options: TimestepOptions) -> torch.Tensor:
-    """Q: uniform u in [0, 1], any shape, to sigma, before the window is applied."""
-    if options.sampling == "uniform":
-        return u
-    sigma = torch.sigmoid(options.sigmoid_scale * torch.special.ndtri(u))
-    return shift_sigma(sigma, options.shift) if options.sampling == "shift" else sigma
-
-
-def cumulative(sigma: float, options: TimestepOptions) -> float:
-    """F, the inverse of Q: the probability of a noise level below `sigma`, before the window is applied."""
-    if options.sampling == "uniform" or sigma in (0.0, 1.0):
-        return sigma
-    if options.sampling == "shift":
-        sigma = sigma / (options.shift - (options.shift - 1) * sigma)
-    logit = math.log(sigma / (1 - sigma)) / options.sigmoid_scale
-    return 0.5 * (1 + math.erf(logit / math.sqrt(2)))
-
-
 def sigma_at(u: torch.Tensor, options: TimestepOptions) -> torch.Tensor:
     """Uniform u in [0, 1] to sigma inside the window, float64: the quantile function of the cut distribution."""
-    low, high = cumulative(options.sigma_min, options), cumulative(options.sigma_max, options)
-    sigma = quantile((low + u.double() * (high - low)).clamp(0.0, 1.0), options)
+    sampling = SAMPLINGS.get(options.sampling)
+    low, high = sampling.cumulative(options.sigma_min, options), sampling.cumulative(options.sigma_max, options)
+    sigma = sampling.quantile((low + u.double() * (high - low)).clamp(0.0, 1.0), options)
     return sigma.clamp(options.sigma_min, options.sigma_max)
 
 

@@ -8,6 +8,7 @@ that the first steps ran, so the numbers are the same.
 import contextlib
 import gc
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,8 +28,9 @@ class Graphs:
     """In the place of a model's forward: the same, by recorded kernels where gradients are wanted.
 
     To be put on a model that launches the same kernels in every step and waits for none: nothing streamed or offloaded, no
-    dropout. A backward belongs to the latest forward, and adds to the parameters' `grad` itself, which
-    `torch.autograd.grad` does not see; the inputs get no gradient. Without gradients the forward runs as it is.
+    dropout. A backward adds to the parameters' `grad` itself, which `torch.autograd.grad` does not see; the inputs get no
+    gradient. Without gradients the forward runs as it is, and so does one beside a recorded forward that still waits for
+    its backward, since all graphs share the memory in which that keeps what it saved. A backward can be run once.
 
     All sizes share one pool of memory, as large as the largest size needs. PyTorch gives its pieces back to no one while
     a graph lives, and does not join them: so all sizes are recorded one after the other, the largest first, whose freed
@@ -63,7 +65,7 @@ class Graphs:
 
     def __call__(self, *args: Tensor, **named: Tensor) -> Tensor:
         """What the forward returns."""
-        if self._failed or not torch.is_grad_enabled():
+        if self._failed or not torch.is_grad_enabled() or self._is_waiting():
             return self._without(*args, **named)
         inputs = {**{str(number): tensor for number, tensor in enumerate(args)}, **named}
         signature = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
@@ -84,6 +86,10 @@ class Graphs:
         self._pool = None
         if held:
             torch.cuda.empty_cache()
+
+    def _is_waiting(self) -> bool:
+        """Whether a recorded forward has its backward before it, for which somebody keeps its output."""
+        return any(graph.is_waiting for graph in self._graphs.values())
 
     def _without(self, *args: Tensor, **named: Tensor) -> Tensor:
         """As it is, in memory of its own, for which there may be too little beside that of the graphs."""
@@ -174,19 +180,27 @@ class _Graph:
         self._replay_backward = record(run_backward)
         self._output = self._output.detach()
         self._held = held
-        self._number = 0
+        self._waiting: weakref.ref[_Ticket] | None = None
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
-        """The output, and the number of this call, by which its backward is known."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the backward of the latest forward is still to come, and can."""
+        return self._waiting is not None and self._waiting() is not None
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, "_Ticket"]:
+        """The output, and a ticket for its backward, which is waited for as long as somebody has that."""
         for kept, given in zip(self._inputs.values(), inputs, strict=True):
             kept.copy_(given)
         self._replay_forward()
-        self._number += 1
-        return self._output.detach(), self._number
+        ticket = _Ticket()
+        self._waiting = weakref.ref(ticket)
+        return self._output.clone(), ticket
 
-    def backward(self, grad: Tensor, number: int) -> None:
+    def backward(self, grad: Tensor, ticket: "_Ticket") -> None:
         """Add to the parameters' gradients."""
-        assert number == self._number, "the backward of a graph belongs to its latest forward"
+        is_latest = self._waiting is not None and self._waiting() is ticket
+        assert is_latest, "the backward of a graph is run once, before its next forward"
+        self._waiting = None
         pairs = [pair for pair in zip(self._parameters, self._sums, strict=True) if pair[0].grad is not pair[1]]
         fresh = [total for parameter, total in pairs if parameter.grad is None]
         if fresh:
@@ -199,20 +213,24 @@ class _Graph:
         self._replay_backward()
 
 
+class _Ticket:
+    """The right to one backward."""
+
+
 class _Replay(torch.autograd.Function):
     """A graph's forward and backward as autograd sees them."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, graph: _Graph, *inputs: Tensor) -> Tensor:
         del gate
-        output, ctx.number = graph.forward(inputs)
+        output, ctx.ticket = graph.forward(inputs)
         ctx.graph, ctx.num_inputs = graph, len(inputs)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         (grad,) = grads
-        ctx.graph.backward(grad, ctx.number)
+        ctx.graph.backward(grad, ctx.ticket)
         return (None,) * (2 + ctx.num_inputs)
 
 

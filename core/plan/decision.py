@@ -15,6 +15,7 @@ from ..facts import num_tokens
 from ..memory.attention import AttentionShape
 from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
 from ..memory.precision.formats import resolve
+from ..objective.objective import objective_of
 from ..settings.job import Job
 from ..settings.memory import BlockMode, MemoryOptions
 from ..settings.precision import Precision
@@ -91,7 +92,12 @@ def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.de
 
 
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
-    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small."""
+    """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small.
+
+    Nor where several forwards wait for their backward at once, of which only the first can be a recorded one.
+    """
+    if objective_of(job).passes.most_waiting > 1:
+        return False
     if device.type != "cuda" or job.memory.cuda_graphs == "off" or job.adapter.dropout:
         return False
     largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))

@@ -31,6 +31,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    num_inputs,
     num_keys,
     num_offloaded,
 )
@@ -75,7 +76,8 @@ def estimate_vram(task: Task, bucket: Bucket, plan: Plan, correction: Correction
 
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The part of `estimate` that is main memory."""
-    return constants().runtime_ram + _held_ram(task, plan) + num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+    offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+    return constants().runtime_ram + _held_ram(task, plan) + offloaded
 
 
 @lru_cache
@@ -183,6 +185,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
     fixed = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan) + _weights_again(task, plan)
+    fixed += _other_passes(task, bucket, plan)
     if not plan.checkpointing and plan.compile != "kernels":
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
@@ -197,6 +200,24 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
             held = _inputs(task, plan, done) * input_bytes(task, bucket, plan) + _kept_bytes(task, bucket, plan, kept)
             peaks.append(_own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
+
+
+def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
+    """What forwards take beside the one whose backward is at its peak: what those keep that wait for theirs, too.
+
+    A forward without a gradient takes less than a block's backward, but beside graphs, whose memory it can't have.
+    """
+    beside_graphs = task.passes.num_without > 0 and is_graphed(task, plan)
+    total = _own_bytes(task, bucket, plan, Kept()) if beside_graphs else 0.0
+    waiting = task.passes.most_waiting - 1
+    if not waiting:
+        return total
+    if not plan.checkpointing and plan.compile != "kernels":
+        return total + waiting * task.sizes.num_layers * _saved_bytes(task, bucket, plan)
+    linears = plan.keep_linears if plan.checkpointing else task.sizes.num_layers
+    kept = Kept(max(plan.keep_attention, linears), linears)
+    held = (num_inputs(task, plan) - num_offloaded(task, plan)) * input_bytes(task, bucket, plan)
+    return total + waiting * (held + _kept_bytes(task, bucket, plan, kept))
 
 
 def _weights_again(task: Task, plan: Plan) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..memory.master import ALIGNMENT
+from ..objective.objective import objective_of
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 from ..settings.plain import PLAIN, chosen
@@ -39,6 +40,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         stored_block_bytes=stored_block_bytes(info, decision.dtype),
         rest_bytes=info.rest_bytes,
         accumulation=job.loop.gradient_accumulation,
+        passes=objective_of(job).passes,
         graphs=decision.graphs,
     )
     return Planner(

@@ -11,11 +11,10 @@ from typing import Protocol
 from ..memory.master import ALIGNMENT
 from ..memory.precision.ara import GROUP
 from ..memory.precision.nf4 import BLOCK_SIZE, NESTED_BLOCK_SIZE
+from ..optimizers import OPTIMIZERS
 
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
-OPTIMIZER_BYTES = {"adamw8bit": 2}  # of state for one parameter; the others keep two fp32 moments
-_TWO_MOMENTS = 8
 ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
 
 
@@ -130,12 +129,12 @@ def adapter_params(sizes: Sizes, trained: Trained) -> int:
 
 def state_bytes(trained: Trained) -> int:
     """Bytes that the optimizer keeps for one parameter."""
-    return OPTIMIZER_BYTES.get(trained.optimizer, _TWO_MOMENTS)
+    return OPTIMIZERS.get(trained.optimizer).state_bytes
 
 
 def can_offload(trained: Trained) -> bool:
     """Whether the optimizer's state may wait in main memory; see `adamw.py`."""
-    return trained.optimizer == "adamw"
+    return OPTIMIZERS.get(trained.optimizer).can_offload
 
 
 def _plain_block(sizes: Sizes) -> int:

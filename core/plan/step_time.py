@@ -30,7 +30,7 @@ from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
 
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
-    """Of one batch: forward and backward, each as long as the longest of computing, launching and copying."""
+    """Of one batch: its forwards and backwards, each as long as the longest of computing, launching and copying."""
     layers, streamed = task.sizes.num_layers, plan.streamed_blocks
     block = _block_seconds(task, bucket, plan, card)
     weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
@@ -50,7 +50,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     first = weights / streamed if streamed else 0.0
     up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading)
     down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading)
-    return up + down + first + update
+    passes = task.passes
+    return (passes.num_forwards + passes.num_without) * (up + first) + passes.num_forwards * down + update
 
 
 def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:

@@ -53,6 +53,12 @@ class Batch:
         """Video tokens of all samples."""
         return self.latents.shape[0] * num_tokens(self.latents.shape)
 
+    @property
+    def images(self) -> dict[str, torch.Tensor]:
+        """What an image-to-video model is given besides text, by the model's names; nothing for the others."""
+        given = {"conditioning": self.conditioning, "clip_features": self.clip_features}
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
         return Batch(

@@ -5,19 +5,21 @@ not finite is kept from the weights on the device itself.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Protocol, TypeVar
 
 import torch
 
+from ..adapters.switch import without_adapter
 from ..errors import RunError
-from ..facts import NUM_TIMESTEPS
-from ..flow.objective import add_noise, flow_loss, give_first_frame, velocity_target
 from ..flow.random import stream_seed
+from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
+from ..objective.objective import Group, Objective, objective_of
 from ..settings.job import Job
-from .batches import Batch, make_draws
-from .optimizers import update_if
+from .batches import Batch, load_context, make_draws
+from .optimizers import Undo, update_if
 from .schedule import learning_rate_scale
 
 
@@ -26,12 +28,15 @@ class StepReport:
     """What one optimizer update did."""
 
     step: int  # number of updates made, this one included
-    loss: float  # mean over the samples of the step
+    loss: float  # what is minimised, the mean over the samples of the step
     grad_norm: float  # before clipping
     learning_rate: float
     sigma: float  # mean noise level
     seconds: float  # from its start to its end, on the device's clock
     tokens: int = 0  # of the video, in all its batches
+    terms: Mapping[str, float] = field(
+        default_factory=dict
+    )  # means of the loss's terms, before their weights; none of one
 
 
 class Moment:
@@ -65,13 +70,14 @@ class Moment:
 class PendingReport:
     """The report of a step that the device may still be busy with."""
 
-    def __init__(self, step: int, learning_rate: float, numbers: torch.Tensor, start: Moment, tokens: int = 0):
-        """`numbers`: loss, gradient norm and mean sigma, [3] on the device. `start`: of the step, which ends now."""
-        self._step, self._learning_rate, self._tokens = step, learning_rate, tokens
-        self._numbers = numbers
-        if numbers.is_cuda:
-            self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
-        self._start, self._end = start, Moment(numbers.device)
+    def __init__(self, step: int, learning_rate: float, numbers: "StepNumbers", undo: Undo, start: Moment):
+        """`start`: of the step, which ends now. `undo`: for the host to do, where the update was not made."""
+        self._step, self._learning_rate, self._tokens = step, learning_rate, numbers.tokens
+        self._names, self._numbers = numbers.names, numbers.stacked
+        device = self._numbers.device
+        if self._numbers.is_cuda:
+            self._numbers = torch.empty(len(self._numbers), pin_memory=True).copy_(self._numbers, non_blocking=True)
+        self._undo, self._start, self._end = undo, start, Moment(device)
 
     def is_ready(self) -> bool:
         """Whether `read` would not have to wait."""
@@ -80,14 +86,59 @@ class PendingReport:
     def read(self) -> StepReport:
         """Wait for the numbers. RunError if the loss or the gradients were not finite: the update was not made then."""
         self._end.wait()
-        loss, grad_norm, sigma = self._numbers.tolist()
-        if not self._numbers.isfinite().all():
+        loss, grad_norm, sigma, *terms = self._numbers.tolist()
+        if not self._numbers[:3].isfinite().all():
+            self._undo()
             raise RunError(
                 f"the loss is not finite at step {self._step} (loss {loss}, gradient norm {grad_norm}): "
                 "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
             )
         seconds = self._end.seconds_since(self._start)
-        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds, self._tokens)
+        named = dict(zip(self._names, terms, strict=True))
+        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds, self._tokens, named)
+
+
+class StepNumbers:
+    """What a step has to tell, gathered on the device from batch to batch."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.names: list[str] = []  # of the terms, where there are several; their means end `stacked`
+        self.stacked = torch.empty(0)  # loss, gradient norm, mean sigma; there after `finish`
+        self._losses: list[torch.Tensor] = []  # [B] of each batch
+        self._sigmas: list[torch.Tensor] = []
+        self._terms: dict[str, list[torch.Tensor]] = {}
+
+    def begin(self, batch: Batch, sigmas: torch.Tensor) -> None:
+        """A batch, at these sigmas [B]."""
+        self.tokens += batch.num_tokens
+        self._sigmas.append(sigmas)
+
+    def add(self, terms: Group) -> torch.Tensor:
+        """Terms of the batch; what of its loss they are, [B], with its gradient."""
+        for term in terms:
+            self._terms.setdefault(term.name, []).append(term.losses.detach())
+        loss = reduce(torch.add, [term.weight * term.losses for term in terms])
+        if len(self._losses) < len(self._sigmas):
+            self._losses.append(loss.detach())
+        else:
+            self._losses[-1] = self._losses[-1] + loss.detach()
+        return loss
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch."""
+        return [len(sigmas) for sigmas in self._sigmas]
+
+    def finish(self, grad_norm: torch.Tensor) -> torch.Tensor:
+        """All batches are there: whether the update is to be made, one bool on the device."""
+        loss = torch.cat(self._losses).mean()
+        numbers = [loss, grad_norm, torch.cat(self._sigmas).mean()]
+        if len(self._terms) > 1:
+            self.names = list(self._terms)
+            numbers += [torch.cat(values).mean() for values in self._terms.values()]
+        self.stacked = torch.stack(numbers)
+        return grad_norm.isfinite() & loss.isfinite()
 
 
 class Callback(Protocol):
@@ -116,6 +167,18 @@ class Attempt(Protocol):
 def attempt_once(act: Callable[[], T], _step: int) -> T:
     """Just do it."""
     return act()
+
+
+class AfterUpdate(Protocol):
+    """A part of the step that follows the update, on the device alone: an average of the weights, say.
+
+    It must not wait for the device, and must not run out of memory: the step could not be done again. One with a state is
+    a `core.train.state.Stateful`, too, and in the table that checkpoints keep.
+    """
+
+    def __call__(self, was_made: torch.Tensor, /) -> None:
+        """`was_made`: whether the update was, one bool on the device; where not, nothing must change."""
+        ...
 
 
 class Batches(Protocol):
@@ -151,6 +214,13 @@ class Trainer:
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
         self.attempt: Attempt = attempt_once
+        self.objective: Objective = objective_of(job)
+        self.after_update: list[AfterUpdate] = []
+        self.forwards = Forwards(
+            model,
+            without_adapter=partial(without_adapter, model),
+            load_empty_context=partial(load_context, job.data.empty_text_path, "the empty caption"),
+        )
 
     def train(self) -> None:
         """Run to the job's last step."""
@@ -171,55 +241,52 @@ class Trainer:
 
         The loss is the mean over the samples of the step, whatever the sizes of its batches.
         """
-        start, num_batches = Moment(self.device), self.job.loop.gradient_accumulation
-        losses, sigmas, tokens = [], [], 0
+        start, numbers, num_batches = Moment(self.device), StepNumbers(), self.job.loop.gradient_accumulation
         for index in range(self.step * num_batches, (self.step + 1) * num_batches):
             batch = self.batches.get(index)
-            tokens += batch.num_tokens
-            loss, sigma = self.compute_loss(batch, index)  # [B], [B]
-            losses.append(loss.detach())
-            sigmas.append(sigma)
-            weight = len(loss) / len(losses[0])  # of the batch, beside the step's first
-            (loss.mean() / (num_batches / weight) * self.loss_scale).backward()
-            del loss  # its graph must not last into the next forward, which may be recorded
-        self._scale_gradients(num_batches * len(losses[0]) / sum(map(len, losses)) / self.loss_scale)
+            noisy = self.add_noise(batch, index)
+            numbers.begin(batch, noisy.sigmas)
+            share = num_batches / (numbers.sizes[-1] / numbers.sizes[0])  # of the batch, beside the step's first
+            groups = self.objective.terms(noisy, self.forwards)
+            while terms := next(groups, None):
+                loss = numbers.add(terms)  # [B]
+                (loss.mean() / share * self.loss_scale).backward()
+                del terms, loss  # their graph must not last into the next forward, which may be recorded
+        self._scale_gradients(num_batches * numbers.sizes[0] / sum(numbers.sizes) / self.loss_scale)
         grad_norm = self._clip_gradients()
-        mean_loss = torch.cat(losses).mean()
         learning_rate = self._set_learning_rate()
         # Before the update, after which nothing may run out of memory: the step could not be done again.
-        numbers = torch.stack([mean_loss, grad_norm, torch.cat(sigmas).mean()])
-        update_if(grad_norm.isfinite() & mean_loss.isfinite(), self.optimizer)
+        is_good = numbers.finish(grad_norm)
+        undo = update_if(is_good, self.optimizer)
+        for act in self.after_update:
+            act(is_good)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return PendingReport(self.step, learning_rate, numbers, start, tokens)
+        return PendingReport(self.step, learning_rate, numbers, undo, start)
 
-    def compute_loss(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss [B] and sigmas [B] on the device; all randomness is a function of (seed, index)."""
+    def add_noise(self, batch: Batch, index: int) -> NoisyBatch:
+        """Batch number `index` at its noise; all randomness of it, dropout too, is a function of (seed, index)."""
         draws = batch.draws or make_draws(self.job, batch, index)
         torch.manual_seed(stream_seed(self.job.loop.seed, "dropout", index))
-        sigmas = draws.sigmas.to(self.device)
-        return self.loss_at(batch, draws.noise, sigmas), sigmas
+        return self.noisy_at(batch, draws.noise, draws.sigmas)
 
-    def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-        """Flow-matching loss [B] of a batch at given noise [B, C, F, H, W] and sigmas [B]."""
+    def noisy_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> NoisyBatch:
+        """A batch at given noise [B, C, F, H, W] and sigmas [B], on the device."""
+        images = {name: tensor.to(self.device) for name, tensor in batch.images.items()}
         latents, context = batch.latents.to(self.device), batch.context.to(self.device)
         noise, sigmas = noise.to(self.device), sigmas.to(self.device)
-        noisy_latents, timesteps = add_noise(latents, noise, sigmas), sigmas * NUM_TIMESTEPS
-        target = velocity_target(latents, noise)
-        if self.given_frames:
-            noisy_latents, timesteps = give_first_frame(noisy_latents, latents, timesteps)
-        pred = self.model(noisy_latents, timesteps, context, **self._image_inputs(batch))
-        return flow_loss(pred, target, given_frames=self.given_frames)
+        return noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames)
+
+    def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """The loss [B] of what is learnt, without regularisers, at given noise [B, C, F, H, W] and sigmas [B]."""
+        groups = self.objective.terms(self.noisy_at(batch, noise, sigmas), self.forwards)
+        learnt, *_ = next(groups)
+        return learnt.losses
 
     def _call_back(self, pending: PendingReport) -> None:
         report = pending.read()
         for callback in self.callbacks:
             callback(self, report)
-
-    def _image_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What an image-to-video model is given besides; nothing for the others."""
-        given = {"conditioning": batch.conditioning, "clip_features": batch.clip_features}
-        return {name: tensor.to(self.device) for name, tensor in given.items() if tensor is not None}
 
     def _scale_gradients(self, factor: float) -> None:
         if factor != 1.0:  # batches of different sizes, or a loss scale

@@ -69,8 +69,7 @@ def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
 
     It runs sample by sample, as guidance would else double the memory that a forward takes.
     """
-    given = {"conditioning": batch.conditioning, "clip_features": batch.clip_features}
-    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    given = batch.images
 
     def velocity(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         rows = zip(latents.split(1), timesteps.split(1), context.split(1), strict=True)

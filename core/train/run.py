@@ -12,6 +12,7 @@ import torch
 from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import adapter_state
+from ..optimizers import OPTIMIZERS
 from ..plan.overhead import Others
 from ..settings.job import Job
 from .batches import BatchSchedule, Prefetcher, load_drawn
@@ -69,7 +70,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     recovery = plan.recovery(optimizer)
-    parts = stateful_parts(prepared.model, optimizer)
+    parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name))
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
@@ -128,6 +129,7 @@ class LogStep:
             sigma=report.sigma,
             seconds=round(report.seconds, 4),
             tokens=report.tokens,
+            **({"terms": dict(report.terms)} if report.terms else {}),
             **fields,
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..adapters.metadata import base_model_name, lora_metadata
 from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
+from ..optimizers import OPTIMIZERS
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
 from ..sample.previews import check_previews
@@ -40,10 +41,14 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
         check_names_fit(folder, lora_name(job))
 
 
-def needed_packages(optimizer: str, precision: str) -> tuple[str, ...]:
-    """For a training with this optimizer on a base of this precision, as pip knows them."""
-    uses_bitsandbytes = optimizer == "adamw8bit" or precision == "nf4"
-    return (*ALWAYS, "bitsandbytes") if uses_bitsandbytes else ALWAYS
+def needed_packages(optimizer: str | None, precision: str) -> tuple[str, ...]:
+    """For a training with this optimizer on a base of this precision, as pip knows them.
+
+    ConfigError for an optimizer that is not known; None: not known yet.
+    """
+    of_optimizer = () if optimizer is None else OPTIMIZERS.get(optimizer).packages
+    of_precision = ("bitsandbytes",) if precision == "nf4" else ()
+    return tuple(dict.fromkeys((*ALWAYS, *of_optimizer, *of_precision)))
 
 
 def check_end(job: Job, info: CheckpointInfo) -> None:

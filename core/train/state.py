@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..adapters.setup import adapter_state, check_adapter, load_adapter
+from ..optimizers import OptimizerMethod
 from .optimizers import check_optimizer_state, load_optimizer
 
 ADAPTER = "adapter"  # lies in a file of its own, which LoRA tools can read
@@ -50,8 +51,8 @@ class AdapterWeights:
 class OptimizerState:
     """What an optimizer remembers."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self._optimizer = optimizer
+    def __init__(self, method: OptimizerMethod, optimizer: torch.optim.Optimizer):
+        self._method, self._optimizer = method, optimizer
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's."""
@@ -59,16 +60,18 @@ class OptimizerState:
 
     def check_state(self, state: Any) -> None:
         """Names, shapes, types, and that all is finite."""
-        check_optimizer_state(self._optimizer, state)
+        check_optimizer_state(self._method, self._optimizer, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Without the constants, which stay those of now."""
         load_optimizer(self._optimizer, state)
 
 
-def stateful_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Stateful]:
-    """The table. A part that is added here is kept by every checkpoint from then on."""
-    return {ADAPTER: AdapterWeights(model), "optimizer": OptimizerState(optimizer)}
+def stateful_parts(
+    model: nn.Module, optimizer: torch.optim.Optimizer, method: OptimizerMethod, **others: Stateful
+) -> dict[str, Stateful]:
+    """The table. A part that is added here, or given as one of `others`, is kept by every checkpoint from then on."""
+    return {ADAPTER: AdapterWeights(model), "optimizer": OptimizerState(method, optimizer), **others}
 
 
 def collect(parts: Mapping[str, Stateful]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Both experts in one prompt: side by side on two devices, in turn on one. The CPU has two names for this."""
 
+import time
+
 from wan_train.core.train.events import EventReader
 from wan_train.tests.host.graphs import two_stages
 
@@ -13,16 +15,6 @@ def spans(host, name):
     return found
 
 
-def test_two_devices_train_at_the_same_time(host):
-    prompt = two_stages(lora_name="both", steps=30, seed=11, high={"device": "cpu:0"}, low={"device": "cpu:1"})
-    entry = host.run(prompt, timeout=200)
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    times = spans(host, "both")
-    assert set(times) == {"high", "low"}
-    overlap = min(t[1] for t in times.values()) - max(t[0] for t in times.values())
-    assert overlap > 0, times
-
-
 def test_one_device_trains_in_turn(host):
     prompt = two_stages(lora_name="turn", steps=30, seed=12)
     entry = host.run(prompt, timeout=200)
@@ -34,24 +26,24 @@ def test_one_device_trains_in_turn(host):
     assert any("waiting for cpu: another run is training on it" in text for text in texts)
 
 
-def test_stop_ends_both(host):
-    import time
-
+def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
+    """Each makes steps that the other, which has begun, has not seen the end of."""
     prompt = two_stages(lora_name="halt", steps=5000, seed=13, high={"device": "cpu:0"}, low={"device": "cpu:1"})
     prompt_id = host.queue(prompt)
     runs = host.base / "output" / "wan_train" / "runs"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        states = [
-            any(e["event"] == "step" for e in EventReader(p / "events.jsonl").read()) for p in runs.glob("halt_*")
-        ]
-        if len(states) == 2 and all(states):
-            break
+    end = time.monotonic() + 240
+    while not _both_have_made_steps(runs):
+        assert time.monotonic() < end, "one of the two never began"
         time.sleep(0.1)
     host.interrupt(prompt_id)
     entry = host.wait(prompt_id)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     for folder in runs.glob("halt_*"):
         events = EventReader(folder / "events.jsonl").read()
-        assert events[-1]["event"] == "stopped", folder
+        assert events[-1]["event"] == "stopped", folder  # and not at its end
         assert list((folder / "checkpoints").glob("step-*"))
+
+
+def _both_have_made_steps(runs):
+    seen = [EventReader(folder / "events.jsonl").read() for folder in runs.glob("halt_*")]
+    return len(seen) == 2 and all(any(event["event"] == "step" for event in events) for events in seen)

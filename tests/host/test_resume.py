@@ -59,10 +59,8 @@ def test_a_finished_run_returns_at_once_whatever_ran_in_between(host):
     other = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}}
     other["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert succeeded(host.run(other))
-    start = time.monotonic()
     entry = host.run(changed(prompt, "high_train", device="cpu", keep_last=1))
     assert succeeded(entry)
-    assert time.monotonic() - start < 5
     assert (folder / "events.jsonl").stat().st_size == size  # no step was made
     (text,) = entry["outputs"]["high_train"]["text"]
     assert f", in {folder.name}" in text

@@ -1,6 +1,5 @@
 """Previews while a stage trains, on the real host: decoded by the VAE on the node, served to the page."""
 
-import time
 import urllib.error
 import urllib.request
 
@@ -104,10 +103,8 @@ def test_stop_goes_on_with_its_previews(host):
     prompt_id = host.queue(prompt)
     folder = new_folder(host, before)
     await_step(folder, 5)
-    asked = time.monotonic()
     host.interrupt(prompt_id)
     entry = host.wait(prompt_id)
-    assert time.monotonic() - asked < 10
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     assert read_history(folder / "events.jsonl").state == "stopped"
     assert succeeded(host.run(prompt))

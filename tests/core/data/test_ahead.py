@@ -1,8 +1,9 @@
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from wan_train.core.data.ahead import WriteBehind, on_threads, read_ahead
+from wan_train.core.data import ahead as module
+from wan_train.core.data.ahead import Inline, WriteBehind, on_threads, read_ahead
 
 SIZES = {"big": 60, "small": 20}
 
@@ -13,9 +14,14 @@ def take(items, read, **options):
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 20])
-def test_order_and_errors_stay_in_their_place(ahead):
+def test_order_and_errors_stay_in_their_place(ahead, monkeypatch):
+    monkeypatch.setattr(module, "_num_threads", lambda: 4)
+    done = [threading.Event() for _ in range(8)]
+
     def read(number):
-        time.sleep(0.002 * (7 - number) * (ahead > 0))  # the later are done first
+        if ahead > 1 and number % 2 == 0:
+            assert done[number + 1].wait(60)  # the later of two is done first
+        done[number].set()
         if number == 3:
             raise ValueError("three")
         return number * 10
@@ -35,14 +41,14 @@ def test_no_more_is_started_than_allowed(ahead):
     assert len(started) == 9
 
 
-def test_what_waits_is_bounded_in_bytes():
+def test_what_waits_is_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda *_: Inline())  # what may start has started
     started = []
     items = ["small", "small", "small", "big", "big", "small"]
     reader = read_ahead(items, started.append, lambda name: SIZES[name], ahead=9, limit=70)
     counts = []
     for _, future in reader:
         future.result()
-        time.sleep(0.02)
         counts.append(len(started))
     # Behind each: two small ones; small, as a big one more would be 80; big; nothing, as two would be 80; small.
     assert counts == [3, 3, 4, 5, 6, 6]
@@ -52,18 +58,28 @@ def test_one_item_larger_than_the_limit_has_its_turn_all_the_same():
     assert take([5, 6], lambda number: number, ahead=2, limit=0) == [5, 6]
 
 
-def test_a_closed_reader_leaves_no_threads_and_starts_nothing_more():
-    before, started = threading.active_count(), []
+def test_a_closed_reader_leaves_no_threads_and_starts_nothing_more(monkeypatch):
+    """What is at work is waited for, and nothing that waits is begun."""
+    before, started, gate = threading.active_count(), [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            assert wait
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            gate.set()
+            super().shutdown(wait=True)
 
     def read(number):
         started.append(number)
-        time.sleep(0.02)
+        assert gate.wait(60)
 
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(module, "_num_threads", lambda: 3)
     reader = read_ahead(range(50), read, lambda _: 1, ahead=20)
     next(reader)
     reader.close()
     assert threading.active_count() == before
-    assert len(started) < 20
+    assert len(started) <= 3
 
 
 def test_reading_runs_beside_the_work():
@@ -84,14 +100,17 @@ def fail(message):
 
 
 def test_writes_keep_their_order_and_are_done_on_exit():
-    written = []
+    written, gate = [], threading.Event()
 
     def slowly(number):
-        time.sleep(0.01)
+        assert gate.wait(60)
         written.append((number, threading.current_thread() is threading.main_thread()))
 
     with WriteBehind(beside=True) as write:
-        for number in range(4):
+        write(slowly, 0)
+        assert written == []  # it runs beside
+        gate.set()
+        for number in range(1, 4):
             write(slowly, number)
     assert written == [(number, False) for number in range(4)]
     with WriteBehind(beside=False) as write:
@@ -138,7 +157,7 @@ def test_what_was_handed_over_is_written_when_the_work_is_broken_off(raised, exp
 
 
 def test_what_is_made_on_threads_comes_in_order_and_few_items_wait():
-    fetched = []
+    fetched, done = [], [threading.Event() for _ in range(50)]
 
     def items():
         for number in range(50):
@@ -146,7 +165,9 @@ def test_what_is_made_on_threads_comes_in_order_and_few_items_wait():
             yield number
 
     def act(number):
-        time.sleep(0.01 if number % 3 else 0.0)  # later ones are done before
+        if number % 3 == 0 and number + 1 < 50:
+            assert done[number + 1].wait(60)  # the later one is done before
+        done[number].set()
         return number, threading.get_ident()
 
     made = on_threads(act, items(), 2)

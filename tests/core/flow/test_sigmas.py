@@ -3,8 +3,18 @@ import math
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.flow.sigmas import cumulative, quantile, sample_sigmas, shift_sigma, sigma_at
+from wan_train.core.flow.sigmas import sample_sigmas, shift_sigma, sigma_at
+from wan_train.core.flow.timesteps import SAMPLINGS
 from wan_train.core.settings.timesteps import TimestepOptions
+
+
+def quantile(u, options):
+    return SAMPLINGS.get(options.sampling).quantile(u, options)
+
+
+def cumulative(sigma, options):
+    return SAMPLINGS.get(options.sampling).cumulative(sigma, options)
+
 
 OPTIONS = [
     TimestepOptions(sampling="uniform"),

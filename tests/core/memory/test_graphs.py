@@ -236,11 +236,101 @@ def test_where_recording_fails_the_steps_go_on_without(model, told):
     ]
 
 
-def test_a_backward_belongs_to_the_latest_forward(model, graphs):
-    for number in range(4):
+def recorded(model, graphs):
+    """Graphs of the inputs' size, and clear gradients."""
+    for number in range(WARM_UP + 1):
         step(graphs, *inputs(number))
+    assert len(graphs._graphs) == 1
+    clear(model)
+    return graphs
+
+
+def expected_of(model, batches):
+    """Gradients of the sum of the losses of these batches, without graphs."""
+    clear(model)
+    sum(model.forward(x, scale=scale).square().mean() for x, scale in batches).backward()
+    found = gradients(model)
+    clear(model)
+    return found
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_backwards_may_be_delayed_and_come_in_any_order(model, graphs, order):
+    """Only the first of the forwards that wait is a recorded one: the others would overwrite what it keeps."""
+    recorded(model, graphs)
+    batches = [inputs(number) for number in range(3)]
+    expected = expected_of(model, batches)
+    outputs = [graphs(x, scale=scale) for x, scale in batches]
+    kept = [output.detach().clone() for output in outputs]
+    for number in order:
+        outputs[number].square().mean().backward()
+    assert all(map(torch.allclose, gradients(model), expected))
+    assert all(map(torch.equal, outputs, kept))
+    replays = []
+    graph = next(iter(graphs._graphs.values()))
+    replay = graph._replay_forward
+    graph._replay_forward = lambda: replays.append(1) or replay()
+    step(graphs, *inputs(0))
+    assert replays == [1]  # nothing waits any more
+
+
+def test_one_backward_for_several_forwards(model, graphs):
+    recorded(model, graphs)
+    batches = [inputs(number) for number in range(3)]
+    expected = expected_of(model, batches)
+    sum(graphs(x, scale=scale).square().mean() for x, scale in batches).backward()
+    assert all(map(torch.allclose, gradients(model), expected))
+
+
+def test_forwards_without_a_gradient_between_a_forward_and_its_backward(model, graphs):
+    recorded(model, graphs)
+    expected = expected_of(model, [inputs(0)])
     x, scale = inputs(0)
-    late = graphs(x, scale=scale).sum()
-    graphs(x, scale=scale)
-    with pytest.raises(AssertionError, match="latest forward"):
-        late.backward()
+    output = graphs(x, scale=scale)
+    with torch.no_grad():
+        between = graphs(*inputs(1)[:1], scale=inputs(1)[1])
+        assert torch.equal(between, model(inputs(1)[0], scale=inputs(1)[1]))
+    output.square().mean().backward()
+    assert all(map(torch.equal, gradients(model), expected))
+
+
+def test_a_new_size_while_one_waits_is_not_recorded_and_takes_no_graph_away(model, graphs):
+    recorded(model, graphs)
+    batches = [inputs(0), *(inputs(number, rows=5) for number in range(1, 5))]
+    expected = expected_of(model, batches)
+    x, scale = inputs(0)
+    waiting = graphs(x, scale=scale).square().mean()
+    for batch in batches[1:]:
+        step(graphs, *batch)
+    assert len(graphs._graphs) == 1
+    waiting.backward()
+    assert all(map(torch.allclose, gradients(model), expected))
+
+
+def test_a_forward_whose_backward_never_comes_is_not_waited_for(model, graphs):
+    recorded(model, graphs)
+    x, scale = inputs(0)
+    output = graphs(x, scale=scale)
+    assert graphs._is_waiting()
+    del output
+    assert not graphs._is_waiting()
+
+
+def test_an_output_outlasts_the_next_forward(model, graphs):
+    recorded(model, graphs)
+    outputs = []
+    for number in range(2):
+        x, scale = inputs(number)
+        output = graphs(x, scale=scale)
+        output.sum().backward()
+        outputs.append(output.detach())
+    assert torch.equal(outputs[0], model(inputs(0)[0], scale=inputs(0)[1]))
+
+
+def test_a_backward_cannot_be_run_again(model, graphs):
+    recorded(model, graphs)
+    x, scale = inputs(0)
+    loss = graphs(x, scale=scale).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="run once"):
+        loss.backward()

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 from wan_train.core.memory import graphs as module
+from wan_train.core.objective.objective import FlowMatching, Sum
 from wan_train.core.plan import planning
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.previews import PreviewOptions
-from wan_train.core.train import features
+from wan_train.core.train import features, loop
+from wan_train.tests.core.objective.preservation import PriorPreservation
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -68,6 +70,41 @@ def test_accumulation_over_sizes_and_previews_between(tmp_path, job: Job, record
     assert len(recorded) > 2 * planning.num_batch_sizes(job)  # recorded again after a preview
     assert found == pytest.approx(losses, rel=2e-3)
     assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
+
+
+@pytest.mark.parametrize("compile", ["off", "static", "kernels"])
+def test_several_terms_with_forwards_of_the_base_between(tmp_path, job: Job, recorded, monkeypatch, compile):
+    """The forwards with a gradient are recorded ones, the others run beside; nothing is recorded twice for a size."""
+    both = Sum(FlowMatching(job.loss), PriorPreservation(0.5))
+    monkeypatch.setattr(loop, "objective_of", lambda _job: both)
+    monkeypatch.setattr(planning, "objective_of", lambda _job: both)
+    job = replace(job, loop=replace(job.loop, steps=9, gradient_accumulation=2))
+    losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", compile=compile)
+    found, other, warnings = train(tmp_path, job, "with", compile=compile)
+    assert warnings == []
+    assert len(recorded) == 2 * planning.num_batch_sizes(job)
+    assert found == pytest.approx(losses, rel=2e-3)
+    assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
+
+
+def test_backwards_that_are_delayed():
+    """The first forward is a recorded one, and the second runs beside it; either backward may come first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).to(CUDA)
+    graphs = module.Graphs(model.forward, list(model.parameters()), tell=pytest.fail)
+    batches = [torch.randn(8, 64, device=CUDA) for _ in range(2)]
+    for _ in range(module.WARM_UP + 1):
+        graphs(batches[0]).square().mean().backward()
+    for order in ((0, 1), (1, 0)):
+        model.zero_grad(set_to_none=True)
+        sum(model.forward(x).square().mean() for x in batches).backward()
+        expected = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        outputs = [graphs(x) for x in batches]
+        for number in order:
+            outputs[number].square().mean().backward()
+        for parameter, grad in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-7)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is(tmp_path, job: Job, recorded, monkeypatch):

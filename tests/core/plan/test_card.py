@@ -1,7 +1,6 @@
 """Rates of this machine, and what is learnt of a card."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -18,10 +17,8 @@ from wan_train.tests.core.memory.helpers import CPU
 from wan_train.tests.core.plan.test_estimate import CARD
 
 
-def test_a_card_is_measured_within_a_second():
-    start = time.perf_counter()
+def test_the_rates_of_this_machine_are_those_of_a_machine():
     card = measure_card(CPU)
-    assert time.perf_counter() - start < 5  # of a busy machine
     rates = (card.matmul, card.matmul_fp32, card.attention, card.bandwidth, card.to_device, card.staged)
     assert all(1e7 < rate < 1e15 for rate in rates)
     assert 0 < card.free <= card.free_ram

@@ -55,6 +55,13 @@ class Direct:
         return self.schedule.load(index)
 
 
+def compute_loss(trainer, batch, index):
+    """Loss [B] with its gradient, and sigmas [B], of batch number `index`."""
+    noisy = trainer.add_noise(batch, index)
+    terms = [term for group in trainer.objective.terms(noisy, trainer.forwards) for term in group]
+    return sum(term.weight * term.losses for term in terms), noisy.sigmas
+
+
 def make_trainer(job, callbacks=()):
     prepared = prepare(job, torch.device("cpu"))
     optimizer = build_optimizer(prepared.parameters, job.optimizer)

@@ -14,7 +14,7 @@ from wan_train.core.train.batches import load_batch
 from wan_train.core.train.checks import check_data
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer
+from wan_train.tests.core.train.helpers import SIZE, compute_loss, make_sample, make_trainer
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
 SHAPE = (16, 3, 4, 4)
@@ -75,9 +75,9 @@ class Recorder(torch.nn.Module):
 def recorded(job):
     """The trainer's first batch, what the model was called with, and the loss."""
     trainer = make_trainer(job)
-    trainer.model = Recorder()
+    trainer.model = trainer.forwards._model = Recorder()
     batch = trainer.batches.get(0)
-    loss, sigmas = trainer.compute_loss(batch, 0)
+    loss, sigmas = compute_loss(trainer, batch, 0)
     return batch, trainer.model.calls[0], loss, sigmas
 
 

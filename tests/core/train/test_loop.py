@@ -1,6 +1,5 @@
 """The training step on a miniature model: what it computes, and that no memory feature changes it."""
 
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,19 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.settings.timesteps import TimestepOptions
+from wan_train.core.train import loop
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, make_draws
 from wan_train.core.train.loop import PendingReport, Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer
+from wan_train.tests.core.train.helpers import SIZE, compute_loss, make_sample, make_trainer
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 
 
 def gradients(job):
     trainer = make_trainer(job)
-    loss, _ = trainer.compute_loss(trainer.batches.get(0), 0)
+    loss, _ = compute_loss(trainer, trainer.batches.get(0), 0)
     loss.mean().backward()
     return loss.detach(), [p.grad for p in trainer.parameters]
 
@@ -50,7 +50,7 @@ def test_checkpointing_keeps_fewer_activations(job):
         trainer = make_trainer(replace(job, memory=replace(job.memory, checkpointing=on)))
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            trainer.compute_loss(trainer.batches.get(0), 0)
+            compute_loss(trainer, trainer.batches.get(0), 0)
         kept[on] = sum(saved)
     assert kept[True] < kept[False] / 3
 
@@ -58,7 +58,7 @@ def test_checkpointing_keeps_fewer_activations(job):
 def test_every_adapter_parameter_gets_a_gradient_and_the_base_none(job):
     trainer = make_trainer(job)
     trainer.train_step()  # B starts at zero, so A's gradient is zero in the first step
-    loss, _ = trainer.compute_loss(trainer.batches.get(1), 1)
+    loss, _ = compute_loss(trainer, trainer.batches.get(1), 1)
     loss.mean().backward()
     assert len(trainer.parameters) == 2 * 10 * 2  # two blocks, ten linears each, A and B
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.parameters)
@@ -80,7 +80,7 @@ def test_adapter_weights_are_fp32_on_a_bf16_base(job):
 def test_sigmas_stay_in_the_experts_window(job):
     high = replace(job, timesteps=TimestepOptions(sigma_min=0.875))
     trainer = make_trainer(high)
-    sigmas = torch.cat([trainer.compute_loss(trainer.batches.get(i), i)[1] for i in range(20)])
+    sigmas = torch.cat([compute_loss(trainer, trainer.batches.get(i), i)[1] for i in range(20)])
     assert sigmas.min() >= 0.875
     assert sigmas.max() <= 1.0
 
@@ -167,19 +167,26 @@ def test_reports_come_one_step_late_but_in_order_and_in_time_for_the_weights(job
 
 
 def test_a_steps_seconds_are_its_own_whenever_its_report_is_read(job, slow_device, monkeypatch):
-    """Of what is done between two steps nothing is counted, and each step but once."""
-    found = []
+    """Of what is done between two steps nothing is counted, and each step but once; by a clock that the test moves."""
+    now, found = [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(Watch):
         def __call__(self, _trainer, report):
-            time.sleep(0.4)
+            now[0] += 1000
             found.append(report.seconds)
 
-    compute_loss = Trainer.compute_loss
-    monkeypatch.setattr(Trainer, "compute_loss", lambda *args: time.sleep(0.1) or compute_loss(*args))
-    make_trainer(replace(job, loop=replace(job.loop, steps=4)), [Slow()]).train()
-    assert len(found) == 4
-    assert all(0.1 <= seconds < 0.4 for seconds in found[1:])  # the first makes the optimizer's state
+    trainer = make_trainer(with_loop(job, steps=4), [Slow()])
+    batches = trainer.batches
+
+    class Clocked:
+        def get(self, index):
+            now[0] += index + 1
+            return batches.get(index)
+
+    trainer.batches = Clocked()
+    trainer.train()
+    assert found == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step_and_changes_nothing(job, slow_device):
@@ -256,8 +263,8 @@ def test_draws_made_ahead_are_those_of_the_step(job):
     for index in (0, 3):
         trainer = make_trainer(with_loop(job, batch_size=2))
         batch = trainer.batches.get(index)
-        loss, sigmas = trainer.compute_loss(batch, index)
-        ahead, ahead_sigmas = trainer.compute_loss(with_draws(trainer.job, batch, index), index + 99)
+        loss, sigmas = compute_loss(trainer, batch, index)
+        ahead, ahead_sigmas = compute_loss(trainer, with_draws(trainer.job, batch, index), index + 99)
         assert torch.equal(loss, ahead)
         assert torch.equal(sigmas, ahead_sigmas)
 
@@ -273,7 +280,7 @@ def test_the_gradient_is_the_mean_over_samples_whatever_the_sizes_of_batches(job
     trainer = make_trainer(job)
     report = trainer.train_step().read()
     reference = make_trainer(job)
-    losses = torch.cat([reference.compute_loss(reference.batches.get(i), i)[0] for i in range(2)])
+    losses = torch.cat([compute_loss(reference, reference.batches.get(i), i)[0] for i in range(2)])
     assert len(losses) == 3
     losses.mean().backward()
     norm = torch.stack([p.grad.norm() for p in reference.parameters]).norm().item()

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.settings.optimizer import OptimizerOptions
-from wan_train.core.train.optimizers import build_optimizer, load_optimizer, update_if
+from wan_train.core.train.optimizers import build_optimizer, check_optimizer_state, load_optimizer, update_if
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 OPTIONS = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)
@@ -39,11 +40,11 @@ def snapshot(parameters, optimizer):
 
 
 def equal_states(a, b):
-    return all(
-        torch.equal(a[i][key], b[i][key]) if isinstance(a[i][key], torch.Tensor) else a[i][key] == b[i][key]
-        for i in b
-        for key in b[i]
-    )
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal_states(a[key], b[key]) for key in a)
+    return a == b
 
 
 def test_fused_adamw_is_adamw_to_rounding():
@@ -55,49 +56,99 @@ def test_fused_adamw_is_adamw_to_rounding():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bad_gradient_leaves_weights_and_state_as_they_were():
+OTHERS = {  # none of ours, with each kind of state: two moments, a momentum, one that is lazily made, a counter on the host
+    "foreach AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True),
+    "one by one AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, amsgrad=True, foreach=False),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True),
+}
+
+
+def build_any(name, parameters):
+    if name in OTHERS:
+        return OTHERS[name](parameters)
+    for package in OPTIMIZERS.get(name).packages:
+        pytest.importorskip(package)
+    return build_optimizer(parameters, OptimizerOptions(name=name, learning_rate=1e-2, weight_decay=0.1))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names, *OTHERS])
+def test_a_bad_gradient_leaves_weights_and_state_as_they_were(name):
     parameters = make_parameters()
-    optimizer = build_optimizer(parameters, OPTIONS)
+    optimizer = build_any(name, parameters)
     advance(parameters, optimizer, range(3))
     weights, state = snapshot(parameters, optimizer)
-    set_gradients(parameters, 3)
-    parameters[0].grad[5, 5] = float("inf")
-    update_if(BAD, optimizer)
-    assert all(torch.equal(a, b) for a, b in zip(parameters, weights, strict=True))
-    assert equal_states(optimizer.state_dict()["state"], state)
-    advance(parameters, optimizer, [4])  # and the next good one counts
+    for bad in (float("inf"), float("nan")):
+        set_gradients(parameters, 3)
+        parameters[0].grad[5, 5] = bad
+        update_if(BAD, optimizer)()
+        assert all(torch.equal(a, b) for a, b in zip(parameters, weights, strict=True))
+        assert equal_states(optimizer.state_dict()["state"], state)
+    # And the next good one counts, as if there had been no bad one.
+    others = make_parameters()
+    other = build_any(name, others)
+    advance(others, other, range(5))
+    advance(parameters, optimizer, [3, 4])
+    assert all(torch.equal(a, b) for a, b in zip(parameters, others, strict=True))
     assert not torch.equal(parameters[0], weights[0])
 
 
-@pytest.mark.parametrize("name", ["adamw8bit", "foreach"])
-def test_a_bad_gradient_is_kept_out_of_other_optimizers(name):
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names, *OTHERS])
+def test_a_bad_gradient_at_the_very_first_update(name):
     parameters = make_parameters()
-    if name == "adamw8bit":
-        pytest.importorskip("bitsandbytes")
-        optimizer = build_optimizer(parameters, OptimizerOptions(name="adamw8bit", learning_rate=1e-2))
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=1e-2, foreach=True)
-    advance(parameters, optimizer, range(3))
-    set_gradients(parameters, 3)
+    optimizer = build_any(name, parameters)
+    weights, _ = snapshot(parameters, optimizer)
+    set_gradients(parameters, 0)
     parameters[1].grad[0] = float("nan")
-    update_if(BAD, optimizer)
-    advance(parameters, optimizer, [4])
-    assert all(p.isfinite().all() for p in parameters)
-    for state in optimizer.state_dict()["state"].values():
-        assert all(v.float().isfinite().all() for v in state.values() if isinstance(v, torch.Tensor))
+    update_if(BAD, optimizer)()
+    assert all(torch.equal(a, b) for a, b in zip(parameters, weights, strict=True))
+    others = make_parameters()
+    other = build_any(name, others)
+    advance(parameters, optimizer, range(3))
+    advance(others, other, range(3))
+    assert all(torch.equal(a, b) for a, b in zip(parameters, others, strict=True))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names, *OTHERS])
+def test_an_update_that_is_made_is_the_optimizers_own(name):
+    guarded, free = make_parameters(), make_parameters()
+    ours, theirs = build_any(name, guarded), build_any(name, free)
+    for seed in range(4):
+        advance(guarded, ours, [seed])
+        set_gradients(free, seed)
+        theirs.step()
+    assert all(torch.equal(a, b) for a, b in zip(guarded, free, strict=True))
+    assert equal_states(ours.state_dict()["state"], theirs.state_dict()["state"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_the_state_takes_what_the_planner_counts_and_a_checkpoint_checks(name):
+    method, parameters = OPTIMIZERS.get(name), [torch.nn.Parameter(torch.zeros(256, 512))]
+    optimizer = build_any(name, parameters)
+    advance(parameters, optimizer, range(2))
+    state = optimizer.state_dict()
+    check_optimizer_state(method, optimizer, state)
+    values = dict(state["state"][0])
+    values |= values.pop("__bnb_optimizer_quant_state__", {})
+    found = sum(values[key].nbytes for key in method.state)
+    assert found == method.state_bytes * parameters[0].numel()
+    for key in method.state:
+        with pytest.raises(ValueError, match=f"{key} of parameter 0 has not the parameter's shape"):
+            check_optimizer_state(method, optimizer, {**state, "state": {0: {**values, key: values[key][:1]}}})
+        less = {k: v for k, v in values.items() if k != key}
+        with pytest.raises(ValueError, match="state of parameter 0 has"):
+            check_optimizer_state(method, optimizer, {**state, "state": {0: less}})
+    assert method.can_offload == hasattr(optimizer, "offload")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_a_state_that_went_through_a_file_goes_on_exactly(name, tmp_path):
-    if name == "adamw8bit":
-        pytest.importorskip("bitsandbytes")
-    options = OptimizerOptions(name=name, learning_rate=1e-2)
     whole = make_parameters()
-    optimizer = build_optimizer(whole, options)
+    optimizer = build_any(name, whole)
     advance(whole, optimizer, range(3))
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     parts = [torch.nn.Parameter(p.detach().clone()) for p in whole]
-    resumed = build_optimizer(parts, options)
+    resumed = build_any(name, parts)
     load_optimizer(resumed, torch.load(tmp_path / "state.pt"))
     advance(whole, optimizer, range(3, 6))
     advance(parts, resumed, range(3, 6))

@@ -1,7 +1,5 @@
 """Previews while a run trains: the way of each stage from noise, what is given, the run beside them, and their files."""
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.sigmas import shift_sigma
+from wan_train.core.sample.previews import check_previews
 from wan_train.core.sample.sampler import initial_noise
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.settings.stage import settings_from_names
-from wan_train.core.train import previews
+from wan_train.core.train import loop, previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder, write_video
@@ -227,51 +226,61 @@ def test_a_stop_breaks_a_preview_off_and_keeps_a_checkpoint(tmp_path, job):
     assert not list(PreviewFolder.of(folder).path.glob("*.safetensors"))
 
 
-def test_the_run_waits_for_who_decodes(tmp_path, job):
+class Clock:
+    """Time that passes only where a preview is waited for, in its place in the module; `act` is done at each look."""
+
+    def __init__(self, monkeypatch, act=lambda _number: None):
+        self.now, self.looks, self._act = 0.0, 0, act
+        for module in (previews, loop):
+            monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self):
+        return self.now
+
+    monotonic = perf_counter
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.looks += 1
+        self._act(self.looks)
+
+
+def test_the_run_waits_for_who_decodes(tmp_path, job, monkeypatch):
+    """Until its video is there, without a step meanwhile; and the wait is no part of a step's time."""
     folder = PreviewFolder(tmp_path / "run" / "previews")
     events = tmp_path / "run" / "events.jsonl"
-    marked = []
+    waited = []
 
-    def decode():
-        while len(marked) < 2:
-            for event in EventReader(events).read():
-                if event["event"] == "preview" and event["step"] not in marked:
-                    time.sleep(0.8)
-                    marked.append(event["step"])
-                    folder.mark_path(event["step"]).touch()
-            time.sleep(0.02)
+    def decode(number):
+        last = [event["step"] for event in EventReader(events).read() if event["event"] in ("step", "preview")]
+        waited.append(last[-1])
+        if number % 4 == 0:
+            folder.mark_path(last[-1]).touch()
 
-    thread = threading.Thread(target=decode, daemon=True)
+    clock = Clock(monkeypatch, decode)
     with folder.decoding():
         assert folder.has_decoder()
-        thread.start()
         run(tmp_path / "run", replace(job, previews=PreviewOptions(every=3, steps=4)))
-    thread.join(10)
     assert not folder.has_decoder()
+    assert waited == [3] * 4 + [6] * 4
+    assert clock.now == pytest.approx(8 * previews.POLL_S)
     lines = EventReader(events).read()
-    at = {(e["event"], e["step"]): e["time"] for e in lines if e["event"] in ("preview", "step")}
-    assert at["step", 4] - at["preview", 3] > 0.75
-    slowest = max(e["seconds"] for e in lines if e["event"] == "step" and e["step"] == 4)
-    assert slowest < 0.75  # the wait is no part of the step's time
+    assert [e["seconds"] for e in lines if e["event"] == "step"] == [0.0] * 6
     assert not any("latents" in warning for warning in read_history(events).warnings)
     assert not list(folder.path.glob("*.done"))
 
 
 def test_the_run_waits_no_longer_when_the_decoder_is_gone_or_late(tmp_path, job, monkeypatch):
     folder = PreviewFolder(tmp_path / "run" / "previews")
-    monkeypatch.setattr(previews, "WAIT_S", 0.3)
-    start = time.monotonic()
+    clock = Clock(monkeypatch)
     with folder.decoding():
         run(tmp_path / "run", replace(job, previews=PreviewOptions(every=3, steps=2)))
-    assert time.monotonic() - start >= 0.6
-    monkeypatch.setattr(previews, "WAIT_S", 60.0)
+    assert clock.now == pytest.approx(2 * previews.WAIT_S, abs=2 * previews.POLL_S)
+    clock.looks = 0
     with folder.decoding():
-        preview = previews.Preview(RunFolder(tmp_path / "run"), EventWriter(tmp_path / "e"), lambda: True)
-        start = time.monotonic()
-        preview._await_decoder(3)
-        assert time.monotonic() - start < 1
+        previews.Preview(RunFolder(tmp_path / "run"), EventWriter(tmp_path / "e"), lambda: True)._await_decoder(3)
     previews.Preview(RunFolder(tmp_path / "run"), EventWriter(tmp_path / "e"), lambda: False)._await_decoder(3)
-    assert time.monotonic() - start < 2
+    assert clock.looks == 0
 
 
 def test_a_run_without_a_node_decodes_by_itself(tmp_path, job):
@@ -362,6 +371,6 @@ def test_options_that_cannot_work_are_refused(options, words):
 def test_too_few_steps_for_the_low_expert_are_refused(job):
     job = replace(job, timesteps=replace(job.timesteps, sigma_max=0.2))
     with pytest.raises(ConfigError, match=r"preview_steps is 4, and none of these steps is below the boundary 0\.2"):
-        replace(job, previews=PreviewOptions(every=2, steps=4))
-    replace(job, previews=PreviewOptions(every=2, steps=40))
-    replace(job, stage="high", previews=PreviewOptions(every=2, steps=4))
+        check_previews(replace(job, previews=PreviewOptions(every=2, steps=4)))
+    check_previews(replace(job, previews=PreviewOptions(every=2, steps=40)))
+    check_previews(replace(job, stage="high", previews=PreviewOptions(every=2, steps=4)))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import RunError
+from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.shortage import ShortageError
 from wan_train.core.train.checkpoints import Checkpoints, DamagedCheckpointError
 from wan_train.core.train.events import EventReader, EventWriter, read_history
@@ -53,7 +54,7 @@ def fresh(job):
     """A model and optimizer as at the start of a run, and what has state in them."""
     prepared = prepare(job, CPU)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
-    return prepared.model, optimizer, stateful_parts(prepared.model, optimizer)
+    return prepared.model, optimizer, stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name))
 
 
 def flip(path, position=None):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.objective.forwards import Forwards
 from wan_train.core.plan import learnt
 from wan_train.core.plan.card import Correction, measure_card, read_correction
 from wan_train.core.plan.decision import decide
@@ -22,7 +23,7 @@ from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.run_plan import RunPlan
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE
+from wan_train.tests.core.train.helpers import SIZE, compute_loss
 from wan_train.tests.core.train.test_features import train
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
@@ -73,7 +74,7 @@ def short_of_memory(monkeypatch):
     def step(self):
         if self.step in failing:
             failing.remove(self.step)
-            self.compute_loss(self.batches.get(self.step), self.step)[0].mean().backward()  # gradients are left behind
+            compute_loss(self, self.batches.get(self.step), self.step)[0].mean().backward()  # gradients are left behind
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return train_step(self)
 
@@ -169,15 +170,15 @@ def test_each_size_keeps_its_own_attention(tmp_path, deep: Job, card, monkeypatc
     half = planner.describe(replace(planner.plan, keep_attention=LAYERS // 2, **pins))
     memory = within(half.vram + 1, **pins)
     marks = {}
-    compute_loss = Trainer.compute_loss
+    pred = Forwards.pred
 
-    def look(self, batch, index):
-        result = compute_loss(self, batch, index)
-        _, _, frames, height, width = batch.latents.shape
-        marks[frames * height * width // 4] = sum(block.keeps_attention for block in self.model.blocks)
+    def look(self, noisy):
+        result = pred(self, noisy)
+        _, _, frames, height, width = noisy.latents.shape
+        marks[frames * height * width // 4] = sum(block.keeps_attention for block in self._model.blocks)
         return result
 
-    monkeypatch.setattr(Trainer, "compute_loss", look)
+    monkeypatch.setattr(Forwards, "pred", look)
     found, other, _ = train(tmp_path, replace(deep, memory=memory), "by_size")
     assert marks[8] == LAYERS // 2 < marks[6]
     assert found == losses
@@ -249,9 +250,9 @@ def test_the_optimizers_state_is_where_the_plan_has_it(tmp_path, deep: Job, plai
         found = step_down(self, failed, shortage)
         return found and replace(found, plan=replace(found.plan, offload_optimizer=not on))
 
-    def watch(finite, optimizer):
+    def watch(good, optimizer):
         held.append(optimizer.is_offloaded)
-        update(finite, optimizer)
+        return update(good, optimizer)
 
     monkeypatch.setattr(RunPlan, "step_down", turn)
     monkeypatch.setattr(loop, "update_if", watch)

@@ -16,7 +16,7 @@ from wan_train.core.train.prepare import prepare
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QUANTS, QuantizedLinear, dequantize
-from wan_train.tests.core.train.helpers import SIZE, Direct, train_in_folder
+from wan_train.tests.core.train.helpers import SIZE, Direct, compute_loss, train_in_folder
 from wan_train.tests.core.wan.gguf.helpers import make_blocks, plain, same_bits, to_blocks, write_gguf
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -89,9 +89,9 @@ def learn(job: Job, device: torch.device, scratch):
     )
     prepared.model.eval()
     with torch.no_grad():
-        shown, _ = trainer.compute_loss(trainer.batches.get(0), 0)
+        shown, _ = compute_loss(trainer, trainer.batches.get(0), 0)
     prepared.model.train()
-    loss, _ = trainer.compute_loss(trainer.batches.get(0), 0)
+    loss, _ = compute_loss(trainer, trainer.batches.get(0), 0)
     loss.mean().backward()
     prepared.features.close()
     assert not told  # such as that the blocks could not be compiled

@@ -1,0 +1,93 @@
+"""A batch with its noise, and the forwards that an objective may ask for of it.
+
+B batch, C channels, F latent frames, H W latent size, S text tokens, D text width.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..facts import NUM_TIMESTEPS
+from ..flow.objective import add_noise, give_first_frame, velocity_target
+
+Model = Callable[
+    ..., Tensor
+]  # noisy latents, timesteps, context, and what an image-to-video model is given -> velocity
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """B samples of one shape at one noise level each, on the model's device."""
+
+    latents: Tensor  # [B, C, F, H, W]
+    noise: Tensor  # [B, C, F, H, W]
+    sigmas: Tensor  # [B]
+    noisy_latents: Tensor  # [B, C, F, H, W], as the model sees them
+    timesteps: Tensor  # [B], or [B, F] where frames are given
+    target: Tensor  # [B, C, F, H, W], the true velocity
+    context: Tensor  # [B, S, D]
+    images: Mapping[str, Tensor]  # what an image-to-video model is given besides, by the model's names
+    given_frames: int = 0  # latent frames that the model is given clean, and is not to predict
+
+
+def noisy_batch(
+    latents: Tensor,
+    noise: Tensor,
+    sigmas: Tensor,
+    context: Tensor,
+    images: Mapping[str, Tensor],
+    *,
+    given_frames: int = 0,
+) -> NoisyBatch:
+    """latents and noise [B, C, F, H, W], sigmas [B], context [B, S, D]."""
+    noisy_latents, timesteps = add_noise(latents, noise, sigmas), sigmas * NUM_TIMESTEPS
+    target = velocity_target(latents, noise)
+    if given_frames:
+        noisy_latents, timesteps = give_first_frame(noisy_latents, latents, timesteps)
+    return NoisyBatch(latents, noise, sigmas, noisy_latents, timesteps, target, context, images, given_frames)
+
+
+def predict(model: Model, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
+    """What `model` predicts, [B, C, F, H, W]; `context` [B, S, D]: another text than the batch's."""
+    text = noisy.context if context is None else context
+    return model(noisy.noisy_latents, noisy.timesteps, text, **noisy.images)
+
+
+class Forwards:
+    """What of the model in training an objective may ask for."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        without_adapter: Callable[[], AbstractContextManager[None]],
+        load_empty_context: Callable[[], Tensor],
+    ) -> None:
+        """`without_adapter`: within it the model is the base alone. `load_empty_context`: the empty caption's, [S, D]."""
+        self._model = model
+        self._without_adapter, self._load_empty_context = without_adapter, load_empty_context
+        self._empty: Tensor | None = None
+
+    def pred(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
+        """By the model as it is trained, with a gradient. [B, C, F, H, W]."""
+        return predict(self._model, noisy, context)
+
+    @torch.no_grad()
+    def base(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
+        """By the base without its adapter, without a gradient. [B, C, F, H, W]."""
+        with self._without_adapter():
+            return predict(self._model, noisy, context)
+
+    @torch.no_grad()
+    def teacher(self, model: Model, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
+        """By another model, without a gradient. [B, C, F, H, W]."""
+        return predict(model, noisy, context)
+
+    def empty_context(self, noisy: NoisyBatch) -> Tensor:
+        """The empty caption for each sample, [B, S, D]; read once."""
+        if self._empty is None:
+            self._empty = self._load_empty_context().to(noisy.context)
+        return self._empty.expand_as(noisy.context)

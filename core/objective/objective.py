@@ -1,0 +1,77 @@
+"""Objectives: what a step minimises, in terms that are backpropagated as they come.
+
+B batch, C channels, F latent frames, H W latent size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..flow.objective import flow_loss, weigh
+from ..settings.job import Job
+from ..settings.loss import LossOptions
+from .forwards import Forwards, NoisyBatch
+from .passes import PLAIN, Passes
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of what is minimised."""
+
+    name: str  # by which the event log has it
+    losses: Tensor  # [B] float32, of each sample
+    weight: float = 1.0
+
+
+Group = Sequence[Term]  # terms of the same forwards, which one backward serves
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    @property
+    def passes(self) -> Passes:
+        """What `terms` does with the model, one backward after each group: the planner and CUDA graphs rely on it."""
+        ...
+
+    def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
+        """The terms of a batch, group by group; the first term is what is learnt, and what validation looks at.
+
+        Whoever iterates backpropagates a group before the next one is asked for, so that the memory is that of one
+        forward at a time. What is kept from one group to the next must have no gradient.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The velocity from data to noise, and nothing else."""
+
+    options: LossOptions
+    passes: Passes = PLAIN
+
+    def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
+        """The one term."""
+        pred = forwards.pred(noisy)
+        losses = flow_loss(pred, noisy.target, options=self.options, given_frames=noisy.given_frames)
+        yield [Term("flow", weigh(losses, noisy.sigmas, self.options))]
+
+
+class Sum:
+    """Several objectives, one after the other: what is learnt, then what regularises it."""
+
+    def __init__(self, learnt: Objective, *regularizers: Objective) -> None:
+        self._objectives = (learnt, *regularizers)
+        self.passes = sum((each.passes for each in regularizers), learnt.passes)
+
+    def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
+        """Those of each."""
+        for objective in self._objectives:
+            yield from objective.terms(noisy, forwards)
+
+
+def objective_of(job: Job) -> Objective:
+    """What this job minimises. ConfigError for a loss or a weighting that is not known."""
+    return FlowMatching(job.loss)

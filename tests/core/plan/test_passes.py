@@ -1,0 +1,78 @@
+"""What the planner makes of an objective's forwards and backwards."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from wan_train.core.objective.objective import FlowMatching, Sum
+from wan_train.core.objective.passes import PLAIN, Passes
+from wan_train.core.plan import planning
+from wan_train.core.plan.estimate import estimate
+from wan_train.core.plan.plan import Bucket, Plan, Task
+from wan_train.core.plan.planning import make_planner, may_use_graphs
+from wan_train.core.settings.loss import LossOptions
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.memory.helpers import CPU
+from wan_train.tests.core.objective.preservation import PriorPreservation
+from wan_train.tests.core.plan.test_estimate import CARD
+
+TWO_TERMS = Sum(FlowMatching(LossOptions()), PriorPreservation(1.0)).passes
+WAITING = Passes(("forward", "forward", "backward"))
+BUCKET = Bucket((16, 21, 60, 104))
+PLANS = {
+    "checkpointing": Plan(),
+    "all kept": Plan(checkpointing=False),
+    "kernels": Plan(compile="kernels", checkpointing=False),
+    "some kept": Plan(keep_attention=20, keep_linears=4),
+    "offloaded": Plan(offload_inputs=True),
+    "streamed": Plan(streamed_blocks=30),
+}
+
+
+@pytest.fixture(params=PLANS.values(), ids=PLANS.keys())
+def plan(request):
+    return request.param
+
+
+def of(passes, plan):
+    return estimate(Task(sizes=WanConfig(), passes=passes), BUCKET, plan, CARD)
+
+
+def test_forwards_and_backwards_take_their_time(plan):
+    plain = of(PLAIN, plan).seconds
+    backward_too = of(PLAIN + PLAIN, plan).seconds
+    assert backward_too == pytest.approx(2 * plain, rel=1e-3)  # but for the one update
+    two_terms = of(TWO_TERMS, plan).seconds
+    assert backward_too < two_terms < 1.5 * backward_too
+    assert of(WAITING, plan).seconds == pytest.approx(backward_too, rel=1e-9)
+
+
+def test_terms_one_after_the_other_take_the_memory_of_one(plan):
+    assert (of(TWO_TERMS, plan).vram, of(TWO_TERMS, plan).ram) == (of(PLAIN, plan).vram, of(PLAIN, plan).ram)
+
+
+def test_a_forward_that_waits_holds_what_its_backward_needs(plan):
+    plain, waiting = of(PLAIN, plan), of(WAITING, plan)
+    held = WanConfig().num_layers * 21 * 30 * 52 * WanConfig().dim * 2  # the inputs of the blocks, in bf16
+    if plan.offload_inputs:
+        assert 0 < waiting.vram - plain.vram < held / 10
+        assert waiting.ram - plain.ram > 0.95 * held
+    else:
+        assert waiting.vram - plain.vram >= held
+        assert waiting.ram == plain.ram
+
+
+def test_a_forward_without_gradient_has_memory_of_its_own_beside_graphs():
+    task = Task(sizes=WanConfig(), graphs=True)
+    assert (
+        estimate(replace(task, passes=TWO_TERMS), BUCKET, Plan(), CARD).vram > estimate(task, BUCKET, Plan(), CARD).vram
+    )
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(TWO_TERMS, True), (WAITING, False)])
+def test_the_jobs_objective_is_planned(job, monkeypatch, passes, expected):
+    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == PLAIN
+    monkeypatch.setattr(planning, "objective_of", lambda _job: FlowMatching(LossOptions(), passes=passes))
+    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == passes
+    assert may_use_graphs(job, WanConfig(), torch.device("cuda")) == expected
