@@ -24,7 +24,7 @@ from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
-from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
+from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions

@@ -1,6 +1,6 @@
 """Kernels put on a model: its arithmetic, the products of its linear layers, and how its blocks are run again."""
 
-from ..memory.precision.fp8_compute import Fp8ComputeLinear
+from ..memory.precisions.fp8_compute import Fp8ComputeLinear
 from ..memory.recipes import Recipes
 from ..memory.rerun import keepable
 from ..wan.model import WanTransformer

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
+from ..memory.precision import precision_kind
 from .plan import Bucket
 from .planner import Choice, Pins, Planner
 from .sizes import num_params
 
 GIB = 2**30
-LOWER = {"fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "auto": "fp8", "fp8": "nf4", "fp8_compute": "nf4", "int8": "nf4"}
 FRAMES_PER_LATENT = 4
 TOKEN_PIXELS = 2  # latent pixels along the side of a token
 
@@ -140,8 +140,7 @@ def _smaller_batch(planner: Planner) -> Iterator[str]:
 
 def _lower_precision(planner: Planner) -> Iterator[str]:
     precision, old = planner.plan.precision, planner.leanest().vram
-    while planner.task.stored_block_bytes is None and precision in LOWER:
-        precision = LOWER[precision]
+    while planner.task.stored_block_bytes is None and (precision := precision_kind(precision).lower):
         lower = replace(planner, plan=replace(planner.plan, precision=precision))
         if lower.fits():
             yield f"the precision {precision}, which takes {(old - lower.leanest().vram) / GIB:.1f} GB less"

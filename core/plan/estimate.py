@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
+from ..memory.precision import precision_kind
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
 from .block_by_kernels import KernelBlock, kernel_block
 from .card import Card, Fit
@@ -30,6 +31,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    kind_of,
     num_keys,
     num_offloaded,
     num_tokens,
@@ -49,7 +51,6 @@ _COMPILED_PEAK = (-13.0, 1.3)  # where attention is kept: plus so many for each 
 _ATTENTION_AGAIN, _PRODUCTS_KEPT = 8.0, 3.0  # units more where attention is computed again, or products are kept
 _FP8_COMPUTE = 1.0  # units more where gradients are quantized
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
-_ONE_PASS = ("fp8", "int8")  # formats that kernels dequantize in one pass, one layer at a time
 # What pieces take a part of, beside what the feed-forward keeps: 6 were measured, of the 14B model in 4 pieces.
 _PIECES_PEAK = 5.0
 # Times what a block in parts takes eager, by whether its attention is kept; of the 14B model, and assumed of others.
@@ -148,7 +149,7 @@ def backward_units(sizes: Sizes, precision: str, element_size: int) -> float:
     The peak is in the feed-forward part, whose gradients are ffn_dim wide, or at the recompute's end.
     """
     ratio = sizes.ffn_dim / sizes.dim
-    if precision == "fp8_compute":  # gradients are scaled in fp32 before they are quantized
+    if precision_kind(precision).multiplies_in_fp8:  # gradients are scaled in fp32 before they are quantized
         return 1 + max(10.8, 5 + 4.5 * ratio)
     return 1 + (max(8, 2 + 3 * ratio) if element_size < 4 else max(2, 1 + ratio))
 
@@ -160,7 +161,7 @@ def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, flo
     the input of a part's norm is the part's own, and not kept once more as within a whole block.
     """
     if element_size < 4:
-        attention = 10.8 if precision == "fp8_compute" else 8.0
+        attention = 10.8 if precision_kind(precision).multiplies_in_fp8 else 8.0
         return {
             "self_attn": attention,
             "cross_attn": attention,
@@ -216,11 +217,12 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
 def _weights_again(task: Task, plan: Plan) -> int:
     """What weights take that are brought into another form for a product: dequantized, or transposed."""
     largest = task.sizes.ffn_dim * task.sizes.dim
-    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         return largest
     if not is_quantized(task, plan):
         return 0
-    one_pass = plan.compile == "kernels" and task.stored_block_bytes is None and plan.precision in _ONE_PASS
+    by_kernel = kind_of(plan).kernel_weight is not None and task.stored_block_bytes is None
+    one_pass = plan.compile == "kernels" and by_kernel
     return (1 if one_pass else _DENSE) * compute_size(task, plan) * largest
 
 
@@ -253,7 +255,7 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         whole = saved + backward_units(sizes, plan.precision, size) * unit
         return _eager_pieces(task, plan, by_part, unit) if plan.ffn_pieces > 1 and not kept.linears else whole
     units = backward_units(sizes, "bf16", size) + _COMPILED_PEAK[0] + _COMPILED_PEAK[1] * sizes.ffn_dim / sizes.dim
-    units += _FP8_COMPUTE if plan.precision == "fp8_compute" else 0.0
+    units += _FP8_COMPUTE if kind_of(plan).multiplies_in_fp8 else 0.0
     if plan.checkpointing:
         units += max(0.0 if kept.attention else _ATTENTION_AGAIN, _PRODUCTS_KEPT if kept.linears else 0.0)
     less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + _PIECES_PEAK * unit)
@@ -290,7 +292,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     )
     if not compiled:
         return eager
-    return _COMPILED_PARTS[kept.attention > 0] * eager + (_FP8_COMPUTE * unit if plan.precision == "fp8_compute" else 0)
+    return _COMPILED_PARTS[kept.attention > 0] * eager + (_FP8_COMPUTE * unit if kind_of(plan).multiplies_in_fp8 else 0)
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:

@@ -6,8 +6,9 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ..memory.precision import PrecisionKind, precision_kind
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
-from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
+from .sizes import Sizes, Trained, block_bytes, block_linears, can_offload
 
 CLIP_TOKENS = 257
 
@@ -60,9 +61,15 @@ def num_tokens(sizes: Sizes, bucket: Bucket) -> int:
     return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
 
 
+def kind_of(plan: Plan) -> PrecisionKind:
+    """The plan's precision. ConfigError for one that is not known, or is still to be decided ("auto")."""
+    return precision_kind(plan.precision)
+
+
 def compute_size(task: Task, plan: Plan) -> int:
     """Bytes of an activation's number."""
-    return PLAIN_BYTES.get(plan.precision, task.element_size)
+    dtype = kind_of(plan).dtype
+    return task.element_size if dtype is None else dtype.itemsize
 
 
 def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
@@ -77,7 +84,7 @@ def block_weights(task: Task, plan: Plan) -> int:
 
 
 def is_quantized(task: Task, plan: Plan) -> bool:
-    return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+    return task.stored_block_bytes is not None or kind_of(plan).dequantizes
 
 
 def is_compiled(plan: Plan) -> bool:

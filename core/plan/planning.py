@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 import torch
 
 from ..memory.master import ALIGNMENT
-from ..memory.precision.formats import resolve
+from ..memory.precision import AUTO, dtype_name, needs_adapter, resolve
 from ..settings.job import Job
 from ..settings.memory import Compile, MemoryOptions
 from ..settings.precision import Precision
@@ -21,7 +21,6 @@ from .planner import Choice, Pins, Planner
 from .run_costs import RunCosts
 from .sizes import HIGH_PRECISION, Sizes, Trained
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STATIC_SIZES = 8  # sizes of batches for which CUDA graphs of each are worth their memory
 GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
@@ -58,7 +57,7 @@ def make_planner(job: Job, info: CheckpointInfo, device: torch.device, card: Car
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype that a base of this precision computes in. ConfigError for one that the device or a package lacks."""
     # ara computes as all formats do, and cannot be resolved without its file.
-    return resolve("auto" if precision == "ara" else precision, device).dtype
+    return resolve(AUTO if needs_adapter(precision) else precision, device).dtype
 
 
 def compile_mode(job: Job, device: torch.device) -> Compile:
@@ -102,7 +101,7 @@ def plan_of(job: Job, dtype: torch.dtype) -> Plan:
     precision = job.model.precision
     memory = job.memory
     return Plan(
-        precision=_NAMES[dtype] if precision == "auto" else precision,
+        precision=dtype_name(dtype) if precision == AUTO else precision,
         checkpointing=memory.checkpointing,
         keep_attention=memory.keep_attention,
         keep_linears=memory.keep_linears,

@@ -23,6 +23,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    kind_of,
     num_offloaded,
     num_tokens,
 )
@@ -161,14 +162,14 @@ def _launches(plan: Plan, *, graphed: bool) -> tuple[int, int]:
 
 def _launch_seconds(task: Task, plan: Plan, card: Card, *, graphed: bool) -> float:
     launch_s = _GAP_S if graphed else card.launch_s
-    if plan.precision == "fp8_compute":
+    if kind_of(plan).multiplies_in_fp8:
         launch_s *= _OWN_FP8_LAUNCHES if plan.compile == "kernels" else _FP8_LAUNCHES
     launch_s *= _QUANTIZED_LAUNCHES if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
     return launch_s * (_SPLIT_LAUNCHES if plan.split_blocks else 1 + _PIECE_LAUNCHES * (plan.ffn_pieces - 1))
 
 
 def _product_rate(plan: Plan, card: Card, size: int) -> float:
-    is_fp8 = plan.precision == "fp8_compute" and card.matmul_fp8
+    is_fp8 = kind_of(plan).multiplies_in_fp8 and card.matmul_fp8
     return card.matmul_rate(plan.precision, size) * (_SUSTAINED_FP8 if is_fp8 else _SUSTAINED)
 
 
@@ -191,7 +192,7 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
     again = 0.0 if compiled else dense
-    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         again += 2 * dense_params(sizes)  # transposed
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
     return up, down, dense / card.bandwidth
@@ -201,7 +202,7 @@ def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, f
     """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
     by_kernels = plan.compile == "kernels"
     quantizing = _KERNELS_FP8_TRAFFIC if by_kernels else _FP8_TRAFFIC
-    quantizing = quantizing if plan.precision == "fp8_compute" else (0.0, 0.0)
+    quantizing = quantizing if kind_of(plan).multiplies_in_fp8 else (0.0, 0.0)
     if by_kernels:
         return _KERNELS_TRAFFIC, quantizing
     return _TRAFFIC[size] if plan.compile == "off" else _COMPILED_TRAFFIC, quantizing

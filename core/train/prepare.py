@@ -15,9 +15,16 @@ from ..adapters.fused import fuse_adapter
 from ..adapters.setup import add_adapter, finish_importing_adapters
 from ..errors import ConfigError
 from ..memory.attention import Decided
+from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
-from ..memory.precision.ara import LowRank
-from ..memory.precision.formats import FormatOptions, Resolved, resolve
+from ..memory.precision import (
+    FormatOptions,
+    Resolved,
+    known_precision,
+    needed_by_precision,
+    needs_adapter,
+    resolve,
+)
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
 from ..paths import path_problem, shown
@@ -108,7 +115,7 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
         number = getattr(memory, name)
         if number > info.config.num_layers:
             raise ConfigError(f"{name} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
-    if has_adapter != (precision == "ara"):
+    if has_adapter != needs_adapter(precision):
         raise ConfigError(
             "the precision ara and a recovery adapter go together: choose both, or none (int4_svd needs no file)."
         )
@@ -160,7 +167,7 @@ def prepare(
     """
     info = check_model_file(job.model)
     check_data(job, info)
-    if job.model.precision == "nf4":  # whose package is hidden until then
+    if needed_by_precision(job.model.precision):  # packages that are hidden until then
         finish_importing_adapters()
     held = resolve(
         job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
@@ -203,16 +210,15 @@ def needs_of(job: Job, sizes: Sizes, device: torch.device, dtype: torch.dtype) -
     """The kernels that the blocks of the job's model run by; `dtype` is that of their arithmetic."""
     from ..kernels.warm import Needs
 
-    precision = job.model.precision
-    weights = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
+    kind = known_precision(job.model.precision)
     return Needs(
         device=device,
         dtype=dtype,
         dim=sizes.dim,
         ffn_dim=sizes.ffn_dim,
         head_dim=sizes.dim // sizes.num_heads,
-        quantizes=precision == "fp8_compute",
-        weights=weights,
+        quantizes=kind is not None and kind.multiplies_in_fp8,
+        weights=kind.kernel_weight if kind else None,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..adapters.metadata import base_model_name, lora_metadata
 from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
+from ..memory.precision import AUTO, needed_by_precision
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
 from ..sample.previews import check_previews
@@ -41,9 +42,9 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
 
 
 def needed_packages(optimizer: str, precision: str) -> tuple[str, ...]:
-    """For a training with this optimizer on a base of this precision, as pip knows them."""
-    uses_bitsandbytes = optimizer == "adamw8bit" or precision == "nf4"
-    return (*ALWAYS, "bitsandbytes") if uses_bitsandbytes else ALWAYS
+    """For a training with this optimizer on a base of this precision, as pip knows them; "" where either is not chosen yet."""
+    packages = {*needed_by_precision(precision or AUTO), *(("bitsandbytes",) if optimizer == "adamw8bit" else ())}
+    return (*ALWAYS, *sorted(packages))
 
 
 def check_end(job: Job, info: CheckpointInfo) -> None:
