@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
 
 from .recipes import Given, Recipes
-from .recompute import keep_self_attention
+from .recompute import keep_attention
 
 Keep = Literal["nothing", "attention", "all"]
 RunBlock = Callable[..., Tensor]
@@ -34,10 +34,10 @@ _attention = _Attention()
 
 
 def keepable(attend: Attend) -> Attend:
-    """`attend`, whose result `Rerun` can keep if it is self-attention."""
+    """`attend` for self-attention, whose result `Rerun` can keep."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if _attention.now is None or q.shape != k.shape:
+        if _attention.now is None:
             return attend(q, k, v)
         mode, is_first = _attention.now
         if not is_first:
@@ -107,7 +107,7 @@ class _Call:
             self._kept = _Graph(self._recipes, self._run, None, self._block, x, self._others)
             return self._kept.y.detach()
         if self._keep == "attention":
-            self._modes = create_selective_checkpoint_contexts(keep_self_attention)
+            self._modes = create_selective_checkpoint_contexts(keep_attention)
             return self._attending(True, self._run, self._block, x, *self._others)
         return self._run(self._block, x, *self._others)
 
