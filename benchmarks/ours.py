@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.step_kernels import profile_step
-from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.adapters.peft_hooks import import_adapters
 from wan_train.core.errors import WanTrainError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state

@@ -9,18 +9,14 @@ L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..memory.products import PART, IsUnread, MakeProduct, Part
 from ..wan.layers import SelfAttention
-from .fused import is_plain
-from .setup import adapter_modules
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear
+from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, lora_linears, own_forward
 
 _FORWARD = "forward"
 
@@ -32,17 +28,17 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     drop numbers, around a base that runs so. `is_unread`: whether the result of a layer will not be read.
     """
     blocks = model.get_submodule("blocks")
-    adapters = set(adapter_modules(model).values())
+    plain = {layer for layer in lora_linears(model) if not isinstance(factors_of(layer).dropout, nn.Dropout)}
     layers = dict(blocks.named_modules())
     for name, layer in layers.items():
-        product = None if ".lora_" in name else make_product(layer)
+        product = None if is_factor(name) else make_product(layer)
         if product is None:
             continue
         part = Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
         vars(layer)[PART] = part
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
-        if above in adapters and _is_simple(above):
+        if above in plain:
             above.__dict__[PART] = part._replace(layer=above)
             above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
     for module in blocks.modules():
@@ -59,23 +55,15 @@ def drop_products(model: nn.Module) -> None:
             vars(module).pop("project", None)
 
 
-def _is_simple(layer: nn.Module) -> bool:
-    from peft.tuners.lora import Linear
-
-    if not isinstance(layer, Linear) or not is_plain(layer):
-        return False
-    return not isinstance(layer.lora_dropout[layer.active_adapters[0]], nn.Dropout)
-
-
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
     """A base layer; x [..., in] -> [..., out]."""
     return _run(x, [layer])[0]
 
 
-def _adapted_forward(layer: "Linear", x: Tensor) -> Tensor:
+def _adapted_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """x [..., in] -> [..., out], in x's dtype."""
-    if layer.disable_adapters or layer.merged:
-        return type(layer).forward(layer, x)
+    if not is_at_work(layer):
+        return own_forward(layer, x)
     return _run(x, [layer])[0]
 
 
@@ -88,7 +76,7 @@ def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _is_off(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False))
+    return carries_lora(layer) and not is_at_work(layer)
 
 
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -96,10 +84,10 @@ def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     parts = tuple(vars(layer)[PART] for layer in layers)
     scales, factors = [], []
     for layer in layers:
-        if hasattr(layer, "lora_A"):
-            name = layer.active_adapters[0]  # type: ignore[index]
-            scales.append(layer.scaling[name])  # type: ignore[index]
-            factors += [layer.lora_A[name].weight, layer.lora_B[name].weight]  # type: ignore[index]
+        if carries_lora(layer):
+            found = factors_of(layer)
+            scales.append(found.scale)
+            factors += [found.down, found.up]
         else:
             scales.append(None)
     results = _Products.apply(x.flatten(0, -2), parts, tuple(scales), *factors)

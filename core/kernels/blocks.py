@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..adapters.peft_hooks import carries_lora, is_factor
 from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
 from . import elementwise, rotary
@@ -88,8 +89,8 @@ class _Runner:
 
 
 def _functions_for(runner: _Runner, block: WanBlock) -> "_Functions | None":
-    linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not hasattr(layer, "lora_A")]
-    frozen = all(not p.requires_grad for name, p in block.named_parameters() if ".lora_" not in name)
+    linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not carries_lora(layer)]
+    frozen = all(not p.requires_grad for name, p in block.named_parameters() if not is_factor(name))
     dtypes = {compute_dtype(layer) for layer in linears if vars(layer).get(PART) is not None}
     if not frozen or len(dtypes) != 1:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
 from ..memory.products import PART, Part, part_of
 
 
@@ -23,9 +24,10 @@ class LinearGroup:
         self.scales: list[float | None] = []
         self.parameters: list[nn.Parameter] = []
         for layer in layers:
-            self.scales.append(_scale(layer))
-            if self.scales[-1] is not None:
-                self.parameters += _factors(layer)
+            factors = factors_of(layer) if carries_lora(layer) else None
+            self.scales.append(factors.scale if factors else None)
+            if factors:
+                self.parameters += (factors.down, factors.up)
         self.ranks = [len(down) for down in self.parameters[::2]]
         self.down: Any = None  # all A as one matrix [R, in]
         self.down_t: Any = None
@@ -36,7 +38,7 @@ class LinearGroup:
     def is_current(self) -> bool:
         """Whether the layers are those that they were, and their adapters at work."""
         return all(
-            vars(layer).get(PART) is part and not (scale is not None and (layer.disable_adapters or layer.merged))
+            vars(layer).get(PART) is part and (scale is None or is_at_work(layer))
             for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
         )  # fmt: skip
 
@@ -160,12 +162,3 @@ def gives_fp32(device: torch.device, dtype: torch.dtype) -> bool:
     except (RuntimeError, TypeError):
         return False
     return dtype != torch.float32 and found.dtype == torch.float32
-
-
-def _scale(layer: Any) -> float | None:
-    return layer.scaling[layer.active_adapters[0]] if hasattr(layer, "lora_A") else None
-
-
-def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    name = layer.active_adapters[0]
-    return layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.setup import begin_importing_adapters
+from ..adapters.peft_hooks import begin_importing_adapters
 from ..errors import RunError, WanTrainError
 from ..locks import FileLock
 from ..plan.overhead import Others

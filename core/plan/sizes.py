@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from ..adapters.kind import ADAPTER_KINDS, LORA
 from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
 
@@ -50,6 +51,7 @@ class Sizes(Protocol):
 class Trained:
     """The adapter and its optimizer."""
 
+    adapter: str = LORA
     rank: int = 16
     targets: tuple[str, ...] = ALL_TARGETS
     dropout: bool = False
@@ -123,8 +125,9 @@ def targeted(sizes: Sizes, targets: tuple[str, ...]) -> dict[str, tuple[int, int
 @lru_cache
 def adapter_params(sizes: Sizes, trained: Trained) -> int:
     """Trainable numbers of the whole model."""
-    widths = sum(out + inner for out, inner in targeted(sizes, trained.targets).values())
-    return sizes.num_layers * trained.rank * widths
+    num_params = ADAPTER_KINDS.get(trained.adapter).num_params
+    linears = targeted(sizes, trained.targets).values()
+    return sizes.num_layers * sum(num_params(shape, trained.rank) for shape in linears)
 
 
 def state_bytes(trained: Trained) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.setup import finish_importing_adapters
+from ..adapters.peft_hooks import finish_importing_adapters
 from ..errors import ConfigError
 from ..memory.attention import Decided, Shape, choose_attention, is_traceable, load_attention, sdpa_attention
 from ..memory.by_size import with_kept_by_size

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapters.fused import fuse_adapter
-from ..adapters.setup import add_adapter, finish_importing_adapters
+from ..adapters.peft_hooks import finish_importing_adapters
+from ..adapters.setup import add_adapter, use_light_forward
 from ..errors import ConfigError
 from ..memory.attention import Decided
 from ..memory.int4 import LowRank
@@ -181,7 +181,7 @@ def prepare(
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
-        fuse_adapter(model)
+        use_light_forward(model)
     with timed("Trying the compiler and the kinds of attention"):
         is_decided = decided is not None and use_decided(model, job, device, decided)
         features = apply_features(

@@ -64,7 +64,7 @@ def test_every_package_is_imported_offline(guarded):
     code = """
 from wan_train.core.offline import stay_offline
 stay_offline()
-from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.adapters.peft_hooks import import_adapters
 import_adapters()
 import importlib
 from wan_train.core.cli.machine import _PACKAGES
