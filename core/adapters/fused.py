@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..memory.recompute import products_are_kept
+from ..torch_compat import is_view
 from ..wan.layers import SelfAttention
 from .peft_hooks import factors_of, is_at_work, lora_layers, lora_linears, own_forward
 
@@ -80,7 +81,7 @@ def _add_product(y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
     in place. There the scale goes into `up`: inductor 2.11 drops an alpha when it turns sum and product into addmm. Nor may
     a product that is kept for the backward.
     """
-    if torch.compiler.is_compiling() or y._is_view():
+    if torch.compiler.is_compiling() or is_view(y):
         return y + functional.linear(h, (scale * up).to(h.dtype))
     factors = (h, up.to(h.dtype).t())
     return torch.addmm(y, *factors, alpha=scale) if products_are_kept() else y.addmm_(*factors, alpha=scale)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
 from ..memory.products import PART, Part, part_of
+from ..torch_compat import foreach_copy_, mm_to_fp32
 
 
 class LinearGroup:
@@ -126,7 +127,7 @@ class Workspace:
                 views += ups
                 sources += group.parameters[1::2]
         with torch.no_grad():
-            torch._foreach_copy_(views, sources)  # type: ignore[reportPrivateImportUsage]
+            foreach_copy_(views, sources)
         self._owner = owner
 
 
@@ -149,7 +150,7 @@ def _wide_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale a @ b in fp32, the factors' own dtype, where the device's product gives that; else in the dtype of a."""
     if not (a.is_cuda and gives_fp32(a.device, a.dtype)):
         return _product(a, b, scale)
-    found = torch.mm(a, b, out_dtype=torch.float32)
+    found = mm_to_fp32(a, b)
     return found if scale == 1 else found.mul_(scale)
 
 
@@ -158,7 +159,7 @@ def gives_fp32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of numbers of `dtype` can be had in fp32 without a pass of its own; found by trying."""
     ones = torch.ones(16, 16, dtype=dtype, device=device)
     try:
-        found = torch.mm(ones, ones, out_dtype=torch.float32)
+        found = mm_to_fp32(ones, ones)
     except (RuntimeError, TypeError):
         return False
     return dtype != torch.float32 and found.dtype == torch.float32

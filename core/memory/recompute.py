@@ -16,29 +16,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ..errors import ConfigError
+from ..torch_compat import PRODUCT_OPS, SDPA_OPS
 from ..wan.ops import SELF_ATTENTION
 from .checkpointing import contexts_for, run_checkpointed, with_checkpointing
 
 RunBlock = Callable[..., Tensor]
 
-# The forward operators of all backends, as the dispatcher names them.
-ATTENTION_OPS = frozenset(
-    {
-        "aten::_scaled_dot_product_cudnn_attention",
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_efficient_attention",
-        "aten::_scaled_dot_product_fused_attention_overrideable",
-        "flash_attn::_flash_attn_forward",  # the package flash-attn 2.7 and later
-        "flash_attn_3::_flash_attn_forward",  # FlashAttention 3 from 2025-10
-        "flash_attn_3::fwd",  # before
-        "wan_train::flash_attn_4",
-    }
-)
-
-
-# The products of linear layers -> which argument is the second factor, [in, out].
-PRODUCT_OPS = {"aten::mm": 1, "aten::addmm": 2, "aten::_scaled_mm": 1}
+# The forward operators of all kinds of attention, as the dispatcher names them.
+ATTENTION_OPS = SDPA_OPS | {
+    "flash_attn::_flash_attn_forward",  # the package flash-attn 2.7 and later
+    "flash_attn_3::_flash_attn_forward",  # FlashAttention 3 from 2025-10
+    "flash_attn_3::fwd",  # before
+    "wan_train::flash_attn_4",
+}
 
 
 class Kept(NamedTuple):
