@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -110,9 +110,19 @@ def inject_lora(model: nn.Module, layers: Mapping[str, nn.Module], options: Adap
     if others:
         config._register_custom_module(dict.fromkeys(others, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _without_config(model):
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # said of every quantized layer
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)  # pyright: ignore[reportUnknownMemberType]
+
+
+@contextlib.contextmanager
+def _without_config(model: nn.Module) -> Iterator[None]:
+    """Hide the model's own `config` from peft, which before 0.17 took any for a table of transformers' settings."""
+    hidden = {name: vars(model).pop(name) for name in ("config",) if name in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(hidden)
 
 
 def lora_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from wan_train.core import torch_compat
+from wan_train.core.adapters import peft_hooks
+from wan_train.core.packages import NEEDS
+from wan_train.tools import versions
 
-CORE = Path(__file__).resolve().parents[2] / "core"
+PACK = Path(__file__).resolve().parents[2]
+CORE = PACK / "core"
 
 
 def private_names(tree):
@@ -57,3 +61,11 @@ def test_views_are_known_from_their_source():
 def test_this_torch_is_one_that_is_supported():
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     assert release >= tuple(int(part) for part in torch_compat.OLDEST.split(".")[:2])
+
+
+def test_the_versions_that_are_tested_are_those_that_are_stated():
+    assert versions.TORCH_ENDS["oldest"] == f"torch=={torch_compat.OLDEST}"
+    assert versions.PEFT_ENDS["oldest"][0] == f"peft=={peft_hooks.TESTED[0]}"
+    assert NEEDS["peft"].minimum == peft_hooks.TESTED[0].removesuffix(".0")
+    for name in ("requirements.txt", "pyproject.toml"):
+        assert f"peft>={NEEDS['peft'].minimum}" in (PACK / name).read_text(encoding="utf-8")
