@@ -1,10 +1,10 @@
-"""A light forward for LoRA layers: peft keeps the parameters, their names and their state; only the arithmetic is here.
+"""A light forward for peft's LoRA layers. peft keeps the parameters, their names and their state; only the arithmetic is here.
 
 On a bf16 base peft's own forward casts the input to the adapter's fp32, multiplies in fp32, scales, adds and casts back:
-each of these a pass over all tokens. Here A and B are cast instead, and y + scale * (x A^T) B^T is two products, the
-second one added into the base's result. The layers of the queries, keys and values see the same x: their three A are one
-matrix, so that x is read once for them, and their part of its gradient is one product. On an fp32 base the numbers are
-peft's but for the order of rounding.
+five passes over all tokens. Here A and B are cast instead, and y + scale * (x A^T) B^T is two products, of which the second
+adds to the base's result. The layers of queries, keys and values see the same x: their three A are joined into one matrix,
+so that x is read once, and their part of its gradient is one product. On an fp32 base the numbers are peft's but for the
+order of rounding.
 
 L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear layer; A [r, in], B [out, r].
 """

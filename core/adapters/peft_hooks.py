@@ -117,7 +117,7 @@ def inject_lora(model: nn.Module, layers: Mapping[str, nn.Module], options: Adap
 
 @contextlib.contextmanager
 def _without_config(model: nn.Module) -> Iterator[None]:
-    """Hide the model's own `config` from peft, which before 0.17 took any for a table of transformers' settings."""
+    """Hide the model's own `config` from peft, of which 0.16 took any for a table of transformers' settings."""
     hidden = {name: vars(model).pop(name) for name in ("config",) if name in vars(model)}
     try:
         yield

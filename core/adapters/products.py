@@ -1,8 +1,8 @@
-"""Linear layers with their adapters as one autograd function: `fused` for blocks that run by kernels of their own.
+"""Linear layers with their adapters as one autograd function, for blocks that run by kernels; `fused` is for all others.
 
-What PyTorch's autograd does one by one goes into the products themselves: the adapter's part of a gradient, and the gradients
-of layers that see the same input, are added by the product that makes them. The base's weights are read again in the
-backward, so that nothing is kept but the input and its product with A.
+PyTorch's autograd would add the parts of a gradient one by one: the base's, the adapter's, and those of layers that see the
+same input. Here the product that makes a part adds it as well. The base's weights are read again in the backward, so that
+only the input and its product with A are kept.
 
 L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear layer; A [r, in], B [out, r].
 """
@@ -82,7 +82,8 @@ def _is_off(layer: nn.Module) -> bool:
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """The results [..., out] of layers that see the same x [..., in]."""
     parts = tuple(vars(layer)[PART] for layer in layers)
-    scales, factors = [], []
+    scales: list[float | None] = []
+    factors: list[Tensor] = []
     for layer in layers:
         if carries_lora(layer):
             found = factors_of(layer)
@@ -105,7 +106,7 @@ class _Products(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         hidden = x @ _joined(factors[::2], x.dtype).t() if factors else None  # [L, R]
         rest = _by_part(scales, hidden, factors)
-        results = []
+        results: list[Tensor] = []
         for part, (scale, h, up) in zip(parts, rest, strict=True):
             if part.is_unread(part.layer):
                 results.append(x.new_empty(1).expand(len(x), part.out_features))

@@ -1,4 +1,4 @@
-"""Kernels put on a model: its arithmetic, the products of its linear layers, and how its blocks are run again."""
+"""Puts the kernels on a model: its element-wise arithmetic, the products of its linear layers, and the rerun of its blocks."""
 
 from ..memory.precisions.fp8_compute import Fp8ComputeLinear
 from ..memory.recipes import Recipes

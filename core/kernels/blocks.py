@@ -1,8 +1,9 @@
-"""A block as few autograd functions, each with a backward written by hand.
+"""A block as a few autograd functions, each with a backward written by hand.
 
-What autograd does for each operator of a block, the host does: it notes, keeps, looks up and calls. At the size of pictures
-that takes longer than the GPU needs. Here a function goes from the residual stream to what attention takes, or from attention
-back to the stream, and keeps what its backward cannot quickly make again; attention in between is PyTorch's to differentiate.
+PyTorch's autograd works for each operator of a block: it notes, keeps, looks up and calls, all on the CPU. For pictures that
+takes longer than the GPU needs for the work itself. Here one function goes from the residual stream to the inputs of the
+attention, another from the attention back to the stream; each keeps only what its backward cannot quickly make again.
+PyTorch differentiates the attention in between.
 
 Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head dim, T timesteps per sample, M = B L.
 """

@@ -1,8 +1,8 @@
-"""Launches of Triton's kernels with little work of the host's.
+"""Launches Triton's kernels with little work on the CPU.
 
-Triton's own launch looks at every argument, each time, to find out what it has compiled: 20 to 50 microseconds, of hundreds of
-launches in a block. Here a compiled kernel is found by the few things that these kernels are compiled for, and launched by
-itself. Where Triton has no such way, or another one than is known here, its own is taken.
+Triton's own launch looks at every argument each time, to find out which compiled kernel fits. That takes 20 to 50
+microseconds, and a block has hundreds of launches. Here a compiled kernel is found by the few things that these kernels
+depend on, and launched directly. Where Triton has no such way, or another one than is known here, its own is used.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Linear layers that see the same input, with their adapters: products forward and backward, without autograd.
+"""Linear layers that see the same input, such as q, k and v, with their adapters: forward and backward without autograd.
 
 Legend: M rows of the input, r rank, R sum of ranks; A [r, in], B [out, r].
 """

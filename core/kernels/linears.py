@@ -1,4 +1,4 @@
-"""Products of layers whose weights have 8 bits, by the kernels of `rows`.
+"""Products of linear layers whose weights have 8 bits, with the kernels of `rows`.
 
 Legend: M rows of activations, N out_features, K in_features.
 """

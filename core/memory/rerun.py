@@ -1,8 +1,8 @@
-"""Checkpointing of blocks that run in plain Python by kernels of their own; see `checkpointing` for the others.
+"""Gradient checkpointing for the mode "kernels", whose blocks run in plain Python; `checkpointing` is for all others.
 
-A block's backward runs it again, or has kept what is dear to compute from the forward. Either way what is quickly made is
-made again only when it is needed (`recipes`), and the last product of a block that runs again is left out: nobody reads it.
-PyTorch's own checkpoint watches every operator to keep some results; here nothing is watched but the attention.
+A block's backward either runs the block again, or has kept its costly results from the forward. Results that are quickly
+made are made again only when they are needed (`recipes`). The last product of a block that runs again is left out, because
+nothing reads it. PyTorch's own checkpoint looks at every operator to keep some results; here only the attention is watched.
 """
 
 import threading

@@ -118,7 +118,8 @@ def from_file(path: Path) -> dict[str, Tensor]:
 def _target_layers(model: nn.Module, options: AdapterOptions) -> dict[str, nn.Module]:
     choices = "|".join(rf"{target}\.(?:{'|'.join(LINEARS[target])})" for target in LINEARS if target in options.targets)
     pattern = re.compile(rf"blocks\.\d+\.(?:{choices})")
-    found = {name: layer for name, layer in model.named_modules() if pattern.fullmatch(name)}
+    modules = dict[str, nn.Module](model.named_modules())
+    found = {name: layer for name, layer in modules.items() if pattern.fullmatch(name)}
     for name, layer in found.items():
         if not (isinstance(getattr(layer, "in_features", None), int) and hasattr(layer, "out_features")):
             raise ConfigError(f"{name} is a {type(layer).__name__}, which is no linear layer and cannot carry a LoRA.")
