@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.attention import Attend, AttentionShape, candidates, choose_attention
-from wan_train.core.memory.precision.fp8_compute import find_kernel, multiply
+from wan_train.core.memory.precisions.fp8_compute import find_kernel, multiply
 from wan_train.core.wan.config import WanConfig
 
 HEAT = (

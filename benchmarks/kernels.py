@@ -38,8 +38,8 @@ from wan_train.core.kernels.ops import KernelOps  # noqa: E402
 from wan_train.core.memory.attention import AttentionShape, choose_attention  # noqa: E402
 from wan_train.core.memory.checkpointing import with_checkpointing  # noqa: E402
 from wan_train.core.memory.compile import with_compile  # noqa: E402
-from wan_train.core.memory.precision.fp8 import make_fp8, quantize_rows  # noqa: E402
-from wan_train.core.memory.precision.fp8_compute import make_fp8_compute  # noqa: E402
+from wan_train.core.memory.precisions.fp8 import make_fp8, quantize_rows  # noqa: E402
+from wan_train.core.memory.precisions.fp8_compute import make_fp8_compute  # noqa: E402
 from wan_train.core.memory.recompute import Kept, with_selective_recompute  # noqa: E402
 from wan_train.core.memory.rerun import Rerun  # noqa: E402
 from wan_train.core.settings.adapter import AdapterOptions  # noqa: E402

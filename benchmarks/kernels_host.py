@@ -27,8 +27,8 @@ from ..core.kernels import launch as launches
 from ..core.kernels import linears
 from ..core.kernels import ops as kernel_ops
 from ..core.kernels.apply import use_kernels
-from ..core.memory.precision.fp8 import make_fp8
-from ..core.memory.precision.fp8_compute import Fp8ComputeLinear
+from ..core.memory.precisions.fp8 import make_fp8
+from ..core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from ..core.memory.rerun import Rerun
 from ..core.settings.adapter import AdapterOptions
 from ..core.wan.config import WanConfig

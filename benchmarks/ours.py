@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from wan_train.benchmarks.material import Clip, make_job
 from wan_train.benchmarks.step_kernels import profile_step
-from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.adapters.peft_hooks import import_adapters
 from wan_train.core.devices import resolve_device
 from wan_train.core.errors import WanTrainError
 from wan_train.core.facts import TEXT_TOKENS
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
-from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
+from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions

@@ -1,4 +1,4 @@
-"""Page-locked main memory of exactly the size asked for, which a GPU copies from and to while it computes."""
+"""Pinned (page-locked) main memory of exactly the size asked for: a GPU copies from and to it while it computes."""
 
 import contextlib
 import mmap

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..core.adapters.formats import read_lora
 from ..core.adapters.ship import (
     KEY_STYLES,
+    PRECISIONS,
     ShipOptions,
     Slot,
     Source,
@@ -15,7 +16,6 @@ from ..core.adapters.ship import (
     ship,
 )
 from ..core.errors import ConfigError, WanTrainError
-from ..core.settings.precision import PRECISIONS
 from ..core.train.result import check_lora
 from . import host
 from .host import folders

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from . import versions
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
 from .environment import ensure_python
 
@@ -64,9 +65,21 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     return 1 if failed else 0
 
 
-def main(pack: Path, pytest_args: list[str]) -> int:
-    """Run the checks; expected failures are printed as one sentence. Returns the exit status."""
-    return _in_a_sentence(lambda: run_checks(pack, os.environ, Path.home(), pytest_args))
+def main(pack: Path, pytest_args: list[str], *, torch: str | None = None, peft: str | None = None) -> int:
+    """Run the checks, or with a version of `torch` or `peft` a subset of the tests. Returns the exit status.
+
+    Expected failures are printed as one sentence.
+    """
+
+    def run() -> int:
+        if torch:
+            return versions.run_with_torch(pack, torch, pytest_args)
+        if peft:
+            host = find_or_fetch(pack, os.environ, Path.home())
+            return versions.run_with_peft(pack, host, peft, pytest_args)
+        return run_checks(pack, os.environ, Path.home(), pytest_args)
+
+    return _in_a_sentence(run)
 
 
 def run_campaign(pack: Path, arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A LoRA of any trainer on a model that only generates, switched on and off without a change of its weights."""
+"""Puts any trainer's LoRA on a model that only generates, and switches it on and off without changing the weights."""
 
 from collections.abc import Mapping
 

@@ -1,26 +1,22 @@
-"""Linear layers with their adapters as one autograd function: `fused` for blocks that run by kernels of their own.
+"""Linear layers with their adapters as one autograd function, for blocks that run by kernels; `fused` is for all others.
 
-What PyTorch's autograd does one by one goes into the products themselves: the adapter's part of a gradient, and the gradients
-of layers that see the same input, are added by the product that makes them. The base's weights are read again in the
-backward, so that nothing is kept but the input and its product with A.
+PyTorch's autograd would add the parts of a gradient one by one: the base's, the adapter's, and those of layers that see the
+same input. Here the product that makes a part adds it as well. The base's weights are read again in the backward, so that
+only the input and its product with A are kept.
 
 L tokens (any leading axes), r rank, R sum of ranks, in/out widths of the linear layer; A [r, in], B [out, r].
 """
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..memory.products import PART, IsUnread, MakeProduct, Part
 from ..wan.layers import SelfAttention
-from .fused import is_plain
-from .setup import adapter_modules
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear
+from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, lora_linears, own_forward
 
 _FORWARD = "forward"
 
@@ -32,17 +28,17 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     drop numbers, around a base that runs so. `is_unread`: whether the result of a layer will not be read.
     """
     blocks = model.get_submodule("blocks")
-    adapters = set(adapter_modules(model).values())
+    plain = {layer for layer in lora_linears(model) if not isinstance(factors_of(layer).dropout, nn.Dropout)}
     layers = dict(blocks.named_modules())
     for name, layer in layers.items():
-        product = None if ".lora_" in name else make_product(layer)
+        product = None if is_factor(name) else make_product(layer)
         if product is None:
             continue
         part = Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
         vars(layer)[PART] = part
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
-        if above in adapters and _is_simple(above):
+        if above in plain:
             above.__dict__[PART] = part._replace(layer=above)
             above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
     for module in blocks.modules():
@@ -59,23 +55,15 @@ def drop_products(model: nn.Module) -> None:
             vars(module).pop("project", None)
 
 
-def _is_simple(layer: nn.Module) -> bool:
-    from peft.tuners.lora import Linear
-
-    if not isinstance(layer, Linear) or not is_plain(layer):
-        return False
-    return not isinstance(layer.lora_dropout[layer.active_adapters[0]], nn.Dropout)
-
-
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
     """A base layer; x [..., in] -> [..., out]."""
     return _run(x, [layer])[0]
 
 
-def _adapted_forward(layer: "Linear", x: Tensor) -> Tensor:
+def _adapted_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """x [..., in] -> [..., out], in x's dtype."""
-    if layer.disable_adapters or layer.merged:
-        return type(layer).forward(layer, x)
+    if not is_at_work(layer):
+        return own_forward(layer, x)
     return _run(x, [layer])[0]
 
 
@@ -88,18 +76,19 @@ def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _is_off(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False))
+    return carries_lora(layer) and not is_at_work(layer)
 
 
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """The results [..., out] of layers that see the same x [..., in]."""
     parts = tuple(vars(layer)[PART] for layer in layers)
-    scales, factors = [], []
+    scales: list[float | None] = []
+    factors: list[Tensor] = []
     for layer in layers:
-        if hasattr(layer, "lora_A"):
-            name = layer.active_adapters[0]  # type: ignore[index]
-            scales.append(layer.scaling[name])  # type: ignore[index]
-            factors += [layer.lora_A[name].weight, layer.lora_B[name].weight]  # type: ignore[index]
+        if carries_lora(layer):
+            found = factors_of(layer)
+            scales.append(found.scale)
+            factors += [found.down, found.up]
         else:
             scales.append(None)
     results = _Products.apply(x.flatten(0, -2), parts, tuple(scales), *factors)
@@ -117,7 +106,7 @@ class _Products(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         hidden = x @ _joined(factors[::2], x.dtype).t() if factors else None  # [L, R]
         rest = _by_part(scales, hidden, factors)
-        results = []
+        results: list[Tensor] = []
         for part, (scale, h, up) in zip(parts, rest, strict=True):
             if part.is_unread(part.layer):
                 results.append(x.new_empty(1).expand(len(x), part.out_features))

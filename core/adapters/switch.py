@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .peft_hooks import switch_layer
 from .setup import adapter_modules
 
 
@@ -16,9 +17,9 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     """
     layers = list(adapter_modules(model).values())
     for layer in layers:
-        layer._disable_adapters = True
+        switch_layer(layer, off=True)
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False
+            switch_layer(layer, off=False)

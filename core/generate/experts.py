@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapters.apply import LoraSwitch, attach
 from ..adapters.formats import LoraModule
 from ..facts import NUM_TIMESTEPS
-from ..memory.precision.formats import native_dtype
+from ..memory.precision import native_dtype
 from ..sample.sampler import VelocityModel
 from ..wan.checkpoint import CheckpointInfo, load_transformer
 from ..wan.model import WanTransformer

@@ -1,8 +1,9 @@
-"""Kernels put on a model: its arithmetic, the products of its linear layers, and how its blocks are run again."""
+"""Puts the kernels on a model: its element-wise arithmetic, the products of its linear layers, and the rerun of its blocks."""
 
-from ..memory.precision.fp8_compute import Fp8ComputeLinear
+from ..memory.precisions.fp8_compute import Fp8ComputeLinear
 from ..memory.recipes import Recipes
 from ..memory.rerun import keepable
+from ..wan.layers import Seam, SelfAttention
 from ..wan.model import WanTransformer
 from .blocks import use_functions
 from .ops import KernelOps
@@ -18,5 +19,8 @@ def use_kernels(model: WanTransformer) -> tuple[KernelOps, Recipes]:
     ops = KernelOps(recipes, quantize=quantize)
     model.ops = ops
     use_functions(model.blocks, ops)
-    model.attend = keepable(model.attend)
+    seam = Seam(keepable(model.attend))
+    for module in model.blocks.modules():
+        if isinstance(module, SelfAttention):
+            module.attend = seam
     return ops, recipes

@@ -1,8 +1,9 @@
-"""A block as few autograd functions, each with a backward written by hand.
+"""A block as a few autograd functions, each with a backward written by hand.
 
-What autograd does for each operator of a block, the host does: it notes, keeps, looks up and calls. At the size of pictures
-that takes longer than the GPU needs. Here a function goes from the residual stream to what attention takes, or from attention
-back to the stream, and keeps what its backward cannot quickly make again; attention in between is PyTorch's to differentiate.
+PyTorch's autograd works for each operator of a block: it notes, keeps, looks up and calls, all on the CPU. For pictures that
+takes longer than the GPU needs for the work itself. Here one function goes from the residual stream to the inputs of the
+attention, another from the attention back to the stream; each keeps only what its backward cannot quickly make again.
+PyTorch differentiates the attention in between.
 
 Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head dim, T timesteps per sample, M = B L.
 """
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..adapters.peft_hooks import carries_lora, is_factor
 from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
 from . import elementwise, rotary
@@ -88,8 +90,8 @@ class _Runner:
 
 
 def _functions_for(runner: _Runner, block: WanBlock) -> "_Functions | None":
-    linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not hasattr(layer, "lora_A")]
-    frozen = all(not p.requires_grad for name, p in block.named_parameters() if ".lora_" not in name)
+    linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not carries_lora(layer)]
+    frozen = all(not p.requires_grad for name, p in block.named_parameters() if not is_factor(name))
     dtypes = {compute_dtype(layer) for layer in linears if vars(layer).get(PART) is not None}
     if not frozen or len(dtypes) != 1:
         return None

@@ -1,22 +1,23 @@
-"""Launches of Triton's kernels with little work of the host's.
+"""Launches Triton's kernels with little work on the CPU.
 
-Triton's own launch looks at every argument, each time, to find out what it has compiled: 20 to 50 microseconds, of hundreds of
-launches in a block. Here a compiled kernel is found by the few things that these kernels are compiled for, and launched by
-itself. Where Triton has no such way, or another one than is known here, its own is taken.
+Triton's own launch looks at every argument each time, to find out which compiled kernel fits. That takes 20 to 50
+microseconds, and a block has hundreds of launches. Here a compiled kernel is found by the few things that these kernels
+depend on, and launched directly. Where Triton has no such way, or another one than is known here, its own is used.
 """
 
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
+
+from ..torch_compat import current_raw_stream
 
 Grid = tuple[int, int, int]
 
 # Compiled kernels take all arguments of their function, constants included, since 3.3; before that, something else.
 _direct = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 _compiled: dict[Any, Any] = {}
-_get_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # type: ignore[reportPrivateImportUsage]
+_get_stream: Any = current_raw_stream
 ALIGNMENT = 16  # bytes: what Triton asks of all addresses to load several numbers at once
 LARGEST = 2**31  # whole numbers from here on have another type
 

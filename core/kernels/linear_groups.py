@@ -1,4 +1,4 @@
-"""Linear layers that see the same input, with their adapters: products forward and backward, without autograd.
+"""Linear layers that see the same input, such as q, k and v, with their adapters: forward and backward without autograd.
 
 Legend: M rows of the input, r rank, R sum of ranks; A [r, in], B [out, r].
 """
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
 from ..memory.products import PART, Part, part_of
+from ..torch_compat import foreach_copy_, mm_to_fp32
 
 
 class LinearGroup:
@@ -23,9 +25,10 @@ class LinearGroup:
         self.scales: list[float | None] = []
         self.parameters: list[nn.Parameter] = []
         for layer in layers:
-            self.scales.append(_scale(layer))
-            if self.scales[-1] is not None:
-                self.parameters += _factors(layer)
+            factors = factors_of(layer) if carries_lora(layer) else None
+            self.scales.append(factors.scale if factors else None)
+            if factors:
+                self.parameters += (factors.down, factors.up)
         self.ranks = [len(down) for down in self.parameters[::2]]
         self.down: Any = None  # all A as one matrix [R, in]
         self.down_t: Any = None
@@ -36,7 +39,7 @@ class LinearGroup:
     def is_current(self) -> bool:
         """Whether the layers are those that they were, and their adapters at work."""
         return all(
-            vars(layer).get(PART) is part and not (scale is not None and (layer.disable_adapters or layer.merged))
+            vars(layer).get(PART) is part and (scale is None or is_at_work(layer))
             for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
         )  # fmt: skip
 
@@ -124,7 +127,7 @@ class Workspace:
                 views += ups
                 sources += group.parameters[1::2]
         with torch.no_grad():
-            torch._foreach_copy_(views, sources)  # type: ignore[reportPrivateImportUsage]
+            foreach_copy_(views, sources)
         self._owner = owner
 
 
@@ -147,7 +150,7 @@ def _wide_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale a @ b in fp32, the factors' own dtype, where the device's product gives that; else in the dtype of a."""
     if not (a.is_cuda and gives_fp32(a.device, a.dtype)):
         return _product(a, b, scale)
-    found = torch.mm(a, b, out_dtype=torch.float32)
+    found = mm_to_fp32(a, b)
     return found if scale == 1 else found.mul_(scale)
 
 
@@ -156,16 +159,7 @@ def gives_fp32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of numbers of `dtype` can be had in fp32 without a pass of its own; found by trying."""
     ones = torch.ones(16, 16, dtype=dtype, device=device)
     try:
-        found = torch.mm(ones, ones, out_dtype=torch.float32)
+        found = mm_to_fp32(ones, ones)
     except (RuntimeError, TypeError):
         return False
     return dtype != torch.float32 and found.dtype == torch.float32
-
-
-def _scale(layer: Any) -> float | None:
-    return layer.scaling[layer.active_adapters[0]] if hasattr(layer, "lora_A") else None
-
-
-def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    name = layer.active_adapters[0]
-    return layer.lora_A[name].weight, layer.lora_B[name].weight

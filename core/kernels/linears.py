@@ -1,4 +1,4 @@
-"""Products of layers whose weights have 8 bits, by the kernels of `rows`.
+"""Products of linear layers whose weights have 8 bits, with the kernels of `rows`.
 
 Legend: M rows of activations, N out_features, K in_features.
 """
@@ -6,8 +6,8 @@ Legend: M rows of activations, N out_features, K in_features.
 import torch
 from torch import Tensor, nn
 
-from ..memory.precision.base import RowScaledLinear
-from ..memory.precision.fp8_compute import Fp8ComputeLinear, multiply
+from ..memory.frozen_linear import RowScaledLinear
+from ..memory.precisions.fp8_compute import Fp8ComputeLinear, multiply
 from ..memory.products import DenseProduct, Product, dense_product
 from .ops import KernelOps
 from .rows import dequantize_rows, quantize_rows, transposed

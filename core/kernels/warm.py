@@ -1,7 +1,7 @@
-"""Kernels made ready before they are needed: compiled on threads, while the model is read.
+"""Compiles the kernels before they are needed, on threads, while the model is read.
 
-Each kernel runs once on a few rows. Triton lets go of Python's lock while LLVM and the assembler are at work, so that threads
-suffice. What is in Triton's cache is only loaded.
+Each kernel runs once on a few rows. Triton lets go of Python's lock while LLVM and the assembler work, so threads suffice.
+A kernel that is in Triton's cache already is only loaded.
 """
 
 import logging

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.setup import begin_importing_adapters
+from ..adapters.peft_hooks import begin_importing_adapters
 from ..devices import resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock

@@ -1,4 +1,4 @@
-"""The fastest attention that gives right gradients here, found by trying: which one that is depends on card and software.
+"""Chooses the fastest attention whose results and gradients are right on this machine, by trying those that are installed.
 
 Shapes: B batch, L query tokens, S key tokens, N heads, K head dim.
 """

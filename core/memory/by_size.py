@@ -1,4 +1,4 @@
-"""What blocks keep instead of computing it again, as much as each size of clips allows: set anew in every forward."""
+"""How much blocks keep for the backward pass, chosen in every forward by the size of its clips: small ones can keep more."""
 
 from collections.abc import Mapping, Sequence
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+# (context, operator, *its arguments) -> whether its result is kept, as `create_selective_checkpoint_contexts` asks it
+Policy = Callable[..., CheckpointPolicy]
+
 
 def with_checkpointing(run_block: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Wrap the model's block seam so that only each block's input is kept for the backward pass."""
@@ -39,16 +42,25 @@ def _recompute_all(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoi
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def contexts_for(policy: Callable[..., CheckpointPolicy], source: str, *numbers: int) -> partial[Any]:
-    """The `context_fn` that asks `policy` what to keep, which is in the file `source` and depends on `numbers`.
+def _make_recompute_all() -> Policy:
+    return _recompute_all
 
-    A compiler keeps its traces over runs for functions that say what they are (`cache_hash`), and traces anew for others.
+
+def contexts_for(make_policy: Callable[[], Policy], source: str, *numbers: int) -> partial[Any]:
+    """The `context_fn` that asks a policy what to keep, which is in the file `source` and depends on `numbers`.
+
+    `make_policy` is called for each run of a block, so that a policy may remember what it has seen. A compiler keeps its
+    traces over runs for functions that say what they are (`cache_hash`), and traces anew for others.
     """
-    contexts = partial(create_selective_checkpoint_contexts, policy)
+    contexts = partial(_contexts, make_policy)
     text = f"{numbers} {Path(source).read_text(encoding='utf-8')}"
     contexts.cache_hash = hashlib.sha256(text.encode()).hexdigest()  # type: ignore[attr-defined]
     return contexts
 
 
+def _contexts(make_policy: Callable[[], Policy]) -> Any:
+    return create_selective_checkpoint_contexts(make_policy())
+
+
 # A compiler that is not told so of each operator keeps what runs within an autograd.Function, as quantized layers do.
-_recompute_contexts = contexts_for(_recompute_all, __file__)
+_recompute_contexts = contexts_for(_make_recompute_all, __file__)

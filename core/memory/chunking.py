@@ -1,8 +1,8 @@
-"""The feed-forward of a block over some tokens at a time: its wide activations are there for one piece only.
+"""Chunked feed-forward: a block's feed-forward runs for some of the tokens at a time, so its wide activations stay small.
 
-Per token it depends on nothing else, so the pieces together give what the whole gives, up to the rounding of products of
-another size. In a compiled block the backward computes a piece's activations again just before it needs them; uncompiled,
-each piece is a checkpoint within the block's, unless the block keeps its products, from which the rest comes cheaply.
+Each token's result depends on that token alone, so the pieces give what the whole gives, up to the rounding of products of
+another size. In a compiled block the backward computes a piece's activations again just before it needs them. Uncompiled,
+each piece is checkpointed by itself within the block's checkpoint; a block that keeps its products needs no pieces.
 """
 
 from collections.abc import Callable, Sequence

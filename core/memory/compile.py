@@ -4,7 +4,6 @@ Compiling the blocks and not the model costs one compilation, not one for each o
 blocks (streaming, checkpoints) stay plain Python.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..torch_compat import (
+    accept_kept_results,
+    allow_variants,
+    allowed_variants,
+    default_compile_cache,
+    keep_traces,
+    load_compiler,
+)
 from ..wan.model import RunBlock
 
 # Compiled variants of the block in one process: one for each size of clips, times two or three if some blocks keep their
 # attention or products, and again as many without gradients, for validation. Dynamo's own limit is 8.
 GRAPH_LIMIT = 192
 _CACHE_VARIABLE, _TRITON_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
-_TRACES_OPTION = "autograd_cache_allow_custom_autograd_functions"
 
 
 def with_compile(
@@ -35,11 +41,10 @@ def with_compile(
     Where compilation fails, or GRAPH_LIMIT is reached, the blocks run uncompiled, and `tell` is given a sentence, once.
     In training, x of the first block is made to require a gradient as that of the others does: two graphs otherwise.
     """
-    import torch._dynamo.exc  # takes seconds
-
-    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_worth_telling)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPH_LIMIT)
-    _keep_traces()
+    limit_hit, compiler_error = load_compiler()
+    accept_kept_results()
+    allow_variants(GRAPH_LIMIT)
+    keep_traces()
     compiled = torch.compile(run_block, fullgraph=True, dynamic=dynamic, backend=backend)
     told: set[str] = set()
 
@@ -55,9 +60,9 @@ def with_compile(
             x = x.detach().requires_grad_()
         try:
             return compiled(block, x, *rest)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
+        except limit_hit:
             tell_once("limit", _limit_message())
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except compiler_error as error:
             if isinstance(getattr(error, "inner_exception", None), torch.OutOfMemoryError):
                 raise  # not the compiler's fault
             tell_once(
@@ -96,10 +101,8 @@ def use_compile_cache(folder: Path) -> Path:
 
     PyTorch's default is the temporary folder, which a restart may empty. Call it before anything is compiled.
     """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
     # Importing torch._dynamo, as peft does, sets the variable to PyTorch's default.
-    if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
+    if os.environ.get(_CACHE_VARIABLE) in (None, default_compile_cache()):
         os.environ[_CACHE_VARIABLE] = str(folder)
     # FlashAttention 4 compiles its kernels at every start otherwise; it reads these when it is imported.
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
@@ -115,29 +118,13 @@ def use_triton_cache(folder: Path) -> Path:
     return Path(os.environ.setdefault(_TRITON_VARIABLE, str(folder)))
 
 
-def _keep_traces() -> None:
-    """Let what was traced be found again at the next start, also where a quantized layer has a backward of its own.
-
-    PyTorch 2.11 leaves such blocks out unless told so; what it compares is the trace with both directions of them in it.
-    """
-    from torch._functorch import config
-
-    if hasattr(config, _TRACES_OPTION):
-        setattr(config, _TRACES_OPTION, True)
-
-
-def _is_worth_telling(record: logging.LogRecord) -> bool:
-    """All but the warning that a checkpoint which keeps some results must not change them in place: ours do not."""
-    return "context_fn is passed to torch.utils.checkpoint under torch.compile" not in record.getMessage()
-
-
 def _double(x: Tensor) -> Tensor:
     return x * 2
 
 
 def _limit_message() -> str:
     return (
-        f"The clips have so many different sizes that more than {torch._dynamo.config.recompile_limit} compiled variants "
+        f"The clips have so many different sizes that more than {allowed_variants()} compiled variants "
         "of the transformer's block would be needed. The further sizes run uncompiled and slower: choose fewer bucket "
         "sizes, or compile with dynamic sizes."
     )

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..torch_compat import end_allocating_to_pool, foreach_add_, foreach_zero_
+
 Act = Callable[[], None]
 Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
 Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
@@ -172,7 +174,7 @@ class _Graph:
 
         def run_backward() -> None:
             found = torch.autograd.grad(self._output, parameters, self._grad)
-            torch._foreach_add_(list(sums), found)  # type: ignore[reportPrivateImportUsage]
+            foreach_add_(list(sums), found)
 
         self._replay_forward = record(run_forward)
         self._replay_forward()
@@ -204,7 +206,7 @@ class _Graph:
         pairs = [pair for pair in zip(self._parameters, self._sums, strict=True) if pair[0].grad is not pair[1]]
         fresh = [total for parameter, total in pairs if parameter.grad is None]
         if fresh:
-            torch._foreach_zero_(fresh)  # type: ignore[reportPrivateImportUsage]
+            foreach_zero_(fresh)
         for parameter, total in pairs:
             if parameter.grad is not None:  # of a batch that ran without
                 total.copy_(parameter.grad)
@@ -250,6 +252,6 @@ def _leave_recording(stream: torch.cuda.Stream, pool: Any) -> None:
     """What torch 2.11 leaves undone after a failure: its stream, memory and random numbers are still the graph's."""
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):  # it was done
-        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+        end_allocating_to_pool(stream.device.index, pool)
     generator = torch.cuda.default_generators[stream.device.index]
     generator.graphsafe_set_state(generator.clone_state())

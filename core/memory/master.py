@@ -1,7 +1,7 @@
-"""The frozen weights of a block as one run of bytes in main memory or in a file, from which a device is fed.
+"""The permanent copy of a swapped block's frozen weights: one run of bytes in main memory, or memory-mapped from a file.
 
-Parameters and buffers of any dtype: a quantized layer's packed weights and scales are tensors like all others. They are
-rebound by `tensor.data = view`, so modules, names and tensor objects stay what they are.
+It holds parameters and buffers of any dtype, so a quantized layer's packed weights and scales are tensors like all others.
+They are pointed at the bytes by `tensor.data = view`: modules, names and tensor objects stay what they are.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""Offload of activations: the inputs of checkpointed blocks wait for the backward in main memory.
+"""Activation offload: the inputs of checkpointed blocks wait for the backward pass in main memory.
 
-Checkpointing leaves one tensor [B, L, D] per block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB in all; and
-three of them if the parts of a block are checkpointed one by one: then all that is said of a block here is true of a part.
-Each is copied out while its block computes, and back while the block after it is in its backward. The numbers are the
-same: nothing is rounded.
+Gradient checkpointing keeps one tensor [B, L, D] for each block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB
+in all. It keeps three of them where the parts of a block are checkpointed one by one; what is said of a block here is then
+true of a part. Each input is copied out while its block computes, and back while the block after it is in its backward.
+Nothing is rounded, so the numbers stay the same.
 """
 
 import weakref

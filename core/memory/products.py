@@ -1,4 +1,4 @@
-"""The product of a frozen linear layer, forward and backward, as two plain functions: for code that is its own autograd.
+"""The product of a frozen linear layer as two plain functions, forward and gradient, for code that writes its own backward.
 
 Legend of shapes: N out_features, K in_features, M rows of the input.
 """

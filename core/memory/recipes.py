@@ -1,8 +1,8 @@
-"""What autograd keeps of a block, less what is quickly made again: of such a tensor the way to make it is kept.
+"""Keeps less of a block for the backward pass: what is quickly made is not kept, but the way to make it again is.
 
-A block's products and attention are dear to compute, and what lies between them, norms and a GELU, is one pass over memory.
-Autograd keeps the inputs of products and of attention, which are results of such passes, beside the passes' own inputs. Here
-a result is noted with the function and the inputs that it comes from, and made again when the backward asks for it.
+Autograd keeps the inputs of products and of attention. Most of them are results of norms or of a GELU, each one pass over
+memory, whose own inputs are kept too. Here such a result is noted with the function and the inputs that it came from, and is
+made again when the backward asks for it.
 """
 
 import threading

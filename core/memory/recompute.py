@@ -1,8 +1,9 @@
-"""Selective recompute (Korthikanti et al., 2022, arXiv:2205.05198): checkpointed blocks that keep what is dear to compute.
+"""Selective gradient checkpointing (Korthikanti et al., 2022, arXiv:2205.05198): blocks that keep their costliest results.
 
-Self-attention is the one part of a block whose cost grows with the square of the tokens. Its output and the logsumexp of
-its rows, all that its backward needs besides q, k and v, take one block input's worth of memory. With the products of its
-linear layers kept as well, a block computes element-wise operators again and little else.
+Plain gradient checkpointing runs a whole block again in the backward pass. Here a block may keep the result of its
+self-attention, or the results of its linear layers too, and runs only the rest again. Self-attention is the one part whose
+cost grows with the square of the number of tokens. What its backward needs besides q, k and v (its output, and one number
+for each row and head) takes about as much memory as the block's input.
 """
 
 import threading
@@ -15,27 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ..errors import ConfigError
+from ..torch_compat import PRODUCT_OPS, SDPA_OPS
 from ..wan.model import RunBlock
+from ..wan.ops import SELF_ATTENTION
 from .checkpointing import contexts_for, run_checkpointed, with_checkpointing
 
-# The forward operators of all backends, as the dispatcher names them.
-ATTENTION_OPS = frozenset(
-    {
-        "aten::_scaled_dot_product_cudnn_attention",
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_efficient_attention",
-        "aten::_scaled_dot_product_fused_attention_overrideable",
-        "flash_attn::_flash_attn_forward",  # the package flash-attn 2.7 and later
-        "flash_attn_3::_flash_attn_forward",  # FlashAttention 3 from 2025-10
-        "flash_attn_3::fwd",  # before
-        "wan_train::flash_attn_4",
-    }
-)
-
-
-# The products of linear layers -> which argument is the second factor, [in, out].
-PRODUCT_OPS = {"aten::mm": 1, "aten::addmm": 2, "aten::_scaled_mm": 1}
+# The forward operators of all kinds of attention, as the dispatcher names them.
+ATTENTION_OPS = SDPA_OPS | {
+    "flash_attn::_flash_attn_forward",  # the package flash-attn 2.7 and later
+    "flash_attn_3::_flash_attn_forward",  # FlashAttention 3 from 2025-10
+    "flash_attn_3::fwd",  # before
+    "wan_train::flash_attn_4",
+}
 
 
 class Kept(NamedTuple):
@@ -67,7 +59,7 @@ def with_selective_recompute(
     mark_kept(blocks, kept)
     recompute_all = with_checkpointing(run_block)
     run_keeping = _with_products(run_block)
-    products_contexts = contexts_for(partial(keep_products, width=width), __file__, width)
+    products_contexts = contexts_for(partial(KeepProducts, width), __file__, width)
 
     def run_selective(block: nn.Module, *args: Tensor) -> Tensor:
         if getattr(block, "keeps_linears", False):
@@ -96,31 +88,58 @@ def products_are_kept() -> bool:
     return _products.are_kept
 
 
-def keep_self_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """The policy of `create_selective_checkpoint_contexts`.
+def keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """The policy that keeps every attention: for a stretch of operators that has none but self-attention."""
+    del context, args, kwargs
+    return CheckpointPolicy.MUST_SAVE if _name(op) in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
-    Self-attention has as many keys as queries. Cross-attention is cheap, and would need as many bytes again.
+
+class KeepSelfAttention:
+    """The policy that keeps self-attention, which `mark_self_attention` has marked, for one run of a block.
+
+    Cross-attention is cheap, and would need as many bytes again.
     """
-    del context, kwargs
-    name = op.name().split(".")[0]
-    if name in ATTENTION_OPS and args[0].shape == args[1].shape:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+
+    def __init__(self) -> None:
+        self._is_next = False  # whether the next attention is self-attention
+
+    def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        del context, args, kwargs
+        name = _name(op)
+        if name == SELF_ATTENTION:
+            self._is_next = True
+        elif name in ATTENTION_OPS and self._is_next:
+            self._is_next = False
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-attention_contexts = contexts_for(keep_self_attention, __file__, 0)
+attention_contexts = contexts_for(KeepSelfAttention, __file__, 0)
 
 
-def keep_products(context: Any, op: Any, *args: Any, width: int, **kwargs: Any) -> CheckpointPolicy:
-    """As `keep_self_attention`, and the products of the linear layers but the feed-forward's last, narrower than its input.
+class KeepProducts(KeepSelfAttention):
+    """The same, and keeps the products of the linear layers, but not the feed-forward's last, narrower than its input.
 
     That one is added to the residual stream, and no gradient needs it.
     """
-    name = op.name().split(".")[0]
-    if name in PRODUCT_OPS:
+
+    def __init__(self, width: int) -> None:
+        """`width` of the tokens: the adapter's factors are narrower."""
+        super().__init__()
+        self._width = width
+
+    def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        name = _name(op)
+        if name not in PRODUCT_OPS:
+            return super().__call__(context, op, *args, **kwargs)
         num_inner, num_outer = args[PRODUCT_OPS[name]].shape
-        return CheckpointPolicy.MUST_SAVE if num_outer >= num_inner >= width else CheckpointPolicy.PREFER_RECOMPUTE
-    return keep_self_attention(context, op, *args, **kwargs)
+        is_kept = num_outer >= num_inner >= self._width
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _name(op: Any) -> str:
+    """As the dispatcher names it, without its overload."""
+    return op.name().split(".")[0]
 
 
 def _with_products(run_block: RunBlock) -> RunBlock:

@@ -1,8 +1,8 @@
-"""Checkpointing of blocks that run in plain Python by kernels of their own; see `checkpointing` for the others.
+"""Gradient checkpointing for the mode "kernels", whose blocks run in plain Python; `checkpointing` is for all others.
 
-A block's backward runs it again, or has kept what is dear to compute from the forward. Either way what is quickly made is
-made again only when it is needed (`recipes`), and the last product of a block that runs again is left out: nobody reads it.
-PyTorch's own checkpoint watches every operator to keep some results; here nothing is watched but the attention.
+A block's backward either runs the block again, or has kept its costly results from the forward. Results that are quickly
+made are made again only when they are needed (`recipes`). The last product of a block that runs again is left out, because
+nothing reads it. PyTorch's own checkpoint looks at every operator to keep some results; here only the attention is watched.
 """
 
 import threading
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_dev
 
 from ..wan.model import RunBlock
 from .recipes import Given, Recipes
-from .recompute import keep_self_attention
+from .recompute import keep_attention
 
 Keep = Literal["nothing", "attention", "all"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,10 +34,10 @@ _attention = _Attention()
 
 
 def keepable(attend: Attend) -> Attend:
-    """`attend`, whose result `Rerun` can keep if it is self-attention."""
+    """`attend` for self-attention, whose result `Rerun` can keep."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if _attention.now is None or q.shape != k.shape:
+        if _attention.now is None:
             return attend(q, k, v)
         mode, is_first = _attention.now
         if not is_first:
@@ -107,7 +107,7 @@ class _Call:
             self._kept = _Graph(self._recipes, self._run, None, self._block, x, self._others)
             return self._kept.y.detach()
         if self._keep == "attention":
-            self._modes = create_selective_checkpoint_contexts(keep_self_attention)
+            self._modes = create_selective_checkpoint_contexts(keep_attention)
             return self._attending(True, self._run, self._block, x, *self._others)
         return self._run(self._block, x, *self._others)
 

@@ -1,14 +1,14 @@
-"""Blocks whose backward goes through their parts one by one, so that never more than one part is recomputed at a time.
+"""Gradient checkpointing of a block's three parts, one after another: never more than one part is recomputed at a time.
 
-A checkpointed block of the 14B model takes 40 units at its backward's peak, a unit being one activation [B, L, D] in bf16;
-its self-attention alone takes 21, its feed-forward 20, its cross-attention 16 (counted by the allocator, torch 2.11, CPU;
-compiled 33, 15, 17, 13). Between forward and backward one input a block is kept, as by plain checkpointing: the backward
-finds the inputs of the parts by running them again, keeps what the self-attention gave, and then recomputes and goes
-through the last part, the one before it, the first. So queries, keys and values and the cross-attention are computed once
-more than by plain checkpointing, and attention among the video tokens is not.
+At its backward's peak a checkpointed block of the 14B model takes 40 units, a unit being one activation [B, L, D] in bf16. Its
+self-attention alone takes 21, its feed-forward 20, its cross-attention 16 (counted by the allocator, torch 2.11, CPU; compiled
+33, 15, 17, 13). Between forward and backward one input for each block is kept, as in plain checkpointing. The backward runs
+the parts again to find their inputs, and keeps the result of the self-attention. Then it recomputes the last part and goes
+through it, then the one before, then the first. So queries, keys, values and the cross-attention are computed once more than
+in plain checkpointing, and self-attention is not.
 
 A block that keeps its self-attention from the forward on keeps the input of its second part too. Random numbers, as for
-dropout, come again in eager mode alone: a compiled forward and its recompute are two graphs, with numbers of their own.
+dropout, are repeated in eager mode alone: a compiled forward and its recompute are two graphs, with numbers of their own.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,18 +1,18 @@
-"""Streaming of frozen blocks: their weights stay in main memory and visit the device when they are needed.
+"""Block swap: the frozen weights of some blocks stay in main memory, and are on the device only while they are used.
 
-Weights go one way, to the device; they are never changed, so nothing comes back. The device has a ring of a few slots,
-each as large as the largest streamed block. While a block computes, the weights of the next are copied beside it. Those
-that lie in a file are read into staging memory before that, while blocks from main memory have their turn.
+Here it is called streaming, because weights go one way: they are never changed, so nothing has to be copied back. The
+device has a ring of a few slots, each as large as the largest swapped block. While a block computes, the weights of the
+next one are copied. Memory-mapped weights, which lie in a file, are read into staging memory before that.
 
-A block is entered twice in training: at its call, and at the start of its backward, which a hook on its output tells.
-Its tensors are then rebound to a slot. So its backward must read weights through the block's own tensor objects, and
-checkpointing sees to that: it runs the block again, or, compiled, keeps the objects. Anything else that autograd would
-keep of a slot is refused.
+A block is entered twice in training: when it is called, and when its backward begins, which a hook on its output tells.
+Each time its tensors are pointed at the memory of a slot. So the backward must read the weights through the block's own
+tensor objects. Gradient checkpointing sees to that: it runs the block again or, when compiled, keeps the objects. Anything
+else that autograd would keep of a slot is refused.
 
-A slot is in use from one `enter` to the next, of any block. In the forward the block has been called by then. In the
-backward, too, all of a block's backward is queued before the block below is entered: autograd runs ready nodes in the
-reverse order of their making (torch/csrc/autograd/engine.cpp, CompareNodeTaskTime), and the nodes of a block are made
-after those of the blocks below. What is queued is not done: copies wait for the point that the device has to pass.
+A slot is in use from one `enter` to the next, of any block. In the forward, all work of a block has been queued by then. In
+the backward, too, all work of a block is queued before the block below is entered: autograd runs ready nodes in the reverse
+order of their making (torch/csrc/autograd/engine.cpp, CompareNodeTaskTime), and the nodes of a block are made after those of
+the blocks below. Queued is not done, so each copy waits for the point in the queue that the device has to pass first.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..facts import PATCH, clip_size, num_frames
+from ..memory.precision import precision_kind
 from ..settings.memory import MemoryOptions
 from ..settings.plain import chosen
 from .choice import Choice
@@ -13,7 +14,6 @@ from .planner import Planner
 from .sizes import num_params
 
 GIB = 2**30
-LOWER = {"fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "auto": "fp8", "fp8": "nf4", "fp8_compute": "nf4", "int8": "nf4"}
 
 
 def clip_name(shape: tuple[int, int, int, int]) -> str:
@@ -139,8 +139,7 @@ def _smaller_batch(planner: Planner) -> Iterator[str]:
 
 def _lower_precision(planner: Planner) -> Iterator[str]:
     precision, old = planner.plan.precision, planner.leanest().vram
-    while planner.task.stored_block_bytes is None and precision in LOWER:
-        precision = LOWER[precision]
+    while planner.task.stored_block_bytes is None and (precision := precision_kind(precision).lower):
         lower = replace(planner, plan=replace(planner.plan, precision=precision))
         if lower.fits():
             yield f"the precision {precision}, which takes {(old - lower.leanest().vram) / GIB:.1f} GB less"

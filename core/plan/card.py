@@ -13,9 +13,9 @@ import torch
 from ..disk import write_atomic
 from ..errors import ConfigError
 from ..memory.attention import Attend, AttentionShape, choose_attention, sdpa_attention, time_attention
-from ..memory.precision.formats import native_dtype
-from ..memory.precision.fp8 import quantize_rows
-from ..memory.precision.fp8_compute import find_kernel, multiply
+from ..memory.precision import native_dtype, precision_kind
+from ..memory.precisions.fp8 import quantize_rows
+from ..memory.precisions.fp8_compute import find_kernel, multiply
 from ..settings.memory import MasterKind
 from .host import available_ram, pinnable_ram
 
@@ -50,7 +50,7 @@ class Card:
 
     def matmul_rate(self, precision: str, element_size: int) -> float:
         """FLOP per second of a block's linears."""
-        if precision == "fp8_compute" and self.matmul_fp8:
+        if self.matmul_fp8 and precision_kind(precision).multiplies_in_fp8:
             return self.matmul_fp8
         return self.matmul if element_size < 4 else self.matmul_fp32
 

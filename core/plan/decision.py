@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.setup import finish_importing_adapters
+from ..adapters.peft_hooks import finish_importing_adapters
 from ..facts import num_tokens
 from ..memory.attention import AttentionShape
 from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
-from ..memory.precision.formats import resolve
+from ..memory.precision import AUTO, needed_by_precision, needs_adapter, resolve
 from ..objective.objective import objective_of
 from ..settings.job import Job
 from ..settings.memory import BlockMode, MemoryOptions
@@ -50,7 +50,7 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
     Takes some seconds where kernels, a compiler or attention have not been tried before. `scratch`: the folder for what may
     be used again and may be deleted, such as compiled code. ConfigError for a precision or an attention that can't be had.
     """
-    if job.model.precision == "nf4":  # whose package is hidden until then
+    if needed_by_precision(job.model.precision):  # packages that are hidden until then
         finish_importing_adapters()
     dtype = arithmetic(job.model.precision, device)
     modes, warnings = _usable_modes(job.memory, device, scratch)
@@ -75,7 +75,7 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype that a base of this precision computes in. ConfigError for one that the device or a package lacks."""
     # ara computes as all formats do, and cannot be resolved without its file.
-    return resolve("auto" if precision == "ara" else precision, device).dtype
+    return resolve(AUTO if needs_adapter(precision) else precision, device).dtype
 
 
 def wanted_modes(memory: MemoryOptions, device: torch.device) -> tuple[BlockMode, ...]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
+from ..memory.precision import precision_kind
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
 from .block_by_kernels import KernelBlock, kernel_block
 from .card import Card, Correction
@@ -31,6 +32,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    kind_of,
     num_inputs,
     num_keys,
     num_offloaded,
@@ -40,7 +42,6 @@ from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
-_ONE_PASS = ("fp8", "int8")  # formats that kernels dequantize in one pass, one layer at a time
 # Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
 # some are brought back ahead and some are still in use.
 _ARRIVED = (3, 5)
@@ -136,7 +137,7 @@ def backward_units(sizes: Sizes, precision: str, element_size: int) -> float:
     The peak is in the feed-forward part, whose gradients are ffn_dim wide, or at the recompute's end.
     """
     ratio = sizes.ffn_dim / sizes.dim
-    if precision == "fp8_compute":  # gradients are scaled in fp32 before they are quantized
+    if precision_kind(precision).multiplies_in_fp8:  # gradients are scaled in fp32 before they are quantized
         return 1 + max(10.8, 5 + 4.5 * ratio)
     return 1 + (max(8, 2 + 3 * ratio) if element_size < 4 else max(2, 1 + ratio))
 
@@ -148,7 +149,7 @@ def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, flo
     the input of a part's norm is the part's own, and not kept once more as within a whole block.
     """
     if element_size < 4:
-        attention = 10.8 if precision == "fp8_compute" else 8.0
+        attention = 10.8 if precision_kind(precision).multiplies_in_fp8 else 8.0
         return {
             "self_attn": attention,
             "cross_attn": attention,
@@ -223,11 +224,12 @@ def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
 def _weights_again(task: Task, plan: Plan) -> int:
     """What weights take that are brought into another form for a product: dequantized, or transposed."""
     largest = task.sizes.ffn_dim * task.sizes.dim
-    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         return largest
     if not is_quantized(task, plan):
         return 0
-    one_pass = plan.compile == "kernels" and task.stored_block_bytes is None and plan.precision in _ONE_PASS
+    by_kernel = kind_of(plan).kernel_weight is not None and task.stored_block_bytes is None
+    one_pass = plan.compile == "kernels" and by_kernel
     return (1 if one_pass else _DENSE) * compute_size(task, plan) * largest
 
 
@@ -262,7 +264,7 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     fitted = constants()
     units = backward_units(sizes, "bf16", size) + fitted.compiled_peak
     units += fitted.compiled_peak_ffn * sizes.ffn_dim / sizes.dim
-    units += fitted.fp8_compute if plan.precision == "fp8_compute" else 0.0
+    units += fitted.fp8_compute if kind_of(plan).multiplies_in_fp8 else 0.0
     if plan.checkpointing:
         units += max(0.0 if kept.attention else fitted.attention_again, fitted.products_kept if kept.linears else 0.0)
     less = (1 - 1 / plan.ffn_pieces) * (by_part["ffn"] + fitted.pieces_peak * unit)
@@ -301,7 +303,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         return eager
     fitted = constants()
     times = fitted.parts_kept if kept.attention else fitted.parts_again
-    return times * eager + (fitted.fp8_compute * unit if plan.precision == "fp8_compute" else 0)
+    return times * eager + (fitted.fp8_compute * unit if kind_of(plan).multiplies_in_fp8 else 0)
 
 
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:

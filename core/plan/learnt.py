@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from ..adapters.setup import finish_importing_adapters
+from ..adapters.peft_hooks import finish_importing_adapters
 from ..errors import RunError
 from ..settings.job import Job
 from .card import Card, corrected, learnt_path, read_correction, write_correction

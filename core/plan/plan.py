@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..facts import CLIP_TOKENS, num_tokens
+from ..memory.precision import PrecisionKind, precision_kind
 from ..objective.passes import PLAIN, Passes
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
-from .sizes import PLAIN_BYTES, Sizes, Trained, block_bytes, block_linears, can_offload
+from .sizes import Sizes, Trained, block_bytes, block_linears, can_offload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,15 @@ def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
     return num_tokens(bucket.shape, sizes.patch_size)
 
 
+def kind_of(plan: Plan) -> PrecisionKind:
+    """The plan's precision. ConfigError for one that is not known, or is still to be decided ("auto")."""
+    return precision_kind(plan.precision)
+
+
 def compute_size(task: Task, plan: Plan) -> int:
     """Bytes of an activation's number."""
-    return PLAIN_BYTES.get(plan.precision, task.element_size)
+    dtype = kind_of(plan).dtype
+    return task.element_size if dtype is None else dtype.itemsize
 
 
 def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
@@ -76,7 +83,7 @@ def block_weights(task: Task, plan: Plan) -> int:
 
 
 def is_quantized(task: Task, plan: Plan) -> bool:
-    return task.stored_block_bytes is not None or plan.precision not in (*PLAIN_BYTES, "auto", "fp8_compute")
+    return task.stored_block_bytes is not None or kind_of(plan).dequantizes
 
 
 def is_compiled(plan: Plan) -> bool:

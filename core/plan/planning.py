@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..memory.master import ALIGNMENT
+from ..memory.precision import AUTO, dtype_name
 from ..objective.objective import objective_of
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
@@ -21,7 +22,6 @@ from .planner import Planner
 from .run_costs import RunCosts
 from .sizes import HIGH_PRECISION, Trained
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -59,7 +59,7 @@ def plan_of(job: Job, decision: Decision) -> Plan:
     """The job's own memory options as a plan: what is left to a planner is plain."""
     precision = job.model.precision
     return Plan(
-        precision=_NAMES[decision.dtype] if precision == "auto" else precision,
+        precision=dtype_name(decision.dtype) if precision == AUTO else precision,
         compile=decision.modes[0],
         cuda_graphs=job.memory.cuda_graphs,
         **{**PLAIN, **chosen(job.memory)},

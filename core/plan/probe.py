@@ -16,6 +16,7 @@ import torch
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
 from ..memory.attention import AttentionShape, choose_attention, load_attention
+from ..torch_compat import cuda_driver_version
 from .card import RATES, Card, attention_rate, card_of, measure_rates
 
 _PACKAGES = ("triton", "flash-attn-4", "flash_attn_3", "flash_attn")
@@ -122,8 +123,7 @@ def version_of(device: torch.device) -> str:
     """All that a measurement depends on, in words: card, driver, PyTorch and its libraries, packages with kernels."""
     if device.type != "cuda":
         return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
-    parts = [torch.cuda.get_device_name(device), f"driver {driver}", f"torch {torch.__version__}"]
+    parts = [torch.cuda.get_device_name(device), f"driver {cuda_driver_version()}", f"torch {torch.__version__}"]
     parts += [f"cuda {torch.version.cuda}", f"cudnn {torch.backends.cudnn.version()}"]
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

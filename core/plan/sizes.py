@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from ..adapters.kind import ADAPTER_KINDS, LORA
 from ..memory.master import ALIGNMENT
-from ..memory.precision.ara import GROUP
-from ..memory.precision.nf4 import BLOCK_SIZE, NESTED_BLOCK_SIZE
+from ..memory.precision import precision_kind
 from ..optimizers import OPTIMIZERS
 
-PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
 ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
 
@@ -51,6 +50,7 @@ class Sizes(Protocol):
 class Trained:
     """The adapter and its optimizer."""
 
+    adapter: str = LORA
     rank: int = 16
     targets: tuple[str, ...] = ALL_TARGETS
     dropout: bool = False
@@ -71,12 +71,13 @@ def block_linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
 def block_bytes(sizes: Sizes, precision: str, element_size: int, *, rank: int = 32) -> int:
     """Bytes of a block's frozen tensors, in the layout in which they are streamed.
 
-    `element_size` of the arithmetic, which the biases have too; `rank` of the correction in int4_svd and ara.
+    `element_size` of the arithmetic, which the biases have too; `rank` of the correction in int4_svd and ara. ConfigError
+    for a precision that is not known.
     """
-    dim = sizes.dim
+    dim, weight_bytes = sizes.dim, precision_kind(precision).weight_bytes
     parameters, buffers = [6 * dim * HIGH_PRECISION], []  # modulation
     for name, (out, inner) in block_linears(sizes).items():
-        stored = _linear_bytes(out, inner, precision, element_size, rank)
+        stored = weight_bytes((out, inner), element_size, rank)
         if len(stored) == 1:
             parameters += stored
         else:
@@ -123,8 +124,9 @@ def targeted(sizes: Sizes, targets: tuple[str, ...]) -> dict[str, tuple[int, int
 @lru_cache
 def adapter_params(sizes: Sizes, trained: Trained) -> int:
     """Trainable numbers of the whole model."""
-    widths = sum(out + inner for out, inner in targeted(sizes, trained.targets).values())
-    return sizes.num_layers * trained.rank * widths
+    num_params = ADAPTER_KINDS.get(trained.adapter).num_params
+    linears = targeted(sizes, trained.targets).values()
+    return sizes.num_layers * sum(num_params(shape, trained.rank) for shape in linears)
 
 
 def state_bytes(trained: Trained) -> int:
@@ -141,18 +143,3 @@ def _plain_block(sizes: Sizes) -> int:
     linears = sum(out * inner + out for out, inner in block_linears(sizes).values())
     norms = 4 + 2 + (sizes.image_dim is not None)  # of queries and keys, twice; norm3; the image's keys
     return HIGH_PRECISION * (linears + (6 + norms) * sizes.dim)
-
-
-def _linear_bytes(out: int, inner: int, precision: str, element_size: int, rank: int) -> list[int]:
-    """Bytes of each tensor that stands for the weight [out, inner]; a plain weight is one."""
-    count = out * inner
-    if precision in ("fp8", "fp8_compute", "int8"):
-        return [count, out * 4]
-    if precision == "nf4":
-        blocks = -(-count // BLOCK_SIZE)
-        return [-(-count // 2), blocks, 256 * 4, -(-blocks // NESTED_BLOCK_SIZE) * 4, 4]
-    if precision in ("int4_svd", "ara") and inner % 2 == 0:
-        groups = out * (inner // math.gcd(inner, GROUP))
-        rank = min(rank, out, inner)
-        return [count // 2, groups * 2, groups, out * rank * element_size, rank * inner * element_size]
-    return [count * PLAIN_BYTES.get(precision, element_size)]

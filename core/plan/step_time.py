@@ -24,6 +24,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    kind_of,
     num_offloaded,
 )
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
@@ -138,14 +139,14 @@ def _launches(plan: Plan, *, graphed: bool) -> tuple[int, int]:
 def _launch_seconds(task: Task, plan: Plan, card: Card, *, graphed: bool) -> float:
     these = constants()
     launch_s = these.graph_gap_s if graphed else card.launch_s
-    if plan.precision == "fp8_compute":
+    if kind_of(plan).multiplies_in_fp8:
         launch_s *= these.kernels_fp8_launches if plan.compile == "kernels" else these.fp8_launches
     launch_s *= these.quantized_launches if is_compiled(plan) and not graphed and is_quantized(task, plan) else 1.0
     return launch_s * (these.split_launches if plan.split_blocks else 1 + these.piece_launches * (plan.ffn_pieces - 1))
 
 
 def _product_rate(plan: Plan, card: Card, size: int) -> float:
-    is_fp8 = plan.precision == "fp8_compute" and card.matmul_fp8
+    is_fp8 = kind_of(plan).multiplies_in_fp8 and card.matmul_fp8
     return card.matmul_rate(plan.precision, size) * (constants().sustained_fp8 if is_fp8 else constants().sustained)
 
 
@@ -168,7 +169,7 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
     again = 0.0 if compiled else dense
-    if plan.compile == "kernels" and plan.precision == "fp8_compute":
+    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         again += 2 * dense_params(sizes)  # transposed
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
     return up, down, dense / card.bandwidth
@@ -178,7 +179,7 @@ def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, f
     """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
     these = constants()
     quantizing = (0.0, 0.0)
-    if plan.precision == "fp8_compute":
+    if kind_of(plan).multiplies_in_fp8:
         quantizing = these.fp8_traffic_forward, these.fp8_traffic_backward
         if plan.compile == "kernels":
             quantizing = these.kernels_fp8_traffic_forward, these.kernels_fp8_traffic_backward

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import CLIP_VISION, CONDITION_ON, ConfigError
+from ..memory.precision import needs_adapter
 from ..paths import path_problem, shown
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, ModelSpec
@@ -51,7 +52,7 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
         number = getattr(memory, name)
         if number is not None and number > info.config.num_layers:
             raise ConfigError(f"{name} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
-    if has_adapter != (precision == "ara"):
+    if has_adapter != needs_adapter(precision):
         raise ConfigError(
             "the precision ara and a recovery adapter go together: choose both, or none (int4_svd needs no file)."
         )

@@ -18,6 +18,7 @@ from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
 from ..objective.objective import Group, Objective, objective_of
 from ..settings.job import Job
+from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
 from .optimizers import Undo, update_if
 from .schedule import learning_rate_scale
@@ -291,7 +292,7 @@ class Trainer:
     def _scale_gradients(self, factor: float) -> None:
         if factor != 1.0:  # batches of different sizes, or a loss scale
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, factor)  # type: ignore[reportPrivateImportUsage]  # as clip_grad_norm_ does
+            foreach_mul_(gradients, factor)  # as clip_grad_norm_ does
 
     def _clip_gradients(self) -> torch.Tensor:
         limit = self.job.optimizer.max_grad_norm

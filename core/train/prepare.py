@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapters.fused import fuse_adapter
-from ..adapters.setup import add_adapter, finish_importing_adapters
+from ..adapters.peft_hooks import finish_importing_adapters
+from ..adapters.setup import add_adapter, use_light_forward
 from ..errors import ConfigError
+from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
-from ..memory.precision.ara import LowRank
-from ..memory.precision.formats import FormatOptions, Resolved, resolve
+from ..memory.precision import (
+    FormatOptions,
+    Resolved,
+    known_precision,
+    resolve,
+)
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
 from ..plan.decision import Decision, decide
@@ -82,7 +87,7 @@ def prepare(
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
-        fuse_adapter(model)
+        use_light_forward(model)
     with timed("Putting the plan on the model"):
         features = apply_features(model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters)
     if warming is not None:
@@ -104,16 +109,15 @@ def needs_of(job: Job, sizes: Sizes, device: torch.device, dtype: torch.dtype) -
     """The kernels that the blocks of the job's model run by; `dtype` is that of their arithmetic."""
     from ..kernels.warm import Needs
 
-    precision = job.model.precision
-    weights = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
+    kind = known_precision(job.model.precision)
     return Needs(
         device=device,
         dtype=dtype,
         dim=sizes.dim,
         ffn_dim=sizes.ffn_dim,
         head_dim=sizes.dim // sizes.num_heads,
-        quantizes=precision == "fp8_compute",
-        weights=weights,
+        quantizes=kind is not None and kind.multiplies_in_fp8,
+        weights=kind.kernel_weight if kind else None,
     )
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.formats import parse_modules, write_lora
 from ..adapters.metadata import LoraDescription, lora_metadata
-from ..adapters.setup import adapter_state
+from ..adapters.setup import write_adapter
 from ..optimizers import OPTIMIZERS
 from ..plan.overhead import Others
 from ..settings.job import Job
@@ -188,8 +187,7 @@ def write_validation(trainer: Trainer, events: EventWriter) -> None:
 def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> Path:
     """Write the final LoRA into the run folder, with its metadata, and mark the run as finished."""
     path = folder.path / f"{lora_name(job)}.safetensors"
-    modules, _ = parse_modules(adapter_state(prepared.model))
-    write_lora(path, modules, metadata=lora_metadata(describe(folder, job, step)), dtype=torch.float32)
+    write_adapter(path, prepared.model, metadata=lora_metadata(describe(folder, job, step)))
     folder.write_result(step=step, lora=path)
     return path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..adapters.metadata import base_model_name, lora_metadata
 from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
+from ..memory.precision import AUTO, needed_by_precision
 from ..optimizers import OPTIMIZERS
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
@@ -42,13 +43,12 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
 
 
 def needed_packages(optimizer: str | None, precision: str) -> tuple[str, ...]:
-    """For a training with this optimizer on a base of this precision, as pip knows them.
+    """For a training with this optimizer on a base of this precision, as pip knows them; "" where it is not chosen yet.
 
     ConfigError for an optimizer that is not known; None: not known yet.
     """
     of_optimizer = () if optimizer is None else OPTIMIZERS.get(optimizer).packages
-    of_precision = ("bitsandbytes",) if precision == "nf4" else ()
-    return tuple(dict.fromkeys((*ALWAYS, *of_optimizer, *of_precision)))
+    return tuple(dict.fromkeys((*ALWAYS, *of_optimizer, *needed_by_precision(precision or AUTO))))
 
 
 def check_end(job: Job, info: CheckpointInfo) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .ops import PLAIN, Ops, modulated_norm
+from .ops import PLAIN, Ops, mark_self_attention, modulated_norm
 
 ROPE_THETA = 10000.0
 PARTS = ("self_attn", "cross_attn", "ffn")  # of a block, in order
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x [B, L, D], rope [2, L, K/2] -> [B, L, D]."""
         q, k, v = self.project(x)
-        q_BLNK = self.norm_q.rotated(q, rope)
+        q_BLNK = mark_self_attention(self.norm_q.rotated(q, rope))
         k_BLNK = self.norm_k.rotated(k, rope)
         v_BLNK = v.unflatten(2, (self.num_heads, -1))
         return run_layer(self.o, self.attend(q_BLNK, k_BLNK, v_BLNK).flatten(2))

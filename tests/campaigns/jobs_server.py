@@ -19,7 +19,7 @@ def serve() -> None:
     import wantrain
 
     wantrain.load_pack()
-    from wan_train.core.adapters.setup import import_adapters
+    from wan_train.core.adapters.peft_hooks import import_adapters
     from wan_train.core.cli import main as cli
 
     for name in ("cache", "merge", "preview", "scan", "train"):

@@ -28,6 +28,7 @@ LEVELS = {
     "serial": 1,
     "shortage": 1,
     "sweep": 1,
+    "torch_compat": 1,
     "disk": 2,
     "locks": 2,
     "safe_json": 2,
@@ -36,8 +37,8 @@ LEVELS = {
     "flow": 4,
     "schedules": 4,
     "data": 5,
-    "memory": 6,
     "wan": 5,
+    "memory": 6,
     "adapters": 7,
     "encoders": 7,
     "optimizers": 7,
@@ -47,8 +48,8 @@ LEVELS = {
     "plan": 9,
     "train": 10,
     "generate": 11,
-    "recipe": 12,
     "launch": 11,
+    "recipe": 12,
     "cli": 13,
 }  # fmt: skip
 

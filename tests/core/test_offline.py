@@ -64,7 +64,7 @@ def test_every_package_is_imported_offline(guarded):
     code = """
 from wan_train.core.offline import stay_offline
 stay_offline()
-from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.adapters.peft_hooks import import_adapters
 import_adapters()
 import importlib
 from wan_train.core.cli.machine import _PACKAGES
@@ -73,7 +73,7 @@ for _, module, attribute, _ in _PACKAGES:
         getattr(importlib.import_module(module), attribute or "__name__")
     except ImportError as error:
         print(f"not here: {error}")
-from wan_train.core.memory.precision.nf4 import nf4
+from wan_train.core.memory.precisions.nf4 import nf4
 try:
     import huggingface_hub
     print("hub offline:", huggingface_hub.constants.HF_HUB_OFFLINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from wan_train.core import packages
-from wan_train.core.adapters.setup import import_adapters
+from wan_train.core.adapters.peft_hooks import import_adapters
 from wan_train.core.errors import ConfigError
 from wan_train.core.packages import check_packages, package_problems, pip_command, release, unusable
 

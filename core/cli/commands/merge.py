@@ -4,9 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from ...adapters.ship import KEY_STYLES, ShipOptions, Slot, Source, ship
+from ...adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, ship
 from ...errors import ConfigError
-from ...settings.precision import PRECISIONS
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
 log = logging.getLogger(__name__)

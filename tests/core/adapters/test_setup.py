@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from wan_train.core.adapters import setup
+from wan_train.core.adapters import peft_hooks
 from wan_train.core.adapters.formats import LoraModule, parse_modules, to_tensors
-from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, load_adapter
+from wan_train.core.adapters.kind import ADAPTER_KINDS
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, load_adapter, write_adapter
 from wan_train.core.errors import ConfigError, ModelFileError
 from wan_train.core.settings.adapter import AdapterOptions
 
@@ -307,6 +308,29 @@ def test_bad_options_are_refused(values, message):
         AdapterOptions(**values)
 
 
+def test_a_kind_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError, match="the adapter 'lokr9' is not known: choose one of lora"):
+        add_adapter(make_net(), AdapterOptions(), seed=0, kind="lokr9")
+
+
+@pytest.mark.parametrize("name", ADAPTER_KINDS.names)
+def test_every_kind_says_its_size_and_comes_back_from_its_file(name, tmp_path):
+    kind, model = ADAPTER_KINDS.get(name), make_net()
+    assert kind.help
+    parameters = add_adapter(model, AdapterOptions(rank=2, targets=("ffn",)), seed=0, kind=name)
+    shapes = [(layer.out_features, layer.in_features) for layer in adapter_modules(model).values()]
+    assert sum(p.numel() for _, p in parameters) == sum(kind.num_params(shape, 2) for shape in shapes)
+    randomise(parameters)
+    state = adapter_state(model)
+    found = kind.from_file(write_adapter(tmp_path / "adapter.safetensors", model, metadata={}))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    other = make_net()
+    add_adapter(other, AdapterOptions(rank=2, targets=("ffn",)), seed=1, kind=name)
+    load_adapter(other, found)
+    assert all(torch.equal(value, state[key]) for key, value in adapter_state(other).items())
+
+
 def test_dropout_acts_in_training_only():
     model, x = make_net(), torch.randn(8, 16)
     randomise(add_adapter(model, AdapterOptions(rank=2, dropout=0.5), seed=0))
@@ -343,7 +367,7 @@ def test_importing_early_leaves_other_packages_to_those_who_need_them(tmp_path):
     )
     code = (
         "import sys, wantrain; wantrain.load_pack()\n"
-        "from wan_train.core.adapters.setup import import_adapters\n"
+        "from wan_train.core.adapters.peft_hooks import import_adapters\n"
         "import_adapters()\n"
         "assert 'peft' in sys.modules\n"
         "assert not {'bitsandbytes', 'scipy', 'torchvision'} & set(sys.modules)\n"
@@ -355,8 +379,8 @@ def test_importing_early_leaves_other_packages_to_those_who_need_them(tmp_path):
 
 def test_importing_beside_other_work_is_done_once_and_its_failure_is_told(monkeypatch):
     calls = []
-    monkeypatch.setattr(setup, "import_adapters", lambda: calls.append(threading.current_thread().name))
-    importing = setup._Importing()
+    monkeypatch.setattr(peft_hooks, "import_adapters", lambda: calls.append(threading.current_thread().name))
+    importing = peft_hooks._Importing()
     importing.begin()
     importing.begin()
     importing.finish()
@@ -365,8 +389,8 @@ def test_importing_beside_other_work_is_done_once_and_its_failure_is_told(monkey
     def fail():
         raise ImportError("No module named 'peft'")
 
-    monkeypatch.setattr(setup, "import_adapters", fail)
-    importing = setup._Importing()
+    monkeypatch.setattr(peft_hooks, "import_adapters", fail)
+    importing = peft_hooks._Importing()
     importing.begin()
     with pytest.raises(ImportError, match="peft"):
         importing.finish()

@@ -17,8 +17,8 @@ from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.kernels.apply import use_kernels
 from wan_train.core.kernels.linears import make_product
 from wan_train.core.memory.attention import sdpa_attention
-from wan_train.core.memory.precision.fp8 import make_fp8
-from wan_train.core.memory.precision.int8 import make_int8
+from wan_train.core.memory.precisions.fp8 import make_fp8
+from wan_train.core.memory.precisions.int8 import make_int8
 from wan_train.core.memory.rerun import Rerun
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig

@@ -72,7 +72,7 @@ def serve() -> None:
     import wantrain
 
     wantrain.load_pack()
-    from wan_train.core.adapters.setup import import_adapters
+    from wan_train.core.adapters.peft_hooks import import_adapters
 
     import_adapters()
     with contextlib.suppress(ImportError):  # peft imports it with the first adapter, in seconds

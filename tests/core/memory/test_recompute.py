@@ -24,7 +24,7 @@ NUM_BLOCKS = CONFIG.num_layers
 
 
 class CountAttention(TorchDispatchMode):
-    """Counts the attention operators that run: self-attention, cross-attention."""
+    """Counts the attention operators that run: with as many keys as queries ("self"), and with others."""
 
     def __init__(self):
         super().__init__()
@@ -61,6 +61,31 @@ def test_last_blocks_are_kept_and_a_copy_of_the_model_keeps_the_same():
     assert counter.counts["self"] == 2 * NUM_BLOCKS - 2
     model.run_block = with_selective_recompute(call_block, model.blocks, Kept())
     assert not any(block.keeps_attention for block in model.blocks)
+
+
+@pytest.mark.parametrize("linears", [0, NUM_BLOCKS])
+@pytest.mark.parametrize("quant", [None, "Q8_0"])
+def test_an_image_with_as_many_tokens_as_the_text_keeps_its_self_attention_alone(linears, quant):
+    """512 tokens of both: queries and keys have the same shape in self- and in cross-attention."""
+    model = make_model(CONFIG, torch.float32, quant)
+    latents, context = torch.randn(1, CONFIG.in_dim, 1, 32, 64), torch.randn(1, 512, CONFIG.text_dim)
+    shapes = []
+    model.attend = note_shapes(model.attend, shapes)
+    model.run_block = with_selective_recompute(
+        call_block, model.blocks, Kept(NUM_BLOCKS, linears), width=CONFIG.dim if linears else 0
+    )
+    with CountAttention() as counter:
+        model(latents, torch.tensor([500.0]), context).square().mean().backward()
+    assert set(shapes) == {(1, 512, CONFIG.num_heads, CONFIG.dim // CONFIG.num_heads)}
+    assert counter.counts == {"self": 3 * NUM_BLOCKS}  # self-attention once, cross-attention twice
+
+
+def note_shapes(attend, shapes):
+    def run(q, k, v):
+        shapes.extend(tuple(tensor.shape) for tensor in (q, k))
+        return attend(q, k, v)
+
+    return run
 
 
 def alive_bytes() -> int:

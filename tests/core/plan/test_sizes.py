@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.master import streamed_bytes
-from wan_train.core.memory.precision.formats import resolve
+from wan_train.core.memory.precision import resolve
 from wan_train.core.plan.sizes import Trained, adapter_params, block_bytes, num_params, rest_bytes
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.memory import chunking
-from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
+from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from wan_train.core.memory.products import dense_product
 from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.plan.decision import decide, wanted_modes

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 from wan_train.core.errors import ConfigError, ModelFileError
-from wan_train.core.memory.precision.base import FrozenLinear
-from wan_train.core.memory.precision.fp8 import make_fp8
-from wan_train.core.memory.precision.int8 import make_int8
+from wan_train.core.memory.frozen_linear import FrozenLinear
+from wan_train.core.memory.precisions.fp8 import make_fp8
+from wan_train.core.memory.precisions.int8 import make_int8
 from wan_train.core.wan.checkpoint import hints_expert, inspect, load_transformer
 from wan_train.core.wan.keys import to_official
 from wan_train.core.wan.layers import StoredLinear, run_layer

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from wan_train.core.memory.precision.formats import FormatOptions, resolve
+from wan_train.core.memory.precision import FormatOptions, resolve
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.model import WanTransformer
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit

@@ -7,7 +7,8 @@ accurate one unless a few numbers of a row stand out by far.
 import torch
 from torch import Tensor, nn
 
-from .base import RowScaledLinear, true_values
+from ..frozen_linear import RowScaledLinear, true_values
+from ..precision import PrecisionKind, row_scaled_bytes
 from .fp8 import TINY
 
 INT8_MAX = 127
@@ -34,3 +35,13 @@ def quantize_int8(values: Tensor) -> tuple[Tensor, Tensor]:
     """[N, K] fp32 -> int8 [N, K] and scale [N, 1] fp32; the error is at most half a scale, 1/254 of a row's largest."""
     scale = values.abs().amax(dim=1, keepdim=True).clamp(min=TINY) / INT8_MAX
     return (values / scale).round().to(torch.int8), scale
+
+
+METHOD = PrecisionKind(
+    help="whole numbers of 8 bits, computed with in 16; half of bf16's memory, on every card",
+    weight_bytes=row_scaled_bytes,
+    linears=lambda _: make_int8,
+    dequantizes=True,
+    kernel_weight=torch.int8,
+    lower="nf4",
+)

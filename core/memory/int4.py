@@ -1,26 +1,24 @@
 """4 bits: whole numbers from 0 to 15 in groups along the input, each group with a scale and a level that means zero.
 
-A frozen low-rank branch, added to the dequantized weight, undoes part of the error: here its best approximation by a
-singular value decomposition (QLoRA's quantized base with the correction of LoftQ, arXiv:2310.08659, and LQER,
-arXiv:2402.02446, taken once); in `ara` one that was trained.
+A frozen low-rank branch, added to the dequantized weight, undoes part of the error: see `precisions.int4_svd` and
+`precisions.ara` for where it comes from.
 
 Legend: N out_features, K in_features, G groups of a row, R rank of the branch.
 """
 
 import math
-from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import FrozenLinear, MakeLinear, Shape, true_values
+from .frozen_linear import FrozenLinear, Shape
 
 GROUP = 64
 LEVELS = 15
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the group's range; a narrower one trades its ends for smaller steps
 EPS = torch.finfo(torch.float32).eps  # smallest scale of a group
-OVERSAMPLING, POWER_ITERATIONS = 8, 2  # Halko, Martinsson, Tropp, arXiv:0909.4061
+LowRank = tuple[Tensor, Tensor]  # down [R, K], up [N, R]; their product is added to the weight as it is
 
 
 class Int4Linear(FrozenLinear):
@@ -34,33 +32,6 @@ class Int4Linear(FrozenLinear):
         packed, scale, zero, up, down = tensors
         values = grouped_values(packed, scale, zero, shape).to(dtype)
         return torch.addmm(values, up.to(dtype), down.to(dtype))
-
-
-def int4_svd(rank: int) -> MakeLinear:
-    """Layers in 4 bits with a branch of `rank` from the error of each."""
-    return partial(make_int4, rank=rank)
-
-
-def make_int4(
-    name: str,  # noqa: ARG001
-    weight: Tensor,
-    scale: Tensor | None,
-    *,
-    dtype: torch.dtype,
-    bias: nn.Parameter | None,
-    rank: int,
-) -> Int4Linear | None:
-    """See `MakeLinear`. None for a layer whose inputs cannot be packed in pairs."""
-    shape = (weight.shape[0], weight.shape[1])
-    if shape[1] % 2:
-        return None
-    values = true_values(weight, scale)
-    levels, group_scale, zero = quantize_groups(values, math.gcd(shape[1], GROUP))
-    packed = pack(levels)
-    error = values - grouped_values(packed, group_scale, zero, shape).float()
-    up, down = low_rank(error, min(rank, *shape))
-    tensors = {"weight": packed, "scale": group_scale, "zero": zero, "up": up.to(dtype), "down": down.to(dtype)}
-    return Int4Linear(shape, tensors, bias)
 
 
 def quantize_groups(values: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,17 +82,11 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
-def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """up [N, R] and down [R, K] fp32, whose product is nearly the best approximation of `matrix` [N, K] of this rank.
-
-    Randomized, by a seed of its own: the same matrix gives the same factors, and the global state does not move.
-    """
-    width = min(rank + OVERSAMPLING, *matrix.shape)
-    draws = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(matrix @ draws.to(matrix.device)).Q  # [N, width]
-    for _ in range(POWER_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.t() @ basis).Q).Q
-    inputs, triangle = torch.linalg.qr(matrix.t() @ basis)  # [K, width], [width, width]
-    left, values, right = torch.linalg.svd(triangle.t())
-    root = values[:rank].sqrt()  # in both factors, so that 16 bits hold them equally well
-    return (basis @ left[:, :rank]) * root, root.unsqueeze(1) * (right[:rank] @ inputs.t())
+def weight_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+    """Bytes of each tensor of an `Int4Linear`; of a plain weight where the inputs can't be packed in pairs."""
+    out, inner = shape
+    if inner % 2:
+        return [out * inner * element_size]
+    groups = out * (inner // math.gcd(inner, GROUP))
+    rank = min(rank, out, inner)
+    return [out * inner // 2, groups * 2, groups, out * rank * element_size, rank * inner * element_size]

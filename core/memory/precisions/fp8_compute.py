@@ -13,15 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Shape, true_values
+from ...torch_compat import scaled_mm
+from ..frozen_linear import Shape, true_values
+from ..precision import PrecisionKind, dtype_name, row_scaled_bytes
 from .fp8 import E4M3, Fp8Linear, make_fp8, quantize_rows
 
 # "rows": the kernel takes a scale per row. "tensors": it takes one per tensor, and the rows' are applied to its result;
 # torch's builds for Windows, cards without the other kernel, and the CPU.
 Kernel = Literal["rows", "tensors"]
 
-_scaled_mm = torch._scaled_mm  # type: ignore[reportPrivateImportUsage]  # torch has no public name for it
-MULTIPLE = 16  # of both sizes of the weight: torch._scaled_mm, torch 2.11
+MULTIPLE = 16  # of both sizes of the weight: torch_compat.scaled_mm, torch 2.11
 
 
 class Fp8ComputeLinear(Fp8Linear):
@@ -118,9 +119,27 @@ def multiply(
     if kernel == "rows":
         if bias is not None:
             bias = bias.to(torch.bfloat16)
-        return _scaled_mm(
-            left, right, left_scale, right_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=fast
-        )
+        return scaled_mm(left, right, left_scale, right_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=fast)
     one = left_scale.new_ones(())
-    y = _scaled_mm(left, right, one, one, out_dtype=torch.bfloat16, use_fast_accum=fast) * left_scale * right_scale
+    y = scaled_mm(left, right, one, one, out_dtype=torch.bfloat16, use_fast_accum=fast) * left_scale * right_scale
     return y if bias is None else y + bias
+
+
+def _device_warning(device: torch.device, dtype: torch.dtype) -> str:
+    if find_kernel(device) is not None:
+        return ""
+    return (
+        f"{device} cannot multiply in fp8, which needs an NVIDIA card of the generation Ada, Hopper or Blackwell: "
+        f"the weights are kept in fp8, and the products are taken in {dtype_name(dtype)}, as with 'fp8'."
+    )
+
+
+METHOD = PrecisionKind(
+    help="8 bits stored and multiplied, for RTX 40, H100 and newer cards; half of bf16's memory",
+    weight_bytes=row_scaled_bytes,
+    linears=lambda _: make_fp8_compute,
+    multiplies_in_fp8=True,
+    refused_on=("mps",),
+    lower="nf4",
+    device_warning=_device_warning,
+)

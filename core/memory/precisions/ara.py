@@ -11,14 +11,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .base import MakeLinear, true_values
-from .int4 import EPS, GROUP, LEVELS, Int4Linear, pack
-
-LowRank = tuple[Tensor, Tensor]  # down [R, K], up [N, R]; their product is added to the weight as it is
+from ...errors import ConfigError
+from ..frozen_linear import MakeLinear, true_values
+from ..int4 import EPS, GROUP, LEVELS, Int4Linear, LowRank, pack, weight_bytes
+from ..precision import PrecisionKind
 
 
 def accuracy_recovery(adapter: Mapping[str, LowRank]) -> MakeLinear:
-    """Layers in 4 bits with the adapter's factors, by the name of the layer; others stay plain, as in AI-Toolkit."""
+    """Layers in 4 bits with the adapter's factors, by the name of the layer; others stay plain, as in AI-Toolkit.
+
+    ConfigError if there is no adapter.
+    """
+    if not adapter:
+        raise ConfigError(
+            "The precision 'ara' needs an accuracy recovery adapter: give its file (from "
+            "huggingface.co/ostris/accuracy_recovery_adapters), or choose 'int4_svd', which needs none."
+        )
     return partial(make_ara, adapter=adapter)
 
 
@@ -53,3 +61,22 @@ def quantize_uint4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     zero = (0 - (low / scale).round()).clamp(0, LEVELS)
     levels = ((grouped * (1 / scale).unsqueeze(2)).round() + zero.unsqueeze(2)).clamp(0, LEVELS)
     return levels.flatten(1).to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _file_warning(weights: str) -> str:
+    if weights in ("bf16", "fp16", "fp32", "") or weights[:1] == "q":
+        return ""
+    return (
+        f"Accuracy recovery adapters were made for the bf16 model, but the model file stores {weights}: use the "
+        "fp16 or bf16 file of the same model for the best result."
+    )
+
+
+METHOD = PrecisionKind(
+    help="4 bits with a correction that was trained, for which it needs an accuracy recovery adapter's file",
+    weight_bytes=weight_bytes,
+    linears=lambda options: accuracy_recovery(options.adapter),
+    dequantizes=True,
+    needs_adapter=True,
+    file_warning=_file_warning,
+)

@@ -5,9 +5,18 @@ import sys
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory.precision.formats import FormatOptions, resolve
+from wan_train.core.memory.precision import (
+    AUTO,
+    PRECISION_KINDS,
+    FormatOptions,
+    needed_by_precision,
+    precision_kind,
+    resolve,
+)
+from wan_train.core.plan.plan import Plan, Task, block_weights, compute_size
 from wan_train.core.settings.precision import PRECISIONS
-from wan_train.tests.core.memory.precision.helpers import CPU, FORMATS, factors, make_layer, random, resolve_format
+from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.memory.precisions.helpers import CPU, FORMATS, factors, make_layer, random, resolve_format
 
 MPS = torch.device("mps")
 
@@ -19,6 +28,41 @@ def test_every_precision_is_resolved():
         assert (resolved.linear is None) == (precision in ("auto", "fp32", "bf16", "fp16"))
         assert resolved.warnings == ()
         assert resolved.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def test_what_is_offered_is_what_there_is():
+    assert set(PRECISIONS) == {AUTO, *PRECISION_KINDS.names}
+    assert all(precision_kind(name).help for name in PRECISION_KINDS.names)
+
+
+@pytest.mark.parametrize("name", PRECISION_KINDS.names)
+def test_planned_bytes_are_those_of_the_layer(name):
+    """Whatever the form: the planner's bytes of a weight are the layer's, without its bias."""
+    kind = precision_kind(name)
+    options = FormatOptions(rank=4, adapter={"layer": factors(32, 64, 4)} if kind.needs_adapter else {})
+    dtype = kind.dtype or torch.float32
+    if kind.linears is None:
+        tensors = [random(32, 64, dtype=dtype)]
+    else:
+        layer = kind.linears(options)("layer", random(32, 64), None, dtype=dtype, bias=None)
+        tensors = list(layer.buffers())
+    assert [tensor.nbytes for tensor in tensors] == kind.weight_bytes((32, 64), dtype.itemsize, 4)
+
+
+def test_the_planner_refuses_what_it_does_not_know():
+    task = Task(sizes=WanConfig())
+    for name in ("fp6", AUTO):
+        with pytest.raises(ConfigError, match=f"precision '{name}' is not known: choose one of ara, bf16"):
+            block_weights(task, Plan(precision=name))
+        with pytest.raises(ConfigError, match=f"precision '{name}' is not known"):
+            compute_size(task, Plan(precision=name))
+
+
+def test_packages_are_asked_for_by_the_precision_that_needs_them():
+    assert needed_by_precision("nf4") == ("bitsandbytes",)
+    assert needed_by_precision(AUTO) == needed_by_precision("fp8") == ()
+    with pytest.raises(ConfigError, match="precision 'fp6' is not known"):
+        needed_by_precision("fp6")
 
 
 def test_auto_follows_the_device():
@@ -39,7 +83,7 @@ def test_options_reach_the_layers():
 
 
 def test_what_cannot_be_is_refused_by_sentences(monkeypatch):
-    with pytest.raises(ConfigError, match=r"precision 'fp6' is not known: choose from auto, fp32, bf16"):
+    with pytest.raises(ConfigError, match=r"precision 'fp6' is not known: choose one of auto, ara, bf16"):
         resolve("fp6", CPU)
     with pytest.raises(ConfigError, match=r"'ara' needs an accuracy recovery adapter: give its file"):
         resolve("ara", CPU)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from wan_train.core.memory.precision.ara import quantize_uint4
-from wan_train.core.memory.precision.int4 import grouped_values, low_rank, make_int4, pack, quantize_groups, unpack
-from wan_train.tests.core.memory.precision.helpers import factors, make_layer, random
+from wan_train.core.memory.int4 import grouped_values, pack, quantize_groups, unpack
+from wan_train.core.memory.precisions.ara import quantize_uint4
+from wan_train.core.memory.precisions.int4_svd import low_rank, make_int4
+from wan_train.tests.core.memory.precisions.helpers import factors, make_layer, random
 
 
 def test_packing_is_undone_by_unpacking():

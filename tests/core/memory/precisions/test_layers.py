@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from wan_train.core.memory.precision.base import FrozenLinear
-from wan_train.tests.core.memory.precision.helpers import FORMATS, STORED, make_layer, random
+from wan_train.core.memory.frozen_linear import FrozenLinear
+from wan_train.tests.core.memory.precisions.helpers import FORMATS, STORED, make_layer, random
 
 # Bits per number, with scales, zero points and factors of rank 4, at [192, 320]
 BITS = {"fp8": 8.2, "fp8_compute": 8.2, "int8": 8.2, "nf4 single": 4.51, "nf4": 4.28, "int4_svd": 5.5, "ara": 5.5}

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch.nn import functional
-from wan_train.core.memory.precision import fp8_compute
-from wan_train.core.memory.precision.fp8 import Fp8Linear, quantize_rows
-from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear, find_kernel, multiply
-from wan_train.core.memory.precision.int8 import quantize_int8
-from wan_train.tests.core.memory.precision.helpers import CPU, make_layer, random
+from wan_train.core.memory.precisions import fp8_compute
+from wan_train.core.memory.precisions.fp8 import Fp8Linear, quantize_rows
+from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear, find_kernel, multiply
+from wan_train.core.memory.precisions.int8 import quantize_int8
+from wan_train.tests.core.memory.precisions.helpers import CPU, make_layer, random
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 needs_product = pytest.mark.skipif(find_kernel(CPU) is None, reason="this PyTorch has no product in fp8 on the CPU")
@@ -75,7 +75,7 @@ def test_a_product_that_fails_or_is_wrong_is_not_taken(monkeypatch, fault):
             raise NotImplementedError("there is no such product here")
         return torch.zeros(left.shape[0], right.shape[1], dtype=out_dtype)
 
-    monkeypatch.setattr(fp8_compute, "_scaled_mm", broken)
+    monkeypatch.setattr(fp8_compute, "scaled_mm", broken)
     find_kernel.cache_clear()
     try:
         assert find_kernel(CPU) is None

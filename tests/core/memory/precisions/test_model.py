@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 from wan_train.core.adapters.setup import adapter_state, add_adapter, load_adapter
 from wan_train.core.memory.checkpointing import with_checkpointing
-from wan_train.core.memory.precision.base import FrozenLinear
+from wan_train.core.memory.frozen_linear import FrozenLinear
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.layers import WanBlock, compute_dtype, rope_table
-from wan_train.tests.core.memory.precision.helpers import (
+from wan_train.tests.core.memory.precisions.helpers import (
     FORMATS,
     SIZE,
     STORED,

@@ -7,7 +7,8 @@ row gains nothing that shows: fp8 is floating point, so only numbers below 2^-15
 import torch
 from torch import Tensor, nn
 
-from .base import RowScaledLinear, true_values
+from ..frozen_linear import RowScaledLinear, true_values
+from ..precision import PrecisionKind, row_scaled_bytes
 
 E4M3 = torch.float8_e4m3fn
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -42,3 +43,14 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINY) / E4M3_MAX
     return (values.float() / scale).to(E4M3), scale
+
+
+METHOD = PrecisionKind(
+    help="8 bits stored, computed in 16; half of bf16's memory",
+    weight_bytes=row_scaled_bytes,
+    linears=lambda _: make_fp8,
+    dequantizes=True,
+    kernel_weight=E4M3,
+    refused_on=("mps",),
+    lower="nf4",
+)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import FrozenLinear, MakeLinear, Shape, true_values
+from ..frozen_linear import FrozenLinear, MakeLinear, Shape, true_values
+from ..precision import PrecisionKind
 
 BLOCK_SIZE = 64
 NESTED_BLOCK_SIZE = 256  # scales that share one when they are quantized themselves; bitsandbytes' own choice
@@ -79,3 +80,21 @@ def make_nf4(
         "offset": torch.as_tensor(state.offset).view(1),
     }
     return NestedNf4Linear(shape, tensors, bias)
+
+
+def _weight_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+    """Of the tensors of `NestedNf4Linear`."""
+    del element_size, rank
+    count = shape[0] * shape[1]
+    blocks = -(-count // BLOCK_SIZE)
+    return [-(-count // 2), blocks, 256 * 4, -(-blocks // NESTED_BLOCK_SIZE) * 4, 4]
+
+
+METHOD = PrecisionKind(
+    help="4 bits by bitsandbytes, computed with in 16; a quarter of bf16's memory",
+    weight_bytes=_weight_bytes,
+    linears=lambda options: nf4(double_quant=options.double_quant),
+    dequantizes=True,
+    packages=("bitsandbytes",),
+    refused_on=("mps",),
+)

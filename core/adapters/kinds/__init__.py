@@ -1,0 +1,1 @@
+"""Kinds of adapters: one file each, chosen by name through `kind`."""
