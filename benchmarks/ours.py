@@ -109,7 +109,7 @@ def run_task(task: Task) -> None:
     device = resolve_device("auto")
     prepared = prepare(job, device, tell=lambda text: print(text, flush=True), scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
-    hold_state(optimizer, offloaded=job.memory.offload_optimizer)
+    hold_state(optimizer, offloaded=bool(job.memory.offload_optimizer))
     prepared.model.train()
     shared = {
         "precision": setting.precision,

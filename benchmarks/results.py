@@ -106,9 +106,9 @@ def _complete(row: Row, report: Report) -> None:
         config,
         row["tokens"],
         products,
-        memory["checkpointing"],
-        memory["keep_attention"],
-        memory.get("keep_linears", 0),
+        memory["checkpointing"] is not False,  # auto, where no plan chose: on
+        memory["keep_attention"] or 0,
+        memory.get("keep_linears") or 0,
     )
     for name, value in (
         ("roofline_s", roofline(work, report["ceilings"])),

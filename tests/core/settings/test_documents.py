@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from wan_train.core.methods import method_names
 from wan_train.core.recipe.documents import help_page, job_toml, options_json
 from wan_train.core.recipe.recipe import Recipe, widgets_of
 from wan_train.core.settings.adapter import AdapterOptions
@@ -56,6 +57,12 @@ def test_the_list_of_options_is_whole():
     listed = json.loads(text_of(PACK / "docs" / "options.json"))
     assert listed.keys() == {item.place for item in all_options(Recipe)}
     assert listed["loop.token_budget"] | {"born": 2, "at_birth": 0} == listed["loop.token_budget"]
+
+
+@pytest.mark.parametrize("item", [item for item in all_options(Recipe) if item.methods], ids=lambda item: item.place)
+def test_what_can_be_chosen_are_the_methods_that_there_are(item):
+    names = method_names(item.methods)
+    assert set(item.choices) - {"auto"} == set(names or item.values) - {"auto"}
 
 
 def test_a_changed_declaration_changes_all_that_is_made_of_it(comfy):
