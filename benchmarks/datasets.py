@@ -32,7 +32,7 @@ STAGES: dict[bool, Stage] = {False: "high", True: "low"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class RunSettings:
     """What is trained, and how: by its defaults, with what is said here."""
 
     dataset: str
@@ -54,7 +54,7 @@ def _smaller(clip: Clip) -> Clip:
     return Clip(width, height, 5 if clip.frames > 1 else 1)
 
 
-def write_run(folder: Path, data: Path, model: Path, recipe: Recipe, *, small: bool = False) -> Job:
+def write_run(folder: Path, data: Path, model: Path, recipe: RunSettings, *, small: bool = False) -> Job:
     """A run folder with the job of one expert of Wan 2.2 on the whole dataset, whose caches are in `data`."""
     config = inspect(model).config
     clips = clips_of(recipe.dataset, small=small)

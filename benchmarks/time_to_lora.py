@@ -32,7 +32,7 @@ if "wan_train" not in sys.modules:
 
     wantrain.load_pack()
 from wan_train.benchmarks import musubi, speed  # noqa: E402
-from wan_train.benchmarks.datasets import DATASETS, Recipe, clips_of, write_run  # noqa: E402
+from wan_train.benchmarks.datasets import DATASETS, RunSettings, clips_of, write_run  # noqa: E402
 from wan_train.benchmarks.lora_clock import longer, read_peer, read_run, run_ours  # noqa: E402
 from wan_train.benchmarks.material import MODELS, write_checkpoint  # noqa: E402
 from wan_train.benchmarks.ours import Setting  # noqa: E402
@@ -53,7 +53,7 @@ When = Literal["cold", "warm", "second"]
 class Run:
     """One line of the command."""
 
-    recipe: Recipe
+    recipe: RunSettings
     weights: str = "bf16"
     start: When = "cold"
     options: str = ""  # of the job's memory, as they were written
@@ -78,7 +78,7 @@ class Run:
                 rest.append(part)
         setting = Setting.parse(" ".join(["precision=" + own.get("precision", "auto"), *rest]))
         memory = {part.partition("=")[0]: getattr(setting.memory, part.partition("=")[0]) for part in rest}
-        recipe = Recipe(
+        recipe = RunSettings(
             dataset=dataset,
             steps=int(own.get("steps", 100)),
             precision=setting.precision,

@@ -21,6 +21,7 @@ from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
 from ..core.train.optimizers import OPTIMIZERS
 from ..core.train.run_folder import RunFolder
+from ..core.train.space import check_space_before
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, run_line
@@ -96,6 +97,7 @@ class TrainLoRAStage(io.ComfyNode):
         for warning in job_warnings(job):  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         follower = Follower(runs, job, node_id, decoder)
+        check_space_before(job, dit.info.config, follower.folder)
         folder = await follower.run(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
         return _outputs(folder, job, node_id, [] if decoder is None else decoder.notes)
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ModelFileError, RunError
+from ..safetensors_file import content_hashes, write_safetensors
 from ..wan.header import HeaderError, read_header, read_in_order
 from ..wan.limits import shown
-from .container import content_hashes, write_safetensors
 from .keys import (
     FOREIGN_METHODS,
     Part,

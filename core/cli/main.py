@@ -9,22 +9,29 @@ import traceback
 from collections.abc import Sequence
 
 from ..errors import WanTrainError, advised
-from ..launch.exits import EXIT_ERROR, EXIT_INTERRUPTED
+from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
 from .advice import ADVICE
 
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
 COMMANDS = {
-    "run": "the simple way: asks for a dataset, a title and the models, caches, trains both experts of Wan 2.2",
-    "scan": "say what a dataset folder holds, and everything that would be dropped, cut or changed",
-    "cache": "encode what is new or changed in a recipe's dataset",
+    "run": "train both experts of Wan 2.2: asks for a dataset, a name and the model files",
     "train": "train a recipe, a job or a run folder, or go on with it",
-    "merge": "write the LoRA files that you keep: checked, merged, named and labelled",
+    "scan": "say what a dataset folder holds, and what would be dropped, cut or changed",
+    "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
+    "merge": "write the LoRA files to keep: checked, merged, named and labelled",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
-    "link": "make the installed node pack known to a ComfyUI",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",
+    "link": "make the installed node pack known to a ComfyUI",
 }
+FIRST_STEPS = """First steps:
+  wantrain doctor --models ComfyUI/models      is everything there?
+  wantrain run --dataset my_pictures           answer the questions, and train
+  wantrain run --write job.toml ...            or write a recipe to edit,
+  wantrain train job.toml                      and train it; the same command goes on after a stop
+
+`wantrain COMMAND --help` tells the options of a command."""
 log = logging.getLogger(__name__)
 
 
@@ -49,14 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="wantrain", description="Train LoRAs for Wan 2.1 / 2.2 without ComfyUI.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = argparse.ArgumentParser(
+        prog="wantrain",
+        description="Train LoRAs for the Wan 2.1 and 2.2 video models, without ComfyUI.",
+        epilog=f"{FIRST_STEPS}\n\nExit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     chosen = arguments[0] if arguments else ""
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
             module = importlib.import_module(f".commands.{name}", __package__)
-            command.description = (module.__doc__ or "").partition(": ")[2]
+            command.description = _description(module.__doc__ or "")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser.parse_args(arguments)
+
+
+def _description(docstring: str) -> str:
+    """What a command does, by its file: "`wantrain scan`: say ..." becomes "Say ..."."""
+    text = docstring.partition(": ")[2].strip()
+    return text[:1].upper() + text[1:]

@@ -11,7 +11,7 @@ from ..errors import DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
 from ..settings.dataset import Conditioning
 from .ahead import AHEAD, WriteBehind, read_ahead
-from .recipe import Recipe
+from .encodings import Encodings
 from .shortage import is_out_of_memory
 from .store import Store, text_key
 from .types import (
@@ -62,13 +62,13 @@ def cache_latents(
     notes: list[Note] = []
     total = len(dataset.samples)
     interrupt = Interrupt(check)
-    recipe = Recipe(encoder, conditioning, vision, store, interrupt)
-    notes.extend(_check_room(dataset, recipe))
-    coming = read_ahead(dataset.samples, recipe.prepare, recipe.num_bytes, ahead=ahead)
+    encodings = Encodings(encoder, conditioning, vision, store, interrupt)
+    notes.extend(_check_room(dataset, encodings))
+    coming = read_ahead(dataset.samples, encodings.prepare, encodings.num_bytes, ahead=ahead)
     with WriteBehind(beside=ahead > 0) as write, closing(coming), interrupt:
         for done, (listed, prepared) in enumerate(coming, start=1):
             try:
-                entry, told = recipe.entry(interrupt.result(prepared), write)
+                entry, told = encodings.entry(interrupt.result(prepared), write)
                 entries.append(entry)
                 notes.extend(told)
             except DatasetError as error:
@@ -91,22 +91,22 @@ def cache_latents(
     return cache, notes
 
 
-def _check_room(dataset: Dataset, recipe: Recipe) -> list[Note]:
+def _check_room(dataset: Dataset, encodings: Encodings) -> list[Note]:
     """RunError if what is not in the store yet can't fit on its disk; a note where it takes more than half of the rest."""
-    root = recipe.store.root
+    root = encodings.store.root
     free = free_bytes(root)
-    if free is None or _sum_bytes(dataset, recipe, absent_only=False) <= free / 2:
+    if free is None or _sum_bytes(dataset, encodings, absent_only=False) <= free / 2:
         return []  # without a look at each file
-    needed = _sum_bytes(dataset, recipe, absent_only=True)
+    needed = _sum_bytes(dataset, encodings, absent_only=True)
     what = f"the latents of {len(dataset.samples)} samples"
     warning = check_room(root, needed, what, "use fewer or smaller samples")
     return [Note(name=str(root), action="note", reason=warning)] if warning else []
 
 
-def _sum_bytes(dataset: Dataset, recipe: Recipe, *, absent_only: bool) -> int:
+def _sum_bytes(dataset: Dataset, encodings: Encodings, *, absent_only: bool) -> int:
     sizes: dict[str, int] = {}  # equal samples have one file
     for sample in dataset.samples:
-        sizes |= recipe.stored_bytes(sample, absent_only=absent_only)
+        sizes |= encodings.stored_bytes(sample, absent_only=absent_only)
     return sum(sizes.values())
 
 

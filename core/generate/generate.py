@@ -27,7 +27,7 @@ from ..settings.dataset import DatasetOptions
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
 from .experts import Expert, Experts
-from .given import Given, check_given, given_forward
+from .given import GivenFrames, check_given, given_forward
 
 MAX_PIXELS = 32768  # on a side; and frames
 
@@ -41,7 +41,7 @@ def official_shift(variant: Variant, *, has_experts: bool) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(Given):
+class Files(GivenFrames):
     """What a video is made with. Models and LoRAs are a single model's, or those of both experts."""
 
     models: Mapping[Slot, Path]
@@ -120,7 +120,7 @@ class VideoOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class VideoPlan:
     """What was checked before anything large is read: experts by slot, their shape, and notes for the user."""
 
     files: Files
@@ -141,7 +141,7 @@ class Plan:
         return latent_shape(self.config.out_dim, o.num_frames, o.height, o.width)
 
 
-def plan(files: Files, options: VideoOptions) -> Plan:
+def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
     """Read the headers and the LoRAs. ConfigError or ModelFileError if something does not fit."""
     files.check()
     experts: dict[Slot, Expert] = {}
@@ -161,14 +161,14 @@ def plan(files: Files, options: VideoOptions) -> Plan:
             f"{first.info.path.name} and {others[0].info.path.name} are no two experts of one model: their sizes or kinds "
             "differ; give the high and the low noise file of the same Wan 2.2 model."
         )
-    made = Plan(files, options, experts, first.info.config, tuple(notes))
+    made = VideoPlan(files, options, experts, first.info.config, tuple(notes))
     check_given(files, made.config, first.info.path.name)
     _check_size(made)
     made.sampling  # noqa: B018  # its own checks
     return made
 
 
-def generate(made: Plan, device: torch.device, on_step: OnStep | None = None) -> np.ndarray:
+def generate(made: VideoPlan, device: torch.device, on_step: OnStep | None = None) -> np.ndarray:
     """Frames [K, F, H, W, 3] uint8: K is 2, without the LoRA and with it, or 1, with it alone.
 
     The VAE, the text encoder, CLIP vision and the experts are read one after another. ModelFileError or ConfigError if
@@ -188,14 +188,14 @@ def generate(made: Plan, device: torch.device, on_step: OnStep | None = None) ->
     return video.decode(latents).numpy()
 
 
-def _check_size(made: Plan) -> None:
+def _check_size(made: VideoPlan) -> None:
     step = PATCH * pixels_per_latent(made.config.out_dim)
     for name, value in (("width", made.options.width), ("height", made.options.height)):
         if value % step:
             raise ConfigError(f"{name} is {value}, but this model needs a multiple of {step}.")
 
 
-def _check_vae(made: Plan, video: WanVideoEncoder) -> None:
+def _check_vae(made: VideoPlan, video: WanVideoEncoder) -> None:
     if video.latent_format != made.config.latent_format:
         names = {"wan2.1": "wan_2.1_vae.safetensors", "wan2.2": "wan2.2_vae.safetensors"}
         raise ConfigError(
@@ -204,7 +204,7 @@ def _check_vae(made: Plan, video: WanVideoEncoder) -> None:
         )
 
 
-def _encode_prompts(made: Plan, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _encode_prompts(made: VideoPlan, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Contexts [1, S, D] of the prompt and, where guidance needs it, of the negative one. The encoder is let go after."""
     encoder = load_text_encoder(made.files.text_encoder, device, tokenizer=made.files.tokenizer)
     if encoder.dim != made.config.text_dim:

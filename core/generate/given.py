@@ -24,7 +24,7 @@ from .experts import Forward, from_first_frame, from_known_frames, from_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class GivenFrames:
     """Images that a video starts and ends with, and the model that Wan 2.1 sees them through."""
 
     start_image: Path | None = None
@@ -38,7 +38,7 @@ class Given:
         return {name: path for name, path in named.items() if path is not None}
 
 
-def check_given(given: Given, config: WanConfig, name: str) -> None:
+def check_given(given: GivenFrames, config: WanConfig, name: str) -> None:
     """ConfigError or ModelFileError if the model called `name` needs something else; reads the header of CLIP vision."""
     _check_images(given, config, name)
     if config.image_dim is None:
@@ -53,7 +53,7 @@ def check_given(given: Given, config: WanConfig, name: str) -> None:
         check_vision_file(given.clip_vision)
 
 
-def _check_images(given: Given, config: WanConfig, name: str) -> None:
+def _check_images(given: GivenFrames, config: WanConfig, name: str) -> None:
     needed, taken = {
         "t2v": ((), ()),
         "i2v": (("start image",), ("start image", "end image")),
@@ -72,7 +72,7 @@ def _check_images(given: Given, config: WanConfig, name: str) -> None:
 
 
 def given_forward(
-    given: Given, config: WanConfig, size: tuple[int, int, int], video: WanVideoEncoder, device: torch.device
+    given: GivenFrames, config: WanConfig, size: tuple[int, int, int], video: WanVideoEncoder, device: torch.device
 ) -> Forward:
     """How the model is called with what was given, for videos of `size`: pixel frames F, height and width.
 

@@ -14,7 +14,9 @@ from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.prepare import check_model_file, resolve_device
 from ..train.run_folder import RunFolder
+from ..train.space import check_space_before
 from ..train.start import check_run_folder, check_start
+from ..wan.checkpoint import CheckpointInfo
 from ..wan.header import read_header
 from .pipeline import plan
 from .recipe import WORK_FOLDER, read_tables, read_text
@@ -48,18 +50,22 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
     is_own = is_of_folder or _is_job_of(own, job)
     if devices:
         job = replace(job, device="auto")
-    check_job(job, own.path if is_own else None)
-    if not is_own:
-        return plan(job, (work or path.parent / WORK_FOLDER).resolve() / "runs", job.stage)
-    if work is not None:
+    info = check_job(job, own.path if is_own else None)
+    if is_own and work is not None:
         raise ConfigError(
-            f"--work has no effect: {path} belongs to the run folder {own.path}, and the run goes on there."
+            f"a folder for work, {work}, has no effect: {path} belongs to the run folder {own.path}, and the run goes on there."
         )
-    return Planned(job.stage, own, job)
+    runs = (work or path.parent / WORK_FOLDER).resolve() / "runs"
+    planned = Planned(job.stage, own, job) if is_own else plan(job, runs, job.stage)
+    check_space_before(job, info.config, planned.folder)
+    return planned
 
 
-def check_job(job: Job, folder: Path | None = None) -> None:
-    """Refuse a job whose model or cached samples are not there, don't belong together, or are not what they should be."""
+def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
+    """What the job's model is.
+
+    Refuses a job whose model or cached samples are not there, don't belong together, or are not what they should be.
+    """
     for what, path in _paths(job):
         if is_of_network(path):
             raise ConfigError(
@@ -68,10 +74,12 @@ def check_job(job: Job, folder: Path | None = None) -> None:
             )
     resolve_device(job.device)
     _check_kinds(job)
-    check_start(job, check_model_file(job.model), folder)
+    info = check_model_file(job.model)
+    check_start(job, info, folder)
     _check_cached(job.data.empty_text_path, "the empty caption", "context", lambda shape: _is_text(job, shape))
     for sample in job.data.samples:
         _check_sample(job, sample)
+    return info
 
 
 def places(job: Job) -> list[str]:

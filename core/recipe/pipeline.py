@@ -33,6 +33,7 @@ from ..train.build import build_job, job_warnings
 from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.prepare import resolve_device
+from ..train.space import check_space_before
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
@@ -180,6 +181,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
         for warning in job_warnings(job):
             display.say(f"{stage}: warning: {warning}")
         planned.append(plan(job, recipe.runs_path, stage))
+        check_space_before(job, infos[stage].config, planned[-1].folder)
     return planned
 
 

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load_file
 
-from ..adapters.container import write_safetensors
 from ..data.shortage import is_out_of_memory
 from ..disk import HashingWriter, disk_error, file_digest, set_aside, temporary_sibling, write_atomic
 from ..errors import START_AGAIN, RunError, ShortageError
 from ..safe_json import parse_object, seal, unseal
+from ..safetensors_file import write_safetensors
 
 ADAPTER, STATE, MANIFEST = "adapter.safetensors", "state.pt", "manifest.json"
 _VERSION = 1  # of the manifest

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..adapters.container import write_safetensors
 from ..disk import write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..safetensors_file import write_safetensors
 from .run_folder import RunFolder
 
 KEEP_LAST = 20

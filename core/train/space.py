@@ -10,6 +10,7 @@ from ..plan.sizes import Sizes, Trained, adapter_params, state_bytes
 from ..settings.job import Job
 from .checkpoints import Checkpoints
 from .preview_folder import KEEP_LAST
+from .run_folder import RunFolder
 
 _FLOAT32 = 4
 _EVENT = 400  # bytes of a step's line in the diary
@@ -62,6 +63,12 @@ def check_space(job: Job, sizes: Sizes, folder: Path) -> list[str]:
         folder, need.total - there * need.checkpoint, what, "lower keep_last or raise checkpoint_every"
     )
     return [warning] if warning else []
+
+
+def check_space_before(job: Job, sizes: Sizes, folder: RunFolder) -> None:
+    """As `check_space`, before a process is started for the run: a run that is finished takes nothing more."""
+    if folder.finished_lora(job.loop.steps) is None:
+        check_space(job, sizes, folder.path)
 
 
 def _previews(job: Job) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wan_train.benchmarks.datasets import Recipe, clips_of, shares, sizes_of_steps, write_run
+from wan_train.benchmarks.datasets import RunSettings, clips_of, shares, sizes_of_steps, write_run
 from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
 from wan_train.benchmarks.time_to_lora import Run, add_row, table
@@ -114,7 +114,7 @@ def test_the_datasets_are_of_true_size():
 def test_the_job_has_every_sample_and_its_steps_are_known(tmp_path):
     model = tmp_path / "toy.safetensors"
     write_checkpoint(model, MODELS["toy"], torch.float32)
-    recipe = Recipe(dataset="mixed", steps=14, cap_gb=2.0, second=True)
+    recipe = RunSettings(dataset="mixed", steps=14, cap_gb=2.0, second=True)
     job = write_run(tmp_path / "run", tmp_path / "data", model, recipe, small=True)
     assert (len(job.data.samples), job.stage, job.memory.budget_gb) == (14, "low", 2.0)
     assert len({sample.latents_key for sample in job.data.samples}) == 14

@@ -15,7 +15,7 @@ FOREIGN = {
 LEVELS = {
     "errors": 0, "facts": 0, "processes": 0, "paths": 0, "offline": 0, "lock_file": 1, "packages": 1, "limits": 1,
     "names": 1, "serial": 1, "sweep": 1, "methods": 1,
-    "safe_json": 2, "disk": 2, "locks": 2, "settings": 3, "flow": 4, "optimizers": 4, "schedules": 4,
+    "safe_json": 2, "disk": 2, "safetensors_file": 3, "locks": 2, "settings": 3, "flow": 4, "optimizers": 4, "schedules": 4,
     "data": 5,
     "wan": 5, "memory": 5, "adapters": 6, "encoders": 6, "sample": 6, "kernels": 7, "plan": 8, "train": 9, "launch": 10,
     "generate": 10, "recipe": 11, "cli": 12,

@@ -11,7 +11,7 @@ from ..display import Display
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("recipe", type=Path, help="a .toml or .json recipe")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe (.toml, .json)")
     parser.add_argument("--no-report", action="store_true", help="do not tell what happened to the files")
     add_changes(parser)
 

@@ -13,7 +13,7 @@ from ...adapters.ship import Slot
 from ...disk import check_writable
 from ...errors import ConfigError, RunError
 from ...generate.film import free_stem, write_sheet, write_video
-from ...generate.generate import Files, Plan, VideoOptions, generate, plan
+from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
 from ...sample.sampler import Sampler
 from ...train.prepare import resolve_device
@@ -77,7 +77,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Generate, and write the video and its contact sheet."""
     device = resolve_device(options.device)
-    made = plan(_files(options), _video_options(options))
+    made = plan_video(_files(options), _video_options(options))
     fps = options.fps or (FPS_TI2V if made.config.variant == "ti2v" else FPS)
     if not 1.0 <= fps <= 240.0:
         raise ConfigError(f"fps is {fps:g}: give a number between 1 and 240.")
@@ -111,7 +111,7 @@ def _video_options(options: argparse.Namespace) -> VideoOptions:
     return VideoOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(VideoOptions)})
 
 
-def _write(folder: Path, name: str, made: Plan, videos: np.ndarray, fps: float) -> tuple[Path, Path]:
+def _write(folder: Path, name: str, made: VideoPlan, videos: np.ndarray, fps: float) -> tuple[Path, Path]:
     """The paths of the video and of the contact sheet; videos [K, F, H, W, 3], the one with the LoRA last."""
     stem = free_stem(folder, name, (".mp4", ".png"))
     video, sheet = folder / f"{stem}.mp4", folder / f"{stem}.png"

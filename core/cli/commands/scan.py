@@ -21,7 +21,7 @@ class _Nothing:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("path", type=Path, metavar="FOLDER|RECIPE", help="a dataset folder, or a .toml or .json recipe")
+    parser.add_argument("path", type=Path, metavar="FOLDER|RECIPE", help="a dataset folder, or a recipe (.toml, .json)")
     add_changes(parser)
 
 

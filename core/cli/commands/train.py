@@ -25,10 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         type=Path,
         metavar="RUN_FOLDER|JOB|LORA|RECIPE",
-        help="a run folder, a job.json, a LoRA file, or a recipe",
+        help="a recipe (.toml, .json), the folder of a run, its job.json, or a LoRA that was trained here",
     )
-    add("--work", type=Path, help="folder for caches and runs (a recipe's own, or wan_train beside a job or LoRA)")
-    add("--follow-stdin", action="store_true", help="train a run folder here, and stop when standard input closes")
+    add(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="for caches and runs (default: what the recipe says, or wan_train beside a job or a LoRA)",
+    )
+    add(
+        "--follow-stdin",
+        action="store_true",
+        help="for programs: train a run folder in this process; stop when standard input closes",
+    )
     add_devices(parser)
     add_changes(parser)
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from wan_train.core.adapters import container
+from wan_train.core import safetensors_file
 from wan_train.core.adapters.formats import (
     LoraModule,
     expert_of_name,
@@ -420,15 +420,15 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         yield memoryview(b"some bytes")
         raise OSError(28, "No space left on device")
 
-    chunks = container._chunks
-    monkeypatch.setattr(container, "content_hashes", lambda *_: ("", ""))
+    chunks = safetensors_file._chunks
+    monkeypatch.setattr(safetensors_file, "content_hashes", lambda *_: ("", ""))
     monkeypatch.setattr("wan_train.core.adapters.formats.content_hashes", lambda *_: ("", ""))
-    monkeypatch.setattr(container, "_chunks", full_disk)
+    monkeypatch.setattr(safetensors_file, "_chunks", full_disk)
     with pytest.raises(RunError, match=r"The disk with .* is full .* while writing x.safetensors: make room"):
         write_lora(path, make_modules(rank=2), metadata={})
     assert path.read_bytes() == old
     assert names(tmp_path) == ["x.safetensors"]
-    monkeypatch.setattr(container, "_chunks", chunks)
+    monkeypatch.setattr(safetensors_file, "_chunks", chunks)
     write_lora(path, make_modules(rank=2), metadata={})
     assert read_lora(path).ranks == (2,)
 

@@ -6,14 +6,17 @@ import json
 import os
 
 import pytest
+from wan_train.core import disk
 from wan_train.core.cli.display import Display
 from wan_train.core.cli.find_models import find_model, model_folders
 from wan_train.core.errors import ConfigError, DatasetError, ModelFileError, RunError
+from wan_train.core.launch.progress import Silent
 from wan_train.core.recipe.encoders import NotEncodedError
 from wan_train.core.recipe.jobs import check_job, holds_job, plan_existing
-from wan_train.core.recipe.pipeline import cache, cache_elsewhere, check_recipe, jobs, scan
+from wan_train.core.recipe.pipeline import cache, cache_elsewhere, check_recipe, jobs, prepare_recipe, scan
 from wan_train.core.recipe.recipe import ModelFiles
 from wan_train.core.settings.job import job_to_json
+from wan_train.core.train.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_a_job_file_gets_a_run_folder(made, tmp_path):
     planned.folder.write_job(planned.job)
     assert plan_existing(planned.folder.path, None, ["cpu:1"]).job.device == "auto"
     assert plan_existing(planned.folder.job_path, None, []) == plan_existing(planned.folder.path, None, [])
-    with pytest.raises(ConfigError, match="--work has no effect"):
+    with pytest.raises(ConfigError, match=r"a folder for work, .* has no effect"):
         plan_existing(planned.folder.path, tmp_path, [])
 
 
@@ -124,3 +127,16 @@ def test_a_job_without_its_cache_or_model_is_refused(made, recipe):
         check_job(dataclasses.replace(job, data=data))
     with pytest.raises(ConfigError, match="its content changed"):
         check_job(dataclasses.replace(job, model=dataclasses.replace(job.model, identity="0" * 32)))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_started(made, recipe, tmp_path, monkeypatch):
+    """By the checks of a recipe and of a job alike; a run that is finished takes nothing more."""
+    path = tmp_path / "job.json"
+    path.write_text(job_to_json(made["low"]), encoding="utf-8")
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1000)
+    with pytest.raises(RunError, match=r"would take .* MB, and 0.001 MB are free"):
+        prepare_recipe(recipe, ["cpu"], Silent())
+    with pytest.raises(RunError, match=r"would take .* MB, and 0.001 MB are free"):
+        plan_existing(path, None, [])
+    monkeypatch.setattr(RunFolder, "finished_lora", lambda _folder, _steps: path)
+    assert plan_existing(path, None, []).job == made["low"]

@@ -14,7 +14,7 @@ from wan_train.core.cli.main import main
 from wan_train.core.errors import ConfigError, WanTrainError
 from wan_train.core.generate import experts
 from wan_train.core.generate.experts import from_first_frame
-from wan_train.core.generate.generate import Files, VideoOptions, generate, plan
+from wan_train.core.generate.generate import Files, VideoOptions, generate, plan_video
 from wan_train.core.generate.given import fit_image, read_image
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.tests.core.adapters.helpers import write_random
@@ -125,7 +125,7 @@ def difference(frames, expected):
 
 def test_two_experts_are_the_hosts_own_graph(files, host_video):
     """Shift 12 and boundary 0.875, the official ones: sigma falls below it after 2 of 3 steps."""
-    off, on = generate(plan(files(PAIR, PAIR), replace(OPTIONS, strength=0.7)), CPU)
+    off, on = generate(plan_video(files(PAIR, PAIR), replace(OPTIONS, strength=0.7)), CPU)
     assert off.shape == (5, 32, 48, 3)
     assert difference(off, host_video(("high", "low"), 2, shift=12.0)) <= 1
     assert difference(on, host_video(("high", "low"), 2, shift=12.0, lora=0.7)) <= 1
@@ -150,7 +150,7 @@ def test_an_image_to_video_model_gets_what_the_hosts_nodes_give_it(files, host_v
     paths = {f"{kind}_image": folder / f"{kind}.png" for kind in given}
     sees = name != "i2v"
     vision = {"clip_vision": folder / "clip_vision_h.safetensors"} if sees else {}
-    off, on = generate(plan(files({"single": name}, {"single": name}, **paths, **vision), OPTIONS), CPU)
+    off, on = generate(plan_video(files({"single": name}, {"single": name}, **paths, **vision), OPTIONS), CPU)
     images, seen = [fitted(path) for path in paths.values()], [whole(path) for path in paths.values()]
     host = {"shift": 5.0, "images": images, "seen": seen if sees else ()}
     assert difference(off, host_video((name,), OPTIONS.steps, **host)) <= 1
@@ -161,13 +161,13 @@ def test_an_image_to_video_model_gets_what_the_hosts_nodes_give_it(files, host_v
 
 
 def test_without_comparison_it_is_the_same_video_with_the_lora(files):
-    both = generate(plan(files(PAIR, PAIR), SHORT), CPU)
-    (alone,) = generate(plan(files(PAIR, PAIR), replace(SHORT, compare=False)), CPU)
+    both = generate(plan_video(files(PAIR, PAIR), SHORT), CPU)
+    (alone,) = generate(plan_video(files(PAIR, PAIR), replace(SHORT, compare=False)), CPU)
     assert np.array_equal(alone, both[1])
 
 
 def test_a_lora_for_one_expert_only_is_previewed(files):
-    off, on = generate(plan(files(PAIR, {"low": "low"}), SHORT), CPU)
+    off, on = generate(plan_video(files(PAIR, {"low": "low"}), SHORT), CPU)
     assert not np.array_equal(off, on)
 
 
@@ -183,7 +183,7 @@ def test_one_expert_is_in_memory_at_a_time(files, monkeypatch):
         return model
 
     monkeypatch.setattr(experts, "load_transformer", watched)
-    generate(plan(files(PAIR, PAIR), SHORT), CPU)
+    generate(plan_video(files(PAIR, PAIR), SHORT), CPU)
     assert alive == [0, 0]
     assert [reference() for reference in loaded] == [None, None]
 
@@ -281,11 +281,11 @@ def test_models_that_cannot_be_previewed_are_refused_before_they_are_read(files,
     names = dict(zip(slots, models, strict=True))
     more = {name: folder / value for name, value in more.items()}
     with pytest.raises(WanTrainError, match=sentence):
-        plan(files(names, names, **more), OPTIONS)
+        plan_video(files(names, names, **more), OPTIONS)
 
 
 def test_a_vae_of_the_other_generation_is_refused_before_sampling(files):
-    made = plan(files({"single": "ti2v"}, {"single": "ti2v"}), replace(OPTIONS, width=64))
+    made = plan_video(files({"single": "ti2v"}, {"single": "ti2v"}), replace(OPTIONS, width=64))
     with pytest.raises(ConfigError, match=r"the VAE of Wan 2\.1, .* give wan2\.2_vae\.safetensors"):
         generate(made, CPU)
 
@@ -313,4 +313,4 @@ def test_files_that_make_no_set_are_refused(files, models, loras, sentence):
 )
 def test_settings_out_of_range_are_refused_by_name(files, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        plan(files(PAIR, PAIR), replace(OPTIONS, **changes))
+        plan_video(files(PAIR, PAIR), replace(OPTIONS, **changes))

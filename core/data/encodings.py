@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import CLIP_VISION, ConfigError, DatasetError, ModelFileError, RunError
-from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PIXELS_PER_LATENT, latent_shape
+from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..settings.dataset import Conditioning
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames
@@ -18,8 +18,6 @@ from .tiles import TILE, encode_in_tiles
 from .types import LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
 from .watch import Interrupt
 
-# The transformer takes patches of 2x2 latents: the Wan 2.2 VAE's stride of 16 makes that 32 pixels.
-SIDE_STEP = {"wan2.1": 16, "wan2.2": 32}
 FLOAT32 = 4  # bytes of a number in the store
 
 _WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
@@ -39,7 +37,7 @@ class Prepared:
     problem: DatasetError | None  # instead of pixels
 
 
-class Recipe:
+class Encodings:
     """Makes entries of samples: `prepare` on any thread, `entry` on the encoder's."""
 
     def __init__(
@@ -145,7 +143,7 @@ class Recipe:
     def _fit(self, sample: Sample) -> tuple[Sample, tuple[Note, ...]]:
         """The sample in a size that the encoder's model can patch, and a note if that cuts something off."""
         latent_format = self.encoder.latent_format
-        step = SIDE_STEP[latent_format]
+        step = PATCH * PIXELS_PER_LATENT[latent_format]
         width, height = sample.width // step * step, sample.height // step * step
         if not width or not height:
             raise DatasetError(

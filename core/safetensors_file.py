@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import torch
 
-from ..disk import HashingWriter, write_atomic
-from ..errors import RunError
+from .disk import HashingWriter, write_atomic
+from .errors import RunError
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
