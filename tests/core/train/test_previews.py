@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.sigmas import shift_sigma
+from wan_train.core.sample.previews import check_previews
 from wan_train.core.sample.sampler import initial_noise
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
@@ -362,6 +363,6 @@ def test_options_that_cannot_work_are_refused(options, words):
 def test_too_few_steps_for_the_low_expert_are_refused(job):
     job = replace(job, timesteps=replace(job.timesteps, sigma_max=0.2))
     with pytest.raises(ConfigError, match=r"preview_steps is 4, and none of these steps is below the boundary 0\.2"):
-        replace(job, previews=PreviewOptions(every=2, steps=4))
-    replace(job, previews=PreviewOptions(every=2, steps=40))
-    replace(job, stage="high", previews=PreviewOptions(every=2, steps=4))
+        check_previews(replace(job, previews=PreviewOptions(every=2, steps=4)))
+    check_previews(replace(job, previews=PreviewOptions(every=2, steps=40)))
+    check_previews(replace(job, stage="high", previews=PreviewOptions(every=2, steps=4)))
