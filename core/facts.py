@@ -17,6 +17,18 @@ def official_boundary(variant: str) -> float:
     return BOUNDARY_I2V_A14B if variant in ("i2v", "flf2v") else BOUNDARY_T2V_A14B
 
 
+# The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
+SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
+
+
+def official_shift(variant: str, *, has_experts: bool) -> float:
+    """The time shift that the official code samples with."""
+    return SHIFT_T2V_A14B if has_experts and variant == "t2v" else SHIFT_OTHERS
+
+
+FPS, FPS_TI2V = 16.0, 24.0  # that Wan 2.1 and A14B, and TI2V-5B, were trained at
+
+
 # VAEs. C F H W are the channels, frames, height and width of latents.
 LatentFormat = Literal["wan2.1", "wan2.2"]  # the VAE of Wan 2.1 and of Wan 2.2 A14B; that of Wan 2.2 TI2V-5B
 LATENT_CHANNELS: dict[LatentFormat, int] = {"wan2.1": 16, "wan2.2": 48}

@@ -7,8 +7,14 @@ import torch
 from comfy_api.latest import io
 
 from ..core.errors import ConfigError, WanTrainError
-from ..core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, official_boundary
-from ..core.generate.generate import SHIFT_OTHERS, SHIFT_T2V_A14B, official_shift
+from ..core.facts import (
+    BOUNDARY_I2V_A14B,
+    BOUNDARY_T2V_A14B,
+    SHIFT_OTHERS,
+    SHIFT_T2V_A14B,
+    official_boundary,
+    official_shift,
+)
 from ..core.settings.dataset import DatasetOptions
 from . import host
 from .host.sampling import (

@@ -19,7 +19,7 @@ from ..encoders.text import load_text_encoder
 from ..encoders.vae import WanVideoEncoder, load_video_encoder
 from ..encoders.weights import open_weights
 from ..errors import ConfigError
-from ..facts import PATCH, latent_shape, official_boundary, pixels_per_latent
+from ..facts import PATCH, latent_shape, official_boundary, official_shift, pixels_per_latent
 from ..limits import MAX_TEXT, check_number
 from ..paths import path_problem, shown
 from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
@@ -30,14 +30,6 @@ from .experts import Expert, Experts
 from .given import GivenFrames, check_given, given_forward
 
 MAX_PIXELS = 32768  # on a side; and frames
-
-# The official time shifts: Wan2.2, wan/configs, and Wan2.1, generate.py for 480p and 720p.
-SHIFT_T2V_A14B, SHIFT_OTHERS = 12.0, 5.0
-
-
-def official_shift(variant: Variant, *, has_experts: bool) -> float:
-    """The time shift that the official code samples with."""
-    return SHIFT_T2V_A14B if has_experts and variant == "t2v" else SHIFT_OTHERS
 
 
 @dataclass(frozen=True, kw_only=True)

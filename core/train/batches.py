@@ -112,7 +112,7 @@ def _read_checked(path: str) -> dict[str, torch.Tensor]:
 
 def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"the cached {key} of {name} are gone from {path}: queue or start again, and they are encoded anew."
+        return f"the cached {key} of {name} are gone from {path}: start again, and they are encoded anew."
     return f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and start again."
 
 

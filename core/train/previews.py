@@ -169,8 +169,8 @@ class Preview:
         job = trainer.job
         if not job.preview_vae:
             self._warn(
-                f"previews are kept as latents in {self._folder.path}: no VAE is named that could decode them, and no node "
-                "of ComfyUI follows this run."
+                f"previews are kept as latents in {self._folder.path}: no VAE is named that could decode them, and "
+                "nobody who follows this run has one."
             )
             return None
         try:

@@ -1,20 +1,31 @@
 """Nothing is downloaded but by `wantrain download`: a guard ends every process that looks for another machine."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from wan_train.core.launch.process import worker_environment
 from wan_train.core.offline import OFFLINE
 from wan_train.core.settings.precision import PRECISIONS
+from wan_train.core.wan.recovery import file_identity
+from wan_train.tests.core.train.helpers import SIZE
+from wan_train.tools import headless_demo
 
 PACK = Path(__file__).resolve().parents[2]
 
 # Loaded by every Python that is started with it on its path. Exit code 99: the network was asked for.
 GUARD = """
 import os, socket, sys
+
+if "GUARDED" in os.environ:
+    with open(os.environ["GUARDED"], "a") as told:
+        told.write(" ".join(sys.orig_argv) + "\\n")
 
 def guard(event, arguments):
     local = event == "socket.connect" and arguments[0].family not in (socket.AF_INET, socket.AF_INET6)
@@ -34,16 +45,21 @@ def get_kernel(*_, **__):
 
 
 @pytest.fixture
-def guarded(tmp_path):
-    """Runs Python code in a guarded process that knows the pack; what it printed."""
+def environment(tmp_path):
+    """Of processes that are guarded, and so are those that they start."""
     guard = tmp_path / "guard"
     (guard / "kernels").mkdir(parents=True)
     (guard / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     (guard / "kernels" / "__init__.py").write_text(KERNELS, encoding="utf-8")
+    found = {name: value for name, value in os.environ.items() if name not in OFFLINE}
+    return found | {"PYTHONPATH": str(guard), "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def guarded(environment):
+    """Runs Python code in a guarded process that knows the pack; what it printed."""
 
     def run(code: str, *, code_of_exit: int = 0) -> str:
-        environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
-        environment |= {"PYTHONPATH": str(guard), "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
         start = f"import sys; sys.path.insert(0, {str(PACK)!r}); import wantrain; wantrain.load_pack()\n"
         result = subprocess.run(
             [sys.executable, "-c", start + code], env=environment, capture_output=True, text=True, check=False
@@ -91,16 +107,30 @@ print("kernels:", importlib.util.find_spec("kernels"))
     assert "kernels: None" in said
 
 
+def write_recovery_adapter(path: Path) -> Path:
+    """A frozen LoRA for two layers of the miniature model, as AI-Toolkit has them."""
+    factors = {}
+    for layer in ("blocks.0.self_attn.q", "blocks.1.self_attn.q"):
+        factors[f"diffusion_model.{layer}.lora_A.weight"] = torch.full((2, SIZE.dim), 0.01)
+        factors[f"diffusion_model.{layer}.lora_B.weight"] = torch.full((SIZE.dim, 2), 0.01)
+    save_file(factors, path)
+    return path
+
+
 def test_a_run_of_each_precision_stays_offline(guarded, job, tmp_path):
     """Through the command that a training process is started with, and the optimizer that is bitsandbytes' own."""
     from dataclasses import replace
 
     from wan_train.core.train.run_folder import RunFolder
 
+    adapter = write_recovery_adapter(tmp_path / "ara.safetensors")
     folders = []
-    for number, precision in enumerate(name for name in PRECISIONS if name not in ("ara", "fp16")):
+    for number, precision in enumerate(PRECISIONS):
         optimizer = replace(job.optimizer, name="adamw8bit" if precision == "bf16" else "adamw")
-        one = replace(job, model=replace(job.model, precision=precision), optimizer=optimizer)
+        model = replace(job.model, precision=precision)
+        if precision == "ara":
+            model = replace(model, recovery_adapter=str(adapter), recovery_identity=file_identity(adapter))
+        one = replace(job, model=model, optimizer=optimizer)
         folder = RunFolder(tmp_path / "runs" / f"{number}")
         folder.path.mkdir(parents=True)
         folder.write_job(replace(one, loop=replace(job.loop, steps=1)))
@@ -116,6 +146,26 @@ for folder in {folders!r}:
 """
     guarded(code)
     assert all(RunFolder(Path(folder)).finished_lora(1) for folder in folders)
+
+
+def test_the_demo_without_comfyui_stays_offline(environment, tmp_path, monkeypatch):
+    """`python run.py demo --headless` in miniature: the command line, and every process that it starts for encoding, for
+    training either expert and for the video."""
+    for name in OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    told = tmp_path / "processes.txt"
+    monkeypatch.setenv("GUARDED", str(told))
+    (tmp_path / "clips").mkdir()
+    for path in (PACK / "nano" / "datasets" / "dive").glob("dive_00.*"):
+        shutil.copy(path, tmp_path / "clips")
+    changes = ("loop.steps=1", "loop.batch_size=1", "device=cpu", f"dataset.folder={tmp_path / 'clips'}")
+    headless_demo.run(headless_demo.command_line(Path(sys.executable), PACK), PACK, tmp_path / "base", changes=changes)
+    commands = [line.partition("wantrain.py ")[2] for line in told.read_text(encoding="utf-8").splitlines()]
+    started = Counter(command.split()[0] for command in commands if command)
+    assert started == {"train": 3, "cache": 1, "preview": 1}  # the command line's own, and one for each expert
+    assert sum("--follow-stdin" in command for command in commands) == 2
 
 
 def test_a_training_process_is_started_offline_whatever_the_surroundings_say():

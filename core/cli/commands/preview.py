@@ -13,13 +13,13 @@ from ...adapters.ship import Slot
 from ...devices import resolve_device
 from ...disk import check_writable
 from ...errors import ConfigError, RunError
+from ...facts import FPS, FPS_TI2V
 from ...generate.film import free_stem, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
 from ...sample.sampler import Sampler
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
-FPS, FPS_TI2V = 16.0, 24.0  # that Wan 2.1 and A14B, and TI2V-5B, were trained at
 log = logging.getLogger(__name__)
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--follow-stdin",
         action="store_true",
-        help="for programs: train a run folder in this process, and stop when standard input closes",
+        help="for programs: train a run folder in this process; stop when standard input closes",
     )
     add_devices(parser)
     add_changes(parser)

@@ -12,7 +12,7 @@ from wan_train.tools.miniature import umt5, wan_vae
 
 @pytest.fixture(scope="session")
 def host_side(comfy):
-    """nodes/host.py, on the host in this process."""
+    """nodes/host, on the host in this process."""
     from wan_train.nodes import host
 
     return host
