@@ -235,7 +235,7 @@ def _difference(old: Choice, new: Choice) -> str:
     """The fields of the plan that changed, in words."""
     plan = new.plan
     words = {
-        "checkpointing": "gradient checkpointing",
+        "checkpointing": f"{'' if plan.checkpointing else 'no '}gradient checkpointing",
         "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
         "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
         "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
