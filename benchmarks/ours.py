@@ -30,6 +30,7 @@ from wan_train.core.memory.precision.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.plain import PLAIN, chosen
 from wan_train.core.settings.precision import Precision
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
@@ -51,7 +52,7 @@ class Setting:
     @classmethod
     def parse(cls, text: str) -> "Setting":
         """From "precision=fp8_compute keep_attention=20 clips=832x480x33,1024x1024x1". ConfigError for an unknown name."""
-        types = {option.name: type(option.default) for option in fields(MemoryOptions)}
+        types = {option.name: type(PLAIN.get(option.name, option.default)) for option in fields(MemoryOptions)}
         memory: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for part in text.split():
@@ -105,14 +106,14 @@ def run_task(task: Task) -> None:
     device = resolve_device("auto")
     prepared = prepare(job, device, tell=lambda text: print(text, flush=True), scratch=scratch)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
-    hold_state(optimizer, offloaded=job.memory.offload_optimizer)
+    hold_state(optimizer, offloaded=bool(job.memory.offload_optimizer))
     prepared.model.train()
     shared = {
         "precision": setting.precision,
         "products": "fp8" if _computes_fp8(prepared) else str(prepared.dtype).removeprefix("torch."),
         "plan": setting.plan,
         "attention": prepared.features.attention,
-        "memory": to_dict(setting.memory),
+        "memory": {**to_dict(setting.memory), **PLAIN, **chosen(setting.memory)},
         "prepare_s": round(time.perf_counter() - start, 1),
     }
     for clip, sample in zip(clips, job.data.samples, strict=True):

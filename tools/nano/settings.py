@@ -68,6 +68,10 @@ def changed(settings: Settings, name: str, text: str) -> Settings:
 
 def _value(hint: Any, text: str, name: str) -> Any:
     """Text as a plain JSON value of the type; `from_dict` checks what it means."""
+    if type(None) in typing.get_args(hint):
+        if text == "None":
+            return None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is tuple:
         return text.split("+")
     if hint is bool:
