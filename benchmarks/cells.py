@@ -59,19 +59,17 @@ class Conditions:
 def run_cells(cells: Sequence[Cell], outs: Sequence[str], conditions: Conditions) -> None:
     """Measure one after the other, each into its file of `outs`; the model is read anew for each.
 
-    They share what the process has imported and compiled, and the kind of attention that the first one of a clip found.
+    They share what the process has imported and compiled, and, by their folder, the kind of attention of a clip.
     """
     if conditions.group is not None:
         conditions.group.join()
-    card, attention = measure_card(resolve_device("auto")), dict[str, str]()
+    card = measure_card(resolve_device("auto"))
     for cell, out in zip(cells, outs, strict=True):
-        row = run_cell(cell, Path(out), conditions, card, attention.get(cell.shape, "auto"))
-        if "attention" in row:
-            attention[cell.shape] = row["attention"]
+        run_cell(cell, Path(out), conditions, card)
         _let_go()
 
 
-def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attention: str) -> dict[str, Any]:
+def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card) -> dict[str, Any]:
     """Plan, train some steps under the cap, and write the row as JSON; first before the training, which may be killed."""
     device = resolve_device("auto")
     card = replace(card, free=min(card.free, int(cell.cap_gb * 2**30) or card.free))
@@ -84,7 +82,7 @@ def run_cell(cell: Cell, out: Path, conditions: Conditions, card: Card, attentio
     model, work = Path(conditions.model), out.parent
     job = make_job(work / "data", model, [Clip.parse(cell.shape)], conditions.steps, rank=cell.rank)
     spec = ModelSpec(path=job.model.path, identity=job.model.identity, precision=cell.precision)
-    options = MemoryOptions(attention=attention, compile=conditions.compile)
+    options = MemoryOptions(compile=conditions.compile)
     job = replace(job, model=spec, memory=options)
     start = time.perf_counter()
     decision = decide(job, inspect(model), device, work / "scratch")

@@ -28,12 +28,14 @@ if "wan_train" not in sys.modules:
     wantrain.load_pack()
 import torch  # noqa: E402
 from wan_train.benchmarks.material import MODELS, Clip  # noqa: E402
+from wan_train.core.cli.report import task_of  # noqa: E402
 from wan_train.core.plan.card import Card  # noqa: E402
 from wan_train.core.plan.constants import PATH, Constants, read_constants, using  # noqa: E402
 from wan_train.core.plan.decision import GRAPH_SIZE  # noqa: E402
 from wan_train.core.plan.estimate import estimate  # noqa: E402
 from wan_train.core.plan.plan import Bucket, Plan, Task, clip_tokens  # noqa: E402
-from wan_train.core.plan.sizes import Sizes, Trained, rest_bytes  # noqa: E402
+from wan_train.core.plan.sizes import Trained, rest_bytes  # noqa: E402
+from wan_train.core.serial import from_dict  # noqa: E402
 
 RESULTS = PACK / "benchmarks" / "results"
 HELD_OUT = 4  # of so many cells of a card, one
@@ -122,25 +124,19 @@ def read_reports(paths: Sequence[Path]) -> list[Cell]:
 
 
 def _report_cells(report: dict[str, Any]) -> Iterable[Cell]:
-    run = report.get("run")
-    if not run or not run.get("cell"):
-        return
-    cell = run["cell"]
-    trained = Trained(**{**cell["trained"], "targets": tuple(cell["trained"]["targets"])})
-    task = Task(**{**cell["task"], "sizes": _sizes(cell["sizes"]), "trained": trained})
-    for measured in cell["measured"]:
-        bucket = Bucket(tuple(measured["latents"]), measured["batch"])
-        plan = Plan(**{**cell["plan"], **measured["kept"]})
+    run = report.get("run") or {}
+    if cell := run.get("cell"):
+        card = from_dict(Card, run["card"])
+        bucket = Bucket(tuple(cell["latents"]), cell["batch"])
         yield Cell(
-            run["card"]["name"], Card(**run["card"]), task, bucket, plan, measured["gigabytes"], measured["seconds"]
+            card.name,
+            card,
+            task_of(cell["task"]),
+            bucket,
+            from_dict(Plan, cell["plan"]),
+            cell["gigabytes"],
+            cell["seconds"],
         )
-
-
-def _sizes(values: dict[str, Any]) -> Sizes:
-    from wan_train.core.wan.config import WanConfig
-
-    values = {**values, "patch_size": tuple(values["patch_size"])}
-    return WanConfig(**{field.name: values[field.name] for field in fields(WanConfig) if field.name in values})
 
 
 def split(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:

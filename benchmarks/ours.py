@@ -31,6 +31,7 @@ from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.option import options_of
+from wan_train.core.settings.plain import PLAIN, chosen
 from wan_train.core.settings.precision import Precision, check_precision
 from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_drawn
 from wan_train.core.train.loop import StepReport, Trainer
@@ -116,7 +117,7 @@ def run_task(task: Task) -> None:
         "products": "fp8" if _computes_fp8(prepared) else str(prepared.dtype).removeprefix("torch."),
         "plan": setting.plan,
         "attention": prepared.features.attention,
-        "memory": to_dict(setting.memory),
+        "memory": {**to_dict(setting.memory), **PLAIN, **chosen(setting.memory)},
         "prepare_s": round(time.perf_counter() - start, 1),
     }
     for clip, sample in zip(clips, job.data.samples, strict=True):

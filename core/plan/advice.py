@@ -23,7 +23,7 @@ def clip_name(shape: tuple[int, int, int, int]) -> str:
 
 
 def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
-    """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s/step, 38 of 40 blocks streamed, 5 h for ..."."""
+    """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s a step, block swap of 38 of 40 blocks, ..."."""
     sizes, plan = planner.task.sizes, choice.plan
     largest, overhead = _largest(choice), planner.card.overhead
     parts = [
@@ -32,18 +32,18 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
         f"about {_seconds(choice.seconds)} a step",
     ]
     if not plan.checkpointing:
-        parts.append("nothing computed twice")
+        parts.append("no gradient checkpointing")
     if plan.streamed_blocks:
-        source = "" if plan.stream_from == "pinned" else f" from {plan.stream_from} memory"
-        parts.append(f"{plan.streamed_blocks} of {sizes.num_layers} blocks streamed{source}")
+        sources = {"pinned": "", "pageable": " from pageable memory", "mapped": " from memory-mapped files"}
+        parts.append(f"block swap of {plan.streamed_blocks} of {sizes.num_layers} blocks{sources[plan.stream_from]}")
     if plan.mapped_blocks:
-        parts.append(f"{plan.mapped_blocks} of them from disk")
+        parts.append(f"{plan.mapped_blocks} of them memory-mapped")
     if plan.split_blocks:
-        parts.append("blocks in three parts")
+        parts.append("gradient checkpointing of each third of a block")
     if plan.ffn_pieces > 1:
-        parts.append(f"feed-forward in {plan.ffn_pieces} pieces")
+        parts.append(f"feed-forward chunked into {plan.ffn_pieces}")
     if plan.offload_inputs:
-        parts.append("block inputs in main memory")
+        parts.append("activation offload")
     if plan.offload_optimizer:
         parts.append("optimizer state in main memory")
     if plan.keep_attention or plan.keep_linears:

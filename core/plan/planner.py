@@ -71,7 +71,9 @@ class Planner:
             way = replace(plan, stream_from="pinned")
             known = fitting.get(way)
             if known is not None and (known.plan.mapped_blocks == plan.mapped_blocks or plan.stream_from == "mapped"):
-                continue  # what comes first is the fastest where it fits as it is, and the last the slowest
+                # Of the same plan with other memory to swap from, pinned memory came first and is the fastest. If it fits
+                # with no more blocks from files, the others need not be looked at.
+                continue
             choice = self._fill(plan, limits)
             if choice is not None and (known is None or self._cost(choice) < self._cost(known)):
                 fitting[way] = choice
@@ -84,16 +86,16 @@ class Planner:
         return any(choice.vram <= limits.vram and choice.fits_ram(limits) for choice in leanest)
 
     def leanest(self, limits: Limits | None = None) -> Choice:
-        """The choice that takes the least memory of the card, of those within the main memory where there are any."""
+        """The choice that takes the least of the GPU's memory; of those that fit into main memory, if any does."""
         limits = limits or self.limits()
         all_choices = [self._leanly(plan, limits) for plan in self.plans()]
         possible = [choice for choice in all_choices if choice.fits_ram(limits)]
         return min(possible or all_choices, key=lambda choice: (choice.vram, choice.seconds))
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
-        """What to go on with after `failed` ran out of memory: the fastest that takes clearly less of it, else the least.
+        """What to go on with after `failed` ran out of memory: the fastest choice that takes clearly less of that memory.
 
-        None if nothing takes less.
+        If there is none, the choice that takes the least; None if nothing takes less.
         """
         limits = self.limits()
         if shortage == "ram":
@@ -141,13 +143,13 @@ class Planner:
         )
 
     def _leanly(self, plan: Plan, limits: Limits) -> Choice:
-        """`plan` with as little kept as can be, and as few blocks from disk as it takes to fit the main memory."""
+        """`plan` with as little kept as can be, and as few memory-mapped blocks as it takes to fit into main memory."""
         least = self._evaluate(plan, self._least(plan))
         if self.options.mapped_blocks is not None or plan.stream_from == "mapped" or least.fits_ram(limits):
             return least
         block, ram = block_weights(self.task, plan), least.ram
         pinned = 0
-        if plan.stream_from == "pinned":  # which blocks from disk are the first to need staging for
+        if plan.stream_from == "pinned":  # with the first memory-mapped block, buffers are needed to stage blocks in
             pinned = least.held_ram + NUM_STAGED * block
             ram += NUM_STAGED * block
         number = max(_blocks_above(ram, limits.ram, block), _blocks_above(pinned, limits.pinned, block))
@@ -156,9 +158,9 @@ class Planner:
         return self._evaluate(replace(plan, mapped_blocks=number), self._least(plan))
 
     def _most_kept(self, plan: Plan, bucket: Bucket, limits: Limits) -> Kept:
-        """What fits, which attention takes less of for the time it saves: linears where all attention fits.
+        """As much as fits. Attention first, which saves more time for its memory; products once all attention is kept.
 
-        In main memory, too: a block in parts that keeps its attention has a second input, which may wait there.
+        Both memories count: a block in parts that keeps its attention has a second input, which may wait in main memory.
         """
         chosen, layers = self.options, self.task.sizes.num_layers
 
@@ -230,7 +232,7 @@ class Planner:
         return self.costs.size_seconds(plan.compile, keys) + (GRAPH if is_graphed(self.task, plan) else 0.0)
 
     def _all_firsts(self, plan: Plan, sizes: Mapping[int, SizeTime]) -> float:
-        """Of those sizes that the run will see, as likely as each is."""
+        """Seconds of all first steps: of each size, times how likely the run is to see it; and what is compiled once."""
         seen = sum(size.first * (1 - (1 - min(size.share, 1.0)) ** self.steps) for size in sizes.values())
         return seen + self.costs.once_seconds(plan.compile)
 

@@ -1,21 +1,39 @@
-"""Out of memory is no end: the step's remains are freed, a plan that takes less is put on, and the same step is done again.
+"""What happens when memory runs out: the whole of it, from the start of a run to the next run.
 
-A step is a function of its number and the weights, and its last act alone changes weights and the optimizer's state. So a
-failed attempt leaves nothing but gradients, and its repetition gives what a run would give that had the new plan from
-the start of this step on.
+1. Before the start a plan is chosen that fits what is free, less a margin (`planner.py`), and less what runs of this kind
+   have been short of before (`shortages.py`, kept and read by `learnt.py`). If none fits, the run is refused with what would.
+2. While the model is loaded (`Descent.reach`), and in every step (`Recovery.attempt`), an error is looked at: does it say that
+   memory is out, the GPU's or the machine's (`core.shortage`)? Every other error ends the run.
+3. The step's remains are freed: gradients, state that the optimizer had begun to make, copies under way.
+4. A leaner plan is put on the model in the place of the one that failed (`step_down` here): the same plan without CUDA graphs;
+   else the fastest that takes 8 % less and keeps to the user's options; else the fastest without these options; else whatever
+   takes least. If nothing takes less, the run ends with a sentence, and its last checkpoint is kept.
+5. The same step is done again, and a sentence in the event log tells what changed. Nothing is lost: a step is a function of
+   its number and the weights, and its last act alone changes weights and the optimizer's state. So a failed attempt leaves
+   nothing but gradients, and its repetition gives what a run would give that had the new plan from this step on. Only a
+   shortage in the middle of the update itself ends the run, to go on from the last checkpoint.
+6. Main memory is watched before each step: a system that is out of it ends a process without a word. With less than 1 GiB
+   free the plan steps down as if it had failed.
+7. The shortage is kept for the next run of this kind, unless another program had taken the memory meanwhile; a run that comes
+   to its end with as much refutes it (`Learnt.remember_shortage`, `remember_success`).
+
+Encoders, checkpoints and previews have no plan: see `core.shortage.try_twice`, `train/checkpoints.py` and `train/previews.py`.
 """
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from ..errors import START_AGAIN, RunError
+from ..settings.memory import MemoryOptions
 from ..shortage import Shortage, shortage_of
 from .choice import Choice, differences
 from .host import available_ram
+from .plan import is_graphed
+from .planner import Planner
 
 T = TypeVar("T")
 
@@ -38,6 +56,16 @@ class Ladder(Protocol):
     def explain(self, choice: Choice, /) -> str:
         """The choice in one line."""
         ...
+
+
+def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Planner, Choice | None]:
+    """The next choice to try after `failed`, None if nothing takes less; and the planner, which may do without graphs now."""
+    if shortage == "vram" and is_graphed(planner.task, failed.plan):
+        # Graphs hold their memory beside all else: the same plan without them is the first to try.
+        planner = replace(planner, task=replace(planner.task, graphs=False))
+        return planner, replace(failed, plan=replace(failed.plan, cuda_graphs="off"))
+    lower = planner.step_down(failed, shortage)
+    return planner, lower or replace(planner, options=MemoryOptions()).step_down(failed, shortage)
 
 
 class Descent:
@@ -208,18 +236,19 @@ def _difference(old: Choice, new: Choice) -> str:
     """The fields of the plan that changed, in words."""
     plan = new.plan
     words = {
-        "checkpointing": "blocks recomputed in the backward pass",
+        "checkpointing": f"{'' if plan.checkpointing else 'no '}gradient checkpointing",
         "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
         "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
         "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
-        "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"in {plan.ffn_pieces} pieces"),
-        "offload_inputs": f"block inputs {'in main memory' if plan.offload_inputs else 'on the GPU'}",
+        "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"chunked into {plan.ffn_pieces}"),
+        "offload_inputs": f"activation offload {'on' if plan.offload_inputs else 'off'}",
         "offload_optimizer": f"the optimizer's state {'in main memory' if plan.offload_optimizer else 'on the GPU'}",
-        "streamed_blocks": f"{plan.streamed_blocks} blocks streamed",
-        "stream_from": f"blocks streamed from {plan.stream_from} memory",
+        "streamed_blocks": f"block swap of {plan.streamed_blocks} blocks",
+        "stream_from": "block swap from "
+        + ("memory-mapped files" if plan.stream_from == "mapped" else f"{plan.stream_from} memory"),
         "cuda_graphs": "no CUDA graphs" if plan.cuda_graphs == "off" else "CUDA graphs",
         "compile": {"off": "no compilation"}.get(plan.compile, f"blocks compiled ({plan.compile})"),
-        "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the streamed blocks from disk",
+        "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the swapped blocks memory-mapped",
     }
     found = [words[name] for name in differences(old.plan, plan)]
     return ", ".join(found) or "less kept for the smaller sizes"
@@ -228,7 +257,10 @@ def _difference(old: Choice, new: Choice) -> str:
 def _give_up(shortage: Shortage, reason: str) -> str:
     advice = "use fewer frames, a smaller size, batch_size 1, or a lower precision"
     if shortage == "ram":
-        advice = "close other programs, stream fewer blocks or more of them from disk (mapped_blocks; all: stream_from mapped)"
+        advice = (
+            "close other programs, swap fewer blocks, or have more of them memory-mapped (mapped_blocks; all: stream_from "
+            "mapped)"
+        )
     what = "The GPU" if shortage == "vram" else "The machine"
     return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."
 

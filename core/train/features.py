@@ -39,15 +39,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Features:
-    """What has to be told of an end, or of an exception in the middle of a step; and what was chosen."""
+    """The features that are on a model: those that must be told when a step broke off, and when the model is done with."""
 
     streamer: BlockStreamer | None = None
     offload: ActivationOffload | None = None
-    attention: str = ""  # its kind; none: as PyTorch chooses, or as it was
+    attention: str = ""  # its kind; "": PyTorch's own
     graphs: Graphs | None = None
 
     def reset(self) -> None:
-        """After an exception in a step: forget what it left behind."""
+        """After a step broke off: forget what it left behind."""
         self.make_room()
         for feature in (self.offload, self.streamer):
             if feature is not None:

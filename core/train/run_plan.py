@@ -15,12 +15,12 @@ from ..plan.decision import decide
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
 from ..plan.overhead import Others
-from ..plan.plan import is_graphed
 from ..plan.planner import Planner
 from ..plan.planning import budget_bytes, plan_of, within
 from ..plan.probe import Probe
-from ..plan.recovery import Descent, Recovery, tell_choice
+from ..plan.recovery import Descent, Recovery, step_down, tell_choice
 from ..plan.shortages import Met
+from ..serial import to_dict
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 from ..settings.plain import PLAIN
@@ -130,22 +130,14 @@ class RunPlan:
             torch.cuda.set_per_process_memory_fraction(1.0, self._device)
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
-        """A choice that takes less than `failed`: as the user's options have it, or, where none does, without them."""
+        """A choice that takes less than `failed`, of what is free now; see `core.plan.recovery`."""
         planner = self._planner or replace(self._measure(), options=MemoryOptions())
         free = planner.card.free
         planner = replace(planner, card=within(measure_free(planner.card, self._device), self._job.memory))
         described = failed if failed.estimates else planner.describe(failed.plan)
-        if shortage == "vram" and is_graphed(planner.task, failed.plan):
-            # Graphs hold their memory beside all else: the same without them is the first to try.
-            planner = replace(planner, task=replace(planner.task, graphs=False))
-            lower = replace(described, plan=replace(described.plan, cuda_graphs="off"))
-            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
-            return lower
-        self._planner = planner
-        lower = planner.step_down(described, shortage)
-        lower = lower or replace(planner, options=MemoryOptions()).step_down(described, shortage)
+        self._planner, lower = step_down(planner, described, shortage)
         if lower is not None and shortage == "vram":
-            self._planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
+            self._planner = self._learnt.remember_shortage(self._job, self._planner, described, lower, free)
         return lower
 
     def explain(self, choice: Choice) -> str:
@@ -189,7 +181,8 @@ class RunPlan:
                 raise ConfigError(f"{advice} To try all the same, set plan to manual.")
             choice = planner.leanest()
             self._warn(f"{advice} On the CPU the run goes on with the leanest plan.")
-        tell_choice(self._events, choice, self.explain(choice), overhead=planner.card.overhead)
+        measured = {"card": to_dict(planner.card), "task": to_dict(planner.task)}  # for `wantrain doctor --report`
+        tell_choice(self._events, choice, self.explain(choice), overhead=planner.card.overhead, **measured)
         return choice
 
     def _load(self, choice: Choice) -> Prepared:

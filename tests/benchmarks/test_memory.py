@@ -12,7 +12,7 @@ from wan_train.benchmarks.cells import Cell, Conditions, run_cells
 from wan_train.benchmarks.material import MODELS, write_checkpoint
 from wan_train.benchmarks.memory import check_disk, in_groups, lowest_setting, measure_cells, read_options
 from wan_train.benchmarks.memory_rows import add_row, compare, peers_table, table
-from wan_train.core.plan import planning
+from wan_train.core.plan import decision
 
 
 def row(cap_gb, **fields):
@@ -89,7 +89,7 @@ def test_cells_are_planned_and_trained(tmp_path):
     assert "does not fit" in does_not["why"]
 
 
-def test_the_attention_of_a_clip_is_kept_and_a_step_that_records_graphs_not_timed(monkeypatch, tmp_path):
+def test_attention_is_auto_and_a_step_that_records_graphs_not_timed(monkeypatch, tmp_path):
     model, tasks = tmp_path / "toy.safetensors", []
     write_checkpoint(model, MODELS["toy"], torch.float32)
 
@@ -102,8 +102,8 @@ def test_the_attention_of_a_clip_is_kept_and_a_step_that_records_graphs_not_time
     outs = [str(tmp_path / f"{number}.json") for number in range(3)]
     conditions = Conditions(model_name="toy", model=str(model), steps=5, compile="off")
     run_cells([Cell(clip, "fp32", 0.0) for clip in clips], outs, conditions)
-    assert [task.setting.memory.attention for task in tasks] == ["auto", "auto", "math"]
-    monkeypatch.setattr(planning, "may_use_graphs", lambda *_: True)  # as on a GPU
+    assert [task.setting.memory.attention for task in tasks] == ["auto"] * 3
+    monkeypatch.setattr(decision, "may_use_graphs", lambda *_: True)  # as on a GPU
     run_cells([Cell(clips[0], "fp32", 0.0, rank=4)], outs[:1], conditions)
     assert [(task.warmup, task.steps, task.rank) for task in tasks] == [(2, 3, 16)] * 3 + [(3, 3, 4)]
 

@@ -14,6 +14,7 @@ from ...plan.card import Card, measure_card
 from ..fits import what_fits
 from ..inventory import FoundModel, list_models
 from ..machine import Machine, Package, look_at_machine
+from ..report import as_text, make_report
 
 GIB = 2**30
 TORCH_WITH_CUDA = ("--force-reinstall", "torch", "--index-url", "https://download.pytorch.org/whl/cu128")
@@ -32,10 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--work", type=Path, default=Path(), metavar="DIR", help="folder for runs and caches (the current one)")
     add("--json", action="store_true", help="print everything as JSON, sizes in bytes")
+    add(
+        "--report",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="RUN",
+        help="print what helps in an issue: card, versions, what works and, for a run folder, what its plan promised and what "
+        "it took; without paths, names of files and captions",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; 0 if training is possible."""
+    if options.report is not None:
+        report = make_report(options.report if options.report != Path() else None)
+        sys.stdout.write((json.dumps(report, indent=1) if options.json else as_text(report)) + "\n")
+        return 0
     found: list[FoundModel] = []
     others: Counter[str] = Counter()
     for folder in options.models:

@@ -127,7 +127,7 @@ def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
         fewer = these.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
         assert fewer.ram > these.limits().ram
         assert these.fits()
-        assert f"40 of 40 blocks streamed, {choice.plan.mapped_blocks} of them from disk, " in explain(
+        assert f"block swap of 40 of 40 blocks, {choice.plan.mapped_blocks} of them memory-mapped, " in explain(
             these, choice, steps=10
         )
 
@@ -139,7 +139,7 @@ def test_blocks_come_from_disk_among_pageable_ones_where_little_can_be_pinned():
     assert choice.plan.stream_from == "pageable"
     assert 0 < choice.plan.mapped_blocks < 10
     line = explain(these, choice, steps=10)
-    assert f"blocks streamed from pageable memory, {choice.plan.mapped_blocks} of them from disk, " in line
+    assert f"blocks from pageable memory, {choice.plan.mapped_blocks} of them memory-mapped, " in line
     alone = replace(these, options=MemoryOptions(mapped_blocks=0)).choose()
     all_mapped = replace(these, options=MemoryOptions(stream_from="mapped")).choose()
     assert alone is not None
@@ -189,7 +189,7 @@ def test_in_one_line():
     assert choice is not None
     line = explain(these, choice, steps=2000)
     assert re.fullmatch(
-        r"14\.3B fp8, 832x480x33: \d+\.\d of 13\.0 GB, about \d+ s a step, \d+ of 40 blocks streamed.*, \d+ GB of main "
+        r"14\.3B fp8, 832x480x33: \d+\.\d of 13\.0 GB, about \d+ s a step, block swap of \d+ of 40 blocks.*, \d+ GB of main "
         r"memory, \d+\.?\d? h for 2,000 steps",
         line,
     )
@@ -272,7 +272,7 @@ def test_blocks_go_in_parts_where_whole_ones_do_not_fit():
     assert choice is not None
     assert choice.plan.split_blocks
     assert choice.plan.offload_inputs
-    assert "blocks in three parts, block inputs in main memory" in explain(small, choice, steps=10)
+    assert "gradient checkpointing of each third of a block, activation offload" in explain(small, choice, steps=10)
     assert replace(small, options=MemoryOptions(split_blocks=False)).choose() is None
     large = planner(SHORT, vram=80).choose()
     assert large is not None
@@ -321,7 +321,7 @@ def test_the_feed_forward_goes_in_pieces_before_blocks_go_in_parts():
     choice = small.choose()
     assert choice is not None
     assert (choice.plan.ffn_pieces, choice.plan.split_blocks) == (4, False)
-    assert "40 blocks streamed, feed-forward in 4 pieces, block inputs in main memory" in explain(
+    assert "block swap of 40 of 40 blocks, feed-forward chunked into 4, activation offload" in explain(
         small, choice, steps=1
     )
     parts = replace(small, options=MemoryOptions(ffn_pieces=1)).choose()

@@ -133,7 +133,7 @@ def other_program():
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """Losses, LoRA and events of two runs of the job below that are not disturbed."""
+    """Losses, LoRA and events of a run of the job below that is not disturbed, and of one that ends an update earlier."""
     return []
 
 
@@ -150,14 +150,17 @@ def test_another_program_takes_memory_between_two_steps(
 ):
     """As when a run has emptied its cache for a preview. One step is made again, and the result is the same.
 
-    It is as near to an undisturbed run's as another undisturbed one: gradients of attention are summed in any order.
-    Uncompiled: each new plan would be compiled anew, ten times. Without graphs: a recorded step keeps its memory.
+    Not to the bit: gradients of attention are summed in any order, which moves the LoRA of two undisturbed runs by 0.01 to
+    0.02. What must not happen, an update that is lost or made twice, moves it by one update, some 0.08: the result has to be
+    nearer than half of that. Uncompiled: each new plan would be compiled anew, ten times. Without graphs: a
+    recorded step keeps its memory.
     """
     options = MemoryOptions(compile="off", cuda_graphs="off")
     job = replace(large, loop=replace(large.loop, steps=5), memory=options)
     if not undisturbed:
-        undisturbed.extend(train(tmp_path, job, f"free {number}") for number in range(2))
-    (losses, lora, events), (_, again, _) = undisturbed
+        shorter = replace(job, loop=replace(job.loop, steps=4))
+        undisturbed.extend(train(tmp_path, each, f"free {each.loop.steps}") for each in (job, shorter))
+    (losses, lora, events), (_, short, _) = undisturbed
     step = random.Random(seed).randrange(1, 5)
     train_step, attempts = Trainer.train_step, []
 
@@ -179,4 +182,4 @@ def test_another_program_takes_memory_between_two_steps(
     assert [event["step"] for event in changes] == [step]
     assert attempts == sorted([*range(5), step])
     assert found == pytest.approx(losses, rel=1e-3)
-    assert distance(weights, lora) < 1.5 * distance(again, lora)
+    assert distance(weights, lora) < 0.5 * distance(short, lora)

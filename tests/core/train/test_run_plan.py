@@ -127,7 +127,7 @@ def test_a_plan_is_told_before_the_model_is_loaded(tmp_path, deep: Job, plain, m
     assert event["plan"]["checkpointing"] is False  # a small clip need not compute anything twice
     assert event["message"].startswith("0.1M fp32, 32x32x5: 0.")
     assert " of 3.0 GB, about " in event["message"]
-    assert "nothing computed twice" in event["message"]
+    assert "no gradient checkpointing" in event["message"]
     assert " in all for 4 steps: start " in event["message"]
     assert "first step of 2 sizes" in event["message"]
     assert 0 < event["vram"] < 3 * 2**30
@@ -150,7 +150,7 @@ def test_a_small_budget_streams_and_gives_the_same_to_the_bit(tmp_path, deep: Jo
     (event,) = plans(tmp_path, "small")
     assert event["plan"]["streamed_blocks"] == LAYERS
     assert event["vram"] <= least + 100
-    assert f"{LAYERS} of {LAYERS} blocks streamed" in event["message"]
+    assert f"block swap of {LAYERS} of {LAYERS} blocks" in event["message"]
 
 
 def test_what_the_user_has_set_stays(tmp_path, deep: Job):
