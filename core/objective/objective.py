@@ -13,7 +13,7 @@ from ..flow.objective import flow_loss, weigh
 from ..settings.job import Job
 from ..settings.loss import LossOptions
 from .forwards import Forwards, NoisyBatch
-from .passes import PLAIN, Passes
+from .passes import ONE_FORWARD, Passes
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FlowMatching:
     """The velocity from data to noise, and nothing else."""
 
     options: LossOptions
-    passes: Passes = PLAIN
+    passes: Passes = ONE_FORWARD
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""

@@ -39,4 +39,4 @@ class Passes:
         return most
 
 
-PLAIN = Passes()
+ONE_FORWARD = Passes()

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
-from ..objective.passes import PLAIN, Passes
+from ..objective.passes import ONE_FORWARD, Passes
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import Sizes, Trained, block_bytes, block_linears, can_offload
 
@@ -51,7 +51,7 @@ class Task:
     stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
     rest_bytes: int | None = None  # of what is outside of the blocks; None: in fp32
     accumulation: int = 1
-    passes: Passes = PLAIN  # of a batch
+    passes: Passes = ONE_FORWARD  # of a batch
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wan_train.core.errors import ConfigError
 from wan_train.core.objective.forwards import predict
 from wan_train.core.objective.objective import FlowMatching, Sum, Term, objective_of
-from wan_train.core.objective.passes import PLAIN, Passes
+from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.train.batches import make_draws
 from wan_train.core.train.events import EventReader, EventWriter
@@ -45,7 +45,7 @@ def gradients_of(trainer, objective, index=0):
 
 def test_the_jobs_objective_is_flow_matching_with_its_loss(job):
     assert objective_of(job) == FlowMatching(LossOptions())
-    assert objective_of(job).passes == PLAIN
+    assert objective_of(job).passes == ONE_FORWARD
 
 
 @pytest.mark.parametrize("changed", [{"kind": "nonsense"}, {"weighting": "nonsense"}], ids=str)
@@ -250,7 +250,7 @@ def test_passes_are_what_a_step_does(job, objective):
 
 
 def test_passes_count_what_the_planner_asks():
-    assert (PLAIN.num_forwards, PLAIN.num_without, PLAIN.most_waiting) == (1, 0, 1)
+    assert (ONE_FORWARD.num_forwards, ONE_FORWARD.num_without, ONE_FORWARD.most_waiting) == (1, 0, 1)
     assert (BOTH.passes.num_forwards, BOTH.passes.num_without, BOTH.passes.most_waiting) == (2, 1, 1)
     assert AtOnce.passes.most_waiting == 2
     with pytest.raises(AssertionError, match="no backward follows"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.objective.objective import FlowMatching, Sum
-from wan_train.core.objective.passes import PLAIN, Passes
+from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.plan import planning
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
@@ -40,8 +40,8 @@ def of(passes, plan):
 
 
 def test_forwards_and_backwards_take_their_time(plan):
-    plain = of(PLAIN, plan).seconds
-    backward_too = of(PLAIN + PLAIN, plan).seconds
+    plain = of(ONE_FORWARD, plan).seconds
+    backward_too = of(ONE_FORWARD + ONE_FORWARD, plan).seconds
     assert backward_too == pytest.approx(2 * plain, rel=1e-3)  # but for the one update
     two_terms = of(TWO_TERMS, plan).seconds
     assert backward_too < two_terms < 1.5 * backward_too
@@ -49,11 +49,14 @@ def test_forwards_and_backwards_take_their_time(plan):
 
 
 def test_terms_one_after_the_other_take_the_memory_of_one(plan):
-    assert (of(TWO_TERMS, plan).vram, of(TWO_TERMS, plan).ram) == (of(PLAIN, plan).vram, of(PLAIN, plan).ram)
+    assert (of(TWO_TERMS, plan).vram, of(TWO_TERMS, plan).ram) == (
+        of(ONE_FORWARD, plan).vram,
+        of(ONE_FORWARD, plan).ram,
+    )
 
 
 def test_a_forward_that_waits_holds_what_its_backward_needs(plan):
-    plain, waiting = of(PLAIN, plan), of(WAITING, plan)
+    plain, waiting = of(ONE_FORWARD, plan), of(WAITING, plan)
     held = WanConfig().num_layers * 21 * 30 * 52 * WanConfig().dim * 2  # the inputs of the blocks, in bf16
     if plan.offload_inputs:
         assert 0 < waiting.vram - plain.vram < held / 10
@@ -72,7 +75,7 @@ def test_a_forward_without_gradient_has_memory_of_its_own_beside_graphs():
 
 @pytest.mark.parametrize(("passes", "expected"), [(TWO_TERMS, True), (WAITING, False)])
 def test_the_jobs_objective_is_planned(job, monkeypatch, passes, expected):
-    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == PLAIN
+    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == ONE_FORWARD
     monkeypatch.setattr(planning, "objective_of", lambda _job: FlowMatching(LossOptions(), passes=passes))
     assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == passes
     assert may_use_graphs(job, WanConfig(), torch.device("cuda")) == expected
