@@ -34,7 +34,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "test",
         help="run the tests and the linters",
         description="Runs ruff, pyright and pytest, the latter also against a real ComfyUI on the CPU (found or "
-        "fetched as for the demo). Arguments after -- go to pytest, which is then the only check: "
+        "fetched as for the demo), and where Node.js is installed the checks of the page's JavaScript. Arguments after "
+        "-- go to pytest, which is then the only check: "
         "run.py test -- -k name",
     )
     test.add_argument("pytest_args", nargs="*", help="arguments for pytest, after --")

@@ -1,4 +1,7 @@
-"""`python run.py test`: tests, lint, formatting and types, and what of it failed. Standard library only."""
+"""`python run.py test`: tests, lint, formatting and types, of the page's JavaScript too, and what of it failed.
+
+Standard library only.
+"""
 
 import os
 import subprocess
@@ -8,12 +11,16 @@ from pathlib import Path
 
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
 from .environment import ensure_python
+from .page import find_npm, list_page_checks
 
 Check = tuple[str, list[str]]
 
 
-def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) -> list[Check]:
-    """The commands, in order, each with its name. With extra pytest arguments only the tests are run."""
+def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int, npm: str | None = None) -> list[Check]:
+    """The commands, in order, each with its name. With extra pytest arguments only the tests are run.
+
+    `npm`: None where there is none, and the page's JavaScript is not checked.
+    """
     workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
     tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", "tests", *workers, *pytest_args]
     if pytest_args:
@@ -23,6 +30,7 @@ def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) ->
         ("lint", [str(python), "-m", "ruff", "check", "."]),
         ("format", [str(python), "-m", "ruff", "format", "--check", "."]),
         ("types", [str(python), "-m", "pyright", "--pythonpath", str(python), *typed]),
+        *list_page_checks(npm),
         ("tests", tests),
     ]
 
@@ -52,7 +60,8 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
     failed = []
-    checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1)
+    npm = None if pytest_args else find_npm(pack, environ)
+    checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1, npm)
     for name, command in checks:
         say(f"\n== {name}: {' '.join(command)}")
         status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode

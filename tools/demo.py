@@ -23,6 +23,7 @@ LEFT_OUT = (
     ".pytest_cache",
     ".ruff_cache",
     "__pycache__",
+    "node_modules",
     "tests",
     "benchmarks",
 )
