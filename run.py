@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
+CHECKS = ("lint", "format", "types", "page", "tests")  # what `test` runs
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,6 +38,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "fetched as for the demo), and where Node.js is installed the checks of the page's JavaScript. Arguments after "
         "-- go to pytest, which is then the only check: "
         "run.py test -- -k name",
+    )
+    test.add_argument(
+        "--only",
+        action="append",
+        choices=CHECKS,
+        metavar="CHECK",
+        help=f"{', '.join(CHECKS)}; may be given several times",
     )
     test.add_argument("pytest_args", nargs="*", help="arguments for pytest, after --")
     campaign = commands.add_parser(
@@ -66,7 +74,7 @@ def main(arguments: list[str]) -> int:
 
     if options.command == "campaign":
         return checks.run_campaign(PACK, options.campaign_args)
-    return checks.main(PACK, options.pytest_args)
+    return checks.main(PACK, options.pytest_args, options.only or CHECKS)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Standard library only.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
@@ -46,8 +46,10 @@ def find_or_fetch(pack: Path, environ: Mapping[str, str], home: Path) -> Path | 
         return None
 
 
-def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str]) -> int:
-    """Run every check, also after one failed; print a summary. Returns the exit status."""
+def run_checks(
+    pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str], only: Collection[str]
+) -> int:
+    """Run every check, also after one failed; print a summary. `only`: first words of their names. Returns the exit status."""
     host = find_or_fetch(pack, environ, home)
     if host is not None:
         say(f"ComfyUI {host_version(host)}: {host}")
@@ -60,8 +62,9 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
     failed = []
-    npm = None if pytest_args else find_npm(pack, environ)
+    npm = find_npm(pack, environ) if "page" in only and not pytest_args else None
     checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1, npm)
+    checks = [check for check in checks if check[0].split()[0] in only]
     for name, command in checks:
         say(f"\n== {name}: {' '.join(command)}")
         status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
@@ -73,9 +76,9 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     return 1 if failed else 0
 
 
-def main(pack: Path, pytest_args: list[str]) -> int:
+def main(pack: Path, pytest_args: list[str], only: Collection[str]) -> int:
     """Run the checks; expected failures are printed as one sentence. Returns the exit status."""
-    return _in_a_sentence(lambda: run_checks(pack, os.environ, Path.home(), pytest_args))
+    return _in_a_sentence(lambda: run_checks(pack, os.environ, Path.home(), pytest_args, only))
 
 
 def run_campaign(pack: Path, arguments: list[str]) -> int:
