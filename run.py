@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Runs ruff, pyright and pytest, the latter also against a real ComfyUI on the CPU (found or "
         "fetched as for the demo), and where Node.js is installed the checks of the page's JavaScript. Arguments after "
         "-- go to pytest, which is then the only check: "
-        "run.py test -- -k name",
+        "run.py test -- -k name, run.py test -- tests/core/flow",
     )
     test.add_argument(
         "--only",

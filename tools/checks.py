@@ -22,7 +22,8 @@ def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int, np
     `npm`: None where there is none, and the page's JavaScript is not checked.
     """
     workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
-    tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", "tests", *workers, *pytest_args]
+    places = [] if any((pack / arg.split("::")[0]).exists() for arg in pytest_args) else ["tests"]
+    tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", *places, *workers, *pytest_args]
     if pytest_args:
         return [("tests", tests)]
     typed = [name for name in ("core", "nodes") if (pack / name).is_dir()]
