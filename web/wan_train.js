@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
+import { renewValues } from "./old_values.js";
 import { fetchPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showsText, showText } from "./reports.js";
 import { addChart, chartOf, recallRun, refetchRuns, showRun, takeUpdate } from "./runs.js";
@@ -64,6 +65,10 @@ const extension = {
       chartOf(node)?.dispose();
       return onRemoved?.apply(this);
     };
+  },
+
+  loadedGraphNode(node) {
+    renewValues(node);
   },
 
   afterConfigureGraph() {

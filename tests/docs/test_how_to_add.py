@@ -15,6 +15,8 @@ PAGES = sorted((PACK / "docs" / "how-to-add").glob("*.md"))
 COPIED = ("core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/pytest.ini", "__init__.py")
 BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^python run\.py test -- (.+)$", re.MULTILINE)
+TOOL = re.compile(r"^python -m (tools\.\w+)$", re.MULTILINE)
+PLACE = re.compile(r'(Widget\((\w+), "\w+", )(\d+)')
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -27,12 +29,23 @@ def changed(old: str, diff: str) -> str:
     return old.replace(before, after)
 
 
+def with_last_places(diff: str, settings: Path) -> str:
+    """The diff with the place of each new widget one more than the last of its node, which rises with every option."""
+    declared = "".join(path.read_text(encoding="utf-8") for path in settings.glob("*.py"))
+
+    def last(match: re.Match[str]) -> str:
+        return f"{match[1]}{max(int(place) for _, node, place in PLACE.findall(declared) if node == match[2]) + 1}"
+
+    return "".join(PLACE.sub(last, line) if line[0] == "+" else line for line in diff.splitlines(keepends=True))
+
+
 def follow(page: Path, copy: Path) -> None:
     """Do in a copy of the pack what a page says."""
     for language, name, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         file = copy / name
         if language == "diff":
-            file.write_text(changed(file.read_text(encoding="utf-8"), text), encoding="utf-8")
+            diff = with_last_places(text, copy / "core" / "settings")
+            file.write_text(changed(file.read_text(encoding="utf-8"), diff), encoding="utf-8")
         else:
             assert not file.exists(), f"{name} is there already: the page's example needs another name"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +72,9 @@ def test_the_index_names_every_page():
 @each_page
 def test_the_page_works_as_it_stands(page: Path, copy: Path):
     follow(page, copy)
-    ((command),) = COMMAND.findall(page.read_text(encoding="utf-8"))
+    for tool in TOOL.findall(page.read_text(encoding="utf-8")):
+        subprocess.run([sys.executable, "-m", tool], cwd=copy, check=True)
+    (command,) = COMMAND.findall(page.read_text(encoding="utf-8"))
     tests = shlex.split(command)
     assert any(f"file={test}" in page.read_text(encoding="utf-8") for test in tests), "the page's own test is not run"
     run = subprocess.run(

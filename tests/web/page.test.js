@@ -146,6 +146,15 @@ test("a preset changes the values it names and says how many", () => {
   assert.deepEqual(app.extension.getNodeMenuItems(new Node(2, "KSampler")), []);
 });
 
+test("a workflow of an earlier version shows today's words", () => {
+  const node = app.rootGraph.add(new Node(3, "LoadWanDiT", { checkpointing: false, stream_from: "pinned" }));
+  app.extension.loadedGraphNode(node);
+  assert.deepEqual(
+    node.widgets.slice(0, 2).map((widget) => widget.value),
+    ["off", "auto"],
+  );
+});
+
 test("a node that is removed still does what it did before", () => {
   const node = new Node(1, "TrainLoRAStage", { lora_name: "lora" });
   let removed = 0;
