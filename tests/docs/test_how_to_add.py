@@ -12,7 +12,10 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 PAGES = sorted((PACK / "docs" / "how-to-add").glob("*.md"))
-COPIED = ("core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/pytest.ini", "__init__.py")
+COPIED = (
+    "core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/pytest.ini", "__init__.py",
+    "wantrain.py", "pyproject.toml",
+)  # fmt: skip
 BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^python run\.py test -- (.+)$", re.MULTILINE)
 TOOL = re.compile(r"^python -m (tools\.\w+)$", re.MULTILINE)
@@ -89,7 +92,6 @@ def test_the_code_on_the_page_is_in_the_packs_style(page: Path, copy: Path):
     follow(page, copy)
     files = [name for _, name, _ in BLOCK.findall(page.read_text(encoding="utf-8")) if name.endswith(".py")]
     for command in (["check"], ["format", "--check", "--diff"]):
-        shutil.copy(PACK / "pyproject.toml", copy)
         run = subprocess.run(
             [sys.executable, "-m", "ruff", *command, *files], cwd=copy, capture_output=True, text=True, check=False
         )
