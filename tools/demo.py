@@ -24,6 +24,7 @@ LEFT_OUT = (
     ".ruff_cache",
     "__pycache__",
     "node_modules",
+    ".versions",
     "tests",
     "benchmarks",
 )
