@@ -1,7 +1,7 @@
 """The commands of this folder. Needs Python 3.10 or newer and nothing else.
 
 python run.py demo        trains a LoRA on drawn clips with miniature models and samples with it, in a real ComfyUI
-python run.py test        runs the tests and the linters
+python run.py test        runs the tests and the linters; with another PyTorch or peft: --torch oldest, --peft oldest
 python run.py campaign    tries hard to make runs lose work: kills, full disks, damaged and hostile files
 """
 
@@ -46,6 +46,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="CHECK",
         help=f"{', '.join(CHECKS)}; may be given several times",
     )
+    other = test.add_mutually_exclusive_group()
+    other.add_argument("--torch", metavar="VERSION", help="a subset with this PyTorch: oldest, newest or a number")
+    other.add_argument(
+        "--peft", metavar="VERSION", help="the tests of adapters with this peft: oldest, newest or a number"
+    )
     test.add_argument("pytest_args", nargs="*", help="arguments for pytest, after --")
     campaign = commands.add_parser(
         "campaign",
@@ -74,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
     if options.command == "campaign":
         return checks.run_campaign(PACK, options.campaign_args)
-    return checks.main(PACK, options.pytest_args, options.only or CHECKS)
+    return checks.main(PACK, options.pytest_args, options.only or CHECKS, torch=options.torch, peft=options.peft)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from . import versions
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
 from .environment import ensure_python
 from .page import find_npm, list_page_checks
@@ -77,9 +78,23 @@ def run_checks(
     return 1 if failed else 0
 
 
-def main(pack: Path, pytest_args: list[str], only: Collection[str]) -> int:
-    """Run the checks; expected failures are printed as one sentence. Returns the exit status."""
-    return _in_a_sentence(lambda: run_checks(pack, os.environ, Path.home(), pytest_args, only))
+def main(
+    pack: Path, pytest_args: list[str], only: Collection[str], *, torch: str | None = None, peft: str | None = None
+) -> int:
+    """Run the checks, or with a version of `torch` or `peft` a subset of the tests. Returns the exit status.
+
+    Expected failures are printed as one sentence.
+    """
+
+    def run() -> int:
+        if torch:
+            return versions.run_with_torch(pack, torch, pytest_args)
+        if peft:
+            host = find_or_fetch(pack, os.environ, Path.home())
+            return versions.run_with_peft(pack, host, peft, pytest_args)
+        return run_checks(pack, os.environ, Path.home(), pytest_args, only)
+
+    return _in_a_sentence(run)
 
 
 def run_campaign(pack: Path, arguments: list[str]) -> int:

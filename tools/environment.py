@@ -118,7 +118,7 @@ def make_venv(host: Path | None, pack: Path, *, tools: bool) -> Path:
     python = venv_python(venv)
     say(f"Installing into {venv} (the first time this takes a few minutes)")
     if missing_names(python, []) is None:
-        _create_venv(venv)
+        create_venv(venv)
     _install(python, TORCH, cpu=True)
     wants = ["-r", str(host / "requirements.txt")] if host else list(CORE_NEEDS)
     _install(python, [*wants, "-r", str(pack / "requirements.txt"), *(DEV_TOOLS if tools else ())])
@@ -127,7 +127,8 @@ def make_venv(host: Path | None, pack: Path, *, tools: bool) -> Path:
     return python
 
 
-def _create_venv(venv: Path) -> None:
+def create_venv(venv: Path) -> None:
+    """An empty virtual environment of the running Python. SetupError if that cannot be made."""
     uv = shutil.which("uv")
     command = (
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(venv)]
@@ -141,7 +142,7 @@ def _create_venv(venv: Path) -> None:
         )
 
 
-def _installer(python: Path) -> list[str]:
+def installer(python: Path) -> list[str]:
     """The command in front of `install`: uv where there is one or where pip can get one, else pip itself."""
     uv = shutil.which("uv")
     if uv is None and missing_names(python, ["uv"]) == ["uv"]:
@@ -154,9 +155,9 @@ def _installer(python: Path) -> list[str]:
 
 
 def _install(python: Path, what: list[str] | tuple[str, ...], *, cpu: bool = False) -> None:
-    command = _installer(python)
+    command = installer(python)
     # Only on Linux do the ordinary torch wheels carry gigabytes of CUDA.
-    if cpu and sys.platform == "linux" and _reachable(TORCH_CPU_INDEX):
+    if cpu and sys.platform == "linux" and reachable(TORCH_CPU_INDEX):
         command = [*command, "--index-url", TORCH_CPU_INDEX]
     if subprocess.run([*command, *what], check=False).returncode != 0:
         raise SetupError(
@@ -165,7 +166,8 @@ def _install(python: Path, what: list[str] | tuple[str, ...], *, cpu: bool = Fal
         )
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
+    """Whether an index of packages answers."""
     try:
         with urllib.request.urlopen(f"{url}/", timeout=REACH_TIMEOUT_S):
             return True
