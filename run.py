@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
+CHECKS = ("lint", "format", "types", "page", "tests")  # what `test` runs
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -34,8 +35,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "test",
         help="run the tests and the linters",
         description="Runs ruff, pyright and pytest, the latter also against a real ComfyUI on the CPU (found or "
-        "fetched as for the demo). Arguments after -- go to pytest, which is then the only check: "
-        "run.py test -- -k name",
+        "fetched as for the demo), and where Node.js is installed the checks of the page's JavaScript. Arguments after "
+        "-- go to pytest, which is then the only check: "
+        "run.py test -- -k name, run.py test -- tests/core/flow",
+    )
+    test.add_argument(
+        "--only",
+        action="append",
+        choices=CHECKS,
+        metavar="CHECK",
+        help=f"{', '.join(CHECKS)}; may be given several times",
     )
     other = test.add_mutually_exclusive_group()
     other.add_argument("--torch", metavar="VERSION", help="a subset with this PyTorch: oldest, newest or a number")
@@ -70,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
     if options.command == "campaign":
         return checks.run_campaign(PACK, options.campaign_args)
-    return checks.main(PACK, options.pytest_args, torch=options.torch, peft=options.peft)
+    return checks.main(PACK, options.pytest_args, options.only or CHECKS, torch=options.torch, peft=options.peft)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,30 @@
-"""`python run.py test`: tests, lint, formatting and types, and what of it failed. Standard library only."""
+"""`python run.py test`: tests, lint, formatting and types, of the page's JavaScript too, and what of it failed.
+
+Standard library only.
+"""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from . import versions
 from .comfyui import SetupError, fetch_host, find_host, host_version, say
 from .environment import ensure_python
+from .page import find_npm, list_page_checks
 
 Check = tuple[str, list[str]]
 
 
-def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) -> list[Check]:
-    """The commands, in order, each with its name. With extra pytest arguments only the tests are run."""
+def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int, npm: str | None = None) -> list[Check]:
+    """The commands, in order, each with its name. With extra pytest arguments only the tests are run.
+
+    `npm`: None where there is none, and the page's JavaScript is not checked.
+    """
     workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
-    tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", "tests", *workers, *pytest_args]
+    places = [] if any((pack / arg.split("::")[0]).exists() for arg in pytest_args) else ["tests"]
+    tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", *places, *workers, *pytest_args]
     if pytest_args:
         return [("tests", tests)]
     typed = [name for name in ("core", "nodes") if (pack / name).is_dir()]
@@ -24,6 +32,7 @@ def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int) ->
         ("lint", [str(python), "-m", "ruff", "check", "."]),
         ("format", [str(python), "-m", "ruff", "format", "--check", "."]),
         ("types", [str(python), "-m", "pyright", "--pythonpath", str(python), *typed]),
+        *list_page_checks(npm),
         ("tests", tests),
     ]
 
@@ -39,8 +48,10 @@ def find_or_fetch(pack: Path, environ: Mapping[str, str], home: Path) -> Path | 
         return None
 
 
-def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str]) -> int:
-    """Run every check, also after one failed; print a summary. Returns the exit status."""
+def run_checks(
+    pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str], only: Collection[str]
+) -> int:
+    """Run every check, also after one failed; print a summary. `only`: first words of their names. Returns the exit status."""
     host = find_or_fetch(pack, environ, home)
     if host is not None:
         say(f"ComfyUI {host_version(host)}: {host}")
@@ -53,7 +64,9 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
     failed = []
-    checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1)
+    npm = find_npm(pack, environ) if "page" in only and not pytest_args else None
+    checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1, npm)
+    checks = [check for check in checks if check[0].split()[0] in only]
     for name, command in checks:
         say(f"\n== {name}: {' '.join(command)}")
         status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
@@ -65,7 +78,9 @@ def run_checks(pack: Path, environ: Mapping[str, str], home: Path, pytest_args: 
     return 1 if failed else 0
 
 
-def main(pack: Path, pytest_args: list[str], *, torch: str | None = None, peft: str | None = None) -> int:
+def main(
+    pack: Path, pytest_args: list[str], only: Collection[str], *, torch: str | None = None, peft: str | None = None
+) -> int:
     """Run the checks, or with a version of `torch` or `peft` a subset of the tests. Returns the exit status.
 
     Expected failures are printed as one sentence.
@@ -77,7 +92,7 @@ def main(pack: Path, pytest_args: list[str], *, torch: str | None = None, peft: 
         if peft:
             host = find_or_fetch(pack, os.environ, Path.home())
             return versions.run_with_peft(pack, host, peft, pytest_args)
-        return run_checks(pack, os.environ, Path.home(), pytest_args)
+        return run_checks(pack, os.environ, Path.home(), pytest_args, only)
 
     return _in_a_sentence(run)
 

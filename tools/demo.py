@@ -23,6 +23,8 @@ LEFT_OUT = (
     ".pytest_cache",
     ".ruff_cache",
     "__pycache__",
+    "node_modules",
+    ".versions",
     "tests",
     "benchmarks",
 )

@@ -1,155 +1,72 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { betaFor, lossRange, smooth, thin, ticks } from "./curve.js";
+import { block, shape } from "./elements.js";
+import { Previews } from "./previews.js";
+
 const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
 const EMPTY = "The loss is drawn here while the LoRA trains.";
+/** @type {Record<string, string>} */
 const SHOWN_STATES = { stopped: "stopped", finished: "finished", error: "failed", waiting: "starting" };
 
 /**
- * Exponential moving average with bias correction, as in Adam (Kingma and Ba 2015): no pull to zero at the start.
- * `known[i]`: the average there, of a curve of which only some points are in `values`; the average goes on from it.
+ * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
+ * @typedef {object} Report
+ * @property {number} steps of the whole run
+ * @property {string} state
+ * @property {string} line what the run does now, or how it ended
+ * @property {Point[]} [losses]
+ * @property {Point[]} [validation]
+ * @property {Point[]} [smoothed]
+ * @property {Preview[]} [previews] all that there are
  */
-export function smooth(values, beta, known = []) {
-  let mean = 0;
-  let weight = 1;
-  return values.map((value, i) => {
-    if (known[i] !== undefined) {
-      mean = known[i];
-      weight = 0;
-    } else {
-      mean = beta * mean + (1 - beta) * value;
-      weight *= beta;
-    }
-    return mean / (1 - weight);
-  });
-}
 
-/** Beta of the average: it looks back over about a 25th of the run, at least 8 steps and at most 100. */
-export function betaFor(steps) {
-  return 1 - 1 / Math.min(100, Math.max(8, steps / 25));
-}
+/**
+ * @typedef {import("./curve.js").Point} Point
+ * @typedef {import("./previews.js").Preview} Preview
+ */
 
-/** Round numbers in [low, high], about `count` of them. */
-export function ticks(low, high, count) {
-  const rough = (high - low) / Math.max(1, count);
-  if (!(rough > 0)) return [low];
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
-}
+/**
+ * How steps and losses lie on the plot, in pixels.
+ * @typedef {object} View
+ * @property {number} first
+ * @property {number} last
+ * @property {number} low
+ * @property {number} high
+ * @property {number} right
+ * @property {number} bottom
+ * @property {number} height
+ * @property {(step: number) => number} x
+ * @property {(loss: number) => number} y
+ */
 
-/** Range of the loss axis. Single raw losses far outside are cut off, so that they do not flatten the curve. */
-export function lossRange(raw, averages, validation) {
-  const sorted = [...raw].sort((a, b) => a - b);
-  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
-  const marks = [...averages, ...validation];
-  const low = marks.reduce((a, b) => Math.min(a, b), at(0.02) ?? Infinity);
-  const high = marks.reduce((a, b) => Math.max(a, b), at(0.98) ?? -Infinity);
-  const room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
-  return [Math.max(0, low - room), high + room];
-}
-
-/** At most two points a pixel column, its lowest and its highest: what a screen can show of `points` [[x, y], ...]. */
-export function thin(points, columns, first, last) {
-  if (points.length <= 2 * columns) return points;
-  const kept = [];
-  let column = -1;
-  let low;
-  let high;
-  const flush = () => {
-    if (low) kept.push(...(low === high ? [low] : low[0] < high[0] ? [low, high] : [high, low]));
-  };
-  for (const point of points) {
-    const here = Math.floor(((point[0] - first) / (last - first || 1)) * columns);
-    if (here !== column) {
-      flush();
-      [column, low, high] = [here, point, point];
-    } else {
-      if (point[1] < low[1]) low = point;
-      if (point[1] > high[1]) high = point;
-    }
-  }
-  flush();
-  return kept;
-}
-
-function shape(name, attributes, text) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-function block(name, parent) {
-  const element = document.createElement("div");
-  element.className = name;
-  parent?.append(element);
-  return element;
-}
-
+/** @param {Point[]} points */
 function path(points) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
-/** Index of the preview to show: the newest, or where an older one was `chosen`, that step's if it is still there. */
-export function previewIndex(files, chosen) {
-  const kept = files.findIndex(([step]) => step === chosen);
-  return kept < 0 ? files.length - 1 : kept;
-}
-
-/** The previews of a run: one picture, and a slider over the steps, which stays at the newest unless it was moved. */
-export class Previews {
-  /** `addressOf(file)`: where a preview is fetched from. `onToggle()`: they have appeared or gone. */
-  constructor(parent, addressOf, onToggle) {
-    this.addressOf = addressOf;
-    this.onToggle = onToggle;
-    this.element = block("wan-train-previews", parent);
-    this.picture = document.createElement("img");
-    this.caption = block("wan-train-caption");
-    this.slider = document.createElement("input");
-    this.slider.type = "range";
-    this.slider.min = 0;
-    this.slider.addEventListener("input", () => {
-      const index = Number(this.slider.value);
-      this.chosen = index < this.files.length - 1 ? this.files[index][0] : undefined; // at the end: the newest, always
-      this.show();
-    });
-    for (const kind of ["pointerdown", "pointermove"]) {
-      this.slider.addEventListener(kind, (event) => event.stopPropagation()); // else the node moves, too
-    }
-    this.element.append(this.picture, this.caption, this.slider);
-    this.element.hidden = true;
-    this.files = [];
-  }
-
-  /** All previews that there are, [[step, file], ...], oldest first. */
-  set(files) {
-    this.files = files;
-    this.slider.max = Math.max(0, files.length - 1);
-    this.slider.value = previewIndex(files, this.chosen);
-    this.slider.hidden = files.length < 2;
-    const isHidden = !files.length;
-    if (this.element.hidden !== isHidden) {
-      this.element.hidden = isHidden;
-      this.onToggle();
-    }
-    if (!isHidden) this.show();
-  }
-
-  show() {
-    const [step, file] = this.files[this.slider.value];
-    const address = this.addressOf(file);
-    if (this.picture.getAttribute("src") !== address) this.picture.src = address;
-    this.picture.alt = `preview of step ${step}`;
-    this.caption.textContent = this.picture.alt;
-  }
-}
-
 /** `element` is what is shown; `set` replaces the curve, `add` goes on with it, `say` writes below it. */
 export class LossChart {
-  /** See Previews for `addressOf` and `onToggle`. */
+  /** @type {Map<number, number>} */
+  losses = new Map();
+  /** @type {Map<number, number>} */
+  known = new Map(); // averages that the server has computed over all points
+  /** @type {Map<number, number>} */
+  validation = new Map();
+  /** @type {number[]} */
+  steps = [];
+  /** @type {number[]} */
+  averages = [];
+  /** @type {number | null} */
+  pointer = null; // where the mouse is, in pixels of the plot
+  /** @type {number | null} */
+  frame = null; // the drawing that is asked for
+
+  /**
+   * See Previews.
+   * @param {(file: string) => string} addressOf
+   * @param {() => void} onToggle
+   */
   constructor(addressOf = (file) => file, onToggle = () => {}) {
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
@@ -163,6 +80,7 @@ export class LossChart {
     this.plot.addEventListener("pointerleave", () => this.hover(null));
     this.observer = new ResizeObserver(() => this.schedule());
     this.observer.observe(this.plot);
+    this.run = { steps: 0, state: "new", line: "" };
     this.clear();
   }
 
@@ -177,7 +95,10 @@ export class LossChart {
     this.schedule();
   }
 
-  /** Replace the curve by the history of a run; of a long one it has a part of the points, and `smoothed`, their averages. */
+  /**
+   * Replace the curve by the history of a run.
+   * @param {Report} history
+   */
   set(history) {
     this.losses = new Map();
     this.validation = new Map();
@@ -187,8 +108,8 @@ export class LossChart {
   }
 
   /**
-   * Take in new points: {steps, state, line, losses: [[step, loss], ...], validation: [[step, loss], ...]}, and all
-   * previews that there are: [[step, file], ...].
+   * Take in new points.
+   * @param {Report} update
    */
   add({ steps, state, line, losses = [], validation = [], previews = this.previews.files }) {
     this.run = { steps, state, line };
@@ -201,7 +122,10 @@ export class LossChart {
     this.schedule();
   }
 
-  /** Text below the curve: the summary and the warnings of a finished run. */
+  /**
+   * Text below the curve: the summary and the warnings of a finished run.
+   * @param {string} text
+   */
   say(text) {
     this.notes.textContent = text;
     this.notes.hidden = !text;
@@ -210,7 +134,7 @@ export class LossChart {
 
   /** Draw once before the next frame, however many changes there were. */
   schedule() {
-    if (this.frame) return;
+    if (this.frame !== null) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = null;
       this.draw();
@@ -220,7 +144,7 @@ export class LossChart {
   /** Stop watching the element's size. */
   dispose() {
     this.observer.disconnect();
-    if (this.frame) cancelAnimationFrame(this.frame);
+    if (this.frame !== null) cancelAnimationFrame(this.frame);
   }
 
   draw() {
@@ -233,26 +157,36 @@ export class LossChart {
     if (!this.steps.length || width < 80 || height < 50) return;
     const view = this.view(width, height);
     this.svg.append(...this.axes(view));
-    const clip = (value) => Math.min(view.high, Math.max(view.low, value));
+    const clip = (/** @type {number} */ value) => Math.min(view.high, Math.max(view.low, value));
+    /** @type {(point: Point) => Point} */
     const place = ([step, value]) => [view.x(step), view.y(clip(value))];
     const columns = Math.round(width);
-    const line = (values) => path(thin(values, columns, view.first, view.last).map(place));
-    const raw = this.steps.map((step) => [step, this.losses.get(step)]);
-    const bold = this.steps.map((step, i) => [step, this.averages[i]]);
+    const line = (/** @type {Point[]} */ values) => path(thin(values, columns, view.first, view.last).map(place));
+    const raw = this.steps.map((step) => this.pointAt(step));
+    const bold = this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
     this.svg.append(shape("path", { class: "wan-train-raw", d: line(raw) }));
     this.svg.append(shape("path", { class: "wan-train-smooth", d: line(bold) }));
     const held = [...this.validation].sort((a, b) => a[0] - b[0]).map(place);
     if (held.length > 1) this.svg.append(shape("path", { class: "wan-train-held-line", d: path(held) }));
     for (const [cx, cy] of held) this.svg.append(shape("circle", { class: "wan-train-held", cx, cy, r: 3 }));
-    const [cx, cy] = place(bold.at(-1));
+    const [cx, cy] = place(bold[bold.length - 1]);
     this.svg.append(shape("circle", { class: "wan-train-now", cx, cy, r: 3 }));
     this.drawPointer(view, place);
+  }
+
+  /**
+   * The raw loss of a step that is there.
+   * @param {number} step
+   * @returns {Point}
+   */
+  pointAt(step) {
+    return [step, this.losses.get(step) ?? Number.NaN];
   }
 
   /** Sorted steps, and the smoothed loss at each. */
   series() {
     this.steps = [...this.losses.keys()].sort((a, b) => a - b);
-    const raw = this.steps.map((step) => this.losses.get(step));
+    const raw = this.steps.map((step) => this.pointAt(step)[1]);
     const known = this.steps.map((step) => this.known.get(step));
     this.averages = smooth(raw, betaFor(this.run.steps || raw.length), known);
   }
@@ -266,28 +200,43 @@ export class LossChart {
       this.head.textContent = line || EMPTY;
       return;
     }
-    const parts = [`step ${step} / ${steps}`, `loss ${this.averages.at(-1).toFixed(4)}`];
-    const held = [...this.validation.keys()].sort((a, b) => a - b).at(-1);
-    if (held !== undefined) parts.push(`validation ${this.validation.get(held).toFixed(4)}`);
+    const parts = [`step ${step} / ${steps}`, `loss ${this.averages[this.averages.length - 1].toFixed(4)}`];
+    const held = [...this.validation].sort((a, b) => a[0] - b[0]).at(-1);
+    if (held) parts.push(`validation ${held[1].toFixed(4)}`);
     if (SHOWN_STATES[state]) parts.push(SHOWN_STATES[state]);
     if (state === "error" && line) parts.push(line);
     this.head.textContent = parts.join("   ");
   }
 
+  /**
+   * @param {number} width
+   * @param {number} height
+   * @returns {View}
+   */
   view(width, height) {
-    const raw = this.steps.map((step) => this.losses.get(step));
+    const raw = this.steps.map((step) => this.pointAt(step)[1]);
     const [low, high] = lossRange(raw, this.averages, [...this.validation.values()]);
     const first = 0;
-    const last = Math.max(this.run.steps, this.steps.at(-1), 1);
+    const last = Math.max(this.run.steps, this.steps[this.steps.length - 1], 1);
     const right = width - MARGIN.right;
     const bottom = height - MARGIN.bottom;
     return {
-      first, last, low, high, right, bottom, height,
+      first,
+      last,
+      low,
+      high,
+      right,
+      bottom,
+      height,
       x: (step) => MARGIN.left + ((step - first) / (last - first)) * (right - MARGIN.left),
       y: (loss) => bottom - ((loss - low) / (high - low)) * (bottom - MARGIN.top),
-    }; // prettier-ignore
+    };
   }
 
+  /**
+   * Grid lines and numbers.
+   * @param {View} view
+   */
   axes(view) {
     const drawn = [];
     const levels = ticks(view.low, view.high, Math.max(2, view.height / 45));
@@ -305,25 +254,32 @@ export class LossChart {
     return drawn;
   }
 
+  /** @param {PointerEvent | null} event */
   hover(event) {
     const box = this.plot.getBoundingClientRect(); // the canvas renderer scales the element by a CSS transform
     this.pointer = event && ((event.clientX - box.left) / box.width) * this.plot.clientWidth;
     this.schedule();
   }
 
+  /**
+   * What lies below the mouse: a line, a dot, and the numbers of that step.
+   * @param {View} view
+   * @param {(point: Point) => Point} place
+   */
   drawPointer(view, place) {
-    if (this.pointer === null || this.pointer < MARGIN.left - 8) return;
-    const nearest = (steps) =>
-      steps.reduce((a, b) => (Math.abs(view.x(b) - this.pointer) < Math.abs(view.x(a) - this.pointer) ? b : a));
+    const pointer = this.pointer;
+    if (pointer === null || pointer < MARGIN.left - 8) return;
+    const distance = (/** @type {number} */ step) => Math.abs(view.x(step) - pointer);
+    const nearest = (/** @type {number[]} */ steps) => steps.reduce((a, b) => (distance(b) < distance(a) ? b : a));
     const step = nearest(this.steps);
     const average = this.averages[this.steps.indexOf(step)];
     const [x, y] = place([step, average]);
     this.svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
     this.svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
-    const lines = [`step ${step}`, `loss ${this.losses.get(step).toFixed(4)}`, `smoothed ${average.toFixed(4)}`];
+    const lines = [`step ${step}`, `loss ${this.pointAt(step)[1].toFixed(4)}`, `smoothed ${average.toFixed(4)}`];
     const held = this.validation.size ? nearest([...this.validation.keys()]) : null;
     if (held !== null && Math.abs(view.x(held) - x) < 6) {
-      lines.push(`validation ${this.validation.get(held).toFixed(4)} (step ${held})`);
+      lines.push(`validation ${this.validation.get(held)?.toFixed(4)} (step ${held})`);
     }
     this.tip.textContent = lines.join("\n");
     this.tip.hidden = false;

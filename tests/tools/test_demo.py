@@ -132,7 +132,9 @@ def test_extra_arguments_run_only_pytest(tmp_path):
     assert [name for name, _ in list_checks(Path("py"), tmp_path, [], 1)] == ["lint", "format", "types", "tests"]
     ((name, command),) = list_checks(Path("py"), tmp_path, ["-k", "x"], 4)
     assert name == "tests"
-    assert command[-7:] == ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x"]
+    assert command[-8:] == ["tests", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x"]
+    ((_, command),) = list_checks(Path("py"), tmp_path, ["core::test_x"], 1)
+    assert command[-2:] == ["tests/pytest.ini", "core::test_x"]  # a place alone
 
 
 def test_found_host_is_used_for_the_tests(tmp_path):

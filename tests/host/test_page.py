@@ -1,0 +1,52 @@
+"""The real page in a real browser: our widgets stand on the nodes, and the curve of a run is drawn, in both renderers."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from wan_train.tools.screenshot import APP, BROWSERS, open_browser
+
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOW = json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
+TRAIN = next(node for node in WORKFLOW["nodes"] if node["type"] == "TrainLoRAStage")
+UPDATE = f"""
+const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
+const name = node.widgets.find((widget) => widget.name === "lora_name").value;
+const losses = Array.from({{ length: 20 }}, (_, i) => [i + 1, 1 / (i + 2)]);
+const detail = {{ node_id: "{TRAIN["id"]}", run: name + "_0", steps: 40, state: "running", line: "", losses, validation: [] }};
+window.comfyAPI.api.api.dispatchEvent(new CustomEvent("wan_train.update", {{ detail }}));
+"""
+DRAWN = "document.querySelector('.wan-train-smooth')?.getBoundingClientRect().width > 50"
+REPORTS = "return document.querySelectorAll('.wan-train-report').length"
+PRESETS = f"""
+const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
+const extension = ({APP}).extensions.find((found) => found.name === "WanTrain");
+return extension.getNodeMenuItems(node).map((item) => item?.content ?? null);
+"""
+
+
+async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list[str]]:
+    """Head of the chart after an update, number of reports, the preset menu, and what the page complained of."""
+    async with open_browser() as page:
+        await page.open(url)
+        await page.run(f"await ({APP}).extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(modern)})")
+        await page.load(WORKFLOW, "demo")
+        await page.fit()
+        await page.run(UPDATE)
+        await page.wait_for(DRAWN)
+        head = await page.run("return document.querySelector('.wan-train-head').textContent")
+        complaints = [line for line in page.log if line.startswith("uncaught") or "wan_train" in line]
+        return head, await page.run(REPORTS), await page.run(PRESETS), complaints
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
+@pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
+def test_the_chart_is_drawn_on_the_node(host, modern):
+    head, reports, menu, complaints = asyncio.run(look(host.url, modern))
+    assert complaints == []
+    assert head.startswith("step 20 / 40   loss 0.")
+    shown = {"DatasetFromFolder", "CacheLatents", "CacheT5", "LoadWanDiT", "MergeStages", "WanLoRAFromFile"}
+    assert reports == sum(node["type"] in shown for node in WORKFLOW["nodes"])
+    assert menu == [None, "WanTrain preset"]

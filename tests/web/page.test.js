@@ -1,0 +1,165 @@
+// What the extension does with a graph: which node shows which run, what is kept, what presets change.
+
+import assert from "node:assert/strict";
+import test, { beforeEach } from "node:test";
+import { frame } from "./dom.js";
+import "./host/hooks.js";
+
+const { api } = await import("./host/api.js");
+const { app, Graph, Node } = await import("./host/app.js");
+
+const PRESETS = [
+  {
+    title: "Likeness",
+    description: "For a face.",
+    values: { TrainLoRAStage: { rank: 32, unknown: 1 }, LoadWanDiT: {} },
+  },
+];
+api.answers["/wan_train/presets"] = { body: PRESETS };
+await import("../../web/wan_train.js");
+app.extension.setup();
+
+const history = (...losses) => ({ steps: 10, state: "running", line: "", losses });
+const update = (node_id, run, losses, more = {}) => ({ ...history(...losses), node_id, run, ...more });
+const headOf = async (node) => {
+  await frame();
+  return node.elements.loss.querySelector(".wan-train-head").textContent;
+};
+const notesOf = (node) => node.elements.loss.querySelector(".wan-train-notes").textContent;
+/** Until answers that are there have been taken. */
+const settle = () => new Promise((resolve) => setImmediate(resolve));
+
+beforeEach(() => {
+  app.rootGraph = new Graph("root");
+  app.toasts.length = 0;
+  api.answers = {};
+});
+
+const addTrain = (id, name, graph = app.rootGraph) =>
+  graph.add(new Node(id, "TrainLoRAStage", { lora_name: name, rank: 16 }));
+
+test("a report comes back after a reload of the page", () => {
+  sessionStorage.setItem("wan_train.text/root/4", "3 samples");
+  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
+  app.extension.afterConfigureGraph(); // the first graph that this page opens
+  assert.equal(node.elements.report.textContent, "3 samples");
+});
+
+test("nodes of others are left alone", () => {
+  const node = app.rootGraph.add(new Node(1, "KSampler"));
+  assert.deepEqual(node.elements, {});
+});
+
+test("our widgets go into no workflow and no prompt", () => {
+  const node = addTrain(1, "lora");
+  const widget = node.widgets.find((found) => found.name === "loss");
+  assert.equal(widget.serialize, false);
+  assert.equal(widget.options.serialize, false);
+});
+
+test("an update goes to the node of its run alone", async () => {
+  const own = addTrain(1, "lora");
+  const other = addTrain(2, "else");
+  api.send("wan_train.update", update("1", "lora_high_1", [[1, 0.5]]));
+  api.send("wan_train.update", update("2", "lora_high_1", [[1, 0.5]]));
+  assert.match(await headOf(own), /^step 1 \/ 10/);
+  assert.match(await headOf(other), /drawn here/);
+  assert.equal(own.properties.wan_run, "lora_high_1");
+  assert.equal(other.properties.wan_run, undefined);
+});
+
+test("nodes inside subgraphs are found", async () => {
+  const inner = new Graph("uuid");
+  const node = addTrain(7, "lora", inner);
+  const box = new Node(3, "uuid");
+  box.subgraph = inner;
+  app.rootGraph.add(box);
+  app.rootGraph.subgraphs.set("uuid", inner);
+  api.send("wan_train.update", update("3:7", "lora_1", [[1, 0.5]]));
+  assert.match(await headOf(node), /^step 1/);
+  app.extension.onNodeOutputsUpdated({ "uuid:7": { text: ["done"], wan_run: ["lora_1"] } });
+  assert.equal(notesOf(node), "done");
+});
+
+test("what came in while the history was fetched is put on top of it", async () => {
+  const node = addTrain(1, "lora");
+  let answer;
+  api.answers["/wan_train/runs/lora_1"] = () => new Promise((resolve) => (answer = resolve));
+  api.send("wan_train.update", update("1", "lora_1", [[5, 0.5]]));
+  api.send("wan_train.update", update("1", "lora_1", [[6, 0.4]]));
+  answer({ body: history([1, 0.9], [5, 0.5]) });
+  await settle();
+  assert.match(await headOf(node), /^step 6/);
+});
+
+test("a run that is not there is no error, and any other answer is a sentence", async () => {
+  const node = addTrain(1, "lora");
+  node.properties.wan_run = "gone_1";
+  app.extension.afterConfigureGraph();
+  await settle();
+  assert.equal(notesOf(node), "");
+  api.answers["/wan_train/runs/gone_1"] = { status: 500, body: { error: "events.jsonl can't be read." } };
+  api.send("reconnected");
+  await settle();
+  assert.equal(notesOf(node), "events.jsonl can't be read.");
+});
+
+test("a workflow that names its run shows the curve", async () => {
+  const node = addTrain(1, "any");
+  node.properties.wan_run = "lora 1";
+  api.answers["/wan_train/runs/lora%201"] = { body: { ...history([1, 0.5], [2, 0.4]), previews: [[2, "2.webp"]] } };
+  app.extension.afterConfigureGraph();
+  await settle();
+  assert.match(await headOf(node), /^step 2/);
+  const picture = node.elements.loss.querySelector("img");
+  assert.equal(picture.getAttribute("src"), "/api/wan_train/runs/lora%201/previews/2.webp");
+  assert.ok(node.size[1] >= 190 + 210, "the node has room for chart and preview");
+});
+
+test("a report is shown, and the host's progress line goes", () => {
+  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
+  node.widgets.push({ name: "$$node-text-preview" });
+  assert.match(node.elements.report.textContent, /appears here/);
+  api.send("executed", { node: "4", output: { text: ["3 samples", "1 dropped"] } });
+  assert.equal(node.elements.report.textContent, "3 samples\n1 dropped");
+  assert.ok(!node.widgets.some((widget) => widget.name === "$$node-text-preview"));
+});
+
+test("a report is dropped where a workflow is opened later", () => {
+  sessionStorage.setItem("wan_train.text/root/4", "of another workflow");
+  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
+  app.extension.afterConfigureGraph(); // not the first graph any more
+  assert.match(node.elements.report.textContent, /appears here/);
+  assert.equal(sessionStorage.getItem("wan_train.text/root/4"), null);
+});
+
+test("a preset changes the values it names and says how many", () => {
+  const node = addTrain(1, "lora");
+  let called;
+  node.widgets.find((widget) => widget.name === "rank").callback = (value) => (called = value);
+  const [gap, item] = app.extension.getNodeMenuItems(node);
+  assert.equal(gap, null);
+  item.submenu.options[0].callback();
+  assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 32);
+  assert.equal(called, 32);
+  assert.match(app.toasts[0].detail, /1 settings were changed/);
+  assert.deepEqual(app.extension.getNodeMenuItems(new Node(2, "KSampler")), []);
+});
+
+test("a workflow of an earlier version shows today's words", () => {
+  const node = app.rootGraph.add(new Node(3, "LoadWanDiT", { checkpointing: false, stream_from: "pinned" }));
+  app.extension.loadedGraphNode(node);
+  assert.deepEqual(
+    node.widgets.slice(0, 2).map((widget) => widget.value),
+    ["off", "auto"],
+  );
+});
+
+test("a node that is removed still does what it did before", () => {
+  const node = new Node(1, "TrainLoRAStage", { lora_name: "lora" });
+  let removed = 0;
+  node.onRemoved = () => (removed += 1);
+  app.rootGraph.add(node);
+  node.onRemoved();
+  assert.equal(removed, 1);
+});

@@ -1,0 +1,29 @@
+// Small makers of HTML and SVG elements.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * An SVG element with attributes, and text where it is given.
+ * @template {keyof SVGElementTagNameMap} Name
+ * @param {Name} name
+ * @param {Record<string, string | number>} attributes
+ * @param {string} [text]
+ */
+export function shape(name, attributes, text) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+/**
+ * A div of a class of styles, at the end of its parent where one is given.
+ * @param {string} name
+ * @param {HTMLElement} [parent]
+ */
+export function block(name, parent) {
+  const element = document.createElement("div");
+  element.className = name;
+  parent?.append(element);
+  return element;
+}
