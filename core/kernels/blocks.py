@@ -1,9 +1,7 @@
 """A block as a few autograd functions, each with a backward written by hand.
 
-PyTorch's autograd works for each operator of a block: it notes, keeps, looks up and calls, all on the CPU. For pictures that
-takes longer than the GPU needs for the work itself. Here one function goes from the residual stream to the inputs of the
-attention, another from the attention back to the stream; each keeps only what its backward cannot quickly make again.
-PyTorch differentiates the attention in between.
+PyTorch's autograd has work on the CPU for each operator, and for pictures that takes longer than the GPU needs. Here one
+function leads from the residual stream to the attention, another back to it; PyTorch differentiates the attention itself.
 
 Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head dim, T timesteps per sample, M = B L.
 """

@@ -75,6 +75,8 @@ def test_a_quantized_block_is_recomputed_like_any_other():
 def test_traces_are_kept_over_starts(quant):
     """PyTorch keeps the trace of a block of each kind, and tells those apart that keep something else."""
     traces = pytest.importorskip("torch._functorch._aot_autograd.autograd_cache")
+    if not hasattr(traces, "_collect_context_fn_hashes"):
+        pytest.skip("this PyTorch keeps no traces of checkpoints")
     policies = []
 
     def look(graph_module, inputs):

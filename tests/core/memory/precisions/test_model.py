@@ -9,6 +9,7 @@ from torch.nn import functional
 from wan_train.core.adapters.setup import adapter_state, add_adapter, load_adapter
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.frozen_linear import FrozenLinear
+from wan_train.core.memory.precisions.fp8_compute import find_kernel
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.layers import WanBlock, compute_dtype, rope_table
 from wan_train.tests.core.memory.precisions.helpers import (
@@ -58,6 +59,7 @@ def test_a_lora_gets_the_gradients_of_the_dequantized_model(path, name):
             assert torch.equal(gradient, expected[key]), key
 
 
+@pytest.mark.skipif(find_kernel(torch.device("cpu")) is None, reason="this PyTorch multiplies no fp8 on a CPU")
 def test_fp8_products_change_the_gradients_by_their_rounding(path):
     model = load(path, "fp8_compute")
     expected = torch.cat([gradient.flatten() for gradient in lora_gradients(dequantized(path, model)).values()])
