@@ -75,7 +75,7 @@ class Rerun:
         trained = self._trained(block)
         if not (x.requires_grad or trained):
             return run(block, x, *others)
-        call = _Call(self.recipes, run, keep, last, block, others)
+        call = _Call(self.recipes, run, keep, last, block, x, others)
         return _Run.apply(x, call, *trained)  # type: ignore[no-any-return]
 
     def _trained(self, block: nn.Module) -> tuple[nn.Parameter, ...]:
@@ -94,13 +94,14 @@ class _Call:
         keep: Keep,
         last: nn.Module | None,
         block: nn.Module,
+        x: Tensor,
         others: tuple[Any, ...],
     ) -> None:
         self._recipes, self._run, self._last, self._block, self._others = recipes, run, last, block, others
         self._keep: Keep = keep
         self._kept: _Graph | None = None
         self._modes: Any = None
-        self._random = None if keep == "all" else _Random.of(block)
+        self._random = None if keep == "all" else _Random.of(block, x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._keep == "all":
@@ -182,19 +183,19 @@ _droppers: WeakKeyDictionary[nn.Module, list[nn.Dropout]] = WeakKeyDictionary()
 
 
 class _Random:
-    """Random numbers as they were: those of dropout come again."""
+    """Random numbers as they were, on the CPU and on the device of x: those of dropout come again."""
 
-    def __init__(self) -> None:
-        self._cpu, self._devices = torch.get_rng_state(), get_device_states()
+    def __init__(self, x: Tensor) -> None:
+        self._cpu, self._devices = torch.get_rng_state(), get_device_states(x)
         self._forks: Any = None
 
     @classmethod
-    def of(cls, block: nn.Module) -> "_Random | None":
+    def of(cls, block: nn.Module, x: Tensor) -> "_Random | None":
         """None for a block that needs none."""
         drops = _droppers.get(block)
         if drops is None:  # looking through a block takes as long as some of its kernels
             drops = _droppers[block] = [layer for layer in block.modules() if isinstance(layer, nn.Dropout)]
-        return cls() if any(layer.p > 0 and layer.training for layer in drops) else None
+        return cls(x) if any(layer.p > 0 and layer.training for layer in drops) else None
 
     def __enter__(self) -> None:
         self._forks = torch.random.fork_rng(devices=self._devices[0])

@@ -194,6 +194,11 @@ def test_two_blocks_share_the_memory_of_factors():
         assert all(torch.equal(a, b) for a, b in zip(both(keeping(keep)), expected, strict=True))
 
 
+def errors(found, exact):
+    """The relative error of each tensor."""
+    return torch.tensor([((a - c).norm() / c.norm()).item() for a, c in zip(found, exact, strict=True)])
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter rounds to bf16 in another way")
 @pytest.mark.parametrize("shape", [{}, {"batch": 2, "timesteps": 2}], ids=str)
 def test_bf16_is_as_near_as_plain_bf16(shape):
@@ -206,7 +211,10 @@ def test_bf16_is_as_near_as_plain_bf16(shape):
     given = inputs(**shape, dtype=torch.bfloat16)
     plain = gradients(model, call_block, *given)
     ours, keeping = with_kernels(model)
+    allowed = errors(plain, exact)
     for keep in KEEPS:
-        found = gradients(ours, keeping(keep), *given)
-        for a, b, c in zip(found, plain, exact, strict=True):
-            assert (a - c).norm() < 1.3 * (b - c).norm() + 1e-3 * c.norm()
+        found = errors(gradients(ours, keeping(keep), *given), exact)
+        assert (
+            found.norm() < 1.2 * allowed.norm()
+        )  # over all: a factor of a few numbers has one error more or less by chance
+        assert (found < 2 * allowed + 1e-3).all()
