@@ -37,27 +37,9 @@ class LoadWanDiT(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        model_name: str | None = None,
-        precision: str | None = None,
-        checkpointing: str | bool | None = None,
-        stream_from: str | None = None,
-        offload_inputs: str | bool | None = None,
-        split_blocks: str | bool | None = None,
-        offload_optimizer: str | bool | None = None,
-    ) -> bool | str:
-        """What is named here the host does not hold against the lists: workflows of earlier versions have other values."""
-        given = {
-            "precision": precision,
-            "checkpointing": checkpointing,
-            "stream_from": stream_from,
-            "offload_inputs": offload_inputs,
-            "split_blocks": split_blocks,
-            "offload_optimizer": offload_optimizer,
-        }
+    def validate_inputs(cls, model_name: str | None = None, precision: str | None = None) -> bool | str:
         try:
-            check_known(cls, given)
+            check_known(cls, {"precision": precision})  # the host leaves it to whom it hands it
             check_packages(needed_packages(None, precision or ""))
             if model_name is not None:
                 inspect(folders.diffusion_model_path(model_name))

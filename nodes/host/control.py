@@ -1,6 +1,7 @@
 """The host's memory, devices, interrupts, progress, messages and server."""
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as mm
@@ -69,6 +70,11 @@ def interrupt_again() -> None:
 def routes() -> Any:
     """The table of the host's server to add routes to."""
     return PromptServer.instance.routes
+
+
+def on_prompt(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have every request to queue a prompt changed before the host checks it."""
+    PromptServer.instance.add_on_prompt_handler(change)
 
 
 def version() -> str:

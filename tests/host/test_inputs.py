@@ -240,3 +240,12 @@ def test_a_file_that_is_a_link_is_left_out_and_named(warm, disk):
     entry = warm.run({name: prompt[name] for name in ("data", "out")})
     assert succeeded(entry)
     assert "far.mp4: skipped: a link that leads outside" in entry["outputs"]["data"]["text"][0]
+
+
+def test_values_of_earlier_versions_are_taken_and_others_refused(warm):
+    old = {"checkpointing": True, "stream_from": "pinned", "split_blocks": False}
+    prompt = changed(one_stage(lora_name="earlier", seed=52, steps=1), "high_dit", **old)
+    assert succeeded(warm, prompt)
+    name, words = refused(warm, changed(prompt, "dit", stream_from="somewhere"))
+    assert name == "dit"
+    assert words.count("somewhere") == 1
