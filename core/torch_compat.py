@@ -1,7 +1,7 @@
 """Every private or version-bound call of PyTorch: what may change with its next release stands here, and nowhere else.
 
 The oldest PyTorch that is tested is 2.7, the least that ComfyUI supports (its README since August 2026; ComfyUI 0.20, of April
-2026, named 2.4, and its Windows package brought a newer one). `python run.py test --torch oldest` runs the tests with it. What
+2026, named 2.4). `python run.py test --torch oldest` runs the tests with it. What
 a release lacks is tried here, and answered by what does without.
 """
 
@@ -45,7 +45,13 @@ scaled_mm: Callable[..., Tensor] = _torch._scaled_mm
 foreach_copy_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _torch._foreach_copy_
 foreach_add_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _torch._foreach_add_
 foreach_mul_: Callable[[Sequence[Tensor], Tensor | float], None] = _torch._foreach_mul_
+foreach_sub_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _torch._foreach_sub_
+foreach_sign_: Callable[[Sequence[Tensor]], None] = _torch._foreach_sign_
 foreach_zero_: Callable[[Sequence[Tensor]], None] = _torch._foreach_zero_
+
+# The same, as new tensors.
+foreach_mul: Callable[[Sequence[Tensor], Tensor | float], list[Tensor]] = _torch._foreach_mul
+foreach_lerp: Callable[[Sequence[Tensor], Sequence[Tensor], float], list[Tensor]] = _torch._foreach_lerp
 
 # (index of a device) -> its current stream as CUDA's own handle; None where PyTorch has no such function.
 current_raw_stream: Callable[[int], int] | None = getattr(_torch._C, "_cuda_getCurrentRawStream", None)

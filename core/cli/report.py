@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..kernels.available import kernels_problem
 from ..memory.attention import AttentionShape, candidates, fastest
 from ..memory.compile import compiler_problem
-from ..memory.precision.formats import native_dtype
+from ..memory.precision import native_dtype
 from ..packages import installed_version
 from ..plan.card import Card
 from ..plan.decision import buckets_of

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..settings.optimizer import OptimizerOptions
+from ..torch_compat import foreach_add_, foreach_lerp, foreach_mul_, foreach_sign_, foreach_sub_
 from . import OptimizerMethod
 
 
@@ -41,19 +42,19 @@ class Lion(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], trained: list[Tensor]) -> None:
-        gradients = [parameter.grad for parameter in trained]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]  # of all: see `step`
         moments = [self.state[parameter]["exp_avg"] for parameter in trained]
         rate, (beta1, beta2) = group["lr"], group["betas"]
         made = 1.0 - getattr(self, "found_inf", torch.zeros((), device=trained[0].device))  # 1: the update is made
-        updates = torch._foreach_lerp(moments, gradients, 1 - beta1)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_sign_(updates)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(updates, -rate * made)  # type: ignore[reportPrivateImportUsage]
+        updates = foreach_lerp(moments, gradients, 1 - beta1)
+        foreach_sign_(updates)
+        foreach_mul_(updates, -rate * made)
         decay = 1 - rate * group["weight_decay"] * made
-        torch._foreach_sub_(gradients, moments)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(gradients, (1 - beta2) * made)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(trained, decay)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(trained, updates)  # type: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(moments, gradients)  # type: ignore[reportPrivateImportUsage]
+        foreach_sub_(gradients, moments)
+        foreach_mul_(gradients, (1 - beta2) * made)
+        foreach_mul_(trained, decay)
+        foreach_add_(trained, updates)
+        foreach_add_(moments, gradients)
 
 
 def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:

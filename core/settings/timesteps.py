@@ -40,7 +40,7 @@ class TimestepOptions(Options, group="timesteps"):
         least=1e-4,
         most=1e4,
         widget=Widget(TRAIN, "sigmoid_scale", 9, is_required=True, least=0.01, most=100.0, step=0.1),
-        not_with={"sampling": ("uniform",)},
+        only_with={"sampling": ("sigmoid", "shift")},
         musubi="sigmoid_scale",
         simpletuner="flow_sigmoid_scale",
         diffusion_pipe="model.sigmoid_scale",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..optimizers import OPTIMIZERS, OptimizerMethod
 from ..settings.optimizer import OptimizerOptions
+from ..torch_compat import foreach_add_, foreach_mul, foreach_mul_
 
 Undo = Callable[[], None]
 
@@ -71,7 +72,7 @@ class _Kept:
         self._tensors: dict[torch.dtype, list[Tensor]] = {}
         for tensor in {tensor.data_ptr(): tensor for tensor in tensors}.values():
             self._tensors.setdefault(tensor.dtype, []).append(tensor)
-        self._copies = {dtype: torch._foreach_mul(found, 1) for dtype, found in self._tensors.items()}  # type: ignore[reportPrivateImportUsage]
+        self._copies = {dtype: foreach_mul(found, 1) for dtype, found in self._tensors.items()}
         self._known, self._counts = set(optimizer.state), self._count()
 
     @torch.no_grad()
@@ -82,9 +83,9 @@ class _Kept:
         """
         for dtype, tensors in self._tensors.items():
             copies = self._copies[dtype]
-            torch._foreach_mul_(tensors, (~bad).to(dtype))  # type: ignore[reportPrivateImportUsage]
-            torch._foreach_mul_(copies, bad.to(dtype))  # type: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(tensors, copies)  # type: ignore[reportPrivateImportUsage]
+            foreach_mul_(tensors, (~bad).to(dtype))
+            foreach_mul_(copies, bad.to(dtype))
+            foreach_add_(tensors, copies)
         self._copies.clear()
         before = self._counts
         self._added = {key: number - before.get(key, 0) for key, number in self._count().items()}

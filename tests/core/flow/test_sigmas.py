@@ -17,7 +17,8 @@ def cumulative(sigma, options):
 
 
 OPTIONS = [
-    TimestepOptions(sampling="uniform"),
+    *(TimestepOptions(sampling=name) for name in SAMPLINGS.names),
+    *(TimestepOptions(sampling=name, sigma_min=0.875) for name in SAMPLINGS.names),
     TimestepOptions(sampling="sigmoid", sigmoid_scale=0.8),
     TimestepOptions(sampling="shift", shift=5.0),
     TimestepOptions(sampling="shift", shift=1.0, sigma_min=0.875, sigma_max=1.0),
@@ -42,6 +43,17 @@ def test_draws_follow_the_cut_distribution(options):
     kept = raw[(raw >= options.sigma_min) & (raw <= options.sigma_max)]
     levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     assert torch.allclose(draws.quantile(levels), kept[:200_000].quantile(levels), atol=5e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS.names)
+def test_the_ends_and_the_order(name):
+    options = TimestepOptions(sampling=name)
+    sigmas = quantile(torch.linspace(0, 1, 1001, dtype=torch.float64).reshape(7, 143), options)
+    assert sigmas.dtype == torch.float64
+    assert sigmas.shape == (7, 143)
+    assert (sigmas.flatten().diff() > 0).all()
+    assert (float(sigmas[0, 0]), float(sigmas[-1, -1])) == pytest.approx((0.0, 1.0), abs=1e-12)  # tan and exp round
+    assert (cumulative(0.0, options), cumulative(1.0, options)) == pytest.approx((0.0, 1.0), abs=1e-12)
 
 
 def test_high_window_of_the_logit_normal_holds_2_6_percent():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from wan_train.core.memory import graphs as module
 from wan_train.core.objective.objective import FlowMatching, Sum
-from wan_train.core.plan import planning
+from wan_train.core.plan import decision, planning
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.previews import PreviewOptions
@@ -56,7 +56,7 @@ def test_the_same_as_without(tmp_path, job: Job, recorded, memory, precision):
     assert recorded == []
     found, other, warnings = train(tmp_path, job, "with", **memory)
     assert warnings == []
-    assert len(recorded) == 2 * planning.num_batch_sizes(job)
+    assert len(recorded) == 2 * decision.num_batch_sizes(job)
     assert found == pytest.approx(losses, rel=2e-3)
     assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
 
@@ -67,7 +67,7 @@ def test_accumulation_over_sizes_and_previews_between(tmp_path, job: Job, record
     losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", compile="off")
     job = replace(job, previews=PreviewOptions(every=3, steps=2))
     found, other, _ = train(tmp_path, job, "with", compile="off")
-    assert len(recorded) > 2 * planning.num_batch_sizes(job)  # recorded again after a preview
+    assert len(recorded) > 2 * decision.num_batch_sizes(job)  # recorded again after a preview
     assert found == pytest.approx(losses, rel=2e-3)
     assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
 
@@ -77,12 +77,13 @@ def test_several_terms_with_forwards_of_the_base_between(tmp_path, job: Job, rec
     """The forwards with a gradient are recorded ones, the others run beside; nothing is recorded twice for a size."""
     both = Sum(FlowMatching(job.loss), PriorPreservation(0.5))
     monkeypatch.setattr(loop, "objective_of", lambda _job: both)
-    monkeypatch.setattr(planning, "objective_of", lambda _job: both)
+    for module_of_plans in (planning, decision):
+        monkeypatch.setattr(module_of_plans, "objective_of", lambda _job: both)
     job = replace(job, loop=replace(job.loop, steps=9, gradient_accumulation=2))
     losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", compile=compile)
     found, other, warnings = train(tmp_path, job, "with", compile=compile)
     assert warnings == []
-    assert len(recorded) == 2 * planning.num_batch_sizes(job)
+    assert len(recorded) == 2 * decision.num_batch_sizes(job)
     assert found == pytest.approx(losses, rel=2e-3)
     assert all(torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4) for name in lora)
 

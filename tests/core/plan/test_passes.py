@@ -7,9 +7,10 @@ import torch
 from wan_train.core.objective.objective import FlowMatching, Sum
 from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.plan import planning
+from wan_train.core.plan.decision import may_use_graphs
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
-from wan_train.core.plan.planning import make_planner, may_use_graphs
+from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig

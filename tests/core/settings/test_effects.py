@@ -28,7 +28,8 @@ from wan_train.core.train.build import job_warnings
         (ScheduleOptions(kind="linear", power=2.0), "lr_power has no effect with lr_schedule linear; it belongs to"
          " polynomial."),
         (TimestepOptions(shift=5.0), "timestep_shift has no effect with timestep_sampling uniform; it belongs to shift."),
-        (TimestepOptions(sigmoid_scale=2.0), "sigmoid_scale has no effect with timestep_sampling uniform."),
+        (TimestepOptions(sigmoid_scale=2.0), "sigmoid_scale has no effect with timestep_sampling uniform; it belongs to"
+         " sigmoid and shift."),
         (LoopOptions(token_budget=99), "token_budget has no effect with batch_size 1."),
     ],
 )  # fmt: skip

@@ -159,5 +159,5 @@ def test_other_values_are_refused_by_name(nodes, values, message):
 
     with pytest.raises(ConfigError, match=message):
         check_inputs(nodes["LoadWanDiT"], values)
-    if "keep_attention" not in values:  # whose range the host holds it against
+    if "precision" in values:  # what the host leaves to the node
         assert message.split(":")[0] in nodes["LoadWanDiT"].validate_inputs(**values)

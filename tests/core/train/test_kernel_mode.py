@@ -119,16 +119,17 @@ def test_dropout_drops_the_same_when_a_block_runs_again(kept):
 @pytest.mark.usefixtures("plain_kernels")
 def test_taken_off_the_model_is_what_it_was():
     model = make_model()
-    attend = model.attend
+    attend, self_attention = model.attend, model.blocks[0].self_attn
     before = plain_steps(model, SHAPES[:1])
     put_on(model)
     assert model.ops is not PLAIN
-    assert model.attend is not attend
+    assert self_attention.attend.function is not attend
     kernel_mode.take_off(model)
     kernel_mode.take_off(model)
     model.run_block = call_block
     assert model.ops is PLAIN
     assert model.attend is attend
+    assert self_attention.attend.function is attend
     for found, other in zip(plain_steps(model, SHAPES[:1])[0], before[0], strict=True):
         assert torch.allclose(found, other, rtol=1e-4, atol=1e-7)
 

@@ -72,7 +72,7 @@ def test_a_finished_lesson_is_not_trained_again(workshop, lessons):
 
 def test_settings_without_effect_are_told(workshop):
     settings = replace(QUICK, stages=("low",), schedule=ScheduleOptions(floor=0.5))
-    assert teach(STAR, settings, workshop)["low"].warnings == ("lr_floor has no effect with the constant schedule.",)
+    assert teach(STAR, settings, workshop)["low"].warnings == ("lr_floor has no effect with lr_schedule constant.",)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(workshop, lessons):
