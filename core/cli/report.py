@@ -6,7 +6,7 @@ No path, no file name, no caption and no name of a person or a computer is in it
 import platform
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ from ..kernels.available import kernels_problem
 from ..memory.attention import AttentionShape, candidates, fastest
 from ..memory.compile import compiler_problem
 from ..memory.precision import native_dtype
+from ..objective.passes import Passes
 from ..packages import installed_version
 from ..plan.card import Card
 from ..plan.decision import buckets_of
@@ -222,10 +223,15 @@ def plan_of_size(plan: Plan, told: Event, tokens: int) -> Plan:
 
 def task_of(values: dict[str, Any]) -> Task:
     """The task that an event or a report tells. ConfigError for fields that this version does not know."""
-    beside = {name: value for name, value in values.items() if name not in ("sizes", "trained")}
-    return replace(
-        Task(sizes=from_dict(WanConfig, values["sizes"]), trained=from_dict(Trained, values["trained"])), **beside
-    )
+    own = {
+        "sizes": from_dict(WanConfig, values["sizes"]),
+        "trained": from_dict(Trained, values["trained"]),
+        "passes": from_dict(Passes, values.get("passes", {})),
+    }
+    unknown = values.keys() - {field.name for field in fields(Task)}
+    if unknown:
+        raise ConfigError(f"the report has the unknown field '{min(unknown)}': read it with the version that wrote it.")
+    return Task(**{**values, **own})
 
 
 def as_text(report: Report) -> str:

@@ -245,7 +245,7 @@ def test_a_file_that_is_a_link_is_left_out_and_named(warm, disk):
 def test_values_of_earlier_versions_are_taken_and_others_refused(warm):
     old = {"checkpointing": True, "stream_from": "pinned", "split_blocks": False}
     prompt = changed(one_stage(lora_name="earlier", seed=52, steps=1), "high_dit", **old)
-    assert succeeded(warm, prompt)
-    name, words = refused(warm, changed(prompt, "dit", stream_from="somewhere"))
-    assert name == "dit"
+    assert succeeded(warm.run(prompt))
+    name, words = refused(warm, changed(prompt, "high_dit", stream_from="somewhere"))
+    assert name == "high_dit"
     assert words.count("somewhere") == 1

@@ -52,7 +52,7 @@ test("nodes of others are left alone", () => {
 
 test("our widgets go into no workflow and no prompt", () => {
   const node = addTrain(1, "lora");
-  const widget = node.widgets.find((found) => found.name === "loss");
+  const widget = node.widgets.find((found) => found.name === "loss_curve");
   assert.equal(widget.serialize, false);
   assert.equal(widget.options.serialize, false);
 });

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wan_train.core.optimizers import lion
 from wan_train.core.optimizers.lion import Lion
 from wan_train.core.plan.sizes import Trained, can_offload, state_bytes
 from wan_train.core.settings.optimizer import OptimizerOptions
@@ -79,7 +80,7 @@ def test_memory_that_runs_out_leaves_weights_and_momentum_as_they_were(monkeypat
     def fail(*_args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch, "_foreach_lerp", fail)
+    monkeypatch.setattr(lion, "foreach_lerp", fail)
     with pytest.raises(torch.OutOfMemoryError):
         advance(parameters, lambda: update_if(GOOD, optimizer), steps=1)
     assert all(map(torch.equal, parameters, weights))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from wan_train.core.objective.objective import FlowMatching, Sum
 from wan_train.core.objective.passes import ONE_FORWARD, Passes
-from wan_train.core.plan import planning
-from wan_train.core.plan.decision import may_use_graphs
+from wan_train.core.plan import decision, planning
+from wan_train.core.plan.decision import decide, may_use_graphs
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planning import make_planner
@@ -76,7 +76,9 @@ def test_a_forward_without_gradient_has_memory_of_its_own_beside_graphs():
 
 @pytest.mark.parametrize(("passes", "expected"), [(TWO_TERMS, True), (WAITING, False)])
 def test_the_jobs_objective_is_planned(job, monkeypatch, passes, expected):
-    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == ONE_FORWARD
-    monkeypatch.setattr(planning, "objective_of", lambda _job: FlowMatching(LossOptions(), passes=passes))
-    assert make_planner(job, inspect(job.model.path), CPU, CARD).task.passes == passes
+    found = decide(job, inspect(job.model.path), CPU)
+    assert make_planner(job, found, CARD).task.passes == ONE_FORWARD
+    for module in (planning, decision):
+        monkeypatch.setattr(module, "objective_of", lambda _job: FlowMatching(LossOptions(), passes=passes))
+    assert make_planner(job, found, CARD).task.passes == passes
     assert may_use_graphs(job, WanConfig(), torch.device("cuda")) == expected
