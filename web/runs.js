@@ -37,7 +37,12 @@ export function addChart(node) {
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
   charts.set(node, entry);
-  addWidget(node, "loss_curve", chart.element, () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT));
+  addWidget(
+    node,
+    "loss_curve",
+    chart.element,
+    () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT),
+  );
 }
 
 /**

@@ -166,6 +166,6 @@ def test_other_values_are_refused_by_name(nodes, values, message):
 def test_the_pages_own_widgets_have_names_of_their_own():
     """Two widgets of one name on a node: the page shows the first alone."""
     scripts = "".join(path.read_text(encoding="utf-8") for path in (PACK / "web").glob("*.js"))
-    own = set(re.findall(r'addWidget\(node, "(\w+)"', scripts))
+    own = set(re.findall(r'addWidget\(\s*node,\s*"(\w+)"', scripts))
     assert own
     assert own & {item.widget.name for item in all_options(Recipe) if item.widget} == set()
