@@ -12,7 +12,7 @@ from ..core.settings.option import Widget
 
 def renew_prompt(request: dict[str, Any]) -> dict[str, Any]:
     """The body of a request to queue a prompt; changed in place. Whatever is no prompt is left to the host."""
-    prompt = request.get("prompt")
+    prompt = request.get("prompt") if isinstance(request, dict) else None
     for node in prompt.values() if isinstance(prompt, dict) else ():
         inputs = node.get("inputs") if isinstance(node, dict) else None
         if isinstance(inputs, dict):

@@ -61,7 +61,7 @@ def test_a_budget_is_planned_with_and_held(tmp_path, large: Job):
     assert free["plan"]["streamed_blocks"] == 0
     planner = make_planner(large, decide(large, inspect(large.model.path), CUDA), measure_card(CUDA))
     # A budget is of all that the process takes, the driver's own memory included.
-    limit = budget(planner.leanest().vram + 2**20) + planner.card.overhead / 2**30
+    limit = budget(planner.leanest().vram + 2**20) + free["card"]["overhead"] / 2**30
     found, _, events = train(tmp_path, replace(large, memory=MemoryOptions(budget_gb=limit)), "small")
     (small,) = of_kind(events, "plan")
     assert small["plan"]["streamed_blocks"] > 2
