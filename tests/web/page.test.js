@@ -23,9 +23,9 @@ const history = (...losses) => ({ steps: 10, state: "running", line: "", losses 
 const update = (node_id, run, losses, more = {}) => ({ ...history(...losses), node_id, run, ...more });
 const headOf = async (node) => {
   await frame();
-  return node.elements.loss.querySelector(".wan-train-head").textContent;
+  return node.elements.loss_curve.querySelector(".wan-train-head").textContent;
 };
-const notesOf = (node) => node.elements.loss.querySelector(".wan-train-notes").textContent;
+const notesOf = (node) => node.elements.loss_curve.querySelector(".wan-train-notes").textContent;
 /** Until answers that are there have been taken. */
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
@@ -111,7 +111,7 @@ test("a workflow that names its run shows the curve", async () => {
   app.extension.afterConfigureGraph();
   await settle();
   assert.match(await headOf(node), /^step 2/);
-  const picture = node.elements.loss.querySelector("img");
+  const picture = node.elements.loss_curve.querySelector("img");
   assert.equal(picture.getAttribute("src"), "/api/wan_train/runs/lora%201/previews/2.webp");
   assert.ok(node.size[1] >= 190 + 210, "the node has room for chart and preview");
 });
