@@ -230,3 +230,17 @@ def test_a_name_that_no_disk_can_have_and_a_folder(tmp_path):
             read_header(path)
     with pytest.raises(ModelFileError, match="it is a folder, pipe or device; name a file"):
         read_header(tmp_path)
+
+
+def test_a_tensor_is_read_into_memory_that_is_given(tmp_path):
+    path = tmp_path / "model.safetensors"
+    expected = torch.arange(24, dtype=torch.float32).view(4, 6)
+    save_file({"x": expected}, path)
+    entry = read_header(path).entries["x"]
+    room, small = torch.zeros(128, dtype=torch.uint8), torch.zeros(8, dtype=torch.uint8)
+    with path.open("rb") as stream:
+        found, other = (read_tensor(stream, entry, path, into) for into in (room, small))
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == room.data_ptr()
+    assert torch.equal(other, expected)  # in memory of its own
+    assert not small.any()
