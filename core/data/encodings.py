@@ -136,6 +136,8 @@ class Encodings:
             known_key=known_key,
             vision_path=str(self.store.path("vision", features_key)) if features_key else "",
             vision_key=features_key,
+            more_captions=sample.file.more_captions,
+            treatment=sample.treatment,
         )
         in_tiles = [key for mode, key in keys.items() if key != self._key(sample, mode)]
         return entry, [*prepared.notes, *([self._tiled_note(sample, in_tiles)] if in_tiles else [])]

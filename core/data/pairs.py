@@ -1,14 +1,14 @@
 """Each sample's latents with its caption's embedding."""
 
 from ..errors import SAME_DATASET, ConfigError
-from ..settings.job import DataSpec, TrainSample
+from ..settings.job import CaptionText, DataSpec, TrainSample
 from .types import LatentCache, TextCache
 
 
 def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
     """Pair each sample's latents with its caption's embedding."""
     by_caption = text.by_caption
-    missing = [entry.name for entry in latents.entries if entry.caption not in by_caption]
+    missing = [entry.name for entry in latents.entries if any(text not in by_caption for text in entry.captions)]
     if missing:
         raise ConfigError(
             f"the caption of {missing[0]} has no text embedding: cache latents and captions of the same dataset.",
@@ -29,6 +29,14 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
             known_key=entry.known_key,
             vision_path=entry.vision_path,
             vision_key=entry.vision_key,
+            loss_weight=entry.treatment.loss_weight,
+            caption_dropout=entry.treatment.caption_dropout,
+            is_regularization=entry.treatment.is_regularization,
+            more_texts=tuple(
+                CaptionText(path=t.path, key=t.key) for t in map(by_caption.get, entry.more_captions) if t
+            ),
+            mask_path=entry.mask_path,
+            mask_key=entry.mask_key,
         )
         for entry in latents.entries
     )

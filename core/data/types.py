@@ -11,7 +11,7 @@ import torch
 
 from ..facts import LatentFormat
 from ..limits import check_amount, check_texts
-from ..serial import digest
+from ..serial import digest, to_dict
 from ..settings.dataset import Conditioning, DatasetOptions
 
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
@@ -30,6 +30,16 @@ class MediaFile:
     num_frames: int  # frames really there; 1 for an image
     fps: float  # true mean rate; 0 for an image
     caption: str  # with the trigger word put in
+    more_captions: tuple[str, ...] = ()  # further ones; each time one of all of them is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What training makes of a sample, whatever its pixels are."""
+
+    loss_weight: float = 1.0  # what its loss counts beside that of the others
+    caption_dropout: float | None = None  # the chance that it is trained with the empty caption; None: that of the run
+    is_regularization: bool = False  # shown to keep what the model knows, not to teach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,7 @@ class Sample:
     height: int
     repeats: int = 1
     held_out: bool = False
+    treatment: Treatment = Treatment()
 
     @property
     def name(self) -> str:
@@ -54,6 +65,12 @@ class Sample:
     def content_key(self) -> str:
         """Digest of everything that decides the pixels of this sample."""
         return digest([self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height], 32)
+
+
+def later_of(more_captions: tuple[str, ...], treatment: Treatment, *others: str) -> list[object]:
+    """What digests hold of what version 0.1.0 had not: nothing, where there is none of it."""
+    held = [list(more_captions), {} if treatment == Treatment() else to_dict(treatment), *others]
+    return held if any(held) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +101,17 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the content: pixels, captions, repeats; not of paths or names."""
-        return digest([[s.content_key, s.file.caption, s.repeats, s.held_out] for s in self.samples])
+        return digest(
+            [
+                [s.content_key, s.file.caption, s.repeats, s.held_out, *later_of(s.file.more_captions, s.treatment)]
+                for s in self.samples
+            ]
+        )
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The distinct captions, in order of first use."""
-        return tuple(dict.fromkeys(s.file.caption for s in self.samples))
+        return tuple(dict.fromkeys(c for s in self.samples for c in (s.file.caption, *s.file.more_captions)))
 
     def __repr__(self) -> str:
         return f"Dataset({self.folder!r}, {len(self.samples)} samples, {self.digest})"
@@ -110,6 +132,15 @@ class LatentEntry:
     known_key: str = ""
     vision_path: str = ""  # Wan 2.1 image-to-video: key `features`, [257 for each known frame, 1280] float32
     vision_key: str = ""
+    more_captions: tuple[str, ...] = ()
+    treatment: Treatment = Treatment()
+    mask_path: str = ""  # key `mask`, [F, H, W] float32: what the error at each latent counts
+    mask_key: str = ""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The first, then the further ones."""
+        return (self.caption, *self.more_captions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +157,13 @@ class LatentCache:
     @property
     def digest(self) -> str:
         """Digest of the content, independent of where the files lie."""
-        return digest([[e.key, e.known_key, e.vision_key, e.caption, e.repeats, e.held_out] for e in self.entries])
+        first = [[e.key, e.known_key, e.vision_key, e.caption, e.repeats, e.held_out] for e in self.entries]
+        return digest(
+            [
+                [*known, *later_of(e.more_captions, e.treatment, e.mask_key)]
+                for known, e in zip(first, self.entries, strict=True)
+            ]
+        )
 
     def __repr__(self) -> str:
         return f"LatentCache({len(self.entries)} samples, {self.latent_format}, {self.digest})"

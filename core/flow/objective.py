@@ -43,10 +43,20 @@ def give_first_frame(
 
 
 def flow_loss(
-    pred: torch.Tensor, target: torch.Tensor, *, options: LossOptions = MSE, given_frames: int = 0
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    options: LossOptions = MSE,
+    given_frames: int = 0,
+    masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The mean error of each sample in float32, [B], not weighted; over the latent frames behind `given_frames` alone."""
+    """The mean error of each sample in float32, [B]; over the latent frames behind `given_frames` alone.
+
+    `masks` [B, 1, F, H, W] multiply the error before the mean, which stays one over all latents.
+    """
     error = LOSSES.get(options.kind).error(pred, target, options)
+    if masks is not None:
+        error = error * masks
     return error[:, :, given_frames:].flatten(1).mean(1)
 
 

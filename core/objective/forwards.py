@@ -31,6 +31,7 @@ class NoisyBatch:
     context: Tensor  # [B, S, D]
     images: Mapping[str, Tensor]  # what an image-to-video model is given besides, by the model's names
     given_frames: int = 0  # latent frames that the model is given clean, and is not to predict
+    masks: Tensor | None = None  # [B, 1, F, H, W]: what the error at each latent counts; None: the same everywhere
 
 
 def noisy_batch(
@@ -41,13 +42,14 @@ def noisy_batch(
     images: Mapping[str, Tensor],
     *,
     given_frames: int = 0,
+    masks: Tensor | None = None,
 ) -> NoisyBatch:
-    """latents and noise [B, C, F, H, W], sigmas [B], context [B, S, D]."""
+    """latents and noise [B, C, F, H, W], sigmas [B], context [B, S, D], masks [B, 1, F, H, W]."""
     noisy_latents, timesteps = add_noise(latents, noise, sigmas), sigmas * NUM_TIMESTEPS
     target = velocity_target(latents, noise)
     if given_frames:
         noisy_latents, timesteps = give_first_frame(noisy_latents, latents, timesteps)
-    return NoisyBatch(latents, noise, sigmas, noisy_latents, timesteps, target, context, images, given_frames)
+    return NoisyBatch(latents, noise, sigmas, noisy_latents, timesteps, target, context, images, given_frames, masks)
 
 
 def predict(model: Model, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:

@@ -55,7 +55,8 @@ class FlowMatching:
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
         pred = forwards.pred(noisy)
-        losses = flow_loss(pred, noisy.target, options=self.options, given_frames=noisy.given_frames)
+        given, masks = noisy.given_frames, noisy.masks
+        losses = flow_loss(pred, noisy.target, options=self.options, given_frames=given, masks=masks)
         yield [Term("flow", weigh(losses, noisy.sigmas, self.options))]
 
 

@@ -53,6 +53,14 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionText:
+    """A caption's embedding on disk."""
+
+    path: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSample:
     """One sample: its latents and its caption's embedding, both on disk."""
 
@@ -69,22 +77,47 @@ class TrainSample:
     known_key: str = ""
     vision_path: str = ""  # Wan 2.1 image-to-video: CLIP features of the known frames
     vision_key: str = ""
+    loss_weight: float = 1.0  # what its loss counts beside that of the others
+    caption_dropout: float | None = None  # the chance that it is trained with the empty caption; None: that of the run
+    is_regularization: bool = False  # shown to keep what the model knows, not to teach
+    more_texts: tuple[CaptionText, ...] = ()  # of further captions, one of all of which is drawn each time
+    mask_path: str = ""  # key `mask`, [F, H, W] float32: what the error at each latent counts
+    mask_key: str = ""
 
     def __post_init__(self) -> None:
         check_texts(
             "a sample",
-            words=(self.name, self.latents_key, self.text_key, self.known_key, self.vision_key),
+            words=(
+                *(self.name, self.latents_key, self.text_key, self.known_key, self.vision_key, self.mask_key),
+                *(text.key for text in self.more_texts),
+            ),
             paths=self.paths,
             captions=(self.caption,),
         )
         if self.repeats < 1:
             raise ConfigError(f"{shown(self.name)} has {self.repeats} repeats: 1 is the least.")
+        check_number(self.loss_weight, f"loss_weight of {shown(self.name)}", 0, 1_000_000)
+        if self.caption_dropout is not None:
+            check_number(self.caption_dropout, f"caption_dropout of {shown(self.name)}", 0, 1)
         check_shape(self.shape, shown(self.name))
+
+    @property
+    def later(self) -> dict[str, Any]:
+        """What version 0.1.0 had not and the key of a run holds, where it differs from what it was then."""
+        found = {
+            "loss_weight": self.loss_weight if self.loss_weight != 1 else None,
+            "caption_dropout": self.caption_dropout,
+            "is_regularization": self.is_regularization or None,
+            "more_texts": [text.key for text in self.more_texts] or None,
+            "mask": self.mask_key or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Of everything that was cached of it; "" for what it has not."""
-        return self.latents_path, self.text_path, self.known_path, self.vision_path
+        further = (text.path for text in self.more_texts)
+        return self.latents_path, self.text_path, self.known_path, self.vision_path, self.mask_path, *further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +196,8 @@ class Job:
         parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
         later = {group.group: key_values(group) for group in (self.loss,)}  # groups that version 0.1.0 had not
         parts += [{name: values} for name, values in later.items() if values]
+        if any(of_samples := [s.later for s in self.data.samples]):
+            parts += [{"samples": of_samples}]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":

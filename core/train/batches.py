@@ -46,6 +46,8 @@ class Batch:
     names: tuple[str, ...]
     conditioning: torch.Tensor | None = None  # [B, 4 + C, F, H, W]: image-to-video's mask and latents of known frames
     clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
+    loss_weights: torch.Tensor | None = None  # [B] float32: what the loss of each sample counts; None: the same for all
+    masks: torch.Tensor | None = None  # [B, 1, F, H, W] float32: what the error at each latent counts; None: the same
     draws: Draws | None = None  # where they were made ahead
 
     @property
@@ -67,6 +69,8 @@ class Batch:
             self.names,
             conditioning=None if self.conditioning is None else change(self.conditioning),
             clip_features=None if self.clip_features is None else change(self.clip_features),
+            loss_weights=None if self.loss_weights is None else change(self.loss_weights),
+            masks=None if self.masks is None else change(self.masks),
             draws=None if self.draws is None else Draws(change(self.draws.noise), change(self.draws.sigmas)),
         )
 
@@ -141,7 +145,25 @@ def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str], conditio
         tuple(s.name for s in samples),
         conditioning=torch.stack(known) if known else None,
         clip_features=torch.stack(features) if features else None,
+        loss_weights=_loss_weights(samples),
+        masks=_masks(samples),
     )
+
+
+def _loss_weights(samples: Sequence[TrainSample]) -> torch.Tensor | None:
+    weights = [sample.loss_weight for sample in samples]
+    return torch.tensor(weights) if any(weight != 1 for weight in weights) else None
+
+
+def _masks(samples: Sequence[TrainSample]) -> torch.Tensor | None:
+    """[B, 1, F, H, W]; ones for a sample that has none."""
+    if not any(sample.mask_path for sample in samples):
+        return None
+    masks = [
+        load_tensor(s.mask_path, "mask", s.name, s.shape[1:]) if s.mask_path else torch.ones(s.shape[1:])
+        for s in samples
+    ]
+    return torch.stack(masks).unsqueeze(1)
 
 
 def make_draws(job: Job, batch: Batch, index: int) -> Draws:
@@ -210,12 +232,24 @@ class BatchSchedule:
     def load(self, index: int) -> Batch:
         """Read batch `index` from disk, with captions dropped at random as configured."""
         samples = self.samples_at(index)
-        dropped = torch.rand(len(samples), generator=stream(self._seed, "caption", index)) < self._caption_dropout
+        chances = torch.tensor([self._dropout_of(sample) for sample in samples])
+        dropped = torch.rand(len(samples), generator=stream(self._seed, "caption", index)) < chances
         paths = [
-            self._data.empty_text_path if drop else sample.text_path
-            for sample, drop in zip(samples, dropped.tolist(), strict=True)
+            self._data.empty_text_path if drop else self._draw_text(sample, index, place)
+            for place, (sample, drop) in enumerate(zip(samples, dropped.tolist(), strict=True))
         ]
         return load_batch(samples, paths, self._data.conditioning)
+
+    def _dropout_of(self, sample: TrainSample) -> float:
+        return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout
+
+    def _draw_text(self, sample: TrainSample, index: int, place: int) -> str:
+        """The path of one of the sample's captions, each as likely as the others."""
+        if not sample.more_texts:
+            return sample.text_path
+        choices = [sample.text_path, *(text.path for text in sample.more_texts)]
+        drawn = torch.randint(len(choices), (), generator=stream(self._seed, f"caption of {place}", index))
+        return choices[int(drawn)]
 
 
 def load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:

@@ -251,6 +251,8 @@ class Trainer:
             groups = self.objective.terms(noisy, self.forwards)
             while terms := next(groups, None):
                 loss = numbers.add(terms)  # [B]
+                if batch.loss_weights is not None:
+                    loss = loss * batch.loss_weights.to(loss)
                 (loss.mean() / share * self.loss_scale).backward()
                 del terms, loss  # their graph must not last into the next forward, which may be recorded
         self._scale_gradients(num_batches * numbers.sizes[0] / sum(numbers.sizes) / self.loss_scale)
@@ -276,7 +278,8 @@ class Trainer:
         images = {name: tensor.to(self.device) for name, tensor in batch.images.items()}
         latents, context = batch.latents.to(self.device), batch.context.to(self.device)
         noise, sigmas = noise.to(self.device), sigmas.to(self.device)
-        return noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames)
+        masks = None if batch.masks is None else batch.masks.to(self.device)
+        return noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames, masks=masks)
 
     def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """The loss [B] of what is learnt, without regularisers, at given noise [B, C, F, H, W] and sigmas [B]."""

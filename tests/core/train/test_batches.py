@@ -10,9 +10,10 @@ from wan_train.core.data.store import Store, read_entry
 from wan_train.core.errors import DatasetError
 from wan_train.core.facts import num_tokens
 from wan_train.core.flow.objective import sample_noise
+from wan_train.core.settings.job import CaptionText
 from wan_train.core.train import batches
-from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_tensor, make_draws
-from wan_train.tests.core.train.helpers import make_sample
+from wan_train.core.train.batches import BatchSchedule, Prefetcher, load_context, load_tensor, make_draws
+from wan_train.tests.core.train.helpers import make_sample, make_trainer
 
 
 def schedule(data, **changes):
@@ -277,3 +278,67 @@ def test_little_memory_is_no_damage(cached, monkeypatch, error):
     with pytest.raises(type(error)):
         load_tensor(cached[1], "latents", "clip")
     assert Path(cached[1]).is_file()
+
+
+def test_loss_weights_and_masks_weigh_loss_and_gradient_as_a_sum_by_hand(job, tmp_path):
+    path = tmp_path / "mask.safetensors"
+    first = job.data.samples[0]
+    mask = torch.rand(first.shape[1:], generator=torch.Generator().manual_seed(1))
+    save_file({"mask": mask}, path)
+    changed = replace(first, loss_weight=2.5, mask_path=str(path), mask_key="m")
+    job = replace(job, optimizer=replace(job.optimizer, max_grad_norm=0))
+    weighed = replace(job, data=replace(job.data, samples=(changed,)))
+    plain = replace(job, data=replace(job.data, samples=(first,)))
+    trainer, other = make_trainer(weighed), make_trainer(plain)
+    batch = trainer.batches.get(0)
+    assert batch.loss_weights.tolist() == [2.5]
+    assert torch.equal(batch.masks[0, 0], mask)
+    noisy = other.add_noise(other.batches.get(0), 0)
+    error = (other.forwards.pred(noisy) - noisy.target).pow(2)  # [1, C, F, H, W]
+    by_hand = (error * mask).mean()
+    trainer.train_step()
+    (2.5 * by_hand).backward()
+    norm = torch.stack([p.grad.norm() for p in other.parameters if p.grad is not None]).norm()
+    report = make_trainer(weighed).train_step().read()
+    assert report.loss == pytest.approx(by_hand.item(), rel=1e-5)  # as people compare it: without the sample's weight
+    assert report.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_a_sample_may_have_a_caption_dropout_of_its_own(job):
+    never, always = (replace(s, caption_dropout=c) for s, c in zip(job.data.samples, (0.0, 1.0), strict=False))
+    data = replace(job.data, samples=(never, always))
+    schedule = BatchSchedule(data, batch_size=1, seed=3, caption_dropout=0.5)
+    empty = load_context(data.empty_text_path, "")
+    for index in range(8):
+        is_empty = torch.equal(schedule.load(index).context[0], empty)
+        assert is_empty == (schedule.samples_at(index)[0] is always)
+
+
+def test_one_of_several_captions_is_drawn_each_time(job):
+    first, second = job.data.samples[:2]
+    more = (CaptionText(path=second.text_path, key=second.text_key),)
+    data = replace(job.data, samples=(replace(first, more_texts=more),))
+    schedule = BatchSchedule(data, batch_size=1, seed=3, caption_dropout=0.0)
+    drawn = [schedule.load(index).context for index in range(16)]
+    expected = [load_context(s.text_path, "") for s in (first, second)]
+    counts = [sum(torch.equal(context[0], one) for context in drawn) for one in expected]
+    assert sum(counts) == 16
+    assert min(counts) >= 3
+    again = BatchSchedule(data, batch_size=1, seed=3, caption_dropout=0.0)
+    assert all(torch.equal(again.load(i).context, context) for i, context in enumerate(drawn))
+
+
+def test_the_key_of_a_run_holds_what_is_new_of_a_sample(job):
+    def key(**changes):
+        samples = (replace(job.data.samples[0], **changes), *job.data.samples[1:])
+        return replace(job, data=replace(job.data, samples=samples)).key
+
+    changed = [
+        {},
+        {"loss_weight": 2.0},
+        {"caption_dropout": 0.0},
+        {"is_regularization": True},
+        {"mask_key": "m"},
+        {"more_texts": (CaptionText(path="p", key="k"),)},
+    ]
+    assert len({key(**changes) for changes in changed}) == len(changed)
