@@ -21,15 +21,18 @@ def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes))
 
 
-def bucket_for(width: int, height: int, options: DatasetOptions) -> tuple[int, int]:
+def bucket_for(
+    width: int, height: int, options: DatasetOptions, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Bucket (width, height) for a file of the displayed size width x height, both at least 16.
 
-    With aspect buckets: the size of the area options.width x options.height that is nearest in aspect (by ratio), the
-    larger one on a tie. Without `upscale` a side of the bucket never exceeds the file's own side rounded down to 16.
+    With aspect buckets: the size of the area of `size` that is nearest in aspect (by ratio), the larger one on a tie.
+    `size` is the options' width and height where it is not given. Without `upscale` a side of the bucket never exceeds the
+    file's own side rounded down to 16.
     """
-    best = (options.width, options.height)
+    best = size or (options.width, options.height)
     if options.aspect_buckets:
-        sizes = {*bucket_sizes(options.width * options.height), best}
+        sizes = {*bucket_sizes(best[0] * best[1]), best}
         best = min(sizes, key=lambda s: (round(abs(math.log(s[0] * height / (s[1] * width))), 9), -s[0] * s[1], s))
     if not options.upscale and (width < best[0] or height < best[1]):
         best = (min(best[0], width // STEP * STEP), min(best[1], height // STEP * STEP))

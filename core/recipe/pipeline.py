@@ -14,6 +14,7 @@ from ..adapters.formats import read_lora
 from ..adapters.merge import check_pair
 from ..adapters.ship import ShipOptions, Slot, Source, ship
 from ..data.encode import cache_latents, cache_text
+from ..data.join import join
 from ..data.pairs import data_spec
 from ..data.report import describe_dataset
 from ..data.scan import scan_folder
@@ -52,16 +53,15 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
 
 
 def scan(recipe: Recipe, display: Progress, *, report: bool = True) -> Dataset:
-    """The recipe's dataset; says what was found, unless told not to."""
+    """The recipe's datasets as one; says what was found, unless told not to."""
     check_writable(recipe.cache_path)
     progress = (lambda done, total: display.update("scan", done, total)) if report else None
-    dataset = scan_folder(
-        Path(recipe.dataset.folder),
-        recipe.dataset.options,
-        index_path=recipe.cache_path / "files.json",
-        progress=progress,
-    )
-    display.end("scan")
+    found = []
+    for source in recipe.datasets:
+        index = recipe.cache_path / "files.json"
+        found.append(scan_folder(Path(source.folder), source.options, index_path=index, progress=progress))
+        display.end("scan")
+    dataset = join(found)
     if report:
         display.say(describe_dataset(dataset, limit=None))
     return dataset
