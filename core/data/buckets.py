@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from ..facts import PATCH, PIXELS_PER_LATENT
-from ..settings.dataset import DatasetOptions
+from ..settings.dataset import DatasetOptions, sizes_of
 
 STEP = PIXELS_PER_LATENT["wan2.1"] * PATCH  # of the VAE with the smaller one; the other rounds down again
+_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
 
 
 def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:
@@ -37,6 +39,25 @@ def bucket_for(
     if not options.upscale and (width < best[0] or height < best[1]):
         best = (min(best[0], width // STEP * STEP), min(best[1], height // STEP * STEP))
     return best
+
+
+def buckets_of(
+    width: int, height: int, options: DatasetOptions
+) -> tuple[list[tuple[int, int]], list[tuple[Literal["cropped", "note"], str]]]:
+    """The bucket of a file of width x height at each size of the options, no two the same, and what there is to tell."""
+    found: list[tuple[int, int]] = []
+    told: list[tuple[Literal["cropped", "note"], str]] = []
+    for size in sizes_of(options):
+        bucket = bucket_for(width, height, options, size)
+        if bucket in found:
+            told.append(("note", f"at {size[0]}x{size[1]} it would be {bucket[0]}x{bucket[1]} again: that is left out"))
+            continue
+        found.append(bucket)
+        for lost, side in zip(crop_loss(width, height, bucket), ("width", "height"), strict=True):
+            if lost > _NOTED_LOSS:
+                reason = f"{lost:.1%} of its {side} is cut off ({width}x{height} to {bucket[0]}x{bucket[1]})"
+                told.append(("cropped", reason))
+    return found, told
 
 
 def cover_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..settings.dataset import DatasetOptions, sizes_of
-from .buckets import bucket_for, crop_loss, held_out_indices
+from ..settings.dataset import DatasetOptions
+from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
 from .links import leads_within
 from .media import MEDIA_SUFFIXES
@@ -22,7 +22,6 @@ from .watch import Interrupt
 Progress = Callable[[int, int], None]  # files done, files in all
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besides everything that starts with a dot
-_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +258,8 @@ def _samples_of(
         fps=mean_fps(probe.times_us, probe.end_us),
         caption=caption,
     )
-    buckets, of_buckets = _buckets_of(file, options)
+    buckets, told = buckets_of(file.width, file.height, options)
+    notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
     shared = {
         "file": file,
         "repeats": options.repeats,
@@ -271,25 +271,7 @@ def _samples_of(
         for window in windows
         for width, height in buckets
     ]
-    return samples, [*notes, *of_buckets]
-
-
-def _buckets_of(file: MediaFile, options: DatasetOptions) -> tuple[list[tuple[int, int]], list[Note]]:
-    """The (width, height) of a file at each size of the options, no two the same, and what is lost there."""
-    found: list[tuple[int, int]] = []
-    notes: list[Note] = []
-    for size in sizes_of(options):
-        bucket = bucket_for(file.width, file.height, options, size)
-        if bucket in found:
-            reason = f"at {size[0]}x{size[1]} it would be {bucket[0]}x{bucket[1]} again, so that size is left out"
-            notes.append(Note(name=file.name, action="note", reason=reason))
-            continue
-        found.append(bucket)
-        for lost, side in zip(crop_loss(file.width, file.height, bucket), ("width", "height"), strict=True):
-            if lost > _NOTED_LOSS:
-                reason = f"{lost:.1%} of its {side} is cut off ({file.width}x{file.height} to {bucket[0]}x{bucket[1]})"
-                notes.append(Note(name=file.name, action="cropped", reason=reason))
-    return found, notes
+    return samples, notes
 
 
 def _treatment(options: DatasetOptions) -> Treatment:

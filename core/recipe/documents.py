@@ -39,7 +39,7 @@ _EXPERTS = """
 """
 _DATASETS = """
 # Several datasets in one run: write [[dataset]] in place of [dataset], once for each, with its own folder and settings.
-# --set changes the second by: --set dataset.2.repeats=3
+# A change from the command line says which by its number: dataset.2.repeats=3
 """
 _WIDTH, _COLUMN = 120, 28
 _TABLE = re.compile(r"<!-- options: ([\w ]+) -->\n.*?<!-- end of options -->", re.DOTALL)

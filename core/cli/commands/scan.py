@@ -5,9 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...data.counting import describe_lengths
 from ...data.join import join
 from ...data.report import describe_dataset
 from ...data.scan import scan_folder
+from ...recipe.lengths import planned_lengths
 from ...recipe.recipe import apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report on standard output."""
-    display = Display()
+    display, recipe = Display(), None
     if options.path.is_dir():
         tables = apply_changes({"dataset": {}}, options.changes)
         wanted = [(options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset"))]
@@ -40,5 +42,7 @@ def run(options: argparse.Namespace) -> int:
     for folder, settings in wanted:
         found.append(scan_folder(folder, settings, progress=lambda done, total: display.update("scan", done, total)))
         display.end("scan")
-    sys.stdout.write(describe_dataset(join(found), limit=None) + "\n")
+    dataset = join(found)
+    lengths = None if recipe is None else describe_lengths(planned_lengths(recipe, dataset))
+    sys.stdout.write(describe_dataset(dataset, limit=None, lengths=lengths) + "\n")
     return 0
