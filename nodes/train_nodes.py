@@ -7,7 +7,7 @@ import safetensors.torch
 from comfy_api.latest import io
 
 from ..core.adapters.ship import check_name
-from ..core.data.counting import describe_lengths, shown_number
+from ..core.data.counting import counted, describe_lengths
 from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
@@ -145,7 +145,7 @@ def _outputs(folder: RunFolder, job: Job, node_id: str, warnings: list[str], not
     history = read_long_history(folder.events_path)
     losses = [loss for _, loss in history.losses.points()]
     told = list(dict.fromkeys([*warnings, *history.warnings, *notes]))
-    summary = f"finished: {job.loop.steps} steps, {shown_number(job_length(job).epochs)} epochs"
+    summary = f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"
     last = losses[-20:]  # none, where the diary was lost
     if last:
         summary += f", loss {sum(last) / len(last):.4f} (mean of the last 20)"

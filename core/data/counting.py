@@ -71,7 +71,7 @@ def describe_epoch(length: Length) -> str:
     """One sentence: what an epoch is."""
     accumulated = f" and gradient_accumulation {length.accumulation}" if length.accumulation > 1 else ""
     return (
-        f"an epoch uses each sample once, times its repeats: {_count(length.steps_per_epoch, 'step')} with batch_size "
+        f"an epoch uses each sample once, times its repeats: {counted(length.steps_per_epoch, 'step')} with batch_size "
         f"{length.batch_size}{accumulated}"
     )
 
@@ -86,18 +86,14 @@ def describe_lengths(lengths: Mapping[str, Length]) -> list[str]:
     if len(stages) == 1 or not is_same:
         lines = [f"{_stage(name, len(stages))}{_sentence(length)}" for name, length in lengths.items()]
         total = sum(length.steps for length in lengths.values())
-        return [*lines, f"in all: {_count(total, 'step')}"] if len(stages) > 1 else lines
-    return [f"{_sentence(first)}; {' and '.join(stages)} each, {_count(first.steps * len(stages), 'step')} in all"]
+        return [*lines, f"in all: {counted(total, 'step')}"] if len(stages) > 1 else lines
+    return [f"{_sentence(first)}; {' and '.join(stages)} each, {counted(first.steps * len(stages), 'step')} in all"]
 
 
-def shown_number(number: float) -> str:
-    """1,500, or 16.7 for what is no whole number."""
-    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
-
-
-def _count(number: float, what: str) -> str:
-    """1 step, 2 steps."""
-    return f"{shown_number(number)} {what}{'' if number == 1 else 's'}"
+def counted(number: float, what: str) -> str:
+    """1 step, 1,500 steps, or 16.7 steps for what is no whole number."""
+    shown = f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
+    return f"{shown} {what}{'' if number == 1 else 's'}"
 
 
 def _stage(name: str, stages: int) -> str:
@@ -105,4 +101,4 @@ def _stage(name: str, stages: int) -> str:
 
 
 def _sentence(length: Length) -> str:
-    return f"{describe_epoch(length)}; {_count(length.steps, 'step')} are {_count(length.epochs, 'epoch')}"
+    return f"{describe_epoch(length)}; {counted(length.steps, 'step')} are {counted(length.epochs, 'epoch')}"

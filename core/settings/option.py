@@ -288,6 +288,10 @@ def without_effect(group: Options) -> list[str]:
                 value, folder = getattr(group, name), declared[name].methods
                 is_used = is_of and folder and item.name in method_uses(folder, value)
                 if (value in values) != is_of and not is_used:
-                    belongs = f"; it belongs to {' and '.join(map(str, values))}" if is_of else ""
-                    found.append(f"{item.label} has no effect with {declared[name].label} {value}{belongs}.")
+                    belongs = f"; it belongs to {' and '.join(map(_word, values))}" if is_of else ""
+                    found.append(f"{item.label} has no effect with {declared[name].label} {_word(value)}{belongs}.")
     return found
+
+
+def _word(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
