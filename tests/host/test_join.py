@@ -1,10 +1,15 @@
 """Join Datasets on the real host: two datasets, cached and trained a step; what it refuses."""
 
+import asyncio
+import json
+import shutil
+
 import pytest
 from wan_train.core.settings.job import job_from_json
 from wan_train.tests.host.graphs import DATASET, changed, data_graph, node, one_stage
 from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tests.host.test_inputs import refused
+from wan_train.tools.screenshot import APP, BROWSERS, open_browser
 
 
 def joined(**train):
@@ -79,3 +84,37 @@ def test_a_size_that_is_none_is_refused_before_anything_runs(host):
     name, sentence = refused(host, changed(joined(lora_name="wrong", seed=79), "plain", more_sizes="500"))
     assert name == "plain"
     assert "is 500, but Wan needs a multiple of 16" in sentence
+
+
+CONNECT = f"""
+const app = {APP}, graph = app.rootGraph;
+graph.clear();
+const make = (type) => {{ const node = LiteGraph.createNode(type); graph.add(node); return node; }};
+const join = make("JoinDatasets"), cache = make("CacheLatents");
+const counts = [join.inputs.length];
+for (let i = 0; i < 3; i++) {{
+  make("DatasetFromFolder").connect(0, join, join.inputs.length - 1);
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  counts.push(join.inputs.length);
+}}
+join.connect(0, cache, 0);
+const prompt = (await app.graphToPrompt()).output;
+const node = Object.values(prompt).find((found) => found.class_type === "JoinDatasets");
+return {{ counts, inputs: Object.keys(node.inputs), reports: document.querySelectorAll(".wan-train-report").length }};
+"""
+
+
+async def on_the_page(url, modern):
+    async with open_browser() as page:
+        await page.open(url)
+        await page.run(f"await ({APP}).extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(modern)})")
+        return await page.run(CONNECT)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
+@pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
+def test_an_input_appears_on_the_page_when_the_last_one_is_connected(host, modern):
+    found = asyncio.run(on_the_page(host.url, modern))
+    first = found["counts"][0]
+    assert found["counts"] == [first, first + 1, first + 2, first + 3]
+    assert found["inputs"] == ["datasets.dataset_0", "datasets.dataset_1", "datasets.dataset_2"]
