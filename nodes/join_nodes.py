@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..core.data.join import join, join_warnings
 from ..core.data.report import describe_dataset
 from ..core.data.types import Dataset
+from ..core.errors import ConfigError
 from .inputs import checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset
@@ -32,7 +33,7 @@ class JoinDatasets(io.ComfyNode):
             inputs=[
                 io.Autogrow.Input(
                     "datasets",
-                    template=io.Autogrow.TemplatePrefix(one, prefix="dataset_", min=1, max=MOST),
+                    template=io.Autogrow.TemplatePrefix(one, prefix="dataset_", min=0, max=MOST),
                     tooltip="The datasets, from Dataset from Folder or another Join Datasets.",
                 )
             ],
@@ -43,7 +44,10 @@ class JoinDatasets(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, datasets: dict[str, Dataset]) -> io.NodeOutput:
+        """One whose node is muted is not among them, whichever its place is."""
         found = [value for _, value in sorted(datasets.items(), key=_number) if value is not None]
+        if not found:
+            raise ConfigError("datasets has no wire: connect at least one Dataset from Folder that is not muted.")
         dataset = join(found)
         for sentence in join_warnings(dataset):
             log.warning("%s", sentence)

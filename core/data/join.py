@@ -27,7 +27,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         parts += new.values()
         samples += [replace(sample, dataset=new[sample.dataset].name) for sample in dataset.samples]
         notes += [replace(note, dataset=new[note.dataset].name) for note in dataset.notes]
-    folder = f"the {len(parts)} joined datasets ({', '.join(part.name for part in parts)})"
+    folder = f"the joined dataset ({', '.join(part.name for part in parts)})"
     return Dataset(
         folder=folder, options=parts[0].options, samples=tuple(samples), notes=tuple(notes), parts=tuple(parts)
     )
