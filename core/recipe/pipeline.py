@@ -17,7 +17,7 @@ from ..data.counting import describe_lengths
 from ..data.encode import cache_latents, cache_text
 from ..data.join import join
 from ..data.pairs import data_spec
-from ..data.report import describe_dataset
+from ..data.report import describe_dataset, list_notes
 from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
@@ -176,8 +176,8 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
     infos = check_recipe(recipe)
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices)
-    for note in cached.notes:
-        display.say(f"- {note}")
+    if cached.notes:
+        display.say(list_notes(cached.notes, limit=None))
     planned, made = [], jobs(recipe, infos, cached)
     for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
         display.say(sentence)
