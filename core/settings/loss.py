@@ -80,8 +80,7 @@ class LossOptions(Options, group="loss"):
         help="Differential guidance: the target moves away from the prediction by this factor.",
         more="With the loss mse it multiplies every gradient by itself, and the loss that is shown by its square; it changes"
         " nothing else. Adam and its like cancel it, but for gradient clipping (max_grad_norm). 1: off.",
-        page="It is an option for those who follow a guide with AI-Toolkit's, where 3 is usual; a learning_rate or max_grad_norm"
-        " of one's own does the same.",
+        page="For those who follow a guide for AI-Toolkit, where 3 is usual. A higher max_grad_norm does much the same.",
         above=0.0,
         most=1000.0,
         born=2,

@@ -28,8 +28,8 @@ class TimestepOptions(Options, group="timesteps"):
     shift: float = option(
         3.0,
         help="For samplings that shift by a number of yours: above 1 trains more on noisy levels.",
-        page="sigma becomes shift sigma / (1 + (shift - 1) sigma). AI-Toolkit has 5 for Wan 2.2 and 3 for Wan 2.1. A logit-normal"
-        " distribution of mean m is the sampling shift with a timestep_shift of e to the m.",
+        page="sigma becomes shift sigma / (1 + (shift - 1) sigma). AI-Toolkit has 5 for Wan 2.2 and 3 for Wan 2.1. A"
+        " logit-normal distribution of mean m is the sampling shift with a timestep_shift of e to the m.",
         least=1e-4,
         most=1e4,
         widget=Widget(TRAIN, "timestep_shift", 8, is_required=True, least=0.01, most=100.0, step=0.1),

@@ -1,4 +1,4 @@
-"""The smooth relatives of Huber's loss, and how their width follows the noise level (SimpleTuner, models/common.py, bc8e6ab)."""
+"""The smooth relatives of Huber's loss, as SimpleTuner has them (models/common.py, bc8e6ab)."""
 
 import math
 
