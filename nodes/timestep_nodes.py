@@ -10,10 +10,11 @@ from comfy_api.latest import io
 from ..core.data.types import LatentCache
 from ..core.facts import latent_shape, official_boundary
 from ..core.flow.density import density_of, draw
-from ..core.settings.curve import write_curve
+from ..core.settings.curve import read_curve, write_curve
 from ..core.settings.job import Stage, stage_window
 from ..core.settings.option import TRAIN, Option
 from ..core.settings.stage import settings_from_names
+from .host.curves import curve_heights
 from .inputs import checked
 from .model_nodes import CATEGORY
 from .sockets import WanLatents
@@ -94,12 +95,12 @@ class WanTimestepCurve(io.ComfyNode):
 
 
 def curve_text(drawn: Any) -> str:
-    """The text of the host's curve, read at even places; ConfigError for one that is 0 everywhere or below 0."""
-    from comfy_api.input import CurveInput  # not there in a host without the widget, see NODES
-
-    places = np.linspace(0, 1, _CURVE_POINTS)
-    heights = np.maximum(CurveInput.from_raw(drawn).interp_array(places), 0.0)
-    return write_curve(tuple(zip(places.tolist(), heights.tolist(), strict=True)))
+    """The text of the host's curve, read at even places; ConfigError for one that is 0 everywhere."""
+    places = np.linspace(0, 1, _CURVE_POINTS).tolist()
+    heights = [max(height, 0.0) for height in curve_heights(drawn, places)]
+    text = write_curve(tuple(zip(places, heights, strict=True)))
+    read_curve(text)
+    return text
 
 
 def _inputs() -> list[Any]:

@@ -98,6 +98,7 @@ class TimestepOptions(Options, group="timesteps"):
         born=2,
         at_birth="cut",
         widget=Widget(TRAIN, "timestep_window", 41),
+        not_with={"sampling": ("uniform",)},
         musubi="!preserve_distribution_shape",
     )
     curve: str = option(
