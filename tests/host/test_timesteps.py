@@ -113,6 +113,12 @@ def test_both_run_in_a_graph(host):
     prompt = {
         "curve": node("WanTimestepCurve", drawn=curve),
         "density": node("WanTimestepDensity", **SIZE, **levels, timestep_curve=["curve", 0]),
+        "words": node("PreviewAny", source=["density", 1]),
         "save": node("PreviewImage", images=["density", 0]),
     }
-    succeeded(host, prompt)
+    entry = host.run(prompt)
+    assert succeeded(entry)
+    assert len(entry["outputs"]["save"]["images"]) == 1
+    assert entry["outputs"]["words"]["text"][0].startswith(
+        "high noise, timesteps 875 to 1000: half of all draws from 8"
+    )

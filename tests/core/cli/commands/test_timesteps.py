@@ -42,7 +42,19 @@ def test_each_expert_has_its_window_and_its_own_settings(recipe, capsys):
 def test_changes_the_boundary_and_the_picture(recipe, tmp_path, capsys):
     picture = tmp_path / "levels.png"
     assert (
-        main(["timesteps", recipe, "--plot", str(picture), "--set", "boundary=0.5", "--set", "sampling=uniform"]) == 0
+        main(
+            [
+                "timesteps",
+                recipe,
+                "--plot",
+                str(picture),
+                "--set",
+                "boundary=0.5",
+                "--set",
+                "timesteps.sampling=uniform",
+            ]
+        )
+        == 0
     )
     told = capsys.readouterr().out
     assert "high noise, timesteps 500 to 1000: half of all draws from 625 to 875" in told
@@ -54,7 +66,7 @@ def test_changes_the_boundary_and_the_picture(recipe, tmp_path, capsys):
 def test_the_size_of_the_dataset_counts_where_the_sampling_asks_for_it(recipe, capsys):
     told = []
     for frames in (1, 81):
-        main(["timesteps", recipe, "--set", "sampling=auto_shift", "--set", f"num_frames={frames}"])
+        main(["timesteps", recipe, "--set", "timesteps.sampling=auto_shift", "--set", f"dataset.num_frames={frames}"])
         told.append(capsys.readouterr().out)
     assert told[0] != told[1]
 
@@ -66,7 +78,7 @@ def test_image_to_video_has_its_own_boundary(recipe, capsys):
 
 def test_a_curve_that_leaves_an_expert_nothing_is_refused(recipe, caplog):
     caplog.set_level(logging.ERROR)
-    assert main(["timesteps", recipe, "--set", "sampling=curve", "--set", "curve=0:1,0.5:0"]) == 1
+    assert main(["timesteps", recipe, "--set", "timesteps.sampling=curve", "--set", "timesteps.curve=0:1,0.5:0"]) == 1
     assert "timestep_curve is 0 from 0.875 to 1" in caplog.text
 
 
