@@ -1,7 +1,8 @@
-"""Latent temporal discrepancy (Wu et al., 2026, arXiv:2601.20504): places of a video that change count more.
+"""Places of a video that change count more, after latent temporal discrepancy (Wu et al., 2026, arXiv:2601.20504).
 
-The weight is 1 + strength log(1 + d), d how far the latent at a place is from the same place in the frames beside it. So
-still places are trained as they always are, and moving ones more, as the paper asks for.
+The paper's rule: the more the latent at a place differs from frame to frame, the more its error counts, by a logarithm, and
+still places are trained as always. The form is ours: 1 + strength log(1 + d), where d is the root mean square over channels
+of the difference to the frame before and to the one behind, the mean of both.
 """
 
 import torch
