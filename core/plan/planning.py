@@ -16,7 +16,7 @@ from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
-from .decision import Decision, buckets_of
+from .decision import Decision, buckets_of, memory_of
 from .plan import Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
@@ -30,12 +30,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
     info = decision.info
     task = Task(
         sizes=info.config,
-        trained=Trained(
-            rank=job.adapter.rank,
-            targets=job.adapter.targets,
-            dropout=decision.dropout,
-            optimizer=job.optimizer.name,
-        ),
+        trained=Trained.of(job.adapter, optimizer=job.optimizer.name, dropout=decision.dropout),
         element_size=decision.dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, decision.dtype),
         rest_bytes=info.rest_bytes,
@@ -48,7 +43,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         buckets=buckets_of(job),
         card=within(card, job.memory),
         plan=plan_of(job, decision),
-        options=job.memory,
+        options=memory_of(job),
         steps=job.loop.steps,
         costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
         compiles=decision.modes,
@@ -61,8 +56,8 @@ def plan_of(job: Job, decision: Decision) -> Plan:
     return Plan(
         precision=dtype_name(decision.dtype) if precision == AUTO else precision,
         compile=decision.modes[0],
-        cuda_graphs=job.memory.cuda_graphs,
-        **{**PLAIN, **chosen(job.memory)},
+        cuda_graphs=memory_of(job).cuda_graphs,
+        **{**PLAIN, **chosen(memory_of(job))},
     )
 
 

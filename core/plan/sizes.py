@@ -4,14 +4,17 @@ Legend: D width, f feed-forward width, N out_features, K in_features, r rank.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ..adapters.kind import ADAPTER_KINDS, LORA
+from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes
+from ..adapters.places import places
 from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
 from ..optimizers import OPTIMIZERS
+from ..settings.adapter import AdapterOptions
 
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
 ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
@@ -55,6 +58,26 @@ class Trained:
     targets: tuple[str, ...] = ALL_TARGETS
     dropout: bool = False
     optimizer: str = "adamw"
+    options: AdapterOptions = AdapterOptions()  # noqa: RUF009  # frozen; its patterns, and what its kind looks at
+
+    @classmethod
+    def of(cls, options: AdapterOptions, *, optimizer: str, dropout: bool = False) -> "Trained":
+        """As a job's options have it."""
+        return cls(
+            adapter=options.kind,
+            rank=options.rank,
+            targets=options.targets,
+            dropout=dropout,
+            optimizer=optimizer,
+            options=options,
+        )
+
+
+class Adapted(NamedTuple):
+    """A block's linear that carries an adapter."""
+
+    shape: tuple[int, int]  # out_features, in_features
+    rank: int  # the largest of any block
 
 
 def block_linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -117,17 +140,46 @@ def num_params(sizes: Sizes) -> int:
     return (rest_bytes(sizes) + sizes.num_layers * _plain_block(sizes)) // HIGH_PRECISION
 
 
-def targeted(sizes: Sizes, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """The block linears that carry an adapter."""
-    return {name: shape for name, shape in block_linears(sizes).items() if name.split(".")[0] in targets}
+@lru_cache
+def targeted(sizes: Sizes, trained: Trained) -> Mapping[str, Adapted]:
+    """The linears of a block that carry an adapter, by their names in it: of any block, since patterns may tell them apart."""
+    shapes = block_linears(sizes)
+    found: dict[str, Adapted] = {}
+    for path, rank in _ranks(sizes, trained).items():
+        name = path.split(".", 2)[2]
+        found[name] = Adapted(shapes[name], max(rank, found[name].rank if name in found else 0))
+    return {name: found[name] for name in shapes if name in found}
 
 
 @lru_cache
 def adapter_params(sizes: Sizes, trained: Trained) -> int:
     """Trainable numbers of the whole model."""
-    num_params = ADAPTER_KINDS.get(trained.adapter).num_params
-    linears = targeted(sizes, trained.targets).values()
-    return sizes.num_layers * sum(num_params(shape, trained.rank) for shape in linears)
+    num_params, shapes = ADAPTER_KINDS.get(trained.adapter).num_params, block_linears(sizes)
+    ranks = _ranks(sizes, trained).items()
+    return sum(num_params(shapes[path.split(".", 2)[2]], rank, trained.options) for path, rank in ranks)
+
+
+def kept_of(layer: Adapted, trained: Trained, element_size: int) -> KeptBytes:
+    """What autograd keeps for the adapter of one layer, beside the layer's input."""
+    return ADAPTER_KINDS.get(trained.adapter).kept(layer.shape, layer.rank, trained.options, element_size)
+
+
+def working_bytes(sizes: Sizes, trained: Trained, element_size: int) -> int:
+    """What the backward of one layer's adapter takes for a moment, beside gradients: that of the largest."""
+    working = ADAPTER_KINDS.get(trained.adapter).working
+    return max((working(layer.shape, element_size) for layer in targeted(sizes, trained).values()), default=0)
+
+
+def _ranks(sizes: Sizes, trained: Trained) -> dict[str, int]:
+    """By official name of each layer that carries an adapter."""
+    options = replace(trained.options, rank=trained.rank, targets=trained.targets) if trained.targets else None
+    paths = layer_paths(sizes)
+    return {path: place.rank for path, place in places(options, paths).items()} if options else {}
+
+
+def layer_paths(sizes: Sizes) -> tuple[str, ...]:
+    """Official names of all linears of the blocks."""
+    return tuple(f"blocks.{index}.{name}" for index in range(sizes.num_layers) for name in block_linears(sizes))
 
 
 def state_bytes(trained: Trained) -> int:

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from ..adapters.places import check_patterns
 from ..encoders.vision import check_vision_file
 from ..encoders.weights import open_weights
 from ..errors import ConfigError, ModelFileError
 from ..facts import official_boundary
 from ..packages import check_packages
 from ..paths import path_problem, shown
+from ..plan.sizes import layer_paths
 from ..settings.job import Stage, stage_window
 from ..train.checks import CONDITIONINGS_OF, check_holding
 from ..train.start import needed_packages
@@ -34,6 +36,7 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
         check_packages(needed_packages(settings.optimizer.name, settings.precision))
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
+        check_patterns(settings.adapter, layer_paths(info.config))
         _check_conditioning(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")

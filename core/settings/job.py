@@ -219,6 +219,7 @@ class Job:
     def warnings(self) -> list[str]:
         """Settings that have no effect in this job, one sentence each."""
         found = [sentence for group in self._groups() for sentence in without_effect(group)]
+        found += self.adapter.warnings()
         warmup = self.schedule.warmup_steps
         if warmup >= self.loop.steps:
             found.append(f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps).")

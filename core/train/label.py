@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
+from ..adapters.places import effective_alpha
 from ..facts import NUM_TIMESTEPS, clip_size
 from ..flow.losses import LOSSES
 from ..flow.timesteps import SAMPLINGS
@@ -52,7 +53,7 @@ def describe_lora(
         name=lora_name(job),
         base_model=job.model.label,
         rank=job.adapter.rank,
-        alpha=job.adapter.alpha,
+        alpha=effective_alpha(job.adapter, job.adapter.rank),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         trigger_phrase=job.trigger_word,
         resolution=(width, height),

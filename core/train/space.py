@@ -35,7 +35,7 @@ class SpaceNeed:
 
 def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
     """For the whole run of `job`, on the model of these sizes."""
-    trained = Trained(rank=job.adapter.rank, targets=job.adapter.targets, optimizer=job.optimizer.name)
+    trained = Trained.of(job.adapter, optimizer=job.optimizer.name)
     number = adapter_params(sizes, trained)
     written = ceil(job.loop.steps / job.loop.checkpoint_every)
     return SpaceNeed(
