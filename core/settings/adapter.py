@@ -140,6 +140,47 @@ class AdapterOptions(Options, group="adapter"):
         aitoolkit="network.lokr_full_rank",
     )
 
+    start_from: str = option(
+        "",
+        help="A LoRA file that the training starts from, in place of a new LoRA: its path.",
+        more="Any trainer's file for this model. It is brought to this rank, and the result holds what the file had learnt.",
+        page="A file of a higher rank is cut to the best that fits, which you are told with what is lost. LoKr, LoHa and DoRA"
+        " start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes on by"
+        " itself and needs no file.",
+        born=2,
+        at_birth="",
+        in_key=False,  # the file's content is
+        widget=Widget(TRAIN, "start_from", 87),
+        musubi="network_weights",
+        aitoolkit="network.pretrained_lora_path",
+        simpletuner="init_lora",
+        diffusion_pipe="adapter.init_from_existing",
+    )
+    merge_into_base: str = option(
+        "",
+        help="A LoRA file that is added to the model's weights while training: its path.",
+        more="The new LoRA learns what is still missing. Load both when you generate: the new file does not hold the old one.",
+        page="Such as a LoRA of few steps or of a style, beside which the new one will be used. GGUF models and the precision"
+        " ara can't take one in.",
+        born=2,
+        at_birth="",
+        in_key=False,  # the file's content is
+        widget=Widget(TRAIN, "merge_into_base", 88),
+        musubi="base_weights",
+        aitoolkit="model.assistant_lora_path",
+        diffusion_pipe="adapter.fuse_adapters",
+    )
+    merge_strength: float = option(
+        1.0,
+        help="Strength of the LoRA of merge_into_base.",
+        least=-100.0,
+        most=100.0,
+        born=2,
+        at_birth=1.0,
+        widget=Widget(TRAIN, "merge_strength", 89, least=-10.0, most=10.0, step=0.05),
+        musubi="base_weights_multiplier",
+    )
+
     @property
     def included(self) -> tuple[re.Pattern[str], ...]:
         """Patterns of `include`; none where all layers are wanted."""
@@ -157,6 +198,12 @@ class AdapterOptions(Options, group="adapter"):
 
     def warnings(self) -> list[str]:
         """What is probably not meant, one sentence each."""
+        found = self._strength_warning()
+        if self.merge_strength != type(self)().merge_strength and not self.merge_into_base:
+            found.append("merge_strength has no effect without a file in merge_into_base.")
+        return found
+
+    def _strength_warning(self) -> list[str]:
         usual = type(self)()
         if self.kind == "lokr" and self.lokr_full:
             return []

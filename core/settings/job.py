@@ -165,6 +165,8 @@ class Job:
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
+    start_identity: str = ""  # digest of the content of adapter.start_from
+    merge_identity: str = ""  # and of adapter.merge_into_base
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -177,8 +179,14 @@ class Job:
         model = self.model
         check_texts(
             "the job",
-            words=(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
-            paths=(model.path, model.recovery_adapter, self.preview_vae),
+            words=(
+                *(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
+                *(self.start_identity, self.merge_identity),
+            ),
+            paths=(
+                *(model.path, model.recovery_adapter, self.preview_vae),
+                *(self.adapter.start_from, self.adapter.merge_into_base),
+            ),
         )
 
     @property
@@ -200,6 +208,8 @@ class Job:
         parts += [{name: values} for name, values in later.items() if values]
         if any(of_samples := [s.later for s in self.data.samples]):
             parts += [{"samples": of_samples}]
+        if self.start_identity or self.merge_identity:
+            parts += [{"start_from": self.start_identity, "merge_into_base": self.merge_identity}]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":

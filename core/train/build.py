@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..adapters.metadata import base_model_name
+from ..adapters.start_from import adapter_identity
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..sample.previews import check_previews
@@ -57,6 +58,8 @@ def build_job(
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
+        start_identity=adapter_identity(settings.adapter.start_from, "start_from"),
+        merge_identity=adapter_identity(settings.adapter.merge_into_base, "merge_into_base"),
     )
     check_previews(job)
     return job

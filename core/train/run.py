@@ -12,6 +12,7 @@ import torch
 
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import write_adapter
+from ..adapters.start_from import start_from_file
 from ..optimizers import OPTIMIZERS
 from ..plan.host import process_age
 from ..plan.overhead import Others
@@ -76,6 +77,9 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     recovery = plan.recovery(optimizer)
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name))
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
+    if step == 0 and job.adapter.start_from:
+        for sentence in start_from_file(prepared.model, job.adapter):
+            events.write("warning", message=sentence)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
