@@ -47,8 +47,13 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
 
 def _squares(base: Any) -> Tensor:
     """Squared lengths of the columns of a layer's weight [out, in], fp32 [in]."""
-    weight = base.matrix(torch.float32) if hasattr(base, "matrix") else base.weight
+    weight = _weight(base)
     return torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32).square()
+
+
+def _weight(base: Any) -> Tensor:
+    """[out, in]; of a quantized layer in fp32."""
+    return base.matrix(torch.float32) if hasattr(base, "matrix") else base.weight
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def _column_scales(layer: Any) -> Tensor:
         squares = vars(layer)[_SQUARES]
         if squares.device != down.device:
             squares = vars(layer)[_SQUARES] = squares.to(down.device)
-        weight = base.matrix(torch.float32) if hasattr(base, "matrix") else base.weight  # [out, in]
+        weight = _weight(base)
         both = (up.t().to(weight.dtype) @ weight).float().mul_(down).sum(0).mul_(2 * scale)
         own = ((up.t() @ up) @ down).mul_(down).sum(0).mul_(scale**2)
         lengths = (squares + both + own).clamp_(min=1e-12).sqrt_()
