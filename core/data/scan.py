@@ -13,7 +13,7 @@ from .buckets import bucket_for, crop_loss, held_out_indices
 from .captions import assign_captions, extension
 from .links import leads_within
 from .media import MEDIA_SUFFIXES, BadMediaError
-from .points import POINTS_SUFFIX, Points, read_points, used_part
+from .points import POINTS_SUFFIX, read_points, used_part
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import Selection, mean_fps, select_frames
 from .types import Dataset, MediaFile, Note, Sample
