@@ -37,6 +37,7 @@ LEVELS = {
     "flow": 4,
     "schedules": 4,
     "data": 5,
+    "look": 6,
     "wan": 5,
     "memory": 6,
     "adapters": 7,

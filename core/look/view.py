@@ -1,0 +1,166 @@
+"""What the page shows, as plain values: a dataset at once, then its samples as they are read.
+
+`look` gives one event after another, each an object with "event". The command line puts them into a page, ComfyUI sends
+them to one that is open.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..data.decode import read_frames
+from ..data.media import BadMediaError
+from ..data.points import points_path, read_points
+from ..data.types import Dataset, Sample
+from ..data.watch import Interrupt
+from ..errors import DatasetError
+from ..facts import TEXT_TOKENS, LatentFormat
+from ..serial import to_dict
+from .captions import CaptionFiles, Written
+from .costs import bucket_costs, latent_size
+from .measure import Measured
+from .strips import Seen, StripStore, make_strip, webp
+from .tokens import Counted, Tokenizer, count_tokens
+from .troubles import Trouble, caption_troubles, duplicate_trouble, near_duplicates, picture_troubles, sampling_troubles
+
+SOURCE_FRAMES = 32  # of a clip in one strip of its own frames
+_SOURCE_SIDE = 448
+_FRAME_QUALITY = 92
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looker:
+    """What is used to look at any dataset."""
+
+    store: StripStore
+    tokenizer: Tokenizer | None = None
+    latent_format: LatentFormat = "wan2.1"
+
+    def look(self, dataset: Dataset, check: Callable[[], object] | None = None) -> Iterator[dict[str, Any]]:
+        """Events: `dataset`, then `seen` for samples that are known or as they are read, `duplicates`, and `done`.
+
+        `check` is called several times a second, and may raise to stop.
+        """
+        yield {"event": "dataset", **self._overview(dataset)}
+        keys = [self.store.key(sample) for sample in dataset.samples]
+        kept = {i: seen for i, key in enumerate(keys) if (seen := self.store.get(key))}
+        yield {"event": "seen", "items": [_item(i, keys[i], dataset.samples[i], seen) for i, seen in kept.items()]}
+        measured = {i: seen.measured for i, seen in kept.items()}
+        with Interrupt(check) as interrupt:
+            for i, sample in enumerate(dataset.samples):
+                if i not in kept:
+                    yield {"event": "seen", "items": [self._see(i, keys[i], sample, measured, interrupt)]}
+        alike = near_duplicates(dataset.samples, measured)
+        items = [{"i": i, "badges": to_dict([duplicate_trouble(names)])} for i, names in alike.items()]
+        yield {"event": "duplicates", "items": items}
+        yield {"event": "done"}
+
+    def _see(
+        self, i: int, key: str, sample: Sample, measured: dict[int, Measured], interrupt: Interrupt
+    ) -> dict[str, Any]:
+        seen = self.store.get(key)  # an equal sample may have been made meanwhile
+        try:
+            if seen is None:
+                seen = self.store.make(key, read_frames(sample, interrupt).numpy())
+        except DatasetError as error:
+            return {"i": i, "badges": to_dict([Trouble(kind="unreadable", text=str(error))])}
+        measured[i] = seen.measured
+        return _item(i, key, sample, seen)
+
+    def _overview(self, dataset: Dataset) -> dict[str, Any]:
+        """All but what the pixels tell."""
+        samples, options = dataset.samples, dataset.options
+        counted = {caption: count_tokens(caption, self.tokenizer) for caption in dataset.captions}
+        captions = CaptionFiles(options)
+        written = {sample.file.path: captions.of(Path(sample.file.path)) for sample in samples}
+        texts = {path: found.text for path, found in written.items()}
+        troubles = caption_troubles(samples, counted, texts, options.trigger_word)
+        told: dict[str, list[str]] = {}
+        for note in dataset.notes:
+            told.setdefault(note.name, []).append(f"{note.action}: {note.reason}")
+        used = {sample.file.name for sample in samples}
+        return {
+            "name": Path(dataset.folder).name,
+            "fps": options.fps,
+            "limit": TEXT_TOKENS,
+            "latents": self.latent_format,
+            "counts_exactly": self.tokenizer is not None,
+            "trigger": options.trigger_word,
+            "warnings": list(options.warnings()),
+            "left": [{"name": name, "notes": notes} for name, notes in told.items() if name not in used],
+            "buckets": {form: to_dict(bucket_costs(samples, form)) for form in ("wan2.1", "wan2.2")},
+            "samples": [
+                self._sample(sample, written[sample.file.path], counted, [*own, *sampling_troubles(sample, options)])
+                | {"notes": told.get(sample.file.name, [])}
+                for sample, own in zip(samples, troubles, strict=True)
+            ],
+        }
+
+    def _sample(
+        self, sample: Sample, written: Written, counted: dict[str, Counted], troubles: list[Trouble]
+    ) -> dict[str, Any]:
+        file = sample.file
+        return {
+            "name": file.name,
+            "window": sample.name,
+            "kind": file.kind,
+            "size": [file.width, file.height],
+            "source_frames": file.num_frames,
+            "source_fps": file.fps,
+            "frames": list(sample.frame_indices),
+            "bucket": [sample.width, sample.height],
+            "latent": {form: list(latent_size(sample, form)) for form in ("wan2.1", "wan2.2")},
+            "repeats": sample.repeats,
+            "held_out": sample.held_out,
+            "captions": [{"text": text, **to_dict(counted[text])} for text in (file.caption, *file.more_captions)],
+            "written": {
+                "file": written.path.name,
+                "text": written.text,
+                "state": written.state,
+                "locked": written.locked,
+            },
+            "points": _points(sample),
+            "badges": to_dict(troubles),
+        }
+
+
+def exact_frame(sample: Sample, number: int) -> bytes:
+    """Frame `number` of a sample in its bucket's full size, as WebP. DatasetError if it has none, or can't be read."""
+    if not 0 <= number < len(sample.frame_indices):
+        raise DatasetError(f"{sample.name} has {len(sample.frame_indices)} frames, and no frame {number}.")
+    frames = read_frames(replace(sample, frame_indices=(sample.frame_indices[number],)))
+    return webp(Image.fromarray(frames[0].numpy()), _FRAME_QUALITY)
+
+
+def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
+    """A clip's own frames from `start` on, at most 32, as a strip (WebP), and how it is laid out."""
+    file = sample.file
+    indices = tuple(range(start, min(start + SOURCE_FRAMES, file.num_frames)))
+    if start < 0 or not indices:
+        raise DatasetError(f"{file.name} has {file.num_frames} frames, and no frame {start}.")
+    scale = min(1.0, _SOURCE_SIDE / max(file.width, file.height))
+    width, height = max(1, round(file.width * scale)), max(1, round(file.height * scale))
+    frames = read_frames(replace(sample, frame_indices=indices, width=width, height=height))
+    picture, strip = make_strip(frames.numpy(), _SOURCE_SIDE)
+    return picture, to_dict(strip)
+
+
+def _item(i: int, key: str, sample: Sample, seen: Seen) -> dict[str, Any]:
+    return {
+        "i": i,
+        "key": key,
+        "strip": to_dict(seen.strip),
+        "badges": to_dict(picture_troubles(sample, seen.measured)),
+    }
+
+
+def _points(sample: Sample) -> list[int] | None:
+    path = points_path(Path(sample.file.path))
+    try:
+        points = read_points(path) if path.is_file() else None
+    except BadMediaError:
+        return None
+    return [points.in_frame, points.out_frame] if points else None
