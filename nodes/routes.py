@@ -38,17 +38,17 @@ _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_route
 def register() -> None:
     """Add the routes to the host's server."""
     routes = host.routes()
-    routes.get("/wan_train/runs/{run}")(_guarded(get_run))
-    routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
-    routes.get("/wan_train/presets")(_guarded(get_presets))
+    routes.get("/wan_train/runs/{run}")(guarded(get_run))
+    routes.get("/wan_train/runs/{run}/previews/{name}")(guarded(get_preview))
+    routes.get("/wan_train/presets")(guarded(get_presets))
 
 
-def _guarded(handler: Handler) -> Handler:
+def guarded(handler: Handler) -> Handler:
     """The handler, for requests that are meant for this server, with a sentence in the place of an error."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if not is_own_name(request.headers.get("Host", ""), host.listens_locally()):
-            return _refusal(
+            return refusal(
                 403,
                 "this server is only for programs on its own machine, and the address asked for has another name: open "
                 f"ComfyUI as localhost, or set the environment variable {HOSTS_VARIABLE} to the name that you use.",
@@ -57,7 +57,7 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except OSError as error:
             log.warning("%s could not be answered: %s", request.rel_url, error)
-            return _refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
+            return refusal(409, f"it can't be read at the moment ({error.strerror or 'disk error'}): try again.")
 
     return answer
 
@@ -87,7 +87,8 @@ def is_own_name(address: str, listens_locally: bool) -> bool:
     return True
 
 
-def _refusal(status: int, sentence: str) -> web.Response:
+def refusal(status: int, sentence: str) -> web.Response:
+    """An answer that says why there is no other."""
     return web.json_response({"error": sentence}, status=status)
 
 
@@ -96,12 +97,12 @@ async def get_run(request: web.Request) -> web.Response:
     name = request.match_info["run"]
     folder = _run_folder(name)
     if folder is None:
-        return _refusal(404, "there is no such run")
+        return refusal(404, "there is no such run")
     loop = asyncio.get_running_loop()
     try:
         return web.json_response(await loop.run_in_executor(_threads, _describe, folder))
     except WanTrainError as error:
-        return _refusal(422, str(error).replace(f"{folder.path}", name))
+        return refusal(422, str(error).replace(f"{folder.path}", name))
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
@@ -124,7 +125,7 @@ async def get_preview(request: web.Request) -> web.StreamResponse:
     folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
     if folder is None or path is None or not _is_file_in(folder.path, path):
-        return _refusal(404, "there is no such preview")
+        return refusal(404, "there is no such preview")
     return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
 
 

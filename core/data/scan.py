@@ -1,10 +1,11 @@
 """From a folder to a `Dataset`: finds media, pairs captions, probes, picks frames and buckets, holds samples out."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
@@ -245,7 +246,7 @@ def _select(name: str, probe: Probe, options: DatasetOptions, points_path: Path 
         told.insert(0, ("note", part))
     windows = tuple(tuple(index + first for index in window) for window in selection.windows)
     notes = [Note(name=name, action=action, reason=reason) for action, reason in told]
-    return replace(selection, windows=windows), notes
+    return dataclasses.replace(selection, windows=windows), notes
 
 
 def _samples_of(
@@ -301,7 +302,7 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
         )
     groups = [of_file for of_file in samples if of_file]
     held = held_out_indices([len(group) for group in groups], options.held_out)
-    marked = [replace(s, held_out=True, repeats=1) if i in held else s for i, s in enumerate(flat)]
+    marked = [dataclasses.replace(s, held_out=True, repeats=1) if i in held else s for i, s in enumerate(flat)]
     notes, start = [], 0
     for group in groups:
         count = sum(start + i in held for i in range(len(group)))

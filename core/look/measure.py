@@ -16,7 +16,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 # Cuts, as PySceneDetect's AdaptiveDetector: a frame differs from the last far more than its neighbours do.
 _CUT_LEAST, _CUT_RATIO, _CUT_NEIGHBOURS = 15.0, 3.0, 2
 # Black bars: lines that stay this dark in all frames, beside a picture that does not.
-_BLACK, _NOT_BLACK, _BAR_LEAST = 24.0, 40.0, 0.02
+_BLACK, _NOT_BLACK, _BAR_LEAST, _EDGE_LEAST = 24.0, 40.0, 0.02, 0.6
 _BLUR_WINDOW = 11  # pixels of the second blur: Crete et al., "The blur effect", 2007 (doi.org/10.1117/12.702790)
 _BLUR_FRAMES = 3
 _HASH_SIDE, _HASH_GRID = 8, 32
@@ -90,8 +90,7 @@ def black_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
     brightest = np.zeros(frames.shape[1:3], np.float32)  # [H, W]
     for index in _spread(len(frames), 9):
         brightest = np.maximum(brightest, frames[index].astype(np.float32) @ _LUMA)
-    rows, columns = np.percentile(brightest, 98, axis=1), np.percentile(brightest, 98, axis=0)
-    (top, bottom), (left, right) = _bars(rows), _bars(columns)
+    (top, bottom), (left, right) = _bars(brightest), _bars(brightest.T)
     return left, top, right, bottom
 
 
@@ -115,14 +114,24 @@ def hash_distance(one: str, other: str) -> int:
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
-def _bars(lines: np.ndarray) -> tuple[int, int]:
-    """Numbers of dark lines at the start and the end; (0, 0) unless both are bars beside a picture."""
+def _bars(brightest: np.ndarray) -> tuple[int, int]:
+    """Numbers of dark lines at the start and the end of [lines, pixels]; (0, 0) unless both are bars beside a picture."""
+    lines = np.percentile(brightest, 98, axis=1)
     bright = np.flatnonzero(lines > _BLACK)
-    if not len(bright):
+    if not len(bright) or float(lines.max()) <= _NOT_BLACK:
         return 0, 0
-    start, end = int(bright[0]), len(lines) - 1 - int(bright[-1])
-    is_pair = min(start, end) >= max(1.0, _BAR_LEAST * len(lines)) and float(lines.max()) > _NOT_BLACK
+    first, last = int(bright[0]), int(bright[-1])
+    start, end = first, len(lines) - 1 - last
+    # A picture begins along the whole edge of its bar; a thing before a black ground does not.
+    inside = min(_edge(brightest, first, 1), _edge(brightest, last, -1))
+    is_pair = min(start, end) >= max(1.0, _BAR_LEAST * len(lines)) and inside > _EDGE_LEAST
     return (start, end) if is_pair else (0, 0)
+
+
+def _edge(brightest: np.ndarray, line: int, step: int) -> float:
+    """Which share of the pixels is not black a few lines inside of a bar's edge."""
+    inner = min(max(line + 3 * step, 0), len(brightest) - 1)
+    return float((brightest[inner] > _BLACK).mean())
 
 
 def _smooth(grey: np.ndarray, axis: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from .strips import StripStore
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("cards.js", "detail.js", "main.js")
 _NO_DATA = "/*data*/null"
+# The scripts are modules of each other; in the page they are one.
+_MODULE = re.compile(r"^import [^;]+;$|^export ", re.MULTILINE)
 _KEPT = re.compile(r"[0-9a-f]{32}\.(webp|json)")
 
 
@@ -32,7 +34,7 @@ def page(data: dict[str, Any] | None = None) -> str:
 @cache
 def policy() -> str:
     """The Content-Security-Policy of the page without data: its own scripts alone, and nothing of other servers."""
-    scripts = re.findall(r"<script>(.*?)</script>", _page(), re.DOTALL)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", _page(), re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -86,5 +88,5 @@ def _page() -> str:
     """The page without data."""
     text = (_FOLDER / "page.html").read_text(encoding="utf-8")
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    scripts = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    return text.replace("/*style*/", style).replace("/*script*/", f'"use strict";\n{scripts}')
+    scripts = "\n".join(_MODULE.sub("", (_FOLDER / name).read_text(encoding="utf-8")) for name in _SCRIPTS)
+    return text.replace("/*style*/", style).replace("/*script*/", scripts)

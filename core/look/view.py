@@ -93,14 +93,16 @@ class Looker:
             "left": [{"name": name, "notes": notes} for name, notes in told.items() if name not in used],
             "buckets": {form: to_dict(bucket_costs(samples, form)) for form in ("wan2.1", "wan2.2")},
             "samples": [
-                self._sample(sample, written[sample.file.path], counted, [*own, *sampling_troubles(sample, options)])
+                self._sample(
+                    sample, options.fps, written[sample.file.path], counted, [*own, *sampling_troubles(sample, options)]
+                )
                 | {"notes": told.get(sample.file.name, [])}
                 for sample, own in zip(samples, troubles, strict=True)
             ],
         }
 
     def _sample(
-        self, sample: Sample, written: Written, counted: dict[str, Counted], troubles: list[Trouble]
+        self, sample: Sample, fps: float, written: Written, counted: dict[str, Counted], troubles: list[Trouble]
     ) -> dict[str, Any]:
         file = sample.file
         return {
@@ -110,6 +112,7 @@ class Looker:
             "size": [file.width, file.height],
             "source_frames": file.num_frames,
             "source_fps": file.fps,
+            "fps": fps,
             "frames": list(sample.frame_indices),
             "bucket": [sample.width, sample.height],
             "latent": {form: list(latent_size(sample, form)) for form in ("wan2.1", "wan2.2")},

@@ -6,7 +6,7 @@
  * @typedef {{ text: string, num_tokens: number, cut_at: number | null, is_estimate: boolean }} Caption
  * @typedef {{ file: string, text: string, state: string, locked: string }} Written
  * @typedef {{
- *   name: string, window: string, kind: string, size: number[], source_frames: number, source_fps: number,
+ *   name: string, window: string, kind: string, size: number[], source_frames: number, source_fps: number, fps: number,
  *   frames: number[], bucket: number[], latent: Record<string, number[]>, repeats: number, held_out: boolean,
  *   captions: Caption[], written: Written, points: number[] | null, notes: string[], badges: Badge[],
  *   seen?: { key: string, strip: Strip, badges: Badge[] }, alike?: Badge[], unreadable?: Badge[],
@@ -20,7 +20,7 @@ const NEAR = "700px"; // how far from the window cards are filled
  * @param {string} id
  * @returns {any}
  */
-function byId(id) {
+export function byId(id) {
   return document.getElementById(id);
 }
 
@@ -30,7 +30,7 @@ function byId(id) {
  * @param {string} name
  * @param {string} [text]
  */
-function make(tag, name, text) {
+export function make(tag, name, text) {
   const element = document.createElement(tag);
   element.className = name;
   if (text !== undefined) element.textContent = text;
@@ -38,7 +38,7 @@ function make(tag, name, text) {
 }
 
 /** @param {Sample} sample */
-function badgesOf(sample) {
+export function badgesOf(sample) {
   return [...sample.badges, ...(sample.unreadable ?? []), ...(sample.seen?.badges ?? []), ...(sample.alike ?? [])];
 }
 
@@ -47,19 +47,19 @@ function badgesOf(sample) {
  * @param {Sample} sample
  * @param {string} latents
  */
-function tokensOf(sample, latents) {
+export function tokensOf(sample, latents) {
   const [frames, height, width] = sample.latent[latents];
   return frames * Math.floor(height / 2) * Math.floor(width / 2);
 }
 
 /** @param {Sample} sample */
-function sizeOf(sample) {
+export function sizeOf(sample) {
   const [width, height] = sample.bucket;
   return sample.kind === "image" ? `${width}x${height}` : `${width}x${height}, ${sample.frames.length} frames`;
 }
 
 /** @param {Caption} caption */
-function lengthOf(caption) {
+export function lengthOf(caption) {
   return `${caption.is_estimate ? "about " : ""}${caption.num_tokens} tokens`;
 }
 
@@ -68,7 +68,7 @@ function lengthOf(caption) {
  * @param {HTMLElement} element
  * @param {Caption} caption
  */
-function writeCaption(element, caption) {
+export function writeCaption(element, caption) {
   const cut = caption.cut_at ?? Number.POSITIVE_INFINITY;
   const letters = Array.from(caption.text); // the server counts whole signs
   element.replaceChildren(letters.slice(0, cut).join(""));
@@ -82,7 +82,7 @@ function writeCaption(element, caption) {
  * @param {Strip} strip
  * @param {number} index
  */
-function showFrame(element, strip, index) {
+export function showFrame(element, strip, index) {
   const rows = Math.ceil(strip.count / strip.columns);
   const column = index % strip.columns;
   const row = Math.floor(index / strip.columns);
@@ -99,7 +99,7 @@ function showFrame(element, strip, index) {
  * @param {number} width
  * @param {number} height
  */
-function setStrip(element, strip, url, width, height) {
+export function setStrip(element, strip, url, width, height) {
   const rows = Math.ceil(strip.count / strip.columns);
   const scale = Math.min(width / strip.width, height / strip.height);
   element.style.width = `${strip.width * scale}px`;
@@ -110,7 +110,7 @@ function setStrip(element, strip, url, width, height) {
 }
 
 /** The cards, and the clock that they play by. */
-class Cards {
+export class Cards {
   /**
    * @param {HTMLElement} place
    * @param {(index: number) => void} open
@@ -129,7 +129,6 @@ class Cards {
     /** @type {Map<number, HTMLElement>} */
     this.players = new Map();
     this.latents = "wan2.1";
-    this.fps = 16;
     this.playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.observer = new IntersectionObserver((entries) => this.moved(entries), { rootMargin: NEAR });
     const tick = (/** @type {number} */ now) => {
@@ -139,13 +138,9 @@ class Cards {
     requestAnimationFrame(tick);
   }
 
-  /**
-   * @param {Sample[]} samples
-   * @param {number} fps
-   */
-  show(samples, fps) {
+  /** @param {Sample[]} samples */
+  show(samples) {
     this.samples = samples;
-    this.fps = fps;
     this.observer.disconnect();
     this.near.clear();
     this.players.clear();
@@ -212,9 +207,10 @@ class Cards {
   /** @param {number} now milliseconds */
   draw(now) {
     for (const [index, picture] of this.players) {
-      const strip = this.samples[index].seen?.strip;
-      if (!strip) continue;
-      const frame = Math.floor((now / 1000) * this.fps) % strip.count;
+      const { seen, fps } = this.samples[index];
+      if (!seen) continue;
+      const { strip } = seen;
+      const frame = Math.floor((now / 1000) * fps) % strip.count;
       if (picture.dataset.frame === String(frame)) continue;
       picture.dataset.frame = String(frame);
       showFrame(picture, strip, frame);

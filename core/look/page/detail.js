@@ -1,11 +1,17 @@
 // One sample closely: frame by frame in full size, its caption to edit, its in and out points.
 
+import { badgesOf, byId, lengthOf, make, setStrip, showFrame, sizeOf, tokensOf, writeCaption } from "./cards.js";
+
+/** @typedef {import("./cards.js").Sample} Sample */
+/** @typedef {import("./cards.js").Strip} Strip */
+/** @typedef {import("./cards.js").Cards} Cards */
+
 const FRAME_SIDE = 640; // pixels of the frame at most
 const SOURCE_FRAMES = 32; // of a clip in one strip of its own frames
 
 /**
  * @typedef {{
- *   canEdit: boolean, urlOf(key: string): string, frameUrl(index: number, frame: number): string,
+ *   isThere: boolean, canEdit: boolean, urlOf(key: string): string, frameUrl(index: number, frame: number): string,
  *   source(index: number, start: number): Promise<{ url: string, strip: Strip }>,
  *   saveCaption(index: number, text: string): Promise<void>,
  *   savePoints(index: number, points: number[] | null): Promise<void>,
@@ -13,7 +19,7 @@ const SOURCE_FRAMES = 32; // of a clip in one strip of its own frames
  */
 
 /** The dialog. */
-class Detail {
+export class Detail {
   /**
    * @param {Cards} cards
    * @param {Server} server
@@ -46,7 +52,7 @@ class Detail {
     byId("use-all").addEventListener("click", () => this.setPoints(null));
     byId("save-points").addEventListener("click", () => this.savePoints());
     const tick = (/** @type {number} */ now) => {
-      if (this.playing && this.dialog.open) this.draw(Math.floor(((now - this.since) / 1000) * this.cards.fps));
+      if (this.playing && this.dialog.open) this.draw(Math.floor(((now - this.since) / 1000) * this.sample.fps));
       requestAnimationFrame(tick);
     };
     requestAnimationFrame(tick);
@@ -70,7 +76,11 @@ class Detail {
   open(index) {
     this.index = index;
     this.frame = 0;
-    for (const source of this.sources.values()) source.then(({ url }) => URL.revokeObjectURL(url), () => {});
+    for (const source of this.sources.values())
+      source.then(
+        ({ url }) => URL.revokeObjectURL(url),
+        () => {},
+      );
     this.sources.clear();
     this.say("");
     const { sample } = this;
@@ -97,7 +107,10 @@ class Detail {
       ...sample.captions.flatMap((caption) => {
         const text = make("p", "");
         writeCaption(text, caption);
-        return [text, make("div", "line", `${lengthOf(caption)}, of which ${byId("detail").dataset.limit} are used at most`)];
+        return [
+          text,
+          make("div", "line", `${lengthOf(caption)}, of which ${byId("detail").dataset.limit} are used at most`),
+        ];
       }),
     );
     byId("editing").hidden = !this.server.canEdit;
@@ -105,7 +118,9 @@ class Detail {
     byId("caption").readOnly = sample.written.locked !== "";
     byId("save-caption").disabled = sample.written.locked !== "";
     byId("caption-locked").textContent = sample.written.locked;
-    byId("caption-file").textContent = sample.written.state ? sample.written.file : `${sample.written.file} (not there yet)`;
+    byId("caption-file").textContent = sample.written.state
+      ? sample.written.file
+      : `${sample.written.file} (not there yet)`;
     this.update();
   }
 
@@ -120,12 +135,23 @@ class Detail {
       }),
     );
     const [width, height] = sample.size;
-    const clip = sample.kind === "image" ? "picture" : `${sample.source_frames} frames at ${sample.source_fps.toFixed(2)} a second`;
+    const clip =
+      sample.kind === "image"
+        ? "picture"
+        : `${sample.source_frames} frames at ${sample.source_fps.toFixed(2)} a second`;
     const rows = [
       ["File", `${sample.name}, ${width}x${height}, ${clip}`],
       ["Trained as", sizeOf(sample)],
-      ["Latents", `${sample.latent[this.cards.latents].join(" x ")}, ${tokensOf(sample, this.cards.latents).toLocaleString("en")} tokens`],
-      ["In an epoch", sample.held_out ? "held out: measured, not trained on" : `${sample.repeats} time${sample.repeats > 1 ? "s" : ""}`],
+      [
+        "Latents",
+        `${sample.latent[this.cards.latents].join(" x ")}, ${tokensOf(sample, this.cards.latents).toLocaleString("en")} tokens`,
+      ],
+      [
+        "In an epoch",
+        sample.held_out
+          ? "held out: measured, not trained on"
+          : `${sample.repeats} time${sample.repeats > 1 ? "s" : ""}`,
+      ],
       ...sample.notes.map((note) => ["Told by the scan", note]),
     ];
     byId("facts").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
@@ -144,7 +170,7 @@ class Detail {
   /** @param {boolean} on */
   play(on) {
     this.playing = on;
-    this.since = performance.now() - (this.frame / this.cards.fps) * 1000;
+    this.since = performance.now() - (this.frame / this.sample.fps) * 1000;
     byId("detail-play").textContent = on ? "Pause" : "Play";
     byId("stage").querySelector("img").hidden = true;
     if (!on) this.showExact();
@@ -163,13 +189,13 @@ class Detail {
     this.frame = ((frame % count) + count) % count;
     if (this.sample.seen) showFrame(byId("stage").querySelector(".picture"), this.sample.seen.strip, this.frame);
     byId("frame").value = String(this.frame);
-    byId("frame-name").textContent = `${this.frame + 1} of ${count}: frame ${this.sample.frames[this.frame]} of the file`;
+    byId("frame-name").textContent =
+      `${this.frame + 1} of ${count}: frame ${this.sample.frames[this.frame]} of the file`;
   }
 
   /** The frame in its full size, where a server can be asked for it. */
   showExact() {
-    const { canEdit } = this.server;
-    if (!canEdit) return;
+    if (!this.server.isThere) return;
     const image = byId("stage").querySelector("img");
     const picture = byId("stage").querySelector(".picture");
     const { index, frame } = this;
@@ -221,7 +247,8 @@ class Detail {
     this.points = points && (points[0] > 0 || points[1] < all) ? points : null;
     const [first, last] = this.points ?? [0, all];
     const isSaved = String(this.points) === String(this.sample.points);
-    byId("part").textContent = `frames ${first} to ${last - 1} of ${all} are used${isSaved ? "" : " once this is saved"}`;
+    byId("part").textContent =
+      `frames ${first} to ${last - 1} of ${all} are used${isSaved ? "" : " once this is saved"}`;
     byId("save-points").disabled = isSaved;
   }
 

@@ -1,10 +1,15 @@
 // The page as a whole: where its data comes from, what is shown of it, and how it is saved.
 
+import { badgesOf, byId, Cards, make } from "./cards.js";
+import { Detail } from "./detail.js";
+
+/** @typedef {import("./cards.js").Sample} Sample */
+/** @typedef {import("./detail.js").Server} Server */
 /** @typedef {{ width: number, height: number, frames: number, latent: number[], tokens: number, samples: number,
  *   held_out: number, share_of_samples: number, share_of_tokens: number }} BucketCost */
 /** @typedef {{ name: string, fps: number, limit: number, latents: string, counts_exactly: boolean, trigger: string,
  *   warnings: string[], left: { name: string, notes: string[] }[], buckets: Record<string, BucketCost[]>,
- *   samples: Sample[], look?: string, files?: string }} Dataset */
+ *   samples: Sample[], look?: string, locked?: string, files?: string }} Dataset */
 
 /** @type {{ dataset: Dataset, events: any[] } | null} */
 const given = DATA; // of a page that was written to a file
@@ -23,18 +28,23 @@ let reading = new AbortController();
 async function post(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+  if (!answer.ok)
+    throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
   return answer;
 }
 
 /** @type {Server} */
 const server = {
-  canEdit: !given,
+  isThere: !given,
+  get canEdit() {
+    return !given && !dataset?.locked;
+  },
   urlOf: (key) => (given ? `${given.dataset.files}/${key}.webp` : `look/strips/${key}.webp`),
   frameUrl: (index, frame) => `look/${dataset?.look}/frames/${index}/${frame}`,
   async source(index, start) {
     const answer = await fetch(`look/${dataset?.look}/source/${index}/${start}`);
-    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+    if (!answer.ok)
+      throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
     const strip = JSON.parse(answer.headers.get("X-Strip") ?? "{}");
     return { url: URL.createObjectURL(await answer.blob()), strip };
   },
@@ -89,7 +99,8 @@ function writeKinds() {
   /** @type {Map<string, number>} */
   const counts = new Map();
   for (const sample of cards.samples) {
-    for (const kind of new Set(badgesOf(sample).map((badge) => badge.kind))) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+    for (const kind of new Set(badgesOf(sample).map((badge) => badge.kind)))
+      counts.set(kind, (counts.get(kind) ?? 0) + 1);
   }
   for (const kind of chosen) if (!counts.has(kind)) chosen.delete(kind);
   byId("kinds").replaceChildren(
@@ -110,17 +121,19 @@ function writeKinds() {
 /** What each size costs. */
 function writeCosts() {
   const percent = (/** @type {number} */ share) => `${(share * 100).toFixed(1)} %`;
-  byId("costs").querySelector("tbody").replaceChildren(
-    ...(dataset?.buckets[cards.latents] ?? []).map((row) => {
-      const line = make("tr", "");
-      const size = row.frames > 1 ? `${row.width}x${row.height}, ${row.frames} frames` : `${row.width}x${row.height}`;
-      const cells = [size, row.latent.join(" x "), row.tokens.toLocaleString("en"), row.samples, row.held_out];
-      for (const cell of [...cells, percent(row.share_of_samples), percent(row.share_of_tokens)]) {
-        line.append(make("td", "", String(cell)));
-      }
-      return line;
-    }),
-  );
+  byId("costs")
+    .querySelector("tbody")
+    .replaceChildren(
+      ...(dataset?.buckets[cards.latents] ?? []).map((row) => {
+        const line = make("tr", "");
+        const size = row.frames > 1 ? `${row.width}x${row.height}, ${row.frames} frames` : `${row.width}x${row.height}`;
+        const cells = [size, row.latent.join(" x "), row.tokens.toLocaleString("en"), row.samples, row.held_out];
+        for (const cell of [...cells, percent(row.share_of_samples), percent(row.share_of_tokens)]) {
+          line.append(make("td", "", String(cell)));
+        }
+        return line;
+      }),
+    );
 }
 
 /** @param {Dataset} found */
@@ -129,14 +142,19 @@ function showDataset(found) {
   document.title = `${found.name}: what the model will see`;
   const trained = found.samples.reduce((sum, sample) => sum + (sample.held_out ? 0 : sample.repeats), 0);
   const tokens = found.counts_exactly ? "" : " Tokens of captions are estimated: no tokenizer of umT5 is at hand.";
+  const wired = (asked?.wired ?? []).map(
+    (/** @type {string} */ name) => `${name} comes over a wire: its last value on the node is used here.`,
+  );
   byId("about").textContent =
-    `${found.name}: ${trained} samples an epoch, played at ${found.fps} frames a second.${tokens} ${found.warnings.join(" ")}`;
+    `${found.name}: ${trained} samples an epoch, played at ${found.fps} frames a second.${tokens} ${[found.locked, ...wired, ...found.warnings].join(" ")}`;
   byId("detail").dataset.limit = String(found.limit);
   byId("left").hidden = !found.left.length;
   byId("left").querySelector("summary").textContent = `Not used (${found.left.length})`;
   const items = found.left.map(({ name, notes }) => make("li", "", `${name}: ${notes.join("; ")}`));
-  byId("left").querySelector("ul").replaceChildren(...items);
-  cards.show(found.samples, found.fps);
+  byId("left")
+    .querySelector("ul")
+    .replaceChildren(...items);
+  cards.show(found.samples);
   writeCosts();
   writeKinds();
   filter();
@@ -182,7 +200,7 @@ async function read(onDataset = () => {}) {
   complain("");
   try {
     const answer = await post("look/dataset", asked, signal);
-    const lines = /** @type {ReadableStream<Uint8Array>} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader();
+    const lines = /** @type {ReadableStream<any>} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
       const { value, done } = await lines.read();
