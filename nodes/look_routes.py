@@ -156,7 +156,7 @@ def _tell_all(body: dict[str, Any], tell: Callable[[dict[str, Any] | None], None
 
     try:
         look = _scan(body, on_file, check)
-        looker = Looker(store=_strips(), tokenizer=_tokenizer(body.get("text_encoder")))
+        looker = Looker(store=_strips(), tokenizer=_tokenizer(body.get("text_encoder")), within=_within(look))
         for event in looker.look(look.dataset, check):
             check()
             added = {"look": _remember(look), "locked": _locked(look)} if event["event"] == "dataset" else {}
@@ -199,7 +199,7 @@ async def post_caption(request: web.Request) -> web.Response:
         if not isinstance(text, str) or not isinstance(state, str):
             raise DatasetError("the page sent no caption: load it again.")
         media = Path(look.sample(body.get("sample")).file.path)
-        write_caption(CaptionFiles(look.options).of(media), text, state, [look.folder, *_places()])
+        write_caption(CaptionFiles(look.options, _within(look)).of(media), text, state)
 
     return await _save(request, save)
 
@@ -214,7 +214,7 @@ async def post_points(request: web.Request) -> web.Response:
         problem = points.problem(file.num_frames) if points else ""
         if problem or file.kind == "image":
             raise DatasetError(f"{file.name} can't have these points: {problem or 'it is a picture'}.")
-        if not leads_within(points_path(Path(file.path)), [look.folder, *_places()]):
+        if not leads_within(points_path(Path(file.path)), _within(look)):
             raise DatasetError(f"the points of {file.name} are a link that leads outside the dataset folders.")
         write_points(Path(file.path), points)
 
@@ -295,6 +295,11 @@ def _remember(look: _Look) -> str:
 
 def _strips() -> StripStore:
     return StripStore(host.cache_path() / "look")
+
+
+def _within(look: _Look) -> tuple[Path, ...]:
+    """Where links in a dataset may lead to."""
+    return (look.folder, *_places())
 
 
 def _places() -> list[Path]:

@@ -30,8 +30,9 @@ class Written:
 class CaptionFiles:
     """The caption files beside the media of one dataset; each folder is listed once."""
 
-    def __init__(self, options: DatasetOptions) -> None:
-        self._suffix = extension(options)
+    def __init__(self, options: DatasetOptions, within: Sequence[Path] | None = None) -> None:
+        """`within`: the only places that links may lead to; None: anywhere."""
+        self._suffix, self._within = extension(options), within
         self._folders: dict[Path, dict[str, Path]] = {}
 
     def of(self, media: Path) -> Written:
@@ -40,6 +41,8 @@ class CaptionFiles:
         locked = (
             "" if self._suffix in EDITED else f"Captions in {self._suffix} files are not edited here: edit {path.name}."
         )
+        if self._within is not None and not leads_within(path, self._within):
+            return Written(path=path, locked=f"{path.name} is a link that leads outside the dataset folders.")
         try:
             data = path.read_bytes() if path.is_file() else None
             text = "" if data is None else _text(path, data)
@@ -55,11 +58,11 @@ class CaptionFiles:
         return self._folders[folder]
 
 
-def write_caption(written: Written, text: str, state: str, places: Sequence[Path]) -> None:
+def write_caption(written: Written, text: str, state: str) -> None:
     """Put a caption into its file, in UTF-8. The old text stays where anything goes wrong.
 
-    `state` is that of the text which was edited. `places` are the only ones that links may lead to. DatasetError if the
-    file was changed meanwhile, may not be edited, or the text is none; RunError where the disk refuses.
+    `state` is that of the text which was edited. DatasetError if the file was changed meanwhile, may not be edited, or
+    the text is none; RunError where the disk refuses.
     """
     name = written.path.name
     if written.locked:
@@ -72,8 +75,6 @@ def write_caption(written: Written, text: str, state: str, places: Sequence[Path
         data = (text.strip() + "\n").encode()
     except UnicodeEncodeError as error:
         raise DatasetError("the caption holds half a character, which cannot be stored: type it again.") from error
-    if not leads_within(written.path, places):
-        raise DatasetError(f"{name} is a link that leads outside the dataset folders: edit the file that it leads to.")
     write_atomic(written.path.resolve(), lambda file: file.write(data), kept="the old caption is kept")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.decode import read_frames
+from ..data.links import leads_within
 from ..data.media import BadMediaError
 from ..data.points import points_path, read_points
 from ..data.types import Dataset, Sample
@@ -38,6 +39,7 @@ class Looker:
     store: StripStore
     tokenizer: Tokenizer | None = None
     latent_format: LatentFormat = "wan2.1"
+    within: tuple[Path, ...] | None = None  # the only places that links in the dataset may lead to; None: anywhere
 
     def look(self, dataset: Dataset, check: Callable[[], object] | None = None) -> Iterator[dict[str, Any]]:
         """Events: `dataset`, then `seen` for samples that are known or as they are read, `duplicates`, and `done`.
@@ -74,7 +76,7 @@ class Looker:
         """All but what the pixels tell."""
         samples, options = dataset.samples, dataset.options
         counted = {caption: count_tokens(caption, self.tokenizer) for caption in dataset.captions}
-        captions = CaptionFiles(options)
+        captions = CaptionFiles(options, self.within)
         written = {sample.file.path: captions.of(Path(sample.file.path)) for sample in samples}
         texts = {path: found.text for path, found in written.items()}
         troubles = caption_troubles(samples, counted, texts, options.trigger_word)
@@ -125,7 +127,7 @@ class Looker:
                 "state": written.state,
                 "locked": written.locked,
             },
-            "points": _points(sample),
+            "points": _points(sample, self.within),
             "badges": to_dict(troubles),
         }
 
@@ -160,10 +162,11 @@ def _item(i: int, key: str, sample: Sample, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _points(sample: Sample) -> list[int] | None:
+def _points(sample: Sample, within: tuple[Path, ...] | None) -> list[int] | None:
     path = points_path(Path(sample.file.path))
     try:
-        points = read_points(path) if path.is_file() else None
+        is_ours = path.is_file() and (within is None or leads_within(path, within))
+        points = read_points(path) if is_ours else None
     except BadMediaError:
         return None
     return [points.in_frame, points.out_frame] if points else None

@@ -19,12 +19,12 @@ def picture(tmp_path) -> Path:
 
 
 def written(picture, options=OPTIONS):
-    return CaptionFiles(options).of(picture)
+    return CaptionFiles(options, [picture.parent]).of(picture)
 
 
 def edit(picture, text, state=None, options=OPTIONS):
     found = written(picture, options)
-    write_caption(found, text, found.state if state is None else state, [picture.parent])
+    write_caption(found, text, found.state if state is None else state)
 
 
 def captions(picture):
@@ -90,6 +90,7 @@ def test_a_link_that_leads_outside_is_not_followed(picture, tmp_path):
     outside.write_text("not yours")
     picture.with_suffix(".txt").unlink()
     picture.with_suffix(".txt").symlink_to(outside)
+    assert written(picture).text == ""
     with pytest.raises(DatasetError, match="leads outside"):
         edit(picture, "new")
     assert outside.read_text() == "not yours"
