@@ -14,6 +14,7 @@
  */
 
 const NEAR = "700px"; // how far from the window cards are filled
+const REST_MS = 120; // that the list stands still before pictures are loaded: a fast scroll passes by thousands
 
 /**
  * An element of this page.
@@ -109,6 +110,11 @@ export function setStrip(element, strip, url, width, height) {
   showFrame(element, strip, 0);
 }
 
+/** @param {Element} card */
+function indexOf(card) {
+  return Number(/** @type {HTMLElement} */ (card).dataset.index);
+}
+
 /** The cards, and the clock that they play by. */
 export class Cards {
   /**
@@ -130,7 +136,18 @@ export class Cards {
     this.players = new Map();
     this.latents = "wan2.1";
     this.playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+    /** @type {Set<number>} */
+    this.inWindow = new Set();
+    this.resting = 0;
     this.observer = new IntersectionObserver((entries) => this.moved(entries), { rootMargin: NEAR });
+    this.window = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        const index = indexOf(entry.target);
+        if (entry.isIntersecting) this.inWindow.add(index);
+        else this.inWindow.delete(index);
+      }
+    });
+    addEventListener("scroll", () => this.rest(), { passive: true });
     const tick = (/** @type {number} */ now) => {
       if (this.playing) this.draw(now);
       requestAnimationFrame(tick);
@@ -142,11 +159,16 @@ export class Cards {
   show(samples) {
     this.samples = samples;
     this.observer.disconnect();
+    this.window.disconnect();
     this.near.clear();
+    this.inWindow.clear();
     this.players.clear();
     this.cards = samples.map((_, index) => this.newCard(index));
     this.place.replaceChildren(...this.cards);
-    for (const card of this.cards) this.observer.observe(card);
+    for (const card of this.cards) {
+      this.observer.observe(card);
+      this.window.observe(card);
+    }
   }
 
   /** @param {number} index */
@@ -162,7 +184,7 @@ export class Cards {
   /** @param {IntersectionObserverEntry[]} entries */
   moved(entries) {
     for (const entry of entries) {
-      const index = Number(/** @type {HTMLElement} */ (entry.target).dataset.index);
+      const index = indexOf(entry.target);
       if (entry.isIntersecting) {
         this.near.add(index);
         this.fill(index);
@@ -173,6 +195,15 @@ export class Cards {
     }
   }
 
+  /** The list has moved: load pictures once it stands still. */
+  rest() {
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => {
+      this.resting = 0;
+      for (const index of this.near) if (!this.players.has(index)) this.fill(index);
+    }, REST_MS);
+  }
+
   /**
    * Write a card anew, if it is near the window.
    * @param {number} index
@@ -181,12 +212,12 @@ export class Cards {
     if (!this.near.has(index)) return;
     const sample = this.samples[index];
     const frame = make("span", "frame");
-    if (sample.seen) {
+    if (sample.seen && !this.resting) {
       const picture = make("span", "picture");
       setStrip(picture, sample.seen.strip, this.urlOf(sample.seen.key), 232, 176);
       frame.append(picture);
-      if (sample.seen.strip.count > 1) this.players.set(index, picture);
-    } else {
+      this.players.set(index, picture);
+    } else if (!sample.seen) {
       frame.textContent = sample.unreadable ? "cannot be read" : "is being read ...";
     }
     const caption = make("span", "caption");
@@ -206,9 +237,11 @@ export class Cards {
 
   /** @param {number} now milliseconds */
   draw(now) {
-    for (const [index, picture] of this.players) {
+    if (this.resting) return;
+    for (const index of this.inWindow) {
+      const picture = this.players.get(index);
       const { seen, fps } = this.samples[index];
-      if (!seen) continue;
+      if (!picture || !seen) continue;
       const { strip } = seen;
       const frame = Math.floor((now / 1000) * fps) % strip.count;
       if (picture.dataset.frame === String(frame)) continue;
