@@ -87,8 +87,8 @@ export class Detail {
     byId("detail-name").textContent = sample.window;
     byId("frame").max = String(sample.frames.length - 1);
     byId("frame-controls").hidden = sample.frames.length < 2;
-    this.write();
     if (!this.dialog.open) this.dialog.showModal();
+    this.write();
     this.showStrip();
     this.play(this.cards.playing && sample.frames.length > 1);
     if (!this.playing) this.draw(0);
@@ -113,6 +113,9 @@ export class Detail {
         ];
       }),
     );
+    for (const cut of byId("trained").querySelectorAll("del")) {
+      cut.parentElement.scrollTop = cut.offsetTop - cut.parentElement.offsetTop - 60; // show where it is cut
+    }
     byId("editing").hidden = !this.server.canEdit;
     byId("caption").value = sample.written.text;
     byId("caption").readOnly = sample.written.locked !== "";
