@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     out = (options.out or Path(f"{folder.resolve().name}_look.html")).absolute()
     check_place(out, folder)
     display = Display()
-    index = None if recipe is None else recipe.cache_path / "files.json"
+    index = (strips_beside(out).root if recipe is None else recipe.cache_path) / "files.json"
     dataset = scan_folder(
         folder, settings, index_path=index, progress=lambda done, total: display.update("scan", done, total)
     )
