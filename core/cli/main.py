@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a recipe, a job or a run folder, or go on with it",
     "scan": "say what a dataset folder holds, and what would be dropped, cut or changed",
     "look": "write a page that shows each frame and caption as the model will see it, and what looks wrong",
+    "timesteps": "say how often each noise level will be trained, and draw it",
     "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled",

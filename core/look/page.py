@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def files_folder(file: Path) -> Path:
     return file.with_name(f"{file.stem}_files")
 
 
-def check_place(file: Path, dataset: Path) -> None:
-    """ConfigError for a place that no page can be written to, or that is in the dataset: strips are pictures."""
+def check_place(file: Path, datasets: Sequence[Path]) -> None:
+    """ConfigError for a place that no page can be written to, or that is in a dataset: strips are pictures."""
     if file.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{file} does not end with .html: give the page a name such as look.html.")
-    if file.resolve().is_relative_to(dataset.resolve()):
+    if any(file.resolve().is_relative_to(folder.resolve()) for folder in datasets):
         raise ConfigError(
-            f"{file} lies in the dataset folder, where the page's pictures would be trained on: choose a place outside."
+            f"{file} lies in a dataset folder, where the page's pictures would be trained on: choose a place outside."
         )
     check_writable(file.absolute().parent)
 

@@ -83,16 +83,18 @@ def sampling_troubles(sample: Sample, options: DatasetOptions) -> list[Trouble]:
 
 
 def caption_troubles(
-    samples: Sequence[Sample], counted: Mapping[str, Counted], written: Mapping[str, str], trigger_word: str
+    samples: Sequence[Sample], counted: Mapping[str, Counted], written: Sequence[str], trigger_words: Sequence[str]
 ) -> list[list[Trouble]]:
-    """What is wrong with each sample's captions. `counted`: the length of each caption; `written`: what stands in the
-    caption file of each path, before the trigger word is put in."""
+    """What is wrong with each sample's captions. `counted`: the length of each caption; `written`: what stands in
+    each one's caption file, before the trigger word is put in, and `trigger_words` which that is."""
     files: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         if sample.file.path not in files[sample.file.caption]:
             files[sample.file.caption].append(sample.file.path)
-    trigger = " ".join(trigger_word.split())
-    return [_of_captions(sample, files, counted, written.get(sample.file.path, ""), trigger) for sample in samples]
+    return [
+        _of_captions(sample, files, counted, text, " ".join(word.split()))
+        for sample, text, word in zip(samples, written, trigger_words, strict=True)
+    ]
 
 
 def near_duplicates(samples: Sequence[Sample], measured: Mapping[int, Measured]) -> dict[int, list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.decode import read_frames
+from ..data.join import frame_rates
 from ..data.links import leads_within
 from ..data.media import BadMediaError
 from ..data.points import points_path, read_points
@@ -74,34 +75,42 @@ class Looker:
 
     def _overview(self, dataset: Dataset) -> dict[str, Any]:
         """All but what the pixels tell."""
-        samples, options = dataset.samples, dataset.options
+        samples = dataset.samples
+        options = [dataset.options_of(sample) for sample in samples]
         counted = {caption: count_tokens(caption, self.tokenizer) for caption in dataset.captions}
-        captions = CaptionFiles(options, self.within)
-        written = {sample.file.path: captions.of(Path(sample.file.path)) for sample in samples}
-        texts = {path: found.text for path, found in written.items()}
-        troubles = caption_troubles(samples, counted, texts, options.trigger_word)
+        written = self._written(dataset)
+        troubles = caption_troubles(
+            samples, counted, [found.text for found in written], [own.trigger for own in options]
+        )
         told: dict[str, list[str]] = {}
         for note in dataset.notes:
-            told.setdefault(note.name, []).append(f"{note.action}: {note.reason}")
-        used = {sample.file.name for sample in samples}
+            told.setdefault(note.where, []).append(f"{note.action}: {note.reason}")
+        used = {_where(sample) for sample in samples}
         return {
-            "name": Path(dataset.folder).name,
-            "fps": options.fps,
+            "name": ", ".join(part.name or Path(part.folder).name for part in dataset.sources),
+            "fps": list(frame_rates(dataset)),
             "limit": TEXT_TOKENS,
             "latents": self.latent_format,
             "counts_exactly": self.tokenizer is not None,
-            "trigger": options.trigger_word,
-            "warnings": list(options.warnings()),
+            "warnings": list(dict.fromkeys(s for part in dataset.sources for s in part.options.warnings())),
             "left": [{"name": name, "notes": notes} for name, notes in told.items() if name not in used],
             "buckets": {form: to_dict(bucket_costs(samples, form)) for form in ("wan2.1", "wan2.2")},
             "samples": [
-                self._sample(
-                    sample, options.fps, written[sample.file.path], counted, [*own, *sampling_troubles(sample, options)]
-                )
-                | {"notes": told.get(sample.file.name, [])}
-                for sample, own in zip(samples, troubles, strict=True)
+                self._sample(sample, own.fps, found, counted, [*badges, *sampling_troubles(sample, own)])
+                | {"notes": told.get(_where(sample), [])}
+                for sample, own, found, badges in zip(samples, options, written, troubles, strict=True)
             ],
         }
+
+    def _written(self, dataset: Dataset) -> list[Written]:
+        """What stands in the caption file of each sample; each file is read once."""
+        files = {part.name: CaptionFiles(part.options, self.within) for part in dataset.sources}
+        found: dict[tuple[str, str], Written] = {}
+        for sample in dataset.samples:
+            key = (sample.dataset, sample.file.path)
+            if key not in found:
+                found[key] = files[sample.dataset].of(Path(sample.file.path))
+        return [found[sample.dataset, sample.file.path] for sample in dataset.samples]
 
     def _sample(
         self, sample: Sample, fps: float, written: Written, counted: dict[str, Counted], troubles: list[Trouble]
@@ -119,6 +128,7 @@ class Looker:
             "bucket": [sample.width, sample.height],
             "latent": {form: list(latent_size(sample, form)) for form in ("wan2.1", "wan2.2")},
             "repeats": sample.repeats,
+            "treatment": _treatment(sample),
             "held_out": sample.held_out,
             "captions": [{"text": text, **to_dict(counted[text])} for text in (file.caption, *file.more_captions)],
             "written": {
@@ -151,6 +161,21 @@ def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
     frames = read_frames(replace(sample, frame_indices=indices, width=width, height=height))
     picture, strip = make_strip(frames.numpy(), _SOURCE_SIDE)
     return picture, to_dict(strip)
+
+
+def _where(sample: Sample) -> str:
+    """A sample's file, as notes name it."""
+    return f"{sample.dataset}/{sample.file.name}" if sample.dataset else sample.file.name
+
+
+def _treatment(sample: Sample) -> str:
+    """How training treats a sample, where that is not the usual way."""
+    treatment = sample.treatment
+    told = ["keeps what the model knows"] if treatment.is_regularization else []
+    told += [f"its loss counts {treatment.loss_weight:g}"] if treatment.loss_weight != 1 else []
+    dropped = treatment.caption_dropout
+    told += [f"trained without its caption {dropped:.0%} of the time"] if dropped is not None else []
+    return ", ".join(told)
 
 
 def _item(i: int, key: str, sample: Sample, seen: Seen) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.join import join
 from ...data.scan import scan_folder
 from ...encoders.text import read_tokenizer
 from ...errors import WanTrainError
@@ -44,18 +45,25 @@ def run(options: argparse.Namespace) -> int:
     recipe = None
     if options.path.is_dir():
         tables = apply_changes({"dataset": {}}, options.changes)
-        folder, settings = options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset")
+        wanted = [(options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset"))]
         from_dict(_Nothing, tables, "a look at a folder")
     else:
         recipe = read_recipe(options.path, options.changes)
-        folder, settings = Path(recipe.dataset.folder), recipe.dataset.options
-    out = (options.out or Path(f"{folder.resolve().name}_look.html")).absolute()
-    check_place(out, folder)
+        wanted = [(Path(source.folder), source.options) for source in recipe.datasets]
+    name = recipe.name if recipe else options.path.resolve().name
+    out = (options.out or Path(f"{name}_look.html")).absolute()
+    check_place(out, [folder for folder, _ in wanted])
     display = Display()
     index = (strips_beside(out).root if recipe is None else recipe.cache_path) / "files.json"
-    dataset = scan_folder(
-        folder, settings, index_path=index, progress=lambda done, total: display.update("scan", done, total)
-    )
+    found = []
+    for folder, settings in wanted:
+        found.append(
+            scan_folder(
+                folder, settings, index_path=index, progress=lambda done, total: display.update("scan", done, total)
+            )
+        )
+        display.end("scan")
+    dataset = join(found)
     looker = Looker(store=strips_beside(out), tokenizer=_tokenizer(recipe), latent_format=_latents(recipe))
     done = 0
 

@@ -7,7 +7,7 @@
  * @typedef {{ file: string, text: string, state: string, locked: string }} Written
  * @typedef {{
  *   name: string, window: string, kind: string, size: number[], source_frames: number, source_fps: number, fps: number,
- *   frames: number[], bucket: number[], latent: Record<string, number[]>, repeats: number, held_out: boolean,
+ *   frames: number[], bucket: number[], latent: Record<string, number[]>, repeats: number, treatment: string, held_out: boolean,
  *   captions: Caption[], written: Written, points: number[] | null, notes: string[], badges: Badge[],
  *   seen?: { key: string, strip: Strip, badges: Badge[] }, alike?: Badge[], unreadable?: Badge[],
  * }} Sample

@@ -153,7 +153,7 @@ export class Detail {
         "In an epoch",
         sample.held_out
           ? "held out: measured, not trained on"
-          : `${sample.repeats} time${sample.repeats > 1 ? "s" : ""}`,
+          : [`${sample.repeats} time${sample.repeats > 1 ? "s" : ""}`, sample.treatment].filter(Boolean).join(", "),
       ],
       ...sample.notes.map((note) => ["Told by the scan", note]),
     ];

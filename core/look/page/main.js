@@ -7,7 +7,7 @@ import { Detail } from "./detail.js";
 /** @typedef {import("./detail.js").Server} Server */
 /** @typedef {{ width: number, height: number, frames: number, latent: number[], tokens: number, samples: number,
  *   held_out: number, share_of_samples: number, share_of_tokens: number }} BucketCost */
-/** @typedef {{ name: string, fps: number, limit: number, latents: string, counts_exactly: boolean, trigger: string,
+/** @typedef {{ name: string, fps: number[], limit: number, latents: string, counts_exactly: boolean,
  *   warnings: string[], left: { name: string, notes: string[] }[], buckets: Record<string, BucketCost[]>,
  *   samples: Sample[], look?: string, locked?: string, files?: string }} Dataset */
 
@@ -146,7 +146,7 @@ function showDataset(found) {
     (/** @type {string} */ name) => `${name} comes over a wire: its last value on the node is used here.`,
   );
   byId("about").textContent =
-    `${found.name}: ${trained} samples an epoch, played at ${found.fps} frames a second.${tokens} ${[found.locked, ...wired, ...found.warnings].join(" ")}`;
+    `${found.name}: ${trained} samples an epoch, played at ${found.fps.join(" or ")} frames a second.${tokens} ${[found.locked, ...wired, ...found.warnings].join(" ")}`;
   byId("detail").dataset.limit = String(found.limit);
   byId("left").hidden = !found.left.length;
   byId("left").querySelector("summary").textContent = `Not used (${found.left.length})`;

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from wan_train.core.data.decode import read_frames
+from wan_train.core.data.join import join
 from wan_train.core.data.points import Points, write_points
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.errors import DatasetError
@@ -168,3 +169,26 @@ def test_source_frames_are_all_of_the_file_also_those_outside_the_points(tmp_pat
         source_strip(sample, 64)
     told = next(Looker(store=StripStore(tmp_path / "s")).look(scan_folder(folder, DatasetOptions(width=96, height=96))))
     assert told["samples"][0]["points"] == [20, 41]
+
+
+def test_joined_datasets_keep_their_own_rates_words_and_notes(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(one, "a.mp4", moving(frames=17), "ohwx one")
+    write(other, "a.mp4", moving(frames=33), "other", fps=32)
+    small = {"width": 96, "height": 96, "num_frames": 9}
+    joined = join(
+        [
+            scan_folder(one, DatasetOptions(trigger_word="ohwx", **small)),
+            scan_folder(other, DatasetOptions(fps=32.0, regularization=True, loss_weight=0.5, **small)),
+        ]
+    )
+    told = list(Looker(store=StripStore(tmp_path / "strips")).look(joined))
+    first, second = told[0]["samples"]
+    assert told[0]["name"] == "one, other"
+    assert (first["window"], second["window"]) == ("one/a.mp4[0:9]", "other/a.mp4[0:9]")
+    assert (first["fps"], second["fps"]) == (16, 32)
+    assert (first["written"]["text"], second["written"]["text"]) == ("ohwx one", "other")
+    assert (first["treatment"], second["treatment"]) == ("", "keeps what the model knows, its loss counts 0.5")
+    assert first["notes"] == ["cropped: 8 of 17 frames at the end are in no window"]
+    assert second["notes"] == ["cropped: 24 of 33 frames at the end are in no window"]
+    assert not any(badge["kind"] == "no trigger" for sample in (first, second) for badge in sample["badges"])
