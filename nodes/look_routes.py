@@ -33,6 +33,7 @@ from ..core.settings.dataset import DatasetOptions
 from . import host
 from .host import folders
 from .routes import guarded, refusal
+from .widgets import meanings
 
 log = logging.getLogger(__name__)
 
@@ -180,9 +181,8 @@ def _scan(body: dict[str, Any], on_file: Callable[[int, int], None], check: Call
     settings = body.get("settings")
     if not isinstance(settings, dict):
         raise DatasetError("the page names no settings: press Look on the node.")
-    options = from_dict(
-        DatasetOptions, {name: value for name, value in settings.items() if name in _OPTIONS}, "dataset"
-    )
+    own = {name: value for name, value in settings.items() if name in _OPTIONS}
+    options = from_dict(DatasetOptions, meanings("DatasetFromFolder", own), "dataset")
     folder = folders.resolve_dataset_folder(body.get("folder", ""))
     dataset = scan_folder(
         folder, options, index_path=host.cache_path() / "files.json", progress=on_file, within=_places(), check=check

@@ -87,7 +87,7 @@ def test_everything_is_told_and_pictures_are_given_out(host, mixed):
 
 
 def test_other_widgets_of_the_node_are_no_settings(host, mixed):
-    assert look(host, some_widget_of_another_pack=1)[-1]["event"] == "done"
+    assert look(host, some_widget_of_another_pack=1, drop_captions=-1)[-1]["event"] == "done"  # -1 is auto there
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_other_widgets_of_the_node_are_no_settings(host, mixed):
         (7, {}, "must be a dataset folder's name"),
         ("input/mixed", {"width": 17}, "multiple"),
         ("input/mixed", {"width": "wide"}, "width"),
+        ("input/mixed", {"drop_captions": [1]}, "drop_captions"),
         ("input/mixed", {"caption_extension": "t/x"}, "caption"),
     ],
 )

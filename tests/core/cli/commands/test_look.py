@@ -60,7 +60,7 @@ def test_pictures_are_made_once_and_old_ones_removed(folder, tmp_path):
 
 def test_a_page_in_the_dataset_is_refused(folder, caplog):
     assert look(folder, folder / "look.html") == 1
-    assert "lies in the dataset folder" in caplog.text
+    assert "lies in a dataset folder" in caplog.text
     assert look(folder, folder / "sub" / "look.html") == 1
     assert sorted(path.suffix for path in folder.iterdir()) == [".mp4", ".png", ".png", ".png"] + [".txt"] * 4
 
