@@ -36,11 +36,16 @@ def bucket_for(width: int, height: int, options: DatasetOptions) -> tuple[int, i
     return best
 
 
-def cover_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the centred part of width x height that has the bucket's aspect, in pixels."""
+def cover_box(
+    width: int, height: int, bucket: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the largest part of width x height that has the bucket's aspect, in pixels.
+
+    `place` says where it lies: 0, 0 is top left, 1, 1 is bottom right.
+    """
     scale = max(bucket[0] / width, bucket[1] / height)
     kept_width, kept_height = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
-    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    left, top = (width - kept_width) * place[0], (height - kept_height) * place[1]
     return left, top, left + kept_width, top + kept_height
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
-from .buckets import bucket_for, crop_loss, held_out_indices
+from .buckets import crop_loss, held_out_indices
 from .captions import assign_captions, extension
+from .choice import scale_note, size_for, why_left_out, with_crop, with_flips
 from .links import leads_within
+from .masks import mask_of, separate_masks
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
@@ -52,7 +54,9 @@ def scan_folder(
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    found = _find(folder, extension(options), index_path, None if within is None else [folder, *within])
+    within = None if within is None else [folder, *within]
+    found = _find(folder, extension(options), index_path, within)
+    found, masks = _without_masks(folder, found, options, within)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -62,14 +66,20 @@ def scan_folder(
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
     for name, path in media.items():
         of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options)
+        if options.has_masks and of_file:
+            has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
+            mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
+            of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
-    notes.extend(held_notes)
+    flat, flip_notes = with_flips(flat, options)
+    notes.extend([*held_notes, *flip_notes])
     if not flat:
         why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
         raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
@@ -124,6 +134,17 @@ def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Se
             notes.append(Note(name=name, action="note", reason="ignored: a caption file without an image or clip"))
     sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
     return _Found(media=media, sidecars=sidecars, notes=notes)
+
+
+def _without_masks(
+    folder: Path, found: _Found, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[_Found, dict[str, Path]]:
+    """What was found without the files that are masks of others, and those by the others' names."""
+    if not (options.mask_folder or options.mask_suffix):
+        return found, {}
+    media, masks = separate_masks(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    return dataclasses.replace(found, media=media, notes=notes), masks
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
@@ -257,14 +278,22 @@ def _samples_of(
         num_frames=len(probe.times_us),
         fps=mean_fps(probe.times_us, probe.end_us),
         caption=caption,
+        read_as=probe.read_as,
     )
-    width, height = bucket_for(file.width, file.height, options)
+    seconds = probe.end_us / 1e6
+    left_out = why_left_out(file, seconds, options)
+    if left_out:
+        return [], [Note(name=name, action="skipped", reason=left_out)]
+    notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
+    width, height = size_for(file, options)
+    scaled_up = scale_note(file, (width, height))
+    notes += [scaled_up] if scaled_up else []
     for lost, side in zip(crop_loss(file.width, file.height, (width, height)), ("width", "height"), strict=True):
         if lost > _NOTED_LOSS:
             reason = f"{lost:.1%} of its {side} is cut off ({file.width}x{file.height} to {width}x{height})"
             notes.append(Note(name=name, action="cropped", reason=reason))
     shared = {"file": file, "width": width, "height": height, "repeats": options.repeats}
-    return [Sample(frame_indices=window, **shared) for window in windows], notes
+    return [with_crop(Sample(frame_indices=window, **shared), options) for window in windows], notes
 
 
 def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> tuple[list[Sample], list[Note]]:
