@@ -19,7 +19,9 @@ from .streams import clock, decoded, hidden_alpha, open_clip, video_stream
 from .watch import CLIP_PIXELS, Interrupt, Work, check_span
 
 _BLANK_BYTES = 64
-_ALPHA_NOT_READ = "it is partly transparent, which can't be read here: what is hidden is trained; convert it to ProRes 4444"
+_ALPHA_NOT_READ = (
+    "it is partly transparent, which can't be read here: what is hidden is trained; convert it to ProRes 4444"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

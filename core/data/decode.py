@@ -122,11 +122,9 @@ def _each(
     def finish(item: tuple[int, VideoFrame | Image.Image]) -> tuple[int, np.ndarray]:
         index, frame = item
         if isinstance(frame, VideoFrame):
-            image = frame_to_alpha(frame) if alpha else frame_to_rgb(frame, read_as)
-        else:
-            image = frame
+            frame = frame_to_alpha(frame) if alpha else frame_to_rgb(frame, read_as)
         with decoding("clip" if is_clip else "image"):
-            return index, make(image)
+            return index, make(frame)
 
     images: Iterator[Any] = (
         read_clip(path, wanted, file.num_frames, interrupt, read_as=read_as)

@@ -19,8 +19,9 @@ def deinterlaced(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int
     graph: Graph | None = None
     waiting: deque[int] = deque()
     for index, frame in frames:
+        if graph is None:
+            graph = _graph(frame)
         with decoding("clip"):
-            graph = graph or _graph(frame)
             graph.vpush(frame)
         waiting.append(index)
         yield from _finished(graph, waiting)
@@ -32,14 +33,15 @@ def deinterlaced(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int
 
 def _graph(frame: VideoFrame) -> Graph:
     graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )
-    bob = graph.add(_FILTER, _SETTINGS)
-    sink = graph.add("buffersink")
-    source.link_to(bob)
-    bob.link_to(sink)
-    graph.configure()
+    with decoding("clip"):
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        )
+        bob = graph.add(_FILTER, _SETTINGS)
+        sink = graph.add("buffersink")
+        source.link_to(bob)
+        bob.link_to(sink)
+        graph.configure()
     return graph
 
 

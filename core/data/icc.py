@@ -47,7 +47,12 @@ def _mode(image: Image.Image) -> str:
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
         raise ValueError("it can't be read") from error
     is_grey, is_cmyk = image.mode in ("1", "L", "LA", "La"), image.mode == "CMYK"
-    if mode is None or is_cmyk != (mode == "CMYK") or (mode == "L" and not is_grey) or image.mode.startswith(("I", "F")):
+    if (
+        mode is None
+        or is_cmyk != (mode == "CMYK")
+        or (mode == "L" and not is_grey)
+        or image.mode.startswith(("I", "F"))
+    ):
         raise ValueError("it is one for other kinds of pictures")
     return mode
 

@@ -15,6 +15,7 @@ from .media import MEDIA_SUFFIXES
 from .probe import Probe
 from .types import Mask, MediaFile, Note
 
+_KNOWN_SUFFIX = "-masklabel"  # OneTrainer's
 _OTHER_ASPECT = 0.02  # by which a mask's aspect may differ from its file's without a word
 
 
@@ -62,6 +63,23 @@ def separate_masks(
         if found:
             masks[name] = found
     return kept, masks
+
+
+def look_like_masks(media: Mapping[str, Path]) -> list[Note]:
+    """A word for each file that another program wrote as the mask of one beside it, and that would be trained on."""
+    owners: dict[str, str] = {}
+    for name in media:
+        owners.setdefault(name.rpartition(".")[0], name)
+    notes = []
+    for name in media:
+        stem = name.rpartition(".")[0]
+        owner = owners.get(stem.removesuffix(_KNOWN_SUFFIX)) if stem.endswith(_KNOWN_SUFFIX) else None
+        if owner:
+            reason = (
+                f"it looks like the mask of {owner}, and is trained on as a picture; set mask_suffix to {_KNOWN_SUFFIX}"
+            )
+            notes.append(Note(name=name, action="note", reason=reason))
+    return notes
 
 
 def _mask_folder(folder: Path, text: str, within: Sequence[Path] | None) -> Path:
@@ -113,4 +131,6 @@ def mask_of(
 
 
 def _unused(file: MediaFile, path: Path, why: str) -> Note:
-    return Note(name=file.name, action="note", reason=f"its mask {path.name} is not used: {why}; its whole picture counts")
+    return Note(
+        name=file.name, action="note", reason=f"its mask {path.name} is not used: {why}; its whole picture counts"
+    )

@@ -14,7 +14,7 @@ from .buckets import crop_loss, held_out_indices
 from .captions import assign_captions, extension
 from .choice import scale_note, size_for, why_left_out, with_crop, with_flips
 from .links import leads_within
-from .masks import mask_of, separate_masks
+from .masks import look_like_masks, mask_of, separate_masks
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
@@ -141,7 +141,7 @@ def _without_masks(
 ) -> tuple[_Found, dict[str, Path]]:
     """What was found without the files that are masks of others, and those by the others' names."""
     if not (options.mask_folder or options.mask_suffix):
-        return found, {}
+        return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
     media, masks = separate_masks(folder, found.media, options, within)
     notes = [note for note in found.notes if note.name not in found.media or note.name in media]
     return dataclasses.replace(found, media=media, notes=notes), masks
@@ -253,6 +253,21 @@ def _samples_of(
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
         return _unusable(name, path, probe.problem, options)
+    file = MediaFile(
+        path=str(path),
+        name=name,
+        sha256=probe.sha256,
+        kind=probe.kind,
+        width=probe.width,
+        height=probe.height,
+        num_frames=len(probe.times_us),
+        fps=mean_fps(probe.times_us, probe.end_us),
+        caption=caption,
+        read_as=probe.read_as,
+    )
+    left_out = why_left_out(file, probe.end_us / 1e6, options)
+    if left_out:
+        return [], [Note(name=name, action="skipped", reason=left_out)]
     windows: tuple[tuple[int, ...], ...] = ((0,),)
     notes: list[Note] = []
     if probe.kind == "video":
@@ -268,22 +283,6 @@ def _samples_of(
                     f"or let short clips be shortened or skipped."
                 )
             return [], notes
-    file = MediaFile(
-        path=str(path),
-        name=name,
-        sha256=probe.sha256,
-        kind=probe.kind,
-        width=probe.width,
-        height=probe.height,
-        num_frames=len(probe.times_us),
-        fps=mean_fps(probe.times_us, probe.end_us),
-        caption=caption,
-        read_as=probe.read_as,
-    )
-    seconds = probe.end_us / 1e6
-    left_out = why_left_out(file, seconds, options)
-    if left_out:
-        return [], [Note(name=name, action="skipped", reason=left_out)]
     notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
     width, height = size_for(file, options)
     scaled_up = scale_note(file, (width, height))

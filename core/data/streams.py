@@ -67,7 +67,8 @@ def clock(stream: VideoStream) -> tuple[Fraction, Fraction]:
 def hidden_alpha(stream: VideoStream) -> tuple[bool, bool]:
     """Whether the stream says that it has an alpha which ordinary decoding leaves out, and whether it can be read here."""
     decoder = _ALPHA_DECODERS.get(stream.codec_context.name)
-    says_so = decoder is not None and stream.metadata.get("alpha_mode") == "1"  # WebM's AlphaMode
+    told = {name.lower(): value for name, value in stream.metadata.items()}
+    says_so = decoder is not None and told.get("alpha_mode") == "1"  # WebM's AlphaMode
     return says_so, says_so and decoder in codecs_available
 
 

@@ -98,7 +98,9 @@ class Sample:
             "crop": crop if crop != list(CENTER) else "",
             "flip": self.flip,
         }
-        return digest([*first, {name: value for name, value in later.items() if value}] if any(later.values()) else first, 32)
+        return digest(
+            [*first, {name: value for name, value in later.items() if value}] if any(later.values()) else first, 32
+        )
 
     @property
     def mask_keys(self) -> tuple[str, ...]:
@@ -140,12 +142,9 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the content: pixels, captions, repeats; not of paths or names."""
-        return digest(
-            [
-                [s.content_key, s.file.caption, s.repeats, s.held_out, *later_of(s.file.more_captions, s.treatment, *s.mask_keys)]
-                for s in self.samples
-            ]
-        )
+        later = [later_of(s.file.more_captions, s.treatment, *s.mask_keys) for s in self.samples]
+        first = [[s.content_key, s.file.caption, s.repeats, s.held_out] for s in self.samples]
+        return digest([[*known, *more] for known, more in zip(first, later, strict=True)])
 
     @property
     def captions(self) -> tuple[str, ...]:

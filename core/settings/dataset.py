@@ -373,8 +373,8 @@ class DatasetOptions(Options, group="dataset"):
         aspect_ratios(self.crop_aspects)
         if not re.fullmatch(r"[\w.-]{0,30}", self.mask_suffix):
             raise ConfigError(
-                f"mask_suffix is '{in_short(self.mask_suffix)}': give what stands behind a file's name in that of its mask, such "
-                "as -masklabel."
+                f"mask_suffix is '{in_short(self.mask_suffix)}': give what stands behind a file's name in that of its mask, "
+                "such as -masklabel."
             )
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
@@ -418,7 +418,9 @@ def _check_ranges(options: DatasetOptions) -> None:
     for low, high in _RANGES:
         least, most = getattr(options, low), getattr(options, high)
         if most and least > most:
-            raise ConfigError(f"{low} is {least:g} and {high} is {most:g}: no file can be both; {low} must not be above {high}.")
+            raise ConfigError(
+                f"{low} is {least:g}, above {high}, which is {most:g}: no file would be left; lower the one or raise the other."
+            )
 
 
 def aspect_ratios(text: str) -> tuple[float, ...]:
@@ -433,7 +435,8 @@ def aspect_ratios(text: str) -> tuple[float, ...]:
         ratio = float(match[1]) / low if match and low else 0.0
         if not 0.25 <= ratio <= 4:
             raise ConfigError(
-                f"crop_aspects has '{in_short(part)}': give width and height, such as 16:9, from 1:4 to 4:1, with commas between."
+                f"crop_aspects has '{in_short(part)}': give width and height, such as 16:9, from 1:4 to 4:1, with commas "
+                "between."
             )
         found.append(ratio)
     return tuple(found)
