@@ -243,7 +243,7 @@ def _frames_from(
             if found:
                 return
     with open_clip(path) as container:
-        yield from enumerate(decoded(container, video_stream(container), work))
+        yield from enumerate(decoded(container, video_stream(container), work, read_as))
 
 
 def _displayed_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:

@@ -162,3 +162,20 @@ def test_no_format_is_unknown_while_another_thread_still_looks_them_up(tmp_path,
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "(64, 48)\n", result.stderr
+
+
+def test_the_default_image_of_an_apng_is_no_frame_of_it(tmp_path):
+    path = tmp_path / "a.png"
+    red, greys = Image.new("RGB", (60, 40), (255, 0, 0)), [Image.new("RGB", (60, 40), (i, i, i)) for i in (10, 60, 110)]
+    red.save(path, save_all=True, append_images=greys, default_image=True, duration=[100, 50, 150])
+    found = probe_picture(path)
+    assert found.times_us == (0, 100_000, 150_000)
+    assert found.end_us == 300_000
+    assert found.read_as == ("animation",)
+    assert found.remarks == ("its first picture is no part of the animation, and is not used",)
+    assert [(index, pixels[5, 5, 0]) for index, pixels in read(path, [0, 2])] == [(0, 10), (2, 110)]
+
+
+def test_an_apng_without_a_default_image_is_read_as_ever(tmp_path, make):
+    found = probe_picture(make.animation(tmp_path / "a.png", 3))
+    assert (found.read_as, found.remarks, len(found.times_us)) == ((), (), 3)
