@@ -93,4 +93,6 @@ def _with_alpha(container: InputContainer, stream: VideoStream) -> Iterator[Vide
 
 
 def _is_cover(stream: VideoStream) -> bool:
-    return bool(int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE)
+    disposition = getattr(stream, "disposition", 0)
+    number = getattr(disposition, "value", disposition)  # a Flag, which is no number in some versions of PyAV
+    return bool(int(number) & _ATTACHED_PICTURE)
