@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..serial import digest
 from ..settings.dataset import DatasetOptions, aspect_ratios
-from .buckets import bucket_for, cover_box
+from .buckets import cover_box
 from .types import CENTER, MediaFile, Note, Sample
 
 _NOTED_SCALE = 1.02  # less is not worth a word
@@ -37,19 +37,18 @@ def why_left_out(file: MediaFile, seconds: float, options: DatasetOptions) -> st
     return ""
 
 
-def size_for(file: MediaFile, options: DatasetOptions) -> tuple[int, int]:
-    """The bucket (width, height) of a file: that of the file's own aspect, or of one of crop_aspects."""
+def shape_for(file: MediaFile, options: DatasetOptions) -> tuple[int, int]:
+    """(width, height) of the part of a file that its bucket is chosen for: all of it, or that of one of crop_aspects."""
     ratios = aspect_ratios(options.crop_aspects)
     if not ratios or not options.aspect_buckets:
-        return bucket_for(file.width, file.height, options)
+        return file.width, file.height
     if options.crop_aspect == "random":
         ratio = ratios[min(int(_drawn(file.sha256, "aspect") * len(ratios)), len(ratios) - 1)]
     else:
         own = file.width / file.height
         ratio = min(ratios, key=lambda ratio: abs(math.log(ratio / own)))
-    # As if the file had been cut to that aspect.
     width, height = min(file.width, file.height * ratio), min(file.height, file.width / ratio)
-    return bucket_for(max(16, round(width)), max(16, round(height)), options)
+    return max(16, round(width)), max(16, round(height))
 
 
 def scale_note(file: MediaFile, bucket: tuple[int, int]) -> Note | None:

@@ -16,16 +16,16 @@ _SETTINGS = "mode=send_frame:parity=auto:deint=interlaced"  # as many frames as 
 
 def deinterlaced(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
     """Numbered frames without their combs. Takes one frame more than it gives, and one before the first is of use."""
-    graph: Graph | None = None
+    graphs: list[Graph] = []  # one, as soon as the size is known
     waiting: deque[int] = deque()
     for index, frame in frames:
-        if graph is None:
-            graph = _graph(frame)
         with decoding("clip"):
-            graph.vpush(frame)
+            if not graphs:
+                graphs.append(_graph(frame))
+            graphs[0].vpush(frame)
         waiting.append(index)
-        yield from _finished(graph, waiting)
-    if graph is not None:
+        yield from _finished(graphs[0], waiting)
+    for graph in graphs:
         with decoding("clip"):
             graph.vpush(None)
         yield from _finished(graph, waiting)
