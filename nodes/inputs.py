@@ -80,7 +80,8 @@ def check_inputs(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
     for item in schema.inputs:
         if item.id in values and not (item.optional and values[item.id] is None):
             value, widget = values[item.id], options.get(item.id)
-            _check(item, widget.shows(widget.meaning(value)) if widget and widget.is_old(value) else value)
+            check = _check_growing if item.get_io_type() == io.Autogrow.io_type else _check
+            check(item, widget.shows(widget.meaning(value)) if widget and widget.is_old(value) else value)
 
 
 def check_known(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
@@ -106,6 +107,15 @@ def _check(item: Any, value: Any) -> None:
         raise ConfigError(f"{item.id} holds half a character (a lone surrogate), which no file can: write it again.")
     elif kind == "COMBO" and item.id not in _LISTS_OF_FILES and value not in item.options:
         raise ConfigError(f"{item.id} is '{in_short(value)}': choose one of {', '.join(map(str, item.options))}.")
+
+
+def _check_growing(item: Any, value: Any) -> None:
+    """Of an input that grows: a table of its wires."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{item.id} must be one or more wires, but it is {kind_of(value)}.")
+    for name, one in value.items():
+        if one is not None:
+            _check_handle(f"{item.id}.{name}", one, *_HANDLES[item.template.input.get_io_type()])
 
 
 def _check_handle(name: str, value: Any, wanted: type, source: str) -> None:

@@ -28,6 +28,12 @@ def inputs_of(
     return [*inputs, *last]
 
 
+def meanings(node: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of a node's widgets mean, for its options."""
+    widgets = {widget.name: widget for _, widget in widgets_of(node)}
+    return {name: widgets[name].meaning(value) if name in widgets else value for name, value in values.items()}
+
+
 def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = None) -> Any:
     """The input of one option."""
     common: dict[str, Any] = {

@@ -130,11 +130,13 @@ class DataSpec:
     text_dim: int  # width of the text embeddings
     conditioning: Conditioning = "none"  # the frames that the model is given
     fps: float = 16.0  # of the clips
+    more_fps: tuple[float, ...] = ()  # of the other clips, where joined datasets have several rates
 
     def __post_init__(self) -> None:
         check_texts("data", words=(self.empty_text_key,), paths=(self.empty_text_path,))
         check_number(self.text_dim, "data.text_dim", 1, 1_000_000)
-        check_number(self.fps, "data.fps", 0.01, 1000)
+        for fps in (self.fps, *self.more_fps):
+            check_number(fps, "data.fps", 0.01, 1000)
         check_amount((sample.repeats for sample in self.samples), "the dataset")
 
     @property

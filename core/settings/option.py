@@ -248,9 +248,10 @@ def options_of(cls: type) -> tuple[Option, ...]:
 
 
 def groups_of(cls: type) -> dict[str, type]:
-    """The groups inside a dataclass, by the names of their fields."""
+    """The groups inside a dataclass, by the names of their fields; also one of which there may be several."""
     hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls) if hasattr(hints[item.name], "group")}
+    kinds = {item.name: (*typing.get_args(hints[item.name]), hints[item.name])[0] for item in dataclasses.fields(cls)}
+    return {name: kind for name, kind in kinds.items() if hasattr(kind, "group")}
 
 
 def all_options(cls: type) -> Iterator[Option]:

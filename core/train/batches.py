@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import known_mask
+from ..data.counting import batch_limit
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import START_AGAIN, DatasetError
@@ -219,9 +220,7 @@ class BatchSchedule:
         return self._epoch_cache[1]
 
     def _split(self, group: list[int], shape: LatentShape) -> list[list[int]]:
-        size = self._batch_size
-        if self._token_budget is not None:
-            size = max(1, min(size, self._token_budget // num_tokens(shape)))
+        size = batch_limit(shape, self._batch_size, self._token_budget)
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def samples_at(self, index: int) -> list[TrainSample]:
