@@ -1,6 +1,6 @@
 """What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
 
-from .answers import PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
     LOADING,
@@ -297,7 +297,7 @@ def _recovery(_context: Context, given: Given) -> Answer:
     return not_needed("there is none.") if is_off(given.value) else mapped(models__recovery_adapter=str(given.value))
 
 
-def _compile(_context: Context, given: Given) -> Answer:
+def _compile(_context: Context, _given: Given) -> Answer:
     return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
 
@@ -326,10 +326,25 @@ def _preview(widget: str, *, is_number: bool = False) -> Rule:
 
 def _prompts(_context: Context, given: Given) -> Answer:
     values = given.value if isinstance(given.value, list) else [given.value]
-    if not values or not isinstance(values[0], str):
+    texts = [value for value in values if isinstance(value, str) and value]
+    if not texts:
         return not_needed("there is none.")
-    return changed("the first is for Preview LoRA in the workflow; while training, a caption of yours is used.",
-                   **{f"{PREVIEW}prompt": values[0]})  # fmt: skip
+    found = {f"{PREVIEW}prompt": texts[0], **{f"{FURTHER}{i}": text for i, text in enumerate(texts[1:], 2)}}
+    more = " The others are in a note there." if len(texts) > 1 else ""
+    return Answer(
+        "changed", found, f"the first is for Preview LoRA in the workflow.{more} Training shows a caption of yours."
+    )
+
+
+def _guidance(context: Context, _given: Given) -> Answer:
+    """SDTrainer.py: the target goes further away from the prediction, by a scale that is 3 where none is given."""
+    place = "loss.differential_guidance"
+    if not truth(context.get("train.do_differential_guidance", False)):
+        return not_needed("it is off.")
+    if not exists(place):
+        return not_supported("there is no differential guidance here.")
+    scale = context.get("train.differential_guidance_scale", 3.0)
+    return Answer("mapped", {place: float(need_number(scale))})
 
 
 def _job(_context: Context, given: Given) -> Answer:
@@ -343,7 +358,12 @@ def _job(_context: Context, given: Given) -> Answer:
 def _ema(context: Context, given: Given) -> Answer:
     for item in options_by_place().values():
         if item.aitoolkit == given.key:
-            return fit(item, given.value)
+            answer = fit(item, given.value)
+            if given.key.endswith("use_ema") and truth(given.value) and exists("ema.warm_up"):
+                return Answer(
+                    "mapped", {**answer.values, "ema.warm_up": False}
+                )  # toolkit/ema.py: one decay from the start
+            return answer
     on = truth(context.get("train.ema_config.use_ema", False))
     return not_supported("there is no moving average of the LoRA here.") if on else not_needed("EMA is off.")
 
@@ -382,6 +402,8 @@ RULES: dict[str, Rule] = {
     "train.loss_type": _loss_type,
     "train.gradient_checkpointing": gradient_checkpointing,
     "train.disable_sampling": _disable_sampling,
+    "train.do_differential_guidance": _guidance,
+    "train.differential_guidance_scale": _guidance,
     "train.ema_config.use_ema": _ema,
     "train.ema_config.ema_decay": _ema,
     "model.quantize": _quantize,
@@ -437,13 +459,11 @@ REST: dict[str, Rule] = {
     **part_of("train.diff_output_preservation", "train.diff_output_preservation_multiplier",
               "train.diff_output_preservation_class"),
     **part_of("train.blank_prompt_preservation", "train.blank_prompt_preservation_multiplier"),
-    **part_of("train.do_differential_guidance", "train.differential_guidance_scale"),
     **part_of("datasets.mask_path", "datasets.mask_min_value", "datasets.invert_mask"),
     **part_of("datasets.random_triggers", "datasets.random_triggers_max"),
     **needless("buckets are multiples of 16 pixels.", "datasets.bucket_tolerance"),
     **unsupported("what the model knows is not preserved by a loss of its own here.", "train.diff_output_preservation",
                   "train.blank_prompt_preservation"),
-    **unsupported("there is no differential guidance here.", "train.do_differential_guidance"),
     **unsupported("the text encoder is not trained here.", "train.train_text_encoder"),
     **unsupported("there is no such augmentation here.", "datasets.flip_x", "datasets.flip_y", "datasets.random_crop",
                   "datasets.random_scale", "datasets.augments", "datasets.augmentations", "datasets.square_crop",

@@ -14,6 +14,7 @@ OUTCOMES: tuple[Outcome, ...] = ("mapped", "changed", "not needed", "not support
 Values = Mapping[
     str, Any
 ]  # places of a recipe ("adapter.rank", "dataset.width") to values; PREVIEW + name for a widget
+FURTHER = "preview.further."  # further prompts, which the workflow keeps in a note
 PREVIEW = "preview."  # of Preview LoRA in the workflow: "preview.prompt"; a recipe has no such place
 
 

@@ -109,7 +109,7 @@ def repeats(value: Any, *, add: int = 0) -> Answer:
     """How often a sample is used; `add` where a trainer counts the repeats after the first time."""
     found = need_number(value, is_whole=True)
     times = max(1, found + add)
-    why = f"{found} repeats after the first time are {times} times." if add else ""
+    why = "repeats after the first time are counted there, all times here." if add else ""
     return either(why if times != found else "", dataset__repeats=times)
 
 
@@ -127,8 +127,8 @@ def checkpoints_by_epoch(_context: Context, given: Given) -> Answer:
     """A rhythm of saving in epochs or minutes."""
     every = LoopOptions().checkpoint_every
     return changed(
-        f"checkpoints are counted in steps here, and {given.shown} epochs are as many steps as your files make: one is kept"
-        f" every {every} steps (loop.checkpoint_every)."
+        f"checkpoints are counted in steps here, and what {given.shown} comes to depends on your files: there is one every"
+        f" {every} steps (loop.checkpoint_every)."
     )
 
 

@@ -63,8 +63,8 @@ def _dataset(file: Parsed, first: int) -> tuple[list[Given], int]:
     for path, value in leaves(file.data):
         index = number_in(path, "directory")
         key = path if index is None else path.replace(f"directory[{index}].", "")
-        if key in ("path", "mask_path", "control_path"):
-            key = f"directory.{key}"
+        if key == "path":
+            key = "directory.path"
         found.append(
             Given(key=key, name=path, value=value, file=file.name, dataset=None if index is None else first + index)
         )  # fmt: skip
@@ -98,10 +98,8 @@ def _family(runs: Sequence[Sequence[Given]]) -> tuple[str, str]:
         names = [str(_value(run, key) or "") for key in _PATHS]
         family = next(filter(None, map(family_of, names)), "")
         if not family:
-            return (
-                "",
-                f"which Wan model {next(filter(None, names), 'it')} is can't be told from its name: name the file as Comfy-Org does.",
-            )
+            named = next(filter(None, names), "it")
+            return "", f"which Wan model {named} is can't be told from its name: name the file as Comfy-Org does."
         found.append(family)
     if len(set(found)) > 1:
         return "", "the configurations train different models: bring those of one model at a time."

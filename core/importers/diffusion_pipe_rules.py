@@ -20,7 +20,7 @@ from .common import (
     unsupported,
     window,
 )
-from .declared import choice_of, frames, number, truth
+from .declared import choice_of, exists, frames, number, truth
 from .families import family_of
 from .sizes import sizes
 
@@ -43,12 +43,22 @@ def _ar_bucket(_context: Context, given: Given) -> Answer:
 
 
 def _ar_limits(context: Context, given: Given) -> Answer:
+    if given.key == "ar_buckets" and (answer := _ar_list(given)) is not None:
+        return answer
     if not truth(context.get("enable_ar_bucket", False, given.dataset)):
         return not_needed("enable_ar_bucket is off.")
     return changed("there is a bucket for every aspect ratio of your files.")
 
 
-def _frame_buckets(context: Context, given: Given) -> Answer:
+def _ar_list(given: Given) -> Answer | None:
+    """Aspect ratios by name, as numbers or as (width, height); None where a recipe has no such list."""
+    if not exists("dataset.crop_aspects") or not isinstance(given.value, list) or not given.value:
+        return None
+    words = [":".join(f"{x:g}" for x in one) if isinstance(one, list) else f"{one:g}" for one in given.value]
+    return mapped(dataset__crop_aspects=", ".join(words))
+
+
+def _frame_buckets(_context: Context, given: Given) -> Answer:
     """A clip goes to the longest bucket that it fills, and is cut to it; pictures are 1 frame. Too short ones are dropped."""
     counts = [
         need_number(one, is_whole=True) for one in (given.value if isinstance(given.value, list) else [given.value])
@@ -80,6 +90,18 @@ def _clip_mode(_context: Context, given: Given) -> Answer:
 
 def _repeats(_context: Context, given: Given) -> Answer:
     return repeats(given.value)
+
+
+def _shuffle(_context: Context, given: Given) -> Answer:
+    """utils/dataset.py: so many captions with their tags in another order, beside each other in the cache."""
+    count = 1 if given.value is True else 0 if is_off(given.value) else need_number(given.value, is_whole=True)
+    if count < 1:
+        return not_needed("it is off.")
+    if not exists("dataset.shuffle_tags"):
+        return not_supported("captions are not shuffled here.")
+    if given.key == "shuffle_tags" or not exists("dataset.caption_variants"):
+        return mapped(dataset__shuffle_tags=True)
+    return mapped(dataset__shuffle_tags=True, dataset__caption_variants=count)
 
 
 def _prefix(_context: Context, given: Given) -> Answer:
@@ -233,6 +255,8 @@ RULES: dict[str, Rule] = {
     "video_clip_mode": _clip_mode,
     "num_repeats": _repeats,
     "caption_prefix": _prefix,
+    "cache_shuffle_num": _shuffle,
+    "shuffle_tags": _shuffle,
     "model.type": _model_type,
     "model.transformer_path": _transformer,
     "model.ckpt_path": _checkpoint,
@@ -276,11 +300,11 @@ REST: dict[str, Rule] = {
     **needless("AdamW computes in fp32 here.", "optimizer.stabilize", "optimizer.gradient_release"),
     **needless("it is for other models.", "model.guidance"),
     **unsupported("the loss has no such form here.", "pseudo_huber_c", "huber_delta", "smooth_l1_beta"),
-    **unsupported("captions are not shuffled here.", "cache_shuffle_num", "cache_shuffle_delimiter", "shuffle_tags"),
+    **unsupported("captions are not shuffled here.", "cache_shuffle_delimiter"),
     **unsupported("files without a caption are left out and listed, unless the dataset has a default_caption.",
                   "skip_empty_caption"),
-    **unsupported("there are no masks here.", "directory.mask_path", "default_mask_file"),
-    **unsupported("there are no control clips here.", "directory.control_path"),
+    **unsupported("there are no masks here.", "mask_path", "default_mask_file"),
+    **unsupported("there are no control clips here.", "control_path"),
     **unsupported("sizes are made of your files' aspect ratios.", "size_buckets"),
     **unsupported("the learning rate follows the schedule.", "force_constant_lr"),
     **unsupported("a LoRA of elsewhere is merged with Merge Stages afterwards.", "adapter.init_from_existing",

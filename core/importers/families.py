@@ -60,8 +60,10 @@ FAMILIES: dict[str, Family] = {
         num_blocks=30,
     ),
     "t2v-14b": Family(
-        title="Wan 2.1 T2V 14B", files={"single": "wan2.1_t2v_14B_fp16.safetensors"}, workflow=_SINGLE
-    ),  # fmt: skip
+        title="Wan 2.1 T2V 14B",
+        files={"single": "wan2.1_t2v_14B_fp16.safetensors"},
+        workflow=_SINGLE,
+    ),
     "i2v-14b-480p": Family(
         title="Wan 2.1 I2V 14B 480p",
         files={"single": "wan2.1_i2v_480p_14B_fp16.safetensors"},

@@ -151,6 +151,8 @@ def _training(run: list[Given]) -> Training:
     defaults = dict(_DEFAULTS)
     if "max_train_epochs" not in values and "max_train_steps" not in values:
         defaults["max_train_steps"] = 1600
+    if {"min_timestep", "max_timestep"} & set(values) and "preserve_distribution_shape" not in values:
+        defaults["preserve_distribution_shape"] = False
     if values.get("timestep_sampling") == "shift" and "discrete_flow_shift" not in values:
         defaults["discrete_flow_shift"] = 1.0
     given = with_defaults(run, defaults)
@@ -209,7 +211,7 @@ def _notes(files: Mapping[Kind, list[Parsed]], runs: Sequence[Any], shared: Sequ
     notes = []
     if not runs:
         notes.append(
-            "Your files hold the dataset alone. The training has its defaults, for Wan 2.2 T2V A14B: bring the command line too."
+            "Your files hold the dataset alone. The rest has its defaults, for Wan 2.2 T2V A14B: bring the command line too."
         )
     if runs and "musubi dataset" not in files:
         notes.append(

@@ -1,7 +1,7 @@
 """What becomes of each option of musubi-tuner. Names that mean the same here stand in the declarations of core/settings."""
 
+import posixpath
 import re
-from typing import Any
 
 from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
@@ -54,7 +54,16 @@ def _folder(context: Context, given: Given) -> Answer:
     return mapped(dataset__folder=path)
 
 
-def _list_file(_context: Context, _given: Given) -> Answer:
+def _list_file(_context: Context, given: Given) -> Answer:
+    """A list of files and captions: the folder is that of the list."""
+    path = str(given.value).replace("\\", "/")
+    if exists("dataset.metadata_file") and (source := choice_of("dataset.caption_source", "metadata")):
+        return changed(
+            "the files that it names must lie in its folder, or below.",
+            dataset__folder=posixpath.dirname(path) or ".",
+            dataset__caption_source=source,
+            dataset__metadata_file=path,
+        )
     return not_supported(
         "a dataset is a folder here: put the files of the list into one, each with its caption in a text file of the same name."
     )
@@ -62,19 +71,11 @@ def _list_file(_context: Context, _given: Given) -> Answer:
 
 def _list(_context: Context, given: Given) -> Answer:
     """The lines of a list of files: the folder, where they have one."""
-    if len(given.value) == 1 and given.value[0]:
-        source = choice_of("dataset.caption_source", "jsonl", "metadata", "metadata file")
-        if source is not None:
-            return changed(
-                "captions come from the list, which must lie in that folder.",
-                dataset__folder=given.value[0],
-                dataset__caption_source=source,
-            )
-        return changed(
-            "its captions must be text files of the same names, in the folder of the files.",
-            dataset__folder=given.value[0],
-        )
-    return not_supported("its files lie in several folders: put them into one, each with its caption in a text file.")
+    if len(given.value) != 1 or not given.value[0]:
+        return not_supported("its files lie in several folders: put them into one, with their captions.")
+    if choice_of("dataset.caption_source", "metadata"):
+        return changed("the list must lie in that folder.", dataset__folder=given.value[0])
+    return changed("each file needs its caption in a text file of the same name.", dataset__folder=given.value[0])
 
 
 def _buckets(context: Context, given: Given) -> Answer:
@@ -128,7 +129,7 @@ def _sample(context: Context, given: Given) -> Answer:
     return mapped(dataset__windows_per_clip=need_number(given.value, is_whole=True))
 
 
-def _fps(context: Context, given: Given) -> Answer:
+def _fps(context: Context, _given: Given) -> Answer:
     return changed(
         f"the rate of each clip is read from it, and brought to {context.facts.get('fps', 16):g} frames a second so that motion"
         " keeps its speed."
@@ -219,7 +220,7 @@ def _shift(context: Context, given: Given) -> Answer:
     return mapped(timesteps__shift=float(need_number(given.value)))
 
 
-def _weighting(context: Context, given: Given) -> Answer:
+def _weighting(_context: Context, given: Given) -> Answer:
     word = str(given.value)
     if word in ("none", "logit_normal", "mode"):
         return not_needed("it gives every noise level the same weight.")
@@ -239,8 +240,14 @@ def _window(context: Context, given: Given) -> Answer:
     return window(context, given, context.get("min_timestep"), context.get("max_timestep"), of_thousand=True)
 
 
-def _shape(_context: Context, _given: Given) -> Answer:
-    return not_needed("the distribution is always cut to the expert's window, and keeps its shape.")
+def _shape(_context: Context, given: Given) -> Answer:
+    """training/trainer_base.py: drawn again until it lies in the window; without it the whole law is squeezed into it."""
+    is_cut = truth(given.value)
+    if exists("timesteps.window"):
+        return mapped(timesteps__window="cut" if is_cut else "squeezed")
+    if is_cut:
+        return not_needed("the distribution is always cut to the expert's window, and keeps its shape.")
+    return not_supported("the distribution is cut to the expert's window here, and not squeezed into it.")
 
 
 def _boundary(_context: Context, given: Given) -> Answer:

@@ -5,14 +5,14 @@ from typing import Any
 
 from ..paths import shown
 from ..serial import to_dict
-from .answers import OUTCOMES, PREVIEW, Outcome
+from .answers import FURTHER, OUTCOMES, PREVIEW, Outcome
 from .setup import Imported, Line
 
 _TITLES: dict[Outcome, str] = {
     "mapped": "The same here",
     "changed": "Done in another way",
     "not needed": "Not needed here",
-    "not supported": "Not supported: the training will differ by these",
+    "not supported": "Not supported here",
 }
 
 
@@ -64,6 +64,8 @@ def _of(lines: tuple[Line, ...], outcome: Outcome) -> list[Line]:
 
 
 def _place(place: str) -> str:
+    if place.startswith(FURTHER):
+        return f"note: {shown(place.removeprefix(FURTHER))}"
     return f"Preview LoRA: {place.removeprefix(PREVIEW)}" if place.startswith(PREVIEW) else place
 
 

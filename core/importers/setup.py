@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..paths import shown
 from ..recipe.recipe import Recipe, recipe_from_tables
+from ..serial import from_dict
 from ..settings.stage import Stage
 from . import aitoolkit, diffusion_pipe, musubi, simpletuner
 from .answers import PREVIEW, Answer, Context, Given, Rule, not_supported
@@ -35,7 +36,7 @@ class Imported:
     peer: str  # musubi
     family: Family
     tables: dict[str, Any]  # of the recipe
-    recipe: Recipe
+    recipe: Recipe  # with paths as the files have them
     lines: tuple[Line, ...]
     to_fill: tuple[str, ...]  # what the user has to do before it can be trained
     notes: tuple[str, ...] = ()
@@ -74,8 +75,8 @@ READERS = {
 }
 
 
-def import_setup(sources: Sequence[Source], *, folder: Path | None = None) -> Imported:
-    """Read the files of one setup. `folder`: what relative paths of the recipe are relative to.
+def import_setup(sources: Sequence[Source]) -> Imported:
+    """Read the files of one setup. Paths in the recipe stay as they are written.
 
     ConfigError for files that are damaged, of no trainer that is known, of several trainers, or not of Wan.
     """
@@ -99,7 +100,9 @@ def import_setup(sources: Sequence[Source], *, folder: Path | None = None) -> Im
             draft.take(index, given, answer)
     tables, to_fill, notes = make_tables(draft)
     try:
-        recipe = recipe_from_tables(tables, folder or Path.cwd(), "the recipe made from your files")
+        recipe_from_tables(tables, Path.cwd(), "the recipe made from your files")
+        sources = tables["dataset"] if isinstance(tables["dataset"], list) else [tables["dataset"]]
+        recipe = from_dict(Recipe, {**tables, "dataset": sources})
     except ConfigError as error:
         raise ConfigError(f"your {PEERS[peer]} setup was read, but it can't be trained as it is: {error}") from error
     preview = {place.removeprefix(PREVIEW): value for place, value in draft.preview.items()}

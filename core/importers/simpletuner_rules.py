@@ -3,7 +3,7 @@
 import math
 
 from ..errors import ConfigError
-from .answers import PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
     LOADING,
@@ -102,11 +102,13 @@ def _num_frames(_context: Context, given: Given) -> Answer:
 
 
 def _min_frames(context: Context, given: Given) -> Answer:
-    frames = number(context.get("video.num_frames", 125, given.dataset)) or 0
-    least = need_number(given.value)
-    if least >= frames:
+    """At num_frames, as SimpleTuner wants it: shorter clips are left out. Below, they are cut to what they have."""
+    wanted = number(context.get("video.num_frames", 125, given.dataset)) or 0
+    if need_number(given.value) >= wanted:
         return mapped(dataset__short_clips="skip")
-    return mapped(dataset__short_clips="shorten")
+    if declared("simpletuner", given.key):
+        return by_declaration("simpletuner", given.key, given.value)
+    return changed("shorter clips are taken too.", dataset__short_clips="shorten")
 
 
 def _repeats(_context: Context, given: Given) -> Answer:
@@ -125,9 +127,8 @@ def _captions(context: Context, given: Given) -> Answer:
     if word == "textfile":
         return mapped(dataset__caption_extension=".txt")
     if word == "instanceprompt":
-        prompt = str(context.get("instance_prompt", "", given.dataset))
-        return mapped(dataset__default_caption=prompt)
-    words = {"filename": ("filename", "file name", "name"), "csv": ("csv", "metadata", "metadata file")}
+        return _whole_caption(str(context.get("instance_prompt", "", given.dataset)))
+    words = {"csv": ("metadata",), "parquet": ("metadata",)}
     found = choice_of("dataset.caption_source", word, *words.get(word, ()))
     return (
         not_supported(f"captions can't come from {word} here.")
@@ -136,11 +137,22 @@ def _captions(context: Context, given: Given) -> Answer:
     )
 
 
+def _whole_caption(text: str) -> Answer:
+    """One caption for all files, whatever lies beside them."""
+    if choice_of("dataset.caption_source", "trigger"):
+        return mapped(dataset__caption_source="trigger", dataset__trigger_word=text)
+    return changed(
+        "text files beside the pictures and clips would go first: there must be none.", dataset__default_caption=text
+    )
+
+
 def _instance_prompt(context: Context, given: Given) -> Answer:
     """A whole caption, or what stands before each; a trigger word is put where none is."""
     text = str(given.value or "")
     if str(context.get("caption_strategy", "", given.dataset)) == "instanceprompt":
-        return mapped(dataset__default_caption=text)
+        return _whole_caption(text)
+    if truth(context.get("only_instance_prompt", False, given.dataset)):
+        return _whole_caption(text)
     if truth(context.get("prepend_instance_prompt", False, given.dataset)):
         return changed("it is put in front of captions that lack it.", dataset__trigger_word=text)
     return not_needed("it is neither put in front of captions, nor in their place.")
@@ -148,6 +160,23 @@ def _instance_prompt(context: Context, given: Given) -> Answer:
 
 def _prepend(_context: Context, given: Given) -> Answer:
     return not_needed("instance_prompt is read by it.") if truth(given.value) else not_needed("it is off.")
+
+
+def _dropout(context: Context, given: Given) -> Answer:
+    """Of the whole run in config.json, of one dataset in its list."""
+    found = float(need_number(given.value))
+    if given.dataset is None:
+        return mapped(loop__caption_dropout=found)
+    if exists("dataset.drop_captions"):
+        return mapped(dataset__drop_captions=found)
+    same = number(context.get(given.key)) == found
+    return not_needed("it is that of the run.") if same else not_supported("all datasets drop captions alike here.")
+
+
+def _batch_size(_context: Context, given: Given) -> Answer:
+    if given.dataset is not None:
+        return not_supported("all datasets of a run have one batch_size here.")
+    return mapped(loop__batch_size=need_number(given.value, is_whole=True))
 
 
 def _bad_files(_context: Context, given: Given) -> Answer:
@@ -217,8 +246,16 @@ def _mixed(_context: Context, given: Given) -> Answer:
     )
 
 
-def _optimizer(_context: Context, given: Given) -> Answer:
-    return optimizer(given.value, _OPTIMIZERS)
+# helpers/training/optimizer_param.py: their weight decay where nothing is said, in place of 0.01.
+_WITHOUT_DECAY = ("optimi-", "bnb-lion")
+
+
+def _optimizer(context: Context, given: Given) -> Answer:
+    answer = optimizer(given.value, _OPTIMIZERS)
+    says = context.has("adam_weight_decay") or context.has("optimizer_config.weight_decay")
+    if not says and answer.values and str(given.value).startswith(_WITHOUT_DECAY):
+        return Answer(answer.outcome, {**answer.values, "optimizer.weight_decay": 0.0}, answer.why)
+    return answer
 
 
 def _scheduler(_context: Context, given: Given) -> Answer:
@@ -331,13 +368,11 @@ def _preview_size(_context: Context, given: Given) -> Answer:
 
 
 def _library(context: Context, given: Given) -> Answer:
-    """A library of prompts: Preview LoRA has one, the first where config.json has none."""
-    if context.get("validation_prompt"):
-        return not_supported("Preview LoRA makes one video at a time, with validation_prompt.")
+    """A library of prompts: the first is Preview LoRA's where config.json has none; a note keeps the others."""
     first = next(item for item in context.given if item.key == "prompt_library")
-    if given is first:
+    if given is first and not context.get("validation_prompt"):
         return changed("it is for Preview LoRA in the workflow.", **{f"{PREVIEW}prompt": str(given.value)})
-    return not_supported("Preview LoRA makes one video at a time, with the first prompt.")
+    return changed("it is in a note of the workflow, for Preview LoRA.", **{f"{FURTHER}{given.name}": str(given.value)})
 
 
 def _steps_between(_context: Context, given: Given) -> Answer:
@@ -359,7 +394,7 @@ def _cache_dataset(_context: Context, _given: Given) -> Answer:
     return not_needed(CACHES)
 
 
-def _same_size(context: Context, given: Given) -> Answer:
+def _same_size(_context: Context, given: Given) -> Answer:
     """minimum_image_size and maximum_image_size are limits of a file; at the size itself they change nothing."""
     if is_off(given.value):
         return not_needed("it is off.")
@@ -376,11 +411,14 @@ RULES: dict[str, Rule] = {
     "video.num_frames": _num_frames,
     "video.min_frames": _min_frames,
     "repeats": _repeats,
+    "caption_dropout_probability": _dropout,
+    "train_batch_size": _batch_size,
     "disabled": _disabled,
     "disable": _disabled,
     "caption_strategy": _captions,
     "instance_prompt": _instance_prompt,
     "prepend_instance_prompt": _prepend,
+    "only_instance_prompt": _prepend,
     "delete_problematic_images": _bad_files,
     "minimum_image_size": _same_size,
     "maximum_image_size": _same_size,
@@ -483,5 +521,4 @@ REST: dict[str, Rule] = {
     **unsupported("clips of every length are taken here.", "video.max_frames"),
     **unsupported("crops are made in the middle here.", "crop_style"),
     **unsupported("there are no regularization datasets here.", "is_regularisation_data"),
-    **unsupported("captions can't be left out in favour of one text.", "only_instance_prompt"),
 }  # fmt: skip

@@ -30,7 +30,7 @@ class Draft:
     def take(self, training: int | None, given: Given, answer: Answer) -> None:
         """The values of one answer; `training` is None where it is for all of them."""
         for place, value in answer.values.items():
-            if place.startswith(PREVIEW):
+            if place.startswith(PREVIEW):  # of FURTHER too
                 self.preview.setdefault(place, value)
             elif place.startswith("dataset."):
                 table = self.all_datasets if given.dataset is None else self.datasets[given.dataset]
