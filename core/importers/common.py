@@ -24,6 +24,11 @@ def needless(why: str, *keys: str) -> dict[str, Rule]:
     return dict.fromkeys(keys, lambda _context, _given: not_needed(why))
 
 
+def absent(why: str, *keys: str) -> dict[str, Rule]:
+    """Rules for options that can't be done, whatever they say. A key "name.*" is for all that lies in a table."""
+    return dict.fromkeys(keys, lambda _context, _given: not_supported(why))
+
+
 def unsupported(why: str, *keys: str) -> dict[str, Rule]:
     """Rules for options that can't be done, unless they are off."""
 

@@ -1,5 +1,6 @@
 """From the files of a setup to a recipe, and what became of each option."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def _answer(peer: str, context: Context, given: Given) -> Answer:
     reader = READERS[peer]
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
-        rule = reader.rest.get(given.key)
+        rule = reader.rest.get(given.key) or reader.rest.get(re.split(r"[.\[]", given.key)[0] + ".*")
     try:
         answer = rule(context, given) if rule else by_declaration(peer, given.key, given.value)
         for place, value in answer.values.items():

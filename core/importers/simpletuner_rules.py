@@ -13,6 +13,7 @@ from .common import (
     OWN_LOG,
     PLAN,
     RESUMES,
+    absent,
     gradient_checkpointing,
     is_off,
     need_number,
@@ -394,13 +395,32 @@ def _cache_dataset(_context: Context, _given: Given) -> Answer:
     return not_needed(CACHES)
 
 
-def _same_size(_context: Context, given: Given) -> Answer:
-    """minimum_image_size and maximum_image_size are limits of a file; at the size itself they change nothing."""
+def _least_size(context: Context, given: Given) -> Answer:
+    """A limit of the shorter side with resolution_type pixel, else of the area: of a square, or in megapixels."""
     if is_off(given.value):
         return not_needed("it is off.")
-    if declared("simpletuner", given.key):
-        return by_declaration("simpletuner", given.key, given.value)
-    return not_supported("files of every size are taken here, larger ones are scaled down.")
+    found = float(need_number(given.value))
+    kind = str(context.get("resolution_type", "pixel_area", given.dataset))
+    if kind == "pixel" and exists("dataset.min_side"):
+        return mapped(dataset__min_side=int(found))
+    if exists("dataset.min_megapixels"):
+        if kind == "area":
+            return mapped(dataset__min_megapixels=found)
+        return changed("it is the side of a square, whose area counts.", dataset__min_megapixels=found * found / 1e6)
+    return not_supported("files of every size are taken here.")
+
+
+def _most_size(context: Context, given: Given) -> Answer:
+    """With target_downsample_size no file is left out for it, but scaled down."""
+    if is_off(given.value) or not is_off(context.get("target_downsample_size", None, given.dataset)):
+        return not_needed("larger files are scaled down to the size of their bucket.")
+    return not_supported("larger files are taken, and scaled down.")
+
+
+def _type(_context: Context, given: Given) -> Answer:
+    if given.value == "local":
+        return not_needed("a dataset is a folder on this machine.")
+    return not_supported("a dataset is a folder on this machine: download it first.")
 
 
 RULES: dict[str, Rule] = {
@@ -420,8 +440,9 @@ RULES: dict[str, Rule] = {
     "prepend_instance_prompt": _prepend,
     "only_instance_prompt": _prepend,
     "delete_problematic_images": _bad_files,
-    "minimum_image_size": _same_size,
-    "maximum_image_size": _same_size,
+    "minimum_image_size": _least_size,
+    "maximum_image_size": _most_size,
+    "type": _type,
     "lora_alpha": _alpha,
     "lora_type": _lora_type,
     "peft_lora_target_modules": _targets,
@@ -474,8 +495,8 @@ RULES: dict[str, Rule] = {
 
 REST: dict[str, Rule] = {
     **needless("it says which model is trained.", "model_family", "model_flavour", "model_type"),
-    **needless("it names a dataset, of which there is nothing to keep apart.", "id", "dataset_type"),
-    **needless(CACHES, "cache_dir_vae", "cache_dir", "type", "metadata_backend", "metadata_update_interval", "text_embeds",
+    **needless("datasets need no names here.", "id", "dataset_type"),
+    **needless(CACHES, "cache_dir_vae", "cache_dir", "metadata_backend", "metadata_update_interval", "text_embeds",
                "conditioning_image_embeds", "cache_dir_conditioning_image_embeds", "compress_disk_cache", "vae_batch_size",
                "vae_enable_tiling", "vae_enable_slicing", "write_batch_size", "offload_during_startup", "vae_cache_ondemand",
                "vae_cache_disable", "preserve_data_backend_cache", "hash_filenames", "skip_file_discovery",
@@ -513,9 +534,11 @@ REST: dict[str, Rule] = {
     **unsupported("there is no moving average of the LoRA here.", "use_ema"),
     **unsupported("no layer of the model is left out while previews are made.", "validation_guidance_skip_layers"),
     **unsupported("a preview has one prompt.", "validation_prompt_library"),
-    **unsupported("all tokens pass all blocks here.", "tread_config"),
+    **absent("all tokens pass all blocks here.", "tread_config.*"),
+    **absent("LoRAs are trained on data here, not on another model.", "distillation_config.*"),
+    **absent("a dataset is a folder on this machine: download it first.", "dataset_name", "huggingface.*", "aws.*"),
     **unsupported("there is no such regularizer here.", "crepa_enabled"),
-    **unsupported("LoRAs are trained on data here, not on another model.", "distillation_method", "distillation_config"),
+    **unsupported("LoRAs are trained on data here, not on another model.", "distillation_method"),
     **unsupported("a preview has guidance.", "validation_disable_unconditional"),
     **unsupported("the model is built as its file says.", "wan_force_2_1_time_embedding"),
     **unsupported("clips of every length are taken here.", "video.max_frames"),

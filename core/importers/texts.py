@@ -102,9 +102,8 @@ def _parse(name: str, text: str) -> Any:
         return _yaml(name, text)
     if ending == ".jsonl" or (start == "{" and _is_lines(text)):
         return _json_lines(name, text)
-    if ending == ".json" or start in ("{", "["):
-        if start == "[" and ending not in (".json", "") and re.match(r"\[\[?[\w.]+\]", text.lstrip()):
-            return _toml(name, text)
+    is_toml = re.match(r"(#.*\n|\s)*\[\[?[\w.]+\]", text)
+    if ending == ".json" or (start in ("{", "[") and not is_toml):
         return _json(name, text)
     if ending in ("", ".txt", ".example", ".config", ".conf"):
         if re.search(r"^\s*(job|config)\s*:", text, re.MULTILINE):

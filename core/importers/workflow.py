@@ -103,7 +103,9 @@ class _Maker:
         for wanted in (name, otherwise):
             if wanted.lower() in by_name:
                 return by_name[wanted.lower()]
-        self.notes.append(f"Put {otherwise} into ComfyUI's models/{kind} and press R, or choose the file that you have.")
+        self.notes.append(
+            f"Put {otherwise} into ComfyUI's models/{kind} and press R, or choose the file that you have."
+        )
         return otherwise
 
     def _stages(self) -> None:
