@@ -175,7 +175,9 @@ async def post_import(request: web.Request) -> web.Response:
     """
     body = await _read_all(request, _MOST_IMPORTED)
     if body is None:
-        return _refusal(413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has.")
+        return _refusal(
+            413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has."
+        )
     sources = _sources_in(body)
     if sources is None:
         return _refusal(400, "the request holds no files.")
@@ -208,7 +210,11 @@ def _sources_in(body: bytes) -> list[Source] | None:
 def _import(sources: list[Source]) -> dict[str, Any]:
     imported = import_setup(sources)
     graph, notes = workflow(imported, folders.known_files())
-    told = f"{report(imported)}\nOf the workflow:\n" + "".join(f"  - {note}\n" for note in notes) if notes else report(imported)
+    told = (
+        f"{report(imported)}\nOf the workflow:\n" + "".join(f"  - {note}\n" for note in notes)
+        if notes
+        else report(imported)
+    )
     return {
         "name": imported.recipe.name,
         "trainer": imported.trainer,

@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
             with target.open("x", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise ConfigError(f"{target} can't be written ({error.strerror or error}): choose another place.") from error
+            raise ConfigError(
+                f"{target} can't be written ({error.strerror or error}): choose another place."
+            ) from error
     sys.stdout.write(f"\nwrote {' and '.join(map(str, texts))}\n")
     sys.stdout.write(f"{'When that is done, train' if imported.to_fill else 'Train'} with: wantrain train {path}\n")
     return EXIT_FINISHED
