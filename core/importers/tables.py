@@ -99,7 +99,7 @@ def _by_stage(draft: Draft) -> tuple[dict[str, Any], dict[Stage, dict[str, Any]]
 
 def _add_models(draft: Draft, places: dict[str, Any], to_fill: list[str]) -> None:
     family = draft.family
-    wanted = [stage for stage in family.files if stage in draft.stages] or list(family.files)
+    wanted: list[Stage] = [stage for stage in family.files if stage in draft.stages] or list(family.files)
     names = {
         **{f"models.{stage}": f"diffusion_models/{family.files[stage]}" for stage in wanted},
         "models.vae": f"vae/{family.vae}",
