@@ -244,8 +244,20 @@ def _betas(_context: Context, given: Given) -> Answer:
     return betas(given.value)
 
 
-def _scheduler(_context: Context, given: Given) -> Answer:
+def _scheduler(context: Context, given: Given) -> Answer:
+    """toolkit/scheduler.py: linear is PyTorch's LinearLR, which rises from a third where nothing else is said."""
+    if given.value == "linear" and number(context.get("train.lr_scheduler_params.start_factor", 1 / 3)) != 1:
+        return not_supported("the learning rate rises from a third of it there, and not at all here.")
     return schedule(given.value)
+
+
+def _factors(context: Context, given: Given) -> Answer:
+    """start_factor and end_factor of LinearLR."""
+    if context.get("train.lr_scheduler") != "linear":
+        return not_needed("lr_scheduler is not linear.")
+    if given.key.endswith("end_factor"):
+        return mapped(schedule__floor=float(need_number(given.value)))
+    return not_needed("lr_scheduler is read by it.")
 
 
 def _eta_min(context: Context, given: Given) -> Answer:
@@ -398,6 +410,8 @@ RULES: dict[str, Rule] = {
     "train.optimizer": _optimizer,
     "train.optimizer_params.betas": _betas,
     "train.lr_scheduler": _scheduler,
+    "train.lr_scheduler_params.start_factor": _factors,
+    "train.lr_scheduler_params.end_factor": _factors,
     "train.lr_scheduler_params.eta_min": _eta_min,
     "train.loss_type": _loss_type,
     "train.gradient_checkpointing": gradient_checkpointing,

@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..settings.loop import LoopOptions
 from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
-from .declared import choice_of, exists, number, truth, whole
+from .declared import PEERS, choice_of, declared, exists, number, truth, whole
 
 PLAN = "left to the plan, which chooses what makes the steps fast and fits into your GPU."
 ONE_PROCESS = "a training is one process on one GPU here; two GPUs train the two experts at the same time."
@@ -44,7 +44,8 @@ def part_of(parent: str, *keys: str, on: str = "") -> dict[str, Rule]:
     def rule(context: Context, given: Given) -> Answer:
         if is_off(context.get(parent, dataset=given.dataset)):
             return not_needed(f"it belongs to {on or parent}, which is off.")
-        return not_supported(f"it belongs to {on or parent}, which is not here.")
+        is_here = any(declared(peer, parent) for peer in PEERS)
+        return not_supported(f"{on or parent} has no such option here." if is_here else f"{on or parent} is not here.")
 
     return dict.fromkeys(keys, rule)
 

@@ -52,7 +52,7 @@ def by_declaration(peer: str, key: str, value: Any) -> Answer:
     if len(found) > 1:
         places = " and ".join(item.place for item in found)
         return not_supported(f"it stands for {places}, and which is meant can't be told.")
-    item, *_ = found
+    item = next(iter(found))
     return fit(item, value, reversed_meaning=getattr(item, peer).startswith("!"))
 
 

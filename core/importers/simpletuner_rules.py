@@ -387,6 +387,12 @@ def _keep(_context: Context, given: Given) -> Answer:
     )
 
 
+def _hub_name(_context: Context, given: Given) -> Answer:
+    """The only name that a configuration has for what it makes."""
+    name = str(given.value).rpartition("/")[2]
+    return changed(f"it is the LoRA's name; {NO_UPLOAD}", name=name) if name else not_needed("it is empty.")
+
+
 def _output(_context: Context, given: Given) -> Answer:
     return mapped(lora__folder=str(given.value))
 
@@ -479,6 +485,7 @@ RULES: dict[str, Rule] = {
     "checkpoints_total_limit": _keep,
     "checkpointing_steps": to_number("loop.checkpoint_every", is_whole=True),
     "output_dir": _output,
+    "hub_model_id": _hub_name,
     **dict.fromkeys(
         tuple(
             f"cache.{name}"
@@ -509,7 +516,7 @@ REST: dict[str, Rule] = {
     **needless("no bucket is left out, however small.", "disable_bucket_pruning", "allow_dataset_oversubscription"),
     **needless(RESUMES, "resume_from_checkpoint"),
     **needless(OWN_LOG, "report_to", "tracker_project_name", "tracker_run_name", "webhook_config", "disable_benchmark"),
-    **needless(NO_UPLOAD, "hub_model_id", "push_to_hub", "push_checkpoints_to_hub", "push_to_hub_background"),
+    **needless(NO_UPLOAD, "push_to_hub", "push_checkpoints_to_hub", "push_to_hub_background"),
     **needless(NOT_DELETED, "delete_unwanted_images"),
     **needless(PLAN, "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group",
                "group_offload_use_stream", "group_offload_to_disk_path", "enable_model_cpu_offload",

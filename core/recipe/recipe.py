@@ -37,7 +37,6 @@ class Recipe(StageSettings):
         in_key=False,
         musubi="output_name",
         aitoolkit="config.name",
-        simpletuner="model_name",
     )
     author: str = option("", help="Written into the LoRAs.", in_key=False, musubi="metadata_author")
     dataset: tuple[DatasetSource, ...]  # [dataset], or several [[dataset]]

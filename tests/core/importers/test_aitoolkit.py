@@ -105,6 +105,18 @@ def test_eta_min_is_a_share_here():
     assert imported.recipe.schedule.floor == pytest.approx(0.1)
 
 
+def test_linear_rises_there():
+    at = "        loss_type: mse"
+    assert outcome(bring((at, "        lr_scheduler: linear")), "train.lr_scheduler") == ("not supported", {})
+    params = "{start_factor: 1.0, end_factor: 0.1}"
+    schedule = bring((at, f"        lr_scheduler: linear\n        lr_scheduler_params: {params}")).recipe.schedule
+    assert (schedule.kind, schedule.floor) == ("linear", 0.1)
+
+
+def test_the_seed_is_the_process_own():
+    assert bring(("device: cuda:0", "training_seed: 7")).recipe.loop.seed == 7
+
+
 def test_preservation_is_told_where_it_is_on():
     imported = bring(("diff_output_preservation: false", "diff_output_preservation: true"))
     assert outcome(imported, "train.diff_output_preservation")[0] == "not supported"

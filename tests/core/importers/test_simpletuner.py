@@ -139,6 +139,12 @@ def test_a_dataset_that_is_switched_off():
     assert [(one.folder, one.enabled) for one in recipe.dataset] == [("datasets/films", True), ("datasets/off", False)]
 
 
+def test_the_name_is_that_of_the_hub():
+    imported = bring(hub_model_id="ann/wan-films")
+    assert imported.recipe.name == "wan-films"
+    assert outcome(imported, "push_to_hub")[0] == "not needed"
+
+
 def test_what_routes_tokens_is_told():
     imported = bring()
     assert line(imported, "tread_config.routes[0].selection_ratio").answer.outcome == "not supported"
