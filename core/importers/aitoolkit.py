@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..paths import shown
-from .aitoolkit_rules import REST, RULES
+from .aitoolkit_rest import REST
+from .aitoolkit_rules import RULES
 from .answers import Given
 from .families import family_of
 from .kinds import Kind

@@ -1,30 +1,19 @@
 """What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
 
+from .aitoolkit_data import DATASET_RULES
 from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
-    CACHES,
-    LOADING,
-    NO_UPLOAD,
-    ONE_PROCESS,
-    OWN_LOG,
     PLAN,
-    RESUMES,
     betas,
     gradient_checkpointing,
     is_off,
-    loss_weight,
     need_number,
-    needless,
     optimizer,
-    part_of,
     precision_8_or_4_bit,
-    repeats,
     schedule,
     to_number,
-    unsupported,
 )
-from .declared import choice_of, exists, fit, frames, number, options_by_place, truth
-from .sizes import sizes
+from .declared import choice_of, exists, fit, number, options_by_place, truth
 
 _OPTIMIZERS = {
     "adamw8": ("adamw8bit",),
@@ -32,99 +21,6 @@ _OPTIMIZERS = {
     "prodigy8bit": ("prodigy",),
     "ademamix8bit": ("ademamix8bit", "ademamix"),
 }
-
-
-def _resolution(_context: Context, given: Given) -> Answer:
-    """Sides of squares, whose area is what counts; the same files at each (toolkit/buckets.py). Nothing is scaled up."""
-    values = given.value if isinstance(given.value, list) else [given.value]
-    answer = sizes(values)
-    return Answer(answer.outcome, {**answer.values, "dataset.upscale": False}, answer.why)
-
-
-def _buckets(_context: Context, given: Given) -> Answer:
-    return mapped(dataset__aspect_buckets=truth(given.value))
-
-
-def _frames(_context: Context, given: Given) -> Answer:
-    found = need_number(given.value, is_whole=True)
-    kept = frames(found)
-    return either("" if kept == found else "Wan takes 4n+1 frames.", dataset__num_frames=kept)
-
-
-def _shrink(context: Context, given: Given) -> Answer:
-    """toolkit/dataloader_mixins.py: num_frames over the whole clip, whatever its length; else a random start."""
-    if not need_number(context.get("datasets.num_frames", 1, given.dataset)) > 1:
-        return not_needed("pictures have one frame.")
-    if truth(given.value):
-        return mapped(dataset__frame_sampling="even")
-    found = choice_of("dataset.frame_sampling", "random")
-    if found is not None:
-        return mapped(dataset__frame_sampling=found)
-    return changed(
-        "a random start there; here the whole clip in windows, one after another.", dataset__frame_sampling="chunk"
-    )
-
-
-def _fps(context: Context, given: Given) -> Answer:
-    if truth(context.get("datasets.shrink_video_to_frames", True, given.dataset)):
-        return not_needed("frames are spread over the whole clip, so that no rate counts (shrink_video_to_frames).")
-    return mapped(dataset__fps=float(need_number(given.value)))
-
-
-def _caption_ext(_context: Context, given: Given) -> Answer:
-    ending = str(given.value).strip()
-    return mapped(dataset__caption_extension=ending if ending.startswith(".") else f".{ending}")
-
-
-def _default_caption(_context: Context, given: Given) -> Answer:
-    return mapped(dataset__default_caption="" if given.value is None else str(given.value))
-
-
-def _trigger(_context: Context, given: Given) -> Answer:
-    return mapped(dataset__trigger_word="" if given.value is None else str(given.value))
-
-
-def _dropout(context: Context, given: Given) -> Answer:
-    """A dataset's there. Of the run here, where datasets have none of their own."""
-    found = float(need_number(given.value))
-    if exists("dataset.drop_captions"):
-        return mapped(dataset__drop_captions=found)
-    rates = {number(item.value) for item in context.given if item.key == given.key}
-    if len(rates) > 1:
-        return not_supported("all datasets of a run have one share of dropped captions here.")
-    return mapped(loop__caption_dropout=found)
-
-
-def _is_reg(_context: Context, given: Given) -> Answer:
-    place = "dataset.regularization"
-    if exists(place):
-        return mapped(dataset__regularization=truth(given.value))
-    return (
-        not_supported("there are no regularization datasets here.") if truth(given.value) else not_needed("it is off.")
-    )
-
-
-def _weight(_context: Context, given: Given) -> Answer:
-    return loss_weight(given.value, "weight of its own")
-
-
-def _network_weight(_context: Context, given: Given) -> Answer:
-    """It scales what the LoRA adds while this dataset is trained, which is no weight of the loss."""
-    return (
-        not_needed("it is 1.")
-        if number(given.value) == 1
-        else not_supported(
-            "a LoRA has one strength while it is trained; what a dataset counts is loss_multiplier there."
-        )
-    )
-
-
-def _repeats(_context: Context, given: Given) -> Answer:
-    return repeats(given.value)
-
-
-def _i2v(_context: Context, given: Given) -> Answer:
-    return mapped(conditioning="first frame") if truth(given.value) else mapped(conditioning="none")
 
 
 def _linear(_context: Context, given: Given) -> Answer:
@@ -381,22 +277,8 @@ def _ema(context: Context, given: Given) -> Answer:
 
 
 RULES: dict[str, Rule] = {
+    **DATASET_RULES,
     "job": _job,
-    "datasets.resolution": _resolution,
-    "datasets.buckets": _buckets,
-    "datasets.num_frames": _frames,
-    "datasets.shrink_video_to_frames": _shrink,
-    "datasets.fps": _fps,
-    "datasets.caption_ext": _caption_ext,
-    "datasets.default_caption": _default_caption,
-    "datasets.trigger_word": _trigger,
-    "trigger_word": _trigger,
-    "datasets.caption_dropout_rate": _dropout,
-    "datasets.is_reg": _is_reg,
-    "datasets.loss_multiplier": _weight,
-    "datasets.network_weight": _network_weight,
-    "datasets.num_repeats": _repeats,
-    "datasets.do_i2v": _i2v,
     "network.linear": _linear,
     "network.linear_alpha": _alpha,
     "network.alpha": _alpha,
@@ -435,59 +317,3 @@ RULES: dict[str, Rule] = {
     **{f"sample.{name}": _preview(name, is_number=True) for name in ("width", "height", "num_frames", "seed", "fps")},
     **{f"train.optimizer_params.{name}": to_number(f"optimizer.{name}") for name in ("weight_decay", "eps")},
 }
-
-REST: dict[str, Rule] = {
-    **needless("it is what is trained here.", "type", "model.arch", "train.train_unet", "train.noise_scheduler"),
-    **needless("each expert that you bring is trained.", "model.model_kwargs.train_high_noise",
-               "model.model_kwargs.train_low_noise"),
-    **needless("each expert has a run of its own, so that nothing is switched.", "train.switch_boundary_every"),
-    **needless(PLAN, "model.low_vram", "model.layer_offloading", "model.layer_offloading_text_encoder_percent",
-               "model.auto_memory", "model.block_compile", "model.compile_mode", "model.compile_fullgraph",
-               "model.compile_dynamic", "model.cache_size_limit", "model.split_model_over_gpus"),
-    **needless("the text encoder only encodes captions, before the training.", "model.quantize_te", "model.qtype_te",
-               "train.unload_text_encoder", "train.cache_text_embeddings", "train.text_encoder_lr"),
-    **needless(CACHES, "datasets.cache_latents", "datasets.cache_latents_to_disk", "datasets.cache_tensors_to_disk",
-               "datasets.cache_text_embeddings", "datasets.cache_clip_vision_to_disk", "datasets.cache_latents_num_workers",
-               "datasets.load_image_when_caching_latents"),
-    **needless(LOADING, "datasets.num_workers", "datasets.prefetch_factor", "datasets.fast_image_size"),
-    **needless(OWN_LOG, "logging.log_every", "logging.use_wandb", "logging.use_ui_logger", "logging.verbose",
-               "logging.project_name", "logging.run_name", "performance_log_every", "sqlite_db_path"),
-    **needless(NO_UPLOAD, "save.push_to_hub", "save.hf_repo_id", "save.hf_private"),
-    **needless(RESUMES, "train.start_step"),
-    **needless("the LoRAs go to lora.folder, runs and caches to work.", "training_folder"),
-    **needless("LoRAs are written in the form that ComfyUI reads.", "save.save_format"),
-    **needless("its metadata are written by themselves.", "meta.name", "meta.version"),
-    **needless("the sampler of previews fits the model.", "sample.sampler"),
-    **needless("one preview has one seed.", "sample.walk_seed"),
-    **needless("the first preview comes after that many steps.", "train.skip_first_sample", "train.force_first_sample",
-               "sample.sample_start_step"),
-    **needless("the model computes in bf16, and the LoRA in fp32.", "train.dtype", "model.dtype", "model.vae_dtype",
-               "model.te_dtype"),
-    **needless("it is for other models.", "train.bypass_guidance_embedding", "train.xformers", "train.sdp",
-               "datasets.type", "network.transformer_only", "network.conv", "network.conv_alpha", "network.lokr_full_rank",
-               "network.lokr_factor", "model.attn_masking", "datasets.do_audio", "datasets.audio_preserve_pitch",
-               "datasets.audio_normalize", "train.audio_loss_multiplier"),
-    **needless("the fastest kind of attention that is right is taken (memory.attention).", "train.attention_backend"),
-    **needless("each expert's LoRA is a file of its own, in any case.", "network.split_multistage_loras"),
-    **needless(ONE_PROCESS, "train.num_train_timesteps"),
-    **part_of("train.diff_output_preservation", "train.diff_output_preservation_multiplier",
-              "train.diff_output_preservation_class"),
-    **part_of("train.blank_prompt_preservation", "train.blank_prompt_preservation_multiplier"),
-    **part_of("datasets.mask_path", "datasets.mask_min_value", "datasets.invert_mask"),
-    **part_of("datasets.random_triggers", "datasets.random_triggers_max"),
-    **needless("buckets are multiples of 16 pixels.", "datasets.bucket_tolerance"),
-    **unsupported("what the model knows is not preserved by a loss of its own here.", "train.diff_output_preservation",
-                  "train.blank_prompt_preservation"),
-    **unsupported("the text encoder is not trained here.", "train.train_text_encoder"),
-    **unsupported("there is no such augmentation here.", "datasets.flip_x", "datasets.flip_y", "datasets.random_crop",
-                  "datasets.random_scale", "datasets.augments", "datasets.augmentations", "datasets.square_crop",
-                  "datasets.controls", "datasets.control_path"),
-    **unsupported("there are no masks here.", "datasets.mask_path", "datasets.alpha_mask", "datasets.poi"),
-    **unsupported("captions are used whole here.", "datasets.shuffle_tokens", "datasets.token_dropout_rate",
-                  "datasets.keep_tokens", "datasets.random_triggers", "datasets.use_short_captions",
-                  "datasets.replacements"),
-    **unsupported("a LoRA is put on whole parts of blocks here (adapter.targets).",
-                  "network.network_kwargs.ignore_if_contains", "model.ignore_if_contains", "model.only_if_contains"),
-    **unsupported("a LoRA of elsewhere is merged with Merge Stages afterwards.", "network.pretrained_lora_path",
-                  "model.lora_path", "model.assistant_lora_path", "model.inference_lora_path"),
-}  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import ConfigError
 from ..settings.stage import Stage
 from .answers import Given
-from .diffusion_pipe_rules import REST, RULES
+from .diffusion_pipe_rest import REST
+from .diffusion_pipe_rules import RULES
 from .families import FAMILIES, family_of, stage_of
 from .kinds import Kind
 from .reading import Reading, Training, leaves, number_in, with_defaults

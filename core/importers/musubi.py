@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from .answers import Given
 from .families import FAMILIES, family_of, stage_of
 from .kinds import Kind
-from .musubi_rules import REST, RULES
+from .musubi_rest import REST
+from .musubi_rules import RULES
 from .reading import Reading, Training, with_defaults
 from .shell import command_of, commands
 from .texts import Parsed

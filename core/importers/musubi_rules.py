@@ -1,31 +1,22 @@
 """What becomes of each option of musubi-tuner. Names that mean the same here stand in the declarations of core/settings."""
 
-import posixpath
 import re
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Given, Rule, changed, mapped, not_needed, not_supported
 from .common import (
     CACHES,
-    LOADING,
-    NO_UPLOAD,
-    ONE_PROCESS,
-    OWN_LOG,
-    RESUMES,
     betas,
     checkpoints_by_epoch,
     gradient_checkpointing,
     need_number,
-    needless,
     optimizer,
     schedule,
     to_number,
-    unsupported,
     window,
 )
-from .declared import choice_of, exists, frames, number, truth
+from .declared import choice_of, exists, number, truth
 from .families import stage_of
-from .sizes import size_of
-from .tables import VARIANTS, can_have_several
+from .musubi_data import DATASET_RULES
 
 _OPTIMIZERS = {
     "adamw8bit": ("adamw8bit",),
@@ -36,119 +27,6 @@ _OPTIMIZERS = {
     "schedulefree.adamwschedulefree": ("schedule_free", "adamw_schedulefree"),
     "adamwschedulefree": ("schedule_free", "adamw_schedulefree"),
 }
-
-
-def _is_video(context: Context, dataset: int | None) -> bool:
-    return any(context.has(key, dataset) for key in ("video_directory", "video_jsonl_file"))
-
-
-def _resolution(_context: Context, given: Given) -> Answer:
-    (width, height), why = size_of(given.value)
-    return either(why, dataset__width=width, dataset__height=height)
-
-
-def _folder(context: Context, given: Given) -> Answer:
-    path = str(given.value)
-    if given.key == "image_directory" and not context.has("target_frames", given.dataset):
-        return mapped(dataset__folder=path, dataset__num_frames=1)
-    return mapped(dataset__folder=path)
-
-
-def _list_file(_context: Context, given: Given) -> Answer:
-    """A list of files and captions: the folder is that of the list."""
-    path = str(given.value).replace("\\", "/")
-    if exists("dataset.metadata_file") and (source := choice_of("dataset.caption_source", "metadata")):
-        return changed(
-            "the files that it names must lie in its folder, or below.",
-            dataset__folder=posixpath.dirname(path) or ".",
-            dataset__caption_source=source,
-            dataset__metadata_file=path,
-        )
-    return not_supported(
-        "a dataset is a folder here: put the files of the list into one, each with its caption in a text file of the same name."
-    )
-
-
-def _list(_context: Context, given: Given) -> Answer:
-    """The lines of a list of files: the folder, where they have one."""
-    if len(given.value) != 1 or not given.value[0]:
-        return not_supported("its files lie in several folders: put them into one, with their captions.")
-    if choice_of("dataset.caption_source", "metadata"):
-        return changed("the list must lie in that folder.", dataset__folder=given.value[0])
-    return changed("each file needs its caption in a text file of the same name.", dataset__folder=given.value[0])
-
-
-def _buckets(context: Context, given: Given) -> Answer:
-    # dataset/image_video_dataset.py: the video dataset's caching always makes buckets, whatever this says.
-    if given.dataset is not None and _is_video(context, given.dataset):
-        return changed("musubi-tuner sorts clips into buckets whatever it says.", dataset__aspect_buckets=True)
-    return mapped(dataset__aspect_buckets=truth(given.value))
-
-
-def _frames(context: Context, given: Given) -> Answer:
-    """target_frames: each clip once for each of them, and clips that are shorter are dropped without a word."""
-    values = given.value if isinstance(given.value, list) else [given.value]
-    counts = [need_number(value, is_whole=True) for value in values]
-    if str(context.get("frame_extraction", "head", given.dataset)) == "full":
-        return not_needed("frame_extraction full takes the whole clip.")
-    kept = list(dict.fromkeys(frames(count) for count in counts))
-    why = "Wan takes 4n+1 frames." if kept != counts else ""
-    short = {"short_clips": "skip"}
-    if len(kept) == 1:
-        return either(why, dataset__num_frames=kept[0], dataset__short_clips="skip")
-    if can_have_several():
-        variants = [{"num_frames": count, **short} for count in kept]
-        return Answer("changed", {VARIANTS: variants}, f"it is a dataset for each number of frames. {why}".strip())
-    most = max(kept)
-    return changed(
-        f"a dataset has one number of frames here: the most are taken, {most}.",
-        dataset__num_frames=most,
-        dataset__short_clips="skip",
-    )
-
-
-def _extraction(context: Context, given: Given) -> Answer:
-    word = str(given.value)
-    if word == "uniform":
-        count = need_number(context.get("frame_sample", 1, given.dataset), is_whole=True)
-        if count <= 1:  # dataset/datasources.py: uniform with one sample is head
-            return changed("uniform with one window is the first frames.", dataset__frame_sampling="head")
-    found = choice_of("dataset.frame_sampling", word)
-    return not_supported(f"there is no {word} here.") if found is None else mapped(dataset__frame_sampling=found)
-
-
-def _stride(context: Context, given: Given) -> Answer:
-    if context.get("frame_extraction", "head", given.dataset) != "slide":
-        return not_needed("frame_extraction is not slide.")
-    return mapped(dataset__slide_stride=need_number(given.value, is_whole=True))
-
-
-def _sample(context: Context, given: Given) -> Answer:
-    if context.get("frame_extraction", "head", given.dataset) != "uniform":
-        return not_needed("frame_extraction is not uniform.")
-    return mapped(dataset__windows_per_clip=need_number(given.value, is_whole=True))
-
-
-def _fps(context: Context, _given: Given) -> Answer:
-    return changed(
-        f"the rate of each clip is read from it, and brought to {context.facts.get('fps', 16):g} frames a second so that motion"
-        " keeps its speed."
-    )
-
-
-def _max_frames(context: Context, given: Given) -> Answer:
-    if context.get("frame_extraction", "head", given.dataset) != "full":
-        return not_needed("frame_extraction is not full.")
-    return not_supported("full takes the whole clip here, of whatever length: cut longer clips.")
-
-
-def _batch_size(context: Context, given: Given) -> Answer:
-    """batch_size is a dataset's there, and the run's here."""
-    found = need_number(given.value, is_whole=True)
-    sizes = {item.value for item in context.given if item.key == "batch_size" and item.file}
-    if len(sizes) > 1 and given.value != max(sizes, key=lambda size: number(size) or 0):
-        return not_supported("all datasets of a run have one batch_size here: the largest is taken.")
-    return mapped(loop__batch_size=found)
 
 
 def _dit(context: Context, given: Given) -> Answer:
@@ -226,14 +104,6 @@ def _weighting(_context: Context, given: Given) -> Answer:
         return not_needed("it gives every noise level the same weight.")
     found = choice_of("loss.weighting", word)
     return not_supported(f"there is no weighting {word} here.") if found is None else mapped(loss__weighting=found)
-
-
-def _law(context: Context, given: Given) -> Answer:
-    """Constants of laws of noise levels that hardly anybody uses for Wan."""
-    is_used = str(context.get("timestep_sampling")).startswith(("sigma", "logsnr", "qinglong"))
-    if given.key == "mode_scale":
-        is_used = context.get("weighting_scheme") == "mode"
-    return not_supported("it has no constant of its own here.") if is_used else not_needed("its law is not used.")
 
 
 def _window(context: Context, given: Given) -> Answer:
@@ -338,20 +208,7 @@ def _i2v(_context: Context, given: Given) -> Answer:
 
 
 RULES: dict[str, Rule] = {
-    "resolution": _resolution,
-    "image_directory": _folder,
-    "video_directory": _folder,
-    "image_jsonl_file": _list_file,
-    "video_jsonl_file": _list_file,
-    "list": _list,
-    "enable_bucket": _buckets,
-    "target_frames": _frames,
-    "frame_extraction": _extraction,
-    "frame_stride": _stride,
-    "frame_sample": _sample,
-    "max_frames": _max_frames,
-    "source_fps": _fps,
-    "batch_size": _batch_size,
+    **DATASET_RULES,
     "dit": _dit,
     "dit_high_noise": _dit,
     "task": _task,
@@ -382,46 +239,3 @@ RULES: dict[str, Rule] = {
     **{f"optimizer_args.{name}": to_number(f"optimizer.{name}") for name in ("weight_decay", "eps")},
     **dict.fromkeys(("cache.vae", "cache.t5", "cache.clip"), _cached),
 }
-
-# Where neither a rule nor a declaration knows an option.
-REST: dict[str, Rule] = {
-    **needless(CACHES, "cache_directory", "cache.dataset_config", "cache.skip_existing", "cache.batch_size",
-               "cache.keep_cache", "cache.num_workers", "cache.device", "cache.vae_cache_cpu", "cache.vae_dtype",
-               "cache.i2v", "cache.fp8_t5", "cache.debug_mode", "cache.one_frame", "cache.disable_cudnn_backend",
-               "vae_cache_cpu", "fp8_t5", "vae_dtype"),
-    **needless("its options are those of the dataset, if you bring the file too.", "dataset_config"),
-    **needless("its options are read, if you bring the file too.", "config_file"),
-    **needless(LOADING, "max_data_loader_n_workers", "persistent_data_loader_workers", "disable_numpy_memmap"),
-    **needless(ONE_PROCESS, "ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph",
-               *(f"accelerate.{name}" for name in ("num_cpu_threads_per_process", "num_processes", "num_machines",
-                 "mixed_precision", "dynamo_backend", "gpu_ids", "main_process_port", "machine_rank", "config_file",
-                 "multi_gpu", "m"))),
-    **needless(OWN_LOG, "logging_dir", "log_with", "log_prefix", "log_tracker_name", "wandb_run_name",
-               "log_tracker_config", "wandb_api_key", "log_config"),
-    **needless(NO_UPLOAD, "huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token",
-               "huggingface_repo_visibility", "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
-    **needless(RESUMES, "save_state", "save_state_on_train_end", "resume", "save_last_n_epochs_state",
-               "save_last_n_steps_state"),
-    **needless("it belongs to --compile.", "compile_backend", "compile_mode", "compile_dynamic", "compile_fullgraph",
-               "compile_cache_size_limit", "dynamo_mode", "dynamo_fullgraph", "dynamo_dynamic"),
-    **needless("blocks are copied to the GPU alone, ahead of need, as it asks for.", "block_swap_h2d_only",
-               "block_swap_ring_size"),
-    **needless("each expert has a run of its own, and the other is not in memory.", "offload_inactive_dit"),
-    **needless("the LoRA's title is its name.", "metadata_title"),
-    **needless("the metadata tell what was trained, in the form that ComfyUI and its managers read.", "metadata_reso",
-               "metadata_arch", "no_metadata"),
-    **needless("it is for other models.", "guidance_scale", "img_in_txt_in_offloading", "one_frame"),
-    **dict.fromkeys(("logit_mean", "logit_std", "mode_scale"), _law),
-    **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
-    **unsupported("checkpoints are not made for their own sake here: the newest are kept (loop.keep_last).",
-                  "save_last_n_epochs"),
-    **unsupported("only training goes on from here: a LoRA of elsewhere is merged with Merge Stages afterwards.",
-                  "network_weights", "dim_from_weights", "base_weights", "base_weights_multiplier"),
-    **unsupported("previews are counted in steps here (previews.every).", "sample_every_n_epochs"),
-    **unsupported("the first preview is made after that many steps.", "sample_at_first"),
-    **unsupported("a dataset has no control clips here.", "control_directory", "multiple_target", "no_resize_control",
-                  "control_resolution"),
-    **unsupported("the LoRA's metadata hold no such text here; Merge Stages takes a description.", "metadata_description",
-                  "metadata_license", "metadata_tags", "training_comment"),
-    **unsupported("the model is built as its file says.", "force_v2_1_time_embedding"),
-}  # fmt: skip

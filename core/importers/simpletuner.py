@@ -16,7 +16,8 @@ from .families import FAMILIES, family_of
 from .kinds import Kind
 from .reading import Reading, Training, leaves, with_defaults
 from .shell import command_of, commands
-from .simpletuner_rules import REST, RULES
+from .simpletuner_rest import REST
+from .simpletuner_rules import RULES
 from .texts import Parsed
 
 __all__ = ["REST", "RULES", "read"]
