@@ -1,6 +1,7 @@
 """Options by the names that other trainers have for them, from the declarations in core/settings."""
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -105,14 +106,16 @@ def _bare(word: str) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A number, also one that is written as a text (YAML reads 1e-4 as one); None for anything else."""
+    """A finite number, also one that is written as a text (YAML reads 1e-4 as one); None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return value
+        return value if isinstance(value, int) or math.isfinite(value) else None
     try:
         found = float(str(value))
     except ValueError:
+        return None
+    if not math.isfinite(found):
         return None
     return int(found) if found.is_integer() and re.fullmatch(r"[+-]?\d{1,18}", str(value).strip()) else found
 
