@@ -66,6 +66,6 @@ REST: dict[str, Rule] = {
                   "datasets.replacements"),
     **unsupported("a LoRA is put on whole parts of blocks here (adapter.targets).",
                   "network.network_kwargs.ignore_if_contains", "model.ignore_if_contains", "model.only_if_contains"),
-    **unsupported("a LoRA of elsewhere is merged with Merge Stages afterwards.", "network.pretrained_lora_path",
+    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "network.pretrained_lora_path",
                   "model.lora_path", "model.assistant_lora_path", "model.inference_lora_path"),
 }  # fmt: skip

@@ -15,7 +15,7 @@ LOADING = "latents and captions are read ahead from the cache."
 CACHES = "the caches lie in the folder 'work', and are found by the content of your files."
 NO_UPLOAD = "nothing is uploaded here."
 OWN_LOG = "every run keeps its own log, which the node draws as a curve."
-RESUMES = "the same command, or the queue again, goes on from the newest checkpoint by itself."
+RESUMES = "a run that is started again goes on from its newest checkpoint by itself."
 NOT_DELETED = "your files are never deleted."
 
 

@@ -33,7 +33,7 @@ REST: dict[str, Rule] = {
     **unsupported("there are no control clips here.", "control_path"),
     **unsupported("sizes are made of your files' aspect ratios.", "size_buckets"),
     **unsupported("the learning rate follows the schedule.", "force_constant_lr"),
-    **unsupported("a LoRA of elsewhere is merged with Merge Stages afterwards.", "adapter.init_from_existing",
+    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "adapter.init_from_existing",
                   "adapter.fuse_adapters"),
     **unsupported("checkpoints are counted in steps here (loop.checkpoint_every).", "save_every_n_examples"),
     **unsupported("the shift does not follow the size here.", "model.flux_shift"),

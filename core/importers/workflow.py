@@ -77,8 +77,8 @@ class _Maker:
         if found:
             return found[0]
         self.notes.append(
-            f"Put the files of {source.folder} into the folder {name} in ComfyUI's input folder, press R, and choose it in"
-            " Dataset from Folder."
+            f"Put the files of {source.folder} into the folder {name} in ComfyUI's input folder, refresh the page's"
+            " lists, and choose it in Dataset from Folder."
         )
         return f"input/{name}"
 
@@ -103,9 +103,7 @@ class _Maker:
         for wanted in (name, otherwise):
             if wanted.lower() in by_name:
                 return by_name[wanted.lower()]
-        self.notes.append(
-            f"Put {otherwise} into ComfyUI's models/{kind} and press R, or choose the file that you have."
-        )
+        self.notes.append(f"Put {otherwise} into ComfyUI's models/{kind}, or choose the file that you have.")
         return otherwise
 
     def _stages(self) -> None:
@@ -127,7 +125,7 @@ class _Maker:
             if settings.previews.every:
                 self.graph.link(self.graph.of_type("VAELoader")[0], 0, run, "vae")
             if settings.precision == "ara":
-                self.notes.append("Choose the accuracy recovery adapter in Load Wan DiT (recovery_adapter).")
+                self.notes.append("Choose the accuracy recovery adapter (recovery_adapter) for each model.")
 
     def _fill(self, node: Json, kind: str, groups: Mapping[str, Options]) -> None:
         """The values of options in the widgets of a node."""
@@ -176,7 +174,7 @@ class _Maker:
         for stage in ("high", "low", "single"):
             if own := getattr(recipe.lora, stage):
                 ending = "" if stage == "single" else f"_{stage}_noise"
-                self.notes.append(f"Merge Stages writes {recipe.name}{ending}, where your setup has {own}.")
+                self.notes.append(f"The file will be {recipe.name}{ending}, where your setup has {own}.")
         (preview,) = self.graph.of_type("PreviewLoRA")
         for name, value in self.imported.preview.items():
             if name in widget_names(preview):

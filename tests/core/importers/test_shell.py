@@ -51,5 +51,5 @@ def test_the_launchers_options_are_apart():
 
 
 def test_open_quotes_are_told():
-    with pytest.raises(ConfigError, match="train.sh: the command 'python"):
+    with pytest.raises(ConfigError, match=r"train\.sh: the command 'python"):
         commands("train.sh", 'python train.py --a "1\n')

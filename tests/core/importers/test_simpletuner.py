@@ -153,7 +153,7 @@ def test_what_routes_tokens_is_told():
 def test_other_models_are_refused():
     with pytest.raises(ConfigError, match="the configuration trains flux"):
         bring(model_family="flux")
-    with pytest.raises(ConfigError, match="no model like vace-14b-2.1"):
+    with pytest.raises(ConfigError, match=r"no model like vace-14b-2\.1"):
         bring(model_flavour="vace-14b-2.1")
 
 

@@ -57,7 +57,7 @@ def test_yaml_that_holds_itself_is_refused():
 
 @pytest.mark.parametrize(("name", "text"), [("a.json", "[" * 5000), ("a.json", '{"a":' * 50 + "1" + "}" * 50)])
 def test_deep_files_are_refused(name, text):
-    with pytest.raises(ConfigError, match="not valid JSON|levels of tables|tables inside each other"):
+    with pytest.raises(ConfigError, match=r"not valid JSON|levels of tables|tables inside each other"):
         parse(Source(name, text))
 
 
