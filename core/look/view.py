@@ -146,8 +146,11 @@ def exact_frame(sample: Sample, number: int) -> bytes:
     """Frame `number` of a sample in its bucket's full size, as WebP. DatasetError if it has none, or can't be read."""
     if not 0 <= number < len(sample.frame_indices):
         raise DatasetError(f"{sample.name} has {len(sample.frame_indices)} frames, and no frame {number}.")
-    frames = read_frames(replace(sample, frame_indices=(sample.frame_indices[number],)))
-    return webp(Image.fromarray(frames[0].numpy()), _FRAME_QUALITY)
+    if sample.follows_motion:  # of all of its frames
+        frame = read_frames(sample)[number]
+    else:
+        frame = read_frames(replace(sample, frame_indices=(sample.frame_indices[number],)))[0]
+    return webp(Image.fromarray(frame.numpy()), _FRAME_QUALITY)
 
 
 def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
@@ -158,7 +161,8 @@ def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
         raise DatasetError(f"{file.name} has {file.num_frames} frames, and no frame {start}.")
     scale = min(1.0, _SOURCE_SIDE / max(file.width, file.height))
     width, height = max(1, round(file.width * scale)), max(1, round(file.height * scale))
-    frames = read_frames(replace(sample, frame_indices=indices, width=width, height=height))
+    whole = Sample(file=file, frame_indices=indices, width=width, height=height)  # neither cut nor flipped
+    frames = read_frames(whole)
     picture, strip = make_strip(frames.numpy(), _SOURCE_SIDE)
     return picture, to_dict(strip)
 
@@ -173,6 +177,9 @@ def _treatment(sample: Sample) -> str:
     treatment = sample.treatment
     told = ["keeps what the model knows"] if treatment.is_regularization else []
     told += [f"its loss counts {treatment.loss_weight:g}"] if treatment.loss_weight != 1 else []
+    if sample.mask is not None:
+        by = sample.mask.file.name if sample.mask.file else "its own transparency"
+        told.append(f"its loss is masked by {by}")
     dropped = treatment.caption_dropout
     told += [f"trained without its caption {dropped:.0%} of the time"] if dropped is not None else []
     return ", ".join(told)

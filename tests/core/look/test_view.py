@@ -157,6 +157,21 @@ def test_the_exact_frame_is_what_training_reads(dataset, tmp_path):
         exact_frame(sample, 17)
 
 
+def test_the_exact_frame_of_a_cut_that_follows_motion_is_that_of_the_whole_sample(tmp_path):
+    wide = np.full((9, 96, 288, 3), 90, np.uint8)
+    for index in range(9):
+        wide[index, 20 + index : 60 + index, 220:260] = 250  # it moves at the right
+    folder = tmp_path / "set"
+    write(folder, "a.mp4", wide, "a")
+    options = DatasetOptions(width=96, height=96, num_frames=9, crop="motion", aspect_buckets=False)
+    (sample,) = scan_folder(folder, options).samples
+    assert sample.follows_motion
+    (tmp_path / "frame.webp").write_bytes(exact_frame(sample, 4))
+    shown = np.asarray(Image.open(tmp_path / "frame.webp").convert("RGB")).astype(int)
+    assert np.abs(shown - read_frames(sample)[4].numpy()).mean() < 4
+    assert source_strip(sample, 0)[1]["width"] == 288  # the file as it is
+
+
 def test_source_frames_are_all_of_the_file_also_those_outside_the_points(tmp_path):
     folder = tmp_path / "set"
     path = write(folder, "a.mp4", moving(frames=41), "a")
