@@ -71,4 +71,6 @@ METHOD = OptimizerMethod(
     build=_build,
     state_bytes=4,
     state={"exp_avg": torch.float32},
+    skips_bad_steps=True,
+    uses=("beta1", "beta2"),
 )

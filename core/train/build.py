@@ -55,6 +55,7 @@ def build_job(
         memory=settings.memory,
         previews=settings.previews,
         loss=settings.loss,
+        ema=settings.ema,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,

@@ -64,7 +64,7 @@ class OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Without the constants, which stay those of now."""
-        load_optimizer(self._optimizer, state)
+        load_optimizer(self._optimizer, state, group_state=self._method.group_state)
 
 
 def stateful_parts(
