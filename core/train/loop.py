@@ -6,6 +6,7 @@ not finite is kept from the weights on the device itself.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Protocol, TypeVar
@@ -217,6 +218,7 @@ class Trainer:
         self.attempt: Attempt = attempt_once
         self.objective: Objective = objective_of(job)
         self.after_update: list[AfterUpdate] = []
+        self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
             model,
             without_adapter=partial(without_adapter, model),

@@ -107,7 +107,8 @@ class _Kept:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._device = _parameters(optimizer)[0].device
-        self._known, self._counts, self._groups = set(optimizer.state), self._count(), _numbers_of_groups(optimizer)
+        self._known = {parameter for parameter, state in optimizer.state.items() if state}
+        self._counts, self._groups = self._count(), _numbers_of_groups(optimizer)
         # Each once: bitsandbytes has one table of its codes in the state of every parameter.
         once = {tensor.data_ptr(): (place, tensor) for place, tensor in self._on_device().items()}
         self._places = [place for place, _ in once.values()]

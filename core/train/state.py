@@ -11,6 +11,7 @@ from ..optimizers import OptimizerMethod
 from .optimizers import check_optimizer_state, load_optimizer
 
 ADAPTER = "adapter"  # lies in a file of its own, which LoRA tools can read
+EMA = "ema"
 
 
 class Stateful(Protocol):
