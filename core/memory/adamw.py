@@ -27,7 +27,6 @@ _Trained = tuple[Tensor, Tensor, Tensor]  # a parameter and its two moments
 class _Page:
     """Consecutive parameters, and their moments [2, N] fp32 in main memory."""
 
-    group: int  # of the optimizer, that they belong to
     parameters: list[Tensor]
     buffer: HostBuffer  # whose end unpins the memory
     moments: Tensor
@@ -132,7 +131,9 @@ class _Offloaded:
         """Takes over the moments in `state`, or begins with zeros where there are none."""
         parameters = _parameters(groups)
         self._device = parameters[0].device
-        self._pages = [_make_page(i, part) for i, group in enumerate(groups) for part in _parts(group["params"])]
+        parts = [(index, part) for index, group in enumerate(groups) for part in _parts(group["params"])]
+        self._pages = [_make_page(part) for _, part in parts]
+        self._groups = [index for index, _ in parts]  # of each page
         most = max(page.moments.shape[1] for page in self._pages)
         number = min(NUM_SLOTS, len(self._pages))
         self._slots = [torch.empty(2, most, device=self._device) for _ in range(number)]
@@ -158,7 +159,7 @@ class _Offloaded:
             if index + 1 < len(self._pages):
                 arrived = self._fetch(index + 1)
             slot = index % len(self._slots)
-            update(self._visits[index], page.group)
+            update(self._visits[index], self._groups[index])
             on_device = self._slots[slot][:, : page.moments.shape[1]]
             self._left[slot] = self._leaving.copy(page.moments, on_device, self._leaving.mark())
 
@@ -204,7 +205,7 @@ def _parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     yield part
 
 
-def _make_page(group: int, parameters: list[Tensor]) -> _Page:
+def _make_page(parameters: list[Tensor]) -> _Page:
     number = sum(parameter.numel() for parameter in parameters)
     buffer = HostBuffer(8 * number, pinned=parameters[0].device.type == "cuda")
-    return _Page(group, parameters, buffer, buffer.bytes.view(torch.float32).view(2, number))
+    return _Page(parameters, buffer, buffer.bytes.view(torch.float32).view(2, number))

@@ -41,6 +41,7 @@ class OptimizerMethod:
     averages: bool | Callable[[OptimizerOptions], bool] = False
     packages: tuple[str, ...] = ()  # needed beside PyTorch, as `core.packages` knows them
     uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
+    arguments: tuple[str, ...] = ()  # names that it takes in `optimizer_args`, where that is among `uses`
     problem: Callable[[OptimizerOptions], str] = _no_problem  # why it can't be used so: a sentence, "" if it can
     advice: Callable[[OptimizerOptions], str] = _no_problem  # what is unusual about the options: a sentence, or ""
 

@@ -49,9 +49,6 @@ class Arguments:
 
     rules: Mapping[str, Rule]
 
-    def __str__(self) -> str:
-        return ", ".join(self.rules)
-
     def given(self, options: OptimizerOptions) -> dict[str, Any]:
         """Those of `options`; ConfigError for others, and for values that are out of range."""
         found = read_arguments(options.args, self.rules, f"the optimizer {options.name}")

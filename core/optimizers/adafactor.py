@@ -34,8 +34,7 @@ def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
 
 
 METHOD = OptimizerMethod(
-    help="hardly any state: a number for each row and column; learning_rate as for adamw or a few times it;"
-    f" optimizer_args: {_ARGUMENTS}",
+    help="hardly any state: a number for each row and column; learning_rate as for adamw or a few times it",
     build=_build,
     state_bytes=0,
     edge_bytes=4,
@@ -43,5 +42,6 @@ METHOD = OptimizerMethod(
     more_state=None,  # rows and columns of a matrix, all of a vector
     packages=("transformers",),
     uses=("args",),
+    arguments=tuple(_ARGUMENTS.rules),
     problem=_ARGUMENTS.problem,
 )

@@ -15,12 +15,13 @@ def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
 
 
 METHOD = OptimizerMethod(
-    help=f"ademamix with its state in 8 bits; needs the package bitsandbytes; optimizer_args: {ARGUMENTS}",
+    help="ademamix with its state in 8 bits; needs the package bitsandbytes",
     build=_build,
     state_bytes=3,  # two means and the mean square
     state={"state2": None},
     more_state=None,  # state1, which is both means, and what bitsandbytes keeps of the quantization
     packages=("bitsandbytes",),
     uses=("beta1", "beta2", "eps", "args"),
+    arguments=tuple(ARGUMENTS.rules),
     problem=ARGUMENTS.problem,
 )

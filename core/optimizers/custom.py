@@ -19,7 +19,7 @@ from ..settings.optimizer import OptimizerOptions
 from . import OptimizerMethod
 from ._arguments import arguments_of, read_arguments
 
-ALLOWED = "WAN_TRAIN_OPTIMIZERS"  # packages whose optimizers may be used on this machine, with commas between
+ALLOWED = "WANTRAIN_OPTIMIZERS"  # packages whose optimizers may be used on this machine, with commas between
 _OF_TORCH = "torch.optim."
 _OF_OPTIONS = ("lr", "weight_decay")  # which have options of their own
 _TRIAL_SHAPES = ((8, 64), (64, 8))  # of a LoRA's A and B

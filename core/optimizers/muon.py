@@ -44,11 +44,11 @@ def _problem(options: OptimizerOptions) -> str:
 
 
 METHOD = OptimizerMethod(
-    help="makes all directions of A, and of B, learn at one pace; adamw's learning_rate, and beta1 0.95; needs PyTorch 2.9;"
-    f" optimizer_args: {_ARGUMENTS}",
+    help="makes all directions of A, and of B, learn at one pace; adamw's learning_rate, and beta1 0.95; needs PyTorch 2.9",
     build=_build,
     state_bytes=4,
     state={"momentum_buffer": torch.float32},
     uses=("beta1", "args"),
+    arguments=tuple(_ARGUMENTS.rules),
     problem=_problem,
 )

@@ -53,8 +53,7 @@ def _advice(options: OptimizerOptions) -> str:
 
 
 METHOD = OptimizerMethod(
-    help="adamw that finds its learning rate: set learning_rate to 1; needs the package prodigyopt;"
-    f" optimizer_args: {_ARGUMENTS}",
+    help="adamw that finds its learning rate: set learning_rate to 1; needs the package prodigyopt;",
     build=_build,
     state_bytes=16,  # a matrix that is 0 at the start, such as B, takes 12
     update_bytes=4,
@@ -65,6 +64,7 @@ METHOD = OptimizerMethod(
     is_one_rate=True,
     packages=("prodigyopt",),
     uses=("beta1", "beta2", "eps", "args"),
+    arguments=tuple(_ARGUMENTS.rules),
     problem=_ARGUMENTS.problem,
     advice=_advice,
 )

@@ -18,7 +18,7 @@ _ARGUMENTS = Arguments(
 
 def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
     try:
-        from schedulefree import AdamWScheduleFree
+        from schedulefree.adamw_schedulefree import AdamWScheduleFree
     except Exception as error:  # one that does not fit its torch raises anything
         raise unusable("schedulefree", error) from error
     optimizer = AdamWScheduleFree(
@@ -41,7 +41,7 @@ def _problem(options: OptimizerOptions) -> str:
 
 METHOD = OptimizerMethod(
     help="adamw that averages its weights in place of a falling schedule; leave lr_schedule constant, and use warmup_steps;"
-    f" needs the package schedulefree; optimizer_args: {_ARGUMENTS}",
+    " needs the package schedulefree",
     build=_build,
     state_bytes=8,
     update_bytes=4,
@@ -50,5 +50,6 @@ METHOD = OptimizerMethod(
     averages=True,
     packages=("schedulefree",),
     uses=("beta1", "beta2", "eps", "args"),
+    arguments=tuple(_ARGUMENTS.rules),
     problem=_problem,
 )

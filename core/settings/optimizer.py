@@ -113,7 +113,7 @@ class OptimizerOptions(Options, group="optimizer"):
     args: str = option(
         "",
         help="Further arguments of the optimizer, as name=value with commas between.",
-        more="Such as d_coef=2, safeguard_warmup=True for prodigy. The help of optimizer names those that there are.",
+        more="Such as d_coef=2, safeguard_warmup=True for prodigy. The help page names those of each.",
         born=2,
         at_birth="",
         widget=Widget(TRAIN, "optimizer_args", 57),
@@ -125,7 +125,7 @@ class OptimizerOptions(Options, group="optimizer"):
         "",
         help="For optimizer custom: which class of which installed package, as package.module.Class.",
         more="Classes of torch.optim can be used at once. Any other runs code of that package, so its name has to stand in"
-        " the environment variable WAN_TRAIN_OPTIMIZERS of this machine.",
+        " the environment variable WANTRAIN_OPTIMIZERS of this machine.",
         born=2,
         at_birth="",
         widget=Widget(TRAIN, "optimizer_class", 58),
