@@ -21,6 +21,7 @@ COMMANDS = {
     "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled",
+    "average": "average the checkpoints of a run into one LoRA",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",
     "link": "make the installed node pack known to a ComfyUI",

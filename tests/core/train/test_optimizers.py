@@ -1,12 +1,26 @@
 """The update: torch's fused kernels against its plain ones, bad gradients, and states that go from one to the other."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from wan_train.core.optimizers import OPTIMIZERS
+from wan_train.core.plan.planning import trained_by
+from wan_train.core.plan.sizes import optimizer_bytes
 from wan_train.core.settings.optimizer import OptimizerOptions
-from wan_train.core.train.optimizers import build_optimizer, check_optimizer_state, load_optimizer, update_if
+from wan_train.core.settings.option import without_effect
+from wan_train.core.train.optimizers import (
+    build_optimizer,
+    check_optimizer_state,
+    clip_gradients,
+    load_optimizer,
+    set_learning_rate,
+    update_if,
+)
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.train.helpers import make_trainer
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 OPTIONS = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)
@@ -176,3 +190,115 @@ def test_a_state_of_plain_kernels_goes_on_in_fused_ones():
     advance(ours, optimizer, range(3, 6))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def with_lora_plus(parameters, name="adamw", ratio=4.0):
+    options = replace(options_of(name), lora_plus=ratio)
+    optimizer = build_optimizer(parameters, options, ups=parameters[1:])
+    set_learning_rate(optimizer, 1e-2)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS.names if not OPTIMIZERS.get(name).is_one_rate])
+def test_lora_plus_gives_b_a_multiple_of_the_learning_rate(name):
+    """A is trained as without it, B as with a learning rate so many times as large."""
+    for package in OPTIMIZERS.get(name).packages:
+        pytest.importorskip(package)
+    ours, plain, fast = make_parameters(), make_parameters(), make_parameters()
+    optimizers = with_lora_plus(ours, name), build_any(name, plain), build_any(name, fast)
+    set_learning_rate(optimizers[2], 4e-2)
+    for parameters, optimizer in zip((ours, plain, fast), optimizers, strict=True):
+        advance(parameters, optimizer, range(3))
+    assert torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[1], fast[1])
+    assert not torch.equal(ours[1], plain[1])
+
+
+def test_lora_plus_of_1_leaves_one_group():
+    assert len(with_lora_plus(make_parameters(), ratio=1.0).param_groups) == 1
+
+
+def test_with_lora_plus_moments_may_wait_in_main_memory_and_come_back():
+    here, away = make_parameters(), make_parameters()
+    one, other = with_lora_plus(here), with_lora_plus(away)
+    advance(here, one, range(2))
+    other.offload(True)
+    advance(away, other, range(2))
+    state = copy.deepcopy(other.state_dict())
+    check_optimizer_state(OPTIMIZERS.get("adamw"), other, state)
+    load_optimizer(other, state)
+    advance(here, one, [2])
+    advance(away, other, [2])
+    other.offload(False)
+    advance(here, one, [3])
+    advance(away, other, [3])
+    assert all(torch.equal(a, b) for a, b in zip(here, away, strict=True))
+    assert [group["lr"] for group in other.param_groups] == [1e-2, 4e-2]
+
+
+def clipped(**options):
+    parameters = make_parameters()
+    set_gradients(parameters, 0)
+    before = [parameter.grad.clone() for parameter in parameters]
+    norm = clip_gradients(parameters, OptimizerOptions(**options))
+    assert norm.item() == pytest.approx(torch.cat([gradient.flatten() for gradient in before]).norm().item(), rel=1e-5)
+    return before, [parameter.grad for parameter in parameters], norm.item()
+
+
+def test_clipping_by_norm_shortens_all_alike():
+    before, after, norm = clipped(max_grad_norm=2.0)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(b, a * 2.0 / norm)
+
+
+def test_clipping_by_value_cuts_each_number_alone():
+    before, after, _ = clipped(max_grad_norm=0.5, clip_by="value")
+    assert all(torch.equal(b, a.clamp(-0.5, 0.5)) for a, b in zip(before, after, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("clip_by", ["norm", "value"])
+def test_clipping_that_is_off_changes_nothing(clip_by):
+    before, after, _ = clipped(max_grad_norm=0.0, clip_by=clip_by)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    told = without_effect(OptimizerOptions(max_grad_norm=0.0, clip_by="value"))
+    assert told == ["grad_clip_method has no effect with max_grad_norm 0.0."]
+
+
+def test_a_gradient_that_is_not_finite_is_seen_whatever_clips_it():
+    parameters = make_parameters()
+    set_gradients(parameters, 0)
+    parameters[0].grad[0, 0] = float("inf")
+    assert not clip_gradients(parameters, OptimizerOptions(max_grad_norm=1.0, clip_by="value")).isfinite()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_what_a_method_says_of_bad_steps_is_so(name):
+    """It is what the planner counts copies by."""
+    method, optimizer = OPTIMIZERS.get(name), build_any(name, make_parameters())
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    assert method.skips_bad_steps == (is_fused or getattr(optimizer, "skips_bad_steps", False))
+    assert method.waits == optimizer.waits
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_the_planner_counts_the_state_of_a_whole_lora(name, job):
+    """Row and column numbers too, and B as it is at the start."""
+    for package in OPTIMIZERS.get(name).packages:
+        pytest.importorskip(package)
+    job = replace(job, optimizer=options_of(name))
+    trainer = make_trainer(job)
+    for step in range(2):
+        trainer.train_step().read()
+        assert trainer.step == step + 1
+    states = [(key, value) for state in trainer.optimizer.state.values() for key, value in state.items()]
+    found = sum(
+        v.nbytes for key, v in states if isinstance(v, torch.Tensor) and v.ndim and key[:4] not in ("qmap", "absm")
+    )
+    counted = optimizer_bytes(inspect(Path(job.model.path)).config, trained_by(job))
+    if name.endswith("8bit"):  # what is small is kept in fp32
+        assert counted < found <= 4 * counted
+    elif name == "prodigy":  # B starts at 0, which is not kept
+        assert 12 / 16 * counted <= found <= counted
+    else:
+        assert found == counted
