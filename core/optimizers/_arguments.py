@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..paths import shown
 from ..settings.optimizer import OptimizerOptions
 
+MAX_TEXT = 2000
 _HOW = "write name=value with commas between, such as d_coef=2, betas=(0.9, 0.99)."
 
 
@@ -73,6 +74,8 @@ def read_arguments(text: str, allowed: Collection[str], what: str) -> dict[str, 
     ConfigError, with the names that there are, for one that is not among `allowed`, and for what is no plain value.
     `what`: the optimizer, as sentences name it.
     """
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"optimizer_args is a text of {len(text)} characters: {MAX_TEXT} are the most.")
     try:
         found = _by_commas(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.optimizers import OPTIMIZERS
+from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.start import check_optimizer
 from wan_train.tests.core.optimizers.helpers import assert_close, expect, train
@@ -70,15 +71,14 @@ def test_the_planner_counts_what_a_trial_measures():
     assert method.bytes_of(replace(SGD, path="torch.optim.Adam", args="amsgrad=True")) == 12
 
 
-def test_another_package_is_not_imported_unless_the_machine_allows_it(job, package, monkeypatch):
-    custom = replace(job, optimizer=half())
+def test_another_package_is_not_imported_unless_the_machine_allows_it(package, monkeypatch):
     for allowed in ("", "strange, strange_optimizers.Half"):
         monkeypatch.setenv("WANTRAIN_OPTIMIZERS", allowed)
         with pytest.raises(ConfigError, match="set the environment variable WANTRAIN_OPTIMIZERS to strange_optimizers"):
-            check_optimizer(custom)
+            check_optimizer(half(), EmaOptions())
     assert not (package / "was_run").exists()
     monkeypatch.setenv("WANTRAIN_OPTIMIZERS", "another, strange_optimizers")
-    check_optimizer(custom)
+    check_optimizer(half(), EmaOptions())
     assert (package / "was_run").exists()
     assert OPTIMIZERS.get("custom").bytes_of(half()) == 8  # also of what lies in lists and tables
 
@@ -106,10 +106,10 @@ def test_what_it_counts_in_its_groups_and_its_arguments_reach_it(package, monkey
         ("strange_optimizers.Odd", "whose state in a checkpoint, fails in a trial"),
     ],
 )
-def test_what_cannot_be_used_is_told_before_the_start(job, package, monkeypatch, path, sentence):
+def test_what_cannot_be_used_is_told_before_the_start(package, monkeypatch, path, sentence):
     monkeypatch.setenv("WANTRAIN_OPTIMIZERS", "strange_optimizers")
     with pytest.raises(ConfigError, match=sentence):
-        check_optimizer(replace(job, optimizer=OptimizerOptions(name="custom", path=path)))
+        check_optimizer(OptimizerOptions(name="custom", path=path), EmaOptions())
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_what_cannot_be_used_is_told_before_the_start(job, package, monkeypatch,
         ("lr=3.0", "has 'lr', which torch.optim.SGD does not take"),
     ],
 )
-def test_arguments_that_it_refuses_are_told_before_the_start(job, args, sentence):
+def test_arguments_that_it_refuses_are_told_before_the_start(args, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        check_optimizer(replace(job, optimizer=replace(SGD, args=args)))
+        check_optimizer(replace(SGD, args=args), EmaOptions())
 
 
 def test_one_that_averages_is_known():

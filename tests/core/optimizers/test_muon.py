@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
+from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.start import check_optimizer
@@ -61,10 +62,10 @@ def test_what_is_no_matrix_is_refused():
         build_optimizer(make_parameters(((4, 8), (8,))), OPTIONS)
 
 
-def test_an_older_pytorch_is_told(job, monkeypatch):
+def test_an_older_pytorch_is_told(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ConfigError, match=r"muon needs PyTorch 2\.9 or newer, and this is"):
-        check_optimizer(replace(job, optimizer=OPTIONS))
+        check_optimizer(OPTIONS, EmaOptions())
 
 
 def test_weights_are_what_they_were_without_a_step():

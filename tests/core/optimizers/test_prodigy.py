@@ -7,6 +7,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.optimizers import OPTIMIZERS
+from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.build import job_warnings
 from wan_train.core.train.optimizers import build_optimizer, check_optimizer_state, load_optimizer, update_if
@@ -90,8 +91,8 @@ def test_a_learning_rate_of_another_optimizer_is_told(job):
     assert "0.0001" in sentence
 
 
-def test_lora_plus_is_refused(job):
+def test_lora_plus_is_refused():
     with pytest.raises(
         ConfigError, match="lora_plus_ratio is 16, but the optimizer prodigy has one learning rate for all"
     ):
-        check_optimizer(replace(job, optimizer=replace(OPTIONS, lora_plus=16.0)))
+        check_optimizer(replace(OPTIONS, lora_plus=16.0), EmaOptions())
