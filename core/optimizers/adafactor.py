@@ -38,7 +38,6 @@ METHOD = OptimizerMethod(
     build=_build,
     state_bytes=0,
     edge_bytes=4,
-    update_bytes=8,
     more_state=None,  # rows and columns of a matrix, all of a vector
     packages=("transformers",),
     uses=("args",),

@@ -56,7 +56,6 @@ METHOD = OptimizerMethod(
     help="adamw that finds its learning rate: set learning_rate to 1; needs the package prodigyopt;",
     build=_build,
     state_bytes=16,  # a matrix that is 0 at the start, such as B, takes 12
-    update_bytes=4,
     state={"exp_avg": torch.float32, "exp_avg_sq": torch.float32},
     more_state=("step", "s", "p0"),
     group_state=("k", "d", "d_max", "d_numerator", "d_denom", "d_hat"),
