@@ -127,6 +127,12 @@ def _problem(options: OptimizerOptions) -> str:
     return ""
 
 
+def _advice(options: OptimizerOptions) -> str:
+    if not options.weight_decay or _problem(options) or "weight_decay" in arguments_of(_find_class(options.path)):
+        return ""
+    return f"weight_decay has no effect: the class {options.path} takes none."
+
+
 def _first_line(error: BaseException) -> str:
     return shown((str(error).splitlines() or [type(error).__name__])[0], 200).rstrip(".")
 
@@ -141,4 +147,5 @@ METHOD = OptimizerMethod(
     uses=("args", "path"),
     averages=lambda options: _averages(_find_class(options.path)),
     problem=_problem,
+    advice=_advice,
 )

@@ -5,6 +5,7 @@ The rate is an estimate of how far the weights have to go, d, which only grows; 
 
 import contextlib
 import io
+from typing import Any
 
 import torch
 
@@ -32,8 +33,9 @@ def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
         from prodigyopt import Prodigy
     except Exception as error:  # one that does not fit its torch raises anything
         raise unusable("prodigyopt", error) from error
+    made: Any = Prodigy  # whose types say that a weight decay is whole
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a sentence
-        return Prodigy(
+        return made(
             parameters,
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),

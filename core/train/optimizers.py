@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..optimizers import OPTIMIZERS, OptimizerMethod
 from ..settings.optimizer import OptimizerOptions
 from ..torch_compat import foreach_add_, foreach_mul, foreach_mul_
@@ -30,6 +31,11 @@ def build_optimizer(
     optimizer = method.build(all_of_them, options)
     optimizer.waits = method.waits  # type: ignore[attr-defined]
     apart = {id(parameter) for parameter in ups} if options.lora_plus != 1.0 else set[int]()
+    if options.lora_plus != 1.0 and not apart:
+        raise ConfigError(
+            f"lora_plus_ratio is {options.lora_plus:g}, but this adapter has no second matrix (B) that it could be for: set "
+            "lora_plus_ratio to 1."
+        )
     if apart:
         (group,) = optimizer.param_groups
         other = {**group, "params": [p for p in all_of_them if id(p) in apart], RATE: options.lora_plus}

@@ -22,7 +22,7 @@ from ..settings.job import Job
 from ..settings.optimizer import OptimizerOptions
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_data
-from .label import describe_lora, lora_name
+from .label import beside_name, describe_lora, lora_name
 
 _FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
 _FOLDERS = ("checkpoints", "previews")
@@ -43,6 +43,8 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     if folder is not None:
         check_run_folder(folder)
         check_names_fit(folder, lora_name(job))
+        if job.ema.use:
+            check_names_fit(folder, beside_name(job))
 
 
 def check_optimizer(options: OptimizerOptions, ema: EmaOptions) -> None:

@@ -125,6 +125,14 @@ def test_arguments_that_it_refuses_are_told_before_the_start(args, sentence):
         check_optimizer(replace(SGD, args=args), EmaOptions())
 
 
+def test_a_weight_decay_that_the_class_does_not_take_is_told(package, monkeypatch):
+    advice = OPTIMIZERS.get("custom").advice
+    assert advice(half()) == ""  # not allowed: that is told
+    monkeypatch.setenv("WANTRAIN_OPTIMIZERS", "strange_optimizers")
+    assert advice(half()) == "weight_decay has no effect: the class strange_optimizers.Half takes none."
+    assert advice(half(weight_decay=0.0)) == advice(SGD) == ""
+
+
 def test_one_that_averages_is_known():
     pytest.importorskip("schedulefree")
     method, path = OPTIMIZERS.get("custom"), "schedulefree.RAdamScheduleFree"

@@ -1,5 +1,6 @@
 """The moving average of the weights (EMA): the formula, what is shown, saved and resumed with it, and bad updates."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -273,3 +274,31 @@ def test_a_mix_goes_on_exactly(tmp_path, job, mix):
     assert all(torch.equal(lora[key], again[key]) for key in lora)
     losses = {e["step"]: e["loss"] for e in EventReader(parts.events_path).read() if e["event"] == "step"}
     assert list(losses.values()) == values(whole, "step")
+
+
+CHANGES = [
+    {"optimizer": {"lora_plus": 4.0}},
+    {"optimizer": {"clip_by": "value", "max_grad_norm": 1e-4}},
+    {"optimizer": {"name": "muon", "args": "ns_steps=2"}},
+    {"schedule": {"kind": "rex"}},
+    {"schedule": {"kind": "cosine_restarts", "cycles": 2}},
+    {"schedule": {"kind": "cosine_restarts", "cycles": 3}},
+    {"schedule": {"kind": "warmup_stable_decay"}},
+    {"schedule": {"kind": "warmup_stable_decay", "decay_share": 0.9}},
+    {"ema": {"use": True}},
+    {"ema": {"use": True, "every": 3}},
+    {"ema": {"use": True, "decay": 0.1}},
+    {"ema": {"use": True, "warm_up": False}},
+]
+
+
+def test_each_option_reaches_the_lora(tmp_path, job):
+    """Each of these, and the run without any, gives a LoRA of its own."""
+    digests = []
+    for number, change in enumerate([{}, *CHANGES]):
+        if change.get("optimizer", {}).get("name") == "muon" and not hasattr(torch.optim, "Muon"):
+            continue
+        changed = replace(job, **{group: replace(getattr(job, group), **values) for group, values in change.items()})
+        lora = load_file(run(RunFolder(tmp_path / str(number)), changed))
+        digests.append(hashlib.sha256(b"".join(lora[key].numpy().tobytes() for key in sorted(lora))).hexdigest())
+    assert len(set(digests)) == len(digests)

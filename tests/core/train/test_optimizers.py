@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from wan_train.core.errors import ConfigError
 from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.plan.planning import trained_by
 from wan_train.core.plan.sizes import optimizer_bytes
@@ -216,6 +217,11 @@ def test_lora_plus_gives_b_a_multiple_of_the_learning_rate(name):
 
 def test_lora_plus_of_1_leaves_one_group():
     assert len(with_lora_plus(make_parameters(), ratio=1.0).param_groups) == 1
+
+
+def test_lora_plus_without_a_second_matrix_is_refused():
+    with pytest.raises(ConfigError, match="lora_plus_ratio is 4, but this adapter has no second matrix"):
+        build_optimizer(make_parameters(), replace(OPTIONS, lora_plus=4.0))
 
 
 def test_with_lora_plus_moments_may_wait_in_main_memory_and_come_back():
