@@ -22,7 +22,7 @@ from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
-from .widgets import inputs_of
+from .widgets import inputs_of, meanings
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,16 @@ class DatasetFromFolder(io.ComfyNode):
         width: int | None = None,
         height: int | None = None,
         num_frames: int | None = None,
+        more_sizes: str | None = None,
     ) -> bool | str:
         """None: comes over a wire, and is checked when it is there."""
         try:
-            check_known(cls, {"folder": folder, "width": width, "height": height, "num_frames": num_frames})
+            known = {"folder": folder, "width": width, "height": height, "num_frames": num_frames}
+            check_known(cls, {**known, "more_sizes": more_sizes})
             if folder is not None:
                 folders.resolve_dataset_folder(folder)
-            DatasetOptions(width=width or 16, height=height or 16, num_frames=num_frames or 1)
+            sizes = {"width": width or 16, "height": height or 16, "more_sizes": more_sizes or ""}
+            DatasetOptions(num_frames=num_frames or 1, **sizes)
         except WanTrainError as error:
             return str(error)
         return True
@@ -78,7 +81,7 @@ class DatasetFromFolder(io.ComfyNode):
             host.raise_if_interrupted()
             host.show_progress(node_id, done, total)
 
-        options = DatasetOptions(**settings)
+        options = DatasetOptions(**meanings("DatasetFromFolder", settings))
         places = [root for _, root in folders.dataset_roots()]
         index = host.cache_path() / "files.json"
         dataset = scan_folder(
@@ -164,7 +167,7 @@ class CacheLatents(io.ComfyNode):
 
 def _latents_inputs() -> list[Any]:
     return [
-        WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+        WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
         io.Vae.Input(
             "vae",
             tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B, wan2.2_vae for Wan 2.2 TI2V 5B.",
@@ -192,7 +195,7 @@ class CacheT5(io.ComfyNode):
             description="Encodes the captions with the umT5 text encoder and keeps the result on disk. Captions are taken"
             " as they are, without prompt weights, and are cut at 512 tokens.",
             inputs=[
-                WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+                WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
                 io.Clip.Input("clip", tooltip="The umT5 text encoder: Load CLIP with the type wan."),
             ],
             outputs=[WanText.Output("text", display_name="text", tooltip="Cached text embeddings, for training.")],

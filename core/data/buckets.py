@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from ..facts import PATCH, PIXELS_PER_LATENT
-from ..settings.dataset import DatasetOptions
+from ..settings.dataset import DatasetOptions, sizes_of
 
 STEP = PIXELS_PER_LATENT["wan2.1"] * PATCH  # of the VAE with the smaller one; the other rounds down again
+_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
 
 
 def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:
@@ -21,19 +23,41 @@ def bucket_sizes(area: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes))
 
 
-def bucket_for(width: int, height: int, options: DatasetOptions) -> tuple[int, int]:
+def bucket_for(
+    width: int, height: int, options: DatasetOptions, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Bucket (width, height) for a file of the displayed size width x height, both at least 16.
 
-    With aspect buckets: the size of the area options.width x options.height that is nearest in aspect (by ratio), the
-    larger one on a tie. Without `upscale` a side of the bucket never exceeds the file's own side rounded down to 16.
+    With aspect buckets: the size of the area of `size` that is nearest in aspect (by ratio), the larger one on a tie.
+    `size` is the options' width and height where it is not given. Without `upscale` a side of the bucket never exceeds the
+    file's own side rounded down to 16.
     """
-    best = (options.width, options.height)
+    best = size or (options.width, options.height)
     if options.aspect_buckets:
-        sizes = {*bucket_sizes(options.width * options.height), best}
+        sizes = {*bucket_sizes(best[0] * best[1]), best}
         best = min(sizes, key=lambda s: (round(abs(math.log(s[0] * height / (s[1] * width))), 9), -s[0] * s[1], s))
     if not options.upscale and (width < best[0] or height < best[1]):
         best = (min(best[0], width // STEP * STEP), min(best[1], height // STEP * STEP))
     return best
+
+
+def buckets_of(
+    width: int, height: int, options: DatasetOptions
+) -> tuple[list[tuple[int, int]], list[tuple[Literal["cropped", "note"], str]]]:
+    """The bucket of a file of width x height at each size of the options, no two the same, and what there is to tell."""
+    found: list[tuple[int, int]] = []
+    told: list[tuple[Literal["cropped", "note"], str]] = []
+    for size in sizes_of(options):
+        bucket = bucket_for(width, height, options, size)
+        if bucket in found:
+            told.append(("note", f"at {size[0]}x{size[1]} it would be {bucket[0]}x{bucket[1]} again: that is left out"))
+            continue
+        found.append(bucket)
+        for lost, side in zip(crop_loss(width, height, bucket), ("width", "height"), strict=True):
+            if lost > _NOTED_LOSS:
+                reason = f"{lost:.1%} of its {side} is cut off ({width}x{height} to {bucket[0]}x{bucket[1]})"
+                told.append(("cropped", reason))
+    return found, told
 
 
 def cover_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -89,7 +89,8 @@ def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
     if _PLACEHOLDER.search(caption):
         if not trigger:
             raise DatasetError(
-                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word."
+                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word; or, since a "
+                "regularization set has none, write a plain word there."
             )
         return _collapse(_PLACEHOLDER.sub(lambda _: trigger, caption))
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):

@@ -10,19 +10,18 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
-from .buckets import bucket_for, crop_loss, held_out_indices
+from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
 from .links import leads_within
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
-from .types import Dataset, MediaFile, Note, Sample
+from .types import Dataset, MediaFile, Note, Sample, Treatment
 from .watch import Interrupt
 
 Progress = Callable[[int, int], None]  # files done, files in all
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besides everything that starts with a dot
-_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,8 @@ def scan_folder(
         raise DatasetError(
             f"{folder} holds no images or clips{left_out}: put some there ({known}), or choose another folder."
         )
-    captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
+    with_words = dataclasses.replace(options, trigger_word=options.trigger)
+    captions, caption_notes = assign_captions(list(found.media), found.sidecars, with_words)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
     samples: list[list[Sample]] = []
@@ -258,13 +258,28 @@ def _samples_of(
         fps=mean_fps(probe.times_us, probe.end_us),
         caption=caption,
     )
-    width, height = bucket_for(file.width, file.height, options)
-    for lost, side in zip(crop_loss(file.width, file.height, (width, height)), ("width", "height"), strict=True):
-        if lost > _NOTED_LOSS:
-            reason = f"{lost:.1%} of its {side} is cut off ({file.width}x{file.height} to {width}x{height})"
-            notes.append(Note(name=name, action="cropped", reason=reason))
-    shared = {"file": file, "width": width, "height": height, "repeats": options.repeats}
-    return [Sample(frame_indices=window, **shared) for window in windows], notes
+    buckets, told = buckets_of(file.width, file.height, options)
+    notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
+    shared = {
+        "file": file,
+        "repeats": options.repeats,
+        "treatment": _treatment(options),
+        "is_of_sizes": len(buckets) > 1,
+    }
+    samples = [
+        Sample(frame_indices=window, width=width, height=height, **shared)
+        for window in windows
+        for width, height in buckets
+    ]
+    return samples, notes
+
+
+def _treatment(options: DatasetOptions) -> Treatment:
+    return Treatment(
+        loss_weight=options.loss_weight,
+        caption_dropout=options.drop_captions,
+        is_regularization=options.regularization,
+    )
 
 
 def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> tuple[list[Sample], list[Note]]:
@@ -284,7 +299,8 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
     for group in groups:
         count = sum(start + i in held for i in range(len(group)))
         if 0 < count < len(group):
-            reason = f"its last {count} of {len(group)} windows are held out, the others are trained on"
+            what = "samples" if group[0].is_of_sizes else "windows"
+            reason = f"its last {count} of {len(group)} {what} are held out, the others are trained on"
             notes.append(Note(name=group[0].file.name, action="note", reason=reason))
         start += len(group)
     return marked, notes

@@ -53,13 +53,16 @@ class Sample:
     repeats: int = 1
     held_out: bool = False
     treatment: Treatment = Treatment()
+    dataset: str = ""  # its dataset's name, where several are joined
+    is_of_sizes: bool = False  # whether its file is used at several sizes
 
     @property
     def name(self) -> str:
-        """File name, and the window of source frames if it is a clip."""
-        if self.file.kind == "image":
-            return self.file.name
-        return f"{self.file.name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
+        """File name, with the window of source frames if it is a clip, and what tells it from others of the file."""
+        name = f"{self.dataset}/{self.file.name}" if self.dataset else self.file.name
+        if self.file.kind != "image":
+            name = f"{name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
+        return f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
 
     @property
     def content_key(self) -> str:
@@ -80,23 +83,53 @@ class Note:
     name: str
     action: Action
     reason: str
+    dataset: str = ""  # the name of the file's dataset, where several are joined
+
+    @property
+    def where(self) -> str:
+        """The file, with its dataset."""
+        return f"{self.dataset}/{self.name}" if self.dataset else self.name
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.action}: {self.reason}"
+        return f"{self.where}: {self.action}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the datasets that are joined."""
+
+    name: str  # that its samples and notes have as theirs
+    folder: str
+    options: DatasetOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A scanned folder."""
+    """A scanned folder, or several of them joined (`core/data/join.py`)."""
 
-    folder: str
-    options: DatasetOptions
+    folder: str  # of several: a text that names them
+    options: DatasetOptions  # of several: those of the first; `options_of` knows those of a sample
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
+    parts: tuple[Part, ...] = ()  # where several are joined
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
-        check_texts("the dataset", words=(self.options.trigger_word,), captions=(s.file.caption for s in self.samples))
+        check_texts("the dataset", words=(self.trigger_words,), captions=(s.file.caption for s in self.samples))
+
+    @property
+    def sources(self) -> tuple[Part, ...]:
+        """The folders it is made of, one or several."""
+        return self.parts or (Part(name="", folder=self.folder, options=self.options),)
+
+    def options_of(self, sample: Sample) -> DatasetOptions:
+        """The options that one of the samples was read with."""
+        return next((part.options for part in self.parts if part.name == sample.dataset), self.options)
+
+    @property
+    def trigger_words(self) -> str:
+        """The trigger words, each once, with commas between them."""
+        return ", ".join(dict.fromkeys(filter(None, (part.options.trigger for part in self.sources))))
 
     @property
     def digest(self) -> str:
@@ -150,9 +183,10 @@ class LatentCache:
     entries: tuple[LatentEntry, ...]
     encoder: str  # identity of the VAE
     latent_format: LatentFormat
-    fps: float
-    trigger_word: str = ""
+    fps: float  # of the clips
+    trigger_word: str = ""  # of several datasets: all of them, with commas
     conditioning: Conditioning = "none"
+    more_fps: tuple[float, ...] = ()  # of the other clips, where joined datasets have several rates
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,10 @@ CONDITIONINGS: tuple[Conditioning, ...] = ("none", "first frame", "first and las
 
 FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 
+_MOST_PIXELS = 16_384  # of a side
+_AS_THE_RUN = ((-1.0, None), (-1, None))  # a prompt may hold either
+_SIZE = re.compile(r"(\d{1,6})(?:\s*[xX]\s*(\d{1,6}))?", re.ASCII)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions(Options, group="dataset"):
@@ -28,7 +32,7 @@ class DatasetOptions(Options, group="dataset"):
         help="Width in pixels, a multiple of 16.",
         more="Width times height is the area that each sample is scaled to.",
         least=16,
-        most=16_384,
+        most=_MOST_PIXELS,
         in_key=False,
         widget=Widget(DATASET, "width", 1, advanced=False, is_required=True, most=4096, step=16),
         musubi="resolution",
@@ -40,7 +44,7 @@ class DatasetOptions(Options, group="dataset"):
         480,
         help="Height in pixels, a multiple of 16.",
         least=16,
-        most=16_384,
+        most=_MOST_PIXELS,
         in_key=False,
         widget=Widget(DATASET, "height", 2, advanced=False, is_required=True, most=4096, step=16),
         musubi="resolution",
@@ -142,6 +146,7 @@ class DatasetOptions(Options, group="dataset"):
         more="It replaces [trigger] in captions, and is put in front of captions that have neither.",
         in_key=False,
         widget=Widget(DATASET, "trigger_word", 4, advanced=False, is_required=True),
+        not_with={"regularization": (True,)},
         aitoolkit="trigger_word",
         simpletuner="instance_prompt",
         diffusion_pipe="caption_prefix",
@@ -186,6 +191,50 @@ class DatasetOptions(Options, group="dataset"):
         in_key=False,
         widget=Widget(DATASET, "held_out", 16, is_required=True, most=1000),
     )
+    more_sizes: str = option(
+        "",
+        help="The same files at these sizes too: 512, 768, 1024x576. Each gives samples of its own.",
+        more="A number is a square area, and with aspect_buckets each file keeps its aspect ratio in each of them. An epoch"
+        " becomes as many times longer as there are sizes.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "more_sizes", 20),
+        aitoolkit="datasets.resolution",
+        diffusion_pipe="resolutions",
+    )
+    loss_weight: float = option(
+        1.0,
+        help="What the loss of these samples counts beside that of other datasets: 0.5 is half.",
+        more="Half the weight is half the gradient, where repeats decide how often a sample is seen.",
+        above=0.0,
+        most=1000.0,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "loss_weight", 21, least=0.01, most=100.0, step=0.05, round=0.001),
+        aitoolkit="datasets.loss_multiplier",
+    )
+    regularization: bool = option(
+        False,
+        help="Whether these files show what the model knows already, so that it keeps it.",
+        more="They are trained plainly beside the concept: no trigger word is put into their captions. Give the set a"
+        " loss_weight, or repeats, to balance it.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "regularization", 22),
+        aitoolkit="datasets.is_reg",
+        simpletuner="is_regularisation_data",
+    )
+    drop_captions: float | None = option(
+        None,
+        help="Probability that a sample of this dataset is trained with an empty caption.",
+        more="-1: auto, as caption_dropout of the training says.",
+        most=1.0,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "drop_captions", 23, least=-1.0, most=1.0, step=0.05, round=0.001, values=_AS_THE_RUN),
+        aitoolkit="datasets.caption_dropout_rate",
+        simpletuner="caption_dropout_probability",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,18 +246,46 @@ class DatasetOptions(Options, group="dataset"):
                 f"num_frames is {self.num_frames}, but Wan needs 4n+1 frames (1, 5, 9, ..., 33, 81): "
                 f"use {low} or {low + FRAMES_PER_LATENT}."
             )
+        sizes_of(self)
         if not re.fullmatch(r"\.?[\w-]{1,30}", self.caption_extension):
             raise ConfigError(
                 f"caption_extension is '{in_short(self.caption_extension)}': give the ending of the caption files' names, such "
                 "as .txt."
             )
 
+    @property
+    def trigger(self) -> str:
+        """The trigger word that is put into captions; none in a regularization set."""
+        return "" if self.regularization else self.trigger_word
+
     def warnings(self) -> list[str]:
         """Options that have no effect, one sentence each."""
         return without_effect(self)
 
 
+def sizes_of(options: DatasetOptions) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each size that the files are used at, the first as `width` and `height` say; none twice.
+
+    ConfigError for `more_sizes` that are none.
+    """
+    found = [(options.width, options.height)]
+    for text in filter(None, (part.strip() for part in options.more_sizes.split(","))):
+        size = _SIZE.fullmatch(text)
+        if size is None:
+            raise ConfigError(
+                f"more_sizes has the entry '{in_short(text)}', which is no size: write numbers with commas between them, such "
+                "as 512, 768, 1024x576."
+            )
+        width, height = int(size[1]), int(size[2] or size[1])
+        for pixels in (width, height):
+            _check_side(f"a side of more_sizes ({text})", pixels)
+        found.append((width, height))
+    return tuple(dict.fromkeys(found))
+
+
 def _check_side(name: str, pixels: int) -> None:
+    if pixels > _MOST_PIXELS:
+        raise ConfigError(f"{name} is {pixels}, but {_MOST_PIXELS} are the most.")
     if pixels < 16 or pixels % 16:
         raise ConfigError(
             f"{name} is {pixels}, but Wan needs a multiple of 16: use {max(16, pixels // 16 * 16)}"

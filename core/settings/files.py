@@ -23,10 +23,17 @@ class DatasetSource(DatasetOptions):
         simpletuner="instance_data_dir",
         diffusion_pipe="directory.path",
     )
+    enabled: bool = option(
+        True,
+        help="Whether this dataset is used; false keeps its lines for later.",
+        born=2,
+        in_key=False,
+        simpletuner="!disabled",
+    )
 
     @property
     def options(self) -> DatasetOptions:
-        """All but the folder."""
+        """All but the folder, and whether it is used."""
         return DatasetOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DatasetOptions)})
 
 
