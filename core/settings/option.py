@@ -289,17 +289,10 @@ def without_effect(group: Options) -> list[str]:
                 value, folder = getattr(group, name), declared[name].methods
                 is_used = is_of and folder and item.name in method_uses(folder, value)
                 if (value in values) != is_of and not is_used:
-                    users = dict.fromkeys((*values, *_users(folder, item.name)) if is_of else ())
-                    belongs = f"; it belongs to {' and '.join(map(_word, users))}" if users else ""
+                    belongs = f"; it belongs to {' and '.join(map(_word, values))}" if is_of else ""
                     found.append(f"{item.label} has no effect with {declared[name].label} {_word(value)}{belongs}.")
     return found
 
 
-def _users(folder: str, name: str) -> list[str]:
-    """The methods in a folder of `core` that look at the option `name`, and others there do not."""
-    return [method for method in method_names(folder) if name in method_uses(folder, method)] if folder else []
-
-
 def _word(value: Any) -> str:
-    """A value as sentences have it."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
