@@ -1,11 +1,20 @@
 """What an average of the weights, and an update with copies, add to a plan."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import torch
+from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.plan.card import Correction
 from wan_train.core.plan.estimate import estimate_vram
 from wan_train.core.plan.plan import Bucket, Plan, Task
+from wan_train.core.plan.planning import trained_by
 from wan_train.core.plan.sizes import Trained, adapter_params, average_bytes, optimizer_bytes, state_bytes, update_bytes
+from wan_train.core.settings.optimizer import OptimizerOptions
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.train.helpers import make_trainer
 
 SIZES = WanConfig()
 NUMBER = adapter_params(SIZES, Trained())
@@ -56,3 +65,29 @@ def test_a_plan_counts_the_average_and_an_update_that_takes_more_than_the_backwa
     # Of a small picture and a large LoRA, copies of weights and state are more than what a block's backward takes.
     assert vram(optimizer="paged_adamw") == vram()  # it waits, and makes none
     assert vram(optimizer="schedulefree") > vram() + 3 * number
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_the_planner_counts_the_state_of_a_whole_lora(name, job):
+    """Row and column numbers too, and B as it is at the start."""
+    for package in OPTIMIZERS.get(name).packages:
+        pytest.importorskip(package)
+    path = "torch.optim.NAdam" if name == "custom" else ""
+    job = replace(job, optimizer=OptimizerOptions(name=name, learning_rate=1e-2, path=path))
+    if problem := OPTIMIZERS.get(name).problem(job.optimizer):
+        pytest.skip(problem)  # muon, of an older PyTorch
+    trainer = make_trainer(job)
+    for step in range(2):
+        trainer.train_step().read()
+        assert trainer.step == step + 1
+    states = [(key, value) for state in trainer.optimizer.state.values() for key, value in state.items()]
+    found = sum(
+        v.nbytes for key, v in states if isinstance(v, torch.Tensor) and v.ndim and key[:4] not in ("qmap", "absm")
+    )
+    counted = optimizer_bytes(inspect(Path(job.model.path)).config, trained_by(job))
+    if name.endswith("8bit"):  # what is small is kept in fp32
+        assert counted < found <= 4 * counted
+    elif name == "prodigy":  # B starts at 0, which is not kept
+        assert 12 / 16 * counted <= found <= counted
+    else:
+        assert found == counted
