@@ -1,11 +1,21 @@
 """Small parameters with gradients that are a function of the step, and the independent calculations' double precision."""
 
+import pytest
 import torch
+from wan_train.core.adapters.peft_hooks import import_adapters
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.optimizers import build_optimizer, update_if
 
 GOOD = torch.tensor(True)
 SHAPES = ((4, 96), (96, 4))  # of a LoRA's A and B
+
+
+def need(*packages):
+    """Skip where one of them is missing. peft first: it can't be imported as runs do once transformers is."""
+    if "transformers" in packages:
+        import_adapters()
+    for package in packages:
+        pytest.importorskip(package)
 
 
 def make_parameters(shapes=SHAPES):

@@ -1,13 +1,12 @@
 """Adafactor: the paper's numbers at a given learning rate, and a B that is 0 at the start moves as A does."""
 
-import pytest
 import torch
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.optimizers import build_optimizer, update_if
-from wan_train.tests.core.optimizers.helpers import GOOD, assert_close, expect, make_parameters, train
+from wan_train.tests.core.optimizers.helpers import GOOD, assert_close, expect, make_parameters, need, train
 
 OPTIONS = OptimizerOptions(name="adafactor", learning_rate=1e-2, weight_decay=0.1)
-pytest.importorskip("transformers")
+need("transformers")
 
 
 def rule(weight, state, gradient, step, *, threshold=1.0, decay=-0.8):

@@ -12,6 +12,7 @@ from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.average import Ema
 from wan_train.core.train.optimizers import build_optimizer, update_if
+from wan_train.tests.core.optimizers.helpers import need
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NAMES = [name for name in OPTIMIZERS.names if not name.startswith("paged") and name != "custom"]
@@ -21,8 +22,7 @@ FREE = [
 
 
 def make(name, count=8, size=512):
-    for package in OPTIMIZERS.get(name).packages:
-        pytest.importorskip(package)
+    need(*OPTIMIZERS.get(name).packages)
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("PyTorch 2.9 or newer")
     torch.manual_seed(0)

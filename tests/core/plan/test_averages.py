@@ -14,6 +14,7 @@ from wan_train.core.plan.sizes import Trained, adapter_params, average_bytes, op
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
+from wan_train.tests.core.optimizers.helpers import need
 from wan_train.tests.core.train.helpers import make_trainer
 
 SIZES = WanConfig()
@@ -70,8 +71,7 @@ def test_a_plan_counts_the_average_and_an_update_that_takes_more_than_the_backwa
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_the_planner_counts_the_state_of_a_whole_lora(name, job):
     """Row and column numbers too, and B as it is at the start."""
-    for package in OPTIMIZERS.get(name).packages:
-        pytest.importorskip(package)
+    need(*OPTIMIZERS.get(name).packages)
     path = "torch.optim.NAdam" if name == "custom" else ""
     job = replace(job, optimizer=OptimizerOptions(name=name, learning_rate=1e-2, path=path))
     if problem := OPTIMIZERS.get(name).problem(job.optimizer):

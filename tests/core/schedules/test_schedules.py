@@ -7,6 +7,7 @@ import torch
 from wan_train.core.settings.option import without_effect
 from wan_train.core.settings.schedule import ScheduleOptions
 from wan_train.core.train.schedule import learning_rate_scale
+from wan_train.tests.core.optimizers.helpers import need
 
 STEPS, WARM_UP = 120, 20
 
@@ -17,7 +18,9 @@ def scales(options):
 
 def of_transformers(name, **facts):
     """Its factors on the learning rate after the warm-up; it counts the warm-up from 0, which is another matter."""
-    optimization = pytest.importorskip("transformers.optimization")
+    need("transformers")
+    from transformers import optimization
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = getattr(optimization, name)(optimizer, num_warmup_steps=WARM_UP, **facts)
     found = []

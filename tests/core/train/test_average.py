@@ -23,6 +23,7 @@ from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.state import EMA, stateful_parts
 from wan_train.core.train.validation import validation_loss
+from wan_train.tests.core.optimizers.helpers import need
 from wan_train.tests.core.train.helpers import make_trainer
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
@@ -255,8 +256,7 @@ MIXES = [
 def test_a_mix_goes_on_exactly(tmp_path, job, mix):
     """Optimizer, LoRA+, clipping, schedule, dropout and, where it may be, the average."""
     method = OPTIMIZERS.get(mix["name"])
-    for package in method.packages:
-        pytest.importorskip(package)
+    need(*method.packages)
     if mix["name"] == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("PyTorch 2.9 or newer")
     job = replace(

@@ -17,6 +17,7 @@ from wan_train.core.train.optimizers import (
     set_learning_rate,
     update_if,
 )
+from wan_train.tests.core.optimizers.helpers import need
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 OPTIONS = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)
@@ -77,8 +78,7 @@ OTHERS = {  # none of ours, with each kind of state: two moments, a momentum, on
 def build_any(name, parameters):
     if name in OTHERS:
         return OTHERS[name](parameters)
-    for package in OPTIMIZERS.get(name).packages:
-        pytest.importorskip(package)
+    need(*OPTIMIZERS.get(name).packages)
     if problem := OPTIMIZERS.get(name).problem(options_of(name)):
         pytest.skip(problem)  # muon, of an older PyTorch
     return build_optimizer(parameters, options_of(name))
@@ -200,8 +200,7 @@ def with_lora_plus(parameters, name="adamw", ratio=4.0):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS.names if not OPTIMIZERS.get(name).is_one_rate])
 def test_lora_plus_gives_b_a_multiple_of_the_learning_rate(name):
     """A is trained as without it, B as with a learning rate so many times as large."""
-    for package in OPTIMIZERS.get(name).packages:
-        pytest.importorskip(package)
+    need(*OPTIMIZERS.get(name).packages)
     ours, plain, fast = make_parameters(), make_parameters(), make_parameters()
     optimizers = with_lora_plus(ours, name), build_any(name, plain), build_any(name, fast)
     set_learning_rate(optimizers[2], 4e-2)
