@@ -12,7 +12,9 @@ from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
 from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
+from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
 from .links import leads_within
+from .masks import look_like_masks, mask_of, separate_masks
 from .media import MEDIA_SUFFIXES
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
@@ -51,7 +53,9 @@ def scan_folder(
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    found = _find(folder, extension(options), index_path, None if within is None else [folder, *within])
+    within = None if within is None else [folder, *within]
+    found = _find(folder, extension(options), index_path, within)
+    found, masks = _without_masks(folder, found, options, within)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -62,14 +66,20 @@ def scan_folder(
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, with_words)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
     for name, path in media.items():
         of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options)
+        if options.has_masks and of_file:
+            has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
+            mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
+            of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
-    notes.extend(held_notes)
+    flat, flip_notes = with_flips(flat, options)
+    notes.extend([*held_notes, *flip_notes])
     if not flat:
         why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
         raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
@@ -124,6 +134,17 @@ def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Se
             notes.append(Note(name=name, action="note", reason="ignored: a caption file without an image or clip"))
     sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
     return _Found(media=media, sidecars=sidecars, notes=notes)
+
+
+def _without_masks(
+    folder: Path, found: _Found, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[_Found, dict[str, Path]]:
+    """What was found without the files that are masks of others, and those by the others' names."""
+    if not (options.mask_folder or options.mask_suffix):
+        return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
+    media, masks = separate_masks(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    return dataclasses.replace(found, media=media, notes=notes), masks
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
@@ -232,6 +253,21 @@ def _samples_of(
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
         return _unusable(name, path, probe.problem, options)
+    file = MediaFile(
+        path=str(path),
+        name=name,
+        sha256=probe.sha256,
+        kind=probe.kind,
+        width=probe.width,
+        height=probe.height,
+        num_frames=len(probe.times_us),
+        fps=mean_fps(probe.times_us, probe.end_us),
+        caption=caption,
+        read_as=probe.read_as,
+    )
+    left_out = why_left_out(file, probe.end_us / 1e6, options)
+    if left_out:
+        return [], [Note(name=name, action="skipped", reason=left_out)]
     windows: tuple[tuple[int, ...], ...] = ((0,),)
     notes: list[Note] = []
     if probe.kind == "video":
@@ -247,19 +283,10 @@ def _samples_of(
                     f"or let short clips be shortened or skipped."
                 )
             return [], notes
-    file = MediaFile(
-        path=str(path),
-        name=name,
-        sha256=probe.sha256,
-        kind=probe.kind,
-        width=probe.width,
-        height=probe.height,
-        num_frames=len(probe.times_us),
-        fps=mean_fps(probe.times_us, probe.end_us),
-        caption=caption,
-    )
-    buckets, told = buckets_of(file.width, file.height, options)
+    notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
+    buckets, told = buckets_of(file.width, file.height, options, shape_for(file, options))
     notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
+    notes += [note for bucket in buckets if (note := scale_note(file, bucket))]
     shared = {
         "file": file,
         "repeats": options.repeats,
@@ -267,7 +294,7 @@ def _samples_of(
         "is_of_sizes": len(buckets) > 1,
     }
     samples = [
-        Sample(frame_indices=window, width=width, height=height, **shared)
+        with_crop(Sample(frame_indices=window, width=width, height=height, **shared), options)
         for window in windows
         for width, height in buckets
     ]
