@@ -25,6 +25,7 @@ COMMANDS = {
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
     "import": "make a recipe and a workflow of the files of musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled",
+    "average": "average the checkpoints of a run into one LoRA",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",
     "link": "make the installed node pack known to a ComfyUI",

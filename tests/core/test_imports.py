@@ -8,7 +8,14 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
-LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
+LAZY = {
+    "diffusers",
+    "transformers",
+    "sentencepiece",
+    "huggingface_hub",
+    "prodigyopt",
+    "schedulefree",
+}  # imported inside functions only
 FOREIGN = {
     "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",
 } | LAZY  # fmt: skip
