@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes
+from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes, Shape
 from ..adapters.places import places
 from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
 from ..optimizers import OPTIMIZERS
 from ..settings.adapter import AdapterOptions
 
+AVERAGED_AT_ONCE = 2**22  # numbers that an average of the weights is brought up to date by at once
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
 ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
 
@@ -59,18 +60,8 @@ class Trained:
     dropout: bool = False
     optimizer: str = "adamw"
     options: AdapterOptions = AdapterOptions()  # noqa: RUF009  # frozen; its patterns, and what its kind looks at
-
-    @classmethod
-    def of(cls, options: AdapterOptions, *, optimizer: str, dropout: bool = False) -> "Trained":
-        """As a job's options have it."""
-        return cls(
-            adapter=options.kind,
-            rank=options.rank,
-            targets=options.targets,
-            dropout=dropout,
-            optimizer=optimizer,
-            options=options,
-        )
+    state_bytes: int | None = None  # for each parameter, of an optimizer whose options decide it
+    average: bool = False  # whether an average of the weights (EMA) is kept
 
 
 class Adapted(NamedTuple):
@@ -154,9 +145,17 @@ def targeted(sizes: Sizes, trained: Trained) -> Mapping[str, Adapted]:
 @lru_cache
 def adapter_params(sizes: Sizes, trained: Trained) -> int:
     """Trainable numbers of the whole model."""
-    num_params, shapes = ADAPTER_KINDS.get(trained.adapter).num_params, block_linears(sizes)
+    return sum(rows * columns for rows, columns in _matrices(sizes, trained))
+
+
+@lru_cache
+def _matrices(sizes: Sizes, trained: Trained) -> tuple[Shape, ...]:
+    """Shapes of everything that is trained."""
+    of_layer, shapes = ADAPTER_KINDS.get(trained.adapter).matrices, block_linears(sizes)
     ranks = _ranks(sizes, trained).items()
-    return sum(num_params(shapes[path.split(".", 2)[2]], rank, trained.options) for path, rank in ranks)
+    return tuple(
+        shape for path, rank in ranks for shape in of_layer(shapes[path.split(".", 2)[2]], rank, trained.options)
+    )
 
 
 def kept_of(layer: Adapted, trained: Trained, element_size: int) -> KeptBytes:
@@ -183,8 +182,33 @@ def layer_paths(sizes: Sizes) -> tuple[str, ...]:
 
 
 def state_bytes(trained: Trained) -> int:
-    """Bytes that the optimizer keeps for one parameter."""
-    return OPTIMIZERS.get(trained.optimizer).state_bytes
+    """Bytes that the optimizer keeps for one parameter, beside what it keeps for rows and columns."""
+    if trained.state_bytes is not None:
+        return trained.state_bytes
+    found = OPTIMIZERS.get(trained.optimizer).state_bytes
+    assert isinstance(found, int), "an optimizer whose options decide it"
+    return found
+
+
+@lru_cache
+def optimizer_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes of the optimizer's state."""
+    of_edges = OPTIMIZERS.get(trained.optimizer).edge_bytes
+    edges = sum(map(sum, _matrices(sizes, trained)))
+    return state_bytes(trained) * adapter_params(sizes, trained) + of_edges * edges
+
+
+def update_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes that an update takes for a moment: its own, and copies of weights and state where a bad one needs them."""
+    method, number = OPTIMIZERS.get(trained.optimizer), adapter_params(sizes, trained)
+    copies = 0 if method.skips_bad_steps or method.waits else 4 * number + optimizer_bytes(sizes, trained)
+    return copies + method.update_bytes * number
+
+
+def average_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes of an average of the weights, and of the room that it is brought up to date in."""
+    number = adapter_params(sizes, trained)
+    return 4 * (number + min(AVERAGED_AT_ONCE, number)) if trained.average else 0
 
 
 def can_offload(trained: Trained) -> bool:

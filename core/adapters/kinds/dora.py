@@ -114,9 +114,9 @@ def light_forward(model: nn.Module) -> int:
     return len(layers(model))
 
 
-def num_params(shape: Shape, rank: int, options: AdapterOptions) -> int:
-    """Of one layer [out, in]."""
-    return lora.num_params(shape, rank, options) + shape[1]
+def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:
+    """A and B, and the lengths."""
+    return *lora.matrices(shape, rank, options), (1, shape[1])
 
 
 def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
@@ -133,9 +133,10 @@ METHOD = AdapterKind(
     state=state,
     matched=matched,
     light_forward=light_forward,
-    num_params=num_params,
+    matrices=matrices,
     kept=kept,
     to_file=write_state,
     from_file=lambda path: read_state(path, kind=KIND),
     is_plain=False,
+    is_up=lora.METHOD.is_up,
 )

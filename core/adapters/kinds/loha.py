@@ -78,9 +78,9 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     return wrap(model, options, seed, LohaLinear)
 
 
-def num_params(shape: Shape, rank: int, options: AdapterOptions) -> int:  # noqa: ARG001
-    """Of one layer [out, in]."""
-    return 2 * rank * (shape[0] + shape[1])
+def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+    """Two pairs of factors."""
+    return ((shape[0], rank), (rank, shape[1])) * 2
 
 
 def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
@@ -110,7 +110,7 @@ METHOD = AdapterKind(
     state=partial(wrapped_state, kind=KIND),
     matched=matched,
     light_forward=no_light_forward,
-    num_params=num_params,
+    matrices=matrices,
     kept=kept,
     working=working,
     to_file=write_state,

@@ -74,10 +74,10 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     return wrap(model, options, seed, LokrLinear)
 
 
-def num_params(shape: Shape, rank: int, options: AdapterOptions) -> int:
-    """Of one layer [out, in]."""
+def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:
+    """w1, and w2 or its factors."""
     p, k, m, n, is_full = _parts(shape, rank, options)
-    return p * m + (k * n if is_full else rank * (k + n))
+    return ((p, m), (k, n)) if is_full else ((p, m), (k, rank), (rank, n))
 
 
 def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
@@ -105,7 +105,7 @@ METHOD = AdapterKind(
     state=partial(wrapped_state, kind=KIND),
     matched=matched,
     light_forward=no_light_forward,
-    num_params=num_params,
+    matrices=matrices,
     kept=kept,
     to_file=write_state,
     from_file=partial(read_state, kind=KIND),

@@ -89,14 +89,14 @@ def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Pa
     return pairs
 
 
-def num_params(shape: Shape, rank: int, options: AdapterOptions) -> int:  # noqa: ARG001
-    """Of one layer [out, in]."""
-    return rank * (shape[0] + shape[1])
+def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+    """A and B."""
+    return (rank, shape[1]), (shape[0], rank)
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
+def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
     """x A^T, and A and B in the compute dtype where that is not their own."""
-    factors = num_params(shape, rank, options) * element_size if element_size < 4 else 0
+    factors = rank * sum(shape) * element_size if element_size < 4 else 0
     return KeptBytes(element_size * rank, factors)
 
 
@@ -136,8 +136,9 @@ METHOD = AdapterKind(
     state=state,
     matched=matched,
     light_forward=fuse_adapter,
-    num_params=num_params,
+    matrices=matrices,
     kept=kept,
     to_file=to_file,
     from_file=from_file,
+    is_up=lambda name: ".lora_B." in name,
 )

@@ -84,9 +84,9 @@ def merged(bare, path):
     """The base with the adapter of a file in its weights."""
     model = copy.deepcopy(bare)
     with torch.no_grad():
-        for name, parts in read_other(path).modules.items():
+        for name, module in read_other(path).modules.items():
             weight = model.get_submodule(name).weight
-            weight.copy_(weight_of(parts, weight))
+            weight.copy_(weight_of(module.parts, weight))
     return model
 
 
@@ -193,7 +193,7 @@ def test_what_autograd_keeps_is_what_the_planner_counts(way, dtype):
             layer.to(dtype)
     parameters = add_adapter(model, options, seed=0)
     use_light_forward(model)
-    trained = Trained.of(options, optimizer="adamw")
+    trained = Trained(adapter=options.kind, rank=options.rank, targets=options.targets, options=options)
     assert adapter_params(config, trained) == sum(parameter.numel() for _, parameter in parameters)
     args = inputs(model, dtype)
     expected = saved_bytes(config, trained, tokens=args[0].shape[1], element_size=dtype.itemsize)

@@ -67,7 +67,7 @@ def test_the_model_carries_exactly_that_and_its_state_says_so():
     for path, place in expected.items():
         assert modules[path].rank == place.rank
         assert modules[path].alpha == pytest.approx(place.alpha)
-    trained = Trained.of(options, optimizer="adamw")
+    trained = Trained(adapter=options.kind, rank=options.rank, targets=options.targets, options=options)
     assert adapter_params(CONFIG, trained) == sum(parameter.numel() for _, parameter in parameters)
     assert "ffn.2" not in targeted(CONFIG, trained)
     assert targeted(CONFIG, trained)["cross_attn.q"].rank == 2

@@ -60,6 +60,8 @@ def test_inputs_stand_where_they_stood_and_are_what_they_were(nodes, node, kind)
         if name == "alpha":  # 0 was no value then
             assert new[name][1]["min"] <= old[name][1]["min"]
             new[name][1]["min"] = old[name][1]["min"]
+        if new[name][1].get("max", 0) > old[name][1].get("max", 0):
+            new[name][1]["max"] = old[name][1]["max"]  # a range may grow: all that was allowed is
         assert new[name] == old[name], name
     if kind == "required":
         assert len(new) == len(old), "a new input is optional, so that prompts from before it stay valid"
