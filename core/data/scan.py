@@ -3,8 +3,8 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .buckets import bucket_for, crop_loss, held_out_indices
 from .captions import assign_captions, extension
 from .links import leads_within
 from .media import MEDIA_SUFFIXES
+from .metadata_files import FOUND_BY_NAME, find_metadata, read_metadata
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
 from .types import Dataset, MediaFile, Note, Sample
@@ -29,6 +30,7 @@ _NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: bu
 class _Found:
     media: dict[str, Path]  # by name relative to the folder, in natural order
     sidecars: dict[str, Path]  # caption file of a media name
+    others: list[str]  # names of all other files
     notes: list[Note]
 
 
@@ -52,14 +54,19 @@ def scan_folder(
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    found = _find(folder, extension(options), index_path, None if within is None else [folder, *within])
+    places = None if within is None else [folder, *within]
+    found = _find(folder, options, index_path, places)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
         raise DatasetError(
             f"{folder} holds no images or clips{left_out}: put some there ({known}), or choose another folder."
         )
-    captions, caption_notes = assign_captions(list(found.media), found.sidecars, options)
+    names, listed = list(found.media), None
+    if options.caption_source == "metadata":
+        listed = read_metadata(find_metadata(folder, options.metadata_file, found.others, places), folder, names)
+    unread = next((name for name in found.others if name.lower() in FOUND_BY_NAME), "")
+    captions, caption_notes = assign_captions(names, found.sidecars, options, listed, unread=unread)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
     samples: list[list[Sample]] = []
@@ -99,31 +106,63 @@ def _check_folder(folder: Path) -> None:
         raise DatasetError(f"The dataset folder {folder} cannot be read: change its permissions.")
 
 
-def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Sequence[Path] | None) -> _Found:
+def _find(folder: Path, options: DatasetOptions, index_path: Path | None, within: Sequence[Path] | None) -> _Found:
     files: dict[str, Path] = {}
     notes: list[Note] = []
     _walk(folder, files, notes)
     if within is not None:
         _drop_links(files, within, notes)
     own = Path(index_path).absolute() if index_path else None
+    caption_suffix = extension(options)
     names = sorted((name for name, path in files.items() if path != own), key=natural_key)
     media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES - {caption_suffix}}
     texts = {_stem(name): name for name in names if _suffix(name) == caption_suffix}
+    if options.caption_source != "sidecar":
+        texts = {}
     users: dict[str, list[str]] = {}
     for name in media:
         users.setdefault(_stem(name), []).append(name)
-    for name in names:
-        if name in media:
-            sharing = users[_stem(name)]
-            if name != sharing[0] and _stem(name) in texts:
-                reason = f"shares the caption file {texts[_stem(name)]} with {sharing[0]}"
-                notes.append(Note(name=name, action="note", reason=reason))
-        elif _suffix(name) != caption_suffix:
-            notes.append(Note(name=name, action="note", reason="ignored: not an image or clip of a known kind"))
-        elif _stem(name) not in users:
-            notes.append(Note(name=name, action="note", reason="ignored: a caption file without an image or clip"))
+    others = [name for name in names if name not in media]
+    captions = [name for name in others if _suffix(name) == caption_suffix]
+    if options.caption_source == "metadata":
+        captions = [name for name in captions if not _is_metadata(name, options)]
+    notes += _caption_notes(captions, users, texts, options)
+    read = set(captions)
+    notes += [note for name in others if name not in read and (note := _other_note(name, options))]
     sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
-    return _Found(media=media, sidecars=sidecars, notes=notes)
+    return _Found(media=media, sidecars=sidecars, others=others, notes=notes)
+
+
+def _caption_notes(
+    captions: Sequence[str], users: Mapping[str, Sequence[str]], texts: Mapping[str, str], options: DatasetOptions
+) -> list[Note]:
+    """On caption files that two share, that nobody has, or that are not read. `users`: media by their stems."""
+    if options.caption_source != "sidecar":
+        more = f" (and {len(captions) - 1} more)" if len(captions) > 1 else ""
+        reason = f"ignored{more}: caption files are not read, as caption_source is {options.caption_source}"
+        return [Note(name=name, action="note", reason=reason) for name in captions[:1]]
+    notes = []
+    for stem, (first, *others) in users.items():
+        if stem in texts:
+            reason = f"shares the caption file {texts[stem]} with {first}"
+            notes += [Note(name=name, action="note", reason=reason) for name in others]
+    reason = "ignored: a caption file without an image or clip"
+    return notes + [Note(name=name, action="note", reason=reason) for name in captions if _stem(name) not in users]
+
+
+def _is_metadata(name: str, options: DatasetOptions) -> bool:
+    return name == options.metadata_file if options.metadata_file else name.lower() in FOUND_BY_NAME
+
+
+def _other_note(name: str, options: DatasetOptions) -> Note | None:
+    """What there is to say of a file that is neither media nor a caption file; nothing of the one that captions are from."""
+    reason = "ignored: not an image or clip of a known kind"
+    if options.caption_source == "metadata":
+        if _is_metadata(name, options):
+            return None
+    elif name.lower() in FOUND_BY_NAME:
+        reason = "ignored: to take captions from it, set caption_source to metadata"
+    return Note(name=name, action="note", reason=reason)
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
@@ -132,15 +171,17 @@ def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
     while waiting:
         folder = waiting.pop()
         try:
-            children = sorted(folder.iterdir())
+            with os.scandir(folder) as entries:
+                children = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             reason = f"the folder cannot be read ({error.strerror or error})"
             notes.append(Note(name=folder.relative_to(root).as_posix(), action="skipped", reason=reason))
             continue
+        place = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         for child in children:
             if child.name.startswith(".") or child.name.lower() in _IGNORED:
                 continue
-            name = child.relative_to(root).as_posix()
+            name = f"{place}{child.name}"
             if not _is_text(name):
                 reason = "its name is not UTF-8, so it cannot be told or stored: rename it"
                 notes.append(
@@ -149,16 +190,16 @@ def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
                 continue
             target = _folder_behind(child)
             if target is None:
-                files[name] = child
+                files[name] = folder / child.name
             elif target not in seen:
                 seen.add(target)
-                waiting.append(child)
+                waiting.append(folder / child.name)
 
 
-def _folder_behind(path: Path) -> Path | None:
-    """The folder that `path` is or leads to; None for anything else, also for what cannot be told."""
+def _folder_behind(entry: "os.DirEntry[str]") -> Path | None:
+    """The folder that `entry` is or leads to; None for anything else, also for what cannot be told."""
     try:
-        return path.resolve() if path.is_dir() else None
+        return Path(entry.path).resolve() if entry.is_dir() else None
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
         return None
 
@@ -198,19 +239,22 @@ def _probe_all(
     index = ProbeIndex(index_path)
     probes: dict[str, Probe] = {}
 
-    def probe(path: Path) -> tuple[Probe, bool]:
-        known = index.get(path)
-        return (known, True) if known else (probe_file(path, interrupt), False)
-
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="wan-probe")
     try:
         with interrupt:
-            futures = {name: pool.submit(probe, path) for name, path in media.items()}
+            futures: dict[str, Future[Probe]] = {}
+            for name, path in media.items():
+                interrupt()
+                known = index.get(path)
+                if known is None:
+                    futures[name] = pool.submit(probe_file, path, interrupt)
+                else:
+                    probes[name] = known
+                    if progress is not None:
+                        progress(len(probes), len(media))
             for name, future in futures.items():
-                result, was_known = interrupt.result(future)
-                probes[name] = result
-                if not was_known:
-                    index.put(media[name], result)
+                probes[name] = interrupt.result(future)
+                index.put(media[name], probes[name])
                 if progress is not None:
                     progress(len(probes), len(media))
     finally:
@@ -227,7 +271,7 @@ def _unusable(name: str, path: Path, problem: str, options: DatasetOptions) -> t
 
 
 def _samples_of(
-    name: str, path: Path, probe: Probe, caption: str, options: DatasetOptions
+    name: str, path: Path, probe: Probe, captions: tuple[str, ...], options: DatasetOptions
 ) -> tuple[list[Sample], list[Note]]:
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
@@ -256,7 +300,8 @@ def _samples_of(
         height=probe.height,
         num_frames=len(probe.times_us),
         fps=mean_fps(probe.times_us, probe.end_us),
-        caption=caption,
+        caption=captions[0],
+        more_captions=captions[1:],
     )
     width, height = bucket_for(file.width, file.height, options)
     for lost, side in zip(crop_loss(file.width, file.height, (width, height)), ("width", "height"), strict=True):

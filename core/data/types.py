@@ -5,6 +5,7 @@ All of it is frozen and small (paths, digests, numbers): no pixels, no tensors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -61,7 +62,7 @@ class Sample:
             return self.file.name
         return f"{self.file.name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
 
-    @property
+    @cached_property
     def content_key(self) -> str:
         """Digest of everything that decides the pixels of this sample."""
         return digest([self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height], 32)
@@ -96,7 +97,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
-        check_texts("the dataset", words=(self.options.trigger_word,), captions=(s.file.caption for s in self.samples))
+        check_texts("the dataset", words=(self.options.trigger_word,), captions=self.captions)
 
     @property
     def digest(self) -> str:

@@ -92,7 +92,9 @@ class _Remembered(Generic[T]):
         return f"{self.path} {self.mode} {_VERSION}"
 
     def unload(self) -> None:
-        """Free its memory."""
+        """Free its memory, if it was loaded."""
+        if self._encoder is None:
+            return
         self._encoder = None
         gc.collect()
         if self.turn.device.type == "cuda":

@@ -353,3 +353,24 @@ def test_files_that_change_places_are_read_again(folder, tmp_path, make):
     (folder / "swap").rename(two)
     second = scan(folder, index_path=tmp_path / "index.json", default_caption="x").samples
     assert [s.file.sha256 for s in second] == [s.file.sha256 for s in reversed(first)]
+
+
+def test_caption_files_that_are_not_read_are_told_once(folder, make):
+    for name in ("a_dog", "b_cat"):
+        make.image(folder / f"{name}.png", colour=(len(name), ord(name[0]), 9))
+        (folder / f"{name}.txt").write_text("not this")
+    dataset = scan_folder(folder, DatasetOptions(caption_source="filename"))
+    assert [s.file.caption for s in dataset.samples] == ["a dog", "b cat"]
+    assert [str(note) for note in dataset.notes] == [
+        "a_dog.txt: note: ignored (and 1 more): caption files are not read, as caption_source is filename"
+    ]
+
+
+def test_further_captions_are_in_the_content_and_change_no_pixels(folder, make):
+    make.image(folder / "a.png")
+    (folder / "a.txt").write_text("dog, grass")
+    plain = scan_folder(folder, DatasetOptions())
+    further = scan_folder(folder, DatasetOptions(shuffle_tags=True))
+    assert further.captions == ("dog, grass", "grass, dog")
+    assert [s.content_key for s in plain.samples] == [s.content_key for s in further.samples]
+    assert plain.digest != further.digest
