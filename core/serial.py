@@ -79,6 +79,8 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def _coerce_tuple(args: tuple[Any, ...], value: list | tuple, where: str) -> tuple:
+    if args[-1] is Ellipsis and args[0] in _PLAIN and {*map(type, value)} <= {args[0]}:
+        return tuple(value)  # of thousands of numbers, too
     hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ConfigError(f"{where} must have {len(hints)} elements, got {len(value)}.")

@@ -14,6 +14,7 @@ from .tags import tag_variants
 from .text_files import read_text_file
 from .types import Note
 
+_HALF_LETTER = re.compile("[\ud800-\udfff]")
 _MOST = MAX_TEXT - MAX_WORD - 1  # characters, with room for a trigger word in front
 
 Texts = tuple[list[str], str, str]  # captions, why there are none, what there is to tell
@@ -126,7 +127,7 @@ def _cleaned(texts: Sequence[str], options: DatasetOptions) -> list[str]:
             raise BadMediaError(
                 f"it has {len(text)} characters, and {_MOST} are the most; the model takes some 2000: shorten it"
             )
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if _HALF_LETTER.search(text):
             raise BadMediaError("it holds halves of letters (\\ud800 to \\udfff), which are no text: write it anew")
     return found
 

@@ -229,7 +229,8 @@ def _stem(name: str) -> str:
 
 
 def _suffix(name: str) -> str:
-    return Path(name).suffix.lower()
+    stem, _, ending = name.rpartition("/")[2].rpartition(".")
+    return f".{ending.lower()}" if stem and ending else ""
 
 
 def _probe_all(

@@ -112,16 +112,35 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
     return Cached(latents, text, [*notes, *text_notes])
 
 
-def cache_elsewhere(recipe: Recipe, dataset: Dataset, devices: Sequence[str]) -> Cached:
+class _Looking(Silent):
+    """Shows how far the cache is looked through, which takes seconds where it holds thousands of samples."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+
+    def update(self, name: str, done: int, total: int, text: str = "", /) -> None:
+        """So much of the cache is looked through."""
+        self._display.update(f"cached {name}", done, total, text)
+
+    def end(self, name: str, /) -> None:
+        """It is looked through."""
+        self._display.end(f"cached {name}")
+
+
+def cache_elsewhere(
+    recipe: Recipe, dataset: Dataset, devices: Sequence[str], display: Progress | None = None
+) -> Cached:
     """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
     if recipe.device == "auto":
         recipe = replace(recipe, device=devices[0])
-    silent = Silent()
+    looking = Silent() if display is None else _Looking(display)
     try:
-        return cache(recipe, dataset, silent, load=False)
+        return cache(recipe, dataset, looking, load=False)
     except NotEncodedError:
+        for name in ("latents", "text"):  # where it had begun to look
+            looking.end(name)
         _run_cache_command(recipe)
-    return cache(recipe, dataset, silent, load=False)
+    return cache(recipe, dataset, looking, load=False)
 
 
 def _run_cache_command(recipe: Recipe) -> None:
@@ -173,7 +192,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
     """Everything before training: checks, scan, caches, and the job of each stage."""
     infos = check_recipe(recipe)
     dataset = scan(recipe, display)
-    cached = cache_elsewhere(recipe, dataset, devices)
+    cached = cache_elsewhere(recipe, dataset, devices, display)
     for note in cached.notes:
         display.say(f"- {note}")
     planned = []
