@@ -16,6 +16,7 @@ from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import TextEncoder
 from ..encoders.text import load_text_encoder
+from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vae import WanVideoEncoder, load_video_encoder
 from ..encoders.weights import open_weights
 from ..errors import ConfigError
@@ -67,7 +68,8 @@ class Files(GivenFrames):
             if problem:
                 raise ConfigError(f"{name} is {shown(path)}, which {problem}: check its name.")
         inner = self.text_encoder / "text_encoder"
-        open_weights(inner if inner.is_dir() else self.text_encoder)  # its header, before the VAE is loaded
+        # Their headers, before the VAE is loaded.
+        find_tokenizer(open_weights(inner if inner.is_dir() else self.text_encoder), self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

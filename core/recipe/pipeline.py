@@ -101,7 +101,8 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
         if vision:
             vision.unload()
         display.end("latents")
-        umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say)
+        tokenizer = Path(recipe.models.tokenizer) if recipe.models.tokenizer else None
+        umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say, tokenizer)
         text, text_notes = cache_text(
             dataset.captions, umt5, store, on_item=lambda done, total, name: display.update("text", done, total, name)
         )

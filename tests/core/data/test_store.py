@@ -259,10 +259,10 @@ def test_a_look_reads_the_body_once_until_the_file_changes(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 0x10
     path.write_bytes(data)
-    for store in (store, Store(tmp_path)):
-        assert not store.is_checked("latents", "k0")
-        assert store.look("latents", "k0") is None
-        assert not store.is_checked("latents", "k0")
+    for reader in (store, Store(tmp_path)):
+        assert not reader.is_checked("latents", "k0")
+        assert reader.look("latents", "k0") is None
+        assert not reader.is_checked("latents", "k0")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x02\x00\x00\x00\x00\x00\x00\x00[]", b"\xff" * 40])
