@@ -13,7 +13,7 @@ def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
     DatasetError for a placeholder without a trigger word.
     """
     trigger = " ".join(trigger_word.split())
-    if _PLACEHOLDER.search(caption):
+    if has_trigger(caption):
         if not trigger:
             raise DatasetError(
                 f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word."
@@ -24,13 +24,18 @@ def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
+def has_trigger(prompt: str) -> bool:
+    """Whether a trigger word has to be put in."""
+    return _PLACEHOLDER.search(prompt) is not None
+
+
 def fill_trigger(prompt: str, trigger_word: str, field: str = "prompt") -> str:
     """A prompt with the trigger word in place of [trigger]; without the placeholder it is left as it is.
 
     ConfigError, which calls the prompt `field`, for a placeholder where no trigger word is known.
     """
     trigger = " ".join(trigger_word.split())
-    if not _PLACEHOLDER.search(prompt):
+    if not has_trigger(prompt):
         return prompt
     if not trigger:
         raise ConfigError(

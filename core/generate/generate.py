@@ -4,7 +4,7 @@ F frames, H W pixels, C channels, f h w latent frames, height, width, S text tok
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
 from .experts import Expert, Experts
 from .given import GivenFrames, check_given, given_forward
+from .trigger import fill_prompts
 
 MAX_PIXELS = 32768  # on a side; and frames
 
@@ -136,8 +137,13 @@ class VideoPlan:
 
 
 def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
-    """Read the headers and the LoRAs. ConfigError or ModelFileError if something does not fit."""
+    """Read the headers and the LoRAs, whose trigger word takes the place of [trigger] in prompts.
+
+    ConfigError or ModelFileError if something does not fit.
+    """
     files.check()
+    prompts = fill_prompts(files.loras.values(), prompt=options.prompt, negative_prompt=options.negative_prompt)
+    options = replace(options, **prompts)
     experts: dict[Slot, Expert] = {}
     notes: list[str] = []
     for slot, path in files.models.items():
