@@ -184,9 +184,8 @@ def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
             name = f"{place}{child.name}"
             if not _is_text(name):
                 reason = "its name is not UTF-8, so it cannot be told or stored: rename it"
-                notes.append(
-                    Note(name=name.encode("utf-8", "backslashreplace").decode(), action="skipped", reason=reason)
-                )
+                told = os.fsencode(name).decode("utf-8", "backslashreplace")
+                notes.append(Note(name=told, action="skipped", reason=reason))
                 continue
             target = _folder_behind(child)
             if target is None:
