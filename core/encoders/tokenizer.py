@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ModelFileError, WanTrainError
+from ..errors import TOKENIZER, ModelFileError, WanTrainError
 from ..paths import path_problem, shown
 from .weights import Weights, open_weights, read_one
 
@@ -40,9 +40,9 @@ def find_tokenizer(weights: Weights, given: Path | None = None, folders: Sequenc
                 return path, data
     raise ModelFileError(
         f"'{weights.path}' has no tokenizer inside, there is no {TOKENIZER_FILE} at {', '.join(map(str, places))}, and no "
-        "umT5 .safetensors file beside it holds one: put the spiece.model of google/umt5-xxl beside it (`wantrain download "
-        "tokenizer` fetches it), name it as the tokenizer (models.tokenizer in a recipe), or use "
-        "umt5_xxl_fp16.safetensors, which holds its own."
+        "umT5 .safetensors file beside it holds one: put the spiece.model of google/umt5-xxl beside it, name it as the "
+        "tokenizer, or use umt5_xxl_fp16.safetensors, which holds its own.",
+        about=TOKENIZER,
     )
 
 

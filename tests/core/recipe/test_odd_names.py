@@ -86,7 +86,7 @@ def test_a_missing_tokenizer_is_told_before_anything_is_scanned(recipe, tmp_path
     save_file({name: tensor for name, tensor in state.items() if name != "spiece_model"}, path)
     bare = dataclasses.replace(recipe, models=dataclasses.replace(recipe.models, text_encoder=str(path)))
     said = io.StringIO()
-    with pytest.raises(ModelFileError, match=r"has no tokenizer inside.*models\.tokenizer"):
+    with pytest.raises(ModelFileError, match=r"has no tokenizer inside.*name it as the tokenizer"):
         prepare_recipe(bare, ["cpu"], Display(said))
     assert said.getvalue() == ""
     named = dataclasses.replace(bare, models=dataclasses.replace(bare.models, tokenizer=recipe.models.text_encoder))
