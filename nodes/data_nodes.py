@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.data.encode import cache_latents, cache_text
-from ..core.data.links import files_below
+from ..core.data.links import files_below, is_file
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
@@ -63,9 +63,10 @@ class DatasetFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, folder: str, metadata_file: str = "", **_: Any) -> str:
         path = folders.resolve_dataset_folder(folder)
-        stats = [(str(p), p.stat()) for p in files_below(path)]
+        further = [path / metadata_file] if metadata_file and is_file(path / metadata_file) else []
+        stats = [(str(p), p.stat()) for p in (*files_below(path), *further)]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
