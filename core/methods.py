@@ -17,6 +17,7 @@ from .paths import shown
 M = TypeVar("M")
 
 
+@functools.cache  # a planner asks some ten thousand times
 def method_names(folder: str) -> tuple[str, ...]:
     """Names of the methods in a folder of `core`, such as "optimizers"; none of them is imported.
 

@@ -16,7 +16,8 @@ def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
     if has_trigger(caption):
         if not trigger:
             raise DatasetError(
-                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word."
+                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word; or, since a "
+                "regularization set has none, write a plain word there."
             )
         return " ".join(_PLACEHOLDER.sub(lambda _: trigger, caption).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):

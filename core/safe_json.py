@@ -7,7 +7,7 @@ earlier versions, are taken as they are.
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .serial import digest
 
@@ -50,6 +50,11 @@ def read_object(path: Path, *, finite: bool = True) -> dict[str, Any] | None:
         return unseal(parse_object(data, finite=finite)) if len(data) <= MAX_BYTES else None
     except (OSError, ValueError):
         return None
+
+
+def as_table(value: Any) -> dict[str, Any]:
+    """`value` if it is an object, else an empty one."""
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
 def seal(values: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def to_dict(value: Any) -> Any:
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Build dataclass `cls` from plain JSON values; `where` names the place in error messages."""
     where = where or cls.__name__
+    if isinstance(data, cls):  # made already
+        return data
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be an object with named fields, got {type(data).__name__}.")
     hints, fields = _declared(cls)

@@ -1,11 +1,23 @@
 """The node pack: one thin file a node family over the training core."""
 
-from . import data_nodes, merge_nodes, model_nodes, nano_nodes, preview_nodes, routes, train_nodes
+from . import (
+    data_nodes,
+    join_nodes,
+    merge_nodes,
+    model_nodes,
+    nano_nodes,
+    preview_nodes,
+    routes,
+    timestep_nodes,
+    train_nodes,
+)
 
 NODES = [
     *model_nodes.NODES,
     *data_nodes.NODES,
+    *join_nodes.NODES,
     *train_nodes.NODES,
+    *timestep_nodes.NODES,
     *merge_nodes.NODES,
     *preview_nodes.NODES,
     *nano_nodes.NODES,

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.data.encode import cache_latents, cache_text
-from ..core.data.links import files_below, is_file
+from ..core.data.links import files_below, is_file, is_folder, leads_within
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
@@ -22,7 +22,7 @@ from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .sockets import WanDataset, WanLatents, WanText
-from .widgets import inputs_of
+from .widgets import inputs_of, meanings
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +51,29 @@ class DatasetFromFolder(io.ComfyNode):
         width: int | None = None,
         height: int | None = None,
         num_frames: int | None = None,
+        more_sizes: str | None = None,
     ) -> bool | str:
         """None: comes over a wire, and is checked when it is there."""
         try:
-            check_known(cls, {"folder": folder, "width": width, "height": height, "num_frames": num_frames})
+            known = {"folder": folder, "width": width, "height": height, "num_frames": num_frames}
+            check_known(cls, {**known, "more_sizes": more_sizes})
             if folder is not None:
                 folders.resolve_dataset_folder(folder)
-            DatasetOptions(width=width or 16, height=height or 16, num_frames=num_frames or 1)
+            sizes = {"width": width or 16, "height": height or 16, "more_sizes": more_sizes or ""}
+            DatasetOptions(num_frames=num_frames or 1, **sizes)
         except WanTrainError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, metadata_file: str = "", **_: Any) -> str:
+    def fingerprint_inputs(cls, folder: str, mask_folder: str = "", metadata_file: str = "", **_: Any) -> str:
         path = folders.resolve_dataset_folder(folder)
-        further = [path / metadata_file] if metadata_file and is_file(path / metadata_file) else []
-        stats = [(str(p), p.stat()) for p in (*files_below(path), *further)]
+        places, roots = [path], [path, *(root for _, root in folders.dataset_roots())]
+        masks, metadata = path / mask_folder, path / metadata_file
+        if mask_folder and masks != path and is_folder(masks) and leads_within(masks, roots):
+            places.append(masks)
+        further = [metadata] if metadata_file and is_file(metadata) and leads_within(metadata, roots) else []
+        stats = [(str(p), p.stat()) for p in (*further, *(p for place in places for p in files_below(place)))]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
@@ -79,7 +86,7 @@ class DatasetFromFolder(io.ComfyNode):
             host.raise_if_interrupted()
             host.show_progress(node_id, done, total)
 
-        options = DatasetOptions(**settings)
+        options = DatasetOptions(**meanings("DatasetFromFolder", settings))
         places = [root for _, root in folders.dataset_roots()]
         index = host.cache_path() / "files.json"
         dataset = scan_folder(
@@ -155,7 +162,7 @@ class CacheLatents(io.ComfyNode):
             on_item=_item_callback(node_id),
             check=host.raise_if_interrupted,
         )
-        paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path) if p]
+        paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path, e.mask_path) if p]
         host.remember(paths)
         size = sum(path.stat().st_size for path in paths) / 1e6
         given = "" if condition_on == "none" else f", with the {condition_on} given"
@@ -165,7 +172,7 @@ class CacheLatents(io.ComfyNode):
 
 def _latents_inputs() -> list[Any]:
     return [
-        WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+        WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
         io.Vae.Input(
             "vae",
             tooltip="The Wan VAE: wan_2.1_vae for Wan 2.1 and for Wan 2.2 A14B, wan2.2_vae for Wan 2.2 TI2V 5B.",
@@ -193,7 +200,7 @@ class CacheT5(io.ComfyNode):
             description="Encodes the captions with the umT5 text encoder and keeps the result on disk. Captions are taken"
             " as they are, without prompt weights, and are cut at 512 tokens.",
             inputs=[
-                WanDataset.Input("dataset", tooltip="From Dataset from Folder."),
+                WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
                 io.Clip.Input("clip", tooltip="The umT5 text encoder: Load CLIP with the type wan."),
             ],
             outputs=[WanText.Output("text", display_name="text", tooltip="Cached text embeddings, for training.")],

@@ -41,6 +41,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "MODEL": ("model", "clone"),
 }
 _LISTS_OF_FILES = ("folder", "model_name", "name", "lora_file", "recovery_adapter")  # looked up where they are used
+MAX_CURVE_POINTS = 256
 _NUMBERS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "INT": (int, "a whole number"),
     "FLOAT": ((int, float), "a number"),
@@ -80,7 +81,8 @@ def check_inputs(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
     for item in schema.inputs:
         if item.id in values and not (item.optional and values[item.id] is None):
             value, widget = values[item.id], options.get(item.id)
-            _check(item, widget.shows(widget.meaning(value)) if widget and widget.is_old(value) else value)
+            check = _check_growing if item.get_io_type() == io.Autogrow.io_type else _check
+            check(item, widget.shows(widget.meaning(value)) if widget and widget.is_old(value) else value)
 
 
 def check_known(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
@@ -100,12 +102,28 @@ def _check(item: Any, value: Any) -> None:
     elif kind == "BOOLEAN":
         if not isinstance(value, bool):
             raise ConfigError(f"{item.id} must be true or false, but it is {kind_of(value)}.")
-    elif not isinstance(value, str):
+    elif kind == "CURVE":
+        _check_curve(item.id, value)
+    else:
+        _check_text(item, value)
+
+
+def _check_text(item: Any, value: Any) -> None:
+    if not isinstance(value, str):
         raise ConfigError(f"{item.id} must be a text, but it is {kind_of(value)}.")
-    elif any("\ud800" <= character <= "\udfff" for character in value):
+    if any("\ud800" <= character <= "\udfff" for character in value):
         raise ConfigError(f"{item.id} holds half a character (a lone surrogate), which no file can: write it again.")
-    elif kind == "COMBO" and item.id not in _LISTS_OF_FILES and value not in item.options:
+    if item.get_io_type() == "COMBO" and item.id not in _LISTS_OF_FILES and value not in item.options:
         raise ConfigError(f"{item.id} is '{in_short(value)}': choose one of {', '.join(map(str, item.options))}.")
+
+
+def _check_growing(item: Any, value: Any) -> None:
+    """Of an input that grows: a table of its wires."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{item.id} must be one or more wires, but it is {kind_of(value)}.")
+    for name, one in value.items():
+        if one is not None:
+            _check_handle(f"{item.id}.{name}", one, *_HANDLES[item.template.input.get_io_type()])
 
 
 def _check_handle(name: str, value: Any, wanted: type, source: str) -> None:
@@ -115,6 +133,24 @@ def _check_handle(name: str, value: Any, wanted: type, source: str) -> None:
         raise ConfigError(
             f"{name} must be pictures, [number, height, width, 3], but it has the shape {list(value.shape)}."
         )
+
+
+def _check_curve(name: str, value: Any) -> None:
+    """The host's own object, or what its widget saves: points, each two finite numbers."""
+    if hasattr(value, "interp_array"):
+        return
+    points = value.get("points") if isinstance(value, Mapping) else value
+    is_list = isinstance(points, (list, tuple))
+    if not is_list or not 2 <= len(points) <= MAX_CURVE_POINTS or not all(map(_is_point, points)):
+        raise ConfigError(f"{name} must be a curve of 2 to {MAX_CURVE_POINTS} points, but it is {kind_of(value)}.")
+
+
+def _is_point(point: Any) -> bool:
+    return (
+        isinstance(point, (list, tuple))
+        and len(point) == 2
+        and all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in point)
+    )
 
 
 def _check_number(item: Any, value: Any, wanted: type | tuple[type, ...], words: str) -> None:

@@ -7,6 +7,7 @@ import safetensors.torch
 from comfy_api.latest import io
 
 from ..core.adapters.ship import check_name
+from ..core.data.counting import counted, describe_lengths
 from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
@@ -17,6 +18,7 @@ from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import StageSettings, settings_from_names
 from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
+from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
 from ..core.train.start import check_start, needed_packages
@@ -84,6 +86,9 @@ class TrainLoRAStage(io.ComfyNode):
         runs = host.runs_path()
         check_writable(runs)
         warnings = job_warnings(job, wanted)
+        length = stage_length(job)
+        log.info("%s: %s", job.name, length)
+        host.show_text(node_id, length)
         for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         follower = Follower(runs, job, node_id, decoder)
@@ -103,6 +108,12 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
+
+
+def stage_length(job: Job) -> str:
+    """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
+    (sentence,) = describe_lengths({job.stage: job_length(job)})
+    return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
@@ -134,7 +145,7 @@ def _outputs(folder: RunFolder, job: Job, node_id: str, warnings: list[str], not
     history = read_long_history(folder.events_path)
     losses = [loss for _, loss in history.losses.points()]
     told = list(dict.fromkeys([*warnings, *history.warnings, *notes]))
-    summary = f"finished: {job.loop.steps} steps"
+    summary = f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"
     last = losses[-20:]  # none, where the diary was lost
     if last:
         summary += f", loss {sum(last) / len(last):.4f} (mean of the last 20)"

@@ -1,6 +1,6 @@
 """The widgets of options, made from their declarations in `core/settings`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,16 +16,26 @@ def inputs_of(
     before: Mapping[str, Any] | None = None,
     last: Sequence[Any] = (),
     choices: Mapping[str, Sequence[str]] | None = None,
+    only: Callable[[Option], bool] | None = None,
 ) -> list[Any]:
     """All inputs of a node: `first`, then the widgets of its options in their order, then `last`.
 
     `before`: name of a widget to an input that stands before it. `choices`: name of a widget to what only the host knows.
+    `only`: for a node that has some of the options of `node`.
     """
     inputs = list(first)
     for item, widget in widgets_of(node):
+        if only is not None and not only(item):
+            continue
         inputs += [before[widget.name]] if before and widget.name in before else []
         inputs.append(widget_input(item, widget, (choices or {}).get(widget.name)))
     return [*inputs, *last]
+
+
+def meanings(node: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of a node's widgets mean, for its options."""
+    widgets = {widget.name: widget for _, widget in widgets_of(node)}
+    return {name: widgets[name].meaning(value) if name in widgets else value for name, value in values.items()}
 
 
 def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = None) -> Any:

@@ -25,6 +25,7 @@ PACK = Path(__file__).resolve().parent.parent
 # Heights that the canvas gives to widgets which the page adds to a node (web/wan_train.js), and to nothing else.
 PAGE_WIDGETS = {
     "DatasetFromFolder": 110,
+    "JoinDatasets": 110,
     "CacheLatents": 60,
     "CacheT5": 60,
     "LoadWanDiT": 46,

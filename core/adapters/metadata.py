@@ -42,6 +42,7 @@ class TrainingFacts:
     dropout: float = 0.0
     tag_frequency: dict[str, int] = field(default_factory=dict)  # caption -> how often it occurs
     dataset_name: str = "dataset"
+    levels: Mapping[str, str | float] = field(default_factory=dict)  # noise levels and loss, by their `ss_*` keys
     started_at: float | None = None
     finished_at: float | None = None
 
@@ -170,6 +171,7 @@ def _kohya(d: LoraDescription) -> dict[str, str]:
             "ss_batch_size_per_device": t.batch_size,
             "ss_gradient_accumulation_steps": t.gradient_accumulation,
             "ss_num_train_items": t.num_samples,
+            **t.levels,
             "ss_training_started_at": t.started_at,
             "ss_training_finished_at": t.finished_at,
             "ss_tag_frequency": _json({t.dataset_name: t.tag_frequency}) if t.tag_frequency else None,

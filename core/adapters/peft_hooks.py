@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..packages import unusable
 from ..settings.adapter import AdapterOptions
+from ..torch_compat import load_compiler
+from .light_import import import_peft
 
 TESTED = ("0.16.0", "0.21.2")  # oldest and newest
 _ADAPTER = "default"  # peft's own name for the first
@@ -37,16 +39,25 @@ class Factors(NamedTuple):
 def import_adapters() -> None:
     """Import peft now rather than at the first use, in a process of ours: it takes seconds.
 
-    Half of them go to packages that peft, and transformers for it, import where they find them, for what is not used here:
-    they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a ComfyUI, then does no harm.
+    Most of them go to transformers, which peft does without here, and to packages that they import where they find them, for
+    what is not used here: they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a
+    ComfyUI, then does no harm.
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
-    hidden = [name for name in _NOT_FOR_ADAPTERS if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such a module is not found
     try:
-        import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        with _hidden(*_NOT_FOR_ADAPTERS):
+            import_peft()
     except Exception as error:  # a package that does not fit its neighbours raises anything
         raise unusable("peft", error) from error
+
+
+@contextlib.contextmanager
+def _hidden(*packages: str) -> Iterator[None]:
+    """Within it nobody finds these packages, unless they are imported already."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such a module is not found
+    try:
+        yield
     finally:
         for name in hidden:
             del sys.modules[name]
@@ -71,6 +82,7 @@ class _Importing:
     def _try(self) -> None:
         with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
             import_adapters()
+            load_compiler()  # which the first optimizer imports, compiled or not
 
 
 _IMPORTING = _Importing()
@@ -110,7 +122,8 @@ def inject_lora(model: nn.Module, layers: Mapping[str, nn.Module], options: Adap
     if others:
         config._register_custom_module(dict.fromkeys(others, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _without_config(model):
+    silent = warnings.catch_warnings()
+    with torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # said of every quantized layer
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)  # pyright: ignore[reportUnknownMemberType]
 

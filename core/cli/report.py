@@ -130,7 +130,7 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
 
 def cleaner(job: Job) -> Callable[[str], str]:
     """A function that takes out of a sentence whatever belongs to the user of this job."""
-    private = {job.name: "NAME", job.trigger_word: "WORD"}
+    private = {job.name: "NAME", job.trigger_word: "WORD", **dict.fromkeys(job.trigger_word.split(", "), "WORD")}
     for path in (job.model.path, job.model.recovery_adapter, job.preview_vae, job.data.empty_text_path):
         private |= {path: "PATH", PurePath(path).name: "FILE"}
     for sample in job.data.samples:

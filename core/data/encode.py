@@ -13,6 +13,7 @@ from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .encodings import Encodings
+from .join import frame_rates
 from .store import Store, text_key
 from .types import (
     Dataset,
@@ -74,7 +75,7 @@ def cache_latents(
                 entries.append(entry)
                 notes.extend(told)
             except DatasetError as error:
-                if dataset.options.bad_files == "refuse":
+                if dataset.options_of(listed).bad_files == "refuse":
                     raise
                 notes.append(Note(name=listed.name, action="skipped", reason=str(error)))
             if on_item is not None:
@@ -83,13 +84,15 @@ def cache_latents(
     if not any(not entry.held_out for entry in entries):
         why = f"; the first: {notes[0]}" if notes else ""
         raise DatasetError(f"No sample of {dataset.folder} is left to train on{why}")
+    fps, *more_fps = frame_rates(dataset)
     cache = LatentCache(
         entries=tuple(entries),
         encoder=encoder.identity,
         latent_format=encoder.latent_format,
-        fps=dataset.options.fps,
-        trigger_word=dataset.options.trigger_word,
+        fps=fps,
+        trigger_word=dataset.trigger_words,
         conditioning=conditioning,
+        more_fps=tuple(more_fps),
     )
     return cache, notes
 

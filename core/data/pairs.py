@@ -48,4 +48,5 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         text_dim=text.dim,
         conditioning=latents.conditioning,
         fps=latents.fps,
+        more_fps=latents.more_fps,
     )

@@ -3,30 +3,78 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from .types import Dataset, Note
+from .counting import Length, batches_of, describe_epoch
+from .join import join_warnings, split
+from .types import Dataset, Note, Part, Sample
+
+_NAMES = 2  # of a long group of notes
 
 
 def list_notes(notes: Sequence[Note], limit: int | None = 30) -> str:
-    """The notes, one a line; the first `limit` of them, or all with None."""
-    lines = [f"- {note}" for note in notes[:limit]]
-    if len(notes) > len(lines):
-        lines.append(f"- ... and {len(notes) - len(lines)} more (all of them are in the server's log)")
-    return "\n".join(lines)
+    """The notes, one a line, those that differ by the file's name alone in one; the first `limit` lines, or all with None.
+
+    With a limit a long line names the first files only; without, all of them.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for note in notes:
+        groups.setdefault((note.action, note.reason), []).append(note.where)
+    lines = [_line(names, action, reason, limit) for (action, reason), names in groups.items()]
+    shown = lines[:limit]
+    if len(lines) > len(shown):
+        shown.append(f"- ... and {len(lines) - len(shown)} more (all of them are in the server's log)")
+    return "\n".join(shown)
 
 
-def describe_dataset(dataset: Dataset, limit: int | None = 30) -> str:
-    """What was found, in how many buckets, options without effect, and everything that was dropped, cut or changed."""
-    files = {s.file.path: s.file.kind for s in dataset.samples}
-    kinds = Counter(files.values())
-    buckets = Counter((s.width, s.height, len(s.frame_indices)) for s in dataset.samples)
-    held_out = sum(s.held_out for s in dataset.samples)
-    training = sum(s.repeats for s in dataset.samples if not s.held_out)
-    lines = [
-        f"{kinds['video']} clips, {kinds['image']} images: {training} samples an epoch"
-        + (f", {held_out} held out" if held_out else ""),
-        "buckets: " + ", ".join(f"{w}x{h}x{f} ({n})" for (w, h, f), n in sorted(buckets.items())),
+def _line(names: Sequence[str], action: str, reason: str, limit: int | None) -> str:
+    if len(names) == 1:
+        return f"- {names[0]}: {action}: {reason}"
+    shown = names if limit is None or len(names) <= _NAMES + 1 else names[:_NAMES]
+    rest = f", ... and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"- {len(names)} files: {action}: {reason}: {', '.join(shown)}{rest}"
+
+
+def describe_dataset(dataset: Dataset, limit: int | None = 30, lengths: Sequence[str] | None = None) -> str:
+    """What was found, in how many buckets, options without effect, and everything that was dropped, cut or changed.
+
+    Of joined datasets a line each, then the sum. `lengths`: what is said of epochs and steps; None: what an epoch is
+    with batch_size 1.
+    """
+    lines = [describe_part(part, samples) for part, samples in split(dataset)] if dataset.parts else []
+    lines += [
+        f"{'together: ' if dataset.parts else ''}{_amounts(dataset.samples)}",
+        f"buckets: {_buckets(dataset.samples)}",
     ]
-    lines += [f"- {sentence}" for sentence in dataset.options.warnings()]
+    lines += [describe_epoch(Length(batches=batches_of(dataset)))] if lengths is None else lengths
+    for part in dataset.sources:
+        of = f"{part.name}: " if part.name else ""
+        lines += [f"- {of}{sentence}" for sentence in part.options.warnings()]
+    lines += [f"- {sentence}" for sentence in join_warnings(dataset)]
     if dataset.notes:
         lines.append(list_notes(dataset.notes, limit))
     return "\n".join(lines)
+
+
+def describe_part(part: Part, samples: Sequence[Sample]) -> str:
+    """One of several datasets, in a line."""
+    options = part.options
+    facts = [_amounts(samples), f"buckets {_buckets(samples)}", f"loss weight {options.loss_weight:g}"]
+    if options.trigger:
+        facts.append(f"trigger word {options.trigger}")
+    if options.regularization:
+        facts.append("keeps what the model knows")
+    return f"{part.name}: {'; '.join(facts)}"
+
+
+def _amounts(samples: Sequence[Sample]) -> str:
+    files = {(s.dataset, s.file.path): s.file.kind for s in samples}
+    kinds = Counter(files.values())
+    held_out = sum(s.held_out for s in samples)
+    training = sum(s.repeats for s in samples if not s.held_out)
+    return f"{kinds['video']} clips, {kinds['image']} images: {training} samples an epoch" + (
+        f", {held_out} held out" if held_out else ""
+    )
+
+
+def _buckets(samples: Sequence[Sample]) -> str:
+    buckets = Counter((s.width, s.height, len(s.frame_indices)) for s in samples)
+    return ", ".join(f"{w}x{h}x{f} ({n})" for (w, h, f), n in sorted(buckets.items()))

@@ -10,20 +10,21 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
-from .buckets import bucket_for, crop_loss, held_out_indices
+from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
+from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
 from .links import leads_within
+from .masks import look_like_masks, mask_of, separate_masks
 from .media import MEDIA_SUFFIXES
 from .metadata_files import FOUND_BY_NAME, find_metadata, read_metadata
 from .probe import Probe, ProbeIndex, probe_file
 from .sampling import mean_fps, select_frames
-from .types import Dataset, MediaFile, Note, Sample
+from .types import Dataset, MediaFile, Note, Sample, Treatment
 from .watch import Interrupt
 
 Progress = Callable[[int, int], None]  # files done, files in all
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besides everything that starts with a dot
-_NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,9 @@ def scan_folder(
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    places = None if within is None else [folder, *within]
-    found = _find(folder, options, index_path, places)
+    within = None if within is None else [folder, *within]
+    found = _find(folder, options, index_path, within)
+    found, masks = _without_masks(folder, found, options, within)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -64,19 +66,26 @@ def scan_folder(
         )
     names, listed = list(found.media), None
     if options.caption_source == "metadata":
-        listed = read_metadata(find_metadata(folder, options.metadata_file, found.others, places), folder, names)
+        listed = read_metadata(find_metadata(folder, options.metadata_file, found.others, within), folder, names)
     unread = next((name for name in found.others if name.lower() in FOUND_BY_NAME), "")
-    captions, caption_notes = assign_captions(names, found.sidecars, options, listed, unread=unread)
+    with_words = dataclasses.replace(options, trigger_word=options.trigger)
+    captions, caption_notes = assign_captions(names, found.sidecars, with_words, listed, unread=unread)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
     for name, path in media.items():
         of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options)
+        if options.has_masks and of_file:
+            has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
+            mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
+            of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
-    notes.extend(held_notes)
+    flat, flip_notes = with_flips(flat, options)
+    notes.extend([*held_notes, *flip_notes])
     if not flat:
         why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
         raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
@@ -163,6 +172,17 @@ def _other_note(name: str, options: DatasetOptions) -> Note | None:
     elif name.lower() in FOUND_BY_NAME:
         reason = "ignored: to take captions from it, set caption_source to metadata"
     return Note(name=name, action="note", reason=reason)
+
+
+def _without_masks(
+    folder: Path, found: _Found, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[_Found, dict[str, Path]]:
+    """What was found without the files that are masks of others, and those by the others' names."""
+    if not (options.mask_folder or options.mask_suffix):
+        return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
+    media, masks = separate_masks(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    return dataclasses.replace(found, media=media, notes=notes), masks
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
@@ -276,6 +296,22 @@ def _samples_of(
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
         return _unusable(name, path, probe.problem, options)
+    file = MediaFile(
+        path=str(path),
+        name=name,
+        sha256=probe.sha256,
+        kind=probe.kind,
+        width=probe.width,
+        height=probe.height,
+        num_frames=len(probe.times_us),
+        fps=mean_fps(probe.times_us, probe.end_us),
+        caption=captions[0],
+        more_captions=captions[1:],
+        read_as=probe.read_as,
+    )
+    left_out = why_left_out(file, probe.end_us / 1e6, options)
+    if left_out:
+        return [], [Note(name=name, action="skipped", reason=left_out)]
     windows: tuple[tuple[int, ...], ...] = ((0,),)
     notes: list[Note] = []
     if probe.kind == "video":
@@ -291,25 +327,30 @@ def _samples_of(
                     f"or let short clips be shortened or skipped."
                 )
             return [], notes
-    file = MediaFile(
-        path=str(path),
-        name=name,
-        sha256=probe.sha256,
-        kind=probe.kind,
-        width=probe.width,
-        height=probe.height,
-        num_frames=len(probe.times_us),
-        fps=mean_fps(probe.times_us, probe.end_us),
-        caption=captions[0],
-        more_captions=captions[1:],
+    notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
+    buckets, told = buckets_of(file.width, file.height, options, shape_for(file, options))
+    notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
+    notes += [note for bucket in buckets if (note := scale_note(file, bucket))]
+    shared = {
+        "file": file,
+        "repeats": options.repeats,
+        "treatment": _treatment(options),
+        "is_of_sizes": len(buckets) > 1,
+    }
+    samples = [
+        with_crop(Sample(frame_indices=window, width=width, height=height, **shared), options)
+        for window in windows
+        for width, height in buckets
+    ]
+    return samples, notes
+
+
+def _treatment(options: DatasetOptions) -> Treatment:
+    return Treatment(
+        loss_weight=options.loss_weight,
+        caption_dropout=options.drop_captions,
+        is_regularization=options.regularization,
     )
-    width, height = bucket_for(file.width, file.height, options)
-    for lost, side in zip(crop_loss(file.width, file.height, (width, height)), ("width", "height"), strict=True):
-        if lost > _NOTED_LOSS:
-            reason = f"{lost:.1%} of its {side} is cut off ({file.width}x{file.height} to {width}x{height})"
-            notes.append(Note(name=name, action="cropped", reason=reason))
-    shared = {"file": file, "width": width, "height": height, "repeats": options.repeats}
-    return [Sample(frame_indices=window, **shared) for window in windows], notes
 
 
 def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> tuple[list[Sample], list[Note]]:
@@ -329,7 +370,8 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
     for group in groups:
         count = sum(start + i in held for i in range(len(group)))
         if 0 < count < len(group):
-            reason = f"its last {count} of {len(group)} windows are held out, the others are trained on"
+            what = "samples" if group[0].is_of_sizes else "windows"
+            reason = f"its last {count} of {len(group)} {what} are held out, the others are trained on"
             notes.append(Note(name=group[0].file.name, action="note", reason=reason))
         start += len(group)
     return marked, notes

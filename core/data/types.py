@@ -32,6 +32,25 @@ class MediaFile:
     fps: float  # true mean rate; 0 for an image
     caption: str  # with the trigger word put in
     more_captions: tuple[str, ...] = ()  # further ones; each time one of all of them is drawn
+    read_as: tuple[str, ...] = ()  # how its pixels are read, beyond plain decoding: see `reading.py`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Where the loss of a sample counts: white, 1; black, `least`."""
+
+    file: MediaFile | None  # a picture, or a clip with as many frames as the sample's own; None: the alpha of that one
+    inverted: bool = False  # black is 1
+    least: float = 0.0
+
+    @property
+    def content_key(self) -> str:
+        """Digest of what it makes of a sample's pixels."""
+        of_file = [self.file.sha256, list(self.file.read_as)] if self.file else []
+        return digest(["mask", of_file, self.inverted, self.least], 32)
+
+
+CENTER = (0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +73,44 @@ class Sample:
     repeats: int = 1
     held_out: bool = False
     treatment: Treatment = Treatment()
+    crop: tuple[float, float] = CENTER  # where the part that is kept lies: 0, 0 is top left, 1, 1 is bottom right
+    follows_motion: bool = False  # in place of `crop`: where the clip moves most
+    flip: str = ""  # "x": mirrored left to right, "y": upside down, "xy": both
+    mask: Mask | None = None
+
+    dataset: str = ""  # its dataset's name, where several are joined
+    is_of_sizes: bool = False  # whether its file is used at several sizes
 
     @property
     def name(self) -> str:
-        """File name, and the window of source frames if it is a clip."""
-        if self.file.kind == "image":
-            return self.file.name
-        return f"{self.file.name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
+        """File name, with the window of source frames if it is a clip, and what tells it from others of the file."""
+        name = f"{self.dataset}/{self.file.name}" if self.dataset else self.file.name
+        if self.file.kind != "image":
+            name = f"{name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
+        name = f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
+        return f"{name} flipped {self.flip}" if self.flip else name
 
     @cached_property
     def content_key(self) -> str:
-        """Digest of everything that decides the pixels of this sample."""
-        return digest([self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height], 32)
+        """Digest of everything that decides the pixels of this sample.
+
+        What version 0.1.0 had not is in it only where it is used, so that what was cached before stays valid.
+        """
+        first = [self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height]
+        crop = "motion" if self.follows_motion else list(self.crop)
+        later = {
+            "read_as": list(self.file.read_as),
+            "crop": crop if crop != list(CENTER) else "",
+            "flip": self.flip,
+        }
+        return digest(
+            [*first, {name: value for name, value in later.items() if value}] if any(later.values()) else first, 32
+        )
+
+    @property
+    def mask_keys(self) -> tuple[str, ...]:
+        """The key of its mask; () where it has none."""
+        return (self.mask.content_key,) if self.mask else ()
 
 
 def later_of(more_captions: tuple[str, ...], treatment: Treatment, *others: str) -> list[object]:
@@ -81,33 +126,60 @@ class Note:
     name: str
     action: Action
     reason: str
+    dataset: str = ""  # the name of the file's dataset, where several are joined
+
+    @property
+    def where(self) -> str:
+        """The file, with its dataset."""
+        return f"{self.dataset}/{self.name}" if self.dataset else self.name
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.action}: {self.reason}"
+        return f"{self.where}: {self.action}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the datasets that are joined."""
+
+    name: str  # that its samples and notes have as theirs
+    folder: str
+    options: DatasetOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A scanned folder."""
+    """A scanned folder, or several of them joined (`core/data/join.py`)."""
 
-    folder: str
-    options: DatasetOptions
+    folder: str  # of several: a text that names them
+    options: DatasetOptions  # of several: those of the first; `options_of` knows those of a sample
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
+    parts: tuple[Part, ...] = ()  # where several are joined
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
-        check_texts("the dataset", words=(self.options.trigger_word,), captions=self.captions)
+        check_texts("the dataset", words=(self.trigger_words,), captions=self.captions)
+
+    @property
+    def sources(self) -> tuple[Part, ...]:
+        """The folders it is made of, one or several."""
+        return self.parts or (Part(name="", folder=self.folder, options=self.options),)
+
+    def options_of(self, sample: Sample) -> DatasetOptions:
+        """The options that one of the samples was read with."""
+        return next((part.options for part in self.parts if part.name == sample.dataset), self.options)
+
+    @property
+    def trigger_words(self) -> str:
+        """The trigger words, each once, with commas between them."""
+        return ", ".join(dict.fromkeys(filter(None, (part.options.trigger for part in self.sources))))
 
     @property
     def digest(self) -> str:
         """Digest of the content: pixels, captions, repeats; not of paths or names."""
-        return digest(
-            [
-                [s.content_key, s.file.caption, s.repeats, s.held_out, *later_of(s.file.more_captions, s.treatment)]
-                for s in self.samples
-            ]
-        )
+        later = [later_of(s.file.more_captions, s.treatment, *s.mask_keys) for s in self.samples]
+        first = [[s.content_key, s.file.caption, s.repeats, s.held_out] for s in self.samples]
+        return digest([[*known, *more] for known, more in zip(first, later, strict=True)])
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -151,9 +223,10 @@ class LatentCache:
     entries: tuple[LatentEntry, ...]
     encoder: str  # identity of the VAE
     latent_format: LatentFormat
-    fps: float
-    trigger_word: str = ""
+    fps: float  # of the clips
+    trigger_word: str = ""  # of several datasets: all of them, with commas
     conditioning: Conditioning = "none"
+    more_fps: tuple[float, ...] = ()  # of the other clips, where joined datasets have several rates
 
     @property
     def digest(self) -> str:

@@ -47,14 +47,20 @@ def flow_loss(
     target: torch.Tensor,
     *,
     options: LossOptions = MSE,
+    sigmas: torch.Tensor | None = None,
     given_frames: int = 0,
     masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean error of each sample in float32, [B]; over the latent frames behind `given_frames` alone.
 
-    `masks` [B, 1, F, H, W] multiply the error before the mean, which stays one over all latents.
+    `sigmas` [B]: for a loss that follows the noise level. `masks`, of a shape that broadcasts to [B, 1, F, H, W], multiply
+    the error before the mean, which stays one over all latents.
     """
-    error = LOSSES.get(options.kind).error(pred, target, options)
+    loss = LOSSES.get(options.kind)
+    if sigmas is not None and loss.error_at is not None:
+        error = loss.error_at(pred, target, sigmas, options)
+    else:
+        error = loss.error(pred, target, options)
     if masks is not None:
         error = error * masks
     return error[:, :, given_frames:].flatten(1).mean(1)
@@ -63,3 +69,26 @@ def flow_loss(
 def weigh(losses: torch.Tensor, sigmas: torch.Tensor, options: LossOptions) -> torch.Tensor:
     """Losses [B] times what their noise levels [B] count."""
     return losses * WEIGHTINGS.get(options.weighting).weight(sigmas, options)
+
+
+def place_weights(
+    latents: torch.Tensor, options: LossOptions, masks: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """What the error at each place of latents [B, C, F, H, W] counts, times `masks` [B, 1, F, H, W]; None: all the same."""
+    places = WEIGHTINGS.get(options.weighting).places
+    if places is None:
+        return masks
+    found = places(latents, options)
+    return found if masks is None else found * masks
+
+
+def guided_target(pred: torch.Tensor, target: torch.Tensor, scale: float) -> torch.Tensor:
+    """AI-Toolkit's differential guidance (SDTrainer.py, 27a03a9): pred + scale (target - pred), without a gradient.
+
+    The error is `scale` times what it was. Of the squared error the gradient is therefore `scale` times what it was, and
+    the loss `scale` squared times.
+    """
+    if scale == 1.0:
+        return target
+    pred = pred.detach().float()
+    return pred + scale * (target - pred)

@@ -158,7 +158,6 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
     device = resolve_device(device_name)
     others = Others() if device.type == "cuda" else None
-    begin_importing_adapters()  # slow, so it is done while another run may be on the device, and the model is read
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
@@ -169,6 +168,7 @@ def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, aske
             message = f"waiting for {device}: another run is training on it. {turn.holder()}"
             events.write("status", message=message.rstrip(" ."))
             waiting, others = True, None  # what is in use changes
+            begin_importing_adapters()  # slow, and there is time
         asked.stop.wait(0.2)
         if asked():
             raise RunStoppedError

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..flow.objective import flow_loss, weigh
+from ..flow.objective import flow_loss, guided_target, place_weights, weigh
 from ..settings.job import Job
 from ..settings.loss import LossOptions
 from .forwards import Forwards, NoisyBatch
@@ -55,8 +55,11 @@ class FlowMatching:
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
         pred = forwards.pred(noisy)
-        given, masks = noisy.given_frames, noisy.masks
-        losses = flow_loss(pred, noisy.target, options=self.options, given_frames=given, masks=masks)
+        target = guided_target(pred, noisy.target, self.options.differential_guidance)
+        masks = place_weights(noisy.latents, self.options, noisy.masks)
+        losses = flow_loss(
+            pred, target, options=self.options, sigmas=noisy.sigmas, given_frames=noisy.given_frames, masks=masks
+        )
         yield [Term("flow", weigh(losses, noisy.sigmas, self.options))]
 
 

@@ -92,7 +92,7 @@ def _largest(choice: Choice) -> Bucket:
 
 def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
     """With all buckets cut to at most `limit` (F, H, W)."""
-    buckets = []
+    buckets: list[Bucket] = []
     for bucket in planner.buckets:
         channels, *size = bucket.shape
         frames, height, width = map(min, size, limit)

@@ -16,6 +16,7 @@ from ..memory.attention import Attend, AttentionShape, choose_attention, sdpa_at
 from ..memory.precision import native_dtype, precision_kind
 from ..memory.precisions.fp8 import quantize_rows
 from ..memory.precisions.fp8_compute import find_kernel, multiply
+from ..safe_json import as_table
 from ..settings.memory import MasterKind
 from .host import available_ram, pinnable_ram
 
@@ -174,8 +175,8 @@ def write_correction(folder: Path, card: Card, kind: str, correction: Correction
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        known = {}
-    known = {**(known if isinstance(known, dict) else {}), kind: asdict(correction)}
+        known = None
+    known = {**as_table(known), kind: asdict(correction)}
     content = json.dumps(known, indent=1).encode()
     write_atomic(path, lambda file: file.write(content))
 

@@ -39,10 +39,10 @@ class Choice:
     vram: int
     ram: int
     seconds: float
-    estimates: Mapping[Bucket, Estimate] = field(default_factory=dict)
+    estimates: Mapping[Bucket, Estimate] = field(default_factory=dict[Bucket, Estimate])
     start_seconds: float = 0.0
     sizes_seconds: float = 0.0
-    sizes: Mapping[int, SizeTime] = field(default_factory=dict)  # by the tokens of a batch
+    sizes: Mapping[int, SizeTime] = field(default_factory=dict[int, SizeTime])  # by the tokens of a batch
 
     def run_seconds(self, steps: int) -> float:
         """From the start of the process to the LoRA."""

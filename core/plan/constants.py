@@ -5,7 +5,7 @@ The file says of each what it means and where it comes from; `benchmarks/fit_con
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ def constants() -> Constants:
 
 
 @contextmanager
-def using(other: Constants) -> Iterator[None]:
+def using(other: Constants) -> Generator[None, None, None]:
     """Predict with others within the block: how they are fitted."""
     _in_use.append(other)
     try:

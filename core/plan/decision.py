@@ -106,7 +106,7 @@ def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
 
 def buckets_of(job: Job) -> list[Bucket]:
     """The sizes of the job's samples, with the largest batch of each."""
-    found = []
+    found: list[Bucket] = []
     for shape, count in _samples_by_shape(job).items():
         batch = min(job.loop.batch_size, count)
         if job.loop.token_budget:

@@ -111,7 +111,7 @@ def saved_by_part(
         per_key += 4 * dim + 4 + 2 * e * trained.rank + (2 * e * dim if trained.dropout else 0)
     modulation = 4 * (3 + 1) * dim
     fixed = {"self_attn": modulation, "cross_attn": sum(branches) * per_key, "ffn": modulation}
-    found = {}
+    found: dict[str, int] = {}
     for part, per_token in {"self_attn": self_attn, "cross_attn": cross_attn, "ffn": ffn}.items():
         own = replace(trained, targets=(part,) if part in trained.targets else ())
         factors = adapter_params(sizes, own) // sizes.num_layers * e if e < 4 else 0  # A and B in the compute dtype
@@ -193,7 +193,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
     attention = max(plan.keep_attention, linears)
     at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
-    peaks = []
+    peaks: list[float] = []
     for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
         if done < layers:
             kept = Kept(max(attention - done, 0), max(linears - done, 0))

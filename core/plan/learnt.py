@@ -159,7 +159,8 @@ class LearnCosts:
         planner, plan = self._planner, self._started.plan
         layers = planner.task.sizes.num_layers
         graph = GRAPH if is_graphed(planner.task, plan) else 0.0
-        extras, keys = [], []
+        extras: list[tuple[float, float]] = []
+        keys: list[str] = []
         for number, (tokens, seconds) in enumerate(self._seconds.items()):
             kept = self._started.kept.get(tokens)
             if kept is None:  # the smaller last batch of an epoch

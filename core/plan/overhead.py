@@ -7,6 +7,7 @@ process has a context; what is in use later, less that and the tensors, is the p
 import shutil
 import subprocess
 import threading
+from typing import Any, cast
 
 import torch
 
@@ -53,7 +54,7 @@ class Others:
 
 def parse(text: str) -> dict[str, int]:
     """Bytes in use by the GPU's UUID, from nvidia-smi's lines "GPU-..., MiB"; what is no such line is left out."""
-    found = {}
+    found: dict[str, int] = {}
     for line in text.splitlines():
         name, _, number = (part.strip() for part in line.partition(","))
         if number.isdigit():
@@ -78,4 +79,4 @@ def plausible(overhead: int) -> int | None:
 
 
 def _uuid(device: torch.device) -> str:
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    return str(getattr(cast(Any, torch.cuda).get_device_properties(device), "uuid", ""))

@@ -50,7 +50,9 @@ class Planner:
     plan: Plan = field(default_factory=Plan)
     options: MemoryOptions = field(default_factory=MemoryOptions)
     correction: Correction = field(default_factory=Correction)
-    corrections: Mapping[str, Correction] = field(default_factory=dict)  # in its place, by how blocks run
+    corrections: Mapping[str, Correction] = field(
+        default_factory=dict[str, Correction]
+    )  # in its place, by how blocks run
     steps: int = 0
     costs: RunCosts = field(default_factory=RunCosts)
     compiles: tuple[BlockMode, ...] = ()

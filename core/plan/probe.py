@@ -35,9 +35,9 @@ class Probe:
 class Remembered:
     """What the file holds of a device. Rates by their names in `Card`; attention by kind and class of shape."""
 
-    rates: Mapping[str, float] = field(default_factory=dict)
-    attention_rates: Mapping[str, float] = field(default_factory=dict)  # by its name
-    attention: Mapping[str, str] = field(default_factory=dict)  # the kind that is fastest, by class of shape
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    attention_rates: Mapping[str, float] = field(default_factory=dict[str, float])  # by its name
+    attention: Mapping[str, str] = field(default_factory=dict[str, str])  # the kind that is fastest, by class of shape
     overhead: int = 0
 
 

@@ -34,7 +34,9 @@ class RunCosts:
     file_bytes: int = 0  # of the model
     is_probed: bool = True  # the device has been measured before
     start: float = 1.0  # times what is assumed of the start
-    kinds: Mapping[str, float] = field(default_factory=dict)  # times what is assumed of a kind, by way to compile
+    kinds: Mapping[str, float] = field(
+        default_factory=dict[str, float]
+    )  # times what is assumed of a kind, by way to compile
     compiled: Collection[str] = ()  # keys of what was compiled before; see `key`
 
     def start_seconds(self) -> float:

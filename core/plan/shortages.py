@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..disk import write_atomic
+from ..safe_json import as_table
 from .plan import Task
 from .sizes import adapter_params
 
@@ -73,4 +74,4 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return as_table(found)

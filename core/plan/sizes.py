@@ -75,7 +75,8 @@ def block_bytes(sizes: Sizes, precision: str, element_size: int, *, rank: int = 
     for a precision that is not known.
     """
     dim, weight_bytes = sizes.dim, precision_kind(precision).weight_bytes
-    parameters, buffers = [6 * dim * HIGH_PRECISION], []  # modulation
+    parameters = [6 * dim * HIGH_PRECISION]  # modulation
+    buffers: list[int] = []
     for name, (out, inner) in block_linears(sizes).items():
         stored = weight_bytes((out, inner), element_size, rank)
         if len(stored) == 1:

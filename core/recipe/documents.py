@@ -37,6 +37,10 @@ _EXPERTS = """
 #[low.optimizer]
 #learning_rate = 2e-4
 """
+_DATASETS = """
+# Several datasets in one run: write [[dataset]] in place of [dataset], once for each, with its own folder and settings.
+# A change from the command line says which by its number: dataset.2.repeats=3
+"""
 _WIDTH, _COLUMN = 120, 28
 _TABLE = re.compile(r"<!-- options: ([\w ]+) -->\n.*?<!-- end of options -->", re.DOTALL)
 
@@ -48,7 +52,9 @@ def job_toml(recipe: type[Recipe] = Recipe) -> str:
     for name, group in _groups(recipe):
         if name == "lora":
             lines.append(_EXPERTS.rstrip())
-        lines += ["", f"[{name}]", *_lines(options_of(group), tables.get(name, {}))]
+        if name == "dataset":
+            lines.append(_DATASETS.rstrip())
+        lines += [*([] if name == "dataset" else [""]), f"[{name}]", *_lines(options_of(group), tables.get(name, {}))]
     return "\n".join(lines) + "\n"
 
 

@@ -129,6 +129,8 @@ def _check_sample(job: Job, sample: TrainSample) -> None:
         _check_cached(sample.known_path, f"the known frames of {name}", "latents", is_latents)
     if sample.vision_path:
         _check_cached(sample.vision_path, f"the known frames of {name}", "features", lambda shape: len(shape) == 2)
+    if sample.mask_path:
+        _check_cached(sample.mask_path, f"the mask of {name}", "mask", lambda shape: shape == sample.shape[1:])
 
 
 def _is_text(job: Job, shape: tuple[int, ...]) -> bool:

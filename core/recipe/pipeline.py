@@ -13,9 +13,11 @@ import torch
 from ..adapters.formats import read_lora
 from ..adapters.merge import check_pair
 from ..adapters.ship import ShipOptions, Slot, Source, ship
+from ..data.counting import describe_lengths
 from ..data.encode import cache_latents, cache_text
+from ..data.join import join
 from ..data.pairs import data_spec
-from ..data.report import describe_dataset
+from ..data.report import describe_dataset, list_notes
 from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
@@ -33,6 +35,7 @@ from ..sweep import sweep_temporaries
 from ..train.build import build_job, job_warnings
 from ..train.find_run import find_run
 from ..train.label import lora_name
+from ..train.length import job_length
 from ..train.space import check_space_before
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
@@ -52,18 +55,17 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
 
 
 def scan(recipe: Recipe, display: Progress, *, report: bool = True) -> Dataset:
-    """The recipe's dataset; says what was found, unless told not to."""
+    """The recipe's datasets as one; says what was found, unless told not to."""
     check_writable(recipe.cache_path)
     progress = (lambda done, total: display.update("scan", done, total)) if report else None
-    dataset = scan_folder(
-        Path(recipe.dataset.folder),
-        recipe.dataset.options,
-        index_path=recipe.cache_path / "files.json",
-        progress=progress,
-    )
-    display.end("scan")
+    found = []
+    for source in recipe.datasets:
+        index = recipe.cache_path / "files.json"
+        found.append(scan_folder(Path(source.folder), source.options, index_path=index, progress=progress))
+        display.end("scan")
+    dataset = join(found)
     if report:
-        display.say(describe_dataset(dataset, limit=None))
+        display.say(describe_dataset(dataset, limit=None, lengths=()))
     return dataset
 
 
@@ -194,10 +196,12 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
     infos = check_recipe(recipe)
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
-    for note in cached.notes:
-        display.say(f"- {note}")
-    planned = []
-    for stage, job in jobs(recipe, infos, cached).items():
+    if cached.notes:
+        display.say(list_notes(cached.notes, limit=None))
+    planned, made = [], jobs(recipe, infos, cached)
+    for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
+        display.say(sentence)
+    for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):
             display.say(f"{stage}: warning: {warning}")
         planned.append(plan(job, recipe.runs_path, stage))

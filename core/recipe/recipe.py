@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,12 @@ from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles
 from ..settings.option import LATENTS, Option, Widget, all_options, option
 from ..settings.stage import Stage, StageSettings
+from .tables import toml_lines, without_defaults
 
 WORK_FOLDER = "wan_train"
+_BACKSLASH = re.compile(
+    r'"[^"\n\\]*\\[^"\\\n][^"\n]*"?'
+)  # a backslash in double quotes, but not before a quote or another
 MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB
 
 
@@ -32,10 +37,9 @@ class Recipe(StageSettings):
         in_key=False,
         musubi="output_name",
         aitoolkit="config.name",
-        simpletuner="model_name",
     )
     author: str = option("", help="Written into the LoRAs.", in_key=False, musubi="metadata_author")
-    dataset: DatasetSource
+    dataset: tuple[DatasetSource, ...]  # [dataset], or several [[dataset]]
     conditioning: Conditioning = option(
         "none",
         help="For image-to-video models: which frames of each clip the model is given.",
@@ -58,6 +62,8 @@ class Recipe(StageSettings):
         super().__post_init__()
         check_name(self.name)
         check_texts("the recipe", words=(self.author, self.device))
+        if not self.datasets:
+            raise ConfigError("the recipe has no dataset that is enabled: give one, or set its enabled to true.")
         for stage, override in (("high", self.high), ("low", self.low)):
             if override and stage not in self.models.stages:
                 raise ConfigError(f"[{stage}] has settings, but models.{stage} is not given, so they have no effect.")
@@ -73,6 +79,11 @@ class Recipe(StageSettings):
         if "steps" in _table(override, "loop"):
             shared["epochs"] = 0
         return from_dict(StageSettings, _merge(shared, override, f"[{stage}]"), f"[{stage}]")
+
+    @property
+    def datasets(self) -> tuple[DatasetSource, ...]:
+        """Those that are used."""
+        return tuple(source for source in self.dataset if source.enabled)
 
     @property
     def cache_path(self) -> Path:
@@ -104,11 +115,21 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         tables = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
     except (ValueError, RecursionError) as error:  # of both parsers
-        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.") from error
+        advice = "" if path.suffix.lower() == ".json" else backslash_advice(text)
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.{advice}") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
     check_depth(tables, str(path))
     return tables
+
+
+def backslash_advice(text: str) -> str:
+    """What to do about TOML in which a backslash stands in double quotes, where \\U and \\n mean something else; "" if none."""
+    found = _BACKSLASH.search(text)
+    if not found:
+        return ""
+    line, at = text[: found.start()].count("\n") + 1, shown(found.group(), 60)
+    return f" In line {line}, {at}: a path with backslashes needs single quotes, 'C:\\data', or write C:/data."
 
 
 def read_text(path: Path) -> str:
@@ -131,15 +152,24 @@ def recipe_from_tables(
     data = apply_changes(tables, changes)
     check_depth(data, where)
     _check_length(data, where)
+    if "dataset" in data:
+        data["dataset"] = _sources(data["dataset"], where)
     recipe = from_dict(Recipe, data, where)
     models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
     return dataclasses.replace(
         recipe,
-        dataset=dataclasses.replace(recipe.dataset, folder=_absolute(recipe.dataset.folder, folder)),
+        dataset=tuple(dataclasses.replace(s, folder=_absolute(s.folder, folder)) for s in recipe.dataset),
         models=ModelFiles(**models),
         lora=dataclasses.replace(recipe.lora, folder=_absolute(recipe.lora.folder, folder)),
         work=_absolute(recipe.work, folder),
     )
+
+
+def _sources(data: Any, where: str) -> tuple[DatasetSource, ...]:
+    """The datasets of a recipe, which has one table, or a list of them; errors count them from 1."""
+    if isinstance(data, list):
+        return tuple(from_dict(DatasetSource, table, f"{where}.dataset.{i}") for i, table in enumerate(data, start=1))
+    return (from_dict(DatasetSource, data, f"{where}.dataset"),)
 
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -153,15 +183,40 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         if not (equals and name.strip()):
             raise ConfigError(f"'{change}' is no change: write NAME=VALUE, such as optimizer.learning_rate=1e-4.")
         *groups, key = _place(name.strip()).split(".")
-        table = data
-        for group in groups:
-            table = table.setdefault(group, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"'{change}' can't be made: {group} is a value, not a group of settings.")
-        table[key] = _value(text)
+        _group_at(data, groups, change)[key] = _value(text)
         if (groups, key) == (["loop"], "steps"):
             data.pop("epochs", None)
     return data
+
+
+def _group_at(data: dict[str, Any], groups: list[str], change: str) -> dict[str, Any]:
+    """The table that `groups` lead to: optimizer, high.optimizer; dataset.2 where there are several."""
+    if groups[:1] == ["dataset"]:
+        return _dataset_at(data, groups[1:], change)
+    table = data
+    for group in groups:
+        table = table.setdefault(group, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{change}' can't be made: {group} is a value, not a group of settings.")
+    return table
+
+
+def _dataset_at(data: dict[str, Any], numbers: list[str], change: str) -> dict[str, Any]:
+    """The dataset that a change is for: the only one, or that of a number from 1 on."""
+    found = data.setdefault("dataset", {})
+    sources = found if isinstance(found, list) else [found]
+    if not numbers and len(sources) > 1:
+        raise ConfigError(
+            f"'{change}' can't be made: there are {len(sources)} datasets; say which, such as dataset.2.repeats=3."
+        )
+    number = ".".join(numbers) or "1"
+    if number not in map(str, range(1, len(sources) + 1)):
+        are = f"are {len(sources)} datasets, 1 to {len(sources)}" if len(sources) > 1 else "is one dataset"
+        raise ConfigError(f"'{change}' can't be made: there {are}, and '{shown(number)}' is none of them.")
+    table = sources[int(number) - 1]
+    if not isinstance(table, dict):
+        raise ConfigError(f"'{change}' can't be made: dataset is a value, not a group of settings.")
+    return table
 
 
 def _place(name: str) -> str:
@@ -179,14 +234,14 @@ def widgets_of(node: str, recipe: type[Recipe] = Recipe) -> list[tuple[Option, W
 
 def recipe_tables(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain tables, without what has its default."""
-    tables = _without_defaults(recipe)
+    tables = without_defaults(recipe)
     settings = {f.name for f in dataclasses.fields(StageSettings)}
     return {name: tables[name] for name in sorted(tables, key=lambda name: name in settings)}
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
     """The text of a TOML file that gives the same recipe."""
-    return "\n".join(_toml_lines(recipe_tables(recipe), "")).strip() + "\n"
+    return "\n".join(toml_lines(recipe_tables(recipe), "")).strip() + "\n"
 
 
 def _check_length(tables: Mapping[str, Any], where: str) -> None:
@@ -217,6 +272,11 @@ def _absolute(path: str, folder: Path) -> str:
         return ""
     if len(path) > MAX_PATH or "\0" in path:
         raise ConfigError(f"the recipe names the path '{shown(path)}', which is none: correct it.")
+    if any(ord(char) < 32 for char in path):  # "C:\new" in TOML: the \n is a line break
+        raise ConfigError(
+            f"the recipe names the path '{shown(path)}', which holds a line break or a tab: in double quotes a backslash"
+            " and a letter mean such a sign, so write the path in single quotes, 'C:\\new', or with /."
+        )
     try:
         made = folder / Path(path).expanduser()
         os.fsencode(made)
@@ -239,29 +299,3 @@ def _toml(path: Path) -> Any:
         raise ConfigError(
             f"{path} is TOML, which Python reads from 3.11 on: write the recipe as JSON, or use Python 3.11."
         ) from error
-
-
-def _without_defaults(value: Any) -> dict[str, Any]:
-    tables = {}
-    for item in dataclasses.fields(value):
-        own = getattr(value, item.name)
-        factory = item.default_factory
-        default = item.default if factory is dataclasses.MISSING else factory()
-        if own != default:
-            tables[item.name] = _without_defaults(own) if dataclasses.is_dataclass(own) else to_dict(own)
-    return tables
-
-
-def _toml_lines(tables: Mapping[str, Any], prefix: str) -> list[str]:
-    """Values first, then the tables below. JSON's strings, numbers, booleans and lists are TOML's too."""
-    lines = [
-        f"{name} = {json.dumps(value, ensure_ascii=False)}"
-        for name, value in tables.items()
-        if not isinstance(value, dict)
-    ]
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            inner = _toml_lines(table, f"{prefix}{name}.")
-            has_values = any(not isinstance(value, dict) for value in table.values())
-            lines += ["", f"[{prefix}{name}]", *inner] if has_values else inner
-    return lines

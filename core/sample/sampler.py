@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS
-from ..flow.sigmas import shift_sigma
+from ..flow.shifts import shift_sigma
 from .unipc import UniPC
 
 VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents [B, C, F, H, W], timesteps [B], context [B, S, D]

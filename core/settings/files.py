@@ -23,10 +23,17 @@ class DatasetSource(DatasetOptions):
         simpletuner="instance_data_dir",
         diffusion_pipe="directory.path",
     )
+    enabled: bool = option(
+        True,
+        help="Whether this dataset is used; false keeps its lines for later.",
+        born=2,
+        in_key=False,
+        simpletuner="!disabled",
+    )
 
     @property
     def options(self) -> DatasetOptions:
-        """All but the folder."""
+        """All but the folder, and whether it is used."""
         return DatasetOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DatasetOptions)})
 
 
@@ -53,7 +60,7 @@ class ModelFiles(Options, group="models"):
     )  # fmt: skip
     tokenizer: str = option(
         "",
-        help="The tokenizer of the text encoder: spiece.model of google/umt5-xxl; empty: inside the text encoder or beside it.",
+        help="spiece.model of google/umt5-xxl, where the text encoder has no tokenizer inside or beside it.",
         more="Needed for models_t5_umt5-xxl-enc-bf16.pth alone. A umT5 .safetensors file that holds one will do as well.",
         born=2,
         in_key=False,

@@ -3,14 +3,14 @@
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ConfigError, RunError
 from ..facts import NUM_TIMESTEPS
 from ..limits import check_amount, check_number, check_shape, check_texts
 from ..names import check_name
 from ..paths import shown
-from ..safe_json import parse_json, unseal
+from ..safe_json import as_table, parse_json, unseal
 from ..serial import check_depth, digest, from_dict, to_dict
 from .adapter import AdapterOptions
 from .dataset import Conditioning
@@ -130,11 +130,13 @@ class DataSpec:
     text_dim: int  # width of the text embeddings
     conditioning: Conditioning = "none"  # the frames that the model is given
     fps: float = 16.0  # of the clips
+    more_fps: tuple[float, ...] = ()  # of the other clips, where joined datasets have several rates
 
     def __post_init__(self) -> None:
         check_texts("data", words=(self.empty_text_key,), paths=(self.empty_text_path,))
         check_number(self.text_dim, "data.text_dim", 1, 1_000_000)
-        check_number(self.fps, "data.fps", 0.01, 1000)
+        for fps in (self.fps, *self.more_fps):
+            check_number(fps, "data.fps", 0.01, 1000)
         check_amount((sample.repeats for sample in self.samples), "the dataset")
 
     @property
@@ -253,24 +255,24 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
     except ValueError as error:
         raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
     check_depth(data, where)
-    schema = data.get("schema") if isinstance(data, dict) else None
+    schema = as_table(data).get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise newer_schema(where, schema)
     try:
-        data = unseal(data) if isinstance(data, dict) else data
+        data = _upgraded(unseal(cast(dict[str, Any], data))) if isinstance(data, dict) else data
     except ValueError as error:
         raise RunError(
             f"{where} is damaged or was changed ({error}): start the run from its graph or recipe, which write it anew; if the "
             "change is yours, delete the field sha256."
         ) from error
-    return from_dict(Job, _upgraded(data) if isinstance(data, dict) else data, where)
+    return from_dict(Job, data, where)
 
 
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a job of any earlier schema as this one has them; what is wrong about them is left for `from_dict`."""
-    schema, memory = data.get("schema"), data.get("memory")
+    schema, memory = data.get("schema"), as_table(data.get("memory"))
     if not isinstance(schema, int) or isinstance(schema, bool) or schema >= SCHEMA:
         return data
-    if isinstance(memory, dict) and memory.get("plan", "auto") == "auto":
+    if memory and memory.get("plan", "auto") == "auto":
         data = {**data, "memory": without_plain(memory)}
     return {**data, "schema": SCHEMA}

@@ -1,6 +1,7 @@
 """What is minimised."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .option import TRAIN, Options, Widget, option
 
@@ -22,7 +23,7 @@ class LossOptions(Options, group="loss"):
     )
     weighting: str = option(
         "none",
-        help="Loss weighting: how much each noise level counts.",
+        help="Loss weighting: how much each noise level, or each place in the video, counts.",
         values=("none",),
         methods="flow.weightings",
         born=2,
@@ -30,4 +31,60 @@ class LossOptions(Options, group="loss"):
         widget=Widget(TRAIN, "loss_weighting", 33),
         musubi="weighting_scheme",
         aitoolkit="train.timestep_type",
+    )
+    huber_delta: float = option(
+        1.0,
+        help="For huber and smooth_l1: the distance up to which the error is squared.",
+        least=1e-6,
+        most=1e6,
+        born=2,
+        at_birth=1.0,
+        widget=Widget(TRAIN, "huber_delta", 49, least=1e-4, most=100.0, step=0.01),
+        only_with={"kind": ("huber", "smooth_l1")},
+        diffusion_pipe="model.huber_delta",
+    )
+    huber_c: float = option(
+        0.1,
+        help="For pseudo_huber and soft_l1: the distance around which the square goes over into a line.",
+        least=1e-6,
+        most=1e6,
+        born=2,
+        at_birth=0.1,
+        widget=Widget(TRAIN, "huber_c", 50, least=1e-4, most=100.0, step=0.01),
+        only_with={"kind": ("pseudo_huber", "soft_l1")},
+        simpletuner="huber_c",
+    )
+    huber_schedule: Literal["constant", "exponential", "snr"] = option(
+        "constant",
+        help="For pseudo_huber and soft_l1: how huber_c follows the noise level.",
+        more="constant: the same at all. exponential: 1 without noise, huber_c at pure noise. snr: huber_c without noise, 1 at"
+        " pure noise.",
+        born=2,
+        at_birth="constant",
+        widget=Widget(TRAIN, "huber_schedule", 51),
+        only_with={"kind": ("pseudo_huber", "soft_l1")},
+        simpletuner="huber_schedule",
+    )
+    motion_strength: float = option(
+        0.5,
+        help="For motion and frame_motion: how much more moving parts count.",
+        zero="no more than still ones",
+        most=1000.0,
+        born=2,
+        at_birth=0.5,
+        widget=Widget(TRAIN, "motion_strength", 52, most=100.0, step=0.05),
+        only_with={"weighting": ("motion", "frame_motion")},
+    )
+    differential_guidance: float = option(
+        1.0,
+        help="Differential guidance: the target moves away from the prediction by this factor.",
+        more="With the loss mse it multiplies every gradient by itself, and the loss that is shown by its square; it changes"
+        " nothing else. Adam and its like cancel it, but for gradient clipping (max_grad_norm). 1: off.",
+        page="For those who follow a guide for AI-Toolkit, where 3 is usual. A higher max_grad_norm does much the same.",
+        above=0.0,
+        most=1000.0,
+        born=2,
+        at_birth=1.0,
+        widget=Widget(TRAIN, "differential_guidance", 53, least=0.01, most=100.0, step=0.1),
+        aitoolkit="train.differential_guidance_scale",
     )

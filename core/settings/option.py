@@ -23,6 +23,7 @@ DATASET, LATENTS, MODEL, TRAIN = "DatasetFromFolder", "CacheLatents", "LoadWanDi
 
 LARGE = 10**9  # the most of a number that names no other: no option makes sense beyond it, and none overflows below
 UNSET: Any = object()
+Others = Mapping[str, tuple[Any, ...]]  # option of the same group -> values
 _KEY = "option"
 
 
@@ -93,8 +94,8 @@ class Option:
     in_key: bool = True  # whether it decides the trained weights
     key_holds: Any = UNSET  # for one of birth 1 that does not: what keys hold in its place
     in_recipe: bool = True
-    only_with: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # it has an effect with these of its group
-    not_with: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # it has none with these
+    only_with: Others = field(default_factory=dict[str, tuple[Any, ...]])  # it has an effect with these of its group
+    not_with: Others = field(default_factory=dict[str, tuple[Any, ...]])  # it has none with these
     musubi: str = ""  # its name in musubi-tuner; a leading ! says that the meaning is reversed
     aitoolkit: str = ""
     simpletuner: str = ""
@@ -248,9 +249,10 @@ def options_of(cls: type) -> tuple[Option, ...]:
 
 
 def groups_of(cls: type) -> dict[str, type]:
-    """The groups inside a dataclass, by the names of their fields."""
+    """The groups inside a dataclass, by the names of their fields; also one of which there may be several."""
     hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls) if hasattr(hints[item.name], "group")}
+    kinds = {item.name: (*typing.get_args(hints[item.name]), hints[item.name])[0] for item in dataclasses.fields(cls)}
+    return {name: kind for name, kind in kinds.items() if hasattr(kind, "group")}
 
 
 def all_options(cls: type) -> Iterator[Option]:
@@ -265,7 +267,7 @@ def key_values(group: Options) -> dict[str, Any]:
 
     An option that came later changes no key of a run from before it, and a default that changes changes none either.
     """
-    held = {}
+    held: dict[str, Any] = {}
     for item in options_of(type(group)):
         value = getattr(group, item.name)
         if not item.in_key and item.key_holds is not UNSET:
@@ -277,7 +279,7 @@ def key_values(group: Options) -> dict[str, Any]:
 
 def without_effect(group: Options) -> list[str]:
     """A sentence for each option that was chosen away from its default, and has no effect with the others of its group."""
-    found = []
+    found: list[str] = []
     declared = {item.name: item for item in options_of(type(group))}
     for item in declared.values():
         if getattr(group, item.name) == item.default:
@@ -287,6 +289,10 @@ def without_effect(group: Options) -> list[str]:
                 value, folder = getattr(group, name), declared[name].methods
                 is_used = is_of and folder and item.name in method_uses(folder, value)
                 if (value in values) != is_of and not is_used:
-                    belongs = f"; it belongs to {' and '.join(map(str, values))}" if is_of else ""
-                    found.append(f"{item.label} has no effect with {declared[name].label} {value}{belongs}.")
+                    belongs = f"; it belongs to {' and '.join(map(_word, values))}" if is_of else ""
+                    found.append(f"{item.label} has no effect with {declared[name].label} {_word(value)}{belongs}.")
     return found
+
+
+def _word(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..errors import ConfigError
 from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
@@ -123,7 +123,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         if item.widget is not None:
             value = _meaning(item, item.widget, value)
         group = tables.setdefault(item.group, {}) if item.group else tables
-        group[item.name] = list(value) if isinstance(value, tuple) else value
+        group[item.name] = list(cast(tuple[str, ...], value)) if isinstance(value, tuple) else value
     return tables
 
 
@@ -131,4 +131,4 @@ def _meaning(item: Option, widget: Widget, value: Any) -> Any:
     found = widget.meaning(value)
     if item.is_list and not isinstance(found, tuple):
         raise ConfigError(f"{item.label} is '{found}': choose one of {', '.join(widget.words)}.")
-    return found
+    return cast(Any, found)

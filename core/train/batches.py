@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import known_mask
+from ..data.counting import batch_limit
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import START_AGAIN, DatasetError
@@ -49,6 +50,7 @@ class Batch:
     loss_weights: torch.Tensor | None = None  # [B] float32: what the loss of each sample counts; None: the same for all
     masks: torch.Tensor | None = None  # [B, 1, F, H, W] float32: what the error at each latent counts; None: the same
     draws: Draws | None = None  # where they were made ahead
+    first_draw: int | None = None  # how many samples the run has seen before it; None: not known
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +74,7 @@ class Batch:
             loss_weights=None if self.loss_weights is None else change(self.loss_weights),
             masks=None if self.masks is None else change(self.masks),
             draws=None if self.draws is None else Draws(change(self.draws.noise), change(self.draws.sigmas)),
+            first_draw=self.first_draw,
         )
 
 
@@ -169,7 +172,11 @@ def _masks(samples: Sequence[TrainSample]) -> torch.Tensor | None:
 def make_draws(job: Job, batch: Batch, index: int) -> Draws:
     """Noise and sigmas of batch number `index` of a run, drawn on the CPU: a function of (seed, index) alone."""
     seed, first = job.loop.seed, index * job.loop.batch_size  # no batch is larger, so that no draw is used twice
-    sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first, count=len(batch.names))
+    first_sigma = first
+    if job.timesteps.strata > 1 and batch.first_draw is not None:  # counted without gaps, so that no cell is left out
+        first_sigma = batch.first_draw
+    count, shape = len(batch.names), batch.latents.shape
+    sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first_sigma, count=count, shape=shape)
     noise = [sample_noise(z.shape, seed=seed, draw=first + i) for i, z in enumerate(batch.latents)]
     return Draws(torch.stack(noise), sigmas)
 
@@ -219,15 +226,19 @@ class BatchSchedule:
         return self._epoch_cache[1]
 
     def _split(self, group: list[int], shape: LatentShape) -> list[list[int]]:
-        size = self._batch_size
-        if self._token_budget is not None:
-            size = max(1, min(size, self._token_budget // num_tokens(shape)))
+        size = batch_limit(shape, self._batch_size, self._token_budget)
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def samples_at(self, index: int) -> list[TrainSample]:
         """The samples of batch `index`."""
         epoch, position = divmod(index, self.batches_per_epoch)
         return [self._samples[i] for i in self._epoch(epoch)[position]]
+
+    def draws_before(self, index: int) -> int:
+        """How many samples all batches before batch `index` have: one draw of a noise level each."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        sizes = [len(batch) for batch in self._epoch(epoch)]
+        return epoch * sum(sizes) + sum(sizes[:position])
 
     def load(self, index: int) -> Batch:
         """Read batch `index` from disk, with captions dropped at random as configured."""
@@ -238,7 +249,7 @@ class BatchSchedule:
             self._data.empty_text_path if drop else self._draw_text(sample, index, place)
             for place, (sample, drop) in enumerate(zip(samples, dropped.tolist(), strict=True))
         ]
-        return load_batch(samples, paths, self._data.conditioning)
+        return replace(load_batch(samples, paths, self._data.conditioning), first_draw=self.draws_before(index))
 
     def _dropout_of(self, sample: TrainSample) -> float:
         return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout

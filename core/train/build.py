@@ -1,11 +1,10 @@
 """How a stage is trained, in the groups of a job, and the one way from there to the job: for graph and command line."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 from ..adapters.metadata import base_model_name
-from ..facts import official_boundary
+from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..sample.previews import check_previews
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
@@ -13,7 +12,7 @@ from ..settings.loop import LoopOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
-from .batches import BatchSchedule
+from .length import run_length
 
 
 def build_job(
@@ -65,7 +64,7 @@ def build_job(
 
 def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
     """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
-    return math.ceil(epochs * BatchSchedule.of(data, loop).batches_per_epoch / loop.gradient_accumulation)
+    return run_length(data, loop).steps_of(epochs)
 
 
 def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
@@ -73,7 +72,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
 
     `settings`: those that the job was made of, where they are at hand.
     """
-    found = [*job.warnings(), *(settings.warnings(job.stage) if settings else [])]
+    found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):
@@ -83,3 +82,19 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     else:
         sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
     return [*found, sentence]
+
+
+def _rate_warning(job: Job) -> list[str]:
+    """A sentence for clips at another frame rate than the model was trained at: motion is learnt at another speed."""
+    clips = [sample for sample in job.data.samples if sample.shape[1] > 1]
+    if not clips:
+        return []
+    made_by = latent_format(clips[0].shape[0])
+    model, right = ("TI2V 5B", FPS_TI2V) if made_by == "wan2.2" else ("this model", FPS)
+    wrong = [f"{fps:g}" for fps in (job.data.fps, *job.data.more_fps) if fps != right]
+    if not wrong:
+        return []
+    return [
+        f"the clips have {' and '.join(wrong)} frames per second, but {model} was trained at {right:g}: motion will get "
+        f"another speed; set fps of the dataset to {right:g}."
+    ]

@@ -6,10 +6,22 @@ from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
 from ..facts import NUM_TIMESTEPS, clip_size
+from ..flow.losses import LOSSES
+from ..flow.timesteps import SAMPLINGS
 from ..serial import to_dict
 from ..settings.job import Job, Stage
 
 _SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": ""}
+
+# The names of options in the metadata that musubi-tuner and kohya's sd-scripts write.
+_SAMPLING_KEYS = {
+    "shift": "ss_discrete_flow_shift",
+    "sigmoid_scale": "ss_sigmoid_scale",
+    "logsnr_mean": "ss_logit_mean",
+    "logsnr_std": "ss_logit_std",
+    "mode_scale": "ss_mode_scale",
+}
+_LOSS_KEYS = {"huber_c": "ss_huber_c", "huber_schedule": "ss_huber_schedule"}
 
 
 def lora_name(job: Job) -> str:
@@ -56,6 +68,7 @@ def describe_lora(
             gradient_accumulation=job.loop.gradient_accumulation,
             num_samples=len(job.training_samples),
             dropout=job.adapter.dropout,
+            levels=_levels(job),
             tag_frequency=dict(captions),
             started_at=started_at,
             finished_at=finished_at,
@@ -64,3 +77,17 @@ def describe_lora(
         workflow=dict(workflow) if isinstance(workflow, Mapping) else None,
         prompt=dict(prompt) if isinstance(prompt, Mapping) else None,
     )
+
+
+def _levels(job: Job) -> dict[str, str | float]:
+    """How noise levels and loss were chosen; of the options those that had an effect."""
+    timesteps, loss = job.timesteps, job.loss
+    used = SAMPLINGS.get(timesteps.sampling).uses
+    of_loss = LOSSES.get(loss.kind).uses
+    return {
+        "ss_timestep_sampling": timesteps.sampling,
+        **{key: getattr(timesteps, name) for name, key in _SAMPLING_KEYS.items() if name in used},
+        "ss_weighting_scheme": loss.weighting,
+        "ss_loss_type": loss.kind,
+        **{key: getattr(loss, name) for name, key in _LOSS_KEYS.items() if name in of_loss},
+    }

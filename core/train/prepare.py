@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapters.peft_hooks import finish_importing_adapters
+from ..adapters.peft_hooks import begin_importing_adapters, finish_importing_adapters
 from ..adapters.setup import add_adapter, use_light_forward
 from ..errors import ConfigError
 from ..memory.int4 import LowRank
@@ -81,6 +81,7 @@ def prepare(
     for sentence in held.warnings:
         tell(sentence)
     warming = _start_kernels(job, decision, plan)
+    begin_importing_adapters()  # while the disk is read, which leaves Python to others
     with timed("Reading the model"):
         model, masters = _load(info, held, plan, device, scratch)
     with timed("Waiting for peft"):

@@ -1,5 +1,6 @@
 """One run from its folder: prepare, resume, train, save. What the worker process executes."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import write_adapter
 from ..optimizers import OPTIMIZERS
+from ..plan.host import process_age
 from ..plan.overhead import Others
 from ..settings.job import Job
 from .batches import BatchSchedule, Prefetcher, load_drawn
@@ -29,6 +31,8 @@ from .space import check_space
 from .start import check_start
 from .state import stateful_parts
 from .validation import validation_loss
+
+log = logging.getLogger(__name__)
 
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
@@ -53,6 +57,7 @@ def run_job(
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
     before the model is loaded if the job cannot be trained here.
     """
+    log.info("The process has started after %.1f s.", process_age() or math.nan)
     job = folder.read_job()
     info = check_model_file(job.model)
     check_start(job, info, folder.path)

@@ -14,16 +14,17 @@ VALIDATION_SEED = 20250101  # not the run's: runs with different seeds stay comp
 def validation_loss(trainer: Trainer) -> tuple[float, list[float]]:
     """Mean loss over the held-out samples, and the mean at each of NUM_SIGMAS sigmas.
 
-    The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution.
+    The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution,
+    for those that depend on it at each sample's own size.
     """
     job = trainer.job
-    sigmas = sigma_at((torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS, job.timesteps).float()
+    middles = (torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS
     totals = torch.zeros(NUM_SIGMAS)
     trainer.model.eval()
     with torch.no_grad():
         for number, sample in enumerate(job.held_out_samples):
             batch = load_batch([sample], [sample.text_path], job.data.conditioning)
-            for i, sigma in enumerate(sigmas):
+            for i, sigma in enumerate(sigma_at(middles, job.timesteps, sample.shape).float()):
                 noise = sample_noise(batch.latents.shape, seed=VALIDATION_SEED, draw=number * NUM_SIGMAS + i)
                 totals[i] += trainer.loss_at(batch, noise, sigma.view(1)).item()
     trainer.model.train()

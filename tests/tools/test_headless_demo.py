@@ -43,7 +43,7 @@ def test_the_recipe_says_what_the_graph_says(tmp_path):
     )
     assert (recipe.adapter.rank, recipe.loop.batch_size) == (high["rank"], high["batch_size"])
     assert recipe.optimizer.learning_rate == high["learning_rate"]
-    assert {**vars(recipe.dataset), "folder": dataset["folder"]} == {**vars(recipe.dataset), **dataset}
+    assert {**vars(recipe.dataset[0]), "folder": dataset["folder"]} == {**vars(recipe.dataset[0]), **dataset}
     assert recipe.memory.checkpointing is False
     assert [dit["checkpointing"] for dit in dits] == ["off", "off"]
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ...data.report import list_notes
 from ...recipe.pipeline import cache, check_recipe, scan
 from ...recipe.recipe import read_recipe
 from ..arguments import add_changes
@@ -22,9 +23,8 @@ def run(options: argparse.Namespace) -> int:
     check_recipe(recipe)
     dataset = scan(recipe, display, report=not options.no_report)
     cached = cache(recipe, dataset, display)
-    if not options.no_report:
-        for note in cached.notes:
-            display.say(f"- {note}")
+    if cached.notes and not options.no_report:
+        display.say(list_notes(cached.notes, limit=None))
     num_samples, num_captions = len(cached.latents.entries), len(cached.text.entries)
     display.say(f"{num_samples} samples and {num_captions} captions are in {recipe.cache_path}")
     return 0

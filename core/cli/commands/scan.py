@@ -5,8 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...data.counting import describe_lengths
+from ...data.join import join
 from ...data.report import describe_dataset
 from ...data.scan import scan_folder
+from ...recipe.lengths import planned_lengths
 from ...recipe.recipe import apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
@@ -27,15 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report on standard output."""
+    display, recipe = Display(), None
     if options.path.is_dir():
         tables = apply_changes({"dataset": {}}, options.changes)
-        folder, settings = options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset")
+        wanted = [(options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset"))]
         from_dict(_Nothing, tables, "a scan of a folder")
     else:
         recipe = read_recipe(options.path, options.changes)
-        folder, settings = Path(recipe.dataset.folder), recipe.dataset.options
-    display = Display()
-    dataset = scan_folder(folder, settings, progress=lambda done, total: display.update("scan", done, total))
-    display.close()
-    sys.stdout.write(describe_dataset(dataset, limit=None) + "\n")
+        wanted = [(Path(source.folder), source.options) for source in recipe.datasets]
+    found = []
+    for folder, settings in wanted:
+        found.append(scan_folder(folder, settings, progress=lambda done, total: display.update("scan", done, total)))
+        display.end("scan")
+    dataset = join(found)
+    lengths = None if recipe is None else describe_lengths(planned_lengths(recipe, dataset))
+    sys.stdout.write(describe_dataset(dataset, limit=None, lengths=lengths) + "\n")
     return 0

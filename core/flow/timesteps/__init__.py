@@ -3,7 +3,7 @@
 A distribution is given by its quantile function Q and its inverse F, so that a window needs no rejection; see `sigmas`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +20,8 @@ class TimestepSampling:
     quantile: Callable[[Tensor, TimestepOptions], Tensor]  # Q: u in [0, 1], any shape, float64 -> sigma
     cumulative: Callable[[float, TimestepOptions], float]  # F, its inverse: the probability of a level below a sigma
     uses: tuple[str, ...] = ()  # options of the group that it looks at, and others of its kind do not
+    # Of one that depends on the size of a sample: its options for latents of the shape [..., F, H, W].
+    at_size: Callable[[TimestepOptions, Sequence[int]], TimestepOptions] | None = None
 
 
 SAMPLINGS = Methods(TimestepSampling, "timestep sampling", "flow.timesteps")

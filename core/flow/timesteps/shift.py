@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...settings.timesteps import TimestepOptions
-from ..sigmas import shift_sigma
+from ..shifts import shift_sigma
 from . import TimestepSampling, sigmoid
 
 

@@ -15,7 +15,7 @@ def _cumulative(sigma: float, _options: TimestepOptions) -> float:
 
 
 METHOD = TimestepSampling(
-    help="every noise level is trained as often as any other",
+    help="every noise level is trained as often as any other: AI-Toolkit's Linear",
     quantile=_quantile,
     cumulative=_cumulative,
 )

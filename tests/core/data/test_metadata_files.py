@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from wan_train.core.data.scan import scan_folder
@@ -63,7 +64,7 @@ def test_paths_of_this_and_of_another_machine(pictures, tmp_path):
     ]
     listed = tmp_path / "list.jsonl"
     listed.write_text("\n".join(map(json.dumps, lines)))
-    dataset = scan_folder(pictures, DatasetOptions(caption_source="metadata", metadata_file=str(listed)))
+    dataset = scan_folder(pictures, replace(OPTIONS, metadata_file=str(listed)))
     assert captions_of(dataset) == PLAIN
     assert notes_of(dataset) == [
         "list.jsonl: note: has the captions of 3 files",
@@ -136,7 +137,7 @@ def test_a_metadata_file_that_is_not_used_is_told(pictures):
     (pictures / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "x"}')
     with pytest.raises(DatasetError, match=r"set caption_source to 'metadata' to take them from metadata\.jsonl"):
         scan_folder(pictures, DatasetOptions())
-    notes = notes_of(scan_folder(pictures, DatasetOptions(default_caption="x")))
+    notes = notes_of(scan_folder(pictures, DatasetOptions(default_caption="x", width=64, height=48)))
     assert notes == ["metadata.jsonl: note: ignored: to take captions from it, set caption_source to metadata"]
 
 

@@ -359,7 +359,7 @@ def test_caption_files_that_are_not_read_are_told_once(folder, make):
     for name in ("a_dog", "b_cat"):
         make.image(folder / f"{name}.png", colour=(len(name), ord(name[0]), 9))
         (folder / f"{name}.txt").write_text("not this")
-    dataset = scan_folder(folder, DatasetOptions(caption_source="filename"))
+    dataset = scan_folder(folder, DatasetOptions(caption_source="filename", width=64, height=48))
     assert [s.file.caption for s in dataset.samples] == ["a dog", "b cat"]
     assert [str(note) for note in dataset.notes] == [
         "a_dog.txt: note: ignored (and 1 more): caption files are not read, as caption_source is filename"

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.flow.sigmas import sample_sigmas, shift_sigma, sigma_at
+from wan_train.core.flow.shifts import shift_sigma
+from wan_train.core.flow.sigmas import sample_sigmas, sigma_at
 from wan_train.core.flow.timesteps import SAMPLINGS
 from wan_train.core.settings.timesteps import TimestepOptions
 
@@ -42,7 +43,9 @@ def test_draws_follow_the_cut_distribution(options):
     raw = quantile(torch.rand(2_000_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64), options)
     kept = raw[(raw >= options.sigma_min) & (raw <= options.sigma_max)]
     levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    assert torch.allclose(draws.quantile(levels), kept[:200_000].quantile(levels), atol=5e-3)
+    kept = kept[:200_000].sort().values
+    shares = torch.searchsorted(kept, draws.quantile(levels)) / len(kept)
+    assert torch.allclose(shares.double(), levels, atol=max(8e-3, 2 / len(kept) ** 0.5))  # four times its own error
 
 
 @pytest.mark.parametrize("name", SAMPLINGS.names)

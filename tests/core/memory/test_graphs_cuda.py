@@ -19,13 +19,14 @@ from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 CUDA = torch.device("cuda:0")
+WORKSPACES = 128 * 2**20  # bytes that cuBLAS keeps of each stream and pool that it has worked in
 
 
 @pytest.fixture
 def recorded(monkeypatch):
     """One entry for each recorded forward or backward."""
     found, record = [], module._record_cuda
-    monkeypatch.setattr(module, "_record_cuda", lambda act, pool: found.append(act) or record(act, pool))
+    monkeypatch.setattr(module, "_record_cuda", lambda act, pool: found.append(None) or record(act, pool))
     return found
 
 
@@ -160,8 +161,10 @@ def _reserved_by(rows_of_step):
 
 def test_the_graphs_of_three_sizes_reserve_about_as_much_as_that_of_the_largest():
     """Whatever the order in which they come; a step of a size that is new has no graphs' memory beside its own."""
-    largest, peak, _ = _reserved_by([16000] * 5)
+    largest, _, _ = _reserved_by([16000] * 5)
     warm = [8000, 12000, 16000] * module.WARM_UP
+    _, peak, number = _reserved_by(warm)  # of steps without graphs, whose freed pieces a larger size does not fit into
+    assert number == 0
     held, most, number = _reserved_by([*warm, 8000, 12000, 16000, 8000])
     assert number == 3
     assert held < 1.15 * largest
@@ -179,4 +182,4 @@ def test_what_is_given_back_is_free(recorded):
     assert len(recorded) == 2
     gc.collect()
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before + 32 * 2**20
+    assert torch.cuda.memory_reserved() <= before + WORKSPACES

@@ -128,7 +128,7 @@ def host_caches(comfy):
     from wan_train.nodes import host
 
     def make(recipe):
-        dataset = scan_folder(recipe.dataset.folder, recipe.dataset.options)
+        dataset = scan_folder(recipe.dataset[0].folder, recipe.dataset[0].options)
         video = host.HostVideoEncoder(comfy.sd.VAE(sd=comfy.utils.load_torch_file(recipe.models.vae, safe_load=True)))
         text = host.HostTextEncoder(host.load_umt5(Path(recipe.models.text_encoder)))
         vision = host.HostVisionEncoder(load_as_host(Path(recipe.models.clip_vision)))

@@ -23,18 +23,18 @@ ODD = os.fsdecode(b"caf\xe9")
 
 def test_a_file_of_such_a_name_is_told_and_the_others_are_trained_on(recipe, tmp_path):
     folder = tmp_path / "odd"
-    shutil.copytree(recipe.dataset.folder, folder)
+    shutil.copytree(recipe.dataset[0].folder, folder)
     first = next(folder.glob("*.png"))
     shutil.copy(first, folder / f"{ODD}.png")
     (folder / f"{ODD}.txt").write_text("a dog")
     (folder / ODD).mkdir()
     shutil.copy(first, folder / ODD / "a.png")
-    odd = dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, folder=str(folder)))
+    odd = dataclasses.replace(recipe, dataset=(dataclasses.replace(recipe.dataset[0], folder=str(folder)),))
     said = io.StringIO()
     planned = prepare_recipe(odd, ["cpu"], Display(said))
     said.getvalue().encode()
-    assert said.getvalue().count("its name is not UTF-8") == 3
-    assert "caf\\xe9.png" in said.getvalue()
+    assert "- 3 files: skipped: its name is not UTF-8" in said.getvalue()
+    assert "caf\\xe9" in said.getvalue()
     names = [sample.name for sample in planned[0].job.data.samples]
     assert len(names) == len(scan(recipe, Display(io.StringIO()), report=False).samples)
 
@@ -63,7 +63,7 @@ def test_models_and_recipes_of_such_names(recipe, tables, tmp_path, capfd):
 
 def test_a_dataset_folder_of_such_a_name_is_refused_in_a_sentence(recipe, tables, tmp_path, caplog):
     folder = tmp_path / ODD
-    shutil.copytree(recipe.dataset.folder, folder)
+    shutil.copytree(recipe.dataset[0].folder, folder)
     changed = {**tables, "dataset": {**tables["dataset"], "folder": str(folder)}}
     with pytest.raises(DatasetError, match=r"caf\\udce9' is not UTF-8: rename it"):
         scan(recipe_from_tables(changed, tmp_path), Display(io.StringIO()))

@@ -76,7 +76,7 @@ def test_no_process_is_started_for_what_is_cached(recipe, made, capfd):
 
 def test_a_failed_process_is_told(recipe):
     dataset = scan(recipe, Display(io.StringIO()), report=False)
-    broken = dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, trigger_word=""))
+    broken = dataclasses.replace(recipe, dataset=(dataclasses.replace(recipe.dataset[0], trigger_word=""),))
     with pytest.raises(RunError, match=r"encoding ended early \(code 1\)"):
         cache_elsewhere(broken, dataset, ["cpu"])  # its captions have [trigger], so its scan fails
 

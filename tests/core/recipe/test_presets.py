@@ -55,7 +55,7 @@ def test_the_recipe_of_the_guide(tables, tmp_path):
     dataset = {**values.pop("dataset"), "folder": tables["dataset"]["folder"]}
     recipe = recipe_from_tables({"name": "x", "models": tables["models"], "dataset": dataset, **values}, tmp_path)
     high = recipe.settings("high")
-    assert (recipe.dataset.width, recipe.dataset.height, high.epochs, high.loop.seed) == (960, 960, 100, 5)
+    assert (recipe.dataset[0].width, recipe.dataset[0].height, high.epochs, high.loop.seed) == (960, 960, 100, 5)
     assert (high.optimizer.learning_rate, high.optimizer.weight_decay, high.optimizer.max_grad_norm) == (3e-4, 0.1, 0)
     # power 8: at a quarter of the run a tenth of the learning rate is left; the floor is 5e-5 of it
     scales = [learning_rate_scale(step, 1000, high.schedule) for step in (0, 100, 250, 1000)]

@@ -62,7 +62,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, tables):
     tables["dataset"]["folder"] = "pictures"
     tables["lora"] = {"folder": "../loras"}
     recipe = read(tmp_path, tables)
-    assert recipe.dataset.folder == str(tmp_path / "pictures")
+    assert recipe.dataset[0].folder == str(tmp_path / "pictures")
     assert recipe.cache_path == tmp_path / "wan_train" / "cache"
     assert recipe.lora_folder == tmp_path / ".." / "loras"
     assert dataclasses.replace(recipe, lora=type(recipe.lora)()).lora_folder == tmp_path / "wan_train" / "loras"
@@ -89,6 +89,75 @@ def test_length_in_epochs_or_in_steps(tmp_path, tables):
     assert recipe.settings("high").epochs == 3
     assert (recipe.settings("low").epochs, recipe.settings("low").loop.steps) == (0, 9)
     assert read(tmp_path, both, "loop.steps=8").settings("high").epochs == 0
+
+
+def several(tables, *more):
+    return {**tables, "dataset": [{**tables["dataset"], "width": 64}, *more]}
+
+
+@pytest.mark.parametrize("ending", ["json", "toml"])
+def test_several_datasets_and_back(tmp_path, tables, ending):
+    if ending == "toml":
+        pytest.importorskip("tomllib")
+    further = {"folder": "more", "repeats": 3, "more_sizes": "48, 64x32", "loss_weight": 0.5, "drop_captions": 0.1}
+    recipe = read(tmp_path, several(tables, further, {"folder": "plain", "regularization": True, "enabled": False}))
+    assert [Path(source.folder).name for source in recipe.dataset] == ["shapes", "more", "plain"]
+    assert recipe.dataset[1].folder == str(tmp_path / "more")
+    assert [source.repeats for source in recipe.datasets] == [1, 3]  # the third is off
+    path = tmp_path / f"job.{ending}"
+    text = json.dumps(recipe_tables(recipe)) if ending == "json" else recipe_to_toml(recipe)
+    path.write_text(text, encoding="utf-8")
+    assert read_recipe(path) == recipe
+    if ending == "toml":
+        assert text.count("[[dataset]]") == 3
+        assert "[dataset]" in recipe_to_toml(read(tmp_path, tables)).splitlines()
+
+
+def test_a_list_of_one_dataset_is_the_table(tmp_path, tables):
+    assert read(tmp_path, {**tables, "dataset": [tables["dataset"]]}) == read(tmp_path, tables)
+
+
+def test_changes_of_one_of_several_datasets(tmp_path, tables):
+    two = several(tables, {"folder": "more"})
+    changed = read(tmp_path, two, "dataset.2.repeats=3", "dataset.1.fps=24", "dataset.2.drop_captions=0.5")
+    assert [source.repeats for source in changed.dataset] == [1, 3]
+    assert [source.fps for source in changed.dataset] == [24, 16]
+    assert [source.drop_captions for source in changed.dataset] == [None, 0.5]
+    assert read(tmp_path, tables, "repeats=2", "dataset.1.fps=24").dataset[0].repeats == 2
+    for change in ("repeats=3", "dataset.repeats=3"):
+        with pytest.raises(ConfigError, match=r"there are 2 datasets; say which, such as dataset\.2\.repeats=3"):
+            read(tmp_path, two, change)
+    with pytest.raises(ConfigError, match="there are 2 datasets, 1 to 2, and '3' is none of them"):
+        read(tmp_path, two, "dataset.3.repeats=3")
+    with pytest.raises(ConfigError, match="there is one dataset, and '2' is none of them"):
+        read(tmp_path, tables, "dataset.2.repeats=3")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folder": "x", "repets": 1}, r"job\.toml\.dataset\.2 has the unknown field 'repets'"),
+        ({"repeats": 1}, r"job\.toml\.dataset\.2 lacks the field 'folder'"),
+        ({"folder": "x", "loss_weight": 0.0}, "loss_weight must be above 0, got 0"),
+        ({"folder": "x", "drop_captions": 2.0}, "drop_captions must be at most 1"),
+        ({"folder": "x", "more_sizes": "512 768"}, "more_sizes has the entry '512 768', which is no size"),
+        (
+            {"folder": "x", "more_sizes": "512, 700"},
+            r"a side of more_sizes \(700\) is 700, but Wan needs a multiple of 16",
+        ),
+        ({"folder": "x", "more_sizes": "99984"}, r"a side of more_sizes \(99984\) is 99984, but 16384 are the most"),
+        (3, r"job\.toml\.dataset\.2 must be an object with named fields"),
+    ],
+)
+def test_mistakes_in_one_of_several_datasets_are_named(tmp_path, tables, change, message):
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, several(tables, change))
+
+
+def test_a_recipe_has_a_dataset_that_is_on(tmp_path, tables):
+    for datasets in ([], [{**tables["dataset"], "enabled": False}]):
+        with pytest.raises(ConfigError, match="the recipe has no dataset that is enabled"):
+            read(tmp_path, {**tables, "dataset": datasets})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +231,7 @@ def test_the_example_is_the_recipe_of_the_guide():
     assert recipe.high == recipe.low == {}
     wanted = settings_from_names({**chosen.model, **chosen.train, "epochs": chosen.epochs})
     assert recipe.settings("high") == recipe.settings("low") == wanted
-    assert recipe.dataset.options == DatasetOptions(**chosen.dataset)
+    assert recipe.dataset[0].options == DatasetOptions(**chosen.dataset)
     assert {stage: getattr(recipe.lora, stage) for stage in ("high", "low")} == {
         "high": "WAN2.2-HighNoise_my_lora",
         "low": "WAN2.2-LowNoise_my_lora",

@@ -25,7 +25,7 @@ def node_side(comfy):
 
     class NodeSide:
         def caches(self, recipe):
-            dataset = scan_folder(recipe.dataset.folder, recipe.dataset.options)
+            dataset = scan_folder(recipe.dataset[0].folder, recipe.dataset[0].options)
             weights = comfy.utils.load_torch_file(recipe.models.vae, safe_load=True)
             video = host.HostVideoEncoder(comfy.sd.VAE(sd=weights))
             text = host.HostTextEncoder(host.load_umt5(Path(recipe.models.text_encoder)))

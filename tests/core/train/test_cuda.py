@@ -88,7 +88,9 @@ def test_what_a_run_took_is_kept_for_the_next(tmp_path, large: Job):
     job = replace(large, loop=replace(large.loop, steps=12))
     _, _, events = train(tmp_path, job, "first")
     planner = make_planner(job, decide(job, inspect(job.model.path), CUDA), measure_card(CUDA))
-    correction = read_correction(tmp_path / "cache", planner.card, correction_kind(planner))
+    (first,) = of_kind(events, "plan")
+    kind = correction_kind(planner, first["plan"]["compile"])
+    correction = read_correction(tmp_path / "cache", planner.card, kind)
     assert correction != Correction()
     peak = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
     _, _, events = train(tmp_path, replace(job, loop=replace(job.loop, steps=1)), "second")

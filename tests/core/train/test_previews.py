@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
-from wan_train.core.flow.sigmas import shift_sigma
+from wan_train.core.flow.shifts import shift_sigma
 from wan_train.core.sample.previews import check_previews
 from wan_train.core.sample.sampler import initial_noise
 from wan_train.core.settings.job import job_from_json, job_to_json

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.adapters.formats import read_lora
+from wan_train.core.adapters.metadata import lora_metadata
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.settings.loss import LossOptions
 from wan_train.core.train import start as start_module
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.label import describe_lora
@@ -149,3 +151,25 @@ def test_a_result_names_a_file_of_its_own_folder(tmp_path):
     run.mkdir()
     (run / "result.json").write_text('{"step": 1, "lora": "../other.safetensors"}', encoding="utf-8")
     assert RunFolder(run).finished_lora(1) is None
+
+
+def test_the_description_says_how_noise_levels_and_loss_were_chosen(job):
+    plain = describe_lora(job, step=1).training.levels
+    assert plain == {"ss_timestep_sampling": "uniform", "ss_weighting_scheme": "none", "ss_loss_type": "mse"}
+    job = replace(
+        job,
+        timesteps=replace(job.timesteps, sampling="shift", shift=5.0),
+        loss=LossOptions(kind="soft_l1", weighting="cosmap", huber_schedule="snr"),
+    )
+    assert (
+        lora_metadata(describe_lora(job, step=1)).items()
+        >= {
+            "ss_timestep_sampling": "shift",
+            "ss_discrete_flow_shift": "5.0",
+            "ss_sigmoid_scale": "1.0",
+            "ss_weighting_scheme": "cosmap",
+            "ss_loss_type": "soft_l1",
+            "ss_huber_c": "0.1",
+            "ss_huber_schedule": "snr",
+        }.items()
+    )

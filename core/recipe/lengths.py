@@ -1,0 +1,43 @@
+"""How long a recipe's runs will be, told from a scan alone: before anything is encoded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..data.counting import Length, batches_of
+from ..data.types import Dataset
+from ..errors import WanTrainError
+from ..facts import LatentFormat
+from ..settings.job import Stage
+from ..wan.checkpoint import inspect
+from .recipe import Recipe
+
+
+def planned_lengths(recipe: Recipe, dataset: Dataset) -> dict[Stage, Length]:
+    """The length of each stage's run, as `core/train/length.py` has it once latents are made.
+
+    Files that can be decoded only in part are counted too, since a scan does not decode.
+    """
+    if recipe.conditioning != "none":  # an image-to-video model learns nothing from single pictures
+        dataset = replace(dataset, samples=tuple(s for s in dataset.samples if len(s.frame_indices) > 1))
+    found: dict[Stage, Length] = {}
+    if all(sample.held_out for sample in dataset.samples):  # which is refused before training
+        return found
+    for stage, path in recipe.models.stages.items():
+        settings = recipe.settings(stage)
+        loop = settings.loop
+        length = Length(
+            batches=batches_of(dataset, _latent_format(path), loop.batch_size, loop.token_budget or None),
+            batch_size=loop.batch_size,
+            accumulation=loop.gradient_accumulation,
+            steps=loop.steps,
+        )
+        found[stage] = replace(length, steps=length.steps_of(settings.epochs)) if settings.epochs else length
+    return found
+
+
+def _latent_format(path: str) -> LatentFormat:
+    """That of a model, if its file is there: it decides which sizes are the same."""
+    try:
+        return inspect(Path(path)).config.latent_format
+    except WanTrainError:
+        return "wan2.1"

@@ -1,0 +1,31 @@
+"""Notes that differ by the file's name alone stand in one line."""
+
+from wan_train.core.data.report import list_notes
+from wan_train.core.data.types import Note
+
+
+def note(name, reason="6 frames, fewer than 9", action="shortened"):
+    return Note(name=name, action=action, reason=reason)
+
+
+def test_equal_notes_are_one_line():
+    many = [note(f"{i}.mp4") for i in range(24)]
+    assert list_notes(many) == "- 24 files: shortened: 6 frames, fewer than 9: 0.mp4, 1.mp4, ... and 22 more"
+    assert list_notes(many[:3]) == "- 3 files: shortened: 6 frames, fewer than 9: 0.mp4, 1.mp4, 2.mp4"
+    assert list_notes(many[:1]) == "- 0.mp4: shortened: 6 frames, fewer than 9"
+
+
+def test_without_a_limit_every_name_is_told():
+    line = list_notes([note(f"{i}.mp4") for i in range(24)], limit=None)
+    assert line.startswith("- 24 files: ")
+    assert all(f" {i}.mp4" in line for i in range(24))
+
+
+def test_others_stand_apart_in_order_and_the_limit_counts_lines():
+    notes = [note("a"), note("b", action="skipped"), note("c", "7 frames, fewer than 9"), note("d")]
+    assert list_notes(notes).splitlines() == [
+        "- 2 files: shortened: 6 frames, fewer than 9: a, d",
+        "- b: skipped: 6 frames, fewer than 9",
+        "- c: shortened: 7 frames, fewer than 9",
+    ]
+    assert list_notes(notes, limit=1).splitlines()[1] == "- ... and 2 more (all of them are in the server's log)"

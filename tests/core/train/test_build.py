@@ -1,0 +1,30 @@
+"""What is told of a job before it starts: clips at another frame rate than the model was trained at."""
+
+from dataclasses import replace
+
+import pytest
+from wan_train.core.train.build import job_warnings
+
+
+def with_clips(job, *, channels, frames, fps, more_fps=()):
+    samples = tuple(replace(sample, shape=(channels, frames, 4, 4)) for sample in job.data.samples)
+    return replace(job, data=replace(job.data, samples=samples, fps=fps, more_fps=more_fps))
+
+
+@pytest.mark.parametrize(
+    ("channels", "fps", "more_fps", "words"),
+    [
+        (48, 16.0, (), "the clips have 16 frames per second, but TI2V 5B was trained at 24: "),
+        (16, 24.0, (), "the clips have 24 frames per second, but this model was trained at 16: "),
+        (48, 24.0, (16.0, 30.0), "the clips have 16 and 30 frames per second, but TI2V 5B was trained at 24: "),
+    ],
+)
+def test_another_frame_rate_is_told(job, channels, fps, more_fps, words):
+    (sentence,) = job_warnings(with_clips(job, channels=channels, frames=2, fps=fps, more_fps=more_fps))
+    assert sentence.startswith(words)
+    assert sentence.endswith(f"set fps of the dataset to {24 if channels == 48 else 16}.")
+
+
+@pytest.mark.parametrize(("channels", "frames", "fps"), [(48, 2, 24.0), (16, 2, 16.0), (48, 1, 16.0), (16, 1, 24.0)])
+def test_the_right_rate_and_pictures_are_not(job, channels, frames, fps):
+    assert job_warnings(with_clips(job, channels=channels, frames=frames, fps=fps)) == []
