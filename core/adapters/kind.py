@@ -54,6 +54,11 @@ class AdapterKind:
     is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
     is_up: Callable[[str], bool] = _is_none  # by a parameter's name: whether LoRA+ gives it a learning rate of its own
 
+    @property
+    def knows_lora_plus(self) -> bool:
+        """Whether it has a second matrix, which LoRA+ gives a learning rate of its own."""
+        return self.is_up is not _is_none
+
     def num_params(self, shape: Shape, rank: int, options: AdapterOptions) -> int:
         """Trained numbers of one layer."""
         return sum(rows * columns for rows, columns in self.matrices(shape, rank, options))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
 from ..adapters.start_from import adapter_identity
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
@@ -11,6 +12,7 @@ from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
+from ..settings.optimizer import OptimizerOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
@@ -77,7 +79,12 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
 
     `settings`: those that the job was made of, where they are at hand.
     """
-    found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
+    found = [
+        *job.warnings(),
+        *(settings.warnings(job.stage) if settings else []),
+        *_rate_warning(job),
+        *_lora_plus_warning(job),
+    ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
     path = Path(job.model.path)
@@ -89,6 +96,13 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     else:
         sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
     return [*found, sentence]
+
+
+def _lora_plus_warning(job: Job) -> list[str]:
+    kind = job.adapter.kind
+    if job.optimizer.lora_plus == OptimizerOptions().lora_plus or ADAPTER_KINDS.get(kind).knows_lora_plus:
+        return []
+    return [f"lora_plus_ratio has no effect with the adapter {kind}, which has no second matrix as a LoRA has."]
 
 
 def _rate_warning(job: Job) -> list[str]:

@@ -157,6 +157,12 @@ def test_who_left_alpha_behind_is_told_before_the_start(job):
     assert any("merge_strength has no effect" in text for text in job_warnings(with_adapter(job, merge_strength=0.3)))
 
 
+def test_lora_plus_without_a_second_matrix_is_told(job):
+    for kind, is_told in (("lora", False), ("dora", False), ("loha", True), ("lokr", True)):
+        made = replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0))
+        assert any("lora_plus_ratio has no effect" in text for text in job_warnings(made)) == is_told
+
+
 def test_the_file_says_what_it_is(job):
     said = describe_lora(with_adapter(job, kind="lokr", lokr_factor=4), step=1)
     assert said.network_module == "networks.lokr"
