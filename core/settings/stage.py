@@ -16,6 +16,7 @@ from .optimizer import OptimizerOptions
 from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option
 from .precision import METHODS, PRECISIONS, Precision
 from .previews import PreviewOptions
+from .regularizers import RegularizerOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 
@@ -34,6 +35,7 @@ class StageSettings(Options):
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     precision: Precision = option(
         "auto",
         help="Number format (quantization) of the frozen model while training.",

@@ -13,6 +13,7 @@ from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .length import run_length
+from .regularizers import regularizer_warnings
 
 
 def build_job(
@@ -54,6 +55,7 @@ def build_job(
         memory=settings.memory,
         previews=settings.previews,
         loss=settings.loss,
+        regularizers=settings.regularizers,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
@@ -73,6 +75,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     `settings`: those that the job was made of, where they are at hand.
     """
     found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
+    found += regularizer_warnings(job)
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):

@@ -11,6 +11,7 @@ from ..settings.memory import MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
+from .regularizers import check_regularizers
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
@@ -43,6 +44,7 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
             )
 
     _check_conditioning(job.data, info)
+    check_regularizers(job)
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
 
 

@@ -76,7 +76,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     recovery = plan.recovery(optimizer)
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name))
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
-    schedule = BatchSchedule.of(job.data, job.loop)
+    schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, parts)

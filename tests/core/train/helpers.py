@@ -49,7 +49,7 @@ class Direct:
     """Batches without a thread."""
 
     def __init__(self, job):
-        self.schedule = BatchSchedule.of(job.data, job.loop)
+        self.schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
 
     def get(self, index):
         return self.schedule.load(index)

@@ -1,0 +1,45 @@
+"""What a job's regularisers need of its data, and what of them follows an update."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..adapters.norms import NormLimit
+from ..errors import ConfigError
+from ..settings.job import Job
+
+
+def check_regularizers(job: Job) -> None:
+    """ConfigError for output preservation where no caption has a class word."""
+    if job.regularizers.output_preservation and not any(sample.class_texts for sample in job.training_samples):
+        raise ConfigError(
+            f"output_preservation is {job.regularizers.output_preservation:g}, but no caption has a class word: set trigger_word "
+            "and class_word of the dataset, such as person, and cache latents and captions again; or set output_preservation "
+            "to 0."
+        )
+
+
+def regularizer_warnings(job: Job) -> list[str]:
+    """Samples that take no part in output preservation, and a class word that nothing is done with."""
+    samples = job.training_samples
+    without = [sample for sample in samples if not sample.class_texts]
+    if not job.regularizers.output_preservation:
+        return [] if len(without) == len(samples) else ["class_word has no effect: output_preservation is 0."]
+    kept = sum(sample.is_regularization for sample in without)
+    others = [sample.name for sample in without if not sample.is_regularization]
+    found = []
+    if kept:
+        found.append(f"output_preservation leaves out the {kept} samples of regularization sets: they have no trigger word.")
+    if others:
+        found.append(
+            f"output_preservation leaves out {len(others)} of {len(samples)} samples, whose dataset has no class word: {others[0]}"
+            + (", ..." if len(others) > 1 else "")
+            + "; set class_word there, too."
+        )
+    return found
+
+
+def after_updates(job: Job, model: nn.Module) -> list[Callable[[Tensor], None]]:
+    """What acts on the weights after each update, in order; see `core.train.loop.AfterUpdate`."""
+    limit = job.regularizers.max_weight_norm
+    return [NormLimit(model, limit)] if limit else []
