@@ -61,9 +61,12 @@ def distance_from_base(noisy: NoisyBatch, forwards: Forwards, context: Tensor) -
     return difference.square().flatten(1).mean(1)
 
 
-def regularizers_of(options: RegularizerOptions) -> tuple[OutputPreservation | BlankPreservation, ...]:
+Regularizer = OutputPreservation | BlankPreservation
+
+
+def regularizers_of(options: RegularizerOptions) -> tuple[Regularizer, ...]:
     """Those that are chosen."""
-    found: list[OutputPreservation | BlankPreservation] = []
+    found: list[Regularizer] = []
     if options.output_preservation:
         found.append(OutputPreservation(options.output_preservation))
     if options.blank_preservation:

@@ -204,7 +204,9 @@ class Job:
         settings = [key_values(group) for group in (self.adapter, self.timesteps, self.optimizer, self.schedule)]
         model = [self.model.identity, self.model.precision]
         parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
-        later = {group.group: key_values(group) for group in (self.loss, self.regularizers)}  # groups that version 0.1.0 had not
+        later = {
+            group.group: key_values(group) for group in (self.loss, self.regularizers)
+        }  # groups that version 0.1.0 had not
         parts += [{name: values} for name, values in later.items() if values]
         if any(of_samples := [s.later for s in self.data.samples]):
             parts += [{"samples": of_samples}]

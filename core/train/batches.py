@@ -163,7 +163,9 @@ def load_class_context(samples: Sequence[TrainSample], drawn: Sequence[int]) -> 
     """
     if not any(sample.class_texts for sample in samples):
         return None
-    texts = [s.class_texts[number].path if s.class_texts else s.text_path for s, number in zip(samples, drawn, strict=True)]
+    texts = [
+        s.class_texts[number].path if s.class_texts else s.text_path for s, number in zip(samples, drawn, strict=True)
+    ]
     contexts = [load_context(path, sample.name) for path, sample in zip(texts, samples, strict=True)]
     return ClassContext(torch.stack(contexts), torch.tensor([float(bool(sample.class_texts)) for sample in samples]))
 

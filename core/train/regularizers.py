@@ -11,11 +11,11 @@ from ..settings.job import Job
 
 def check_regularizers(job: Job) -> None:
     """ConfigError for output preservation where no caption has a class word."""
-    if job.regularizers.output_preservation and not any(sample.class_texts for sample in job.training_samples):
+    weight = job.regularizers.output_preservation
+    if weight and not any(sample.class_texts for sample in job.training_samples):
         raise ConfigError(
-            f"output_preservation is {job.regularizers.output_preservation:g}, but no caption has a class word: set trigger_word "
-            "and class_word of the dataset, such as person, and cache latents and captions again; or set output_preservation "
-            "to 0."
+            f"output_preservation is {weight:g}, but no caption has a class word: set trigger_word and class_word of the "
+            "dataset, such as person, and cache latents and captions again; or set output_preservation to 0."
         )
 
 
@@ -27,14 +27,16 @@ def regularizer_warnings(job: Job) -> list[str]:
         return [] if len(without) == len(samples) else ["class_word has no effect: output_preservation is 0."]
     kept = sum(sample.is_regularization for sample in without)
     others = [sample.name for sample in without if not sample.is_regularization]
-    found = []
+    found: list[str] = []
     if kept:
-        found.append(f"output_preservation leaves out the {kept} samples of regularization sets: they have no trigger word.")
-    if others:
         found.append(
-            f"output_preservation leaves out {len(others)} of {len(samples)} samples, whose dataset has no class word: {others[0]}"
-            + (", ..." if len(others) > 1 else "")
-            + "; set class_word there, too."
+            f"output_preservation leaves out the regularization sets (samples: {kept}), which have no trigger word."
+        )
+    if others:
+        named = others[0] + (", ..." if len(others) > 1 else "")
+        found.append(
+            f"output_preservation leaves out {len(others)} of {len(samples)} samples, whose dataset has no class word "
+            f"({named}): set class_word there, too."
         )
     return found
 
