@@ -9,6 +9,7 @@ from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
 from ..limits import MAX_WORD
 from ..serial import from_dict
 from .adapter import AdapterOptions
+from .ema import EmaOptions
 from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
@@ -35,6 +36,7 @@ class StageSettings(Options):
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
     regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     precision: Precision = option(
         "auto",

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..adapters.metadata import base_model_name
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
+from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
@@ -55,6 +56,7 @@ def build_job(
         memory=settings.memory,
         previews=settings.previews,
         loss=settings.loss,
+        ema=settings.ema,
         regularizers=settings.regularizers,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
@@ -75,6 +77,8 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     `settings`: those that the job was made of, where they are at hand.
     """
     found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
+    advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
+    found += [advice] if advice else []
     found += regularizer_warnings(job)
     path = Path(job.model.path)
     hint = hints_expert(path)

@@ -6,11 +6,17 @@ from torch import Tensor, nn
 
 from ..adapters.norms import NormLimit
 from ..errors import ConfigError
+from ..optimizers import OPTIMIZERS
 from ..settings.job import Job
 
 
 def check_regularizers(job: Job) -> None:
-    """ConfigError for output preservation where no caption has a class word."""
+    """ConfigError for output preservation without a class word, and a limit for weights that an optimizer averages."""
+    if job.regularizers.max_weight_norm and OPTIMIZERS.get(job.optimizer.name).averages_with(job.optimizer):
+        raise ConfigError(
+            f"max_weight_norm does not go with the optimizer {job.optimizer.name}: it averages the weights by itself, and the "
+            "average would not be limited; set max_weight_norm to 0, or choose another optimizer."
+        )
     weight = job.regularizers.output_preservation
     if weight and not any(sample.class_texts for sample in job.training_samples):
         raise ConfigError(

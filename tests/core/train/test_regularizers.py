@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.peft_hooks import factors_of, lora_layers
 from wan_train.core.errors import ConfigError, DatasetError
 from wan_train.core.recipe import jobs as existing
+from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.job import CaptionText, job_from_json, job_to_json
 from wan_train.core.settings.option import options_of
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.settings.stage import settings_from_names
+from wan_train.core.train.average import Ema
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.build import build_job, job_warnings
 from wan_train.core.train.checks import check_job
@@ -143,6 +145,24 @@ def test_it_is_refused_before_a_model_is_loaded_where_no_caption_has_a_class_wor
         ConfigError, match=r"output_preservation is 0\.5, but no caption has a class word: set trigger_word"
     ):
         check_job(chosen(bare, output_preservation=0.5))
+
+
+def test_a_limit_of_weights_that_the_optimizer_averages_is_refused(job):
+    job = replace(job, optimizer=replace(job.optimizer, name="schedulefree"))
+    check_job(job)
+    with pytest.raises(ConfigError, match="max_weight_norm does not go with the optimizer schedulefree"):
+        check_job(chosen(job, max_weight_norm=1.0))
+
+
+def test_the_average_is_of_the_limited_weights(job):
+    """As run.py adds it: behind the limit."""
+    trainer = make_trainer(chosen(job, max_weight_norm=0.001))
+    trainer.after_update.append(Ema(trainer.model, trainer.parameters, EmaOptions(warm_up=True, every=1)))
+    trainer.train_step().read()
+    trained = [parameter.detach().clone() for parameter in trainer.parameters]
+    with trainer.after_update[1].shown():
+        for one, other in zip(trained, trainer.parameters, strict=True):  # the decay of the first update is 0
+            torch.testing.assert_close(other.detach(), one, rtol=1e-5, atol=1e-7)
 
 
 def test_samples_that_take_no_part_are_told(job):
