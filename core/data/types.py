@@ -5,6 +5,7 @@ All of it is frozen and small (paths, digests, numbers): no pixels, no tensors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -97,7 +98,7 @@ class Sample:
         name = f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
         return f"{name} flipped {self.flip}" if self.flip else name
 
-    @property
+    @cached_property
     def content_key(self) -> str:
         """Digest of everything that decides the pixels of this sample.
 
