@@ -134,6 +134,8 @@ def _check_sample(job: Job, sample: TrainSample) -> None:
 
     _check_cached(sample.latents_path, name, "latents", is_latents)
     _check_cached(sample.text_path, f"the caption of {name}", "context", lambda shape: _is_text(job, shape))
+    for text in (*sample.more_texts, *sample.class_texts):
+        _check_cached(text.path, f"a caption of {name}", "context", lambda shape: _is_text(job, shape))
     if sample.known_path:
         _check_cached(sample.known_path, f"the known frames of {name}", "latents", is_latents)
     if sample.vision_path:

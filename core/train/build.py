@@ -17,6 +17,7 @@ from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .length import run_length
+from .regularizers import regularizer_warnings
 
 
 def build_job(
@@ -59,6 +60,7 @@ def build_job(
         previews=settings.previews,
         loss=settings.loss,
         ema=settings.ema,
+        regularizers=settings.regularizers,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
@@ -87,6 +89,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
+    found += regularizer_warnings(job)
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):

@@ -14,6 +14,7 @@ from ..settings.memory import MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
+from .regularizers import check_regularizers
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
@@ -48,6 +49,7 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
     _check_conditioning(job.data, info)
     check_patterns(job.adapter, layer_paths(info.config))
     memory_of(job)  # which refuses what does not go with the kind of adapter
+    check_regularizers(job)
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
 
 

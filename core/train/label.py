@@ -119,4 +119,5 @@ def _levels(job: Job) -> dict[str, str | float]:
         "ss_weighting_scheme": loss.weighting,
         "ss_loss_type": loss.kind,
         **{key: getattr(loss, name) for name, key in _LOSS_KEYS.items() if name in of_loss},
+        **({"ss_scale_weight_norms": limit} if (limit := job.regularizers.max_weight_norm) else {}),
     }

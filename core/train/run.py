@@ -84,7 +84,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
     if step == 0:  # also where a run's checkpoints were all damaged
         check_file(job.adapter.start_from, job.start_identity, "start_from")
-    schedule = BatchSchedule.of(job.data, job.loop)
+    schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     checkpoint = SaveCheckpoint(folder, events, parts, average=averages.of_checkpoints)
