@@ -66,7 +66,9 @@ class DatasetFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
+        if folder is None:
+            return float("nan")  # over a wire: what lies there may have changed
         path = folders.resolve_dataset_folder(folder)
         stats = [(str(p), p.stat()) for p in files_below(path)]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -304,3 +304,12 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
             notes.append(Note(name=group[0].file.name, action="note", reason=reason))
         start += len(group)
     return marked, notes
+
+
+def find_media(
+    folder: Path, options: DatasetOptions, within: Sequence[Path] | None = None
+) -> tuple[dict[str, Path], dict[str, Path], list[Note]]:
+    """(media files by name, caption file of a media name, notes) of a folder, without opening any. Errors: as `scan_folder`."""
+    _check_folder(folder)
+    found = _find(folder, extension(options), None, None if within is None else [folder, *within])
+    return found.media, found.sidecars, found.notes

@@ -38,6 +38,7 @@ LEVELS = {
     "schedules": 4,
     "data": 5,
     "wan": 5,
+    "captioning": 6,
     "memory": 6,
     "adapters": 7,
     "encoders": 7,
