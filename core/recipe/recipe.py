@@ -17,7 +17,7 @@ from ..serial import check_depth, from_dict, to_dict
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles
-from ..settings.option import LATENTS, Option, Widget, all_options, option
+from ..settings.option import LATENTS, Option, Widget, all_options, option, options_of
 from ..settings.stage import Stage, StageSettings
 from .tables import toml_lines, without_defaults
 
