@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.data.encode import cache_latents, cache_text
-from ..core.data.links import files_below
+from ..core.data.links import files_below, is_folder, leads_within
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
@@ -66,11 +66,15 @@ class DatasetFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
-        if folder is None:
+    def fingerprint_inputs(cls, folder: str | None, mask_folder: str | None = "", **_: Any) -> Any:
+        if folder is None or mask_folder is None:
             return float("nan")  # over a wire: what lies there may have changed
         path = folders.resolve_dataset_folder(folder)
-        stats = [(str(p), p.stat()) for p in files_below(path)]
+        places, roots = [path], [path, *(root for _, root in folders.dataset_roots())]
+        masks = path / mask_folder
+        if mask_folder and masks != path and is_folder(masks) and leads_within(masks, roots):
+            places.append(masks)
+        stats = [(str(p), p.stat()) for place in places for p in files_below(place)]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
@@ -159,7 +163,7 @@ class CacheLatents(io.ComfyNode):
             on_item=_item_callback(node_id),
             check=host.raise_if_interrupted,
         )
-        paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path) if p]
+        paths = [Path(p) for e in cache.entries for p in (e.path, e.known_path, e.vision_path, e.mask_path) if p]
         host.remember(paths)
         size = sum(path.stat().st_size for path in paths) / 1e6
         given = "" if condition_on == "none" else f", with the {condition_on} given"

@@ -1,4 +1,4 @@
-"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets.
+"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets; imports.
 
 A diary may have a million lines: it is read in a thread, so that the server goes on answering, and its curve is thinned
 to what a chart can show. What can't be answered is a sentence with a 4xx status, and names no path of this machine.
@@ -19,11 +19,18 @@ from aiohttp import web
 
 from ..core.data.links import is_file
 from ..core.errors import WanTrainError
+from ..core.importers.report import report
+from ..core.importers.setup import import_setup
+from ..core.importers.texts import MAX_BYTES, Source
+from ..core.importers.workflow import workflow
 from ..core.recipe.presets import PRESETS
+from ..core.recipe.recipe import recipe_to_toml
+from ..core.safe_json import parse_object
 from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+from .host import folders
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,6 +38,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
 _RUN_NAME = re.compile(r"[\w .+()-]+")
+_MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 _histories = Histories()
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
@@ -38,17 +46,18 @@ _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_route
 def register() -> None:
     """Add the routes to the host's server."""
     routes = host.routes()
-    routes.get("/wan_train/runs/{run}")(_guarded(get_run))
-    routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
-    routes.get("/wan_train/presets")(_guarded(get_presets))
+    routes.get("/wan_train/runs/{run}")(guarded(get_run))
+    routes.get("/wan_train/runs/{run}/previews/{name}")(guarded(get_preview))
+    routes.get("/wan_train/presets")(guarded(get_presets))
+    routes.post("/wan_train/import")(guarded(post_import))
 
 
-def _guarded(handler: Handler) -> Handler:
+def guarded(handler: Handler) -> Handler:
     """The handler, for requests that are meant for this server, with a sentence in the place of an error."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if not is_own_name(request.headers.get("Host", ""), host.listens_locally()):
-            return _refusal(
+            return refusal(
                 403,
                 "this server is only for programs on its own machine, and the address asked for has another name: open "
                 f"ComfyUI as localhost, or set the environment variable {HOSTS_VARIABLE} to the name that you use.",
@@ -57,7 +66,7 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except OSError as error:
             log.warning("%s could not be answered: %s", request.rel_url, error)
-            return _refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
+            return refusal(409, f"it can't be read at the moment ({error.strerror or 'disk error'}): try again.")
 
     return answer
 
@@ -87,7 +96,8 @@ def is_own_name(address: str, listens_locally: bool) -> bool:
     return True
 
 
-def _refusal(status: int, sentence: str) -> web.Response:
+def refusal(status: int, sentence: str) -> web.Response:
+    """An answer that says why there is no other."""
     return web.json_response({"error": sentence}, status=status)
 
 
@@ -96,12 +106,12 @@ async def get_run(request: web.Request) -> web.Response:
     name = request.match_info["run"]
     folder = _run_folder(name)
     if folder is None:
-        return _refusal(404, "there is no such run")
+        return refusal(404, "there is no such run")
     loop = asyncio.get_running_loop()
     try:
         return web.json_response(await loop.run_in_executor(_threads, _describe, folder))
     except WanTrainError as error:
-        return _refusal(422, str(error).replace(f"{folder.path}", name))
+        return refusal(422, str(error).replace(f"{folder.path}", name))
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
@@ -124,7 +134,7 @@ async def get_preview(request: web.Request) -> web.StreamResponse:
     folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
     if folder is None or path is None or not _is_file_in(folder.path, path):
-        return _refusal(404, "there is no such preview")
+        return refusal(404, "there is no such preview")
     return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
 
 
@@ -157,3 +167,61 @@ async def get_presets(_: web.Request) -> web.Response:
         for preset in PRESETS.values()
     ]
     return web.json_response(presets)
+
+
+async def post_import(request: web.Request) -> web.Response:
+    """A workflow, a recipe and a report of the files of another trainer: {"files": [{"name", "text"}]}. Nothing is written.
+
+    400 for a request that holds no files, 413 for too much, 422 with a sentence for files that are no such setup.
+    """
+    body = await _read_all(request, _MOST_IMPORTED)
+    if body is None:
+        return refusal(
+            413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has."
+        )
+    sources = _sources_in(body)
+    if sources is None:
+        return refusal(400, "the request holds no files.")
+    loop = asyncio.get_running_loop()
+    try:
+        return web.json_response(await loop.run_in_executor(_threads, _import, sources))
+    except WanTrainError as error:
+        return refusal(422, str(error))
+
+
+async def _read_all(request: web.Request, most: int) -> bytes | None:
+    """The body of a request; None where it is larger than `most`. The host's own limit is 100 MB and more."""
+    body = b""
+    async for chunk in request.content.iter_chunked(2**16):
+        body += chunk
+        if len(body) > most:
+            return None
+    return body
+
+
+def _sources_in(body: bytes) -> list[Source] | None:
+    try:
+        files = parse_object(body)["files"]
+        found = [Source(file["name"], file["text"]) for file in files]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if all(isinstance(one, str) for source in found for one in (source.name, source.text)) else None
+
+
+def _import(sources: list[Source]) -> dict[str, Any]:
+    imported = import_setup(sources)
+    graph, notes = workflow(imported, folders.known_files())
+    told = (
+        f"{report(imported)}\nOf the workflow:\n" + "".join(f"  - {note}\n" for note in notes)
+        if notes
+        else report(imported)
+    )
+    return {
+        "name": imported.recipe.name,
+        "trainer": imported.trainer,
+        "workflow": graph,
+        "recipe": recipe_to_toml(imported.recipe),
+        "report": told,
+        "options": len(imported.given),
+        "unsupported": sum(line.answer.outcome == "not supported" for line in imported.given),
+    }

@@ -3,6 +3,8 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
+import { chooseFiles, listenForDrops } from "./imports.js";
+import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
 import { fetchPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showsText, showText } from "./reports.js";
@@ -41,11 +43,23 @@ function listen() {
     takeOutput(nodeByExecutionId(display_node ?? node), output);
   });
   events.addEventListener("reconnected", refetchRuns);
+  listenForDrops();
 }
 
 /** @type {Comfy.Extension} */
 const extension = {
   name: "WanTrain",
+
+  commands: [
+    {
+      id: "WanTrain.Import",
+      label: "Open a musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe setup",
+      icon: "pi pi-file-import",
+      function: chooseFiles,
+    },
+  ],
+
+  menuCommands: [{ path: ["File", "WanTrain"], commands: ["WanTrain.Import"] }],
 
   setup() {
     addStyle();
@@ -60,6 +74,7 @@ const extension = {
     if (node.comfyClass === TRAIN) addChart(node);
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
+    if (hasLook(node.comfyClass ?? "")) addLook(node);
     const onRemoved = node.onRemoved;
     node.onRemoved = function () {
       chartOf(node)?.dispose();

@@ -42,13 +42,16 @@ def bucket_for(
 
 
 def buckets_of(
-    width: int, height: int, options: DatasetOptions
+    width: int, height: int, options: DatasetOptions, shape: tuple[int, int] | None = None
 ) -> tuple[list[tuple[int, int]], list[tuple[Literal["cropped", "note"], str]]]:
-    """The bucket of a file of width x height at each size of the options, no two the same, and what there is to tell."""
+    """The bucket of a file of width x height at each size of the options, no two the same, and what there is to tell.
+
+    `shape`: the (width, height) of the part of it that the bucket is chosen for; None: all of it.
+    """
     found: list[tuple[int, int]] = []
     told: list[tuple[Literal["cropped", "note"], str]] = []
     for size in sizes_of(options):
-        bucket = bucket_for(width, height, options, size)
+        bucket = bucket_for(*(shape or (width, height)), options, size)
         if bucket in found:
             told.append(("note", f"at {size[0]}x{size[1]} it would be {bucket[0]}x{bucket[1]} again: that is left out"))
             continue
@@ -60,11 +63,16 @@ def buckets_of(
     return found, told
 
 
-def cover_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the centred part of width x height that has the bucket's aspect, in pixels."""
+def cover_box(
+    width: int, height: int, bucket: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the largest part of width x height that has the bucket's aspect, in pixels.
+
+    `place` says where it lies: 0, 0 is top left, 1, 1 is bottom right.
+    """
     scale = max(bucket[0] / width, bucket[1] / height)
     kept_width, kept_height = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
-    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    left, top = (width - kept_width) * place[0], (height - kept_height) * place[1]
     return left, top, left + kept_width, top + kept_height
 
 

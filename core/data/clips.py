@@ -6,29 +6,22 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-import av
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
-from PIL import Image
 
-from .media import BadMediaError, check_plain_file, decoding, each_decoded
-from .pictures import on_white
-from .watch import CLIP_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
+from .clip_pixels import colours_of, has_alpha, quarter_turns
+from .fields import deinterlaced
+from .media import BadMediaError, decoding, each_decoded
+from .reading import INTERLACED, READINGS, VPX_ALPHA, Contents
+from .streams import clock, decoded, hidden_alpha, open_clip, video_stream
+from .watch import CLIP_PIXELS, Interrupt, Work, check_span
 
-# libav tells formats by content, not by name, and some of them name other files or addresses (playlists, sdp, concat).
-_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,ivf,nut,gif,dv,h264,hevc,av1,obu,rm"
-_OPEN_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-_OPEN_SECONDS = 120.0  # without an answer from the disk
-_ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC, which PyAV names only since version 14
-# Full chroma and accurate rounding: without them swscale's RGB is off by one or two levels. As numbers of swscale.h
-# (SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT), because PyAV names them only since version 18.
-_RESAMPLE = int(Interpolation.BICUBIC) | 0x40000 | 0x2000
 _BLANK_BYTES = 64
-_MATRICES = (1, 4, 5, 6, 7, 9)  # BT.709, FCC, BT.470BG, SMPTE 170M, SMPTE 240M, BT.2020 (libavutil/pixfmt.h)
+_ALPHA_NOT_READ = (
+    "it is partly transparent, which can't be read here: what is hidden is trained; convert it to ProRes 4444"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +43,84 @@ class _Packets:
         return max(keys, default=None)
 
 
-def probe_clip(path: Path, interrupt: Interrupt | None = None) -> tuple[int, int, tuple[int, ...], int]:
-    """(displayed width, height, start of each frame in microseconds from the first, end of the last).
+def probe_clip(path: Path, interrupt: Interrupt | None = None) -> Contents:
+    """What is in a clip.
 
     Demuxes the whole file without decoding, then decodes the first frame and everything from the last keyframe on. Only
     where packets and frames disagree is the whole clip decoded, and then the decoder is believed. Raises BadMediaError
     if the file breaks off, cannot be decoded, or takes more than the limits allow.
     """
     work = Work(interrupt, CLIP_PIXELS)
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with open_clip(path) as container:
+        stream = video_stream(container)
         packets = _demux(container, stream, work)
-        clock = _clock(stream)
+        time_base, rate = clock(stream)
     if not packets.pts:
         raise BadMediaError("it holds no frames")
-    with _open(path) as container:
-        stream = _video_stream(container)
-        first = next(_decode(container, stream, work), None)
-        if first is None:
+    first = _first_frame(path, work)
+    pts = [p for p in packets.pts if p is not None]
+    tail = _tail(path, packets, first.stored, work) if packets.reliable and first.pts == min(pts) else None
+    if tail and tail.decodes:
+        times = sorted(pts)
+        when = _microseconds(times, packets.durations[packets.pts.index(times[-1])], time_base, rate)
+    else:
+        work.expect(len(packets.pts), *first.stored)
+        when = _microseconds(_decode_times(path, len(packets.pts), work), 0, time_base, rate)
+    is_interlaced = first.is_interlaced or (tail is not None and tail.is_interlaced)
+    read_as = (*((INTERLACED,) if is_interlaced else ()), *first.read_as)
+    return Contents(
+        width=first.size[0],
+        height=first.size[1],
+        times_us=when[0],
+        end_us=when[1],
+        read_as=read_as,
+        has_alpha=first.has_alpha,
+        remarks=(*(READINGS[name] for name in read_as), *first.remarks),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _First:
+    """What the first frame of a clip tells."""
+
+    pts: int | None
+    stored: tuple[int, int]
+    size: tuple[int, int]  # as displayed
+    is_interlaced: bool
+    has_alpha: bool
+    read_as: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def _first_frame(path: Path, work: Work) -> _First:
+    with open_clip(path) as container:
+        stream = video_stream(container)
+        with decoding("clip"):
+            is_hidden, can_be_read = hidden_alpha(stream)
+            context = stream.codec_context
+        read_as = (VPX_ALPHA,) if can_be_read else ()
+        frame = next(decoded(container, stream, work, read_as), None)
+        if frame is None:
             raise BadMediaError("none of its frames can be decoded")
         with decoding("clip"):
-            size = _displayed_size(first, stream.sample_aspect_ratio)
-        first_pts, stored = first.pts, (first.width, first.height)
-    pts = [p for p in packets.pts if p is not None]
-    if packets.reliable and first_pts == min(pts) and _tail_decodes(path, packets, stored, work):
-        times = sorted(pts)
-        return *size, *_microseconds(times, packets.durations[packets.pts.index(times[-1])], *clock)
-    work.expect(len(packets.pts), *stored)
-    return *size, *_microseconds(_decode_times(path, len(packets.pts), work), 0, *clock)
+            return _First(
+                pts=frame.pts,
+                stored=(frame.width, frame.height),
+                size=_displayed_size(frame, stream.sample_aspect_ratio),
+                is_interlaced=bool(frame.interlaced_frame),
+                has_alpha=has_alpha(frame),
+                read_as=(*read_as, *colours_of(int(context.color_trc), int(context.color_primaries))),
+                remarks=(_ALPHA_NOT_READ,) if is_hidden and not can_be_read else (),
+            )
 
 
 def read_clip(
-    path: Path, indices: Sequence[int], num_frames: int, interrupt: Interrupt | None = None
+    path: Path,
+    indices: Sequence[int],
+    num_frames: int,
+    interrupt: Interrupt | None = None,
+    *,
+    read_as: tuple[str, ...] = (),
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield (index, frame for `frame_to_rgb`) for ascending `indices` of a clip probed with `num_frames` frames.
 
@@ -90,7 +129,11 @@ def read_clip(
     """
     wanted = set(indices)
     num_read = 0
-    for index, frame in _frames_from(path, indices[0], num_frames, Work(interrupt, CLIP_PIXELS)):
+    is_interlaced = INTERLACED in read_as
+    # A half picture is completed from the frames before and after.
+    start = max(0, indices[0] - 1) if is_interlaced else indices[0]
+    frames = _frames_from(path, start, num_frames, Work(interrupt, CLIP_PIXELS), read_as)
+    for index, frame in deinterlaced(frames) if is_interlaced else frames:
         if index in wanted:
             num_read += 1
             yield index, frame
@@ -98,81 +141,6 @@ def read_clip(
             break
     if num_read < len(wanted):
         raise BadMediaError(f"it gave {num_read} of {len(wanted)} wanted frames, fewer than when it was scanned")
-
-
-def frame_to_rgb(frame: VideoFrame) -> Image.Image:
-    """8-bit full-range RGB, turned as displayed. Raises BadMediaError if the frame cannot be converted.
-
-    Pixels are not square in some clips: the image then has the stored size, not the displayed one. Matrix and range are
-    the tagged ones. Untagged clips follow the players' custom: BT.709 from 720 lines or 1280 columns on, BT.601 below,
-    limited range. Alpha is laid on white.
-    """
-    with decoding("clip"):
-        return _to_rgb(frame)
-
-
-def _to_rgb(frame: VideoFrame) -> Image.Image:
-    target = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
-    if frame.format.is_rgb:
-        converted = frame.reformat(format=target)
-    else:
-        matrix = int(frame.colorspace)
-        if matrix not in _MATRICES:
-            large = frame.height >= 720 or frame.width >= 1280
-            matrix = int(Colorspace.ITU709 if large else Colorspace.ITU601)
-        full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-        converted = frame.reformat(
-            format=target,
-            src_colorspace=int(Colorspace.ITU601) if matrix == 6 else matrix,  # 6, SMPTE 170M, is BT.601's matrix
-            src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=_RESAMPLE,
-        )
-    pixels = np.rot90(converted.to_ndarray(), _quarter_turns(frame))
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return on_white(image) if target == "rgba" else image
-
-
-def _open(path: Path) -> InputContainer:
-    with decoding("clip"):
-        check_plain_file(path)
-        known = {"options": _OPEN_OPTIONS, "timeout": _OPEN_SECONDS}
-        try:
-            return av.open(str(path), metadata_errors="replace", **known)
-        except TypeError:  # since PyAV 19 that is how it reads metadata anyway
-            return av.open(str(path), **known)
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    """The stream to read, ready to be decoded."""
-    with decoding("clip"):
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            raise BadMediaError("it has no video stream, or the file is cut off")
-        if stream.codec_context is None:
-            raise BadMediaError("its video codec is not known here; convert it to H.264")
-        if int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
-            raise BadMediaError("it has no video stream but the picture of a cover")
-        stream.thread_type = "AUTO"  # type: ignore[assignment]
-        # Refused before memory is taken for it. PyAV copies the options when the decoder is opened.
-        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    return stream
-
-
-def _clock(stream: VideoStream) -> tuple[Fraction, Fraction]:
-    """Seconds for one unit of the stream's times, and frames per second, both above 0."""
-    with decoding("clip"):
-        time_base, rate = stream.time_base, stream.average_rate
-    return (
-        time_base if time_base is not None and time_base > 0 else Fraction(1, 1000),
-        rate if rate is not None and rate > 0 else Fraction(16),
-    )
-
-
-def _decode(container: InputContainer, stream: VideoStream, work: Work) -> Iterator[VideoFrame]:
-    for frame in each_decoded("clip", container.decode(stream)):
-        work.frame(frame.width, frame.height)
-        yield frame
 
 
 def _demux(container: InputContainer, stream: VideoStream, work: Work) -> _Packets:
@@ -193,28 +161,35 @@ def _is_blank(packet: Packet) -> bool:
     return packet.size > _BLANK_BYTES and not is_raw and not any(bytes(memoryview(packet)[:_BLANK_BYTES]))
 
 
-def _tail_decodes(path: Path, packets: _Packets, size: tuple[int, int], work: Work) -> bool:
-    """True if the frames from the last keyframe to the end decode to exactly the times that the packets carry."""
+@dataclass(frozen=True, kw_only=True)
+class _Tail:
+    """What the frames from the last keyframe to the end tell."""
+
+    decodes: bool  # to exactly the times that the packets carry
+    is_interlaced: bool = False  # one of them
+
+
+def _tail(path: Path, packets: _Packets, size: tuple[int, int], work: Work) -> _Tail:
     pts = [p for p in packets.pts if p is not None]
     key = packets.last_keyframe_before(max(pts))
     if key is None:
-        return False
+        return _Tail(decodes=False)
     expected = {p for p in pts if p >= key}
     work.expect(len(expected), *size)
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with open_clip(path) as container:
+        stream = video_stream(container)
         with decoding("clip"):
             container.seek(key, stream=stream)
-        decoded = {frame.pts for frame in _decode(container, stream, work) if not frame.is_corrupt}
+        frames = [(f.pts, bool(f.interlaced_frame)) for f in decoded(container, stream, work) if not f.is_corrupt]
     # Frames shown before the keyframe but stored after it (open GOP) need the GOP before: not asked for here.
-    return expected <= decoded
+    return _Tail(decodes=expected <= {pts for pts, _ in frames}, is_interlaced=any(one for _, one in frames))
 
 
 def _decode_times(path: Path, num_packets: int, work: Work) -> list[int] | int:
     """Decode everything: the frames' times in order, or only their number where the file gives no usable times."""
     pts = []
-    with _open(path) as container:
-        for frame in _decode(container, _video_stream(container), work):
+    with open_clip(path) as container:
+        for frame in decoded(container, video_stream(container), work):
             if frame.is_corrupt:
                 raise BadMediaError(f"frame {len(pts)} is damaged")
             pts.append(frame.pts)
@@ -242,21 +217,23 @@ def _microseconds(
     return tuple(round((t - times[0]) * time_base * 1_000_000) for t in times), round(end)
 
 
-def _frames_from(path: Path, first: int, num_frames: int, work: Work) -> Iterator[tuple[int, VideoFrame]]:
+def _frames_from(
+    path: Path, first: int, num_frames: int, work: Work, read_as: tuple[str, ...]
+) -> Iterator[tuple[int, VideoFrame]]:
     """(index, frame) in display order, from a keyframe at or before frame `first`."""
-    with _open(path) as container:
-        packets = _demux(container, _video_stream(container), work)
+    with open_clip(path) as container:
+        packets = _demux(container, video_stream(container), work)
     if first > 0 and packets.reliable and len(packets.pts) == num_frames:
         index_of = {pts: index for index, pts in enumerate(sorted(p for p in packets.pts if p is not None))}
         target = next(pts for pts, index in index_of.items() if index == first)
         key = packets.last_keyframe_before(target)
-        with _open(path) as container:
-            stream = _video_stream(container)
+        with open_clip(path) as container:
+            stream = video_stream(container)
             if key is not None:
                 with decoding("clip"):
                     container.seek(key, stream=stream)
             found = False
-            for frame in _decode(container, stream, work):
+            for frame in decoded(container, stream, work, read_as):
                 index = index_of.get(frame.pts) if frame.pts is not None else None
                 if not found and (index is None or index > first):
                     break  # the seek landed elsewhere: count from the start instead
@@ -265,17 +242,12 @@ def _frames_from(path: Path, first: int, num_frames: int, work: Work) -> Iterato
                     yield index, frame
             if found:
                 return
-    with _open(path) as container:
-        yield from enumerate(_decode(container, _video_stream(container), work))
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns from stored to displayed."""
-    return round(frame.rotation / 90) % 4
+    with open_clip(path) as container:
+        yield from enumerate(decoded(container, video_stream(container), work, read_as))
 
 
 def _displayed_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
     width, height = frame.width, frame.height
     if pixel_aspect and Fraction(1, 5) < pixel_aspect < 5:  # outside: a broken tag
         width = round(width * pixel_aspect)
-    return (height, width) if _quarter_turns(frame) % 2 else (width, height)
+    return (height, width) if quarter_turns(frame) % 2 else (width, height)

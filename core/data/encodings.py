@@ -12,8 +12,8 @@ from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LA
 from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
 from .conditioning import hide_unknown, known_frames
-from .decode import read_frames
-from .store import Store, latent_key, vision_key
+from .decode import read_frames, read_mask
+from .store import Store, latent_key, mask_key, vision_key
 from .tiles import TILE, encode_in_tiles
 from .types import LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
 from .watch import Interrupt
@@ -34,7 +34,8 @@ class Prepared:
     keys: dict[str, str]  # mode to the key of the latents in the store
     has_features: bool
     pixels: dict[str, torch.Tensor]  # mode to frames [F, H, W, 3], if anything is absent
-    problem: DatasetError | None  # instead of pixels
+    mask: torch.Tensor | None  # [F, H, W] of latents, if it is absent
+    problem: DatasetError | None  # instead of pixels and mask
 
 
 class Encodings:
@@ -93,6 +94,10 @@ class Encodings:
             key = self._vision_key(sample)
             if not (absent_only and self.store.has("vision", key)):
                 found[key] = FLOAT32 * CLIP_TOKENS * CLIP_DIM * len(self.known)
+        if sample.mask is not None:
+            key = self._mask_key(sample)
+            if not (absent_only and self.store.has("masks", key)):
+                found[key] = FLOAT32 * math.prod(self._shape(sample)[1:])
         return found
 
     def prepare(self, listed: Sample) -> Prepared:
@@ -105,8 +110,13 @@ class Encodings:
             )
         keys = {mode: key for mode in self._modes if (key := self._stored_key(sample, mode))}
         has_features = self.vision is None or self._has_features(self._vision_key(sample))
-        pixels, problem = {}, None
-        if len(keys) < len(self._modes) or not has_features:
+        pixels, mask, problem = {}, None, None
+        if sample.mask is not None and not self._has_mask(sample):
+            try:
+                mask = read_mask(sample, self.encoder.latent_format, self._interrupt)
+            except DatasetError as error:
+                problem = error
+        if problem is None and (len(keys) < len(self._modes) or not has_features):
             try:
                 frames = read_frames(sample, self._interrupt)  # [F, H, W, 3]
                 pixels[_WHOLE] = frames
@@ -115,7 +125,13 @@ class Encodings:
             except DatasetError as error:
                 problem = error  # which is none if an equal file turns out to have been encoded by then
         return Prepared(
-            sample=sample, notes=notes, keys=keys, has_features=has_features, pixels=pixels, problem=problem
+            sample=sample,
+            notes=notes,
+            keys=keys,
+            has_features=has_features,
+            pixels=pixels,
+            mask=mask,
+            problem=problem,
         )
 
     def entry(self, prepared: Prepared, write: Write) -> tuple[LatentEntry, list[Note]]:
@@ -124,6 +140,7 @@ class Encodings:
         keys = {mode: self._latents(prepared, mode, write) for mode in self._modes}
         features_key = self._features(prepared, write) if self.vision else ""
         known_key = keys.get(self.conditioning, "") if self.encodes_known else ""
+        own_mask_key = self._mask(prepared, write) if sample.mask else ""
         entry = LatentEntry(
             path=str(self.store.path("latents", keys[_WHOLE])),
             key=keys[_WHOLE],
@@ -138,6 +155,8 @@ class Encodings:
             vision_key=features_key,
             more_captions=sample.file.more_captions,
             treatment=sample.treatment,
+            mask_path=str(self.store.path("masks", own_mask_key)) if own_mask_key else "",
+            mask_key=own_mask_key,
         )
         in_tiles = [key for mode, key in keys.items() if key != self._key(sample, mode)]
         return entry, [*prepared.notes, *([self._tiled_note(sample, in_tiles)] if in_tiles else [])]
@@ -170,6 +189,23 @@ class Encodings:
     def _vision_key(self, sample: Sample) -> str:
         assert self.vision is not None
         return vision_key(sample, self.conditioning, self.vision.identity)
+
+    def _mask_key(self, sample: Sample) -> str:
+        return mask_key(sample, self.encoder.latent_format)
+
+    def _has_mask(self, sample: Sample) -> bool:
+        found = (self.store.load("masks", self._mask_key(sample)) or {}).get("mask")
+        return found is not None and tuple(found.shape) == self._shape(sample)[1:]
+
+    def _mask(self, prepared: Prepared, write: Write) -> str:
+        """The key of the sample's mask in latents, which is kept unless it is there."""
+        sample, key = prepared.sample, self._mask_key(prepared.sample)
+        if prepared.mask is not None and key not in self._made:
+            write(self.store.save, "masks", key, {"mask": prepared.mask}, {"name": sample.name})
+            self._made[key] = key
+        elif prepared.problem and key not in self._made and not self._has_mask(sample):
+            raise prepared.problem
+        return key
 
     def _stored_key(self, sample: Sample, mode: str) -> str:
         """The key under which the store has the latents, of the whole picture before those of tiles; "" if it has none."""

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .icc import profile_changes, to_srgb
 from .media import BadMediaError, check_plain_file, decoding
+from .reading import ANIMATION, ICC, READINGS, Contents
 from .watch import ANIMATION_PIXELS, CLIP_PIXELS, MAX_ANIMATED_PIXELS, MAX_FRAME_PIXELS, Interrupt, Work, check_span
 
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")  # others have several pictures (MPO, TIFF), not frames
@@ -16,48 +18,66 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "GIF", "
 _DEFAULT_DELAY_MS = 100.0  # what browsers show for delays of 10 ms and less
 
 
-def probe_picture(path: Path, interrupt: Interrupt | None = None) -> tuple[int, int, tuple[int, ...], int]:
-    """Decode every frame once: (displayed width, height, start of each frame in microseconds, end of the last).
+def probe_picture(path: Path, interrupt: Interrupt | None = None) -> Contents:
+    """What is in a picture or animation; decodes every frame once.
 
     A still image has the times (0,) and the end 0. Raises BadMediaError if anything in the file cannot be decoded, or
     takes more than the limits allow.
     """
     with _open(path) as image:
-        num_frames, work = _start(image, interrupt)
-        work.expect(num_frames, *image.size)
-        times, clock = [], 0.0
-        for index in range(num_frames):
+        skipped, num_frames, work = _start(image, interrupt)
+        work.expect(skipped + num_frames, *image.size)
+        times, clock, is_transparent = [], 0.0, False
+        for index in range(skipped, skipped + num_frames):
             _show(image, index, work)
+            is_transparent = is_transparent or _has_alpha(image)
             times.append(round(clock))
             clock += 1000.0 * _delay_ms(image)
             check_span(clock)
+        read_as, remarks = _colours(image)
+        read_as = (ANIMATION, *read_as) if skipped else read_as
         width, height = image.size
-        if num_frames > 1:
-            return width, height, tuple(times), round(clock)
-        with decoding("image"):
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: stored lying on its side
-                width, height = height, width
-        return width, height, (0,), 0
+        if num_frames == 1:
+            times, clock = [0], 0.0
+            with decoding("image"):
+                if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: stored lying on its side
+                    width, height = height, width
+        return Contents(
+            width=width,
+            height=height,
+            times_us=tuple(times),
+            end_us=round(clock),
+            read_as=read_as,
+            has_alpha=is_transparent,
+            remarks=(*(READINGS[name] for name in read_as), *remarks),
+        )
 
 
 def read_picture(
-    path: Path, indices: Sequence[int], interrupt: Interrupt | None = None
+    path: Path,
+    indices: Sequence[int],
+    interrupt: Interrupt | None = None,
+    *,
+    read_as: Sequence[str] = (),
+    alpha: bool = False,
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index, RGB image as displayed) for ascending `indices`; transparency is laid on white.
 
-    Raises BadMediaError if a frame is damaged or missing.
+    With `alpha` the images are of mode L instead, 255 where nothing is transparent. Raises BadMediaError if a frame is
+    damaged or missing.
     """
     with _open(path) as image:
-        num_frames, work = _start(image, interrupt)
+        skipped, num_frames, work = _start(image, interrupt)
         if indices[-1] >= num_frames:
             raise BadMediaError(f"it has {num_frames} frames, but frame {indices[-1]} was expected")
-        work.expect(indices[-1] + 1, *image.size)
+        work.expect(skipped + indices[-1] + 1, *image.size)
         wanted = set(indices)
         for index in range(indices[-1] + 1):
-            _show(image, index, work)
+            _show(image, skipped + index, work)
             if index in wanted:
                 with decoding("image"):
-                    shown = _as_rgb(image if num_frames > 1 else ImageOps.exif_transpose(image))
+                    frame = image if num_frames > 1 else ImageOps.exif_transpose(image)
+                    shown = _alpha(frame) if alpha else _as_rgb(to_srgb(frame) if ICC in read_as else frame)
                 yield index, shown
 
 
@@ -72,9 +92,23 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
         grey = np.asarray(image).astype(np.int64) >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return on_white(image)
-    return image.convert("RGB")
+    return on_white(image) if _has_alpha(image) else image.convert("RGB")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A") if _has_alpha(image) else Image.new("L", image.size, 255)
+
+
+def _colours(image: Image.Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How the picture's colours are to be read, and what there is to say of them."""
+    try:
+        return ((ICC,) if profile_changes(image) else ()), ()
+    except ValueError as error:
+        return (), (f"its colour profile is not used, since {error}: its colours are taken as sRGB",)
 
 
 @contextmanager
@@ -88,14 +122,15 @@ def _open(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _start(image: Image.Image, interrupt: Interrupt | None) -> tuple[int, Work]:
-    """The number of frames, and what counts the work on them."""
+def _start(image: Image.Image, interrupt: Interrupt | None) -> tuple[int, int, Work]:
+    """Pictures that are no part of the animation and come first, the number of frames, and what counts the work on them."""
     is_animated = image.format in ANIMATED_FORMATS
     with decoding("image"):
         num_frames = getattr(image, "n_frames", 1) if is_animated else 1
     if num_frames > 1:
-        return num_frames, Work(interrupt, ANIMATION_PIXELS, MAX_ANIMATED_PIXELS)
-    return 1, Work(interrupt, CLIP_PIXELS, MAX_FRAME_PIXELS)
+        skipped = 1 if image.info.get("default_image") else 0  # APNG: shown where animations are not known
+        return skipped, num_frames - skipped, Work(interrupt, ANIMATION_PIXELS, MAX_ANIMATED_PIXELS)
+    return 0, 1, Work(interrupt, CLIP_PIXELS, MAX_FRAME_PIXELS)
 
 
 def _show(image: Image.Image, index: int, work: Work) -> None:

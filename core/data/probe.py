@@ -14,7 +14,7 @@ from .media import CLIP_SUFFIXES, BadMediaError, check_plain_file, missing_bytes
 from .pictures import probe_picture
 from .watch import Interrupt
 
-_INDEX_VERSION = 1  # raise when probing itself changes: older indexes are then ignored
+_INDEX_VERSION = 2  # raise when probing itself changes: older indexes are then ignored
 _SMALLEST_SIDE = 16
 _MAX_HASHES = 100_000  # that are kept in memory
 _hashes: dict[Path, tuple[list[int], str]] = {}  # stamp and SHA-256 of files that this process has seen
@@ -30,6 +30,9 @@ class Probe:
     height: int = 0
     times_us: tuple[int, ...] = ()  # start of each frame in display order, in microseconds from the first
     end_us: int = 0  # end of the last frame; 0 for an image
+    read_as: tuple[str, ...] = ()  # how its pixels are read: see `reading.py`
+    has_alpha: bool = False  # something in it can be transparent
+    remarks: tuple[str, ...] = ()  # clauses that the user is told
     problem: str = ""  # a clause without the file's name
 
 
@@ -57,11 +60,10 @@ def _probe(path: Path, sha256: str, interrupt: Interrupt | None) -> Probe:
     if missing:
         raise BadMediaError(f"the file is cut off: {missing} or more bytes are missing at its end")
     probe = probe_clip if path.suffix.lower() in CLIP_SUFFIXES else probe_picture
-    width, height, times, end = probe(path, interrupt)
-    if min(width, height) < _SMALLEST_SIDE:
-        raise BadMediaError(f"it is {width}x{height} pixels, smaller than {_SMALLEST_SIDE} on a side")
-    kind = "video" if end else "image"
-    return Probe(sha256=sha256, kind=kind, width=width, height=height, times_us=times, end_us=end)
+    found = probe(path, interrupt)
+    if min(found.size) < _SMALLEST_SIDE:
+        raise BadMediaError(f"it is {found.width}x{found.height} pixels, smaller than {_SMALLEST_SIDE} on a side")
+    return Probe(sha256=sha256, kind="video" if found.end_us else "image", **vars(found))
 
 
 def file_sha256(path: Path, interrupt: Interrupt | None = None) -> str:

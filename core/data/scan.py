@@ -12,10 +12,13 @@ from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
 from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
+from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
 from .links import leads_within
-from .media import MEDIA_SUFFIXES
+from .masks import look_like_masks, mask_of, separate_masks
+from .media import MEDIA_SUFFIXES, BadMediaError
+from .points import POINTS_SUFFIX, read_points, used_part
 from .probe import Probe, ProbeIndex, probe_file
-from .sampling import mean_fps, select_frames
+from .sampling import Selection, mean_fps, select_frames
 from .types import Dataset, MediaFile, Note, Sample, Treatment
 from .watch import Interrupt
 
@@ -28,6 +31,7 @@ _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besi
 class _Found:
     media: dict[str, Path]  # by name relative to the folder, in natural order
     sidecars: dict[str, Path]  # caption file of a media name
+    points: dict[str, Path]  # in and out points of a media name
     notes: list[Note]
 
 
@@ -51,7 +55,9 @@ def scan_folder(
     """
     folder = Path(folder).absolute()
     _check_folder(folder)
-    found = _find(folder, extension(options), index_path, None if within is None else [folder, *within])
+    within = None if within is None else [folder, *within]
+    found = _find(folder, extension(options), index_path, within)
+    found, masks = _without_masks(folder, found, options, within)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -62,14 +68,20 @@ def scan_folder(
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, with_words)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
     for name, path in media.items():
-        of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options)
+        of_file, file_notes = _samples_of(name, path, probes[name], captions[name], options, found.points.get(name))
+        if options.has_masks and of_file:
+            has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
+            mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
+            of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
-    notes.extend(held_notes)
+    flat, flip_notes = with_flips(flat, options)
+    notes.extend([*held_notes, *flip_notes])
     if not flat:
         why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
         raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
@@ -107,6 +119,8 @@ def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Se
         _drop_links(files, within, notes)
     own = Path(index_path).absolute() if index_path else None
     names = sorted((name for name, path in files.items() if path != own), key=natural_key)
+    points = {name: files[name + POINTS_SUFFIX] for name in names if name + POINTS_SUFFIX in files}
+    names = [name for name in names if name.removesuffix(POINTS_SUFFIX) not in points or name in points]
     media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES - {caption_suffix}}
     texts = {_stem(name): name for name in names if _suffix(name) == caption_suffix}
     users: dict[str, list[str]] = {}
@@ -123,7 +137,18 @@ def _find(folder: Path, caption_suffix: str, index_path: Path | None, within: Se
         elif _stem(name) not in users:
             notes.append(Note(name=name, action="note", reason="ignored: a caption file without an image or clip"))
     sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
-    return _Found(media=media, sidecars=sidecars, notes=notes)
+    return _Found(media=media, sidecars=sidecars, points=points, notes=notes)
+
+
+def _without_masks(
+    folder: Path, found: _Found, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[_Found, dict[str, Path]]:
+    """What was found without the files that are masks of others, and those by the others' names."""
+    if not (options.mask_folder or options.mask_suffix):
+        return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
+    media, masks = separate_masks(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    return dataclasses.replace(found, media=media, notes=notes), masks
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
@@ -226,27 +251,31 @@ def _unusable(name: str, path: Path, problem: str, options: DatasetOptions) -> t
     return [], [Note(name=name, action="skipped", reason=problem)]
 
 
+def _select(name: str, probe: Probe, options: DatasetOptions, points_path: Path | None) -> tuple[Selection, list[Note]]:
+    """The windows in the part of a clip that is used. BadMediaError if there is no such part, or it gives no windows."""
+    points = None if points_path is None else read_points(points_path)
+    problem = points.problem(len(probe.times_us)) if points else ""
+    if points and problem:
+        raise BadMediaError(f"its in and out points cannot be used: {problem}")
+    times, end, first = used_part(probe.times_us, probe.end_us, points)
+    selection = select_frames(times, end, options)
+    if selection.problem:
+        raise BadMediaError(selection.problem)
+    told = list(selection.notes)
+    if points:
+        part = f"frames {points.in_frame} to {points.out_frame - 1} of {len(probe.times_us)} are used, by its in and out points"
+        told.insert(0, ("note", part))
+    windows = tuple(tuple(index + first for index in window) for window in selection.windows)
+    notes = [Note(name=name, action=action, reason=reason) for action, reason in told]
+    return dataclasses.replace(selection, windows=windows), notes
+
+
 def _samples_of(
-    name: str, path: Path, probe: Probe, caption: str, options: DatasetOptions
+    name: str, path: Path, probe: Probe, caption: str, options: DatasetOptions, points_path: Path | None
 ) -> tuple[list[Sample], list[Note]]:
     """Samples of one file. A bad or short file gives none, and a note, unless the options refuse it."""
     if probe.problem:
         return _unusable(name, path, probe.problem, options)
-    windows: tuple[tuple[int, ...], ...] = ((0,),)
-    notes: list[Note] = []
-    if probe.kind == "video":
-        selection = select_frames(probe.times_us, probe.end_us, options)
-        if selection.problem:
-            return _unusable(name, path, selection.problem, options)
-        windows = selection.windows
-        notes = [Note(name=name, action=action, reason=reason) for action, reason in selection.notes]
-        if not windows:
-            if options.short_clips == "refuse":
-                raise DatasetError(
-                    f"{path} is too short: {selection.notes[-1][1]}; lower num_frames, remove the clip, "
-                    f"or let short clips be shortened or skipped."
-                )
-            return [], notes
     file = MediaFile(
         path=str(path),
         name=name,
@@ -257,9 +286,30 @@ def _samples_of(
         num_frames=len(probe.times_us),
         fps=mean_fps(probe.times_us, probe.end_us),
         caption=caption,
+        read_as=probe.read_as,
     )
-    buckets, told = buckets_of(file.width, file.height, options)
+    left_out = why_left_out(file, probe.end_us / 1e6, options)
+    if left_out:
+        return [], [Note(name=name, action="skipped", reason=left_out)]
+    windows: tuple[tuple[int, ...], ...] = ((0,),)
+    notes: list[Note] = []
+    if probe.kind == "video":
+        try:
+            selection, notes = _select(name, probe, options, points_path)
+        except BadMediaError as error:
+            return _unusable(name, path, str(error), options)
+        windows = selection.windows
+        if not windows:
+            if options.short_clips == "refuse":
+                raise DatasetError(
+                    f"{path} is too short: {selection.notes[-1][1]}; lower num_frames, remove the clip, "
+                    f"or let short clips be shortened or skipped."
+                )
+            return [], notes
+    notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
+    buckets, told = buckets_of(file.width, file.height, options, shape_for(file, options))
     notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
+    notes += [note for bucket in buckets if (note := scale_note(file, bucket))]
     shared = {
         "file": file,
         "repeats": options.repeats,
@@ -267,7 +317,7 @@ def _samples_of(
         "is_of_sizes": len(buckets) > 1,
     }
     samples = [
-        Sample(frame_indices=window, width=width, height=height, **shared)
+        with_crop(Sample(frame_indices=window, width=width, height=height, **shared), options)
         for window in windows
         for width, height in buckets
     ]

@@ -17,6 +17,7 @@ from ..serial import digest
 from .types import Sample
 
 _PIXELS_VERSION = 1  # raise when read_frames gives other pixels for the same sample
+_MASKS_VERSION = 1  # raise when read_mask gives others
 _CHECKSUM, _KEY = "body_sha256", "key"
 
 
@@ -32,6 +33,11 @@ def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str
 def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
     """Key of the CLIP vision features of a sample's known frames."""
     return digest(["vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity], 32)
+
+
+def mask_key(sample: Sample, latent_format: str) -> str:
+    """Key of a sample's mask in latents: its pixels, since those are cut and flipped with them, and the mask's own."""
+    return digest(["mask", _MASKS_VERSION, sample.content_key, *sample.mask_keys, latent_format], 32)
 
 
 def text_key(caption: str, encoder_identity: str) -> str:

@@ -31,6 +31,25 @@ class MediaFile:
     fps: float  # true mean rate; 0 for an image
     caption: str  # with the trigger word put in
     more_captions: tuple[str, ...] = ()  # further ones; each time one of all of them is drawn
+    read_as: tuple[str, ...] = ()  # how its pixels are read, beyond plain decoding: see `reading.py`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Where the loss of a sample counts: white, 1; black, `least`."""
+
+    file: MediaFile | None  # a picture, or a clip with as many frames as the sample's own; None: the alpha of that one
+    inverted: bool = False  # black is 1
+    least: float = 0.0
+
+    @property
+    def content_key(self) -> str:
+        """Digest of what it makes of a sample's pixels."""
+        of_file = [self.file.sha256, list(self.file.read_as)] if self.file else []
+        return digest(["mask", of_file, self.inverted, self.least], 32)
+
+
+CENTER = (0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,11 @@ class Sample:
     repeats: int = 1
     held_out: bool = False
     treatment: Treatment = Treatment()
+    crop: tuple[float, float] = CENTER  # where the part that is kept lies: 0, 0 is top left, 1, 1 is bottom right
+    follows_motion: bool = False  # in place of `crop`: where the clip moves most
+    flip: str = ""  # "x": mirrored left to right, "y": upside down, "xy": both
+    mask: Mask | None = None
+
     dataset: str = ""  # its dataset's name, where several are joined
     is_of_sizes: bool = False  # whether its file is used at several sizes
 
@@ -62,12 +86,30 @@ class Sample:
         name = f"{self.dataset}/{self.file.name}" if self.dataset else self.file.name
         if self.file.kind != "image":
             name = f"{name}[{self.frame_indices[0]}:{self.frame_indices[-1] + 1}]"
-        return f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
+        name = f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
+        return f"{name} flipped {self.flip}" if self.flip else name
 
     @property
     def content_key(self) -> str:
-        """Digest of everything that decides the pixels of this sample."""
-        return digest([self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height], 32)
+        """Digest of everything that decides the pixels of this sample.
+
+        What version 0.1.0 had not is in it only where it is used, so that what was cached before stays valid.
+        """
+        first = [self.file.sha256, self.file.kind, list(self.frame_indices), self.width, self.height]
+        crop = "motion" if self.follows_motion else list(self.crop)
+        later = {
+            "read_as": list(self.file.read_as),
+            "crop": crop if crop != list(CENTER) else "",
+            "flip": self.flip,
+        }
+        return digest(
+            [*first, {name: value for name, value in later.items() if value}] if any(later.values()) else first, 32
+        )
+
+    @property
+    def mask_keys(self) -> tuple[str, ...]:
+        """The key of its mask; () where it has none."""
+        return (self.mask.content_key,) if self.mask else ()
 
 
 def later_of(more_captions: tuple[str, ...], treatment: Treatment, *others: str) -> list[object]:
@@ -134,12 +176,9 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the content: pixels, captions, repeats; not of paths or names."""
-        return digest(
-            [
-                [s.content_key, s.file.caption, s.repeats, s.held_out, *later_of(s.file.more_captions, s.treatment)]
-                for s in self.samples
-            ]
-        )
+        later = [later_of(s.file.more_captions, s.treatment, *s.mask_keys) for s in self.samples]
+        first = [[s.content_key, s.file.caption, s.repeats, s.held_out] for s in self.samples]
+        return digest([[*known, *more] for known, more in zip(first, later, strict=True)])
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -158,6 +158,12 @@ def load_text_encoder(
     return Umt5TextEncoder(model.requires_grad_(False).eval(), processor, dim, identity)
 
 
+def read_tokenizer(path: Path) -> Any:
+    """The sentencepiece processor in the text encoder's file or beside it. ModelFileError, ConfigError as the encoder."""
+    path = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    return _load_tokenizer(open_weights(path), None)
+
+
 def transformers_name(name: str) -> str:
     """The name that transformers gives a weight of the official file; one of transformers' comes back unchanged."""
     block = _BLOCK.fullmatch(name)

@@ -10,7 +10,7 @@ from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..settings.job import Stage, stage_window
 from ..train.checks import CONDITIONINGS_OF, check_holding
-from ..train.start import needed_packages
+from ..train.start import check_optimizer, needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from ..wan.identify import identify
@@ -32,6 +32,7 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     for stage, info in infos.items():
         settings = recipe.settings(stage)
         check_packages(needed_packages(settings.optimizer.name, settings.precision))
+        check_optimizer(settings.optimizer, settings.ema)
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         _check_conditioning(recipe, info)

@@ -15,6 +15,7 @@ CONDITIONINGS: tuple[Conditioning, ...] = ("none", "first frame", "first and las
 
 FrameSampling = Literal["head", "chunk", "slide", "uniform", "full", "even"]
 
+Crop = Literal["center", "top", "bottom", "left", "right", "random", "motion"]
 _MOST_PIXELS = 16_384  # of a side
 _AS_THE_RUN = ((-1.0, None), (-1, None))  # a prompt may hold either
 _SIZE = re.compile(r"(\d{1,6})(?:\s*[xX]\s*(\d{1,6}))?", re.ASCII)
@@ -235,9 +236,194 @@ class DatasetOptions(Options, group="dataset"):
         aitoolkit="datasets.caption_dropout_rate",
         simpletuner="caption_dropout_probability",
     )
+    min_side: int = option(
+        0,
+        help="Files whose shorter side has fewer pixels are left out, and listed.",
+        zero="no limit",
+        most=100_000,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "min_side", 40, most=16_384),
+        simpletuner="minimum_image_size",
+    )
+    max_side: int = option(
+        0,
+        help="Files whose longer side has more pixels are left out, and listed.",
+        zero="no limit",
+        most=100_000,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "max_side", 41, most=16_384),
+    )
+    min_megapixels: float = option(
+        0.0,
+        help="Files with fewer million pixels are left out, and listed.",
+        more="1280x720 is 0.92.",
+        zero="no limit",
+        most=1000.0,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "min_megapixels", 42, most=100.0, step=0.01),
+    )
+    max_megapixels: float = option(
+        0.0,
+        help="Files with more million pixels are left out, and listed.",
+        zero="no limit",
+        most=1000.0,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "max_megapixels", 43, most=100.0, step=0.01),
+    )
+    min_frames: int = option(
+        0,
+        help="Clips with fewer frames are left out, and listed.",
+        more="The frames in the file are counted, before fps resamples them.",
+        zero="no limit",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "min_frames", 44, most=100_000),
+        simpletuner="video.min_frames",
+    )
+    max_frames: int = option(
+        0,
+        help="Clips with more frames are left out, and listed.",
+        zero="no limit",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "max_frames", 45, most=1_000_000),
+        simpletuner="video.max_frames",
+    )
+    min_seconds: float = option(
+        0.0,
+        help="Shorter clips are left out, and listed.",
+        zero="no limit",
+        unit="seconds",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "min_seconds", 46, most=86_400.0, step=0.1),
+    )
+    max_seconds: float = option(
+        0.0,
+        help="Longer clips are left out, and listed.",
+        zero="no limit",
+        unit="seconds",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "max_seconds", 47, most=86_400.0, step=0.1),
+    )
+    crop: Crop = option(
+        "center",
+        help="Which part is kept where a file does not fit its size.",
+        more="top, bottom, left and right keep that edge. random: a part drawn for each sample, always the same one."
+        " motion: where a clip moves most; it is read twice for that.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "crop", 48),
+        simpletuner="crop_style",
+    )
+    crop_aspects: str = option(
+        "",
+        help="Aspect ratios that files are cut to, such as 1:1, or 16:9, 1:1, 9:16.",
+        more="Empty: each file keeps its own, as far as a size has it.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "crop_aspects", 49),
+        only_with={"aspect_buckets": (True,)},
+        diffusion_pipe="ar_buckets",
+    )
+    crop_aspect: Literal["closest", "random"] = option(
+        "closest",
+        help="Which of crop_aspects a file is cut to.",
+        more="closest: the one that cuts off least. random: one drawn for each file, always the same one.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "crop_aspect", 50),
+        not_with={"crop_aspects": ("",)},
+        simpletuner="crop_aspect",
+    )
+    flip_x: bool = option(
+        False,
+        help="Samples are mirrored left to right, too.",
+        more="Not for what has a left and a right: writing, a parting, a walk to the left.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "flip_x", 51),
+        aitoolkit="datasets.flip_x",
+    )
+    flip_y: bool = option(
+        False,
+        help="Samples are turned upside down, too.",
+        more="For patterns and views from above alone.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "flip_y", 52),
+        aitoolkit="datasets.flip_y",
+    )
+    flips: Literal["add", "half"] = option(
+        "add",
+        help="How flipped samples are used.",
+        more="add: beside the others, as further samples. half: each sample is flipped or not, by a draw that stays the same."
+        " Held-out samples are never flipped.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "flips", 53),
+    )
+    mask_folder: str = option(
+        "",
+        help="Folder with a mask for each file: a picture or a clip of the same name, white where the loss counts.",
+        more="A path within the dataset folder, or a full path. Empty: none.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "mask_folder", 54),
+        aitoolkit="datasets.mask_path",
+        diffusion_pipe="mask_path",
+    )
+    mask_suffix: str = option(
+        "",
+        help="Ending of the masks that lie beside the files.",
+        more="-masklabel: dog-masklabel.png is the mask of dog.mp4, as OneTrainer writes it. Such files are not trained on."
+        " Empty: none.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "mask_suffix", 55),
+    )
+    alpha_mask: bool = option(
+        False,
+        help="What is transparent in a file does not count in the loss.",
+        more="For files that have no other mask.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "alpha_mask", 56),
+        aitoolkit="datasets.alpha_mask",
+    )
+    mask_least: float = option(
+        0.0,
+        help="What the loss counts where a mask is black.",
+        more="0.1 lets a little of the background be learnt, which keeps it from falling apart.",
+        most=1.0,
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "mask_least", 57, step=0.01),
+        aitoolkit="datasets.mask_min_value",
+    )
+    mask_invert: bool = option(
+        False,
+        help="Masks are black where the loss counts.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "mask_invert", 58),
+        aitoolkit="datasets.invert_mask",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_ranges(self)
+        aspect_ratios(self.crop_aspects)
+        if not re.fullmatch(r"[\w.-]{0,30}", self.mask_suffix):
+            raise ConfigError(
+                f"mask_suffix is '{in_short(self.mask_suffix)}': give what stands behind a file's name in that of its mask, "
+                "such as -masklabel."
+            )
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
         if self.num_frames < 1 or self.num_frames != longest_clip(self.num_frames):
@@ -260,7 +446,54 @@ class DatasetOptions(Options, group="dataset"):
 
     def warnings(self) -> list[str]:
         """Options that have no effect, one sentence each."""
-        return without_effect(self)
+        found = without_effect(self)
+        if self.flips != "add" and not (self.flip_x or self.flip_y):
+            found.append("flips has no effect without flip_x or flip_y.")
+        if not self.has_masks:
+            names = [name for name in ("mask_least", "mask_invert") if getattr(self, name)]
+            found += [f"{name} has no effect without mask_folder, mask_suffix or alpha_mask." for name in names]
+        return found
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are looked for."""
+        return bool(self.mask_folder or self.mask_suffix or self.alpha_mask)
+
+
+_RANGES = (
+    ("min_side", "max_side"),
+    ("min_megapixels", "max_megapixels"),
+    ("min_frames", "max_frames"),
+    ("min_seconds", "max_seconds"),
+)
+
+
+def _check_ranges(options: DatasetOptions) -> None:
+    for low, high in _RANGES:
+        least, most = getattr(options, low), getattr(options, high)
+        if most and least > most:
+            raise ConfigError(
+                f"{low} is {least:g}, above {high}, which is {most:g}: no file would be left; lower the one or raise the other."
+            )
+
+
+def aspect_ratios(text: str) -> tuple[float, ...]:
+    """Width by height of each aspect in a text such as "16:9, 1:1"; () for none. ConfigError for one that can't be used."""
+    found: list[float] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part == "square":
+            found.append(1.0)
+            continue
+        match = re.fullmatch(r"(\d{1,5}(?:\.\d{1,6})?)(?:\s*[:x/]\s*(\d{1,5}(?:\.\d{1,6})?))?", part)
+        low = float(match[2] or 1) if match else 0.0
+        ratio = float(match[1]) / low if match and low else 0.0
+        if not 0.25 <= ratio <= 4:
+            raise ConfigError(
+                f"crop_aspects has '{in_short(part)}': give width and height, such as 16:9, from 1:4 to 4:1, with commas "
+                "between."
+            )
+        found.append(ratio)
+    return tuple(found)
 
 
 def sizes_of(options: DatasetOptions) -> tuple[tuple[int, int], ...]:

@@ -9,24 +9,32 @@ import torch
 from ..disk import set_aside
 from ..errors import RunError, WanTrainError
 from ..shortage import ShortageError
+from .average import Show
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
 from .events import MAX_WAITING, EventWriter
 from .loop import StepReport, Trainer
 from .run_folder import RunFolder
-from .state import Stateful, check, collect, restore
+from .state import ADAPTER, Stateful, check, collect, restore
 
 
 class SaveCheckpoint:
     """A checkpoint every `checkpoint_every` steps and at the end."""
 
-    def __init__(self, folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful]):
-        self._store, self._events, self._parts = folder.checkpoint_store, events, parts
+    def __init__(
+        self, folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful], *, average: Show | None = None
+    ):
+        """`average`: within it the adapter is the average that is kept beside it, for LoRA tools."""
+        self._store, self._events, self._parts, self._average = folder.checkpoint_store, events, parts, average
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now."""
         tensors, states = collect(self._parts)
         state, job = {"step": trainer.step, **states}, trainer.job
-        self._store.save(trainer.step, tensors, state, keep_last=job.loop.keep_last, training=job.key)
+        average = None
+        if self._average is not None:
+            with self._average():
+                average = self._parts[ADAPTER].state_dict()
+        self._store.save(trainer.step, tensors, state, average=average, keep_last=job.loop.keep_last, training=job.key)
         self._events.write("checkpoint", step=trainer.step)
 
     def needs_weights(self, trainer: Trainer) -> bool:

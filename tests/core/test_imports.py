@@ -8,7 +8,14 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
-LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
+LAZY = {
+    "diffusers",
+    "transformers",
+    "sentencepiece",
+    "huggingface_hub",
+    "prodigyopt",
+    "schedulefree",
+}  # imported inside functions only
 FOREIGN = {
     "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",
 } | LAZY  # fmt: skip
@@ -37,6 +44,7 @@ LEVELS = {
     "flow": 4,
     "schedules": 4,
     "data": 5,
+    "look": 6,
     "wan": 5,
     "captioning": 6,
     "memory": 6,
@@ -51,7 +59,8 @@ LEVELS = {
     "generate": 11,
     "launch": 11,
     "recipe": 12,
-    "cli": 13,
+    "importers": 13,
+    "cli": 14,
 }  # fmt: skip
 
 

@@ -4,7 +4,9 @@ import av
 import numpy as np
 import pytest
 from av import stream as av_stream
-from wan_train.core.data.clips import frame_to_rgb, probe_clip, read_clip
+from wan_train.core.data import clips
+from wan_train.core.data.clip_pixels import frame_to_rgb
+from wan_train.core.data.clips import probe_clip, read_clip
 from wan_train.core.data.media import BadMediaError
 
 
@@ -39,8 +41,9 @@ def check_levels(make, found, indices, tolerance=2):
 )
 def test_the_true_count_the_times_and_every_frame(tmp_path, make, name, codec, pix_fmt):
     path = make.clip(tmp_path / name, 25, codec=codec, pix_fmt=pix_fmt)
-    width, height, times, end = probe_clip(path)
-    assert (width, height, len(times)) == (64, 48, 25)
+    found = probe_clip(path)
+    times, end = found.times_us, found.end_us
+    assert (*found.size, len(times)) == (64, 48, 25)
     assert np.abs(np.diff(times) - 62_500).max() <= 1001  # containers round to milliseconds
     assert end == pytest.approx(25 / 16 * 1e6, abs=1500)
     check_levels(make, levels(path, range(25), 25), range(25), 4 if codec in ("mpeg4", "libvpx-vp9") else 2)
@@ -54,7 +57,7 @@ def test_b_frames_come_in_display_order(tmp_path, make, name, open_gop):
     with av.open(str(path)) as container:
         pts = [packet.pts or 0 for packet in container.demux(video=0) if packet.size]
     assert pts != sorted(pts)  # the file does have B-frames
-    assert len(probe_clip(path)[2]) == 30
+    assert len(probe_clip(path).times_us) == 30
     for first in range(30):
         wanted = sorted({first, min(first + 3, 29), 29})
         check_levels(make, levels(path, wanted, 30), wanted)
@@ -72,7 +75,7 @@ def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, make):
                 target.mux(packet)
     with av.open(str(trimmed)) as container:
         assert sum(packet.is_discard for packet in container.demux(video=0)) == 5
-    times = probe_clip(trimmed)[2]
+    times = probe_clip(trimmed).times_us
     assert len(times) == 25
     for wanted in ([0, 1, 24], [12, 13], [9, 10, 11]):
         found = levels(trimmed, wanted, 25)
@@ -82,7 +85,7 @@ def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, make):
 
 def test_a_window_deep_in_the_clip_needs_only_its_own_group_of_frames(tmp_path, make, monkeypatch):
     path = make.clip(tmp_path / "a.mp4", 50, gop=10)
-    real, decoded = probe_clip.__globals__["_open"], []
+    real, decoded = clips.open_clip, []
 
     class Counting:
         def __init__(self, container):
@@ -103,7 +106,7 @@ def test_a_window_deep_in_the_clip_needs_only_its_own_group_of_frames(tmp_path, 
                 decoded.append(frame.pts)
                 yield frame
 
-    monkeypatch.setitem(probe_clip.__globals__, "_open", lambda path: Counting(real(path)))
+    monkeypatch.setattr(clips, "open_clip", lambda path: Counting(real(path)))
     check_levels(make, levels(path, [43, 45], 50), [43, 45])
     assert len(decoded) == 6  # 40 to 45
 
@@ -112,13 +115,13 @@ def test_a_variable_rate_keeps_its_times(tmp_path, make):
     pts = [0, 40, 80, 500, 520, 900]
     for name in ("a.mkv", "a.mp4"):
         path = make.clip(tmp_path / name, 6, pts_ms=pts, options={"qp": "0", "bf": "0"})
-        assert probe_clip(path)[2] == tuple(p * 1000 for p in pts)
+        assert probe_clip(path).times_us == tuple(p * 1000 for p in pts)
         check_levels(make, levels(path, range(6), 6), range(6))
 
 
 def test_a_wrong_last_duration_does_not_stretch_the_clip(tmp_path, make):
-    _, _, times, end = probe_clip(make.clip(tmp_path / "a.mkv", 3, pts_ms=[0, 60, 120], rate=1))
-    assert end - times[-1] <= 60_000
+    found = probe_clip(make.clip(tmp_path / "a.mkv", 3, pts_ms=[0, 60, 120], rate=1))
+    assert found.end_us - found.times_us[-1] <= 60_000
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -128,21 +131,21 @@ def test_rotation_metadata_is_applied(tmp_path, make, rotation):
     stored = np.ascontiguousarray(np.rot90(upright, -rotation // 90))
     size = (stored.shape[1], stored.shape[0])
     path = make.clip(tmp_path / "a.mov", 3, size=size, picture=stored, rotation=rotation)
-    assert probe_clip(path)[:2] == (64, 48)
+    assert probe_clip(path).size == (64, 48)
     ((_, image),) = read_images(path, [1], 3)
     assert np.abs(np.asarray(image).astype(int) - upright).max() <= 3
 
 
 def test_pixels_that_are_not_square_give_the_displayed_size(tmp_path, make):
     path = make.clip(tmp_path / "a.mp4", 3, aspect=Fraction(3, 2))
-    assert probe_clip(path)[:2] == (96, 48)
+    assert probe_clip(path).size == (96, 48)
 
 
 @pytest.mark.parametrize("size", [(66, 50), (65, 49)])
 def test_odd_sizes(tmp_path, make, size):
     pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
     path = make.clip(tmp_path / "a.mp4", 4, size=size, pix_fmt=pix_fmt)
-    assert probe_clip(path)[:2] == size
+    assert probe_clip(path).size == size
     ((_, image),) = read_images(path, [2], 4)
     assert image.size == size
     assert abs(np.asarray(image).mean() - make.level(2)) <= 2
@@ -193,7 +196,7 @@ def noisy_clip(path, **kwargs):
 
 def test_a_clip_cut_off_behind_its_index_is_bad(tmp_path, make):
     path = noisy_clip(tmp_path / "a.mp4", options={"movflags": "faststart"})
-    assert len(probe_clip(path)[2]) == 30
+    assert len(probe_clip(path).times_us) == 30
     with pytest.raises(BadMediaError, match=r"the file breaks off after \d+ frames"):
         probe_clip(make.cut(path, 0.7))
 

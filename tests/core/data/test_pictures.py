@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, features
 from wan_train.core.data.media import BadMediaError
 from wan_train.core.data.pictures import probe_picture, read_picture
+from wan_train.core.data.reading import Contents
 
 PACK = Path(__file__).resolve().parents[3]
 
@@ -15,12 +16,17 @@ def read(path, indices=(0,)):
     return [(index, np.asarray(image)) for index, image in read_picture(path, list(indices))]
 
 
+def when(path):
+    found = probe_picture(path)
+    return found.times_us, found.end_us
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.avif"])
 def test_still_images(tmp_path, make, name):
     if name.endswith("avif") and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     path = make.image(tmp_path / name, (63, 47), quality=95)
-    assert probe_picture(path) == (63, 47, (0,), 0)
+    assert probe_picture(path) == Contents(width=63, height=47, times_us=(0,), end_us=0)
     ((index, pixels),) = read(path)
     assert index == 0
     assert pixels.shape == (47, 63, 3)
@@ -46,7 +52,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "a.png"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    assert probe_picture(path)[:2] == (48, 32)
+    assert probe_picture(path).size == (48, 32)
     assert np.array_equal(read(path)[0][1], upright)
 
 
@@ -73,7 +79,8 @@ def test_palette_grey_and_16_bit_images(tmp_path):
 @pytest.mark.parametrize(("name", "extra"), [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {})])
 def test_animations_have_frames_and_times(tmp_path, make, name, extra):
     path = make.animation(tmp_path / name, 5, delay_ms=[100, 50, 40, 200, 80], **extra)
-    assert probe_picture(path) == (60, 40, (0, 100_000, 150_000, 190_000, 390_000), 470_000)
+    times = (0, 100_000, 150_000, 190_000, 390_000)
+    assert probe_picture(path) == Contents(width=60, height=40, times_us=times, end_us=470_000)
     assert [(index, pixels[5, 5, 0]) for index, pixels in read(path, [1, 3])] == [
         (1, make.level(1)),
         (3, make.level(3)),
@@ -82,11 +89,11 @@ def test_animations_have_frames_and_times(tmp_path, make, name, extra):
 
 def test_gif_delays_too_short_to_show_count_as_100_ms(tmp_path, make):
     path = make.animation(tmp_path / "a.gif", 3, delay_ms=[0, 10, 20])
-    assert probe_picture(path)[2:] == ((0, 100_000, 200_000), 220_000)
+    assert when(path) == ((0, 100_000, 200_000), 220_000)
 
 
 def test_a_one_frame_gif_is_an_image(tmp_path, make):
-    assert probe_picture(make.image(tmp_path / "a.gif"))[2:] == ((0,), 0)
+    assert when(make.image(tmp_path / "a.gif")) == ((0,), 0)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
@@ -149,9 +156,26 @@ def test_no_format_is_unknown_while_another_thread_still_looks_them_up(tmp_path,
         "first = threading.Thread(target=slow)\n"
         "first.start()\n"
         "begun.wait()\n"
-        f"print(probe_picture(Path({str(tmp_path / 'a.gif')!r}))[:2])\n"
+        f"print(probe_picture(Path({str(tmp_path / 'a.gif')!r})).size)\n"
         "go.set()\n"
         "first.join()\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "(64, 48)\n", result.stderr
+
+
+def test_the_default_image_of_an_apng_is_no_frame_of_it(tmp_path):
+    path = tmp_path / "a.png"
+    red, greys = Image.new("RGB", (60, 40), (255, 0, 0)), [Image.new("RGB", (60, 40), (i, i, i)) for i in (10, 60, 110)]
+    red.save(path, save_all=True, append_images=greys, default_image=True, duration=[100, 50, 150])
+    found = probe_picture(path)
+    assert found.times_us == (0, 100_000, 150_000)
+    assert found.end_us == 300_000
+    assert found.read_as == ("animation",)
+    assert found.remarks == ("its first picture is no part of the animation, and is not used",)
+    assert [(index, pixels[5, 5, 0]) for index, pixels in read(path, [0, 2])] == [(0, 10), (2, 110)]
+
+
+def test_an_apng_without_a_default_image_is_read_as_ever(tmp_path, make):
+    found = probe_picture(make.animation(tmp_path / "a.png", 3))
+    assert (found.read_as, found.remarks, len(found.times_us)) == ((), (), 3)

@@ -1,0 +1,136 @@
+"""Masks of the loss: which file has which, and what they are in latents. Shapes: F H W frames, height, width of masks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import DatasetError
+from ..facts import FRAMES_PER_LATENT
+from ..paths import shown
+from ..settings.dataset import DatasetOptions
+from .links import files_below, leads_within
+from .media import MEDIA_SUFFIXES
+from .probe import Probe
+from .types import Mask, MediaFile, Note
+
+_KNOWN_SUFFIX = "-masklabel"  # OneTrainer's
+_OTHER_ASPECT = 0.02  # by which a mask's aspect may differ from its file's without a word
+
+
+def to_latents(levels: np.ndarray, *, inverted: bool, least: float) -> torch.Tensor:
+    """Masks [F, H, W] in 0..1, F is 4n+1, to [n+1, H, W] float32 from `least` to 1.
+
+    The first latent frame is the first frame alone, each other the mean of four, as Wan's VAE takes them together.
+    """
+    masks = torch.from_numpy(1 - levels if inverted else levels).float()
+    first, rest = masks[:1], masks[1:]
+    if len(rest):
+        first = torch.cat([first, rest.unflatten(0, (-1, FRAMES_PER_LATENT)).mean(1)])
+    return least + (1 - least) * first
+
+
+def separate_masks(
+    folder: Path, media: Mapping[str, Path], options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files that are trained on, and the mask files by the name of the file that they belong to.
+
+    A file of mask_folder has the name of its file, whatever the ending, in the same folder below it or directly in it; one
+    beside the media has mask_suffix behind its name. Neither is trained on. DatasetError for a folder that is not there.
+    """
+    kept = dict(media)
+    folder_masks: dict[str, Path] = {}
+    if options.mask_folder:
+        root = _mask_folder(folder, options.mask_folder, within)
+        kept = {name: path for name, path in kept.items() if not leads_within(path, [root])}
+        for path in files_below(root):
+            if path.suffix.lower() in MEDIA_SUFFIXES and (within is None or leads_within(path, within)):
+                folder_masks.setdefault(path.relative_to(root).as_posix().rpartition(".")[0], path)
+    stems = {name.rpartition(".")[0] for name in kept}
+    beside: dict[str, Path] = {}
+    if options.mask_suffix:
+        for name, path in tuple(kept.items()):
+            stem = name.rpartition(".")[0]
+            owner = stem.removesuffix(options.mask_suffix)
+            if owner != stem and owner in stems:
+                beside[owner] = path
+                del kept[name]
+    masks: dict[str, Path] = {}
+    for name in kept:
+        stem = name.rpartition(".")[0]
+        found = folder_masks.get(stem) or folder_masks.get(stem.rpartition("/")[2]) or beside.get(stem)
+        if found:
+            masks[name] = found
+    return kept, masks
+
+
+def look_like_masks(media: Mapping[str, Path]) -> list[Note]:
+    """A word for each file that another program wrote as the mask of one beside it, and that would be trained on."""
+    owners: dict[str, str] = {}
+    for name in media:
+        owners.setdefault(name.rpartition(".")[0], name)
+    notes = []
+    for name in media:
+        stem = name.rpartition(".")[0]
+        owner = owners.get(stem.removesuffix(_KNOWN_SUFFIX)) if stem.endswith(_KNOWN_SUFFIX) else None
+        if owner:
+            reason = (
+                f"it looks like the mask of {owner}, and is trained on as a picture; set mask_suffix to {_KNOWN_SUFFIX}"
+            )
+            notes.append(Note(name=name, action="note", reason=reason))
+    return notes
+
+
+def _mask_folder(folder: Path, text: str, within: Sequence[Path] | None) -> Path:
+    root = Path(text) if Path(text).is_absolute() else folder / text
+    if not root.is_dir() or root.absolute() == folder:
+        raise DatasetError(
+            f"mask_folder is '{shown(text)}', which is no folder within {folder}, nor a full path to one: check the path, or "
+            "leave it empty."
+        )
+    if within is not None and not leads_within(root, within):
+        raise DatasetError(
+            f"mask_folder is '{shown(text)}', which lies outside the dataset folders: put the masks there, or name their place "
+            "as a dataset folder (datasets: in extra_model_paths.yaml, or WANTRAIN_DATASET_ROOTS)."
+        )
+    return root
+
+
+def mask_of(
+    file: MediaFile, has_alpha: bool, path: Path | None, probe: Probe | None, options: DatasetOptions
+) -> tuple[Mask | None, list[Note]]:
+    """The mask of one file, and what there is to say of it."""
+    shared = {"inverted": options.mask_invert, "least": options.mask_least}
+    if path is None or probe is None:
+        if options.alpha_mask and has_alpha:
+            return Mask(file=None, **shared), []
+        return None, [Note(name=file.name, action="note", reason="it has no mask: its whole picture counts")]
+    if probe.problem:
+        return None, [_unused(file, path, probe.problem)]
+    num_frames = len(probe.times_us)
+    if num_frames not in (1, file.num_frames):
+        return None, [_unused(file, path, f"it has {num_frames} frames, and the clip has {file.num_frames}")]
+    notes = []
+    if abs(probe.width * file.height / (probe.height * file.width) - 1) > _OTHER_ASPECT:
+        reason = f"its mask {path.name} is {probe.width}x{probe.height}, and is stretched to {file.width}x{file.height}"
+        notes.append(Note(name=file.name, action="note", reason=reason))
+    found = MediaFile(
+        path=str(path),
+        name=path.name,
+        sha256=probe.sha256,
+        kind=probe.kind,
+        width=probe.width,
+        height=probe.height,
+        num_frames=num_frames,
+        fps=0.0,
+        caption="",
+        read_as=probe.read_as,
+    )
+    return Mask(file=found, **shared), notes
+
+
+def _unused(file: MediaFile, path: Path, why: str) -> Note:
+    return Note(
+        name=file.name, action="note", reason=f"its mask {path.name} is not used: {why}; its whole picture counts"
+    )
