@@ -51,5 +51,6 @@ def _media_file(path: Path, probe: Probe) -> MediaFile:
         height=probe.height,
         num_frames=len(probe.times_us),
         fps=0.0,
+        read_as=probe.read_as,
         caption="",
     )
