@@ -13,6 +13,7 @@ from ..settings.dataset import DatasetOptions
 from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions, extension
 from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
+from .given import GivenFiles, given_of, separate_given
 from .links import leads_within
 from .masks import look_like_masks, mask_of, separate_masks
 from .media import MEDIA_SUFFIXES, BadMediaError
@@ -58,6 +59,8 @@ def scan_folder(
     within = None if within is None else [folder, *within]
     found = _find(folder, extension(options), index_path, within)
     found, masks = _without_masks(folder, found, options, within)
+    media, given = separate_given(folder, found.media, options, within)
+    found = dataclasses.replace(found, media=media, notes=_notes_on(found, media))
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -68,6 +71,7 @@ def scan_folder(
     captions, caption_notes = assign_captions(list(found.media), found.sidecars, with_words)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    given_probes = _probe_all(folder, given.paths, index_path, None, Interrupt(check)) if given.paths else {}
     mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
@@ -77,6 +81,9 @@ def scan_folder(
             has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
             mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
             of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
+        if options.gives_frames and of_file and of_file[0].file.kind == "video":
+            of_file, given_notes = _with_given(of_file, given, given_probes, options)
+            file_notes = [*file_notes, *given_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
@@ -147,8 +154,25 @@ def _without_masks(
     if not (options.mask_folder or options.mask_suffix):
         return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
     media, masks = separate_masks(folder, found.media, options, within)
-    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
-    return dataclasses.replace(found, media=media, notes=notes), masks
+    return dataclasses.replace(found, media=media, notes=_notes_on(found, media)), masks
+
+
+def _notes_on(found: _Found, media: dict[str, Path]) -> list[Note]:
+    """The notes, but for those on files that turned out not to be trained on."""
+    return [note for note in found.notes if note.name not in found.media or note.name in media]
+
+
+def _with_given(
+    samples: list[Sample], given: GivenFiles, probes: dict[str, Probe], options: DatasetOptions
+) -> tuple[list[Sample], list[Note]]:
+    """A clip's samples with the pictures that are given with them; none, and a note, if one of those is not there."""
+    file = samples[0].file
+    try:
+        pictures, notes = given_of(file, given, probes, options)
+    except BadMediaError as error:
+        return _unusable(file.name, Path(file.path), str(error), options)
+    found = pictures if pictures.first or pictures.last else None
+    return [dataclasses.replace(sample, given=found) for sample in samples], notes
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:

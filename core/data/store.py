@@ -32,7 +32,8 @@ def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str
 
 def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
     """Key of the CLIP vision features of a sample's known frames."""
-    return digest(["vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity], 32)
+    held = ["vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity, *sample.given_keys]
+    return digest(held, 32)
 
 
 def mask_key(sample: Sample, latent_format: str) -> str:
