@@ -75,8 +75,8 @@ def _check_given(recipe: Recipe, info: CheckpointInfo) -> None:
         names = source.options.gives_frames
         if names and (recipe.conditioning == "none" or info.config.variant == "ti2v"):
             raise ConfigError(
-                f"{names[0]} is set, but {info.path.name} with conditioning '{recipe.conditioning}' is given no pictures: leave it "
-                "out, or, for image-to-video, set conditioning to 'first frame' or 'first and last frame'."
+                f"{names[0]} is set, but {info.path.name} with conditioning '{recipe.conditioning}' is given no pictures: "
+                "leave it out, or, for image-to-video, set conditioning to 'first frame' or 'first and last frame'."
             )
         if "last_frames" in names and recipe.conditioning == "first frame":
             raise ConfigError(
