@@ -8,8 +8,9 @@ from typing import BinaryIO, Protocol
 
 import torch
 
+from ..data.folder import check_folder, find_files
+from ..data.masks import look_like_masks
 from ..data.media import BadMediaError, check_plain_file
-from ..data.scan import find_media
 from ..data.types import Note
 from ..data.watch import Interrupt
 from ..disk import write_atomic
@@ -77,14 +78,18 @@ def caption_folder(
     `within`: as for `scan_folder`. DatasetError for a folder without media, RunError for one that cannot be written to.
     """
     folder = Path(folder).absolute()
-    media, sidecars, notes = find_media(folder, DatasetOptions(caption_extension=options.caption_extension), within)
+    check_folder(folder)
+    places = None if within is None else [folder, *within]
+    found = find_files(folder, DatasetOptions(caption_extension=options.caption_extension), None, places)
+    masks = {note.name for note in look_like_masks(found.media)}  # they are no pictures to describe
+    media = {name: path for name, path in found.media.items() if name not in masks}
     if not media:
         raise DatasetError(f"{folder} holds no images or clips to write captions for: choose another folder.")
     written = Written(folder)
-    notes = [note for note in notes if note.action == "skipped"]
+    notes = [note for note in found.notes if note.action == "skipped"]
     if written.problem and options.redo:
         notes.append(Note(name=str(folder), action="note", reason=written.problem))
-    jobs, kept = _jobs(media, sidecars, options, written)
+    jobs, kept = _jobs(media, found.sidecars, options, written)
     texts: dict[str, str] = {}
     if jobs:
         model = load()

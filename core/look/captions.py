@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.captions import extension, read_caption
+from ..data.captions import extension
 from ..data.links import leads_within
 from ..data.media import BadMediaError
+from ..data.text_files import read_text_file
 from ..disk import write_atomic
 from ..errors import DatasetError
 from ..limits import MAX_TEXT, MAX_WORD
@@ -32,15 +33,15 @@ class CaptionFiles:
 
     def __init__(self, options: DatasetOptions, within: Sequence[Path] | None = None) -> None:
         """`within`: the only places that links may lead to; None: anywhere."""
-        self._suffix, self._within = extension(options), within
+        self._suffix, self._within, self._source = extension(options), within, options.caption_source
         self._folders: dict[Path, dict[str, Path]] = {}
 
     def of(self, media: Path) -> Written:
         """What stands in the caption file of a picture or clip."""
         path = self._listed(media.parent).get(media.stem) or media.with_suffix(self._suffix)
-        locked = (
-            "" if self._suffix in EDITED else f"Captions in {self._suffix} files are not edited here: edit {path.name}."
-        )
+        locked = self._locked(path)
+        if self._source != "sidecar":
+            return Written(path=path, locked=locked)
         if self._within is not None and not leads_within(path, self._within):
             return Written(path=path, locked=f"{path.name} is a link that leads outside the dataset folders.")
         try:
@@ -49,6 +50,13 @@ class CaptionFiles:
         except (OSError, BadMediaError) as error:
             return Written(path=path, locked=f"{path.name} cannot be read ({error}).")
         return Written(path=path, text=text, state="" if data is None else _state(data), locked=locked)
+
+    def _locked(self, path: Path) -> str:
+        if self._source != "sidecar":
+            return f"Captions are not edited here where caption_source is {self._source}."
+        return (
+            "" if self._suffix in EDITED else f"Captions in {self._suffix} files are not edited here: edit {path.name}."
+        )
 
     def _listed(self, folder: Path) -> dict[str, Path]:
         """Caption files of a folder by their stem, as the scan finds them: whatever case their ending has."""
@@ -80,7 +88,8 @@ def write_caption(written: Written, text: str, state: str) -> None:
 
 def _text(path: Path, data: bytes) -> str:
     """The text with its lines where it is UTF-8, else as training reads it."""
-    collapsed, _ = read_caption(path)
+    whole, _ = read_text_file(path)
+    collapsed = " ".join(whole.split())
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").strip()
     except UnicodeDecodeError:

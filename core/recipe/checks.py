@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vision import check_vision_file
-from ..encoders.weights import open_weights
+from ..encoders.weights import Weights, open_weights
 from ..errors import ConfigError, ModelFileError
 from ..facts import official_boundary
 from ..packages import check_packages
@@ -39,17 +40,20 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
         _check_given(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
-    _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
+    encoder = _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
+    find_tokenizer(encoder, Path(recipe.models.tokenizer) if recipe.models.tokenizer else None)
     return infos
 
 
-def _check_kind(path: str, folder: str, kind: str, wanted: str) -> None:
-    """`folder`: where a diffusers pipeline has it."""
+def _check_kind(path: str, folder: str, kind: str, wanted: str) -> Weights:
+    """The opened file. `folder`: where a diffusers pipeline has it."""
     _check_exists(path)
     inner = Path(path) / folder
-    found = identify(open_weights(inner if inner.is_dir() else Path(path)).shapes)
+    weights = open_weights(inner if inner.is_dir() else Path(path))
+    found = identify(weights.shapes)
     if found.name != kind:
         raise ModelFileError(f"'{path}' is {found.label}, but {wanted} is needed there: correct the recipe's models.")
+    return weights
 
 
 def _check_exists(path: str) -> None:

@@ -32,6 +32,7 @@ LEVELS = {
     "names": 1,
     "packages": 1,
     "pinned": 1,
+    "prompts": 1,
     "serial": 1,
     "shortage": 1,
     "sweep": 1,

@@ -116,6 +116,21 @@ def test_a_picture_and_a_clip_of_one_name_share_the_caption(dataset, model):
     assert sorted(run(dataset, model).written) == [f"{part}.txt" for part in PARTS]
 
 
+def test_the_mask_of_a_file_is_not_described(dataset, model):
+    (dataset / "red-masklabel.png").write_bytes((dataset / "red.png").read_bytes())
+    assert sorted(run(dataset, model).written) == [f"{part}.txt" for part in PARTS]
+
+
+def test_what_has_no_effect_is_told(dataset, model):
+    class OneByOne:
+        batch_size = 1
+        describe = model.describe
+
+    done = run(dataset, OneByOne(), batch_size=2)
+    assert len(done.written) == 3
+    assert "batch_size 2 has no effect" in str(done.notes[0])
+
+
 def test_a_folder_without_media_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="no images or clips"):
         caption_folder(tmp_path, CaptioningOptions(), no_model)
