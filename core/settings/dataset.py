@@ -189,6 +189,7 @@ class DatasetOptions(Options, group="dataset"):
         more="shorten: use as many as there are (4n+1). skip: leave them out and list them. refuse: stop with the clip's name.",
         in_key=False,
         widget=Widget(DATASET, "short_clips", 15, is_required=True),
+        not_with={"frame_sampling": ("full",)},
     )
     held_out: int = option(
         0,
@@ -635,7 +636,6 @@ def _check_side(name: str, pixels: int) -> None:
     if pixels > _MOST_PIXELS:
         raise ConfigError(f"{name} is {pixels}, but {_MOST_PIXELS} are the most.")
     if pixels < 16 or pixels % 16:
-        raise ConfigError(
-            f"{name} is {pixels}, but Wan needs a multiple of 16: use {max(16, pixels // 16 * 16)}"
-            f" or {max(16, (pixels // 16 + 1) * 16)}."
-        )
+        low = pixels // 16 * 16
+        use = f"{low} or {low + 16}" if low > 0 else "16 or more"
+        raise ConfigError(f"{name} is {pixels}, but Wan needs a multiple of 16: use {use}.")
