@@ -7,6 +7,7 @@ from typing import Literal
 from ..errors import ConfigError
 from ..facts import FRAMES_PER_LATENT, longest_clip
 from ..names import in_short
+from ..prompts import has_trigger
 from .option import DATASET, Options, Widget, option, options_of, without_effect
 
 Conditioning = Literal["none", "first frame", "first and last frame"]
@@ -555,6 +556,11 @@ class DatasetOptions(Options, group="dataset"):
     def warnings(self) -> list[str]:
         """Options that have no effect, one sentence each."""
         found = without_effect(self)
+        if has_trigger(self.trigger):
+            found.append(
+                "trigger_word is itself [trigger], which stands for the trigger word in captions: give the word that will call "
+                "the concept."
+            )
         if self.flips != "add" and not (self.flip_x or self.flip_y):
             found.append("flips has no effect without flip_x or flip_y.")
         if not self.has_masks:
