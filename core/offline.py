@@ -3,6 +3,7 @@
 Not for ComfyUI's own process, whose other node packs may download as they like.
 """
 
+import logging
 import os
 import sys
 
@@ -25,3 +26,9 @@ def stay_offline() -> None:
     """From here on no library downloads anything in this process and those that it starts. Call it before their import."""
     os.environ.update(OFFLINE)
     sys.modules[_FETCHES_CODE] = None  # type: ignore[assignment]  # None: such a module is not found
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_call_to_fetch)
+
+
+def _is_no_call_to_fetch(record: logging.LogRecord) -> bool:
+    """False for a library's advice to install what is kept out here: it works without."""
+    return f"pip install {_FETCHES_CODE}" not in record.getMessage()

@@ -7,18 +7,15 @@ from .errors import ConfigError, DatasetError
 _PLACEHOLDER = re.compile(r"\[trigger\]", re.IGNORECASE)
 
 
-def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
+def apply_trigger(caption: str, trigger_word: str, name: str, *, advice: str = "set trigger_word") -> str:
     """Put the trigger word in place of [trigger], or in front if the caption has neither; `name` is for the error.
 
-    DatasetError for a placeholder without a trigger word.
+    DatasetError for a placeholder without a trigger word, with `advice`.
     """
     trigger = " ".join(trigger_word.split())
     if has_trigger(caption):
         if not trigger:
-            raise DatasetError(
-                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word; or, since a "
-                "regularization set has none, write a plain word there."
-            )
+            raise DatasetError(f"The caption of {name} contains [trigger], but no trigger word is set: {advice}.")
         return " ".join(_PLACEHOLDER.sub(lambda _: trigger, caption).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
         return caption

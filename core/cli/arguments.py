@@ -1,6 +1,13 @@
 """Arguments that several commands take."""
 
 import argparse
+from pathlib import Path
+
+from ..data.media import MEDIA_SUFFIXES
+from ..errors import DatasetError
+from ..paths import shown
+
+_RECIPES = (".toml", ".json")
 
 
 def add_changes(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +20,14 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="change a setting of the recipe, such as seed=7, loop.seed=7 or high.learning_rate=1e-4 (docs/job.toml)",
     )
+
+
+def check_folder_or_recipe(path: Path) -> None:
+    """DatasetError for a path that is neither a folder nor a recipe, where a look at the file's name or place tells."""
+    if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES:
+        raise DatasetError(f"{shown(path)} is an image or a clip: give the folder that it lies in.")
+    if not path.exists() and path.suffix.lower() not in _RECIPES:
+        raise DatasetError(f"{shown(path)} does not exist: give a dataset folder, or a recipe ({', '.join(_RECIPES)}).")
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ def assign_captions(
     and is not used. Without a caption (no file, or an empty one) a file takes default_caption, else the trigger word alone,
     else it is dropped with a note, or refused with options.bad_files "refuse". DatasetError if no file has any.
     """
-    captions, missing, notes = {}, {}, list(listed.notes if listed else ())
+    captions, missing, notes, further = {}, {}, list(listed.notes if listed else ()), 0
     default, texts_of = _collapse(options.default_caption), _reader(sidecars, options, listed)
     for name in names:
         texts, why, told = texts_of(name)
@@ -55,6 +55,10 @@ def assign_captions(
         if not texts and not default and options.caption_source != "trigger":
             missing[name] = why
         captions[name] = _all_captions(texts or [default], options, name)
+        further += len(captions[name]) - len(dict.fromkeys(texts or [default]))
+    if options.makes_variants and further <= 0:
+        reason = f"no caption is a list of tags with '{options.tag_separator.strip()}' between them: shuffle_tags and "
+        notes.append(Note(name="captions", action="note", reason=f"{reason}tag_dropout change nothing"))
     if not any(map(any, captions.values())):
         raise DatasetError(
             f"no captions: none of the {len(captions)} files has a caption ({names[0]}: {missing[names[0]]}); "
@@ -115,7 +119,11 @@ def _reader(sidecars: Mapping[str, Path], options: DatasetOptions, listed: Liste
 def _all_captions(texts: Sequence[str], options: DatasetOptions, name: str) -> tuple[str, ...]:
     """The texts with their variants and the trigger word, each once."""
     further = [variant for text in texts for variant in tag_variants(text, options)]
-    return tuple(dict.fromkeys(apply_trigger(text, options.trigger_word, name) for text in (*texts, *further)))
+    advice = "set trigger_word"
+    if options.regularization:
+        advice = "a regularization set has none, so write a plain word in its place"
+    made = (apply_trigger(text, options.trigger_word, name, advice=advice) for text in (*texts, *further))
+    return tuple(dict.fromkeys(made))
 
 
 def _cleaned(texts: Sequence[str], options: DatasetOptions) -> list[str]:

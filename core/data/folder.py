@@ -59,10 +59,15 @@ def find_files(folder: Path, options: DatasetOptions, index_path: Path | None, w
         _drop_links(files, within, notes)
     own = Path(index_path).absolute() if index_path else None
     caption_suffix = extension(options)
+    if caption_suffix in MEDIA_SUFFIXES and options.caption_source == "sidecar":
+        raise DatasetError(
+            f"caption_extension is {options.caption_extension}, which is the ending of images or clips: give that of the "
+            "caption files, such as .txt."
+        )
     names = sorted((name for name, path in files.items() if path != own), key=natural_key)
     points = {name: files[name + POINTS_SUFFIX] for name in names if name + POINTS_SUFFIX in files}
     names = [name for name in names if name.removesuffix(POINTS_SUFFIX) not in points or name in points]
-    media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES - {caption_suffix}}
+    media = {name: files[name] for name in names if _suffix(name) in MEDIA_SUFFIXES}
     texts = {_stem(name): name for name in names if _suffix(name) == caption_suffix}
     if options.caption_source != "sidecar":
         texts = {}
@@ -98,7 +103,11 @@ def _caption_notes(
 
 
 def _is_metadata(name: str, options: DatasetOptions) -> bool:
-    return name == options.metadata_file if options.metadata_file else name.lower() in FOUND_BY_NAME
+    return (
+        name == os.path.normpath(options.metadata_file).replace("\\", "/")
+        if options.metadata_file
+        else name.lower() in FOUND_BY_NAME
+    )
 
 
 def _other_note(name: str, options: DatasetOptions) -> Note | None:

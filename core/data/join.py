@@ -54,18 +54,25 @@ def frame_rates(dataset: Dataset) -> tuple[float, ...]:
 
 
 def join_warnings(dataset: Dataset) -> list[str]:
-    """What joined datasets have that is rarely meant, a sentence each; nothing for a single one."""
+    """What all datasets together have that is rarely meant, a sentence each."""
+    found = []
+    if all(part.options.regularization for part in dataset.sources):
+        found.append(
+            "regularization is on for all that is trained on, so that nothing shows the concept: turn it off for the files "
+            "that do."
+        )
     rates = frame_rates(dataset)
     if len(rates) == 1:
-        return []
+        return found
     each = ", ".join(
         f"{part.name} has {part.options.fps:g}"
         for part, samples in split(dataset)
         if any(sample.file.kind == "video" for sample in samples)
     )
     return [
+        *found,
         f"the clips have different frame rates ({each}): a Wan model works at one, so that motion is learnt at different "
-        "speeds; give all datasets the same fps."
+        "speeds; give all datasets the same fps.",
     ]
 
 

@@ -84,10 +84,15 @@ def look_like_masks(media: Mapping[str, Path]) -> list[Note]:
 
 def _mask_folder(folder: Path, text: str, within: Sequence[Path] | None) -> Path:
     root = Path(text) if Path(text).is_absolute() else folder / text
-    if not root.is_dir() or root.absolute() == folder:
+    if not root.is_dir():
         raise DatasetError(
             f"mask_folder is '{shown(text)}', which is no folder within {folder}, nor a full path to one: check the path, or "
             "leave it empty."
+        )
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise DatasetError(
+            f"mask_folder is '{shown(text)}', which holds the dataset {folder} itself, so that nothing would be left to train "
+            "on: name the folder that holds the masks alone."
         )
     if within is not None and not leads_within(root, within):
         raise DatasetError(

@@ -95,7 +95,10 @@ def read_metadata(path: Path, folder: Path, names: Iterable[str]) -> Listed:
             moved.append(name)
         found.setdefault(target, []).extend(captions)
     several = sum(len(captions) > 1 for captions in found.values())
-    reasons = [f"has the captions of {len(found)} files" + (f", several for {several} of them" if several else "")]
+    reasons = [
+        f"has the captions of {len(found)} {'file' if len(found) == 1 else 'files'}"
+        + (f", several for {several} of them" if several else "")
+    ]
     reasons += [told] if told else []
     reasons += [f"{_examples(moved)} found by their names alone: nothing is at their paths"] if moved else []
     reasons += [f"{_examples(lost)} ignored: no such image or clip is in the folder"] if lost else []

@@ -60,7 +60,10 @@ def scan_folder(
         listed = read_metadata(find_metadata(folder, options.metadata_file, found.others, within), folder, names)
     unread = next((name for name in found.others if name.lower() in FOUND_BY_NAME), "")
     with_words = dataclasses.replace(options, trigger_word=options.trigger)
-    captions, caption_notes = assign_captions(names, found.sidecars, with_words, listed, unread=unread)
+    try:
+        captions, caption_notes = assign_captions(names, found.sidecars, with_words, listed, unread=unread)
+    except DatasetError as error:  # names are relative to the folder, and a run may have several
+        raise DatasetError(f"{folder}: {error}") from error
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
     given_probes = _probe_all(folder, given.paths, index_path, None, Interrupt(check)) if given.paths else {}

@@ -171,9 +171,23 @@ def recipe_from_tables(
 
 def _sources(data: Any, where: str) -> tuple[DatasetSource, ...]:
     """The datasets of a recipe, which has one table, or a list of them; errors count them from 1."""
-    if isinstance(data, list):
-        return tuple(from_dict(DatasetSource, table, f"{where}.dataset.{i}") for i, table in enumerate(data, start=1))
-    return (from_dict(DatasetSource, data, f"{where}.dataset"),)
+    if not isinstance(data, list):
+        return (_source(data, f"{where}.dataset"),)
+    found = []
+    for number, table in enumerate(data, start=1):
+        try:
+            found.append(_source(table, f"{where}.dataset.{number}"))
+        except ConfigError as error:
+            told = str(error)
+            raise ConfigError(told if where in told else f"{where}.dataset.{number}: {told}") from error
+    return tuple(found)
+
+
+def _source(table: Any, where: str) -> DatasetSource:
+    source = from_dict(DatasetSource, table, where)
+    if not source.folder.strip():
+        raise ConfigError(f"{where}.folder is empty: name the folder that holds the images and clips.")
+    return source
 
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

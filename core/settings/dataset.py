@@ -7,6 +7,7 @@ from typing import Literal
 from ..errors import ConfigError
 from ..facts import FRAMES_PER_LATENT, longest_clip
 from ..names import in_short
+from ..prompts import has_trigger
 from .option import DATASET, Options, Widget, option, options_of, without_effect
 
 Conditioning = Literal["none", "first frame", "first and last frame"]
@@ -189,6 +190,7 @@ class DatasetOptions(Options, group="dataset"):
         more="shorten: use as many as there are (4n+1). skip: leave them out and list them. refuse: stop with the clip's name.",
         in_key=False,
         widget=Widget(DATASET, "short_clips", 15, is_required=True),
+        not_with={"frame_sampling": ("full",)},
     )
     held_out: int = option(
         0,
@@ -591,6 +593,11 @@ class DatasetOptions(Options, group="dataset"):
     def warnings(self) -> list[str]:
         """Options that have no effect, one sentence each."""
         found = without_effect(self)
+        if has_trigger(self.trigger):
+            found.append(
+                "trigger_word is itself [trigger], which stands for the trigger word in captions: give the word that will call "
+                "the concept."
+            )
         if self.flips != "add" and not (self.flip_x or self.flip_y):
             found.append("flips has no effect without flip_x or flip_y.")
         if not self.has_masks:
@@ -708,7 +715,6 @@ def _check_side(name: str, pixels: int) -> None:
     if pixels > _MOST_PIXELS:
         raise ConfigError(f"{name} is {pixels}, but {_MOST_PIXELS} are the most.")
     if pixels < 16 or pixels % 16:
-        raise ConfigError(
-            f"{name} is {pixels}, but Wan needs a multiple of 16: use {max(16, pixels // 16 * 16)}"
-            f" or {max(16, (pixels // 16 + 1) * 16)}."
-        )
+        low = pixels // 16 * 16
+        use = f"{low} or {low + 16}" if low > 0 else "16 or more"
+        raise ConfigError(f"{name} is {pixels}, but Wan needs a multiple of 16: use {use}.")

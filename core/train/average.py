@@ -20,6 +20,8 @@ from ..settings.ema import EmaOptions
 from ..settings.job import Job
 from ..torch_compat import foreach_add_, foreach_copy_, foreach_mul_, foreach_sub_
 
+_UNTOLD = 1e-3  # less of the start in the average is none
+
 Show = Callable[[], AbstractContextManager[None]]  # within it, the model has the weights to show
 
 
@@ -31,6 +33,16 @@ def decay_at(step: int, options: EmaOptions) -> float:
     if not options.warm_up:
         return options.decay
     return min(options.decay, step / (step + 9)) if step > 1 else 0.0
+
+
+def start_left(steps: int, options: EmaOptions) -> float:
+    """How much of the average, 0 to 1, is the LoRA before its first step after a run of so many steps."""
+    left = 1.0
+    for step in range(options.every, steps + 1, options.every):
+        left *= decay_at(step, options)
+        if left < _UNTOLD:
+            return 0.0
+    return left
 
 
 class Ema:

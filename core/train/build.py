@@ -16,8 +16,11 @@ from ..settings.optimizer import OptimizerOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
+from .average import start_left
 from .length import run_length
 from .regularizers import regularizer_warnings
+
+_MOST_OF_THE_START = 0.2  # in the average at the end, without a word
 
 
 def build_job(
@@ -85,6 +88,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
         *job.warnings(),
         *(settings.warnings(job.stage) if settings else []),
         *_rate_warning(job),
+        *_ema_warning(job),
         *_lora_plus_warning(job),
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
@@ -99,6 +103,22 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     else:
         sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
     return [*found, sentence]
+
+
+def _ema_warning(job: Job) -> list[str]:
+    """A sentence for an average that hardly follows in so short a run, so that it has learnt nothing."""
+    if not job.ema.use:
+        return []
+    left = start_left(job.loop.steps, job.ema)
+    if left == 1:
+        every = f"ema_update_interval ({job.ema.every}) is longer than the run ({job.loop.steps} steps)"
+        return [f"{every}: the average stays as untrained as at the start; lower ema_update_interval, or turn ema off."]
+    if left <= _MOST_OF_THE_START:
+        return []
+    return [
+        f"after {job.loop.steps} steps {left:.0%} of the average is still the untrained start: lower ema_decay or "
+        "ema_update_interval, turn ema_warmup on, or turn ema off."
+    ]
 
 
 def _lora_plus_warning(job: Job) -> list[str]:

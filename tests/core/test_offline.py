@@ -1,5 +1,6 @@
 """Nothing is downloaded but by `wantrain download`: a guard ends every process that looks for another machine."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.launch.process import worker_environment
-from wan_train.core.offline import OFFLINE
+from wan_train.core.offline import OFFLINE, stay_offline
 from wan_train.core.settings.precision import PRECISIONS
 from wan_train.core.wan.recovery import file_identity
 from wan_train.tests.core.train.helpers import SIZE
@@ -197,3 +198,13 @@ def test_in_comfyui_nothing_of_it_is_set_nor_imported():
     assert "bitsandbytes" not in [
         line.split()[1] for line in used.splitlines() if line.startswith(("import ", "from "))
     ]
+
+
+def test_nobody_is_told_to_install_what_is_kept_out(caplog, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    stay_offline()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load. Please make sure you already `pip install kernels` and the kernels >= %s", "0.11.1")
+    logger.warning("another warning")
+    assert caplog.messages == ["another warning"]

@@ -19,7 +19,7 @@ from ...recipe.recipe import Recipe, apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
 from ...wan.checkpoint import inspect
-from ..arguments import add_changes
+from ..arguments import add_changes, check_folder_or_recipe
 from ..display import Display
 
 
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         wanted = [(options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset"))]
         from_dict(_Nothing, tables, "a look at a folder")
     else:
+        check_folder_or_recipe(options.path)
         recipe = read_recipe(options.path, options.changes)
         wanted = [(Path(source.folder), source.options) for source in recipe.datasets]
     name = recipe.name if recipe else options.path.resolve().name

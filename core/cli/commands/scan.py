@@ -13,7 +13,7 @@ from ...recipe.lengths import planned_lengths
 from ...recipe.recipe import apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
-from ..arguments import add_changes
+from ..arguments import add_changes, check_folder_or_recipe
 from ..display import Display
 
 
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         wanted = [(options.path, from_dict(DatasetOptions, tables.pop("dataset"), "dataset"))]
         from_dict(_Nothing, tables, "a scan of a folder")
     else:
+        check_folder_or_recipe(options.path)
         recipe = read_recipe(options.path, options.changes)
         wanted = [(Path(source.folder), source.options) for source in recipe.datasets]
     found = []

@@ -197,3 +197,28 @@ def test_variants_of_tags_stand_behind_the_caption_and_the_trigger_in_front(tmp_
     assert len(further) == 3
     assert all(sorted(text.split(", ")[1:]) == ["dog", "grass", "running"] for text in further)
     assert all(text.startswith("ohwx, ") for text in further)
+
+
+def test_a_regularization_set_is_not_told_to_set_a_trigger_word(tmp_path):
+    sidecars = {"a.mp4": sidecar(tmp_path, "a.txt", "a [trigger] person")}
+    with pytest.raises(DatasetError) as plain:
+        assign_captions(["a.mp4"], sidecars, DatasetOptions())
+    assert str(plain.value).endswith("no trigger word is set: set trigger_word.")
+    with pytest.raises(DatasetError) as regular:
+        assign_captions(["a.mp4"], sidecars, DatasetOptions(regularization=True))
+    assert "a regularization set has none, so write a plain word" in str(regular.value)
+    assert "set trigger_word" not in str(regular.value)
+
+
+def test_tags_that_no_caption_has_are_told(tmp_path):
+    sidecars = {"a.mp4": sidecar(tmp_path, "a.txt", "a dog, red, small")}
+    told = {}
+    for separator in (",", ";"):
+        options = DatasetOptions(shuffle_tags=True, tag_separator=separator)
+        captions, notes = assign_captions(["a.mp4"], sidecars, options)
+        told[separator] = (len(captions["a.mp4"]) > 1, [note.reason for note in notes])
+    assert told[","] == (True, [])
+    assert told[";"] == (
+        False,
+        ["no caption is a list of tags with ';' between them: shuffle_tags and tag_dropout change nothing"],
+    )

@@ -166,3 +166,10 @@ def test_the_report_has_a_line_for_each_and_the_sum(folders):
         "- plain: trigger_word has no effect with regularization on.",
         "- 4 files: cropped: 3 of 12 frames at the end are in no window: shots/a.mp4, shots/b.mp4, ... and 2 more",
     ]
+
+
+def test_regularization_alone_is_told(folders):
+    told = "regularization is on for all that is trained on, so that nothing shows the concept"
+    plain = scan(folders / "plain", regularization=True)
+    assert told in describe_dataset(plain)
+    assert told not in describe_dataset(join([scan(folders / "shots", trigger_word="ohwx"), plain]))

@@ -155,8 +155,9 @@ def test_folders_that_cannot_hold_masks(folder, make, tmp_path):
     make.image(folder / "a.png", (64, 64))
     with pytest.raises(DatasetError, match="mask_folder is 'gone', which is no folder"):
         scan(folder, mask_folder="gone")
-    with pytest.raises(DatasetError, match=r"mask_folder is '\.', which is no folder"):
-        scan(folder, mask_folder=".")
+    for holds_all in (".", "..", str(tmp_path.anchor)):
+        with pytest.raises(DatasetError, match=f"which holds the dataset {folder} itself"):
+            scan(folder, mask_folder=holds_all)
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(DatasetError, match="which lies outside the dataset folders"):
         scan(folder, mask_folder="../elsewhere", within=[])

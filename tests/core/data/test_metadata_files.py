@@ -155,3 +155,15 @@ def test_names_that_no_disk_has(pictures):
     dataset = scan_folder(pictures, OPTIONS)
     assert captions_of(dataset) == {"a.png": ("a dog",)}
     assert "\n".join(notes_of(dataset)).encode()  # it can be printed
+
+
+def test_the_file_that_is_read_is_not_called_ignored(tmp_path, make):
+    make.image(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text('{"file_name": "a.png", "caption": "x"}')
+    for given in ("list.jsonl", "./list.jsonl", "sub/../list.jsonl"):
+        options = DatasetOptions(caption_source="metadata", metadata_file=given)
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        told = [str(note) for note in scan_folder(tmp_path, options).notes]
+        assert [note for note in told if note.startswith("list.jsonl")] == [
+            "list.jsonl: note: has the captions of 1 file"
+        ], given

@@ -375,3 +375,16 @@ def test_further_captions_are_in_the_content_and_change_no_pixels(folder, make):
     assert further.captions == ("dog, grass", "grass, dog")
     assert [s.content_key for s in plain.samples] == [s.content_key for s in further.samples]
     assert plain.digest != further.digest
+
+
+def test_an_error_about_captions_names_the_folder(folder, make):
+    make.image(folder / "a.png")
+    with pytest.raises(DatasetError) as error:
+        scan(folder)
+    assert str(error.value).startswith(f"{folder}: no captions: none of the 1 files")
+
+
+def test_clips_cannot_be_caption_files(folder, make):
+    make.image(folder / "a.png")
+    with pytest.raises(DatasetError, match=r"caption_extension is PNG, which is the ending of images or clips"):
+        scan(folder, caption_extension="PNG", trigger_word="ohwx")

@@ -104,3 +104,9 @@ def test_a_regularization_set_has_no_trigger_word(scan, folder):
     dropped = scan(regularization=True, trigger_word="ohwx")
     assert "dropped" in [note.action for note in dropped.notes]  # the trigger word is no caption of it
     assert [sample.file.name for sample in dropped.samples] == ["wide.mp4"]
+
+
+def test_a_trigger_word_that_is_its_own_placeholder_is_told():
+    (sentence,) = DatasetOptions(trigger_word="[Trigger]").warnings()
+    assert sentence.startswith("trigger_word is itself [trigger]")
+    assert DatasetOptions(trigger_word="ohwx").warnings() == []

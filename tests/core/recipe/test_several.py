@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan_train.core.cli.display import Display
+from wan_train.core.errors import ConfigError
 from wan_train.core.recipe.lengths import planned_lengths
 from wan_train.core.recipe.pipeline import cache, check_recipe, jobs, prepare_recipe, scan
 from wan_train.core.recipe.recipe import recipe_from_tables
@@ -147,3 +148,28 @@ def test_what_is_planned_is_what_is_said_before_the_start(tables, further, tmp_p
     assert "in all: 18 steps" in lines
     assert any(line.startswith("further: 0 clips, 2 images: 4 samples an epoch; ") for line in lines)
     assert "together: 0 clips, 5 images: 7 samples an epoch" in lines
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"width": 65}, "recipe.dataset.2: width is 65, but Wan needs a multiple of 16: use 64 or 80."),
+        ({"repeats": 0}, "recipe.dataset.2: repeats must be at least 1, got 0."),
+        ({"folder": " "}, "recipe.dataset.2.folder is empty: name the folder that holds the images and clips."),
+        (
+            {"more_sizes": "0x64"},
+            "recipe.dataset.2: a side of more_sizes (0x64) is 0, but Wan needs a multiple of 16: use 16 or more.",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_the_dataset_that_has_it(tables, further, tmp_path, second, sentence):
+    recipe = several(tables, further, loop={"steps": 2}, second=second)
+    with pytest.raises(ConfigError) as error:
+        recipe_from_tables(recipe, tmp_path)
+    assert str(error.value) == sentence
+
+
+def test_a_dataset_without_a_folder_is_not_the_folder_of_the_recipe(tables, tmp_path):
+    tables["dataset"]["folder"] = ""
+    with pytest.raises(ConfigError, match=r"recipe\.dataset\.folder is empty"):
+        recipe_from_tables(tables, tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import RunError
 from wan_train.core.optimizers import OPTIMIZERS
@@ -15,7 +16,7 @@ from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.settings.option import without_effect
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import average
-from wan_train.core.train.average import Ema, averages_of, decay_at
+from wan_train.core.train.average import Ema, averages_of, decay_at, start_left
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.previews import preview_latents
 from wan_train.core.train.resume import resume
@@ -302,3 +303,16 @@ def test_each_option_reaches_the_lora(tmp_path, job):
         lora = load_file(run(RunFolder(tmp_path / str(number)), changed))
         digests.append(hashlib.sha256(b"".join(lora[key].numpy().tobytes() for key in sorted(lora))).hexdigest())
     assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("options", [{"decay": 0.9, "warm_up": False}, {"decay": 0.9, "every": 3}, {"every": 9}, {}])
+def test_what_is_left_of_the_start_is_what_the_average_has(options):
+    options = EmaOptions(use=True, **options)
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    average = Ema(layer, [layer.weight], options)
+    layer.weight.data.zero_()
+    for _ in range(8):
+        average(torch.ones(()))
+    with average.shown():
+        assert layer.weight.item() == pytest.approx(start_left(8, options), abs=1e-6)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.train.build import job_warnings
 
 
@@ -28,3 +29,26 @@ def test_another_frame_rate_is_told(job, channels, fps, more_fps, words):
 @pytest.mark.parametrize(("channels", "frames", "fps"), [(48, 2, 24.0), (16, 2, 16.0), (48, 1, 16.0), (16, 1, 24.0)])
 def test_the_right_rate_and_pictures_are_not(job, channels, frames, fps):
     assert job_warnings(with_clips(job, channels=channels, frames=frames, fps=fps)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"every": 100},
+            "ema_update_interval (100) is longer than the run (20 steps): the average stays as untrained as at the start; "
+            "lower ema_update_interval, or turn ema off.",
+        ),
+        (
+            {"decay": 0.99, "warm_up": False},
+            "after 20 steps 82% of the average is still the untrained start: lower ema_decay or ema_update_interval, turn "
+            "ema_warmup on, or turn ema off.",
+        ),
+    ],
+)
+def test_an_average_that_cannot_follow_in_so_short_a_run_is_told(job, options, sentence):
+    short = replace(job, loop=replace(job.loop, steps=20))
+    assert job_warnings(replace(short, ema=EmaOptions(use=True, **options))) == [sentence]
+    assert job_warnings(replace(short, ema=EmaOptions(use=True))) == []
+    long = replace(job, loop=replace(job.loop, steps=200_000))
+    assert job_warnings(replace(long, ema=EmaOptions(use=True, **options))) == []
