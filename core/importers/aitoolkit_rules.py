@@ -8,18 +8,35 @@ from .common import (
     gradient_checkpointing,
     is_off,
     need_number,
-    optimizer,
     precision_8_or_4_bit,
     schedule,
     to_number,
 )
 from .declared import choice_of, exists, fit, number, options_by_place, truth
+from .optimizers import Named, answer, arguments, rate, said_by
 
+_EPS = {"eps": 1e-6}  # toolkit/optimizer.py, for all of the Adam family
+_LION = {"beta2": 0.99, "weight_decay": 0.0}
+_ADAM = "Adam without weight decay, which is AdamW without it."
 _OPTIMIZERS = {
-    "adamw8": ("adamw8bit",),
-    "lion8bit": ("lion8bit",),
-    "prodigy8bit": ("prodigy",),
-    "ademamix8bit": ("ademamix8bit", "ademamix"),
+    "adamw": Named("adamw", _EPS),
+    "adamw8": Named("adamw8bit", _EPS, "an 8 bit AdamW of its own there."),
+    "adamw8bit": Named("adamw8bit", _EPS),
+    "adam": Named("adamw", {**_EPS, "weight_decay": 0.0}, _ADAM),
+    "adam8": Named("adamw8bit", {**_EPS, "weight_decay": 0.0}, _ADAM),
+    "adam8bit": Named("adamw8bit", {**_EPS, "weight_decay": 0.0}, _ADAM),
+    "ademamix8bit": Named("ademamix8bit", _EPS),
+    "lion": Named("lion", _LION),
+    "lion8bit": Named("lion8bit", _LION),
+    "adafactor": Named("adafactor", {"weight_decay": 0.0}),
+    "prodigy": Named("prodigy", {**_EPS, "weight_decay": 0.0}),
+    "prodigy8bit": Named("prodigy", {**_EPS, "weight_decay": 0.0}, "its state is not 8 bit here."),
+    "adagrad": Named("custom", {"weight_decay": 0.0}, "it is used by its class.", "torch.optim.Adagrad"),
+}
+_SAID = {
+    "train.optimizer_params.weight_decay": ("weight_decay",),
+    "train.optimizer_params.eps": ("eps",),
+    "train.optimizer_params.betas": ("beta1", "beta2"),
 }
 
 
@@ -132,8 +149,17 @@ def _bias(_context: Context, given: Given) -> Answer:
     return not_supported("noise levels are not favoured here.")
 
 
-def _optimizer(_context: Context, given: Given) -> Answer:
-    return optimizer(given.value, _OPTIMIZERS)
+def _named(context: Context) -> Named | None:
+    word = str(context.get("train.optimizer", "adamw8bit")).lower()
+    return _OPTIMIZERS.get("prodigy" if word.startswith("prodigy") and word != "prodigy8bit" else word)
+
+
+def _optimizer(context: Context, given: Given) -> Answer:
+    return answer(_named(context), str(given.value), said_by(context, _SAID))
+
+
+def _lr(context: Context, given: Given) -> Answer:
+    return rate(given, is_own=str(context.get("train.optimizer")).lower().startswith("prodigy"))
 
 
 def _betas(_context: Context, given: Given) -> Answer:
@@ -141,18 +167,42 @@ def _betas(_context: Context, given: Given) -> Answer:
 
 
 def _scheduler(context: Context, given: Given) -> Answer:
-    """toolkit/scheduler.py: linear is PyTorch's LinearLR, which rises from a third where nothing else is said."""
-    if given.value == "linear" and number(context.get("train.lr_scheduler_params.start_factor", 1 / 3)) != 1:
-        return not_supported("the learning rate rises from a third of it there, and not at all here.")
-    return schedule(given.value)
+    """toolkit/scheduler.py: linear is PyTorch's LinearLR, from a third of the rate to all of it where nothing else is said."""
+    word = str(given.value)
+    if word == "linear":
+        start = number(context.get("train.lr_scheduler_params.start_factor", 1 / 3))
+        end = number(context.get("train.lr_scheduler_params.end_factor", 1.0))
+        if start == end == 1:
+            return changed("from the whole learning rate to the whole: it is constant.", schedule__kind="constant")
+        if start != 1 or end is None or end > 1:
+            return not_supported("the learning rate rises there over the whole run, and stays constant here.")
+        return mapped(schedule__kind="linear")
+    if word == "constant_with_warmup":
+        given_steps = context.get("train.lr_scheduler_params.num_warmup_steps", 1000)
+        steps = _for_each(context, need_number(given_steps, is_whole=True))
+        return changed(
+            "it rises at first, and is constant then.", schedule__kind="constant", schedule__warmup_steps=steps
+        )
+    return schedule(word)
+
+
+def _for_each(context: Context, steps: int) -> int:
+    """Steps of both experts as those of each."""
+    is_both = context.facts.get("has_experts") and context.facts.get("stage") is None
+    return max(1, steps // 2) if is_both else steps
 
 
 def _factors(context: Context, given: Given) -> Answer:
-    """start_factor and end_factor of LinearLR."""
-    if context.get("train.lr_scheduler") != "linear":
+    """start_factor and end_factor of LinearLR, num_warmup_steps."""
+    word, name = context.get("train.lr_scheduler"), given.key.rpartition(".")[2]
+    if name == "num_warmup_steps":
+        used = word == "constant_with_warmup"
+        return not_needed("lr_scheduler is read by it." if used else "lr_scheduler has none.")
+    if word != "linear":
         return not_needed("lr_scheduler is not linear.")
-    if given.key.endswith("end_factor"):
-        return mapped(schedule__floor=float(need_number(given.value)))
+    end = float(need_number(given.value))
+    if name == "end_factor" and end <= 1 and number(context.get("train.lr_scheduler_params.start_factor", 1 / 3)) == 1:
+        return mapped(schedule__floor=end)
     return not_needed("lr_scheduler is read by it.")
 
 
@@ -165,6 +215,8 @@ def _eta_min(context: Context, given: Given) -> Answer:
 
 
 def _loss_type(_context: Context, given: Given) -> Answer:
+    if given.value == "pseudo_huber":  # SDTrainer.py: sqrt(d^2 + c^2) - c with c = 0.01
+        return changed("the same curve, twice as high here.", loss__kind="soft_l1", loss__huber_c=0.01)
     found = choice_of("loss.kind", str(given.value))
     return (
         not_supported(f"there is no loss {given.value} here: mse is taken.")
@@ -290,7 +342,10 @@ RULES: dict[str, Rule] = {
     "train.timestep_type": _timestep_type,
     "train.content_or_style": _bias,
     "train.optimizer": _optimizer,
+    "train.lr": _lr,
     "train.optimizer_params.betas": _betas,
+    "train.optimizer_params.*": arguments("train.optimizer_params.", _named),
+    "train.lr_scheduler_params.num_warmup_steps": _factors,
     "train.lr_scheduler": _scheduler,
     "train.lr_scheduler_params.start_factor": _factors,
     "train.lr_scheduler_params.end_factor": _factors,

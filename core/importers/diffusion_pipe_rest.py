@@ -25,7 +25,7 @@ REST: dict[str, Rule] = {
     **needless("the LoRA computes in fp32.", "adapter.dtype"),
     **needless("AdamW computes in fp32 here.", "optimizer.stabilize", "optimizer.gradient_release"),
     **needless("it is for other models.", "model.guidance"),
-    **unsupported("the loss has no such form here.", "pseudo_huber_c", "huber_delta", "smooth_l1_beta"),
+    **unsupported("the loss has no such form here.", "pseudo_huber_c"),
     **unsupported("captions are not shuffled here.", "cache_shuffle_delimiter"),
     **unsupported("files without a caption are left out and listed, unless the dataset has a default_caption.",
                   "skip_empty_caption"),

@@ -124,6 +124,8 @@ def _answer(peer: str, context: Context, given: Given) -> Answer:
     reader = READERS[peer]
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
+        rule = reader.rules.get(re.sub(r"[^.]*$", "*", given.key))
+    if rule is None and not declared(peer, given.key):
         rule = reader.rest.get(given.key) or reader.rest.get(re.split(r"[.\[]", given.key)[0] + ".*")
     try:
         answer = rule(context, given) if rule else by_declaration(peer, given.key, given.value)

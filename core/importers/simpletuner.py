@@ -185,6 +185,8 @@ def _training(run: list[Given], family: str) -> Training:
     defaults = dict(_DEFAULTS)
     if FAMILIES[family].has_experts or family == "ti2v-5b":  # helpers/models/wan/model.py, WAN_STAGE_OVERRIDES
         defaults["flow_schedule_shift"] = 5.0
+    if _value(run, "loss_type") in ("huber", "smooth_l1"):
+        defaults["huber_schedule"] = "snr"
     if _value(run, "max_train_steps") in ("", "0", "None") and not _value(run, "num_train_epochs"):
         defaults["num_train_epochs"] = 1
     return Training(with_defaults(run, defaults), stage)
