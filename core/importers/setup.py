@@ -124,7 +124,7 @@ def _answer(peer: str, context: Context, given: Given) -> Answer:
     reader = READERS[peer]
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
-        rule = reader.rules.get(re.sub(r"[^.]*$", "*", given.key))
+        rule = reader.rules.get(f"{given.key.rpartition('.')[0]}.*")
     if rule is None and not declared(peer, given.key):
         rule = reader.rest.get(given.key) or reader.rest.get(re.split(r"[.\[]", given.key)[0] + ".*")
     try:
