@@ -103,8 +103,8 @@ def _notes(given: list[Given]) -> list[str]:
     if not any(item.dataset is not None for item in given):
         return ["Neither folder nor size is in the job: it has no datasets."]
     notes = [
-        "AI-Toolkit takes for each file the multiples of 16 around its own shape. Here it goes to the nearest of a list of shapes"
-        " with that area, so that a side can differ by 16 pixels."
+        "AI-Toolkit takes for each file the multiples of 16 around its own shape. Here it goes to the nearest of a list of"
+        " shapes with that area, so that a side can differ by 16 pixels."
     ]
     if any(item.key == "datasets.num_frames" and (number(item.value) or 0) > 1 for item in given):
         notes.append(

@@ -81,8 +81,8 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     notes = []
     if backends:
         notes.append(
-            "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it is"
-            " never larger: most sizes that are not square have a side that is 16 pixels shorter."
+            "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it"
+            " is never larger: most sizes that are not square have a side that is 16 pixels shorter."
         )
     if not backends:
         notes.append("Your files name no dataset: bring multidatabackend.json too, it holds folder, size and frames.")
