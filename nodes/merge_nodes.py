@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.adapters.formats import read_lora
+from ..core.adapters.other_files import read_adapter
 from ..core.adapters.ship import (
     KEY_STYLES,
     PRECISIONS,
@@ -170,7 +170,7 @@ class WanLoRAFromFile(io.ComfyNode):
     @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
         path = folders.lora_path(lora_file)
-        file = read_lora(path)
+        file = read_adapter(path)
         chosen = (file.expert or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
         return io.NodeOutput(LoraHandle(path, chosen, path.stem), ui={"text": [text]})  # type: ignore[arg-type]
