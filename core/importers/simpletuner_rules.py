@@ -72,7 +72,9 @@ def _alpha(context: Context, given: Given) -> Answer:
 def _lora_type(_context: Context, given: Given) -> Answer:
     if given.value == "standard":
         return mapped()
-    return not_supported("LyCORIS can't be trained here, a LoRA is: read rank and alpha again.")
+    return not_supported(
+        "the file of lycoris is not read: set adapter.kind and its options by hand, else it is a LoRA."
+    )
 
 
 def _targets(_context: Context, given: Given) -> Answer:
