@@ -26,6 +26,7 @@ _OPTIMIZERS = {
     "offload": Named("adamw"),
     "sgd": Named("custom", {"weight_decay": 0.0}, "it is used by its class.", "torch.optim.SGD"),
 }
+_NO_ARGUMENTS = ("type", "stabilize", "gradient_release", "beta2_half_life")
 _OWN_CODE = ("automagic", "genericoptim")
 _SAID = {
     "optimizer.weight_decay": ("weight_decay",),
@@ -297,7 +298,8 @@ RULES: dict[str, Rule] = {
     "adapter.type": _adapter_type,
     "adapter.alpha": _alpha,
     "optimizer.type": _optimizer,
-    "optimizer.*": arguments("optimizer.", _named),
+    "optimizer.beta2_half_life": lambda _context, _given: not_supported("beta2 is a number here: set optimizer.beta2."),
+    "optimizer.*": arguments("optimizer.", _named, without=_NO_ARGUMENTS),
     **dict.fromkeys(("huber_delta", "smooth_l1_beta"), _huber),
     "optimizer.betas": _betas,
     "lr_scheduler": _scheduler,

@@ -86,8 +86,11 @@ def said_by(context: Context, names: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {option for key, options in names.items() if context.has(key) for option in options}
 
 
-def arguments(prefix: str, named: Callable[[Context], Named | None]) -> Rule:
-    """A rule for a further argument of the optimizer, whose options begin with `prefix`: all of them are one text here."""
+def arguments(prefix: str, named: Callable[[Context], Named | None], *, without: Collection[str] = ()) -> Rule:
+    """A rule for a further argument of the optimizer, whose options begin with `prefix`: all of them are one text here.
+
+    `without`: names after the prefix that are no arguments of the class.
+    """
 
     def rule(context: Context, given: Given) -> Answer:
         found = named(context)
@@ -101,7 +104,7 @@ def arguments(prefix: str, named: Callable[[Context], Named | None]) -> Rule:
         text = ", ".join(
             f"{inner}={_plain(value)!r}"
             for inner, value in words.items()
-            if inner not in _OF_OPTIONS and _takes(found, inner)
+            if inner not in without and _takes(found, inner)
         )
         return mapped(optimizer__args=text)
 

@@ -1,5 +1,5 @@
 # ruff: noqa
-# pyright: ignore
+# pyright: basic, reportArgumentType=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportMissingImports=false
 """Other trainers' own sampling and bucketing on drawn clips and sizes, run from their source, as JSON: made peers.json.
 
 Arguments: checkouts of musubi-tuner, AI-Toolkit and SimpleTuner. Needs av, opencv-python-headless, numpy, torch, pillow and tqdm.

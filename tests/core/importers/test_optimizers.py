@@ -244,3 +244,10 @@ def test_diffusion_pipes_losses(line, expected):
 def test_diffusion_pipes_cosine_ends_at_a_rate():
     made = pipe("warmup_steps = 10", "warmup_steps = 10\nlr_scheduler = 'cosine'").recipe.schedule
     assert (made.kind, made.floor) == ("cosine", pytest.approx(0.05))
+
+
+def test_diffusion_pipes_arguments():
+    """What has a line of its own keeps it; the rest are arguments of the class."""
+    imported = pipe("type = 'adamw_optimi'", "type = 'CAME'\nstabilize = false\nclip_threshold = 2.0")
+    assert outcome(imported, "optimizer.stabilize")[0] == "not needed"
+    assert imported.recipe.optimizer.args == "clip_threshold=2.0"
