@@ -1,6 +1,7 @@
 """The node pack: one thin file a node family over the training core."""
 
 from . import (
+    caption_nodes,
     data_nodes,
     join_nodes,
     merge_nodes,
@@ -14,6 +15,7 @@ from . import (
 
 NODES = [
     *model_nodes.NODES,
+    *caption_nodes.NODES,
     *data_nodes.NODES,
     *join_nodes.NODES,
     *train_nodes.NODES,

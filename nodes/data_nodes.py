@@ -66,7 +66,11 @@ class DatasetFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, mask_folder: str = "", metadata_file: str = "", **_: Any) -> str:
+    def fingerprint_inputs(
+        cls, folder: str | None, mask_folder: str | None = "", metadata_file: str | None = "", **_: Any
+    ) -> Any:
+        if folder is None or mask_folder is None or metadata_file is None:
+            return float("nan")  # over a wire: what lies there may have changed
         path = folders.resolve_dataset_folder(folder)
         places, roots = [path], [path, *(root for _, root in folders.dataset_roots())]
         masks, metadata = path / mask_folder, path / metadata_file

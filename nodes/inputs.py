@@ -40,7 +40,14 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "CLIP_VISION": ("encode_image", "model"),
     "MODEL": ("model", "clone"),
 }
-_LISTS_OF_FILES = ("folder", "model_name", "name", "lora_file", "recovery_adapter")  # looked up where they are used
+_LISTS_OF_FILES = (
+    "folder",
+    "model_name",
+    "name",
+    "lora_file",
+    "recovery_adapter",
+    "model_folder",
+)  # looked up where they are used
 MAX_CURVE_POINTS = 256
 _NUMBERS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "INT": (int, "a whole number"),

@@ -8,6 +8,7 @@ const LINE = 46;
 /** @type {Record<string, number>} */
 const HEIGHTS = {
   DatasetFromFolder: 110,
+  CaptionDataset: 110,
   JoinDatasets: 110,
   CacheLatents: 60,
   CacheT5: 60,

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "train both experts of Wan 2.2: asks for a dataset, a name and the model files",
     "train": "train a recipe, a job or a run folder, or go on with it",
     "scan": "say what a dataset folder holds, and what would be dropped, cut or changed",
+    "caption": "write captions with a local model, where files of a dataset have none",
     "look": "write a page that shows each frame and caption as the model will see it, and what looks wrong",
     "timesteps": "say how often each noise level will be trained, and draw it",
     "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",

@@ -1,5 +1,6 @@
 """From a sample to pixels, and to its mask. Shapes: F frames, H W bucket height and width, h w latent height and width."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,21 @@ def read_frames(sample: Sample, interrupt: Interrupt | None = None) -> torch.Ten
 
         frames = _each(sample.file, sample.frame_indices, scaled, interrupt)
         return torch.from_numpy(np.stack([frames[index] for index in sample.frame_indices]))  # [F, H, W, 3]
+
+
+def read_given(sample: Sample, frames: torch.Tensor, interrupt: Interrupt | None = None) -> torch.Tensor:
+    """`frames`, the sample's own [F, H, W, 3], with the pictures that are given with it in place of the first and last.
+
+    Each is scaled, cut and flipped as the clip is. Raises DatasetError as `read_frames` does.
+    """
+    if sample.given is None:
+        return frames
+    found = frames.clone()
+    for index, file in ((0, sample.given.first), (-1, sample.given.last)):
+        if file is not None:
+            picture = dataclasses.replace(sample, file=file, frame_indices=(0,), given=None, mask=None)
+            found[index] = read_frames(picture, interrupt)[0]
+    return found
 
 
 def read_mask(sample: Sample, latent_format: LatentFormat, interrupt: Interrupt | None = None) -> torch.Tensor:

@@ -64,6 +64,7 @@ def cache_latents(
     total = len(dataset.samples)
     interrupt = Interrupt(check)
     encodings = Encodings(encoder, conditioning, vision, store, interrupt)
+    encodings.check_given(dataset)
     notes.extend(_check_room(dataset, encodings))
     coming = read_ahead(
         dataset.samples, encodings.prepare, encodings.num_bytes, ahead=ahead, at_once=encodings.prepare_known

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import CLIP_VISION, ConfigError, DatasetError, ModelFileError, RunError
+from ..errors import CLIP_VISION, CONDITION_ON, ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
 from .conditioning import hide_unknown, known_frames
-from .decode import read_frames, read_mask
+from .decode import read_frames, read_given, read_mask
 from .store import Store, latent_key, mask_key, vision_key
 from .tiles import TILE, encode_in_tiles
-from .types import LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
+from .types import Dataset, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
 from .watch import Interrupt
 
 FLOAT32 = 4  # bytes of a number in the store
 
 _WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
+
+_KNOWN = "known"  # the known frames themselves, [K, H, W, 3]
 
 Write = Callable[..., None]  # Store.save and its arguments, to be called now or soon
 
@@ -70,6 +72,23 @@ class Encodings:
         self._modes = (_WHOLE, conditioning) if self.encodes_known else (_WHOLE,)
         self._made: dict[str, str] = {}  # key of whole pictures to the key of what was made; of equal files, once
         self._tiled: set[tuple[int, ...]] = set()  # (F, H, W) that memory is too small for
+
+    def check_given(self, dataset: Dataset) -> None:
+        """ConfigError for pictures that are named to be given, and would not be."""
+        for sample in dataset.samples:
+            given = sample.given
+            if given is None or (self.encodes_known and (given.last is None or -1 in self.known)):
+                continue
+            what = "last" if given.last and (given.first is None or self.encodes_known) else "first"
+            if self.known and not self.encodes_known:
+                why = "the VAE is that of Wan 2.2 TI2V-5B, which takes the clip's own first frame: leave them out"
+            else:
+                wanted = "'first frame' or 'first and last frame'" if what == "first" else "'first and last frame'"
+                why = f"condition_on is '{self.conditioning}': leave them out, or, for image-to-video, choose {wanted}"
+            raise ConfigError(
+                f"the dataset names pictures for the {what} frame (of {sample.name}, for one), but {why}.",
+                about=CONDITION_ON,
+            )
 
     def num_bytes(self, sample: Sample) -> int:
         """Bytes that the pixels of a prepared sample take at most."""
@@ -133,8 +152,11 @@ class Encodings:
             try:
                 frames = read_frames(sample, self._interrupt)  # [F, H, W, 3]
                 pixels[_WHOLE] = frames
+                given = read_given(sample, frames, self._interrupt)
+                if self.vision is not None:
+                    pixels[_KNOWN] = given[list(self.known)]
                 if self.encodes_known and self.conditioning not in keys:
-                    pixels[self.conditioning] = hide_unknown(frames, self.conditioning)
+                    pixels[self.conditioning] = hide_unknown(given, self.conditioning)
             except DatasetError as error:
                 problem = error  # which is none if an equal file turns out to have been encoded by then
         return Prepared(
@@ -196,6 +218,8 @@ class Encodings:
         return latent_shape(channels, len(sample.frame_indices), sample.height, sample.width)
 
     def _key(self, sample: Sample, mode: str, *, in_tiles: bool = False) -> str:
+        if mode != _WHOLE and sample.given:
+            mode = f"{mode}, given {sample.given.content_key}"
         mode = f"{mode}, tiles of {TILE}" if in_tiles else mode
         return latent_key(sample, self.encoder.identity, mode)
 
@@ -295,8 +319,7 @@ class Encodings:
             return key
         if prepared.problem:
             raise prepared.problem
-        frames = prepared.pixels[_WHOLE]
-        features = torch.cat([self.vision.encode(frames[index]) for index in self.known])  # [257 n, 1280]
+        features = torch.cat([self.vision.encode(frame) for frame in prepared.pixels[_KNOWN]])  # [257 n, 1280]
         features = features.detach().to("cpu", torch.float32)
         expected = (CLIP_TOKENS * len(self.known), CLIP_DIM)
         if tuple(features.shape) != expected:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
 from .captions import extension
+from .given import GivenFiles, separate_given
 from .links import leads_within
 from .masks import look_like_masks, separate_masks
 from .media import MEDIA_SUFFIXES
@@ -120,6 +121,15 @@ def without_masks(
     media, masks = separate_masks(folder, found.media, options, within)
     notes = [note for note in found.notes if note.name not in found.media or note.name in media]
     return dataclasses.replace(found, media=media, notes=notes), masks
+
+
+def without_given(
+    folder: Path, found: Found, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[Found, GivenFiles]:
+    """What was found without the pictures that are given with clips, and those."""
+    media, given = separate_given(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    return dataclasses.replace(found, media=media, notes=notes), given
 
 
 def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:

@@ -11,7 +11,8 @@ from ..settings.dataset import DatasetOptions
 from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions
 from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
-from .folder import check_folder, find_files, without_masks
+from .folder import check_folder, find_files, without_given, without_masks
+from .given import GivenFiles, given_of
 from .masks import mask_of
 from .media import MEDIA_SUFFIXES, BadMediaError
 from .metadata_files import FOUND_BY_NAME, find_metadata, read_metadata
@@ -47,6 +48,7 @@ def scan_folder(
     within = None if within is None else [folder, *within]
     found = find_files(folder, options, index_path, within)
     found, masks = without_masks(folder, found, options, within)
+    found, given = without_given(folder, found, options, within)
     if not found.media:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         left_out = next((f" ({note})" for note in found.notes if note.action == "skipped"), "")
@@ -61,6 +63,7 @@ def scan_folder(
     captions, caption_notes = assign_captions(names, found.sidecars, with_words, listed, unread=unread)
     media = {name: path for name, path in found.media.items() if name in captions}
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
+    given_probes = _probe_all(folder, given.paths, index_path, None, Interrupt(check)) if given.paths else {}
     mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
     samples: list[list[Sample]] = []
     notes: list[Note] = [*found.notes, *caption_notes]
@@ -70,6 +73,9 @@ def scan_folder(
             has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
             mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
             of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
+        if options.gives_frames and of_file and of_file[0].file.kind == "video":
+            of_file, given_notes = _with_given(of_file, given, given_probes, options)
+            file_notes = [*file_notes, *given_notes]
         samples.append(of_file)
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
@@ -198,6 +204,19 @@ def _samples_of(
         for width, height in buckets
     ]
     return samples, notes
+
+
+def _with_given(
+    samples: list[Sample], given: GivenFiles, probes: dict[str, Probe], options: DatasetOptions
+) -> tuple[list[Sample], list[Note]]:
+    """A clip's samples with the pictures that are given with them; none, and a note, if one of those is not there."""
+    file = samples[0].file
+    try:
+        pictures, notes = given_of(file, given, probes, options)
+    except BadMediaError as error:
+        return _unusable(file.name, Path(file.path), str(error), options)
+    found = pictures if pictures.first or pictures.last else None
+    return [dataclasses.replace(sample, given=found) for sample in samples], notes
 
 
 def _treatment(options: DatasetOptions) -> Treatment:

@@ -36,7 +36,8 @@ def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str
 
 def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
     """Key of the CLIP vision features of a sample's known frames."""
-    return _key("vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity)
+    held = (sample.content_key, conditioning, encoder_identity, *sample.given_keys)
+    return _key("vision", _PIXELS_VERSION, *held)
 
 
 def mask_key(sample: Sample, latent_format: str) -> str:

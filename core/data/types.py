@@ -51,6 +51,20 @@ class Mask:
         return digest(["mask", of_file, self.inverted, self.least], 32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Pictures that an image-to-video model is given in place of a clip's own frames; None: its own."""
+
+    first: MediaFile | None = None
+    last: MediaFile | None = None
+
+    @property
+    def content_key(self) -> str:
+        """Digest of the pictures."""
+        files = (self.first, self.last)
+        return digest(["given", *([file.sha256, list(file.read_as)] if file else [] for file in files)], 32)
+
+
 CENTER = (0.5, 0.5)
 
 
@@ -85,6 +99,7 @@ class Sample:
     follows_motion: bool = False  # in place of `crop`: where the clip moves most
     flip: str = ""  # "x": mirrored left to right, "y": upside down, "xy": both
     mask: Mask | None = None
+    given: Given | None = None
 
     dataset: str = ""  # its dataset's name, where several are joined
     is_of_sizes: bool = False  # whether its file is used at several sizes
@@ -119,6 +134,11 @@ class Sample:
     def mask_keys(self) -> tuple[str, ...]:
         """The key of its mask; () where it has none."""
         return (self.mask.content_key,) if self.mask else ()
+
+    @property
+    def given_keys(self) -> tuple[str, ...]:
+        """The key of the pictures that are given with it; () where it has none."""
+        return (self.given.content_key,) if self.given else ()
 
 
 def later_of(more_captions: tuple[str, ...], treatment: Treatment, *others: str) -> list[object]:
@@ -186,7 +206,7 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the content: pixels, captions, repeats; not of paths or names."""
-        later = [later_of(s.file.more_captions, s.treatment, *s.mask_keys) for s in self.samples]
+        later = [later_of(s.file.more_captions, s.treatment, *s.mask_keys, *s.given_keys) for s in self.samples]
         first = [[s.content_key, s.file.caption, s.repeats, s.held_out] for s in self.samples]
         return digest([[*known, *more] for known, more in zip(first, later, strict=True)])
 

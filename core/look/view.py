@@ -177,6 +177,9 @@ def _treatment(sample: Sample) -> str:
     treatment = sample.treatment
     told = ["keeps what the model knows"] if treatment.is_regularization else []
     told += [f"its loss counts {treatment.loss_weight:g}"] if treatment.loss_weight != 1 else []
+    if sample.given is not None:
+        pictures = (("first", sample.given.first), ("last", sample.given.last))
+        told += [f"an image-to-video model is given {file.name} as {place} frame" for place, file in pictures if file]
     if sample.mask is not None:
         by = sample.mask.file.name if sample.mask.file else "its own transparency"
         told.append(f"its loss is masked by {by}")

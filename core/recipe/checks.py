@@ -40,6 +40,7 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         check_patterns(settings.adapter, layer_paths(info.config))
         _check_conditioning(recipe, info)
+        _check_given(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
     encoder = _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
@@ -73,6 +74,21 @@ def _check_conditioning(recipe: Recipe, info: CheckpointInfo) -> None:
         raise ConfigError(
             f"conditioning is '{recipe.conditioning}', but {info.path.name} is {_KINDS[variant]}: {what_to_do}."
         )
+
+
+def _check_given(recipe: Recipe, info: CheckpointInfo) -> None:
+    """Pictures that are named to be given, and would not be."""
+    for source in recipe.datasets:
+        names = source.options.gives_frames
+        if names and (recipe.conditioning == "none" or info.config.variant == "ti2v"):
+            raise ConfigError(
+                f"{names[0]} is set, but {info.path.name} with conditioning '{recipe.conditioning}' is given no pictures: "
+                "leave it out, or, for image-to-video, set conditioning to 'first frame' or 'first and last frame'."
+            )
+        if "last_frames" in names and recipe.conditioning == "first frame":
+            raise ConfigError(
+                "last_frames is set, but conditioning is 'first frame': leave it out, or choose 'first and last frame'."
+            )
 
 
 def _check_vision(recipe: Recipe, info: CheckpointInfo) -> None:

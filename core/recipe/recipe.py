@@ -15,9 +15,10 @@ from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..serial import check_depth, from_dict, to_dict
+from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles
-from ..settings.option import LATENTS, Option, Widget, all_options, option
+from ..settings.option import LATENTS, Option, Widget, all_options, option, options_of
 from ..settings.stage import Stage, StageSettings
 from .tables import toml_lines, without_defaults
 
@@ -231,7 +232,8 @@ def _place(name: str) -> str:
 
 def widgets_of(node: str, recipe: type[Recipe] = Recipe) -> list[tuple[Option, Widget]]:
     """The options that a node shows, in the order of their places."""
-    found = [(item, item.widget) for item in all_options(recipe) if item.widget and item.widget.node == node]
+    declared = [*all_options(recipe), *options_of(CaptioningOptions)]  # captions are made before there is a recipe
+    found = [(item, item.widget) for item in declared if item.widget and item.widget.node == node]
     return sorted(found, key=lambda pair: pair[1].place)
 
 

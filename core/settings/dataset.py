@@ -420,6 +420,31 @@ class DatasetOptions(Options, group="dataset"):
         widget=Widget(DATASET, "mask_invert", 58),
         aitoolkit="datasets.invert_mask",
     )
+    first_frames: str = option(
+        "",
+        help="Image-to-video: a folder with a picture for each clip, given to the model as the first frame.",
+        more="In place of the clip's own first frame. A folder within the dataset folder; its pictures have the clips' names,"
+        " and are not trained on. Empty: the clip's own.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "first_frames", 60),
+    )
+    last_frames: str = option(
+        "",
+        help="The same for the last frame, with condition_on 'first and last frame'.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "last_frames", 61),
+    )
+    frames_file: str = option(
+        "",
+        help="Image-to-video: a .jsonl file in the dataset folder that names clips and the pictures given with them.",
+        more='A line for each: {"file_name": "a.mp4", "first_frame": "start.png", "last_frame": "end.png"}. Clips that it does'
+        " not name are given their own frames.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "frames_file", 62),
+    )
 
     caption_source: CaptionSource = option(
         "sidecar",
@@ -522,6 +547,7 @@ class DatasetOptions(Options, group="dataset"):
         super().__post_init__()
         _check_class_word(self)
         _check_ranges(self)
+        _check_given(self)
         aspect_ratios(self.crop_aspects)
         if not re.fullmatch(r"[\w.-]{0,30}", self.mask_suffix):
             raise ConfigError(
@@ -581,6 +607,11 @@ class DatasetOptions(Options, group="dataset"):
         return [f"{name} has no effect without shuffle_tags or tag_dropout." for name in changed]
 
     @property
+    def gives_frames(self) -> tuple[str, ...]:
+        """The options that name pictures to give in place of the clips' own frames."""
+        return tuple(name for name in ("first_frames", "last_frames", "frames_file") if getattr(self, name))
+
+    @property
     def has_masks(self) -> bool:
         """Whether masks are looked for."""
         return bool(self.mask_folder or self.mask_suffix or self.alpha_mask)
@@ -614,6 +645,23 @@ def _check_ranges(options: DatasetOptions) -> None:
         if most and least > most:
             raise ConfigError(
                 f"{low} is {least:g}, above {high}, which is {most:g}: no file would be left; lower the one or raise the other."
+            )
+
+
+def _check_given(options: DatasetOptions) -> None:
+    """Pictures belong to the ends of a clip, so that windows in its middle can have none."""
+    for name in options.gives_frames:
+        if options.frame_sampling not in ("head", "full", "even"):
+            raise ConfigError(
+                f"{name} is set, but with frame_sampling {options.frame_sampling} a clip gives several samples, which one "
+                "picture cannot all begin: choose head, full or even."
+            )
+        if options.crop == "motion":
+            raise ConfigError(f"{name} is set, but crop motion cannot follow a picture: choose another crop.")
+        path = getattr(options, name).replace("\\", "/")
+        if path.startswith("/") or ":" in path or ".." in path.split("/"):
+            raise ConfigError(
+                f"{name} is '{in_short(path)}': give a name within the dataset folder, such as starts or frames.jsonl."
             )
 
 

@@ -22,6 +22,7 @@ from .control import (
     show_text,
     version,
 )
+from .describer import HostDescriber
 from .encoders import HostTextEncoder, HostVideoEncoder, HostVisionEncoder
 from .models import load_diffusion_model, load_umt5, load_vae, umt5_config
 from .places import cache_path, remember, runs_path, vanished, work_path
@@ -29,6 +30,7 @@ from .places import cache_path, remember, runs_path, vanished, work_path
 __all__ = [
     "SAMPLERS",
     "SCHEDULERS",
+    "HostDescriber",
     "HostTextEncoder",
     "HostVideoEncoder",
     "HostVisionEncoder",

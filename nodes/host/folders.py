@@ -128,6 +128,36 @@ def text_encoder_names() -> list[str]:
     return folder_paths.get_filename_list("text_encoders")
 
 
+def _language_model_roots() -> list[Path]:
+    """Where people keep language models as Hugging Face has them, a folder each."""
+    roots = [Path(folder_paths.models_dir) / "LLM"]
+    if "LLM" in folder_paths.folder_names_and_paths:
+        roots += [Path(path) for path in folder_paths.get_folder_paths("LLM")]
+    return list(dict.fromkeys(roots))
+
+
+def language_model_names() -> list[str]:
+    """Folders of language models: those below models/LLM that hold a config.json, at most two levels deep."""
+    found: list[str] = []
+    for root in _language_model_roots():
+        level = _folders_in(root)
+        for folder in [*level, *(child for one in level for child in _folders_in(one))]:
+            if is_file(folder / "config.json"):
+                found.append(folder.relative_to(root).as_posix())
+    return sorted(dict.fromkeys(found), key=str.lower)
+
+
+def language_model_path(name: str) -> Path:
+    """The full path of a listed folder of a language model; ConfigError if there is none."""
+    check_below(name, "model_folder")
+    for root in _language_model_roots():
+        if is_folder(root / name):
+            return root / name
+    raise ConfigError(
+        f"model_folder: '{in_short(name)}' was not found below models/LLM: put the model's folder there and press R."
+    )
+
+
 def lora_names() -> list[str]:
     """Files that LoRA loaders offer."""
     return folder_paths.get_filename_list("loras")

@@ -47,6 +47,7 @@ LEVELS = {
     "data": 5,
     "look": 6,
     "wan": 5,
+    "captioning": 6,
     "memory": 6,
     "adapters": 7,
     "encoders": 7,

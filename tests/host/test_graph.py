@@ -19,7 +19,8 @@ from wan_train.tools.workflow import ui_to_api
 PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = {
     "LoadWanDiT", "DatasetFromFolder", "CacheLatents", "CacheT5", "TrainLoRAStage", "MergeStages", "PreviewLoRA",
-    "WanLoadUMT5", "WanLoRAFromFile", "WanNanoFamily", "JoinDatasets",
+    "WanLoadUMT5", "WanLoRAFromFile", "WanNanoFamily", "JoinDatasets", "CaptionDataset",
+    "WanTimestepCurve", "WanTimestepDensity",
 }  # fmt: skip
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 

@@ -1,8 +1,11 @@
 """Image-to-video on the real host: known frames cached, an I2V expert trained, a preview from a start image."""
 
+import shutil
+
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.settings.job import job_from_json
 from wan_train.tests.host.graphs import changed, node, one_stage
@@ -69,6 +72,27 @@ def test_a_last_frame_can_be_given_too(i2v):
     prompt = preview(start_image=["start", 0], end_image=["start", 0])
     prompt["preview"]["inputs"]["seed"] = 4
     assert succeeded(i2v.run({**graph(), **prompt}))  # the training returns at once
+
+
+def test_a_picture_of_the_users_is_given_as_first_frame(i2v):
+    folder = i2v.base / "input" / "with_starts"
+    shutil.copytree(i2v.base / "input" / "shapes", folder)
+    (folder / "starts").mkdir()
+    for clip in folder.glob("*.mp4"):
+        Image.new("RGB", (64, 64), (200, 40, 40)).save(folder / "starts" / f"{clip.stem}.png")
+    before = run_folders(i2v)
+    prompt = changed(changed(graph(), "data", folder="input/with_starts", first_frames="starts"), "high_train", steps=1)
+    assert succeeded(i2v.run(prompt, timeout=200))
+    (run,) = run_folders(i2v) - before
+    given = job_from_json((run / "job.json").read_text(encoding="utf-8")).data.samples
+    known = [load_file(sample.known_path)["latents"] for sample in given]
+    assert len(known) == 2
+    assert torch.equal(known[0], known[1])  # of two clips: the same picture, and grey
+    none = changed(prompt, "latents", condition_on="none")
+    node_id, sentence = error_of(i2v.run(none))
+    assert node_id == "latents"
+    assert "names pictures for the first frame" in sentence
+    assert "set condition_on of Cache Latents" in sentence
 
 
 def test_gguf_files_are_offered(i2v):

@@ -109,6 +109,21 @@ def test_what_is_missing_or_too_much_is_named(make_recipe, name, conditioning, v
     assert not recipe.cache_path.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "conditioning", "option", "sentence"),
+    [
+        ("t2v", "none", "first_frames", "first_frames is set, .* is given no pictures: leave it out"),
+        ("ti2v", "first frame", "frames_file", "frames_file is set, .* is given no pictures"),
+        ("i2v", "first frame", "last_frames", "last_frames is set, but conditioning is 'first frame'"),
+    ],
+)
+def test_pictures_that_would_not_be_given_are_named(make_recipe, name, conditioning, option, sentence):
+    recipe = make_recipe(name, conditioning, vision=False)
+    source = dataclasses.replace(recipe.datasets[0], **{option: "starts"})
+    with pytest.raises(ConfigError, match=sentence):
+        check_recipe(dataclasses.replace(recipe, dataset=(source,)))
+
+
 def test_other_files_in_the_place_of_clip_vision_are_refused(make_recipe):
     recipe = make_recipe("i2v_21", "first frame", vision=True)
     for path, sentence in ((recipe.models.vae, "is a Wan 2.1 VAE; a CLIP vision"), ("gone", "'gone' does not exist")):
