@@ -12,6 +12,7 @@ from ..paths import shown
 from .aitoolkit_rest import REST
 from .aitoolkit_rules import RULES
 from .answers import Given
+from .declared import number
 from .families import family_of
 from .kinds import Kind
 from .reading import Reading, Training, leaves, number_in, with_defaults
@@ -99,8 +100,14 @@ def _family(model: dict[str, Any]) -> tuple[str, str]:
 
 
 def _notes(given: list[Given]) -> list[str]:
-    return (
-        ["Neither folder nor size is in the job: it has no datasets."]
-        if not any(item.dataset is not None for item in given)
-        else []
-    )
+    if not any(item.dataset is not None for item in given):
+        return ["Neither folder nor size is in the job: it has no datasets."]
+    notes = [
+        "AI-Toolkit takes for each file the multiples of 16 around its own shape. Here it goes to the nearest of a list of"
+        " shapes with that area, so that a side can differ by 16 pixels."
+    ]
+    if any(item.key == "datasets.num_frames" and (number(item.value) or 0) > 1 for item in given):
+        notes.append(
+            "AI-Toolkit repeats frames of a clip that has fewer than num_frames. Here it is shortened (short_clips)."
+        )
+    return notes

@@ -1,26 +1,16 @@
 """What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
 
 from .aitoolkit_data import DATASET_RULES
+from .aitoolkit_optimizer import OPTIMIZER_RULES
 from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
     PLAN,
-    betas,
     gradient_checkpointing,
     is_off,
     need_number,
-    optimizer,
     precision_8_or_4_bit,
-    schedule,
-    to_number,
 )
 from .declared import choice_of, exists, fit, number, options_by_place, truth
-
-_OPTIMIZERS = {
-    "adamw8": ("adamw8bit",),
-    "lion8bit": ("lion8bit",),
-    "prodigy8bit": ("prodigy",),
-    "ademamix8bit": ("ademamix8bit", "ademamix"),
-}
 
 
 def _linear(_context: Context, given: Given) -> Answer:
@@ -132,39 +122,9 @@ def _bias(_context: Context, given: Given) -> Answer:
     return not_supported("noise levels are not favoured here.")
 
 
-def _optimizer(_context: Context, given: Given) -> Answer:
-    return optimizer(given.value, _OPTIMIZERS)
-
-
-def _betas(_context: Context, given: Given) -> Answer:
-    return betas(given.value)
-
-
-def _scheduler(context: Context, given: Given) -> Answer:
-    """toolkit/scheduler.py: linear is PyTorch's LinearLR, which rises from a third where nothing else is said."""
-    if given.value == "linear" and number(context.get("train.lr_scheduler_params.start_factor", 1 / 3)) != 1:
-        return not_supported("the learning rate rises from a third of it there, and not at all here.")
-    return schedule(given.value)
-
-
-def _factors(context: Context, given: Given) -> Answer:
-    """start_factor and end_factor of LinearLR."""
-    if context.get("train.lr_scheduler") != "linear":
-        return not_needed("lr_scheduler is not linear.")
-    if given.key.endswith("end_factor"):
-        return mapped(schedule__floor=float(need_number(given.value)))
-    return not_needed("lr_scheduler is read by it.")
-
-
-def _eta_min(context: Context, given: Given) -> Answer:
-    """The lowest learning rate itself there, and a share of the highest here."""
-    rate = need_number(context.get("train.lr", 1e-6))
-    return changed(
-        "a learning rate there, a share of the highest here.", schedule__floor=float(need_number(given.value)) / rate
-    )
-
-
 def _loss_type(_context: Context, given: Given) -> Answer:
+    if given.value == "pseudo_huber":  # SDTrainer.py: sqrt(d^2 + c^2) - c with c = 0.01
+        return changed("the same curve, twice as high here.", loss__kind="soft_l1", loss__huber_c=0.01)
     found = choice_of("loss.kind", str(given.value))
     return (
         not_supported(f"there is no loss {given.value} here: mse is taken.")
@@ -303,6 +263,7 @@ _DOP, _BLANK = "train.diff_output_preservation", "train.blank_prompt_preservatio
 
 RULES: dict[str, Rule] = {
     **DATASET_RULES,
+    **OPTIMIZER_RULES,
     "job": _job,
     "network.linear": _linear,
     "network.linear_alpha": _alpha,
@@ -314,12 +275,6 @@ RULES: dict[str, Rule] = {
     "train.gradient_accumulation_steps": _accumulation,
     "train.timestep_type": _timestep_type,
     "train.content_or_style": _bias,
-    "train.optimizer": _optimizer,
-    "train.optimizer_params.betas": _betas,
-    "train.lr_scheduler": _scheduler,
-    "train.lr_scheduler_params.start_factor": _factors,
-    "train.lr_scheduler_params.end_factor": _factors,
-    "train.lr_scheduler_params.eta_min": _eta_min,
     "train.loss_type": _loss_type,
     "train.gradient_checkpointing": gradient_checkpointing,
     "train.disable_sampling": _disable_sampling,
@@ -343,5 +298,4 @@ RULES: dict[str, Rule] = {
     "sample.samples[0].prompt": _preview("prompt"),
     "sample.neg": _preview("negative_prompt"),
     **{f"sample.{name}": _preview(name, is_number=True) for name in ("width", "height", "num_frames", "seed", "fps")},
-    **{f"train.optimizer_params.{name}": to_number(f"optimizer.{name}") for name in ("weight_decay", "eps")},
 }

@@ -1,7 +1,6 @@
 """Rules and words that several trainers share."""
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -81,16 +80,6 @@ def need_number(value: Any, *, is_whole: bool = False) -> Any:
 def to_text(place: str) -> Rule:
     """A rule for a text that means the same here."""
     return lambda _context, given: Answer("mapped", {place: "" if given.value is None else str(given.value)})
-
-
-def optimizer(value: Any, names: Mapping[str, Sequence[str]]) -> Answer:
-    """An optimizer by its name elsewhere. `names`: that name, in small letters, to ours that do the same."""
-    word = str(value)
-    found = choice_of("optimizer.name", word, *names.get(word.lower(), ()))
-    if found is None:
-        return not_supported(f"there is no optimizer {word} here: adamw is taken. Its learning rate may be another.")
-    exact = found.replace("_", "") == re.sub(r"[^a-z0-9]", "", word.lower())
-    return either("" if exact else f"the nearest is {found}.", optimizer__name=found)
 
 
 # Names of schedules in diffusers and transformers, and ours.

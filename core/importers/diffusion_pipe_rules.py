@@ -7,7 +7,6 @@ from .common import (
     gradient_checkpointing,
     is_off,
     need_number,
-    optimizer,
     precision_8_or_4_bit,
     repeats,
     schedule,
@@ -15,13 +14,24 @@ from .common import (
 )
 from .declared import choice_of, exists, frames, number, truth
 from .families import family_of
+from .optimizers import OPTIMI, Named, answer, arguments, of_class, said_by
 from .sizes import sizes
 
 _OPTIMIZERS = {
-    "adamw_optimi": ("adamw",),
-    "adamw8bitkahan": ("adamw8bit",),
-    "stableadamw": ("adamw",),
-    "offload": ("adamw",),
+    "adamw": Named("adamw"),
+    "adamw8bit": Named("adamw8bit"),
+    "adamw_optimi": Named("adamw", OPTIMI),
+    "stableadamw": Named("adamw", OPTIMI, "without its limit of each update."),
+    "adamw8bitkahan": Named("adamw8bit", {}, "the LoRA is fp32 here, so that no Kahan sum is needed."),
+    "offload": Named("adamw"),
+    "sgd": Named("custom", {"weight_decay": 0.0}, "it is used by its class.", "torch.optim.SGD"),
+}
+_NO_ARGUMENTS = ("type", "stabilize", "gradient_release", "beta2_half_life")
+_OWN_CODE = ("automagic", "genericoptim")
+_SAID = {
+    "optimizer.weight_decay": ("weight_decay",),
+    "optimizer.eps": ("eps",),
+    "optimizer.betas": ("beta1", "beta2"),
 }
 
 
@@ -184,16 +194,41 @@ def _alpha(context: Context, _given: Given) -> Answer:
     return mapped(adapter__alpha=float(need_number(context.get("adapter.rank", 16))))
 
 
-def _optimizer(_context: Context, given: Given) -> Answer:
-    return optimizer(given.value, _OPTIMIZERS)
+def _named(context: Context) -> Named | None:
+    """train.py: a name of its own, else a class of the package pytorch_optimizer."""
+    word = str(context.get("optimizer.type"))
+    if word.lower() in _OWN_CODE:
+        return None
+    return _OPTIMIZERS.get(word.lower()) or of_class(word, package="pytorch_optimizer")
+
+
+def _optimizer(context: Context, given: Given) -> Answer:
+    return answer(_named(context), str(given.value), said_by(context, _SAID))
+
+
+def _huber(context: Context, given: Given) -> Answer:
+    """models/base.py: huber_delta goes first."""
+    width = float(need_number(given.value))
+    if given.key == "smooth_l1_beta":
+        if context.has("huber_delta"):
+            return not_needed("huber_delta is given, and goes first.")
+        return mapped(loss__kind="smooth_l1", loss__huber_delta=width)
+    return mapped(loss__kind="huber", loss__huber_delta=width)
 
 
 def _betas(_context: Context, given: Given) -> Answer:
     return betas(given.value)
 
 
-def _scheduler(_context: Context, given: Given) -> Answer:
-    return schedule(given.value)
+def _scheduler(context: Context, given: Given) -> Answer:
+    """train.py: linear falls to 0, cosine to a learning rate of 1e-6, over all epochs."""
+    found = schedule(given.value)
+    if given.value == "cosine" and found.values:
+        lowest = min(1.0, 1e-6 / float(need_number(context.get("optimizer.lr", 1.0))))
+        return changed("it ends at a learning rate of 1e-6.", schedule__kind="cosine", schedule__floor=lowest)
+    if given.value != "constant" and found.values and context.has("max_steps"):
+        return changed("over the epochs there; here over max_steps.", schedule__kind=found.values["schedule.kind"])
+    return found
 
 
 def _epochs(context: Context, given: Given) -> Answer:
@@ -263,6 +298,9 @@ RULES: dict[str, Rule] = {
     "adapter.type": _adapter_type,
     "adapter.alpha": _alpha,
     "optimizer.type": _optimizer,
+    "optimizer.beta2_half_life": lambda _context, _given: not_supported("beta2 is a number here: set optimizer.beta2."),
+    "optimizer.*": arguments("optimizer.", _named, without=_NO_ARGUMENTS),
+    **dict.fromkeys(("huber_delta", "smooth_l1_beta"), _huber),
     "optimizer.betas": _betas,
     "lr_scheduler": _scheduler,
     "epochs": _epochs,

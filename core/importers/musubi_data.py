@@ -86,6 +86,8 @@ def _extraction(context: Context, given: Given) -> Answer:
         count = need_number(context.get("frame_sample", 1, given.dataset), is_whole=True)
         if count <= 1:  # dataset/datasources.py: uniform with one sample is head
             return changed("uniform with one window is the first frames.", dataset__frame_sampling="head")
+        why = "a window between the first and the last may start a frame later: starts are rounded here, not cut."
+        return changed(why, dataset__frame_sampling="uniform")
     found = choice_of("dataset.frame_sampling", word)
     return not_supported(f"there is no {word} here.") if found is None else mapped(dataset__frame_sampling=found)
 

@@ -1,6 +1,6 @@
 """Options of musubi-tuner that have none here: why that does not matter, or what is missing by it."""
 
-from .answers import Answer, Context, Given, Rule, not_needed, not_supported
+from .answers import Rule
 from .common import (
     CACHES,
     LOADING,
@@ -11,15 +11,6 @@ from .common import (
     needless,
     unsupported,
 )
-
-
-def _law(context: Context, given: Given) -> Answer:
-    """Constants of laws of noise levels that hardly anybody uses for Wan."""
-    is_used = str(context.get("timestep_sampling")).startswith(("sigma", "logsnr", "qinglong"))
-    if given.key == "mode_scale":
-        is_used = context.get("weighting_scheme") == "mode"
-    return not_supported("it has no constant of its own here.") if is_used else not_needed("its law is not used.")
-
 
 REST: dict[str, Rule] = {
     **needless(CACHES, "cache_directory", "cache.dataset_config", "cache.skip_existing", "cache.batch_size",
@@ -48,7 +39,6 @@ REST: dict[str, Rule] = {
     **needless("the metadata tell what was trained, in the form that ComfyUI and its managers read.", "metadata_reso",
                "metadata_arch", "no_metadata"),
     **needless("it is for other models.", "guidance_scale", "img_in_txt_in_offloading", "one_frame"),
-    **dict.fromkeys(("logit_mean", "logit_std", "mode_scale"), _law),
     **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
     **unsupported("checkpoints are not made for their own sake here: the newest are kept (loop.keep_last).",
                   "save_last_n_epochs"),

@@ -1,15 +1,16 @@
 """What becomes of each option of musubi-tuner. Names that mean the same here stand in the declarations of core/settings."""
 
+import math
 import re
+from typing import Any
 
-from .answers import Answer, Context, Given, Rule, changed, mapped, not_needed, not_supported
+from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
     betas,
     checkpoints_by_epoch,
     gradient_checkpointing,
     need_number,
-    optimizer,
     schedule,
     to_number,
     window,
@@ -17,16 +18,16 @@ from .common import (
 from .declared import choice_of, exists, number, truth
 from .families import stage_of
 from .musubi_data import DATASET_RULES
+from .optimizers import CLASSES, Named, answer, arguments, of_class, said_by
 
-_OPTIMIZERS = {
-    "adamw8bit": ("adamw8bit",),
-    "bitsandbytes.optim.adamw8bit": ("adamw8bit",),
-    "torch.optim.adamw": ("adamw",),
-    "pagedadamw8bit": ("paged_adamw8bit", "adamw8bit_paged"),
-    "prodigyopt.prodigy": ("prodigy",),
-    "schedulefree.adamwschedulefree": ("schedule_free", "adamw_schedulefree"),
-    "adamwschedulefree": ("schedule_free", "adamw_schedulefree"),
+# Its options of the optimizer, and ours.
+_SAID = {
+    "optimizer_args.weight_decay": ("weight_decay",),
+    "optimizer_args.eps": ("eps",),
+    "optimizer_args.betas": ("beta1", "beta2"),
 }
+_EVEN = {"timesteps.sampling": "uniform"}
+_MIN_RATIO_READ = ("rex", "cosine_with_min_lr", "warmup_stable_decay")
 
 
 def _dit(context: Context, given: Given) -> Answer:
@@ -80,6 +81,8 @@ def _sampling(context: Context, given: Given) -> Answer:
         scheme = str(context.get("weighting_scheme", "none"))
         found = choice_of("timesteps.sampling", scheme) if scheme in ("logit_normal", "mode") else "uniform"
         if scheme == "logit_normal":
+            if number(context.get("logit_mean", 0.0)):
+                return changed("logit_normal is shift here, by e to the logit_mean.", timesteps__sampling="shift")
             return changed("logit_normal is sigmoid here.", timesteps__sampling="sigmoid")
         if found is None:
             return not_supported(f"there is no {scheme} here: uniform is taken.")
@@ -90,6 +93,26 @@ def _sampling(context: Context, given: Given) -> Answer:
         if found is None
         else mapped(timesteps__sampling=found)
     )
+
+
+def _as(key: str, value: Any) -> Given:
+    return Given(key=key, name=key, value=value)
+
+
+def _law(context: Context, given: Given) -> Answer:
+    """logit_mean and logit_std: of logsnr and qinglong_flux, and of weighting_scheme logit_normal with sigma."""
+    sampling, scheme = str(context.get("timestep_sampling", "sigma")), str(context.get("weighting_scheme", "none"))
+    value = float(need_number(given.value))
+    if given.key == "mode_scale":
+        is_used = sampling == "sigma" and scheme == "mode"
+        return mapped(timesteps__mode_scale=value) if is_used else not_needed("its law is not used.")
+    if sampling in ("logsnr", "qinglong_flux"):
+        return Answer("mapped", {f"timesteps.{given.key.replace('logit', 'logsnr')}": value})
+    if sampling != "sigma" or scheme != "logit_normal":
+        return not_needed("its law is not used.")
+    if given.key == "logit_std":
+        return mapped(timesteps__sigmoid_scale=value)
+    return changed("a shift by e to it is the same law.", timesteps__shift=math.exp(value)) if value else mapped()
 
 
 def _shift(context: Context, given: Given) -> Answer:
@@ -110,9 +133,11 @@ def _window(context: Context, given: Given) -> Answer:
     return window(context, given, context.get("min_timestep"), context.get("max_timestep"), of_thousand=True)
 
 
-def _shape(_context: Context, given: Given) -> Answer:
+def _shape(context: Context, given: Given) -> Answer:
     """training/trainer_base.py: drawn again until it lies in the window; without it the whole law is squeezed into it."""
     is_cut = truth(given.value)
+    if _sampling(context, _as("timestep_sampling", context.get("timestep_sampling"))).values == _EVEN:
+        return not_needed("with every noise level as likely it is the same either way.")
     if exists("timesteps.window"):
         return mapped(timesteps__window="cut" if is_cut else "squeezed")
     if is_cut:
@@ -125,8 +150,28 @@ def _boundary(_context: Context, given: Given) -> Answer:
     return mapped(boundary=found / 1000 if found > 1 else float(found))
 
 
-def _scheduler(_context: Context, given: Given) -> Answer:
+def _scheduler(context: Context, given: Given) -> Answer:
+    if str(given.value).lower() == "rex" and not context.has("lr_scheduler_min_lr_ratio"):
+        return changed("it ends at a hundredth of the learning rate.", schedule__kind="rex", schedule__floor=0.01)
     return schedule(given.value)
+
+
+def _decay(context: Context, given: Given) -> Answer:
+    """Steps, or below 1 a share of all; ours is a share of those after the warm-up."""
+    if context.get("lr_scheduler") != "warmup_stable_decay":
+        return not_needed("lr_scheduler is not warmup_stable_decay.")
+    found = float(need_number(given.value))
+    steps = number(context.get("max_train_steps"))
+    warmup = float(need_number(context.get("lr_warmup_steps", 0)))
+    if (found >= 1 or warmup > 0) and not steps:
+        return not_supported("which share of the run it is can't be told without --max_train_steps.")
+    total = float(steps or 1)
+    falling = found * total if found < 1 else found
+    after = total - (warmup * total if warmup < 1 else warmup)
+    if not 0 < falling <= after:
+        return not_supported("it has no place after the warm-up.")
+    share = round(falling / after, 6)
+    return either("" if share == found else "a share of the steps after the warm-up.", schedule__decay_share=share)
 
 
 def _warmup(context: Context, given: Given) -> Answer:
@@ -141,16 +186,27 @@ def _warmup(context: Context, given: Given) -> Answer:
 
 def _min_ratio(context: Context, given: Given) -> Answer:
     value = float(need_number(given.value))
-    if context.get("lr_scheduler") == "polynomial":
-        # training/trainer_base.py hands the power alone to transformers, whose lowest learning rate is 1e-7.
-        return changed("musubi-tuner leaves it out with polynomial; here it counts.", schedule__floor=value)
+    word = str(context.get("lr_scheduler", "constant"))
+    if word.startswith("constant"):
+        return not_needed("the learning rate does not fall.")
+    if word not in _MIN_RATIO_READ:
+        # training/trainer_base.py: with others it is not handed on. polynomial ends at transformers' 1e-7.
+        return changed(f"musubi-tuner leaves it out with {word}; here it counts.", schedule__floor=value)
     return mapped(schedule__floor=value)
 
 
-def _optimizer(_context: Context, given: Given) -> Answer:
-    if not given.value:
-        return changed("it is AdamW.", optimizer__name="adamw")
-    return optimizer(given.value, _OPTIMIZERS)
+def _named(context: Context) -> Named:
+    """training/trainer_base.py, get_optimizer: three names in any case, else a class of torch.optim or of a package."""
+    word = str(context.get("optimizer_type") or "adamw")
+    if word.lower() == "adafactor":
+        if truth(context.get("optimizer_args.relative_step", True)):
+            return Named("adafactor", {}, "there it finds its learning rate unless relative_step=False is given.")
+        return Named("adafactor", {"weight_decay": 0.0})
+    return CLASSES[word.lower()] if word.lower() in ("adamw", "adamw8bit") else of_class(word)
+
+
+def _optimizer(context: Context, given: Given) -> Answer:
+    return answer(_named(context), str(given.value), said_by(context, _SAID))
 
 
 def _betas(_context: Context, given: Given) -> Answer:
@@ -224,8 +280,11 @@ RULES: dict[str, Rule] = {
     "timestep_boundary": _boundary,
     "lr_scheduler": _scheduler,
     "lr_warmup_steps": _warmup,
+    "lr_decay_steps": _decay,
+    **dict.fromkeys(("logit_mean", "logit_std", "mode_scale"), _law),
     "lr_scheduler_min_lr_ratio": _min_ratio,
     "optimizer_type": _optimizer,
+    "optimizer_args.*": arguments("optimizer_args.", _named),
     "optimizer_args.betas": _betas,
     "network_module": _network,
     "gradient_checkpointing": gradient_checkpointing,

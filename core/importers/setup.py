@@ -124,7 +124,9 @@ def _answer(peer: str, context: Context, given: Given) -> Answer:
     reader = READERS[peer]
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
-        rule = reader.rest.get(given.key) or reader.rest.get(re.split(r"[.\[]", given.key)[0] + ".*")
+        table = f"{given.key.rpartition('.')[0]}.*"
+        first = re.split(r"[.\[]", given.key)[0] + ".*"
+        rule = reader.rest.get(given.key) or reader.rules.get(table) or reader.rest.get(first)
     try:
         answer = rule(context, given) if rule else by_declaration(peer, given.key, given.value)
         for place, value in answer.values.items():

@@ -79,6 +79,11 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
             f"there are {len(trainings)} configurations, and they are not one for each expert of Wan 2.2: bring one at a time."
         )
     notes = []
+    if backends:
+        notes.append(
+            "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it"
+            " is never larger: most sizes that are not square have a side that is 16 pixels shorter."
+        )
     if not backends:
         notes.append("Your files name no dataset: bring multidatabackend.json too, it holds folder, size and frames.")
     if not runs:
@@ -185,6 +190,8 @@ def _training(run: list[Given], family: str) -> Training:
     defaults = dict(_DEFAULTS)
     if FAMILIES[family].has_experts or family == "ti2v-5b":  # helpers/models/wan/model.py, WAN_STAGE_OVERRIDES
         defaults["flow_schedule_shift"] = 5.0
+    if _value(run, "loss_type") in ("huber", "smooth_l1"):
+        defaults["huber_schedule"] = "snr"
     if _value(run, "max_train_steps") in ("", "0", "None") and not _value(run, "num_train_epochs"):
         defaults["num_train_epochs"] = 1
     return Training(with_defaults(run, defaults), stage)

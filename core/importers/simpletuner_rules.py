@@ -8,33 +8,60 @@ from .common import (
     gradient_checkpointing,
     is_off,
     need_number,
-    optimizer,
     precision_8_or_4_bit,
     schedule,
     to_number,
 )
-from .declared import choice_of, declared, number, side, truth
+from .declared import by_declaration, choice_of, declared, number, side, truth
 from .families import family_of
+from .optimizers import Named, answer, arguments, said_by, unread
 from .simpletuner_data import DATASET_RULES
 
+# helpers/training/optimizer_param.py: its names, and what each takes where optimizer_config says nothing.
+_EPS = {"eps": 1e-6}
+_LION = {"beta2": 0.99, "weight_decay": 0.0}
+_ADAMW = {"beta2": 0.99, "eps": 1e-6, "weight_decay": 0.0}  # optimi's
+_ADAM = "Adam without weight decay, which is AdamW without it."
 _OPTIMIZERS = {
-    "adamw_bf16": ("adamw",),
-    "torch-adamw": ("adamw",),
-    "optimi-adamw": ("adamw",),
-    "bnb-adamw": ("adamw",),
-    "ao-adamw8bit": ("adamw8bit",),
-    "bnb-adamw8bit": ("adamw8bit",),
-    "bnb-adamw8bit-paged": ("paged_adamw8bit", "adamw8bit_paged", "adamw8bit"),
-    "optimi-lion": ("lion",),
-    "bnb-lion": ("lion",),
-    "bnb-lion-paged": ("lion",),
-    "bnb-lion8bit": ("lion8bit",),
-    "bnb-lion8bit-paged": ("paged_lion8bit", "lion8bit_paged", "lion8bit"),
-    "adamw_schedulefree": ("schedule_free", "adamw_schedulefree", "schedulefree"),
-    "bnb-ademamix": ("ademamix",),
-    "bnb-ademamix8bit": ("ademamix8bit", "ademamix"),
-    "torch-adafactor": ("adafactor",),
+    "adamw_bf16": Named("adamw", _EPS, "the LoRA is fp32 here."),
+    "torch-adam": Named("adamw", {"weight_decay": 0.0}, _ADAM),
+    "torch-adamw": Named("adamw"),
+    "torch-adafactor": Named("custom", {"weight_decay": 0.0}, "it is used by its class.", "torch.optim.Adafactor"),
+    "optimi-adam": Named("adamw", _ADAMW, _ADAM),
+    "optimi-adamw": Named("adamw", _ADAMW),
+    "optimi-stableadamw": Named("adamw", {**_ADAMW, "weight_decay": 0.01}, "without its limit of each update."),
+    "optimi-lion": Named("lion", _LION),
+    "bnb-adam": Named("adamw", {"weight_decay": 0.0}, _ADAM),
+    "bnb-adam8bit": Named("adamw8bit", {"weight_decay": 0.0}, _ADAM),
+    "bnb-adamw": Named("adamw", _EPS),
+    "bnb-adamw-paged": Named("paged_adamw", _EPS),
+    "bnb-adamw8bit": Named("adamw8bit", _EPS),
+    "bnb-adamw8bit-paged": Named("paged_adamw8bit", _EPS),
+    "ao-adamw8bit": Named("adamw8bit", _EPS, "bitsandbytes' 8 bits in place of torchao's."),
+    "bnb-lion": Named("lion", _LION),
+    "bnb-lion-paged": Named("paged_lion", _LION),
+    "bnb-lion8bit": Named("lion8bit", _LION),
+    "bnb-lion8bit-paged": Named("paged_lion8bit", _LION),
+    "bnb-ademamix": Named("ademamix"),
+    "bnb-ademamix8bit": Named("ademamix8bit"),
+    "bnb-ademamix-paged": Named("ademamix", {}, "its state stays in GPU memory here."),
+    "bnb-ademamix8bit-paged": Named("ademamix8bit", {}, "its state stays in GPU memory here."),
+    "adamw_schedulefree": Named("schedulefree"),
+    "prodigy": Named("prodigy", _LION, "the original Prodigy here, ProdigyPlusScheduleFree there."),
+    **{
+        f"torch-{name.lower()}": Named(
+            "custom", {"weight_decay": 0.0}, "it is used by its class.", f"torch.optim.{name}"
+        )
+        for name in ("SGD", "RAdam", "NAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "ASGD")
+    },
 }
+_SAID = {
+    "optimizer_config.weight_decay": ("weight_decay",),
+    "optimizer_config.eps": ("eps",),
+    "optimizer_beta1": ("beta1",),
+    "optimizer_beta2": ("beta2",),
+}
+_LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # helpers/models/common.py
 
 
 def _alpha(context: Context, given: Given) -> Answer:
@@ -45,7 +72,9 @@ def _alpha(context: Context, given: Given) -> Answer:
 def _lora_type(_context: Context, given: Given) -> Answer:
     if given.value == "standard":
         return mapped()
-    return not_supported("LyCORIS can't be trained here, a LoRA is: read rank and alpha again.")
+    return not_supported(
+        "the file of lycoris is not read: set adapter.kind and its options by hand, else it is a LoRA."
+    )
 
 
 def _targets(_context: Context, given: Given) -> Answer:
@@ -98,16 +127,27 @@ def _mixed(_context: Context, given: Given) -> Answer:
     )
 
 
-# helpers/training/optimizer_param.py: their weight decay where nothing is said, in place of 0.01.
-_WITHOUT_DECAY = ("optimi-", "bnb-lion")
+def _named(context: Context) -> Named | None:
+    return _OPTIMIZERS.get(str(context.get("optimizer")).lower())
 
 
 def _optimizer(context: Context, given: Given) -> Answer:
-    answer = optimizer(given.value, _OPTIMIZERS)
-    says = context.has("adam_weight_decay") or context.has("optimizer_config.weight_decay")
-    if not says and answer.values and str(given.value).startswith(_WITHOUT_DECAY):
-        return Answer(answer.outcome, {**answer.values, "optimizer.weight_decay": 0.0}, answer.why)
-    return answer
+    return answer(_named(context), str(given.value), said_by(context, _SAID))
+
+
+def _loss(_context: Context, given: Given) -> Answer:
+    found = _LOSSES.get(str(given.value))
+    return (
+        not_supported(f"there is no loss {given.value} here: mse is taken.")
+        if found is None
+        else mapped(loss__kind=found)
+    )
+
+
+def _huber(context: Context, given: Given) -> Answer:
+    if context.get("loss_type", "l2") not in ("huber", "smooth_l1"):
+        return not_needed("loss_type has no use for it.")
+    return by_declaration("simpletuner", given.key, given.value)
 
 
 def _scheduler(_context: Context, given: Given) -> Answer:
@@ -262,6 +302,13 @@ RULES: dict[str, Rule] = {
     "base_model_precision": _base_precision,
     "mixed_precision": _mixed,
     "optimizer": _optimizer,
+    "optimizer_config.*": arguments("optimizer_config.", _named),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay"),
+        unread("SimpleTuner reads it with DeepSpeed alone: the optimizer's own values count."),
+    ),
+    "loss_type": _loss,
+    **dict.fromkeys(("huber_c", "huber_schedule"), _huber),
     "optimizer_config.weight_decay": to_number("optimizer.weight_decay"),
     "optimizer_config.eps": to_number("optimizer.eps"),
     "optimizer_beta1": to_number("optimizer.beta1"),

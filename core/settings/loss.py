@@ -41,7 +41,7 @@ class LossOptions(Options, group="loss"):
         at_birth=1.0,
         widget=Widget(TRAIN, "huber_delta", 49, least=1e-4, most=100.0, step=0.01),
         only_with={"kind": ("huber", "smooth_l1")},
-        diffusion_pipe="model.huber_delta",
+        diffusion_pipe="huber_delta",
     )
     huber_c: float = option(
         0.1,
