@@ -8,7 +8,7 @@ found damaged is renamed to `damaged-step-00000250` and kept.
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,12 @@ class Checkpoints:
         *,
         keep_last: int,
         training: str = "",
+        metadata: Mapping[str, str] | None = None,
     ) -> Path:
         """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`.
 
-        `training`: the key of the job, noted beside. Raises RunError when the disk refuses; earlier checkpoints are
-        untouched.
+        `training`: the key of the job, noted beside. `metadata`: of the adapter's file. Raises RunError when the disk
+        refuses; earlier checkpoints are untouched.
         """
         target = self.path / f"step-{step:08d}"
         if _is_complete(target):
@@ -70,7 +71,9 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             files = {
-                ADAPTER: write_safetensors(temporary / ADAPTER, tensors, {"format": "pt"}, kept=kept),
+                ADAPTER: write_safetensors(
+                    temporary / ADAPTER, tensors, {**(metadata or {}), "format": "pt"}, kept=kept
+                ),
                 STATE: _write_state(temporary / STATE, {**state, "manifest": _VERSION}, kept),
             }
             _write_manifest(temporary / MANIFEST, step, training, files, kept)

@@ -1,6 +1,6 @@
 """Checkpoints in a run: written between steps, and found again by the next process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,28 @@ from .state import Stateful, check, collect, restore
 class SaveCheckpoint:
     """A checkpoint every `checkpoint_every` steps and at the end."""
 
-    def __init__(self, folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful]):
-        self._store, self._events, self._parts = folder.checkpoint_store, events, parts
+    def __init__(
+        self,
+        folder: RunFolder,
+        events: EventWriter,
+        parts: Mapping[str, Stateful],
+        describe: Callable[[int], Mapping[str, str]] = lambda _step: {},
+    ):
+        """`describe`: what the adapter's file says about itself after so many steps."""
+        self._store, self._events, self._parts, self._describe = folder.checkpoint_store, events, parts, describe
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now."""
         tensors, states = collect(self._parts)
         state, job = {"step": trainer.step, **states}, trainer.job
-        self._store.save(trainer.step, tensors, state, keep_last=job.loop.keep_last, training=job.key)
+        self._store.save(
+            trainer.step,
+            tensors,
+            state,
+            keep_last=job.loop.keep_last,
+            training=job.key,
+            metadata=self._describe(trainer.step),
+        )
         self._events.write("checkpoint", step=trainer.step)
 
     def needs_weights(self, trainer: Trainer) -> bool:

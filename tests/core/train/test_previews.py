@@ -205,7 +205,7 @@ def test_previews_are_attempts_that_may_run_out_of_memory(tmp_path, job):
         return act()
 
     trainer.attempt = twice
-    previews.Preview(folder, EventWriter(folder.events_path), lambda: False)._make(trainer)
+    previews.Preview(folder, EventWriter(folder.events_path), lambda: False).make(trainer)
     assert acts == [1]
     assert torch.equal(PreviewFolder.of(folder).read(1), preview_latents(trainer))
 

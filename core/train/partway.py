@@ -1,0 +1,39 @@
+"""The LoRAs that a run has on the way: its checkpoints, each of which holds one."""
+
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from ..disk import write_atomic
+from ..errors import RunError
+from ..settings.job import Job
+from .checkpoints import ADAPTER
+from .label import lora_name
+from .run_folder import RunFolder
+
+
+def checkpoint_lora(folder: RunFolder, step: int) -> Path | None:
+    """The LoRA file inside the checkpoint of this step; None where there is none. It goes when the checkpoint does."""
+    return next((path / ADAPTER for number, path in folder.checkpoints() if number == step), None)
+
+
+def keep_newest(folder: RunFolder, job: Job) -> tuple[int, Path]:
+    """The newest checkpoint's step, and a copy of its LoRA in the run's folder, which outlives the checkpoint.
+
+    It is named NAME_stepN. RunError where there is no checkpoint, or it can't be copied.
+    """
+    newest = max((step for step, _ in folder.checkpoints() if step <= job.loop.steps), default=0)
+    source = checkpoint_lora(folder, newest)
+    if source is None:
+        raise RunError(f"{folder.path} has no checkpoint yet, so that there is no LoRA to use: let it train for a step.")
+    target = folder.path / f"{lora_name(job)}_step{newest}.safetensors"
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as stream:
+            shutil.copyfileobj(stream, file)
+
+    try:
+        write_atomic(target, copy)
+    except FileNotFoundError as error:
+        raise RunError(f"the checkpoint of step {newest} went away while it was copied: queue again.") from error
+    return newest, target
