@@ -1,4 +1,4 @@
-"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets.
+"""What the front end asks the server: the curve of a run, after a page reload, and its previews; the presets; imports.
 
 A diary may have a million lines: it is read in a thread, so that the server goes on answering, and its curve is thinned
 to what a chart can show. What can't be answered is a sentence with a 4xx status, and names no path of this machine.
@@ -19,11 +19,18 @@ from aiohttp import web
 
 from ..core.data.links import is_file
 from ..core.errors import WanTrainError
+from ..core.importers.report import report
+from ..core.importers.setup import import_setup
+from ..core.importers.texts import MAX_BYTES, Source
+from ..core.importers.workflow import workflow
 from ..core.recipe.presets import PRESETS
+from ..core.recipe.recipe import recipe_to_toml
+from ..core.safe_json import parse_object
 from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+from .host import folders
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,6 +38,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
 _RUN_NAME = re.compile(r"[\w .+()-]+")
+_MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 _histories = Histories()
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
@@ -41,6 +49,7 @@ def register() -> None:
     routes.get("/wan_train/runs/{run}")(_guarded(get_run))
     routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
     routes.get("/wan_train/presets")(_guarded(get_presets))
+    routes.post("/wan_train/import")(_guarded(post_import))
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -157,3 +166,61 @@ async def get_presets(_: web.Request) -> web.Response:
         for preset in PRESETS.values()
     ]
     return web.json_response(presets)
+
+
+async def post_import(request: web.Request) -> web.Response:
+    """A workflow, a recipe and a report of the files of another trainer: {"files": [{"name", "text"}]}. Nothing is written.
+
+    400 for a request that holds no files, 413 for too much, 422 with a sentence for files that are no such setup.
+    """
+    body = await _read_all(request, _MOST_IMPORTED)
+    if body is None:
+        return _refusal(
+            413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has."
+        )
+    sources = _sources_in(body)
+    if sources is None:
+        return _refusal(400, "the request holds no files.")
+    loop = asyncio.get_running_loop()
+    try:
+        return web.json_response(await loop.run_in_executor(_threads, _import, sources))
+    except WanTrainError as error:
+        return _refusal(422, str(error))
+
+
+async def _read_all(request: web.Request, most: int) -> bytes | None:
+    """The body of a request; None where it is larger than `most`. The host's own limit is 100 MB and more."""
+    body = b""
+    async for chunk in request.content.iter_chunked(2**16):
+        body += chunk
+        if len(body) > most:
+            return None
+    return body
+
+
+def _sources_in(body: bytes) -> list[Source] | None:
+    try:
+        files = parse_object(body)["files"]
+        found = [Source(file["name"], file["text"]) for file in files]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if all(isinstance(one, str) for source in found for one in (source.name, source.text)) else None
+
+
+def _import(sources: list[Source]) -> dict[str, Any]:
+    imported = import_setup(sources)
+    graph, notes = workflow(imported, folders.known_files())
+    told = (
+        f"{report(imported)}\nOf the workflow:\n" + "".join(f"  - {note}\n" for note in notes)
+        if notes
+        else report(imported)
+    )
+    return {
+        "name": imported.recipe.name,
+        "trainer": imported.trainer,
+        "workflow": graph,
+        "recipe": recipe_to_toml(imported.recipe),
+        "report": told,
+        "options": len(imported.given),
+        "unsupported": sum(line.answer.outcome == "not supported" for line in imported.given),
+    }

@@ -12,6 +12,7 @@ Json = dict[str, Any]
 
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+AUTOGROW = "COMFY_AUTOGROW_V3"
 CONTROL_VALUES = ("fixed", "increment", "decrement", "randomize")
 NOTES = ("Note", "MarkdownNote")
 MUTED, BYPASSED = 2, 4
@@ -135,7 +136,8 @@ class _Graph:
 def ui_to_api(ui: Json, object_info: Json) -> Json:
     """Convert a UI workflow to the prompt that the page would send for it.
 
-    Raises WorkflowError for node classes that the host lacks and for subgraphs. Autogrow inputs are not handled.
+    Raises WorkflowError for node classes that the host lacks and for subgraphs. Of inputs that grow (Autogrow) those that
+    are connected are kept.
     """
     graph = _Graph(ui)
     prompt = {}
@@ -168,6 +170,8 @@ def _api_inputs(node: Json, info: Json, graph: _Graph) -> Json:
             inputs[field.name] = value
         elif field.is_widget and not field.optional:
             inputs[field.name] = field.default
+    growing = tuple(f"{field.name}." for field in _fields(info["input"]) if field.type == AUTOGROW)
+    inputs |= {name: source for name, source in links.items() if growing and name.startswith(growing) and source}
     return inputs
 
 

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
+import { chooseFiles, listenForDrops } from "./imports.js";
 import { renewValues } from "./old_values.js";
 import { fetchPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showsText, showText } from "./reports.js";
@@ -41,11 +42,23 @@ function listen() {
     takeOutput(nodeByExecutionId(display_node ?? node), output);
   });
   events.addEventListener("reconnected", refetchRuns);
+  listenForDrops();
 }
 
 /** @type {Comfy.Extension} */
 const extension = {
   name: "WanTrain",
+
+  commands: [
+    {
+      id: "WanTrain.Import",
+      label: "Open a musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe setup",
+      icon: "pi pi-file-import",
+      function: chooseFiles,
+    },
+  ],
+
+  menuCommands: [{ path: ["File", "WanTrain"], commands: ["WanTrain.Import"] }],
 
   setup() {
     addStyle();

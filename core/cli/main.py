@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import keyword
 import logging
 import sys
 import traceback
@@ -21,6 +22,7 @@ COMMANDS = {
     "timesteps": "say how often each noise level will be trained, and draw it",
     "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
+    "import": "make a recipe and a workflow of the files of musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",
@@ -69,7 +71,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
-            module = importlib.import_module(f".commands.{name}", __package__)
+            file = f"{name}_" if keyword.iskeyword(name) else name
+            module = importlib.import_module(f".commands.{file}", __package__)
             command.description = _description(module.__doc__ or "")
             module.add_arguments(command)
             command.set_defaults(run=module.run)

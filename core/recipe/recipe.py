@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from ..settings.stage import Stage, StageSettings
 from .tables import toml_lines, without_defaults
 
 WORK_FOLDER = "wan_train"
+_BACKSLASH = re.compile(
+    r'"[^"\n\\]*\\[^"\\\n][^"\n]*"?'
+)  # a backslash in double quotes, but not before a quote or another
 MAX_BYTES = 256_000_000  # of a recipe or a job: one with 100000 samples has 80 MB
 
 
@@ -33,7 +37,6 @@ class Recipe(StageSettings):
         in_key=False,
         musubi="output_name",
         aitoolkit="config.name",
-        simpletuner="model_name",
     )
     author: str = option("", help="Written into the LoRAs.", in_key=False, musubi="metadata_author")
     dataset: tuple[DatasetSource, ...]  # [dataset], or several [[dataset]]
@@ -112,11 +115,21 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         tables = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
     except (ValueError, RecursionError) as error:  # of both parsers
-        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.") from error
+        advice = "" if path.suffix.lower() == ".json" else backslash_advice(text)
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.{advice}") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
     check_depth(tables, str(path))
     return tables
+
+
+def backslash_advice(text: str) -> str:
+    """What to do about TOML in which a backslash stands in double quotes, where \\U and \\n mean something else; "" if none."""
+    found = _BACKSLASH.search(text)
+    if not found:
+        return ""
+    line, at = text[: found.start()].count("\n") + 1, shown(found.group(), 60)
+    return f" In line {line}, {at}: a path with backslashes needs single quotes, 'C:\\data', or write C:/data."
 
 
 def read_text(path: Path) -> str:
@@ -259,6 +272,11 @@ def _absolute(path: str, folder: Path) -> str:
         return ""
     if len(path) > MAX_PATH or "\0" in path:
         raise ConfigError(f"the recipe names the path '{shown(path)}', which is none: correct it.")
+    if any(ord(char) < 32 for char in path):  # "C:\new" in TOML: the \n is a line break
+        raise ConfigError(
+            f"the recipe names the path '{shown(path)}', which holds a line break or a tab: in double quotes a backslash"
+            " and a letter mean such a sign, so write the path in single quotes, 'C:\\new', or with /."
+        )
     try:
         made = folder / Path(path).expanduser()
         os.fsencode(made)

@@ -52,7 +52,7 @@ class LoopOptions(Options, group="loop"):
         most=2**64 - 1,
         widget=Widget(TRAIN, "seed", 6, advanced=False, is_required=True, least=0, most=2**53),
         musubi="seed",
-        aitoolkit="train.seed",
+        aitoolkit="training_seed",
         simpletuner="seed",
     )
     caption_dropout: float = option(

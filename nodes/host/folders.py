@@ -136,3 +136,10 @@ def lora_names() -> list[str]:
 def lora_path(name: str, field: str = "lora_file") -> Path:
     """The full path of a listed LoRA; ConfigError if there is none."""
     return _model_path("loras", name, field)
+
+
+def known_files() -> dict[str, list[str]]:
+    """Names that loaders and Dataset from Folder offer, by kind."""
+    kinds = ("vae", "text_encoders", "clip_vision")
+    found = {kind: list(folder_paths.get_filename_list(kind)) for kind in kinds}
+    return {**found, "diffusion_models": diffusion_model_names(), "datasets": dataset_folders()}

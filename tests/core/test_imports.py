@@ -50,7 +50,8 @@ LEVELS = {
     "generate": 11,
     "launch": 11,
     "recipe": 12,
-    "cli": 13,
+    "importers": 13,
+    "cli": 14,
 }  # fmt: skip
 
 

@@ -118,6 +118,18 @@ def test_bypassed_and_muted_nodes_are_resolved():
     assert ui_to_api(ui, OBJECT_INFO)["2"]["inputs"]["model"] == ["1", 0]
 
 
+def test_inputs_that_grow_are_kept_where_they_are_connected():
+    info = {
+        **OBJECT_INFO,
+        "Join": node_definition({"required": {"all": ["COMFY_AUTOGROW_V3", {"template": {}}]}}, ["MODEL"]),
+    }
+    ui = api_to_ui({"1": {"class_type": "Loader", "inputs": {"file": "a.safetensors"}}}, OBJECT_INFO)
+    sockets = [{"name": f"all.one_{i}", "type": "MODEL", "link": link} for i, link in enumerate((1, None))]
+    ui["nodes"].append({"id": 2, "type": "Join", "mode": 0, "inputs": sockets, "outputs": []})
+    ui["links"].append([1, 1, 0, 2, 0, "MODEL"])
+    assert ui_to_api(ui, info)["2"]["inputs"] == {"all.one_0": ["1", 0]}
+
+
 def test_unknown_node_is_named():
     with pytest.raises(WorkflowError, match="uses the node 'Missing'"):
         ui_to_api({"nodes": [{"id": 1, "type": "Missing"}], "links": []}, OBJECT_INFO)

@@ -7,7 +7,10 @@ class Api extends EventTarget {
     return `/api${path}`;
   }
 
-  async fetchApi(path) {
+  sent = []; // what requests held that sent something
+
+  async fetchApi(path, request) {
+    if (request) this.sent.push(request);
     const found = this.answers[path] ?? { status: 404, body: {} };
     const { status = 200, body } = typeof found === "function" ? await found() : found;
     return { status, ok: status === 200, json: async () => body };

@@ -1,0 +1,122 @@
+"""What becomes of the dataset options of AI-Toolkit."""
+
+from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .common import (
+    loss_weight,
+    need_number,
+    repeats,
+)
+from .declared import choice_of, exists, frames, number, truth
+from .sizes import sizes
+
+
+def _resolution(_context: Context, given: Given) -> Answer:
+    """Sides of squares, whose area is what counts; the same files at each (toolkit/buckets.py). Nothing is scaled up."""
+    values = given.value if isinstance(given.value, list) else [given.value]
+    answer = sizes(values)
+    return Answer(answer.outcome, {**answer.values, "dataset.upscale": False}, answer.why)
+
+
+def _buckets(_context: Context, given: Given) -> Answer:
+    return mapped(dataset__aspect_buckets=truth(given.value))
+
+
+def _frames(_context: Context, given: Given) -> Answer:
+    found = need_number(given.value, is_whole=True)
+    kept = frames(found)
+    return either("" if kept == found else "Wan takes 4n+1 frames.", dataset__num_frames=kept)
+
+
+def _shrink(context: Context, given: Given) -> Answer:
+    """toolkit/dataloader_mixins.py: num_frames over the whole clip, whatever its length; else a random start."""
+    if not need_number(context.get("datasets.num_frames", 1, given.dataset)) > 1:
+        return not_needed("pictures have one frame.")
+    if truth(given.value):
+        return mapped(dataset__frame_sampling="even")
+    found = choice_of("dataset.frame_sampling", "random")
+    if found is not None:
+        return mapped(dataset__frame_sampling=found)
+    return changed(
+        "a random start there; here the whole clip in windows, one after another.", dataset__frame_sampling="chunk"
+    )
+
+
+def _fps(context: Context, given: Given) -> Answer:
+    if truth(context.get("datasets.shrink_video_to_frames", True, given.dataset)):
+        return not_needed("frames are spread over the whole clip, so that no rate counts (shrink_video_to_frames).")
+    return mapped(dataset__fps=float(need_number(given.value)))
+
+
+def _caption_ext(_context: Context, given: Given) -> Answer:
+    ending = str(given.value).strip()
+    return mapped(dataset__caption_extension=ending if ending.startswith(".") else f".{ending}")
+
+
+def _default_caption(_context: Context, given: Given) -> Answer:
+    return mapped(dataset__default_caption="" if given.value is None else str(given.value))
+
+
+def _trigger(_context: Context, given: Given) -> Answer:
+    return mapped(dataset__trigger_word="" if given.value is None else str(given.value))
+
+
+def _dropout(context: Context, given: Given) -> Answer:
+    """A dataset's there. Of the run here, where datasets have none of their own."""
+    found = float(need_number(given.value))
+    if exists("dataset.drop_captions"):
+        return mapped(dataset__drop_captions=found)
+    rates = {number(item.value) for item in context.given if item.key == given.key}
+    if len(rates) > 1:
+        return not_supported("all datasets of a run have one share of dropped captions here.")
+    return mapped(loop__caption_dropout=found)
+
+
+def _is_reg(_context: Context, given: Given) -> Answer:
+    place = "dataset.regularization"
+    if exists(place):
+        return mapped(dataset__regularization=truth(given.value))
+    return (
+        not_supported("there are no regularization datasets here.") if truth(given.value) else not_needed("it is off.")
+    )
+
+
+def _weight(_context: Context, given: Given) -> Answer:
+    return loss_weight(given.value, "weight of its own")
+
+
+def _network_weight(_context: Context, given: Given) -> Answer:
+    """It scales what the LoRA adds while this dataset is trained, which is no weight of the loss."""
+    return (
+        not_needed("it is 1.")
+        if number(given.value) == 1
+        else not_supported(
+            "a LoRA has one strength while it is trained; what a dataset counts is loss_multiplier there."
+        )
+    )
+
+
+def _repeats(_context: Context, given: Given) -> Answer:
+    return repeats(given.value)
+
+
+def _i2v(_context: Context, given: Given) -> Answer:
+    return mapped(conditioning="first frame") if truth(given.value) else mapped(conditioning="none")
+
+
+DATASET_RULES: dict[str, Rule] = {
+    "datasets.resolution": _resolution,
+    "datasets.buckets": _buckets,
+    "datasets.num_frames": _frames,
+    "datasets.shrink_video_to_frames": _shrink,
+    "datasets.fps": _fps,
+    "datasets.caption_ext": _caption_ext,
+    "datasets.default_caption": _default_caption,
+    "datasets.trigger_word": _trigger,
+    "trigger_word": _trigger,
+    "datasets.caption_dropout_rate": _dropout,
+    "datasets.is_reg": _is_reg,
+    "datasets.loss_multiplier": _weight,
+    "datasets.network_weight": _network_weight,
+    "datasets.num_repeats": _repeats,
+    "datasets.do_i2v": _i2v,
+}

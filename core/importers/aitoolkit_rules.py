@@ -1,0 +1,319 @@
+"""What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
+
+from .aitoolkit_data import DATASET_RULES
+from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .common import (
+    PLAN,
+    betas,
+    gradient_checkpointing,
+    is_off,
+    need_number,
+    optimizer,
+    precision_8_or_4_bit,
+    schedule,
+    to_number,
+)
+from .declared import choice_of, exists, fit, number, options_by_place, truth
+
+_OPTIMIZERS = {
+    "adamw8": ("adamw8bit",),
+    "lion8bit": ("lion8bit",),
+    "prodigy8bit": ("prodigy",),
+    "ademamix8bit": ("ademamix8bit", "ademamix"),
+}
+
+
+def _linear(_context: Context, given: Given) -> Answer:
+    return mapped(adapter__rank=need_number(given.value, is_whole=True))
+
+
+def _alpha(context: Context, given: Given) -> Answer:
+    """toolkit/lora_special.py: "no alpha for peft", it is the rank, whatever the file says."""
+    rank = float(need_number(context.get("network.linear", 4)))
+    given_alpha = number(given.value)
+    why = "" if given_alpha in (None, rank) else f"AI-Toolkit leaves it out: its LoRA has the rank for alpha, {rank:g}."
+    return either(why, adapter__alpha=rank)
+
+
+def _type(_context: Context, given: Given) -> Answer:
+    word = str(given.value).lower()
+    if word == "lora":
+        return mapped()
+    kind = choice_of("adapter.kind", word)
+    return not_supported(f"{word} can't be trained here, a LoRA is.") if kind is None else mapped(adapter__kind=kind)
+
+
+def _only_if(_context: Context, given: Given) -> Answer:
+    values = given.value if isinstance(given.value, list) else [given.value]
+    parts = [part for part in ("self_attn", "cross_attn", "ffn") if any(part in str(value) for value in values)]
+    diffusers = {"attn1": "self_attn", "attn2": "cross_attn"}
+    parts += [ours for theirs, ours in diffusers.items() if any(theirs in str(value) for value in values)]
+    if not parts:
+        return (
+            not_needed("it is empty.")
+            if is_off(given.value)
+            else not_supported("a LoRA is put on whole parts of blocks here.")
+        )
+    return changed("the parts of the blocks that it names.", adapter__targets=list(dict.fromkeys(parts)))
+
+
+def _steps(context: Context, given: Given) -> Answer:
+    """extensions_built_in/sd_trainer/SDTrainer.py: steps count both experts, which take turns."""
+    found = need_number(given.value, is_whole=True)
+    if context.facts.get("has_experts") and context.facts.get("stage") is None:
+        half = max(1, found // 2)
+        return changed(f"AI-Toolkit counts both experts' steps: {half} for each.", loop__steps=half)
+    return mapped(loop__steps=found)
+
+
+def _accumulation(context: Context, given: Given) -> Answer:
+    found = need_number(given.value, is_whole=True)
+    if given.key.endswith("_steps") and context.has("train.gradient_accumulation"):
+        return not_needed("gradient_accumulation says it.")
+    return mapped(loop__gradient_accumulation=found)
+
+
+def _timestep_type(context: Context, given: Given) -> Answer:
+    """toolkit/samplers/custom_flowmatch_sampler.py: tables of timesteps; the shift is 5 for Wan 2.2 and 3 for 2.1."""
+    word = str(given.value)
+    if word == "linear":
+        return mapped(timesteps__sampling="uniform")
+    if word == "sigmoid":
+        return mapped(timesteps__sampling="sigmoid")
+    if word == "weighted":
+        weighting = choice_of("loss.weighting", "weighted")
+        if weighting is None:
+            return not_supported("noise levels have no such weights here: all are as likely and count the same.")
+        return mapped(timesteps__sampling="uniform", loss__weighting=weighting)
+    if word == "shift":
+        shift = 5.0 if str(context.facts.get("family")).endswith(("a14b", "5b")) else 3.0
+        found = choice_of("timesteps.sampling", "shifted_uniform", "uniform_shift")
+        if found is not None:
+            return mapped(timesteps__sampling=found, timesteps__shift=shift)
+        return changed(
+            "uniform and then shifted there; here bell-shaped and then shifted.",
+            timesteps__sampling="shift",
+            timesteps__shift=shift,
+        )
+    found = choice_of("timesteps.sampling", word)
+    return (
+        not_supported(f"there is no {word} here: uniform is taken.")
+        if found is None
+        else mapped(timesteps__sampling=found)
+    )
+
+
+def _bias(_context: Context, given: Given) -> Answer:
+    """content: more of the high noise levels in the window; style: more of the low ones."""
+    words = {
+        "balanced": ("balanced", "none"),
+        "content": (
+            "high",
+            "favor_high",
+            "favour_high",
+            "favor_high_noise",
+            "favour_high_noise",
+            "content",
+            "high noise",
+        ),
+        "style": ("low", "favor_low", "favour_low", "favor_low_noise", "favour_low_noise", "style", "low noise"),
+    }
+    value = str(given.value)
+    for item in options_by_place().values():
+        if item.aitoolkit == given.key:
+            found = choice_of(item.place, *words.get(value, (value,)))
+            return (
+                not_supported(f"{item.place} has no {value}.")
+                if found is None
+                else Answer("mapped", {item.place: found})
+            )
+    if value == "balanced":
+        return not_needed("no noise levels are favoured here.")
+    return not_supported("noise levels are not favoured here.")
+
+
+def _optimizer(_context: Context, given: Given) -> Answer:
+    return optimizer(given.value, _OPTIMIZERS)
+
+
+def _betas(_context: Context, given: Given) -> Answer:
+    return betas(given.value)
+
+
+def _scheduler(context: Context, given: Given) -> Answer:
+    """toolkit/scheduler.py: linear is PyTorch's LinearLR, which rises from a third where nothing else is said."""
+    if given.value == "linear" and number(context.get("train.lr_scheduler_params.start_factor", 1 / 3)) != 1:
+        return not_supported("the learning rate rises from a third of it there, and not at all here.")
+    return schedule(given.value)
+
+
+def _factors(context: Context, given: Given) -> Answer:
+    """start_factor and end_factor of LinearLR."""
+    if context.get("train.lr_scheduler") != "linear":
+        return not_needed("lr_scheduler is not linear.")
+    if given.key.endswith("end_factor"):
+        return mapped(schedule__floor=float(need_number(given.value)))
+    return not_needed("lr_scheduler is read by it.")
+
+
+def _eta_min(context: Context, given: Given) -> Answer:
+    """The lowest learning rate itself there, and a share of the highest here."""
+    rate = need_number(context.get("train.lr", 1e-6))
+    return changed(
+        "a learning rate there, a share of the highest here.", schedule__floor=float(need_number(given.value)) / rate
+    )
+
+
+def _loss_type(_context: Context, given: Given) -> Answer:
+    found = choice_of("loss.kind", str(given.value))
+    return (
+        not_supported(f"there is no loss {given.value} here: mse is taken.")
+        if found is None
+        else mapped(loss__kind=found)
+    )
+
+
+def _quantize(context: Context, given: Given) -> Answer:
+    if not truth(given.value):
+        return mapped(precision="bf16")
+    return (
+        not_needed("qtype says how.") if context.has("model.qtype") else changed("qfloat8 is its way.", precision="fp8")
+    )
+
+
+def _qtype(context: Context, given: Given) -> Answer:
+    if not truth(context.get("model.quantize", False)):
+        return not_needed("quantize is off.")
+    word = str(given.value)
+    if "|" in word:
+        return changed("its recovery adapter is a file that you name in models.recovery_adapter.", precision="ara")
+    found = precision_8_or_4_bit(word)
+    if not found:
+        return not_supported(f"there is no {word} here.")
+    exact = word.lower() in ("qfloat8", "float8", "int8")
+    return either("" if exact else f"the nearest is {found}.", precision=found)
+
+
+def _name_or_path(context: Context, given: Given) -> Answer:
+    path = str(given.value)
+    if path.endswith((".safetensors", ".gguf")) and not context.facts.get("has_experts"):
+        return mapped(models__single=path)
+    return changed("a repository of Hugging Face there; here files, which you name under [models].")
+
+
+def _recovery(_context: Context, given: Given) -> Answer:
+    return not_needed("there is none.") if is_off(given.value) else mapped(models__recovery_adapter=str(given.value))
+
+
+def _compile(_context: Context, _given: Given) -> Answer:
+    return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
+
+
+def _save_dtype(_context: Context, given: Given) -> Answer:
+    words = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
+    return mapped(lora__precision=words.get(str(given.value), str(given.value)))
+
+
+def _sample_every(context: Context, given: Given) -> Answer:
+    if truth(context.get("train.disable_sampling", False)):
+        return not_needed("disable_sampling is on.")
+    return mapped(previews__every=need_number(given.value, is_whole=True))
+
+
+def _disable_sampling(_context: Context, given: Given) -> Answer:
+    return mapped(previews__every=0) if truth(given.value) else not_needed("it is off.")
+
+
+def _preview(widget: str, *, is_number: bool = False) -> Rule:
+    def rule(_context: Context, given: Given) -> Answer:
+        value = need_number(given.value) if is_number else str(given.value or "")
+        return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
+
+    return rule
+
+
+def _prompts(_context: Context, given: Given) -> Answer:
+    values = given.value if isinstance(given.value, list) else [given.value]
+    texts = [value for value in values if isinstance(value, str) and value]
+    if not texts:
+        return not_needed("there is none.")
+    found = {f"{PREVIEW}prompt": texts[0], **{f"{FURTHER}{i}": text for i, text in enumerate(texts[1:], 2)}}
+    more = " The others are in a note there." if len(texts) > 1 else ""
+    return Answer(
+        "changed", found, f"the first is for Preview LoRA in the workflow.{more} Training shows a caption of yours."
+    )
+
+
+def _guidance(context: Context, _given: Given) -> Answer:
+    """SDTrainer.py: the target goes further away from the prediction, by a scale that is 3 where none is given."""
+    place = "loss.differential_guidance"
+    if not truth(context.get("train.do_differential_guidance", False)):
+        return not_needed("it is off.")
+    if not exists(place):
+        return not_supported("there is no differential guidance here.")
+    scale = context.get("train.differential_guidance_scale", 3.0)
+    return Answer("mapped", {place: float(need_number(scale))})
+
+
+def _job(_context: Context, given: Given) -> Answer:
+    return (
+        not_needed("a recipe is a training.")
+        if str(given.value) in ("extension", "train")
+        else not_supported("LoRAs are trained here, nothing else.")
+    )
+
+
+def _ema(context: Context, given: Given) -> Answer:
+    for item in options_by_place().values():
+        if item.aitoolkit == given.key:
+            answer = fit(item, given.value)
+            if given.key.endswith("use_ema") and truth(given.value) and exists("ema.warm_up"):
+                return Answer(
+                    "mapped", {**answer.values, "ema.warm_up": False}
+                )  # toolkit/ema.py: one decay from the start
+            return answer
+    on = truth(context.get("train.ema_config.use_ema", False))
+    return not_supported("there is no moving average of the LoRA here.") if on else not_needed("EMA is off.")
+
+
+RULES: dict[str, Rule] = {
+    **DATASET_RULES,
+    "job": _job,
+    "network.linear": _linear,
+    "network.linear_alpha": _alpha,
+    "network.alpha": _alpha,
+    "network.type": _type,
+    "network.network_kwargs.only_if_contains": _only_if,
+    "train.steps": _steps,
+    "train.gradient_accumulation": _accumulation,
+    "train.gradient_accumulation_steps": _accumulation,
+    "train.timestep_type": _timestep_type,
+    "train.content_or_style": _bias,
+    "train.optimizer": _optimizer,
+    "train.optimizer_params.betas": _betas,
+    "train.lr_scheduler": _scheduler,
+    "train.lr_scheduler_params.start_factor": _factors,
+    "train.lr_scheduler_params.end_factor": _factors,
+    "train.lr_scheduler_params.eta_min": _eta_min,
+    "train.loss_type": _loss_type,
+    "train.gradient_checkpointing": gradient_checkpointing,
+    "train.disable_sampling": _disable_sampling,
+    "train.do_differential_guidance": _guidance,
+    "train.differential_guidance_scale": _guidance,
+    "train.ema_config.use_ema": _ema,
+    "train.ema_config.ema_decay": _ema,
+    "model.quantize": _quantize,
+    "model.qtype": _qtype,
+    "model.name_or_path": _name_or_path,
+    "model.accuracy_recovery_adapter": _recovery,
+    "model.compile": _compile,
+    "model.layer_offloading_transformer_percent": lambda _context, _given: not_needed(PLAN),
+    "device": lambda _context, _given: not_needed("a free GPU is taken (device)."),
+    "save.dtype": _save_dtype,
+    "sample.sample_every": _sample_every,
+    "sample.prompts": _prompts,
+    "sample.samples[0].prompt": _preview("prompt"),
+    "sample.neg": _preview("negative_prompt"),
+    **{f"sample.{name}": _preview(name, is_number=True) for name in ("width", "height", "num_frames", "seed", "fps")},
+    **{f"train.optimizer_params.{name}": to_number(f"optimizer.{name}") for name in ("weight_decay", "eps")},
+}

@@ -1,0 +1,201 @@
+"""What becomes of the dataset options of SimpleTuner."""
+
+import math
+
+from ..errors import ConfigError
+from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .common import (
+    NOT_DELETED,
+    is_off,
+    need_number,
+    repeats,
+)
+from .declared import by_declaration, choice_of, declared, exists, number, side, truth
+
+
+def _resolution(context: Context, given: Given) -> Answer:
+    """documentation/DATALOADER.md: pixel_area is the side of a square, area is megapixels, pixel is the shorter side."""
+    found = float(need_number(given.value))
+    kind = str(context.get("resolution_type", "pixel_area", given.dataset))
+    if kind == "area":
+        edge, why = math.sqrt(found * 1e6), f"{found:g} megapixels are a square of that side."
+    elif kind == "pixel":
+        edge, why = found, "it is the shorter side there; here the area counts, of a square of that side."
+    else:
+        edge, why = found, ""
+    if not 16 <= edge <= 16_384:
+        raise ConfigError(f"{given.shown} is no size for resolution_type {kind}.")
+    pixels = side(edge)
+    if pixels != edge and not why:
+        why = f"sides are multiples of 16, so it is {pixels}."
+    return either(why, dataset__width=pixels, dataset__height=pixels)
+
+
+def _resolution_type(_context: Context, given: Given) -> Answer:
+    known = ("pixel", "area", "pixel_area")
+    return (
+        not_needed("resolution is read by it.")
+        if given.value in known
+        else not_supported("there is no such kind of size.")
+    )
+
+
+def _crop(_context: Context, given: Given) -> Answer:
+    """Without a crop, and with one that keeps the aspect, files are sorted into buckets by their aspect ratio."""
+    return mapped(dataset__aspect_buckets=not truth(given.value))
+
+
+def _crop_aspect(context: Context, given: Given) -> Answer:
+    if not truth(context.get("crop", False, given.dataset)):
+        return not_needed("crop is off.")
+    if found := declared("simpletuner", "crop_aspect"):
+        return (
+            by_declaration("simpletuner", "crop_aspect", given.value)
+            if len(found) == 1
+            else not_needed("crop says it.")
+        )
+    if given.value == "square":
+        return mapped(dataset__aspect_buckets=False)
+    return changed("the aspect ratio of each file is kept.", dataset__aspect_buckets=True)
+
+
+def _num_frames(_context: Context, given: Given) -> Answer:
+    """helpers/models/wan/model.py, adjust_video_frames: 8n+1, although Wan takes 4n+1."""
+    found = need_number(given.value, is_whole=True)
+    kept = max(1, (found - 1) // 8 * 8 + 1)
+    return either("" if kept == found else f"SimpleTuner itself takes {kept} of them.", dataset__num_frames=kept)
+
+
+def _min_frames(context: Context, given: Given) -> Answer:
+    """At num_frames, as SimpleTuner wants it: shorter clips are left out. Below, they are cut to what they have."""
+    wanted = number(context.get("video.num_frames", 125, given.dataset)) or 0
+    if need_number(given.value) >= wanted:
+        return mapped(dataset__short_clips="skip")
+    if declared("simpletuner", given.key):
+        return by_declaration("simpletuner", given.key, given.value)
+    return changed("shorter clips are taken too.", dataset__short_clips="shorten")
+
+
+def _repeats(_context: Context, given: Given) -> Answer:
+    return repeats(given.value, add=1)
+
+
+def _disabled(_context: Context, given: Given) -> Answer:
+    off = truth(given.value)
+    if exists("dataset.enabled"):
+        return mapped(dataset__enabled=not off)
+    return not_supported("a dataset can't be switched off here: leave it out.") if off else not_needed("it is on.")
+
+
+def _captions(context: Context, given: Given) -> Answer:
+    word = str(given.value)
+    if word == "textfile":
+        return mapped(dataset__caption_extension=".txt")
+    if word == "instanceprompt":
+        return _whole_caption(str(context.get("instance_prompt", "", given.dataset)))
+    words = {"csv": ("metadata",), "parquet": ("metadata",)}
+    found = choice_of("dataset.caption_source", word, *words.get(word, ()))
+    return (
+        not_supported(f"captions can't come from {word} here.")
+        if found is None
+        else mapped(dataset__caption_source=found)
+    )
+
+
+def _whole_caption(text: str) -> Answer:
+    """One caption for all files, whatever lies beside them."""
+    if choice_of("dataset.caption_source", "trigger"):
+        return mapped(dataset__caption_source="trigger", dataset__trigger_word=text)
+    return changed(
+        "text files beside the pictures and clips would go first: there must be none.", dataset__default_caption=text
+    )
+
+
+def _instance_prompt(context: Context, given: Given) -> Answer:
+    """A whole caption, or what stands before each; a trigger word is put where none is."""
+    text = str(given.value or "")
+    if str(context.get("caption_strategy", "", given.dataset)) == "instanceprompt":
+        return _whole_caption(text)
+    if truth(context.get("only_instance_prompt", False, given.dataset)):
+        return _whole_caption(text)
+    if truth(context.get("prepend_instance_prompt", False, given.dataset)):
+        return changed("it is put in front of captions that lack it.", dataset__trigger_word=text)
+    return not_needed("it is neither put in front of captions, nor in their place.")
+
+
+def _prepend(_context: Context, given: Given) -> Answer:
+    return not_needed("instance_prompt is read by it.") if truth(given.value) else not_needed("it is off.")
+
+
+def _dropout(context: Context, given: Given) -> Answer:
+    """Of the whole run in config.json, of one dataset in its list."""
+    found = float(need_number(given.value))
+    if given.dataset is None:
+        return mapped(loop__caption_dropout=found)
+    if exists("dataset.drop_captions"):
+        return mapped(dataset__drop_captions=found)
+    same = number(context.get(given.key)) == found
+    return not_needed("it is that of the run.") if same else not_supported("all datasets drop captions alike here.")
+
+
+def _batch_size(_context: Context, given: Given) -> Answer:
+    if given.dataset is not None:
+        return not_supported("all datasets of a run have one batch_size here.")
+    return mapped(loop__batch_size=need_number(given.value, is_whole=True))
+
+
+def _bad_files(_context: Context, given: Given) -> Answer:
+    if truth(given.value):
+        return changed(f"they are left out and listed. {NOT_DELETED}", dataset__bad_files="skip")
+    return mapped(dataset__bad_files="skip")
+
+
+def _least_size(context: Context, given: Given) -> Answer:
+    """A limit of the shorter side with resolution_type pixel, else of the area: of a square, or in megapixels."""
+    if is_off(given.value):
+        return not_needed("it is off.")
+    found = float(need_number(given.value))
+    kind = str(context.get("resolution_type", "pixel_area", given.dataset))
+    if kind == "pixel" and exists("dataset.min_side"):
+        return mapped(dataset__min_side=int(found))
+    if exists("dataset.min_megapixels"):
+        if kind == "area":
+            return mapped(dataset__min_megapixels=found)
+        return changed("it is the side of a square, whose area counts.", dataset__min_megapixels=found * found / 1e6)
+    return not_supported("files of every size are taken here.")
+
+
+def _most_size(context: Context, given: Given) -> Answer:
+    """With target_downsample_size no file is left out for it, but scaled down."""
+    if is_off(given.value) or not is_off(context.get("target_downsample_size", None, given.dataset)):
+        return not_needed("larger files are scaled down to the size of their bucket.")
+    return not_supported("larger files are taken, and scaled down.")
+
+
+def _type(_context: Context, given: Given) -> Answer:
+    if given.value == "local":
+        return not_needed("a dataset is a folder on this machine.")
+    return not_supported("a dataset is a folder on this machine: download it first.")
+
+
+DATASET_RULES: dict[str, Rule] = {
+    "resolution": _resolution,
+    "resolution_type": _resolution_type,
+    "crop": _crop,
+    "crop_aspect": _crop_aspect,
+    "video.num_frames": _num_frames,
+    "video.min_frames": _min_frames,
+    "repeats": _repeats,
+    "caption_dropout_probability": _dropout,
+    "train_batch_size": _batch_size,
+    "disabled": _disabled,
+    "disable": _disabled,
+    "caption_strategy": _captions,
+    "instance_prompt": _instance_prompt,
+    "prepend_instance_prompt": _prepend,
+    "only_instance_prompt": _prepend,
+    "delete_problematic_images": _bad_files,
+    "minimum_image_size": _least_size,
+    "maximum_image_size": _most_size,
+    "type": _type,
+}

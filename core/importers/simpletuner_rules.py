@@ -1,0 +1,306 @@
+"""What becomes of each option of SimpleTuner. Names that mean the same here stand in the declarations of core/settings."""
+
+from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .common import (
+    CACHES,
+    NO_UPLOAD,
+    PLAN,
+    gradient_checkpointing,
+    is_off,
+    need_number,
+    optimizer,
+    precision_8_or_4_bit,
+    schedule,
+    to_number,
+)
+from .declared import choice_of, declared, number, side, truth
+from .families import family_of
+from .simpletuner_data import DATASET_RULES
+
+_OPTIMIZERS = {
+    "adamw_bf16": ("adamw",),
+    "torch-adamw": ("adamw",),
+    "optimi-adamw": ("adamw",),
+    "bnb-adamw": ("adamw",),
+    "ao-adamw8bit": ("adamw8bit",),
+    "bnb-adamw8bit": ("adamw8bit",),
+    "bnb-adamw8bit-paged": ("paged_adamw8bit", "adamw8bit_paged", "adamw8bit"),
+    "optimi-lion": ("lion",),
+    "bnb-lion": ("lion",),
+    "bnb-lion-paged": ("lion",),
+    "bnb-lion8bit": ("lion8bit",),
+    "bnb-lion8bit-paged": ("paged_lion8bit", "lion8bit_paged", "lion8bit"),
+    "adamw_schedulefree": ("schedule_free", "adamw_schedulefree", "schedulefree"),
+    "bnb-ademamix": ("ademamix",),
+    "bnb-ademamix8bit": ("ademamix8bit", "ademamix"),
+    "torch-adafactor": ("adafactor",),
+}
+
+
+def _alpha(context: Context, given: Given) -> Answer:
+    rank = float(need_number(context.get("lora_rank", 16)))
+    return mapped(adapter__alpha=rank if given.value is None else float(need_number(given.value)))
+
+
+def _lora_type(_context: Context, given: Given) -> Answer:
+    if given.value == "standard":
+        return mapped()
+    return not_supported("LyCORIS can't be trained here, a LoRA is: read rank and alpha again.")
+
+
+def _targets(_context: Context, given: Given) -> Answer:
+    """helpers/models/wan: to_q, to_k, to_v and to_out of both attentions, and no feed-forward."""
+    words = " ".join(given.value) if isinstance(given.value, list) else str(given.value)
+    parts = []
+    if "attn1" in words or ("attn2" not in words and "to_" in words):
+        parts.append("self_attn")
+    if "attn2" in words or ("attn1" not in words and "to_" in words):
+        parts.append("cross_attn")
+    if "ffn" in words or "all-linear" in words:
+        parts.append("ffn")
+    if "all-linear" in words:
+        parts = ["self_attn", "cross_attn", "ffn"]
+    if not parts:
+        return not_supported("a LoRA is put on whole parts of blocks here (adapter.targets).")
+    return mapped(adapter__targets=parts)
+
+
+def _steps(_context: Context, given: Given) -> Answer:
+    found = 0 if is_off(given.value) else need_number(given.value, is_whole=True)
+    return mapped(loop__steps=found) if found > 0 else not_needed("num_train_epochs says how long.")
+
+
+def _epochs(context: Context, given: Given) -> Answer:
+    found = 0 if is_off(given.value) else need_number(given.value, is_whole=True)
+    if found <= 0:
+        return not_needed("max_train_steps says how long.")
+    if (number(context.get("max_train_steps")) or 0) > 0:
+        return not_needed("max_train_steps says how long.")
+    return mapped(epochs=found)
+
+
+def _base_precision(_context: Context, given: Given) -> Answer:
+    word = str(given.value)
+    if word == "no_change":
+        return mapped(precision="bf16")
+    found = precision_8_or_4_bit(word)
+    if not found:
+        return not_supported(f"there is no {word} here.")
+    exact = word.startswith(("int8", "fp8", "nf4"))
+    return either("" if exact else f"the nearest is {found}.", precision=found)
+
+
+def _mixed(_context: Context, given: Given) -> Answer:
+    return (
+        not_needed("the model computes in bf16.")
+        if given.value == "bf16"
+        else changed("the model computes in bf16 here.")
+    )
+
+
+# helpers/training/optimizer_param.py: their weight decay where nothing is said, in place of 0.01.
+_WITHOUT_DECAY = ("optimi-", "bnb-lion")
+
+
+def _optimizer(context: Context, given: Given) -> Answer:
+    answer = optimizer(given.value, _OPTIMIZERS)
+    says = context.has("adam_weight_decay") or context.has("optimizer_config.weight_decay")
+    if not says and answer.values and str(given.value).startswith(_WITHOUT_DECAY):
+        return Answer(answer.outcome, {**answer.values, "optimizer.weight_decay": 0.0}, answer.why)
+    return answer
+
+
+def _scheduler(_context: Context, given: Given) -> Answer:
+    return schedule(given.value)
+
+
+def _lr_end(context: Context, given: Given) -> Answer:
+    rate = need_number(context.get("learning_rate", 4e-7))
+    return changed(
+        "a learning rate there, a share of the highest here.", schedule__floor=min(1.0, need_number(given.value) / rate)
+    )
+
+
+def _clip_place() -> str:
+    found = declared("simpletuner", "grad_clip_method")
+    return found[0].place if len(found) == 1 else ""
+
+
+def _clip_method(_context: Context, given: Given) -> Answer:
+    word = str(given.value)
+    place = _clip_place()
+    if place:
+        chosen = choice_of(place, word)
+        return not_supported(f"there is no {word} here.") if chosen is None else Answer("mapped", {place: chosen})
+    if word == "norm":
+        return mapped()
+    return not_supported("single values of a gradient are not cut here, its length is (optimizer.max_grad_norm).")
+
+
+def _max_grad_norm(context: Context, given: Given) -> Answer:
+    """With grad_clip_method value, its own default, it is the largest value of a gradient, and no length."""
+    found = float(need_number(given.value))
+    if context.get("grad_clip_method") == "value" and not _clip_place():
+        return not_supported(
+            "it is the largest value of a gradient there (grad_clip_method value); its length is cut at 1."
+        )
+    return mapped(optimizer__max_grad_norm=found)
+
+
+def _uniform(context: Context, given: Given) -> Answer:
+    if truth(given.value):
+        return mapped(timesteps__sampling="uniform")
+    shift = number(context.get("flow_schedule_shift")) or 0
+    if truth(context.get("flow_use_beta_schedule", False)):
+        return not_needed("flow_use_beta_schedule is on.")
+    if shift > 0 and shift != 1:
+        return mapped(timesteps__sampling="shift")
+    return mapped(timesteps__sampling="sigmoid")
+
+
+def _shift(context: Context, given: Given) -> Answer:
+    found = need_number(given.value)
+    if truth(context.get("flow_use_uniform_schedule", False)):
+        place = choice_of("timesteps.sampling", "shifted_uniform", "uniform_shift")
+        if place is not None and found > 0:
+            return mapped(timesteps__sampling=place, timesteps__shift=float(found))
+        return not_supported("uniform noise levels are not shifted here.")
+    return mapped(timesteps__shift=float(found)) if found > 0 else not_needed("it is off.")
+
+
+def _beta_schedule(_context: Context, given: Given) -> Answer:
+    if not truth(given.value):
+        return not_needed("it is off.")
+    found = choice_of("timesteps.sampling", "beta")
+    return (
+        not_supported("there is no such law of noise levels here.")
+        if found is None
+        else mapped(timesteps__sampling=found)
+    )
+
+
+def _auto_shift(context: Context, given: Given) -> Answer:
+    if not truth(given.value):
+        return not_needed("it is off.")
+    if (number(context.get("flow_schedule_shift")) or 0) > 0:
+        return not_needed("flow_schedule_shift is given, and goes first.")
+    found = choice_of("timesteps.sampling", "auto_shift", "resolution_shift", "shift_by_resolution", "flux_shift")
+    if found is None:
+        return not_supported("the shift does not follow the size here: set timesteps.shift.")
+    return changed("the shift has a limit for clips here.", timesteps__sampling=found)
+
+
+def _model_name(context: Context, given: Given) -> Answer:
+    path = str(given.value)
+    if path.endswith((".safetensors", ".gguf")) and given.key == "pretrained_transformer_model_name_or_path":
+        stage = context.facts.get("stage") or "single"
+        return Answer("mapped", {f"models.{stage}": path})
+    if path.endswith((".safetensors", ".pth")) and given.key == "pretrained_vae_model_name_or_path":
+        return mapped(models__vae=path)
+    known = "it says which model is trained." if family_of(path) else "it is a repository of Hugging Face."
+    return changed(f"{known} Here models are files, which you name under [models].")
+
+
+def _preview(widget: str, *, is_number: bool = False) -> Rule:
+    def rule(_context: Context, given: Given) -> Answer:
+        value = need_number(given.value) if is_number else str(given.value or "")
+        return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
+
+    return rule
+
+
+def _preview_size(_context: Context, given: Given) -> Answer:
+    sides = [number(part) for part in str(given.value).lower().split(",")[0].split("x")]
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not sides[0] or not sides[1]:
+        return not_supported("it is no size in pixels.")
+    values = {PREVIEW + "width": side(sides[0]), PREVIEW + "height": side(sides[1])}
+    return changed("it is for Preview LoRA in the workflow.", **values)
+
+
+def _library(context: Context, given: Given) -> Answer:
+    """A library of prompts: the first is Preview LoRA's where config.json has none; a note keeps the others."""
+    first = next(item for item in context.given if item.key == "prompt_library")
+    if given is first and not context.get("validation_prompt"):
+        return changed("it is for Preview LoRA in the workflow.", **{f"{PREVIEW}prompt": str(given.value)})
+    return changed("it is in a note of the workflow, for Preview LoRA.", **{f"{FURTHER}{given.name}": str(given.value)})
+
+
+def _steps_between(_context: Context, given: Given) -> Answer:
+    return mapped(previews__every=need_number(given.value, is_whole=True))
+
+
+def _keep(_context: Context, given: Given) -> Answer:
+    found = need_number(given.value, is_whole=True)
+    return (
+        mapped(loop__keep_last=found) if found > 0 else not_supported("at least one checkpoint is kept, and not all.")
+    )
+
+
+def _hub_name(_context: Context, given: Given) -> Answer:
+    """The only name that a configuration has for what it makes."""
+    name = str(given.value).rpartition("/")[2]
+    return changed(f"it is the LoRA's name; {NO_UPLOAD}", name=name) if name else not_needed("it is empty.")
+
+
+def _output(_context: Context, given: Given) -> Answer:
+    return mapped(lora__folder=str(given.value))
+
+
+def _cache_dataset(_context: Context, _given: Given) -> Answer:
+    return not_needed(CACHES)
+
+
+RULES: dict[str, Rule] = {
+    **DATASET_RULES,
+    "lora_alpha": _alpha,
+    "lora_type": _lora_type,
+    "peft_lora_target_modules": _targets,
+    "max_train_steps": _steps,
+    "num_train_epochs": _epochs,
+    "base_model_precision": _base_precision,
+    "mixed_precision": _mixed,
+    "optimizer": _optimizer,
+    "optimizer_config.weight_decay": to_number("optimizer.weight_decay"),
+    "optimizer_config.eps": to_number("optimizer.eps"),
+    "optimizer_beta1": to_number("optimizer.beta1"),
+    "optimizer_beta2": to_number("optimizer.beta2"),
+    "lr_scheduler": _scheduler,
+    "lr_end": _lr_end,
+    "grad_clip_method": _clip_method,
+    "max_grad_norm": _max_grad_norm,
+    "flow_use_uniform_schedule": _uniform,
+    "flow_use_beta_schedule": _beta_schedule,
+    "flow_schedule_shift": _shift,
+    "flow_schedule_auto_shift": _auto_shift,
+    "gradient_checkpointing": gradient_checkpointing,
+    "pretrained_model_name_or_path": _model_name,
+    "pretrained_transformer_model_name_or_path": _model_name,
+    "pretrained_vae_model_name_or_path": _model_name,
+    "pretrained_t5_model_name_or_path": _model_name,
+    "validation_step_interval": _steps_between,
+    "validation_steps": _steps_between,
+    "validation_prompt": _preview("prompt"),
+    "validation_negative_prompt": _preview("negative_prompt"),
+    "validation_seed": _preview("seed", is_number=True),
+    "validation_num_video_frames": _preview("num_frames", is_number=True),
+    "validation_resolution": _preview_size,
+    "prompt_library": _library,
+    "checkpoints_total_limit": _keep,
+    "checkpointing_steps": to_number("loop.checkpoint_every", is_whole=True),
+    "output_dir": _output,
+    "hub_model_id": _hub_name,
+    **dict.fromkeys(
+        tuple(
+            f"cache.{name}"
+            for name in ("id", "type", "dataset_type", "default", "cache_dir", "disabled", "write_batch_size")
+        ),
+        _cache_dataset,
+    ),
+    "feed_forward_chunk_size": lambda _context, _given: not_needed(PLAN),
+    "attention_mechanism": lambda _context, _given: changed(
+        "the fastest kind of attention that is installed and right is taken (memory.attention)."
+    ),
+    "dynamo_backend": lambda _context, _given: not_needed("own kernels are used where Triton works (memory.compile)."),
+}

@@ -1,0 +1,129 @@
+"""AI-Toolkit's jobs: what the guide's pages set, and where its options mean something else."""
+
+import json
+
+import pytest
+from wan_train.tests.core.importers.given import AITOOLKIT, import_files, outcome
+
+yaml = pytest.importorskip("yaml")
+
+
+def bring(*replaced, text=AITOOLKIT):
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new)
+    return import_files({"job.yaml": text})
+
+
+def test_the_guides_job():
+    imported = bring()
+    recipe = imported.recipe
+    assert (recipe.name, recipe.precision, recipe.lora.precision) == ("wan22_orbit_v1", "ara", "bf16")
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.optimizer.name) == (16, 16.0, "adamw8bit")
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.weight_decay) == (1e-4, 1e-4)  # YAML reads 1e-4 as a text
+    assert (recipe.timesteps.sampling, recipe.loss.kind) == ("uniform", "mse")
+    assert (recipe.loop.checkpoint_every, recipe.loop.keep_last) == (250, 4)
+    assert (recipe.previews.every, recipe.previews.cfg) == (250, 3.5)
+    (dataset,) = recipe.dataset
+    assert (dataset.folder, dataset.caption_extension, dataset.trigger_word) == (
+        "C:\\clips\\orbit",
+        ".txt",
+        "zxq_orbit",
+    )
+    assert (dataset.num_frames, dataset.frame_sampling, dataset.upscale) == (33, "even", False)
+    assert (dataset.width, dataset.height, dataset.more_sizes) == (512, 512, "768")
+    assert dataset.drop_captions == 0.05
+    assert dict(imported.preview)["prompt"] == "[trigger] around a castle"
+    assert any("models.recovery_adapter" in one for one in imported.to_fill)
+
+
+def test_steps_count_both_experts():
+    imported = bring()
+    assert outcome(imported, "train.steps") == ("changed", {"loop.steps": 1500})
+    assert list(imported.recipe.models.stages) == ["high", "low"]
+
+
+def test_one_expert_has_all_steps():
+    imported = bring(("train_low_noise: true", "train_low_noise: false"))
+    assert outcome(imported, "train.steps") == ("mapped", {"loop.steps": 3000})
+    assert list(imported.recipe.models.stages) == ["high"]
+
+
+def test_alpha_is_the_rank_whatever_is_said():
+    assert outcome(bring(("linear_alpha: 16", "linear_alpha: 4")), "network.linear_alpha") == (
+        "changed", {"adapter.alpha": 16.0},
+    )  # fmt: skip
+    imported = bring(("        linear_alpha: 16\n", ""), ("linear: 16", "linear: 32"))
+    assert imported.recipe.adapter.alpha == 32.0
+
+
+def test_json_is_the_same():
+    as_json = import_files({"job.json": json.dumps(yaml.safe_load(AITOOLKIT))})
+    assert as_json.recipe == bring().recipe
+
+
+def test_defaults_of_its_own_are_taken():
+    """config_modules.py: rank 4, learning rate 1e-6, 1000 steps, sigmoid, fp16, resolution 512 and one frame."""
+    text = (
+        "config:\n  name: a\n  process:\n    - model: {arch: wan21, name_or_path: Wan-AI/Wan2.1-T2V-1.3B-Diffusers}\n"
+        "      datasets:\n        - folder_path: b\n"
+    )
+    recipe = bring(text=text).recipe
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.optimizer.learning_rate) == (4, 4.0, 1e-6)
+    assert (recipe.loop.steps, recipe.timesteps.sampling, recipe.lora.precision) == (1000, "sigmoid", "fp16")
+    (dataset,) = recipe.dataset
+    assert (dataset.width, dataset.height, dataset.num_frames, dataset.aspect_buckets) == (512, 512, 1, True)
+
+
+def test_several_datasets():
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    other = block.replace("clips", "more").replace("33", "1").replace("is_reg: false", "is_reg: true")
+    recipe = bring((block, block + other)).recipe
+    assert [(one.folder, one.num_frames, one.regularization) for one in recipe.dataset] == [
+        ("C:\\clips\\orbit", 33, False),
+        ("C:\\more\\orbit", 1, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("qtype", "precision"), [("qfloat8", "fp8"), ("float8", "fp8"), ("int8", "int8"), ("uint4", "nf4")]
+)
+def test_quantization(qtype, precision):
+    quoted = '"uint4|ostris/accuracy_recovery_adapters/wan22_14b_t2i_torchao_uint4.safetensors"'
+    assert bring((quoted, qtype)).recipe.precision == precision
+
+
+def test_without_quantization_it_is_bf16():
+    assert bring(("quantize: true", "quantize: false")).recipe.precision == "bf16"
+
+
+def test_eta_min_is_a_share_here():
+    imported = bring(
+        ("        loss_type: mse", "        lr_scheduler: cosine\n        lr_scheduler_params: {eta_min: 1e-5}")
+    )
+    assert imported.recipe.schedule.kind == "cosine"
+    assert imported.recipe.schedule.floor == pytest.approx(0.1)
+
+
+def test_linear_rises_there():
+    at = "        loss_type: mse"
+    assert outcome(bring((at, "        lr_scheduler: linear")), "train.lr_scheduler") == ("not supported", {})
+    params = "{start_factor: 1.0, end_factor: 0.1}"
+    schedule = bring((at, f"        lr_scheduler: linear\n        lr_scheduler_params: {params}")).recipe.schedule
+    assert (schedule.kind, schedule.floor) == ("linear", 0.1)
+
+
+def test_the_seed_is_the_process_own():
+    assert bring(("device: cuda:0", "training_seed: 7")).recipe.loop.seed == 7
+
+
+def test_preservation_is_told_where_it_is_on():
+    imported = bring(("diff_output_preservation: false", "diff_output_preservation: true"))
+    assert outcome(imported, "train.diff_output_preservation")[0] == "not supported"
+    assert outcome(bring(), "train.diff_output_preservation")[0] == "not needed"
+
+
+@pytest.mark.parametrize(("bias", "favoured"), [("content", "high"), ("style", "low")])
+def test_bias_is_mapped_or_told(bias, favoured):
+    found, values = outcome(bring(("'balanced'", bias)), "train.content_or_style")
+    assert (found == "not supported") if not values else all(favoured in str(value) for value in values.values())

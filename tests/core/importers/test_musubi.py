@@ -1,0 +1,213 @@
+"""musubi-tuner's files: what guide and documents have people write, and where its options mean something else."""
+
+import pytest
+from wan_train.core.errors import ConfigError
+from wan_train.tests.core.importers.given import (
+    FLAGS,
+    MUSUBI_COMMANDS,
+    MUSUBI_DATASET,
+    SETUPS,
+    import_files,
+    line,
+    outcome,
+)
+
+
+def bring(commands=MUSUBI_COMMANDS, dataset=MUSUBI_DATASET, name="train.sh"):
+    files = {name: commands} if commands else {}
+    return import_files({**files, **({"dataset.toml": dataset} if dataset else {})})
+
+
+def one(flags, dataset=MUSUBI_DATASET, task="t2v-14B", dit="/m/wan2.1_t2v_14B_fp16.safetensors"):
+    """A single model's command with these flags."""
+    start = f"python wan_train_network.py --task {task} --dit {dit} --network_module networks.lora_wan"
+    return bring(f"{start} {flags}", dataset)
+
+
+def test_the_guides_two_commands_are_one_recipe():
+    recipe = import_files(SETUPS["musubi"]).recipe
+    assert (recipe.models.high, recipe.models.low) == (
+        "/models/wan2.2_t2v_high_noise_14B_fp16.safetensors", "/models/wan2.2_t2v_low_noise_14B_fp16.safetensors",
+    )  # fmt: skip
+    assert recipe.models.text_encoder == "/models/models_t5_umt5-xxl-enc-bf16.pth"
+    assert (recipe.name, recipe.lora.high, recipe.lora.low) == (
+        "WAN2.2_mine",
+        "WAN2.2-HighNoise_mine",
+        "WAN2.2-LowNoise_mine",
+    )
+    assert (recipe.boundary, recipe.epochs, recipe.precision) == (0.875, 100, "fp8")
+    for stage in ("high", "low"):
+        settings = recipe.settings(stage)
+        assert (settings.adapter.rank, settings.adapter.alpha, settings.loop.seed) == (16, 16.0, 5)
+        assert (settings.optimizer.learning_rate, settings.optimizer.weight_decay) == (3e-4, 0.1)
+        assert settings.optimizer.max_grad_norm == 0
+        assert (settings.timesteps.sampling, settings.timesteps.shift) == ("shift", 1.0)
+        assert (settings.schedule.kind, settings.schedule.power, settings.schedule.floor) == ("polynomial", 8.0, 5e-5)
+    (dataset,) = recipe.dataset
+    assert (dataset.folder, dataset.width, dataset.height, dataset.upscale) == ("/data/pictures", 960, 960, True)
+    assert (recipe.high, recipe.low) == ({}, {})
+
+
+def test_what_differs_between_the_experts_is_theirs():
+    low = FLAGS.format(stage="low", name="LowNoise", low=0, high=875).replace("3e-4", "1e-4").replace("dim 16", "dim 8")
+    recipe = bring(FLAGS.format(stage="high", name="HighNoise", low=875, high=1000) + "\n" + low).recipe
+    assert recipe.settings("high").optimizer.learning_rate == 3e-4
+    assert recipe.settings("low").optimizer.learning_rate == 1e-4
+    assert (recipe.settings("high").adapter.rank, recipe.settings("low").adapter.rank) == (16, 8)
+
+
+def test_one_expert_alone():
+    imported = bring(FLAGS.format(stage="low", name="LowNoise", low=0, high=875))
+    assert list(imported.recipe.models.stages) == ["low"]
+    assert outcome(imported, "max_timestep") == ("mapped", {"boundary": 0.875})
+
+
+def test_both_experts_in_one_command():
+    imported = one(
+        "--dit_high_noise /m/high.safetensors --timestep_boundary 900", task="i2v-A14B", dit="/m/low.safetensors"
+    )  # fmt: skip
+    recipe = imported.recipe
+    assert (recipe.models.high, recipe.models.low) == ("/m/high.safetensors", "/m/low.safetensors")
+    assert (recipe.boundary, recipe.conditioning) == (0.9, "first frame")
+
+
+def test_which_expert_is_not_guessed():
+    same = FLAGS.format(stage="high", name="HighNoise", low=875, high=1000)
+    with pytest.raises(ConfigError, match="which expert each of them trains can't be told"):
+        bring(f"{same}\n{same}")
+
+
+def test_defaults_of_its_own_are_taken():
+    """parser_common.py and networks/lora.py: alpha 1, rank 4, 1600 steps, learning rate 2e-6."""
+    recipe = one("--sdpa").recipe
+    assert (recipe.adapter.rank, recipe.adapter.alpha) == (4, 1.0)
+    assert (recipe.loop.steps, recipe.optimizer.learning_rate) == (1600, 2e-6)
+    assert recipe.timesteps.sampling == "uniform"
+    assert one("--max_train_epochs 3").recipe.loop.steps == 2000  # epochs decide
+
+
+def test_no_upscale_is_reversed():
+    dataset = MUSUBI_DATASET.replace("bucket_no_upscale = false", "bucket_no_upscale = true")
+    assert bring(dataset=dataset).recipe.dataset[0].upscale is False
+
+
+def test_a_dataset_without_buckets_has_none():
+    dataset = '[[datasets]]\nimage_directory = "a"\n'
+    (made,) = bring(dataset=dataset).recipe.dataset
+    assert (made.aspect_buckets, made.width, made.height) == (False, 960, 544)
+
+
+VIDEO = """
+[[datasets]]
+video_directory = "clips"
+resolution = [512, 300]
+target_frames = {frames}
+frame_extraction = "{extraction}"
+{more}
+"""
+
+
+def video(frames="[1, 25, 45]", extraction="head", more=""):
+    return bring(dataset=VIDEO.format(frames=frames, extraction=extraction, more=more))
+
+
+def test_several_numbers_of_frames_are_several_datasets():
+    made = video().recipe.dataset
+    assert [one.num_frames for one in made] == [1, 25, 45]
+    assert {one.folder for one in made} == {"clips"}
+    assert {one.short_clips for one in made} == {"skip"}
+    assert {(one.width, one.height) for one in made} == {(512, 304)}
+
+
+def test_frames_are_cut_to_what_wan_takes():
+    imported = video(frames="[80]")
+    assert imported.recipe.dataset[0].num_frames == 77
+    assert outcome(imported, "target_frames", dataset=0)[0] == "changed"
+
+
+@pytest.mark.parametrize(
+    ("extraction", "more", "expected"),
+    [
+        ("chunk", "", {"frame_sampling": "chunk"}),
+        ("slide", "frame_stride = 8", {"frame_sampling": "slide", "slide_stride": 8}),
+        ("uniform", "frame_sample = 3", {"frame_sampling": "uniform", "windows_per_clip": 3}),
+        ("uniform", "", {"frame_sampling": "head"}),
+        ("full", "max_frames = 45", {"frame_sampling": "full"}),
+    ],
+)
+def test_frame_extraction(extraction, more, expected):
+    (made,) = video(frames="[33]", extraction=extraction, more=more).recipe.dataset
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_stride_without_slide_is_not_needed():
+    assert outcome(video(frames="[33]", more="frame_stride = 8"), "frame_stride")[0] == "not needed"
+
+
+def test_clips_are_always_in_buckets():
+    imported = video(frames="[33]", more="enable_bucket = false")
+    assert imported.recipe.dataset[0].aspect_buckets is True
+    assert outcome(imported, "enable_bucket", dataset=0)[0] == "changed"
+
+
+def test_network_args_and_optimizer_args():
+    imported = one("--network_args loraplus_lr_ratio=4 --optimizer_args betas=(0.9,0.99) eps=1e-6 weight_decay=0.2")
+    optimizer = imported.recipe.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.99, 1e-6, 0.2)
+    assert line(imported, "network_args.loraplus_lr_ratio").given.value == 4
+
+
+def test_variables_are_left_and_told():
+    imported = bring(MUSUBI_COMMANDS.replace("/models/wan_2.1_vae", "$MODELS/wan_2.1_vae"))
+    assert imported.recipe.models.vae == "$MODELS/wan_2.1_vae.safetensors"
+    assert any("models.vae: it holds a variable of your script" in one for one in imported.to_fill)
+
+
+def test_a_variable_in_the_place_of_a_number_is_told():
+    imported = one("--network_dim $DIM --learning_rate 1e-4")
+    assert outcome(imported, "network_dim") == ("not supported", {})
+
+
+def test_windows_batch_file():
+    text = (
+        "@echo off\r\nset X=1\r\naccelerate launch --mixed_precision bf16 src\\musubi_tuner\\wan_train_network.py ^\r\n"
+        ' --task t2v-1.3B --dit C:\\models\\new\\wan.safetensors ^\r\n --output_dir "D:\\my loras" --network_dim 8\r\n'
+    )
+    recipe = bring(text, name="train.bat").recipe
+    assert recipe.models.single == "C:\\models\\new\\wan.safetensors"
+    assert (recipe.lora.folder, recipe.adapter.rank) == ("D:\\my loras", 8)
+
+
+def test_options_in_a_file():
+    text = (
+        'network_dim = 8\ntask = "t2v-1.3B"\ndit = \'C:\\m\\wan.safetensors\'\noptimizer_args = ["weight_decay=0.3"]\n'
+    )
+    imported = import_files({"options.toml": text, "dataset.toml": MUSUBI_DATASET})
+    assert (imported.recipe.adapter.rank, imported.recipe.optimizer.weight_decay) == (8, 0.3)
+    assert imported.recipe.models.single == "C:\\m\\wan.safetensors"
+
+
+def test_a_window_of_a_single_model_is_told():
+    assert outcome(one("--min_timestep 200 --max_timestep 1000"), "min_timestep") == ("not supported", {})
+
+
+def test_shift_counts_with_its_sampling_alone():
+    assert outcome(one("--timestep_sampling sigmoid --discrete_flow_shift 5"), "discrete_flow_shift")[0] == "not needed"
+
+
+def test_other_tasks_are_refused():
+    with pytest.raises(ConfigError, match="--task is t2v-14B-FC"):
+        one("", task="t2v-14B-FC")
+
+
+def test_a_list_of_files_names_its_folder():
+    dataset = '[[datasets]]\nimage_jsonl_file = "/data/list.jsonl"\ncache_directory = "c"\n'
+    lines = '{"image_path": "/data/a.jpg", "caption": "a"}\n{"image_path": "/data/b.jpg", "caption": "b"}\n'
+    imported = import_files({"train.sh": MUSUBI_COMMANDS, "dataset.toml": dataset, "list.jsonl": lines})
+    assert imported.recipe.dataset[0].folder == "/data"
+
+
+def test_a_dataset_alone_says_what_is_missing():
+    imported = bring(commands="")
+    assert imported.recipe.dataset[0].folder == "/data/pictures"
+    assert any("bring the command line too" in note for note in imported.notes)

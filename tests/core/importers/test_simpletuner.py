@@ -1,0 +1,164 @@
+"""SimpleTuner's files: what the guide shows, and where its options mean something else."""
+
+import json
+
+import pytest
+from wan_train.core.errors import ConfigError
+from wan_train.tests.core.importers.given import (
+    PROMPTS,
+    SETUPS,
+    SIMPLETUNER,
+    SIMPLETUNER_DATASETS,
+    import_files,
+    line,
+    outcome,
+)
+
+
+def bring(datasets=SIMPLETUNER_DATASETS, prompts="", **changed):
+    """The guide's configuration with other values; None leaves one out."""
+    config = {name: value for name, value in {**json.loads(SIMPLETUNER), **changed}.items() if value is not None}
+    files = {"config.json": json.dumps(config), "multidatabackend.json": datasets}
+    return import_files({**files, **({"user_prompt_library.json": prompts} if prompts else {})})
+
+
+def dataset(**changed):
+    first, *others = json.loads(SIMPLETUNER_DATASETS)
+    return json.dumps([{**first, **changed}, *others])
+
+
+def test_the_guides_setup():
+    imported = import_files(SETUPS["simpletuner"])
+    recipe = imported.recipe
+    assert imported.family.title == "Wan 2.1 T2V 1.3B"
+    assert (recipe.loop.steps, recipe.loop.batch_size, recipe.loop.caption_dropout) == (400_000, 2, 0.1)
+    assert (recipe.optimizer.name, recipe.optimizer.learning_rate, recipe.optimizer.weight_decay) == ("lion", 5e-5, 0.0)
+    assert (recipe.schedule.kind, recipe.schedule.warmup_steps) == ("cosine", 400)
+    assert (recipe.timesteps.sampling, recipe.timesteps.shift, recipe.precision) == ("shift", 3.0, "bf16")
+    (made,) = recipe.dataset
+    assert (made.folder, made.width, made.height, made.aspect_buckets) == ("datasets/films", 480, 480, True)
+    preview = dict(imported.preview)
+    assert (preview["prompt"], preview["width"], preview["height"], preview["num_frames"]) == (
+        "two cats that box",
+        832,
+        480,
+        81,
+    )
+
+
+def test_no_repeats_are_one_time():
+    imported = bring()
+    assert outcome(imported, "repeats", dataset=0) == ("changed", {"dataset.repeats": 1})
+    assert bring(dataset(repeats=9)).recipe.dataset[0].repeats == 10
+
+
+@pytest.mark.parametrize(("given", "kept"), [(75, 73), (81, 81), (77, 73), (1, 1)])
+def test_frames_are_8n_and_1_there(given, kept):
+    made = bring(dataset(video={"num_frames": given, "min_frames": given})).recipe.dataset[0]
+    assert (made.num_frames, made.short_clips) == (kept, "skip")
+
+
+def test_alpha_that_is_not_given_is_the_rank():
+    assert bring(lora_rank=24).recipe.adapter.alpha == 24.0
+    assert bring(lora_rank=24, lora_alpha=12).recipe.adapter.alpha == 12.0
+
+
+def test_attention_alone_has_a_lora_there():
+    assert bring().recipe.adapter.targets == ("self_attn", "cross_attn")
+    assert bring(peft_lora_target_modules=["attn1.to_q", "ffn.net.0.proj"]).recipe.adapter.targets == (
+        "self_attn",
+        "ffn",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "pixels"),
+    [("pixel_area", 480, 480), ("area", 0.25, 496), ("area", 1.0, 992), ("pixel", 512, 512)],
+)
+def test_kinds_of_size(kind, value, pixels):
+    made = bring(dataset(resolution=value, resolution_type=kind)).recipe.dataset[0]
+    assert (made.width, made.height) == (pixels, pixels)
+
+
+def test_clipping_by_value_is_no_clipping_of_the_length():
+    """Its default, and the guide's: max_grad_norm 0.01 is then no length."""
+    imported = bring()
+    values = outcome(imported, "max_grad_norm")[1]
+    by_value = outcome(imported, "grad_clip_method")[1]
+    assert bool(values) == bool(by_value), "the number counts where the way of clipping does"
+    assert bring(grad_clip_method="norm").recipe.optimizer.max_grad_norm == 0.01
+
+
+def test_without_a_shift_it_is_sigmoid():
+    assert bring(flow_schedule_shift=0).recipe.timesteps.sampling == "sigmoid"
+    assert bring(flow_use_uniform_schedule=True, flow_schedule_shift=0).recipe.timesteps.sampling == "uniform"
+
+
+def test_experts_have_a_shift_of_their_own():
+    """helpers/models/wan/model.py sets 5 for the stages of Wan 2.2."""
+    imported = bring(model_flavour="i2v-14b-2.2-low", flow_schedule_shift=None)
+    assert imported.recipe.timesteps.shift == 5.0
+    assert (list(imported.recipe.models.stages), imported.recipe.conditioning) == (["low"], "first frame")
+
+
+def test_both_experts():
+    texts = {
+        f"{stage}.json": json.dumps(
+            {**json.loads(SIMPLETUNER), "model_flavour": f"i2v-14b-2.2-{stage}", "lora_rank": rank}
+        )
+        for stage, rank in (("high", 8), ("low", 32))
+    }
+    recipe = import_files({**texts, "multidatabackend.json": SIMPLETUNER_DATASETS}).recipe
+    assert (recipe.settings("high").adapter.rank, recipe.settings("low").adapter.rank) == (8, 32)
+
+
+def test_names_with_dashes_and_a_command_line():
+    dashed = json.dumps({f"--{name}": value for name, value in json.loads(SIMPLETUNER).items()})
+    flags = " \\\n".join(
+        f"--{name} '{json.dumps(value) if isinstance(value, dict) else value}'"
+        for name, value in json.loads(SIMPLETUNER).items()
+        if name != "tread_config"
+    )
+    command = import_files({"train.sh": f"simpletuner train {flags}", "multidatabackend.json": SIMPLETUNER_DATASETS})
+    for made in (import_files({"config.json": dashed, "multidatabackend.json": SIMPLETUNER_DATASETS}), command):
+        assert made.recipe.optimizer == bring().recipe.optimizer
+        assert made.recipe.loop == bring().recipe.loop
+
+
+def test_a_library_of_prompts_is_kept():
+    preview = dict(bring(prompts=PROMPTS).preview)
+    assert preview["prompt"] == "two cats that box"
+    assert preview["further.chef_mine"] == "mine as a cook"
+    assert dict(bring(prompts=PROMPTS, validation_prompt=None).preview)["prompt"] == "a film of mine, drawn"
+
+
+def test_a_dataset_that_is_switched_off():
+    both = json.loads(dataset(id="on"))
+    both.append({**both[0], "instance_data_dir": "datasets/off", "disabled": True})
+    recipe = bring(json.dumps(both)).recipe
+    assert [(one.folder, one.enabled) for one in recipe.dataset] == [("datasets/films", True), ("datasets/off", False)]
+
+
+def test_the_name_is_that_of_the_hub():
+    imported = bring(hub_model_id="ann/wan-films")
+    assert imported.recipe.name == "wan-films"
+    assert outcome(imported, "push_to_hub")[0] == "not needed"
+
+
+def test_what_routes_tokens_is_told():
+    imported = bring()
+    assert line(imported, "tread_config.routes[0].selection_ratio").answer.outcome == "not supported"
+
+
+def test_other_models_are_refused():
+    with pytest.raises(ConfigError, match="the configuration trains flux"):
+        bring(model_family="flux")
+    with pytest.raises(ConfigError, match=r"no model like vace-14b-2\.1"):
+        bring(model_flavour="vace-14b-2.1")
+
+
+@pytest.mark.parametrize(
+    ("word", "precision"), [("int8-quanto", "int8"), ("fp8-torchao", "fp8"), ("nf4-bnb", "nf4"), ("int4-quanto", "nf4")]
+)
+def test_precisions(word, precision):
+    assert bring(base_model_precision=word).recipe.precision == precision
