@@ -117,11 +117,13 @@ class Follower:
 
     @property
     def line(self) -> str:
-        """What the run is busy with."""
+        """What the run is busy with; "" while it makes steps."""
         run = self._run
         if self._is_paused and run is not None:
-            return f"paused after step {run.last_step}: the GPU's memory is free"
-        return "starting the trainer" if run is None else line(run)
+            return f"paused after step {run.last_step}, and the GPU's memory is free"
+        if run is None or not run.has_begun:
+            return "starting the trainer"
+        return run.history.message
 
     async def run(self) -> RunFolder:
         """Train to the end, with the graph for the LoRA's metadata; the run's folder.
@@ -175,7 +177,7 @@ class Follower:
         try:
             if claim.origin:
                 log.info("%s %s", self.folder.path.name, claim.origin)
-                host.show_text(self.node_id, str(claim.origin))
+                self._notes.append(f"it {claim.origin}")
             self.folder.write_workflow(workflow=self.graph.workflow, prompt=self.graph.prompt)
             note_shown(self.folder, self._token, self._notes)
             with self.previews.decoding() if self._decoder else nullcontext():
@@ -244,7 +246,6 @@ class Follower:
 
     def _stop(self, run: FollowedRun) -> None:
         run.request_stop()
-        host.show_text(self.node_id, "stopping: the checkpoint is being written")
         self._send([])
 
     def _take(self, events: list[Event]) -> None:
@@ -255,7 +256,6 @@ class Follower:
         if not events or self._run is None:
             return
         host.show_progress(self.node_id, self._run.last_step, self._run.steps)
-        host.show_text(self.node_id, self.line)
         self._send(events)
 
     def _show_previews(self, run: FollowedRun, events: list[Event]) -> None:
@@ -273,7 +273,9 @@ class Follower:
     def _update(self, events: list[Event]) -> dict[str, Any]:
         """What the front end's chart needs to move on, and by which it knows whether the run is of its node."""
         history = LongHistory() if self._run is None else self._run.history
+        has_told = not events or any(event["event"] != "step" for event in events)
         return {
+            **({"notes": told(self.folder, self.job, history, *self._notes)} if has_told else {}),
             "node_id": self.node_id,
             "token": self._token,
             "name": self.job.name,
@@ -284,19 +286,10 @@ class Follower:
             "line": self.line,
             "facts": self.facts,
             "asks": self.asks,
-            "notes": told(self.folder, self.job, history, *self._notes),
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
-
-
-def line(run: FollowedRun) -> str:
-    """What the run is busy with, or its step, loss, learning rate, seconds a step, time left, memory."""
-    words = run.words()
-    if run.history.message or not words:
-        return run.history.message or "starting the trainer"
-    return f"step {run.last_step}/{run.steps}  {words}"
 
 
 def _give_back(claiming: "asyncio.Future[Claim]") -> None:

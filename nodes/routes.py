@@ -26,11 +26,14 @@ from ..core.importers.workflow import workflow
 from ..core.recipe.presets import PRESETS
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
+from ..core.train.find_run import is_in_use
 from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+from .follow import followed
 from .host import folders
+from .told import told
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,24 +43,24 @@ _MOST_BYTES = 255  # of a file name
 _RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 _histories = Histories()
-_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
+threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
 
 def register() -> None:
     """Add the routes to the host's server."""
     routes = host.routes()
-    routes.get("/wan_train/runs/{run}")(_guarded(get_run))
-    routes.get("/wan_train/runs/{run}/previews/{name}")(_guarded(get_preview))
-    routes.get("/wan_train/presets")(_guarded(get_presets))
-    routes.post("/wan_train/import")(_guarded(post_import))
+    routes.get("/wan_train/runs/{run}")(guarded(get_run))
+    routes.get("/wan_train/runs/{run}/previews/{name}")(guarded(get_preview))
+    routes.get("/wan_train/presets")(guarded(get_presets))
+    routes.post("/wan_train/import")(guarded(post_import))
 
 
-def _guarded(handler: Handler) -> Handler:
+def guarded(handler: Handler) -> Handler:
     """The handler, for requests that are meant for this server, with a sentence in the place of an error."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if not is_own_name(request.headers.get("Host", ""), host.listens_locally()):
-            return _refusal(
+            return refusal(
                 403,
                 "this server is only for programs on its own machine, and the address asked for has another name: open "
                 f"ComfyUI as localhost, or set the environment variable {HOSTS_VARIABLE} to the name that you use.",
@@ -66,7 +69,7 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except OSError as error:
             log.warning("%s could not be answered: %s", request.rel_url, error)
-            return _refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
+            return refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
 
     return answer
 
@@ -96,31 +99,40 @@ def is_own_name(address: str, listens_locally: bool) -> bool:
     return True
 
 
-def _refusal(status: int, sentence: str) -> web.Response:
+def refusal(status: int, sentence: str) -> web.Response:
     return web.json_response({"error": sentence}, status=status)
 
 
 async def get_run(request: web.Request) -> web.Response:
     """The history of one run: losses (thinned, with averages, if there are many), validation losses, previews, state."""
     name = request.match_info["run"]
-    folder = _run_folder(name)
+    folder = run_folder(name)
     if folder is None:
-        return _refusal(404, "there is no such run")
+        return refusal(404, "there is no such run")
     loop = asyncio.get_running_loop()
     try:
-        return web.json_response(await loop.run_in_executor(_threads, _describe, folder))
+        return web.json_response(await loop.run_in_executor(threads, _describe, folder))
     except WanTrainError as error:
-        return _refusal(422, str(error).replace(f"{folder.path}", name))
+        return refusal(422, str(error).replace(f"{folder.path}", name))
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
-    steps = folder.read_job().loop.steps
+    job, follower = folder.read_job(), followed(folder.path.name)
+    steps = job.loop.steps
     with _histories.reader(folder.events_path).reading() as history:
+        state, line = history.state, history.message
+        if follower is not None:
+            state, line = follower.state, follower.line
+        elif state in ("waiting", "training") and not is_in_use(folder):
+            state, line = "stopped", "the training process is gone: queue again to go on"
         return {
             "run": folder.path.name,
             "steps": steps,
-            "state": history.state,
-            "line": history.message,
+            "state": state,
+            "line": line,
+            "facts": [] if follower is None else follower.facts,
+            "asks": [] if follower is None else follower.asks,
+            "notes": told(folder, job, history),
             "losses": history.losses.thinned(),
             "smoothed": history.losses.smoothed(steps),
             "validation": history.validation.thinned(),
@@ -130,10 +142,10 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
 
 async def get_preview(request: web.Request) -> web.StreamResponse:
     """A preview that a run made, as an animated picture."""
-    folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
+    folder, name = run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
     if folder is None or path is None or not _is_file_in(folder.path, path):
-        return _refusal(404, "there is no such preview")
+        return refusal(404, "there is no such preview")
     return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
 
 
@@ -142,7 +154,7 @@ def _is_file_in(folder: Path, path: Path) -> bool:
     return is_file(path) and path.resolve().is_relative_to(folder.resolve())
 
 
-def _run_folder(name: str) -> RunFolder | None:
+def run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
     is_name = _RUN_NAME.fullmatch(name) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
     if not is_name:
@@ -175,17 +187,17 @@ async def post_import(request: web.Request) -> web.Response:
     """
     body = await _read_all(request, _MOST_IMPORTED)
     if body is None:
-        return _refusal(
+        return refusal(
             413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has."
         )
     sources = _sources_in(body)
     if sources is None:
-        return _refusal(400, "the request holds no files.")
+        return refusal(400, "the request holds no files.")
     loop = asyncio.get_running_loop()
     try:
-        return web.json_response(await loop.run_in_executor(_threads, _import, sources))
+        return web.json_response(await loop.run_in_executor(threads, _import, sources))
     except WanTrainError as error:
-        return _refusal(422, str(error))
+        return refusal(422, str(error))
 
 
 async def _read_all(request: web.Request, most: int) -> bytes | None:

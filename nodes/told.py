@@ -2,7 +2,7 @@
 
 import time
 
-from ..core.data.counting import counted
+from ..core.data.counting import counted, describe_lengths
 from ..core.launch.follow import FollowedRun
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
@@ -23,7 +23,14 @@ def run_line(folder: RunFolder, job: Job) -> str:
 def told(folder: RunFolder, job: Job, history: LongHistory, *more: str) -> str:
     """How the run ended, which run it is, then every warning once. `more`: warnings that no file holds yet."""
     warnings = dict.fromkeys([*notes_of(folder), *more, *history.warnings])
-    return "\n".join([*_end(job, history), run_line(folder, job), *(f"- {warning}" for warning in warnings)])
+    length = [] if history.state == "finished" else [length_line(job)]
+    return "\n".join([*_end(job, history), *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
+
+
+def length_line(job: Job) -> str:
+    """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
+    (sentence,) = describe_lengths({job.stage: job_length(job)})
+    return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 
 def _end(job: Job, history: LongHistory) -> list[str]:

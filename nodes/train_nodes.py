@@ -9,7 +9,6 @@ import safetensors.torch
 from comfy_api.latest import io
 
 from ..core.adapters.ship import check_name
-from ..core.data.counting import describe_lengths
 from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
@@ -20,7 +19,6 @@ from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import StageSettings, settings_from_names
 from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
-from ..core.train.length import job_length
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
@@ -31,7 +29,7 @@ from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
-from .told import told
+from .told import length_line, told
 from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
@@ -90,9 +88,7 @@ class TrainLoRAStage(io.ComfyNode):
         runs = host.runs_path()
         check_writable(runs)
         warnings = job_warnings(job, wanted)
-        length = stage_length(job)
-        log.info("%s: %s", job.name, length)
-        host.show_text(node_id, length)
+        log.info("%s: %s", job.name, length_line(job))
         for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         graph = Graph(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
@@ -105,7 +101,9 @@ class TrainLoRAStage(io.ComfyNode):
             return _outputs(folder, job, node_id, lora, step)
         lora = folder.finished_lora(job.loop.steps)
         if lora is None:
-            raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew.")
+            raise RunError(
+                f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew."
+            )
         return _outputs(folder, job, node_id, lora, job.loop.steps)
 
 
@@ -120,12 +118,6 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
-
-
-def stage_length(job: Job) -> str:
-    """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
-    (sentence,) = describe_lengths({job.stage: job_length(job)})
-    return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:

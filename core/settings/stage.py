@@ -104,7 +104,9 @@ class StageSettings(Options):
         if stage == "single" and self.boundary:
             found.append("boundary has no effect with a single model: it is where the experts of Wan 2.2 A14B meet.")
         if stage == "single" and self.allow_other_expert:
-            found.append("allow_other_expert has no effect with a single model, which has one file for all noise levels.")
+            found.append(
+                "allow_other_expert has no effect with a single model, which has one file for all noise levels."
+            )
         return found
 
 

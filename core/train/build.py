@@ -73,8 +73,8 @@ def check_expert(model: Path, stage: Stage, *, allow_other: bool = False) -> Non
     if allow_other or stage == "single" or hint in (None, stage):
         return
     raise ConfigError(
-        f"{model.name} is the {hint} noise expert by its name, but the stage is {stage} noise: choose the {stage} noise file, or "
-        "the other stage. If you mean it, switch allow_other_expert on."
+        f"{model.name} is the {hint} noise expert by its name, but the stage is {stage} noise: choose the {stage} noise "
+        "file, or the other stage. If you mean it, switch allow_other_expert on."
     )
 
 

@@ -58,7 +58,7 @@ def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
     high, low = experts(job.stage, velocity_model(trainer, batch), batch.latents, noise)
     trainer.model.eval()
     try:
-        options = preview_sampling(job.previews, boundary)
+        options = preview_sampling(job, boundary)
         return sample(high, low, noise, batch.context, negative, options, on_step)[0].cpu()
     finally:
         trainer.model.train()
