@@ -273,9 +273,10 @@ class Follower:
     def _update(self, events: list[Event]) -> dict[str, Any]:
         """What the front end's chart needs to move on, and by which it knows whether the run is of its node."""
         history = LongHistory() if self._run is None else self._run.history
+        is_over = self._run is not None and self._run.is_over and not self._is_paused
         has_told = not events or any(event["event"] != "step" for event in events)
         return {
-            **({"notes": told(self.folder, self.job, history, *self._notes)} if has_told else {}),
+            **({"notes": told(self.folder, self.job, history, *self._notes, is_over=is_over)} if has_told else {}),
             "node_id": self.node_id,
             "token": self._token,
             "name": self.job.name,

@@ -132,7 +132,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
             "line": line,
             "facts": [] if follower is None else follower.facts,
             "asks": [] if follower is None else follower.asks,
-            "notes": told(folder, job, history),
+            "notes": told(folder, job, history, is_over=follower is None),
             "losses": history.losses.thinned(),
             "smoothed": history.losses.smoothed(steps),
             "validation": history.validation.thinned(),

@@ -20,11 +20,15 @@ def run_line(folder: RunFolder, job: Job) -> str:
     return f"run {job.name}{since}, in {folder.path.name}"
 
 
-def told(folder: RunFolder, job: Job, history: LongHistory, *more: str) -> str:
-    """How the run ended, which run it is, then every warning once. `more`: warnings that no file holds yet."""
+def told(folder: RunFolder, job: Job, history: LongHistory, *more: str, is_over: bool = True) -> str:
+    """How the run ended, which run it is, then every warning once. `more`: warnings that no file holds yet.
+
+    `is_over`: nobody follows the run any more, which can have stopped for a pause.
+    """
     warnings = dict.fromkeys([*notes_of(folder), *more, *history.warnings])
+    end = _end(job, history) if is_over else []
     length = [] if history.state == "finished" else [length_line(job)]
-    return "\n".join([*_end(job, history), *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
+    return "\n".join([*end, *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
 
 
 def length_line(job: Job) -> str:

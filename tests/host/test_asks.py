@@ -85,6 +85,30 @@ def test_stop_and_use_runs_what_follows_with_the_lora_of_now_and_queued_again_it
     assert starts_of(folder) == [0, step]
 
 
+def test_a_checkpoint_is_offered_as_a_lora_and_its_files_are_called_by_the_training(host):
+    before = run_folders(host)
+    prompt = one_stage(lora_name="midway", seed=79, steps=4, checkpoint_every=2, keep_last=2)
+    assert succeeded(host.run(prompt))
+    (folder,) = run_folders(host) - before
+    name = f"{folder.name} / step 2"
+    info = host.object_info()["WanLoRAFromFile"]["input"]["required"]["lora_file"]
+    assert name in (info[0] if isinstance(info[0], list) else info[1]["options"])
+    shipping = {"precision": "fp32", "key_style": "comfyui", "rank": 0, "author": "", "description": ""}
+    merging = {
+        "file": node("WanLoRAFromFile", lora_file=name, stage="auto"),
+        "pair": node("MergeStages", high=["file", 0], name="from_checkpoint", second_strength=1.0, **shipping),
+        **prompt,
+        "whole": node("MergeStages", high=["high_train", 0], name="", second_strength=1.0, **shipping),
+    }
+    assert succeeded(host.run(merging))
+    loras = host.base / "models" / "loras"
+    part, whole = (read_lora(loras / f"{stem}_high_noise.safetensors") for stem in ("from_checkpoint", "midway"))
+    assert (part.metadata["ss_steps"], whole.metadata["ss_steps"]) == ("2", "4")
+    for key in ("modelspec.architecture", "modelspec.trigger_phrase", "modelspec.timestep_range"):
+        assert part.metadata[key] == whole.metadata[key]
+    assert json.loads(part.metadata["wantrain.job"])["name"] == "midway"
+
+
 def test_save_now_writes_a_checkpoint_and_the_run_goes_on(host):
     prompt_id, folder = begin(host, one_stage(lora_name="asked_save", seed=73, **LONG))
     assert ask(host, folder.name, "save") == (200, {})

@@ -360,11 +360,7 @@ def test_options_by_their_names_on_nodes(job):
         ({"every": -1}, "preview_every must be 0 .* got -1"),
         ({"steps": 0}, "preview_steps must be at least 1, got 0"),
         ({"cfg": float("nan")}, "preview_cfg must be at least 0, got nan; 1 is no guidance"),
-        (
-            {"shift": -1.0},
-            "previews.shift must be 0 (the official one of the model, as Preview LoRA has it: 12 for Wan 2.2 "
-            "T2V A14B, 5 for others) or more, got -1.0",
-        ),
+        ({"shift": -1.0}, r"previews\.shift must be 0 \(the official one .*\) or more, got -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):
