@@ -79,7 +79,7 @@ class Follower:
         """What can be asked of the run now: the buttons that the page shows."""
         run = self._run
         if self._is_paused:
-            return [GO_ON, USE, STOP]
+            return [GO_ON, *([USE] if run and run.last_step else []), STOP]
         if run is None or run.is_stopping or run.is_over:
             return []
         if not run.last_step:
@@ -87,11 +87,22 @@ class Follower:
         return [STOP, USE, PAUSE, SAVE, *([PREVIEW] if self._decoder else [])]
 
     def ask(self, what: str) -> None:
-        """Do one of `asks`, after the step that the run is in. ConfigError for others; OSError if the disk refuses."""
+        """Do one of `asks`, after the step that the run is in. PAUSE and GO_ON are for all runs of this process.
+
+        ConfigError for what can't be asked now; OSError if the disk refuses.
+        """
         if what not in self.asks:
             raise ConfigError("that can't be asked of the run at the moment: it is starting, stopping, or over.")
         if what in (SAVE, PREVIEW):
             request(self.folder.path, {SAVE: SAVE_FILE, PREVIEW: PREVIEW_FILE}[what])
+        elif what == PAUSE:
+            # The others first: what waits for its turn would else take the GPU that this one frees.
+            for other in [other for other in _followed.values() if not other._is_paused and other is not self]:
+                other._wish = other._wish or PAUSE
+            self._wish = PAUSE
+        elif what == GO_ON:
+            for paused in [other for other in _followed.values() if other._is_paused]:
+                paused._wish = GO_ON
         else:
             self._wish = what
 
@@ -195,6 +206,7 @@ class Follower:
         host.free_vram()
         history = await asyncio.to_thread(read_long_history, self.folder.events_path)
         self._run = run = FollowedRun(self.folder, self.job.loop.steps, history)
+        self._send([])
         await self._follow(run)
         if self.folder.finished_lora(run.steps):
             return False

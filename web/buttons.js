@@ -6,8 +6,8 @@ import { block } from "./elements.js";
 const BUTTONS = [
   ["stop", "Stop", "End the run with a checkpoint. The workflow ends here; Run goes on from the checkpoint."],
   ["use", "Stop and use", "End the run with a checkpoint, and go on in the workflow with the LoRA as it is now."],
-  ["pause", "Pause", "Write a checkpoint and free the GPU, until you press Go on. The workflow waits."],
-  ["go_on", "Go on", "Train on from the checkpoint."],
+  ["pause", "Pause", "Write checkpoints and free the GPU, until you press Go on. All trainings of the workflow wait."],
+  ["go_on", "Go on", "Train on from the checkpoints."],
   ["save", "Save now", "Write a checkpoint now; the run goes on."],
   ["preview", "Preview now", "Make a preview now; the run goes on."],
 ];

@@ -143,6 +143,7 @@ function inputOf(node, name) {
  * @param {Update} update
  */
 function isRunOf(node, update) {
+  if (charts.get(node)?.run === update.run) return true; // it shows it already
   if (node.properties[TOKEN] && update.token) return node.properties[TOKEN] === update.token;
   if (node.properties.wan_run === update.run) return true;
   const name = inputOf(node, "lora_name");

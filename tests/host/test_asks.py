@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.train.events import EventReader, read_history
-from wan_train.tests.host.graphs import dit, node, one_stage
+from wan_train.tests.host.graphs import dit, node, one_stage, two_stages
 from wan_train.tests.host.runs import await_step, new_folder, run_folders, starts_of, succeeded, worker_pids
 
 LONG = {"steps": 600, "checkpoint_every": 100_000}
@@ -42,7 +42,7 @@ def describe(host, folder):
 
 def await_state(host, folder, state):
     while (told := describe(host, folder))["state"] != state:
-        assert told["state"] in ("training", "stopping", state)
+        assert told["state"] in ("waiting", "training", "stopping", state)
         threading.Event().wait(0.1)
     return told
 
@@ -151,6 +151,29 @@ def test_a_paused_run_has_no_process_and_goes_on_from_its_checkpoint(host):
     assert ask(host, folder.name, "pause") == (200, {})
     await_state(host, folder, "paused")
     assert ask(host, folder.name, "stop") == (200, {})
+    assert host.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+def test_a_pause_is_for_both_experts_so_that_none_takes_the_gpu_meanwhile(host):
+    before = run_folders(host)
+    prompt_id = host.queue(two_stages(lora_name="asked_both", seed=80, **LONG))
+    folders, trained = [], []
+    while len(folders) < 2 or not trained:
+        threading.Event().wait(0.1)
+        folders = [path for path in run_folders(host) - before if (path / "job.json").exists()]
+        trained = [path for path in folders if "pause" in describe(host, path)["asks"]]
+    assert ask(host, trained[0].name, "pause") == (200, {})
+    for folder in folders:
+        await_state(host, folder, "paused")
+        assert worker_pids(folder) == []
+    (other,) = set(folders) - set(trained)
+    assert steps_of(other, "step") == []
+    assert describe(host, other)["asks"] == ["go_on", "stop"]
+    assert ask(host, other.name, "go_on") == (200, {})
+    made = len(steps_of(trained[0], "step"))
+    while len(steps_of(trained[0], "step")) == made and not steps_of(other, "step"):
+        threading.Event().wait(0.1)
+    host.interrupt(prompt_id)
     assert host.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
 
 

@@ -118,6 +118,16 @@ test("a run is known by the token that its node was queued with, whatever it is 
   assert.match(await headOf(node), /^step 1/);
 });
 
+test("what is shown goes on, from whichever page it was queued", async () => {
+  const node = addTrain(1, "my");
+  node.properties.wan_node = "own";
+  api.answers["/wan_train/shown?token=own&name=my&stage=high+noise"] = { body: { run: "my_high_1" } };
+  app.extension.afterConfigureGraph();
+  await settle();
+  api.send("wan_train.update", update("1", "my_high_1", [[7, 0.5]], { token: "another", name: "my" }));
+  assert.match(await headOf(node), /^step 7/);
+});
+
 test("without a token the whole name and the stage must be the same", async () => {
   const node = addTrain(1, "my");
   api.send("wan_train.update", update("1", "my_lora_high_1", [[1, 0.5]], { name: "my_lora" }));
