@@ -1,9 +1,13 @@
-"""What is told of a job before it starts: clips at another frame rate than the model was trained at."""
+"""What is told of a job before it starts: clips at another frame rate than the model's, and the other expert's file."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from wan_train.core.train.build import job_warnings
+from wan_train.core.errors import ConfigError
+from wan_train.core.settings.stage import StageSettings
+from wan_train.core.train.build import check_expert, job_warnings
 
 
 def with_clips(job, *, channels, frames, fps, more_fps=()):
@@ -28,3 +32,26 @@ def test_another_frame_rate_is_told(job, channels, fps, more_fps, words):
 @pytest.mark.parametrize(("channels", "frames", "fps"), [(48, 2, 24.0), (16, 2, 16.0), (48, 1, 16.0), (16, 1, 24.0)])
 def test_the_right_rate_and_pictures_are_not(job, channels, frames, fps):
     assert job_warnings(with_clips(job, channels=channels, frames=frames, fps=fps)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "allow", "is_refused"),
+    [
+        ("wan2.2_t2v_high_noise_14B.safetensors", "low", False, True),
+        ("wan2.2_t2v_low_noise_14B.safetensors", "high", False, True),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "low", True, False),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "high", False, False),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "single", False, False),
+        ("wan2.1_t2v_14B.safetensors", "low", False, False),
+    ],
+)
+def test_the_other_experts_file_is_refused_unless_it_is_meant(name, stage, allow, is_refused):
+    expected = pytest.raises(ConfigError, match=rf"{name} is the .* but the stage is {stage} noise.*allow_other_expert")
+    with expected if is_refused else nullcontext():
+        check_expert(Path("models") / name, stage, allow_other=allow)
+
+
+def test_the_switch_has_no_effect_with_a_single_model():
+    (sentence,) = StageSettings(allow_other_expert=True).warnings("single")
+    assert sentence.startswith("allow_other_expert has no effect with a single model")
+    assert StageSettings(allow_other_expert=True).warnings("low") == []
