@@ -6,6 +6,7 @@ from collections.abc import Mapping
 START_AGAIN = "start again"
 CONDITION_ON = "condition on"  # which frames the model is given
 CLIP_VISION = "clip vision"
+TOKENIZER = "tokenizer"  # of the text encoder
 SAME_DATASET = "same dataset"  # for latents and for captions
 ANOTHER_LORA = "another lora"
 

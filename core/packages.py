@@ -30,9 +30,12 @@ NEEDS = {
         Need(
             "bitsandbytes",
             "0.46",
-            "the optimizer adamw8bit and the precision nf4",
+            "the optimizers of 8 bits or in pages, ademamix, and the precision nf4",
             instead=" Or choose the optimizer adamw and the precision int4_svd, which do without.",
         ),
+        Need("prodigyopt", "1.1", "the optimizer prodigy", instead=" Or choose the optimizer adamw."),
+        Need("schedulefree", "1.4", "the optimizer schedulefree", instead=" Or choose the optimizer adamw."),
+        Need("transformers", "4.50", "the optimizer adafactor", instead=" Or choose the optimizer adamw8bit."),
     )
 }
 ALWAYS = ("peft", "av")

@@ -1,6 +1,7 @@
 """Frozen dataclasses to JSON and back, strictly: unknown keys, missing keys and wrong types are refused by name."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -14,11 +15,14 @@ from .paths import shown
 
 T = TypeVar("T")
 MAX_DEPTH = 32  # of tables inside each other
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 AUTO = "auto"  # how a person writes None, which TOML has not: the value is left to the program
 
 
 def to_dict(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values."""
+    if type(value) in _PLAIN:  # nearly everything, in data of thousands of samples
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -37,8 +41,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         return data
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be an object with named fields, got {type(data).__name__}.")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, fields = _declared(cls)
     unknown = sorted(map(str, set(data) - set(fields)))
     if unknown:
         raise ConfigError(f"{where} has the unknown field '{shown(unknown[0])}'; known fields: {', '.join(fields)}.")
@@ -49,6 +52,12 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} lacks the field '{name}'.")
     return cls(**values)
+
+
+@functools.cache
+def _declared(cls: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass, by name."""
+    return typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
 
 
 def check_depth(value: Any, where: str) -> None:
@@ -72,6 +81,8 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def _coerce_tuple(args: tuple[Any, ...], value: list | tuple, where: str) -> tuple:
+    if args[-1] is Ellipsis and args[0] in _PLAIN and {*map(type, value)} <= {args[0]}:
+        return tuple(value)  # of thousands of numbers, too
     hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ConfigError(f"{where} must have {len(hints)} elements, got {len(value)}.")

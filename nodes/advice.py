@@ -3,12 +3,22 @@
 import contextlib
 from collections.abc import Iterator
 
-from ..core.errors import ANOTHER_LORA, CLIP_VISION, CONDITION_ON, SAME_DATASET, START_AGAIN, WanTrainError, advised
+from ..core.errors import (
+    ANOTHER_LORA,
+    CLIP_VISION,
+    CONDITION_ON,
+    SAME_DATASET,
+    START_AGAIN,
+    TOKENIZER,
+    WanTrainError,
+    advised,
+)
 
 ADVICE = {
     START_AGAIN: "Here: queue again.",
     CONDITION_ON: "Here: set condition_on of Cache Latents.",
     CLIP_VISION: "Here: Load CLIP Vision gives it to clip_vision of Cache Latents.",
+    TOKENIZER: "Here: put spiece.model into ComfyUI's models/text_encoders.",
     SAME_DATASET: "Here: connect one Dataset from Folder to Cache Latents and to Cache T5.",
     ANOTHER_LORA: "Here: connect a LoRA to Merge Stages.",
 }

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.data.encode import cache_latents, cache_text
-from ..core.data.links import files_below, is_folder, leads_within
+from ..core.data.links import files_below, is_file, is_folder, leads_within
 from ..core.data.report import describe_dataset, list_notes
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
@@ -59,13 +59,14 @@ class DatasetFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, mask_folder: str = "", **_: Any) -> str:
+    def fingerprint_inputs(cls, folder: str, mask_folder: str = "", metadata_file: str = "", **_: Any) -> str:
         path = folders.resolve_dataset_folder(folder)
         places, roots = [path], [path, *(root for _, root in folders.dataset_roots())]
-        masks = path / mask_folder
+        masks, metadata = path / mask_folder, path / metadata_file
         if mask_folder and masks != path and is_folder(masks) and leads_within(masks, roots):
             places.append(masks)
-        stats = [(str(p), p.stat()) for place in places for p in files_below(place)]
+        further = [metadata] if metadata_file and is_file(metadata) and leads_within(metadata, roots) else []
+        stats = [(str(p), p.stat()) for p in (*further, *(p for place in places for p in files_below(place)))]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod

@@ -114,7 +114,7 @@ class Follower:
         run = self._run
         if run is None:
             return "waiting"
-        if run.is_stopping and not run.is_over:
+        if run.is_stopping and (not run.is_over or self._wish == PAUSE):
             return "stopping"
         if run.is_stopping:
             return "finished" if run.history.state == "finished" else "stopped"
@@ -132,7 +132,7 @@ class Follower:
         run = self._run
         if self._is_paused and run is not None:
             return f"paused after step {run.last_step}, and the GPU's memory is free"
-        if run is None or not run.has_begun:
+        if run is None or not run.has_told:
             return "starting the trainer"
         return run.history.message
 

@@ -18,7 +18,7 @@ from ..core.adapters.ship import (
     ship,
 )
 from ..core.errors import ConfigError, WanTrainError
-from ..core.train.checkpoints import ADAPTER
+from ..core.train.checkpoints import ADAPTER, AVERAGE
 from ..core.train.partway import checkpoint_names, named_checkpoint
 from ..core.train.result import check_lora
 from . import host
@@ -189,7 +189,7 @@ class WanLoRAFromFile(io.ComfyNode):
         file = read_lora(path)
         chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
-        name = lora_file.rpartition("/")[0].strip() if path.name == ADAPTER else path.stem
+        name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem
         return io.NodeOutput(LoraHandle(path, chosen, name), ui={"text": [text]})  # type: ignore[arg-type]
 
 

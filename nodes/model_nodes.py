@@ -97,12 +97,14 @@ class WanLoadUMT5(io.ComfyNode):
             node_id="WanLoadUMT5",
             display_name="Load umT5 (any size)",
             category=CATEGORY,
-            description="Like Load CLIP with the type wan, for umT5 encoders of other sizes too, such as the nano family's.",
+            description="Like Load CLIP with the type wan, for umT5 encoders of other sizes too, such as the nano family's, and"
+            " for the official models_t5_umt5-xxl-enc-bf16.pth.",
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=folders.text_encoder_names(),
-                    tooltip="A umT5 encoder in the text_encoders folder, with its tokenizer inside (key spiece_model).",
+                    tooltip="A umT5 encoder in the text_encoders folder. Its tokenizer is inside the file, or in a spiece.model"
+                    " or another umT5 file in that folder.",
                 )
             ],
             outputs=[io.Clip.Output("clip", display_name="clip", tooltip="The text encoder.")],

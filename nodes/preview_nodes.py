@@ -15,6 +15,7 @@ from ..core.facts import (
     official_boundary,
     official_shift,
 )
+from ..core.generate.trigger import fill_prompts
 from ..core.settings.dataset import DatasetOptions
 from . import host
 from .host.sampling import (
@@ -99,7 +100,10 @@ class PreviewLoRA(io.ComfyNode):
         boundary = s["boundary"] or official_boundary(variant)
         names = ("width", "height", "num_frames", "steps", "cfg", "seed", "sampler", "scheduler")
         options = SamplingOptions(shift=shift, boundary=boundary, **{name: s[name] for name in names})
-        prompts = (encode_prompt(clip, s["prompt"]), encode_prompt(clip, s["negative_prompt"]))
+        texts = fill_prompts(
+            filter(None, (pair.high, pair.low)), prompt=s["prompt"], negative_prompt=s["negative_prompt"]
+        )
+        prompts = (encode_prompt(clip, texts["prompt"]), encode_prompt(clip, texts["negative_prompt"]))
         start = start_from(high, vae, *prompts, options, GivenImages(start_image, end_image, clip_vision))
         models = [model and with_shift(model, shift) for model in (high, low)]
         trained, notes = _with_pair(models, pair, s["strength"])
@@ -136,7 +140,10 @@ def _preview_inputs() -> list[Any]:
         io.Image.Input("start_image", optional=True, tooltip="For image-to-video models: the first frame."),
         io.Image.Input("end_image", optional=True, tooltip="For FLF2V and I2V-A14B: the last frame."),
         io.ClipVision.Input("clip_vision", optional=True, tooltip="For Wan 2.1 image-to-video: clip_vision_h."),
-        io.String.Input("prompt", multiline=True, default="", tooltip="What to generate; use the trigger word."),
+        io.String.Input(
+            "prompt", multiline=True, default="",
+            tooltip="What to generate; use the trigger word, or [trigger], which becomes the one that the LoRA names.",
+        ),
         io.String.Input("negative_prompt", multiline=True, default="", tooltip="What to avoid; used when cfg is above 1."),
         io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Width in pixels, a multiple of 16."),
         io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Height in pixels, a multiple of 16."),

@@ -69,7 +69,7 @@ def guarded(handler: Handler) -> Handler:
             return await handler(request)
         except OSError as error:
             log.warning("%s could not be answered: %s", request.rel_url, error)
-            return refusal(409, f"the run can't be read at the moment ({error.strerror or 'disk error'}): try again.")
+            return refusal(409, f"it can't be read at the moment ({error.strerror or 'disk error'}): try again.")
 
     return answer
 
@@ -100,6 +100,7 @@ def is_own_name(address: str, listens_locally: bool) -> bool:
 
 
 def refusal(status: int, sentence: str) -> web.Response:
+    """An answer that says why there is no other."""
     return web.json_response({"error": sentence}, status=status)
 
 

@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
+import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
 import { fetchPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
@@ -78,6 +79,7 @@ const extension = {
     if (node.comfyClass === TRAIN) addChart(node);
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
+    if (hasLook(node.comfyClass ?? "")) addLook(node);
     const onRemoved = node.onRemoved;
     node.onRemoved = function () {
       chartOf(node)?.dispose();

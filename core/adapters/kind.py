@@ -15,6 +15,10 @@ PutOn = Callable[[nn.Module, AdapterOptions, int], list[tuple[str, nn.Parameter]
 Matched = Callable[[nn.Module, Mapping[str, Tensor]], list[tuple[nn.Parameter, Tensor]]]
 
 
+def _is_none(_name: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterKind:
     """One kind of adapter, as functions of the model that carries it: a deepcopy of the model carries it as well."""
@@ -28,6 +32,7 @@ class AdapterKind:
     num_params: Callable[[tuple[int, int], int], int]  # (shape [out, in], rank) -> trainable numbers of one layer
     to_file: Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], Path]  # (path, state, metadata)
     from_file: Callable[[Path], dict[str, Tensor]]  # a state again, whatever trainer wrote the file; ModelFileError
+    is_up: Callable[[str], bool] = _is_none  # by a parameter's name: whether LoRA+ gives it a learning rate of its own
 
 
 ADAPTER_KINDS = Methods(AdapterKind, "adapter", "adapters.kinds")

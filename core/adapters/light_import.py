@@ -64,8 +64,8 @@ def _try_out() -> None:
     import peft
     from torch import nn, random
 
-    model = nn.Sequential(nn.Linear(1, 1))
     with random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Linear(1, 1))
         peft.inject_adapter_in_model(peft.LoraConfig(r=1, target_modules=["0"]), model)  # pyright: ignore[reportUnknownMemberType]
 
 

@@ -65,6 +65,7 @@ class LoraDescription:
     merged_from: tuple[str, ...] = ()
     resolution: tuple[int, int] | None = None  # width, height in pixels
     timestep_range: tuple[int, int] | None = None  # lowest and highest timestep trained, 0 to 1000
+    weights: str = ""  # where the run kept an average (EMA): "ema" or "trained", whichever the file holds
     training: TrainingFacts | None = None  # None for files that were merged or converted
     job: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None  # as the host passes it in extra_pnginfo
@@ -105,6 +106,8 @@ def lora_metadata(description: LoraDescription) -> dict[str, str]:
     numbers that are not finite, which no browser reads, null.
     """
     metadata = {**_modelspec(description), **_kohya(description)}
+    if description.weights:
+        metadata["wantrain.weights"] = description.weights
     left_out: list[str] = []
     for key, value in (
         ("wantrain.job", description.job),

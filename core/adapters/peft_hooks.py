@@ -23,6 +23,9 @@ from .light_import import import_peft
 
 TESTED = ("0.16.0", "0.21.2")  # oldest and newest
 _ADAPTER = "default"  # peft's own name for the first
+_SWITCH_S = (
+    0.0005  # so soon a thread that has read a piece of a file gets Python back; by default it waits ten times as long
+)
 _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
 
 
@@ -80,9 +83,14 @@ class _Importing:
         import_adapters()
 
     def _try(self) -> None:
-        with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
-            import_adapters()
-            load_compiler()  # which the first optimizer imports, compiled or not
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        try:
+            with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
+                import_adapters()
+                load_compiler()  # which the first optimizer imports, compiled or not
+        finally:
+            sys.setswitchinterval(usual)
 
 
 _IMPORTING = _Importing()

@@ -69,6 +69,12 @@ def write_adapter(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) 
     return kind.to_file(path, kind.state(model), metadata)
 
 
+def up_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those of the adapter that LoRA+ gives a learning rate of their own: a LoRA's B."""
+    is_up = _kind_on(model).is_up
+    return [weight for name, weight in model.named_parameters() if weight.requires_grad and is_up(name)]
+
+
 def _carried(model: nn.Module) -> list[tuple[AdapterKind, dict[str, nn.Module]]]:
     kinds = (ADAPTER_KINDS.get(name) for name in ADAPTER_KINDS.names)
     found = ((kind, kind.layers(model)) for kind in kinds)

@@ -27,6 +27,7 @@ class HubFile:
 
     repository: str
     path: str  # in the repository: split_files/<folder of ComfyUI's models>/<name>
+    into: str = ""  # the folder below ComfyUI's models, where the path does not say it
 
     @property
     def name(self) -> str:
@@ -36,7 +37,7 @@ class HubFile:
     @property
     def folder(self) -> str:
         """Below ComfyUI's models."""
-        return PurePosixPath(self.path).parent.name
+        return self.into or PurePosixPath(self.path).parent.name
 
     @property
     def sha256(self) -> str:
@@ -74,6 +75,8 @@ SETS: dict[str, tuple[HubFile, ...]] = {
     "i2v-a14b-fp16": (*_experts("i2v", "fp16"), _VAE_21, _TEXT),
     "ti2v-5b": (_file(REPOSITORY_22, "diffusion_models", "wan2.2_ti2v_5B_fp16"), _VAE_22, _TEXT),
 }
+# What the official text encoder needs besides: models_t5_umt5-xxl-enc-bf16.pth has no tokenizer inside.
+PARTS: dict[str, tuple[HubFile, ...]] = {"tokenizer": (HubFile("google/umt5-xxl", "spiece.model", "text_encoders"),)}
 
 
 @dataclass(frozen=True)

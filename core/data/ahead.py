@@ -27,12 +27,19 @@ class Inline(Executor):
 
 
 def read_ahead(
-    items: Sequence[T], read: Callable[[T], R], num_bytes: Callable[[T], int], *, ahead: int, limit: int = AHEAD_BYTES
+    items: Sequence[T],
+    read: Callable[[T], R],
+    num_bytes: Callable[[T], int],
+    *,
+    ahead: int,
+    limit: int = AHEAD_BYTES,
+    at_once: Callable[[T], R | None] = lambda _: None,
 ) -> Generator[tuple[T, "Future[R]"], None, None]:
     """Each item, in order, with what `read` makes of it, or raises.
 
     Up to `ahead` of the items that follow are read meanwhile, as far as together they take no more than `limit` bytes by
-    `num_bytes`; with 0 nothing is read before its turn. When the iterator is closed, its threads have ended.
+    `num_bytes`; with 0 nothing is read before its turn. What `at_once` gives on the caller's thread
+    needs no reading. When the iterator is closed, its threads have ended.
     """
     pool = ThreadPoolExecutor(min(ahead, _num_threads()), "read-ahead") if ahead else Inline()
     sizes = [num_bytes(item) for item in items]
@@ -41,7 +48,8 @@ def read_ahead(
     try:
         for position, item in enumerate(items):
             while submitted < len(items) and _may_start(sizes[position + 1 : submitted + 1], ahead, limit):
-                waiting.append(pool.submit(read, items[submitted]))
+                known = at_once(items[submitted])
+                waiting.append(pool.submit(read, items[submitted]) if known is None else _done(known))
                 submitted += 1
             yield item, waiting.popleft()
     finally:
@@ -91,6 +99,12 @@ class WriteBehind:
         last, self._last = self._last, None
         if last is not None:
             last.result()
+
+
+def _done(result: R) -> "Future[R]":
+    future: Future[R] = Future()
+    future.set_result(result)
+    return future
 
 
 def _may_start(sizes: Sequence[int], ahead: int, limit: int) -> bool:

@@ -1,130 +1,67 @@
-"""Captions: reading sidecar files, the default caption, and the trigger word."""
+"""Captions: from sidecar files, one file for all, names or the trigger word alone; the default caption; the trigger word."""
 
-import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
 from ..limits import MAX_TEXT, MAX_WORD
+from ..prompts import apply_trigger
 from ..settings.dataset import DatasetOptions
-from .media import BadMediaError, check_plain_file
+from .media import BadMediaError
+from .metadata_files import Listed, captions_in_json
+from .tags import tag_variants
+from .text_files import read_text_file
 from .types import Note
 
-_MAX_BYTES = 2**20  # the model takes 512 tokens
-_ZEROS = 0.7  # of the high bytes of a text that is mostly Latin
-_MARKS = (  # that of UTF-32 begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_PLACEHOLDER = re.compile(r"\[trigger\]", re.IGNORECASE)
+_HALF_LETTER = re.compile("[\ud800-\udfff]")
+_MOST = MAX_TEXT - MAX_WORD - 1  # characters, with room for a trigger word in front
+
+Texts = tuple[list[str], str, str]  # captions, why there are none, what there is to tell
 
 
-def read_caption(path: Path) -> tuple[str, str]:
-    """(caption with runs of whitespace made one space, what there is to tell of the file, or "").
+def read_captions(path: Path, options: DatasetOptions) -> tuple[list[str], str]:
+    """(captions in a caption file with runs of whitespace made one space, what there is to tell of the file, or "").
 
-    UTF-8, UTF-16 or UTF-32, with a mark or without, else Windows-1252, which older Windows editors write. Letters of the
-    value 0 are left out. Raises BadMediaError if the file cannot be read, or is far too large for a caption.
+    None for an empty file. Raises BadMediaError if the file cannot be read, or is far too large for a caption.
     """
-    try:
-        check_plain_file(path)
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise BadMediaError(f"it cannot be read ({error.strerror or error})") from error
-    if len(data) > _MAX_BYTES:
-        raise BadMediaError(
-            f"it has more than {_MAX_BYTES} bytes, far more than the model takes of a caption: shorten it"
-        )
-    text, told = _decode(data)
-    if "\0" in text:
-        text, told = text.replace("\0", ""), "holds letters of the value 0, which were left out"
-    text = _collapse(text)
-    most = MAX_TEXT - MAX_WORD - 1  # with room for a trigger word in front
-    if len(text) > most:
-        raise BadMediaError(
-            f"it has {len(text)} characters, and {most} are the most; the model takes some 2000: shorten it"
-        )
-    return text, told
-
-
-def _decode(data: bytes) -> tuple[str, str]:
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            return data.decode(encoding, errors="replace"), ""
-    encoding = _wide_encoding(data)
-    if encoding:
-        return data.decode(encoding), f"has no mark and was read as {encoding.upper()}"
-    try:
-        return data.decode("utf-8-sig"), ""
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace"), "is not UTF-8 and was read as Windows-1252"
-
-
-def _wide_encoding(data: bytes) -> str:
-    """The UTF-32 or UTF-16 that text without a mark is in: most of its letters' high bytes are zeros."""
-    for encoding, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
-        high = data[width - 1 :: width] if encoding.endswith("le") else data[::width]
-        low = data[::width] if encoding.endswith("le") else data[width - 1 :: width]
-        if (
-            len(data) % width
-            or not data
-            or high.count(0) < len(high) * _ZEROS
-            or low.count(0) > len(low) * (1 - _ZEROS)
-        ):
-            continue
-        try:
-            data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return encoding
-    return ""
-
-
-def apply_trigger(caption: str, trigger_word: str, name: str) -> str:
-    """Put the trigger word in place of [trigger], or in front if the caption has neither; `name` is for the error."""
-    trigger = _collapse(trigger_word)
-    if _PLACEHOLDER.search(caption):
-        if not trigger:
-            raise DatasetError(
-                f"The caption of {name} contains [trigger], but no trigger word is set: set trigger_word; or, since a "
-                "regularization set has none, write a plain word there."
-            )
-        return _collapse(_PLACEHOLDER.sub(lambda _: trigger, caption))
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
+    text, told = read_text_file(path)
+    suffix = path.suffix.lower()
+    found = captions_in_json(text, by_line=suffix == ".jsonl") if suffix in (".json", ".jsonl") else [text]
+    return _cleaned(found, options), told
 
 
 def assign_captions(
-    names: Sequence[str], sidecars: Mapping[str, Path], options: DatasetOptions
-) -> tuple[dict[str, str], list[Note]]:
-    """Caption of every media file that has one, by name, and notes on the others.
+    names: Sequence[str],
+    sidecars: Mapping[str, Path],
+    options: DatasetOptions,
+    listed: Listed | None = None,
+    *,
+    unread: str = "",
+) -> tuple[dict[str, tuple[str, ...]], list[Note]]:
+    """Captions of every media file that has any, by name, and notes on the others.
 
-    `sidecars` maps a name to its caption file. Without a caption (no file, or an empty one) a file takes
-    default_caption, else the trigger word alone, else it is dropped with a note, or refused with options.bad_files
-    "refuse". Raises DatasetError if no file at all has a caption.
+    The first of a file's captions is its caption; one of all of them is drawn at each step. `sidecars` maps a name to its
+    caption file; `listed`: what the metadata file says, where captions come from one; `unread`: a metadata file that is there
+    and is not used. Without a caption (no file, or an empty one) a file takes default_caption, else the trigger word alone,
+    else it is dropped with a note, or refused with options.bad_files "refuse". DatasetError if no file has any.
     """
-    captions, missing, notes = {}, {}, []
-    default = _collapse(options.default_caption)
+    captions, missing, notes = {}, {}, list(listed.notes if listed else ())
+    default, texts_of = _collapse(options.default_caption), _reader(sidecars, options, listed)
     for name in names:
-        text, why = "", f"no caption file {Path(name).stem}{extension(options)} next to it"
-        if name in sidecars:
-            text, why, told = _read_sidecar(sidecars[name])
-            if told and (text or default):  # else it is dropped, and told why
-                notes.append(Note(name=name, action="note", reason=f"its caption file {sidecars[name].name} {told}"))
-        if not text and not default:
+        texts, why, told = texts_of(name)
+        if told and (texts or default):  # else it is dropped, and told why
+            notes.append(Note(name=name, action="note", reason=told))
+        if not texts and not default and options.caption_source != "trigger":
             missing[name] = why
-        captions[name] = apply_trigger(text or default, options.trigger_word, name)
-    if not any(captions.values()):
+        captions[name] = _all_captions(texts or [default], options, name)
+    if not any(map(any, captions.values())):
         raise DatasetError(
-            f"no captions: none of the {len(captions)} files has a caption ({names[0]}: {missing[names[0]]}); write "
-            f"one {extension(options)} file per image or clip, or set a default caption or a trigger word."
+            f"no captions: none of the {len(captions)} files has a caption ({names[0]}: {missing[names[0]]}); "
+            f"{_how_to_write(options, unread)}, or set a default caption or a trigger word."
         )
     for name, why in missing.items():
-        if captions[name]:
+        if any(captions[name]):
             notes.append(Note(name=name, action="note", reason=f"{why}: the trigger word alone is its caption"))
         elif options.bad_files == "refuse":
             raise DatasetError(
@@ -136,18 +73,73 @@ def assign_captions(
     return captions, notes
 
 
-def _read_sidecar(path: Path) -> tuple[str, str, str]:
-    """(the caption, why there is none, what there is to tell)."""
-    try:
-        text, told = read_caption(path)
-    except BadMediaError as error:
-        return "", f"its caption file {path.name} cannot be used: {error}", f"cannot be used: {error}"
-    return text, f"its caption file {path.name} is empty", told
-
-
 def extension(options: DatasetOptions) -> str:
     """The caption extension in lower case, with its dot."""
     return "." + options.caption_extension.lower().lstrip(".")
+
+
+def _reader(sidecars: Mapping[str, Path], options: DatasetOptions, listed: Listed | None) -> Callable[[str], Texts]:
+    """What gives the texts of a media file by its name."""
+
+    def from_sidecar(name: str) -> Texts:
+        if name not in sidecars:
+            return [], f"no caption file {Path(name).stem}{extension(options)} next to it", ""
+        called = f"its caption file {sidecars[name].name}"
+        try:
+            texts, told = read_captions(sidecars[name], options)
+        except BadMediaError as error:
+            return [], f"{called} cannot be used: {error}", f"{called} cannot be used: {error}"
+        return texts, f"{called} is empty", f"{called} {told}" if told else ""
+
+    def from_metadata(name: str) -> Texts:
+        assert listed is not None
+        if name not in listed.captions:
+            return [], f"{listed.name} has no entry for it", ""
+        try:
+            return _cleaned(listed.captions[name], options), f"its caption in {listed.name} is empty", ""
+        except BadMediaError as error:
+            problem = f"its caption in {listed.name} cannot be used: {error}"
+            return [], problem, problem
+
+    def from_name(name: str) -> Texts:
+        return _cleaned([re.sub("[_-]", " ", Path(name).stem)], options), "its name holds no words", ""
+
+    def from_trigger(_: str) -> Texts:
+        return [_collapse(options.trigger_word)], "", ""
+
+    return {"sidecar": from_sidecar, "metadata": from_metadata, "filename": from_name, "trigger": from_trigger}[
+        options.caption_source
+    ]
+
+
+def _all_captions(texts: Sequence[str], options: DatasetOptions, name: str) -> tuple[str, ...]:
+    """The texts with their variants and the trigger word, each once."""
+    further = [variant for text in texts for variant in tag_variants(text, options)]
+    return tuple(dict.fromkeys(apply_trigger(text, options.trigger_word, name) for text in (*texts, *further)))
+
+
+def _cleaned(texts: Sequence[str], options: DatasetOptions) -> list[str]:
+    """Captions without the whitespace around and between their words; BadMediaError for one that is too long."""
+    parts = [part for text in texts for part in (text.splitlines() if options.caption_lines == "separate" else [text])]
+    found = [text for part in parts if (text := _collapse(part))]
+    for text in found:
+        if len(text) > _MOST:
+            raise BadMediaError(
+                f"it has {len(text)} characters, and {_MOST} are the most; the model takes some 2000: shorten it"
+            )
+        if _HALF_LETTER.search(text):
+            raise BadMediaError("it holds halves of letters (\\ud800 to \\udfff), which are no text: write it anew")
+    return found
+
+
+def _how_to_write(options: DatasetOptions, unread: str) -> str:
+    if options.caption_source == "metadata":
+        return "name the files of the folder in it, each with its caption"
+    if options.caption_source == "filename":
+        return "give the files names of words"
+    if unread:
+        return f"set caption_source to 'metadata' to take them from {unread}"
+    return f"write one {extension(options)} file per image or clip"
 
 
 def _collapse(text: str) -> str:

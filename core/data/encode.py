@@ -65,7 +65,9 @@ def cache_latents(
     interrupt = Interrupt(check)
     encodings = Encodings(encoder, conditioning, vision, store, interrupt)
     notes.extend(_check_room(dataset, encodings))
-    coming = read_ahead(dataset.samples, encodings.prepare, encodings.num_bytes, ahead=ahead)
+    coming = read_ahead(
+        dataset.samples, encodings.prepare, encodings.num_bytes, ahead=ahead, at_once=encodings.prepare_known
+    )
     with WriteBehind(beside=ahead > 0) as write, closing(coming), interrupt:
         for done, (listed, prepared) in enumerate(coming, start=1):
             try:
@@ -78,6 +80,7 @@ def cache_latents(
                 notes.append(Note(name=listed.name, action="skipped", reason=str(error)))
             if on_item is not None:
                 on_item(done, total, listed.name)
+    store.remember_checked()
     if not any(not entry.held_out for entry in entries):
         why = f"; the first: {notes[0]}" if notes else ""
         raise DatasetError(f"No sample of {dataset.folder} is left to train on{why}")
@@ -135,6 +138,7 @@ def cache_text(
                     notes.append(Note(name=_short(entry.caption), action="cropped", reason=reason))
                 if on_item is not None:
                     on_item(len(entries), len(distinct), _short(entry.caption))
+    store.remember_checked()
     return TextCache(entries=tuple(entries), encoder=encoder.identity, dim=encoder.dim), notes
 
 
@@ -174,10 +178,11 @@ def _save_texts(made: list[tuple[str, torch.Tensor, bool]], identity: str, store
 def _stored_text(caption: str, encoder: TextEncoder, store: Store) -> tuple[int, bool] | None:
     """Number of tokens of what the store has for a caption, and whether it was cut; None if it has nothing usable."""
     key = text_key(caption, encoder.identity)
-    context = (store.load("text", key) or {}).get("context")
-    if context is None or _text_problem(context, encoder):
+    stored = store.look("text", key)
+    shape = stored.shapes.get("context") if stored else None
+    if stored is None or shape is None or _shape_problem(shape, encoder):
         return None
-    return context.shape[0], (store.metadata("text", key) or {}).get("was_cut") == "1"
+    return shape[0], stored.metadata.get("was_cut") == "1"
 
 
 def _encode_batch(captions: list[str], encoder: TextEncoder) -> list[tuple[torch.Tensor, bool]]:
@@ -196,10 +201,15 @@ def _encode_batch(captions: list[str], encoder: TextEncoder) -> list[tuple[torch
 
 def _text_problem(context: Any, encoder: TextEncoder) -> str:
     """What is wrong with an embedding, as a clause; empty if nothing."""
-    if context.ndim != 2 or context.shape[1] != encoder.dim or not 1 <= context.shape[0] <= TEXT_TOKENS:
-        return f"the shape {tuple(context.shape)} instead of (1 to {TEXT_TOKENS}, {encoder.dim})"
-    if not torch.isfinite(context).all():
+    problem = _shape_problem(tuple(context.shape), encoder)
+    if not problem and not torch.isfinite(context).all():
         return "values that are not finite"
+    return problem
+
+
+def _shape_problem(shape: tuple[int, ...], encoder: TextEncoder) -> str:
+    if len(shape) != 2 or shape[1] != encoder.dim or not 1 <= shape[0] <= TEXT_TOKENS:
+        return f"the shape {shape} instead of (1 to {TEXT_TOKENS}, {encoder.dim})"
     return ""
 
 

@@ -87,9 +87,9 @@ class Encodings:
         size = FLOAT32 * math.prod(self._shape(sample))
         found = {}
         for mode in self._modes:
-            keys = [self._key(sample, mode, in_tiles=in_tiles) for in_tiles in (False, True)]
+            keys = (self._key(sample, mode, in_tiles=in_tiles) for in_tiles in (False, True))
             if not (absent_only and any(self.store.has("latents", key) for key in keys)):
-                found[keys[0]] = size
+                found[self._key(sample, mode)] = size
         if self.vision is not None:
             key = self._vision_key(sample)
             if not (absent_only and self.store.has("vision", key)):
@@ -99,6 +99,19 @@ class Encodings:
             if not (absent_only and self.store.has("masks", key)):
                 found[key] = FLOAT32 * math.prod(self._shape(sample)[1:])
         return found
+
+    def prepare_known(self, listed: Sample) -> Prepared | None:
+        """As `prepare`, for a sample of which all is in the store and was checked before: then it costs next to nothing."""
+        try:
+            sample, _ = self._fit(listed)
+        except DatasetError:
+            return None
+        keys = [("latents", self._key(sample, mode)) for mode in self._modes]
+        keys += [("vision", self._vision_key(sample))] if self.vision is not None else []
+        keys += [("masks", self._mask_key(sample))] if sample.mask else []
+        if (self.known and len(sample.frame_indices) == 1) or not all(self.store.is_checked(*key) for key in keys):
+            return None
+        return self.prepare(listed)
 
     def prepare(self, listed: Sample) -> Prepared:
         """What is in the store, and the pixels if that is not all. DatasetError for a sample that cannot be used."""
@@ -194,8 +207,8 @@ class Encodings:
         return mask_key(sample, self.encoder.latent_format)
 
     def _has_mask(self, sample: Sample) -> bool:
-        found = (self.store.load("masks", self._mask_key(sample)) or {}).get("mask")
-        return found is not None and tuple(found.shape) == self._shape(sample)[1:]
+        stored = self.store.look("masks", self._mask_key(sample))
+        return stored is not None and stored.shapes.get("mask") == self._shape(sample)[1:]
 
     def _mask(self, prepared: Prepared, write: Write) -> str:
         """The key of the sample's mask in latents, which is kept unless it is there."""
@@ -211,14 +224,14 @@ class Encodings:
         """The key under which the store has the latents, of the whole picture before those of tiles; "" if it has none."""
         for in_tiles in (False, True):
             key = self._key(sample, mode, in_tiles=in_tiles)
-            tensors = self.store.load("latents", key)
-            if tensors and "latents" in tensors and tuple(tensors["latents"].shape) == self._shape(sample):
+            stored = self.store.look("latents", key)
+            if stored and stored.shapes.get("latents") == self._shape(sample):
                 return key
         return ""
 
     def _has_features(self, key: str) -> bool:
-        tensors = self.store.load("vision", key)
-        return bool(tensors) and "features" in tensors
+        stored = self.store.look("vision", key)
+        return stored is not None and "features" in stored.shapes
 
     def _latents(self, prepared: Prepared, mode: str, write: Write) -> str:
         """The key of the sample's latents in this mode, which are encoded unless they are there."""

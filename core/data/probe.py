@@ -12,6 +12,7 @@ from ..serial import from_dict, to_dict
 from .clips import probe_clip
 from .media import CLIP_SUFFIXES, BadMediaError, check_plain_file, missing_bytes
 from .pictures import probe_picture
+from .stamps import file_stamp
 from .watch import Interrupt
 
 _INDEX_VERSION = 2  # raise when probing itself changes: older indexes are then ignored
@@ -90,12 +91,6 @@ def _remember(path: Path, stamp: list[int], sha256: str) -> None:
     if len(_hashes) >= _MAX_HASHES:
         _hashes.clear()
     _hashes[path] = (stamp, sha256)
-
-
-def file_stamp(path: Path) -> list[int]:
-    """What changes when a file's content does, or when another file is put in its place: told without reading it."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 class ProbeIndex:

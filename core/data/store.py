@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from safetensors import SafetensorError
 from ..disk import write_atomic
 from ..errors import RunError
 from ..serial import digest
+from .stamps import Stamps, file_stamp
 from .types import Sample
 
 _PIXELS_VERSION = 1  # raise when read_frames gives other pixels for the same sample
 _MASKS_VERSION = 1  # raise when read_mask gives others
 _CHECKSUM, _KEY = "body_sha256", "key"
+_CHECKED = "checked.json"  # stamps of files that were compared with their checksums
 
 
 class DamagedEntryError(ValueError):
@@ -27,12 +31,12 @@ class DamagedEntryError(ValueError):
 
 def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str:
     """Key of a sample's latents: its pixels, the VAE, and what was made with them ("full": the posterior mean)."""
-    return digest(["latents", _PIXELS_VERSION, sample.content_key, encoder_identity, mode], 32)
+    return _key("latents", _PIXELS_VERSION, sample.content_key, encoder_identity, mode)
 
 
 def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
     """Key of the CLIP vision features of a sample's known frames."""
-    return digest(["vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity], 32)
+    return _key("vision", _PIXELS_VERSION, sample.content_key, conditioning, encoder_identity)
 
 
 def mask_key(sample: Sample, latent_format: str) -> str:
@@ -42,7 +46,21 @@ def mask_key(sample: Sample, latent_format: str) -> str:
 
 def text_key(caption: str, encoder_identity: str) -> str:
     """Key of a caption's embedding: the text and the text encoder."""
-    return digest(["text", 1, caption, encoder_identity], 32)
+    return _key("text", 1, caption, encoder_identity)
+
+
+@lru_cache(2**16)
+def _key(*parts: str | int) -> str:
+    """One digest is asked for several times on the way of a sample."""
+    return digest(parts, 32)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file of the store holds, without its tensors' values."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
 
 
 class Store:
@@ -50,10 +68,48 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._checked = Stamps(self.root, _CHECKED)
+
+    def look(self, kind: str, key: str) -> Stored | None:
+        """What is stored under `key`; None if the file is absent, cut off, or does not match its checksum.
+
+        A file is compared with its checksum once: `remember_checked` keeps that for the processes that follow, and only its
+        header is read again until it changes. Training compares it once more when it reads it.
+        """
+        path, name = self.path(kind, key), _name(kind, key)
+        try:
+            stamp = file_stamp(path)
+            if self._checked.has(name, stamp):
+                with path.open("rb") as file:
+                    size = int.from_bytes(file.read(8), "little")
+                    return _stored(json.loads(file.read(min(size, stamp[0]))))
+            data = self._read(kind, key)
+            if data is None:
+                return None
+            decode_entry(data, key, needs_checksum=True)
+            self._checked.put(name, stamp)
+            return _stored(_split(data)[0])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def is_checked(self, kind: str, key: str) -> bool:
+        """Whether the file is there, and `look` would read its header alone."""
+        try:
+            return self._checked.has(_name(kind, key), file_stamp(self.path(kind, key)))
+        except OSError:
+            return False
+
+    def remember_checked(self) -> None:
+        """Keep on disk which files have been compared with their checksums. RunError if the disk refuses."""
+        self._checked.save()
 
     def path(self, kind: str, key: str) -> Path:
         """Where the tensors of `key` lie, or would lie."""
-        return self.root / kind / key[:2] / f"{key}.safetensors"
+        return self.root / _name(kind, key)
 
     def load(self, kind: str, key: str) -> dict[str, torch.Tensor] | None:
         """Tensors on the CPU, or None if the file is absent, cut off, or does not match its checksum.
@@ -115,6 +171,11 @@ class Store:
             raise RunError(f"{self.path(kind, key)} cannot be read: {error.strerror or error}.") from error
 
 
+def _name(kind: str, key: str) -> str:
+    """A file's name relative to the store."""
+    return f"{kind}/{key[:2]}/{key}.safetensors"
+
+
 def read_entry(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a cached file on the CPU, compared with their checksum if there is one, as earlier versions wrote none.
 
@@ -137,6 +198,12 @@ def decode_entry(data: bytes, key: str, *, needs_checksum: bool = False) -> dict
         if isinstance(error, DamagedEntryError):
             raise
         raise DamagedEntryError(f"it can't be decoded: {error}") from error
+
+
+def _stored(header: dict[str, Any]) -> Stored:
+    """What a header says."""
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return Stored(shapes, header.get("__metadata__", {}))
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:

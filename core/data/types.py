@@ -5,6 +5,7 @@ All of it is frozen and small (paths, digests, numbers): no pixels, no tensors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -89,7 +90,7 @@ class Sample:
         name = f"{name} at {self.width}x{self.height}" if self.is_of_sizes else name
         return f"{name} flipped {self.flip}" if self.flip else name
 
-    @property
+    @cached_property
     def content_key(self) -> str:
         """Digest of everything that decides the pixels of this sample.
 
@@ -157,7 +158,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
-        check_texts("the dataset", words=(self.trigger_words,), captions=(s.file.caption for s in self.samples))
+        check_texts("the dataset", words=(self.trigger_words,), captions=self.captions)
 
     @property
     def sources(self) -> tuple[Part, ...]:

@@ -15,15 +15,11 @@ from ..wan.identify import identify
 from ..wan.quantized import SCALE, convert, scale_name
 from .batches import encode_in_batches
 from .identity import as_stored, text_identity
-from .weights import Weights, check_weights, headless_packages, open_weights, read_one
+from .tokenizer import find_tokenizer
+from .weights import Weights, check_weights, headless_packages, open_weights
 
 PAD, END = 0, 1
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)  # umT5 overflows in fp16
-
-_TOKENIZER_KEY = "spiece_model"
-_TOKENIZER_FILE = "spiece.model"
-# Relative to the weights: the official repository, one folder with everything, diffusers' pipeline.
-_TOKENIZER_PLACES = (Path("google/umt5-xxl"), Path(), Path("../tokenizer"))
 
 _SHARED = "shared.weight"
 _FINAL_NORM = "encoder.final_layer_norm.weight"
@@ -129,8 +125,8 @@ def load_text_encoder(
     """The umT5 encoder at `path`: ComfyUI's single file, the official file, or transformers' folder.
 
     Weights are kept as they are stored, and computed with in `dtype`, by default float32 as in ComfyUI: the peak of
-    memory is about one tensor above the size of the file. `tokenizer` is a sentencepiece model or its folder; by
-    default it is looked for in the file and beside it. Raises ModelFileError if the file is anything but a whole umT5
+    memory is about one tensor above the size of the file. `tokenizer` is a sentencepiece model or its folder; by default
+    `find_tokenizer` looks for it in the file and beside it. Raises ModelFileError if the file is anything but a whole umT5
     encoder or if there is no tokenizer, ConfigError if a package is missing.
     """
     path, device, dtype = Path(path), torch.device(device), dtype or torch.float32
@@ -156,6 +152,12 @@ def load_text_encoder(
         identity = text_identity(state, processor.serialized_model_proto(), dtype)
         _fill(model, state, dtype)
     return Umt5TextEncoder(model.requires_grad_(False).eval(), processor, dim, identity)
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The sentencepiece processor in the text encoder's file or beside it. ModelFileError, ConfigError as the encoder."""
+    path = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    return _load_tokenizer(open_weights(path), None)
 
 
 def transformers_name(name: str) -> str:
@@ -238,25 +240,11 @@ def _load_tokenizer(weights: Weights, given: Path | None) -> Any:
     """A sentencepiece processor: of the path that was given, of the file, or of what lies beside it."""
     with headless_packages():
         import sentencepiece
-    source, data = _tokenizer_bytes(weights, given)
+    source, data = find_tokenizer(weights, given)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
         raise ModelFileError(f"The tokenizer in '{source}' is not a sentencepiece model; download it again.") from error
-
-
-def _tokenizer_bytes(weights: Weights, given: Path | None) -> tuple[Path, bytes]:
-    if given is None and _TOKENIZER_KEY in weights.shapes:
-        return weights.path, read_one(weights, _TOKENIZER_KEY).flatten().view(torch.uint8).numpy().tobytes()
-    folder = weights.path if weights.path.is_dir() else weights.path.parent
-    places = [Path(given)] if given is not None else [folder / place for place in _TOKENIZER_PLACES]
-    for place in (place / _TOKENIZER_FILE if place.is_dir() else place for place in places):
-        if place.is_file():
-            return place, place.read_bytes()
-    raise ModelFileError(
-        f"'{weights.path}' has no tokenizer inside, and there is no {_TOKENIZER_FILE} at "
-        f"{', '.join(map(str, places))}: name the {_TOKENIZER_FILE} of google/umt5-xxl as the tokenizer."
-    )
 
 
 def _fill(model: Any, state: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -4,7 +4,7 @@ F frames, H W pixels, C channels, f h w latent frames, height, width, S text tok
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import TextEncoder
 from ..encoders.text import load_text_encoder
+from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vae import WanVideoEncoder, load_video_encoder
 from ..encoders.weights import open_weights
 from ..errors import ConfigError
@@ -28,6 +29,7 @@ from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
 from .experts import Expert, Experts
 from .given import GivenFrames, check_given, given_forward
+from .trigger import fill_prompts
 
 MAX_PIXELS = 32768  # on a side; and frames
 
@@ -67,7 +69,8 @@ class Files(GivenFrames):
             if problem:
                 raise ConfigError(f"{name} is {shown(path)}, which {problem}: check its name.")
         inner = self.text_encoder / "text_encoder"
-        open_weights(inner if inner.is_dir() else self.text_encoder)  # its header, before the VAE is loaded
+        # Their headers, before the VAE is loaded.
+        find_tokenizer(open_weights(inner if inner.is_dir() else self.text_encoder), self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +137,13 @@ class VideoPlan:
 
 
 def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
-    """Read the headers and the LoRAs. ConfigError or ModelFileError if something does not fit."""
+    """Read the headers and the LoRAs, whose trigger word takes the place of [trigger] in prompts.
+
+    ConfigError or ModelFileError if something does not fit.
+    """
     files.check()
+    prompts = fill_prompts(files.loras.values(), prompt=options.prompt, negative_prompt=options.negative_prompt)
+    options = replace(options, **prompts)
     experts: dict[Slot, Expert] = {}
     notes: list[str] = []
     for slot, path in files.models.items():

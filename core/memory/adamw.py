@@ -42,7 +42,7 @@ class _Page:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, without amsgrad, over fp32 parameters of one device in one group; `offload` moves its moments any time.
+    """torch's AdamW, without amsgrad, over fp32 parameters of one device; `offload` moves its moments any time.
 
     The state has the same names and shapes either way, and `state_dict` of one can be loaded by the other.
     """
@@ -59,13 +59,13 @@ class AdamW(torch.optim.AdamW):
         if on == self.is_offloaded:
             return
         if on:
-            self._offloaded = _Offloaded(self.param_groups[0], self.state)
+            self._offloaded = _Offloaded(self.param_groups, self.state)
             return
         assert self._offloaded is not None
         self._offloaded.drain()
         back = {
             parameter: {name: self.state[parameter][name].to(parameter.device, copy=True) for name in _MOMENTS}
-            for parameter in self.param_groups[0]["params"]
+            for parameter in _parameters(self.param_groups)
         }
         for parameter, moments in back.items():
             self.state[parameter].update(moments)
@@ -94,16 +94,16 @@ class AdamW(torch.optim.AdamW):
             return
         self._offloaded.drain()
         saved: Mapping[int, Mapping[str, Tensor]] = state_dict["state"]
-        for index, parameter in enumerate(self.param_groups[0]["params"]):
+        for index, parameter in enumerate(_parameters(self.param_groups)):
             for name, value in self.state[parameter].items():
                 value.copy_(saved[index][name]) if index in saved else value.zero_()
-        group = state_dict["param_groups"][0]
-        self.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
+        for own, group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            own.update({name: value for name, value in group.items() if name != "params"})
 
-    def _update(self, page: list[_Trained]) -> None:
-        """The update of parameters whose moments are on the device."""
+    def _update(self, page: list[_Trained], group_index: int) -> None:
+        """The update of parameters of a group, whose moments are on the device."""
         trained = [(p, p.grad, first, second) for p, first, second in page if p.grad is not None]
-        group = self.param_groups[0]
+        group = self.param_groups[group_index]
         adamw(
             [p for p, *_ in trained],
             [gradient for _, gradient, *_ in trained],
@@ -127,11 +127,13 @@ class AdamW(torch.optim.AdamW):
 class _Offloaded:
     """The pages, and the slots on the device that they visit."""
 
-    def __init__(self, group: Mapping[str, Any], state: dict[Tensor, dict[str, Tensor]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Tensor]]) -> None:
         """Takes over the moments in `state`, or begins with zeros where there are none."""
-        parameters: list[Tensor] = group["params"]
+        parameters = _parameters(groups)
         self._device = parameters[0].device
-        self._pages = [_make_page(part) for part in _parts(parameters)]
+        parts = [(index, part) for index, group in enumerate(groups) for part in _parts(group["params"])]
+        self._pages = [_make_page(part) for _, part in parts]
+        self._groups = [index for index, _ in parts]  # of each page
         most = max(page.moments.shape[1] for page in self._pages)
         number = min(NUM_SLOTS, len(self._pages))
         self._slots = [torch.empty(2, most, device=self._device) for _ in range(number)]
@@ -139,7 +141,7 @@ class _Offloaded:
         self._visits = [list(page.views(self._slots[i % number])) for i, page in enumerate(self._pages)]
         self._left: list[Event] = [None] * number  # when what was in the slot last is in main memory
         self._arriving, self._leaving = open_stream(self._device), open_stream(self._device)
-        place = self._device if group["fused"] else torch.device("cpu")
+        place = self._device if groups[0]["fused"] else torch.device("cpu")
         steps = {parameter: torch.zeros((), device=place) for parameter in parameters if parameter not in state}
         for page in self._pages:  # nothing fails from here on
             for parameter, *moments in page.views(page.moments):
@@ -149,15 +151,15 @@ class _Offloaded:
                 for name, moment in zip(_MOMENTS, moments, strict=True):
                     own[name] = moment.copy_(own[name]) if name in own else moment.zero_()
 
-    def visit(self, update: Callable[[list[_Trained]], None]) -> None:
-        """Let `update` see each page on the device, and keep what it makes of it."""
+    def visit(self, update: Callable[[list[_Trained], int], None]) -> None:
+        """Let `update` see each page, with the index of its group, on the device, and keep what it makes of it."""
         arrived = self._fetch(0)
         for index, page in enumerate(self._pages):
             self._arriving.hold_compute(arrived)
             if index + 1 < len(self._pages):
                 arrived = self._fetch(index + 1)
             slot = index % len(self._slots)
-            update(self._visits[index])
+            update(self._visits[index], self._groups[index])
             on_device = self._slots[slot][:, : page.moments.shape[1]]
             self._left[slot] = self._leaving.copy(page.moments, on_device, self._leaving.mark())
 
@@ -185,6 +187,10 @@ def hold_state(optimizer: torch.optim.Optimizer, *, offloaded: bool) -> bool:
 def offloaded_bytes(num_params: int) -> tuple[int, int]:
     """Bytes on the device and in main memory of the moments of `num_params` parameters, offloaded."""
     return 8 * min(NUM_SLOTS * PAGE, num_params), 8 * num_params
+
+
+def _parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -26,4 +26,5 @@ METHOD = OptimizerMethod(
     state={"exp_avg": torch.float32, "exp_avg_sq": torch.float32},
     more_state=("step",),
     can_offload=True,
+    skips_bad_steps=True,  # by fused kernels
 )

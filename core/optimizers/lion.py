@@ -70,5 +70,8 @@ METHOD = OptimizerMethod(
     help="updates by sign, with half of adamw's memory; take a third to a tenth of adamw's learning_rate, and beta2 0.99",
     build=_build,
     state_bytes=4,
+    update_bytes=4,
     state={"exp_avg": torch.float32},
+    skips_bad_steps=True,
+    uses=("beta1", "beta2"),
 )

@@ -37,7 +37,7 @@ from .plan import (
     num_keys,
     num_offloaded,
 )
-from .sizes import Sizes, Trained, adapter_params, rest_bytes, state_bytes, targeted
+from .sizes import Sizes, Trained, adapter_params, average_bytes, optimizer_bytes, rest_bytes, targeted, update_bytes
 from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
@@ -170,15 +170,24 @@ def _exact_vram(task: Task, plan: Plan) -> int:
 
 
 def _adapter_bytes(task: Task, plan: Plan) -> int:
-    """fp32 weights and the optimizer's state; gradients come and go."""
+    """fp32 weights, the optimizer's state and an average of the weights; gradients come and go."""
     number = adapter_params(task.sizes, task.trained)
+    held = 4 * number + average_bytes(task.sizes, task.trained)
     if has_offloaded_state(task, plan):
-        return 4 * number + offloaded_bytes(number)[0]
-    return number * (4 + state_bytes(task.trained))
+        return held + offloaded_bytes(number)[0]
+    return held + optimizer_bytes(task.sizes, task.trained)
 
 
 def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
-    """The peak of all that a step makes: at the backward of the last block that keeps as much, or of the first block.
+    """The peak of all that a step makes: at a backward, or in the update, which comes when activations are gone."""
+    sizes, trained = task.sizes, task.trained
+    lasting = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan)
+    in_update = lasting + 4 * adapter_params(sizes, trained) + update_bytes(sizes, trained)
+    return max(_backward_bytes(task, bucket, plan), round(in_update))
+
+
+def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """The peak of the backwards: at that of the last block that keeps as much, or of the first block.
 
     What blocks keep and their inputs are less from block to block, and the gradients more. A block that keeps less than
     those after it takes more itself.

@@ -9,6 +9,7 @@ import torch
 from ..memory.master import ALIGNMENT
 from ..memory.precision import AUTO, dtype_name
 from ..objective.objective import objective_of
+from ..optimizers import OPTIMIZERS
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 from ..settings.plain import PLAIN, chosen
@@ -30,12 +31,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
     info = decision.info
     task = Task(
         sizes=info.config,
-        trained=Trained(
-            rank=job.adapter.rank,
-            targets=job.adapter.targets,
-            dropout=decision.dropout,
-            optimizer=job.optimizer.name,
-        ),
+        trained=replace(trained_by(job), dropout=decision.dropout),
         element_size=decision.dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, decision.dtype),
         rest_bytes=info.rest_bytes,
@@ -52,6 +48,20 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         steps=job.loop.steps,
         costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
         compiles=decision.modes,
+    )
+
+
+def trained_by(job: Job) -> Trained:
+    """What the job trains. ConfigError for an optimizer that can't be used."""
+    options = job.optimizer
+    method = OPTIMIZERS.get(options.name)
+    return Trained(
+        rank=job.adapter.rank,
+        targets=job.adapter.targets,
+        dropout=job.adapter.dropout > 0,
+        optimizer=options.name,
+        state_bytes=None if isinstance(method.state_bytes, int) else method.bytes_of(options),
+        average=job.ema.use,
     )
 
 

@@ -147,7 +147,7 @@ class _Untouched:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._parameters = set(optimizer.state)
+        self._parameters = {parameter for parameter, state in optimizer.state.items() if state}
         self._versions = self._count()
 
     def restore(self, step: int) -> None:

@@ -13,6 +13,7 @@ from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
 from ..optimizers import OPTIMIZERS
 
+AVERAGED_AT_ONCE = 2**22  # numbers that an average of the weights is brought up to date by at once
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
 ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
 
@@ -55,6 +56,8 @@ class Trained:
     targets: tuple[str, ...] = ALL_TARGETS
     dropout: bool = False
     optimizer: str = "adamw"
+    state_bytes: int | None = None  # for each parameter, of an optimizer whose options decide it
+    average: bool = False  # whether an average of the weights (EMA) is kept
 
 
 def block_linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -131,8 +134,35 @@ def adapter_params(sizes: Sizes, trained: Trained) -> int:
 
 
 def state_bytes(trained: Trained) -> int:
-    """Bytes that the optimizer keeps for one parameter."""
-    return OPTIMIZERS.get(trained.optimizer).state_bytes
+    """Bytes that the optimizer keeps for one parameter, beside what it keeps for rows and columns."""
+    if trained.state_bytes is not None:
+        return trained.state_bytes
+    found = OPTIMIZERS.get(trained.optimizer).state_bytes
+    assert isinstance(found, int), "an optimizer whose options decide it"
+    return found
+
+
+@lru_cache
+def optimizer_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes of the optimizer's state."""
+    of_edges = OPTIMIZERS.get(trained.optimizer).edge_bytes
+    edges = sizes.num_layers * sum(
+        out + inner + 2 * trained.rank for out, inner in targeted(sizes, trained.targets).values()
+    )
+    return state_bytes(trained) * adapter_params(sizes, trained) + of_edges * edges
+
+
+def update_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes that an update takes for a moment: its own, and copies of weights and state where a bad one needs them."""
+    method, number = OPTIMIZERS.get(trained.optimizer), adapter_params(sizes, trained)
+    copies = 0 if method.skips_bad_steps or method.waits else 4 * number + optimizer_bytes(sizes, trained)
+    return copies + method.update_bytes * number
+
+
+def average_bytes(sizes: Sizes, trained: Trained) -> int:
+    """Bytes of an average of the weights, and of the room that it is brought up to date in."""
+    number = adapter_params(sizes, trained)
+    return 4 * (number + min(AVERAGED_AT_ONCE, number)) if trained.average else 0
 
 
 def can_offload(trained: Trained) -> bool:

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vision import check_vision_file
-from ..encoders.weights import open_weights
+from ..encoders.weights import Weights, open_weights
 from ..errors import ConfigError, ModelFileError
 from ..facts import official_boundary
 from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..settings.job import Stage, stage_window
 from ..train.checks import CONDITIONINGS_OF, check_holding
-from ..train.start import needed_packages
+from ..train.start import check_optimizer, needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from ..wan.identify import identify
@@ -32,22 +33,26 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     for stage, info in infos.items():
         settings = recipe.settings(stage)
         check_packages(needed_packages(settings.optimizer.name, settings.precision))
+        check_optimizer(settings.optimizer, settings.ema)
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         _check_conditioning(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")
-    _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
+    encoder = _check_kind(recipe.models.text_encoder, "text_encoder", "umt5", "a umT5 text encoder")
+    find_tokenizer(encoder, Path(recipe.models.tokenizer) if recipe.models.tokenizer else None)
     return infos
 
 
-def _check_kind(path: str, folder: str, kind: str, wanted: str) -> None:
-    """`folder`: where a diffusers pipeline has it."""
+def _check_kind(path: str, folder: str, kind: str, wanted: str) -> Weights:
+    """The opened file. `folder`: where a diffusers pipeline has it."""
     _check_exists(path)
     inner = Path(path) / folder
-    found = identify(open_weights(inner if inner.is_dir() else Path(path)).shapes)
+    weights = open_weights(inner if inner.is_dir() else Path(path))
+    found = identify(weights.shapes)
     if found.name != kind:
         raise ModelFileError(f"'{path}' is {found.label}, but {wanted} is needed there: correct the recipe's models.")
+    return weights
 
 
 def _check_exists(path: str) -> None:

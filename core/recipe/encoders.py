@@ -11,6 +11,7 @@ import torch
 
 from ..disk import write_atomic
 from ..encoders.text import Umt5TextEncoder, load_text_encoder
+from ..encoders.tokenizer import TOKENIZER_FILE, TOKENIZER_PLACES
 from ..encoders.vae import WanVideoEncoder, default_dtype, load_video_encoder
 from ..encoders.vision import HOST_DTYPE, ClipVisionEncoder, load_vision_encoder
 from ..facts import LatentFormat
@@ -19,7 +20,6 @@ from ..locks import FileLock
 from ..wan.files import find_files
 
 _VERSION = 1  # raise when core/encoders/identity.py gives another identity for the same file
-TOKENIZERS = ("spiece.model", "google/umt5-xxl/spiece.model", "../tokenizer/spiece.model")
 
 T = TypeVar("T", WanVideoEncoder, Umt5TextEncoder, ClipVisionEncoder)
 Say = Callable[[str], None]
@@ -92,7 +92,9 @@ class _Remembered(Generic[T]):
         return f"{self.path} {self.mode} {_VERSION}"
 
     def unload(self) -> None:
-        """Free its memory."""
+        """Free its memory, if it was loaded."""
+        if self._encoder is None:
+            return
         self._encoder = None
         gc.collect()
         if self.turn.device.type == "cuda":
@@ -153,15 +155,15 @@ class LazyVisionEncoder:
 class LazyTextEncoder:
     """A umT5 encoder as `core.data.types.TextEncoder`."""
 
-    def __init__(self, path: Path, turn: Turn, index_path: Path, say: Say):
+    def __init__(self, path: Path, turn: Turn, index_path: Path, say: Say, tokenizer: Path | None = None):
         self._remembered: _Remembered[Umt5TextEncoder] = _Remembered(
             path,
             turn,
             index_path,
             say,
-            load=lambda: load_text_encoder(path, turn.device),
+            load=lambda: load_text_encoder(path, turn.device, tokenizer=tokenizer),
             read_facts=lambda encoder: {"identity": encoder.identity, "dim": encoder.dim},
-            mode="float32",
+            mode="float32" if tokenizer is None else f"float32 {_stamps(tokenizer)}",
         )
         facts = self._remembered.facts
         self.identity: str = facts["identity"]
@@ -194,6 +196,7 @@ def _stamps(path: Path) -> list[list[Any]]:
     else:
         files = list(find_files(path)) if ".safetensors" in path.name else [path]
     folder = path if path.is_dir() else path.parent
-    files += [folder / place for place in TOKENIZERS if (folder / place).is_file()]
+    beside = [folder / place / TOKENIZER_FILE for place in TOKENIZER_PLACES]
+    files += [file for file in beside if file.is_file()]
     stats = [(file, file.stat()) for file in sorted(set(files))]
     return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]

@@ -86,6 +86,8 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
 def places(job: Job) -> list[str]:
     """What the job has files read from, a line each, for the user to look at: the job may be a stranger's."""
     lines = [f"{what}: {shown(path, 400)}" for what, path in _paths(job, with_samples=False)]
+    if job.optimizer.name == "custom":
+        lines.append(f"optimizer_class, whose code is run: {shown(job.optimizer.path)}")
     samples = [path for sample in job.data.samples for path in sample.paths if path]
     folders = sorted({shown(Path(path).parent, 400) for path in [*samples, job.data.empty_text_path]})
     return lines + [f"cached samples: {folder}" for folder in folders]

@@ -103,7 +103,8 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
         if vision:
             vision.unload()
         display.end("latents")
-        umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say)
+        tokenizer = Path(recipe.models.tokenizer) if recipe.models.tokenizer else None
+        umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say, tokenizer)
         text, text_notes = cache_text(
             dataset.captions, umt5, store, on_item=lambda done, total, name: display.update("text", done, total, name)
         )
@@ -114,16 +115,35 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
     return Cached(latents, text, [*notes, *text_notes])
 
 
-def cache_elsewhere(recipe: Recipe, dataset: Dataset, devices: Sequence[str]) -> Cached:
+class _Looking(Silent):
+    """Shows how far the cache is looked through, which takes seconds where it holds thousands of samples."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+
+    def update(self, name: str, done: int, total: int, text: str = "", /) -> None:
+        """So much of the cache is looked through."""
+        self._display.update(f"cached {name}", done, total, text)
+
+    def end(self, name: str, /) -> None:
+        """It is looked through."""
+        self._display.end(f"cached {name}")
+
+
+def cache_elsewhere(
+    recipe: Recipe, dataset: Dataset, devices: Sequence[str], display: Progress | None = None
+) -> Cached:
     """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
     if recipe.device == "auto":
         recipe = replace(recipe, device=devices[0])
-    silent = Silent()
+    looking = Silent() if display is None else _Looking(display)
     try:
-        return cache(recipe, dataset, silent, load=False)
+        return cache(recipe, dataset, looking, load=False)
     except NotEncodedError:
+        for name in ("latents", "text"):  # where it had begun to look
+            looking.end(name)
         _run_cache_command(recipe)
-    return cache(recipe, dataset, silent, load=False)
+    return cache(recipe, dataset, looking, load=False)
 
 
 def _run_cache_command(recipe: Recipe) -> None:
@@ -175,7 +195,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
     """Everything before training: checks, scan, caches, and the job of each stage."""
     infos = check_recipe(recipe)
     dataset = scan(recipe, display)
-    cached = cache_elsewhere(recipe, dataset, devices)
+    cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
         display.say(list_notes(cached.notes, limit=None))
     planned, made = [], jobs(recipe, infos, cached)

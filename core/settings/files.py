@@ -58,6 +58,13 @@ class ModelFiles(Options, group="models"):
     text_encoder: str = option(
         help="The umT5 text encoder.", in_key=False, musubi="t5", diffusion_pipe="model.llm_path"
     )  # fmt: skip
+    tokenizer: str = option(
+        "",
+        help="spiece.model of google/umt5-xxl, where the text encoder has no tokenizer inside or beside it.",
+        more="Needed for models_t5_umt5-xxl-enc-bf16.pth alone. A umT5 .safetensors file that holds one will do as well.",
+        born=2,
+        in_key=False,
+    )
     clip_vision: str = option("", help="Wan 2.1 I2V and FLF2V: clip_vision_h.safetensors.", in_key=False, musubi="clip")
     recovery_adapter: str = option(
         "", help="For precision ara: AI-Toolkit's accuracy recovery adapter.", in_key=False, aitoolkit="model.qtype"

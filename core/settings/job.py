@@ -14,6 +14,7 @@ from ..safe_json import as_table, parse_json, unseal
 from ..serial import check_depth, digest, from_dict, to_dict
 from .adapter import AdapterOptions
 from .dataset import Conditioning
+from .ema import EmaOptions
 from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
@@ -162,6 +163,7 @@ class Job:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
@@ -196,7 +198,7 @@ class Job:
         settings = [key_values(group) for group in (self.adapter, self.timesteps, self.optimizer, self.schedule)]
         model = [self.model.identity, self.model.precision]
         parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
-        later = {group.group: key_values(group) for group in (self.loss,)}  # groups that version 0.1.0 had not
+        later = {group.group: key_values(group) for group in (self.loss, self.ema)}  # groups that version 0.1.0 had not
         parts += [{name: values} for name, values in later.items() if values]
         if any(of_samples := [s.later for s in self.data.samples]):
             parts += [{"samples": of_samples}]
@@ -221,7 +223,11 @@ class Job:
         found = [sentence for group in self._groups() for sentence in without_effect(group)]
         warmup = self.schedule.warmup_steps
         if warmup >= self.loop.steps:
-            found.append(f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps).")
+            share = self.loop.steps / warmup
+            found.append(
+                f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps): the learning rate rises to "
+                f"{share:.3g} of learning_rate, and lr_schedule has no effect."
+            )
         memory = self.memory
         is_plain = memory.stream_from in (None, PLAIN["stream_from"])
         if memory.plan == "manual" and not memory.streamed_blocks and not is_plain:

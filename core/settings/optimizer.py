@@ -1,6 +1,7 @@
 """The optimizer and its constants."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .option import TRAIN, Options, Widget, option
 
@@ -49,6 +50,7 @@ class OptimizerOptions(Options, group="optimizer"):
         help="Decay of the mean of the gradients.",
         least=0.0,
         below=1.0,
+        only_with={"name": ("adamw", "adamw8bit")},
         musubi="optimizer_args.betas",
         aitoolkit="train.optimizer_params.betas",
         simpletuner="adam_beta1",
@@ -59,6 +61,7 @@ class OptimizerOptions(Options, group="optimizer"):
         help="Decay of the mean of the squared gradients.",
         least=0.0,
         below=1.0,
+        only_with={"name": ("adamw", "adamw8bit")},
         musubi="optimizer_args.betas",
         aitoolkit="train.optimizer_params.betas",
         simpletuner="adam_beta2",
@@ -69,6 +72,7 @@ class OptimizerOptions(Options, group="optimizer"):
         help="Added to the root of the squared gradients, so that nothing is divided by zero.",
         least=1e-30,
         most=1.0,
+        only_with={"name": ("adamw", "adamw8bit")},
         musubi="optimizer_args.eps",
         aitoolkit="train.optimizer_params.eps",
         simpletuner="adam_epsilon",
@@ -84,4 +88,46 @@ class OptimizerOptions(Options, group="optimizer"):
         aitoolkit="train.max_grad_norm",
         simpletuner="max_grad_norm",
         diffusion_pipe="gradient_clipping",
+    )
+    clip_by: Literal["norm", "value"] = option(
+        "norm",
+        help="What max_grad_norm limits: the length of all gradients together, or each number in them.",
+        more="norm keeps the gradient's direction. value cuts each number to at most max_grad_norm, whatever the others are.",
+        born=2,
+        at_birth="norm",
+        widget=Widget(TRAIN, "grad_clip_method", 55),
+        not_with={"max_grad_norm": (0.0,)},
+        simpletuner="grad_clip_method",
+    )
+    lora_plus: float = option(
+        1.0,
+        help="LoRA+: the learning rate of the LoRA's second matrix (B), in multiples of learning_rate.",
+        more="1: both matrices have the same. 16 is what its authors advise, with a lower learning_rate.",
+        above=0.0,
+        most=10_000.0,
+        born=2,
+        at_birth=1.0,
+        widget=Widget(TRAIN, "lora_plus_ratio", 56, least=0.01, most=1000.0, step=0.5),
+        musubi="network_args.loraplus_lr_ratio",
+    )
+    args: str = option(
+        "",
+        help="Further arguments of the optimizer, as name=value with commas between.",
+        more="Such as d_coef=2, safeguard_warmup=True for prodigy. The help page names those of each.",
+        born=2,
+        at_birth="",
+        widget=Widget(TRAIN, "optimizer_args", 57),
+        only_with={"name": ("custom",)},
+        musubi="optimizer_args",
+        simpletuner="optimizer_config",
+    )
+    path: str = option(
+        "",
+        help="For optimizer custom: which class of which installed package, as package.module.Class.",
+        more="Classes of torch.optim can be used at once. Any other runs code of that package, so its name has to stand in"
+        " the environment variable WANTRAIN_OPTIMIZERS of this machine.",
+        born=2,
+        at_birth="",
+        widget=Widget(TRAIN, "optimizer_class", 58),
+        only_with={"name": ("custom",)},
     )

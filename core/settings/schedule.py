@@ -23,7 +23,7 @@ class ScheduleOptions(Options, group="schedule"):
     warmup_steps: int = option(
         0,
         help="Steps over which the learning rate rises from zero at the start.",
-        widget=Widget(TRAIN, "warmup_steps", 19, is_required=True, most=100_000),
+        widget=Widget(TRAIN, "warmup_steps", 19, is_required=True, most=1_000_000),
         musubi="lr_warmup_steps",
         simpletuner="lr_warmup_steps",
         diffusion_pipe="warmup_steps",
@@ -49,4 +49,28 @@ class ScheduleOptions(Options, group="schedule"):
         only_with={"kind": ("polynomial",)},
         musubi="lr_scheduler_power",
         simpletuner="lr_power",
+    )
+    cycles: int = option(
+        1,
+        help="How many times the learning rate falls; after each it begins again at the full rate.",
+        least=1,
+        most=10_000,
+        born=2,
+        at_birth=1,
+        widget=Widget(TRAIN, "lr_cycles", 59, most=1000),
+        only_with={"kind": ("cosine_restarts",)},
+        musubi="lr_scheduler_num_cycles",
+        simpletuner="lr_num_cycles",
+    )
+    decay_share: float = option(
+        0.2,
+        help="Share of the run, at its end, in which the learning rate falls.",
+        more="Counted from the end of the warm-up: 0.2 is the last fifth.",
+        above=0.0,
+        most=1.0,
+        born=2,
+        at_birth=0.2,
+        widget=Widget(TRAIN, "lr_decay_share", 60, least=0.01, step=0.05),
+        only_with={"kind": ("warmup_stable_decay",)},
+        musubi="lr_decay_steps",
     )

@@ -9,6 +9,7 @@ from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
 from ..limits import MAX_WORD
 from ..serial import from_dict
 from .adapter import AdapterOptions
+from .ema import EmaOptions
 from .loop import LoopOptions
 from .loss import LossOptions
 from .memory import MemoryOptions
@@ -34,6 +35,7 @@ class StageSettings(Options):
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
     precision: Precision = option(
         "auto",
         help="Number format (quantization) of the frozen model while training.",

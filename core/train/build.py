@@ -7,6 +7,7 @@ from ..adapters.metadata import base_model_name
 from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
+from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
@@ -56,6 +57,7 @@ def build_job(
         memory=settings.memory,
         previews=settings.previews,
         loss=settings.loss,
+        ema=settings.ema,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
@@ -89,6 +91,8 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     `settings`: those that the job was made of, where they are at hand.
     """
     found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
+    advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
+    found += [advice] if advice else []
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):

@@ -1,7 +1,8 @@
 """The checkpoints of a run: a folder each, `step-00000250`, whole or not there at all, and checked when read.
 
 A folder holds `adapter.safetensors`, `state.pt` with everything else that has state, and `manifest.json`, written last,
-with the size and sha256 of both. Folders of earlier versions have no manifest and are read without that check. What is
+with the size and sha256 of both. Where a run shows an average of its weights, `average.safetensors` holds that, for LoRA
+tools: it is not read again. Folders of earlier versions have no manifest and are read without that check. What is
 found damaged is renamed to `damaged-step-00000250` and kept.
 """
 
@@ -23,7 +24,7 @@ from ..safe_json import parse_object, seal, unseal
 from ..safetensors_file import write_safetensors
 from ..shortage import ShortageError, is_out_of_memory
 
-ADAPTER, STATE, MANIFEST = "adapter.safetensors", "state.pt", "manifest.json"
+ADAPTER, AVERAGE, STATE, MANIFEST = "adapter.safetensors", "average.safetensors", "state.pt", "manifest.json"
 _VERSION = 1  # of the manifest
 
 
@@ -54,11 +55,12 @@ class Checkpoints:
         keep_last: int,
         training: str = "",
         metadata: Mapping[str, str] | None = None,
+        average: dict[str, torch.Tensor] | None = None,
     ) -> Path:
         """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`.
 
-        `training`: the key of the job, noted beside. `metadata`: of the adapter's file. Raises RunError when the disk
-        refuses; earlier checkpoints are untouched.
+        `training`: the key of the job, noted beside. `metadata`: of the files that LoRA tools can read. `average`: tensors
+        for LoRA tools alone. Raises RunError when the disk refuses; earlier checkpoints are untouched.
         """
         target = self.path / f"step-{step:08d}"
         if _is_complete(target):
@@ -70,12 +72,13 @@ class Checkpoints:
         temporary = temporary_sibling(target)
         try:
             temporary.mkdir(parents=True)
+            described = {**(metadata or {}), "format": "pt"}
             files = {
-                ADAPTER: write_safetensors(
-                    temporary / ADAPTER, tensors, {**(metadata or {}), "format": "pt"}, kept=kept
-                ),
+                ADAPTER: write_safetensors(temporary / ADAPTER, tensors, described, kept=kept),
                 STATE: _write_state(temporary / STATE, {**state, "manifest": _VERSION}, kept),
             }
+            if average is not None:
+                write_safetensors(temporary / AVERAGE, average, described, kept=kept)
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
             temporary.rename(target)
         except OSError as error:

@@ -29,6 +29,18 @@ def lora_name(job: Job) -> str:
     return f"{job.name}{_SUFFIXES[job.stage]}"
 
 
+def _optimizer_of(job: Job) -> str:
+    """Its name with its arguments, as kohya's tools write it: prodigy(d_coef=2)."""
+    options = job.optimizer
+    name = options.path if options.name == "custom" else options.name
+    return f"{name}({options.args})" if options.args else name
+
+
+def beside_name(job: Job) -> str:
+    """The name of the file beside it, with the weights that it does not hold, where a run keeps an average (EMA)."""
+    return f"{lora_name(job)}_{'trained' if job.ema.lora == 'ema' else 'ema'}"
+
+
 def describe_lora(
     job: Job,
     *,
@@ -55,11 +67,12 @@ def describe_lora(
         alpha=job.adapter.alpha,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         trigger_phrase=job.trigger_word,
+        weights=job.ema.lora if job.ema.use else "",
         resolution=(width, height),
         timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
         training=TrainingFacts(
             learning_rate=job.optimizer.learning_rate,
-            optimizer=job.optimizer.name,
+            optimizer=_optimizer_of(job),
             lr_scheduler=job.schedule.kind,
             steps=step,
             max_steps=job.loop.steps,

@@ -6,6 +6,7 @@ not finite is kept from the weights on the device itself.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Protocol, TypeVar
@@ -20,7 +21,7 @@ from ..objective.objective import Group, Objective, objective_of
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
-from .optimizers import Undo, update_if
+from .optimizers import Undo, clip_gradients, set_learning_rate, update_if
 from .schedule import learning_rate_scale
 
 
@@ -217,6 +218,7 @@ class Trainer:
         self.attempt: Attempt = attempt_once
         self.objective: Objective = objective_of(job)
         self.after_update: list[AfterUpdate] = []
+        self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
             model,
             without_adapter=partial(without_adapter, model),
@@ -256,7 +258,7 @@ class Trainer:
                 (loss.mean() / share * self.loss_scale).backward()
                 del terms, loss  # their graph must not last into the next forward, which may be recorded
         self._scale_gradients(num_batches * numbers.sizes[0] / sum(numbers.sizes) / self.loss_scale)
-        grad_norm = self._clip_gradients()
+        grad_norm = clip_gradients(self.parameters, self.job.optimizer)
         learning_rate = self._set_learning_rate()
         # Before the update, after which nothing may run out of memory: the step could not be done again.
         is_good = numbers.finish(grad_norm)
@@ -297,13 +299,8 @@ class Trainer:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             foreach_mul_(gradients, factor)  # as clip_grad_norm_ does
 
-    def _clip_gradients(self) -> torch.Tensor:
-        limit = self.job.optimizer.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf"))
-
     def _set_learning_rate(self) -> float:
         scale = learning_rate_scale(self.step, self.job.loop.steps, self.job.schedule)
         learning_rate = self.job.optimizer.learning_rate * scale
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         return learning_rate

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
 from ..settings.job import Job
-from .checkpoints import ADAPTER
+from .checkpoints import ADAPTER, AVERAGE
 from .label import lora_name
 from .run_folder import RunFolder
 
@@ -16,8 +16,14 @@ _NAME = re.compile(r"([\w .+()-]*\w[\w .+()-]*) / step (\d{1,8})")
 
 
 def checkpoint_lora(folder: RunFolder, step: int) -> Path | None:
-    """The LoRA file inside the checkpoint of this step; None where there is none. It goes when the checkpoint does."""
-    return next((path / ADAPTER for number, path in folder.checkpoints() if number == step), None)
+    """The LoRA file inside the checkpoint of this step; None where there is none. It goes when the checkpoint does.
+
+    Where the run averages its weights it is the average, as the run's own LoRA will be.
+    """
+    found = next((path for number, path in folder.checkpoints() if number == step), None)
+    if found is None:
+        return None
+    return found / AVERAGE if (found / AVERAGE).is_file() else found / ADAPTER
 
 
 def checkpoint_names(runs: Path) -> list[str]:

@@ -35,6 +35,7 @@ from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from .checks import check_job
 from .features import Features, Tell, apply_features, blocks_folder
+from .warm_up import WarmUp
 
 if TYPE_CHECKING:
     from ..kernels.warm import Needs, Warming
@@ -82,6 +83,7 @@ def prepare(
         tell(sentence)
     warming = _start_kernels(job, decision, plan)
     begin_importing_adapters()  # while the disk is read, which leaves Python to others
+    warm_up = WarmUp(decision, info.config) if device.type == "cuda" else None
     with timed("Reading the model"):
         model, masters = _load(info, held, plan, device, scratch)
     with timed("Waiting for peft"):
@@ -91,9 +93,10 @@ def prepare(
         use_light_forward(model)
     with timed("Putting the plan on the model"):
         features = apply_features(model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters)
-    if warming is not None:
-        with timed("Waiting for the kernels"):
-            warming.wait()
+    with timed("Waiting for the kernels and libraries"):
+        for under_way in (warming, warm_up):
+            if under_way is not None:
+                under_way.wait()
     return Prepared(model, parameters, device, held.dtype, features)
 
 

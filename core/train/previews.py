@@ -143,7 +143,8 @@ class Preview:
         step, start = trainer.step, time.perf_counter()
         self._events.write("status", message=f"step {step}: sampling a preview")
         try:
-            latents = trainer.attempt(partial(preview_latents, trainer, self._on_step), step)
+            with trainer.shown():
+                latents = trainer.attempt(partial(preview_latents, trainer, self._on_step), step)
         except _BrokenOffError:
             return
         try:

@@ -9,11 +9,12 @@ import torch
 from ..disk import set_aside
 from ..errors import RunError, WanTrainError
 from ..shortage import ShortageError
+from .average import Show
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
 from .events import MAX_WAITING, EventWriter
 from .loop import StepReport, Trainer
 from .run_folder import RunFolder
-from .state import Stateful, check, collect, restore
+from .state import ADAPTER, Stateful, check, collect, restore
 
 
 class SaveCheckpoint:
@@ -24,15 +25,23 @@ class SaveCheckpoint:
         folder: RunFolder,
         events: EventWriter,
         parts: Mapping[str, Stateful],
+        *,
         describe: Callable[[int], Mapping[str, str]] = lambda _step: {},
+        average: Show | None = None,
     ):
-        """`describe`: what the adapter's file says about itself after so many steps."""
-        self._store, self._events, self._parts, self._describe = folder.checkpoint_store, events, parts, describe
+        """`describe`: what the adapter's file says about itself after so many steps. `average`: within it the adapter is the
+        average that is kept beside it, for LoRA tools."""
+        self._store, self._events, self._parts = folder.checkpoint_store, events, parts
+        self._describe, self._average = describe, average
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now."""
         tensors, states = collect(self._parts)
         state, job = {"step": trainer.step, **states}, trainer.job
+        average = None
+        if self._average is not None:
+            with self._average():
+                average = self._parts[ADAPTER].state_dict()
         self._store.save(
             trainer.step,
             tensors,
@@ -40,6 +49,7 @@ class SaveCheckpoint:
             keep_last=job.loop.keep_last,
             training=job.key,
             metadata=self._describe(trainer.step),
+            average=average,
         )
         self._events.write("checkpoint", step=trainer.step)
 

@@ -5,21 +5,23 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..adapters.metadata import LoraDescription, lora_metadata
-from ..adapters.setup import write_adapter
+from ..adapters.setup import up_parameters, write_adapter
 from ..optimizers import OPTIMIZERS
 from ..plan.host import process_age
 from ..plan.overhead import Others
 from ..settings.job import Job
+from .average import Averages, averages_of
 from .batches import BatchSchedule, Prefetcher, load_drawn
 from .checks import check_model_file
 from .events import EventReader, EventWriter
-from .label import describe_lora, lora_name
+from .label import beside_name, describe_lora, lora_name
 from .loop import StepReport, Trainer
 from .optimizers import build_optimizer
 from .prepare import Prepared
@@ -30,7 +32,7 @@ from .run_folder import RunFolder
 from .run_plan import RunPlan
 from .space import check_space
 from .start import check_start
-from .state import stateful_parts
+from .state import EMA, stateful_parts
 from .validation import validation_loss
 
 log = logging.getLogger(__name__)
@@ -73,14 +75,17 @@ def run_job(
 def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool]) -> Path:
     prepared = plan.load()
     device = prepared.device
-    optimizer = build_optimizer(prepared.parameters, job.optimizer)
+    optimizer = build_optimizer(prepared.parameters, job.optimizer, ups=up_parameters(prepared.model))
     recovery = plan.recovery(optimizer)
-    parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name))
+    averages = averages_of(job, prepared.model, prepared.parameters, optimizer)
+    others = {} if averages.ema is None else {EMA: averages.ema}
+    parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name), **others)
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
     schedule = BatchSchedule.of(job.data, job.loop)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
-    checkpoint = SaveCheckpoint(folder, events, parts, partial(checkpoint_metadata, folder, job))
+    describing = partial(checkpoint_metadata, folder, job)
+    checkpoint = SaveCheckpoint(folder, events, parts, describe=describing, average=averages.of_checkpoints)
     preview = Preview(folder, events, should_stop, make_room=plan.make_room)
     callbacks = [
         LogStep(events, device),
@@ -103,6 +108,8 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
     )
     trainer.step = step
+    trainer.shown = averages.shown
+    trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt
     prepared.model.train()
     try:
@@ -113,7 +120,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
         trainer.train()
     finally:
         batches.close()
-    return save_lora(folder, job, prepared, step=trainer.step)
+    return save_lora(folder, job, prepared, averages, step=trainer.step)
 
 
 class LogStep:
@@ -200,7 +207,8 @@ class WhenAsked:
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
     start = time.perf_counter()
-    loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
+    with trainer.shown():
+        loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
         events.write(
@@ -210,10 +218,21 @@ def write_validation(trainer: Trainer, events: EventWriter) -> None:
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds)
 
 
-def save_lora(folder: RunFolder, job: Job, prepared: Prepared, *, step: int) -> Path:
-    """Write the final LoRA into the run folder, with its metadata, and mark the run as finished."""
+def save_lora(folder: RunFolder, job: Job, prepared: Prepared, averages: Averages, *, step: int) -> Path:
+    """Write the final LoRA into the run folder, with its metadata, and mark the run as finished.
+
+    With an average (EMA), the weights that it does not hold are written beside it.
+    """
+    described = describe(folder, job, step)
+    if averages.beside is not None:
+        which, show = averages.beside
+        other = replace(described, name=beside_name(job), weights=which)
+        with show():
+            path = folder.path / f"{beside_name(job)}.safetensors"
+            write_adapter(path, prepared.model, metadata=lora_metadata(other))
     path = folder.path / f"{lora_name(job)}.safetensors"
-    write_adapter(path, prepared.model, metadata=lora_metadata(describe(folder, job, step)))
+    with averages.saved():
+        write_adapter(path, prepared.model, metadata=lora_metadata(described))
     folder.write_result(step=step, lora=path)
     return path
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ..disk import check_room, gigabytes
 from ..facts import clip_size
-from ..plan.sizes import Sizes, Trained, adapter_params, state_bytes
+from ..optimizers import OPTIMIZERS
+from ..plan.planning import trained_by
+from ..plan.sizes import Sizes, adapter_params, optimizer_bytes
 from ..settings.job import Job
 from .checkpoints import Checkpoints
 from .preview_folder import KEEP_LAST
@@ -35,13 +37,15 @@ class SpaceNeed:
 
 def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
     """For the whole run of `job`, on the model of these sizes."""
-    trained = Trained(rank=job.adapter.rank, targets=job.adapter.targets, optimizer=job.optimizer.name)
+    trained = trained_by(job)
     number = adapter_params(sizes, trained)
+    weights = _FLOAT32 * number
+    averages = OPTIMIZERS.get(job.optimizer.name).averages_with(job.optimizer)
     written = ceil(job.loop.steps / job.loop.checkpoint_every)
     return SpaceNeed(
-        checkpoint=number * (_FLOAT32 + state_bytes(trained)),
+        checkpoint=weights * (3 if job.ema.use else 2 if averages else 1) + optimizer_bytes(sizes, trained),
         checkpoints=min(written, job.loop.keep_last + 1),
-        lora=number * _FLOAT32,
+        lora=weights * (2 if job.ema.use else 1),
         previews=_previews(job),
         diary=job.loop.steps * _EVENT,
     )

@@ -17,10 +17,12 @@ from ..optimizers import OPTIMIZERS
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
 from ..sample.previews import check_previews
+from ..settings.ema import EmaOptions
 from ..settings.job import Job
+from ..settings.optimizer import OptimizerOptions
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_data
-from .label import describe_lora, lora_name
+from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
 
 _FILES = (
@@ -45,12 +47,33 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     RunError for the folder.
     """
     check_packages(needed_packages(job.optimizer.name, job.model.precision))
+    check_optimizer(job.optimizer, job.ema)
     check_data(job, info)
     check_previews(job)
     check_end(job, info)
     if folder is not None:
         check_run_folder(folder)
         check_names_fit(folder, lora_name(job))
+        if job.ema.use:
+            check_names_fit(folder, beside_name(job))
+
+
+def check_optimizer(options: OptimizerOptions, ema: EmaOptions) -> None:
+    """ConfigError for an optimizer that can't be used with its options, or not with an average beside it."""
+    method = OPTIMIZERS.get(options.name)
+    problem = method.problem(options)
+    if problem:
+        raise ConfigError(problem)
+    if method.is_one_rate and options.lora_plus != 1.0:
+        raise ConfigError(
+            f"lora_plus_ratio is {options.lora_plus:g}, but the optimizer {options.name} has one learning rate for all: set "
+            "lora_plus_ratio to 1, or choose another optimizer."
+        )
+    if ema.use and method.averages_with(options):
+        raise ConfigError(
+            f"ema is on, but the optimizer {options.name} averages the weights by itself: turn ema off, or choose another "
+            "optimizer."
+        )
 
 
 def needed_packages(optimizer: str | None, precision: str) -> tuple[str, ...]:

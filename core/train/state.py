@@ -11,6 +11,7 @@ from ..optimizers import OptimizerMethod
 from .optimizers import check_optimizer_state, load_optimizer
 
 ADAPTER = "adapter"  # lies in a file of its own, which LoRA tools can read
+EMA = "ema"
 
 
 class Stateful(Protocol):
@@ -64,7 +65,7 @@ class OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Without the constants, which stay those of now."""
-        load_optimizer(self._optimizer, state)
+        load_optimizer(self._optimizer, state, group_state=self._method.group_state)
 
 
 def stateful_parts(

@@ -72,7 +72,7 @@ class HostTextEncoder:
         if "umt5xxl" not in tokens or "shared.weight" not in state:
             raise ConfigError(
                 "the CLIP is not a umT5 text encoder: load umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled."
-                "safetensors with the type 'wan'."
+                "safetensors with the type 'wan', or models_t5_umt5-xxl-enc-bf16.pth with the node Load umT5 (any size)."
             )
         self._clip = clip
         self.dim = state["shared.weight"].shape[1]

@@ -8,7 +8,14 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
-LAZY = {"diffusers", "transformers", "sentencepiece", "huggingface_hub"}  # imported inside functions only
+LAZY = {
+    "diffusers",
+    "transformers",
+    "sentencepiece",
+    "huggingface_hub",
+    "prodigyopt",
+    "schedulefree",
+}  # imported inside functions only
 FOREIGN = {
     "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",
 } | LAZY  # fmt: skip
@@ -25,6 +32,7 @@ LEVELS = {
     "names": 1,
     "packages": 1,
     "pinned": 1,
+    "prompts": 1,
     "serial": 1,
     "shortage": 1,
     "sweep": 1,
@@ -37,6 +45,7 @@ LEVELS = {
     "flow": 4,
     "schedules": 4,
     "data": 5,
+    "look": 6,
     "wan": 5,
     "memory": 6,
     "adapters": 7,

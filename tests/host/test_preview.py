@@ -69,7 +69,7 @@ def test_the_preview_is_the_users_own_graph(host, pair):
     preview = {**pair, **models}
     preview["preview"] = node(
         "PreviewLoRA", pair=["pair", 0], high=["high_model", 0], low=["low_model", 0], clip=["clip", 0], vae=["vae", 0],
-        prompt="shp a red circle", negative_prompt="blurry", width=64, height=64, num_frames=9, steps=STEPS, cfg=2.0,
+        prompt="[trigger] a red circle", negative_prompt="blurry", width=64, height=64, num_frames=9, steps=STEPS, cfg=2.0,
         seed=SEED, shift=SHIFT, boundary=0.875, sampler="euler", scheduler="simple", strength=1.0, compare=True,
         fps=16.0,
     )  # fmt: skip

@@ -111,7 +111,7 @@ def test_tools_need_their_own_stamp(tmp_path):
 def test_tools_are_part_of_what_the_tests_need(tmp_path):
     host, pack = make_host(tmp_path / "host"), make_pack(tmp_path / "pack")
     assert needed_names(host, pack, tools=False) == ["safetensors", "torch"]
-    wanted = ["pytest", "pytest-xdist", "ruff", "pyright", "setuptools", "diffusers"]
+    wanted = ["pytest", "pytest-xdist", "ruff", "pyright", "setuptools", "diffusers", "prodigyopt", "schedulefree"]
     assert needed_names(host, pack, tools=True)[2:] == wanted
     assert "torch" in needed_names(None, pack, tools=False)
 

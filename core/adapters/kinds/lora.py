@@ -155,4 +155,5 @@ METHOD = AdapterKind(
     num_params=num_params,
     to_file=to_file,
     from_file=from_file,
+    is_up=lambda name: ".lora_B." in name,
 )

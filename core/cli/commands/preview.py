@@ -52,7 +52,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     defaults = VideoOptions(prompt="")
     add = parser.add_argument
-    add("--prompt", required=True, help="what to generate; use the trigger word")
+    add("--prompt", required=True, help="what to generate; [trigger] becomes the LoRA's trigger word")
     add("--negative-prompt", default="", help="what to avoid; used when cfg is not 1")
     add("--width", type=int, default=defaults.width, help="pixels, a multiple of 16, 32 for TI2V-5B (%(default)s)")
     add("--height", type=int, default=defaults.height, help="pixels, a multiple of 16, 32 for TI2V-5B (%(default)s)")

@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def densities(recipe: Recipe, **changes: int) -> list[Density]:
-    """What each stage of a recipe trains, at the size that the dataset is brought to."""
-    size = recipe.dataset.options
+    """What each stage of a recipe trains, at the size that the dataset, or the largest of several, is brought to."""
+    size = max(recipe.datasets, key=lambda dataset: dataset.width * dataset.height * dataset.num_frames)
     shape = latent_shape(_CHANNELS, size.num_frames, size.height, size.width)
     boundary = official_boundary("t2v" if recipe.conditioning == "none" else "i2v")
     found = []

@@ -111,3 +111,8 @@ def test_a_set_has_all_that_training_needs(name):
     assert folders.count("vae") == folders.count("text_encoders") == 1
     assert folders.count("diffusion_models") == (2 if "a14b" in name else 1)
     assert all(not file.sha256 or len(file.sha256) == 64 for file in SETS[name])
+
+
+def test_the_tokenizer_goes_beside_the_text_encoders(capsys):
+    assert main(["download", "tokenizer", "--list"]) == 0
+    assert "text_encoders/spiece.model  https://huggingface.co/google/umt5-xxl" in capsys.readouterr().out

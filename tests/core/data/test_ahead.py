@@ -196,3 +196,12 @@ def test_what_raises_beside_comes_out_and_the_threads_end(by):
     with pytest.raises(ValueError, match="at 3"):
         list(on_threads(act, items(), 2))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("on-threads")]
+
+
+def test_what_is_known_at_once_is_read_by_nobody():
+    read = []
+    coming = read_ahead(
+        range(6), lambda i: read.append(i) or i, lambda _: 1, ahead=2, at_once=lambda i: i * 10 if i % 2 else None
+    )
+    assert [future.result() for _, future in coming] == [0, 10, 2, 30, 4, 50]
+    assert sorted(read) == [0, 2, 4]

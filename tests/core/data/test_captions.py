@@ -1,6 +1,6 @@
 import pytest
-from wan_train.core.data.captions import apply_trigger, assign_captions, read_caption
-from wan_train.core.errors import DatasetError
+from wan_train.core.data.captions import apply_trigger, assign_captions, read_captions
+from wan_train.core.errors import ConfigError, DatasetError
 from wan_train.core.settings.dataset import DatasetOptions
 
 
@@ -28,7 +28,7 @@ from wan_train.core.settings.dataset import DatasetOptions
 def test_read_caption_knows_the_usual_encodings(tmp_path, data, text, told):
     path = tmp_path / "a.txt"
     path.write_bytes(data)
-    assert read_caption(path) == (text, told)
+    assert read_captions(path, DatasetOptions()) == ([text] if text else [], told)
 
 
 def test_a_caption_file_that_cannot_be_one_drops_its_clip_with_a_note(tmp_path):
@@ -38,7 +38,7 @@ def test_a_caption_file_that_cannot_be_one_drops_its_clip_with_a_note(tmp_path):
     good.write_text("a dog")
     sidecars = {"a.png": huge, "b.png": folder, "c.png": good, "d.png": tmp_path / "gone.txt"}
     captions, notes = assign_captions(list(sidecars), sidecars, DatasetOptions())
-    assert captions == {"c.png": "a dog"}
+    assert captions == {"c.png": ("a dog",)}
     assert [str(note) for note in notes] == [
         "a.png: dropped: its caption file a.txt cannot be used: it has more than 1048576 bytes, far more than the model "
         "takes of a caption: shorten it, and no default caption is set",
@@ -48,7 +48,7 @@ def test_a_caption_file_that_cannot_be_one_drops_its_clip_with_a_note(tmp_path):
         "and no default caption is set",
     ]
     captions, notes = assign_captions(["a.png"], sidecars, DatasetOptions(default_caption="x"))
-    assert captions == {"a.png": "x"}
+    assert captions == {"a.png": ("x",)}
     assert "cannot be used" in notes[0].reason
 
 
@@ -88,7 +88,7 @@ def test_no_caption_at_all_is_an_error():
 
 def test_one_missing_caption_drops_that_file(tmp_path):
     captions, notes = assign_captions(["a.mp4", "b.mp4"], {"a.mp4": sidecar(tmp_path, "a.txt", "x")}, DatasetOptions())
-    assert captions == {"a.mp4": "x"}
+    assert captions == {"a.mp4": ("x",)}
     assert [str(n) for n in notes] == [
         "b.mp4: dropped: no caption file b.txt next to it, and no default caption is set"
     ]
@@ -109,12 +109,12 @@ def test_an_empty_caption_file_counts_as_missing(tmp_path):
 
 def test_the_default_caption_fills_in_and_takes_the_trigger():
     options = DatasetOptions(default_caption="a [trigger] video", trigger_word="ohwx")
-    assert assign_captions(["a.mp4"], {}, options) == ({"a.mp4": "a ohwx video"}, [])
+    assert assign_captions(["a.mp4"], {}, options) == ({"a.mp4": ("a ohwx video",)}, [])
 
 
 def test_the_trigger_alone_is_a_caption_but_is_told():
     captions, notes = assign_captions(["a.mp4"], {}, DatasetOptions(trigger_word="ohwx"))
-    assert captions == {"a.mp4": "ohwx"}
+    assert captions == {"a.mp4": ("ohwx",)}
     assert notes[0].action == "note"
     assert "the trigger word alone" in notes[0].reason
 
@@ -123,5 +123,77 @@ def test_a_caption_in_another_encoding_is_told(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9")
     captions, notes = assign_captions(["a.mp4"], {"a.mp4": path}, DatasetOptions())
-    assert captions == {"a.mp4": "caf\u00e9"}
+    assert captions == {"a.mp4": ("caf\u00e9",)}
     assert "read as Windows-1252" in notes[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "captions"),
+    [
+        ("a.json", '{"caption": "a dog", "caption_short": "dog"}', ("a dog",)),
+        ("a.json", '["a dog", " it\\n runs "]', ("a dog", "it runs")),
+        ("a.json", '"a dog"', ("a dog",)),
+        ("a.jsonl", '{"caption": "a dog"}\n\n"it runs"\n{"captions": ["a dog", "fast"]}', ("a dog", "it runs", "fast")),
+        ("a.caption", '{"caption": "a dog"}', ('{"caption": "a dog"}',)),
+    ],
+)
+def test_json_beside_a_file(tmp_path, name, text, captions):
+    path = sidecar(tmp_path, name, text)
+    options = DatasetOptions(caption_extension=path.suffix)
+    assert assign_captions(["a.mp4"], {"a.mp4": path}, options) == ({"a.mp4": captions}, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"caption": ', "cannot be used: it is not valid JSON"),
+        ('{"label": "x"}', "cannot be used: it has no caption: give one as caption (its fields: label)"),
+        ('"\\ud800 dog"', "cannot be used: it holds halves of letters"),
+        ('{"caption": ""}', "is empty"),
+        ("{}", "cannot be used: it has no caption: give one as caption (it is empty)"),
+    ],
+)
+def test_json_that_holds_no_caption_drops_its_file_with_a_note(tmp_path, text, told):
+    path, good = sidecar(tmp_path, "a.json", text), sidecar(tmp_path, "b.json", '"x"')
+    captions, notes = assign_captions(
+        ["a.mp4", "b.mp4"], {"a.mp4": path, "b.mp4": good}, DatasetOptions(caption_extension="json")
+    )
+    assert captions == {"b.mp4": ("x",)}
+    assert notes[0].action == "dropped"
+    assert f"its caption file a.json {told}" in notes[0].reason
+
+
+def test_lines_are_one_caption_or_several(tmp_path):
+    sidecars = {"a.mp4": sidecar(tmp_path, "a.txt", "a dog\r\n\n  it  runs\na dog\n")}
+    joined, _ = assign_captions(["a.mp4"], sidecars, DatasetOptions())
+    separate, _ = assign_captions(["a.mp4"], sidecars, DatasetOptions(caption_lines="separate", trigger_word="ohwx"))
+    assert joined == {"a.mp4": ("a dog it runs a dog",)}
+    assert separate == {"a.mp4": ("ohwx, a dog", "ohwx, it runs")}
+
+
+def test_captions_from_names():
+    names = ["sub/a_red-fox  runs.mp4", "__.png"]
+    captions, notes = assign_captions(names, {}, DatasetOptions(caption_source="filename", trigger_word="ohwx"))
+    assert captions == {names[0]: ("ohwx, a red fox runs",), names[1]: ("ohwx",)}
+    assert [str(note) for note in notes] == [
+        "__.png: note: its name holds no words: the trigger word alone is its caption"
+    ]
+
+
+def test_the_trigger_word_alone(tmp_path):
+    options = DatasetOptions(caption_source="trigger", trigger_word=" ohwx ", default_caption="x")
+    assert assign_captions(["a.mp4", "b.mp4"], {}, options) == ({"a.mp4": ("ohwx",), "b.mp4": ("ohwx",)}, [])
+    assert options.warnings() == ["default_caption has no effect with caption_source trigger."]
+    with pytest.raises(ConfigError, match="no trigger word is set"):
+        DatasetOptions(caption_source="trigger")
+
+
+def test_variants_of_tags_stand_behind_the_caption_and_the_trigger_in_front(tmp_path):
+    sidecars = {"a.mp4": sidecar(tmp_path, "a.txt", "dog, grass, running")}
+    options = DatasetOptions(shuffle_tags=True, caption_variants=3, trigger_word="ohwx")
+    captions, _ = assign_captions(["a.mp4"], sidecars, options)
+    first, *further = captions["a.mp4"]
+    assert first == "ohwx, dog, grass, running"
+    assert len(further) == 3
+    assert all(sorted(text.split(", ")[1:]) == ["dog", "grass", "running"] for text in further)
+    assert all(text.startswith("ohwx, ") for text in further)

@@ -248,9 +248,9 @@ def test_samples_are_read_and_written_beside_the_encoder(dataset, tmp_path):
             names.setdefault("write", threading.current_thread().name)
             super().save(*args)
 
-        def load(self, *args):
+        def look(self, *args):
             names.setdefault("read", threading.current_thread().name)
-            return super().load(*args)
+            return super().look(*args)
 
     class Counting(PoolVAE):
         def encode(self, frames):
@@ -412,3 +412,24 @@ def test_caches_are_independent_of_their_place(dataset, tmp_path):
     assert cache_text(["a"], text, Store(tmp_path / "one"))[0].digest == (
         cache_text(["a"], text, Store(tmp_path / "two"))[0].digest
     )
+
+
+def test_a_later_start_reads_no_bodies_of_what_was_checked(dataset, tmp_path, monkeypatch):
+    """Nothing but headers, of latents and of captions; and what has changed since is looked at again."""
+    scanned, root = dataset(), tmp_path / "cache"
+    first, _ = cache_latents(scanned, PoolVAE(), Store(root))
+    cache_text(scanned.captions, CharEncoder(), Store(root))
+    cache_latents(scanned, PoolVAE(), Store(root))  # each file is compared with its checksum once
+    cache_text(scanned.captions, CharEncoder(), Store(root))
+    bodies = []
+    whole = Store._read
+    monkeypatch.setattr(Store, "_read", lambda self, kind, key: bodies.append(key) or whole(self, kind, key))
+    again, _ = cache_latents(scanned, PoolVAE(), Store(root))
+    cache_text(scanned.captions, CharEncoder(), Store(root))
+    assert again == first
+    assert bodies == []
+    path = Path(first.entries[0].path)
+    path.write_bytes(path.read_bytes()[:-1])
+    repaired, _ = cache_latents(scanned, PoolVAE(), Store(root))
+    assert repaired == first
+    assert bodies[:1] == [first.entries[0].key]

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 
 import pytest
 from wan_train.core.data.probe import Probe, ProbeIndex, probe_file
@@ -116,3 +117,41 @@ def test_an_index_that_cannot_be_written_leaves_no_partial_file(tmp_path, make):
     with pytest.raises(RunError, match="cannot be written"):
         index.save(tmp_path)
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
+
+
+def test_two_files_of_equal_size_and_time_that_change_places(tmp_path, make):
+    """Only their places on the disk tell them apart: a picture without compression has the size of its pixels."""
+    first, second, index_path = tmp_path / "a.bmp", tmp_path / "b.bmp", tmp_path / "index.json"
+    make.image(first, colour=(200, 0, 0))
+    make.image(second, colour=(0, 0, 200))
+    for path in (first, second):
+        os.utime(path, ns=(10**18, 10**18))
+    index = ProbeIndex(index_path)
+    probes = {path: probe_file(path) for path in (first, second)}
+    for path, probe in probes.items():
+        index.put(path, probe)
+    index.save(tmp_path)
+    assert first.stat().st_size == second.stat().st_size
+    first.rename(tmp_path / "c.bmp")
+    second.rename(first)
+    (tmp_path / "c.bmp").rename(second)
+    again = ProbeIndex(index_path)
+    assert again.get(first) is None
+    assert again.get(second) is None
+    assert probe_file(first).sha256 == probes[second].sha256
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells when a file was made, not when it was last changed")
+def test_a_copy_with_the_same_size_and_time_over_another_file(tmp_path, make):
+    first, second, index_path = tmp_path / "a.bmp", tmp_path / "b.bmp", tmp_path / "index.json"
+    make.image(first, colour=(200, 0, 0))
+    make.image(second, colour=(0, 0, 200))
+    for path in (first, second):
+        os.utime(path, ns=(10**18, 10**18))
+    index = ProbeIndex(index_path)
+    index.put(first, probe_file(first))
+    index.save(tmp_path)
+    shutil.copy2(second, first)  # into the same file, with the time of the other
+    assert first.stat().st_mtime_ns == 10**18
+    assert ProbeIndex(index_path).get(first) is None
+    assert probe_file(first).sha256 == probe_file(second).sha256

@@ -6,7 +6,8 @@ import threading
 import pytest
 from wan_train.core.data import pictures
 from wan_train.core.data import scan as scan_module
-from wan_train.core.data.scan import natural_key, scan_folder
+from wan_train.core.data.folder import natural_key
+from wan_train.core.data.scan import scan_folder
 from wan_train.core.errors import ConfigError, DatasetError
 from wan_train.core.settings.dataset import DatasetOptions
 
@@ -327,7 +328,7 @@ def test_a_name_that_is_not_utf8_is_told_in_letters_that_can_be_printed(folder, 
     except OSError:
         pytest.skip("this disk takes no such name")
     (found,) = notes(scan(folder, default_caption="x"))
-    assert found.startswith(r"caf\udce9.png: skipped: its name is not UTF-8")
+    assert found.startswith(r"caf\xe9.png: skipped: its name is not UTF-8")
 
 
 def test_folders_in_folders_without_end(folder, make):
@@ -353,3 +354,24 @@ def test_files_that_change_places_are_read_again(folder, tmp_path, make):
     (folder / "swap").rename(two)
     second = scan(folder, index_path=tmp_path / "index.json", default_caption="x").samples
     assert [s.file.sha256 for s in second] == [s.file.sha256 for s in reversed(first)]
+
+
+def test_caption_files_that_are_not_read_are_told_once(folder, make):
+    for name in ("a_dog", "b_cat"):
+        make.image(folder / f"{name}.png", colour=(len(name), ord(name[0]), 9))
+        (folder / f"{name}.txt").write_text("not this")
+    dataset = scan_folder(folder, DatasetOptions(caption_source="filename", width=64, height=48))
+    assert [s.file.caption for s in dataset.samples] == ["a dog", "b cat"]
+    assert [str(note) for note in dataset.notes] == [
+        "a_dog.txt: note: ignored (and 1 more): caption files are not read, as caption_source is filename"
+    ]
+
+
+def test_further_captions_are_in_the_content_and_change_no_pixels(folder, make):
+    make.image(folder / "a.png")
+    (folder / "a.txt").write_text("dog, grass")
+    plain = scan_folder(folder, DatasetOptions())
+    further = scan_folder(folder, DatasetOptions(shuffle_tags=True))
+    assert further.captions == ("dog, grass", "grass, dog")
+    assert [s.content_key for s in plain.samples] == [s.content_key for s in further.samples]
+    assert plain.digest != further.digest

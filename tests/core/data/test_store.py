@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from wan_train.core import disk
+from wan_train.core.data.stamps import file_stamp
 from wan_train.core.data.store import Store, latent_key, text_key
 from wan_train.core.data.types import MediaFile, Sample
 from wan_train.core.disk import write_atomic
@@ -24,6 +25,7 @@ spec = importlib.util.spec_from_file_location("wan_train", pack / "__init__.py",
 sys.modules["wan_train"] = importlib.util.module_from_spec(spec)
 import torch
 from wan_train.core import disk
+from wan_train.core.data.stamps import file_stamp
 from wan_train.core.data.store import Store
 print("ready", flush=True)
 store = Store(root)
@@ -239,3 +241,36 @@ def test_the_header_is_plain_safetensors(tmp_path):
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["latents"]["dtype"] == "F32"
     assert shutil.disk_usage(tmp_path).free > 0
+
+
+def test_a_look_reads_the_body_once_until_the_file_changes(tmp_path):
+    store = Store(tmp_path)
+    assert store.look("latents", "k0") is None
+    store.save("latents", "k0", TENSORS, {"name": "clip"})
+    path = store.path("latents", "k0")
+    assert not store.is_checked("latents", "k0")
+    for found in (store.look("latents", "k0"), store.look("latents", "k0")):
+        assert found is not None
+        assert found.shapes == {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+        assert found.metadata["name"] == "clip"
+    assert store.is_checked("latents", "k0")
+    store.remember_checked()
+    assert Store(tmp_path).is_checked("latents", "k0")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x10
+    path.write_bytes(data)
+    for reader in (store, Store(tmp_path)):
+        assert not reader.is_checked("latents", "k0")
+        assert reader.look("latents", "k0") is None
+        assert not reader.is_checked("latents", "k0")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x02\x00\x00\x00\x00\x00\x00\x00[]", b"\xff" * 40])
+def test_a_look_at_foreign_bytes_finds_nothing(tmp_path, data):
+    store = Store(tmp_path)
+    path = store.path("latents", "k0")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert store.look("latents", "k0") is None
+    store._checked.put("latents/k0/k0.safetensors", file_stamp(path))  # as if it had once been right
+    assert store.look("latents", "k0") is None

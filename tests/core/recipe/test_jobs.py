@@ -55,6 +55,11 @@ def files_of(folder):
         ),
         (lambda d: d["data"].update(fps=0.0), "data.fps is 0.0"),
         (lambda d: d.update(trigger_word="x" * 5000), "a name of 5000 characters"),
+        (
+            lambda d: d["optimizer"].update(name="custom", path="subprocess.Popen", args="args='id'"),
+            "the package subprocess is not among those whose optimizers may run on this machine",
+        ),
+        (lambda d: d["optimizer"].update(name="muon", args="ns_steps=" + "1" * 5000), "a text of 5009 characters"),
     ],
 )
 def test_a_strangers_job_is_refused_before_anything_is_written(job, tmp_path, edit, message):
@@ -111,6 +116,8 @@ def test_a_good_job_goes_where_the_user_says_and_its_files_are_told(job, tmp_pat
     assert f"model.path: {job.model.path}" in told
     assert "preview_vae: /a�[2J/vae.safetensors" in told
     assert f"cached samples: {tmp_path}" in told
+    custom = replace(job, optimizer=replace(job.optimizer, name="custom", path="torch.optim.SGD\x1b"))
+    assert "optimizer_class, whose code is run: torch.optim.SGD�" in places(custom)
 
 
 def test_a_damaged_job_beside_a_lora_is_not_its_run(job, tmp_path):

@@ -1,12 +1,23 @@
 """The update: torch's fused kernels against its plain ones, bad gradients, and states that go from one to the other."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from wan_train.core.errors import ConfigError
 from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.settings.optimizer import OptimizerOptions
-from wan_train.core.train.optimizers import build_optimizer, check_optimizer_state, load_optimizer, update_if
+from wan_train.core.settings.option import without_effect
+from wan_train.core.train.optimizers import (
+    build_optimizer,
+    check_optimizer_state,
+    clip_gradients,
+    load_optimizer,
+    set_learning_rate,
+    update_if,
+)
+from wan_train.tests.core.optimizers.helpers import need
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 OPTIONS = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)
@@ -67,9 +78,15 @@ OTHERS = {  # none of ours, with each kind of state: two moments, a momentum, on
 def build_any(name, parameters):
     if name in OTHERS:
         return OTHERS[name](parameters)
-    for package in OPTIMIZERS.get(name).packages:
-        pytest.importorskip(package)
-    return build_optimizer(parameters, OptimizerOptions(name=name, learning_rate=1e-2, weight_decay=0.1))
+    need(*OPTIMIZERS.get(name).packages)
+    if problem := OPTIMIZERS.get(name).problem(options_of(name)):
+        pytest.skip(problem)  # muon, of an older PyTorch
+    return build_optimizer(parameters, options_of(name))
+
+
+def options_of(name):
+    path = "torch.optim.NAdam" if name == "custom" else ""  # which replaces none of its state, and counts in it
+    return OptimizerOptions(name=name, learning_rate=1e-2, weight_decay=0.1, path=path)
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS.names, *OTHERS])
@@ -123,15 +140,19 @@ def test_an_update_that_is_made_is_the_optimizers_own(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_the_state_takes_what_the_planner_counts_and_a_checkpoint_checks(name):
-    method, parameters = OPTIMIZERS.get(name), [torch.nn.Parameter(torch.zeros(256, 512))]
+    method, parameters = OPTIMIZERS.get(name), [torch.nn.Parameter(torch.ones(256, 512))]
     optimizer = build_any(name, parameters)
     advance(parameters, optimizer, range(2))
     state = optimizer.state_dict()
     check_optimizer_state(method, optimizer, state)
     values = dict(state["state"][0])
     values |= values.pop("__bnb_optimizer_quant_state__", {})
-    found = sum(values[key].nbytes for key in method.state)
-    assert found == method.state_bytes * parameters[0].numel()
+    edges = sum(parameters[0].shape)  # what is there for blocks of the quantization is no more than a number for each
+    tensors = [
+        value for key, value in values.items() if isinstance(value, torch.Tensor) and key[:4] not in ("qmap", "absm")
+    ]
+    found = sum(tensor.nbytes for tensor in tensors if tensor.ndim)
+    assert found == method.bytes_of(options_of(name)) * parameters[0].numel() + method.edge_bytes * edges
     for key in method.state:
         with pytest.raises(ValueError, match=f"{key} of parameter 0 has not the parameter's shape"):
             check_optimizer_state(method, optimizer, {**state, "state": {0: {**values, key: values[key][:1]}}})
@@ -149,7 +170,7 @@ def test_a_state_that_went_through_a_file_goes_on_exactly(name, tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     parts = [torch.nn.Parameter(p.detach().clone()) for p in whole]
     resumed = build_any(name, parts)
-    load_optimizer(resumed, torch.load(tmp_path / "state.pt"))
+    load_optimizer(resumed, torch.load(tmp_path / "state.pt"), group_state=OPTIMIZERS.get(name).group_state)
     advance(whole, optimizer, range(3, 6))
     advance(parts, resumed, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
@@ -167,3 +188,96 @@ def test_a_state_of_plain_kernels_goes_on_in_fused_ones():
     advance(ours, optimizer, range(3, 6))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def with_lora_plus(parameters, name="adamw", ratio=4.0):
+    options = replace(options_of(name), lora_plus=ratio)
+    optimizer = build_optimizer(parameters, options, ups=parameters[1:])
+    set_learning_rate(optimizer, 1e-2)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS.names if not OPTIMIZERS.get(name).is_one_rate])
+def test_lora_plus_gives_b_a_multiple_of_the_learning_rate(name):
+    """A is trained as without it, B as with a learning rate so many times as large."""
+    need(*OPTIMIZERS.get(name).packages)
+    ours, plain, fast = make_parameters(), make_parameters(), make_parameters()
+    optimizers = with_lora_plus(ours, name), build_any(name, plain), build_any(name, fast)
+    set_learning_rate(optimizers[2], 4e-2)
+    for parameters, optimizer in zip((ours, plain, fast), optimizers, strict=True):
+        advance(parameters, optimizer, range(3))
+    assert torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[1], fast[1])
+    assert not torch.equal(ours[1], plain[1])
+
+
+def test_lora_plus_of_1_leaves_one_group():
+    assert len(with_lora_plus(make_parameters(), ratio=1.0).param_groups) == 1
+
+
+def test_lora_plus_without_a_second_matrix_is_refused():
+    with pytest.raises(ConfigError, match="lora_plus_ratio is 4, but this adapter has no second matrix"):
+        build_optimizer(make_parameters(), replace(OPTIONS, lora_plus=4.0))
+
+
+def test_with_lora_plus_moments_may_wait_in_main_memory_and_come_back():
+    here, away = make_parameters(), make_parameters()
+    one, other = with_lora_plus(here), with_lora_plus(away)
+    advance(here, one, range(2))
+    other.offload(True)
+    advance(away, other, range(2))
+    state = copy.deepcopy(other.state_dict())
+    check_optimizer_state(OPTIMIZERS.get("adamw"), other, state)
+    load_optimizer(other, state)
+    advance(here, one, [2])
+    advance(away, other, [2])
+    other.offload(False)
+    advance(here, one, [3])
+    advance(away, other, [3])
+    assert all(torch.equal(a, b) for a, b in zip(here, away, strict=True))
+    assert [group["lr"] for group in other.param_groups] == [1e-2, 4e-2]
+
+
+def clipped(**options):
+    parameters = make_parameters()
+    set_gradients(parameters, 0)
+    before = [parameter.grad.clone() for parameter in parameters]
+    norm = clip_gradients(parameters, OptimizerOptions(**options))
+    assert norm.item() == pytest.approx(torch.cat([gradient.flatten() for gradient in before]).norm().item(), rel=1e-5)
+    return before, [parameter.grad for parameter in parameters], norm.item()
+
+
+def test_clipping_by_norm_shortens_all_alike():
+    before, after, norm = clipped(max_grad_norm=2.0)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(b, a * 2.0 / norm)
+
+
+def test_clipping_by_value_cuts_each_number_alone():
+    before, after, _ = clipped(max_grad_norm=0.5, clip_by="value")
+    assert all(torch.equal(b, a.clamp(-0.5, 0.5)) for a, b in zip(before, after, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("clip_by", ["norm", "value"])
+def test_clipping_that_is_off_changes_nothing(clip_by):
+    before, after, _ = clipped(max_grad_norm=0.0, clip_by=clip_by)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    told = without_effect(OptimizerOptions(max_grad_norm=0.0, clip_by="value"))
+    assert told == ["grad_clip_method has no effect with max_grad_norm 0.0."]
+
+
+def test_a_gradient_that_is_not_finite_is_seen_whatever_clips_it():
+    parameters = make_parameters()
+    set_gradients(parameters, 0)
+    parameters[0].grad[0, 0] = float("inf")
+    assert not clip_gradients(parameters, OptimizerOptions(max_grad_norm=1.0, clip_by="value")).isfinite()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_what_a_method_says_of_bad_steps_is_so(name):
+    """It is what the planner counts copies by."""
+    method, optimizer = OPTIMIZERS.get(name), build_any(name, make_parameters())
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    assert method.skips_bad_steps == (is_fused or getattr(optimizer, "skips_bad_steps", False))
+    assert method.waits == optimizer.waits

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.train.checkpoints import AVERAGE
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.partway import checkpoint_lora, checkpoint_names, keep_newest, named_checkpoint
 from wan_train.core.train.run import run_job
@@ -43,3 +44,11 @@ def test_the_newest_is_kept_when_its_checkpoint_goes(folder, job):
 def test_without_a_checkpoint_there_is_nothing_to_use(tmp_path, job):
     with pytest.raises(RunError, match="no checkpoint yet"):
         keep_newest(RunFolder(tmp_path), job)
+
+
+def test_where_weights_are_averaged_the_average_is_meant(folder):
+    adapter = checkpoint_lora(folder, 6)
+    assert adapter is not None
+    average = adapter.with_name(AVERAGE)
+    average.write_bytes(adapter.read_bytes())
+    assert checkpoint_lora(folder, 6) == average

@@ -18,13 +18,24 @@ export class Node {
     return widget;
   }
 
+  addWidget(type, name, value, callback, options) {
+    const widget = { type, name, value, callback, options };
+    this.widgets.push(widget);
+    return widget;
+  }
+
+  /** What a link leads to: a test says it. */
+  getInputNode(slot) {
+    return this.inputs[slot].from ?? null;
+  }
+
   removeWidget(widget) {
     this.widgets = this.widgets.filter((other) => other !== widget);
   }
 
   /** As high as the DOM widgets ask for. */
   computeSize() {
-    const heights = this.widgets.map((widget) => widget.options?.getMinHeight() ?? 20);
+    const heights = this.widgets.map((widget) => widget.options?.getMinHeight?.() ?? 20);
     return [100, heights.reduce((a, b) => a + b, 0)];
   }
 

@@ -1,6 +1,7 @@
 """`wantrain preview`: the same pixels as ComfyUI's own graph with the same files, one expert in memory at a time."""
 
 import logging
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ from wan_train.core.generate import experts
 from wan_train.core.generate.experts import from_first_frame
 from wan_train.core.generate.generate import Files, VideoOptions, generate, plan_video
 from wan_train.core.generate.given import fit_image, read_image
+from wan_train.core.generate.trigger import trigger_word_of
+from wan_train.core.settings.job import job_to_json
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.tests.core.adapters.helpers import write_random
 from wan_train.tests.core.encoders.helpers import clip_vision, load_as_host
@@ -314,3 +317,32 @@ def test_files_that_make_no_set_are_refused(files, models, loras, sentence):
 def test_settings_out_of_range_are_refused_by_name(files, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         plan_video(files(PAIR, PAIR), replace(OPTIONS, **changes))
+
+
+@pytest.fixture
+def named(folder, tmp_path):
+    """A LoRA that names its trigger word, and one that names none."""
+    path = tmp_path / "named.safetensors"
+    write_random(path, replace(T2V, num_layers=1), 0, **{"modelspec.trigger_phrase": "ohwx"})
+    return {"named": path, "nameless": folder / "lora_low.safetensors"}
+
+
+def test_the_loras_trigger_word_takes_the_place_of_the_placeholder(files, named):
+    options = replace(SHORT, prompt="[Trigger] runs", negative_prompt="no [trigger]")
+    for loras in ({"low": named["named"]}, {"high": named["nameless"], "low": named["named"]}):
+        made = plan_video(replace(files(PAIR, {}.fromkeys(loras, "low")), loras=loras), options)
+        assert (made.options.prompt, made.options.negative_prompt) == ("ohwx runs", "no ohwx")
+    with pytest.raises(ConfigError, match=r"^prompt contains \[trigger\], but the LoRA names no trigger word"):
+        plan_video(files(PAIR, {"low": "low"}), options)
+
+
+def test_the_trigger_word_of_a_checkpoint_is_that_of_its_job(named, job, tmp_path):
+    run = tmp_path / "run"
+    adapter = run / "checkpoints" / "step_1" / "adapter.safetensors"
+    adapter.parent.mkdir(parents=True)
+    shutil.copy(named["nameless"], adapter)
+    assert trigger_word_of(adapter) == ""
+    (run / "job.json").write_text(job_to_json(replace(job, trigger_word="shp")), encoding="utf-8")
+    assert trigger_word_of(adapter) == "shp"
+    (run / "job.json").write_text("{", encoding="utf-8")
+    assert trigger_word_of(adapter) == ""

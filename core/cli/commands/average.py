@@ -1,0 +1,77 @@
+"""`wantrain average`: average the checkpoints of a run, or LoRA files of one run, into one LoRA (post-hoc EMA)."""
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...adapters.formats import write_lora
+from ...adapters.metadata import lora_metadata
+from ...adapters.post_hoc import average_loras, constant_decays, power_decays
+from ...errors import ConfigError
+from ...train.checkpoints import ADAPTER
+from ...train.run import describe
+from ...train.run_folder import RunFolder
+from ...train.start import check_run_folder
+
+_BETA = 0.95
+_NAME = "post_hoc_ema"  # what the file says that it holds
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add = parser.add_argument
+    add(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="a run folder, whose kept checkpoints are averaged; or LoRA files, the earliest first",
+    )
+    add("--out", type=Path, required=True, metavar="FILE", help="the LoRA to write (.safetensors)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--beta", type=float, default=_BETA, help="how much of the mean stays at each further file (%(default)s)"
+    )
+    way.add_argument(
+        "--sigma-rel",
+        type=float,
+        metavar="SHARE",
+        help="instead: the width of the mean, as a share of the way from the first file to the last, such as 0.2",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the mean, and say of what it is."""
+    out: Path = options.out
+    if out.suffix.lower() != ".safetensors":
+        raise ConfigError(f"--out is {out}: name a file that ends in .safetensors.")
+    folder = RunFolder(options.paths[0].resolve()) if options.paths[0].is_dir() else None
+    if folder is not None and len(options.paths) > 1:
+        raise ConfigError("one run folder is averaged alone: name nothing beside it.")
+    found = _checkpoints(folder) if folder is not None else list(enumerate(options.paths))
+    paths = [path for _, path in found]
+    sigma = options.sigma_rel
+    decays = constant_decays(len(paths), options.beta) if sigma is None else power_decays(len(paths), sigma)
+    mean = average_loras(paths, decays)
+    metadata = {**mean.metadata, "wantrain.weights": _NAME}
+    if folder is not None:
+        described = describe(folder, folder.read_job(), found[-1][0])
+        metadata = lora_metadata(replace(described, name=out.stem, weights=_NAME))
+    write_lora(out, mean.modules, metadata=metadata, dtype=torch.float32)
+    log.info("%s is the mean of %s", out, ", ".join(map(str, paths)))
+    return 0
+
+
+def _checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
+    check_run_folder(folder.path)
+    found = [(step, path / ADAPTER) for step, path in folder.checkpoints()]
+    if len(found) < 2:
+        raise ConfigError(
+            f"{folder.path} keeps {len(found)} checkpoints, and an average needs two or more: train with a larger keep_last "
+            "or a smaller checkpoint_every."
+        )
+    return found

@@ -1,0 +1,2 @@
+// Put into the page by core/look/page.py.
+declare const DATA: { dataset: any; events: any[] } | null;
