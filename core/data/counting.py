@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, LatentFormat, latent_shape, num_tokens
 from .types import Dataset
@@ -76,7 +77,7 @@ def describe_epoch(length: Length) -> str:
     )
 
 
-def describe_lengths(lengths: Mapping[str, Length]) -> list[str]:
+def describe_lengths(lengths: Mapping[Any, Length]) -> list[str]:
     """What an epoch is, and how many epochs the steps of each stage are: a sentence, or one for each that differs."""
     stages = list(lengths)
     if not stages:

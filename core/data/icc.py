@@ -1,6 +1,7 @@
 """Colour profiles of pictures: colours of a profile other than sRGB become those of sRGB, by LittleCMS through PIL."""
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -42,7 +43,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
 def _mode(image: Image.Image) -> str:
     """PIL's mode for the colours that the picture's profile is for."""
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        profile: Any = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
         mode = _SPACES.get(profile.profile.xcolor_space.strip())
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
         raise ValueError("it can't be read") from error

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.codec import codecs_available
@@ -84,7 +85,7 @@ def decoded(
 
 def _with_alpha(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """As `container.decode`, by libvpx."""
-    context = VideoCodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
+    context: Any = VideoCodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
     context.options = _DECODER_OPTIONS
     for packet in container.demux(stream):
         if packet.size:
