@@ -20,7 +20,8 @@ const detail = {{ node_id: "{TRAIN["id"]}", run: name + "_0", token: "", name,
   stage: "{STAGE}", steps: 40, state: "training", line: "", losses, validation: [] }};
 window.comfyAPI.api.api.dispatchEvent(new CustomEvent("wan_train.update", {{ detail }}));
 """
-DRAWN = "document.querySelector('.wan-train-smooth')?.getBoundingClientRect().width > 15"  # half of the plot, at the zoom that shows the whole graph
+# Half of the plot, at the zoom that shows the whole graph.
+DRAWN = "document.querySelector('.wan-train-smooth')?.getBoundingClientRect().width > 15"
 REPORTS = "return document.querySelectorAll('.wan-train-report').length"
 PRESETS = f"""
 const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
