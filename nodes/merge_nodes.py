@@ -7,7 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.adapters.formats import expert_of_name, read_lora
+from ..core.adapters.formats import expert_of_name
+from ..core.adapters.other_files import read_adapter
 from ..core.adapters.ship import (
     KEY_STYLES,
     PRECISIONS,
@@ -186,7 +187,7 @@ class WanLoRAFromFile(io.ComfyNode):
     @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
         path = _lora_path(lora_file)
-        file = read_lora(path)
+        file = read_adapter(path)
         chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
         name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem

@@ -25,6 +25,7 @@ from ..core.train.space import check_space_before
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, Graph
+from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
@@ -123,6 +124,9 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
     """What is chosen on this node and on Load Wan DiT."""
     values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
+    for name in ("start_from", "merge_into_base"):  # a path, or the name of a file in ComfyUI's folders of LoRAs
+        given = str(values.get(name, "")).strip().strip('"')
+        values[name] = str(folders.lora_path(given, name)) if given and not Path(given).is_absolute() else given
     return settings_from_names(values | dit.settings)
 
 

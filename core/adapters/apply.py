@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .formats import LoraModule
+from .other_files import OtherModule
 
 
 class LoraSwitch:
@@ -16,8 +17,8 @@ class LoraSwitch:
         self.is_on = True
 
 
-def attach(model: nn.Module, modules: Mapping[str, LoraModule], strength: float = 1.0) -> LoraSwitch:
-    """Each layer that has one of `modules` now adds strength * (alpha / rank) * up @ down @ input.
+def attach(model: nn.Module, modules: Mapping[str, LoraModule | OtherModule], strength: float = 1.0) -> LoraSwitch:
+    """Each layer that has one of `modules` now adds strength * (alpha / rank) * up @ down @ input, or another kind's change.
 
     Weights stay as they are, so they may be quantized, and switched off the model computes what it did before to the
     bit. The products are in the dtype of the layer's input. Every module must have its place in the model, in the right
@@ -25,7 +26,8 @@ def attach(model: nn.Module, modules: Mapping[str, LoraModule], strength: float 
     """
     switch = LoraSwitch()
     for path, module in modules.items():
-        model.get_submodule(path).register_forward_hook(_Change(module, strength, switch))
+        change = _Change if isinstance(module, LoraModule) else _DenseChange
+        model.get_submodule(path).register_forward_hook(change(module, strength, switch))  # type: ignore[arg-type]
     return switch
 
 
@@ -51,3 +53,18 @@ class _Change:
         down = self._down.unflatten(1, layer.weight.shape[1:])
         hidden = F.conv3d(x, down, stride=torch.Size(layer.stride))
         return F.conv3d(hidden, self._up[:, :, None, None, None])
+
+
+class _DenseChange:
+    """The same for another kind of adapter, whose change of the weight is made anew each time: it is as large as the weight."""
+
+    def __init__(self, module: OtherModule, strength: float, switch: LoraSwitch) -> None:
+        self._module, self._strength, self._switch = module, strength, switch
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self._switch.is_on:
+            return None
+        x = inputs[0]
+        self._module = self._module.to(x.device)
+        weight: Tensor = layer.matrix(torch.float32) if hasattr(layer, "matrix") else layer.weight  # type: ignore[operator,assignment]
+        return output + F.linear(x, (self._strength * self._module.delta(weight)).to(x.dtype))

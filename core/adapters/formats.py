@@ -55,6 +55,11 @@ class LoraModule:
         return self.down.shape[0]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the layer."""
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
     def scale(self) -> float:
         """Factor in front of up @ down."""
         return self.alpha / self.rank

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,6 +12,22 @@ from ..settings.adapter import AdapterOptions
 
 LORA = "lora"  # the kind that is put on where none is named
 
+Shape = tuple[int, int]  # of a layer: out_features, in_features
+
+
+class KeptBytes(NamedTuple):
+    """What autograd keeps for the adapter of one layer, until its backward, beside the layer's input."""
+
+    per_token: int
+    once: int  # however many tokens there are
+
+
+def nothing_beside(shape: Shape, element_size: int) -> int:  # noqa: ARG001
+    """Of a kind whose backward makes nothing large."""
+    return 0
+
+
+Matrices = Callable[[Shape, int, AdapterOptions], tuple[Shape, ...]]
 PutOn = Callable[[nn.Module, AdapterOptions, int], list[tuple[str, nn.Parameter]]]
 Matched = Callable[[nn.Module, Mapping[str, Tensor]], list[tuple[nn.Parameter, Tensor]]]
 
@@ -29,10 +46,22 @@ class AdapterKind:
     state: Callable[[nn.Module], dict[str, Tensor]]  # for checkpoints and files: float32 copies on the CPU, by key
     matched: Matched  # each parameter with its tensor of a state; ModelFileError where they do not fit the model
     light_forward: Callable[[nn.Module], int]  # give the layers a faster forward, where there is one; how many have it
-    num_params: Callable[[tuple[int, int], int], int]  # (shape [out, in], rank) -> trainable numbers of one layer
+    matrices: Matrices  # (shape, rank, options) -> shapes of what is trained of one layer
+    kept: Callable[[Shape, int, AdapterOptions, int], KeptBytes]  # the same, and the bytes of an activation's number
     to_file: Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], Path]  # (path, state, metadata)
     from_file: Callable[[Path], dict[str, Tensor]]  # a state again, whatever trainer wrote the file; ModelFileError
+    working: Callable[[Shape, int], int] = nothing_beside  # bytes that the backward of one layer takes for a moment
+    is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
     is_up: Callable[[str], bool] = _is_none  # by a parameter's name: whether LoRA+ gives it a learning rate of its own
+
+    @property
+    def knows_lora_plus(self) -> bool:
+        """Whether it has a second matrix, which LoRA+ gives a learning rate of its own."""
+        return self.is_up is not _is_none
+
+    def num_params(self, shape: Shape, rank: int, options: AdapterOptions) -> int:
+        """Trained numbers of one layer."""
+        return sum(rows * columns for rows, columns in self.matrices(shape, rank, options))
 
 
 ADAPTER_KINDS = Methods(AdapterKind, "adapter", "adapters.kinds")

@@ -15,6 +15,7 @@ import torch
 from ..errors import ANOTHER_LORA, ConfigError
 from .formats import LoraFile, LoraModule, expert_of_metadata, expert_of_name
 from .keys import sort_key
+from .other_files import OtherFile, OtherModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def resize(
     return _truncate_all(file.modules, rank, energy)
 
 
-def check_pair(high: LoraFile, low: LoraFile) -> list[str]:
+def check_pair(high: LoraFile | OtherFile, low: LoraFile | OtherFile) -> list[str]:
     """What looks wrong with a pair for the high- and low-noise experts, one sentence each; [] if nothing does."""
     warnings: list[str] = []
     for file, wanted in ((high, "high"), (low, "low")):
@@ -163,16 +164,21 @@ def _check_rank(rank: int | None) -> None:
         raise ConfigError(f"rank must be at least 1, got {rank}.")
 
 
-def _same_weights(high: LoraFile, low: LoraFile) -> bool:
-    return all(
-        a.alpha == b.alpha and torch.equal(a.down, b.down) and torch.equal(a.up, b.up)
-        for a, b in ((high.modules[path], low.modules[path]) for path in high.modules)
-    )
+def _same_weights(high: LoraFile | OtherFile, low: LoraFile | OtherFile) -> bool:
+    return all(_is_same(high.modules[path], low.modules[path]) for path in high.modules)
 
 
-def _widths(file: LoraFile, path: str) -> tuple[int, int]:
-    module = file.modules[path]
-    return module.up.shape[0], module.down.shape[1]
+def _is_same(one: LoraModule | OtherModule, other: LoraModule | OtherModule) -> bool:
+    if isinstance(one, LoraModule) and isinstance(other, LoraModule):
+        return one.alpha == other.alpha and torch.equal(one.down, other.down) and torch.equal(one.up, other.up)
+    if isinstance(one, OtherModule) and isinstance(other, OtherModule):
+        these, those = one.parts, other.parts
+        return these.keys() == those.keys() and all(torch.equal(part, those[end]) for end, part in these.items())
+    return False
+
+
+def _widths(file: LoraFile | OtherFile, path: str) -> tuple[int, int]:
+    return file.modules[path].shape
 
 
 def _numbers(ranks: tuple[int, ...]) -> str:

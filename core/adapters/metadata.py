@@ -56,6 +56,8 @@ class LoraDescription:
     rank: int
     alpha: float
     date: str  # ISO 8601
+    network_module: str = "networks.lora_wan"  # musubi-tuner's name for a plain LoRA on Wan
+    network_args: Mapping[str, str] = field(default_factory=dict[str, str])  # what else there is to say of the adapter
     title: str = ""
     author: str = ""
     description: str = ""
@@ -157,9 +159,10 @@ def _kohya(d: LoraDescription) -> dict[str, str]:
     facts: dict[str, Any] = {
         "ss_output_name": d.name,
         "ss_base_model_version": d.base_model,
-        "ss_network_module": "networks.lora_wan",  # musubi-tuner's name for a plain LoRA on Wan
+        "ss_network_module": d.network_module,
         "ss_network_dim": d.rank,
         "ss_network_alpha": f"{d.alpha:g}",
+        "ss_network_args": _json(dict(d.network_args)) if d.network_args else None,
     }
     t = d.training
     if t is not None:

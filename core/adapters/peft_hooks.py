@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ..packages import unusable
 from ..settings.adapter import AdapterOptions
 from ..torch_compat import load_compiler
 from .light_import import import_peft
+from .places import Place
 
 TESTED = ("0.16.0", "0.21.2")  # oldest and newest
 _ADAPTER = "default"  # peft's own name for the first
@@ -109,7 +111,7 @@ def finish_importing_adapters() -> None:
     _IMPORTING.finish()
 
 
-def inject_lora(model: nn.Module, layers: Mapping[str, nn.Module], options: AdapterOptions) -> None:
+def inject_lora(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Place]], options: AdapterOptions) -> None:
     """Put peft's LoRA on `layers` of `model`, by their names in it; the caller initialises the factors.
 
     The global random state stays as it is.
@@ -117,18 +119,22 @@ def inject_lora(model: nn.Module, layers: Mapping[str, nn.Module], options: Adap
     import peft
     from peft.tuners.lora import Linear as LoraLinear
 
+    most = Counter(place for _, place in layers.values()).most_common(1)[0][0]
+    others = {name: place for name, (_, place) in layers.items() if place != most}
     config: Any = peft.LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+        r=most.rank,
+        lora_alpha=most.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+        rank_pattern={name: place.rank for name, place in others.items()},
+        alpha_pattern={name: place.alpha for name, place in others.items()},
         lora_dropout=options.dropout,
         target_modules="|".join(re.escape(name) for name in layers),  # a string is matched as a whole, a list by ending
         init_lora_weights=False,
         bias="none",
     )
     # Quantized layers are linear in all but type, and peft knows only torch's own class.
-    others = {type(layer) for layer in layers.values() if not isinstance(layer, nn.Linear)}
-    if others:
-        config._register_custom_module(dict.fromkeys(others, LoraLinear))
+    types = {type(layer) for layer, _ in layers.values() if not isinstance(layer, nn.Linear)}
+    if types:
+        config._register_custom_module(dict.fromkeys(types, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
     silent = warnings.catch_warnings()
     with torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
 from ..settings.adapter import AdapterOptions
-from .kind import ADAPTER_KINDS, LORA, AdapterKind
+from .kind import ADAPTER_KINDS, AdapterKind
 
 
 def add_adapter(
-    model: nn.Module, options: AdapterOptions, *, seed: int, kind: str = LORA
+    model: nn.Module, options: AdapterOptions, *, seed: int, kind: str | None = None
 ) -> list[tuple[str, nn.Parameter]]:
     """Freeze `model` and put a float32 adapter on its linear layers, in place; its output is unchanged.
 
     What is drawn is drawn by `seed` and the module's name alone. Returns the trainable parameters, block by block.
-    ConfigError if the model has no matching layer or carries an adapter already, or for a kind that is not known.
+    `kind`: in the place of that of the options. ConfigError if the model has no matching layer or carries an adapter
+    already, or for a kind that is not known.
     """
     if adapter_modules(model):
         raise ConfigError("The model already carries a LoRA: load the model anew before adding another.")
-    return ADAPTER_KINDS.get(kind).put_on(model, options, seed)
+    return ADAPTER_KINDS.get(kind or options.kind).put_on(model, options, seed)
 
 
 def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -10,8 +10,10 @@ import torch
 from ..disk import check_writable
 from ..errors import ConfigError, WanTrainError
 from ..names import check_name
+from ..safetensors_file import content_hashes
 from .formats import LoraFile, LoraModule, read_lora, weights_hash, write_lora
 from .merge import check_pair, merge, pair_names, resize
+from .other_files import OtherFile, read_adapter, write_state
 
 Slot = Literal["high", "low", "single"]  # whose LoRA: an expert's, or a single model's
 
@@ -66,9 +68,23 @@ class Shipment:
 class _Draft:
     """One file to be written."""
 
-    modules: dict[str, LoraModule]
+    content: dict[str, LoraModule] | OtherFile
     metadata: dict[str, str]
     note: str
+
+    def hash(self, dtype: torch.dtype, key_style: Literal["official", "kohya"]) -> str:
+        """The `sshs_model_hash` that its file has, whatever its metadata."""
+        if isinstance(self.content, OtherFile):
+            return content_hashes(self.content.tensors(dtype, key_style), {})[0]
+        return weights_hash(self.content, dtype, key_style)
+
+    def write(
+        self, path: Path, metadata: Mapping[str, str], dtype: torch.dtype, key_style: Literal["official", "kohya"]
+    ) -> None:
+        if isinstance(self.content, OtherFile):
+            write_state(path, self.content.tensors(dtype, key_style), metadata, dtype)
+        else:
+            write_lora(path, self.content, metadata=metadata, dtype=dtype, key_style=key_style)
 
 
 def ship(folder: Path, sources: Mapping[Slot, Source], options: ShipOptions) -> Shipment:
@@ -82,7 +98,7 @@ def ship(folder: Path, sources: Mapping[Slot, Source], options: ShipOptions) -> 
     check_writable(folder)
     warnings = []
     if "high" in sources and "low" in sources:
-        warnings = check_pair(read_lora(sources["high"].first), read_lora(sources["low"].first))
+        warnings = check_pair(read_adapter(sources["high"].first), read_adapter(sources["low"].first))
     drafts: dict[Slot, _Draft] = {slot: _draft(source, options) for slot, source in sources.items()}
     files = _write(folder, drafts, options)
     return Shipment(files, {slot: draft.note for slot, draft in drafts.items()}, warnings)
@@ -96,7 +112,9 @@ def _check_slots(sources: Mapping[Slot, Source]) -> None:
 
 
 def _draft(source: Source, options: ShipOptions) -> _Draft:
-    file = read_lora(source.first)
+    file = read_adapter(source.first)
+    if isinstance(file, OtherFile):
+        return _other_draft(file, source, options)
     modules, metadata = file.modules, dict(file.metadata)
     rank = options.rank or None
     note = f"{len(modules)} modules, rank {max(file.ranks)}"
@@ -110,16 +128,30 @@ def _draft(source: Source, options: ShipOptions) -> _Draft:
         note = f"lowered to rank {rank}: {report}"
     metadata["ss_network_dim"] = str(max(module.rank for module in modules.values()))
     metadata["ss_network_alpha"] = f"{max(module.alpha for module in modules.values()):g}"
-    for key, text in (("author", options.author), ("description", options.description)):
-        if text:
-            metadata[f"modelspec.{key}"] = text
-    return _Draft(modules, metadata, note)
+    return _Draft(modules, {**metadata, **_texts(options)}, note)
+
+
+def _other_draft(file: OtherFile, source: Source, options: ShipOptions) -> _Draft:
+    """LoKr, LoHa and DoRA go out as they are: what is not linear can be neither added nor cut."""
+    if source.second or options.rank:
+        what = f"merged with {source.second.name}" if source.second else f"lowered to rank {options.rank}"
+        raise ConfigError(
+            f"{source.first.name} is a {file.kind} adapter, which can't be {what}: only plain LoRAs can; leave second LoRA and"
+            " rank empty."
+        )
+    note = f"{len(file.modules)} modules, {file.kind} of rank {max(file.ranks)}"
+    return _Draft(file, {**file.metadata, **_texts(options)}, note)
+
+
+def _texts(options: ShipOptions) -> dict[str, str]:
+    given = {"modelspec.author": options.author, "modelspec.description": options.description}
+    return {key: text for key, text in given.items() if text}
 
 
 def _write(folder: Path, drafts: Mapping[Slot, _Draft], options: ShipOptions) -> dict[Slot, Path]:
     """Write each draft under a name that is free, or that holds the same weights already."""
     dtype, key_style = PRECISIONS[options.precision], KEY_STYLES[options.key_style]
-    hashes: dict[Slot, str] = {slot: weights_hash(draft.modules, dtype, key_style) for slot, draft in drafts.items()}
+    hashes: dict[Slot, str] = {slot: draft.hash(dtype, key_style) for slot, draft in drafts.items()}
     number = 1
     while True:
         stem = options.name if number == 1 else f"{options.name}_v{number}"
@@ -130,7 +162,7 @@ def _write(folder: Path, drafts: Mapping[Slot, _Draft], options: ShipOptions) ->
         number += 1
     for slot, path in paths.items():
         titled = {**drafts[slot].metadata, "modelspec.title": path.stem, "ss_output_name": path.stem}
-        write_lora(path, drafts[slot].modules, metadata=titled, dtype=dtype, key_style=key_style)
+        drafts[slot].write(path, titled, dtype, key_style)
     return paths
 
 
@@ -141,6 +173,6 @@ def _names(stem: str) -> dict[Slot, str]:
 
 def _stored_hash(path: Path) -> str:
     try:
-        return read_lora(path).metadata.get("sshs_model_hash", "")
+        return read_adapter(path).metadata.get("sshs_model_hash", "")
     except WanTrainError:
         return ""

@@ -18,9 +18,11 @@ from ..errors import ConfigError
 from ..wan.config import WanConfig
 from ..wan.identify import identify
 from ..wan.model import WanTransformer
-from .formats import LoraFile, LoraModule
+from .formats import LoraFile
+from .other_files import OtherFile
 
 Shapes = Mapping[str, Sequence[int]]
+Adapter = LoraFile | OtherFile
 
 SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}  # of the published models by their width
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -47,7 +49,7 @@ def model_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def transfer_report(lora: LoraFile, shapes: Shapes) -> TransferReport:
+def transfer_report(lora: Adapter, shapes: Shapes) -> TransferReport:
     """What of `lora` has an effect on the model with weights of these `shapes`, by official name.
 
     ConfigError, with both names, if the LoRA was made for a model of another size or depth, or nothing of it fits.
@@ -55,7 +57,7 @@ def transfer_report(lora: LoraFile, shapes: Shapes) -> TransferReport:
     name = Path(lora.path).name
     found = {path: _weight_shape(shapes, path) for path in lora.modules}
     missing = tuple(path for path, shape in found.items() if shape is None)
-    reshaped = tuple(p for p, shape in found.items() if shape and shape != _lora_shape(lora.modules[p]))
+    reshaped = tuple(p for p, shape in found.items() if shape and shape != lora.modules[p].shape)
     placed = tuple(path for path in found if path not in missing and path not in reshaped)
     _check_size(lora, shapes, [path for path in reshaped if _BLOCK.match(path)])
     _check_depth(lora, shapes, placed)
@@ -71,22 +73,18 @@ def _weight_shape(shapes: Shapes, path: str) -> tuple[int, int] | None:
     return None if shape is None else (shape[0], math.prod(shape[1:]))
 
 
-def _lora_shape(module: LoraModule) -> tuple[int, int]:
-    return module.up.shape[0], module.down.shape[1]
-
-
-def _check_size(lora: LoraFile, shapes: Shapes, reshaped: Sequence[str]) -> None:
+def _check_size(lora: Adapter, shapes: Shapes, reshaped: Sequence[str]) -> None:
     if not reshaped:
         return
     path = reshaped[0]
     raise ConfigError(
         f"{Path(lora.path).name} is a LoRA for {_lora_name(lora)}, and the model is {_model_name(shapes)}: they are of "
-        f"different size ({path} is {_lora_shape(lora.modules[path])} in one and {_weight_shape(shapes, path)} in the "
+        f"different size ({path} is {lora.modules[path].shape} in one and {_weight_shape(shapes, path)} in the "
         "other), and nothing of the LoRA can be used; choose the model that it was trained on."
     )
 
 
-def _check_depth(lora: LoraFile, shapes: Shapes, placed: Sequence[str]) -> None:
+def _check_depth(lora: Adapter, shapes: Shapes, placed: Sequence[str]) -> None:
     """A LoRA that reaches deeper than the model belongs to another."""
     depth = _depth(shapes)
     too_deep = [path for path in lora.modules if (block := _BLOCK.match(path)) and int(block[1]) >= depth]
@@ -99,7 +97,7 @@ def _check_depth(lora: LoraFile, shapes: Shapes, placed: Sequence[str]) -> None:
         )
 
 
-def _kind_notes(lora: LoraFile, shapes: Shapes, missing: Sequence[str]) -> list[str]:
+def _kind_notes(lora: Adapter, shapes: Shapes, missing: Sequence[str]) -> list[str]:
     """The kinds differ, as far as the LoRA tells its own."""
     was, is_now = _lora_takes_images(lora), _takes_images(shapes)
     if was is None or was == is_now:
@@ -113,7 +111,7 @@ def _kind_notes(lora: LoraFile, shapes: Shapes, missing: Sequence[str]) -> list[
     return [text + "."]
 
 
-def _missing_notes(lora: LoraFile, missing: Sequence[str]) -> list[str]:
+def _missing_notes(lora: Adapter, missing: Sequence[str]) -> list[str]:
     if not missing:
         return []
     counts = Counter(_part(path) for path in missing)
@@ -124,9 +122,9 @@ def _missing_notes(lora: LoraFile, missing: Sequence[str]) -> list[str]:
     return [text + "."]
 
 
-def _shape_notes(lora: LoraFile, shapes: Shapes, reshaped: Sequence[str]) -> list[str]:
+def _shape_notes(lora: Adapter, shapes: Shapes, reshaped: Sequence[str]) -> list[str]:
     return [
-        f"has a module {path} of the shape {_lora_shape(lora.modules[path])}, which is {_weight_shape(shapes, path)} in this "
+        f"has a module {path} of the shape {lora.modules[path].shape}, which is {_weight_shape(shapes, path)} in this "
         "model: it has no effect."
         for path in reshaped
     ]
@@ -146,7 +144,7 @@ def _takes_images(shapes: Shapes) -> bool:
     return identify(shapes).variant in ("i2v", "flf2v")
 
 
-def _lora_takes_images(lora: LoraFile) -> bool | None:
+def _lora_takes_images(lora: Adapter) -> bool | None:
     """Whether it was trained on such a model; None if the file does not tell."""
     if any(_IMAGE.search(path) for path in lora.modules):
         return True
@@ -158,8 +156,8 @@ def _model_name(shapes: Shapes) -> str:
     return f"{identify(shapes).label}{_size(width)}"
 
 
-def _lora_name(lora: LoraFile) -> str:
-    widths = {_lora_shape(module)[0] for path, module in lora.modules.items() if _TO_WIDTH.match(path)}
+def _lora_name(lora: Adapter) -> str:
+    widths = {module.shape[0] for path, module in lora.modules.items() if _TO_WIDTH.match(path)}
     size = _size(widths.pop()) if len(widths) == 1 else ""
     return f"{lora.architecture or 'a Wan model'}{size}"
 

@@ -131,7 +131,8 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
 def cleaner(job: Job) -> Callable[[str], str]:
     """A function that takes out of a sentence whatever belongs to the user of this job."""
     private = {job.name: "NAME", job.trigger_word: "WORD", **dict.fromkeys(job.trigger_word.split(", "), "WORD")}
-    for path in (job.model.path, job.model.recovery_adapter, job.preview_vae, job.data.empty_text_path):
+    of_adapter = (job.adapter.start_from, job.adapter.merge_into_base)
+    for path in (job.model.path, job.model.recovery_adapter, job.preview_vae, job.data.empty_text_path, *of_adapter):
         private |= {path: "PATH", PurePath(path).name: "FILE"}
     for sample in job.data.samples:
         private |= {sample.name: "SAMPLE", sample.caption: "CAPTION"}

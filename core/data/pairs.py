@@ -1,14 +1,20 @@
 """Each sample's latents with its caption's embedding."""
 
+from collections.abc import Mapping, Sequence
+
 from ..errors import SAME_DATASET, ConfigError
 from ..settings.job import CaptionText, DataSpec, TrainSample
-from .types import LatentCache, TextCache
+from .types import LatentCache, TextCache, TextEntry
 
 
 def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
     """Pair each sample's latents with its caption's embedding."""
     by_caption = text.by_caption
-    missing = [entry.name for entry in latents.entries if any(text not in by_caption for text in entry.captions)]
+    missing = [
+        entry.name
+        for entry in latents.entries
+        if any(text not in by_caption for text in (*entry.captions, *entry.class_captions))
+    ]
     if missing:
         raise ConfigError(
             f"the caption of {missing[0]} has no text embedding: cache latents and captions of the same dataset.",
@@ -32,9 +38,8 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
             loss_weight=entry.treatment.loss_weight,
             caption_dropout=entry.treatment.caption_dropout,
             is_regularization=entry.treatment.is_regularization,
-            more_texts=tuple(
-                CaptionText(path=t.path, key=t.key) for t in map(by_caption.get, entry.more_captions) if t
-            ),
+            more_texts=_texts(by_caption, entry.more_captions),
+            class_texts=_texts(by_caption, entry.class_captions),
             mask_path=entry.mask_path,
             mask_key=entry.mask_key,
         )
@@ -50,3 +55,8 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         fps=latents.fps,
         more_fps=latents.more_fps,
     )
+
+
+def _texts(by_caption: Mapping[str, TextEntry], captions: Sequence[str]) -> tuple[CaptionText, ...]:
+    entries = (by_caption[caption] for caption in captions)
+    return tuple(CaptionText(path=entry.path, key=entry.key) for entry in entries)

@@ -60,6 +60,7 @@ def describe_part(part: Part, samples: Sequence[Sample]) -> str:
     facts = [_amounts(samples), f"buckets {_buckets(samples)}", f"loss weight {options.loss_weight:g}"]
     if options.trigger:
         facts.append(f"trigger word {options.trigger}")
+        facts += [f"class word {options.class_word}"] if options.class_word else []
     if options.regularization:
         facts.append("keeps what the model knows")
     return f"{part.name}: {'; '.join(facts)}"

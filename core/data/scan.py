@@ -201,10 +201,13 @@ def _samples_of(
 
 
 def _treatment(options: DatasetOptions) -> Treatment:
+    class_word = "" if options.regularization else " ".join(options.class_word.split())
     return Treatment(
         loss_weight=options.loss_weight,
         caption_dropout=options.drop_captions,
         is_regularization=options.regularization,
+        trigger=" ".join(options.trigger.split()) if class_word else "",
+        class_word=class_word,
     )
 
 

@@ -14,6 +14,7 @@ from ..facts import LatentFormat
 from ..limits import check_amount, check_texts
 from ..serial import digest, to_dict
 from ..settings.dataset import Conditioning, DatasetOptions
+from .class_word import with_class_word
 
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
 
@@ -60,6 +61,13 @@ class Treatment:
     loss_weight: float = 1.0  # what its loss counts beside that of the others
     caption_dropout: float | None = None  # the chance that it is trained with the empty caption; None: that of the run
     is_regularization: bool = False  # shown to keep what the model knows, not to teach
+    trigger: str = ""  # the word in whose place the class word stands
+    class_word: str = ""  # a plain word for what the trigger names; "": none
+
+    def class_captions(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Each of a sample's captions with the class word in place of the trigger; () unless all of them have the trigger."""
+        found = tuple(with_class_word(caption, self.trigger, self.class_word) for caption in captions)
+        return found if all(found) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +166,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
-        check_texts("the dataset", words=(self.trigger_words,), captions=self.captions)
+        words = (self.trigger_words, *(part.options.class_word for part in self.sources))
+        check_texts("the dataset", words=words, captions=self.captions)
 
     @property
     def sources(self) -> tuple[Part, ...]:
@@ -183,8 +192,12 @@ class Dataset:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The distinct captions, in order of first use."""
-        return tuple(dict.fromkeys(c for s in self.samples for c in (s.file.caption, *s.file.more_captions)))
+        """The distinct captions, in order of first use; with a class word also those that have it."""
+        found: list[str] = []
+        for sample in self.samples:
+            own = (sample.file.caption, *sample.file.more_captions)
+            found += [*own, *sample.treatment.class_captions(own)]
+        return tuple(dict.fromkeys(found))
 
     def __repr__(self) -> str:
         return f"Dataset({self.folder!r}, {len(self.samples)} samples, {self.digest})"
@@ -214,6 +227,11 @@ class LatentEntry:
     def captions(self) -> tuple[str, ...]:
         """The first, then the further ones."""
         return (self.caption, *self.more_captions)
+
+    @property
+    def class_captions(self) -> tuple[str, ...]:
+        """The same with the class word in place of the trigger; () where it has none."""
+        return self.treatment.class_captions(self.captions)
 
 
 @dataclass(frozen=True, kw_only=True)

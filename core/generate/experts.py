@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..adapters.apply import LoraSwitch, attach
 from ..adapters.formats import LoraModule
+from ..adapters.other_files import OtherModule
 from ..facts import NUM_TIMESTEPS
 from ..memory.precision import native_dtype
 from ..sample.sampler import VelocityModel
@@ -25,7 +26,7 @@ class Expert:
     """A model on disk, and the parts of its LoRA that have their place in it; {} for none."""
 
     info: CheckpointInfo
-    lora: dict[str, LoraModule]
+    lora: dict[str, LoraModule | OtherModule]
 
 
 class Experts:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapters.formats import read_lora
+from ..adapters.other_files import read_adapter
 from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import TextEncoder
@@ -150,7 +150,7 @@ def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
         info = inspect(path)
         lora = {}
         if slot in files.loras:
-            file = read_lora(files.loras[slot])
+            file = read_adapter(files.loras[slot])
             report = transfer_report(file, model_shapes(info.config))
             lora = {name: file.modules[name] for name in report.placed}
             notes += report.notes

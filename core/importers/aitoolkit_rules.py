@@ -255,6 +255,29 @@ def _guidance(context: Context, _given: Given) -> Answer:
     return Answer("mapped", {place: float(need_number(scale))})
 
 
+def _preservation(switch: str, place: str) -> Rule:
+    """SDTrainer.py: a switch, and a multiplier that is 1 where none is given."""
+
+    def rule(context: Context, _given: Given) -> Answer:
+        if not truth(context.get(switch, False)):
+            return not_needed("it is off.")
+        if switch == _DOP and not str(context.get(f"{_DOP}_class", "") or "").strip():
+            return not_supported(
+                "it needs a word for what the trigger names (class_word of the dataset), and the job has none in "
+                "diff_output_preservation_class."
+            )
+        return Answer("mapped", {place: float(need_number(context.get(f"{switch}_multiplier", 1.0)))})
+
+    return rule
+
+
+def _class_word(context: Context, given: Given) -> Answer:
+    word = "" if given.value is None else str(given.value).strip()
+    if not word or not truth(context.get(_DOP, False)):
+        return not_needed("it belongs to diff_output_preservation, which is off." if word else "it is empty.")
+    return mapped(dataset__class_word=word)
+
+
 def _job(_context: Context, given: Given) -> Answer:
     return (
         not_needed("a recipe is a training.")
@@ -275,6 +298,8 @@ def _ema(context: Context, given: Given) -> Answer:
     on = truth(context.get("train.ema_config.use_ema", False))
     return not_supported("there is no moving average of the LoRA here.") if on else not_needed("EMA is off.")
 
+
+_DOP, _BLANK = "train.diff_output_preservation", "train.blank_prompt_preservation"
 
 RULES: dict[str, Rule] = {
     **DATASET_RULES,
@@ -300,6 +325,9 @@ RULES: dict[str, Rule] = {
     "train.disable_sampling": _disable_sampling,
     "train.do_differential_guidance": _guidance,
     "train.differential_guidance_scale": _guidance,
+    **dict.fromkeys((_DOP, f"{_DOP}_multiplier"), _preservation(_DOP, "regularizers.output_preservation")),
+    f"{_DOP}_class": _class_word,
+    **dict.fromkeys((_BLANK, f"{_BLANK}_multiplier"), _preservation(_BLANK, "regularizers.blank_preservation")),
     "train.ema_config.use_ema": _ema,
     "train.ema_config.ema_decay": _ema,
     "model.quantize": _quantize,

@@ -19,6 +19,18 @@ Model = Callable[
 
 
 @dataclass(frozen=True)
+class ClassContext:
+    """The captions of B samples with a plain word, their class, in place of the trigger word."""
+
+    context: Tensor  # [B, S, D]; of a sample that has none, anything
+    is_there: Tensor  # [B] float32: 1, and 0 for a sample that has none
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ClassContext":
+        """With `change` applied to each tensor."""
+        return ClassContext(change(self.context), change(self.is_there))
+
+
+@dataclass(frozen=True)
 class NoisyBatch:
     """B samples of one shape at one noise level each, on the model's device."""
 
@@ -32,6 +44,7 @@ class NoisyBatch:
     images: Mapping[str, Tensor]  # what an image-to-video model is given besides, by the model's names
     given_frames: int = 0  # latent frames that the model is given clean, and is not to predict
     masks: Tensor | None = None  # [B, 1, F, H, W]: what the error at each latent counts; None: the same everywhere
+    of_class: ClassContext | None = None  # None: no sample has one, or nobody asked for them
 
 
 def noisy_batch(

@@ -3,29 +3,17 @@
 B batch, C channels, F latent frames, H W latent size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
-
-from torch import Tensor
 
 from ..flow.objective import flow_loss, guided_target, place_weights, weigh
 from ..settings.job import Job
 from ..settings.loss import LossOptions
 from .forwards import Forwards, NoisyBatch
 from .passes import ONE_FORWARD, Passes
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of what is minimised."""
-
-    name: str  # by which the event log has it
-    losses: Tensor  # [B] float32, of each sample
-    weight: float = 1.0
-
-
-Group = Sequence[Term]  # terms of the same forwards, which one backward serves
+from .regularizers import regularizers_of
+from .terms import Group, Term
 
 
 class Objective(Protocol):
@@ -78,4 +66,5 @@ class Sum:
 
 def objective_of(job: Job) -> Objective:
     """What this job minimises. ConfigError for a loss or a weighting that is not known."""
-    return FlowMatching(job.loss)
+    learnt, regularizers = FlowMatching(job.loss), regularizers_of(job.regularizers)
+    return Sum(learnt, *regularizers) if regularizers else learnt

@@ -67,11 +67,11 @@ def kernel_block(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1,
     own = {"self_attn": 4 * e * dim + lse, "cross_attn": 2 * e * dim + lse, "ffn": e * sizes.ffn_dim}
     keys = sizes.text_len + image_tokens(sizes)
     per_key = 2 * e * dim
+    adapted = targeted(sizes, trained)
     if sizes.image_dim is not None:
-        own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn" in trained.targets else 0)
-    adapted = targeted(sizes, trained.targets)
-    for name, (_, inner) in adapted.items():
-        of_adapter = e * (trained.rank + (2 * inner if trained.dropout else 0))  # x A^T; dropout's result and its mask
+        own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn.o" in adapted else 0)
+    for name, ((_, inner), rank) in adapted.items():
+        of_adapter = e * (rank + (2 * inner if trained.dropout else 0))  # x A^T; dropout's result and its mask
         if name in _ON_TEXT:
             per_key += of_adapter // (1 if sizes.image_dim is None else 2)
         else:

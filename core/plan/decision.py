@@ -5,12 +5,14 @@ the model is made to compute with it, also after memory has run out.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.peft_hooks import finish_importing_adapters
+from ..errors import ConfigError
 from ..facts import num_tokens
 from ..memory.attention import AttentionShape
 from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
@@ -53,7 +55,7 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
     if needed_by_precision(job.model.precision):  # packages that are hidden until then
         finish_importing_adapters()
     dtype = arithmetic(job.model.precision, device)
-    modes, warnings = _usable_modes(job.memory, device, scratch)
+    modes, warnings = _usable_modes(memory_of(job), device, scratch)
     shape = attention_shape(job, info.config, dtype, device)
     compiled = any(mode in COMPILED for mode in modes)
     kind, is_known = choose_kind(
@@ -68,7 +70,35 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
         is_known=is_known,
         graphs=may_use_graphs(job, info.config, device),
         dropout=job.adapter.dropout > 0,
-        warnings=warnings,
+        warnings=(*warnings, *_kind_warning(job, device)),
+    )
+
+
+def memory_of(job: Job) -> MemoryOptions:
+    """The job's memory options; what is left to a planner is settled where the adapter is no plain LoRA.
+
+    Kernels, compiled blocks, graphs and kept products are made for plain LoRA. ConfigError where one of them was asked for.
+    """
+    memory, kind = job.memory, job.adapter.kind
+    if ADAPTER_KINDS.get(kind).is_plain:
+        return memory
+    for name, value, is_asked in (
+        ("compile", memory.compile, memory.compile not in ("auto", "off")),
+        ("keep_linears", memory.keep_linears, bool(memory.keep_linears)),
+    ):
+        if is_asked:
+            raise ConfigError(
+                f"{name} is {value}, which works with the adapter lora only, not with {kind}: set it to auto."
+            )
+    return replace(memory, compile="off", keep_linears=0, cuda_graphs="off")
+
+
+def _kind_warning(job: Job, device: torch.device) -> tuple[str, ...]:
+    if device.type != "cuda" or job.memory.compile == "off" or ADAPTER_KINDS.get(job.adapter.kind).is_plain:
+        return ()
+    return (
+        f"The kernels and compiled blocks are made for the adapter lora: with {job.adapter.kind} the blocks run by PyTorch's"
+        " own operators, so that a step takes longer and more memory.",
     )
 
 
@@ -98,7 +128,7 @@ def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
     """
     if objective_of(job).passes.most_waiting > 1:
         return False
-    if device.type != "cuda" or job.memory.cuda_graphs == "off" or job.adapter.dropout:
+    if device.type != "cuda" or memory_of(job).cuda_graphs == "off" or job.adapter.dropout:
         return False
     largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
     return num_batch_sizes(job) <= GRAPHED_SIZES and largest * sizes.dim <= GRAPH_SIZE

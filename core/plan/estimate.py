@@ -37,7 +37,18 @@ from .plan import (
     num_keys,
     num_offloaded,
 )
-from .sizes import Sizes, Trained, adapter_params, average_bytes, optimizer_bytes, rest_bytes, targeted, update_bytes
+from .sizes import (
+    Sizes,
+    Trained,
+    adapter_params,
+    average_bytes,
+    kept_of,
+    optimizer_bytes,
+    rest_bytes,
+    targeted,
+    update_bytes,
+    working_bytes,
+)
 from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
@@ -102,33 +113,44 @@ def saved_by_part(
     self_attn = copy + rows + 2 * (4 * dim + 4) + 4 * e * dim + 4 * heads  # norms of q and k; q, k, v, out, logsumexp
     cross_attn = (4 * dim + rows) + (4 * dim + 4) + 2 * e * dim + 4 * heads  # norm3; norm of q; q, out, logsumexp
     ffn = 4 * dim + rows + e * sizes.ffn_dim
-    branches = [sizes.text_len, image_tokens(sizes)]
+    adapted = targeted(sizes, trained)
+    branches = [(sizes.text_len, ("k", "v")), (image_tokens(sizes), ("k_img", "v_img"))]
     if sizes.image_dim is not None:
         cross_attn += e * dim + 4 * heads  # the attention to the image
-        cross_attn += e * dim if "cross_attn" in trained.targets else 0  # the sum of both
-    per_key = 2 * e * dim  # k, v
-    if "cross_attn" in trained.targets:  # the norm of k; x A^T of k and v; dropout's outputs, the text needs no mask
-        per_key += 4 * dim + 4 + 2 * e * trained.rank + (2 * e * dim if trained.dropout else 0)
+        cross_attn += e * dim if "cross_attn.o" in adapted else 0  # the sum of both
+    on_keys = 0
+    for keys, names in branches:
+        per_key = 2 * e * dim  # k, v
+        on_these = [adapted[f"cross_attn.{name}"] for name in names if f"cross_attn.{name}" in adapted]
+        per_key += 4 * dim + 4 if f"cross_attn.{names[0]}" in adapted else 0  # the norm of k
+        # x A^T of k and v; dropout's outputs, the text needs no mask
+        per_key += sum(kept_of(each, trained, e).per_token + (e * dim if trained.dropout else 0) for each in on_these)
+        on_keys += keys * per_key
     modulation = 4 * (3 + 1) * dim
-    fixed = {"self_attn": modulation, "cross_attn": sum(branches) * per_key, "ffn": modulation}
+    fixed = {"self_attn": modulation, "cross_attn": on_keys, "ffn": modulation}
     found: dict[str, int] = {}
     for part, per_token in {"self_attn": self_attn, "cross_attn": cross_attn, "ffn": ffn}.items():
         own = replace(trained, targets=(part,) if part in trained.targets else ())
-        factors = adapter_params(sizes, own) // sizes.num_layers * e if e < 4 else 0  # A and B in the compute dtype
-        found[part] = batch * (tokens * (per_token + _adapter_inputs(sizes, own, e)) + fixed[part]) + factors
+        once = sum(kept_of(each, trained, e).once for each in targeted(sizes, own).values())
+        found[part] = batch * (tokens * (per_token + _adapter_inputs(sizes, own, e)) + fixed[part]) + once
     return found
 
 
 def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
     """Bytes per token that the adapters of a block keep: their inputs where nothing else does, and x A^T."""
     on_text = {"cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"}
-    on_video = {name: s for name, s in targeted(sizes, trained.targets).items() if name not in on_text}
-    total = len(on_video) * trained.rank
+    on_video = {name: each for name, each in targeted(sizes, trained).items() if name not in on_text}
+    total = sum(kept_of(each, trained, element_size).per_token for each in on_video.values())
     if trained.dropout:  # each has an input and a mask of its own
-        return element_size * (total + sum(2 * inner for _, inner in on_video.values()))
-    groups = {name.split(".")[0] for name in on_video}
-    total += sizes.dim * len(groups) + (sizes.ffn_dim if "ffn" in groups else 0)
-    return element_size * total
+        return total + element_size * sum(2 * each.shape[1] for each in on_video.values())
+    # The input of q, k and v is one; that of an attention's last layer is kept as the attention's result.
+    inputs = {_input_of(name): each.shape[1] for name, each in on_video.items() if not name.endswith("attn.o")}
+    return total + element_size * sum(inputs.values())
+
+
+def _input_of(layer: str) -> str:
+    """A name for what a layer on the video reads."""
+    return "self_attn" if layer.startswith("self_attn.") else layer
 
 
 def backward_units(sizes: Sizes, precision: str, element_size: int) -> float:
@@ -195,7 +217,7 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     sizes = task.sizes
     gradients = 4 * adapter_params(sizes, task.trained)
     fixed = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan) + _weights_again(task, plan)
-    fixed += _other_passes(task, bucket, plan)
+    fixed += _other_passes(task, bucket, plan) + working_bytes(sizes, task.trained, compute_size(task, plan))
     if not plan.checkpointing and plan.compile != "kernels":
         own = _own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)

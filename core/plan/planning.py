@@ -17,7 +17,7 @@ from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
-from .decision import Decision, buckets_of
+from .decision import Decision, buckets_of, memory_of
 from .plan import Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
@@ -44,7 +44,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         buckets=buckets_of(job),
         card=within(card, job.memory),
         plan=plan_of(job, decision),
-        options=job.memory,
+        options=memory_of(job),
         steps=job.loop.steps,
         costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
         compiles=decision.modes,
@@ -56,12 +56,14 @@ def trained_by(job: Job) -> Trained:
     options = job.optimizer
     method = OPTIMIZERS.get(options.name)
     return Trained(
+        adapter=job.adapter.kind,
         rank=job.adapter.rank,
         targets=job.adapter.targets,
         dropout=job.adapter.dropout > 0,
         optimizer=options.name,
         state_bytes=None if isinstance(method.state_bytes, int) else method.bytes_of(options),
         average=job.ema.use,
+        options=job.adapter,
     )
 
 
@@ -71,8 +73,8 @@ def plan_of(job: Job, decision: Decision) -> Plan:
     return Plan(
         precision=dtype_name(decision.dtype) if precision == AUTO else precision,
         compile=decision.modes[0],
-        cuda_graphs=job.memory.cuda_graphs,
-        **{**PLAIN, **chosen(job.memory)},
+        cuda_graphs=memory_of(job).cuda_graphs,
+        **{**PLAIN, **chosen(memory_of(job))},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.kind import LORA
 from ..disk import write_atomic
 from ..safe_json import as_table
 from .plan import Task
@@ -40,6 +41,7 @@ def kind_of(task: Task, shapes: Mapping[tuple[int, ...], int], precision: str, b
     sizes, trained = task.sizes, task.trained
     model = f"{sizes.dim}x{sizes.num_layers}x{sizes.ffn_dim} in {sizes.in_dim}"
     adapter = f"{adapter_params(sizes, trained)} {trained.optimizer} {'dropout' if trained.dropout else ''}"
+    adapter += "" if trained.adapter == LORA else f" {trained.adapter}"
     clips = sorted(f"{batch}*{'x'.join(map(str, shape))}" for shape, batch in shapes.items())
     return f"{model}; {precision}; {adapter}; {task.accumulation}; {' '.join(clips)}; {budget:g} GB"
 

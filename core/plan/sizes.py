@@ -4,14 +4,17 @@ Legend: D width, f feed-forward width, N out_features, K in_features, r rank.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ..adapters.kind import ADAPTER_KINDS, LORA
+from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes, Shape
+from ..adapters.places import places
 from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
 from ..optimizers import OPTIMIZERS
+from ..settings.adapter import AdapterOptions
 
 AVERAGED_AT_ONCE = 2**22  # numbers that an average of the weights is brought up to date by at once
 HIGH_PRECISION = 4  # bytes of what is no block linear: the loader keeps it in fp32
@@ -56,8 +59,16 @@ class Trained:
     targets: tuple[str, ...] = ALL_TARGETS
     dropout: bool = False
     optimizer: str = "adamw"
+    options: AdapterOptions = AdapterOptions()  # noqa: RUF009  # frozen; its patterns, and what its kind looks at
     state_bytes: int | None = None  # for each parameter, of an optimizer whose options decide it
     average: bool = False  # whether an average of the weights (EMA) is kept
+
+
+class Adapted(NamedTuple):
+    """A block's linear that carries an adapter."""
+
+    shape: tuple[int, int]  # out_features, in_features
+    rank: int  # the largest of any block
 
 
 def block_linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -120,17 +131,54 @@ def num_params(sizes: Sizes) -> int:
     return (rest_bytes(sizes) + sizes.num_layers * _plain_block(sizes)) // HIGH_PRECISION
 
 
-def targeted(sizes: Sizes, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """The block linears that carry an adapter."""
-    return {name: shape for name, shape in block_linears(sizes).items() if name.split(".")[0] in targets}
+@lru_cache
+def targeted(sizes: Sizes, trained: Trained) -> Mapping[str, Adapted]:
+    """The linears of a block that carry an adapter, by their names in it: of any block, since patterns may tell them apart."""
+    shapes = block_linears(sizes)
+    found: dict[str, Adapted] = {}
+    for path, rank in _ranks(sizes, trained).items():
+        name = path.split(".", 2)[2]
+        found[name] = Adapted(shapes[name], max(rank, found[name].rank if name in found else 0))
+    return {name: found[name] for name in shapes if name in found}
 
 
 @lru_cache
 def adapter_params(sizes: Sizes, trained: Trained) -> int:
     """Trainable numbers of the whole model."""
-    num_params = ADAPTER_KINDS.get(trained.adapter).num_params
-    linears = targeted(sizes, trained.targets).values()
-    return sizes.num_layers * sum(num_params(shape, trained.rank) for shape in linears)
+    return sum(rows * columns for rows, columns in _matrices(sizes, trained))
+
+
+@lru_cache
+def _matrices(sizes: Sizes, trained: Trained) -> tuple[Shape, ...]:
+    """Shapes of everything that is trained."""
+    of_layer, shapes = ADAPTER_KINDS.get(trained.adapter).matrices, block_linears(sizes)
+    ranks = _ranks(sizes, trained).items()
+    return tuple(
+        shape for path, rank in ranks for shape in of_layer(shapes[path.split(".", 2)[2]], rank, trained.options)
+    )
+
+
+def kept_of(layer: Adapted, trained: Trained, element_size: int) -> KeptBytes:
+    """What autograd keeps for the adapter of one layer, beside the layer's input."""
+    return ADAPTER_KINDS.get(trained.adapter).kept(layer.shape, layer.rank, trained.options, element_size)
+
+
+def working_bytes(sizes: Sizes, trained: Trained, element_size: int) -> int:
+    """What the backward of one layer's adapter takes for a moment, beside gradients: that of the largest."""
+    working = ADAPTER_KINDS.get(trained.adapter).working
+    return max((working(layer.shape, element_size) for layer in targeted(sizes, trained).values()), default=0)
+
+
+def _ranks(sizes: Sizes, trained: Trained) -> dict[str, int]:
+    """By official name of each layer that carries an adapter."""
+    options = replace(trained.options, rank=trained.rank, targets=trained.targets) if trained.targets else None
+    paths = layer_paths(sizes)
+    return {path: place.rank for path, place in places(options, paths).items()} if options else {}
+
+
+def layer_paths(sizes: Sizes) -> tuple[str, ...]:
+    """Official names of all linears of the blocks."""
+    return tuple(f"blocks.{index}.{name}" for index in range(sizes.num_layers) for name in block_linears(sizes))
 
 
 def state_bytes(trained: Trained) -> int:
@@ -146,9 +194,7 @@ def state_bytes(trained: Trained) -> int:
 def optimizer_bytes(sizes: Sizes, trained: Trained) -> int:
     """Bytes of the optimizer's state."""
     of_edges = OPTIMIZERS.get(trained.optimizer).edge_bytes
-    edges = sizes.num_layers * sum(
-        out + inner + 2 * trained.rank for out, inner in targeted(sizes, trained.targets).values()
-    )
+    edges = sum(map(sum, _matrices(sizes, trained)))
     return state_bytes(trained) * adapter_params(sizes, trained) + of_edges * edges
 
 

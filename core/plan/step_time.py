@@ -195,7 +195,7 @@ def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, f
 @lru_cache
 def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
     """What the adapters of a block read and write for a token in the forward, in numbers."""
-    return sum(inner + 2 * out for out, inner in targeted(sizes, trained.targets).values())
+    return sum(inner + 2 * out for (out, inner), _ in targeted(sizes, trained).values())
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..adapters.places import check_patterns
 from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vision import check_vision_file
 from ..encoders.weights import Weights, open_weights
@@ -9,6 +10,7 @@ from ..errors import ConfigError, ModelFileError
 from ..facts import official_boundary
 from ..packages import check_packages
 from ..paths import path_problem, shown
+from ..plan.sizes import layer_paths
 from ..settings.job import Stage, stage_window
 from ..train.checks import CONDITIONINGS_OF, check_holding
 from ..train.start import check_optimizer, needed_packages
@@ -36,6 +38,7 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
         check_optimizer(settings.optimizer, settings.ema)
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
+        check_patterns(settings.adapter, layer_paths(info.config))
         _check_conditioning(recipe, info)
         _check_vision(recipe, info)
         _check_kind(recipe.models.vae, "vae", _VAES[info.config.latent_format], f"the VAE of {info.path.name}")

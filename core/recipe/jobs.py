@@ -99,6 +99,7 @@ def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
         ("model.path", job.model.path),
         ("model.recovery_adapter", job.model.recovery_adapter),
         ("preview_vae", job.preview_vae),
+        *_adapter_files(job),
     ]
     if with_samples:
         named += [("data.empty_text_path", job.data.empty_text_path)]
@@ -106,9 +107,15 @@ def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
     return ((what, path) for what, path in named if path)
 
 
+def _adapter_files(job: Job) -> tuple[tuple[str, str], ...]:
+    options = job.adapter
+    return ("adapter.start_from", options.start_from), ("adapter.merge_into_base", options.merge_into_base)
+
+
 def _check_kinds(job: Job) -> None:
     """Nothing but weights is opened: a pickle of a stranger's choice could be more than that."""
-    for what, path in (("model.path", job.model.path), ("model.recovery_adapter", job.model.recovery_adapter)):
+    of_model = (("model.path", job.model.path), ("model.recovery_adapter", job.model.recovery_adapter))
+    for what, path in (*of_model, *_adapter_files(job)):
         is_folder = not path_problem(path, folders=True) and Path(path).is_dir()
         if path and not is_folder and Path(path).suffix.lower() not in _WEIGHTS:
             raise ModelFileError(f"{what} is {shown(path)}, which is neither a .safetensors nor a .gguf file.")
@@ -127,6 +134,8 @@ def _check_sample(job: Job, sample: TrainSample) -> None:
 
     _check_cached(sample.latents_path, name, "latents", is_latents)
     _check_cached(sample.text_path, f"the caption of {name}", "context", lambda shape: _is_text(job, shape))
+    for text in (*sample.more_texts, *sample.class_texts):
+        _check_cached(text.path, f"a caption of {name}", "context", lambda shape: _is_text(job, shape))
     if sample.known_path:
         _check_cached(sample.known_path, f"the known frames of {name}", "latents", is_latents)
     if sample.vision_path:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.formats import read_lora
 from ..adapters.merge import check_pair
+from ..adapters.other_files import read_adapter
 from ..adapters.ship import ShipOptions, Slot, Source, ship
 from ..data.counting import describe_lengths
 from ..data.encode import cache_latents, cache_text
@@ -226,7 +226,7 @@ def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Progress) -> 
             display.say(line)
         files += shipment.files.values()
     if "high" in named and "low" in named:
-        for warning in check_pair(read_lora(named["high"]), read_lora(named["low"])):
+        for warning in check_pair(read_adapter(named["high"]), read_adapter(named["low"])):
             display.say(f"- {warning}")
     return files
 

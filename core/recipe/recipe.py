@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ConfigError
 from ..limits import check_texts
@@ -154,6 +154,9 @@ def recipe_from_tables(
     _check_length(data, where)
     if "dataset" in data:
         data["dataset"] = _sources(data["dataset"], where)
+    for table in (data, *(data.get(stage) for stage in ("high", "low"))):
+        if isinstance(table, dict) and isinstance(table.get("adapter"), dict):
+            table["adapter"] = _with_absolute(cast(dict[str, Any], table["adapter"]), folder)
     recipe = from_dict(Recipe, data, where)
     models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
     return dataclasses.replace(
@@ -283,6 +286,12 @@ def _absolute(path: str, folder: Path) -> str:
     except (RuntimeError, ValueError) as error:  # the home folder of nobody; half of a surrogate pair
         raise ConfigError(f"the recipe names the path '{shown(path)}', which can't be found ({error}).") from error
     return str(made)
+
+
+def _with_absolute(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The table of the adapter with its files' paths made absolute; what is no text is refused by name later."""
+    paths = {name: adapter.get(name) for name in ("start_from", "merge_into_base")}
+    return {**adapter, **{name: _absolute(path, folder) for name, path in paths.items() if isinstance(path, str)}}
 
 
 def _value(text: str) -> Any:

@@ -1,10 +1,13 @@
 """Size and place of the adapter."""
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ConfigError
 from .option import TRAIN, Options, Widget, option
+from .patterns import RankRule, patterns_of, rank_rules
 
+MOST_RANK = 4096
 PARTS = ("self_attn", "cross_attn", "ffn")  # parts of a block whose linear layers can have an adapter
 
 TARGET_SETS = {
@@ -23,7 +26,7 @@ class AdapterOptions(Options, group="adapter"):
         help="Rank of the LoRA: its capacity, and its file size.",
         page="16 or 32 is enough for most concepts.",
         least=1,
-        most=4096,
+        most=MOST_RANK,
         widget=Widget(TRAIN, "rank", 3, advanced=False, is_required=True, most=1024),
         musubi="network_dim",
         aitoolkit="network.linear",
@@ -34,10 +37,11 @@ class AdapterOptions(Options, group="adapter"):
         16.0,
         help="The LoRA is scaled by alpha / rank.",
         more="Usually equal to rank.",
-        least=1e-6,
+        least=0.0,
         most=1e6,
+        zero="the rank",
         hint="; the usual choice is the rank",
-        widget=Widget(TRAIN, "alpha", 4, advanced=False, is_required=True, least=0.001, most=4096.0, step=1.0),
+        widget=Widget(TRAIN, "alpha", 4, advanced=False, is_required=True, least=0.0, most=4096.0, step=1.0),
         musubi="network_alpha",
         aitoolkit="network.linear_alpha",
         simpletuner="lora_alpha",
@@ -61,6 +65,154 @@ class AdapterOptions(Options, group="adapter"):
         simpletuner="lora_dropout",
         diffusion_pipe="adapter.dropout",
     )
+    kind: str = option(
+        "lora",
+        help="What is trained on the frozen model.",
+        methods="adapters.kinds",
+        born=2,
+        at_birth="lora",
+        widget=Widget(TRAIN, "adapter", 80),
+        aitoolkit="network.type",
+        simpletuner="lora_type",
+        diffusion_pipe="adapter.type",
+    )
+    rslora: bool = option(
+        False,
+        help="Scale by alpha / sqrt(rank) in place of alpha / rank (rsLoRA).",
+        more="A high rank then learns as strongly as a low one: keep alpha where it is when you raise the rank.",
+        page="The file holds an alpha that every loader turns into the same strength.",
+        born=2,
+        at_birth=False,
+        widget=Widget(TRAIN, "rslora", 81),
+    )
+    include: str = option(
+        "",
+        help="Train only the layers in whose names one of these patterns is found, one pattern a line.",
+        more="A pattern is a regular expression, or simply a part of a name, such as self_attn or blocks.1[0-9].; empty:"
+        " all that targets chooses.",
+        page="Names are like `blocks.0.self_attn.q`, `blocks.0.cross_attn.k` and `blocks.0.ffn.2`.",
+        born=2,
+        at_birth="",
+        widget=Widget(TRAIN, "adapter_include", 82, multiline=True),
+        musubi="network_args",
+        aitoolkit="network.network_kwargs.only_if_contains",
+    )
+    exclude: str = option(
+        "",
+        help="Leave out the layers in whose names one of these patterns is found, one pattern a line.",
+        more="As adapter_include, which it comes after.",
+        born=2,
+        at_birth="",
+        widget=Widget(TRAIN, "adapter_exclude", 83, multiline=True),
+        musubi="network_args",
+        aitoolkit="network.network_kwargs.ignore_if_contains",
+    )
+    ranks: str = option(
+        "",
+        help="Another rank for some layers: lines of the form PATTERN = RANK, or PATTERN = RANK, ALPHA.",
+        more="The first line whose pattern is found in a layer's name counts for it; such as cross_attn = 8. Without an"
+        " alpha of its own a layer has that of all.",
+        born=2,
+        at_birth="",
+        widget=Widget(TRAIN, "adapter_ranks", 84, multiline=True),
+    )
+
+    lokr_factor: int = option(
+        0,
+        help="Into how many parts LoKr divides the widths of a layer: the larger, the smaller the file.",
+        more="4, 8 or 16 are usual; with 4 the file is large and learns the most.",
+        zero="as near to the square root of the width as there is a divisor",
+        most=4096,
+        born=2,
+        at_birth=0,
+        only_with={"kind": ("lokr",)},
+        widget=Widget(TRAIN, "lokr_factor", 85),
+        aitoolkit="network.lokr_factor",
+    )
+    lokr_full: bool = option(
+        False,
+        help="Let LoKr train its second matrix whole, without a rank: the most that it can learn, in a larger file.",
+        more="rank and alpha then have no effect.",
+        born=2,
+        at_birth=False,
+        only_with={"kind": ("lokr",)},
+        widget=Widget(TRAIN, "lokr_full", 86),
+        aitoolkit="network.lokr_full_rank",
+    )
+
+    start_from: str = option(
+        "",
+        help="A LoRA file that the training starts from, in place of a new LoRA: its path.",
+        more="Any trainer's file for this model. It is brought to this rank, and the result holds what the file had learnt.",
+        page="A file of a higher rank is cut to the best that fits, which you are told with what is lost. LoKr, LoHa and DoRA"
+        " start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes on by"
+        " itself and needs no file.",
+        born=2,
+        at_birth="",
+        in_key=False,  # the file's content is
+        widget=Widget(TRAIN, "start_from", 87),
+        musubi="network_weights",
+        aitoolkit="network.pretrained_lora_path",
+        simpletuner="init_lora",
+        diffusion_pipe="adapter.init_from_existing",
+    )
+    merge_into_base: str = option(
+        "",
+        help="A LoRA file that is added to the model's weights while training: its path.",
+        more="The new LoRA learns what is still missing. Load both when you generate: the new file does not hold the old one.",
+        page="Such as a LoRA of few steps or of a style, beside which the new one will be used. GGUF models and the precision"
+        " ara can't take one in.",
+        born=2,
+        at_birth="",
+        in_key=False,  # the file's content is
+        widget=Widget(TRAIN, "merge_into_base", 88),
+        musubi="base_weights",
+        aitoolkit="model.assistant_lora_path",
+        diffusion_pipe="adapter.fuse_adapters",
+    )
+    merge_strength: float = option(
+        1.0,
+        help="Strength of the LoRA of merge_into_base.",
+        least=-100.0,
+        most=100.0,
+        born=2,
+        at_birth=1.0,
+        widget=Widget(TRAIN, "merge_strength", 89, least=-10.0, most=10.0, step=0.05),
+        musubi="base_weights_multiplier",
+    )
+
+    @property
+    def included(self) -> tuple[re.Pattern[str], ...]:
+        """Patterns of `include`; none where all layers are wanted."""
+        return patterns_of(self.include, "adapter_include")
+
+    @property
+    def excluded(self) -> tuple[re.Pattern[str], ...]:
+        """Patterns of `exclude`."""
+        return patterns_of(self.exclude, "adapter_exclude")
+
+    @property
+    def rank_rules(self) -> tuple[RankRule, ...]:
+        """Rules of `ranks`, of which the first that fits counts."""
+        return rank_rules(self.ranks, "adapter_ranks", MOST_RANK)
+
+    def warnings(self) -> list[str]:
+        """What is probably not meant, one sentence each."""
+        found = self._strength_warning()
+        if self.merge_strength != type(self)().merge_strength and not self.merge_into_base:
+            found.append("merge_strength has no effect without a file in merge_into_base.")
+        return found
+
+    def _strength_warning(self) -> list[str]:
+        usual = type(self)()
+        if self.kind == "lokr" and self.lokr_full:
+            return []
+        if self.rank == usual.rank or self.alpha != usual.alpha or self.rslora:
+            return []
+        return [
+            f"rank is {self.rank} and alpha is still {self.alpha:g}, so the LoRA is trained at {self.alpha / self.rank:.3g}"
+            " times its usual strength (alpha / rank): set alpha to the rank, or to 0, which means the rank."
+        ]
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -69,3 +221,4 @@ class AdapterOptions(Options, group="adapter"):
         for target in self.targets:
             if self.targets.count(target) > 1:
                 raise ConfigError(f"targets names '{target}' twice.")
+        _ = self.included, self.excluded, self.rank_rules  # each refuses what it can't read

@@ -507,9 +507,20 @@ class DatasetOptions(Options, group="dataset"):
         widget=Widget(DATASET, "tag_separator", 37),
         diffusion_pipe="cache_shuffle_delimiter",
     )
+    class_word: str = option(
+        "",
+        help="A plain word for what the trigger word names: person, dog. For output_preservation of the training.",
+        more="Each caption is also encoded with it in place of the trigger word.",
+        born=2,
+        in_key=False,
+        widget=Widget(DATASET, "class_word", 70),
+        not_with={"regularization": (True,)},
+        aitoolkit="train.diff_output_preservation_class",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_class_word(self)
         _check_ranges(self)
         aspect_ratios(self.crop_aspects)
         if not re.fullmatch(r"[\w.-]{0,30}", self.mask_suffix):
@@ -573,6 +584,20 @@ class DatasetOptions(Options, group="dataset"):
     def has_masks(self) -> bool:
         """Whether masks are looked for."""
         return bool(self.mask_folder or self.mask_suffix or self.alpha_mask)
+
+
+def _check_class_word(options: DatasetOptions) -> None:
+    trigger, word = (" ".join(text.split()) for text in (options.trigger_word, options.class_word))
+    if not word or options.regularization:
+        return
+    if not trigger:
+        raise ConfigError(
+            f"class_word is '{in_short(word)}', but no trigger word is set, in whose place it would stand: set trigger_word."
+        )
+    if word == trigger:
+        raise ConfigError(
+            f"class_word is '{in_short(word)}', as the trigger word is: give a plain word for what that names, such as person."
+        )
 
 
 _RANGES = (

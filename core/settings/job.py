@@ -23,6 +23,7 @@ from .option import Options, key_values, without_effect
 from .plain import PLAIN, without_plain
 from .precision import Precision, check_precision
 from .previews import PreviewOptions
+from .regularizers import RegularizerOptions
 from .schedule import ScheduleOptions
 from .stage import Stage
 from .timesteps import TimestepOptions
@@ -84,13 +85,19 @@ class TrainSample:
     more_texts: tuple[CaptionText, ...] = ()  # of further captions, one of all of which is drawn each time
     mask_path: str = ""  # key `mask`, [F, H, W] float32: what the error at each latent counts
     mask_key: str = ""
+    class_texts: tuple[CaptionText, ...] = ()  # of each caption with the class word in place of the trigger; (): none
 
     def __post_init__(self) -> None:
+        if len(self.class_texts) not in (0, 1 + len(self.more_texts)):
+            raise ConfigError(
+                f"{shown(self.name)} has {1 + len(self.more_texts)} captions, but {len(self.class_texts)} with the class word: "
+                "give one for each, or none."
+            )
         check_texts(
             "a sample",
             words=(
                 *(self.name, self.latents_key, self.text_key, self.known_key, self.vision_key, self.mask_key),
-                *(text.key for text in self.more_texts),
+                *(text.key for text in (*self.more_texts, *self.class_texts)),
             ),
             paths=self.paths,
             captions=(self.caption,),
@@ -117,7 +124,7 @@ class TrainSample:
     @property
     def paths(self) -> tuple[str, ...]:
         """Of everything that was cached of it; "" for what it has not."""
-        further = (text.path for text in self.more_texts)
+        further = (text.path for text in (*self.more_texts, *self.class_texts))
         return self.latents_path, self.text_path, self.known_path, self.vision_path, self.mask_path, *further
 
 
@@ -164,9 +171,12 @@ class Job:
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
+    regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
+    start_identity: str = ""  # digest of the content of adapter.start_from
+    merge_identity: str = ""  # and of adapter.merge_into_base
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -179,8 +189,14 @@ class Job:
         model = self.model
         check_texts(
             "the job",
-            words=(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
-            paths=(model.path, model.recovery_adapter, self.preview_vae),
+            words=(
+                *(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
+                *(self.start_identity, self.merge_identity),
+            ),
+            paths=(
+                *(model.path, model.recovery_adapter, self.preview_vae),
+                *(self.adapter.start_from, self.adapter.merge_into_base),
+            ),
         )
 
     @property
@@ -198,10 +214,15 @@ class Job:
         settings = [key_values(group) for group in (self.adapter, self.timesteps, self.optimizer, self.schedule)]
         model = [self.model.identity, self.model.precision]
         parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
-        later = {group.group: key_values(group) for group in (self.loss, self.ema)}  # groups that version 0.1.0 had not
+        newer = (self.loss, self.ema, self.regularizers)  # groups that version 0.1.0 had not
+        later = {group.group: key_values(group) for group in newer}
         parts += [{name: values} for name, values in later.items() if values]
         if any(of_samples := [s.later for s in self.data.samples]):
             parts += [{"samples": of_samples}]
+        if self.start_identity or self.merge_identity:
+            parts += [{"start_from": self.start_identity, "merge_into_base": self.merge_identity}]
+        if self.regularizers.output_preservation:
+            parts += [{"class_texts": [[text.key for text in s.class_texts] for s in self.data.samples]}]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":
@@ -221,6 +242,7 @@ class Job:
     def warnings(self) -> list[str]:
         """Settings that have no effect in this job, one sentence each."""
         found = [sentence for group in self._groups() for sentence in without_effect(group)]
+        found += self.adapter.warnings()
         warmup = self.schedule.warmup_steps
         if warmup >= self.loop.steps:
             share = self.loop.steps / warmup

@@ -17,6 +17,7 @@ from .optimizer import OptimizerOptions
 from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option
 from .precision import METHODS, PRECISIONS, Precision
 from .previews import PreviewOptions
+from .regularizers import RegularizerOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 
@@ -36,6 +37,7 @@ class StageSettings(Options):
     previews: PreviewOptions = field(default_factory=PreviewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
+    regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     precision: Precision = option(
         "auto",
         help="Number format (quantization) of the frozen model while training.",

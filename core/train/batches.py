@@ -22,6 +22,7 @@ from ..facts import TEXT_TOKENS, num_tokens
 from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
+from ..objective.forwards import ClassContext
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
@@ -49,6 +50,7 @@ class Batch:
     clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
     loss_weights: torch.Tensor | None = None  # [B] float32: what the loss of each sample counts; None: the same for all
     masks: torch.Tensor | None = None  # [B, 1, F, H, W] float32: what the error at each latent counts; None: the same
+    of_class: ClassContext | None = None  # the captions with the class word, where an objective asks for them
     draws: Draws | None = None  # where they were made ahead
     first_draw: int | None = None  # how many samples the run has seen before it; None: not known
 
@@ -73,6 +75,7 @@ class Batch:
             clip_features=None if self.clip_features is None else change(self.clip_features),
             loss_weights=None if self.loss_weights is None else change(self.loss_weights),
             masks=None if self.masks is None else change(self.masks),
+            of_class=None if self.of_class is None else self.of_class.map(change),
             draws=None if self.draws is None else Draws(change(self.draws.noise), change(self.draws.sigmas)),
             first_draw=self.first_draw,
         )
@@ -153,6 +156,20 @@ def load_batch(samples: Sequence[TrainSample], contexts: Sequence[str], conditio
     )
 
 
+def load_class_context(samples: Sequence[TrainSample], drawn: Sequence[int]) -> ClassContext | None:
+    """The class captions of the samples, of each the one that belongs to its caption number `drawn`; None: none has any.
+
+    A dropped caption keeps its class caption: what the base says of it does not depend on what the LoRA is shown.
+    """
+    if not any(sample.class_texts for sample in samples):
+        return None
+    texts = [
+        s.class_texts[number].path if s.class_texts else s.text_path for s, number in zip(samples, drawn, strict=True)
+    ]
+    contexts = [load_context(path, sample.name) for path, sample in zip(texts, samples, strict=True)]
+    return ClassContext(torch.stack(contexts), torch.tensor([float(bool(sample.class_texts)) for sample in samples]))
+
+
 def _loss_weights(samples: Sequence[TrainSample]) -> torch.Tensor | None:
     weights = [sample.loss_weight for sample in samples]
     return torch.tensor(weights) if any(weight != 1 for weight in weights) else None
@@ -190,18 +207,26 @@ class BatchSchedule:
     """
 
     @classmethod
-    def of(cls, data: DataSpec, loop: LoopOptions) -> "BatchSchedule":
-        """The sequence that a run with these options trains on."""
+    def of(cls, data: DataSpec, loop: LoopOptions, *, with_class: bool = False) -> "BatchSchedule":
+        """The sequence that a run with these options trains on; `with_class`: with the class captions, too."""
         return cls(
             data,
             batch_size=loop.batch_size,
             seed=loop.seed,
             caption_dropout=loop.caption_dropout,
             token_budget=loop.token_budget or None,
+            with_class=with_class,
         )
 
     def __init__(
-        self, data: DataSpec, *, batch_size: int, seed: int, caption_dropout: float, token_budget: int | None = None
+        self,
+        data: DataSpec,
+        *,
+        batch_size: int,
+        seed: int,
+        caption_dropout: float,
+        token_budget: int | None = None,
+        with_class: bool = False,
     ):
         self._data = data
         self._samples = [s for s in data.samples if not s.held_out]
@@ -209,6 +234,7 @@ class BatchSchedule:
         self._token_budget = token_budget
         self._seed = seed
         self._caption_dropout = caption_dropout
+        self._with_class = with_class
         self._epoch_cache: tuple[int, list[list[int]]] = (-1, [])
         self.batches_per_epoch = len(self._epoch(0))
 
@@ -245,22 +271,24 @@ class BatchSchedule:
         samples = self.samples_at(index)
         chances = torch.tensor([self._dropout_of(sample) for sample in samples])
         dropped = torch.rand(len(samples), generator=stream(self._seed, "caption", index)) < chances
+        drawn = [self._draw_caption(sample, index, place) for place, sample in enumerate(samples)]
         paths = [
-            self._data.empty_text_path if drop else self._draw_text(sample, index, place)
-            for place, (sample, drop) in enumerate(zip(samples, dropped.tolist(), strict=True))
+            self._data.empty_text_path if drop else (sample.text_path, *(t.path for t in sample.more_texts))[number]
+            for sample, drop, number in zip(samples, dropped.tolist(), drawn, strict=True)
         ]
-        return replace(load_batch(samples, paths, self._data.conditioning), first_draw=self.draws_before(index))
+        batch = load_batch(samples, paths, self._data.conditioning)
+        of_class = load_class_context(samples, drawn) if self._with_class else None
+        return replace(batch, first_draw=self.draws_before(index), of_class=of_class)
 
     def _dropout_of(self, sample: TrainSample) -> float:
         return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout
 
-    def _draw_text(self, sample: TrainSample, index: int, place: int) -> str:
-        """The path of one of the sample's captions, each as likely as the others."""
+    def _draw_caption(self, sample: TrainSample, index: int, place: int) -> int:
+        """Which of the sample's captions is used, each as likely as the others."""
         if not sample.more_texts:
-            return sample.text_path
-        choices = [sample.text_path, *(text.path for text in sample.more_texts)]
-        drawn = torch.randint(len(choices), (), generator=stream(self._seed, f"caption of {place}", index))
-        return choices[int(drawn)]
+            return 0
+        count = 1 + len(sample.more_texts)
+        return int(torch.randint(count, (), generator=stream(self._seed, f"caption of {place}", index)))
 
 
 def load_drawn(job: Job, schedule: BatchSchedule, index: int) -> Batch:

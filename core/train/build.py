@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
+from ..adapters.start_from import adapter_identity
 from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
@@ -11,10 +13,12 @@ from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
+from ..settings.optimizer import OptimizerOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .length import run_length
+from .regularizers import regularizer_warnings
 
 
 def build_job(
@@ -58,9 +62,12 @@ def build_job(
         previews=settings.previews,
         loss=settings.loss,
         ema=settings.ema,
+        regularizers=settings.regularizers,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
+        start_identity=adapter_identity(settings.adapter.start_from, "start_from"),
+        merge_identity=adapter_identity(settings.adapter.merge_into_base, "merge_into_base"),
     )
     check_previews(job)
     return job
@@ -90,15 +97,28 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
 
     `settings`: those that the job was made of, where they are at hand.
     """
-    found = [*job.warnings(), *(settings.warnings(job.stage) if settings else []), *_rate_warning(job)]
+    found = [
+        *job.warnings(),
+        *(settings.warnings(job.stage) if settings else []),
+        *_rate_warning(job),
+        *_lora_plus_warning(job),
+    ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
+    found += regularizer_warnings(job)
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):
         return found
     trained_as = "single model" if job.stage == "single" else f"{job.stage} noise"
     return [*found, f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is {trained_as}."]
+
+
+def _lora_plus_warning(job: Job) -> list[str]:
+    kind = job.adapter.kind
+    if job.optimizer.lora_plus == OptimizerOptions().lora_plus or ADAPTER_KINDS.get(kind).knows_lora_plus:
+        return []
+    return [f"lora_plus_ratio has no effect with the adapter {kind}, which has no second matrix as a LoRA has."]
 
 
 def _rate_warning(job: Job) -> list[str]:

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+from ..adapters.places import check_patterns
 from ..errors import CLIP_VISION, CONDITION_ON, ConfigError
 from ..memory.precision import needs_adapter
 from ..paths import path_problem, shown
+from ..plan.decision import memory_of
+from ..plan.sizes import layer_paths
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, ModelSpec
 from ..settings.memory import MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
+from .regularizers import check_regularizers
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
@@ -43,6 +47,9 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
             )
 
     _check_conditioning(job.data, info)
+    check_patterns(job.adapter, layer_paths(info.config))
+    memory_of(job)  # which refuses what does not go with the kind of adapter
+    check_regularizers(job)
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
 
 

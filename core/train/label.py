@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
+from ..adapters.places import effective_alpha
 from ..facts import NUM_TIMESTEPS, clip_size
 from ..flow.losses import LOSSES
 from ..flow.timesteps import SAMPLINGS
 from ..serial import to_dict
+from ..settings.adapter import AdapterOptions
 from ..settings.job import Job, Stage
+from ..settings.option import options_of
 
 _SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": ""}
 
@@ -22,6 +25,9 @@ _SAMPLING_KEYS = {
     "mode_scale": "ss_mode_scale",
 }
 _LOSS_KEYS = {"huber_c": "ss_huber_c", "huber_schedule": "ss_huber_schedule"}
+
+# What musubi-tuner calls the kinds of adapters that it has; others go by its name for a LoRA, with their own beside it.
+_MODULES = {"lora": "networks.lora_wan", "loha": "networks.loha", "lokr": "networks.lokr"}
 
 
 def lora_name(job: Job) -> str:
@@ -64,7 +70,9 @@ def describe_lora(
         name=lora_name(job),
         base_model=job.model.label,
         rank=job.adapter.rank,
-        alpha=job.adapter.alpha,
+        alpha=effective_alpha(job.adapter, job.adapter.rank),
+        network_module=_MODULES.get(job.adapter.kind, _MODULES["lora"]),
+        network_args=_network_args(job.adapter),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         trigger_phrase=job.trigger_word,
         weights=job.ema.lora if job.ema.use else "",
@@ -92,6 +100,14 @@ def describe_lora(
     )
 
 
+def _network_args(options: AdapterOptions) -> dict[str, str]:
+    """What was chosen of the adapter beside rank, alpha and dropout, by the names of the options."""
+    changed = (
+        item for item in options_of(AdapterOptions) if item.born > 1 and getattr(options, item.name) != item.at_birth
+    )
+    return {item.name: str(getattr(options, item.name)) for item in changed}
+
+
 def _levels(job: Job) -> dict[str, str | float]:
     """How noise levels and loss were chosen; of the options those that had an effect."""
     timesteps, loss = job.timesteps, job.loss
@@ -103,4 +119,5 @@ def _levels(job: Job) -> dict[str, str | float]:
         "ss_weighting_scheme": loss.weighting,
         "ss_loss_type": loss.kind,
         **{key: getattr(loss, name) for name, key in _LOSS_KEYS.items() if name in of_loss},
+        **({"ss_scale_weight_norms": limit} if (limit := job.regularizers.max_weight_norm) else {}),
     }

@@ -7,7 +7,7 @@ not finite is kept from the weights on the device itself.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
 from .optimizers import Undo, clip_gradients, set_learning_rate, update_if
+from .regularizers import after_updates
 from .schedule import learning_rate_scale
 
 
@@ -217,7 +218,7 @@ class Trainer:
         self.step = 0
         self.attempt: Attempt = attempt_once
         self.objective: Objective = objective_of(job)
-        self.after_update: list[AfterUpdate] = []
+        self.after_update: list[AfterUpdate] = [*after_updates(job, model)]
         self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
             model,
@@ -281,7 +282,9 @@ class Trainer:
         latents, context = batch.latents.to(self.device), batch.context.to(self.device)
         noise, sigmas = noise.to(self.device), sigmas.to(self.device)
         masks = None if batch.masks is None else batch.masks.to(self.device)
-        return noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames, masks=masks)
+        noisy = noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames, masks=masks)
+        of_class = batch.of_class
+        return noisy if of_class is None else replace(noisy, of_class=of_class.map(lambda t: t.to(self.device)))
 
     def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """The loss [B] of what is learnt, without regularisers, at given noise [B, C, F, H, W] and sigmas [B]."""

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..adapters.merged_base import MergedBase, merged_base
 from ..adapters.peft_hooks import begin_importing_adapters, finish_importing_adapters
 from ..adapters.setup import add_adapter, use_light_forward
+from ..adapters.start_from import check_file
+from ..adapters.transfer import model_shapes
 from ..errors import ConfigError
 from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
@@ -85,7 +88,7 @@ def prepare(
     begin_importing_adapters()  # while the disk is read, which leaves Python to others
     warm_up = WarmUp(decision, info.config) if device.type == "cuda" else None
     with timed("Reading the model"):
-        model, masters = _load(info, held, plan, device, scratch)
+        model, masters = _load(info, held, plan, device, scratch, _merged(job, info, tell))
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
@@ -134,7 +137,12 @@ def timed(what: str) -> Iterator[None]:
 
 
 def _load(
-    info: CheckpointInfo, held: Resolved, plan: Plan, device: torch.device, scratch: Path | None
+    info: CheckpointInfo,
+    held: Resolved,
+    plan: Plan,
+    device: torch.device,
+    scratch: Path | None,
+    merged: MergedBase | None,
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
     """The base, and the masters of its streamed blocks, which are made one by one: the rest never is in main memory."""
     streamed = spread(plan.streamed_blocks, info.config.num_layers)
@@ -152,8 +160,21 @@ def _load(
         if kind is not None:
             masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
 
-    model = load_transformer(info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=make_master)
+    model = load_transformer(
+        info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=make_master, merged=merged
+    )
     return model, masters
+
+
+def _merged(job: Job, info: CheckpointInfo, tell: Tell) -> MergedBase | None:
+    options = job.adapter
+    if not options.merge_into_base:
+        return None
+    check_file(options.merge_into_base, job.merge_identity, "merge_into_base")
+    merged = merged_base(options.merge_into_base, options.merge_strength, model_shapes(info.config))
+    for sentence in merged.notes:
+        tell(sentence)
+    return merged
 
 
 def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:

@@ -13,6 +13,7 @@ import torch
 
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
+from ..adapters.start_from import check_file, start_from_file
 from ..optimizers import OPTIMIZERS
 from ..plan.host import process_age
 from ..plan.overhead import Others
@@ -77,11 +78,14 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer, ups=up_parameters(prepared.model))
     recovery = plan.recovery(optimizer)
+    _begin_from_file(folder, job, prepared, events)
     averages = averages_of(job, prepared.model, prepared.parameters, optimizer)
     others = {} if averages.ema is None else {EMA: averages.ema}
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name), **others)
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
-    schedule = BatchSchedule.of(job.data, job.loop)
+    if step == 0:  # also where a run's checkpoints were all damaged
+        check_file(job.adapter.start_from, job.start_identity, "start_from")
+    schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
     describing = partial(checkpoint_metadata, folder, job)
@@ -121,6 +125,16 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     finally:
         batches.close()
     return save_lora(folder, job, prepared, averages, step=trainer.step)
+
+
+def _begin_from_file(folder: RunFolder, job: Job, prepared: Prepared, events: EventWriter) -> None:
+    """Fill the adapter from the file that the job names, before anything is averaged; a checkpoint may come over it."""
+    path, has_checkpoint = job.adapter.start_from, bool(folder.checkpoints())
+    if not path or (has_checkpoint and not Path(path).is_file()):
+        return
+    said = start_from_file(prepared.model, job.adapter)
+    for sentence in () if has_checkpoint else said:
+        events.write("warning", message=sentence)
 
 
 class LogStep:

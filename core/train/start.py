@@ -9,18 +9,25 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from ..adapters.merged_base import merged_base
 from ..adapters.metadata import base_model_name, lora_metadata
+from ..adapters.start_from import check_file, check_start_file
+from ..adapters.transfer import model_shapes
 from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
-from ..memory.precision import AUTO, needed_by_precision
+from ..memory.precision import AUTO, needed_by_precision, needs_adapter
 from ..optimizers import OPTIMIZERS
 from ..packages import ALWAYS, check_packages
 from ..paths import GONE, path_problem, shown
+from ..plan.planning import stored_block_bytes
 from ..sample.previews import check_previews
 from ..settings.ema import EmaOptions
 from ..settings.job import Job
 from ..settings.optimizer import OptimizerOptions
 from ..wan.checkpoint import CheckpointInfo
+from .checkpoints import Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
@@ -51,6 +58,9 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     check_data(job, info)
     check_previews(job)
     check_end(job, info)
+    check_adapter_files(
+        job, info, has_checkpoint=folder is not None and bool(Checkpoints(folder / "checkpoints").all())
+    )
     if folder is not None:
         check_run_folder(folder)
         check_names_fit(folder, lora_name(job))
@@ -73,6 +83,30 @@ def check_optimizer(options: OptimizerOptions, ema: EmaOptions) -> None:
         raise ConfigError(
             f"ema is on, but the optimizer {options.name} averages the weights by itself: turn ema off, or choose another "
             "optimizer."
+        )
+
+
+def check_adapter_files(job: Job, info: CheckpointInfo, *, has_checkpoint: bool) -> None:
+    """ConfigError or ModelFileError for adapter files that are not what they were, or do not go with model and options.
+
+    `has_checkpoint`: the run goes on from one, so that it does not need the file that it started from.
+    """
+    options, shapes = job.adapter, model_shapes(info.config)
+    if options.start_from and not has_checkpoint:
+        check_file(options.start_from, job.start_identity, "start_from")
+        check_start_file(options, shapes)
+    if not options.merge_into_base:
+        return
+    check_file(options.merge_into_base, job.merge_identity, "merge_into_base")
+    merged = merged_base(options.merge_into_base, options.merge_strength, shapes)
+    if needs_adapter(job.model.precision):
+        raise ConfigError(
+            "merge_into_base does not go with the precision ara, which was measured without it: choose another."
+        )
+    if stored_block_bytes(info, torch.float32) is not None and merged.modules:
+        raise ConfigError(
+            f"merge_into_base can't be added to {info.path.name}, whose weights are quantized (GGUF): use the model's"
+            " .safetensors file, or leave merge_into_base empty."
         )
 
 

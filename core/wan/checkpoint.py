@@ -72,6 +72,18 @@ class CheckpointInfo:
 DeviceOf = Callable[[int | None], torch.device]  # of a block, by its index; None: of all that is outside the blocks
 
 
+class Merged(Protocol):
+    """Changes weights while they are read."""
+
+    def changes(self, layer: str, /) -> bool:
+        """Whether the weight of the layer with this official path is changed."""
+        ...
+
+    def __call__(self, layer: str, weight: Tensor, /) -> Tensor:
+        """The changed weight, for one in float32 and of the same shape."""
+        ...
+
+
 class LinearFormat(Protocol):
     """Makes the layer that stands for one block linear: how the base is kept in memory is the caller's choice."""
 
@@ -149,6 +161,7 @@ def load_transformer(
     high_precision_dtype: torch.dtype = torch.float32,
     linear: LinearFormat | None = None,
     loaded: Callable[[int, nn.Module], None] | None = None,
+    merged: Merged | None = None,
 ) -> WanTransformer:
     """The transformer of `info` on `device`, frozen and in eval mode.
 
@@ -157,8 +170,8 @@ def load_transformer(
     that a GGUF file holds quantized stay so. Weights are read one after another, block by block, each while the one before it
     is brought to its place and into its format: the peak is about one tensor above the result on the devices, and two in main
     memory. `loaded(index, block)` is called when a block is whole, and may move its tensors elsewhere: then no more than one
-    block is where they were. Raises ModelFileError if
-    the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
+    block is where they were. `merged` is added to the weights that it changes before they are brought into a format.
+    Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
     for wanted in (dtype, high_precision_dtype):
         if wanted not in COMPUTE_DTYPES:
@@ -175,7 +188,7 @@ def load_transformer(
         scales = _read_scales(source)
         tensors = read_ahead(_read_by_block(source, params, device_of))
         for index, of_block in groupby(tensors, key=itemgetter(0)):
-            place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear)
+            place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear, merged)
             state: dict[str, Tensor] = {}
             for _, name, stored in of_block:
                 state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
@@ -260,12 +273,23 @@ class _Placer:
     dtype: torch.dtype
     high_precision_dtype: torch.dtype
     linear: LinearFormat | None
+    merged: Merged | None = None
 
     def __call__(self, name: str, entry: TensorEntry, stored: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
         """The entries of the model's state that come from the tensor `name`, on the device."""
         in_block = _BLOCK_LINEAR.fullmatch(name) is not None
         dtype = self.dtype if in_block else self.high_precision_dtype
         layer_name = name.removesuffix(".weight") if in_block and name.endswith(".weight") else None
+        path = name.removesuffix(".weight")
+        if self.merged is not None and path != name and self.merged.changes(path):
+            if entry.dtype in QUANTS:
+                raise ConfigError(
+                    f"'{name}' is quantized as {entry.dtype}, to which no LoRA can be added: use another file."
+                )
+            kept = stored.dtype if scale is None and _stays_stored(self.model, name, entry) else None
+            stored, scale = self.merged(path, convert(stored, scale, torch.float32, self.device)), None
+            if kept is not None:
+                return {name: stored.to(kept)}
         if entry.dtype in QUANTS:
             stored = stored.to(self.device)
             if layer_name is None:

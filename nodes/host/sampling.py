@@ -17,7 +17,7 @@ from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToV
 
 import nodes as _host_nodes
 
-from ...core.adapters.formats import read_lora
+from ...core.adapters.other_files import read_adapter
 from ...core.adapters.transfer import transfer_report
 from ...core.errors import ConfigError
 from ...core.facts import LATENT_CHANNELS, latent_shape
@@ -53,7 +53,7 @@ def with_lora(model: Any, path: Path, strength: float) -> tuple[Any, tuple[str, 
     ConfigError if the LoRA belongs to a model of another size, or the host finds a place for other parts of it than we.
     """
     parameters = model.model.diffusion_model.named_parameters()
-    report = transfer_report(read_lora(path), {name: tuple(parameter.shape) for name, parameter in parameters})
+    report = transfer_report(read_adapter(path), {name: tuple(parameter.shape) for name, parameter in parameters})
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), keys)

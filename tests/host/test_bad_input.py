@@ -107,7 +107,9 @@ def test_a_clip_that_is_too_short(warm, folder):
     check(failure(warm, caching(folder=name, num_frames=13, short_clips="refuse")), "data", "clip_00.mp4", "13")
     check(failure(warm, caching(folder=name, num_frames=13, short_clips="skip")), "data")
     entry = warm.run(caching(folder=name, num_frames=13, short_clips="shorten"))
-    assert "clip_00.mp4: shortened" in entry["outputs"]["data"]["text"][0]
+    told = entry["outputs"]["data"]["text"][0]
+    assert "2 files: shortened" in told
+    assert "clip_00.mp4" in told
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SIZE = DiTSize(dim=96, ffn_dim=192, num_heads=2, num_layers=3, text_dim=64)
 CPU = torch.device("cpu")
 
 
-def trained(folder, targets):
+def trained(folder, **adapter):
     """A run of a few steps with a large learning rate, so that the LoRA changes the forward plainly."""
     model = folder / "base.safetensors"
     save_file(wan_dit(SIZE, seed=4), model, metadata=dit_metadata(SIZE))
@@ -43,7 +43,7 @@ def trained(folder, targets):
         stage="high",
         model=ModelSpec(path=str(model), identity=inspect(model).identity, label="wan2.2-t2v-a14b"),
         data=data_spec(latents, TextCache(entries=texts, encoder="t", dim=64)),
-        adapter=AdapterOptions(rank=4, alpha=8.0, targets=targets),
+        adapter=AdapterOptions(**{"rank": 4, "alpha": 8.0, **adapter}),
         timesteps=TimestepOptions(sigma_min=0.875),
         optimizer=OptimizerOptions(learning_rate=2e-2),
         loop=LoopOptions(steps=12, checkpoint_every=12),
@@ -59,21 +59,31 @@ def trained(folder, targets):
 
 
 @pytest.mark.parametrize(
-    ("targets", "modules"), [(("self_attn", "cross_attn", "ffn"), 30), (("self_attn",), 12)], ids=["all", "self"]
+    ("adapter", "modules"),
+    [
+        ({}, 30),
+        ({"targets": ("self_attn",)}, 12),
+        ({"rslora": True, "exclude": "ffn.2", "ranks": "cross_attn = 2, 0"}, 27),
+        ({"kind": "dora"}, 30),
+        ({"kind": "loha"}, 30),
+        ({"kind": "lokr"}, 30),
+        ({"kind": "lokr", "lokr_full": True, "lokr_factor": 4}, 30),
+    ],
+    ids=["all", "self", "rules", "dora", "loha", "lokr", "lokr_full"],
 )
-def test_the_hosts_forward_with_the_lora_is_the_trained_one(comfy, tmp_path, caplog, targets, modules):
+def test_the_hosts_forward_with_the_lora_is_the_trained_one(comfy, tmp_path, caplog, adapter, modules):
     import comfy.lora
     import comfy.sd
     import comfy.utils
 
-    model_path, lora_path, ours = trained(tmp_path, targets)
+    model_path, lora_path, ours = trained(tmp_path, **adapter)
     base = comfy.sd.load_diffusion_model(str(model_path))
     state = comfy.utils.load_torch_file(str(lora_path), safe_load=True)
     with caplog.at_level(logging.WARNING):
         patched, _ = comfy.sd.load_lora_for_models(base, None, state, 1.0, 0)
     assert "not loaded" not in caplog.text
     assert len(patched.patches) == modules
-    assert sum(key.endswith("lora_A.weight") for key in load_file(lora_path)) == modules
+    assert sum(key.endswith(".alpha") for key in load_file(lora_path)) == modules
 
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 16, 3, 4, 8, generator=generator)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ...core.adapters.apply import attach
-from ...core.adapters.formats import read_lora
+from ...core.adapters.other_files import read_adapter
 from ...core.adapters.transfer import transfer_report
 from ...core.devices import resolve_device
 from ...core.errors import RunError
@@ -93,7 +93,7 @@ def _with_lora(model: VelocityModel, path: Path | None, strength: float) -> Velo
     if path is None:
         return model
     assert isinstance(model, nn.Module)
-    model, lora = copy.deepcopy(model), read_lora(path)
+    model, lora = copy.deepcopy(model), read_adapter(path)
     transfer_report(lora, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     attach(model, lora.modules, strength)
     return model

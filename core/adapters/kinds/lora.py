@@ -5,26 +5,20 @@ Legend: r rank, in/out widths of the linear layer; down (A) [r, in], up (B) [out
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, ModelFileError
+from ...errors import ModelFileError
 from ...settings.adapter import AdapterOptions
 from ..formats import parse_modules, read_lora, to_tensors, write_lora
 from ..fused import fuse_adapter
 from ..keys import official_key, sort_key
-from ..kind import AdapterKind
+from ..kind import AdapterKind, KeptBytes, Shape
 from ..peft_hooks import factors_of, inject_lora, lora_layers, rank_and_alpha, weight_names
-
-LINEARS = {
-    "self_attn": ("q", "k", "v", "o"),
-    "cross_attn": ("q", "k", "v", "o", "k_img", "v_img"),  # the last two only in Wan 2.1 I2V
-    "ffn": ("0", "2"),
-}
+from ..places import target_layers
 
 
 def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[str, nn.Parameter]]:
@@ -33,12 +27,7 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     A is drawn from U(-1/sqrt(in), 1/sqrt(in)) (kaiming_uniform with a = sqrt(5), as in loralib) by a CPU generator
     seeded by `seed` and the module's name alone; B is zero. ConfigError if the model has no matching layer.
     """
-    targets = _target_layers(model, options)
-    if not targets:
-        raise ConfigError(
-            f"The model has no linear layers named blocks.N.{{{', '.join(options.targets)}}}: "
-            "load a Wan transformer, or choose other targets."
-        )
+    targets = target_layers(model, options)
     model.requires_grad_(False)
     inject_lora(model, targets, options)
     parameters: list[tuple[str, nn.Parameter]] = []
@@ -100,9 +89,15 @@ def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Pa
     return pairs
 
 
-def num_params(shape: tuple[int, int], rank: int) -> int:
-    """Of one layer [out, in]."""
-    return rank * (shape[0] + shape[1])
+def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+    """A and B."""
+    return (rank, shape[1]), (shape[0], rank)
+
+
+def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
+    """x A^T, and A and B in the compute dtype where that is not their own."""
+    factors = rank * sum(shape) * element_size if element_size < 4 else 0
+    return KeptBytes(element_size * rank, factors)
 
 
 def to_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -113,17 +108,6 @@ def to_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 def from_file(path: Path) -> dict[str, Tensor]:
     """The state in a LoRA file of any trainer, float32. ModelFileError if it is none."""
     return to_tensors(read_lora(path).modules, torch.float32)
-
-
-def _target_layers(model: nn.Module, options: AdapterOptions) -> dict[str, nn.Module]:
-    choices = "|".join(rf"{target}\.(?:{'|'.join(LINEARS[target])})" for target in LINEARS if target in options.targets)
-    pattern = re.compile(rf"blocks\.\d+\.(?:{choices})")
-    modules = dict[str, nn.Module](model.named_modules())
-    found = {name: layer for name, layer in modules.items() if pattern.fullmatch(name)}
-    for name, layer in found.items():
-        if not (isinstance(getattr(layer, "in_features", None), int) and hasattr(layer, "out_features")):
-            raise ConfigError(f"{name} is a {type(layer).__name__}, which is no linear layer and cannot carry a LoRA.")
-    return {name: found[name] for name in sorted(found, key=sort_key)}
 
 
 def _initialise(down: nn.Parameter, up: nn.Parameter, path: str, seed: int) -> None:
@@ -152,7 +136,8 @@ METHOD = AdapterKind(
     state=state,
     matched=matched,
     light_forward=fuse_adapter,
-    num_params=num_params,
+    matrices=matrices,
+    kept=kept,
     to_file=to_file,
     from_file=from_file,
     is_up=lambda name: ".lora_B." in name,

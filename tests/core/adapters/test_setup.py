@@ -295,8 +295,13 @@ def test_models_that_cannot_be_adapted_are_refused():
     ("values", "message"),
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"alpha": 0.0}, "alpha must be at least 1e-06, got 0.0; the usual choice is the rank"),
-        ({"alpha": float("nan")}, "alpha must be at least 1e-06, got nan"),
+        ({"alpha": -1.0}, r"alpha must be 0 \(the rank\) or more, got -1.0; the usual choice is the rank"),
+        ({"alpha": float("nan")}, r"alpha must be 0 \(the rank\) or more, got nan"),
+        ({"include": "self_attn\n(q"}, r"adapter_include has the pattern '\(q', which is no regular expression"),
+        ({"exclude": "x\n" * 65}, "adapter_exclude may have 64 lines"),
+        ({"ranks": "cross_attn"}, "adapter_ranks has the line 'cross_attn', which is no rule"),
+        ({"ranks": "q = 0"}, "with a rank of 1 to 4096"),
+        ({"ranks": "q = 4, -1"}, "which is no rule"),
         ({"dropout": 1.0}, "dropout must be below 1, got 1.0"),
         ({"targets": ()}, "targets is empty"),
         ({"targets": ("attn",)}, "unknown entry 'attn'"),
@@ -309,7 +314,7 @@ def test_bad_options_are_refused(values, message):
 
 
 def test_a_kind_that_is_not_known_is_refused():
-    with pytest.raises(ConfigError, match="the adapter 'lokr9' is not known: choose one of lora"):
+    with pytest.raises(ConfigError, match="the adapter 'lokr9' is not known: choose one of dora, loha, lokr, lora"):
         add_adapter(make_net(), AdapterOptions(), seed=0, kind="lokr9")
 
 
@@ -317,9 +322,10 @@ def test_a_kind_that_is_not_known_is_refused():
 def test_every_kind_says_its_size_and_comes_back_from_its_file(name, tmp_path):
     kind, model = ADAPTER_KINDS.get(name), make_net()
     assert kind.help
-    parameters = add_adapter(model, AdapterOptions(rank=2, targets=("ffn",)), seed=0, kind=name)
+    options = AdapterOptions(rank=2, targets=("ffn",))
+    parameters = add_adapter(model, options, seed=0, kind=name)
     shapes = [(layer.out_features, layer.in_features) for layer in adapter_modules(model).values()]
-    assert sum(p.numel() for _, p in parameters) == sum(kind.num_params(shape, 2) for shape in shapes)
+    assert sum(p.numel() for _, p in parameters) == sum(kind.num_params(shape, 2, options) for shape in shapes)
     randomise(parameters)
     state = adapter_state(model)
     found = kind.from_file(write_adapter(tmp_path / "adapter.safetensors", model, metadata={}))

@@ -117,10 +117,29 @@ def test_the_seed_is_the_process_own():
     assert bring(("device: cuda:0", "training_seed: 7")).recipe.loop.seed == 7
 
 
-def test_preservation_is_told_where_it_is_on():
-    imported = bring(("diff_output_preservation: false", "diff_output_preservation: true"))
-    assert outcome(imported, "train.diff_output_preservation")[0] == "not supported"
-    assert outcome(bring(), "train.diff_output_preservation")[0] == "not needed"
+def test_output_preservation_is_ours_with_its_class():
+    off = "diff_output_preservation: false"
+    on = "diff_output_preservation: true\n        diff_output_preservation_class: person"
+    imported = bring((off, on))
+    assert outcome(imported, "train.diff_output_preservation") == ("mapped", {"regularizers.output_preservation": 1.0})
+    assert imported.recipe.regularizers.output_preservation == 1.0
+    assert [dataset.class_word for dataset in imported.recipe.dataset] == ["person"]
+    stronger = bring((off, f"{on}\n        diff_output_preservation_multiplier: 0.5"))
+    assert stronger.recipe.regularizers.output_preservation == 0.5
+    without = bring((off, "diff_output_preservation: true"))
+    assert outcome(without, "train.diff_output_preservation")[0] == "not supported"
+    assert without.recipe.regularizers.output_preservation == 0
+    is_off = bring((off, f"{off}\n        diff_output_preservation_class: person"))
+    assert outcome(is_off, "train.diff_output_preservation")[0] == "not needed"
+    assert [dataset.class_word for dataset in is_off.recipe.dataset] == [""]
+
+
+def test_blank_preservation_is_ours():
+    off = "diff_output_preservation: false"
+    imported = bring((off, "blank_prompt_preservation: true\n        blank_prompt_preservation_multiplier: 2"))
+    assert imported.recipe.regularizers.blank_preservation == 2.0
+    assert bring((off, "blank_prompt_preservation: true")).recipe.regularizers.blank_preservation == 1.0
+    assert bring((off, "blank_prompt_preservation: false")).recipe.regularizers.blank_preservation == 0.0
 
 
 @pytest.mark.parametrize(("bias", "favoured"), [("content", "high"), ("style", "low")])

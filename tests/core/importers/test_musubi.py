@@ -56,6 +56,10 @@ def test_what_differs_between_the_experts_is_theirs():
     assert (recipe.settings("high").adapter.rank, recipe.settings("low").adapter.rank) == (16, 8)
 
 
+def test_the_limit_of_weights_is_ours():
+    assert one("--scale_weight_norms 1.5").recipe.regularizers.max_weight_norm == 1.5
+
+
 def test_one_expert_alone():
     imported = bring(FLAGS.format(stage="low", name="LowNoise", low=0, high=875))
     assert list(imported.recipe.models.stages) == ["low"]

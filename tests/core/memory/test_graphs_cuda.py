@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from wan_train.core.memory import graphs as module
 from wan_train.core.objective.objective import FlowMatching, Sum
+from wan_train.core.objective.regularizers import BlankPreservation
 from wan_train.core.plan import decision, planning
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import features, loop
-from wan_train.tests.core.objective.preservation import PriorPreservation
 from wan_train.tests.core.train.helpers import make_sample, train_in_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -76,7 +76,7 @@ def test_accumulation_over_sizes_and_previews_between(tmp_path, job: Job, record
 @pytest.mark.parametrize("compile", ["off", "static", "kernels"])
 def test_several_terms_with_forwards_of_the_base_between(tmp_path, job: Job, recorded, monkeypatch, compile):
     """The forwards with a gradient are recorded ones, the others run beside; nothing is recorded twice for a size."""
-    both = Sum(FlowMatching(job.loss), PriorPreservation(0.5))
+    both = Sum(FlowMatching(job.loss), BlankPreservation(0.5))
     monkeypatch.setattr(loop, "objective_of", lambda _job: both)
     for module_of_plans in (planning, decision):
         monkeypatch.setattr(module_of_plans, "objective_of", lambda _job: both)

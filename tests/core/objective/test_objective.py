@@ -11,16 +11,16 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.objective.forwards import predict
 from wan_train.core.objective.objective import FlowMatching, Sum, Term, objective_of
 from wan_train.core.objective.passes import ONE_FORWARD, Passes
+from wan_train.core.objective.regularizers import BlankPreservation
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.train.batches import make_draws
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.run import LogStep
 from wan_train.core.train.validation import validation_loss
-from wan_train.tests.core.objective.preservation import PriorPreservation
 from wan_train.tests.core.train.helpers import make_trainer
 
 CPU = torch.device("cpu")
-BOTH = Sum(FlowMatching(LossOptions()), PriorPreservation(0.5))
+BOTH = Sum(FlowMatching(LossOptions()), BlankPreservation(0.5))
 
 
 def with_loop(job, **changes):
@@ -77,8 +77,8 @@ def test_every_term_is_reported_by_its_name_and_validation_looks_at_the_first(jo
     one, two = plain.train_step().read(), both.train_step().read()
     assert one.terms == {}
     assert two.terms["flow"] == pytest.approx(one.loss, rel=1e-6)
-    assert two.terms["preservation"] > 0
-    assert two.loss == pytest.approx(two.terms["flow"] + 0.5 * two.terms["preservation"], rel=1e-6)
+    assert two.terms["blank_preservation"] > 0
+    assert two.loss == pytest.approx(two.terms["flow"] + 0.5 * two.terms["blank_preservation"], rel=1e-6)
     events = EventWriter(tmp_path / "events.jsonl")
     for report in (one, two):
         LogStep(events, CPU)(both, report)
@@ -194,7 +194,7 @@ def test_a_step_of_several_terms_and_parts_after_it_reads_nothing_from_the_devic
         with ReadsByTheHost() as reads:
             pending = trainer.train_step()
         assert reads.count == 0
-    assert pending.read().terms.keys() == {"flow", "preservation"}
+    assert pending.read().terms.keys() == {"flow", "blank_preservation"}
 
 
 class Average:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from wan_train.core.objective.objective import FlowMatching, Sum
 from wan_train.core.objective.passes import ONE_FORWARD, Passes
+from wan_train.core.objective.regularizers import BlankPreservation
 from wan_train.core.plan import decision, planning
 from wan_train.core.plan.decision import decide, may_use_graphs
 from wan_train.core.plan.estimate import estimate
@@ -15,10 +16,9 @@ from wan_train.core.settings.loss import LossOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.memory.helpers import CPU
-from wan_train.tests.core.objective.preservation import PriorPreservation
 from wan_train.tests.core.plan.test_estimate import CARD
 
-TWO_TERMS = Sum(FlowMatching(LossOptions()), PriorPreservation(1.0)).passes
+TWO_TERMS = Sum(FlowMatching(LossOptions()), BlankPreservation(1.0)).passes
 WAITING = Passes(("forward", "forward", "backward"))
 BUCKET = Bucket((16, 21, 60, 104))
 PLANS = {

@@ -255,3 +255,13 @@ def test_the_example_shows_every_setting_with_its_default():
     assert (
         from_dict(StageSettings, {name: defaults[name] for name in ("memory", "previews", "loss")}) == StageSettings()
     )
+
+
+def test_files_that_an_adapter_begins_with_are_relative_to_the_recipe(tmp_path, tables):
+    tables["adapter"] = {"start_from": "mine.safetensors", "kind": "lokr", "lokr_full": True}
+    tables["high"] = {"adapter": {"merge_into_base": "old/fast.safetensors"}}
+    found = read(tmp_path, tables)
+    assert found.settings("low").adapter.start_from == str(tmp_path / "mine.safetensors")
+    high = found.settings("high").adapter
+    assert (high.merge_into_base, high.kind) == (str(tmp_path / "old" / "fast.safetensors"), "lokr")
+    assert read(tmp_path, tables, "adapter=loha", "high.rank=7").settings("high").adapter.kind == "loha"

@@ -57,6 +57,9 @@ def test_inputs_stand_where_they_stood_and_are_what_they_were(nodes, node, kind)
     for name in old.keys() - PLANNED:
         choices = old[name][1].get("options", [])
         new[name][1].get("options", [])[len(choices) :] = []  # methods that came later stand behind
+        if name == "alpha":  # 0 was no value then
+            assert new[name][1]["min"] <= old[name][1]["min"]
+            new[name][1]["min"] = old[name][1]["min"]
         if new[name][1].get("max", 0) > old[name][1].get("max", 0):
             new[name][1]["max"] = old[name][1]["max"]  # a range may grow: all that was allowed is
         assert new[name] == old[name], name

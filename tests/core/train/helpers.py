@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from wan_train.core.settings.job import Job, TrainSample
+from wan_train.core.settings.job import CaptionText, Job, TrainSample
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.loop import Trainer
@@ -35,6 +35,17 @@ def make_sample(folder: Path, name: str, shape=(16, 2, 4, 4), **changes) -> Trai
     return replace(sample, **changes)
 
 
+def with_class(folder: Path, sample: TrainSample) -> TrainSample:
+    """The sample with an embedding for each of its captions with a class word."""
+    texts = []
+    for number in range(1 + len(sample.more_texts)):
+        path = folder / f"{sample.name}.class{number}.safetensors"
+        generator = torch.Generator().manual_seed(sum(sample.name.encode()) + 1 + number)
+        save_file({"context": torch.randn(4, SIZE.text_dim, generator=generator)}, path)
+        texts.append(CaptionText(path=str(path), key=f"c{number}-{sample.name}"))
+    return replace(sample, class_texts=tuple(texts))
+
+
 def train_in_folder(tmp_path: Path, job: Job, name: str, device: torch.device):
     """Losses, LoRA and events of a run."""
     folder = RunFolder(tmp_path / "runs" / name)
@@ -49,7 +60,7 @@ class Direct:
     """Batches without a thread."""
 
     def __init__(self, job):
-        self.schedule = BatchSchedule.of(job.data, job.loop)
+        self.schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
 
     def get(self, index):
         return self.schedule.load(index)

@@ -13,13 +13,14 @@ from wan_train.core.plan.decision import decide, wanted_modes
 from wan_train.core.plan.planning import plan_of
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train import features, kernel_mode
 from wan_train.core.train.prepare import needs_of, prepare
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.model import call_block
 from wan_train.core.wan.ops import PLAIN
 from wan_train.tests.core.memory.helpers import SHAPES, make_model, plain_steps, step
-from wan_train.tests.core.train.helpers import train_in_folder
+from wan_train.tests.core.train.helpers import train_in_folder, with_class
 
 pytest.importorskip("triton")
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -71,6 +72,20 @@ def test_it_is_the_same_up_to_rounding(tmp_path, job: Job, memory, monkeypatch):
     assert warnings == []
     for name in lora:
         assert torch.allclose(lora[name], other[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("memory", [{}, {"streamed_blocks": 2, "offload_inputs": True}, {"keep_linears": 1}], ids=str)
+def test_with_forwards_of_the_base_between(tmp_path, job: Job, memory):
+    """The base's forward leaves the LoRA out of the kernels, too."""
+    samples = tuple(with_class(tmp_path, sample) for sample in job.data.samples)
+    regularizers = RegularizerOptions(output_preservation=1.0, blank_preservation=1.0)
+    job = replace(job, data=replace(job.data, samples=samples), regularizers=regularizers)
+    losses, lora, _ = train(tmp_path, job, "plain")
+    found, other, _ = train(tmp_path, replace(job, memory=MemoryOptions(**memory, compile="kernels")), "kernels")
+    assert found == pytest.approx(losses, rel=1e-4)
+    for name in lora:
+        assert torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4), name
 
 
 @pytest.mark.usefixtures("plain_kernels")

@@ -1,0 +1,18 @@
+"""A summand of what is minimised. B batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of what is minimised."""
+
+    name: str  # by which the event log has it
+    losses: Tensor  # [B] float32, of each sample
+    weight: float = 1.0
+
+
+Group = Sequence[Term]  # terms of the same forwards, which one backward serves

@@ -1,0 +1,46 @@
+"""What keeps the model as it was where it is not to learn."""
+
+from dataclasses import dataclass
+
+from .option import TRAIN, Options, Widget, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerOptions(Options, group="regularizers"):
+    """What keeps the model as it was where it is not to learn: forwards beside those of the loss, and limits of the weights."""
+
+    output_preservation: float = option(
+        0.0,
+        help="Differential output preservation (DOP): how much the class word must keep its meaning.",
+        more="Needs class_word of the dataset. A step takes about twice as long.",
+        page="1 is usual.",
+        zero="off",
+        most=1e6,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "output_preservation", 100, most=1000.0, step=0.1, round=0.001),
+        aitoolkit="train.diff_output_preservation_multiplier",
+    )
+    blank_preservation: float = option(
+        0.0,
+        help="Blank prompt preservation: how much the model must stay as it was without a caption.",
+        more="A step takes about twice as long.",
+        page="1 is usual.",
+        zero="off",
+        most=1e6,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "blank_preservation", 101, most=1000.0, step=0.1, round=0.001),
+        aitoolkit="train.blank_prompt_preservation_multiplier",
+    )
+    max_weight_norm: float = option(
+        0.0,
+        help="The most that the LoRA may change the weights of a layer, as the norm of the change.",
+        more="What is above is scaled down after each update. 1 is a usual start.",
+        zero="no limit",
+        most=1e6,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "max_weight_norm", 102, most=1000.0, step=0.1, round=0.001),
+        musubi="scale_weight_norms",
+    )

@@ -1,0 +1,200 @@
+"""Preservation: AI-Toolkit's formula on the same numbers, however the model is held, and what takes no part."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from wan_train.core.memory.graphs import Graphs
+from wan_train.core.objective.objective import FlowMatching, objective_of
+from wan_train.core.objective.passes import ONE_FORWARD
+from wan_train.core.objective.regularizers import BESIDE_THE_BASE
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.planning import make_planner
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.regularizers import RegularizerOptions
+from wan_train.core.train.batches import make_draws
+from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.tests.core.memory.helpers import CPU
+from wan_train.tests.core.memory.test_graphs import Recorder
+from wan_train.tests.core.objective.test_objective import observed_passes, trained
+from wan_train.tests.core.plan.test_estimate import CARD
+from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer, with_class
+
+DOP, BLANK = {"output_preservation": 0.7}, {"blank_preservation": 1.5}
+EACH = pytest.mark.parametrize("options", [DOP, BLANK, DOP | BLANK], ids=["dop", "blank", "both"])
+
+
+@pytest.fixture
+def job(job, tmp_path):
+    """Batches of two samples, of which all have a class word; the empty caption is not zero."""
+    save_file({"context": torch.full((2, SIZE.text_dim), 0.3)}, job.data.empty_text_path)
+    samples = tuple(with_class(tmp_path, make_sample(tmp_path, name)) for name in "ab")
+    loop = replace(job.loop, batch_size=2, caption_dropout=0.0)
+    optimizer = replace(job.optimizer, max_grad_norm=0.0)
+    return replace(job, data=replace(job.data, samples=samples), loop=loop, optimizer=optimizer)
+
+
+def chosen(job, **options):
+    return replace(job, regularizers=RegularizerOptions(**options))
+
+
+def stepped(trainer):
+    """The report of a step, and the gradients that its update was made of."""
+    seen, step = [], trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.extend(p.grad.clone() for p in trainer.parameters), step())
+    report = trainer.train_step().read()
+    return report, seen
+
+
+def by_aitoolkit(job, trainer, options):
+    """Loss and gradients of a batch as SDTrainer.py has them: the prior without the network, two forwards with it, one sum.
+
+    `prior_pred` (line 2002), `noise_pred` (2128), `preservation_pred` and `mse_loss(...) * multiplier` (2195-2204).
+    """
+    batch = trainer.batches.get(0)
+    draws = make_draws(job, batch, 0)
+    latents, noise, t = batch.latents, draws.noise, draws.sigmas
+    base = load_transformer(inspect(job.model.path), dtype=torch.float32, device="cpu")
+    mixed = (1 - t.view(-1, 1, 1, 1, 1)) * latents + t.view(-1, 1, 1, 1, 1) * noise
+    loss = F.mse_loss(trainer.model(mixed, t * 1000, batch.context), noise - latents)
+    blank = torch.zeros_like(batch.context)
+    blank[:, :2] = 0.3
+    for name, embeds in (
+        ("output_preservation", batch.of_class and batch.of_class.context),
+        ("blank_preservation", blank),
+    ):
+        if name in options:
+            with torch.no_grad():
+                prior_pred = base(mixed, t * 1000, embeds)
+            loss = loss + F.mse_loss(trainer.model(mixed, t * 1000, embeds), prior_pred) * options[name]
+    return loss.item(), torch.autograd.grad(loss, trainer.parameters)
+
+
+@EACH
+def test_loss_and_gradients_are_ai_toolkits(job, options):
+    job = chosen(job, **options)
+    trainer = trained(make_trainer(job))
+    loss, gradients = by_aitoolkit(job, trainer, options)
+    report, found = stepped(trainer)
+    assert report.loss == pytest.approx(loss, rel=1e-5)
+    assert report.terms.keys() == {"flow", *options}
+    assert report.loss == pytest.approx(
+        report.terms["flow"] + sum(w * report.terms[n] for n, w in options.items()), rel=1e-5
+    )
+    assert all(report.terms[name] > 1e-4 for name in options)
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("precision", "memory"),
+    [
+        ("fp32", {"streamed_blocks": 2, "offload_inputs": True}),
+        ("fp32", {"streamed_blocks": 1, "stream_from": "pageable", "split_blocks": True}),
+        ("fp32", {"keep_attention": 1, "ffn_pieces": 2}),
+        ("fp32", {"checkpointing": False}),
+        ("int8", {"streamed_blocks": 2}),
+        ("fp8", {"checkpointing": False}),
+    ],
+    ids=str,
+)
+def test_gradients_do_not_depend_on_how_the_model_is_held(job, options, precision, memory):
+    job = chosen(replace(job, model=replace(job.model, precision=precision)), **options)
+    plain = stepped(trained(make_trainer(job)))
+    held = stepped(trained(make_trainer(replace(job, memory=MemoryOptions(plan="manual", **memory)))))
+    assert held[0].terms == pytest.approx(plain[0].terms, rel=1e-5)
+    for one, other in zip(held[1], plain[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+@EACH
+def test_recorded_forwards_give_the_same(job, options):
+    """CUDA graphs with the recorder of the CPU, which repeats what it was given."""
+    job = chosen(job, **options)
+    plain, graphed = trained(make_trainer(job)), trained(make_trainer(job))
+    recorder, model = Recorder(), graphed.model
+    vars(model)["forward"] = Graphs(
+        type(model).forward.__get__(model), graphed.parameters, tell=pytest.fail, record=recorder
+    )
+    for _ in range(4):
+        one, other = plain.train_step().read(), graphed.train_step().read()
+        assert one.terms == pytest.approx(other.terms, rel=1e-5)
+    assert recorder.acts == 2  # a forward and a backward: all terms use the same
+    for one, other in zip(plain.parameters, graphed.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@EACH
+def test_the_passes_are_what_a_step_does_and_what_is_planned(job, options):
+    job = chosen(job, **options)
+    passes = sum((BESIDE_THE_BASE for _ in options), ONE_FORWARD)
+    assert objective_of(job).passes == passes
+    assert observed_passes(make_trainer(job)) == passes
+    assert make_planner(job, decide(job, inspect(job.model.path), CPU), CARD).task.passes == passes
+
+
+def test_without_either_it_is_plain_flow_matching(job):
+    assert objective_of(job) == FlowMatching(job.loss)
+    assert make_trainer(job).batches.get(0).of_class is None  # nor are the captions read
+
+
+def test_a_sample_without_a_class_word_adds_nothing(job):
+    """Of two in a batch: half the mean, and the gradient of the other alone."""
+    first, second = job.data.samples
+    job = chosen(replace(job, data=replace(job.data, samples=(first, replace(second, class_texts=())))), **DOP)
+    trainer = trained(make_trainer(job))
+    noisy = trainer.add_noise(trainer.batches.get(0), 0)
+    names = trainer.batches.get(0).names
+    _, (term,) = trainer.objective.terms(noisy, trainer.forwards)
+    kept = names.index(first.name)
+    assert term.losses[kept] > 1e-4
+    assert term.losses[1 - kept] == 0
+    pred, base = (f(noisy, noisy.of_class.context) for f in (trainer.forwards.pred, trainer.forwards.base))
+    assert term.losses[kept].item() == pytest.approx(F.mse_loss(pred[kept], base[kept]).item(), rel=1e-5)
+
+
+def test_a_batch_of_such_samples_alone_takes_no_forwards(job):
+    plain = job.data.samples[0]
+    other = replace(plain, name="other", class_texts=(), is_regularization=True)
+    job = chosen(replace(job, data=replace(job.data, samples=(plain, other))), **DOP)
+    trainer = make_trainer(replace(job, loop=replace(job.loop, batch_size=1)))
+    seen = {}
+    for index in range(2):
+        batch = trainer.batches.get(index)
+        trainer.batches = SimpleNamespace(get=lambda _index, batch=batch: batch)
+        seen[batch.names[0]] = observed_passes(trainer).order
+        trainer = make_trainer(replace(job, loop=replace(job.loop, batch_size=1)))
+    assert seen == {"other": ONE_FORWARD.order, "a": (ONE_FORWARD + BESIDE_THE_BASE).order}
+
+
+def test_frames_that_the_model_is_given_do_not_count(job):
+    trainer = trained(make_trainer(chosen(job, **BLANK)))
+    noisy = trainer.add_noise(trainer.batches.get(0), 0)
+    whole, rest = (
+        list(trainer.objective.terms(replace(noisy, given_frames=given), trainer.forwards))[1][0].losses
+        for given in (0, 1)
+    )
+    context = trainer.forwards.empty_context(noisy)
+    pred, base = trainer.forwards.pred(noisy, context), trainer.forwards.base(noisy, context)
+    second = (pred - base)[:, :, 1:].square().flatten(1).mean(1)
+    torch.testing.assert_close(rest, second)
+    assert not torch.allclose(whole, rest)
+
+
+@pytest.mark.parametrize("name", [*DOP, *BLANK])
+def test_what_is_preserved_changes_less(job, name):
+    """Trained for some steps, the prediction on the kept caption is nearer to the base's than without."""
+    job = replace(job, optimizer=replace(job.optimizer, learning_rate=0.01))
+    distances = []
+    for weight in (1e-9, 20.0):
+        trainer = make_trainer(chosen(job, **{name: weight}))
+        for _ in range(8):
+            report = trainer.train_step().read()
+        assert math.isfinite(report.loss)
+        distances.append(report.terms[name])
+    assert 0 < distances[1] < distances[0] / 2
