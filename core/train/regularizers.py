@@ -20,7 +20,8 @@ def check_regularizers(job: Job) -> None:
         )
     if job.regularizers.max_weight_norm and not ADAPTER_KINDS.get(job.adapter.kind).is_plain:
         raise ConfigError(
-            f"max_weight_norm is for plain LoRAs, and adapter is {job.adapter.kind}: set max_weight_norm to 0, or adapter to lora."
+            f"max_weight_norm is for plain LoRAs, and adapter is {job.adapter.kind}: set max_weight_norm to 0, or adapter "
+            "to lora."
         )
     weight = job.regularizers.output_preservation
     if weight and not any(sample.class_texts for sample in job.training_samples):
