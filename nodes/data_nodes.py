@@ -45,22 +45,15 @@ class DatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        folder: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        num_frames: int | None = None,
-        more_sizes: str | None = None,
-    ) -> bool | str:
-        """None: comes over a wire, and is checked when it is there."""
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        """None: comes over a wire, and is checked when it is there.
+
+        Of the folder alone: the host repeats a refusal for every input that is named here. Sizes are refused by the node.
+        """
         try:
-            known = {"folder": folder, "width": width, "height": height, "num_frames": num_frames}
-            check_known(cls, {**known, "more_sizes": more_sizes})
+            check_known(cls, {"folder": folder})
             if folder is not None:
                 folders.resolve_dataset_folder(folder)
-            sizes = {"width": width or 16, "height": height or 16, "more_sizes": more_sizes or ""}
-            DatasetOptions(num_frames=num_frames or 1, **sizes)
         except WanTrainError as error:
             return str(error)
         return True

@@ -5,7 +5,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, host, look_routes, routes
+from . import NODES, host, look_routes, routes, run_routes
 from .host import folders
 from .old_values import renew_prompt
 
@@ -20,6 +20,7 @@ class WanTrainExtension(ComfyExtension):
         folders.offer_nano_models()
         routes.register()
         look_routes.register()
+        run_routes.register()
         host.on_prompt(renew_prompt)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

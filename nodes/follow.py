@@ -1,52 +1,148 @@
-"""Runs a job in a worker process and shows it on a node: progress bar, live line, chart, Stop."""
+"""Runs a job in a worker process and shows it on a node: progress bar, live line, chart; and does what its buttons ask."""
 
 import asyncio
 import logging
-import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import ConfigError, RunError
+from ..core.launch.exits import EXIT_STOPPED
 from ..core.launch.follow import POLL_SECONDS, FollowedRun
 from ..core.settings.job import Job
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
-from ..core.train.find_run import began, find_run
-from ..core.train.history import read_long_history
+from ..core.train.find_run import find_run
+from ..core.train.history import LongHistory, read_long_history
 from ..core.train.preview_folder import PreviewFolder
+from ..core.train.requests import PREVIEW_FILE, SAVE_FILE, request
 from ..core.train.run_folder import RunFolder
 from . import host
+from .page_file import node_token, note_shown
 from .previews import PreviewDecoder
+from .told import facts, told
 
 log = logging.getLogger(__name__)
 POLLS_TO_WAIT = 5  # between two looks into a folder
+STOP, USE, SAVE, PREVIEW, PAUSE, GO_ON = "stop", "use", "save", "preview", "pause", "go_on"
+_STARTING = ("new", "stopped", "finished", "error")  # states of a diary to which a new worker has not written yet
 _active: set[Path] = set()  # run folders that this process is training in
+_followed: dict[str, "Follower"] = {}  # by the name of the run's folder: what the page's buttons reach
 _runs_on: Counter[str] = Counter()  # how many runs of this process train on, or wait for, each device
+
+
+def followed(run: str) -> "Follower | None":
+    """Who follows the run of this name in this process."""
+    return _followed.get(run)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a prompt says of where the node stands; None where it was queued by a program."""
+
+    workflow: dict | None
+    prompt: dict | None
 
 
 class Follower:
     """One run, followed from one node: as `FollowedRun`, asynchronously, so that the host goes on answering."""
 
-    def __init__(self, runs: Path, job: Job, node_id: str, decoder: PreviewDecoder | None = None):
-        """`runs`: the folder of run folders. `decoder`: shows the job's previews."""
-        self.job = job
-        self.node_id = node_id
-        self._runs = runs
-        self._decoder = decoder
-        self.folder = find_run(runs, job)
-        self.previews = PreviewFolder.of(self.folder)
+    def __init__(
+        self,
+        runs: Path,
+        job: Job,
+        node_id: str,
+        decoder: PreviewDecoder | None = None,
+        *,
+        graph: Graph,
+        notes: Sequence[str] = (),
+    ):
+        """`runs`: the folder of run folders. `decoder`: shows the job's previews. `notes`: warnings to stand on the node."""
+        self.job, self.node_id, self.graph = job, node_id, graph
+        self.is_partial = False  # whether somebody stopped the run to use what there is
+        self._runs, self._decoder, self._notes = runs, decoder, list(notes)
+        self._token = node_token(graph.workflow, node_id)
+        self._run: FollowedRun | None = None
+        self._wish = ""  # STOP, USE or PAUSE; set by another thread
+        self._is_paused = False
+        self._show(find_run(runs, job))
 
     def _show(self, folder: RunFolder) -> None:
         self.folder = folder
         self.previews = PreviewFolder.of(folder)
 
-    async def run(self, *, workflow: dict | None, prompt: dict | None) -> RunFolder:
+    @property
+    def asks(self) -> list[str]:
+        """What can be asked of the run now: the buttons that the page shows."""
+        run = self._run
+        if self._is_paused:
+            return [GO_ON, *([USE] if run and run.last_step else []), STOP]
+        if run is None or run.is_stopping or run.is_over:
+            return []
+        if not run.last_step:
+            return [STOP]
+        return [STOP, USE, PAUSE, SAVE, *([PREVIEW] if self._decoder else [])]
+
+    def ask(self, what: str) -> None:
+        """Do one of `asks`, after the step that the run is in. PAUSE and GO_ON are for all runs of this process.
+
+        ConfigError for what can't be asked now; OSError if the disk refuses.
+        """
+        if what not in self.asks:
+            raise ConfigError("that can't be asked of the run at the moment: it is starting, stopping, or over.")
+        if what in (SAVE, PREVIEW):
+            request(self.folder.path, {SAVE: SAVE_FILE, PREVIEW: PREVIEW_FILE}[what])
+        elif what == PAUSE:
+            # The others first: what waits for its turn would else take the GPU that this one frees.
+            for other in [other for other in _followed.values() if not other._is_paused and other is not self]:
+                other._wish = other._wish or PAUSE
+            self._wish = PAUSE
+        elif what == GO_ON:
+            for paused in [other for other in _followed.values() if other._is_paused]:
+                paused._wish = GO_ON
+        else:
+            self._wish = what
+
+    @property
+    def state(self) -> str:
+        """new, waiting, training, stopping, paused, stopped, finished, error."""
+        if self._is_paused:
+            return "paused"
+        run = self._run
+        if run is None:
+            return "waiting"
+        if run.is_stopping and (not run.is_over or self._wish == PAUSE):
+            return "stopping"
+        if run.is_stopping:
+            return "finished" if run.history.state == "finished" else "stopped"
+        is_starting = not run.has_begun and run.history.state in _STARTING
+        return "waiting" if is_starting and not run.is_over else run.history.state
+
+    @property
+    def facts(self) -> list[str]:
+        """Numbers for beside the curve."""
+        return [] if self._run is None or self._is_paused else facts(self._run)
+
+    @property
+    def line(self) -> str:
+        """What the run is busy with; "" while it makes steps."""
+        run = self._run
+        if self._is_paused and run is not None:
+            return f"paused after step {run.last_step}, and the GPU's memory is free"
+        if run is None or not run.has_told:
+            return "starting the trainer"
+        return run.history.message
+
+    async def run(self) -> RunFolder:
         """Train to the end, with the graph for the LoRA's metadata; the run's folder.
 
-        Stop in the page, or a failure elsewhere in the graph, ends it with a checkpoint.
+        Stop, in the page's bar or on the node, or a failure elsewhere in the graph, ends it with a checkpoint.
         """
+        if not self.folder.finished_lora(self.job.loop.steps):
+            self._send([])
         while not self.folder.finished_lora(self.job.loop.steps):
             choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
             device = min(choices, key=lambda name: _runs_on[name])
@@ -54,11 +150,13 @@ class Follower:
             try:
                 claim = await self._claim(device)
                 if claim is not None:
-                    await self._train(claim, device, {"workflow": workflow, "prompt": prompt})
+                    await self._train(claim, device)
                     break
             finally:
                 _runs_on[device] -= 1
             await self._wait()
+        notes = [] if self._decoder is None else self._decoder.notes
+        note_shown(self.folder, self._token, [*self._notes, *notes])
         return self.folder
 
     async def _claim(self, device: str) -> Claim | None:
@@ -83,26 +181,58 @@ class Follower:
             await asyncio.sleep(POLL_SECONDS)
         self._show(await asyncio.to_thread(find_run, self._runs, self.job))
 
-    async def _train(self, claim: Claim, device: str, graph: dict[str, dict | None]) -> None:
+    async def _train(self, claim: Claim, device: str) -> None:
         """Start the worker at once: it loads its libraries, and then waits for its turn on the device."""
         _active.add(self.folder.path)
+        _followed[self.folder.path.name] = self
         try:
             if claim.origin:
                 log.info("%s %s", self.folder.path.name, claim.origin)
-                host.show_text(self.node_id, str(claim.origin))
-            self.folder.write_workflow(**graph)
-            host.free_vram()
-            history = await asyncio.to_thread(read_long_history, self.folder.events_path)
+                self._notes.append(f"it {claim.origin}")
+            self.folder.write_workflow(workflow=self.graph.workflow, prompt=self.graph.prompt)
+            note_shown(self.folder, self._token, self._notes)
             with self.previews.decoding() if self._decoder else nullcontext():
-                run = FollowedRun(self.folder, self.job.loop.steps, history)
                 log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
-                await self._follow(run)
-            problem = run.problem()
-            if problem:
-                raise problem
+                while await self._train_once() and await self._pause():
+                    log.info("%s goes on", self.folder.path.name)
         finally:
             _active.discard(self.folder.path)
+            del _followed[self.folder.path.name]
+            self._run = None
             claim.release()
+
+    async def _train_once(self) -> bool:
+        """With one worker, to its end; whether it was paused there."""
+        host.free_vram()
+        history = await asyncio.to_thread(read_long_history, self.folder.events_path)
+        self._run = run = FollowedRun(self.folder, self.job.loop.steps, history)
+        self._send([])
+        await self._follow(run)
+        if self.folder.finished_lora(run.steps):
+            return False
+        has_failed = run.has_begun and run.history.state == "error"
+        if has_failed or not (run.is_stopping or run.worker.exit_code == EXIT_STOPPED):
+            raise run.problem() or RunError(f"{self.folder.path} was finished by another process: queue again.")
+        if self._wish in ("", STOP):
+            raise host.Interrupted  # what was stopped has not failed, whoever stopped it
+        self.is_partial = self._wish == USE
+        return self._wish == PAUSE
+
+    async def _pause(self) -> bool:
+        """Until somebody wants the run to end, or (True) to go on."""
+        self._wish, self._is_paused = "", True
+        try:
+            self._send([])
+            while not self._wish:
+                host.raise_if_interrupted()
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._is_paused = False
+        if self._wish == STOP:
+            raise host.Interrupted
+        self.is_partial = self._wish == USE
+        goes_on, self._wish = self._wish == GO_ON, ""
+        return goes_on
 
     async def _follow(self, run: FollowedRun) -> None:
         try:
@@ -112,33 +242,33 @@ class Follower:
             await self._until_over(run)
             raise
         finally:
-            self._take(run, run.end())
-        if run.is_stopping:
+            self._take(run.end())
+            self._send([])
+        if run.is_stopping and not self._wish:
             host.raise_if_interrupted()
 
     async def _until_over(self, run: FollowedRun) -> None:
         while not run.is_over:
             events = run.poll()
-            self._take(run, events)
+            self._take(events)
             self._show_previews(run, events)
-            if host.interrupted() and not run.is_stopping:
+            if (host.interrupted() or self._wish) and not run.is_stopping:
                 self._stop(run)
             await asyncio.sleep(POLL_SECONDS)
 
     def _stop(self, run: FollowedRun) -> None:
         run.request_stop()
-        host.show_text(self.node_id, "stopping: the checkpoint is being written")
+        self._send([])
 
-    def _take(self, run: FollowedRun, events: list[Event]) -> None:
+    def _take(self, events: list[Event]) -> None:
         for event in events:
             if event["event"] in ("warning", "plan"):
                 level = logging.WARNING if needs_attention(event) else logging.INFO
                 log.log(level, "%s: %s", self.folder.path.name, event["message"])
-        if not events:
+        if not events or self._run is None:
             return
-        host.show_progress(self.node_id, run.last_step, run.steps)
-        host.show_text(self.node_id, line(run))
-        host.send_event("wan_train.update", self._update(run, events))
+        host.show_progress(self.node_id, self._run.last_step, self._run.steps)
+        self._send(events)
 
     def _show_previews(self, run: FollowedRun, events: list[Event]) -> None:
         """Decode what the worker waits for, here where nothing else of the graph runs meanwhile."""
@@ -147,38 +277,34 @@ class Follower:
             return
         for step in steps:
             self._decoder.show(self.previews, step)
-        host.send_event("wan_train.update", self._update(run, []))
+        self._send([])
 
-    def _update(self, run: FollowedRun, events: list[Event]) -> dict[str, Any]:
-        """What the front end's chart needs to move on."""
+    def _send(self, events: list[Event]) -> None:
+        host.send_event("wan_train.update", self._update(events))
+
+    def _update(self, events: list[Event]) -> dict[str, Any]:
+        """What the front end's chart needs to move on, and by which it knows whether the run is of its node."""
+        history = LongHistory() if self._run is None else self._run.history
+        is_over = self._run is not None and self._run.is_over and not self._is_paused
+        has_told = not events or any(event["event"] != "step" for event in events)
         return {
+            **({"notes": told(self.folder, self.job, history, *self._notes, is_over=is_over)} if has_told else {}),
             "node_id": self.node_id,
+            "token": self._token,
+            "name": self.job.name,
+            "stage": self.job.stage,
             "run": self.folder.path.name,
-            "steps": run.steps,
-            "state": run.history.state,
-            "line": line(run),
-            "about": run_line(self.folder, self.job),
+            "steps": self.job.loop.steps,
+            "state": self.state,
+            "line": self.line,
+            "facts": self.facts,
+            "asks": self.asks,
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
 
 
-def line(run: FollowedRun) -> str:
-    """What the run is busy with, or its step, loss, learning rate, seconds a step, time left, memory."""
-    words = run.words()
-    if run.history.message or not words:
-        return run.history.message or "starting the trainer"
-    return f"step {run.last_step}/{run.steps}  {words}"
-
-
 def _give_back(claiming: "asyncio.Future[Claim]") -> None:
     if not claiming.cancelled() and claiming.exception() is None:
         claiming.result().release()
-
-
-def run_line(folder: RunFolder, job: Job) -> str:
-    """Which run it is: its name, the day it began, and its folder."""
-    start = began(folder)
-    since = "" if start is None else time.strftime(", begun %Y-%m-%d %H:%M", time.localtime(start))
-    return f"run {job.name}{since}, in {folder.path.name}"

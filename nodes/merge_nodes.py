@@ -1,10 +1,13 @@
 """From trained stages to the files that a user keeps and ships."""
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.adapters.formats import expert_of_name
 from ..core.adapters.other_files import read_adapter
 from ..core.adapters.ship import (
     KEY_STYLES,
@@ -16,6 +19,8 @@ from ..core.adapters.ship import (
     ship,
 )
 from ..core.errors import ConfigError, WanTrainError
+from ..core.train.checkpoints import ADAPTER, AVERAGE
+from ..core.train.partway import checkpoint_names, named_checkpoint
 from ..core.train.result import check_lora
 from . import host
 from .host import folders
@@ -51,7 +56,7 @@ class MergeStages(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         try:
-            if name is not None:
+            if name:
                 check_name(name)
         except WanTrainError as error:
             return str(error)
@@ -81,7 +86,8 @@ class MergeStages(io.ComfyNode):
         for handle in (high, low, second_high, second_low):
             if handle:
                 check_lora(handle.path)
-        shipment = ship(folders.loras_path(), sources, ShipOptions(name=name, **settings))
+        options = ShipOptions(name=name or _name_of(high or low), **settings)
+        shipment = ship(folders.loras_path(), sources, options)
         files = shipment.files
         host.remember(files.values())
         for line in shipment.lines():
@@ -89,6 +95,11 @@ class MergeStages(io.ComfyNode):
         pair = PairHandle(high=files.get("high") or files.get("single"), low=files.get("low"))
         names = [path.name if path else "" for path in (pair.high, pair.low)]
         return io.NodeOutput(pair, *names, ui={"text": ["\n".join(shipment.lines())]})
+
+
+def _name_of(lora: LoraHandle | None) -> str:
+    """Of the files: the training's, without what a file's name has behind it."""
+    return "" if lora is None else re.sub(r"(_high_noise|_low_noise)?(_v\d+)?$", "", lora.name, count=1) or lora.name
 
 
 def _check_sockets(*handles: LoraHandle | None) -> None:
@@ -115,7 +126,11 @@ def _merge_inputs() -> list[Any]:
             tooltip="LoRA of the high noise stage. The LoRA of a single model goes here too; leave low empty then.",
         ),
         WanLora.Input("low", optional=True, tooltip="LoRA of the low noise stage."),
-        io.String.Input("name", default="my_lora", tooltip="Start of the file names in the loras folder."),
+        io.String.Input(
+            "name", default="",
+            tooltip="Start of the file names in the loras folder. Empty: the name of the training (lora_name). Where another"
+            " LoRA has that name already, the new one counts up: NAME_v2 is the second of that name.",
+        ),
         io.Combo.Input(
             "precision", options=list(PRECISIONS), default="bf16", advanced=True,
             tooltip="Number format of the files. fp32 keeps every bit of the training and is twice as large.",
@@ -148,10 +163,12 @@ class WanLoRAFromFile(io.ComfyNode):
             node_id="WanLoRAFromFile",
             display_name="LoRA from File (Wan)",
             category=CATEGORY,
-            description="Reads LoRA files of musubi-tuner, AI-Toolkit, SimpleTuner, diffusion-pipe and this pack.",
+            description="Reads LoRA files of musubi-tuner, AI-Toolkit, SimpleTuner, diffusion-pipe and this pack, and the"
+            " checkpoints of trainings.",
             inputs=[
                 io.Combo.Input(
-                    "lora_file", options=folders.lora_names(), tooltip="A LoRA in the loras folder. Press R for new ones."
+                    "lora_file", options=[*folders.lora_names(), *checkpoint_names(host.runs_path())],
+                    tooltip="A LoRA in the loras folder, or a checkpoint of a training (RUN / step N). Press R for new ones."
                 ),
                 io.Combo.Input(
                     "stage", options=["auto", "high noise", "low noise", "single model"], default="auto", advanced=True,
@@ -163,17 +180,22 @@ class WanLoRAFromFile(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_file: str, **_: Any) -> str:
-        stat = folders.lora_path(lora_file).stat()
+        stat = _lora_path(lora_file).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
     @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
-        path = folders.lora_path(lora_file)
+        path = _lora_path(lora_file)
         file = read_adapter(path)
-        chosen = (file.expert or "single") if stage == "auto" else stage.split()[0]
+        chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
-        return io.NodeOutput(LoraHandle(path, chosen, path.stem), ui={"text": [text]})  # type: ignore[arg-type]
+        name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem
+        return io.NodeOutput(LoraHandle(path, chosen, name), ui={"text": [text]})  # type: ignore[arg-type]
+
+
+def _lora_path(name: str) -> Path:
+    return named_checkpoint(host.runs_path(), name) or folders.lora_path(name)
 
 
 NODES = [MergeStages, WanLoRAFromFile]

@@ -26,11 +26,14 @@ from ..core.importers.workflow import workflow
 from ..core.recipe.presets import PRESETS
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
+from ..core.train.find_run import is_in_use
 from ..core.train.history import Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
+from .follow import followed
 from .host import folders
+from .told import told
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,7 +43,7 @@ _MOST_BYTES = 255  # of a file name
 _RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 _histories = Histories()
-_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
+threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
 
 def register() -> None:
@@ -104,24 +107,33 @@ def refusal(status: int, sentence: str) -> web.Response:
 async def get_run(request: web.Request) -> web.Response:
     """The history of one run: losses (thinned, with averages, if there are many), validation losses, previews, state."""
     name = request.match_info["run"]
-    folder = _run_folder(name)
+    folder = run_folder(name)
     if folder is None:
         return refusal(404, "there is no such run")
     loop = asyncio.get_running_loop()
     try:
-        return web.json_response(await loop.run_in_executor(_threads, _describe, folder))
+        return web.json_response(await loop.run_in_executor(threads, _describe, folder))
     except WanTrainError as error:
         return refusal(422, str(error).replace(f"{folder.path}", name))
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
-    steps = folder.read_job().loop.steps
+    job, follower = folder.read_job(), followed(folder.path.name)
+    steps = job.loop.steps
     with _histories.reader(folder.events_path).reading() as history:
+        state, line = history.state, history.message
+        if follower is not None:
+            state, line = follower.state, follower.line
+        elif state in ("waiting", "training") and not is_in_use(folder):
+            state, line = "stopped", "the training process is gone: queue again to go on"
         return {
             "run": folder.path.name,
             "steps": steps,
-            "state": history.state,
-            "line": history.message,
+            "state": state,
+            "line": line,
+            "facts": [] if follower is None else follower.facts,
+            "asks": [] if follower is None else follower.asks,
+            "notes": told(folder, job, history, is_over=follower is None),
             "losses": history.losses.thinned(),
             "smoothed": history.losses.smoothed(steps),
             "validation": history.validation.thinned(),
@@ -131,7 +143,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
 
 async def get_preview(request: web.Request) -> web.StreamResponse:
     """A preview that a run made, as an animated picture."""
-    folder, name = _run_folder(request.match_info["run"]), request.match_info["name"]
+    folder, name = run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
     if folder is None or path is None or not _is_file_in(folder.path, path):
         return refusal(404, "there is no such preview")
@@ -143,7 +155,7 @@ def _is_file_in(folder: Path, path: Path) -> bool:
     return is_file(path) and path.resolve().is_relative_to(folder.resolve())
 
 
-def _run_folder(name: str) -> RunFolder | None:
+def run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
     is_name = _RUN_NAME.fullmatch(name) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
     if not is_name:
@@ -184,7 +196,7 @@ async def post_import(request: web.Request) -> web.Response:
         return refusal(400, "the request holds no files.")
     loop = asyncio.get_running_loop()
     try:
-        return web.json_response(await loop.run_in_executor(_threads, _import, sources))
+        return web.json_response(await loop.run_in_executor(threads, _import, sources))
     except WanTrainError as error:
         return refusal(422, str(error))
 

@@ -1,5 +1,6 @@
 """Training one expert, or a single model, on cached latents and text."""
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import safetensors.torch
 from comfy_api.latest import io
 
 from ..core.adapters.ship import check_name
-from ..core.data.counting import counted, describe_lengths
 from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
@@ -19,17 +19,18 @@ from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import StageSettings, settings_from_names
 from ..core.train.build import build_job, job_warnings
 from ..core.train.history import read_long_history
-from ..core.train.length import job_length
+from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
 from ..core.train.start import check_start, needed_packages
 from . import host
-from .follow import Follower, run_line
+from .follow import Follower, Graph
 from .host import folders
 from .inputs import check_known, checked
 from .model_nodes import CATEGORY
 from .previews import PreviewDecoder
 from .sockets import DitHandle, LoraHandle, LoraModel, LossMap, WanDit, WanLatents, WanLora, WanText
+from .told import length_line, told
 from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
@@ -88,15 +89,23 @@ class TrainLoRAStage(io.ComfyNode):
         runs = host.runs_path()
         check_writable(runs)
         warnings = job_warnings(job, wanted)
-        length = stage_length(job)
-        log.info("%s: %s", job.name, length)
-        host.show_text(node_id, length)
+        log.info("%s: %s", job.name, length_line(job))
         for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
-        follower = Follower(runs, job, node_id, decoder)
+        graph = Graph(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
+        follower = Follower(runs, job, node_id, decoder, graph=graph, notes=warnings)
         check_space_before(job, dit.info.config, follower.folder)
-        folder = await follower.run(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-        return _outputs(folder, job, node_id, warnings, [] if decoder is None else decoder.notes)
+        folder = await follower.run()
+        if follower.is_partial:
+            step, lora = await asyncio.to_thread(keep_newest, folder, job)
+            host.note_unfinished()
+            return _outputs(folder, job, node_id, lora, step)
+        lora = folder.finished_lora(job.loop.steps)
+        if lora is None:
+            raise RunError(
+                f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew."
+            )
+        return _outputs(folder, job, node_id, lora, job.loop.steps)
 
 
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
@@ -110,12 +119,6 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
-
-
-def stage_length(job: Job) -> str:
-    """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
-    (sentence,) = describe_lengths({job.stage: job_length(job)})
-    return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
@@ -142,25 +145,18 @@ def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:
     return (extra_pnginfo or {}).get("workflow")
 
 
-def _outputs(folder: RunFolder, job: Job, node_id: str, warnings: list[str], notes: list[str]) -> io.NodeOutput:
-    lora = folder.finished_lora(job.loop.steps)
-    if lora is None:
-        raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew.")
+def _outputs(folder: RunFolder, job: Job, node_id: str, lora: Path, step: int) -> io.NodeOutput:
     host.remember([lora])
     history = read_long_history(folder.events_path)
-    losses = [loss for _, loss in history.losses.points()]
-    told = list(dict.fromkeys([*warnings, *history.warnings, *notes]))
-    summary = f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"
-    last = losses[-20:]  # none, where the diary was lost
-    if last:
-        summary += f", loss {sum(last) / len(last):.4f} (mean of the last 20)"
-    summary += f"\n{run_line(folder, job)}"
-    host.show_text(node_id, summary)
+    text = told(folder, job, history)
+    if step < job.loop.steps:
+        text = f"the LoRA of step {step} is used\n{text}"
+    host.show_text(node_id, text)
     return io.NodeOutput(
-        LoraHandle(lora, job.stage, job.name, job.loop.steps),
+        LoraHandle(lora, job.stage, job.name, step),
         safetensors.torch.load_file(lora),
-        {"loss": losses},
-        ui={"text": ["\n".join([summary, *(f"- {w}" for w in told)])], "wan_run": [folder.path.name]},
+        {"loss": [loss for _, loss in history.losses.points()]},
+        ui={"text": [text], "wan_run": [folder.path.name]},
     )
 
 

@@ -115,7 +115,7 @@ def run_workflow(server: Server, workflow_path: Path, base: Path) -> None:
     if problem:
         raise HostError(f"{problem} (the whole log: {server.log_path})")
     say(f"Done in {time.monotonic() - start:.0f} s. The results:")
-    name = next((n["inputs"]["name"] for n in prompt.values() if n["class_type"] == "MergeStages"), "")
+    name = next((n["inputs"]["lora_name"] for n in prompt.values() if n["class_type"] == "TrainLoRAStage"), "")
     for path in lora_files(base, name):
         say(f"  LoRA: {path}")
     for node_id, paths in output_files(entry, base).items():

@@ -117,7 +117,9 @@ def add_loader(sketch: Sketch, group: str, class_type: str, file: ModelFile, tit
 
 def add_data(sketch: Sketch, vae_file: ModelFile, condition_on: str = "none", **dataset: Any) -> Sources:
     """Dataset, VAE, text encoder and both caches."""
-    source = sketch.add(DATA, "DatasetFromFolder", folder="input/my_dataset", trigger_word="ohwx", **dataset)
+    source = sketch.add(
+        DATA, "DatasetFromFolder", folder="input/my_dataset", trigger_word="ohwx", held_out=1, **dataset
+    )
     vae = add_loader(sketch, DATA, "VAELoader", vae_file)
     clip = add_loader(sketch, DATA, "CLIPLoader", UMT5, type="wan", device="default")
     latents = sketch.add(DATA, "CacheLatents", dataset=(source, 0), vae=(vae, 0), condition_on=condition_on)
@@ -132,6 +134,7 @@ def add_stage(sketch: Sketch, data: Sources, file: ModelFile, stage: str) -> tup
     run = sketch.add(
         TRAINING, "TrainLoRAStage", note and f"Train LoRA Stage{note}",
         dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=stage, lora_name="my_lora",
+        vae=(data.vae, 0), preview_every=250,
     )  # fmt: skip
     title = note and f"Load Diffusion Model{note}"
     return run, add_loader(sketch, RESULT, "UNETLoader", file, title, weight_dtype="default")
@@ -158,7 +161,7 @@ def add_experts(sketch: Sketch, data: Sources, kind: str, **preview: Any) -> Non
         prefix = f"loss_graph_{stage}"
         sketch.add(RESULT, "LossGraphNode", f"Plot Loss Graph ({stage} noise)", loss=(run, 2), filename_prefix=prefix)
     (high, high_base), (low, low_base) = (stages[stage] for stage in STAGES)
-    pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0), name="my_lora")
+    pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0))
     add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
 
 
@@ -166,7 +169,7 @@ def add_single(sketch: Sketch, data: Sources, file: ModelFile, **preview: Any) -
     """Training of a model without experts, and its preview."""
     run, base = add_stage(sketch, data, file, "single model")
     sketch.add(RESULT, "LossGraphNode", loss=(run, 2), filename_prefix="loss_graph")
-    pair = sketch.add(RESULT, "MergeStages", high=(run, 0), name="my_lora")
+    pair = sketch.add(RESULT, "MergeStages", high=(run, 0))
     add_preview(sketch, data, {"pair": pair, "high": base}, **preview)
 
 
@@ -217,11 +220,11 @@ def demo_sketch() -> Sketch:
         runs[stage] = sketch.add(
             TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage} noise)",
             dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name=DEMO_NAME,
-            **DEMO_TRAINING,
+            vae=models["vae"], preview_every=125, preview_steps=8, **DEMO_TRAINING,
         )  # fmt: skip
     for stage, run in runs.items():
         sketch.add(RESULT, "LossGraphNode", f"Loss curve ({stage} noise)", loss=(run, 2), filename_prefix="loss_graph")
-    pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0), name=DEMO_NAME)
+    pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
     preview = sketch.add(RESULT, "PreviewLoRA", pair=(pair, 0), **models, **DEMO_PREVIEW)
     sketch.add(
         RESULT, "SaveVideo", "Video: without and with the LoRA", video=(preview, 2),

@@ -1,5 +1,6 @@
 """Prompts (API format) to workflow files (UI format 0.4), laid out from left to right. Standard library only."""
 
+import json
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ def api_to_ui(prompt: Json, object_info: Json, page: Page | None = None) -> Json
     groups = _place(nodes, depth, page.groups)
     notes = [_note(max(ids.values()) + 1 + i, i, text, len(nodes) + i) for i, text in enumerate(page.notes)]
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_ID}/{sorted(prompt)}")),
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_ID}/{json.dumps(prompt, sort_keys=True)}")),
         "revision": 0,
         "last_node_id": max(ids.values()) + len(notes),
         "last_link_id": len(links),

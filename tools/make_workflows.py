@@ -31,7 +31,7 @@ PAGE_WIDGETS = {
     "LoadWanDiT": 46,
     "MergeStages": 90,
     "WanLoRAFromFile": 46,
-    "TrainLoRAStage": 250,  # at least 190; a chart may be larger
+    "TrainLoRAStage": 450,  # a chart of 240, and its previews
 }
 PICTURE = 240  # room below a node that shows a picture or a video
 PROGRESS_TEXT = 36  # room for the line that the host writes on a node while it works
@@ -40,8 +40,9 @@ NOTE_SIZE = (620, 330)
 STEPS = """
 1. Put clips or images into a folder below ComfyUI's `input` (or `datasets`), each with a `.txt` file of the same name
    that holds its caption. Press **R**, and choose the folder in **Dataset from Folder**.
-2. Choose a `trigger_word`, and a `lora_name`.
-3. Press **Run**. **Stop** keeps a checkpoint; queued again, the run goes on. A finished run returns at once.
+2. Choose a `trigger_word`, and a `lora_name`: the files are called by it.
+3. Press **Run**. **Stop** on the training node keeps a checkpoint; queued again, the run goes on. A finished run returns
+   at once. One sample is held out: its loss, and a short video of it every 250 steps, show what was learnt.
 4. The LoRA is in `models/loras`. **Preview LoRA** shows it: left without, right with it, from the same seed."""
 
 NOTE_22 = f"""## Train a LoRA for Wan 2.2 T2V A14B

@@ -1,14 +1,12 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
+import { Buttons } from "./buttons.js";
 import { betaFor, lossRange, smooth, thin, ticks } from "./curve.js";
 import { block, shape } from "./elements.js";
+import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
 
 const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
-const EMPTY = "The loss is drawn here while the LoRA trains.";
-/** @type {Record<string, string>} */
-const SHOWN_STATES = { stopped: "stopped", finished: "finished", error: "failed", waiting: "starting" };
-
 /**
  * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
  * @typedef {object} Report
@@ -19,6 +17,9 @@ const SHOWN_STATES = { stopped: "stopped", finished: "finished", error: "failed"
  * @property {Point[]} [validation]
  * @property {Point[]} [smoothed]
  * @property {Preview[]} [previews] all that there are
+ * @property {string[]} [facts] numbers with what they are: time left, seconds a step
+ * @property {string[]} [asks] what can be asked of the run now
+ * @property {string} [notes] below the curve: which run it is, how it ended, its warnings
  */
 
 /**
@@ -63,13 +64,15 @@ export class LossChart {
   frame = null; // the drawing that is asked for
 
   /**
-   * See Previews.
+   * See Previews, and Buttons.
    * @param {(file: string) => string} addressOf
    * @param {() => void} onToggle
+   * @param {(ask: string) => Promise<string>} onAsk
    */
-  constructor(addressOf = (file) => file, onToggle = () => {}) {
+  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "") {
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
+    this.buttons = new Buttons(this.element, onAsk);
     this.plot = block("wan-train-plot", this.element);
     this.previews = new Previews(this.element, addressOf, onToggle);
     this.notes = block("wan-train-notes", this.element);
@@ -80,7 +83,8 @@ export class LossChart {
     this.plot.addEventListener("pointerleave", () => this.hover(null));
     this.observer = new ResizeObserver(() => this.schedule());
     this.observer.observe(this.plot);
-    this.run = { steps: 0, state: "new", line: "" };
+    /** @type {{ steps: number, state: string, line: string, facts: string[] }} */
+    this.run = { steps: 0, state: "new", line: "", facts: [] };
     this.clear();
   }
 
@@ -89,7 +93,8 @@ export class LossChart {
     this.losses = new Map();
     this.known = new Map();
     this.validation = new Map();
-    this.run = { steps: 0, state: "new", line: "" };
+    this.run = { steps: 0, state: "new", line: "", facts: [] };
+    this.buttons.set([]);
     this.pointer = null;
     this.previews.set([]);
     this.schedule();
@@ -109,10 +114,13 @@ export class LossChart {
 
   /**
    * Take in new points.
-   * @param {Report} update
+   * @param {Report} report
    */
-  add({ steps, state, line, losses = [], validation = [], previews = this.previews.files }) {
-    this.run = { steps, state, line };
+  add(report) {
+    const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
+    this.run = { steps, state, line, facts: report.facts ?? [] };
+    this.buttons.set(report.asks ?? []);
+    if (report.notes !== undefined) this.say(report.notes);
     this.previews.set(previews);
     for (const [step, loss] of losses) {
       this.losses.set(step, loss);
@@ -129,6 +137,16 @@ export class LossChart {
   say(text) {
     this.notes.textContent = text;
     this.notes.hidden = !text;
+    this.schedule();
+  }
+
+  /**
+   * The node has failed: its sentence, in the place of a state.
+   * @param {string} sentence
+   */
+  fail(sentence) {
+    this.run = { ...this.run, state: "error", line: sentence, facts: [] };
+    this.buttons.set([]);
     this.schedule();
   }
 
@@ -193,19 +211,9 @@ export class LossChart {
 
   drawHead() {
     const step = this.steps.at(-1);
-    const { state, steps, line } = this.run;
     this.element.classList.toggle("wan-train-empty", step === undefined);
-    this.head.classList.toggle("wan-train-error", state === "error");
-    if (step === undefined) {
-      this.head.textContent = line || EMPTY;
-      return;
-    }
-    const parts = [`step ${step} / ${steps}`, `loss ${this.averages[this.averages.length - 1].toFixed(4)}`];
-    const held = [...this.validation].sort((a, b) => a[0] - b[0]).at(-1);
-    if (held) parts.push(`validation ${held[1].toFixed(4)}`);
-    if (SHOWN_STATES[state]) parts.push(SHOWN_STATES[state]);
-    if (state === "error" && line) parts.push(line);
-    this.head.textContent = parts.join("   ");
+    const held = [...this.validation].sort((a, b) => a[0] - b[0]).at(-1)?.[1];
+    writeHead(this.head, this.run, { step, average: this.averages.at(-1), held });
   }
 
   /**
@@ -276,10 +284,14 @@ export class LossChart {
     const [x, y] = place([step, average]);
     this.svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
     this.svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
-    const lines = [`step ${step}`, `loss ${this.pointAt(step)[1].toFixed(4)}`, `smoothed ${average.toFixed(4)}`];
+    const lines = [
+      `step ${step}`,
+      `loss of this step ${this.pointAt(step)[1].toFixed(4)}`,
+      `average loss ${average.toFixed(4)}`,
+    ];
     const held = this.validation.size ? nearest([...this.validation.keys()]) : null;
     if (held !== null && Math.abs(view.x(held) - x) < 6) {
-      lines.push(`validation ${this.validation.get(held)?.toFixed(4)} (step ${held})`);
+      lines.push(`held-out loss ${this.validation.get(held)?.toFixed(4)} (step ${held})`);
     }
     this.tip.textContent = lines.join("\n");
     this.tip.hidden = false;

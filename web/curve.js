@@ -64,7 +64,8 @@ export function lossRange(raw, averages, validation) {
   const marks = [...averages, ...validation];
   const low = marks.reduce((a, b) => Math.min(a, b), at(0.02) ?? Infinity);
   const high = marks.reduce((a, b) => Math.max(a, b), at(0.98) ?? -Infinity);
-  const room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
+  const isFlat = !(high - low > Math.abs(high) * 1e-6); // apart by rounding: no grid has lines between them
+  const room = isFlat ? Math.abs(high) * 0.1 || 1 : (high - low) * 0.08;
   return [Math.max(0, low - room), high + room];
 }
 

@@ -49,6 +49,7 @@ export function allNodes() {
  * @param {string} name
  * @param {HTMLElement} element
  * @param {() => number} height the least it needs
+ * @returns {Comfy.OwnWidget}
  */
 export function addWidget(node, name, element, height) {
   const widget = node.addDOMWidget(name, `wan_train_${name}`, element, {
@@ -60,6 +61,7 @@ export function addWidget(node, name, element, height) {
   });
   widget.serialize = false;
   makeRoom(node);
+  return widget;
 }
 
 /**

@@ -51,45 +51,64 @@ export function showsText(node) {
 /**
  * @param {HTMLElement} element
  * @param {string} text
+ * @param {boolean} failed
  */
-function write(element, text) {
+function write(element, text, failed = false) {
   element.textContent = text || NOTHING_YET;
-  element.className = text ? "wan-train-report" : "wan-train-report wan-train-empty";
-}
-
-/**
- * @param {Comfy.Node} node
- * @param {string} text
- */
-function show(node, text) {
-  const report = reports.get(node);
-  if (report) write(report, text);
-  else chartOf(node)?.say(text);
+  element.className = `wan-train-report${failed ? " wan-train-failed" : text ? "" : " wan-train-empty"}`;
 }
 
 /** @param {Comfy.Node} node */
 function storageKey(node) {
-  return `wan_train.text/${node.graph?.id}/${node.id}`;
+  return `wan_train.report/${node.graph?.id}/${node.id}/${node.comfyClass}`;
 }
 
 /**
- * Write a node's text, and keep it for a reload of this tab. It does not go into the workflow: it names files.
+ * What a report is of: the values of the node's widgets.
+ * @param {Comfy.Node} node
+ */
+function valuesOf(node) {
+  return JSON.stringify((node.widgets ?? []).filter((own) => own.serialize !== false).map((own) => own.value));
+}
+
+/**
+ * Write a node's text. A report is kept for this tab, with the values that it is of; not in the workflow: it names files.
+ * A training's text is in the folder of its run.
  * @param {Comfy.Node} node
  * @param {string} text
  */
 export function showText(node, text) {
-  show(node, text);
-  if (text) sessionStorage.setItem(storageKey(node), text);
+  const report = reports.get(node);
+  if (!report) {
+    chartOf(node)?.say(text);
+    return;
+  }
+  write(report, text);
+  if (text) sessionStorage.setItem(storageKey(node), JSON.stringify({ values: valuesOf(node), text }));
 }
 
 /**
- * Write what was kept of a node's text; or with `forget` drop it, where the node is another workflow's.
+ * Show why a node has failed, in the place of what it reported before.
  * @param {Comfy.Node} node
- * @param {boolean} forget
+ * @param {string} sentence
  */
-export function recallText(node, forget) {
-  if (forget) sessionStorage.removeItem(storageKey(node));
-  else show(node, sessionStorage.getItem(storageKey(node)) ?? "");
+export function showFailure(node, sentence) {
+  const report = reports.get(node);
+  if (report) write(report, sentence.trim(), true);
+  else chartOf(node)?.fail(sentence.trim());
+  dropProgressLine(node);
+}
+
+/**
+ * Write what was kept of a node's report, if it is of the values that the node has now.
+ * @param {Comfy.Node} node
+ */
+export function recallText(node) {
+  const report = reports.get(node);
+  const kept = report && sessionStorage.getItem(storageKey(node));
+  if (!kept) return;
+  const { values, text } = JSON.parse(kept);
+  if (values === valuesOf(node)) write(report, text);
 }
 
 /**

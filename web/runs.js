@@ -5,14 +5,17 @@ import { api } from "../../scripts/api.js";
 import { LossChart } from "./chart.js";
 import { addWidget, allNodes, makeRoom, nodeByExecutionId } from "./graph.js";
 
-const CHART_HEIGHT = 190;
+const CHART_HEIGHT = 240;
 const PREVIEW_HEIGHT = 210; // more, once there is one
+const TOKEN = "wan_node"; // property of a node, by which the server knows it
 
 /** @typedef {import("./chart.js").Report} Report */
 
 /**
- * What the server sends while a run goes on.
- * @typedef {Report & { node_id: string, run: string, about?: string, losses: import("./curve.js").Point[] }} Update
+ * What the server sends while a run goes on. `token` is that of the node it was queued from, "" if a program queued it.
+ * @typedef {Report & {
+ *   node_id: string, token: string, name: string, stage: string, run: string, losses: import("./curve.js").Point[]
+ * }} Update
  */
 
 /**
@@ -33,16 +36,39 @@ const addressOfRun = (run) => `/wan_train/runs/${encodeURIComponent(run)}`;
 /** @param {Comfy.Node} node */
 export function addChart(node) {
   const addressOf = (/** @type {string} */ file) => api.apiURL(`${addressOfRun(entry.run ?? "")}/previews/${file}`);
-  const chart = new LossChart(addressOf, () => makeRoom(node));
+  const chart = new LossChart(
+    addressOf,
+    () => makeRoom(node),
+    (what) => ask(entry, what),
+  );
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
   charts.set(node, entry);
-  addWidget(
+  const widget = addWidget(
     node,
     "loss_curve",
     chart.element,
     () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT),
   );
+  widget.beforeQueued = () => {
+    // Into the workflow that is sent: by it the server tells us again which run is this node's.
+    if (!node.properties[TOKEN]) node.setProperty(TOKEN, crypto.randomUUID());
+  };
+}
+
+/**
+ * Ask the server to stop, pause or save the run. Returns "" or a sentence why it can't.
+ * @param {Entry} entry
+ * @param {string} what
+ */
+async function ask(entry, what) {
+  try {
+    const answer = await api.fetchApi(`${addressOfRun(entry.run ?? "")}/ask/${what}`, { method: "POST" });
+    return answer.ok ? "" : (await answer.json()).error;
+  } catch (error) {
+    console.warn(`[wan_train] ${what} did not reach the server`, error);
+    return "ComfyUI does not answer: is it still running?";
+  }
 }
 
 /**
@@ -54,18 +80,25 @@ export function chartOf(node) {
 }
 
 /**
- * Name the run on the node; the name is saved with the workflow, and brings the curve back. Returns whether it is new.
- * @param {Comfy.Node} node
+ * Show this run from now on. Returns whether it is another than before.
  * @param {Entry} entry
  * @param {string} run
  */
-function setRun(node, entry, run) {
+function setRun(entry, run) {
   if (entry.run === run) return false;
   entry.run = run;
   entry.chart.clear();
   entry.chart.say("");
-  node.setProperty("wan_run", run);
   return true;
+}
+
+/**
+ * Name the run on the node; the name is saved with the workflow.
+ * @param {Comfy.Node} node
+ * @param {string} run
+ */
+function nameRun(node, run) {
+  if (node.properties.wan_run !== run) node.setProperty("wan_run", run);
 }
 
 /**
@@ -94,29 +127,45 @@ async function fetchRun(entry) {
 }
 
 /**
- * Whether a run can be this node's: events reach every open workflow, and node ids are alike in many of them.
+ * The value of a widget; undefined where it comes over a wire.
  * @param {Comfy.Node} node
- * @param {string} run
+ * @param {string} name
  */
-function isRunOf(node, run) {
-  if (node.properties?.wan_run === run) return true;
-  if (node.inputs?.find((input) => input.name === "lora_name")?.link != null) return true; // its value is elsewhere
-  return run.startsWith(`${node.widgets?.find((widget) => widget.name === "lora_name")?.value}_`);
+function inputOf(node, name) {
+  if (node.inputs?.find((input) => input.name === name)?.link != null) return undefined;
+  return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
 /**
- * Go on with the chart of the node whose run it is.
+ * Whether an update is of this node's run: events reach every open workflow, and node ids are alike in many of them. The
+ * server hands over the token of the node that was queued. Without one, names and stages must be the same.
+ * @param {Comfy.Node} node
+ * @param {Update} update
+ */
+function isRunOf(node, update) {
+  if (charts.get(node)?.run === update.run) return true; // it shows it already
+  if (node.properties[TOKEN] && update.token) return node.properties[TOKEN] === update.token;
+  if (node.properties.wan_run === update.run) return true;
+  const name = inputOf(node, "lora_name");
+  const stage = inputOf(node, "stage");
+  const isOfStage = stage === undefined || String(stage).split(" ")[0] === update.stage;
+  return isOfStage && (name === undefined || name === update.name);
+}
+
+/**
+ * Go on with the chart of the node whose run it is; returns the node.
  * @param {Update} update
  */
 export function takeUpdate(update) {
   const node = nodeByExecutionId(update.node_id);
   const entry = node && charts.get(node);
-  if (!entry || !isRunOf(node, update.run)) return;
-  const isNew = setRun(node, entry, update.run);
-  if (update.losses.length) entry.chart.say(update.about ?? ""); // in the place of what was said of an earlier end
+  if (!entry || !isRunOf(node, update)) return undefined;
+  nameRun(node, update.run);
+  const isNew = setRun(entry, update.run);
   entry.chart.add(update);
   if (entry.fetching) entry.missed.push(update);
   if (isNew) fetchRun(entry);
+  return node;
 }
 
 /**
@@ -127,26 +176,35 @@ export function takeUpdate(update) {
 export function showRun(node, run) {
   const entry = charts.get(node);
   if (!entry) return;
-  setRun(node, entry, run);
+  nameRun(node, run);
+  setRun(entry, run);
   fetchRun(entry);
 }
 
 /**
- * Bring back the curve of the run that a workflow names.
+ * Bring back the curve of the node's run: the server knows which it is, by the node, its workflow, or its name.
  * @param {Comfy.Node} node
  */
-export function recallRun(node) {
+export async function recallRun(node) {
   const entry = charts.get(node);
-  const run = node.properties?.wan_run;
-  if (!entry || !run) return;
-  entry.run = String(run);
-  fetchRun(entry);
+  if (!entry) return;
+  const query = new URLSearchParams();
+  const asked = { token: node.properties[TOKEN], run: node.properties.wan_run, name: inputOf(node, "lora_name") };
+  for (const [name, value] of Object.entries({ ...asked, stage: inputOf(node, "stage") })) {
+    if (value) query.set(name, String(value));
+  }
+  try {
+    const answer = await api.fetchApi(`/wan_train/shown?${query}`);
+    const run = answer.ok && (await answer.json()).run;
+    if (!run) return;
+    setRun(entry, run); // not into the workflow, which would then differ from what is saved
+    fetchRun(entry);
+  } catch (error) {
+    console.warn("[wan_train] the server does not tell which run the node shows", error);
+  }
 }
 
-/** Fetch all curves again: events were missed while the server was away. */
-export function refetchRuns() {
-  for (const node of allNodes()) {
-    const entry = charts.get(node);
-    if (entry) fetchRun(entry);
-  }
+/** Bring all curves back: events were missed while the server was away, or a prompt has ended without them. */
+export function recallRuns() {
+  for (const node of allNodes()) recallRun(node);
 }

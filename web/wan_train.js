@@ -7,12 +7,10 @@ import { chooseFiles, listenForDrops } from "./imports.js";
 import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
 import { fetchPresets, presetMenu } from "./presets.js";
-import { addReport, dropProgressLine, hasReport, recallText, showsText, showText } from "./reports.js";
-import { addChart, chartOf, recallRun, refetchRuns, showRun, takeUpdate } from "./runs.js";
+import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
+import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
 
 const TRAIN = "TrainLoRAStage";
-
-let restoring = true; // the first graph with our nodes is the one that was open before the page was reloaded
 
 /**
  * Show what a node has executed to.
@@ -42,7 +40,14 @@ function listen() {
     const { display_node, node, output } = /** @type {CustomEvent} */ (event).detail;
     takeOutput(nodeByExecutionId(display_node ?? node), output);
   });
-  events.addEventListener("reconnected", refetchRuns);
+  events.addEventListener("execution_error", (event) => {
+    const { node_id, node_type, exception_message } = /** @type {CustomEvent} */ (event).detail;
+    const node = nodeByExecutionId(node_id);
+    if (node && node.comfyClass === node_type && showsText(node)) showFailure(node, exception_message);
+  });
+  for (const kind of ["reconnected", "execution_success", "execution_interrupted"]) {
+    events.addEventListener(kind, recallRuns);
+  }
   listenForDrops();
 }
 
@@ -87,12 +92,10 @@ const extension = {
   },
 
   afterConfigureGraph() {
-    const own = allNodes().filter(showsText);
-    for (const node of own) {
-      recallText(node, !restoring);
+    for (const node of allNodes().filter(showsText)) {
+      recallText(node);
       recallRun(node);
     }
-    if (own.length) restoring = false;
   },
 
   onNodeOutputsUpdated(/** @type {Record<string, Comfy.Output> | null} */ outputs) {

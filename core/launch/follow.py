@@ -33,6 +33,8 @@ class FollowedRun:
         self.history = read_long_history(folder.events_path) if history is None else history
         self.pace = Pace()  # of this worker
         self.worker = Worker(folder)
+        self.has_told = False  # whether this worker has told anything
+        self.has_begun = False  # whether it has told at which step it begins
         self._deadline: float | None = None
 
     @property
@@ -56,6 +58,8 @@ class FollowedRun:
         events = self.worker.poll()
         for event in events:
             self.history.add(event)
+            self.has_told = True
+            self.has_begun = self.has_begun or event["event"] == "start"
             self.pace.add(event)
         return events
 

@@ -11,6 +11,7 @@ from ..disk import disk_error
 from ..errors import RunError
 from ..offline import OFFLINE
 from ..train.events import Event, EventReader
+from ..train.requests import forget_requests
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder
 
@@ -41,6 +42,7 @@ class Worker:
         self.folder = folder
         check_run_folder(folder.path)  # before the log, which would be written through a link
         folder.clear_stop()
+        forget_requests(folder.path)
         self._reader = EventReader(folder.events_path, at_end=True)
         try:
             log = folder.log_path.open("ab")

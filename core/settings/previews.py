@@ -49,11 +49,10 @@ class PreviewOptions(Options, group="previews"):
         simpletuner="validation_guidance",
     )
     shift: float = option(
-        5.0,
-        help="Time shift of the sampler of previews; 5 for most models.",
-        least=1e-4,
+        0.0,
+        help="Time shift of the sampler of previews.",
+        zero="the official one of the model, as Preview LoRA has it: 12 for Wan 2.2 T2V A14B, 5 for others",
         most=1e4,
-        hint="; 5 suits most models",
         in_key=False,
         musubi="flow_shift",
     )

@@ -83,6 +83,13 @@ class StageSettings(Options):
         widget=Widget(TRAIN, "device", 26, is_required=True),
         aitoolkit="device",
     )
+    allow_other_expert: bool = option(
+        False,
+        help="Train on a model file whose name says that it is the other expert's.",
+        more="Off: a high noise file in the low noise stage is refused, and the other way round.",
+        in_key=False,  # the file's content is
+        widget=Widget(TRAIN, "allow_other_expert", 90),
+    )
 
     def __post_init__(self) -> None:
         window = self.timesteps.sigma_min, self.timesteps.sigma_max
@@ -97,9 +104,14 @@ class StageSettings(Options):
 
     def warnings(self, stage: Stage) -> list[str]:
         """What was chosen and a job no longer tells: options that have no effect in this stage, one sentence each."""
+        found: list[str] = []
         if stage == "single" and self.boundary:
-            return ["boundary has no effect with a single model: it is where the experts of Wan 2.2 A14B meet."]
-        return []
+            found.append("boundary has no effect with a single model: it is where the experts of Wan 2.2 A14B meet.")
+        if stage == "single" and self.allow_other_expert:
+            found.append(
+                "allow_other_expert has no effect with a single model, which has one file for all noise levels."
+            )
+        return found
 
 
 def stage_options() -> dict[str, Option]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
 from ..adapters.start_from import adapter_identity
+from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..optimizers import OPTIMIZERS
@@ -38,6 +39,7 @@ def build_job(
 
     `preview_vae`: the VAE's file, where the run itself decodes its previews.
     """
+    check_expert(info.path, stage, allow_other=settings.allow_other_expert)
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
     loop = settings.loop
     if settings.epochs:
@@ -74,13 +76,27 @@ def build_job(
     return job
 
 
+def check_expert(model: Path, stage: Stage, *, allow_other: bool = False) -> None:
+    """ConfigError for a file that by its name is the expert that `stage` does not train.
+
+    Nothing would look wrong for hours: the weights can't tell, as both experts have the same names and shapes.
+    """
+    hint = hints_expert(model)
+    if allow_other or stage == "single" or hint in (None, stage):
+        return
+    raise ConfigError(
+        f"{model.name} is the {hint} noise expert by its name, but the stage is {stage} noise: choose the {stage} noise "
+        "file, or the other stage. If you mean it, switch allow_other_expert on."
+    )
+
+
 def steps_of_epochs(epochs: int, data: DataSpec, loop: LoopOptions) -> int:
     """Updates in which the batches of `epochs` epochs are used; the last update may reach into the next epoch."""
     return run_length(data, loop).steps_of(epochs)
 
 
 def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
-    """Settings without effect, and a model file that looks like the other expert's.
+    """Settings without effect, and a model file that looks like an expert's where it is not trained as one.
 
     `settings`: those that the job was made of, where they are at hand.
     """
@@ -98,11 +114,8 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     hint = hints_expert(path)
     if hint in (None, job.stage):
         return found
-    if job.stage == "single":
-        sentence = f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is single model."
-    else:
-        sentence = f"{path.name} looks like the {hint} noise expert, but the stage is {job.stage} noise."
-    return [*found, sentence]
+    trained_as = "single model" if job.stage == "single" else f"{job.stage} noise"
+    return [*found, f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is {trained_as}."]
 
 
 def _ema_warning(job: Job) -> list[str]:

@@ -9,7 +9,7 @@ found damaged is renamed to `damaged-step-00000250` and kept.
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +54,13 @@ class Checkpoints:
         *,
         keep_last: int,
         training: str = "",
+        metadata: Mapping[str, str] | None = None,
         average: dict[str, torch.Tensor] | None = None,
     ) -> Path:
         """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`.
 
-        `training`: the key of the job, noted beside. `average`: tensors for LoRA tools alone. Raises RunError when the
-        disk refuses; earlier checkpoints are untouched.
+        `training`: the key of the job, noted beside. `metadata`: of the files that LoRA tools can read. `average`: tensors
+        for LoRA tools alone. Raises RunError when the disk refuses; earlier checkpoints are untouched.
         """
         target = self.path / f"step-{step:08d}"
         if _is_complete(target):
@@ -71,12 +72,13 @@ class Checkpoints:
         temporary = temporary_sibling(target)
         try:
             temporary.mkdir(parents=True)
+            described = {**(metadata or {}), "format": "pt"}
             files = {
-                ADAPTER: write_safetensors(temporary / ADAPTER, tensors, {"format": "pt"}, kept=kept),
+                ADAPTER: write_safetensors(temporary / ADAPTER, tensors, described, kept=kept),
                 STATE: _write_state(temporary / STATE, {**state, "manifest": _VERSION}, kept),
             }
             if average is not None:
-                write_safetensors(temporary / AVERAGE, average, {"format": "pt"}, kept=kept)
+                write_safetensors(temporary / AVERAGE, average, described, kept=kept)
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
             temporary.rename(target)
         except OSError as error:

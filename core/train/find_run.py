@@ -105,10 +105,11 @@ def _fits_length(folder: RunFolder, job: Job) -> bool:
         return False
     loop = (read_object(folder.job_path) or {}).get("loop")
     planned = loop.get("steps") if isinstance(loop, dict) else None
-    return not (isinstance(planned, int) and planned > steps and _is_in_use(folder))
+    return not (isinstance(planned, int) and planned > steps and is_in_use(folder))
 
 
-def _is_in_use(folder: RunFolder) -> bool:
+def is_in_use(folder: RunFolder) -> bool:
+    """Whether somebody trains in the folder, or is about to."""
     for lock in (claim_lock(folder), folder.lock()):
         if lock.path.exists():
             if not lock.acquire():

@@ -58,7 +58,7 @@ def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
     high, low = experts(job.stage, velocity_model(trainer, batch), batch.latents, noise)
     trainer.model.eval()
     try:
-        options = preview_sampling(job.previews, boundary)
+        options = preview_sampling(job, boundary)
         return sample(high, low, noise, batch.context, negative, options, on_step)[0].cpu()
     finally:
         trainer.model.train()
@@ -136,9 +136,10 @@ class Preview:
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if _is_due(report.step, trainer.job) and not self._should_stop():
-            self._make(trainer)
+            self.make(trainer)
 
-    def _make(self, trainer: Trainer) -> None:
+    def make(self, trainer: Trainer) -> None:
+        """The preview of the trainer's step, now."""
         step, start = trainer.step, time.perf_counter()
         self._events.write("status", message=f"step {step}: sampling a preview")
         try:

@@ -1,6 +1,6 @@
 """Checkpoints in a run: written between steps, and found again by the next process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,18 @@ class SaveCheckpoint:
     """A checkpoint every `checkpoint_every` steps and at the end."""
 
     def __init__(
-        self, folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful], *, average: Show | None = None
+        self,
+        folder: RunFolder,
+        events: EventWriter,
+        parts: Mapping[str, Stateful],
+        *,
+        describe: Callable[[int], Mapping[str, str]] = lambda _step: {},
+        average: Show | None = None,
     ):
-        """`average`: within it the adapter is the average that is kept beside it, for LoRA tools."""
-        self._store, self._events, self._parts, self._average = folder.checkpoint_store, events, parts, average
+        """`describe`: what the adapter's file says about itself after so many steps. `average`: within it the adapter is the
+        average that is kept beside it, for LoRA tools."""
+        self._store, self._events, self._parts = folder.checkpoint_store, events, parts
+        self._describe, self._average = describe, average
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now."""
@@ -34,7 +42,15 @@ class SaveCheckpoint:
         if self._average is not None:
             with self._average():
                 average = self._parts[ADAPTER].state_dict()
-        self._store.save(trainer.step, tensors, state, average=average, keep_last=job.loop.keep_last, training=job.key)
+        self._store.save(
+            trainer.step,
+            tensors,
+            state,
+            keep_last=job.loop.keep_last,
+            training=job.key,
+            metadata=self._describe(trainer.step),
+            average=average,
+        )
         self._events.write("checkpoint", step=trainer.step)
 
     def needs_weights(self, trainer: Trainer) -> bool:

@@ -27,6 +27,7 @@ from .loop import StepReport, Trainer
 from .optimizers import build_optimizer
 from .prepare import Prepared
 from .previews import Preview
+from .requests import PREVIEW_FILE, SAVE_FILE
 from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
 from .run_folder import RunFolder
 from .run_plan import RunPlan
@@ -87,14 +88,18 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
     schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
     first = step * job.loop.gradient_accumulation
     batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
-    checkpoint = SaveCheckpoint(folder, events, parts, average=averages.of_checkpoints)
+    describing = partial(checkpoint_metadata, folder, job)
+    checkpoint = SaveCheckpoint(folder, events, parts, describe=describing, average=averages.of_checkpoints)
+    preview = Preview(folder, events, should_stop, make_room=plan.make_room)
     callbacks = [
         LogStep(events, device),
         Validate(events),
         checkpoint,
         SaveWhenDiaryFails(events, checkpoint),
         *plan.callbacks(),
-        Preview(folder, events, should_stop, make_room=plan.make_room),
+        preview,
+        WhenAsked(folder.path / SAVE_FILE, checkpoint.save),
+        WhenAsked(folder.path / PREVIEW_FILE, preview.make),
         StopWhen(should_stop, checkpoint),
     ]
     trainer = Trainer(
@@ -196,6 +201,23 @@ class StopWhen:
             raise RunStoppedError
 
 
+class WhenAsked:
+    """Does `act` once for each request, with the weights of the step after which it was seen."""
+
+    def __init__(self, path: Path, act: Callable[[Trainer], None]):
+        """`path`: of the request's file."""
+        self._path, self._act = path, act
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return self._path.exists()
+
+    def __call__(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step != trainer.step or not self._path.exists():
+            return
+        self._path.unlink(missing_ok=True)
+        self._act(trainer)
+
+
 def write_validation(trainer: Trainer, events: EventWriter) -> None:
     """Compute the held-out loss and write it to the diary."""
     start = time.perf_counter()
@@ -227,6 +249,11 @@ def save_lora(folder: RunFolder, job: Job, prepared: Prepared, averages: Average
         write_adapter(path, prepared.model, metadata=lora_metadata(described))
     folder.write_result(step=step, lora=path)
     return path
+
+
+def checkpoint_metadata(folder: RunFolder, job: Job, step: int) -> dict[str, str]:
+    """Of the adapter in a checkpoint, which is a LoRA like the one at the end."""
+    return lora_metadata(describe(folder, job, step))
 
 
 def describe(folder: RunFolder, job: Job, step: int) -> LoraDescription:

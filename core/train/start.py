@@ -30,8 +30,19 @@ from ..wan.checkpoint import CheckpointInfo
 from .checkpoints import Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
+from .requests import REQUEST_FILES
 
-_FILES = ("job.json", "events.jsonl", "worker.log", "result.json", "workflow.json", "stop", ".lock")
+_FILES = (
+    "job.json",
+    "events.jsonl",
+    "worker.log",
+    "result.json",
+    "workflow.json",
+    "page.json",
+    "stop",
+    *REQUEST_FILES,
+    ".lock",
+)
 _FOLDERS = ("checkpoints", "previews")
 MAX_ENTRIES = 100_000  # files in a run folder: a run makes some hundreds
 

@@ -25,7 +25,7 @@ from .control import (
 from .describer import HostDescriber
 from .encoders import HostTextEncoder, HostVideoEncoder, HostVisionEncoder
 from .models import load_diffusion_model, load_umt5, load_vae, umt5_config
-from .places import cache_path, remember, runs_path, vanished, work_path
+from .places import cache_path, note_unfinished, remember, runs_path, vanished, work_path
 
 __all__ = [
     "SAMPLERS",
@@ -45,6 +45,7 @@ __all__ = [
     "load_diffusion_model",
     "load_umt5",
     "load_vae",
+    "note_unfinished",
     "on_prompt",
     "raise_if_interrupted",
     "remember",

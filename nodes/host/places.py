@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 
 _produced: set[Path] = set()
+_unfinished = 0  # how often a node gave less than its run would have become
 
 
 def work_path() -> Path:
@@ -31,6 +32,15 @@ def remember(paths: Iterable[Path]) -> None:
     _produced.update(paths)
 
 
+def note_unfinished() -> None:
+    """A node's output is of a run that can go on: queued again, it shall not come from the host's cache."""
+    global _unfinished
+    _unfinished += 1
+
+
 def vanished() -> int:
-    """How many remembered files are gone; part of node fingerprints, so that a deletion makes the nodes run again."""
-    return sum(not path.exists() for path in _produced)
+    """How many outputs are no longer what their nodes would give; part of fingerprints, so that the nodes run again.
+
+    Those are remembered files that are gone, and LoRAs of runs that can go on.
+    """
+    return _unfinished + sum(not path.exists() for path in _produced)

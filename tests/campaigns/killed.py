@@ -182,7 +182,7 @@ def train(runs: str, job: str, plan: dict[str, Any], board: str) -> int:
         (run_plan.RunPlan, "load", "loading the model"),
         (run, "write_validation", "validation"),
         (run.SaveCheckpoint, "save", "checkpoint"),
-        (previews.Preview, "_make", "preview"),
+        (previews.Preview, "make", "preview"),
         (run, "save_lora", "LoRA"),
         (RunFolder, "write_result", "result"),
         (Trainer, "train", "first step"),

@@ -115,9 +115,6 @@ def test_a_clip_that_is_too_short(warm, folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_frames": 10}, ("num_frames is 10", "4n+1", "9 or 13")),
-        ({"width": 100}, ("width is 100", "multiple of 16", "96 or 112")),
-        ({"height": 8}, ("height is 8", "multiple of 16")),
         ({"folder": "input/nothing_here"}, ("input/nothing_here", "not found")),
         ({"folder": "input/../models"}, ("leads outside",)),
         ({"folder": "input/../../../etc"}, ("leads outside",)),
@@ -126,8 +123,23 @@ def test_a_clip_that_is_too_short(warm, folder):
     ],
     ids=lambda v: str(v)[:30] if isinstance(v, dict) else None,
 )
-def test_sizes_frames_and_folders_are_checked_before_anything_runs(warm, change, words):
-    check(refusal(warm, caching(**change)), "data", *words)
+def test_folders_are_checked_before_anything_runs_and_refused_once(warm, change, words):
+    found = refusal(warm, caching(**change))
+    check(found, "data", *words)
+    assert found[1].count("the dataset folder") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_frames": 10}, ("num_frames is 10", "4n+1", "9 or 13")),
+        ({"width": 100}, ("width is 100", "multiple of 16", "96 or 112")),
+        ({"more_sizes": "100"}, ("100", "multiple of 16")),
+    ],
+    ids=lambda v: str(v)[:30] if isinstance(v, dict) else None,
+)
+def test_sizes_and_frames_are_checked_before_anything_is_cached(warm, change, words):
+    check(failure(warm, caching(**change)), "data", *words)
 
 
 def test_a_link_out_of_the_roots_is_refused(warm):

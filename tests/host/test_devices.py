@@ -22,7 +22,7 @@ def test_one_device_trains_in_turn(host):
     times = spans(host, "turn")
     first, second = sorted(times.values())
     assert first[1] < second[0]
-    texts = [e.data["bytes"].decode(errors="replace") for e in host.events if e.data.get("kind") == "text"]
+    texts = [e.data["line"] for e in host.events if e.type == "wan_train.update"]
     assert any("waiting for cpu: another run is training on it" in text for text in texts)
 
 

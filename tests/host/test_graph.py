@@ -133,19 +133,17 @@ def test_the_host_draws_both_loss_curves(finished):
     assert all(len(entry["outputs"][f"{stage}_curve"]["images"]) == 1 for stage in ("high", "low"))
 
 
-def test_progress_bar_live_line_and_chart_events(finished):
+def test_progress_bar_and_chart_events(finished):
     _, _, events = finished
     states = [
         e.data["nodes"]["high_train"] for e in events if e.type == "progress_state" and "high_train" in e.data["nodes"]
     ]
     assert max(s["value"] for s in states) == 5
-    lines = [
-        e.data["bytes"].decode(errors="replace") for e in events if e.type == "binary" and e.data["kind"] == "text"
-    ]
-    live = [line for line in lines if "high_train" in line and "s/it" in line]
-    assert live
-    assert all(word in live[-1] for word in ("step ", "loss ", "lr ", " left"))
     updates = [e.data for e in events if e.type == "wan_train.update" and e.data["node_id"] == "high_train"]
+    numbers = next(" ".join(update["facts"]) for update in updates[::-1] if update["facts"])
+    assert all(word in numbers for word in (" left", " s a step", "learning rate "))
+    assert (updates[0]["state"], updates[0]["line"]) == ("waiting", "starting the trainer")
+    assert (updates[-1]["state"], updates[-1]["asks"]) == ("finished", [])
     assert sorted(step for update in updates for step, _ in update["losses"]) == [1, 2, 3, 4, 5]
 
 

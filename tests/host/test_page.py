@@ -11,14 +11,17 @@ from wan_train.tools.screenshot import APP, BROWSERS, open_browser
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
 TRAIN = next(node for node in WORKFLOW["nodes"] if node["type"] == "TrainLoRAStage")
+STAGE = next(value for value in TRAIN["widgets_values"] if str(value).endswith(" noise")).split()[0]
 UPDATE = f"""
 const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
 const name = node.widgets.find((widget) => widget.name === "lora_name").value;
 const losses = Array.from({{ length: 20 }}, (_, i) => [i + 1, 1 / (i + 2)]);
-const detail = {{ node_id: "{TRAIN["id"]}", run: name + "_0", steps: 40, state: "running", line: "", losses, validation: [] }};
+const detail = {{ node_id: "{TRAIN["id"]}", run: name + "_0", token: "", name,
+  stage: "{STAGE}", steps: 40, state: "training", line: "", losses, validation: [] }};
 window.comfyAPI.api.api.dispatchEvent(new CustomEvent("wan_train.update", {{ detail }}));
 """
-DRAWN = "document.querySelector('.wan-train-smooth')?.getBoundingClientRect().width > 50"
+# Half of the plot, at the zoom that shows the whole graph.
+DRAWN = "document.querySelector('.wan-train-smooth')?.getBoundingClientRect().width > 15"
 REPORTS = "return document.querySelectorAll('.wan-train-report').length"
 PRESETS = f"""
 const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
@@ -46,7 +49,7 @@ async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list
 def test_the_chart_is_drawn_on_the_node(host, modern):
     head, reports, menu, complaints = asyncio.run(look(host.url, modern))
     assert complaints == []
-    assert head.startswith("step 20 / 40   loss 0.")
+    assert head.startswith("step 20 of 40 average loss 0.")
     shown = {"DatasetFromFolder", "CacheLatents", "CacheT5", "LoadWanDiT", "MergeStages", "WanLoRAFromFile"}
     assert reports == sum(node["type"] in shown for node in WORKFLOW["nodes"])
     assert menu == [None, "WanTrain preset"]

@@ -7,7 +7,7 @@ import { fire, frame, HEIGHT, WIDTH } from "./dom.js";
 const { LossChart } = await import("../../web/chart.js");
 const { previewIndex } = await import("../../web/previews.js");
 
-const RUN = { steps: 10, state: "running", line: "step 3 of 10" };
+const RUN = { steps: 10, state: "training", line: "", facts: ["12 min left"] };
 const LOSSES = [
   [1, 0.5],
   [2, 0.4],
@@ -33,7 +33,7 @@ test("a falling loss is a falling curve inside the plot", async () => {
   for (const [x, y] of points) assert.ok(x > 0 && x < WIDTH && y > 0 && y < HEIGHT);
   assert.ok(points[0][0] < points[1][0] && points[1][0] < points[2][0]);
   assert.ok(points[0][1] < points[1][1] && points[1][1] < points[2][1], "pixels count downwards");
-  assert.match(chart.head.textContent, /^step 3 \/ 10 {3}loss 0\.\d{4}$/);
+  assert.match(chart.head.textContent, /^step 3 of 10 average loss 0\.\d{4} 12 min left $/);
 });
 
 test("new points go on with the curve, and a step that comes twice counts once", async () => {
@@ -70,7 +70,7 @@ test("validation is drawn as dots and told in the head", async () => {
   });
   await frame();
   assert.equal(chart.svg.querySelectorAll(".wan-train-held").length, 2);
-  assert.match(chart.head.textContent, /validation 0\.4500/);
+  assert.match(chart.head.textContent, /held-out loss 0\.4500/);
 });
 
 test("a failed run is red and says why", async () => {
@@ -78,7 +78,43 @@ test("a failed run is red and says why", async () => {
   chart.set({ ...RUN, losses: LOSSES, state: "error", line: "the loss is not finite" });
   await frame();
   assert.ok(chart.head.classList.contains("wan-train-error"));
-  assert.match(chart.head.textContent, /failed {3}the loss is not finite/);
+  assert.match(chart.head.textContent, /^failed: the loss is not finite step 3 of 10/);
+});
+
+test("a run that goes on again is not called finished", async () => {
+  const chart = new LossChart();
+  chart.set({ ...RUN, losses: LOSSES, state: "finished", line: "" });
+  chart.add({ ...RUN, state: "waiting", line: "" });
+  await frame();
+  assert.match(chart.head.textContent, /^starting step 3 of 10/);
+});
+
+test("the buttons are those that the run can answer, and what it answers is said", async () => {
+  const asked = [];
+  const chart = new LossChart(undefined, undefined, async (what) => {
+    asked.push(what);
+    return "not now.";
+  });
+  const shown = () => [...chart.buttons.element.querySelectorAll("button")].filter((button) => !button.hidden);
+  assert.equal(chart.buttons.element.hidden, true);
+  chart.add({ ...RUN, asks: ["stop", "pause"] });
+  assert.deepEqual(
+    shown().map((button) => button.textContent),
+    ["Stop", "Pause"],
+  );
+  fire(shown()[1], "click");
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(asked, ["pause"]);
+  assert.equal(chart.buttons.answer.textContent, "not now.");
+  chart.fail("the folder is gone.");
+  assert.equal(chart.buttons.element.hidden, true);
+});
+
+test("what is said below the curve stays until something else is said", () => {
+  const chart = new LossChart();
+  chart.add({ ...RUN, notes: "run a" });
+  chart.add({ ...RUN, losses: LOSSES });
+  assert.equal(chart.notes.textContent, "run a");
 });
 
 test("the mouse shows the numbers of the step below it", async () => {
@@ -89,7 +125,10 @@ test("the mouse shows the numbers of the step below it", async () => {
   fire(chart.plot, "pointermove", { clientX: x });
   await frame();
   assert.equal(chart.tip.hidden, false);
-  assert.match(chart.tip.textContent, /^step 2\nloss 0\.4000\nsmoothed .*\nvalidation 0\.4500 \(step 2\)$/);
+  assert.match(
+    chart.tip.textContent,
+    /^step 2\nloss of this step 0\.4000\naverage loss .*\nheld-out loss 0\.4500 \(step 2\)$/,
+  );
   fire(chart.plot, "pointerleave");
   await frame();
   assert.equal(chart.tip.hidden, true);

@@ -53,6 +53,12 @@ test("single losses far outside do not flatten the curve", () => {
   assert.ok(low < 1 && high > 1.5 && high < 3, `${low} to ${high}`);
 });
 
+test("losses that differ by rounding alone have a range with lines between", () => {
+  const [low, high] = lossRange([0.3], [0.30000000000000004], []);
+  assert.ok(high - low > 0.01, `${low} to ${high}`);
+  assert.ok(ticks(low, high, 4).length < 20);
+});
+
 test("a single point has a range", () => {
   const [low, high] = lossRange([0.5], [0.5], []);
   assert.ok(low < 0.5 && high > 0.5);

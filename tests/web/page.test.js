@@ -19,8 +19,12 @@ api.answers["/wan_train/presets"] = { body: PRESETS };
 await import("../../web/wan_train.js");
 app.extension.setup();
 
-const history = (...losses) => ({ steps: 10, state: "running", line: "", losses });
-const update = (node_id, run, losses, more = {}) => ({ ...history(...losses), node_id, run, ...more });
+const history = (...losses) => ({ steps: 10, state: "training", line: "", losses });
+const update = (node_id, run, losses, more = {}) => ({
+  ...history(...losses),
+  ...{ node_id, run, token: "", name: "lora", stage: "high" },
+  ...more,
+});
 const headOf = async (node) => {
   await frame();
   return node.elements.loss_curve.querySelector(".wan-train-head").textContent;
@@ -36,13 +40,20 @@ beforeEach(() => {
 });
 
 const addTrain = (id, name, graph = app.rootGraph) =>
-  graph.add(new Node(id, "TrainLoRAStage", { lora_name: name, rank: 16 }));
+  graph.add(new Node(id, "TrainLoRAStage", { stage: "high noise", lora_name: name, rank: 16 }));
 
-test("a report comes back after a reload of the page", () => {
-  sessionStorage.setItem("wan_train.text/root/4", "3 samples");
-  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
-  app.extension.afterConfigureGraph(); // the first graph that this page opens
-  assert.equal(node.elements.report.textContent, "3 samples");
+test("a report comes back after a reload, an undo, and a template opened again, if it is of the node's values", () => {
+  const node = app.rootGraph.add(new Node(4, "CacheLatents", { tile: 8 }));
+  api.send("executed", { node: "4", output: { text: ["3 samples"] } });
+  for (const [value, text] of [
+    [8, /^3 samples$/],
+    [16, /appears here/],
+  ]) {
+    app.rootGraph = new Graph("root");
+    const again = app.rootGraph.add(new Node(node.id, "CacheLatents", { tile: value }));
+    app.extension.afterConfigureGraph();
+    assert.match(again.elements.report.textContent, text);
+  }
 });
 
 test("nodes of others are left alone", () => {
@@ -62,7 +73,7 @@ test("an update goes to the node of its run alone", async () => {
   const other = addTrain(2, "else");
   api.send("wan_train.update", update("1", "lora_high_1", [[1, 0.5]]));
   api.send("wan_train.update", update("2", "lora_high_1", [[1, 0.5]]));
-  assert.match(await headOf(own), /^step 1 \/ 10/);
+  assert.match(await headOf(own), /^step 1 of 10/);
   assert.match(await headOf(other), /drawn here/);
   assert.equal(own.properties.wan_run, "lora_high_1");
   assert.equal(other.properties.wan_run, undefined);
@@ -92,9 +103,43 @@ test("what came in while the history was fetched is put on top of it", async () 
   assert.match(await headOf(node), /^step 6/);
 });
 
+test("a run is known by the token that its node was queued with, whatever it is called now", async () => {
+  const node = addTrain(1, "my");
+  const widget = node.widgets.find((found) => found.name === "loss_curve");
+  widget.beforeQueued();
+  const token = node.properties.wan_node;
+  widget.beforeQueued();
+  assert.match(token, /^[0-9a-f-]{36}$/);
+  assert.equal(node.properties.wan_node, token);
+  api.send("wan_train.update", update("1", "my_high_1", [[1, 0.5]], { token: "another", name: "my" }));
+  assert.match(await headOf(node), /drawn here/);
+  node.widgets.find((found) => found.name === "lora_name").value = "renamed";
+  api.send("wan_train.update", update("1", "my_high_1", [[1, 0.5]], { token, name: "my" }));
+  assert.match(await headOf(node), /^step 1/);
+});
+
+test("what is shown goes on, from whichever page it was queued", async () => {
+  const node = addTrain(1, "my");
+  node.properties.wan_node = "own";
+  api.answers["/wan_train/shown?token=own&name=my&stage=high+noise"] = { body: { run: "my_high_1" } };
+  app.extension.afterConfigureGraph();
+  await settle();
+  api.send("wan_train.update", update("1", "my_high_1", [[7, 0.5]], { token: "another", name: "my" }));
+  assert.match(await headOf(node), /^step 7/);
+});
+
+test("without a token the whole name and the stage must be the same", async () => {
+  const node = addTrain(1, "my");
+  api.send("wan_train.update", update("1", "my_lora_high_1", [[1, 0.5]], { name: "my_lora" }));
+  api.send("wan_train.update", update("1", "my_low_1", [[1, 0.5]], { name: "my", stage: "low" }));
+  assert.match(await headOf(node), /drawn here/);
+  api.send("wan_train.update", update("1", "my_high_1", [[1, 0.5]], { name: "my" }));
+  assert.match(await headOf(node), /^step 1/);
+});
+
 test("a run that is not there is no error, and any other answer is a sentence", async () => {
   const node = addTrain(1, "lora");
-  node.properties.wan_run = "gone_1";
+  api.answers["/wan_train/shown?name=lora&stage=high+noise"] = { body: { run: "gone_1" } };
   app.extension.afterConfigureGraph();
   await settle();
   assert.equal(notesOf(node), "");
@@ -104,16 +149,38 @@ test("a run that is not there is no error, and any other answer is a sentence", 
   assert.equal(notesOf(node), "events.jsonl can't be read.");
 });
 
-test("a workflow that names its run shows the curve", async () => {
+test("a graph that is opened asks which run each node shows, and shows it with its pictures, notes and buttons", async () => {
   const node = addTrain(1, "any");
-  node.properties.wan_run = "lora 1";
-  api.answers["/wan_train/runs/lora%201"] = { body: { ...history([1, 0.5], [2, 0.4]), previews: [[2, "2.webp"]] } };
+  Object.assign(node.properties, { wan_run: "lora 0", wan_node: "t" });
+  api.answers["/wan_train/shown?token=t&run=lora+0&name=any&stage=high+noise"] = { body: { run: "lora 1" } };
+  const told = { previews: [[2, "2.webp"]], notes: "- a warning", asks: ["stop"] };
+  api.answers["/wan_train/runs/lora%201"] = { body: { ...history([1, 0.5], [2, 0.4]), ...told } };
   app.extension.afterConfigureGraph();
   await settle();
   assert.match(await headOf(node), /^step 2/);
+  assert.equal(notesOf(node), "- a warning");
   const picture = node.elements.loss_curve.querySelector("img");
   assert.equal(picture.getAttribute("src"), "/api/wan_train/runs/lora%201/previews/2.webp");
-  assert.ok(node.size[1] >= 190 + 210, "the node has room for chart and preview");
+  assert.ok(node.size[1] >= 240 + 210, "the node has room for chart and preview");
+  assert.equal(node.properties.wan_run, "lora 0", "looking changes no workflow");
+  api.answers["/wan_train/runs/lora%201/ask/stop"] = { status: 409, body: { error: "not now." } };
+  node.elements.loss_curve.querySelector("[data-ask=stop]").click();
+  await settle();
+  assert.equal(node.elements.loss_curve.querySelector(".wan-train-answer").textContent, "not now.");
+});
+
+test("a node that fails shows its sentence in the place of its old report", async () => {
+  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
+  api.send("executed", { node: "4", output: { text: ["3 samples"] } });
+  const train = addTrain(5, "lora");
+  const failure = { node_id: "4", node_type: "CacheLatents", exception_message: "the VAE is not a Wan VAE.\n" };
+  api.send("execution_error", { ...failure, node_type: "KSampler" }); // of another workflow
+  assert.equal(node.elements.report.textContent, "3 samples");
+  api.send("execution_error", failure);
+  assert.equal(node.elements.report.textContent, "the VAE is not a Wan VAE.");
+  assert.ok(node.elements.report.classList.contains("wan-train-failed"));
+  api.send("execution_error", { node_id: "5", node_type: "TrainLoRAStage", exception_message: "no VAE." });
+  assert.match(await headOf(train), /^failed: no VAE\./);
 });
 
 test("a report is shown, and the host's progress line goes", () => {
@@ -123,14 +190,6 @@ test("a report is shown, and the host's progress line goes", () => {
   api.send("executed", { node: "4", output: { text: ["3 samples", "1 dropped"] } });
   assert.equal(node.elements.report.textContent, "3 samples\n1 dropped");
   assert.ok(!node.widgets.some((widget) => widget.name === "$$node-text-preview"));
-});
-
-test("a report is dropped where a workflow is opened later", () => {
-  sessionStorage.setItem("wan_train.text/root/4", "of another workflow");
-  const node = app.rootGraph.add(new Node(4, "CacheLatents"));
-  app.extension.afterConfigureGraph(); // not the first graph any more
-  assert.match(node.elements.report.textContent, /appears here/);
-  assert.equal(sessionStorage.getItem("wan_train.text/root/4"), null);
 });
 
 test("a preset changes the values it names and says how many", () => {

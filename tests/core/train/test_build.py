@@ -1,10 +1,14 @@
-"""What is told of a job before it starts: clips at another frame rate than the model was trained at."""
+"""What is told of a job before it starts: clips at another frame rate than the model's, and the other expert's file."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from wan_train.core.errors import ConfigError
 from wan_train.core.settings.ema import EmaOptions
-from wan_train.core.train.build import job_warnings
+from wan_train.core.settings.stage import StageSettings
+from wan_train.core.train.build import check_expert, job_warnings
 
 
 def with_clips(job, *, channels, frames, fps, more_fps=()):
@@ -52,3 +56,26 @@ def test_an_average_that_cannot_follow_in_so_short_a_run_is_told(job, options, s
     assert job_warnings(replace(short, ema=EmaOptions(use=True))) == []
     long = replace(job, loop=replace(job.loop, steps=200_000))
     assert job_warnings(replace(long, ema=EmaOptions(use=True, **options))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "allow", "is_refused"),
+    [
+        ("wan2.2_t2v_high_noise_14B.safetensors", "low", False, True),
+        ("wan2.2_t2v_low_noise_14B.safetensors", "high", False, True),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "low", True, False),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "high", False, False),
+        ("wan2.2_t2v_high_noise_14B.safetensors", "single", False, False),
+        ("wan2.1_t2v_14B.safetensors", "low", False, False),
+    ],
+)
+def test_the_other_experts_file_is_refused_unless_it_is_meant(name, stage, allow, is_refused):
+    expected = pytest.raises(ConfigError, match=rf"{name} is the .* but the stage is {stage} noise.*allow_other_expert")
+    with expected if is_refused else nullcontext():
+        check_expert(Path("models") / name, stage, allow_other=allow)
+
+
+def test_the_switch_has_no_effect_with_a_single_model():
+    (sentence,) = StageSettings(allow_other_expert=True).warnings("single")
+    assert sentence.startswith("allow_other_expert has no effect with a single model")
+    assert StageSettings(allow_other_expert=True).warnings("low") == []

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.shifts import shift_sigma
-from wan_train.core.sample.previews import check_previews
+from wan_train.core.sample.previews import check_previews, preview_sampling
 from wan_train.core.sample.sampler import initial_noise
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
@@ -205,7 +205,7 @@ def test_previews_are_attempts_that_may_run_out_of_memory(tmp_path, job):
         return act()
 
     trainer.attempt = twice
-    previews.Preview(folder, EventWriter(folder.events_path), lambda: False)._make(trainer)
+    previews.Preview(folder, EventWriter(folder.events_path), lambda: False).make(trainer)
     assert acts == [1]
     assert torch.equal(PreviewFolder.of(folder).read(1), preview_latents(trainer))
 
@@ -360,12 +360,27 @@ def test_options_by_their_names_on_nodes(job):
         ({"every": -1}, "preview_every must be 0 .* got -1"),
         ({"steps": 0}, "preview_steps must be at least 1, got 0"),
         ({"cfg": float("nan")}, "preview_cfg must be at least 0, got nan; 1 is no guidance"),
-        ({"shift": 0.0}, "previews.shift must be at least 0.0001, got 0.0; 5 suits most models"),
+        ({"shift": -1.0}, r"previews\.shift must be 0 \(the official one .*\) or more, got -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         PreviewOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("label", "stage", "chosen", "shift"),
+    [
+        ("wan2.2-t2v-a14b", "low", 0.0, 12.0),
+        ("wan2.2-i2v-a14b", "high", 0.0, 5.0),
+        ("wan2.1-t2v-14b", "single", 0.0, 5.0),
+        ("wan2.2-t2v-a14b", "high", 3.0, 3.0),
+    ],
+)
+def test_the_shift_is_the_one_of_preview_lora(job, label, stage, chosen, shift):
+    previews = PreviewOptions(shift=chosen)
+    made = replace(job, model=replace(job.model, label=label), stage=stage, previews=previews)
+    assert preview_sampling(made, 0.875).shift == shift
 
 
 def test_too_few_steps_for_the_low_expert_are_refused(job):

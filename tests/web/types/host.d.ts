@@ -6,10 +6,15 @@ declare namespace Comfy {
 
   type Node = Parameters<NonNullable<Extension["nodeCreated"]>>[0] & {
     // Put on the class by ComfyUI's src/scripts/domWidget.ts, which its types leave out.
-    addDOMWidget(name: string, type: string, element: HTMLElement, options: DOMWidgetOptions): { serialize?: boolean };
+    addDOMWidget(name: string, type: string, element: HTMLElement, options: DOMWidgetOptions): OwnWidget;
   };
   type Graph = App["rootGraph"];
   type MenuItem = ReturnType<NonNullable<Extension["getNodeMenuItems"]>>[number];
+
+  interface OwnWidget {
+    serialize?: boolean;
+    beforeQueued?: () => void; // called for every widget before the workflow is made into a prompt
+  }
 
   interface DOMWidgetOptions {
     serialize: boolean;

@@ -1,0 +1,70 @@
+"""The LoRAs that a run has on the way: its checkpoints, each of which holds one."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from ..disk import write_atomic
+from ..errors import ConfigError, RunError
+from ..settings.job import Job
+from .checkpoints import ADAPTER, AVERAGE
+from .label import lora_name
+from .run_folder import RunFolder
+
+_NAME = re.compile(r"([\w .+()-]*\w[\w .+()-]*) / step (\d{1,8})")
+
+
+def checkpoint_lora(folder: RunFolder, step: int) -> Path | None:
+    """The LoRA file inside the checkpoint of this step; None where there is none. It goes when the checkpoint does.
+
+    Where the run averages its weights it is the average, as the run's own LoRA will be.
+    """
+    found = next((path for number, path in folder.checkpoints() if number == step), None)
+    if found is None:
+        return None
+    return found / AVERAGE if (found / AVERAGE).is_file() else found / ADAPTER
+
+
+def checkpoint_names(runs: Path) -> list[str]:
+    """Every checkpoint in `runs`, the folder of run folders, as "RUN / step N"; the newest runs first."""
+    folders = [RunFolder(path) for path in runs.glob("*") if (path / "checkpoints").is_dir()]
+    folders.sort(key=lambda folder: folder.checkpoints_path.stat().st_mtime, reverse=True)
+    return [f"{folder.path.name} / step {step}" for folder in folders for step, _ in reversed(folder.checkpoints())]
+
+
+def named_checkpoint(runs: Path, name: str) -> Path | None:
+    """The LoRA file behind one of `checkpoint_names`; None for another name. ConfigError if the checkpoint is gone."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    lora = checkpoint_lora(RunFolder(runs / match[1]), int(match[2]))
+    if lora is None:
+        raise ConfigError(
+            f"the checkpoint '{name}' is gone: a run keeps the newest ones (see keep_last); press R and choose another."
+        )
+    return lora
+
+
+def keep_newest(folder: RunFolder, job: Job) -> tuple[int, Path]:
+    """The newest checkpoint's step, and a copy of its LoRA in the run's folder, which outlives the checkpoint.
+
+    It is named NAME_stepN. RunError where there is no checkpoint, or it can't be copied.
+    """
+    newest = max((step for step, _ in folder.checkpoints() if step <= job.loop.steps), default=0)
+    source = checkpoint_lora(folder, newest)
+    if source is None:
+        raise RunError(
+            f"{folder.path} has no checkpoint yet, so that there is no LoRA to use: let it train for a step."
+        )
+    target = folder.path / f"{lora_name(job)}_step{newest}.safetensors"
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as stream:
+            shutil.copyfileobj(stream, file)
+
+    try:
+        write_atomic(target, copy)
+    except FileNotFoundError as error:
+        raise RunError(f"the checkpoint of step {newest} went away while it was copied: queue again.") from error
+    return newest, target

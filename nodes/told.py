@@ -1,0 +1,57 @@
+"""What the training node says of its run, in one place: on the node while it goes on, at its end, and after a reload."""
+
+import time
+
+from ..core.data.counting import counted, describe_lengths
+from ..core.launch.follow import FollowedRun
+from ..core.launch.pace import duration
+from ..core.settings.job import Job
+from ..core.train.find_run import began
+from ..core.train.history import LongHistory
+from ..core.train.length import job_length
+from ..core.train.run_folder import RunFolder
+from .page_file import notes_of
+
+
+def run_line(folder: RunFolder, job: Job) -> str:
+    """Which run it is: its name, the day it began, and its folder."""
+    start = began(folder)
+    since = "" if start is None else time.strftime(", begun %Y-%m-%d %H:%M", time.localtime(start))
+    return f"run {job.name}{since}, in {folder.path.name}"
+
+
+def told(folder: RunFolder, job: Job, history: LongHistory, *more: str, is_over: bool = True) -> str:
+    """How the run ended, which run it is, then every warning once. `more`: warnings that no file holds yet.
+
+    `is_over`: nobody follows the run any more, which can have stopped for a pause.
+    """
+    warnings = dict.fromkeys([*notes_of(folder), *more, *history.warnings])
+    end = _end(job, history) if is_over else []
+    length = [] if history.state == "finished" else [length_line(job)]
+    return "\n".join([*end, *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
+
+
+def length_line(job: Job) -> str:
+    """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
+    (sentence,) = describe_lengths({job.stage: job_length(job)})
+    return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
+
+
+def _end(job: Job, history: LongHistory) -> list[str]:
+    if history.state == "finished":
+        return [f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"]
+    if history.state == "stopped":
+        return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: queue again to go on"]
+    return []
+
+
+def facts(run: FollowedRun) -> list[str]:
+    """Numbers beside the curve, each with what it is: time left, seconds a step, learning rate, memory. [] before a step."""
+    step = run.history.last_step
+    if not step or not run.pace.num_steps:
+        return []
+    left = run.pace.left(run.steps - step["step"])
+    found = [] if left is None else [f"{duration(left)} left"]
+    found += [f"{run.pace.seconds:.2f} s a step"]
+    found += [f"learning rate {step['lr']:.2e}"] if "lr" in step else []
+    return [*found, *([f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else [])]

@@ -1,0 +1,60 @@
+// The buttons of a run that goes on: what can be asked of it now. Knows nothing of ComfyUI.
+
+import { block } from "./elements.js";
+
+/** @type {[ask: string, label: string, help: string][]} */
+const BUTTONS = [
+  ["stop", "Stop", "End the run with a checkpoint. The workflow ends here; Run goes on from the checkpoint."],
+  ["use", "Stop and use", "End the run with a checkpoint, and go on in the workflow with the LoRA as it is now."],
+  ["pause", "Pause", "Write checkpoints and free the GPU, until you press Go on. All trainings of the workflow wait."],
+  ["go_on", "Go on", "Train on from the checkpoints."],
+  ["save", "Save now", "Write a checkpoint now; the run goes on."],
+  ["preview", "Preview now", "Make a preview now; the run goes on."],
+];
+
+/** Shows the buttons that fit, and says what was pressed. */
+export class Buttons {
+  /**
+   * @param {HTMLElement} parent
+   * @param {(ask: string) => Promise<string>} onAsk does it; gives "" or a sentence why not
+   */
+  constructor(parent, onAsk) {
+    this.element = block("wan-train-buttons", parent);
+    this.onAsk = onAsk;
+    /** @type {Map<string, HTMLButtonElement>} */
+    this.buttons = new Map();
+    for (const [ask, label, help] of BUTTONS) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = label;
+      button.title = help;
+      button.dataset.ask = ask;
+      button.addEventListener("click", () => this.press(ask));
+      button.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
+      this.buttons.set(ask, button);
+      this.element.append(button);
+    }
+    this.answer = block("wan-train-answer", this.element);
+    this.answer.setAttribute("role", "status");
+    this.set([]);
+  }
+
+  /** @param {string[]} asks what can be asked now */
+  set(asks) {
+    for (const [ask, button] of this.buttons) button.hidden = !asks.includes(ask);
+    this.element.hidden = !asks.length;
+    if (!asks.length) this.answer.textContent = "";
+  }
+
+  /** @param {string} ask */
+  async press(ask) {
+    const button = this.buttons.get(ask);
+    if (!button || button.disabled) return;
+    button.disabled = true;
+    try {
+      this.answer.textContent = await this.onAsk(ask);
+    } finally {
+      button.disabled = false;
+    }
+  }
+}
