@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..disk import disk_error
 from ..errors import RunError
@@ -109,7 +110,7 @@ def _same_flags() -> list[str]:
     return ["-s"] if sys.flags.no_user_site else []
 
 
-def _own_group() -> dict:
+def _own_group() -> dict[str, Any]:
     """Keep Ctrl+C in the host's terminal from reaching the worker directly: the host decides how it ends."""
     if os.name == "nt":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,8 +58,8 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
 def scan(recipe: Recipe, display: Progress, *, report: bool = True) -> Dataset:
     """The recipe's datasets as one; says what was found, unless told not to."""
     check_writable(recipe.cache_path)
-    progress = (lambda done, total: display.update("scan", done, total)) if report else None
-    found = []
+    progress = partial(display.update, "scan") if report else None
+    found: list[Dataset] = []
     for source in recipe.datasets:
         index = recipe.cache_path / "files.json"
         found.append(scan_folder(Path(source.folder), source.options, index_path=index, progress=progress))
@@ -85,7 +86,7 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
     """
     store, index = Store(recipe.cache_path), recipe.cache_path / "encoders.json"
     sweep_temporaries(recipe.cache_path, recursive=True)
-    wait = (lambda lock, where: _await_lock(lock, where, display)) if load else None
+    wait = partial(_await_lock, display=display) if load else None
     turn = Turn(resolve_device(recipe.device), wait)
     try:
         vae = LazyVideoEncoder(Path(recipe.models.vae), turn, index, display.say)
@@ -165,7 +166,7 @@ def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> 
     """A job for each stage: what the graph makes of equal settings, with equal keys."""
     data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
     adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
-    made = {}
+    made: dict[Stage, Job] = {}
     for stage, info in infos.items():
         made[stage] = build_job(
             info,
@@ -198,7 +199,8 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) ->
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
         display.say(list_notes(cached.notes, limit=None))
-    planned, made = [], jobs(recipe, infos, cached)
+    planned: list[Planned] = []
+    made = jobs(recipe, infos, cached)
     for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
         display.say(sentence)
     for stage, job in made.items():

@@ -13,11 +13,11 @@ class Preset:
 
     title: str
     description: str
-    dataset: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict[str, Any])
+    model: dict[str, Any] = field(default_factory=dict[str, Any])
+    train: dict[str, Any] = field(default_factory=dict[str, Any])
     epochs: int = 0  # `steps` is the one setting that depends on the data; 0: as `train` says
-    lora_names: dict[str, str] = field(default_factory=dict)  # stage -> name of the file, with {name} in it
+    lora_names: dict[str, str] = field(default_factory=dict[str, str])  # stage -> name of the file, with {name} in it
 
     def tables(self) -> dict[str, Any]:
         """The preset as tables of a recipe, without folder, models and name."""

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
+from ..safe_json import as_table
 from ..serial import check_depth, from_dict, to_dict
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
@@ -56,8 +57,10 @@ class Recipe(StageSettings):
         help="Folder for caches and runs; ComfyUI/output/wan_train shares them with the graph.",
         in_key=False,
     )
-    high: dict[str, Any] = field(default_factory=dict)  # settings that differ for one expert, in the same groups
-    low: dict[str, Any] = field(default_factory=dict)
+    high: dict[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # settings that differ for one expert, in the same groups
+    low: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,14 +117,14 @@ def read_tables(path: Path) -> dict[str, Any]:
     """The content of a .toml or .json file as it stands."""
     text = read_text(path)
     try:
-        tables = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
+        tables: Any = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
     except (ValueError, RecursionError) as error:  # of both parsers
         advice = "" if path.suffix.lower() == ".json" else backslash_advice(text)
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.{advice}") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
     check_depth(tables, str(path))
-    return tables
+    return cast(dict[str, Any], tables)
 
 
 def backslash_advice(text: str) -> str:
@@ -155,9 +158,9 @@ def recipe_from_tables(
     _check_length(data, where)
     if "dataset" in data:
         data["dataset"] = _sources(data["dataset"], where)
-    for table in (data, *(data.get(stage) for stage in ("high", "low"))):
-        if isinstance(table, dict) and isinstance(table.get("adapter"), dict):
-            table["adapter"] = _with_absolute(cast(dict[str, Any], table["adapter"]), folder)
+    for table in (data, *(_table(data, stage) for stage in ("high", "low"))):
+        if _table(table, "adapter"):
+            table["adapter"] = _with_absolute(table["adapter"], folder)
     recipe = from_dict(Recipe, data, where)
     models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
     return dataclasses.replace(
@@ -173,8 +176,8 @@ def _sources(data: Any, where: str) -> tuple[DatasetSource, ...]:
     """The datasets of a recipe, which has one table, or a list of them; errors count them from 1."""
     if not isinstance(data, list):
         return (_source(data, f"{where}.dataset"),)
-    found = []
-    for number, table in enumerate(data, start=1):
+    found: list[DatasetSource] = []
+    for number, table in enumerate(cast(list[Any], data), start=1):
         try:
             found.append(_source(table, f"{where}.dataset.{number}"))
         except ConfigError as error:
@@ -213,16 +216,17 @@ def _group_at(data: dict[str, Any], groups: list[str], change: str) -> dict[str,
         return _dataset_at(data, groups[1:], change)
     table = data
     for group in groups:
-        table = table.setdefault(group, {})
-        if not isinstance(table, dict):
+        inner = table.setdefault(group, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"'{change}' can't be made: {group} is a value, not a group of settings.")
+        table = cast(dict[str, Any], inner)
     return table
 
 
 def _dataset_at(data: dict[str, Any], numbers: list[str], change: str) -> dict[str, Any]:
     """The dataset that a change is for: the only one, or that of a number from 1 on."""
     found = data.setdefault("dataset", {})
-    sources = found if isinstance(found, list) else [found]
+    sources = cast(list[Any], found) if isinstance(found, list) else [found]
     if not numbers and len(sources) > 1:
         raise ConfigError(
             f"'{change}' can't be made: there are {len(sources)} datasets; say which, such as dataset.2.repeats=3."
@@ -234,7 +238,7 @@ def _dataset_at(data: dict[str, Any], numbers: list[str], change: str) -> dict[s
     table = sources[int(number) - 1]
     if not isinstance(table, dict):
         raise ConfigError(f"'{change}' can't be made: dataset is a value, not a group of settings.")
-    return table
+    return cast(dict[str, Any], table)
 
 
 def _place(name: str) -> str:
@@ -270,8 +274,7 @@ def _check_length(tables: Mapping[str, Any], where: str) -> None:
 
 def _table(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A group of settings; {} for anything else, which is refused by name later."""
-    table = tables.get(name)
-    return table if isinstance(table, dict) else {}
+    return as_table(tables.get(name))
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any], where: str) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from ..serial import to_dict
 
 
 def without_defaults(value: Any) -> dict[str, Any]:
     """A dataclass as nested tables, without what has its default."""
-    tables = {}
+    tables: dict[str, Any] = {}
     for item in dataclasses.fields(value):
         own = getattr(value, item.name)
         factory = item.default_factory
@@ -24,8 +24,9 @@ def _plain(value: Any) -> Any:
     """A value of a recipe as its tables have it; of a list of groups that holds one, the one."""
     if dataclasses.is_dataclass(value):
         return without_defaults(value)
-    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-        groups = [without_defaults(group) for group in value]
+    several = cast(tuple[Any, ...], value) if isinstance(value, tuple) else ()
+    if several and dataclasses.is_dataclass(several[0]):
+        groups = [without_defaults(group) for group in several]
         return groups[0] if len(groups) == 1 else groups
     return to_dict(value)
 
@@ -37,8 +38,9 @@ def toml_lines(tables: Mapping[str, Any], prefix: str) -> list[str]:
     ]
     for name, table in tables.items():
         if isinstance(table, dict):
-            inner = toml_lines(table, f"{prefix}{name}.")
-            has_values = any(not _is_below(value) for value in table.values())
+            below = cast(dict[str, Any], table)
+            inner = toml_lines(below, f"{prefix}{name}.")
+            has_values = any(not _is_below(value) for value in below.values())
             lines += ["", f"[{prefix}{name}]", *inner] if has_values else inner
         elif _is_below(table):
             for one in table:
@@ -48,4 +50,5 @@ def toml_lines(tables: Mapping[str, Any], prefix: str) -> list[str]:
 
 def _is_below(value: Any) -> bool:
     """Whether a value is a table, or a list of tables."""
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+    first = cast(list[Any], value)[:1] if isinstance(value, list) else [value]
+    return any(isinstance(one, dict) for one in first)
