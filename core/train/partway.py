@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..disk import write_atomic
-from ..errors import ConfigError, RunError
+from ..errors import START_AGAIN, ConfigError, RunError
 from ..settings.job import Job
 from .checkpoints import ADAPTER, AVERAGE
 from .label import lora_name
@@ -41,7 +41,7 @@ def named_checkpoint(runs: Path, name: str) -> Path | None:
     lora = checkpoint_lora(RunFolder(runs / match[1]), int(match[2]))
     if lora is None:
         raise ConfigError(
-            f"the checkpoint '{name}' is gone: a run keeps the newest ones (see keep_last); press R and choose another."
+            f"the checkpoint '{name}' is gone: a run keeps the newest ones (see keep_last). Choose another."
         )
     return lora
 
@@ -66,5 +66,6 @@ def keep_newest(folder: RunFolder, job: Job) -> tuple[int, Path]:
     try:
         write_atomic(target, copy)
     except FileNotFoundError as error:
-        raise RunError(f"the checkpoint of step {newest} went away while it was copied: queue again.") from error
+        message = f"the checkpoint of step {newest} went away while it was copied."
+        raise RunError(message, about=START_AGAIN) from error
     return newest, target

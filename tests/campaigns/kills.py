@@ -118,7 +118,7 @@ def _reference(children: Forks, place: Path) -> Reference:
     work.mkdir()
     _run(children, "cache", tables=tables, plan={}, board=str(board))
     job = job_from_json((work / "low.json").read_text(encoding="utf-8"))
-    job = replace(job, name="killed", previews=PreviewOptions(every=STEPS, steps=2, cfg=1.0), device="cpu")
+    job = replace(job, name="killed", previews=PreviewOptions(every=STEPS, steps=2, cfg=1.0, shift=5.0), device="cpu")
     job = replace(job, adapter=replace(job.adapter, dropout=0.1), loop=replace(job.loop, caption_dropout=0.2))
     runs = work / "runs"
     _run(children, "train", runs=str(runs), job=job_to_json(job), plan={}, board=str(board))

@@ -206,7 +206,7 @@ def test_warnings_stand_on_the_node_before_the_model_is_loaded(host):
     assert succeeded(host.run(prompt))
     first = next(e.data for e in host.events if e.type == "wan_train.update")
     assert first["losses"] == []
-    assert "- warmup_steps (3) is not shorter than the run (2 steps)." in first["notes"]
+    assert "- warmup_steps (3) is not shorter than the run (2 steps): the learning rate rises" in first["notes"]
 
 
 @pytest.mark.parametrize("meant", [False, True])

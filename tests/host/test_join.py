@@ -98,10 +98,9 @@ def test_the_first_may_be_absent(host):
     assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 images: 5 samples an epoch, 1 held out\n")
 
 
-def test_a_size_that_is_none_is_refused_before_anything_runs(host):
-    name, sentence = refused(host, changed(joined(lora_name="wrong", seed=79), "plain", more_sizes="500"))
-    assert name == "plain"
-    assert "is 500, but Wan needs a multiple of 16" in sentence
+def test_a_size_that_is_none_is_refused_by_its_node(host):
+    found = failure(host, changed(joined(lora_name="wrong", seed=79), "plain", more_sizes="500"))
+    check(found, "plain", "is 500, but Wan needs a multiple of 16")
 
 
 CONNECT = f"""

@@ -34,7 +34,8 @@ def test_the_recipe_says_what_the_graph_says(tmp_path):
     path.write_text(json.dumps(headless_demo.recipe(PACK, tmp_path)), encoding="utf-8")
     recipe = read_recipe(path)
     (dataset,), (high, low), dits = map(inputs_of, ("DatasetFromFolder", "TrainLoRAStage", "LoadWanDiT"))
-    assert set(high) - {"stage", "lora_name"} == set(headless_demo.PLACES)
+    previews = {"preview_every", "preview_steps"}  # for the page
+    assert set(high) - {"stage", "lora_name"} - previews == set(headless_demo.PLACES)
     assert {**high, "stage": "low noise"} == low
     assert (recipe.name, recipe.loop.steps, recipe.schedule.kind) == (
         high["lora_name"],

@@ -66,7 +66,7 @@ def test_accumulation_over_sizes_and_previews_between(tmp_path, job: Job, record
     data = replace(job.data, samples=(*job.data.samples, make_sample(tmp_path, "other", shape=(16, 1, 8, 4))))
     job = replace(job, data=data, loop=replace(job.loop, steps=8, gradient_accumulation=3))
     losses, lora, _ = train(tmp_path, job, "without", cuda_graphs="off", compile="off")
-    job = replace(job, previews=PreviewOptions(every=3, steps=2))
+    job = replace(job, previews=PreviewOptions(every=3, steps=2, shift=5.0))
     found, other, _ = train(tmp_path, job, "with", compile="off")
     assert len(recorded) > 2 * decision.num_batch_sizes(job)  # recorded again after a preview
     assert found == pytest.approx(losses, rel=2e-3)

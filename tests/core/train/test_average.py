@@ -105,7 +105,7 @@ def with_ema(job, **options):
     samples = (replace(job.data.samples[0], held_out=True), *job.data.samples[1:])
     return replace(
         job, ema=EmaOptions(use=True, every=2, **options), data=replace(job.data, samples=samples),
-        previews=PreviewOptions(every=3, steps=2), loop=replace(job.loop, validate_every=3),
+        previews=PreviewOptions(every=3, steps=2, shift=5.0), loop=replace(job.loop, validate_every=3),
     )  # fmt: skip
 
 

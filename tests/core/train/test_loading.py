@@ -120,5 +120,5 @@ def test_what_is_loaded_is_the_same_to_the_bit(tmp_path, job: Job, precision, me
 def test_the_log_says_what_preparing_took(job: Job, caplog):
     with caplog.at_level("INFO", logger=prepare.__module__):
         prepare(job, CPU)
-    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Waiting", "Adding", "Putting"]
+    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Waiting", "Adding", "Putting", "Waiting"]
     assert all(re.search(r" took \d+\.\d s\.$", message) for message in caplog.messages)

@@ -34,7 +34,7 @@ BOUNDARY = 0.875
 def staged(job, stage, **options):
     window = {"high": (BOUNDARY, 1.0), "low": (0.0, BOUNDARY), "single": (0.0, 1.0)}[stage]
     timesteps = replace(job.timesteps, sigma_min=window[0], sigma_max=window[1])
-    options = PreviewOptions(**{"every": 2, "steps": STEPS, "cfg": 1.0, **options})
+    options = PreviewOptions(**{"every": 2, "steps": STEPS, "cfg": 1.0, "shift": 5.0, **options})
     return replace(job, stage=stage, timesteps=timesteps, previews=options)
 
 
@@ -274,7 +274,7 @@ def test_the_run_waits_no_longer_when_the_decoder_is_gone_or_late(tmp_path, job,
     folder = PreviewFolder(tmp_path / "run" / "previews")
     clock = Clock(monkeypatch)
     with folder.decoding():
-        run(tmp_path / "run", replace(job, previews=PreviewOptions(every=3, steps=2)))
+        run(tmp_path / "run", replace(job, previews=PreviewOptions(every=3, steps=2, shift=5.0)))
     assert clock.now == pytest.approx(2 * previews.WAIT_S, abs=2 * previews.POLL_S)
     clock.looks = 0
     with folder.decoding():
@@ -386,6 +386,6 @@ def test_the_shift_is_the_one_of_preview_lora(job, label, stage, chosen, shift):
 def test_too_few_steps_for_the_low_expert_are_refused(job):
     job = replace(job, timesteps=replace(job.timesteps, sigma_max=0.2))
     with pytest.raises(ConfigError, match=r"preview_steps is 4, and none of these steps is below the boundary 0\.2"):
-        check_previews(replace(job, previews=PreviewOptions(every=2, steps=4)))
-    check_previews(replace(job, previews=PreviewOptions(every=2, steps=40)))
-    check_previews(replace(job, stage="high", previews=PreviewOptions(every=2, steps=4)))
+        check_previews(replace(job, previews=PreviewOptions(every=2, steps=4, shift=5.0)))
+    check_previews(replace(job, previews=PreviewOptions(every=2, steps=40, shift=5.0)))
+    check_previews(replace(job, stage="high", previews=PreviewOptions(every=2, steps=4, shift=5.0)))
