@@ -42,7 +42,7 @@ class AdapterKind:
 
     help: str
     put_on: PutOn  # (model, options, seed) -> the trainable parameters by name; the output is unchanged at first
-    layers: Callable[[nn.Module], dict[str, nn.Module]]  # those of a model that carry this kind, by official path
+    layers: Callable[[nn.Module], Mapping[str, nn.Module]]  # those of a model that carry this kind, by official path
     state: Callable[[nn.Module], dict[str, Tensor]]  # for checkpoints and files: float32 copies on the CPU, by key
     matched: Matched  # each parameter with its tensor of a state; ModelFileError where they do not fit the model
     light_forward: Callable[[nn.Module], int]  # give the layers a faster forward, where there is one; how many have it

@@ -25,7 +25,7 @@ def add_adapter(
     return ADAPTER_KINDS.get(kind or options.kind).put_on(model, options, seed)
 
 
-def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
+def adapter_modules(model: nn.Module) -> Mapping[str, nn.Module]:
     """The layers that carry an adapter, by official path, block by block; {} if there are none."""
     return next((layers for _, layers in _carried(model)), {})
 
@@ -76,7 +76,7 @@ def up_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [weight for name, weight in model.named_parameters() if weight.requires_grad and is_up(name)]
 
 
-def _carried(model: nn.Module) -> list[tuple[AdapterKind, dict[str, nn.Module]]]:
+def _carried(model: nn.Module) -> list[tuple[AdapterKind, Mapping[str, nn.Module]]]:
     kinds = (ADAPTER_KINDS.get(name) for name in ADAPTER_KINDS.names)
     found = ((kind, kind.layers(model)) for kind in kinds)
     return [(kind, layers) for kind, layers in found if layers]

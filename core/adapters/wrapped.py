@@ -104,7 +104,7 @@ def wrap(
     return parameters
 
 
-def wrapped_layers(model: nn.Module, kind: str) -> dict[str, WrappedLinear]:
+def wrapped_layers(model: nn.Module, kind: str) -> Mapping[str, WrappedLinear]:
     """The layers of this kind, by official path, block by block."""
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, WrappedLinear)}
     return {name: found[name] for name in sorted(found, key=sort_key) if found[name].kind == kind}
@@ -154,7 +154,7 @@ def match_state(
     return pairs
 
 
-def match_wrapped(model: nn.Module, kind: str, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+def match_wrapped(model: nn.Module, tensors: Mapping[str, Tensor], kind: str) -> list[tuple[nn.Parameter, Tensor]]:
     """Each parameter of the layers with its tensor of a state; ModelFileError where they do not fit."""
     wanted: dict[str, tuple[nn.Parameter | None, float]] = {}
     for path, layer in wrapped_layers(model, kind).items():

@@ -213,7 +213,9 @@ async def show(page, address):
     await page.send("Page.navigate", url=address)
     await page.wait_for("document.querySelectorAll('.card').length === 23")
     await page.wait_for("document.getElementById('progress').hidden")
-    await asyncio.sleep(0.5)
+    await page.wait_for(
+        "[...document.querySelectorAll('#kinds button')].some((kind) => kind.textContent === 'near duplicate (2)')"
+    )
 
 
 @needs_browser
@@ -242,7 +244,7 @@ def test_a_caption_and_a_part_that_are_chosen_on_the_page_are_trained(host, mixe
             """)
             await page.wait_for("document.getElementById('detail-name').textContent === 'a_cut.mp4[0:9]'")
             await page.wait_for("document.getElementById('progress').hidden")
-            await asyncio.sleep(0.5)
+            await page.wait_for("document.getElementById('detail-badges').textContent === ''")
             badges = await page.run("return document.getElementById('detail-badges').textContent")
             await page.picture(host.base / "look.png")
             return about, chips, badges, page.log

@@ -3,7 +3,6 @@
 Legend: r rank, in/out widths of the linear layer; each pair has a [out, r] and b [r, in]. The change has rank r^2 at most.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -93,22 +92,12 @@ def working(shape: Shape, element_size: int) -> int:
     return (element_size + 12) * shape[0] * shape[1]
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that carry a LoHa, by official path, block by block."""
-    return dict(wrapped_layers(model, KIND))
-
-
-def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each matrix of the model's LoHa with its tensor."""
-    return match_wrapped(model, KIND, tensors)
-
-
 METHOD = AdapterKind(
     help="LoHa, two pairs of low-rank matrices multiplied number by number: a high rank from few numbers, but slower steps",
     put_on=put_on,
-    layers=layers,
+    layers=partial(wrapped_layers, kind=KIND),
     state=partial(wrapped_state, kind=KIND),
-    matched=matched,
+    matched=partial(match_wrapped, kind=KIND),
     light_forward=no_light_forward,
     matrices=matrices,
     kept=kept,

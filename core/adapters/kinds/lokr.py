@@ -4,7 +4,6 @@ Legend: L tokens, in = m n, out = p k widths of the linear layer; w1 [p, m], w2 
 The product is never formed: x as [m, n] is multiplied by w2, then by w1, which is in/m and out/k as wide.
 """
 
-from collections.abc import Mapping
 from functools import lru_cache, partial
 
 from torch import Tensor, nn
@@ -88,22 +87,12 @@ def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) ->
     return KeptBytes(element_size * k * m, w1 + w2)
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that carry a LoKr, by official path, block by block."""
-    return dict(wrapped_layers(model, KIND))
-
-
-def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each matrix of the model's LoKr with its tensor."""
-    return match_wrapped(model, KIND, tensors)
-
-
 METHOD = AdapterKind(
     help="LoKr, the Kronecker product of two small matrices: a small file, or much capacity for its size with lokr_full",
     put_on=put_on,
-    layers=layers,
+    layers=partial(wrapped_layers, kind=KIND),
     state=partial(wrapped_state, kind=KIND),
-    matched=matched,
+    matched=partial(match_wrapped, kind=KIND),
     light_forward=no_light_forward,
     matrices=matrices,
     kept=kept,
