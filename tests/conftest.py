@@ -105,3 +105,18 @@ def host(host_path: Path, tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """The long tests first, then those that use the running host, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: (item.path.stem not in LONG, "host" not in getattr(item, "fixturenames", ())))
+
+
+@pytest.fixture(scope="session")
+def _rank_processes(tmp_path_factory):
+    from wan_train.tests.ranks import Ranks
+
+    processes = Ranks().in_folder(tmp_path_factory.mktemp("ranks"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def ranks(_rank_processes):
+    """`ranks(2)(function, *args)`: what a function of the test module, given its world and `args`, returns in each rank."""
+    return _rank_processes.of

@@ -1,7 +1,7 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,23 +12,16 @@ from ..names import check_name
 from ..paths import shown
 from ..safe_json import as_table, parse_json, unseal
 from ..serial import check_depth, digest, from_dict, to_dict
-from .adapter import AdapterOptions
 from .dataset import Conditioning
-from .ema import EmaOptions
+from .groups import Groups
 from .loop import LoopOptions
-from .loss import LossOptions
-from .memory import MemoryOptions
-from .optimizer import OptimizerOptions
-from .option import Options, key_values, without_effect
+from .option import key_values, without_effect
 from .plain import PLAIN, without_plain
 from .precision import Precision, check_precision
-from .previews import PreviewOptions
-from .regularizers import RegularizerOptions
-from .schedule import ScheduleOptions
 from .stage import Stage
-from .timesteps import TimestepOptions
 
 SCHEMA = 2  # 1: "auto" in the memory options was what equalled the default
+_FIRST_GROUPS = ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews")  # of version 0.1.0
 _KEY_VERSION = 1  # it says how keys are made, and stays when the schema of job.json moves on
 
 
@@ -154,24 +147,20 @@ class DataSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a run needs, and nothing that it finds out."""
+class Subject:
+    """What is trained, on what."""
 
     schema: int = SCHEMA
     name: str
     stage: Stage
     model: ModelSpec
     data: DataSpec
-    adapter: AdapterOptions = field(default_factory=AdapterOptions)
-    timesteps: TimestepOptions = field(default_factory=TimestepOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    loop: LoopOptions = field(default_factory=LoopOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    previews: PreviewOptions = field(default_factory=PreviewOptions)
-    loss: LossOptions = field(default_factory=LossOptions)
-    ema: EmaOptions = field(default_factory=EmaOptions)
-    regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Groups, Subject):
+    """Everything that a run needs, and nothing that it finds out."""
+
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
@@ -214,8 +203,7 @@ class Job:
         settings = [key_values(group) for group in (self.adapter, self.timesteps, self.optimizer, self.schedule)]
         model = [self.model.identity, self.model.precision]
         parts = [_KEY_VERSION, self.stage, model, samples, self.data.empty_text_key, *settings, loop]
-        newer = (self.loss, self.ema, self.regularizers)  # groups that version 0.1.0 had not
-        later = {group.group: key_values(group) for group in newer}
+        later = {name: key_values(group) for name, group in self.groups() if name not in _FIRST_GROUPS}
         parts += [{name: values} for name, values in later.items() if values]
         if any(of_samples := [s.later for s in self.data.samples]):
             parts += [{"samples": of_samples}]
@@ -241,7 +229,7 @@ class Job:
 
     def warnings(self) -> list[str]:
         """Settings that have no effect in this job, one sentence each."""
-        found = [sentence for group in self._groups() for sentence in without_effect(group)]
+        found = [sentence for _, group in self.groups() for sentence in without_effect(group)]
         found += self.adapter.warnings()
         warmup = self.schedule.warmup_steps
         if warmup >= self.loop.steps:
@@ -257,9 +245,6 @@ class Job:
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
         return found
-
-    def _groups(self) -> list[Options]:
-        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), Options)]
 
 
 def job_to_json(job: Job) -> str:

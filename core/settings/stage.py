@@ -1,43 +1,24 @@
 """Everything about the training of one model that is a matter of choice."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ..errors import ConfigError
 from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
 from ..limits import MAX_WORD
 from ..serial import from_dict
-from .adapter import AdapterOptions
-from .ema import EmaOptions
-from .loop import LoopOptions
-from .loss import LossOptions
-from .memory import MemoryOptions
-from .optimizer import OptimizerOptions
+from .groups import Groups
 from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option
 from .precision import METHODS, PRECISIONS, Precision
-from .previews import PreviewOptions
-from .regularizers import RegularizerOptions
-from .schedule import ScheduleOptions
-from .timesteps import TimestepOptions
 
 Stage = Literal["high", "low", "single"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageSettings(Options):
+class StageSettings(Groups, Options):
     """Everything about the training of one model that is a matter of choice."""
 
-    adapter: AdapterOptions = field(default_factory=AdapterOptions)
-    timesteps: TimestepOptions = field(default_factory=TimestepOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    loop: LoopOptions = field(default_factory=LoopOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    previews: PreviewOptions = field(default_factory=PreviewOptions)
-    loss: LossOptions = field(default_factory=LossOptions)
-    ema: EmaOptions = field(default_factory=EmaOptions)
-    regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     precision: Precision = option(
         "auto",
         help="Number format (quantization) of the frozen model while training.",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
@@ -44,6 +45,11 @@ def build_job(
     loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
+    groups: dict[str, Any] = {
+        **dict(settings.groups()),
+        "timesteps": replace(settings.timesteps, sigma_min=low, sigma_max=high),
+        "loop": loop,
+    }
     job = Job(
         name=check_name(name, "lora_name"),
         stage=stage,
@@ -56,16 +62,7 @@ def build_job(
             label=base_model_name(info.config, is_expert=stage != "single"),
         ),
         data=data,
-        adapter=settings.adapter,
-        timesteps=replace(settings.timesteps, sigma_min=low, sigma_max=high),
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        loop=loop,
-        memory=settings.memory,
-        previews=settings.previews,
-        loss=settings.loss,
-        ema=settings.ema,
-        regularizers=settings.regularizers,
+        **groups,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,

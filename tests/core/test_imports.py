@@ -43,6 +43,7 @@ LEVELS = {
     "safetensors_file": 3,
     "settings": 3,
     "flow": 4,
+    "parallel": 4,
     "schedules": 4,
     "data": 5,
     "look": 6,

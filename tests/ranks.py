@@ -1,0 +1,138 @@
+"""Several ranks of one run on the CPU, for tests: real processes that talk through gloo.
+
+    def gradients_of(world, job_path): ...          # on the module's top level; runs in each rank
+    def test_x(ranks): first, second = ranks(2)(gradients_of, path)
+
+The processes are started once for all tests of a session, since each has PyTorch to import.
+"""
+
+import importlib.util
+import os
+import secrets
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_KEY = "WANTRAIN_TEST_RANKS"
+PATIENCE_S = 300.0  # a test that hangs fails in the end
+
+
+class RankError(AssertionError):
+    """What a rank raised, with its traceback."""
+
+
+class Ranks:
+    """Processes that each run one function of a test module as a rank."""
+
+    def __init__(self) -> None:
+        self._pipes: list[Connection] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._round = 0
+
+    def of(self, size: int, *, context: int = 1) -> Callable[..., list[Any]]:
+        """A caller for functions `f(world, *args)` of a test module, in `size` ranks: what each gives, by rank."""
+
+        def call(function: Callable[..., Any], *args: Any) -> list[Any]:
+            self._start(size)
+            self._round += 1
+            store = Path(self._folder) / f"store_{os.getpid()}_{self._round}"
+            where = sys.modules[function.__module__].__file__, function.__name__
+            for rank, pipe in enumerate(self._pipes[:size]):
+                pipe.send((rank, size, context, str(store), where, args))
+            return self._collect(size)
+
+        return call
+
+    def in_folder(self, folder: Path) -> "Ranks":
+        """With files of its own there."""
+        self._folder = folder
+        return self
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._pipes, self._processes = [], []
+
+    def _start(self, size: int) -> None:
+        missing = size - len(self._processes)
+        if missing <= 0:
+            return
+        key = secrets.token_hex(16)
+        with Listener(authkey=key.encode()) as listener:
+            command = [sys.executable, __file__, str(listener.address)]
+            for _ in range(missing):
+                self._processes.append(subprocess.Popen(command, env={**os.environ, _KEY: key}))
+            self._pipes += [listener.accept() for _ in range(missing)]
+
+    def _collect(self, size: int) -> list[Any]:
+        results, problems = [], []
+        for rank, pipe in enumerate(self._pipes[:size]):
+            try:
+                if not pipe.poll(PATIENCE_S):
+                    raise EOFError("it gave no answer")
+                is_good, value = pipe.recv()
+            except (EOFError, OSError) as error:
+                is_good, value = False, f"the process ended or hung: {error}"
+            results.append(value)
+            if not is_good:
+                problems.append(f"rank {rank}: {value}")
+        if problems:
+            self.close()  # the others may wait for one that is gone
+            raise RankError("\n".join(problems))
+        return results
+
+
+def serve(pipe: Connection) -> None:
+    """A rank's process: does what it is sent until the pipe closes."""
+    import torch
+    from torch import distributed as dist
+
+    torch.set_num_threads(1)
+    _load("conftest", Path(__file__).with_name("conftest.py"))  # the pack as `wan_train`
+    from wan_train.core.parallel.world import World, with_groups
+
+    while True:
+        try:
+            rank, size, context, store, (file, name), args = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+            world = World(
+                rank=rank, size=size, local_rank=rank, local_size=size, host_group=dist.new_group(backend="gloo")
+            )
+            function = getattr(_load(f"ranked_{Path(file).stem}", Path(file)), name)
+            answer = True, function(with_groups(world, context), *args)
+        except BaseException:
+            answer = False, traceback.format_exc()
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        pipe.send(answer)
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+if __name__ == "__main__":
+    serve(Client(sys.argv[1], authkey=os.environ[_KEY].encode()))
