@@ -18,6 +18,7 @@ from ..errors import RunError
 from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
 from ..objective.objective import Group, Objective, objective_of
+from ..parallel.world import ALONE, World
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
@@ -205,6 +206,7 @@ class Trainer:
         batches: Batches,
         callbacks: Sequence[Callback] = (),
         loss_scale: float = 1.0,  # a power of two that gradients are computed at, where fp16 would lose small ones
+        world: World = ALONE,
     ):
         self.job = job
         self.model = model
@@ -213,6 +215,7 @@ class Trainer:
         self.batches = batches
         self.callbacks = callbacks
         self.loss_scale = loss_scale
+        self.world = world
         self.device = parameters[0].device
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0

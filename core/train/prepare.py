@@ -27,6 +27,7 @@ from ..memory.precision import (
 )
 from ..memory.recompute import Kept
 from ..memory.streaming import spread, spread_mapped
+from ..parallel.world import ALONE, World
 from ..plan.decision import Decision, decide
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
@@ -66,6 +67,7 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
+    world: World = ALONE,  # noqa: ARG001
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and put `plan` on it; by default as the job's options have it.
 

@@ -15,6 +15,7 @@ from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
 from ..optimizers import OPTIMIZERS
+from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import Others
 from ..settings.job import Job
@@ -53,10 +54,12 @@ def run_job(
     should_stop: Callable[[], bool],
     *,
     others: Others | None = None,
+    world: World = ALONE,
 ) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
 
-    `others`: what else is in the device's memory, where that was read before this process used it.
+    `others`: what else is in the device's memory, where that was read before this process used it. `world`: the ranks that
+    train it together, each of which calls this with its own device.
 
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
     before the model is loaded if the job cannot be trained here.
@@ -69,11 +72,14 @@ def run_job(
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    with closing(RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others)) as plan:
-        return _train(folder, job, events, plan, should_stop)
+    plan = RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others, world=world)
+    with closing(plan):
+        return _train(folder, job, events, plan, should_stop, world)
 
 
-def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool]) -> Path:
+def _train(
+    folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool], world: World
+) -> Path:
     prepared = plan.load()
     device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer, ups=up_parameters(prepared.model))
@@ -110,6 +116,7 @@ def _train(folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, shou
         batches=batches,
         callbacks=callbacks,
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
+        world=world,
     )
     trainer.step = step
     trainer.shown = averages.shown

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
+from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
 from ..plan.card import measure_free
 from ..plan.choice import Choice
@@ -49,12 +50,15 @@ class RunPlan:
         events: EventWriter,
         scratch: Path,
         others: Others | None = None,
+        world: World = ALONE,
     ):
         """Decides and chooses. ConfigError for a job that can't be trained on `device`, or for which no plan fits the GPU.
 
         `info`: the job's model file, checked (see `check_job`). `scratch`: the folder for what may be used again and may be
-        deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it.
+        deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it. `world`:
+        the ranks that train together, whose plans are of one kind.
         """
+        self._world = world
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others)
@@ -194,6 +198,7 @@ class RunPlan:
             tell=self._warn,
             scratch=self._scratch,
             kept=choice.kept,
+            world=self._world,
         )
 
     def _apply(self, choice: Choice) -> None:
