@@ -55,8 +55,8 @@ class RunPlan:
         """Decides and chooses. ConfigError for a job that can't be trained on `device`, or for which no plan fits the GPU.
 
         `info`: the job's model file, checked (see `check_job`). `scratch`: the folder for what may be used again and may be
-        deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it. `world`:
-        the ranks that train together, whose plans are of one kind.
+        deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it.
+        `world`: the ranks that train together, whose plans are of one kind.
         """
         self._world = world
         self._device, self._events, self._scratch = device, events, scratch
