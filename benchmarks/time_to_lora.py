@@ -227,13 +227,13 @@ def measure_peer(
     return {"peer": kind.name, "peer_setting": setting, "peer_version": kind.version(peer.checkout), **found}
 
 
-def start_report(path: Path) -> dict[str, Any]:
-    """The report to add to. SystemExit if the file is of another device."""
+def start_report(path: Path, program: str = "time_to_lora.py") -> dict[str, Any]:
+    """The report to add to, by this `program`. SystemExit if the file is of another device."""
     device = device_name()
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"device": device, "rows": []}
     if report["device"] != device:
         sys.exit(f"{path} holds results of {report['device']}, and this is {device}: choose another --out.")
-    command = "python benchmarks/time_to_lora.py " + shlex.join(sys.argv[1:])
+    command = f"python benchmarks/{program} " + shlex.join(sys.argv[1:])
     report["command"] = [*(old for old in report.get("command", []) if old != command), command]
     report |= {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "versions": speed.versions(), "gb": 2**30}
     return report
