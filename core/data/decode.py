@@ -56,7 +56,7 @@ def read_given(sample: Sample, frames: torch.Tensor, interrupt: Interrupt | None
 
     Each is scaled, cut and flipped as the clip is. Raises DatasetError as `read_frames` does.
     """
-    if sample.given is None:
+    if sample.given is None or not (sample.given.first or sample.given.last):
         return frames
     found = frames.clone()
     for index, file in ((0, sample.given.first), (-1, sample.given.last)):
@@ -64,6 +64,31 @@ def read_given(sample: Sample, frames: torch.Tensor, interrupt: Interrupt | None
             picture = dataclasses.replace(sample, file=file, frame_indices=(0,), given=None, mask=None)
             found[index] = read_frames(picture, interrupt)[0]
     return found
+
+
+def read_paired(sample: Sample, name: str, interrupt: Interrupt | None = None) -> torch.Tensor:
+    """The control clip or the reference picture of a sample, uint8 RGB [F, H, W, 3], F = 1 for a reference.
+
+    A control is cut and flipped as the sample's frames are, and a picture stands for all of them. A reference is cut in its
+    own middle. Raises DatasetError as `read_frames` does.
+    """
+    assert sample.given is not None
+    file = sample.given.paired[name]
+    if name == "reference":
+        own = dataclasses.replace(sample, file=file, frame_indices=(0,), crop=CENTER, follows_motion=False)
+        return read_frames(own, interrupt)
+    bucket = (sample.width, sample.height)
+    with _unchanged(sample, sample.file, interrupt):
+        box = _box(sample, interrupt)
+
+    def scaled(image: Image.Image) -> np.ndarray:
+        own_box = _own_box(image, box, sample.file)
+        return np.asarray(_flipped(image.resize(bucket, Image.Resampling.LANCZOS, box=own_box), sample.flip))
+
+    indices = sample.frame_indices if file.num_frames > 1 else (0,) * len(sample.frame_indices)
+    with _unchanged(sample, file, interrupt):
+        frames = _each(file, indices, scaled, interrupt)
+        return torch.from_numpy(np.stack([frames[index] for index in indices]))
 
 
 def read_mask(sample: Sample, latent_format: LatentFormat, interrupt: Interrupt | None = None) -> torch.Tensor:

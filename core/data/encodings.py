@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LA
 from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
 from .conditioning import hide_unknown, known_frames
-from .decode import read_frames, read_given, read_mask
+from .decode import read_frames, read_given, read_mask, read_paired
 from .store import Store, latent_key, mask_key, vision_key
 from .tiles import TILE, encode_in_tiles
 from .types import Dataset, LatentEntry, Note, Sample, VideoEncoder, VisionEncoder
@@ -21,6 +21,8 @@ from .watch import Interrupt
 FLOAT32 = 4  # bytes of a number in the store
 
 _WHOLE = "full"  # the mode of the sample's own latents; the known frames' mode is their conditioning
+
+_PAIRED = ("control", "reference")  # modes of what goes with a sample, see `Given.paired`
 
 _KNOWN = "known"  # the known frames themselves, [K, H, W, 3]
 
@@ -77,7 +79,9 @@ class Encodings:
         """ConfigError for pictures that are named to be given, and would not be."""
         for sample in dataset.samples:
             given = sample.given
-            if given is None or (self.encodes_known and (given.last is None or -1 in self.known)):
+            if given is None or not (given.first or given.last):
+                continue
+            if self.encodes_known and (given.last is None or -1 in self.known):
                 continue
             what = "last" if given.last and (given.first is None or self.encodes_known) else "first"
             if self.known and not self.encodes_known:
@@ -93,7 +97,8 @@ class Encodings:
     def num_bytes(self, sample: Sample) -> int:
         """Bytes that the pixels of a prepared sample take at most."""
         values = len(sample.frame_indices) * sample.height * sample.width * 3
-        return values * 5 if self.encodes_known else values  # uint8, and the known frames in float32
+        paired = values * len(sample.given.paired) if sample.given else 0
+        return paired + (values * 5 if self.encodes_known else values)  # uint8, and the known frames in float32
 
     def stored_bytes(self, listed: Sample, *, absent_only: bool) -> dict[str, int]:
         """Bytes of what the store will have of a sample, about, by key; with `absent_only` of what it has not yet."""
@@ -103,9 +108,9 @@ class Encodings:
             return {}  # it is skipped
         if self.known and len(sample.frame_indices) == 1:
             return {}
-        size = FLOAT32 * math.prod(self._shape(sample))
         found = {}
-        for mode in self._modes:
+        for mode in self._modes_of(sample):
+            size = FLOAT32 * math.prod(self._shape(sample, mode))
             keys = (self._key(sample, mode, in_tiles=in_tiles) for in_tiles in (False, True))
             if not (absent_only and any(self.store.has("latents", key) for key in keys)):
                 found[self._key(sample, mode)] = size
@@ -125,7 +130,7 @@ class Encodings:
             sample, _ = self._fit(listed)
         except DatasetError:
             return None
-        keys = [("latents", self._key(sample, mode)) for mode in self._modes]
+        keys = [("latents", self._key(sample, mode)) for mode in self._modes_of(sample)]
         keys += [("vision", self._vision_key(sample))] if self.vision is not None else []
         keys += [("masks", self._mask_key(sample))] if sample.mask else []
         if (self.known and len(sample.frame_indices) == 1) or not all(self.store.is_checked(*key) for key in keys):
@@ -140,7 +145,8 @@ class Encodings:
                 f"{sample.file.path} is a single picture: an image-to-video model learns from clips only; train pictures "
                 "with a text-to-video model, or set condition_on to 'none'."
             )
-        keys = {mode: key for mode in self._modes if (key := self._stored_key(sample, mode))}
+        modes = self._modes_of(sample)
+        keys = {mode: key for mode in modes if (key := self._stored_key(sample, mode))}
         has_features = self.vision is None or self._has_features(self._vision_key(sample))
         pixels, mask, problem = {}, None, None
         if sample.mask is not None and not self._has_mask(sample):
@@ -148,7 +154,7 @@ class Encodings:
                 mask = read_mask(sample, self.encoder.latent_format, self._interrupt)
             except DatasetError as error:
                 problem = error
-        if problem is None and (len(keys) < len(self._modes) or not has_features):
+        if problem is None and (len(keys) < len(modes) or not has_features):
             try:
                 frames = read_frames(sample, self._interrupt)  # [F, H, W, 3]
                 pixels[_WHOLE] = frames
@@ -157,6 +163,9 @@ class Encodings:
                     pixels[_KNOWN] = given[list(self.known)]
                 if self.encodes_known and self.conditioning not in keys:
                     pixels[self.conditioning] = hide_unknown(given, self.conditioning)
+                for name in sample.given.paired if sample.given else ():
+                    if name not in keys:
+                        pixels[name] = read_paired(sample, name, self._interrupt)
             except DatasetError as error:
                 problem = error  # which is none if an equal file turns out to have been encoded by then
         return Prepared(
@@ -172,7 +181,7 @@ class Encodings:
     def entry(self, prepared: Prepared, write: Write) -> tuple[LatentEntry, list[Note]]:
         """The sample's entry, and what there is to say of it; encodes what is not in the store."""
         sample = prepared.sample
-        keys = {mode: self._latents(prepared, mode, write) for mode in self._modes}
+        keys = {mode: self._latents(prepared, mode, write) for mode in self._modes_of(sample)}
         features_key = self._features(prepared, write) if self.vision else ""
         known_key = keys.get(self.conditioning, "") if self.encodes_known else ""
         own_mask_key = self._mask(prepared, write) if sample.mask else ""
@@ -192,9 +201,19 @@ class Encodings:
             treatment=sample.treatment,
             mask_path=str(self.store.path("masks", own_mask_key)) if own_mask_key else "",
             mask_key=own_mask_key,
+            **self._paired_fields(keys),
         )
         in_tiles = [key for mode, key in keys.items() if key != self._key(sample, mode)]
         return entry, [*prepared.notes, *([self._tiled_note(sample, in_tiles)] if in_tiles else [])]
+
+    def _modes_of(self, sample: Sample) -> tuple[str, ...]:
+        """What of a sample has latents."""
+        return (*self._modes, *(sample.given.paired if sample.given else ()))
+
+    def _paired_fields(self, keys: Mapping[str, str]) -> dict[str, str]:
+        """Where the latents lie of what goes with a sample, for its entry."""
+        found = {f"{name}_key": keys[name] for name in _PAIRED if name in keys}
+        return found | {f"{name}_path": str(self.store.path("latents", keys[name])) for name in _PAIRED if name in keys}
 
     def _fit(self, sample: Sample) -> tuple[Sample, tuple[Note, ...]]:
         """The sample in a size that the encoder's model can patch, and a note if that cuts something off."""
@@ -212,13 +231,16 @@ class Encodings:
         note = Note(name=sample.name, action="cropped", reason=reason)
         return dataclasses.replace(sample, width=width, height=height), (note,)
 
-    def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
+    def _shape(self, sample: Sample, mode: str = _WHOLE) -> tuple[int, int, int, int]:
         """(C, F, H, W) that the latents have to have."""
         channels = LATENT_CHANNELS[self.encoder.latent_format]
-        return latent_shape(channels, len(sample.frame_indices), sample.height, sample.width)
+        num_frames = 1 if mode == "reference" else len(sample.frame_indices)
+        return latent_shape(channels, num_frames, sample.height, sample.width)
 
     def _key(self, sample: Sample, mode: str, *, in_tiles: bool = False) -> str:
-        if mode != _WHOLE and sample.given:
+        if sample.given and mode in _PAIRED:
+            mode = f"{mode} {sample.given.paired_key(mode)}"
+        elif mode != _WHOLE and sample.given:
             mode = f"{mode}, given {sample.given.content_key}"
         mode = f"{mode}, tiles of {TILE}" if in_tiles else mode
         return latent_key(sample, self.encoder.identity, mode)
@@ -249,7 +271,7 @@ class Encodings:
         for in_tiles in (False, True):
             key = self._key(sample, mode, in_tiles=in_tiles)
             stored = self.store.look("latents", key)
-            if stored and stored.shapes.get("latents") == self._shape(sample):
+            if stored and stored.shapes.get("latents") == self._shape(sample, mode):
                 return key
         return ""
 
@@ -266,7 +288,7 @@ class Encodings:
         if prepared.problem:
             raise prepared.problem
         latents, in_tiles = self._encode(sample, prepared.pixels[mode])
-        shape = self._shape(sample)
+        shape = self._shape(sample, mode)
         if tuple(latents.shape) != shape:
             raise ModelFileError(
                 f"The VAE does not fit: for {sample.name} it gave latents of the shape {tuple(latents.shape)}, but "

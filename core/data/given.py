@@ -1,4 +1,4 @@
-"""Pictures that an image-to-video model is given in place of a clip's own first and last frame: which clip has which."""
+"""What is given beside a file: pictures in place of a clip's first and last frame, control clips, reference pictures."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,22 +16,26 @@ from .media import PICTURE_SUFFIXES, BadMediaError, check_plain_file
 from .probe import Probe
 from .types import Given, MediaFile, Note
 
-_PLACES = {"first_frame": "first_frames", "last_frame": "last_frames"}  # in a line of frames_file -> option
+_FRAMES = {"first_frame": "first_frames", "last_frame": "last_frames"}  # in a line of frames_file -> option
+_PAIRED = {"control": "control_clips", "reference": "reference_pictures"}
+_PLACES = _FRAMES | _PAIRED
 _MOST_BYTES = 64 * 2**20
 _OTHER_ASPECT = 0.02  # by which a picture's aspect may differ from its clip's without a word
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenFiles:
-    """Files of the given pictures, by the name of their clip."""
+    """Files that are given, by the name of the file that they belong to."""
 
     first_frame: Mapping[str, Path] = field(default_factory=dict[str, Path])
     last_frame: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    control: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    reference: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
     @property
     def paths(self) -> dict[str, Path]:
         """All of them, each by a name of its own."""
-        return {str(path): path for found in (self.first_frame, self.last_frame) for path in found.values()}
+        return {str(path): path for place in _PLACES for path in getattr(self, place).values()}
 
 
 def separate_given(
@@ -39,20 +43,23 @@ def separate_given(
 ) -> tuple[dict[str, Path], GivenFiles]:
     """The files that are trained on, and those that are given with them; no file is both.
 
-    A picture of first_frames or last_frames has the name of its clip, whatever the ending, in the same folder below it or
-    directly in it. A line of frames_file names a clip and its pictures. DatasetError for what is not there.
+    A file in the folder of such an option has the name of the one that it belongs to, whatever the ending, in the same
+    folder below it or directly in it. A line of frames_file names a file and what is given with it. DatasetError for what is
+    not there.
     """
     kept = dict(media)
     found: dict[str, dict[str, Path]] = {place: {} for place in _PLACES}
     pictures = {name: path for name, path in media.items() if path.suffix.lower() in PICTURE_SUFFIXES}
     for place, option in _PLACES.items():
+        candidates = media if place == "control" else pictures
         below = getattr(options, option).replace("\\", "/").strip("/")
         if not below:
             continue
-        inside = {name: path for name, path in pictures.items() if name.startswith(f"{below}/")}
+        inside = {name: path for name, path in candidates.items() if name.startswith(f"{below}/")}
         if not inside:
+            what = "pictures or clips" if place == "control" else "pictures"
             raise DatasetError(
-                f"{option} is '{shown(below)}', but no such folder with pictures is within {folder}: check its name."
+                f"{option} is '{shown(below)}', but no such folder with {what} is within {folder}: check its name."
             )
         kept = {name: path for name, path in kept.items() if name not in inside}
         by_stem = {name.removeprefix(f"{below}/").rpartition(".")[0]: path for name, path in inside.items()}
@@ -73,43 +80,60 @@ def separate_given(
 def given_of(
     file: MediaFile, files: GivenFiles, probes: Mapping[str, Probe], options: DatasetOptions
 ) -> tuple[Given, list[Note]]:
-    """What one clip is given, and what there is to say of it. BadMediaError if a picture that it should have cannot be used."""
-    pictures: dict[str, MediaFile] = {}
+    """What one file is given, and what there is to say of it. BadMediaError if something that it should have cannot be used.
+
+    Only a clip has a first and a last frame.
+    """
+    found: dict[str, MediaFile] = {}
     notes: list[Note] = []
-    for place, option in _PLACES.items():
+    for place, option in (_PLACES if file.kind == "video" else _PAIRED).items():
         path = getattr(files, place).get(file.name)
         if path is None:
             if getattr(options, option):
-                raise BadMediaError(f"no picture of its name is in {option} ({shown(getattr(options, option))})")
+                what = "file" if place == "control" else "picture"
+                raise BadMediaError(f"no {what} of its name is in {option} ({shown(getattr(options, option))})")
             continue
-        probe = probes[str(path)]
-        if probe.problem:
-            raise BadMediaError(f"its {place.replace('_', ' ')} {path.name} cannot be used: {probe.problem}")
-        if probe.kind != "image":
-            raise BadMediaError(f"its {place.replace('_', ' ')} {path.name} moves: give a single picture")
-        if abs(probe.width * file.height / (probe.height * file.width) - 1) > _OTHER_ASPECT:
+        what = f"its {place.replace('_', ' ')} {path.name}"
+        found[place] = _checked(what, file, path, probes[str(path)], moves=place == "control")
+        if place != "control" and _has_other_aspect(file, probes[str(path)]):
+            probe = probes[str(path)]
             reason = (
-                f"its {place.replace('_', ' ')} {path.name} is {probe.width}x{probe.height}, another aspect ratio than the "
-                f"clip's {file.width}x{file.height}: it is scaled and cut to fit"
+                f"{what} is {probe.width}x{probe.height}, another aspect ratio than the "
+                f"{'clip' if file.kind == 'video' else 'picture'}'s {file.width}x{file.height}: it is scaled and cut to fit"
             )
             notes.append(Note(name=file.name, action="cropped", reason=reason))
-        pictures[place] = _picture(path, probe)
-    return Given(first=pictures.get("first_frame"), last=pictures.get("last_frame")), notes
+    first, last = found.pop("first_frame", None), found.pop("last_frame", None)
+    return Given(first=first, last=last, **found), notes
 
 
-def _picture(path: Path, probe: Probe) -> MediaFile:
+def _checked(what: str, file: MediaFile, path: Path, probe: Probe, *, moves: bool) -> MediaFile:
+    """The file as one that is given. BadMediaError if it can't be: a control (`moves`) goes with its clip frame by frame."""
+    if probe.problem:
+        raise BadMediaError(f"{what} cannot be used: {probe.problem}")
+    num_frames = 1 if probe.kind == "image" else len(probe.times_us)
+    if num_frames > 1 and not moves:
+        raise BadMediaError(f"{what} moves: give a single picture")
+    if num_frames not in (1, file.num_frames):
+        raise BadMediaError(f"{what} has {num_frames} frames, and the clip has {file.num_frames}: give as many")
+    if moves and _has_other_aspect(file, probe):
+        size = f"{probe.width}x{probe.height}"
+        raise BadMediaError(f"{what} is {size}, another aspect ratio than {file.width}x{file.height}: make it fit")
     return MediaFile(
         path=str(path),
         name=path.name,
         sha256=probe.sha256,
-        kind="image",
+        kind=probe.kind,
         width=probe.width,
         height=probe.height,
-        num_frames=1,
+        num_frames=num_frames,
         fps=0.0,
         caption="",
         read_as=probe.read_as,
     )
+
+
+def _has_other_aspect(file: MediaFile, probe: Probe) -> bool:
+    return abs(probe.width * file.height / (probe.height * file.width) - 1) > _OTHER_ASPECT
 
 
 def _read_list(
@@ -145,8 +169,8 @@ def _entry(line: bytes, where: str, media: Mapping[str, Path]) -> tuple[str, dic
     fields = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
     if not isinstance(fields.get("file_name"), str) or not all(isinstance(value, str) for value in fields.values()):
         raise DatasetError(
-            f'{where} is {in_short(json.dumps(entry))}: write {{"file_name": "clip.mp4", "first_frame": "start.png"}}, with '
-            "last_frame where there is one."
+            f'{where} is {in_short(json.dumps(entry))}: write {{"file_name": "clip.mp4", "first_frame": "start.png"}}, or '
+            f"another of {_words(_PLACES)}."
         )
     pictures = {name: value for name, value in fields.items() if name != "file_name"}
     unknown = [name for name in pictures if name not in _PLACES]

@@ -42,6 +42,10 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
             class_texts=_texts(by_caption, entry.class_captions),
             mask_path=entry.mask_path,
             mask_key=entry.mask_key,
+            control_path=entry.control_path,
+            control_key=entry.control_key,
+            reference_path=entry.reference_path,
+            reference_key=entry.reference_key,
         )
         for entry in latents.entries
     )

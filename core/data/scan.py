@@ -76,7 +76,7 @@ def scan_folder(
             has_alpha, mask_path = probes[name].has_alpha, masks.get(name)
             mask, mask_notes = mask_of(of_file[0].file, has_alpha, mask_path, mask_probes.get(name), options)
             of_file, file_notes = [dataclasses.replace(s, mask=mask) for s in of_file], [*file_notes, *mask_notes]
-        if options.gives_frames and of_file and of_file[0].file.kind == "video":
+        if of_file and ((options.gives_frames and of_file[0].file.kind == "video") or options.names_pairs):
             of_file, given_notes = _with_given(of_file, given, given_probes, options)
             file_notes = [*file_notes, *given_notes]
         samples.append(of_file)
@@ -212,13 +212,13 @@ def _samples_of(
 def _with_given(
     samples: list[Sample], given: GivenFiles, probes: dict[str, Probe], options: DatasetOptions
 ) -> tuple[list[Sample], list[Note]]:
-    """A clip's samples with the pictures that are given with them; none, and a note, if one of those is not there."""
+    """A file's samples with what is given with them; none, and a note, if something of it is not there."""
     file = samples[0].file
     try:
         pictures, notes = given_of(file, given, probes, options)
     except BadMediaError as error:
         return _unusable(file.name, Path(file.path), str(error), options)
-    found = pictures if pictures.first or pictures.last else None
+    found = pictures if pictures.first or pictures.last or pictures.paired else None
     return [dataclasses.replace(sample, given=found) for sample in samples], notes
 
 

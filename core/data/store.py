@@ -36,7 +36,7 @@ def latent_key(sample: Sample, encoder_identity: str, mode: str = "full") -> str
 
 def vision_key(sample: Sample, conditioning: str, encoder_identity: str) -> str:
     """Key of the CLIP vision features of a sample's known frames."""
-    held = (sample.content_key, conditioning, encoder_identity, *sample.given_keys)
+    held = (sample.content_key, conditioning, encoder_identity, *sample.given_keys[:1])
     return _key("vision", _PIXELS_VERSION, *held)
 
 

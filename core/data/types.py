@@ -53,16 +53,31 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Pictures that an image-to-video model is given in place of a clip's own frames; None: its own."""
+    """What a model is given of a sample beside noise and caption."""
 
-    first: MediaFile | None = None
-    last: MediaFile | None = None
+    first: MediaFile | None = None  # image-to-video: a picture in place of the clip's own first frame
+    last: MediaFile | None = None  # and of its last
+    control: MediaFile | None = (
+        None  # what each frame is led by: depth, pose, edges; a clip with as many frames, or a picture
+    )
+    reference: MediaFile | None = None  # a picture of what is to be seen
 
     @property
     def content_key(self) -> str:
-        """Digest of the pictures."""
+        """Digest of the pictures in place of frames."""
         files = (self.first, self.last)
         return digest(["given", *([file.sha256, list(file.read_as)] if file else [] for file in files)], 32)
+
+    @property
+    def paired(self) -> dict[str, MediaFile]:
+        """What has latents of its own, by what it is."""
+        found = {"control": self.control, "reference": self.reference}
+        return {name: file for name, file in found.items() if file is not None}
+
+    def paired_key(self, name: str) -> str:
+        """Digest of one of them."""
+        file = self.paired[name]
+        return digest([name, file.sha256, list(file.read_as)], 32)
 
 
 CENTER = (0.5, 0.5)
@@ -137,8 +152,10 @@ class Sample:
 
     @property
     def given_keys(self) -> tuple[str, ...]:
-        """The key of the pictures that are given with it; () where it has none."""
-        return (self.given.content_key,) if self.given else ()
+        """The keys of what is given with it; () where it has none."""
+        if self.given is None:
+            return ()
+        return (self.given.content_key, *(self.given.paired_key(name) for name in self.given.paired))
 
 
 def later_of(more_captions: tuple[str, ...], treatment: Treatment, *others: str) -> list[object]:
@@ -242,6 +259,10 @@ class LatentEntry:
     treatment: Treatment = Treatment()
     mask_path: str = ""  # key `mask`, [F, H, W] float32: what the error at each latent counts
     mask_key: str = ""
+    control_path: str = ""  # key `latents`, of the control clip, same shape
+    control_key: str = ""
+    reference_path: str = ""  # key `latents`, of the reference picture, [C, 1, H, W]
+    reference_key: str = ""
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -272,7 +293,12 @@ class LatentCache:
         first = [[e.key, e.known_key, e.vision_key, e.caption, e.repeats, e.held_out] for e in self.entries]
         return digest(
             [
-                [*known, *later_of(e.more_captions, e.treatment, e.mask_key)]
+                [
+                    *known,
+                    *later_of(
+                        e.more_captions, e.treatment, e.mask_key, *filter(None, (e.control_key, e.reference_key))
+                    ),
+                ]
                 for known, e in zip(first, self.entries, strict=True)
             ]
         )

@@ -29,7 +29,7 @@ REST: dict[str, Rule] = {
     **unsupported("files without a caption are left out and listed, unless the dataset has a default_caption.",
                   "skip_empty_caption"),
     **unsupported("each file has a mask of its own here.", "default_mask_file"),
-    **unsupported("there are no control clips here.", "control_path"),
+    **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).", "control_path"),
     **unsupported("sizes are made of your files' aspect ratios.", "size_buckets"),
     **unsupported("the learning rate follows the schedule.", "force_constant_lr"),
     **unsupported("a LoRA of elsewhere can be merged into the finished one.", "adapter.init_from_existing",

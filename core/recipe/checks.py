@@ -12,7 +12,7 @@ from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..plan.sizes import layer_paths
 from ..settings.job import Stage, stage_window
-from ..train.checks import CONDITIONINGS_OF, check_holding
+from ..train.checks import CONDITIONINGS_OF, PAIRED_ADVICE, check_holding
 from ..train.start import check_optimizer, needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
@@ -89,6 +89,14 @@ def _check_given(recipe: Recipe, info: CheckpointInfo) -> None:
             raise ConfigError(
                 "last_frames is set, but conditioning is 'first frame': leave it out, or choose 'first and last frame'."
             )
+
+
+def check_paired(recipe: Recipe) -> None:
+    """ConfigError for control clips and reference pictures, which no model is given that can be trained yet."""
+    for source in recipe.datasets:
+        for name in ("control_clips", "reference_pictures"):
+            if getattr(source.options, name):
+                raise ConfigError(f"{name} is set, but no model that can be trained is given any: {PAIRED_ADVICE}.")
 
 
 def _check_vision(recipe: Recipe, info: CheckpointInfo) -> None:

@@ -40,7 +40,7 @@ from ..train.length import job_length
 from ..train.space import check_space_before
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
-from .checks import check_models
+from .checks import check_models, check_paired
 from .encoders import LazyTextEncoder, LazyVideoEncoder, LazyVisionEncoder, NotEncodedError, Turn
 from .recipe import Recipe, recipe_tables
 
@@ -195,6 +195,7 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
 def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) -> list[Planned]:
     """Everything before training: checks, scan, caches, and the job of each stage."""
     infos = check_recipe(recipe)
+    check_paired(recipe)
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:

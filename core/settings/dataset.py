@@ -422,6 +422,21 @@ class DatasetOptions(Options, group="dataset"):
         widget=Widget(DATASET, "mask_invert", 58),
         aitoolkit="datasets.invert_mask",
     )
+    control_clips: str = option(
+        "",
+        help="A folder with a control clip for each file: depth, pose or edges, frame by frame; or a picture.",
+        more="A folder within the dataset folder; its files have the names of those that they belong to, and are not trained"
+        " on. Their latents are cached with the others. For models that are given control clips: none of those can be trained"
+        " yet, and the others refuse such a dataset.",
+        born=2,
+        in_key=False,
+    )
+    reference_pictures: str = option(
+        "",
+        help="The same for reference pictures: one of what is to be seen, for each file.",
+        born=2,
+        in_key=False,
+    )
     first_frames: str = option(
         "",
         help="Image-to-video: a folder with a picture for each clip, given to the model as the first frame.",
@@ -443,6 +458,7 @@ class DatasetOptions(Options, group="dataset"):
         help="Image-to-video: a .jsonl file in the dataset folder that names clips and the pictures given with them.",
         more='A line for each: {"file_name": "a.mp4", "first_frame": "start.png", "last_frame": "end.png"}. Clips that it does'
         " not name are given their own frames.",
+        page='"control" and "reference" name a control clip and a reference picture.',
         born=2,
         in_key=False,
         widget=Widget(DATASET, "frames_file", 62),
@@ -619,6 +635,11 @@ class DatasetOptions(Options, group="dataset"):
         return tuple(name for name in ("first_frames", "last_frames", "frames_file") if getattr(self, name))
 
     @property
+    def names_pairs(self) -> bool:
+        """Whether control clips or reference pictures are looked for."""
+        return bool(self.control_clips or self.reference_pictures or self.frames_file)
+
+    @property
     def has_masks(self) -> bool:
         """Whether masks are looked for."""
         return bool(self.mask_folder or self.mask_suffix or self.alpha_mask)
@@ -665,6 +686,7 @@ def _check_given(options: DatasetOptions) -> None:
             )
         if options.crop == "motion":
             raise ConfigError(f"{name} is set, but crop motion cannot follow a picture: choose another crop.")
+    for name in (*options.gives_frames, "control_clips", "reference_pictures"):
         path = getattr(options, name).replace("\\", "/")
         if path.startswith("/") or ":" in path or ".." in path.split("/"):
             raise ConfigError(

@@ -78,6 +78,10 @@ class TrainSample:
     more_texts: tuple[CaptionText, ...] = ()  # of further captions, one of all of which is drawn each time
     mask_path: str = ""  # key `mask`, [F, H, W] float32: what the error at each latent counts
     mask_key: str = ""
+    control_path: str = ""  # key `latents`, of the control clip that goes with it, same shape
+    control_key: str = ""
+    reference_path: str = ""  # key `latents`, of the reference picture that goes with it, [C, 1, H, W]
+    reference_key: str = ""
     class_texts: tuple[CaptionText, ...] = ()  # of each caption with the class word in place of the trigger; (): none
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ class TrainSample:
             "a sample",
             words=(
                 *(self.name, self.latents_key, self.text_key, self.known_key, self.vision_key, self.mask_key),
+                *(self.control_key, self.reference_key),
                 *(text.key for text in (*self.more_texts, *self.class_texts)),
             ),
             paths=self.paths,
@@ -111,6 +116,8 @@ class TrainSample:
             "is_regularization": self.is_regularization or None,
             "more_texts": [text.key for text in self.more_texts] or None,
             "mask": self.mask_key or None,
+            "control": self.control_key or None,
+            "reference": self.reference_key or None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -118,7 +125,8 @@ class TrainSample:
     def paths(self) -> tuple[str, ...]:
         """Of everything that was cached of it; "" for what it has not."""
         further = (text.path for text in (*self.more_texts, *self.class_texts))
-        return self.latents_path, self.text_path, self.known_path, self.vision_path, self.mask_path, *further
+        paired = (self.control_path, self.reference_path)
+        return self.latents_path, self.text_path, self.known_path, self.vision_path, self.mask_path, *paired, *further
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
         )
 
 
+PAIRED_ADVICE = "leave control_clips and reference_pictures empty, and both out of frames_file"
+
 # What each variant wants to be given, by what condition_on may be.
 CONDITIONINGS_OF: dict[Variant, tuple[Conditioning, ...]] = {
     "t2v": ("none",),
@@ -85,6 +87,10 @@ def _check_conditioning(data: DataSpec, info: CheckpointInfo) -> None:
             f"({config.variant}): cache them with condition_on {choices}.",
             about=CONDITION_ON,
         )
+    paired = next((sample for sample in data.samples if sample.control_path or sample.reference_path), None)
+    if paired is not None:
+        what = "control clip" if paired.control_path else "reference picture"
+        raise ConfigError(f"{paired.name} has a {what}, but {name} is given none: {PAIRED_ADVICE}.")
     has_features = any(sample.vision_path for sample in data.samples)
     if config.image_dim and not has_features:
         raise ConfigError(

@@ -82,7 +82,7 @@ def test_a_list_names_clips_and_pictures(clips):
         ('{"first_frame": "starts/a.png"}', "line 1 .*: write"),
         ('{"file_name": "a.mp4", "first_frame": 1}', "line 1 .*: write"),
         ('{"file_name": "a.mp4"}', "line 1 .* names no picture"),
-        ('{"file_name": "a.mp4", "control": "x"}', "has 'control', which is not used"),
+        ('{"file_name": "a.mp4", "depth": "x"}', "has 'depth', which is not used"),
         ('{"file_name": "z.mp4", "first_frame": "starts/a.png"}', "names 'z.mp4', which is no file of the dataset"),
         ('{"file_name": "a.mp4", "first_frame": "../x.png"}', "names '../x.png', which is no file of the dataset"),
     ],
