@@ -19,6 +19,7 @@ from ..adapters.transfer import model_shapes
 from ..errors import ConfigError
 from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
+from ..memory.masters import MasterMaker
 from ..memory.precision import (
     FormatOptions,
     Resolved,
@@ -26,19 +27,17 @@ from ..memory.precision import (
     resolve,
 )
 from ..memory.recompute import Kept
-from ..memory.streaming import spread, spread_mapped
 from ..parallel.world import ALONE, World
 from ..plan.decision import Decision, decide
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
 from ..settings.job import Job
-from ..settings.memory import MasterKind
 from ..wan.checkpoint import CheckpointInfo, load_transformer
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from .checks import check_job
-from .features import Features, Tell, apply_features, blocks_folder
+from .features import Features, Tell, apply_features, make_masters
 from .warm_up import WarmUp
 
 if TYPE_CHECKING:
@@ -67,19 +66,19 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
-    world: World = ALONE,  # noqa: ARG001
+    world: World = ALONE,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and put `plan` on it; by default as the job's options have it.
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept`: see `apply_features`.
+    blocks, which need it. `kept` and `world`: see `apply_features`.
     """
     if decision is None:
         decision = decide(job, check_job(job), device, scratch)
         for sentence in decision.warnings:
             tell(sentence)
-    plan = plan or plan_of(job, decision)
+    plan = plan or plan_of(job, decision, world)
     info = decision.info
     held = resolve(
         job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
@@ -90,14 +89,18 @@ def prepare(
     begin_importing_adapters()  # while the disk is read, which leaves Python to others
     warm_up = WarmUp(decision, info.config) if device.type == "cuda" else None
     with timed("Reading the model"):
-        model, masters = _load(info, held, plan, device, scratch, _merged(job, info, tell))
+        merged = _merged(job, info, tell)
+        maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
+        model, masters = _load(info, held, device, maker, merged)
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         use_light_forward(model)
     with timed("Putting the plan on the model"):
-        features = apply_features(model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters)
+        features = apply_features(
+            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, world=world
+        )
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
             if under_way is not None:
@@ -139,33 +142,18 @@ def timed(what: str) -> Iterator[None]:
 
 
 def _load(
-    info: CheckpointInfo,
-    held: Resolved,
-    plan: Plan,
-    device: torch.device,
-    scratch: Path | None,
-    merged: MergedBase | None,
+    info: CheckpointInfo, held: Resolved, device: torch.device, maker: MasterMaker, merged: MergedBase | None
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
-    """The base, and the masters of its streamed blocks, which are made one by one: the rest never is in main memory."""
-    streamed = spread(plan.streamed_blocks, info.config.num_layers)
-    mapped = spread_mapped(plan.mapped_blocks, streamed)
-    kinds: dict[int, MasterKind] = {index: "mapped" if index in mapped else plan.stream_from for index in streamed}
-    folder = blocks_folder(plan, scratch)
-    masters: dict[int, BlockMaster] = {}
+    """The base, and the masters of blocks that are elsewhere, which are made one by one: the rest never is in main memory."""
 
     def device_of(index: int | None) -> torch.device:
         # A GPU quantizes faster and knows its kernels; from there the master takes the block, which is small by then.
-        return torch.device("cpu") if index in kinds and held.linear is None else device
-
-    def make_master(index: int, block: nn.Module) -> None:
-        kind = kinds.get(index)
-        if kind is not None:
-            masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
+        return torch.device("cpu") if index in maker.kinds and held.linear is None else device
 
     model = load_transformer(
-        info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=make_master, merged=merged
+        info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=maker.take, merged=merged
     )
-    return model, masters
+    return model, maker.finish()
 
 
 def _merged(job: Job, info: CheckpointInfo, tell: Tell) -> MergedBase | None:

@@ -15,7 +15,8 @@ from wan_train.core.memory import streaming
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.master import BlockMaster, frozen_tensors, streamed_bytes
 from wan_train.core.memory.offload import ActivationOffload
-from wan_train.core.memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks, travel, upcoming
+from wan_train.core.memory.order import spread, spread_mapped, travel, upcoming
+from wan_train.core.memory.streaming import BlockStreamer, stream_blocks
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import (
     CLIP_CONFIG,

@@ -1,0 +1,113 @@
+"""Swapped blocks in main memory that the ranks of a machine hold together: filled by one rank, read by all.
+
+Four GPUs that swap 40 blocks of 0.7 GB would else take 112 GB for 28 GB of weights. Each rank pins the memory for its own
+GPU. Blocks are dealt over the ranks, so that each fills its part of them.
+"""
+
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ..parallel.world import World
+from ..pinned import SharedBuffer, Ticket
+from .master import BlockMaster, HeldKind, Layout, fill, frozen_tensors
+
+_MASTERS: WeakKeyDictionary[nn.Module, "SharedMaster"] = WeakKeyDictionary()
+_PROBE_BYTES = 1 << 12
+
+
+class SharedMaster(BlockMaster):
+    """As BlockMaster, in memory that other processes of the machine have too. Whole only after `attach`."""
+
+    def __init__(self, block: nn.Module, kind: HeldKind, *, device: torch.device, is_owner: bool) -> None:
+        """The owner takes the weights over; the others give theirs up, and get the owner's by `attach`.
+
+        ConfigError if the block's tensors are of a kind that cannot be streamed, RunError if memory refuses.
+        """
+        self.tensors = frozen_tensors(block)
+        self.layout = Layout.of(self.tensors)
+        self.kind = kind
+        self._pinned = kind == "pinned" and device.type == "cuda"
+        self._buffer: SharedBuffer | None = None
+        with torch.inference_mode(False), torch.no_grad():
+            if is_owner:
+                self._hold(SharedBuffer.create(self.layout.num_bytes, pinned=self._pinned))
+                fill(self.bytes, self.layout, self.tensors)
+            else:
+                self._views = self.layout.absent(torch.device("cpu"))
+        self._is_owner = is_owner
+        self.rest()
+        _MASTERS[block] = self
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Bytes of main memory; those of a block count once, at its owner."""
+        return self.layout.num_bytes if self._is_owner else 0
+
+    @property
+    def ticket(self) -> Ticket | None:
+        """By which the others attach; None where this is not the owner."""
+        return None if self._buffer is None else self._buffer.ticket
+
+    def attach(self, ticket: Ticket) -> None:
+        """Take the weights from the owner's memory."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._hold(SharedBuffer.attach(ticket, pinned=self._pinned))
+        self.rest()
+
+    def settle(self) -> None:
+        """All have attached: nobody else can any more."""
+        if self._buffer is not None:
+            self._buffer.settle()
+
+    def _hold(self, buffer: SharedBuffer) -> None:
+        self._buffer, self.bytes = buffer, buffer.bytes
+        self._views = self.layout.views(buffer.bytes)
+
+
+def master_of(block: nn.Module) -> SharedMaster | None:
+    """The block's master, where ranks hold it together."""
+    return _MASTERS.get(block)
+
+
+def forget(block: nn.Module) -> None:
+    """The block's weights have another master now."""
+    _MASTERS.pop(block, None)
+
+
+def sharing_problem(world: World) -> str:
+    """Why the ranks of this machine can't hold memory together, tried with a page of it; "" if they can. All ranks call it."""
+    problem, probe = "", None
+    try:
+        probe = SharedBuffer.create(_PROBE_BYTES, pinned=False)
+        probe.bytes.fill_(world.rank % 256)
+    except OSError as error:
+        problem = str(error)
+    tickets = world.tell(None if probe is None else probe.ticket)
+    for rank in world.machine:
+        if tickets[rank] is not None and not problem:
+            problem = _try(tickets[rank], rank % 256)
+    return next((each for each in world.tell(problem) if each), "")
+
+
+def _try(ticket: Ticket, expected: int) -> str:
+    try:
+        found = int(SharedBuffer.attach(ticket, pinned=False).bytes[0])
+    except OSError as error:
+        return str(error)
+    return "" if found == expected else "what one process writes, another does not read"
+
+
+def attach_all(masters: Mapping[int, SharedMaster], world: World) -> None:
+    """Let every rank of a machine have what the others have filled. All ranks call it, with masters of the same blocks."""
+    own = {index: master.ticket for index, master in masters.items() if master.ticket is not None}
+    told = world.tell(own)
+    for rank in world.machine:
+        if rank != world.rank:
+            for index, ticket in told[rank].items():
+                masters[index].attach(ticket)
+    world.wait_for_all()
+    for master in masters.values():
+        master.settle()
