@@ -82,7 +82,8 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        # Of high priority: gathering from other GPUs takes kernels, which would else wait until a large one has ended.
+        self._stream = torch.cuda.Stream(device, priority=-1)
         # A copy is three commands: with those of another thread's copy between them, one would wait for the other.
         self._one = Lock()
 

@@ -159,7 +159,7 @@ def test_the_plan_of_a_job_with_a_sharded_base(job: Job, tmp_path):
         estimate(planner.task, planner.buckets[0], replace(plan, shards=shards), planner.card).exact_vram
         for shards in (1, 4)
     )
-    weights = {name: tensor for name, tensor in prepare(job, CPU).model.blocks[0].named_parameters()}
+    weights = dict(prepare(job, CPU).model.blocks[0].named_parameters())
     block = sum(tensor.nbytes for name, tensor in weights.items() if "lora" not in name)
     # Two blocks, whole; or a quarter of each and two slots.
     assert spread - whole == pytest.approx(2 * block / 4, rel=0.2)
