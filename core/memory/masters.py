@@ -38,6 +38,10 @@ class MasterMaker:
         self._problem = sharing_problem(world) if is_several else ""
         self._shares = is_several and not self._problem
 
+    def needs_content(self, index: int | None) -> bool:
+        """Whether this rank has any use for the weights of block `index` before `finish`; None: of what is outside of them."""
+        return not self._shares or index is None or self._owners.get(index, self._world.rank) == self._world.rank
+
     def take(self, index: int, block: nn.Module) -> None:
         """Take the weights of the block over, if it has a kind. What it had before is given up, or used on."""
         kind = self.kinds.get(index)

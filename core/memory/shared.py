@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..errors import START_AGAIN, RunError
 from ..parallel.world import World
 from ..pinned import SharedBuffer, Ticket
 from .master import BlockMaster, HeldKind, Layout, fill, frozen_tensors
@@ -24,8 +25,11 @@ class SharedMaster(BlockMaster):
     def __init__(self, block: nn.Module, kind: HeldKind, *, device: torch.device, is_owner: bool) -> None:
         """The owner takes the weights over; the others give theirs up, and get the owner's by `attach`.
 
+        The others' block may be on the meta device: its content is not needed.
         ConfigError if the block's tensors are of a kind that cannot be streamed, RunError if memory refuses.
         """
+        if not is_owner and any(tensor.is_meta for tensor in frozen_tensors(block)):
+            block.to_empty(device="cpu")  # memory that is never written takes none
         self.tensors = frozen_tensors(block)
         self.layout = Layout.of(self.tensors)
         self.kind = kind
@@ -51,8 +55,13 @@ class SharedMaster(BlockMaster):
         """By which the others attach; None where this is not the owner."""
         return None if self._buffer is None else self._buffer.ticket
 
-    def attach(self, ticket: Ticket) -> None:
-        """Take the weights from the owner's memory."""
+    def attach(self, ticket: Ticket, layout: Layout) -> None:
+        """Take the weights from the owner's memory, where they lie as `layout` says."""
+        if [(s.dtype, s.shape) for s in layout.spans] != [(s.dtype, s.shape) for s in self.layout.spans]:
+            raise RunError(
+                "The GPUs of this machine have read different models: start the run again.", about=START_AGAIN
+            )
+        self.layout = layout
         with torch.inference_mode(False), torch.no_grad():
             self._hold(SharedBuffer.attach(ticket, pinned=self._pinned))
         self.rest()
@@ -102,12 +111,12 @@ def _try(ticket: Ticket, expected: int) -> str:
 
 def attach_all(masters: Mapping[int, SharedMaster], world: World) -> None:
     """Let every rank of a machine have what the others have filled. All ranks call it, with masters of the same blocks."""
-    own = {index: master.ticket for index, master in masters.items() if master.ticket is not None}
+    own = {index: (master.ticket, master.layout) for index, master in masters.items() if master.ticket is not None}
     told = world.tell(own)
     for rank in world.machine:
         if rank != world.rank:
-            for index, ticket in told[rank].items():
-                masters[index].attach(ticket)
+            for index, (ticket, layout) in told[rank].items():
+                masters[index].attach(ticket, layout)
     world.wait_for_all()
     for master in masters.values():
         master.settle()

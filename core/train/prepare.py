@@ -144,9 +144,15 @@ def timed(what: str) -> Iterator[None]:
 def _load(
     info: CheckpointInfo, held: Resolved, device: torch.device, maker: MasterMaker, merged: MergedBase | None
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
-    """The base, and the masters of blocks that are elsewhere, which are made one by one: the rest never is in main memory."""
+    """The base, and the masters of blocks that are elsewhere, which are made one by one: the rest never is in main memory.
+
+    Blocks that another rank reads for this one are not read here, where their layers can be made without.
+    """
+    skips = _makes_unread(held, info.config.dim)
 
     def device_of(index: int | None) -> torch.device:
+        if skips and not maker.needs_content(index):
+            return torch.device("meta")
         # A GPU quantizes faster and knows its kernels; from there the master takes the block, which is small by then.
         return torch.device("cpu") if index in maker.kinds and held.linear is None else device
 
@@ -154,6 +160,18 @@ def _load(
         info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=maker.take, merged=merged
     )
     return model, maker.finish()
+
+
+def _makes_unread(held: Resolved, dim: int) -> bool:
+    """Whether the precision makes a layer from a weight on the meta device, found by trying."""
+    if held.linear is None:
+        return True
+    try:
+        weight = torch.empty(dim, dim, dtype=held.dtype, device="meta")
+        held.linear("blocks.0.self_attn.q", weight, None, dtype=held.dtype, bias=None)
+    except Exception:  # one that looks at the numbers: whatever its package raises then
+        return False
+    return True
 
 
 def _merged(job: Job, info: CheckpointInfo, tell: Tell) -> MergedBase | None:

@@ -26,7 +26,9 @@ from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.features import apply_features
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.run_plan import RunPlan
+from wan_train.core.wan import checkpoint
 from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.gguf import open_header
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import assert_same, step
 from wan_train.tests.core.train.test_loading import large_job  # noqa: F401  # a fixture
@@ -69,12 +71,50 @@ def test_every_adapter_trains_on_a_sharded_base(ranks, job: Job, tmp_path, kind)
         ("fp32", {"streamed_blocks": 1, "stream_from": "mapped"}, [ShardedMaster, BlockMaster]),
         ("nf4", {"streamed_blocks": 2, "stream_from": "pageable"}, [SharedMaster] * 2),
         ("fp32", {"keep_linears": 1, "attention": "default"}, [ShardedMaster] * 2),
+        ("fp8", {"streamed_blocks": 2}, [SharedMaster] * 2),
+        ("int4_svd", {"streamed_blocks": 2}, [SharedMaster] * 2),
+        ("fp8_compute", {"streamed_blocks": 2}, [SharedMaster] * 2),
     ],
     ids=str,
 )
 def test_with_other_precisions_and_memory_features(ranks, job: Job, tmp_path, precision, memory, found):
     job = replace(job, parallel=SHARDED, memory=MemoryOptions(**memory), model=replace(job.model, precision=precision))
     assert ranks(2)(prepared_alike, job, tmp_path) == [found] * 2
+
+
+def blocks_read(world, job, scratch):
+    """Of the model's file: the blocks of which this rank has read anything."""
+    found = set()
+    with pytest.MonkeyPatch.context() as patch:
+        read = checkpoint.read_stored
+
+        def note(stream, entry, *rest):
+            found.update({block_of[entry.start]} if entry.start in block_of else ())
+            return read(stream, entry, *rest)
+
+        entries = open_header(Path(job.model.path)).entries
+        block_of = {
+            entry.start: int(name.split("blocks.")[1].split(".")[0])
+            for name, entry in entries.items()
+            if "blocks." in name
+        }
+        patch.setattr(checkpoint, "read_stored", note)
+        prepare(job, CPU, scratch=scratch, world=world).features.close()
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("precision", "memory", "found"),
+    [
+        ("int4_svd", {"streamed_blocks": 2}, [[0], [1]]),
+        ("bf16", {"streamed_blocks": 1}, [[0, 1], [0]]),  # block 1 is swapped
+        ("bf16", {}, [[0, 1], [0, 1]]),
+        ("bf16", {"streamed_blocks": 2, "stream_from": "mapped"}, [[0, 1], [0, 1]]),
+    ],
+)
+def test_a_shared_block_is_read_and_quantized_by_one_rank(ranks, job: Job, tmp_path, precision, memory, found):
+    job = replace(job, memory=MemoryOptions(**memory), model=replace(job.model, precision=precision))
+    assert ranks(2)(blocks_read, job, tmp_path) == found
 
 
 def from_plan_to_plan(world, job, scratch, ways):
