@@ -1,7 +1,8 @@
 """The masters of a model's blocks, made one by one as the blocks come, by all ranks of a machine together."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,13 +12,13 @@ from ..parallel.world import ALONE, World
 from . import sharded, shared
 from .master import BlockMaster, HeldKind
 from .sharded import ShardedMaster, whole
-from .shared import SharedMaster, attach_all, sharing_problem
+from .shared import SharedMaster, attach_all, give_up, sharing_problem
 
 log = logging.getLogger(__name__)
 
 
 class MasterMaker:
-    """Give it every block that has a kind, in the same order on all ranks; then `finish`."""
+    """Give it every block that has a kind, in the same order on all ranks; then `finish`; all of it within `together`."""
 
     def __init__(
         self,
@@ -36,7 +37,18 @@ class MasterMaker:
         self._owners = {index: world.machine[i % len(world.machine)] for i, index in enumerate(in_memory)}
         is_several = bool(in_memory) and len(world.machine) > 1
         self._problem = sharing_problem(world) if is_several else ""
-        self._shares = is_several and not self._problem
+        self._shares, self._is_told = is_several and not self._problem, False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around all that leads to `finish`: if a rank fails on the way, the others learn it there, by an ElsewhereError."""
+        try:
+            yield
+        except BaseException:
+            if self._shares and not self._is_told:
+                self._is_told = True
+                give_up(self._world)
+            raise
 
     def needs_content(self, index: int | None) -> bool:
         """Whether this rank has any use for the weights of block `index` before `finish`; None: of what is outside of them."""
@@ -60,7 +72,8 @@ class MasterMaker:
 
     def finish(self) -> dict[int, BlockMaster]:
         """The masters, with their weights."""
-        if self._shares:
+        if self._shares and not self._is_told:
+            self._is_told = True
             attach_all(self._new, self._world)
         elif self._problem:
             held = sum(self._masters[index].layout.num_bytes for index in self._owners)

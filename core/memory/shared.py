@@ -5,16 +5,20 @@ GPU. Blocks are dealt over the ranks, so that each fills its part of them.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from ..errors import START_AGAIN, RunError
+from ..parallel.agree import ElsewhereError
 from ..parallel.world import World
 from ..pinned import SharedBuffer, Ticket
 from .master import BlockMaster, HeldKind, Layout, fill, frozen_tensors
 
+_Tickets = Mapping[int, tuple[Ticket, Layout]]
 _MASTERS: WeakKeyDictionary[nn.Module, "SharedMaster"] = WeakKeyDictionary()
 _PROBE_BYTES = 1 << 12
 
@@ -86,6 +90,7 @@ def forget(block: nn.Module) -> None:
     _MASTERS.pop(block, None)
 
 
+@lru_cache(maxsize=1)  # the machine stays the same, and later there may be a rank that has no time for this
 def sharing_problem(world: World) -> str:
     """Why the ranks of this machine can't hold memory together, tried with a page of it; "" if they can. All ranks call it."""
     problem, probe = "", None
@@ -110,13 +115,34 @@ def _try(ticket: Ticket, expected: int) -> str:
 
 
 def attach_all(masters: Mapping[int, SharedMaster], world: World) -> None:
-    """Let every rank of a machine have what the others have filled. All ranks call it, with masters of the same blocks."""
-    own = {index: (master.ticket, master.layout) for index, master in masters.items() if master.ticket is not None}
-    told = world.tell(own)
-    for rank in world.machine:
-        if rank != world.rank:
-            for index, (ticket, layout) in told[rank].items():
-                masters[index].attach(ticket, layout)
-    world.wait_for_all()
+    """Let every rank of a machine have what the others have filled. All ranks call it, with masters of the same blocks.
+
+    A rank that has failed before calls `give_up` in its place. ElsewhereError on the others then, and where one can't attach.
+    """
+    told = world.tell({i: (master.ticket, master.layout) for i, master in masters.items() if master.ticket is not None})
+    if None in told:
+        raise ElsewhereError
+    error = _attach_others(masters, {rank: told[rank] for rank in world.machine if rank != world.rank})
+    failed = world.tell(error is not None)  # by now all have attached who can
     for master in masters.values():
         master.settle()
+    if error is not None:
+        raise error
+    if any(failed):
+        raise ElsewhereError
+
+
+def give_up(world: World) -> None:
+    """Tell the other ranks, which wait in `attach_all`, that there will be nothing of this one."""
+    with suppress(RuntimeError):  # the others have ended; what failed here is what counts
+        world.tell(None)
+
+
+def _attach_others(masters: Mapping[int, SharedMaster], told: Mapping[int, _Tickets]) -> Exception | None:
+    try:
+        for tickets in told.values():
+            for index, (ticket, layout) in tickets.items():
+                masters[index].attach(ticket, layout)
+    except Exception as error:
+        return error
+    return None

@@ -259,12 +259,13 @@ def hold_blocks(blocks: Sequence[nn.Module], maker: MasterMaker, *, slots: int =
     may come in main memory or on any device, with or without adapters, or from a streamer that was closed. With several
     ranks all of them call it alike.
     """
-    for index, block in enumerate(blocks):
-        if index not in maker.kinds:
-            take_back(block)
-            block.to(maker.device)
-        maker.take(index, block)
-    masters = maker.finish()
+    with maker.together():
+        for index, block in enumerate(blocks):
+            if index not in maker.kinds:
+                take_back(block)
+                block.to(maker.device)
+            maker.take(index, block)
+        masters = maker.finish()
     return BlockStreamer(blocks, maker.device, masters=masters, slots=slots) if masters else None
 
 

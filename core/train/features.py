@@ -76,14 +76,14 @@ def apply_features(
     scratch: Path | None,
     kept: Mapping[int, Kept] | None = None,
     masters: Mapping[int, BlockMaster] | None = None,
-    world: World = ALONE,
+    maker: MasterMaker | None = None,
 ) -> Features:
     """Put `plan` on `model`, which carries its adapter, in the place of a plan that was there before.
 
     A model whose blocks are to be swapped may come in main memory, and is on the device afterwards as far as it shall be.
     `kept`: the plan's keep_attention and keep_linears for each size of clips, by the tokens of a batch (see
     `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, where they have been made.
-    `world`: the ranks that train together; those of a machine call this alike.
+    `maker`: makes the others (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike.
     ConfigError for memory-mapped blocks where there is no folder for them.
     """
     device = decision.device
@@ -98,8 +98,8 @@ def apply_features(
         decision.attention or device.type == "cuda"
     ):  # with the gradient's layout pinned, on which cuDNN's backend depends
         model.attend = load_attention(decision.attention, device)
-    held = partial(make_masters, plan, len(model.blocks), device, scratch=scratch, tell=tell, world=world)
-    streamer = _make_streamer(model, masters, held, device)
+    maker = maker or make_masters(plan, len(model.blocks), device, scratch=scratch, tell=tell)
+    streamer = BlockStreamer(list(model.blocks), device, masters=masters) if masters else _hold(model, maker, device)
     offload = None
     if plan.offload_inputs:
         moved = list(model.blocks)[:-1]  # the last block's input is needed again at once
@@ -183,18 +183,11 @@ def make_masters(
     return MasterMaker(kinds, device, folder=blocks_folder(plan, scratch), world=world, tell=tell)
 
 
-def _make_streamer(
-    model: WanTransformer,
-    masters: Mapping[int, BlockMaster] | None,
-    maker: Callable[[], MasterMaker],
-    device: torch.device,
-) -> BlockStreamer | None:
-    if masters:
-        return BlockStreamer(list(model.blocks), device, masters=masters)
+def _hold(model: WanTransformer, maker: MasterMaker, device: torch.device) -> BlockStreamer | None:
     for name, part in model.named_children():
         if name != "blocks":
             part.to(device)
-    return hold_blocks(list(model.blocks), maker())
+    return hold_blocks(list(model.blocks), maker)
 
 
 def blocks_folder(plan: Plan, scratch: Path | None) -> Path | None:

@@ -72,7 +72,7 @@ def prepare(
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept` and `world`: see `apply_features`.
+    blocks, which need it. `kept`: see `apply_features`. `world`: the ranks that train together.
     """
     if decision is None:
         decision = decide(job, check_job(job), device, scratch)
@@ -91,7 +91,8 @@ def prepare(
     with timed("Reading the model"):
         merged = _merged(job, info, tell)
         maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
-        model, masters = _load(info, held, device, maker, merged)
+        skips = _makes_unread(job.model.precision, held, info.config.dim)
+        model, masters = _load(info, held, device, maker, merged, skips=skips)
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
@@ -99,7 +100,7 @@ def prepare(
         use_light_forward(model)
     with timed("Putting the plan on the model"):
         features = apply_features(
-            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, world=world
+            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, maker=maker
         )
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
@@ -142,13 +143,18 @@ def timed(what: str) -> Iterator[None]:
 
 
 def _load(
-    info: CheckpointInfo, held: Resolved, device: torch.device, maker: MasterMaker, merged: MergedBase | None
+    info: CheckpointInfo,
+    held: Resolved,
+    device: torch.device,
+    maker: MasterMaker,
+    merged: MergedBase | None,
+    *,
+    skips: bool,
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
     """The base, and the masters of blocks that are elsewhere, which are made one by one: the rest never is in main memory.
 
-    Blocks that another rank reads for this one are not read here, where their layers can be made without.
+    `skips`: blocks that another rank reads for this one are not read here.
     """
-    skips = _makes_unread(held, info.config.dim)
 
     def device_of(index: int | None) -> torch.device:
         if skips and not maker.needs_content(index):
@@ -156,16 +162,20 @@ def _load(
         # A GPU quantizes faster and knows its kernels; from there the master takes the block, which is small by then.
         return torch.device("cpu") if index in maker.kinds and held.linear is None else device
 
-    model = load_transformer(
-        info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=maker.take, merged=merged
-    )
-    return model, maker.finish()
+    with maker.together():
+        model = load_transformer(
+            info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=maker.take, merged=merged
+        )
+        return model, maker.finish()
 
 
-def _makes_unread(held: Resolved, dim: int) -> bool:
+def _makes_unread(precision: str, held: Resolved, dim: int) -> bool:
     """Whether the precision makes a layer from a weight on the meta device, found by trying."""
     if held.linear is None:
         return True
+    kind = known_precision(precision)
+    if kind is not None and kind.packages:
+        return False  # bitsandbytes keeps its tables on the device that it was last asked for
     try:
         weight = torch.empty(dim, dim, dtype=held.dtype, device="meta")
         held.linear("blocks.0.self_attn.q", weight, None, dtype=held.dtype, bias=None)

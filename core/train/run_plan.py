@@ -29,7 +29,7 @@ from ..shortage import Shortage
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features
+from .features import Features, apply_features, make_masters
 from .loop import Callback
 from .prepare import Prepared, prepare, timed
 
@@ -207,19 +207,13 @@ class RunPlan:
     def _apply(self, choice: Choice) -> None:
         """Put the choice on the model in the place of what is there."""
         assert self._prepared is not None, "no step is made before the model is loaded"
-        self._take_off()
-        self._hold_state(choice)
-        model = self._prepared.model
-        model.run_block = call_block
-        self._features = apply_features(
-            model,
-            choice.plan,
-            self._decision,
-            tell=self._warn,
-            scratch=self._scratch,
-            kept=choice.kept,
-            world=self._world,
-        )
+        model, told = self._prepared.model, {"scratch": self._scratch, "tell": self._warn}
+        maker = make_masters(choice.plan, len(model.blocks), self._device, world=self._world, **told)
+        with maker.together():
+            self._take_off()
+            self._hold_state(choice)
+            model.run_block = call_block
+            self._features = apply_features(model, choice.plan, self._decision, kept=choice.kept, maker=maker, **told)
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

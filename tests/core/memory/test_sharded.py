@@ -7,7 +7,7 @@ import pytest
 import torch
 from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.errors import ConfigError
-from wan_train.core.memory import sharded
+from wan_train.core.memory import sharded, streaming
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.master import frozen_tensors, streamed_bytes
 from wan_train.core.memory.masters import MasterMaker
@@ -30,6 +30,7 @@ from wan_train.tests.core.memory.helpers import (
     trainable,
 )
 from wan_train.tests.core.memory.precisions.helpers import load, write_model
+from wan_train.tests.core.memory.test_copies import LaggingStream
 from wan_train.tests.ranks import RankError
 
 SIX = range(6)
@@ -97,6 +98,44 @@ def format_is_the_same(world, path, name):
 @pytest.mark.parametrize("name", ["fp8", "int8", "nf4", "nf4 single", "int4_svd", "ara"])
 def test_every_precision(ranks, tmp_path, name):
     ranks(2)(format_is_the_same, write_model(tmp_path), name)
+
+
+def on_a_lagging_device(world):
+    """Gathers are asked for ahead of need, and the computation waits for them."""
+    model = make_model()
+    expected = plain_steps(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "open_stream", lambda _: LaggingStream())
+        streamer = hold(world, model, MIXED["with swapped ones"])
+        for seed, shape in enumerate(SHAPES):
+            with torch.no_grad():
+                forward_loss(model, shape, seed)
+            assert_same(step(model, shape, seed), expected[seed])
+        streamer.close()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_on_a_device_whose_gathers_lag_behind(ranks, size):
+    ranks(size)(on_a_lagging_device)
+
+
+def gathered_ahead(world):
+    model = make_model()
+    streamer, held = hold(world, model, {0: "sharded", 2: "sharded", 4: "sharded"}), []
+
+    def look(block, *inputs):
+        held.append({slot.block for slot in streamer.slots})
+        return call_block(block, *inputs)
+
+    model.run_block = streamer.wrap(with_checkpointing(look))
+    step(model, SHAPES[0])
+    return held
+
+
+def test_the_next_block_is_gathered_while_one_runs(ranks):
+    (held, same) = ranks(2)(gathered_ahead)
+    assert held == same
+    assert held[:6] == [{0, 2}, {2, 4}, {2, 4}, {4, 2}, {4, 2}, {4, 2}]
 
 
 def nothing_else_is_read(world):

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from wan_train.core.errors import RunError
 from wan_train.core.memory import shared
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.master import BlockMaster, frozen_tensors, streamed_bytes
 from wan_train.core.memory.masters import MasterMaker
 from wan_train.core.memory.shared import SharedMaster
 from wan_train.core.memory.streaming import hold_blocks
+from wan_train.core.parallel.agree import ElsewhereError
 from wan_train.core.parallel.world import with_groups
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import CPU, SHAPES, assert_same, make_model, plain_steps, step
@@ -185,6 +187,39 @@ def test_where_memory_cannot_be_shared_each_rank_has_its_own_and_says_so(ranks, 
         (sentence,) = told
         assert "memfd_create" in sentence
         assert f"2 times {size:.1f} GB" in sentence
+
+
+def one_fails(world, where, number):
+    """What each rank raises where rank `where` runs out of memory at the block `number`, or when it attaches (None)."""
+    model = make_model()
+    maker = MasterMaker(dict.fromkeys(SIX, "pinned"), CPU, world=world)
+    with pytest.MonkeyPatch.context() as patch:
+        if world.rank == where:
+            take, attach = maker.take, shared.SharedMaster.attach
+
+            def failing(index, block):
+                if index == number:
+                    raise MemoryError
+                take(index, block)
+
+            def refusing(*_):
+                raise RunError("memory could not be pinned")
+
+            patch.setattr(maker, "take", failing)
+            patch.setattr(shared.SharedMaster, "attach", attach if number is not None else refusing)
+        try:
+            hold_blocks(list(model.blocks), maker)
+        except (MemoryError, RunError, ElsewhereError) as error:
+            found = type(error)
+    # All are at the same point again, and can go on.
+    return found, steps_are_the_same(world, dict.fromkeys(SIX, "pinned"), None) > 0
+
+
+@pytest.mark.parametrize(("where", "number"), [(0, 0), (1, 3), (1, 5), (0, None), (1, None)])
+def test_one_rank_that_runs_out_of_memory_lets_the_others_go(ranks, where, number):
+    found = ranks(2)(one_fails, where, number)
+    assert found[where] == (MemoryError if number is not None else RunError, True)
+    assert found[1 - where] == (ElsewhereError, True)
 
 
 def on_two_machines(world):

@@ -23,7 +23,7 @@ from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train.checks import check_job
 from wan_train.core.train.events import EventReader, EventWriter
-from wan_train.core.train.features import apply_features
+from wan_train.core.train.features import apply_features, make_masters
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.run_plan import RunPlan
 from wan_train.core.wan import checkpoint
@@ -126,7 +126,9 @@ def from_plan_to_plan(world, job, scratch, ways):
         features.close()
         prepared.model.run_block = call_block
         plan = replace(plan_of(job, decision, world), **way)
-        features = apply_features(prepared.model, plan, decision, tell=pytest.fail, scratch=scratch, world=world)
+        told = {"tell": pytest.fail, "scratch": scratch}
+        maker = make_masters(plan, len(prepared.model.blocks), CPU, world=world, **told)
+        features = apply_features(prepared.model, plan, decision, maker=maker, **told)
         assert_same(steps(prepared), expected)
 
 
