@@ -4,7 +4,7 @@ Order is kept by events on the device; the host never waits, except where pageab
 thread of its own does. On a device without streams every copy is done when it is given to the stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Lock
@@ -29,6 +29,10 @@ class Stream(Protocol):
 
     def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:
         """Copy once the computation has passed `after`; returns the end of the copy."""
+        ...
+
+    def run(self, act: Callable[[], object], after: Event) -> Event:
+        """Do what `act` gives the current stream, once the computation has passed `after`; returns its end."""
         ...
 
     def hold_compute(self, event: Event) -> None:
@@ -57,6 +61,9 @@ class DirectStream:
     def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:  # noqa: ARG002
         target.copy_(source)
 
+    def run(self, act: Callable[[], object], after: Event) -> Event:  # noqa: ARG002
+        act()
+
     def hold_compute(self, event: Event) -> None:
         pass
 
@@ -75,7 +82,8 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        # Of high priority: gathering from other GPUs takes kernels, which would else wait until a large one has ended.
+        self._stream = torch.cuda.Stream(device, priority=-1)
         # A copy is three commands: with those of another thread's copy between them, one would wait for the other.
         self._one = Lock()
 
@@ -85,12 +93,15 @@ class CudaStream:
         return event
 
     def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:
+        return self.run(lambda: target.copy_(source, non_blocking=True), after)
+
+    def run(self, act: Callable[[], object], after: Event) -> Event:
         event = torch.cuda.Event()
         with self._one:
             if after is not None:
                 self._stream.wait_event(after)
             with torch.cuda.stream(self._stream):
-                target.copy_(source, non_blocking=True)
+                act()
             event.record(self._stream)
         return event
 
@@ -132,6 +143,13 @@ class Arrival:
             wait([self._copied])
 
 
+def arrived(stream: Stream, event: Event) -> Arrival:
+    """Of what was given to the stream already, and ends with `event`."""
+    given: Future[Event] = Future()
+    given.set_result(event)
+    return Arrival(stream, given)
+
+
 class Loader:
     """Fills device buffers from page-locked memory."""
 
@@ -142,9 +160,7 @@ class Loader:
 
     def start(self, target: Tensor, source: Tensor, after: Event) -> Arrival:
         """Begin a copy of bytes, once the computation has passed `after`."""
-        copied: Future[Event] = Future()
-        copied.set_result(self._stream.copy(target, source, after))
-        return Arrival(self._stream, copied)
+        return arrived(self._stream, self._stream.copy(target, source, after))
 
     def close(self) -> None:
         """Wait for the copies that were begun."""

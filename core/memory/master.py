@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ..disk import write_atomic
 from ..errors import ConfigError
 from ..pinned import HostBuffer
 from ..settings.memory import MasterKind
+
+HeldKind = MasterKind | Literal["sharded"]  # sharded: spread over the GPUs of a machine; see `sharded.py`
 
 ALIGNMENT = 256  # bytes, as cudaMalloc gives: kernels choose vector loads by it
 
@@ -55,6 +57,12 @@ class Layout:
         parts = (buffer[span.start : span.start + span.num_bytes].view(span.dtype) for span in self.spans)
         return [part.as_strided(span.shape, span.strides) for part, span in zip(parts, self.spans, strict=True)]
 
+    def absent(self, device: torch.device) -> list[Tensor]:
+        """Tensors of these shapes that take no memory, and that nobody takes for weights: NaN, as far as a dtype has it."""
+        nothing = torch.full((ALIGNMENT,), 0xFF, dtype=torch.uint8, device=device)
+        parts = (nothing[: span.dtype.itemsize].view(span.dtype) for span in self.spans)
+        return [part[0].expand(span.shape) for part, span in zip(parts, self.spans, strict=True)]
+
 
 def frozen_tensors(block: nn.Module) -> list[Tensor]:
     """Parameters that take no gradient, and buffers; in the order of their names in the module.
@@ -79,6 +87,12 @@ def streamed_bytes(block: nn.Module) -> int:
 class BlockMaster:
     """The permanent copy of a block's frozen tensors. From the start they are views of it."""
 
+    kind: HeldKind
+    bytes: Tensor  # [N] uint8: the run of bytes, or this rank's share of it
+    layout: Layout
+    tensors: list[Tensor]  # the block's own, in the order of `layout`
+    bytes_on_device = 0
+
     def __init__(self, block: nn.Module, kind: MasterKind, *, device: torch.device, folder: Path | None = None) -> None:
         """Takes the weights over, wherever they lie; what they lay in before is freed.
 
@@ -96,7 +110,7 @@ class BlockMaster:
         # Views made in inference mode could be saved for no backward.
         with torch.inference_mode(False), torch.no_grad():
             self._buffer = HostBuffer(self.layout.num_bytes, pinned=kind == "pinned" and device.type == "cuda")
-            _fill(self._buffer.bytes, self.layout, self.tensors)
+            fill(self._buffer.bytes, self.layout, self.tensors)
             self.bytes = self._buffer.bytes
             if folder is not None:
                 self.bytes = _map_file(self.bytes, self.layout, folder)
@@ -109,6 +123,11 @@ class BlockMaster:
         """Bytes of main memory that are held; the pages of a file can be dropped, and do not count."""
         return 0 if self.kind == "mapped" else self.layout.num_bytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that the block takes in a slot of the ring."""
+        return self.layout.num_bytes
+
     def bind(self, views: Sequence[Tensor]) -> None:
         """Make the block's tensors those of `views`, in the order of `layout`."""
         for tensor, view in zip(self.tensors, views, strict=True):
@@ -119,7 +138,8 @@ class BlockMaster:
         self.bind(self._views)
 
 
-def _fill(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> None:
+def fill(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> None:
+    """Copy a block's tensors into its run of bytes."""
     end = 0
     for span, view, tensor in zip(layout.spans, layout.views(buffer), tensors, strict=True):
         buffer[end : span.start].zero_()  # the gaps are part of what a mapped file is named by

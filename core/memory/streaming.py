@@ -4,6 +4,9 @@ Here it is called streaming, because weights go one way: they are never changed,
 device has a ring of a few slots, each as large as the largest swapped block. While a block computes, the weights of the
 next one are copied. Memory-mapped weights, which lie in a file, are read into staging memory before that.
 
+Where the base is spread over the GPUs of a machine, a block's bytes come from the shares of all of them instead, into the same
+ring; see `sharded.py`. All ranks then enter the same blocks in the same order.
+
 A block is entered twice in training: when it is called, and when its backward begins, which a hook on its output tells.
 Each time its tensors are pointed at the memory of a slot. So the backward must read the weights through the block's own
 tensor objects. Gradient checkpointing sees to that: it runs the block again or, when compiled, keeps the objects. Anything
@@ -24,54 +27,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ConfigError
+from ..parallel.shards import Gather
 from ..settings.memory import MasterKind
 from ..wan.model import RunBlock
 from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
-from .master import BlockMaster
-
-
-def spread(num_streamed: int, num_blocks: int) -> tuple[int, ...]:
-    """Indices of `num_streamed` of `num_blocks` blocks, evenly spaced: resident blocks give the copies time.
-
-    ConfigError if there are not so many blocks.
-    """
-    if not 0 <= num_streamed <= num_blocks:
-        raise ConfigError(f"{num_streamed} blocks cannot be streamed: the model has {num_blocks}.")
-    return tuple((2 * i + 1) * num_blocks // (2 * num_streamed) for i in range(num_streamed))
-
-
-def spread_mapped(num_mapped: int, streamed: Sequence[int]) -> tuple[int, ...]:
-    """`num_mapped` of the blocks `streamed`, evenly spaced: the others give the time to read them.
-
-    ConfigError if there are not so many.
-    """
-    if not 0 <= num_mapped <= len(streamed):
-        raise ConfigError(f"{num_mapped} blocks cannot come from files: {len(streamed)} are streamed.")
-    return tuple(streamed[index] for index in spread(num_mapped, len(streamed)))
-
-
-def upcoming(streamed: Sequence[int], index: int, *, backward: bool, returns: bool) -> list[int]:
-    """The streamed blocks (ascending) in the order in which they are needed, from the call of block `index` on.
-
-    A forward goes up, and comes back down if `returns`; otherwise it begins anew. A backward goes down, and the next
-    forward up.
-    """
-    ahead, behind = [s for s in streamed if s >= index], [s for s in streamed if s < index]
-    if backward:
-        ahead, behind = [s for s in streamed if s > index], [s for s in streamed if s <= index]
-        return behind[::-1] + ahead
-    return ahead + (behind[::-1] if returns else behind)
-
-
-def travel(streamed: Sequence[int], index: int, *, backward: bool, returns: bool, slots: int) -> list[int]:
-    """As `upcoming`, with every block as often as it is needed, to the end of the next way through all of them.
-
-    Where the way turns, the last ones are still in the `slots` of the ring.
-    """
-    if backward:
-        return [s for s in streamed if s <= index][::-1] + list(streamed)[slots:]
-    ahead = [s for s in streamed if s >= index]
-    return ahead + (list(streamed)[::-1][slots:] if returns else list(streamed))
+from .master import BlockMaster, HeldKind
+from .masters import MasterMaker
+from .order import travel, upcoming
+from .sharded import GatherLoader, ShardedMaster, take_back
 
 
 @dataclass(eq=False)
@@ -113,12 +76,13 @@ class BlockStreamer:
         self._indices = {block: index for index, block in enumerate(blocks)}
         self._rebound = {id(tensor) for master in masters.values() for tensor in master.tensors}
         self._stream = open_stream(device)
-        largest = max(master.layout.num_bytes for master in masters.values())
+        largest = max(master.slot_bytes for master in masters.values())
         with torch.inference_mode(False), torch.no_grad():
             for index in self.streamed:
                 _move_trainable(blocks[index], device)
             self._pinned = Loader(self._stream)
             self._staged = self._open_staged(device)
+            self._gathering = self._open_gathering(device)
             self.slots = [
                 Slot(torch.empty(largest, dtype=torch.uint8, device=device))
                 for _ in range(min(slots, len(self.streamed)))
@@ -130,8 +94,9 @@ class BlockStreamer:
 
     @property
     def bytes_on_device(self) -> int:
-        """Bytes of the ring; trainable parameters are not counted."""
-        return sum(slot.bytes.numel() for slot in self.slots)
+        """Bytes of the ring, and of this rank's shares; trainable parameters are not counted."""
+        shares = sum(master.bytes_on_device for master in self.masters.values())
+        return shares + sum(slot.bytes.numel() for slot in self.slots)
 
     @property
     def bytes_on_host(self) -> int:
@@ -202,21 +167,30 @@ class BlockStreamer:
     def close(self) -> None:
         """Stop streaming: wait for copies, free the ring. The blocks cannot be called through the streamer any more."""
         self.reset()
-        for loader in (self._staged, self._pinned):
+        for loader in (self._staged, self._pinned, self._gathering):
             if loader is not None:
                 loader.close()
         self.slots.clear()
 
     def _open_staged(self, device: torch.device) -> StagedLoader | None:
         """With buffers for the largest of the blocks that need them."""
-        sizes = [master.layout.num_bytes for master in self.masters.values() if master.kind != "pinned"]
+        staged = [master for master in self.masters.values() if master.kind in ("pageable", "mapped")]
+        sizes = [master.layout.num_bytes for master in staged]
         return StagedLoader(self._stream, max(sizes), pinned=device.type == "cuda") if sizes else None
 
-    def _loader_of(self, master: BlockMaster) -> Loader:
-        if master.kind == "pinned":
-            return self._pinned
-        assert self._staged is not None
-        return self._staged
+    def _open_gathering(self, device: torch.device) -> GatherLoader | None:
+        groups = [master.group for master in self.masters.values() if isinstance(master, ShardedMaster)]
+        return GatherLoader(self._stream, Gather(groups[0], device)) if groups else None
+
+    def _start(self, index: int, target: Tensor, after: Event) -> Arrival:
+        """Begin to bring the bytes of block `index` into a slot."""
+        master = self.masters[index]
+        if isinstance(master, ShardedMaster):
+            assert self._gathering is not None
+            return self._gathering.gather(target[: master.slot_bytes], master.bytes, index, after)
+        loader = self._pinned if master.kind == "pinned" else self._staged
+        assert loader is not None
+        return loader.start(target[: master.slot_bytes], master.bytes, after)
 
     def _read_ahead(self, order: Sequence[int]) -> None:
         """Have the next blocks of `order` that lie in files read, as long as they are not on their way to the device."""
@@ -241,7 +215,7 @@ class BlockStreamer:
         slot = next(slot for slot in self.slots if slot.block not in wanted)
         self._evict(slot)
         master = self.masters[index]
-        arrival = self._loader_of(master).start(slot.bytes[: master.layout.num_bytes], master.bytes, after)
+        arrival = self._start(index, slot.bytes, after)
         if index not in slot.views:
             with torch.inference_mode(False), torch.no_grad():
                 slot.views[index] = master.layout.views(slot.bytes)
@@ -266,20 +240,33 @@ def stream_blocks(
     mapped: Collection[int] = (),
     folder: Path | None = None,
 ) -> BlockStreamer:
-    """A streamer for the blocks `streamed`; the others move to `device`. The peak is one block above the result.
+    """A streamer for the blocks `streamed`, of a run on one device; the others move to it. See `hold_blocks`.
 
-    For a model that is in memory; one that is being loaded can give each block its master as soon as it is there. Blocks
-    may come in main memory or on any device, with or without adapters. `mapped`: those of `streamed` that are "mapped",
-    whatever `master` says; `folder` is where they have their files.
+    `mapped`: those of `streamed` that are "mapped", whatever `master` says; `folder` is where they have their files.
     """
-    masters = {}
-    for index, block in enumerate(blocks):
-        if index in streamed:
-            kind: MasterKind = "mapped" if index in mapped else master
-            masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
-        else:
-            block.to(device)
-    return BlockStreamer(blocks, device, masters=masters, slots=slots)
+    kinds: dict[int, HeldKind] = {index: "mapped" if index in mapped else master for index in streamed}
+    streamer = hold_blocks(blocks, MasterMaker(kinds, device, folder=folder), slots=slots)
+    if streamer is None:
+        raise ConfigError("There are no blocks to stream: name some.")
+    return streamer
+
+
+def hold_blocks(blocks: Sequence[nn.Module], maker: MasterMaker, *, slots: int = 2) -> BlockStreamer | None:
+    """A streamer for the blocks that have a kind, None if there are none; the others move to the device.
+
+    The peak is one block above the result.
+    For a model that is in memory; one that is being loaded can give each block its master as soon as it is there. Blocks
+    may come in main memory or on any device, with or without adapters, or from a streamer that was closed. With several
+    ranks all of them call it alike.
+    """
+    with maker.together():
+        for index, block in enumerate(blocks):
+            if index not in maker.kinds:
+                take_back(block)
+                block.to(maker.device)
+            maker.take(index, block)
+        masters = maker.finish()
+    return BlockStreamer(blocks, maker.device, masters=masters, slots=slots) if masters else None
 
 
 def _move_trainable(block: nn.Module, device: torch.device) -> None:

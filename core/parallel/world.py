@@ -17,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..errors import ConfigError
+from .shards import machines_of
 
 SILENCE = timedelta(seconds=50)  # of a rank, after which the others take it for lost: a run ends within a minute
 _RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
@@ -34,6 +35,8 @@ class World:
     data_group: Any = None  # of torch.distributed: the ranks that have the same part of other samples
     context_group: Any = None  # the ranks that share this rank's sample
     host_group: Any = None  # all ranks, by way of main memory: for words and votes, which wait for no GPU
+    machine: tuple[int, ...] = (0,)  # the ranks of this machine, which share its main memory
+    machine_group: Any = None  # the same, of torch.distributed; None: all ranks
 
     @property
     def is_first(self) -> bool:
@@ -121,8 +124,14 @@ def with_groups(world: World, context: int) -> World:
     """The world with its ranks in groups of `context` neighbours; every rank calls it, with the same number."""
     rows = [list(range(start, start + context)) for start in range(0, world.size, context)]
     columns = [list(column) for column in zip(*rows, strict=True)]
+    machines = machines_of(world.tell(world.local_rank))
     return replace(
-        world, context=context, context_group=_own_group(rows, world.rank), data_group=_own_group(columns, world.rank)
+        world,
+        context=context,
+        context_group=_own_group(rows, world.rank),
+        data_group=_own_group(columns, world.rank),
+        machine=next(tuple(ranks) for ranks in machines if world.rank in ranks),
+        machine_group=_own_group(machines, world.rank) if len(machines) > 1 else None,
     )
 
 

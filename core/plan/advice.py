@@ -9,7 +9,7 @@ from ..memory.precision import precision_kind
 from ..settings.memory import MemoryOptions
 from ..settings.plain import chosen
 from .choice import Choice
-from .plan import Bucket
+from .plan import Bucket, Plan
 from .planner import Planner
 from .sizes import num_params
 
@@ -33,11 +33,7 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     ]
     if not plan.checkpointing:
         parts.append("no gradient checkpointing")
-    if plan.streamed_blocks:
-        sources = {"pinned": "", "pageable": " from pageable memory", "mapped": " from memory-mapped files"}
-        parts.append(f"block swap of {plan.streamed_blocks} of {sizes.num_layers} blocks{sources[plan.stream_from]}")
-    if plan.mapped_blocks:
-        parts.append(f"{plan.mapped_blocks} of them memory-mapped")
+    parts += _where_blocks_are(plan, sizes.num_layers)
     if plan.split_blocks:
         parts.append("gradient checkpointing of each third of a block")
     if plan.ffn_pieces > 1:
@@ -52,6 +48,18 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, _whole_time(planner, choice, steps)])
+
+
+def _where_blocks_are(plan: Plan, num_layers: int) -> list[str]:
+    parts: list[str] = []
+    if plan.shards > 1:
+        parts.append(f"the base spread over {plan.shards} GPUs")
+    if plan.streamed_blocks:
+        sources = {"pinned": "", "pageable": " from pageable memory", "mapped": " from memory-mapped files"}
+        parts.append(f"block swap of {plan.streamed_blocks} of {num_layers} blocks{sources[plan.stream_from]}")
+    if plan.mapped_blocks:
+        parts.append(f"{plan.mapped_blocks} of them memory-mapped")
+    return parts
 
 
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:

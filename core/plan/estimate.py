@@ -15,6 +15,7 @@ from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
 from ..memory.precision import precision_kind
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
+from ..parallel.shards import gathered_bytes, sharded_bytes
 from .block_by_kernels import KernelBlock, kernel_block
 from .card import Card, Correction
 from .constants import constants
@@ -183,8 +184,14 @@ def part_units(sizes: Sizes, precision: str, element_size: int) -> dict[str, flo
 def _resident_bytes(task: Task, plan: Plan) -> int:
     block = block_weights(task, plan)
     resident = task.sizes.num_layers - plan.streamed_blocks
-    rest = rest_bytes(task.sizes) if task.rest_bytes is None else task.rest_bytes
-    return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + rest
+    if plan.shards > 1:
+        shares = sharded_bytes(block, blocks=resident, ranks=plan.shards, slots=0)
+        return shares + min(NUM_SLOTS, task.sizes.num_layers) * gathered_bytes(block, plan.shards) + _rest_bytes(task)
+    return (resident + min(NUM_SLOTS, plan.streamed_blocks)) * block + _rest_bytes(task)
+
+
+def _rest_bytes(task: Task) -> int:
+    return rest_bytes(task.sizes) if task.rest_bytes is None else task.rest_bytes
 
 
 def _exact_vram(task: Task, plan: Plan) -> int:

@@ -28,6 +28,7 @@ class Plan:
     streamed_blocks: int = 0
     stream_from: MasterKind = "pinned"
     mapped_blocks: int = 0
+    shards: int = 1  # GPUs of a machine over which each block that is not swapped lies spread; 1: each has all of them
     compile: BlockMode = "off"
     cuda_graphs: CudaGraphs = "auto"
 
@@ -93,7 +94,8 @@ def is_compiled(plan: Plan) -> bool:
 
 def allows_graphs(plan: Plan) -> bool:
     """Whether the host has nothing to do within a forward or a backward, so that one CUDA graph can hold it."""
-    return plan.cuda_graphs != "off" and not (plan.streamed_blocks or plan.offload_inputs or plan.split_blocks)
+    moves = plan.streamed_blocks or plan.shards > 1
+    return plan.cuda_graphs != "off" and not (moves or plan.offload_inputs or plan.split_blocks)
 
 
 def is_graphed(task: Task, plan: Plan) -> bool:

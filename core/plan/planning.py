@@ -10,6 +10,7 @@ from ..memory.master import ALIGNMENT
 from ..memory.precision import AUTO, dtype_name
 from ..objective.objective import objective_of
 from ..optimizers import OPTIMIZERS
+from ..parallel.world import ALONE, World
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 from ..settings.plain import PLAIN, chosen
@@ -67,10 +68,14 @@ def trained_by(job: Job) -> Trained:
     )
 
 
-def plan_of(job: Job, decision: Decision) -> Plan:
-    """The job's own memory options as a plan: what is left to a planner is plain."""
+def plan_of(job: Job, decision: Decision, world: World = ALONE) -> Plan:
+    """The job's own memory options as a plan: what is left to a planner is plain.
+
+    `world`: the ranks that train together. Whether they share the frozen base is the job's `parallel.base`; auto: they don't.
+    """
     precision = job.model.precision
     return Plan(
+        shards=len(world.machine) if job.parallel.base == "sharded" else 1,
         precision=dtype_name(decision.dtype) if precision == AUTO else precision,
         compile=decision.modes[0],
         cuda_graphs=memory_of(job).cuda_graphs,
@@ -80,7 +85,7 @@ def plan_of(job: Job, decision: Decision) -> Plan:
 
 def with_plan(job: Job, plan: Plan) -> Job:
     """The job with the plan's options in the place of those that were left to a planner."""
-    options = {name: value for name, value in asdict(plan).items() if name != "precision"}
+    options = {name: value for name, value in asdict(plan).items() if name not in ("precision", "shards")}
     return replace(job, memory=replace(job.memory, **options))
 
 

@@ -246,6 +246,7 @@ def _difference(old: Choice, new: Choice) -> str:
         "streamed_blocks": f"block swap of {plan.streamed_blocks} blocks",
         "stream_from": "block swap from "
         + ("memory-mapped files" if plan.stream_from == "mapped" else f"{plan.stream_from} memory"),
+        "shards": "the base whole on each GPU" if plan.shards == 1 else f"the base spread over {plan.shards} GPUs",
         "cuda_graphs": "no CUDA graphs" if plan.cuda_graphs == "off" else "CUDA graphs",
         "compile": {"off": "no compilation"}.get(plan.compile, f"blocks compiled ({plan.compile})"),
         "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the swapped blocks memory-mapped",

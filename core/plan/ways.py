@@ -47,7 +47,7 @@ class Ways:
         features = (
             chosen.keep_attention, chosen.keep_linears, chosen.split_blocks, chosen.offload_inputs, chosen.streamed_blocks
         )  # fmt: skip
-        return any(features) or (chosen.ffn_pieces or 1) > 1
+        return any(features) or self.plan.shards > 1 or (chosen.ffn_pieces or 1) > 1
 
     def _with_and_without_graphs(self, plan: Plan) -> Iterator[Plan]:
         modes: tuple[CudaGraphs, ...] = (plan.cuda_graphs,)

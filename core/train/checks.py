@@ -50,6 +50,8 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
     check_patterns(job.adapter, layer_paths(info.config))
     memory_of(job)  # which refuses what does not go with the kind of adapter
     check_regularizers(job)
+    if job.parallel.base == "sharded" and job.memory.checkpointing is False:
+        raise ConfigError("a sharded base needs checkpointing: switch it on, or have the base whole on each GPU.")
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
 
 

@@ -22,12 +22,15 @@ from ..memory.checkpointing import with_checkpointing
 from ..memory.chunking import chunked
 from ..memory.compile import with_compile
 from ..memory.graphs import Graphs
-from ..memory.master import BlockMaster
+from ..memory.master import BlockMaster, HeldKind
+from ..memory.masters import MasterMaker
 from ..memory.offload import ActivationOffload
+from ..memory.order import spread, spread_mapped
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.rerun import Rerun
 from ..memory.split import with_recompute, with_split
-from ..memory.streaming import BlockStreamer, spread, spread_mapped, stream_blocks
+from ..memory.streaming import BlockStreamer, hold_blocks
+from ..parallel.world import ALONE, World
 from ..plan.decision import COMPILED, Decision
 from ..plan.plan import Plan, allows_graphs
 from ..wan.layers import PARTS
@@ -73,12 +76,14 @@ def apply_features(
     scratch: Path | None,
     kept: Mapping[int, Kept] | None = None,
     masters: Mapping[int, BlockMaster] | None = None,
+    maker: MasterMaker | None = None,
 ) -> Features:
     """Put `plan` on `model`, which carries its adapter, in the place of a plan that was there before.
 
     A model whose blocks are to be swapped may come in main memory, and is on the device afterwards as far as it shall be.
     `kept`: the plan's keep_attention and keep_linears for each size of clips, by the tokens of a batch (see
     `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, where they have been made.
+    `maker`: makes the others (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike.
     ConfigError for memory-mapped blocks where there is no folder for them.
     """
     device = decision.device
@@ -93,7 +98,8 @@ def apply_features(
         decision.attention or device.type == "cuda"
     ):  # with the gradient's layout pinned, on which cuDNN's backend depends
         model.attend = load_attention(decision.attention, device)
-    streamer = _make_streamer(model, plan, device, scratch, masters)
+    maker = maker or make_masters(plan, len(model.blocks), device, scratch=scratch, tell=tell)
+    streamer = BlockStreamer(list(model.blocks), device, masters=masters) if masters else _hold(model, maker, device)
     offload = None
     if plan.offload_inputs:
         moved = list(model.blocks)[:-1]  # the last block's input is needed again at once
@@ -165,30 +171,23 @@ def _kept_of(plan: Plan) -> Kept:
     return Kept(plan.keep_attention, plan.keep_linears)
 
 
-def _make_streamer(
-    model: WanTransformer,
-    plan: Plan,
-    device: torch.device,
-    scratch: Path | None,
-    masters: Mapping[int, BlockMaster] | None,
-) -> BlockStreamer | None:
-    if not plan.streamed_blocks:
-        model.blocks.to(device)  # they may have been streamed before
-        return None
-    if masters:
-        return BlockStreamer(list(model.blocks), device, masters=masters)
+def make_masters(
+    plan: Plan, num_blocks: int, device: torch.device, *, scratch: Path | None, tell: Tell, world: World = ALONE
+) -> MasterMaker:
+    """What makes the masters of the blocks that are not on the device, or not whole. The ranks of a machine do it together."""
+    streamed = spread(plan.streamed_blocks, num_blocks)
+    mapped = spread_mapped(plan.mapped_blocks, streamed)
+    kinds: dict[int, HeldKind] = {index: "mapped" if index in mapped else plan.stream_from for index in streamed}
+    if plan.shards > 1:
+        kinds |= dict.fromkeys(sorted(set(range(num_blocks)) - set(streamed)), "sharded")
+    return MasterMaker(kinds, device, folder=blocks_folder(plan, scratch), world=world, tell=tell)
+
+
+def _hold(model: WanTransformer, maker: MasterMaker, device: torch.device) -> BlockStreamer | None:
     for name, part in model.named_children():
         if name != "blocks":
             part.to(device)
-    streamed = spread(plan.streamed_blocks, len(model.blocks))
-    return stream_blocks(
-        list(model.blocks),
-        device,
-        streamed=streamed,
-        master=plan.stream_from,
-        mapped=spread_mapped(plan.mapped_blocks, streamed),
-        folder=blocks_folder(plan, scratch),
-    )
+    return hold_blocks(list(model.blocks), maker)
 
 
 def blocks_folder(plan: Plan, scratch: Path | None) -> Path | None:

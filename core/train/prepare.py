@@ -19,6 +19,7 @@ from ..adapters.transfer import model_shapes
 from ..errors import ConfigError
 from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
+from ..memory.masters import MasterMaker
 from ..memory.precision import (
     FormatOptions,
     Resolved,
@@ -26,19 +27,17 @@ from ..memory.precision import (
     resolve,
 )
 from ..memory.recompute import Kept
-from ..memory.streaming import spread, spread_mapped
 from ..parallel.world import ALONE, World
 from ..plan.decision import Decision, decide
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
 from ..settings.job import Job
-from ..settings.memory import MasterKind
 from ..wan.checkpoint import CheckpointInfo, load_transformer
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from .checks import check_job
-from .features import Features, Tell, apply_features, blocks_folder
+from .features import Features, Tell, apply_features, make_masters
 from .warm_up import WarmUp
 
 if TYPE_CHECKING:
@@ -67,19 +66,19 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
-    world: World = ALONE,  # noqa: ARG001
+    world: World = ALONE,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and put `plan` on it; by default as the job's options have it.
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept`: see `apply_features`.
+    blocks, which need it. `kept`: see `apply_features`. `world`: the ranks that train together.
     """
     if decision is None:
         decision = decide(job, check_job(job), device, scratch)
         for sentence in decision.warnings:
             tell(sentence)
-    plan = plan or plan_of(job, decision)
+    plan = plan or plan_of(job, decision, world)
     info = decision.info
     held = resolve(
         job.model.precision, device, weights=info.weights, options=FormatOptions(adapter=_recovery_adapter(job))
@@ -90,14 +89,19 @@ def prepare(
     begin_importing_adapters()  # while the disk is read, which leaves Python to others
     warm_up = WarmUp(decision, info.config) if device.type == "cuda" else None
     with timed("Reading the model"):
-        model, masters = _load(info, held, plan, device, scratch, _merged(job, info, tell))
+        merged = _merged(job, info, tell)
+        maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
+        skips = _makes_unread(job.model.precision, held, info.config.dim)
+        model, masters = _load(info, held, device, maker, merged, skips=skips)
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         use_light_forward(model)
     with timed("Putting the plan on the model"):
-        features = apply_features(model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters)
+        features = apply_features(
+            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, maker=maker
+        )
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
             if under_way is not None:
@@ -141,31 +145,43 @@ def timed(what: str) -> Iterator[None]:
 def _load(
     info: CheckpointInfo,
     held: Resolved,
-    plan: Plan,
     device: torch.device,
-    scratch: Path | None,
+    maker: MasterMaker,
     merged: MergedBase | None,
+    *,
+    skips: bool,
 ) -> tuple[WanTransformer, dict[int, BlockMaster]]:
-    """The base, and the masters of its streamed blocks, which are made one by one: the rest never is in main memory."""
-    streamed = spread(plan.streamed_blocks, info.config.num_layers)
-    mapped = spread_mapped(plan.mapped_blocks, streamed)
-    kinds: dict[int, MasterKind] = {index: "mapped" if index in mapped else plan.stream_from for index in streamed}
-    folder = blocks_folder(plan, scratch)
-    masters: dict[int, BlockMaster] = {}
+    """The base, and the masters of blocks that are elsewhere, which are made one by one: the rest never is in main memory.
+
+    `skips`: blocks that another rank reads for this one are not read here.
+    """
 
     def device_of(index: int | None) -> torch.device:
+        if skips and not maker.needs_content(index):
+            return torch.device("meta")
         # A GPU quantizes faster and knows its kernels; from there the master takes the block, which is small by then.
-        return torch.device("cpu") if index in kinds and held.linear is None else device
+        return torch.device("cpu") if index in maker.kinds and held.linear is None else device
 
-    def make_master(index: int, block: nn.Module) -> None:
-        kind = kinds.get(index)
-        if kind is not None:
-            masters[index] = BlockMaster(block, kind, device=device, folder=folder if kind == "mapped" else None)
+    with maker.together():
+        model = load_transformer(
+            info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=maker.take, merged=merged
+        )
+        return model, maker.finish()
 
-    model = load_transformer(
-        info, dtype=held.dtype, device=device_of, linear=held.linear, loaded=make_master, merged=merged
-    )
-    return model, masters
+
+def _makes_unread(precision: str, held: Resolved, dim: int) -> bool:
+    """Whether the precision makes a layer from a weight on the meta device, found by trying."""
+    if held.linear is None:
+        return True
+    kind = known_precision(precision)
+    if kind is not None and kind.packages:
+        return False  # bitsandbytes keeps its tables on the device that it was last asked for
+    try:
+        weight = torch.empty(dim, dim, dtype=held.dtype, device="meta")
+        held.linear("blocks.0.self_attn.q", weight, None, dtype=held.dtype, bias=None)
+    except Exception:  # one that looks at the numbers: whatever its package raises then
+        return False
+    return True
 
 
 def _merged(job: Job, info: CheckpointInfo, tell: Tell) -> MergedBase | None:

@@ -29,7 +29,7 @@ from ..shortage import Shortage
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block
 from .events import EventWriter
-from .features import Features, apply_features
+from .features import Features, apply_features, make_masters
 from .loop import Callback
 from .prepare import Prepared, prepare, timed
 
@@ -69,6 +69,8 @@ class RunPlan:
             self._decision = decide(job, info, device, scratch)
         for sentence in self._decision.warnings:
             self._warn(sentence)
+        if job.parallel.base == "sharded" and len(world.machine) == 1:
+            self._warn("A sharded base has no effect with one GPU on a machine: there it is whole.")
         self._planner = self._plan_ahead()
         self._prepared: Prepared | None = None
         self._features = Features()
@@ -166,7 +168,8 @@ class RunPlan:
         """A planner with what the device can do now, and what earlier runs have shown of it."""
         with timed("Measuring the device"):
             self._probe = self._learnt.probe(self._decision)
-        return self._learnt.planner(self._job, self._decision, self._probe)
+        planner = self._learnt.planner(self._job, self._decision, self._probe)
+        return replace(planner, plan=plan_of(self._job, self._decision, self._world))
 
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"
@@ -176,7 +179,7 @@ class RunPlan:
         """The plan to begin with, told where it was chosen."""
         planner = self._planner
         if planner is None:
-            return Choice(plan_of(self._job, self._decision), {}, 0, 0, 0.0)
+            return Choice(plan_of(self._job, self._decision, self._world), {}, 0, 0, 0.0)
         with timed("Choosing a plan"):
             choice = planner.choose() or replace(planner, met=Met()).choose()  # what was short once may suffice now
         if choice is None:
@@ -204,13 +207,13 @@ class RunPlan:
     def _apply(self, choice: Choice) -> None:
         """Put the choice on the model in the place of what is there."""
         assert self._prepared is not None, "no step is made before the model is loaded"
-        self._take_off()
-        self._hold_state(choice)
-        model = self._prepared.model
-        model.run_block = call_block
-        self._features = apply_features(
-            model, choice.plan, self._decision, tell=self._warn, scratch=self._scratch, kept=choice.kept
-        )
+        model, told = self._prepared.model, {"scratch": self._scratch, "tell": self._warn}
+        maker = make_masters(choice.plan, len(model.blocks), self._device, world=self._world, **told)
+        with maker.together():
+            self._take_off()
+            self._hold_state(choice)
+            model.run_block = call_block
+            self._features = apply_features(model, choice.plan, self._decision, kept=choice.kept, maker=maker, **told)
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

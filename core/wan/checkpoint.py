@@ -19,7 +19,7 @@ from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
 from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
-from .header import FileHeader, TensorEntry, content_digest, read_ahead, read_in_order
+from .header import DTYPES, FileHeader, TensorEntry, content_digest, read_ahead, read_in_order
 from .identify import WANTED, identify
 from .keys import find_prefix, is_diffusers, is_unused, to_official
 from .layers import StoredLinear
@@ -170,7 +170,8 @@ def load_transformer(
     that a GGUF file holds quantized stay so. Weights are read one after another, block by block, each while the one before it
     is brought to its place and into its format: the peak is about one tensor above the result on the devices, and two in main
     memory. `loaded(index, block)` is called when a block is whole, and may move its tensors elsewhere: then no more than one
-    block is where they were. `merged` is added to the weights that it changes before they are brought into a format.
+    block is where they were. A block whose device is "meta" is made in its format, but not read. `merged` is added to the
+    weights that it changes before they are brought into a format.
     Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
     for wanted in (dtype, high_precision_dtype):
@@ -216,6 +217,8 @@ def _read_by_block(
     staging = _staging(max((params[name].num_bytes for index in to_gpu for name in by_block[index]), default=0))
     for index, of_block in by_block.items():
         read = partial(_read_into, staging) if index in to_gpu else read_stored
+        if device_of(index).type == "meta":
+            read = _shape_of
         for name, stored in read_in_order(source.tensors, of_block, read):
             yield index, name, stored
 
@@ -236,6 +239,14 @@ def _staging(num_bytes: int) -> Iterator[HostBuffer | None]:
 def _read_into(staging: Iterator[HostBuffer | None], stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
     buffer = next(staging)
     return read_stored(stream, entry, path, None if buffer is None else buffer.bytes)
+
+
+def _shape_of(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:  # noqa: ARG001
+    """In the place of `read_stored`: the tensor without its content."""
+    if entry.dtype in QUANTS:
+        num_bytes = QUANTS[entry.dtype].num_bytes
+        return torch.empty(entry.num_bytes // num_bytes, num_bytes, dtype=torch.uint8, device="meta")
+    return torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
 
 
 def _by_block(names: Iterable[str]) -> dict[int | None, list[str]]:

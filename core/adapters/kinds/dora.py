@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...memory.sharded import whole
 from ...settings.adapter import AdapterOptions
 from ..keys import official_key
 from ..kind import AdapterKind, KeptBytes, Shape
@@ -34,7 +35,7 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     found: list[tuple[str, nn.Parameter]] = []
     for path, layer in lora.layers(model).items():
         base = factors_of(layer).base
-        with torch.no_grad():
+        with whole(model.get_submodule(".".join(path.split(".")[:2]))), torch.no_grad():
             squares = _squares(base)
         device = factors_of(layer).down.device
         layer.register_parameter(MAGNITUDE, nn.Parameter(squares.sqrt().to(device)[None].contiguous()))

@@ -35,8 +35,11 @@ class LaggingStream:
         return passed
 
     def copy(self, target, source, after):
+        return self.run(lambda: target.copy_(source), after)
+
+    def run(self, act, after):
         done = threading.Event()
-        self._queue.put((target, source, after, done))
+        self._queue.put((act, after, done))
         return done
 
     def hold_compute(self, event):
@@ -54,9 +57,9 @@ class LaggingStream:
 
     def _work(self):
         while True:
-            target, source, after, done = self._queue.get()
+            act, after, done = self._queue.get()
             after.wait(PATIENCE)
-            target.copy_(source)
+            act()
             self.copied += 1
             done.set()
 
