@@ -138,6 +138,7 @@ make_python() {
 
 choose_torch() { # the newest that the driver can run; without a driver, as while a container is built, PyPI's
     [ -z "${UV_TORCH_BACKEND:-}" ] || return 0
+    unset UV_TORCH_BACKEND # uv takes no empty value
     command -v nvidia-smi >/dev/null || { echo "no NVIDIA driver is seen here"; return 0; }
     if curl -LsfI --max-time 20 -o /dev/null "$TORCH_URL"; then
         export UV_TORCH_BACKEND=auto
