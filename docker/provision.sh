@@ -127,13 +127,13 @@ fetch() { # URL_OR_FOLDER FOLDER
     fi
 }
 
-make_python() {
+make_python() { # with pip, which ComfyUI-Manager and the advice of `wantrain doctor` use
     "$python" -c '' 2>/dev/null && return
     # uv's own Python brings the headers that Triton compiles against; a system's Python has them in a package of their own.
-    uv venv --quiet --clear --managed-python --python 3.12 "$dir/.venv" && return
+    uv venv --quiet --clear --seed --managed-python --python 3.12 "$dir/.venv" && return
     say "using the system's Python"
     install_apt python3 python3-dev
-    uv venv --quiet --clear --no-managed-python "$dir/.venv"
+    uv venv --quiet --clear --seed --no-managed-python "$dir/.venv"
 }
 
 choose_torch() { # the newest that the driver can run; without a driver, as while a container is built, PyPI's
