@@ -22,7 +22,7 @@ readonly PACK_URL=https://github.com/ComfyUI-WanTrain/ComfyUI-WanTrain
 readonly COMFYUI_URL=https://github.com/comfyanonymous/ComfyUI
 readonly UV_URL=https://astral.sh/uv/install.sh
 readonly TORCH_URL=https://download.pytorch.org/whl/
-readonly NEEDED_GB=13 NEEDED_GB_CPU=4 # see docker/README.md
+readonly NEEDED_GB=10 NEEDED_GB_CPU=3 # see docker/README.md
 
 headless=false start=true dir=/workspace port=8188 models=ask source='' updated=false
 
