@@ -5,12 +5,13 @@ ComfyUI, their memory has to be looked at before a training starts, or it would 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from ..devices import resolve_device
 from ..errors import WanTrainError
 from ..plan.card import Card
 from ..plan.constants import constants
@@ -43,6 +44,11 @@ class FreeGpus:
         self._read_at = float("-inf")
         self._needs: dict[tuple[str, str, int], int | None] = {}
         self._said: dict[tuple[torch.device, int, frozenset[int]], str] = {}
+
+    def first_shortage(self, job: Job, devices: Sequence[str]) -> str:
+        """Why one of the `devices` that are to train the job together has to be waited for; "" where none has."""
+        sentences = (self.shortage(job, resolve_device(device)) for device in devices)
+        return next(filter(None, sentences), "")
 
     def shortage(self, job: Job, device: torch.device) -> str:
         """Why a free `device` has to be waited for: sentences with the programs on it. "" where the job can start.

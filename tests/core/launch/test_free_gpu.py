@@ -97,6 +97,13 @@ def test_nvidia_smi_is_asked_once_in_a_while(job: Job):
     assert server.asked == 2
 
 
+def test_of_several_devices_the_one_that_is_full_is_named(job: Job, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    server = Server(OTHER, free=0)
+    assert server.gpus.first_shortage(job, ["cpu", "cuda:1", "cuda:0"]).startswith("cuda:0 has 0.0 of")
+    assert server.gpus.first_shortage(job, ["cpu", "cuda:1"]) == ""
+
+
 def test_nobody_waits_for_a_card_that_is_too_small(job: Job):
     assert Server(OTHER, free=0, total=2**20).shortage(job) == ""
 
