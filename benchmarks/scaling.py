@@ -1,0 +1,172 @@
+"""One run over several GPUs beside one GPU: samples a second, seconds a step, memory; for each way to use them.
+
+    python benchmarks/scaling.py --gpus 2 --out benchmarks/results/scaling-h200-x2.json
+    python benchmarks/scaling.py --gpus 4 --row "bf16 832x480x81 context" --out ...
+
+A row is weights (bf16, fp8: a file in fp8, multiplied in fp8), a clip and a way: data (each GPU its own sample), context (the
+tokens of each sample over all), sharded (data parallel, with the base spread over the GPUs), with cap=24 for a GPU of 24 GB.
+Every run is `wantrain train` on a folder, as a user starts it; its steps are read from its diary, without the first ones. The
+same on one GPU is measured once for each clip and weights. A GB is 2**30 bytes.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from time_to_lora import start_report  # also makes the pack importable
+from wan_train.benchmarks import speed
+from wan_train.benchmarks.lora_clock import run_ours
+from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
+from wan_train.core.train.events import Event, EventReader
+from wan_train.core.train.run_folder import RunFolder
+
+ROWS = [
+    "fp8 1024x1024 data",
+    "fp8 832x480x33 data",
+    "bf16 1024x1024 data",
+    "bf16 832x480x33 data",
+    "bf16 832x480x81 context",
+    "bf16 1280x720x81 context",
+    "bf16 832x480x33 sharded cap=24",
+]
+SKIPPED = 3  # steps before those that are counted
+PRECISIONS = {"bf16": "bf16", "fp8": "fp8_compute"}
+KEY = ("model", "weights", "shape", "way", "gpus", "cap_gb")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured, on one GPU and on several."""
+
+    weights: str
+    clip: Clip
+    way: str
+    cap_gb: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Row":
+        """From "bf16 832x480x33 sharded cap=24"."""
+        weights, clip, way, *rest = text.split()
+        cap = float(rest[0].removeprefix("cap=")) if rest else 0.0
+        if weights not in PRECISIONS or way not in ("data", "context", "sharded"):
+            raise SystemExit(f"'{text}' is no row: give bf16 or fp8, a clip, and data, context or sharded.")
+        return cls(weights, Clip.parse(clip), way, cap)
+
+    def job_on(self, gpus: int, job: Job) -> Job:
+        """The job over so many GPUs; on one it has neither way nor cap."""
+        loop = replace(job.loop, gradient_accumulation=1 if self.way == "context" else gpus)
+        parallel = ParallelOptions(
+            context=gpus if self.way == "context" else 1, base="sharded" if self.way == "sharded" else "whole"
+        )
+        if gpus == 1:
+            return replace(job, device="cuda:0")
+        devices = ",".join(f"cuda:{index}" for index in range(gpus))
+        memory = MemoryOptions(budget_gb=self.cap_gb)
+        return replace(job, device=devices, loop=loop, parallel=parallel, memory=memory)
+
+
+def measure(row: Row, gpus: int, model: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One run."""
+    folder = work / "kept" / "scaling" / f"{row.weights}-{row.clip}-{row.way}-{gpus}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    job = make_job(work / "data", model, [row.clip], options.steps)
+    job = replace(job, model=replace(job.model, precision=PRECISIONS[row.weights]))
+    job = replace(row.job_on(gpus, job), device=",".join(["cpu"] * gpus)) if options.cpu else row.job_on(gpus, job)
+    RunFolder(folder).write_job(job)
+    clock = run_ours(folder, work / "kept" / "compiled", limit=options.limit)
+    events = EventReader(RunFolder(folder).events_path).read()
+    steps = [event for event in events if event["event"] == "step"]
+    times = [event["seconds"] for event in steps[SKIPPED:]]
+    found: dict[str, Any] = {
+        "model": "toy" if options.cpu else "14b",
+        "weights": row.weights,
+        "shape": str(row.clip),
+        "way": row.way if gpus > 1 else "one",
+        "gpus": gpus,
+        "cap_gb": row.cap_gb if gpus > 1 else 0.0,
+        "s_step": round(statistics.median(times), 4) if times else None,
+        "samples_s": None,
+        "peak_reserved_gb": round(max((event.get("reserved_gib", 0.0) for event in steps), default=0.0), 2),
+        "peaks_gb": peaks(steps),
+        "smi_gb": clock.smi_gb,
+        "run_s": round(clock.end - clock.start, 1),
+        "plans": [event["message"] for event in events if event["event"] == "plan"],
+        "shortages": sum("step" in event for event in events if event["event"] == "plan"),
+        "errors": [event["message"] for event in events if event["event"] == "error"],
+        "warnings": [event["message"] for event in events if event["event"] == "warning"],
+    }
+    if found["s_step"]:
+        found["samples_s"] = round(job.loop.gradient_accumulation / found["s_step"], 4)
+    return found
+
+
+def peaks(steps: list[Event]) -> list[float]:
+    """The most that each GPU had reserved, where the diary has it."""
+    found: list[float] = []
+    for event in steps:
+        values = [gpu.get("reserved_gib", 0.0) for gpu in event.get("gpus", [])]
+        found = [max(pair) for pair in zip(found or values, values, strict=True)]
+    return [round(value, 2) for value in found]
+
+
+def compare(row: dict[str, Any], one: dict[str, Any] | None) -> None:
+    """How much faster than one GPU, and the share of what would be ideal."""
+    if one and one["s_step"] and row["s_step"]:
+        is_shared = row["way"] == "context"
+        row["times"] = round(one["s_step"] / row["s_step"] if is_shared else row["samples_s"] / one["samples_s"], 3)
+        row["efficiency"] = round(row["times"] / row["gpus"], 3)
+
+
+def main() -> None:
+    """Measure each row on one GPU and on several, and write it at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--row", action="append", metavar="ROW", help="once for each, in their order")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--limit", type=float, default=150, help="seconds that one run may take")
+    parser.add_argument("--total", type=float, default=0, help="seconds after which no further run is started; 0: none")
+    parser.add_argument("--work", type=Path, help="folder for models, data and runs; default: in memory")
+    parser.add_argument("--cpu", action="store_true", help="a dry run: a toy model, ranks on the CPU")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    begun, work = time.monotonic(), speed.work_folder(options.work) / "time-to-lora"
+    work.mkdir(exist_ok=True)
+    report = start_report(options.out, program="scaling.py")
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    for row in map(Row.parse, options.row or ROWS):
+        name = "toy" if options.cpu else "14b"
+        model = work / f"random-{name}-{row.weights}.safetensors"
+        if not model.exists():
+            speed.apart(f"writing {model.name}", write_checkpoint, model, MODELS[name], speed.DTYPES[row.weights])
+        one = find(report, row, name)
+        for gpus in (options.gpus,) if one else (1, options.gpus):
+            if options.total and time.monotonic() - begun > options.total:
+                print(f"no time is left for {row} on {gpus}", flush=True)
+                return
+            found = measure(row, gpus, model, work, options)
+            if gpus > 1:
+                compare(found, find(report, row, name))
+            report["rows"] = [old for old in report["rows"] if any(old[key] != found[key] for key in KEY)] + [found]
+            print(json.dumps({key: value for key, value in found.items() if value != []}), flush=True)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def find(report: dict[str, Any], row: Row, model: str) -> dict[str, Any] | None:
+    """The run on one GPU that a row is compared with."""
+    wanted = {"model": model, "weights": row.weights, "shape": str(row.clip), "way": "one"}
+    return next((old for old in report["rows"] if all(old[key] == value for key, value in wanted.items())), None)
+
+
+if __name__ == "__main__":
+    main()
