@@ -37,11 +37,15 @@ SAME = 0.97  # of the memory that was free: less is missing because of another p
 
 @dataclass(frozen=True)
 class Learnt:
-    """What is known of `device`, in `folder`. `others`: bytes of it that were in use before this process used it."""
+    """What is known of `device`, in `folder`. `others`: bytes of it that were in use before this process used it.
+
+    `ranks`: how many train together, which makes a run one of another kind.
+    """
 
     device: torch.device
     folder: Path
     others: int | None = None
+    ranks: int = 1
 
     def probe(self, decision: Decision) -> Probe:
         """The device for this run: measured where it is not known yet, its memory as it is now."""
@@ -61,7 +65,7 @@ class Learnt:
             },
             costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
             version=version_of(self.device),
-            met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
+            met=read_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES)),
         )
 
     def remember_shortage(self, job: Job, planner: Planner, failed: Choice, lower: Choice, free: int) -> Planner:
@@ -103,7 +107,7 @@ class Learnt:
 
     def _write_met(self, job: Job, planner: Planner, met: Met) -> None:
         try:
-            write_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES), met)
+            write_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES), met)
         except RunError as error:
             log.warning("That memory ran out is not kept for the next run: %s", error)
 
@@ -194,6 +198,7 @@ class LearnCosts:
             )
 
 
-def _kind(job: Job, planner: Planner) -> str:
+def _kind(job: Job, planner: Planner, ranks: int) -> str:
     shapes = {bucket.shape: bucket.batch for bucket in planner.buckets}
-    return kind_of(planner.task, shapes, planner.plan.precision, job.memory.budget_gb)
+    kind = kind_of(planner.task, shapes, planner.plan.precision, job.memory.budget_gb)
+    return kind if ranks == 1 else f"{kind}; {ranks} GPUs"
