@@ -27,8 +27,8 @@ def reduction_bytes(num_parameters: int, size: int) -> int:
 def copy_from_first(tensors: Sequence[torch.Tensor], world: World) -> None:
     """The first rank's numbers on all ranks, in place: what cards of two kinds draw need not be the same."""
     if world.size > 1:
-        for work in [dist.broadcast(tensor.detach(), src=0, async_op=True) for tensor in tensors]:
-            work.wait()
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 class GradientSum:

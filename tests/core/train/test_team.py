@@ -74,8 +74,12 @@ def test_regularizers_with_forwards_of_their_own(ranks, many, tmp_path):
 
 
 def test_a_step_without_class_captions_tells_no_such_term(ranks, many, tmp_path):
-    job = replace(many, regularizers=RegularizerOptions(output_preservation=0.5))
-    assert_like_one(ranks(2)(steps, job, 1), steps(ALONE, job, 1))
+    samples = (with_class(tmp_path, many.data.samples[0]), *many.data.samples[1:])
+    regularizers = RegularizerOptions(output_preservation=0.5)
+    job = spread(replace(many, data=replace(many.data, samples=samples), regularizers=regularizers), 2, batch_size=1)
+    wanted = steps(ALONE, job, 4)
+    assert {bool(terms) for *_, terms in wanted[1]} == {True, False}
+    assert_like_one(ranks(2)(steps, job, 4), wanted)
 
 
 def test_the_average_of_the_weights_is_the_same_everywhere(ranks, many):
