@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,14 +173,19 @@ class _Rank:
         except StartAgainError:
             raise
         except WanTrainError as error:
-            events.write("error", message=str(error), **({"about": error.about} if error.about else {}))
+            self._tell_error(events, str(error), error.about)
             raise
         except Exception as error:
             details = f"(details in {self._folder.log_path})"
-            events.write("error", message=f"{type(error).__name__}: {error} {details}")
+            self._tell_error(events, f"{type(error).__name__}: {error} {details}")
             raise
         events.write("finished", lora=lora.name)
         return EXIT_FINISHED
+
+    def _tell_error(self, events: EventWriter, message: str, about: str = "") -> None:
+        self._events.clear()  # this is the last word, whatever the others say
+        with suppress(OSError, WanTrainError):
+            events.write("error", message=message, **({"about": about} if about else {}))
 
     def _explained(self, act: Callable[[], Path]) -> Path:
         """What `act` gives; LostRankError, or StartAgainError, for what torch says when another rank is gone."""

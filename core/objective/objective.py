@@ -54,7 +54,7 @@ class FlowMatching:
         losses = flow_loss(
             pred, target, options=self.options, sigmas=noisy.sigmas, given_frames=noisy.given_frames, masks=masks
         )
-        yield [Term(*self.names, weigh(losses, noisy.sigmas, self.options))]
+        yield [Term(self.names[0], weigh(losses, noisy.sigmas, self.options))]
 
 
 class Sum:

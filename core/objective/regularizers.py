@@ -35,7 +35,7 @@ class OutputPreservation:
         if noisy.of_class is None:
             return
         losses = distance_from_base(noisy, forwards, noisy.of_class.context)
-        yield [Term(*self.names, losses * noisy.of_class.is_there, self.weight)]
+        yield [Term(self.names[0], losses * noisy.of_class.is_there, self.weight)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class BlankPreservation:
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
         losses = distance_from_base(noisy, forwards, forwards.empty_context(noisy))
-        yield [Term(*self.names, losses, self.weight)]
+        yield [Term(self.names[0], losses, self.weight)]
 
 
 def distance_from_base(noisy: NoisyBatch, forwards: Forwards, context: Tensor) -> Tensor:

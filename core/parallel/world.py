@@ -133,7 +133,9 @@ def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> 
             local_size=int(environment.get(_LOCAL_SIZE, size)),
             host_group=dist.new_group(backend="gloo", timeout=HOST_PATIENCE),
         )
-        yield with_groups(world, context)
+        world = with_groups(world, context)
+        world.add_(torch.zeros(1, device=device))  # opens the links, so that what they take is not counted as free
+        yield world
     finally:
         dist.destroy_process_group()
 

@@ -87,6 +87,8 @@ class Learnt:
         """A run came to its end with `choice`: what it took is no shortage any more."""
         if planner.met.is_refuted(choice.vram, planner.card.free):
             self._write_met(job, planner, Met(graphs=planner.met.graphs))
+        if self.ranks > 1:  # the links between them take memory, too
+            return
         overhead = measure_overhead(self.device, self.others)  # now that all kernels are loaded
         if overhead is not None:
             with suppress(RunError):
