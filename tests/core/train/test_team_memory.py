@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.plan import learnt, recovery
 from wan_train.core.plan.card import common_card, measure_card
-from wan_train.core.plan.measure import NUM_MEASURED
 from wan_train.core.plan.probe import Probe
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
@@ -102,7 +101,6 @@ def test_a_plan_is_that_of_all_ranks(ranks, deep, card, tmp_path):
     (event,) = told(folder, "plan")
     assert "step" not in event
     assert not list(folder.scratch_path.glob("planner-*.json")), "what one GPU takes was not measured"
-    assert NUM_MEASURED > 4
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -121,12 +119,13 @@ def test_all_step_down_together_and_nothing_is_lost(ranks, deep, card, tmp_path,
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_twice_in_one_step(ranks, deep, card, tmp_path):
+def test_where_no_plan_takes_less_all_of_them_say_so(ranks, deep, card, tmp_path):
     folder = folder_of(tmp_path, "short", deep)
-    first, second = ranks(2)(short, folder.path, card, "backward", 1, 1, 2)
-    assert first == second
-    assert [event.get("step") for event in told(folder, "plan")] == [None, 1, 1]
-    assert sorted(losses(folder)) == [1, 2, 3, 4]
+    with pytest.raises(RankError) as error:
+        ranks(2)(short, folder.path, card, "backward", 1, 1, 9)
+    assert str(error.value).count("RunError: The GPU ran out of memory, and there is no plan that takes less") == 2
+    assert [event.get("step") for event in told(folder, "plan")] == [None, 1]  # one that takes less was tried
+    assert sorted(losses(folder)) == [1]
 
 
 @pytest.mark.parametrize(("place", "rank"), [("validation", 0), ("validation", 1), ("preview", 0)])
