@@ -76,8 +76,7 @@ def train_rank(folder: RunFolder, begin: Callable[[RunFolder], tuple[Job, Asked,
     run shall stop. `stop`: whether this process was asked to.
     """
     seat = Seat.of()
-    device = resolve_device(seat.device)
-    name = f"{device} of {socket.gethostname()}"
+    name = f"{seat.device} of {socket.gethostname()}"
     for_watch, for_groups = open_stores()
     events: list[EventWriter] = []
     silence = float(os.environ.get(SILENCE, SILENCE_S))
@@ -85,7 +84,7 @@ def train_rank(folder: RunFolder, begin: Callable[[RunFolder], tuple[Job, Asked,
     watch.begin()
     farewell = Farewell(EXIT_ERROR, "it failed; see the log")
     try:
-        rank = _Rank(seat, device, watch, folder, stop, events)
+        rank = _Rank(seat, resolve_device(seat.device), watch, folder, stop, events)
         code = rank.train(begin, for_groups)
         farewell = Farewell(code)
         _wait_for_first(seat, watch)
@@ -124,12 +123,14 @@ def _code_of(loss: Loss) -> int:
 
 def _end(loss: Loss, events: list[EventWriter]) -> None:
     """End this process, which may wait for the lost rank where no exception reaches it."""
-    log.error("%s", loss.message)
     code = _code_of(loss)
-    if code != EXIT_LESS_MEMORY:
-        for each in events:
-            each.write("error", message=loss.message, about=loss.farewell.about if loss.farewell else START_AGAIN)
-    os._exit(code)
+    try:
+        log.error("%s", loss.message)
+        if code != EXIT_LESS_MEMORY:
+            for each in events:
+                each.write("error", message=loss.message, about=loss.farewell.about if loss.farewell else START_AGAIN)
+    finally:
+        os._exit(code)
 
 
 class _Rank:
@@ -249,13 +250,15 @@ class _Rank:
                 events.write("status", message=message)
 
     def _wait(self, key: str, asked: Asked | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until somebody has said `key`. RunStoppedError if the run shall stop, here or on another rank."""
+        """Until somebody has said `key`. RunStoppedError if the run shall stop, here or on another rank; LostRankError."""
         while not self._watch.has(key):
             self._stop_if(asked or self._stop)
             meanwhile()
             time.sleep(0.05)
 
     def _stop_if(self, asked: Asked) -> None:
+        if loss := self._watch.loss():  # first: torchrun asks this process to end when another has failed
+            raise LostRankError(loss)
         stopped = any(left.code == EXIT_STOPPED for left in self._watch.others_left().values())
         if stopped or asked():
             raise RunStoppedError

@@ -119,6 +119,10 @@ class Watch:
                 found[rank] = Farewell(**json.loads(value))
         return found
 
+    def loss(self) -> "Loss | None":
+        """Who is gone, if anybody is."""
+        return self._look(self._silence)
+
     def explain(self, patience: float = SUSPECT_S + 2 * BEAT_S) -> "Loss | None":
         """After a collective has failed: who is gone. None if all of them live."""
         end = time.monotonic() + patience

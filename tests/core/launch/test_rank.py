@@ -219,6 +219,16 @@ def test_a_step_with_too_few_batches_is_refused(run, job, start):
     assert kinds(run).count("error") == 1
 
 
+def test_a_device_that_is_not_there_is_told_by_the_first(run, start):
+    started = start(WANTRAIN_DEVICES="cpu,cuda:99")
+    codes = started.exit_codes(started.wait())
+    assert codes[1] == EXIT_ERROR
+    history = read_history(run.events_path)
+    assert history.state == "error"
+    assert "rank 1 (cuda:99 of " in history.message
+    assert "the device 'cuda:99' is not there" in history.message
+
+
 def test_seats():
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
     seat = Seat.of({**torchrun, "WANTRAIN_DEVICES": "cuda:2, cuda:5"})
