@@ -20,6 +20,7 @@ from ..adapters.peft_hooks import begin_importing_adapters
 from ..devices import resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
+from ..parallel.world import started_by_torchrun
 from ..plan.overhead import Others
 from ..settings.job import Job
 from ..sweep import sweep_temporaries
@@ -65,6 +66,29 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
     folder = RunFolder(path.resolve())
     check_run_folder(folder.path)
     folder.read_job()  # RunError where there is none, before anything is made there
+    stop = threading.Event()
+
+    def begin(folder: RunFolder) -> tuple[Job, _Asked, FileLock]:
+        return _begin(folder, stop, keep_stop=follow_stdin)
+
+    if started_by_torchrun():
+        from .rank import train_rank
+
+        _listen(stop, follow_stdin)
+        return train_rank(folder, begin, stop.is_set)
+    job, asked, lock = begin(folder)
+    try:
+        _listen(stop, follow_stdin)
+        return _train_and_tell(folder, job, asked)
+    finally:
+        lock.release()
+
+
+def _begin(folder: RunFolder, stop: threading.Event, *, keep_stop: bool) -> tuple[Job, "_Asked", FileLock]:
+    """Take the folder: its job, whether the run shall stop, and the lock, which is to be released.
+
+    `keep_stop`: a request for a stop is meant for this process. RunError if another process has the folder.
+    """
     lock = _lock_folder(folder)
     try:
         job = folder.read_job()
@@ -75,13 +99,12 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
                 "or train from the recipe or the graph, which give the shorter training a folder of its own."
             )
         sweep_temporaries(folder.path, recursive=True)
-        if not follow_stdin:
+        if not keep_stop:
             folder.clear_stop()  # started by hand: an old request is not meant for this run
-        stop = threading.Event()
-        _listen(stop, follow_stdin)
-        return _train_and_tell(folder, job, _Asked(folder, job, lock, stop))
-    finally:
+    except BaseException:
         lock.release()
+        raise
+    return job, _Asked(folder, job, lock, stop), lock
 
 
 def _lock_folder(folder: RunFolder) -> FileLock:

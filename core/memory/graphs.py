@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..torch_compat import end_allocating_to_pool, foreach_add_, foreach_zero_
+from ..torch_compat import end_allocating_to_pool, foreach_add_, foreach_copy_, foreach_zero_
 
 Act = Callable[[], None]
 Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
@@ -207,9 +207,10 @@ class _Graph:
         fresh = [total for parameter, total in pairs if parameter.grad is None]
         if fresh:
             foreach_zero_(fresh)
+        found = [(total, parameter.grad) for parameter, total in pairs if parameter.grad is not None]
+        if found:  # of a batch that ran without
+            foreach_copy_([total for total, _ in found], [grad for _, grad in found])
         for parameter, total in pairs:
-            if parameter.grad is not None:  # of a batch that ran without
-                total.copy_(parameter.grad)
             parameter.grad = total
         self._grad.copy_(grad)
         self._replay_backward()

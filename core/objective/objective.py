@@ -20,6 +20,11 @@ class Objective(Protocol):
     """What is minimised."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all terms that there may be, in their order."""
+        ...
+
+    @property
     def passes(self) -> Passes:
         """What `terms` does with the model, one backward after each group: the planner and CUDA graphs rely on it."""
         ...
@@ -39,6 +44,7 @@ class FlowMatching:
 
     options: LossOptions
     passes: Passes = ONE_FORWARD
+    names: tuple[str, ...] = ("flow",)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
@@ -48,7 +54,7 @@ class FlowMatching:
         losses = flow_loss(
             pred, target, options=self.options, sigmas=noisy.sigmas, given_frames=noisy.given_frames, masks=masks
         )
-        yield [Term("flow", weigh(losses, noisy.sigmas, self.options))]
+        yield [Term(self.names[0], weigh(losses, noisy.sigmas, self.options))]
 
 
 class Sum:
@@ -57,6 +63,7 @@ class Sum:
     def __init__(self, learnt: Objective, *regularizers: Objective) -> None:
         self._objectives = (learnt, *regularizers)
         self.passes = sum((each.passes for each in regularizers), learnt.passes)
+        self.names = tuple(name for each in self._objectives for name in each.names)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """Those of each."""

@@ -28,13 +28,14 @@ class OutputPreservation:
 
     weight: float
     passes: Passes = BESIDE_THE_BASE
+    names: tuple[str, ...] = ("output_preservation",)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term, where a sample of the batch has a class caption."""
         if noisy.of_class is None:
             return
         losses = distance_from_base(noisy, forwards, noisy.of_class.context)
-        yield [Term("output_preservation", losses * noisy.of_class.is_there, self.weight)]
+        yield [Term(self.names[0], losses * noisy.of_class.is_there, self.weight)]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ class BlankPreservation:
 
     weight: float
     passes: Passes = BESIDE_THE_BASE
+    names: tuple[str, ...] = ("blank_preservation",)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
         losses = distance_from_base(noisy, forwards, forwards.empty_context(noisy))
-        yield [Term("blank_preservation", losses, self.weight)]
+        yield [Term(self.names[0], losses, self.weight)]
 
 
 def distance_from_base(noisy: NoisyBatch, forwards: Forwards, context: Tensor) -> Tensor:

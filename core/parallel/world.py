@@ -19,7 +19,9 @@ from torch import distributed as dist
 from ..errors import ConfigError
 from .shards import machines_of
 
-SILENCE = timedelta(seconds=50)  # of a rank, after which the others take it for lost: a run ends within a minute
+# A rank that is lost is noticed by its silence (see `watch.py`), so that waiting may take as long as work does: for a batch
+# of another rank, and, by way of main memory, for a preview or a checkpoint of the first.
+PATIENCE, HOST_PATIENCE = timedelta(minutes=30), timedelta(days=7)
 _RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 
 
@@ -64,6 +66,23 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def most(self, *numbers: int) -> list[int]:
+        """Of each number the largest that any rank has, by way of main memory."""
+        if self.size == 1:
+            return list(numbers)
+        found = torch.tensor(numbers)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.host_group)
+        return found.tolist()
+
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """The numbers of each rank, by rank, by way of main memory; as many on each."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        if self.size == 1:
+            return [own.tolist()]
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own, group=self.host_group)
+        return [each.tolist() for each in found]
+
     def tell(self, value: Any) -> list[Any]:
         """What each rank has to tell, by rank: small things that pickle can write, by way of main memory."""
         if self.size == 1:
@@ -95,10 +114,11 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def open_world(device: torch.device, *, context: int = 1) -> Iterator[World]:
+def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> Iterator[World]:
     """Join the ranks that torchrun has started; on the GPU through NCCL, on the CPU through gloo.
 
-    `context`: see `World`. ConfigError where it does not divide the number of ranks. Closed at the end, whatever happens.
+    `context`: see `World`. `store`: of torch.distributed, where the ranks have met already. ConfigError where `context` does
+    not divide the number of ranks. Closed at the end, whatever happens.
     """
     environment = os.environ
     rank, size = int(environment[_RANK]), int(environment[_SIZE])
@@ -106,16 +126,19 @@ def open_world(device: torch.device, *, context: int = 1) -> Iterator[World]:
         raise ConfigError(f"{size} GPUs can't be split into groups of {context}: set context_parallel to a divisor.")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
-    dist.init_process_group(backend, timeout=SILENCE, **cast(dict[str, Any], bound))
+    met = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+    dist.init_process_group(backend, timeout=PATIENCE, **cast(dict[str, Any], {**bound, **met}))
     try:
         world = World(
             rank=rank,
             size=size,
             local_rank=int(environment.get(_LOCAL_RANK, rank)),
             local_size=int(environment.get(_LOCAL_SIZE, size)),
-            host_group=dist.new_group(backend="gloo", timeout=SILENCE),
+            host_group=dist.new_group(backend="gloo", timeout=HOST_PATIENCE),
         )
-        yield with_groups(world, context)
+        world = with_groups(world, context)
+        world.add_(torch.zeros(1, device=device))  # opens the links, so that what they take is not counted as free
+        yield world
     finally:
         dist.destroy_process_group()
 
@@ -137,5 +160,5 @@ def with_groups(world: World, context: int) -> World:
 
 def _own_group(groups: Sequence[list[int]], rank: int) -> Any:
     """Make all of them, as torch.distributed asks of every rank; the one that `rank` is in."""
-    made = [dist.new_group(ranks, timeout=SILENCE) for ranks in groups]
+    made = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]
     return next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)

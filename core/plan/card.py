@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -60,6 +60,27 @@ class Card:
         if kind == "mapped":
             return min(DISK_RATE, self.staged)
         return self.to_device if kind == "pinned" else self.staged
+
+
+def common_card(cards: Sequence[Card], sharing: int) -> Card:
+    """What each of these cards can do, and has free, for a plan that is to suit all of them; the first one's name.
+
+    `sharing`: how many processes divide the main memory of a machine among them.
+    """
+    if len(cards) == 1:
+        return cards[0]
+    least = {rate: min(getattr(card, rate) for card in cards) for rate in RATES if rate != "launch_s"}
+    return replace(
+        cards[0],
+        **least,
+        attention=min(card.attention for card in cards),
+        launch_s=max(card.launch_s for card in cards),
+        overhead=max(card.overhead for card in cards),
+        free=min(card.free for card in cards),
+        total=min(card.total for card in cards),
+        free_ram=min(card.free_ram for card in cards) // sharing,
+        pinnable_ram=min(card.pinnable_ram for card in cards) // sharing,
+    )
 
 
 @dataclass(frozen=True)

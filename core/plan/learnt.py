@@ -37,11 +37,15 @@ SAME = 0.97  # of the memory that was free: less is missing because of another p
 
 @dataclass(frozen=True)
 class Learnt:
-    """What is known of `device`, in `folder`. `others`: bytes of it that were in use before this process used it."""
+    """What is known of `device`, in `folder`. `others`: bytes of it that were in use before this process used it.
+
+    `ranks`: how many train together, which makes a run one of another kind.
+    """
 
     device: torch.device
     folder: Path
     others: int | None = None
+    ranks: int = 1
 
     def probe(self, decision: Decision) -> Probe:
         """The device for this run: measured where it is not known yet, its memory as it is now."""
@@ -61,7 +65,7 @@ class Learnt:
             },
             costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
             version=version_of(self.device),
-            met=read_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES)),
+            met=read_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES)),
         )
 
     def remember_shortage(self, job: Job, planner: Planner, failed: Choice, lower: Choice, free: int) -> Planner:
@@ -83,6 +87,8 @@ class Learnt:
         """A run came to its end with `choice`: what it took is no shortage any more."""
         if planner.met.is_refuted(choice.vram, planner.card.free):
             self._write_met(job, planner, Met(graphs=planner.met.graphs))
+        if self.ranks > 1:  # the links between them take memory, too
+            return
         overhead = measure_overhead(self.device, self.others)  # now that all kernels are loaded
         if overhead is not None:
             with suppress(RunError):
@@ -103,7 +109,7 @@ class Learnt:
 
     def _write_met(self, job: Job, planner: Planner, met: Met) -> None:
         try:
-            write_met(self._shortages_path(planner), _kind(job, planner), shortage_version(ESTIMATES), met)
+            write_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES), met)
         except RunError as error:
             log.warning("That memory ran out is not kept for the next run: %s", error)
 
@@ -194,6 +200,7 @@ class LearnCosts:
             )
 
 
-def _kind(job: Job, planner: Planner) -> str:
+def _kind(job: Job, planner: Planner, ranks: int) -> str:
     shapes = {bucket.shape: bucket.batch for bucket in planner.buckets}
-    return kind_of(planner.task, shapes, planner.plan.precision, job.memory.budget_gb)
+    kind = kind_of(planner.task, shapes, planner.plan.precision, job.memory.budget_gb)
+    return kind if ranks == 1 else f"{kind}; {ranks} GPUs"

@@ -17,17 +17,25 @@
 7. The shortage is kept for the next run of this kind, unless another program had taken the memory meanwhile; a run that comes
    to its end with as much refutes it (`Learnt.remember_shortage`, `remember_success`).
 
+Where several ranks train together, all of this is done by all of them: one that runs out of memory tells the others after the
+act, and all step down, to the plan that the first rank chooses by what all cards have. Where they talk within a forward
+(context parallel, a sharded base) the others wait there for one that can't come: the shortage is kept, and the processes end
+and are started again from the checkpoint (`StartAgainError`), with a plan below it. So do they where memory ran out in the
+middle of the update, of some ranks alone.
+
 Encoders, checkpoints and previews have no plan: see `core.shortage.try_twice`, `train/checkpoints.py` and `train/previews.py`.
 """
 
 import gc
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 
 from ..errors import START_AGAIN, RunError
+from ..parallel.agree import ElsewhereError, StartAgainError, Verdict, Votes
+from ..parallel.world import ALONE
 from ..settings.memory import MemoryOptions
 from ..shortage import Shortage, shortage_of
 from .choice import Choice, differences
@@ -57,6 +65,10 @@ class Ladder(Protocol):
         """The choice in one line."""
         ...
 
+    def keep_for_next(self, failed: Choice, /) -> bool:
+        """Keep for the next start that the GPU's memory did not suffice; whether that will choose less."""
+        ...
+
 
 def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Planner, Choice | None]:
     """The next choice to try after `failed`, None if nothing takes less; and the planner, which may do without graphs now."""
@@ -71,8 +83,12 @@ def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Pla
 class Descent:
     """Which plan a run is at, and its way to plans that take less."""
 
-    def __init__(self, choice: Choice, ladder: Ladder, *, events: Events, device: torch.device):
+    def __init__(
+        self, choice: Choice, ladder: Ladder, *, events: Events, device: torch.device, votes: Votes | None = None
+    ):
+        """`votes`: of the ranks that train together, all of which are at the same plan; None: this one alone."""
         self.choice = choice
+        self.votes = votes or Votes(ALONE)
         self._ladder = ladder
         self._events = events
         self._device = device
@@ -83,15 +99,46 @@ class Descent:
         `step` updates are done; None: the model is being loaded. RunError if the last plan does not suffice.
         """
         while True:
+            found, shortage, reason = None, None, ""
             try:
-                return act(self.choice)
+                found = act(self.choice)
             except Exception as error:
-                shortage = shortage_of(error)
-                if shortage is None:
-                    raise
-                reason = first_line(error)
+                shortage, reason = self.met(error)
             # Outside of the clause above: what its traceback holds is free now.
-            self.go_down(shortage, step, reason)
+            verdict = self.settle(shortage, reason)
+            if verdict is None:
+                return cast(T, found)
+            del found
+            self.go_down(verdict.shortage, step, verdict.reason)
+
+    def met(self, error: Exception) -> tuple[Shortage | None, str]:
+        """Which memory `error` says is short, with the reason; None if that of another rank. No shortage: it is raised."""
+        if isinstance(error, ElsewhereError):
+            return None, ""
+        shortage = shortage_of(error)
+        if shortage is None:
+            raise error
+        return shortage, first_line(error)
+
+    def settle(
+        self, shortage: Shortage | None, reason: str, *, is_changed: Callable[[], bool] = lambda: False
+    ) -> Verdict | None:
+        """What all ranks met, of which this one met `shortage`; None if nobody is short. See `Votes.settle`.
+
+        StartAgainError where the others can't be told, because they wait within a forward.
+        """
+        if shortage is not None and self.votes.talks_within:
+            self.start_again(shortage, reason)
+        return self.votes.settle(shortage, reason, is_changed=is_changed)
+
+    def start_again(self, shortage: Shortage, reason: str) -> NoReturn:
+        """Keep the shortage, and raise StartAgainError; RunError where the next start would do the same again."""
+        if shortage != "vram" or not self._ladder.keep_for_next(self.choice):
+            raise RunError(_give_up(shortage, reason))
+        raise StartAgainError(
+            f"The GPU's memory ran out ({reason}): the run starts again from the last checkpoint, with a plan that takes less.",
+            about=START_AGAIN,
+        )
 
     def can_go_down(self, shortage: Shortage) -> bool:
         """Whether a plan takes less."""
@@ -150,10 +197,15 @@ class _Untouched:
         self._parameters = {parameter for parameter, state in optimizer.state.items() if state}
         self._versions = self._count()
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the update had begun."""
+        now = self._count()
+        return any(now.get(key) != version for key, version in self._versions.items())
+
     def restore(self, step: int) -> None:
         """Forget state that the attempt made. RunError if it has changed what was there: the update had begun."""
-        now = self._count()
-        if any(now.get(key) != version for key, version in self._versions.items()):
+        if self.is_changed:
             raise RunError(
                 f"Memory ran out in the middle of the update that follows step {step}, when some weights were changed "
                 "already: start the run again to go on from the last checkpoint.",
@@ -187,18 +239,33 @@ class Recovery:
         self._watch_ram(step)
         while True:
             before = _Untouched(self._optimizer)
-            try:
-                make_state(self._optimizer)
-                return act()
-            except Exception as error:
-                shortage = shortage_of(error)
-                if shortage is None:
-                    raise
-                reason = first_line(error)
-            # Outside of the clause above, as in `Descent.reach`.
+            found, verdict = None, None
+            # Apart from the act, in which other ranks may wait for this one.
+            for part in (self._make_state, act) if lacks_state(self._optimizer) else (act,):
+                found, verdict = self._try(part, before)
+                if verdict is not None:
+                    break
+            if verdict is None:
+                return cast(T, found)
+            found = None
             self._optimizer.zero_grad(set_to_none=True)
+            if verdict.is_changed and not self._descent.votes.is_alone:
+                self._descent.start_again(verdict.shortage, verdict.reason)
             before.restore(step)
-            self._go_down(shortage, step, reason)
+            self._go_down(verdict.shortage, step, verdict.reason)
+
+    def _try(self, act: Callable[[], object], before: _Untouched) -> tuple[object, Verdict | None]:
+        """What `act` returns, and whether any rank was short of memory for it."""
+        found, shortage, reason = None, None, ""
+        try:
+            found = act()
+        except Exception as error:
+            shortage, reason = self._descent.met(error)
+        # Outside of the clause above, as in `Descent.reach`.
+        return found, self._descent.settle(shortage, reason, is_changed=lambda: before.is_changed)
+
+    def _make_state(self) -> None:
+        make_state(self._optimizer)
 
     def _go_down(self, shortage: Shortage, step: int, reason: str) -> None:
         self._descent.go_down(shortage, step, reason)
@@ -207,7 +274,8 @@ class Recovery:
     def _watch_ram(self, step: int) -> None:
         """Step down before the system runs out of main memory, if a plan takes less of it."""
         choice = self._descent.choice
-        if choice is self._least_ram or _free_ram() >= LOW_RAM:
+        is_low = choice is not self._least_ram and _free_ram() < LOW_RAM
+        if not self._descent.votes.any(is_low):
             return
         if not self._descent.can_go_down("ram"):
             self._least_ram = choice
@@ -216,15 +284,22 @@ class Recovery:
         self._go_down("ram", step, f"less than {LOW_RAM / 2**30:.0f} GiB of main memory is free")
 
 
+def lacks_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `make_state` has something to do."""
+    if getattr(optimizer, "init_state", None) is None:
+        return False
+    return any(p not in optimizer.state for group in optimizer.param_groups for p in group["params"])
+
+
 def make_state(optimizer: torch.optim.Optimizer) -> None:
     """Let bitsandbytes make the state that is missing, before any update.
 
     It makes it parameter by parameter between updates; torch's optimizers make all of it first, and their fused kernels
     allocate nothing. With the state there, an update either is done or leaves everything as it was.
     """
-    init_state = getattr(optimizer, "init_state", None)
-    if init_state is None or all(p in optimizer.state for group in optimizer.param_groups for p in group["params"]):
+    if not lacks_state(optimizer):
         return
+    init_state: Callable[..., None] = optimizer.init_state  # type: ignore[attr-defined]
     with torch.no_grad():
         for group_index, group in enumerate(optimizer.param_groups):
             for index, parameter in enumerate(group["params"]):

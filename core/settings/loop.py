@@ -36,6 +36,7 @@ class LoopOptions(Options, group="loop"):
     gradient_accumulation: int = option(
         1,
         help="Batches added up for one update: like a larger batch_size, without the memory.",
+        page="With several GPUs, each trains so many; the run's job.json has the number of all together.",
         least=1,
         most=100_000,
         widget=Widget(TRAIN, "gradient_accumulation", 14, is_required=True, most=1024),

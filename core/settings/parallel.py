@@ -10,7 +10,13 @@ BaseMode = Literal["auto", "whole", "sharded"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelOptions(Options, group="parallel"):
-    """How one run is spread over several GPUs. With one GPU nothing here has an effect."""
+    """How one run is spread over several GPUs. With one GPU nothing here has an effect.
+
+    None of it changes what is trained. A job's `loop.gradient_accumulation` is the number of batches of a step over all GPUs,
+    which deal them among themselves: so the same job on another number of GPUs has the same draws, and the same losses and
+    gradients within rounding, and can go on there. Made from settings, it is the asked number times the GPUs that train
+    different samples.
+    """
 
     context: int = option(
         0,

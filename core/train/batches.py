@@ -3,9 +3,10 @@
 B batch, C channels, F latent frames, H W latent size, D width of the text embeddings, I image tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -311,18 +312,21 @@ class Prefetcher:
         *,
         device: torch.device | None = None,
         ahead: int = 1,
+        following: Callable[[int], Iterable[int]] = count,
     ):
+        """`following`: the numbers of the batches that will be asked for, from a given one on."""
         self._load = load
         self._ahead = ahead
+        self._following = following
         self._device = device
         self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._pending: dict[int, Future[tuple[Batch, torch.cuda.Event | None]]] = {}
-        self._request(range(first, first + ahead))
+        self._request(list(islice(following(first), ahead)))
 
     def get(self, index: int) -> Batch:
         """Batch `index`, on the GPU if there is one; those after it start loading."""
-        self._request(range(index, index + self._ahead + 1))
+        self._request(list(islice(self._following(index), self._ahead + 1)))
         batch, copied = self._pending.pop(index).result()
         if copied is not None:
             batch = _hand_over(batch, copied, torch.cuda.current_stream(self._device))
@@ -332,7 +336,7 @@ class Prefetcher:
         """Stop the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, indices: range) -> None:
+    def _request(self, indices: list[int]) -> None:
         for index in self._pending.keys() - set(indices):
             self._pending.pop(index).cancel()
         for index in indices:

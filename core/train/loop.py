@@ -4,11 +4,12 @@ Nothing in a step waits for the device: its numbers come back while the next ste
 not finite is kept from the weights on the device itself.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -17,14 +18,15 @@ from ..adapters.switch import without_adapter
 from ..errors import RunError
 from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
-from ..objective.objective import Group, Objective, objective_of
-from ..parallel.world import ALONE, World
+from ..objective.objective import Objective, objective_of
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
+from .numbers import StepNumbers
 from .optimizers import Undo, clip_gradients, set_learning_rate, update_if
 from .regularizers import after_updates
 from .schedule import learning_rate_scale
+from .team import Alone, Team
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Moment:
 class PendingReport:
     """The report of a step that the device may still be busy with."""
 
-    def __init__(self, step: int, learning_rate: float, numbers: "StepNumbers", undo: Undo, start: Moment):
+    def __init__(self, step: int, learning_rate: float, numbers: StepNumbers, undo: Undo, start: Moment):
         """`start`: of the step, which ends now. `undo`: for the host to do, where the update was not made."""
         self._step, self._learning_rate, self._tokens = step, learning_rate, numbers.tokens
         self._names, self._numbers = numbers.names, numbers.stacked
@@ -98,51 +100,9 @@ class PendingReport:
                 "lower learning_rate, or choose fp32 precision; the last checkpoint is kept."
             )
         seconds = self._end.seconds_since(self._start)
-        named = dict(zip(self._names, terms, strict=True))
+        named = {name: term for name, term in zip(self._names, terms, strict=True) if not math.isnan(term)}
+        named = named if len(named) > 1 else {}  # of several ranks, none had some
         return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds, self._tokens, named)
-
-
-class StepNumbers:
-    """What a step has to tell, gathered on the device from batch to batch."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.names: list[str] = []  # of the terms, where there are several; their means end `stacked`
-        self.stacked = torch.empty(0)  # loss, gradient norm, mean sigma; there after `finish`
-        self._losses: list[torch.Tensor] = []  # [B] of each batch
-        self._sigmas: list[torch.Tensor] = []
-        self._terms: dict[str, list[torch.Tensor]] = {}
-
-    def begin(self, batch: Batch, sigmas: torch.Tensor) -> None:
-        """A batch, at these sigmas [B]."""
-        self.tokens += batch.num_tokens
-        self._sigmas.append(sigmas)
-
-    def add(self, terms: Group) -> torch.Tensor:
-        """Terms of the batch; what of its loss they are, [B], with its gradient."""
-        for term in terms:
-            self._terms.setdefault(term.name, []).append(term.losses.detach())
-        loss = reduce(torch.add, [term.weight * term.losses for term in terms])
-        if len(self._losses) < len(self._sigmas):
-            self._losses.append(loss.detach())
-        else:
-            self._losses[-1] = self._losses[-1] + loss.detach()
-        return loss
-
-    @property
-    def sizes(self) -> list[int]:
-        """Samples of each batch."""
-        return [len(sigmas) for sigmas in self._sigmas]
-
-    def finish(self, grad_norm: torch.Tensor) -> torch.Tensor:
-        """All batches are there: whether the update is to be made, one bool on the device."""
-        loss = torch.cat(self._losses).mean()
-        numbers = [loss, grad_norm, torch.cat(self._sigmas).mean()]
-        if len(self._terms) > 1:
-            self.names = list(self._terms)
-            numbers += [torch.cat(values).mean() for values in self._terms.values()]
-        self.stacked = torch.stack(numbers)
-        return grad_norm.isfinite() & loss.isfinite()
 
 
 class Callback(Protocol):
@@ -206,7 +166,7 @@ class Trainer:
         batches: Batches,
         callbacks: Sequence[Callback] = (),
         loss_scale: float = 1.0,  # a power of two that gradients are computed at, where fp16 would lose small ones
-        world: World = ALONE,
+        team: Team | None = None,  # the ranks that train together; None: this one alone
     ):
         self.job = job
         self.model = model
@@ -215,7 +175,7 @@ class Trainer:
         self.batches = batches
         self.callbacks = callbacks
         self.loss_scale = loss_scale
-        self.world = world
+        self.team = team or Alone(job.loop.gradient_accumulation)
         self.device = parameters[0].device
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
@@ -237,7 +197,8 @@ class Trainer:
             if late is not None:
                 self._call_back(late)
             late = pending
-            if pending.is_ready() or any(callback.needs_weights(self) for callback in self.callbacks):
+            is_awaited = any(callback.needs_weights(self) for callback in self.callbacks)
+            if self.team.agree(pending.is_ready() or is_awaited):
                 self._call_back(pending)
                 late = None
         if late is not None:
@@ -246,21 +207,25 @@ class Trainer:
     def train_step(self) -> PendingReport:
         """One optimizer update over `gradient_accumulation` batches, without waiting for the device.
 
-        The loss is the mean over the samples of the step, whatever the sizes of its batches.
+        The loss is the mean over the samples of the step, whatever the sizes of its batches, and whoever trains them.
         """
         start, numbers, num_batches = Moment(self.device), StepNumbers(), self.job.loop.gradient_accumulation
-        for index in range(self.step * num_batches, (self.step + 1) * num_batches):
-            batch = self.batches.get(index)
-            noisy = self.add_noise(batch, index)
-            numbers.begin(batch, noisy.sigmas)
-            share = num_batches / (numbers.sizes[-1] / numbers.sizes[0])  # of the batch, beside the step's first
-            groups = self.objective.terms(noisy, self.forwards)
-            while terms := next(groups, None):
-                loss = numbers.add(terms)  # [B]
-                if batch.loss_weights is not None:
-                    loss = loss * batch.loss_weights.to(loss)
-                (loss.mean() / share * self.loss_scale).backward()
-                del terms, loss  # their graph must not last into the next forward, which may be recorded
+        dealt = self.team.deal(self.step)
+        with self.team.adding_up(dealt):
+            for index in dealt.indices:
+                batch = self.batches.get(index)
+                noisy = self.add_noise(batch, index)
+                numbers.begin(batch, noisy.sigmas)
+                first = (dealt.sizes or numbers.sizes)[0]
+                share = num_batches / (numbers.sizes[-1] / first)  # of the batch, beside the step's first
+                groups = self.objective.terms(noisy, self.forwards)
+                while terms := next(groups, None):
+                    loss = numbers.add(terms)  # [B]
+                    if batch.loss_weights is not None:
+                        loss = loss * batch.loss_weights.to(loss)
+                    (loss.mean() / share * self.loss_scale).backward()
+                    del terms, loss  # their graph must not last into the next forward, which may be recorded
+        numbers = self.team.whole(numbers, dealt)
         self._scale_gradients(num_batches * numbers.sizes[0] / sum(numbers.sizes) / self.loss_scale)
         grad_norm = clip_gradients(self.parameters, self.job.optimizer)
         learning_rate = self._set_learning_rate()

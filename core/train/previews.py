@@ -123,30 +123,54 @@ class Preview:
         events: EventWriter,
         should_stop: Callable[[], bool],
         *,
+        is_stopping: Callable[[], bool] | None = None,
         make_room: Callable[[], None] = lambda: None,
+        is_shared: bool = False,
     ):
-        """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes."""
+        """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes.
+
+        `is_stopping`: whether all ranks of the run know that it shall stop; by default what `should_stop` says on this one.
+        `is_shared`: all of them run the model together; else the first does alone, and the others wait for it.
+        """
         self._folder = PreviewFolder.of(folder)
         self._events, self._should_stop = events, should_stop
-        self._make_room = make_room
+        self._is_stopping = is_stopping or should_stop
+        self._make_room, self._is_shared = make_room, is_shared
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
         return _is_due(trainer.step, trainer.job)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if _is_due(report.step, trainer.job) and not self._should_stop():
+        if _is_due(report.step, trainer.job) and not self._is_stopping():
             self.make(trainer)
 
     def make(self, trainer: Trainer) -> None:
         """The preview of the trainer's step, now."""
-        step, start = trainer.step, time.perf_counter()
+        step, start, world = trainer.step, time.perf_counter(), trainer.team.world
         self._events.write("status", message=f"step {step}: sampling a preview")
+        is_busy = world.is_first or self._is_shared
+        with trainer.shown():
+            latents = trainer.attempt(partial(self._sample, trainer) if is_busy else _nothing, step)
+        if latents is not None and world.is_first:
+            self._keep(trainer, latents, start)
+        world.wait_for_all()
+
+    def _sample(self, trainer: Trainer) -> Tensor | None:
+        """The latents; None where a stop was asked for meanwhile."""
+
+        def on_step(_done: int, _total: int) -> None:
+            should_stop = self._should_stop()
+            if trainer.team.world.from_first(should_stop) if self._is_shared else should_stop:
+                raise _BrokenOffError
+
         try:
-            with trainer.shown():
-                latents = trainer.attempt(partial(preview_latents, trainer, self._on_step), step)
+            return preview_latents(trainer, on_step)
         except _BrokenOffError:
-            return
+            return None
+
+    def _keep(self, trainer: Trainer, latents: Tensor, start: float) -> None:
+        step = trainer.step
         try:
             path = self._folder.write(step, latents)
         except RunError as error:
@@ -161,10 +185,6 @@ class Preview:
         self._events.write("preview", step=step, path=shown_path, seconds=seconds)
         if is_awaited:
             self._await_decoder(step)
-
-    def _on_step(self, _done: int, _total: int) -> None:
-        if self._should_stop():
-            raise _BrokenOffError
 
     def _decode(self, trainer: Trainer, step: int) -> Path | None:
         """The video, or None: a preview that can't be shown is no reason to end a run."""
@@ -198,6 +218,10 @@ class Preview:
         if sentence not in self._warned:
             self._warned.add(sentence)
             self._events.write("warning", message=sentence)
+
+
+def _nothing() -> None:
+    """On a rank that waits for the first."""
 
 
 def _is_due(step: int, job: Job) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from ..disk import set_aside
 from ..errors import RunError, WanTrainError
+from ..parallel.world import ALONE, World
 from ..shortage import ShortageError
 from .average import Show
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
@@ -35,7 +36,9 @@ class SaveCheckpoint:
         self._describe, self._average = describe, average
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the trainer's step now."""
+        """Write the checkpoint of the trainer's step now. Of several ranks the first does: all have the same."""
+        if not trainer.team.world.is_first:
+            return
         tensors, states = collect(self._parts)
         state, job = {"step": trainer.step, **states}, trainer.job
         average = None
@@ -93,12 +96,39 @@ def is_due(step: int, trainer: Trainer, every: int) -> bool:
     return step % every == 0 or step == trainer.job.loop.steps
 
 
-def resume(folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful], *, steps: int, training: str) -> int:
+def resume(
+    folder: RunFolder,
+    events: EventWriter,
+    parts: Mapping[str, Stateful],
+    *,
+    steps: int,
+    training: str,
+    world: World = ALONE,
+) -> int:
     """Restore the newest sound checkpoint of at most `steps` steps; its step, or 0 where there is none.
 
     Damaged ones are set aside, which the diary tells. ShortageError if memory is too small, RunError if a checkpoint can't
-    be read at all or is of another training; nothing is passed over then.
+    be read at all or is of another training; nothing is passed over then. Of several ranks the first looks, and the others
+    restore what it has found.
     """
+    if not world.is_first:
+        return _resume_at(folder.checkpoint_store, world.from_first(None), parts, training)
+    step = _resume_newest(folder, events, parts, steps, training)
+    world.from_first(step)
+    events.write("start", step=step)
+    return step
+
+
+def _resume_at(store: Checkpoints, step: int, parts: Mapping[str, Stateful], training: str) -> int:
+    if step:
+        path = dict(store.all())[step]
+        _restore(path, parts, *_load(store, path, parts, training))
+    return step
+
+
+def _resume_newest(
+    folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful], steps: int, training: str
+) -> int:
     store, step = folder.checkpoint_store, 0
     for number, path in store.incomplete():
         _set_aside(events, number, path, "a file is missing")
@@ -111,7 +141,6 @@ def resume(folder: RunFolder, events: EventWriter, parts: Mapping[str, Stateful]
         _restore(path, parts, tensors, states)
         step = number
         break
-    events.write("start", step=step)
     return step
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,16 +17,18 @@ from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
 from ..optimizers import OPTIMIZERS
+from ..parallel.agree import Agreement
+from ..parallel.reduce import copy_from_first
 from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import Others
 from ..settings.job import Job
 from .average import Averages, averages_of
-from .batches import BatchSchedule, Prefetcher, load_drawn
+from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
 from .events import EventReader, EventWriter
 from .label import beside_name, describe_lora, lora_name
-from .loop import StepReport, Trainer
+from .loop import Callback, StepReport, Trainer
 from .optimizers import build_optimizer
 from .prepare import Prepared
 from .previews import Preview
@@ -35,6 +39,8 @@ from .run_plan import RunPlan
 from .space import check_space
 from .start import check_start
 from .state import EMA, stateful_parts
+from .team import Team
+from .together import check_ranks, schedule_of, team_of, what_is_asked
 from .validation import validation_loss
 
 log = logging.getLogger(__name__)
@@ -68,55 +74,48 @@ def run_job(
     job = folder.read_job()
     info = check_model_file(job.model)
     check_start(job, info, folder.path)
-    folder.checkpoint_store.sweep()
+    if world.is_first:
+        folder.checkpoint_store.sweep()
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
     plan = RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others, world=world)
+    check_ranks(job, world, is_sharded=plan.is_sharded)
     with closing(plan):
-        return _train(folder, job, events, plan, should_stop, world)
+        lora = _train(folder, job, events, plan, should_stop, world)
+    world.wait_for_all()
+    return lora
 
 
 def _train(
     folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool], world: World
 ) -> Path:
     prepared = plan.load()
-    device = prepared.device
     optimizer = build_optimizer(prepared.parameters, job.optimizer, ups=up_parameters(prepared.model))
     recovery = plan.recovery(optimizer)
     _begin_from_file(folder, job, prepared, events)
+    copy_from_first(prepared.parameters, world)
     averages = averages_of(job, prepared.model, prepared.parameters, optimizer)
     others = {} if averages.ema is None else {EMA: averages.ema}
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name), **others)
-    step = resume(folder, events, parts, steps=job.loop.steps, training=job.key)
+    step = resume(folder, events, parts, steps=job.loop.steps, training=job.key, world=world)
     if step == 0:  # also where a run's checkpoints were all damaged
         check_file(job.adapter.start_from, job.start_identity, "start_from")
-    schedule = BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
-    first = step * job.loop.gradient_accumulation
-    batches = Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2)
-    describing = partial(checkpoint_metadata, folder, job)
-    checkpoint = SaveCheckpoint(folder, events, parts, describe=describing, average=averages.of_checkpoints)
-    preview = Preview(folder, events, should_stop, make_room=plan.make_room)
-    callbacks = [
-        LogStep(events, device),
-        Validate(events),
-        checkpoint,
-        SaveWhenDiaryFails(events, checkpoint),
-        *plan.callbacks(),
-        preview,
-        WhenAsked(folder.path / SAVE_FILE, checkpoint.save),
-        WhenAsked(folder.path / PREVIEW_FILE, preview.make),
-        StopWhen(should_stop, checkpoint),
-    ]
+    asked = what_is_asked(folder, should_stop, world)
+    checkpoint = SaveCheckpoint(
+        folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
+    )
+    team = team_of(job, plan, prepared.parameters, asked.look, world)
+    batches = _batches(job, prepared.device, step, team)
     trainer = Trainer(
         job,
         model=prepared.model,
         parameters=prepared.parameters,
         optimizer=optimizer,
         batches=batches,
-        callbacks=callbacks,
+        callbacks=_callbacks(folder, events, plan, checkpoint, asked, should_stop, world),
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
-        world=world,
+        team=team,
     )
     trainer.step = step
     trainer.shown = averages.shown
@@ -124,14 +123,57 @@ def _train(
     trainer.attempt = recovery.attempt
     prepared.model.train()
     try:
-        if should_stop():
+        asked.look()
+        if asked.answer("stop"):
             raise RunStoppedError
         if step == 0 and job.held_out_samples:
-            write_validation(trainer, events)
+            write_validation(trainer, events, equal_counts=plan.is_sharded)
         trainer.train()
     finally:
         batches.close()
-    return save_lora(folder, job, prepared, averages, step=trainer.step)
+    return save_lora(folder, job, prepared, averages, step=trainer.step, world=world)
+
+
+def _callbacks(
+    folder: RunFolder,
+    events: EventWriter,
+    plan: RunPlan,
+    checkpoint: SaveCheckpoint,
+    asked: Agreement,
+    should_stop: Callable[[], bool],
+    world: World,
+) -> list[Callback]:
+    """What is done after a step, in order."""
+    is_stopping = asked.asker("stop")
+    preview = Preview(
+        folder,
+        events,
+        should_stop,
+        is_stopping=is_stopping,
+        make_room=plan.make_room,
+        is_shared=plan.talks_within,
+    )
+    return [
+        LogStep(events, plan.device, world),
+        Validate(events, equal_counts=plan.is_sharded),
+        checkpoint,
+        SaveWhenDiaryFails(events, checkpoint),
+        *plan.callbacks(),
+        preview,
+        WhenAsked(folder.path / SAVE_FILE, checkpoint.save, asked.asker(SAVE_FILE)),
+        WhenAsked(folder.path / PREVIEW_FILE, preview.make, asked.asker(PREVIEW_FILE)),
+        StopWhen(is_stopping, checkpoint),
+    ]
+
+
+def _batches(job: Job, device: torch.device, step: int, team: Team | None) -> Prefetcher:
+    """Those that this rank trains, from the update that follows `step` updates on."""
+    schedule = schedule_of(job)
+    if team is None:
+        first, following = step * job.loop.gradient_accumulation, count
+    else:
+        first, following = team.deal(step).indices[0], team.following
+    return Prefetcher(partial(load_drawn, job, schedule), first, device=device, ahead=2, following=following)
 
 
 def _begin_from_file(folder: RunFolder, job: Job, prepared: Prepared, events: EventWriter) -> None:
@@ -147,15 +189,24 @@ def _begin_from_file(folder: RunFolder, job: Job, prepared: Prepared, events: Ev
 class LogStep:
     """One event a step: loss, learning rate, seconds, memory."""
 
-    def __init__(self, events: EventWriter, device: torch.device):
+    def __init__(self, events: EventWriter, device: torch.device, world: World = ALONE):
         self._events = events
         self._device = device
+        self._world = world
+        names = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self._names = world.tell(names)  # of all GPUs
 
     def needs_weights(self, _trainer: Trainer) -> bool:
         return False
 
     def __call__(self, _trainer: Trainer, report: StepReport) -> None:
-        fields = {key: round(value, 6) for key, value in self._memory().items()}
+        memory = self._memory()
+        fields: dict[str, Any] = {key: round(value, 6) for key, value in memory.items()}
+        if memory and self._world.size > 1:
+            told = self._world.gather(memory["reserved_gib"])
+            fields["gpus"] = [
+                {"name": name, "reserved_gib": round(gib, 6)} for name, (gib,) in zip(self._names, told, strict=True)
+            ]
         self._events.write(
             "step",
             step=report.step,
@@ -181,15 +232,15 @@ class LogStep:
 class Validate:
     """Held-out loss every `validate_every` steps and at the end."""
 
-    def __init__(self, events: EventWriter):
-        self._events = events
+    def __init__(self, events: EventWriter, *, equal_counts: bool = False):
+        self._events, self._equal_counts = events, equal_counts
 
     def needs_weights(self, trainer: Trainer) -> bool:
         return bool(trainer.job.held_out_samples) and is_due(trainer.step, trainer, trainer.job.loop.validate_every)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if trainer.job.held_out_samples and is_due(report.step, trainer, trainer.job.loop.validate_every):
-            write_validation(trainer, self._events)
+            write_validation(trainer, self._events, equal_counts=self._equal_counts)
 
 
 class StopWhen:
@@ -211,25 +262,26 @@ class StopWhen:
 class WhenAsked:
     """Does `act` once for each request, with the weights of the step after which it was seen."""
 
-    def __init__(self, path: Path, act: Callable[[Trainer], None]):
-        """`path`: of the request's file."""
-        self._path, self._act = path, act
+    def __init__(self, path: Path, act: Callable[[Trainer], None], is_asked: Callable[[], bool]):
+        """`path`: of the request's file. `is_asked`: whether it is there, as all ranks know it."""
+        self._path, self._act, self._is_asked = path, act, is_asked
 
     def needs_weights(self, _trainer: Trainer) -> bool:
-        return self._path.exists()
+        return self._is_asked()
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step != trainer.step or not self._path.exists():
+        if report.step != trainer.step or not self._is_asked():
             return
-        self._path.unlink(missing_ok=True)
+        if trainer.team.world.is_first:
+            self._path.unlink(missing_ok=True)
         self._act(trainer)
 
 
-def write_validation(trainer: Trainer, events: EventWriter) -> None:
-    """Compute the held-out loss and write it to the diary."""
+def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: bool = False) -> None:
+    """Compute the held-out loss and write it to the diary; `equal_counts`: see `validation_loss`."""
     start = time.perf_counter()
     with trainer.shown():
-        loss, by_sigma = trainer.attempt(partial(validation_loss, trainer), trainer.step)
+        loss, by_sigma = validation_loss(trainer, equal_counts=equal_counts)
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
         events.write(
@@ -239,11 +291,15 @@ def write_validation(trainer: Trainer, events: EventWriter) -> None:
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds)
 
 
-def save_lora(folder: RunFolder, job: Job, prepared: Prepared, averages: Averages, *, step: int) -> Path:
-    """Write the final LoRA into the run folder, with its metadata, and mark the run as finished.
+def save_lora(
+    folder: RunFolder, job: Job, prepared: Prepared, averages: Averages, *, step: int, world: World = ALONE
+) -> Path:
+    """Write the final LoRA into the run folder, with its metadata, and mark the run as finished; its path.
 
-    With an average (EMA), the weights that it does not hold are written beside it.
+    With an average (EMA), the weights that it does not hold are written beside it. Of several ranks the first writes.
     """
+    if not world.is_first:
+        return folder.path / f"{lora_name(job)}.safetensors"
     described = describe(folder, job, step)
     if averages.beside is not None:
         which, show = averages.beside

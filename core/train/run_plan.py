@@ -7,9 +7,10 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
+from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
-from ..plan.card import measure_free
+from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
 from ..plan.decision import decide
@@ -21,6 +22,7 @@ from ..plan.planning import budget_bytes, plan_of, within
 from ..plan.probe import Probe
 from ..plan.recovery import Descent, Recovery, step_down, tell_choice
 from ..plan.shortages import Met
+from ..plan.sizes import Sizes
 from ..serial import to_dict
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
@@ -61,12 +63,12 @@ class RunPlan:
         self._world = world
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
-        self._learnt = Learnt(device, scratch, used_by_others)
+        self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)
         self._probe: Probe | None = None
         self._told: set[str] = set()
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
-            self._decision = decide(job, info, device, scratch)
+            self._decision = in_turn(world, lambda: decide(job, info, device, scratch))
         for sentence in self._decision.warnings:
             self._warn(sentence)
         if job.parallel.base == "sharded" and len(world.machine) == 1:
@@ -75,7 +77,29 @@ class RunPlan:
         self._prepared: Prepared | None = None
         self._features = Features()
         self._optimizer: torch.optim.Optimizer | None = None
-        self._descent = Descent(self._choose(), self, events=events, device=device)
+        self._planner, choice = world.from_first((self._planner, self._choose()) if world.is_first else None)
+        votes = Votes(world, talks_within=self.talks_within)
+        self._descent = Descent(choice, self, events=events, device=device, votes=votes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run trains."""
+        return self._device
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the model."""
+        return self._decision.info.config
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the frozen base lies spread over the ranks, so that all of them run each block at the same time."""
+        return self._world.size > 1 and self._job.parallel.base == "sharded"
+
+    @property
+    def talks_within(self) -> bool:
+        """Whether the ranks talk within a forward."""
+        return self._world.context > 1 or self.is_sharded
 
     def load(self) -> Prepared:
         """The model, as the plan has it, or the first leaner one with which it can be loaded."""
@@ -101,12 +125,17 @@ class RunPlan:
         return Recovery(self._descent, apply=self._apply, optimizer=optimizer)
 
     def callbacks(self) -> list[Callback]:
-        """What compares the first steps with the plan, where there is one and the device counts its memory."""
+        """What compares the first steps with the plan, where there is one and the device counts its memory.
+
+        Of a run over several GPUs, rates and sizes are not kept: they are another machine's than those of runs on one.
+        """
         peak = cuda_peak(self._device)
-        if self._planner is None:
+        if self._planner is None or not self._world.is_first:
             return []
         steps = self._job.loop.steps
         found: list[Callback] = [AtTheEnd(steps, self._remember_success)]
+        if self._world.size > 1:
+            return found
         is_first_turn = self._learnt.others is not None or self._device.type != "cuda"
         found.append(
             LearnCosts(
@@ -136,15 +165,30 @@ class RunPlan:
             torch.cuda.set_per_process_memory_fraction(1.0, self._device)
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
-        """A choice that takes less than `failed`, of what is free now; see `core.plan.recovery`."""
+        """A choice that takes less than `failed`, of what is free now; see `core.plan.recovery`. All ranks call it."""
         planner = self._planner or replace(self._measure(), options=MemoryOptions())
         free = planner.card.free
-        planner = replace(planner, card=within(measure_free(planner.card, self._device), self._job.memory))
-        described = failed if failed.estimates else planner.describe(failed.plan)
-        self._planner, lower = step_down(planner, described, shortage)
-        if lower is not None and shortage == "vram":
-            self._planner = self._learnt.remember_shortage(self._job, self._planner, described, lower, free)
+        now = within(measure_free(planner.card, self._device), self._job.memory)
+        planner = replace(planner, card=common_card(self._world.tell(now), self._world.local_size))
+        found = self._below(planner, failed, shortage, free) if self._world.is_first else None
+        self._planner, lower = self._world.from_first(found)
         return lower
+
+    def keep_for_next(self, failed: Choice) -> bool:
+        """Keep for the next start that memory did not suffice for `failed`; whether it will choose less. On any rank."""
+        planner = self._planner
+        if planner is None:
+            return False
+        _, lower = self._below(planner, failed, "vram", planner.card.free)
+        return lower is not None
+
+    def _below(self, planner: Planner, failed: Choice, shortage: Shortage, free: int) -> tuple[Planner, Choice | None]:
+        """The planner and its next choice after `failed`, for which there were `free` bytes at the start."""
+        described = failed if failed.estimates else planner.describe(failed.plan)
+        planner, lower = step_down(planner, described, shortage)
+        if lower is not None and shortage == "vram":
+            planner = self._learnt.remember_shortage(self._job, planner, described, lower, free)
+        return planner, lower
 
     def explain(self, choice: Choice) -> str:
         """The choice in one line."""
@@ -165,11 +209,12 @@ class RunPlan:
             return None
 
     def _measure(self) -> Planner:
-        """A planner with what the device can do now, and what earlier runs have shown of it."""
+        """A planner with what the device can do now, and what earlier runs have shown of it; of all ranks the least."""
         with timed("Measuring the device"):
-            self._probe = self._learnt.probe(self._decision)
+            self._probe = in_turn(self._world, lambda: self._learnt.probe(self._decision))
         planner = self._learnt.planner(self._job, self._decision, self._probe)
-        return replace(planner, plan=plan_of(self._job, self._decision, self._world))
+        card = common_card(self._world.tell(planner.card), self._world.local_size)
+        return replace(planner, plan=plan_of(self._job, self._decision, self._world), card=card)
 
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"

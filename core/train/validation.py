@@ -1,6 +1,9 @@
 """Loss on held-out samples at fixed noise and fixed sigmas: comparable from step to step and from run to run."""
 
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from ..flow.objective import sample_noise
 from ..flow.sigmas import sigma_at
@@ -11,22 +14,43 @@ NUM_SIGMAS = 8
 VALIDATION_SEED = 20250101  # not the run's: runs with different seeds stay comparable
 
 
-def validation_loss(trainer: Trainer) -> tuple[float, list[float]]:
+def validation_loss(trainer: Trainer, *, equal_counts: bool = False) -> tuple[float, list[float]]:
     """Mean loss over the held-out samples, and the mean at each of NUM_SIGMAS sigmas.
 
     The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution,
-    for those that depend on it at each sample's own size.
+    for those that depend on it at each sample's own size. Several ranks share the samples, and all get the result of one.
+    `equal_counts`: each of them runs as many forwards as the others.
     """
-    job = trainer.job
-    middles = (torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS
+    world, count = trainer.team.world, len(trainer.job.held_out_samples)
+    own = list(range(world.data_rank, count, world.data_size))
+    if equal_counts and len(own) * world.data_size < count:
+        own.append(0)  # its loss is not counted here: another rank has it
+    losses = trainer.attempt(partial(_losses, trainer, own), trainer.step)
+    table = torch.zeros(count, NUM_SIGMAS, device=trainer.device)
+    if world.context_rank == 0:  # its neighbours have the same samples
+        for number, row in zip(own, losses, strict=True):
+            if number % world.data_size == world.data_rank:
+                table[number] = row.to(table)
     totals = torch.zeros(NUM_SIGMAS)
+    for row in world.add_(table).cpu():  # in the order of the samples: the same sum for any number of ranks
+        totals += row
+    by_sigma = totals / count
+    return by_sigma.mean().item(), by_sigma.tolist()
+
+
+def _losses(trainer: Trainer, numbers: list[int]) -> list[Tensor]:
+    """Of each of these held-out samples: its losses at the sigmas."""
+    job, found = trainer.job, []
+    middles = (torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS
     trainer.model.eval()
     with torch.no_grad():
-        for number, sample in enumerate(job.held_out_samples):
+        for number in numbers:
+            sample = job.held_out_samples[number]
             batch = load_batch([sample], [sample.text_path], job.data.conditioning)
+            losses = torch.zeros(NUM_SIGMAS)
             for i, sigma in enumerate(sigma_at(middles, job.timesteps, sample.shape).float()):
                 noise = sample_noise(batch.latents.shape, seed=VALIDATION_SEED, draw=number * NUM_SIGMAS + i)
-                totals[i] += trainer.loss_at(batch, noise, sigma.view(1)).item()
+                losses[i] = trainer.loss_at(batch, noise, sigma.view(1)).item()
+            found.append(losses)
     trainer.model.train()
-    by_sigma = totals / len(job.held_out_samples)
-    return by_sigma.mean().item(), by_sigma.tolist()
+    return found

@@ -8,6 +8,7 @@ from ...errors import ConfigError
 from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
 from ...launch.planned import auto_devices
 from ...launch.worker import train
+from ...parallel.world import started_by_torchrun
 from ...paths import shown
 from ...recipe.jobs import holds_job, places, plan_existing
 from ...recipe.recipe import read_recipe
@@ -44,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train to the end, in processes that are followed here; with --follow-stdin in this one."""
-    if options.follow_stdin:
-        return train(options.path, follow_stdin=True)
+    if options.follow_stdin or started_by_torchrun():
+        return train(options.path, follow_stdin=options.follow_stdin)
     try:
         _train(options)
     except RunStoppedError:

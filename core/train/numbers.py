@@ -1,0 +1,70 @@
+"""What a step has to tell, gathered on the device from batch to batch."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ..objective.objective import Group
+from .batches import Batch
+
+
+class StepNumbers:
+    """Losses, noise levels and terms of a step's batches, each [B]; none of them is waited for."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.names: list[str] = []  # of the terms, where there are several; their means end `stacked`
+        self.stacked = torch.empty(0)  # loss, gradient norm, mean sigma; there after `finish`
+        self._losses: list[Tensor] = []  # [B] of each batch
+        self._sigmas: list[Tensor] = []
+        self._terms: dict[str, list[Tensor]] = {}
+        self._terms_of_batch: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def known(
+        cls, losses: Sequence[Tensor], sigmas: Sequence[Tensor], terms: Mapping[str, list[Tensor]], *, tokens: int
+    ) -> "StepNumbers":
+        """With what other ranks have gathered."""
+        found = cls()
+        found.tokens, found._losses, found._sigmas = tokens, list(losses), list(sigmas)
+        found._terms = dict(terms)
+        return found
+
+    def begin(self, batch: Batch, sigmas: Tensor) -> None:
+        """A batch, at these sigmas [B]."""
+        self.tokens += batch.num_tokens
+        self._sigmas.append(sigmas)
+        self._terms_of_batch.append({})
+
+    def add(self, terms: Group) -> Tensor:
+        """Terms of the batch; what of its loss they are, [B], with its gradient."""
+        for term in terms:
+            self._terms.setdefault(term.name, []).append(term.losses.detach())
+            self._terms_of_batch[-1][term.name] = term.losses.detach()
+        loss = reduce(torch.add, [term.weight * term.losses for term in terms])
+        if len(self._losses) < len(self._sigmas):
+            self._losses.append(loss.detach())
+        else:
+            self._losses[-1] = self._losses[-1] + loss.detach()
+        return loss
+
+    def of_batch(self, place: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """Losses, sigmas and terms of one of the batches, each [B]."""
+        return self._losses[place], self._sigmas[place], self._terms_of_batch[place]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch."""
+        return [len(sigmas) for sigmas in self._sigmas]
+
+    def finish(self, grad_norm: Tensor) -> Tensor:
+        """All batches are there: whether the update is to be made, one bool on the device."""
+        loss = torch.cat(self._losses).mean()
+        numbers = [loss, grad_norm, torch.cat(self._sigmas).mean()]
+        if len(self._terms) > 1:
+            self.names = list(self._terms)
+            numbers += [torch.cat(values).mean() for values in self._terms.values()]
+        self.stacked = torch.stack(numbers)
+        return grad_norm.isfinite() & loss.isfinite()

@@ -1,0 +1,79 @@
+"""How a run is spread over its ranks: what is checked before, and who does what of a step."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from ..errors import ConfigError
+from ..objective.objective import objective_of
+from ..parallel.agree import Agreement
+from ..parallel.deal import batch_cost, check_deal
+from ..parallel.world import World
+from ..settings.job import Job
+from .batches import BatchSchedule
+from .dealing import Dealing
+from .requests import PREVIEW_FILE, SAVE_FILE
+from .run_folder import RunFolder
+from .run_plan import RunPlan
+from .team import Team
+
+
+def schedule_of(job: Job) -> BatchSchedule:
+    """The batches that the job trains, in their order."""
+    return BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
+
+
+def check_ranks(job: Job, world: World, *, is_sharded: bool) -> None:
+    """ConfigError for a job whose steps can't be spread over the ranks."""
+    if world.size == 1:
+        return
+    check_deal(job.loop.gradient_accumulation, world.data_size, equal_counts=is_sharded)
+    if is_sharded and job.regularizers.output_preservation:
+        without = [sample for sample in job.training_samples if not sample.class_texts]
+        if without:
+            raise ConfigError(
+                f"with the model spread over the GPUs (base sharded), output_preservation needs a class word for every "
+                f"caption, and {without[0].name} has none: set class_word in all datasets, or base to whole."
+            )
+
+
+def team_of(
+    job: Job,
+    plan: RunPlan,
+    parameters: Sequence[torch.nn.Parameter],
+    agree: Callable[[bool], bool],
+    world: World,
+) -> Team | None:
+    """Of several ranks, what they do together; None for one."""
+    if world.size == 1:
+        return None
+    objective, sizes, num_batches = objective_of(job), plan.sizes, job.loop.gradient_accumulation
+    dealing = Dealing(
+        schedule_of(job),
+        num_batches,
+        rank=world.data_rank,
+        ranks=world.data_size,
+        cost=partial(batch_cost, dim=sizes.dim, ffn_dim=sizes.ffn_dim),
+        equal_counts=plan.is_sharded,
+    )
+    return Team(
+        world,
+        dealing,
+        parameters,
+        names=objective.names,
+        backwards=objective.passes.order.count("backward"),
+        agree=agree,
+        most_samples=num_batches * job.loop.batch_size,
+        talks_within=plan.talks_within,
+    )
+
+
+def what_is_asked(folder: RunFolder, should_stop: Callable[[], bool], world: World) -> Agreement:
+    """What a person may ask of the run, in files of its folder, at which the first rank looks."""
+
+    def is_there(name: str) -> bool:
+        return world.is_first and (folder.path / name).exists()
+
+    questions = {name: partial(is_there, name) for name in (SAVE_FILE, PREVIEW_FILE)}
+    return Agreement(world, {"stop": should_stop, **questions})
