@@ -31,11 +31,12 @@ def check_folder_or_recipe(path: Path) -> None:
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
-    """--devices A,B."""
+    """--devices A,B; all; A+B."""
     parser.add_argument(
         "--devices",
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=[],
         metavar="A,B",
-        help="where to train, such as cuda:0,cuda:1; one run each (default: every GPU). cpu:0,cpu:1: two runs on the CPU",
+        help="where to train, such as cuda:0,cuda:1; one run each (default: every GPU). all: each run over all GPUs; "
+        "cuda:0+cuda:1: over these. cpu:0,cpu:1: two runs on the CPU",
     )

@@ -1,4 +1,4 @@
-"""Training runs in worker processes, each on the next free device: several at once, or one after another."""
+"""Training runs in worker processes, each on the next free device, or several: at once, or one after another."""
 
 import contextlib
 import signal
@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..devices import resolve_device
 from ..errors import RunError, WanTrainError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.pace import duration
-from ..launch.planned import Planned
-from ..launch.worker import device_lock
+from ..launch.planned import Planned, places_of
+from ..launch.turns import DeviceTurn
 from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
@@ -24,7 +23,10 @@ RETRY_SECONDS = 1.0  # between two looks into a folder
 
 
 class StageQueue:
-    """Trains what is planned; a device takes one run at a time."""
+    """Trains what is planned; a device takes one run at a time.
+
+    `devices` are places: one device, or several that train a run together ("cuda:0,cuda:1"; see `places_of`).
+    """
 
     def __init__(self, planned: Sequence[Planned], devices: Sequence[str], display: Display):
         self._waiting = list(planned)
@@ -77,7 +79,7 @@ class StageQueue:
         claim = None
         try:
             claim = plan.claim(device)
-            self._display.say(f"{plan.name}: training on {device} in {claim.folder.path}")
+            self._display.say(f"{plan.name}: training on {device.replace(',', ', ')} in {claim.folder.path}")
             if claim.origin:
                 self._display.say(f"{plan.name}: {claim.origin}")
             self._running[device] = _Running(plan, claim, self._display)
@@ -92,15 +94,18 @@ class StageQueue:
         self._waiting.remove(plan)
 
     def _free_device(self, plan: Planned) -> str | None:
-        choices = self._devices if plan.job.device == "auto" else [plan.job.device]
+        """The first place that is free for the plan; of several devices, all are."""
+        choices = places_of(plan.job.device, self._devices)
+        taken = {name for place in self._running for name in place.split(",")}
         holders = []
-        for device in choices:
-            if device not in self._running:
-                lock = device_lock(resolve_device(device))
-                if lock.acquire():
-                    lock.release()
-                    return device
-                holders.append(lock.holder())
+        for place in choices:
+            names = place.split(",")
+            if not taken.intersection(names):
+                turn = DeviceTurn(names)
+                if turn.acquire():
+                    turn.release()
+                    return place
+                holders.append(turn.holder())
         message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains"
         self._tell_once(". ".join([message, *filter(None, holders)]))
         return None

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..devices import resolve_device
-from ..launch.planned import auto_devices
+from ..launch.planned import pool_of
 from ..recipe.pipeline import prepare_recipe, ship_loras
 from ..recipe.recipe import Recipe
 from .display import Display
@@ -13,11 +12,9 @@ from .stage_queue import StageQueue, refuse
 
 def train_recipe(recipe: Recipe, devices: Sequence[str], display: Display) -> list[Path]:
     """Train every stage of the recipe; the LoRA files. RunError if a stage failed, after the others' end."""
-    devices = list(devices) or auto_devices()
-    for device in devices:
-        resolve_device(device)
-    planned = prepare_recipe(recipe, devices, display)
-    finished, problems = StageQueue(planned, devices, display).run()
+    pool = pool_of(devices)
+    planned = prepare_recipe(recipe, pool, display)
+    finished, problems = StageQueue(planned, pool, display).run()
     files = ship_loras(recipe, finished, display)
     refuse(problems)
     return files

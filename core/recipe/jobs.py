@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..devices import resolve_device
+from ..devices import AUTO
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
-from ..launch.planned import Planned
+from ..launch.planned import Planned, gpus_of
 from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.checks import check_model_file
 from ..train.run_folder import RunFolder
+from ..train.spread import check_spread
 from ..train.space import check_space_before
 from ..train.start import check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
@@ -73,7 +74,7 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
                 f"{what} is {shown(path)}, on another machine or a device, which a job that may be a stranger's does not "
                 "reach: map it to a drive letter, or train from the recipe or the graph."
             )
-    resolve_device(job.device)
+    _check_devices(job)
     _check_kinds(job)
     info = check_model_file(job.model)
     check_start(job, info, folder)
@@ -81,6 +82,15 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
     for sample in job.data.samples:
         _check_sample(job, sample)
     return info
+
+
+def _check_devices(job: Job) -> None:
+    try:
+        check_spread(job, gpus_of(job.device, [AUTO]))
+    except ConfigError as error:
+        if "," not in job.device:
+            raise
+        raise ConfigError(f"{error} The run goes on over other devices, fewer or more, with --devices.") from error
 
 
 def places(job: Job) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
-from ...launch.planned import auto_devices
-from ...launch.worker import train
+from ...launch.planned import describe_devices, gpus_of, pool_of
+from ...launch.ranks import train_here
 from ...paths import shown
 from ...recipe.jobs import holds_job, places, plan_existing
 from ...recipe.recipe import read_recipe
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train to the end, in processes that are followed here; with --follow-stdin in this one."""
     if options.follow_stdin:
-        return train(options.path, follow_stdin=True)
+        return train_here(options.path)
     try:
         _train(options)
     except RunStoppedError:
@@ -65,7 +65,10 @@ def _train(options: argparse.Namespace) -> None:
     display.say(f"{shown(options.path)} has these files read:")
     for place in places(planned.job):
         display.say(f"  {place}")
-    finished, problems = StageQueue([planned], options.devices or auto_devices(), display).run()
+    pool = pool_of(options.devices)
+    for sentence in describe_devices([planned.job], pool, {planned.job.stage: gpus_of(planned.job.device, pool)}):
+        display.say(sentence)
+    finished, problems = StageQueue([planned], pool, display).run()
     refuse(problems)
     for path in finished.values():
         display.say(f"the LoRA is {path}")

@@ -1,0 +1,235 @@
+"""The processes of a run over several GPUs, started and watched by torchrun's own agent (torch.distributed.elastic).
+
+What it does otherwise than torchrun: machines have the number that they were given, so that rank 0 is where the run was
+started; a rank that has failed leaves the others a moment to say what they saw, since they know who was lost; and nothing is
+started again but what asks for it by its exit code. See docs.pytorch.org, "Elastic Agent" and "Rendezvous".
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import PrefixStore, Store
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from ..errors import RunError
+from .exits import EXIT_LESS_MEMORY, EXIT_LOST_RANK
+
+MOST_RESTARTS = 20  # each with less memory: a plan has fewer steps down than that
+GRACE_S = 20.0  # for the other ranks, after one has failed: they write what they know
+GRACE_AFTER_SILENCE_S = 4.0  # where a rank has waited for another in vain already
+ARRIVAL = timedelta(seconds=600)  # of the other machines
+RETURN = timedelta(seconds=90)  # of their ranks after a restart
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Place:
+    """One machine of a run, as it introduces itself to the others."""
+
+    host: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The machines of a run, and which of them this one is; by default the only one."""
+
+    number: int = 0
+    size: int = 1
+    address: str = "127.0.0.1"  # of machine 0, for the ranks
+    name: str = "run"  # of this start of the run, for the store
+
+
+@dataclass
+class Ended:
+    """How a rank of this machine ended without being asked to."""
+
+    local_rank: int
+    rank: int
+    code: int  # negative: the signal that killed it
+
+
+@dataclass
+class Outcome:
+    """How all of them ended."""
+
+    is_finished: bool
+    ended: list[Ended] = field(default_factory=list)  # the first to fail, by their order
+    places: list[Place] = field(default_factory=list)  # by the machine's number
+
+
+class Rendezvous(RendezvousHandler):
+    """The meeting of machines that have their numbers already, over a store that one of them holds."""
+
+    def __init__(self, store: Store, group: Group, place: Place) -> None:
+        super().__init__()
+        self._store, self._group, self._place = store, group, place
+        self._round = 0
+        self.places: list[Place] = [place]
+
+    def get_backend(self) -> str:
+        return "static"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Wait until every machine is there. RunError, which names the missing, if one does not come."""
+        patience = RETURN if self._round else ARRIVAL
+        self._round += 1
+        group, store = self._group, PrefixStore(f"{self._group.name}/{self._round}", self._store)
+        store.set(f"machine/{group.number}", json.dumps(asdict(self._place)))
+        keys = [f"machine/{number}" for number in range(group.size)]
+        try:
+            store.wait(keys, patience)
+        except RuntimeError as error:  # torch's DistStoreError is one, and stands for a lost connection too
+            missing = [number for number, key in enumerate(keys) if not _has(store, key)]
+            raise RunError(
+                f"machine {', '.join(map(str, missing)) or '0'} of {group.size} did not come within "
+                f"{patience.total_seconds():.0f} s, or was lost: start the same command there with its own --node-rank."
+            ) from error
+        self.places = [_place(store.get(key)) for key in keys]
+        where = RendezvousStoreInfo.build(group.number, store, local_addr=group.address)
+        return RendezvousInfo(store, group.number, group.size, where)
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nothing: the machines of a run are fixed."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self._group.name
+
+    def shutdown(self) -> bool:
+        return True
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent for this machine's ranks."""
+
+    def __init__(
+        self,
+        command: list[str],
+        places: Rendezvous,
+        *,
+        ranks: int,
+        logs: Path,
+        on_start: Callable[[], None],
+        on_restart: Callable[[], None],
+        should_restart: Callable[[], bool],
+    ) -> None:
+        """`command`: of each rank. `ranks`: on this machine. `logs`: an empty folder.
+
+        `on_start`: called whenever the ranks are started, `on_restart` before they are started again, if `should_restart`.
+        """
+        spec = WorkerSpec(
+            role="rank",
+            local_world_size=ranks,
+            entrypoint=command[0],
+            args=tuple(command[1:]),
+            rdzv_handler=places,
+            max_restarts=MOST_RESTARTS,
+            monitor_interval=POLL_S,
+        )
+        super().__init__(
+            spec,
+            DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL, tee=Std.ALL),
+            exit_barrier_timeout=30,
+            log_line_prefix_template="[rank ${rank}] ",
+        )
+        self._places = places
+        self._on_start, self._on_restart, self._should_restart = on_start, on_restart, should_restart
+        self._ended: list[Ended] = []
+
+    def train(self) -> Outcome:
+        """Until all ranks have ended. RunError if the other machines don't come."""
+        result = self.run()
+        is_finished = result is not None and not result.is_failed()
+        return Outcome(is_finished, self._ended, self._places.places)
+
+    def kill_ranks(self) -> None:
+        """End them at once."""
+        for local_rank, process in self._processes().items():
+            if process.poll() is None:
+                _kill(process.pid)
+                del local_rank
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._ended = []
+        started = super()._start_workers(worker_group)
+        self._on_start()
+        return started
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """As torchrun does; but a failure is looked at first, and is final where no rank asks for another start."""
+        if worker_group.state == WorkerState.HEALTHY:
+            self._let_others_end(worker_group)
+        result = super()._monitor_workers(worker_group)
+        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            if self._asks_for_restart and self._should_restart():
+                self._on_restart()
+            else:
+                self._remaining_restarts = 0
+        return result
+
+    @property
+    def _asks_for_restart(self) -> bool:
+        return any(end.code == EXIT_LESS_MEMORY for end in self._ended)
+
+    def _let_others_end(self, worker_group: WorkerGroup) -> None:
+        """If a rank has failed: wait for the others to notice and to end, and end those that don't."""
+        processes, began = self._processes(), time.monotonic()
+        while failed := {rank: code for rank, process in processes.items() if (code := process.poll())}:
+            known = {end.local_rank for end in self._ended}
+            self._ended += [
+                Ended(local_rank, worker_group.workers[local_rank].global_rank, code)
+                for local_rank, code in failed.items()
+                if local_rank not in known
+            ]
+            waited_before = all(code == EXIT_LOST_RANK for code in failed.values())
+            patience = GRACE_AFTER_SILENCE_S if waited_before else GRACE_S
+            if all(process.poll() is not None for process in processes.values()):
+                return
+            if time.monotonic() - began > patience:
+                self.kill_ranks()
+                return
+            time.sleep(POLL_S)
+
+    def _processes(self) -> dict[int, Any]:
+        """By local rank."""
+        handlers = getattr(self._pcontext, "subprocess_handlers", {})
+        return {local_rank: handler.proc for local_rank, handler in handlers.items()}
+
+
+def _has(store: Store, key: str) -> bool:
+    try:
+        return store.check([key])
+    except RuntimeError:
+        return False
+
+
+def _place(data: bytes) -> Place:
+    told = json.loads(data)
+    return Place(str(told["host"]), tuple(map(str, told["devices"])))
+
+
+def _kill(pid: int) -> None:
+    """A rank, with what it has started: torchrun gives each a group of its own."""
+    try:
+        if os.name == "nt":
+            os.kill(pid, signal.SIGTERM)  # ends it at once there
+        else:
+            os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,68 @@
+"""How the batches of a step are spread over several GPUs, in numbers and in words: what a step means does not depend on it.
+
+`gradient_accumulation` of a job is the number of batches of a step over all GPUs. What a person asks for is meant for each
+GPU, as in all other trainers: so N GPUs train N times the samples of a step.
+"""
+
+import os
+from dataclasses import replace
+
+from ..errors import ConfigError
+from ..settings.job import Job
+from ..settings.loop import LoopOptions
+from ..settings.parallel import ParallelOptions
+
+
+def context_of(parallel: ParallelOptions, gpus: int) -> int:
+    """GPUs that share each sample; ConfigError where that number does not divide the run's GPUs.
+
+    Where it is left to the program, each GPU trains samples of its own.
+    """
+    context = parallel.context or 1
+    if gpus % context:
+        raise ConfigError(
+            f"context_parallel is {context}, but the run has {gpus} GPUs, which can't be split into groups of {context}: "
+            "choose a divisor, or other devices."
+        )
+    return context
+
+
+def loop_over(loop: LoopOptions, parallel: ParallelOptions, gpus: int) -> LoopOptions:
+    """The options of a run over so many GPUs: as many batches a step as those that train side by side, times what was asked."""
+    if gpus == 1:
+        return loop
+    return replace(loop, gradient_accumulation=loop.gradient_accumulation * (gpus // context_of(parallel, gpus)))
+
+
+def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> None:
+    """ConfigError for a job that can't be trained over so many GPUs."""
+    if gpus == 1:
+        return
+    side_by_side = gpus // context_of(job.parallel, gpus)
+    batches = job.loop.gradient_accumulation
+    if batches < side_by_side:
+        raise ConfigError(
+            f"a step of this run has {_counted(batches, 'batch')}, too few for {gpus} GPUs: train it on {batches or 1} of them, or "
+            "start a new run from its recipe or graph, where gradient_accumulation counts for each GPU."
+        )
+    if windows and (job.parallel.context > 1 or job.parallel.base == "sharded"):
+        what = "context_parallel" if job.parallel.context > 1 else "sharded_base"
+        raise ConfigError(
+            f"{what} needs NCCL, which PyTorch has on Linux alone: on Windows, several GPUs can train different samples, with "
+            "context_parallel 1 and sharded_base whole."
+        )
+
+
+def describe_spread(job: Job, gpus: int) -> str:
+    """One sentence: how many batches a step has, and on which GPUs they are trained."""
+    context, batches = context_of(job.parallel, gpus), job.loop.gradient_accumulation
+    groups = gpus // context
+    each = f"{batches // groups}" if batches % groups == 0 else f"{batches // groups} or {batches // groups + 1}"
+    each = "one" if each == "1" else each
+    where = "a GPU" if context == 1 else f"on each group of {context} GPUs"
+    same = f"the same as gradient_accumulation {batches} on one GPU"
+    return f"{gpus} GPUs: each step trains {_counted(batches, 'batch')}, {each} {where}; {same}"
+
+
+def _counted(amount: int, what: str) -> str:
+    return f"1 {what}" if amount == 1 else f"{amount} {what}es"
