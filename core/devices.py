@@ -85,4 +85,6 @@ def _count(kind: str) -> int:
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(f"the device '{shown(name)}' is not known: use auto, all, cpu, cuda:0, or a list (cuda:0,cuda:1).")
+    return ConfigError(
+        f"the device '{shown(name)}' is not known: use auto, all, cpu, cuda:0, or a list (cuda:0,cuda:1)."
+    )

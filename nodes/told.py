@@ -54,4 +54,12 @@ def facts(run: FollowedRun) -> list[str]:
     found = [] if left is None else [f"{duration(left)} left"]
     found += [f"{run.pace.seconds:.2f} s a step"]
     found += [f"learning rate {step['lr']:.2e}"] if "lr" in step else []
-    return [*found, *([f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else [])]
+    return [*found, *_memory(step)]
+
+
+def _memory(step: Event) -> list[str]:
+    """Of one GPU its fill; of several each one's, by its name."""
+    gpus = step.get("gpus") or []
+    if len(gpus) < 2:
+        return [f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else []
+    return [f"{len(gpus)} GPUs", *(gpu_words(gpu) for gpu in gpus)]

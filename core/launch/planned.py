@@ -54,8 +54,8 @@ def pool_of(devices: Sequence[str]) -> list[str]:
     sizes = {len(place.split(",")) for place in pool}
     if len(sizes) > 1:
         raise ConfigError(
-            f"the devices {' and '.join(pool)} are groups of different sizes, but a run needs to know how many GPUs it has: make "
-            "them equal."
+            f"the devices {' and '.join(pool)} are groups of different sizes, but how many GPUs a run has must be known: "
+            "make them equal."
         )
     if sizes != {1}:
         check_apart(pool)
@@ -67,7 +67,9 @@ def check_apart(places: Sequence[str]) -> None:
     names = [name for place in places for name in place.split(",")]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise ConfigError(f"the devices {' and '.join(places)} have {twice} in two groups: a GPU trains one run at a time.")
+        raise ConfigError(
+            f"the devices {' and '.join(places)} have {twice} in two groups: a GPU trains one run at a time."
+        )
 
 
 def gpus_of(device: str, pool: Sequence[str]) -> int:

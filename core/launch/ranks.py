@@ -236,7 +236,9 @@ class _Ranks:
     def _last_line(self, local_rank: int) -> str:
         """The last thing that a rank of this machine printed; "" for nothing."""
         files = sorted(self._logs.glob(f"out/*/*/{local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)
-        lines = [line for path in files for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [
+            line for path in files for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()
+        ]
         return lines[-1].strip() if lines else ""
 
 

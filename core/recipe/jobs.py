@@ -15,8 +15,8 @@ from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.checks import check_model_file
 from ..train.run_folder import RunFolder
-from ..train.spread import check_spread
 from ..train.space import check_space_before
+from ..train.spread import check_spread
 from ..train.start import check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.header import read_header

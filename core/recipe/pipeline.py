@@ -38,6 +38,7 @@ from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
 from ..train.space import check_space_before
+from ..train.spread import settings_over
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
@@ -167,8 +168,9 @@ def jobs(
 ) -> dict[Stage, Job]:
     """A job for each stage: what the graph makes of equal settings, with equal keys.
 
-    `gpus`: how many train a stage together, where that is not what its device says.
+    `gpus`: how many train each stage together; by default as many as its device names.
     """
+    counts = gpus or {stage: gpus_of(recipe.settings(stage).device, [AUTO]) for stage in infos}
     data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
     adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
     made: dict[Stage, Job] = {}
@@ -176,13 +178,12 @@ def jobs(
         made[stage] = build_job(
             info,
             data,
-            recipe.settings(stage),
+            settings_over(recipe.settings(stage), counts[stage]),
             name=recipe.name,
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
-            gpus=(gpus or {}).get(stage),
         )
         check_start(made[stage], info)
     return made

@@ -84,7 +84,7 @@ class StageSettings(Groups, Options):
             )
         super().__post_init__()
         if len(self.device) > MAX_WORD:
-            raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, all, cuda:0, or a list of few devices.")
+            raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, all, or cuda:0.")
 
     def warnings(self, stage: Stage) -> list[str]:
         """What was chosen and a job no longer tells: options that have no effect in this stage, one sentence each."""

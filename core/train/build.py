@@ -7,7 +7,6 @@ from typing import Any
 from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
 from ..adapters.start_from import adapter_identity
-from ..devices import AUTO, device_list
 from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
@@ -22,7 +21,6 @@ from ..wan.recovery import file_identity
 from .average import start_left
 from .length import run_length
 from .regularizers import regularizer_warnings
-from .spread import loop_over
 
 _MOST_OF_THE_START = 0.2  # in the average at the end, without a word
 
@@ -37,16 +35,14 @@ def build_job(
     trigger_word: str = "",
     recovery_adapter: Path | None = None,
     preview_vae: str = "",
-    gpus: int | None = None,
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work.
 
-    `preview_vae`: the VAE's file, where the run itself decodes its previews. `gpus`: how many train it together; None: as
-    many as the device of the settings names.
+    `preview_vae`: the VAE's file, where the run itself decodes its previews.
     """
     check_expert(info.path, stage, allow_other=settings.allow_other_expert)
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
-    loop = loop_over(settings.loop, settings.parallel, gpus or _gpus_of(settings.device))
+    loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
     groups: dict[str, Any] = {
@@ -75,10 +71,6 @@ def build_job(
     )
     check_previews(job)
     return job
-
-
-def _gpus_of(device: str) -> int:
-    return 1 if device == AUTO else len(device_list(device))
 
 
 def check_expert(model: Path, stage: Stage, *, allow_other: bool = False) -> None:

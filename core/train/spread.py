@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from ..errors import ConfigError
 from ..settings.job import Job
-from ..settings.loop import LoopOptions
 from ..settings.parallel import ParallelOptions
+from ..settings.stage import StageSettings
 
 
 def context_of(parallel: ParallelOptions, gpus: int) -> int:
@@ -27,11 +27,16 @@ def context_of(parallel: ParallelOptions, gpus: int) -> int:
     return context
 
 
-def loop_over(loop: LoopOptions, parallel: ParallelOptions, gpus: int) -> LoopOptions:
-    """The options of a run over so many GPUs: as many batches a step as those that train side by side, times what was asked."""
+def settings_over(settings: StageSettings, gpus: int) -> StageSettings:
+    """The settings of a run over so many GPUs: what was asked of each counts for all that train side by side.
+
+    ConfigError where context_parallel does not divide their number.
+    """
     if gpus == 1:
-        return loop
-    return replace(loop, gradient_accumulation=loop.gradient_accumulation * (gpus // context_of(parallel, gpus)))
+        return settings
+    side_by_side = gpus // context_of(settings.parallel, gpus)
+    loop = replace(settings.loop, gradient_accumulation=settings.loop.gradient_accumulation * side_by_side)
+    return replace(settings, loop=loop)
 
 
 def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> None:
@@ -42,7 +47,7 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
     batches = job.loop.gradient_accumulation
     if batches < side_by_side:
         raise ConfigError(
-            f"a step of this run has {_counted(batches, 'batch')}, too few for {gpus} GPUs: train it on {batches or 1} of them, or "
+            f"a step of this run has {_counted(batches, 'batch')}, too few for {gpus} GPUs: train it on {batches} of them, or "
             "start a new run from its recipe or graph, where gradient_accumulation counts for each GPU."
         )
     if windows and (job.parallel.context > 1 or job.parallel.base == "sharded"):
