@@ -1,11 +1,13 @@
 """What the training node says of its run, in one place: on the node while it goes on, at its end, and after a reload."""
 
 import time
+from collections import Counter
 
 from ..core.data.counting import counted, describe_lengths
 from ..core.launch.follow import FollowedRun
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
+from ..core.train.events import Event
 from ..core.train.find_run import began
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
@@ -58,8 +60,13 @@ def facts(run: FollowedRun) -> list[str]:
 
 
 def _memory(step: Event) -> list[str]:
-    """Of one GPU its fill; of several each one's, by its name."""
+    """The GPU's memory at its fullest; of several GPUs each one's, and which GPUs they are."""
     gpus = step.get("gpus") or []
     if len(gpus) < 2:
         return [f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else []
-    return [f"{len(gpus)} GPUs", *(gpu_words(gpu) for gpu in gpus)]
+    names = Counter(str(gpu.get("name") or "GPU") for gpu in gpus)
+    taken = ", ".join(f"{gpu['reserved_gib']:.1f}" for gpu in gpus)
+    return [
+        f"{len(gpus)} GPUs: {' and '.join(f'{count} x {name}' for name, count in names.items())}",
+        f"{taken} GiB of them",
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import RunError, WanTrainError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
+from ..launch.meeting import Meeting
 from ..launch.pace import duration
 from ..launch.planned import Planned, places_of
 from ..launch.turns import DeviceTurn
@@ -28,8 +29,11 @@ class StageQueue:
     `devices` are places: one device, or several that train a run together ("cuda:0,cuda:1"; see `places_of`).
     """
 
-    def __init__(self, planned: Sequence[Planned], devices: Sequence[str], display: Display):
-        self._waiting = list(planned)
+    def __init__(
+        self, planned: Sequence[Planned], devices: Sequence[str], display: Display, meeting: Meeting | None = None
+    ):
+        """`meeting`: of several machines, which are called to each run."""
+        self._waiting, self._meeting = list(planned), meeting
         self._devices = list(devices)
         self._display = display
         self._running: dict[str, _Running] = {}  # by device
@@ -43,7 +47,7 @@ class StageQueue:
         """
         finished: dict[str, Path] = {}
         problems: list[str] = []
-        with _terminate_like_ctrl_c():
+        with terminate_like_ctrl_c():
             try:
                 while self._waiting or self._running:
                     self._start_waiting(finished, problems)
@@ -82,7 +86,7 @@ class StageQueue:
             self._display.say(f"{plan.name}: training on {device.replace(',', ', ')} in {claim.folder.path}")
             if claim.origin:
                 self._display.say(f"{plan.name}: {claim.origin}")
-            self._running[device] = _Running(plan, claim, self._display)
+            self._running[device] = _Running(plan, claim, self._display, self._meeting)
         except InUseError as error:
             self._tell_once(f"{plan.name}: waiting: {error}")
             return
@@ -152,9 +156,10 @@ class StageQueue:
 class _Running:
     """A run on a device, and the claim on its folder."""
 
-    def __init__(self, plan: Planned, claim: Claim, display: Display):
+    def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
         self.plan = plan
-        self.run = FollowedRun(claim.folder, plan.job.loop.steps)
+        arguments = meeting.announce(claim.folder.path) if meeting else ()
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments)
         self._claim = claim
         self._display = display
 
@@ -189,7 +194,7 @@ def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
+def terminate_like_ctrl_c() -> Iterator[None]:
     """SIGTERM as KeyboardInterrupt, where that can be arranged: in the main thread.
 
     SIGINT too: a shell that starts a program in the background has it ignored, and `kill -INT` shall stop a run then.

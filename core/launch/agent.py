@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -75,6 +75,7 @@ class Rendezvous(RendezvousHandler):
         super().__init__()
         self._store, self._group, self._place = store, group, place
         self._round = 0
+        self._for_ranks: Any = None
         self.places: list[Place] = [place]
 
     def get_backend(self) -> str:
@@ -96,8 +97,18 @@ class Rendezvous(RendezvousHandler):
                 f"{patience.total_seconds():.0f} s, or was lost: start the same command there with its own --node-rank."
             ) from error
         self.places = [_place(store.get(key)) for key in keys]
-        where = RendezvousStoreInfo.build(group.number, store, local_addr=group.address)
-        return RendezvousInfo(store, group.number, group.size, where)
+        return RendezvousInfo(store, group.number, group.size, self._open_for_ranks(store))
+
+    def _open_for_ranks(self, store: Store) -> RendezvousStoreInfo:
+        """A store of this start's own, held by machine 0, that outlives each rank: by it they see who is lost."""
+        if self._group.number == 0:
+            self._for_ranks = open_store(self._group.address, 0, is_server=True)
+            store.set("port", str(self._for_ranks.port))
+        return RendezvousStoreInfo(self._group.address, int(store.get("port")))
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
 
     def is_closed(self) -> bool:
         return False
@@ -160,10 +171,9 @@ class Agent(LocalElasticAgent):
 
     def kill_ranks(self) -> None:
         """End them at once."""
-        for local_rank, process in self._processes().items():
+        for process in self._processes().values():
             if process.poll() is None:
                 _kill(process.pid)
-                del local_rank
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._ended = []
@@ -210,6 +220,14 @@ class Agent(LocalElasticAgent):
         """By local rank."""
         handlers = getattr(self._pcontext, "subprocess_handlers", {})
         return {local_rank: handler.proc for local_rank, handler in handlers.items()}
+
+
+def open_store(host: str, port: int, *, is_server: bool, seconds: float = 60.0) -> Any:
+    """torch.distributed's TCPStore, by which processes meet; port 0 of a server: any. Waits so many seconds for answers."""
+    libuv = {"use_libuv": False} if os.name == "nt" else {}  # which PyTorch is built without there
+    return TCPStore(
+        host, port, is_master=is_server, timeout=timedelta(seconds=seconds), wait_for_workers=False, **libuv
+    )
 
 
 def _has(store: Store, key: str) -> bool:

@@ -28,17 +28,23 @@ class FollowedRun:
     """One run with its worker, which is started here. RunError if it can't be. Who starts it has claimed the folder."""
 
     def __init__(
-        self, folder: RunFolder, steps: int, history: LongHistory | None = None, *, arguments: Sequence[str] = ()
+        self,
+        folder: RunFolder,
+        steps: int,
+        history: LongHistory | None = None,
+        *,
+        arguments: Sequence[str] = (),
+        is_guest: bool = False,
     ) -> None:
         """`steps`: the length of the run. `history`: of the event log so far, where the caller has read it.
 
-        `arguments`: further ones of the worker.
+        `arguments`: further ones of the worker. `is_guest`: the run was started on another machine.
         """
         self.folder = folder
         self.steps = steps
         self.history = read_long_history(folder.events_path) if history is None else history
         self.pace = Pace()  # of this worker
-        self.worker = Worker(folder, arguments=arguments)
+        self.worker = Worker(folder, arguments=arguments, is_guest=is_guest)
         self.has_told = False  # whether this worker has told anything
         self.has_begun = False  # whether it has told at which step it begins
         self._deadline: float | None = None
@@ -100,7 +106,7 @@ class FollowedRun:
             return RunError(message, about=START_AGAIN)
         return RunError(
             f"the training process ended unexpectedly (code {code}): start it again to go on from the last checkpoint. The end "
-            f"of {self.folder.log_path}: {self.worker.log_tail(3)}",
+            f"of {self.worker.log_path}: {self.worker.log_tail(3)}",
             about=START_AGAIN,
         )
 
@@ -122,9 +128,7 @@ class FollowedRun:
 def memory_words(step: Event) -> list[str]:
     """The GPU's memory at its fullest, as an event of a step tells it; of several GPUs each one's. [] on the CPU."""
     gpus = step.get("gpus") or []
-    taken = [gpu["reserved_gib"] for gpu in gpus if gpu.get("reserved_gib") is not None]
-    if len(gpus) > 1 and not taken:
-        return [f"{len(gpus)} processes"]
     if len(gpus) > 1:
-        return [f"{len(gpus)} GPUs: {', '.join(f'{gib:.1f}' for gib in taken)} GiB"]
+        taken = ", ".join(f"{gpu['reserved_gib']:.1f}" for gpu in gpus)
+        return [f"{len(gpus)} GPUs: {taken} GiB"]
     return [f"{step['reserved_gib']:.1f} GiB"] if "reserved_gib" in step else []

@@ -1,6 +1,7 @@
 """Starting a worker and following it, from a process that must stay responsive."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -55,17 +56,25 @@ class Worker:
         python: str = sys.executable,
         environment: dict[str, str] | None = None,
         arguments: Sequence[str] = (),
+        is_guest: bool = False,
     ):
-        """`arguments`: further ones of its command, for a run over several machines."""
+        """`arguments`: further ones of its command, for a run over several machines.
+
+        `is_guest`: the run was started on another machine, which has the folder in order; this one has a log of its own.
+        """
         self.folder = folder
         check_run_folder(folder.path)  # before the log, which would be written through a link
-        folder.clear_stop()
-        forget_requests(folder.path)
+        self.log_path = folder.log_path
+        if is_guest:
+            self.log_path = folder.log_path.with_name(f"worker-{socket.gethostname()}-{os.getpid()}.log")
+        else:
+            folder.clear_stop()
+            forget_requests(folder.path)
         self._reader = EventReader(folder.events_path, at_end=True)
         try:
-            log = folder.log_path.open("ab")
+            log = self.log_path.open("ab")
         except OSError as error:
-            raise disk_error(error, folder.log_path, "nothing was started") from error
+            raise disk_error(error, self.log_path, "nothing was started") from error
         command = [*rank_command(folder, python), *arguments]
         try:
             with log:
@@ -118,7 +127,7 @@ class Worker:
     def log_tail(self, lines: int = 12) -> str:
         """The end of what it printed."""
         try:
-            text = self.folder.log_path.read_text(encoding="utf-8", errors="replace")
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])

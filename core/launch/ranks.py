@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,14 @@ from .turns import DeviceTurn
 from .worker import train
 
 DEVICES = "WANTRAIN_DEVICES"  # for a rank: the devices of this machine, of which it has the one with its local number
-AGENT = "WANTRAIN_AGENT"  # for a rank: the process that started it, and that holds the locks of all devices
+AGENT = "WANTRAIN_AGENT"  # for a rank: the process that started it
 _ENDS = "WANTRAIN_ENDS"  # for a rank: the folder for a file with its exit code
 ORPHAN_PATIENCE_S = 60.0  # for a rank whose agent is gone: it has a checkpoint to write
 _POLL_S = 0.2
+
+
+class KilledError(RunError):
+    """A rank was killed: no sentence of another rank tells more."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,13 @@ class Machines:
         return int(self.address.rpartition(":")[2] or 0)
 
 
-def train_here(path: Path, machines: Machines | None = None) -> int:
-    """Train the job of a run folder until standard input closes: in this process, or over the devices that it names."""
+def train_here(path: Path, machines: Machines | None = None, *, follow_stdin: bool = True) -> int:
+    """Train the job of a run folder: in this process, as one rank of several, or over the devices that the job names.
+
+    With `follow_stdin` the run stops when standard input closes; over several devices it always does.
+    """
     if started_by_torchrun():
-        return _as_rank(path)
+        return _as_rank(path, follow_stdin=follow_stdin)
     folder = RunFolder(path.resolve())
     check_run_folder(folder.path)
     device = folder.read_job().device
@@ -77,11 +83,11 @@ def _is_list(device: str) -> bool:
     return "," in device
 
 
-def _as_rank(path: Path) -> int:
+def _as_rank(path: Path, *, follow_stdin: bool) -> int:
     """One rank. A run that was stopped is no failure to those that torchrun watches, so the code goes by way of a file."""
     agent, ends = os.environ.get(AGENT), os.environ.get(_ENDS)
     if agent is None or ends is None:  # started by torchrun itself
-        return train(path, follow_stdin=False)
+        return train(path, follow_stdin=follow_stdin)
     threading.Thread(target=_leave_with, args=(int(agent),), daemon=True, name="agent").start()
     code = train(path, follow_stdin=True)
     (Path(ends) / os.environ["RANK"]).write_text(str(code), encoding="utf-8")
@@ -106,24 +112,22 @@ def _train_over(folder: RunFolder, machines: Machines) -> int:
     if machines.size == 1:
         check_spread(job, len(devices))
     stop = _Stop(folder)
-    turn = DeviceTurn(devices)
     tell = _Diary(folder, is_silent=machines.number > 0)
-    if not _wait_for(turn, devices, stop, tell):
+    if not _wait_for(devices, stop, tell):
         return EXIT_STOPPED
     logs = Path(tempfile.mkdtemp(prefix="wantrain-ranks-"))
     try:
         return _Ranks(folder, job, devices, machines, stop, tell, logs).train()
     except WanTrainError as error:
-        tell.error(str(error))
+        tell.error(str(error), surely=isinstance(error, KilledError))
         raise
     finally:
-        turn.release()
         shutil.rmtree(logs, ignore_errors=True)
 
 
-def _wait_for(turn: DeviceTurn, devices: Sequence[str], stop: "_Stop", tell: "_Diary") -> bool:
-    """Take all devices; False if a stop is asked for before."""
-    is_told = False
+def _wait_for(devices: Sequence[str], stop: "_Stop", tell: "_Diary") -> bool:
+    """Until all devices are free; False if a stop is asked for before. The ranks take them, each its own, in order."""
+    turn, is_told = DeviceTurn(devices), False
     while not turn.acquire():
         if not is_told:
             holder = turn.holder()
@@ -132,6 +136,7 @@ def _wait_for(turn: DeviceTurn, devices: Sequence[str], stop: "_Stop", tell: "_D
         if stop.asked.wait(_POLL_S) or stop.by_file():
             tell.stopped()
             return False
+    turn.release()
     return True
 
 
@@ -198,17 +203,19 @@ class _Ranks:
 
     def train(self) -> int:
         """To their end; the exit code of rank 0, or of this machine's first. RunError if one has failed."""
-        from torch import distributed as dist  # with its agent, which one GPU has no need of
-
-        from .agent import Agent, Group, Place, Rendezvous
+        from .agent import (  # and with it torchrun, which one GPU has no need of
+            Agent,
+            Group,
+            Place,
+            Rendezvous,
+            open_store,
+        )
 
         machines = self._machines
         ends = self._logs / "ends"
         ends.mkdir()
         os.environ.update(rank_environment(os.environ, self._devices, ends, machines))
-        is_server = machines.size == 1
-        libuv = {"use_libuv": False} if os.name == "nt" else {}  # which PyTorch is built without there
-        store = dist.TCPStore(machines.host, machines.port, is_master=is_server, timeout=timedelta(seconds=60), **libuv)
+        store = open_store(machines.host, machines.port, is_server=machines.size == 1)
         group = Group(machines.number, machines.size, machines.host, machines.name)
         rendezvous = Rendezvous(store, group, Place(socket.gethostname(), tuple(self._devices)))
         agent = Agent(
@@ -227,7 +234,8 @@ class _Ranks:
         if self._stop.asked.is_set() and all(end.code == EXIT_LESS_MEMORY for end in outcome.ended):
             self._tell.stopped()
             return EXIT_STOPPED
-        raise RunError(failure(outcome.ended, outcome.places, machines.number, self._last_line))
+        kind = KilledError if any(end.code < 0 for end in outcome.ended) else RunError
+        raise kind(failure(outcome.ended, outcome.places, machines.number, self._last_line))
 
     def _code(self, ends: Path) -> int:
         codes = {int(path.name): int(path.read_text(encoding="utf-8")) for path in ends.iterdir()}
@@ -322,9 +330,9 @@ class _Diary:
         """As the worker tells it."""
         self._write("stopped", message="stopped; start again to go on")
 
-    def error(self, message: str) -> None:
-        """Why the run has failed, unless a rank has told it."""
-        if not any(event["event"] == "error" for event in self._reader.read()):
+    def error(self, message: str, *, surely: bool) -> None:
+        """Why the run has failed, unless a rank has told it. Of a rank that was killed the others know too little."""
+        if surely or not any(event["event"] == "error" for event in self._reader.read()):
             self._write("error", message=message)
 
     def _write(self, event: str, **fields: Any) -> None:

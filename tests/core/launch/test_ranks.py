@@ -4,6 +4,8 @@ parent that is killed. Ranks on the CPU talk through gloo."""
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -19,22 +21,26 @@ from wan_train.core.launch.turns import DeviceTurn
 from wan_train.core.recipe.recipe import recipe_from_tables, recipe_to_toml
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.core.launch.material import recipe_over
 
+PACK = Path(__file__).resolve().parents[3]
 TWO = "cpu:0,cpu:1"
-PATIENCE_S = 120.0
+PATIENCE_S = 100.0
 
 
-@pytest.fixture
-def spread(tables, tmp_path):
-    """A recipe file for the high noise expert over two processes; the folder of its run is made by `wantrain train`."""
-    models = {name: file for name, file in tables["models"].items() if name != "low"}
-    loop = {"steps": 6, "checkpoint_every": 2}
-    precision = {"precision": "fp32"}
-    file = tmp_path / "spread.toml"
-    file.write_text(recipe_to_toml(recipe_from_tables(
-        {**tables, **precision, "models": models, "loop": loop, "device": "cpu,cpu", "work": str(tmp_path / "work")}, tmp_path
-    )), encoding="utf-8")  # fmt: skip
-    return file
+@pytest.fixture(scope="module")
+def whole(models, pictures, tmp_path_factory):
+    """A recipe for the high noise expert over two processes, trained: its file, its work folder, and what was said."""
+    base = tmp_path_factory.mktemp("whole")
+    tables = recipe_over(models, pictures)
+    given = {name: file for name, file in tables["models"].items() if name != "low"}
+    changes = {"models": given, "loop": {"steps": 6, "checkpoint_every": 2}, "device": "cpu,cpu", "precision": "fp32"}
+    recipe = recipe_from_tables({**tables, **changes, "work": str(base / "work")}, base)
+    (base / "spread.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
+    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(base / "spread.toml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=base)
+    assert result.returncode == 0, result.stderr
+    return base / "spread.toml", base / "work", result.stderr
 
 
 def folder_of(work):
@@ -42,17 +48,10 @@ def folder_of(work):
 
 
 @pytest.fixture
-def made(spread, wantrain, tmp_path):
-    """The run folder after a whole run, and what was said."""
-    code, said = wantrain("train", spread)
-    assert code == 0, said
-    return folder_of(tmp_path / "work"), said
-
-
-@pytest.fixture
-def endless(made):
-    """The same run with steps that no test waits for."""
-    folder, _ = made
+def endless(whole, tmp_path):
+    """A copy of that run after its six steps, with more to do than a test waits for."""
+    shutil.copytree(whole[1] / "runs", tmp_path / "runs")
+    folder = RunFolder(next((tmp_path / "runs").glob("shapes_*")))
     job = folder.read_job()
     folder.write_job(replace(job, loop=replace(job.loop, steps=100_000)))
     return folder
@@ -89,8 +88,8 @@ def await_gone(processes):
     assert not alive
 
 
-def test_from_a_recipe_to_a_lora(made):
-    folder, said = made
+def test_from_a_recipe_to_a_lora(whole):
+    folder, said = folder_of(whole[1]), whole[2]
     assert "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU" in said
     assert "training on cpu:0, cpu:1 in" in said
     job = folder.read_job()
@@ -102,11 +101,10 @@ def test_from_a_recipe_to_a_lora(made):
     assert "[rank 1] " in log
 
 
-def test_it_is_the_run_of_one_device_that_accumulates(made, spread, wantrain, tmp_path):
+def test_it_is_the_run_of_one_device_that_accumulates(whole, wantrain, tmp_path):
     """The same key, and the same losses within rounding."""
-    folder, _ = made
-    work = tmp_path / "alone"
-    shutil.copytree(tmp_path / "work" / "cache", work / "cache")
+    spread, folder, work = whole[0], folder_of(whole[1]), tmp_path / "alone"
+    shutil.copytree(whole[1] / "cache", work / "cache")
     alone = ("--set", "device=cpu", "--set", "loop.gradient_accumulation=2")
     code, said = wantrain("train", spread, "--work", work, *alone)
     assert code == 0, said
