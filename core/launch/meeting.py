@@ -38,8 +38,8 @@ class Called:
         host, _, port = self.address.rpartition(":")
         if self.size < 2 or not 0 <= self.number < self.size:
             raise ConfigError(
-                f"--node-rank {self.number} of --nodes {self.size} can't be: of N machines, 2 or more, each has a number of 0 to "
-                "N-1."
+                f"--node-rank {self.number} of --nodes {self.size} can't be: of N machines, 2 or more, each has a number "
+                "of 0 to N-1."
             )
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
