@@ -10,7 +10,7 @@ from ..devices import ALL, device_list
 from ..errors import ConfigError, RunError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.meeting import Called, Meeting
-from ..launch.ranks import Machines
+from ..launch.rank_environment import Machines
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder
 from .advice import ADVICE

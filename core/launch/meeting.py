@@ -77,9 +77,7 @@ class Meeting:
         for number in range(self.called.size):
             while (value := self._get(f"here/{number}")) is None:
                 if not told:
-                    say(
-                        f"waiting for machine {number} of {self.called.size}: start the same command there with --node-rank {number}"
-                    )
+                    say(f"waiting for machine {number}: start the same command there with --node-rank {number}")
                     told = True
                 if time.monotonic() > end:
                     raise RunError(f"machine {number} of {self.called.size} did not come within {ARRIVAL_S:.0f} s.")

@@ -8,13 +8,11 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +25,19 @@ from ..train.events import EventReader, EventWriter
 from ..train.run_folder import RunFolder
 from ..train.spread import check_spread
 from ..train.start import check_run_folder
-from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_LESS_MEMORY, EXIT_LOST_RANK, EXIT_STOPPED
+from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_LESS_MEMORY, EXIT_STOPPED
+from .failures import failure
 from .process import rank_command
+from .rank_environment import AGENT, ENDS, Machines, rank_environment
 from .turns import DeviceTurn
 from .worker import train
 
-DEVICES = "WANTRAIN_DEVICES"  # for a rank: the devices of this machine, of which it has the one with its local number
-AGENT = "WANTRAIN_AGENT"  # for a rank: the process that started it
-_ENDS = "WANTRAIN_ENDS"  # for a rank: the folder for a file with its exit code
 ORPHAN_PATIENCE_S = 60.0  # for a rank whose agent is gone: it has a checkpoint to write
 _POLL_S = 0.2
 
 
 class KilledError(RunError):
     """A rank was killed: no sentence of another rank tells more."""
-
-
-@dataclass(frozen=True)
-class Machines:
-    """The machines of a run, and which of them this is; by default the only one."""
-
-    number: int = 0
-    size: int = 1
-    address: str = ""  # "host:port" of the store of machine 0
-    name: str = "run"  # of this start of the run
-    devices: str = ""  # of this machine, where they are not those of the job
-
-    @property
-    def host(self) -> str:
-        """Of machine 0."""
-        return self.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
-
-    @property
-    def port(self) -> int:
-        """Of the store, there; 0: any."""
-        return int(self.address.rpartition(":")[2] or 0)
 
 
 def train_here(path: Path, machines: Machines | None = None, *, follow_stdin: bool = True) -> int:
@@ -85,7 +61,7 @@ def _is_list(device: str) -> bool:
 
 def _as_rank(path: Path, *, follow_stdin: bool) -> int:
     """One rank. A run that was stopped is no failure to those that torchrun watches, so the code goes by way of a file."""
-    agent, ends = os.environ.get(AGENT), os.environ.get(_ENDS)
+    agent, ends = os.environ.get(AGENT), os.environ.get(ENDS)
     if agent is None or ends is None:  # started by torchrun itself
         return train(path, follow_stdin=follow_stdin)
     threading.Thread(target=_leave_with, args=(int(agent),), daemon=True, name="agent").start()
@@ -248,71 +224,6 @@ class _Ranks:
             line for path in files for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()
         ]
         return lines[-1].strip() if lines else ""
-
-
-def rank_environment(
-    given: Mapping[str, str], devices: Sequence[str], ends: Path, machines: Machines
-) -> dict[str, str]:
-    """What ranks find in their environment, besides what torchrun gives them and what was there.
-
-    gloo, by which they vote, would ask the system for the address of this machine's name, which may be the wrong one: it
-    is told by which network to go, where that is known.
-    """
-    found = {DEVICES: ",".join(devices), AGENT: str(os.getpid()), _ENDS: str(ends)}
-    if "OMP_NUM_THREADS" not in given:
-        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(devices)))
-    network = _network_to(machines) if "GLOO_SOCKET_IFNAME" not in given else ""
-    if network:
-        found["GLOO_SOCKET_IFNAME"] = network
-    if os.name == "nt":
-        found["USE_LIBUV"] = "0"
-    return found
-
-
-def _network_to(machines: Machines) -> str:
-    """The name of the network interface by which machine 0 is reached; "" where that can't be known."""
-    if machines.size == 1:
-        return "lo" if sys.platform.startswith("linux") else ""
-    try:
-        import psutil
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((machines.host, machines.port or 1))  # of a datagram: nothing is sent
-            own = probe.getsockname()[0]
-        interfaces = psutil.net_if_addrs()
-    except (ImportError, OSError):
-        return ""
-    return next((name for name, addresses in interfaces.items() if any(a.address == own for a in addresses)), "")
-
-
-def failure(ended: Sequence[Any], places: Sequence[Any], machine: int, last_line: Callable[[int], str]) -> str:
-    """One sentence about the ranks of machine number `machine` that ended first (`Ended`), on `places` (`Place`).
-
-    `last_line`: what the rank with a local number printed last.
-    """
-    kept = "The last checkpoint is kept: start again to go on from there."
-    if not ended:
-        return f"the processes of the run could not be started. {kept}"
-    told = next((end for end in ended if end.code not in (EXIT_LOST_RANK, EXIT_LESS_MEMORY)), ended[0])
-    place = places[machine]
-    who = f"rank {told.rank} ({place.devices[told.local_rank]} of {place.host})"
-    if told.code < 0:
-        return f"{who} {_killed(-told.code)}, and the others ended with it. {kept}"
-    line = last_line(told.local_rank)
-    if told.code == EXIT_LOST_RANK:
-        return f"{who} lost another rank of the run, which is gone or hangs: {line or 'it said no more'}. {kept}"
-    if told.code == EXIT_LESS_MEMORY:
-        return f"{who} has too little memory, also with the plan that takes the least. {kept}"
-    return f"{who} ended with an error: {line or f'code {told.code}'}"
-
-
-def _killed(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    why = " (when main memory runs out, the system kills so)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{why}"
 
 
 class _Diary:

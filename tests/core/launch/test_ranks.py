@@ -13,11 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from wan_train.core.launch.agent import Ended, Place
-from wan_train.core.launch.exits import EXIT_ERROR, EXIT_LESS_MEMORY, EXIT_LOST_RANK, EXIT_STOPPED
+from wan_train.core.launch.exits import EXIT_ERROR, EXIT_STOPPED
 from wan_train.core.launch.follow import FollowedRun
 from wan_train.core.launch.process import Worker
-from wan_train.core.launch.ranks import Machines, failure, rank_environment
 from wan_train.core.launch.turns import DeviceTurn
 from wan_train.core.recipe.recipe import recipe_from_tables, recipe_to_toml
 from wan_train.core.train.events import EventReader, read_history
@@ -226,25 +224,3 @@ def test_it_waits_for_all_its_devices(endless):
     worker.request_stop()
     assert worker.process.wait(PATIENCE_S) == EXIT_STOPPED
     other.release()
-
-
-def sentence(*ended, line="it broke"):
-    places = [Place("host-a", ("cuda:0", "cuda:1")), Place("host-b", ("cuda:2", "cuda:3"))]
-    return failure(ended, places, 1, lambda _rank: line)
-
-
-def test_the_sentence_names_the_rank_its_gpu_and_its_machine():
-    killed = sentence(Ended(0, 2, EXIT_LOST_RANK), Ended(1, 3, -9))
-    assert killed.startswith("rank 3 (cuda:3 of host-b) was killed by SIGKILL (when main memory runs out")
-    assert "The last checkpoint is kept" in killed
-    assert sentence(Ended(0, 2, 1)) == "rank 2 (cuda:2 of host-b) ended with an error: it broke"
-    assert "lost another rank of the run, which is gone or hangs: it broke." in sentence(Ended(0, 2, EXIT_LOST_RANK))
-    assert "has too little memory" in sentence(Ended(0, 2, EXIT_LESS_MEMORY))
-
-
-def test_what_ranks_find_in_their_environment(tmp_path):
-    found = rank_environment({}, ["cpu:0", "cpu:1"], tmp_path, Machines())
-    assert found["WANTRAIN_DEVICES"] == TWO
-    assert int(found["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
-    given = {"OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth7"}
-    assert not set(rank_environment(given, ["cpu:0"], tmp_path, Machines())) & set(given)
