@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
-from ..core.train.spread import settings_over
+from ..core.train.spread import build_over
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, Graph
@@ -116,16 +117,17 @@ class TrainLoRAStage(io.ComfyNode):
 
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
-    wanted = stage_settings(dit, settings)
-    return build_job(
+    build = partial(
+        build_job,
         dit.info,
         data_spec(latents, text),
-        settings_over(wanted, gpus_of(wanted.device, host.auto_devices())),
         name=settings["lora_name"],
         stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
+    wanted = stage_settings(dit, settings)
+    return build_over(build, wanted, dit.info, gpus_of(wanted.device, host.auto_devices()))
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..devices import AUTO
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
-from ..launch.planned import Planned, gpus_of
+from ..launch.planned import Planned, gpus_of, pool_of
 from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.checks import check_model_file
@@ -51,7 +51,7 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
         job = _job_of_lora(path) if path.suffix.lower() == ".safetensors" else _job_of_file(path)
     is_own = is_of_folder or _is_job_of(own, job)
     if devices:
-        job = replace(job, device="auto")
+        job = _on_others(job, devices)
     info = check_job(job, own.path if is_own else None)
     if is_own and work is not None:
         raise ConfigError(
@@ -61,6 +61,13 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
     planned = Planned(job.stage, own, job) if is_own else plan(job, runs, job.stage)
     check_space_before(job, info.config, planned.folder)
     return planned
+
+
+def _on_others(job: Job, devices: list[str]) -> Job:
+    """The job to go on over other devices; if they can't be grouped as the earlier ones, that is chosen anew."""
+    count = gpus_of(AUTO, pool_of(devices))
+    parallel = job.parallel if count % max(job.parallel.context, 1) == 0 else replace(job.parallel, context=0)
+    return replace(job, device=AUTO, parallel=parallel)
 
 
 def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:

@@ -38,7 +38,7 @@ from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
 from ..train.space import check_space_before
-from ..train.spread import settings_over
+from ..train.spread import build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models
@@ -175,16 +175,17 @@ def jobs(
     adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
     made: dict[Stage, Job] = {}
     for stage, info in infos.items():
-        made[stage] = build_job(
+        build = partial(
+            build_job,
             info,
             data,
-            settings_over(recipe.settings(stage), counts[stage]),
             name=recipe.name,
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
+        made[stage] = build_over(build, recipe.settings(stage), info, counts[stage])
         check_start(made[stage], info)
     return made
 

@@ -5,12 +5,14 @@ GPU, as in all other trainers: so N GPUs train N times the samples of a step.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import ConfigError
 from ..settings.job import Job
 from ..settings.parallel import ParallelOptions
 from ..settings.stage import StageSettings
+from ..wan.checkpoint import CheckpointInfo
 
 
 def context_of(parallel: ParallelOptions, gpus: int) -> int:
@@ -27,16 +29,26 @@ def context_of(parallel: ParallelOptions, gpus: int) -> int:
     return context
 
 
-def settings_over(settings: StageSettings, gpus: int) -> StageSettings:
-    """The settings of a run over so many GPUs: what was asked of each counts for all that train side by side.
+def choose_context(job: Job, _info: CheckpointInfo, gpus: int) -> int:
+    """GPUs that shall share each sample of a job with this model; as the options say it, or else 1."""
+    return context_of(job.parallel, gpus)
 
-    ConfigError where context_parallel does not divide their number.
+
+def build_over(build: Callable[[StageSettings], Job], settings: StageSettings, info: CheckpointInfo, gpus: int) -> Job:
+    """The job of a run over so many GPUs: what was asked of each counts for all that train side by side.
+
+    `build`: makes the job of one GPU, whose model is `info`, from settings. ConfigError for what can't be.
     """
+    job = build(settings)
     if gpus == 1:
-        return settings
-    side_by_side = gpus // context_of(settings.parallel, gpus)
-    loop = replace(settings.loop, gradient_accumulation=settings.loop.gradient_accumulation * side_by_side)
-    return replace(settings, loop=loop)
+        return job
+    return build(settings_over(settings, gpus, choose_context(job, info, gpus)))
+
+
+def settings_over(settings: StageSettings, gpus: int, context: int) -> StageSettings:
+    """The settings of one GPU as those of the whole run, in which `context` GPUs share each sample."""
+    loop = replace(settings.loop, gradient_accumulation=settings.loop.gradient_accumulation * (gpus // context))
+    return replace(settings, loop=loop, parallel=replace(settings.parallel, context=context))
 
 
 def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> None:
