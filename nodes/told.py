@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from typing import Any
 
 from ..core.data.counting import counted, describe_lengths
 from ..core.launch.follow import FollowedRun
@@ -61,7 +62,7 @@ def facts(run: FollowedRun) -> list[str]:
 
 def _memory(step: Event) -> list[str]:
     """The GPU's memory at its fullest; of several GPUs each one's, and which GPUs they are."""
-    gpus = step.get("gpus") or []
+    gpus: list[dict[str, Any]] = step.get("gpus") or []
     if len(gpus) < 2:
         return [f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else []
     names = Counter(str(gpu.get("name") or "GPU") for gpu in gpus)

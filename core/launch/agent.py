@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -64,8 +64,8 @@ class Outcome:
     """How all of them ended."""
 
     is_finished: bool
-    ended: list[Ended] = field(default_factory=list)  # the first to fail, by their order
-    places: list[Place] = field(default_factory=list)  # by the machine's number
+    ended: list[Ended] = field(default_factory=list[Ended])  # the first to fail, by their order
+    places: list[Place] = field(default_factory=list[Place])  # by the machine's number
 
 
 class Rendezvous(RendezvousHandler):
@@ -165,7 +165,7 @@ class Agent(LocalElasticAgent):
 
     def train(self) -> Outcome:
         """Until all ranks have ended. RunError if the other machines don't come."""
-        result = self.run()
+        result: RunResult | None = cast(Any, self).run()  # None: the meeting ended without a run
         is_finished = result is not None and not result.is_failed()
         return Outcome(is_finished, self._ended, self._places.places)
 
@@ -175,17 +175,17 @@ class Agent(LocalElasticAgent):
             if process.poll() is None:
                 _kill(process.pid)
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:  # type: ignore[override]
         self._ended = []
-        started = super()._start_workers(worker_group)
+        started: dict[int, Any] = cast(Any, super())._start_workers(worker_group)
         self._on_start()
         return started
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:  # type: ignore[override]
         """As torchrun does; but a failure is looked at first, and is final where no rank asks for another start."""
         if worker_group.state == WorkerState.HEALTHY:
             self._let_others_end(worker_group)
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = cast(Any, super())._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             if self._asks_for_restart and self._should_restart():
                 self._on_restart()
@@ -224,7 +224,7 @@ class Agent(LocalElasticAgent):
 
 def open_store(host: str, port: int, *, is_server: bool, seconds: float = 60.0) -> Any:
     """torch.distributed's TCPStore, by which processes meet; port 0 of a server: any. Waits so many seconds for answers."""
-    libuv = {"use_libuv": False} if os.name == "nt" else {}  # which PyTorch is built without there
+    libuv: dict[str, Any] = {"use_libuv": False} if os.name == "nt" else {}  # which PyTorch is built without there
     return TCPStore(
         host, port, is_master=is_server, timeout=timedelta(seconds=seconds), wait_for_workers=False, **libuv
     )

@@ -12,6 +12,7 @@ Whoever shows the run has the loop, and sleeps there as it suits him (a node asy
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import START_AGAIN, RunError
 from ..train.events import Event
@@ -127,7 +128,7 @@ class FollowedRun:
 
 def memory_words(step: Event) -> list[str]:
     """The GPU's memory at its fullest, as an event of a step tells it; of several GPUs each one's. [] on the CPU."""
-    gpus = step.get("gpus") or []
+    gpus: list[dict[str, Any]] = step.get("gpus") or []
     if len(gpus) > 1:
         taken = ", ".join(f"{gpu['reserved_gib']:.1f}" for gpu in gpus)
         return [f"{len(gpus)} GPUs: {taken} GiB"]

@@ -1,6 +1,7 @@
 """The turn of a run on its devices: the locks of all of them, or of none."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -44,4 +45,4 @@ class DeviceTurn:
 
 
 def _order(device: torch.device) -> tuple[str, int]:
-    return device.type, -1 if device.index is None else device.index
+    return device.type, cast(int | None, device.index) or 0  # a name without a number is the first

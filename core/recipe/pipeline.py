@@ -207,7 +207,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     where they are those of several machines.
     """
     infos = check_recipe(recipe)
-    counts = {stage: gpus or gpus_of(recipe.settings(stage).device, devices) for stage in infos}
+    counts: dict[Stage, int] = {stage: gpus or gpus_of(recipe.settings(stage).device, devices) for stage in infos}
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
