@@ -2,10 +2,9 @@
 
 import time
 from collections import Counter
-from typing import Any
 
 from ..core.data.counting import counted, describe_lengths
-from ..core.launch.follow import FollowedRun
+from ..core.launch.follow import FollowedRun, gpus_of_step
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
 from ..core.train.events import Event
@@ -62,12 +61,9 @@ def facts(run: FollowedRun) -> list[str]:
 
 def _memory(step: Event) -> list[str]:
     """The GPU's memory at its fullest; of several GPUs each one's, and which GPUs they are."""
-    gpus: list[dict[str, Any]] = step.get("gpus") or []
+    gpus = gpus_of_step(step)
     if len(gpus) < 2:
         return [f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else []
-    names = Counter(str(gpu.get("name") or "GPU") for gpu in gpus)
-    taken = ", ".join(f"{gpu['reserved_gib']:.1f}" for gpu in gpus)
-    return [
-        f"{len(gpus)} GPUs: {' and '.join(f'{count} x {name}' for name, count in names.items())}",
-        f"{taken} GiB of them",
-    ]
+    names = Counter(name or "GPU" for name, _ in gpus)
+    which = " and ".join(f"{count} x {name}" for name, count in names.items())
+    return [f"{len(gpus)} GPUs ({which})", f"{', '.join(f'{gib:.1f}' for _, gib in gpus)} GiB of them"]

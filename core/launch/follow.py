@@ -128,8 +128,16 @@ class FollowedRun:
 
 def memory_words(step: Event) -> list[str]:
     """The GPU's memory at its fullest, as an event of a step tells it; of several GPUs each one's. [] on the CPU."""
-    gpus: list[dict[str, Any]] = step.get("gpus") or []
+    gpus = gpus_of_step(step)
     if len(gpus) > 1:
-        taken = ", ".join(f"{gpu['reserved_gib']:.1f}" for gpu in gpus)
-        return [f"{len(gpus)} GPUs: {taken} GiB"]
+        return [f"{len(gpus)} GPUs: {', '.join(f'{gib:.1f}' for _, gib in gpus)} GiB"]
     return [f"{step['reserved_gib']:.1f} GiB"] if "reserved_gib" in step else []
+
+
+def gpus_of_step(step: Event) -> list[tuple[str, float]]:
+    """Name and GiB of each GPU of a run over several, by the number of its process; [] where the event has none."""
+    found: Any = step.get("gpus")
+    try:
+        return [(str(gpu["name"]), float(gpu["reserved_gib"])) for gpu in found or []]
+    except (TypeError, KeyError, ValueError):  # of another version, or not ours
+        return []
