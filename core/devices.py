@@ -50,7 +50,10 @@ def device_list(name: str) -> list[str]:
         return names
     if set(names) == {"cpu"}:
         names = [f"cpu:{index}" for index in range(len(names))]
-    _check_several(names, [resolve_device(word) for word in names])
+    given = ", ".join(names)
+    if AUTO in names or ALL in names:
+        raise ConfigError(f"the devices '{shown(given)}': {AUTO} and {ALL} stand alone, not in a list.")
+    _check_several(given, names, [resolve_device(word) for word in names])
     return names
 
 
@@ -63,10 +66,7 @@ def _whole(word: str) -> str:
     return f"cuda:{word}" if word.isdecimal() else word
 
 
-def _check_several(names: list[str], devices: list[torch.device]) -> None:
-    given = ", ".join(names)
-    if AUTO in names or ALL in names:
-        raise ConfigError(f"the devices '{shown(given)}': {AUTO} and {ALL} stand alone, not in a list.")
+def _check_several(given: str, names: list[str], devices: list[torch.device]) -> None:
     if len({device.type for device in devices}) > 1:
         raise ConfigError(f"the devices '{shown(given)}' are of several kinds: one run is trained on GPUs of one kind.")
     places = [(device.type, device.index or 0) for device in devices]

@@ -136,8 +136,8 @@ def memory_words(step: Event) -> list[str]:
 
 def gpus_of_step(step: Event) -> list[tuple[str, float]]:
     """Name and GiB of each GPU of a run over several, by the number of its process; [] where the event has none."""
-    found: Any = step.get("gpus")
+    found: list[dict[str, Any]] = step.get("gpus") or []
     try:
-        return [(str(gpu["name"]), float(gpu["reserved_gib"])) for gpu in found or []]
+        return [(str(gpu["name"]), float(gpu["reserved_gib"])) for gpu in found]
     except (TypeError, KeyError, ValueError):  # of another version, or not ours
         return []
