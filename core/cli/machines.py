@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from ..devices import ALL, device_list
 from ..errors import ConfigError, RunError, advised
+from ..launch.exits import EXIT_STOPPED
 from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.meeting import Called, Meeting
 from ..launch.rank_environment import Machines
@@ -83,6 +84,9 @@ def _train(folder: RunFolder, arguments: Sequence[str], display: Display) -> Non
     finally:
         run.end()
         display.end(job.stage)
+    if run.worker.exit_code == EXIT_STOPPED:
+        display.say(f"{job.stage}: stopped at step {run.last_step}; start all machines again to go on")
+        raise RunStoppedError
     if (problem := run.problem()) is not None:
         raise RunError(f"{job.stage}: {advised(problem, ADVICE)}")
 

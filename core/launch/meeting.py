@@ -89,7 +89,7 @@ class Meeting:
         """As machine 0: call the others to a run. The arguments of this machine's own worker."""
         token = secrets.token_hex(8)
         write_atomic(folder / _TOKEN, lambda file: file.write(token.encode()))
-        name = f"run/{self._number}"
+        name = f"run-{self._number}"
         self._set(name, {"folder": str(folder), "token": token})
         self._number += 1
         return self._arguments(name)
@@ -97,7 +97,7 @@ class Meeting:
     def close(self) -> None:
         """As machine 0: no run follows. Leaves the others a moment to read that."""
         with suppress(RunError):
-            self._set(f"run/{self._number}", {_END: True})
+            self._set(f"run-{self._number}", {_END: True})
             end = time.monotonic() + 10.0
             while time.monotonic() < end and not all(
                 self._get(f"gone/{number}") for number in range(1, self.called.size)
@@ -109,7 +109,7 @@ class Meeting:
 
         `folder_of`: where this machine sees a run's folder that machine 0 sees at a path. RunError if it is not the same.
         """
-        name = f"run/{self._number}"
+        name = f"run-{self._number}"
         while (told := self._get(name)) is None:
             time.sleep(POLL_S)
         if told.get(_END):
