@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
 from ..devices import ALL, device_list
@@ -47,8 +47,13 @@ def own_devices(devices: Sequence[str]) -> list[str]:
 @contextmanager
 def leading(call: Called, devices: Sequence[str], display: Display) -> Iterator[tuple[Meeting, int]]:
     """As machine 0: the meeting, and how many devices all machines have together."""
-    with closing(Meeting(call, own_devices(devices))) as meeting:
+    meeting = Meeting(call, own_devices(devices))
+    try:
         yield meeting, meeting.gpus(display.say)
+    except BaseException:
+        meeting.close(patience=1.0)
+        raise
+    meeting.close(patience=10.0)
 
 
 def join(call: Called, devices: Sequence[str], runs: Path, display: Display) -> None:

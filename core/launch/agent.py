@@ -8,8 +8,10 @@ started again but what asks for it by its exit code. See docs.pytorch.org, "Elas
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +68,7 @@ class Outcome:
     is_finished: bool
     ended: list[Ended] = field(default_factory=list[Ended])  # the first to fail, by their order
     places: list[Place] = field(default_factory=list[Place])  # by the machine's number
+    is_cut_off: bool = False  # machine 0 no longer answered
 
 
 class Rendezvous(RendezvousHandler):
@@ -126,6 +129,27 @@ class Rendezvous(RendezvousHandler):
         return True
 
 
+class Connection:
+    """Whether machine 0 still answers, asked once a second: where a cable is cut, a question waits for ever."""
+
+    def __init__(self, address: tuple[str, int], silence: float) -> None:
+        """`address`: of the store. `silence`: seconds without an answer after which it is lost."""
+        self._store, self._silence = open_store(*address, is_server=False), silence
+        self._answered = time.monotonic()
+        threading.Thread(target=self._ask, daemon=True, name="connection").start()
+
+    @property
+    def is_lost(self) -> bool:
+        return time.monotonic() - self._answered > self._silence
+
+    def _ask(self) -> None:
+        with suppress(RuntimeError):  # it has ended: no answer comes any more
+            while True:
+                self._store.check(["alive"])
+                self._answered = time.monotonic()
+                time.sleep(1.0)
+
+
 class Agent(LocalElasticAgent):
     """torchrun's agent for this machine's ranks."""
 
@@ -139,8 +163,9 @@ class Agent(LocalElasticAgent):
         on_start: Callable[[], None],
         on_restart: Callable[[], None],
         should_restart: Callable[[], bool],
+        connection: Connection | None = None,
     ) -> None:
-        """`command`: of each rank. `ranks`: on this machine. `logs`: an empty folder.
+        """`command`: of each rank. `ranks`: on this machine. `logs`: an empty folder. `connection`: to machine 0, if elsewhere.
 
         `on_start`: called whenever the ranks are started, `on_restart` before they are started again, if `should_restart`.
         """
@@ -162,12 +187,13 @@ class Agent(LocalElasticAgent):
         self._places = places
         self._on_start, self._on_restart, self._should_restart = on_start, on_restart, should_restart
         self._ended: list[Ended] = []
+        self._connection, self._is_cut_off = connection, False
 
     def train(self) -> Outcome:
         """Until all ranks have ended. RunError if the other machines don't come."""
         result: RunResult | None = cast(Any, self).run()  # None: the meeting ended without a run
         is_finished = result is not None and not result.is_failed()
-        return Outcome(is_finished, self._ended, self._places.places)
+        return Outcome(is_finished, self._ended, self._places.places, self._is_cut_off)
 
     def kill_ranks(self) -> None:
         """End them at once."""
@@ -183,11 +209,14 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:  # type: ignore[override]
         """As torchrun does; but a failure is looked at first, and is final where no rank asks for another start."""
+        if self._connection is not None and self._connection.is_lost and not self._is_cut_off:
+            self._is_cut_off = True
+            self.kill_ranks()
         if worker_group.state == WorkerState.HEALTHY:
             self._let_others_end(worker_group)
         result: RunResult = cast(Any, super())._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            if self._asks_for_restart and self._should_restart():
+            if self._asks_for_restart and self._should_restart() and not self._is_cut_off:
                 self._on_restart()
             else:
                 self._remaining_restarts = 0

@@ -35,3 +35,11 @@ def _killed(number: int) -> str:
         name = f"signal {number}"
     why = " (when main memory runs out, the system kills so)" if name == "SIGKILL" else ""
     return f"was killed by {name}{why}"
+
+
+def lost_machine(address: str) -> str:
+    """Machine 0 of a run over several, whose store had this address, does not answer."""
+    return (
+        f"machine 0 ({address}) is no longer reached: it has ended, or the network is down. The last checkpoint is kept: start "
+        "all machines again to go on from there."
+    )

@@ -8,6 +8,7 @@ data and makes the caches and the run folder; the others wait for its word, find
 import json
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from typing import Any
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
 from ..parallel.world import started_by_torchrun
+from .failures import lost_machine
+from .rank_environment import silence_s
 
 ARRIVAL_S = 600.0  # for the other machines: they may be starting still
 SHARED_S = 60.0  # until a file that one machine wrote is seen by another, on a slow network drive
@@ -94,11 +97,11 @@ class Meeting:
         self._number += 1
         return self._arguments(name)
 
-    def close(self) -> None:
-        """As machine 0: no run follows. Leaves the others a moment to read that."""
+    def close(self, patience: float) -> None:
+        """As machine 0: no run follows. Leaves the others so many seconds to read that."""
         with suppress(RunError):
             self._set(f"run-{self._number}", {_END: True})
-            end = time.monotonic() + 10.0
+            end = time.monotonic() + patience
             while time.monotonic() < end and not all(
                 self._get(f"gone/{number}") for number in range(1, self.called.size)
             ):
@@ -169,10 +172,18 @@ class Meeting:
         return self._ask(lambda: json.loads(self._store.get(key)) if self._store.check([key]) else None)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        try:
-            return question()
-        except RuntimeError as error:  # torch's DistNetworkError is one
-            raise RunError(
-                f"machine 0 ({self.called.address}) is no longer reached: it has ended, or the network is down. The last "
-                "checkpoint is kept: start all machines again to go on from there."
-            ) from error
+        """In a thread: where a cable is cut, nothing ever comes back, and Ctrl+C shall work all the same."""
+        answers: list[Any] = []
+
+        def ask() -> None:
+            try:
+                answers.append(question())
+            except RuntimeError as error:  # torch's DistNetworkError is one
+                answers.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True, name="meeting")
+        thread.start()
+        thread.join(silence_s())
+        if answers and not isinstance(answers[0], RuntimeError):
+            return answers[0]
+        raise RunError(lost_machine(self.called.address)) from (answers[0] if answers else None)

@@ -10,6 +10,8 @@ from pathlib import Path
 DEVICES = "WANTRAIN_DEVICES"  # of this machine: a rank has the one of its local number
 AGENT = "WANTRAIN_AGENT"  # the process that started the rank
 ENDS = "WANTRAIN_ENDS"  # the folder for a file with the rank's exit code
+SILENCE = "WANTRAIN_SILENCE"  # seconds after which a rank or a machine that does not answer is lost
+_SILENCE_S = 45.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Machines:
     def port(self) -> int:
         """Of the store, there; 0: any."""
         return int(self.address.rpartition(":")[2] or 0)
+
+
+def silence_s() -> float:
+    """Seconds after which who does not answer is lost: a run ends within a minute."""
+    return float(os.environ.get(SILENCE, _SILENCE_S))
 
 
 def rank_environment(

@@ -26,9 +26,9 @@ from ..train.run_folder import RunFolder
 from ..train.spread import check_spread
 from ..train.start import check_run_folder
 from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_LESS_MEMORY, EXIT_STOPPED
-from .failures import failure
+from .failures import failure, lost_machine
 from .process import rank_command
-from .rank_environment import AGENT, ENDS, Machines, rank_environment
+from .rank_environment import AGENT, ENDS, Machines, rank_environment, silence_s
 from .turns import DeviceTurn
 from .worker import train
 
@@ -179,13 +179,7 @@ class _Ranks:
 
     def train(self) -> int:
         """To their end; the exit code of rank 0, or of this machine's first. RunError if one has failed."""
-        from .agent import (  # and with it torchrun, which one GPU has no need of
-            Agent,
-            Group,
-            Place,
-            Rendezvous,
-            open_store,
-        )
+        from .agent import Agent, Connection, Group, Place, Rendezvous, open_store
 
         machines = self._machines
         ends = self._logs / "ends"
@@ -202,11 +196,14 @@ class _Ranks:
             on_start=self._stop.listen,
             on_restart=lambda: self._tell.status("starting all GPUs again from the last checkpoint, with less memory"),
             should_restart=lambda: not self._stop.asked.is_set(),
+            connection=Connection((machines.host, machines.port), silence_s()) if machines.number else None,
         )
         self._stop.kill = agent.kill_ranks
         outcome = agent.train()
         if outcome.is_finished:
             return self._code(ends)
+        if outcome.is_cut_off:
+            raise KilledError(lost_machine(machines.address))
         if self._stop.asked.is_set() and all(end.code == EXIT_LESS_MEMORY for end in outcome.ended):
             self._tell.stopped()
             return EXIT_STOPPED
