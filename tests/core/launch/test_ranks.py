@@ -190,11 +190,12 @@ def test_ranks_go_with_their_parent(endless, gently):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
-def test_sigterm_stops_and_a_second_one_ends(endless):
+def test_sigterm_stops_with_a_checkpoint(endless):
     run = FollowedRun(endless, 100_000)
     await_steps(run, 8)
     run.worker.process.send_signal(signal.SIGTERM)
     assert await_end(run) == EXIT_STOPPED, run.worker.log_tail(30)
+    assert endless.checkpoints()[-1][0] == run.last_step
 
 
 def test_a_kill_leaves_no_process(endless):
