@@ -25,7 +25,7 @@ from ..train.events import EventReader, EventWriter
 from ..train.run_folder import RunFolder
 from ..train.spread import check_spread
 from ..train.start import check_run_folder
-from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_LESS_MEMORY, EXIT_STOPPED
+from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_LESS_MEMORY, EXIT_STOPPED
 from .failures import failure, lost_machine
 from .process import rank_command
 from .rank_environment import AGENT, ENDS, Machines, rank_environment, silence_s
@@ -122,6 +122,7 @@ class _Stop:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self.asked = threading.Event()
+        self.is_impatient = False  # asked twice
         self.kill: Callable[[], None] = lambda: None  # ends the ranks at once: for the second time
         mine = os.dup(0)
         read_end, self._for_ranks = os.pipe()
@@ -152,6 +153,7 @@ class _Stop:
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
         if self.asked.is_set():
+            self.is_impatient = True
             self.kill()
         self.ask()
 
@@ -202,6 +204,8 @@ class _Ranks:
         outcome = agent.train()
         if outcome.is_finished:
             return self._code(ends)
+        if self._stop.is_impatient:
+            return EXIT_INTERRUPTED
         if outcome.is_cut_off:
             raise KilledError(lost_machine(machines.address))
         if self._stop.asked.is_set() and all(end.code == EXIT_LESS_MEMORY for end in outcome.ended):
