@@ -1,4 +1,9 @@
-"""The device that a person names, checked before anything is put on it."""
+"""The devices that a person names, checked before anything is put on them.
+
+A run has one device, or several that train it together: `all`, or a list such as `cuda:0,cuda:1`.
+"""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -6,11 +11,13 @@ from .errors import ConfigError
 from .paths import shown
 
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+AUTO, ALL = "auto", "all"
+_SEPARATORS = str.maketrans(";+", ",,")
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU where there is none. ConfigError for what is no device that can train here."""
-    if name == "auto":
+    if name == AUTO:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -24,6 +31,50 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def auto_devices() -> list[str]:
+    """What `auto` may choose from: every GPU, or the CPU where there is none."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def device_list(name: str) -> list[str]:
+    """The devices that train one run, as `name` lists them: `auto` as it stands, `all` as every GPU of this machine.
+
+    "0, 1" and "cuda:0+cuda:1" mean ["cuda:0", "cuda:1"]; "cpu,cpu" means two processes on the CPU, ["cpu:0", "cpu:1"].
+    ConfigError for a device that is not there or is named twice, and for devices of several kinds.
+    """
+    if name.strip() == ALL:
+        return auto_devices()
+    names = [_whole(word.strip()) for word in name.translate(_SEPARATORS).split(",") if word.strip()]
+    if len(names) <= 1:
+        resolve_device(names[0] if names else name)
+        return names
+    if set(names) == {"cpu"}:
+        names = [f"cpu:{index}" for index in range(len(names))]
+    given = ", ".join(names)
+    if AUTO in names or ALL in names:
+        raise ConfigError(f"the devices '{shown(given)}': {AUTO} and {ALL} stand alone, not in a list.")
+    _check_several(given, names, [resolve_device(word) for word in names])
+    return names
+
+
+def device_name(names: Sequence[str]) -> str:
+    """How a job names the devices that train it: as `device_list` reads it."""
+    return ",".join(names)
+
+
+def _whole(word: str) -> str:
+    return f"cuda:{word}" if word.isdecimal() else word
+
+
+def _check_several(given: str, names: list[str], devices: list[torch.device]) -> None:
+    if len({device.type for device in devices}) > 1:
+        raise ConfigError(f"the devices '{shown(given)}' are of several kinds: one run is trained on GPUs of one kind.")
+    places = [(device.type, device.index or 0) for device in devices]
+    twice = [word for index, word in enumerate(names) if places[index] in places[:index]]
+    if twice:
+        raise ConfigError(f"the devices '{shown(given)}' name {shown(twice[0])} twice: each GPU trains once in a run.")
+
+
 def _count(kind: str) -> int:
     """How many devices of a kind torch can use on this machine."""
     if kind == "cuda":
@@ -34,4 +85,6 @@ def _count(kind: str) -> int:
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(f"the device '{shown(name)}' is not known: use auto, cpu, cuda:0, cuda:1, ...")
+    return ConfigError(
+        f"the device '{shown(name)}' is not known: use auto, all, cpu, cuda:0, or a list (cuda:0,cuda:1)."
+    )

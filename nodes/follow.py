@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError, RunError
 from ..core.launch.exits import EXIT_STOPPED
 from ..core.launch.follow import POLL_SECONDS, FollowedRun
+from ..core.launch.planned import places_of
 from ..core.settings.job import Job
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
@@ -144,16 +145,15 @@ class Follower:
         if not self.folder.finished_lora(self.job.loop.steps):
             self._send([])
         while not self.folder.finished_lora(self.job.loop.steps):
-            choices = host.auto_devices() if self.job.device == "auto" else [self.job.device]
-            device = min(choices, key=lambda name: _runs_on[name])
-            _runs_on[device] += 1
+            device = min(places_of(self.job.device, host.auto_devices()), key=_runs_of)
+            _runs_on.update(device.split(","))
             try:
                 claim = await self._claim(device)
                 if claim is not None:
                     await self._train(claim, device)
                     break
             finally:
-                _runs_on[device] -= 1
+                _runs_on.subtract(device.split(","))
             await self._wait()
         notes = [] if self._decoder is None else self._decoder.notes
         note_shown(self.folder, self._token, [*self._notes, *notes])
@@ -192,7 +192,7 @@ class Follower:
             self.folder.write_workflow(workflow=self.graph.workflow, prompt=self.graph.prompt)
             note_shown(self.folder, self._token, self._notes)
             with self.previews.decoding() if self._decoder else nullcontext():
-                log.info("training %s on %s: %s", self.job.name, device, self.folder.path)
+                log.info("training %s on %s: %s", self.job.name, device.replace(",", ", "), self.folder.path)
                 while await self._train_once() and await self._pause():
                     log.info("%s goes on", self.folder.path.name)
         finally:
@@ -303,6 +303,11 @@ class Follower:
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
         }
+
+
+def _runs_of(place: str) -> int:
+    """How many runs train on, or wait for, the busiest of its devices."""
+    return max(_runs_on[name] for name in place.split(","))
 
 
 def _give_back(claiming: "asyncio.Future[Claim]") -> None:

@@ -1,11 +1,13 @@
 """What the training node says of its run, in one place: on the node while it goes on, at its end, and after a reload."""
 
 import time
+from collections import Counter
 
 from ..core.data.counting import counted, describe_lengths
-from ..core.launch.follow import FollowedRun
+from ..core.launch.follow import FollowedRun, gpus_of_step
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
+from ..core.train.events import Event
 from ..core.train.find_run import began
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
@@ -54,4 +56,14 @@ def facts(run: FollowedRun) -> list[str]:
     found = [] if left is None else [f"{duration(left)} left"]
     found += [f"{run.pace.seconds:.2f} s a step"]
     found += [f"learning rate {step['lr']:.2e}"] if "lr" in step else []
-    return [*found, *([f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else [])]
+    return [*found, *_memory(step)]
+
+
+def _memory(step: Event) -> list[str]:
+    """The GPU's memory at its fullest; of several GPUs each one's, and which GPUs they are."""
+    gpus = gpus_of_step(step)
+    if len(gpus) < 2:
+        return [f"{step['reserved_gib']:.1f} GiB of the GPU"] if "reserved_gib" in step else []
+    names = Counter(name or "GPU" for name, _ in gpus)
+    which = " and ".join(f"{count} x {name}" for name, count in names.items())
+    return [f"{len(gpus)} GPUs ({which})", f"{', '.join(f'{gib:.1f}' for _, gib in gpus)} GiB of them"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
+from ..core.launch.planned import describe_devices, gpus_of
 from ..core.packages import check_packages
 from ..core.settings.job import Job, Stage
 from ..core.settings.previews import PreviewOptions
@@ -22,6 +24,7 @@ from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
+from ..core.train.spread import build_over
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, Graph
@@ -90,10 +93,14 @@ class TrainLoRAStage(io.ComfyNode):
         check_writable(runs)
         warnings = job_warnings(job, wanted)
         log.info("%s: %s", job.name, length_line(job))
+        gpus = gpus_of(job.device, host.auto_devices())
+        spread = describe_devices([job], host.auto_devices(), {job.stage: gpus}) if gpus > 1 else []
+        for sentence in spread:
+            log.info("%s: %s", job.name, sentence)
         for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         graph = Graph(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-        follower = Follower(runs, job, node_id, decoder, graph=graph, notes=warnings)
+        follower = Follower(runs, job, node_id, decoder, graph=graph, notes=[*spread, *warnings])
         check_space_before(job, dit.info.config, follower.folder)
         folder = await follower.run()
         if follower.is_partial:
@@ -110,15 +117,17 @@ class TrainLoRAStage(io.ComfyNode):
 
 def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
-    return build_job(
+    build = partial(
+        build_job,
         dit.info,
         data_spec(latents, text),
-        stage_settings(dit, settings),
         name=settings["lora_name"],
         stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
     )
+    wanted = stage_settings(dit, settings)
+    return build_over(build, wanted, dit.info, gpus_of(wanted.device, host.auto_devices()))
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:

@@ -31,11 +31,27 @@ def check_folder_or_recipe(path: Path) -> None:
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
-    """--devices A,B."""
+    """--devices A,B; all; A+B."""
     parser.add_argument(
         "--devices",
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=[],
         metavar="A,B",
-        help="where to train, such as cuda:0,cuda:1; one run each (default: every GPU). cpu:0,cpu:1: two runs on the CPU",
+        help="where to train, such as cuda:0,cuda:1; one run each (default: every GPU). all: each run over all GPUs; "
+        "cuda:0+cuda:1: over these. cpu:0,cpu:1: two runs on the CPU",
     )
+
+
+def add_machines(parser: argparse.ArgumentParser) -> None:
+    """--nodes, --node-rank and --rendezvous, as torchrun calls them."""
+    add = parser.add_argument
+    add("--nodes", type=int, default=1, metavar="N", help="train over the GPUs of N machines (docs/many-gpus.md)")
+    add(
+        "--node-rank",
+        type=int,
+        default=0,
+        metavar="R",
+        help="number of this machine: 0 is the one that makes the caches",
+    )
+    add("--rendezvous", default="", metavar="HOST:PORT", help="address of machine 0, with a free port: the same on all")
+    add("--meeting", default="", help=argparse.SUPPRESS)

@@ -39,6 +39,7 @@ class Gpu:
     capability: str  # compute capability, "9.0"
     total_bytes: int
     free_bytes: int
+    peers: tuple[int, ...] = ()  # GPUs whose memory it reaches directly, by NVLink or PCIe
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,13 @@ def probe_package(name: str, module: str, attribute: str, purpose: str) -> Packa
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    found = []
-    for index in range(torch.cuda.device_count()):
+    found, count = [], torch.cuda.device_count()
+    for index in range(count):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         capability = f"{properties.major}.{properties.minor}"
-        found.append(Gpu(index, properties.name, capability, total, free))
+        peers = tuple(k for k in range(count) if k != index and torch.cuda.can_device_access_peer(index, k))
+        found.append(Gpu(index, properties.name, capability, total, free, peers))
     return tuple(found)
 
 

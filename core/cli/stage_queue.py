@@ -1,4 +1,4 @@
-"""Training runs in worker processes, each on the next free device: several at once, or one after another."""
+"""Training runs in worker processes, each on the next free device, or several: at once, or one after another."""
 
 import contextlib
 import signal
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..devices import resolve_device
 from ..errors import RunError, WanTrainError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
+from ..launch.meeting import Meeting
 from ..launch.pace import duration
-from ..launch.planned import Planned
-from ..launch.worker import device_lock
+from ..launch.planned import Planned, places_of
+from ..launch.turns import DeviceTurn
 from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
@@ -24,10 +24,16 @@ RETRY_SECONDS = 1.0  # between two looks into a folder
 
 
 class StageQueue:
-    """Trains what is planned; a device takes one run at a time."""
+    """Trains what is planned; a device takes one run at a time.
 
-    def __init__(self, planned: Sequence[Planned], devices: Sequence[str], display: Display):
-        self._waiting = list(planned)
+    `devices` are places: one device, or several that train a run together ("cuda:0,cuda:1"; see `places_of`).
+    """
+
+    def __init__(
+        self, planned: Sequence[Planned], devices: Sequence[str], display: Display, meeting: Meeting | None = None
+    ):
+        """`meeting`: of several machines, which are called to each run."""
+        self._waiting, self._meeting = list(planned), meeting
         self._devices = list(devices)
         self._display = display
         self._running: dict[str, _Running] = {}  # by device
@@ -41,7 +47,7 @@ class StageQueue:
         """
         finished: dict[str, Path] = {}
         problems: list[str] = []
-        with _terminate_like_ctrl_c():
+        with terminate_like_ctrl_c():
             try:
                 while self._waiting or self._running:
                     self._start_waiting(finished, problems)
@@ -77,10 +83,10 @@ class StageQueue:
         claim = None
         try:
             claim = plan.claim(device)
-            self._display.say(f"{plan.name}: training on {device} in {claim.folder.path}")
+            self._display.say(f"{plan.name}: training on {device.replace(',', ', ')} in {claim.folder.path}")
             if claim.origin:
                 self._display.say(f"{plan.name}: {claim.origin}")
-            self._running[device] = _Running(plan, claim, self._display)
+            self._running[device] = _Running(plan, claim, self._display, self._meeting)
         except InUseError as error:
             self._tell_once(f"{plan.name}: waiting: {error}")
             return
@@ -92,15 +98,18 @@ class StageQueue:
         self._waiting.remove(plan)
 
     def _free_device(self, plan: Planned) -> str | None:
-        choices = self._devices if plan.job.device == "auto" else [plan.job.device]
+        """The first place that is free for the plan; of several devices, all are."""
+        choices = places_of(plan.job.device, self._devices)
+        taken = {name for place in self._running for name in place.split(",")}
         holders = []
-        for device in choices:
-            if device not in self._running:
-                lock = device_lock(resolve_device(device))
-                if lock.acquire():
-                    lock.release()
-                    return device
-                holders.append(lock.holder())
+        for place in choices:
+            names = place.split(",")
+            if not taken.intersection(names):
+                turn = DeviceTurn(names)
+                if turn.acquire():
+                    turn.release()
+                    return place
+                holders.append(turn.holder())
         message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains"
         self._tell_once(". ".join([message, *filter(None, holders)]))
         return None
@@ -147,9 +156,10 @@ class StageQueue:
 class _Running:
     """A run on a device, and the claim on its folder."""
 
-    def __init__(self, plan: Planned, claim: Claim, display: Display):
+    def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
         self.plan = plan
-        self.run = FollowedRun(claim.folder, plan.job.loop.steps)
+        arguments = meeting.announce(claim.folder.path) if meeting else ()
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments)
         self._claim = claim
         self._display = display
 
@@ -184,7 +194,7 @@ def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
+def terminate_like_ctrl_c() -> Iterator[None]:
     """SIGTERM as KeyboardInterrupt, where that can be arranged: in the main thread.
 
     SIGINT too: a shell that starts a program in the background has it ignored, and `kill -INT` shall stop a run then.

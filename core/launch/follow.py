@@ -11,6 +11,8 @@ Whoever shows the run has the loop, and sleeps there as it suits him (a node asy
 """
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from ..errors import START_AGAIN, RunError
 from ..train.events import Event
@@ -26,13 +28,24 @@ POLL_SECONDS = 0.2
 class FollowedRun:
     """One run with its worker, which is started here. RunError if it can't be. Who starts it has claimed the folder."""
 
-    def __init__(self, folder: RunFolder, steps: int, history: LongHistory | None = None) -> None:
-        """`steps`: the length of the run. `history`: of the event log so far, where the caller has read it."""
+    def __init__(
+        self,
+        folder: RunFolder,
+        steps: int,
+        history: LongHistory | None = None,
+        *,
+        arguments: Sequence[str] = (),
+        is_guest: bool = False,
+    ) -> None:
+        """`steps`: the length of the run. `history`: of the event log so far, where the caller has read it.
+
+        `arguments`: further ones of the worker. `is_guest`: the run was started on another machine.
+        """
         self.folder = folder
         self.steps = steps
         self.history = read_long_history(folder.events_path) if history is None else history
         self.pace = Pace()  # of this worker
-        self.worker = Worker(folder)
+        self.worker = Worker(folder, arguments=arguments, is_guest=is_guest)
         self.has_told = False  # whether this worker has told anything
         self.has_begun = False  # whether it has told at which step it begins
         self._deadline: float | None = None
@@ -94,7 +107,7 @@ class FollowedRun:
             return RunError(message, about=START_AGAIN)
         return RunError(
             f"the training process ended unexpectedly (code {code}): start it again to go on from the last checkpoint. The end "
-            f"of {self.folder.log_path}: {self.worker.log_tail(3)}",
+            f"of {self.worker.log_path}: {self.worker.log_tail(3)}",
             about=START_AGAIN,
         )
 
@@ -107,7 +120,24 @@ class FollowedRun:
         parts += [f"lr {step['lr']:.2e}"] if "lr" in step else []
         parts += [f"{self.pace.seconds:.2f} s/it"]
         parts += [f"{duration(self.pace.left(self.steps - step['step']) or 0.0)} left"]
-        parts += [f"{step['reserved_gib']:.1f} GiB"] if "reserved_gib" in step else []
+        parts += memory_words(step)
         validation = self.history.validation
         parts += [f"validation {validation[validation.last_step]:.4f}"] if validation else []
         return "  ".join(parts)
+
+
+def memory_words(step: Event) -> list[str]:
+    """The GPU's memory at its fullest, as an event of a step tells it; of several GPUs each one's. [] on the CPU."""
+    gpus = gpus_of_step(step)
+    if len(gpus) > 1:
+        return [f"{len(gpus)} GPUs: {', '.join(f'{gib:.1f}' for _, gib in gpus)} GiB"]
+    return [f"{step['reserved_gib']:.1f} GiB"] if "reserved_gib" in step else []
+
+
+def gpus_of_step(step: Event) -> list[tuple[str, float]]:
+    """Name and GiB of each GPU of a run over several, by the number of its process; [] where the event has none."""
+    found: list[dict[str, Any]] = step.get("gpus") or []
+    try:
+        return [(str(gpu["name"]), float(gpu["reserved_gib"])) for gpu in found]
+    except (TypeError, KeyError, ValueError):  # of another version, or not ours
+        return []

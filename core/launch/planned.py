@@ -1,14 +1,16 @@
 """Which job is trained where, before its worker is started."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from ..settings.job import Job
+from ..devices import AUTO, auto_devices, device_list, device_name
+from ..errors import ConfigError
+from ..settings.job import Job, Stage
 from ..train.claim import Claim, claim_folder, claim_run
 from ..train.find_run import find_run
 from ..train.run_folder import RunFolder
+from ..train.spread import check_spread, describe_spread
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,75 @@ class Planned:
         return find_run(self.runs, self.job) if self.runs else self.folder
 
     def claim(self, device: str) -> Claim:
-        """Take the folder, and write the job there for a device. InUseError if somebody trains in it."""
+        """Take the folder, and write the job there for a device, or several. InUseError if somebody trains in it.
+
+        ConfigError if so many can't train the job.
+        """
+        check_spread(self.job, len(device.split(",")))
         job = replace(self.job, device=device)
         return claim_run(self.runs, job) if self.runs else claim_folder(self.folder, job)
 
 
-def auto_devices() -> list[str]:
-    """What `auto` may choose from: every GPU, or the CPU where there is none."""
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+def places_of(device: str, pool: Sequence[str]) -> list[str]:
+    """Where a job with this device may be trained: any of the pool for `auto`, else what it names.
+
+    Each is one device, or several that train the run together: "cuda:0,cuda:1".
+    """
+    return list(pool) if device == AUTO else [device_name(device_list(device))]
+
+
+def pool_of(devices: Sequence[str]) -> list[str]:
+    """The places that `auto` chooses from, as the command line names them; every GPU for none.
+
+    `all` is one place of all GPUs, and "cuda:0+cuda:1" one of two. ConfigError for a device that is not there or is in two
+    places, and for places of several sizes: how many GPUs a run has decides how many batches a step has.
+    """
+    pool = [device_name(device_list(name)) for name in devices] or auto_devices()
+    sizes = {len(place.split(",")) for place in pool}
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"the devices {' and '.join(pool)} are groups of different sizes, but how many GPUs a run has must be known: "
+            "make them equal."
+        )
+    if sizes != {1}:
+        check_apart(pool)
+    return pool
+
+
+def check_apart(places: Sequence[str]) -> None:
+    """ConfigError for a device that is in two places."""
+    names = [name for place in places for name in place.split(",")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(
+            f"the devices {' and '.join(places)} have {twice} in two groups: a GPU trains one run at a time."
+        )
+
+
+def gpus_of(device: str, pool: Sequence[str]) -> int:
+    """How many devices train one run: of the job's device, or of a place of the pool."""
+    return len(places_of(device, pool)[0].split(","))
+
+
+def describe_devices(jobs: Sequence[Job], pool: Sequence[str], gpus: Mapping[Stage, int]) -> list[str]:
+    """What is said before the start about the GPUs: how a run is spread over them, or that it is not. [] for one GPU.
+
+    `gpus`: how many train each stage together. Two experts have a GPU each where both are free to choose: each then trains
+    the samples of a step that were asked for, which a run over all GPUs would multiply.
+    """
+    said = [(job, describe_spread(job, gpus[job.stage])) for job in jobs if gpus[job.stage] > 1]
+    if said and len({sentence for _, sentence in said}) == 1:
+        in_turn = "; the experts take turns" if len(said) > 1 and len(pool) < len(said) else ""
+        return [f"{said[0][1]}{in_turn}"]
+    if said:
+        return [f"{job.stage}: {sentence}" for job, sentence in said]
+    free = [job for job in jobs if job.device == AUTO]
+    if len(pool) < 2 or not free:
+        return []
+    if len(free) == 1:
+        return [f"1 of {len(pool)} GPUs is used: with device all (--devices all) they train this run together."]
+    more = f"; {len(pool) - len(free)} stay free" if len(pool) > len(free) else ""
+    return [
+        f"{len(pool)} GPUs: each expert is trained on one, at the same time{more}. With device all (--devices all) all of them "
+        "train one expert after the other, with as many samples more in each step."
+    ]

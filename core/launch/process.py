@@ -1,10 +1,12 @@
 """Starting a worker and following it, from a process that must stay responsive."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +38,44 @@ def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "
     return environment
 
 
-class Worker:
-    """A training process on one run folder. RunError if it can't be started."""
+def rank_command(folder: RunFolder, python: str = sys.executable) -> list[str]:
+    """The command of a process that trains a run folder until its standard input closes."""
+    return [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"]
 
-    def __init__(self, folder: RunFolder, *, python: str = sys.executable, environment: dict[str, str] | None = None):
+
+class Worker:
+    """A training process on one run folder, which has others below it where the job names several devices.
+
+    RunError if it can't be started.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        python: str = sys.executable,
+        environment: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        is_guest: bool = False,
+    ):
+        """`arguments`: further ones of its command, for a run over several machines.
+
+        `is_guest`: the run was started on another machine, which has the folder in order; this one has a log of its own.
+        """
         self.folder = folder
         check_run_folder(folder.path)  # before the log, which would be written through a link
-        folder.clear_stop()
-        forget_requests(folder.path)
+        self.log_path = folder.log_path
+        if is_guest:
+            self.log_path = folder.log_path.with_name(f"worker-{socket.gethostname()}-{os.getpid()}.log")
+        else:
+            folder.clear_stop()
+            forget_requests(folder.path)
         self._reader = EventReader(folder.events_path, at_end=True)
         try:
-            log = folder.log_path.open("ab")
+            log = self.log_path.open("ab")
         except OSError as error:
-            raise disk_error(error, folder.log_path, "nothing was started") from error
-        command = [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"]
+            raise disk_error(error, self.log_path, "nothing was started") from error
+        command = [*rank_command(folder, python), *arguments]
         try:
             with log:
                 self.process = subprocess.Popen(
@@ -88,7 +114,9 @@ class Worker:
         while self.exit_code is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.exit_code is None:
+            below = _processes_below(self.process.pid)
             self.process.kill()
+            _kill_all(below)
         self.process.wait()
         self._close_stdin()
 
@@ -99,10 +127,29 @@ class Worker:
     def log_tail(self, lines: int = 12) -> str:
         """The end of what it printed."""
         try:
-            text = self.folder.log_path.read_text(encoding="utf-8", errors="replace")
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _processes_below(pid: int) -> list[Any]:
+    """Those that a process has started, as psutil knows them; none without psutil: then they end by themselves, later."""
+    try:
+        import psutil
+    except ImportError:
+        return []
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _kill_all(processes: Sequence[Any]) -> None:
+    """What still runs of them: psutil tells a process from a later one of the same number."""
+    for process in processes:
+        with suppress(Exception):  # psutil.Error: it is gone, or was never ours
+            process.kill()
 
 
 def _same_flags() -> list[str]:

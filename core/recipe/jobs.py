@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..devices import resolve_device
+from ..devices import AUTO
 from ..errors import ConfigError, DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
-from ..launch.planned import Planned
+from ..launch.planned import Planned, gpus_of, pool_of
 from ..paths import is_of_network, path_problem, shown
 from ..settings.job import Job, TrainSample, job_from_json
 from ..train.checks import check_model_file
 from ..train.run_folder import RunFolder
 from ..train.space import check_space_before
+from ..train.spread import check_spread
 from ..train.start import check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.header import read_header
@@ -50,7 +51,7 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
         job = _job_of_lora(path) if path.suffix.lower() == ".safetensors" else _job_of_file(path)
     is_own = is_of_folder or _is_job_of(own, job)
     if devices:
-        job = replace(job, device="auto")
+        job = _on_others(job, devices)
     info = check_job(job, own.path if is_own else None)
     if is_own and work is not None:
         raise ConfigError(
@@ -60,6 +61,13 @@ def plan_existing(path: Path, work: Path | None, devices: list[str]) -> Planned:
     planned = Planned(job.stage, own, job) if is_own else plan(job, runs, job.stage)
     check_space_before(job, info.config, planned.folder)
     return planned
+
+
+def _on_others(job: Job, devices: list[str]) -> Job:
+    """The job to go on over other devices; if they can't be grouped as the earlier ones, that is chosen anew."""
+    count = gpus_of(AUTO, pool_of(devices))
+    parallel = job.parallel if count % max(job.parallel.context, 1) == 0 else replace(job.parallel, context=0)
+    return replace(job, device=AUTO, parallel=parallel)
 
 
 def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
@@ -73,7 +81,7 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
                 f"{what} is {shown(path)}, on another machine or a device, which a job that may be a stranger's does not "
                 "reach: map it to a drive letter, or train from the recipe or the graph."
             )
-    resolve_device(job.device)
+    _check_devices(job)
     _check_kinds(job)
     info = check_model_file(job.model)
     check_start(job, info, folder)
@@ -81,6 +89,15 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
     for sample in job.data.samples:
         _check_sample(job, sample)
     return info
+
+
+def _check_devices(job: Job) -> None:
+    try:
+        check_spread(job, gpus_of(job.device, [AUTO]))
+    except ConfigError as error:
+        if "," not in job.device:
+            raise
+        raise ConfigError(f"{error} The run goes on over other devices, fewer or more, with --devices.") from error
 
 
 def places(job: Job) -> list[str]:

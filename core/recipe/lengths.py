@@ -5,9 +5,13 @@ from pathlib import Path
 
 from ..data.counting import Length, batches_of
 from ..data.types import Dataset
+from ..devices import AUTO
 from ..errors import WanTrainError
 from ..facts import LatentFormat
+from ..launch.planned import gpus_of
 from ..settings.job import Stage
+from ..settings.stage import StageSettings
+from ..train.spread import context_of
 from ..wan.checkpoint import inspect
 from .recipe import Recipe
 
@@ -28,11 +32,20 @@ def planned_lengths(recipe: Recipe, dataset: Dataset) -> dict[Stage, Length]:
         length = Length(
             batches=batches_of(dataset, _latent_format(path), loop.batch_size, loop.token_budget or None),
             batch_size=loop.batch_size,
-            accumulation=loop.gradient_accumulation,
+            accumulation=loop.gradient_accumulation * _side_by_side(settings),
             steps=loop.steps,
         )
         found[stage] = replace(length, steps=length.steps_of(settings.epochs)) if settings.epochs else length
     return found
+
+
+def _side_by_side(settings: StageSettings) -> int:
+    """Samples that train at the same time on the GPUs of a run; of devices that are not there, as if they were one."""
+    try:
+        gpus = gpus_of(settings.device, [AUTO])
+        return gpus // context_of(settings.parallel, gpus)
+    except WanTrainError:
+        return 1
 
 
 def _latent_format(path: str) -> LatentFormat:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from ..data.report import describe_dataset, list_notes
 from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
-from ..devices import resolve_device
+from ..devices import AUTO, device_list, resolve_device
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
-from ..launch.planned import Planned
+from ..launch.planned import Planned, describe_devices, gpus_of
 from ..launch.process import PACK
 from ..launch.progress import Progress, Silent
 from ..locks import FileLock
@@ -38,6 +38,7 @@ from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
 from ..train.space import check_space_before
+from ..train.spread import build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models, check_paired
@@ -49,7 +50,7 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     """Refuse what can't work from the headers of the files alone; what each model to train is."""
     infos = check_models(recipe)
     for stage in infos:
-        resolve_device(recipe.settings(stage).device)
+        device_list(recipe.settings(stage).device)
     for folder in (recipe.cache_path, recipe.runs_path, recipe.lora_folder):
         check_writable(folder)
     return infos
@@ -87,7 +88,7 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
     store, index = Store(recipe.cache_path), recipe.cache_path / "encoders.json"
     sweep_temporaries(recipe.cache_path, recursive=True)
     wait = partial(_await_lock, display=display) if load else None
-    turn = Turn(resolve_device(recipe.device), wait)
+    turn = Turn(resolve_device(device_list(recipe.device)[0]), wait)  # of several, one encodes
     try:
         vae = LazyVideoEncoder(Path(recipe.models.vae), turn, index, display.say)
         clip_vision = Path(recipe.models.clip_vision) if recipe.models.clip_vision else None
@@ -135,8 +136,8 @@ def cache_elsewhere(
     recipe: Recipe, dataset: Dataset, devices: Sequence[str], display: Progress | None = None
 ) -> Cached:
     """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
-    if recipe.device == "auto":
-        recipe = replace(recipe, device=devices[0])
+    if recipe.device == AUTO:
+        recipe = replace(recipe, device=device_list(devices[0])[0])
     looking = Silent() if display is None else _Looking(display)
     try:
         return cache(recipe, dataset, looking, load=False)
@@ -162,22 +163,29 @@ def _run_cache_command(recipe: Recipe) -> None:
         raise RunError(f"encoding ended early (code {code}), for the reason above; what is done is kept.")
 
 
-def jobs(recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached) -> dict[Stage, Job]:
-    """A job for each stage: what the graph makes of equal settings, with equal keys."""
+def jobs(
+    recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached, gpus: Mapping[Stage, int] | None = None
+) -> dict[Stage, Job]:
+    """A job for each stage: what the graph makes of equal settings, with equal keys.
+
+    `gpus`: how many train each stage together; by default as many as its device names.
+    """
+    counts = gpus or {stage: gpus_of(recipe.settings(stage).device, [AUTO]) for stage in infos}
     data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
     adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
     made: dict[Stage, Job] = {}
     for stage, info in infos.items():
-        made[stage] = build_job(
+        build = partial(
+            build_job,
             info,
             data,
-            recipe.settings(stage),
             name=recipe.name,
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
+        made[stage] = build_over(build, recipe.settings(stage), info, counts[stage])
         check_start(made[stage], info)
     return made
 
@@ -192,17 +200,24 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
     return Planned(name, folder, job, runs)
 
 
-def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress) -> list[Planned]:
-    """Everything before training: checks, scan, caches, and the job of each stage."""
+def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *, gpus: int = 0) -> list[Planned]:
+    """Everything before training: checks, scan, caches, and the job of each stage.
+
+    `devices`: the places that a stage may be trained on, as `pool_of` gives them. `gpus`: how many train a stage together,
+    where they are those of several machines.
+    """
     infos = check_recipe(recipe)
     check_paired(recipe)
+    counts: dict[Stage, int] = {stage: gpus or gpus_of(recipe.settings(stage).device, devices) for stage in infos}
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
         display.say(list_notes(cached.notes, limit=None))
     planned: list[Planned] = []
-    made = jobs(recipe, infos, cached)
+    made = jobs(recipe, infos, cached, counts)
     for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
+        display.say(sentence)
+    for sentence in describe_devices(list(made.values()), devices, counts):
         display.say(sentence)
     for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):

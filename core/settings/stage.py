@@ -59,7 +59,10 @@ class StageSettings(Groups, Options):
     device: str = option(
         "auto",
         help="Where to train.",
-        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one they take turns.",
+        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one they take turns. all, or a"
+        " list such as cuda:0,cuda:1, trains the run over several GPUs: each trains batches of its own in every step, so a step"
+        " has as many samples more.",
+        page="See [Many GPUs](https://github.com/ComfyUI-WanTrain/ComfyUI-WanTrain/blob/main/docs/many-gpus.md).",
         in_key=False,
         widget=Widget(TRAIN, "device", 26, is_required=True),
         aitoolkit="device",
@@ -81,7 +84,7 @@ class StageSettings(Groups, Options):
             )
         super().__post_init__()
         if len(self.device) > MAX_WORD:
-            raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, cpu or cuda:0.")
+            raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, all, or cuda:0.")
 
     def warnings(self, stage: Stage) -> list[str]:
         """What was chosen and a job no longer tells: options that have no effect in this stage, one sentence each."""

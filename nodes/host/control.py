@@ -24,17 +24,25 @@ def free_vram() -> None:
 
 
 def device_names() -> list[str]:
-    """Devices that training can run on. Two names for the CPU let two experts train side by side on it."""
+    """Devices that training can run on, and groups of them that train one run together.
+
+    Two names for the CPU let two experts train side by side on it. Of many GPUs, groups of two and four neighbours are here.
+    """
     if mm.cpu_state == mm.CPUState.CPU:
-        return ["auto", "cpu", "cpu:0", "cpu:1"]
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return ["auto", *names, "cpu"]
+        return ["auto", "cpu", "cpu:0", "cpu:1", "all", "cpu:0,cpu:1"]
+    gpus = _gpus()
+    groups = [gpus[start : start + size] for size in (2, 4) if size < len(gpus) for start in range(0, len(gpus), size)]
+    return ["auto", *gpus, "cpu", "all", *(",".join(group) for group in groups if len(group) > 1)]
 
 
 def auto_devices() -> list[str]:
     """What `auto` may choose from."""
-    names = [name for name in device_names() if name.startswith("cuda")]
-    return names or ["cpu"]
+    return _gpus() or ["cpu"]
+
+
+def _gpus() -> list[str]:
+    is_used = mm.cpu_state != mm.CPUState.CPU and torch.cuda.is_available()
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if is_used else []
 
 
 def interrupted() -> bool:

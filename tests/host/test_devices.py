@@ -3,7 +3,8 @@
 import time
 
 from wan_train.core.train.events import EventReader
-from wan_train.tests.host.graphs import two_stages
+from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.host.graphs import one_stage, two_stages
 
 
 def spans(host, name):
@@ -42,6 +43,31 @@ def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
         events = EventReader(folder / "events.jsonl").read()
         assert events[-1]["event"] == "stopped", folder  # and not at its end
         assert list((folder / "checkpoints").glob("step-*"))
+
+
+def test_one_run_over_two_devices_is_stopped_and_goes_on(host):
+    """In a list of the widget: a process for each, whose batches are those of one step."""
+    prompt = one_stage(lora_name="many", steps=4000, seed=14, device="cpu:0,cpu:1", checkpoint_every=1000)
+    prompt_id = host.queue(prompt)
+    runs, end = host.base / "output" / "wan_train" / "runs", time.monotonic() + 240
+    while not any(event["event"] == "step" for folder in runs.glob("many_*") for event in events_of(folder)):
+        assert time.monotonic() < end, "it never began"
+        time.sleep(0.1)
+    host.interrupt(prompt_id)
+    assert host.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+    (folder,) = runs.glob("many_*")
+    done = max(event.get("step", 0) for event in events_of(folder))
+    assert events_of(folder)[-1]["event"] == "stopped"
+    assert RunFolder(folder).read_job().loop.gradient_accumulation == 2
+
+    entry = host.run(one_stage(lora_name="many", steps=done + 2, seed=14, device="cpu:0,cpu:1"), timeout=240)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert [event["step"] for event in events_of(folder) if event["event"] == "start"][-1] == done
+    assert RunFolder(folder).finished_lora(done + 2)
+
+
+def events_of(folder):
+    return EventReader(folder / "events.jsonl").read()
 
 
 def _both_have_made_steps(runs):

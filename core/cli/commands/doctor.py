@@ -124,6 +124,7 @@ def _machine_lines(machine: Machine) -> list[str]:
     for gpu in machine.gpus:
         text = f"  GPU {gpu.index}: {gpu.name}, {_gib(gpu.free_bytes)} free of {_gib(gpu.total_bytes)}"
         lines.append(f"{text}, compute capability {gpu.capability}")
+    lines += _links(machine)
     if not machine.gpus:
         built = f"CUDA {machine.cuda}" if machine.cuda else "no CUDA"
         lines.append(f"  no GPU (torch was built with {built}): the CPU trains miniature models only")
@@ -131,6 +132,18 @@ def _machine_lines(machine: Machine) -> list[str]:
     lines.append(f"  memory: {known if memory.total_bytes else 'not known here (install psutil)'}")
     lines.append(f"  disk: {_gib(machine.free_disk_bytes)} free for {machine.work_folder}")
     return lines
+
+
+def _links(machine: Machine) -> list[str]:
+    """How several GPUs reach each other, which decides how fast one run over them is."""
+    if len(machine.gpus) < 2:
+        return []
+    missing = [
+        f"{a.index} and {b.index}" for a in machine.gpus for b in machine.gpus[a.index + 1 :] if a.index not in b.peers
+    ]
+    if not missing:
+        return ["  links: every GPU reaches the memory of every other directly (NVLink or PCIe)"]
+    return [f"  links: no direct way between the GPUs {', '.join(missing)}: they talk by way of main memory"]
 
 
 def _card(machine: Machine) -> Card | None:

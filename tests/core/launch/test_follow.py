@@ -2,7 +2,7 @@
 
 import pytest
 from wan_train.core.errors import START_AGAIN
-from wan_train.core.launch.follow import FollowedRun
+from wan_train.core.launch.follow import FollowedRun, memory_words
 from wan_train.core.train.run_folder import RunFolder
 
 
@@ -62,3 +62,12 @@ def test_an_error_of_the_worker_is_the_runs(folder, job):
     problem = run.problem()
     assert "are gone from" in str(problem)
     assert problem.about == START_AGAIN
+
+
+def test_the_memory_of_each_gpu():
+    two = [{"name": "NVIDIA H200", "reserved_gib": 71.25}, {"name": "NVIDIA H200", "reserved_gib": 70.0}]
+    assert memory_words({"reserved_gib": 71.25, "gpus": two}) == ["2 GPUs: 71.2, 70.0 GiB"]
+    assert memory_words({"reserved_gib": 71.25}) == ["71.2 GiB"]
+    assert memory_words({}) == []
+    for damaged in ([1], [{"name": "x"}], [{"name": "x", "reserved_gib": "much"}], 7, "words"):
+        assert memory_words({"reserved_gib": 1.0, "gpus": damaged}) == ["1.0 GiB"]

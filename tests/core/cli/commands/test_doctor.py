@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_train.core.cli.commands.doctor import GIB, _model_lines, problems, remedies
+from wan_train.core.cli.commands.doctor import GIB, _machine_lines, _model_lines, problems, remedies
 from wan_train.core.cli.fits import what_fits
 from wan_train.core.cli.inventory import list_models, weight_bytes
 from wan_train.core.cli.machine import Gpu, Machine, Memory, Package, probe_package
@@ -177,3 +177,14 @@ def test_what_does_not_fit_is_told_with_what_would(folder):
     card = replace(CARD, free=GIB // 2, free_ram=3 * GIB, pinnable_ram=3 * GIB)
     lines = what_fits(folder / "i2v.safetensors", card, compiled=False)
     assert "does not fit: the leanest plan takes" in lines[2]
+
+
+def test_how_several_gpus_reach_each_other():
+    one, two = MACHINE.gpus
+
+    def links(*gpus):
+        return [line for line in _machine_lines(replace(MACHINE, gpus=gpus)) if "links" in line or "no direct" in line]
+
+    assert links(one) == []
+    assert "every GPU reaches the memory of every other" in links(replace(one, peers=(1,)), replace(two, peers=(0,)))[0]
+    assert "no direct way between the GPUs 0 and 1" in links(one, two)[0]

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from wan_train.core.errors import ConfigError
+from wan_train.core.launch.planned import describe_devices, gpus_of, places_of, pool_of
+
+
+@pytest.fixture(autouse=True)
+def four(monkeypatch):
+    """A machine with four GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+def test_the_pool_that_auto_chooses_from():
+    assert pool_of([]) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert pool_of(["0", "cuda:2"]) == ["cuda:0", "cuda:2"]
+    assert pool_of(["all"]) == ["cuda:0,cuda:1,cuda:2,cuda:3"]
+    assert pool_of(["0+1", "2+3"]) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
+    assert pool_of(["cpu:0", "cpu:1"]) == ["cpu:0", "cpu:1"]
+
+
+def test_pools_that_can_not_be():
+    with pytest.raises(ConfigError, match="cuda:0,cuda:1 and cuda:2 are groups of different sizes"):
+        pool_of(["0+1", "2"])
+    with pytest.raises(ConfigError, match="have cuda:1 in two groups"):
+        pool_of(["0+1", "1+2"])
+    with pytest.raises(ConfigError, match="'cuda:9' is not there"):
+        pool_of(["9"])
+
+
+def test_where_a_job_may_be_trained():
+    pool = pool_of(["0+1", "2+3"])
+    assert places_of("auto", pool) == pool
+    assert places_of("cuda:3", pool) == ["cuda:3"]
+    assert places_of("0,1,2", pool) == ["cuda:0,cuda:1,cuda:2"]
+    assert [gpus_of(device, pool) for device in ("auto", "cuda:3", "all")] == [2, 1, 4]
+
+
+def test_what_is_said_before_the_start(job):
+    high, low = (replace(job, stage=stage, device="auto") for stage in ("high", "low"))
+    alone = {"high": 1, "low": 1}
+    assert describe_devices([high, low], ["cuda:0"], alone) == []
+    assert describe_devices([replace(high, device="cuda:0")], pool_of([]), alone) == []
+    (said,) = describe_devices([high, low], pool_of(["0", "1"]), alone)
+    assert said.startswith("2 GPUs: each expert is trained on one, at the same time. With device all")
+    (said,) = describe_devices([high, low], pool_of([]), alone)
+    assert "; 2 stay free. " in said
+    (said,) = describe_devices([high], pool_of([]), alone)
+    assert said == "1 of 4 GPUs is used: with device all (--devices all) they train this run together."
+
+    two = [replace(each, loop=replace(each.loop, gradient_accumulation=2)) for each in (high, low)]
+    step = "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU"
+    assert describe_devices(two, ["cuda:0,cuda:1"], {"high": 2, "low": 2}) == [f"{step}; the experts take turns"]
+    assert describe_devices(two, pool_of(["0+1", "2+3"]), {"high": 2, "low": 2}) == [step]
+    assert describe_devices(two[:1], ["cuda:0,cuda:1"], {"high": 2}) == [step]
