@@ -4,6 +4,7 @@ A run has one device, or several that train it together: `all`, or a list such a
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
@@ -88,3 +89,8 @@ def _unknown(name: str) -> ConfigError:
     return ConfigError(
         f"the device '{shown(name)}' is not known: use auto, all, cpu, cuda:0, or a list (cuda:0,cuda:1)."
     )
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """Of a CUDA device, without "GPU-"; asking for it takes no memory there. "" where PyTorch does not tell."""
+    return str(getattr(cast(Any, torch.cuda).get_device_properties(device), "uuid", ""))

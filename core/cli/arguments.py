@@ -40,6 +40,12 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
         help="where to train, such as cuda:0,cuda:1; one run each (default: every GPU). all: each run over all GPUs; "
         "cuda:0+cuda:1: over these. cpu:0,cpu:1: two runs on the CPU",
     )
+    parser.add_argument(
+        "--no-wait",
+        dest="waits",
+        action="store_false",
+        help="start at once, also where other programs have filled the GPU (default: wait for them)",
+    )
 
 
 def add_machines(parser: argparse.ArgumentParser) -> None:

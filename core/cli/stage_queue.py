@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import RunError, WanTrainError, advised
 from ..launch.follow import POLL_SECONDS, FollowedRun
+from ..launch.free_gpu import FreeGpus
 from ..launch.meeting import Meeting
 from ..launch.pace import duration
 from ..launch.planned import Planned, places_of
@@ -30,9 +31,16 @@ class StageQueue:
     """
 
     def __init__(
-        self, planned: Sequence[Planned], devices: Sequence[str], display: Display, meeting: Meeting | None = None
+        self,
+        planned: Sequence[Planned],
+        devices: Sequence[str],
+        display: Display,
+        meeting: Meeting | None = None,
+        *,
+        waits: bool = True,
     ):
-        """`meeting`: of several machines, which are called to each run."""
+        """`meeting`: of several machines, which are called to each run. `waits`: for a GPU that other programs have filled."""
+        self._free_gpus = FreeGpus() if waits else None
         self._waiting, self._meeting = list(planned), meeting
         self._devices = list(devices)
         self._display = display
@@ -108,9 +116,13 @@ class StageQueue:
                 turn = DeviceTurn(names)
                 if turn.acquire():
                     turn.release()
-                    return place
-                holders.append(turn.holder())
-        message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run trains"
+                    short = self._free_gpus.first_shortage(plan.job, names) if self._free_gpus else ""
+                    if not short:
+                        return place
+                    holders.append(short)
+                else:
+                    holders.append(turn.holder())
+        message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run or program is"
         self._tell_once(". ".join([message, *filter(None, holders)]))
         return None
 

@@ -14,19 +14,21 @@ from .machines import join, leading
 from .stage_queue import StageQueue, refuse
 
 
-def train_recipe(recipe: Recipe, devices: Sequence[str], display: Display, call: Called | None = None) -> list[Path]:
+def train_recipe(
+    recipe: Recipe, devices: Sequence[str], display: Display, call: Called | None = None, *, waits: bool = True
+) -> list[Path]:
     """Train every stage of the recipe; the LoRA files. RunError if a stage failed, after the others' end.
 
-    `call`: over several machines. Those that join one write no files.
+    `call`: over several machines. Those that join one write no files. `waits`: see `StageQueue`.
     """
     if call is None:
-        return _train(recipe, pool_of(devices), display)
+        return _train(recipe, pool_of(devices), display, waits=waits)
     if call.number:
         join(call, devices, recipe.runs_path, display)
         return []
     recipe = _on_auto(recipe)
     with leading(call, devices, display) as (meeting, gpus):
-        return _train(recipe, [device_name(meeting.devices)], display, meeting, gpus)
+        return _train(recipe, [device_name(meeting.devices)], display, meeting, gpus, waits=waits)
 
 
 def _on_auto(recipe: Recipe) -> Recipe:
@@ -38,10 +40,16 @@ def _on_auto(recipe: Recipe) -> Recipe:
 
 
 def _train(
-    recipe: Recipe, pool: Sequence[str], display: Display, meeting: Meeting | None = None, gpus: int = 0
+    recipe: Recipe,
+    pool: Sequence[str],
+    display: Display,
+    meeting: Meeting | None = None,
+    gpus: int = 0,
+    *,
+    waits: bool,
 ) -> list[Path]:
     planned = prepare_recipe(recipe, pool, display, gpus=gpus)
-    finished, problems = StageQueue(planned, pool, display, meeting).run()
+    finished, problems = StageQueue(planned, pool, display, meeting, waits=waits).run()
     files = ship_loras(recipe, finished, display)
     refuse(problems)
     return files

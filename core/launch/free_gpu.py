@@ -7,11 +7,10 @@ ComfyUI, their memory has to be looked at before a training starts, or it would 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
-from ..devices import resolve_device
+from ..devices import gpu_uuid, resolve_device
 from ..errors import WanTrainError
 from ..plan.card import Card
 from ..plan.constants import constants
@@ -25,6 +24,7 @@ from .gpu_programs import GpuMemory, command_of, read_gpus
 
 GIB = 2**30
 LOOK_SECONDS = 5.0  # between two questions to nvidia-smi, which takes a second on a server with many GPUs
+_EMPTY = 0.95  # of the memory of a GPU, with which nobody else is there: what does not fit then is told when it starts
 MOST_NAMED = 3  # programs in a sentence
 _RATES = ("matmul", "matmul_fp32", "attention", "bandwidth", "to_device", "staged")
 
@@ -57,7 +57,7 @@ class FreeGpus:
         refused with advice when it starts. The sentence stays the same while the same programs are there.
         """
         gpu = self._look().get(self._uuid_of(device)) if device.type == "cuda" else None
-        if gpu is None:
+        if gpu is None or gpu.free >= _EMPTY * gpu.total:
             return ""
         need = self._need(job, device, gpu.total)
         if need is None or need <= gpu.free or need > gpu.total:
@@ -121,8 +121,3 @@ def sentence(device: torch.device, need: int, gpu: GpuMemory) -> str:
         f"{device} has {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free, and this training takes {need / GIB:.1f}"
         f" at least; {who}. It starts by itself when there is room; to start at once with what is free, add --no-wait"
     )
-
-
-def gpu_uuid(device: torch.device) -> str:
-    """Of a CUDA device, without "GPU-"; asking for it takes no memory there. "" where PyTorch does not tell."""
-    return str(getattr(cast(Any, torch.cuda).get_device_properties(device), "uuid", ""))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..adapters.peft_hooks import begin_importing_adapters
-from ..devices import resolve_device
+from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
 from ..parallel.world import started_by_torchrun
@@ -38,9 +38,11 @@ log = logging.getLogger(__name__)
 def device_lock(device: torch.device) -> FileLock:
     """The lock that a run holds on its device, so that two runs take turns instead of sharing its memory.
 
+    A GPU's is named by the GPU: its number may differ from process to process (CUDA_VISIBLE_DEVICES, SLURM).
     RunError where there is no folder for temporary files.
     """
-    name = str(device).replace(":", "-")
+    uuid = gpu_uuid(device) if device.type == "cuda" else ""
+    name = f"cuda-{uuid}" if uuid else str(device).replace(":", "-")
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         _write(options.write, recipe)
         return EXIT_FINISHED
     try:
-        train_recipe(recipe, options.devices, Display())
+        train_recipe(recipe, options.devices, Display(), waits=options.waits)
     except RunStoppedError:
         return EXIT_STOPPED
     return EXIT_FINISHED

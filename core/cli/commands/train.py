@@ -63,7 +63,9 @@ def _train(options: argparse.Namespace) -> None:
     display, call = Display(), called(options)
     if not holds_job(options.path):
         work = [f"work={json.dumps(str(options.work.resolve()))}"] if options.work else []
-        train_recipe(read_recipe(options.path, [*options.changes, *work]), options.devices, display, call)
+        train_recipe(
+            read_recipe(options.path, [*options.changes, *work]), options.devices, display, call, waits=options.waits
+        )
         return
     if options.changes:
         raise ConfigError("--set is for recipes: the settings of a job decide its run, and stay as they are.")
@@ -88,7 +90,7 @@ def _train_job(
     check_spread(planned.job, count)
     for sentence in describe_devices([planned.job], pool, {planned.job.stage: count}):
         display.say(sentence)
-    finished, problems = StageQueue([planned], pool, display, meeting).run()
+    finished, problems = StageQueue([planned], pool, display, meeting, waits=options.waits).run()
     refuse(problems)
     for path in finished.values():
         display.say(f"the LoRA is {path}")
