@@ -23,11 +23,13 @@ from time_to_lora import start_report  # also makes the pack importable
 from wan_train.benchmarks import speed
 from wan_train.benchmarks.lora_clock import run_ours
 from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint
+from wan_train.core.adapters.metadata import base_model_name
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train.events import Event, EventReader
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.core.wan.checkpoint import inspect
 
 ROWS = [
     "fp8 1024x1024 data",
@@ -80,7 +82,8 @@ def measure(row: Row, gpus: int, model: Path, work: Path, options: argparse.Name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = make_job(work / "data", model, [row.clip], options.steps)
-    job = replace(job, model=replace(job.model, precision=PRECISIONS[row.weights]))
+    label = base_model_name(inspect(model).config, is_expert=False)
+    job = replace(job, model=replace(job.model, precision=PRECISIONS[row.weights], label=label))
     job = replace(row.job_on(gpus, job), device=",".join(["cpu"] * gpus)) if options.cpu else row.job_on(gpus, job)
     RunFolder(folder).write_job(job)
     clock = run_ours(folder, work / "kept" / "compiled", limit=options.limit)
