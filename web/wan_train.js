@@ -2,7 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
+import { addFolding, fitHeight } from "./folding.js";
+import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
 import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
@@ -76,6 +77,7 @@ const extension = {
 
   nodeCreated(created) {
     const node = /** @type {Comfy.Node} */ (created);
+    if (isOurs(node)) addFolding(node);
     if (node.comfyClass === TRAIN) addChart(node);
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
@@ -87,8 +89,10 @@ const extension = {
     };
   },
 
-  loadedGraphNode(node) {
+  loadedGraphNode(loaded) {
+    const node = /** @type {Comfy.Node} */ (loaded);
     renewValues(node);
+    if (isOurs(node)) fitHeight(node);
   },
 
   afterConfigureGraph() {
