@@ -33,13 +33,16 @@ const charts = new WeakMap();
 /** @param {string} run */
 const addressOfRun = (run) => `/wan_train/runs/${encodeURIComponent(run)}`;
 
-/** @param {Comfy.Node} node */
-export function addChart(node) {
+/**
+ * @param {Comfy.Node} node
+ * @param {() => Promise<string>} check what the button Check does; gives what to say beside it
+ */
+export function addChart(node, check) {
   const addressOf = (/** @type {string} */ file) => api.apiURL(`${addressOfRun(entry.run ?? "")}/previews/${file}`);
   const chart = new LossChart(
     addressOf,
     () => makeRoom(node),
-    (what) => ask(entry, what),
+    (what) => ask(entry, what, check),
   );
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
@@ -60,9 +63,11 @@ export function addChart(node) {
  * Ask the server to stop, pause or save the run. Returns "" or a sentence why it can't.
  * @param {Entry} entry
  * @param {string} what
+ * @param {() => Promise<string>} check
  */
-async function ask(entry, what) {
+async function ask(entry, what, check) {
   try {
+    if (what === "check") return await check();
     const answer = await api.fetchApi(`${addressOfRun(entry.run ?? "")}/ask/${what}`, { method: "POST" });
     return answer.ok ? "" : (await answer.json()).error;
   } catch (error) {

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { checkWorkflow } from "./check.js";
 import { addFolding, fitHeight } from "./folding.js";
 import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
@@ -78,7 +79,7 @@ const extension = {
   nodeCreated(created) {
     const node = /** @type {Comfy.Node} */ (created);
     if (isOurs(node)) addFolding(node);
-    if (node.comfyClass === TRAIN) addChart(node);
+    if (node.comfyClass === TRAIN) addChart(node, checkWorkflow);
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
     if (hasLook(node.comfyClass ?? "")) addLook(node);
