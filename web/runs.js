@@ -53,10 +53,37 @@ export function addChart(node, check) {
     chart.element,
     () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT),
   );
+  for (const moment of /** @type {const} */ (["onAdded", "onConfigure"])) {
+    const before = node[moment];
+    node[moment] = function (/** @type {any} */ given) {
+      dropCopied(node);
+      return before?.call(this, given);
+    };
+  }
   widget.beforeQueued = () => {
     // Into the workflow that is sent: by it the server tells us again which run is this node's.
     if (!node.properties[TOKEN]) node.setProperty(TOKEN, crypto.randomUUID());
   };
+}
+
+/**
+ * A copy of a node is a training of its own: it drops the run that it was copied with. Later, for a node that moves into a
+ * subgraph is copied, and then removed.
+ * @param {Comfy.Node} node
+ */
+function dropCopied(node) {
+  setTimeout(() => {
+    const token = node.properties[TOKEN];
+    const first = token && allNodes().find((other) => other.properties?.[TOKEN] === token);
+    if (!first || first === node || !node.graph) return;
+    delete node.properties[TOKEN];
+    delete node.properties.wan_run;
+    const entry = charts.get(node);
+    if (!entry) return;
+    entry.run = null;
+    entry.chart.clear();
+    entry.chart.say("");
+  }, 0);
 }
 
 /**

@@ -7,7 +7,6 @@ import os
 import shutil
 
 import pytest
-
 from wan_train.tools.screenshot import BROWSERS
 
 RENDERERS = {"canvas": False, "vue": True}

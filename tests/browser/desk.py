@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, ElementHandle, Page
-
-from wan_train.tools.layout import api_to_ui
 from wan_train.tests.host_server import Host
+from wan_train.tools.layout import api_to_ui
 
 Json = dict[str, Any]
 APP = "window.comfyAPI.app.app"
-READY = "!!window.comfyAPI?.app?.app?.vueAppReady && !!window.comfyAPI.app.app.extensionManager?.workflow?.activeWorkflow"
+READY = (
+    "!!window.comfyAPI?.app?.app?.vueAppReady && !!window.comfyAPI.app.app.extensionManager?.workflow?.activeWorkflow"
+)
 # nodeOf("3") or nodeOf("1:3"), the inner node 3 of the subgraph node 1; partOf: an element of a widget of ours.
 HELPERS = f"""
 window.nodeOf = (id) => String(id).split(":").reduce(

@@ -4,9 +4,8 @@ import json
 from typing import Any
 
 import pytest
-
-from wan_train.tests.host.graphs import Json, node, one_stage
 from wan_train.tests.browser.desk import ANSWER, NOTES, Desk, until
+from wan_train.tests.host.graphs import Json, node, one_stage
 
 
 def training(name: str, **options: Any) -> Json:
