@@ -181,6 +181,22 @@ def i2v_a14b_sketch() -> Sketch:
     return sketch
 
 
+def trainer_sketch() -> Sketch:
+    """What is inside the blueprint: from a folder and two model files to a pair of LoRAs."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_21, width=480, height=272, num_frames=33)
+    runs = {}
+    for stage, file in experts("t2v").items():
+        dit = add_loader(sketch, TRAINING, "LoadWanDiT", file, f"Load Wan DiT ({stage})")
+        runs[stage] = sketch.add(
+            TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage})",
+            dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=f"{stage} noise", lora_name="my_lora",
+            vae=(data.vae, 0), preview_every=250,
+        )  # fmt: skip
+    sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
+    return sketch
+
+
 def t2v_1_3b_sketch() -> Sketch:
     """Wan 2.1 T2V 1.3B. Its preview has the guidance 6 and shift 8 that the official README advises for it."""
     sketch = Sketch()

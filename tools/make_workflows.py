@@ -1,4 +1,4 @@
-"""Writes the example workflows from the prompts that are kept as code.
+"""Writes the example workflows, and the subgraph blueprint, from the prompts that are kept as code.
 
 Run against a ComfyUI that has this pack: python -m tools.make_workflows http://127.0.0.1:8188
 """
@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from .blueprint import Entry, Exit, blueprint
 from .examples import (
     DEMO_MODELS_NOTE,
     DEMO_NOTE,
@@ -17,11 +18,14 @@ from .examples import (
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
     ti2v_5b_sketch,
+    trainer_sketch,
 )
 from .layout import Page, api_to_ui
 from .workflow import Json
 
 PACK = Path(__file__).resolve().parent.parent
+
+BLUEPRINT = "Train a Wan LoRA"
 
 # Of nodes in their group, from left to right.
 COLUMNS = {
@@ -89,6 +93,33 @@ def workflows(object_info: Json) -> dict[str, Json]:
     return found
 
 
+def train_blueprint(object_info: Json) -> Json:
+    """The whole training of Wan 2.2 as one node with six inputs."""
+    sketch = trainer_sketch()
+    page = Page(groups=sketch.groups, models=sketch.models, columns=columns(sketch))
+    ids: dict[str, list[int]] = {}
+    for key, entry in sketch.prompt.items():
+        ids.setdefault(entry["class_type"], []).append(int(key))
+    (data,), (pair,) = (ids[kind] for kind in ("DatasetFromFolder", "MergeStages"))
+    (high, low), runs = ids["LoadWanDiT"], ids["TrainLoRAStage"]
+    entries = (
+        Entry("folder", [(data, "folder")]),
+        Entry("trigger_word", [(data, "trigger_word")]),
+        Entry("high_model", [(high, "model_name")]),
+        Entry("low_model", [(low, "model_name")]),
+        Entry("lora_name", [(run, "lora_name") for run in runs]),
+        Entry("steps", [(run, "steps") for run in runs]),
+    )
+    return blueprint(
+        BLUEPRINT,
+        api_to_ui(sketch.prompt, object_info, page),
+        entries,
+        [Exit("pair", pair, 0)],
+        category="Training",
+        description="From a folder of captioned clips to a pair of LoRAs for Wan 2.2 A14B. Open it for all settings.",
+    )
+
+
 def main(url: str) -> None:
     """Write the workflows with the node definitions of the ComfyUI at `url`."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
@@ -98,6 +129,10 @@ def main(url: str) -> None:
         path = PACK / "example_workflows" / f"{name}.json"
         path.write_text(json.dumps(ui, indent=1) + "\n", encoding="utf-8")
         print(path)
+    path = PACK / "subgraphs" / f"{BLUEPRINT}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(train_blueprint(object_info), indent=1) + "\n", encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":
