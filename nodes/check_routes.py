@@ -44,7 +44,7 @@ from .widgets import meanings
 log = logging.getLogger(__name__)
 _MOST_BYTES = 20_000_000  # of a prompt
 _TRAIN = "TrainLoRAStage"
-_MOST_NODES = 1000  # between a training and its dataset: beyond, it is a circle
+_MOST_JOINED = 50  # joined datasets in each other: beyond, it is a circle
 Found = dict[str, dict[str, Any]]
 
 
@@ -69,6 +69,9 @@ async def post_check(request: web.Request) -> web.Response:
         found = await asyncio.get_running_loop().run_in_executor(threads, check, prompt)
     except WanTrainError as error:
         return refusal(422, str(error))
+    except Exception:
+        log.exception("a workflow could not be checked")
+        return refusal(500, "this workflow can't be checked, for a reason that stands in ComfyUI's log.")
     return web.json_response({"nodes": found})
 
 
@@ -186,7 +189,7 @@ class _Graph:
     def _joined(self, key: str, depth: int) -> Dataset:
         inputs = self.nodes[key]["inputs"]
         names = sorted((name for name in inputs if name.startswith("datasets.")), key=number_of)
-        if depth > _MOST_NODES:
+        if depth > _MOST_JOINED:
             raise _NodeError(key, "the datasets are joined in a circle.")
         parts = [self._dataset(self._source(key, name, "Dataset from Folder"), depth + 1) for name in names]
         with _on(key):

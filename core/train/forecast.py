@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
+from ..data.counting import counted
 from ..data.join import frame_rates
 from ..data.types import Dataset, Sample
 from ..disk import free_bytes, gigabytes
 from ..errors import DatasetError
 from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
-from ..plan.advice import explain, what_would_fit
+from ..plan.advice import explain, memory_taken, what_would_fit
 from ..plan.decision import decide
 from ..plan.learnt import Learnt
 from ..plan.sizes import Sizes
@@ -90,8 +91,11 @@ def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Pat
     learnt = Learnt(device, scratch)
     planner = learnt.planner(job, decision, learnt.probe(decision))
     choice = planner.choose()
-    where = "on the CPU: " if device.type == "cpu" else ""
-    return where + (what_would_fit(planner) if choice is None else explain(planner, choice, steps=job.loop.steps))
+    if choice is None:
+        return what_would_fit(planner)
+    if device.type == "cpu":  # of which no run has taught the planner how long a step takes
+        return f"on the CPU: {memory_taken(planner, choice)}; how long a step takes shows after the first ones"
+    return explain(planner, choice, steps=job.loop.steps)
 
 
 def disk_lines(job: Job, sizes: Sizes, folder: Path) -> list[str]:
@@ -99,4 +103,5 @@ def disk_lines(job: Job, sizes: Sizes, folder: Path) -> list[str]:
     need, free = space_needed(job, sizes), free_bytes(folder)
     warnings = check_space(job, sizes, folder)
     left = "" if free is None else f" of {gigabytes(free)} that are free"
-    return [f"disk: {gigabytes(need.total)}{left}, for {need.checkpoints} checkpoints and the LoRA", *warnings]
+    kept = counted(need.checkpoints, "checkpoint")
+    return [f"disk: {gigabytes(need.total)}{left}, for {kept} and the LoRA", *warnings]
