@@ -1,4 +1,4 @@
-"""The tests of the page, `tests/browser`, each in both of ComfyUI's renderers; and those that are too long to run with the others."""
+"""The tests of the page, `tests/browser`, each in both of ComfyUI's renderers, those that take long too."""
 
 import re
 import subprocess
