@@ -284,4 +284,4 @@ def test_every_example_workflow_runs(host, path):
         assert {job.data.conditioning for job in jobs} == {"first frame"}
         assert {(job.timesteps.sigma_min, job.timesteps.sigma_max) for job in jobs} == {(0.0, 0.9), (0.9, 1.0)}
     saved = [output for output in entry["outputs"].values() if output.get("animated") or output.get("images")]
-    assert [file["filename"].startswith("example") for output in saved for file in output["images"]] == [True]  # the LoRA's name
+    assert [file["filename"].startswith("example") for output in saved for file in output["images"]] == [True]
