@@ -1,4 +1,4 @@
-"""The tests of the page, `tests/browser`, each in both of ComfyUI's renderers, those that take long too."""
+"""The tests of the page, `tests/browser`, each in both of ComfyUI's renderers."""
 
 import re
 import subprocess
