@@ -40,6 +40,11 @@ def followed(run: str) -> "Follower | None":
     return _followed.get(run)
 
 
+def is_training(device: str) -> bool:
+    """Whether a run of this process trains, or waits to, on a device."""
+    return _runs_on[device] > 0
+
+
 @dataclass(frozen=True)
 class Graph:
     """What a prompt says of where the node stands; None where it was queued by a program."""

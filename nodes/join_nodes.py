@@ -1,7 +1,6 @@
 """Several datasets in one run."""
 
 import logging
-from typing import Any
 
 from comfy_api.latest import io
 
@@ -45,7 +44,9 @@ class JoinDatasets(io.ComfyNode):
     @checked
     def execute(cls, datasets: dict[str, Dataset]) -> io.NodeOutput:
         """One whose node is muted is not among them, whichever its place is."""
-        found = [value for _, value in sorted(datasets.items(), key=_number) if value is not None]
+        found = [
+            value for _, value in sorted(datasets.items(), key=lambda item: number_of(item[0])) if value is not None
+        ]
         if not found:
             raise ConfigError("datasets has no wire: connect at least one Dataset from Folder that is not muted.")
         dataset = join(found)
@@ -54,9 +55,9 @@ class JoinDatasets(io.ComfyNode):
         return io.NodeOutput(dataset, ui={"text": [describe_dataset(dataset)]})
 
 
-def _number(item: tuple[str, Any]) -> int:
+def number_of(name: str) -> int:
     """The place of an input among the others: dataset_2 before dataset_10."""
-    return int("0" + "".join(filter(str.isdecimal, item[0])))
+    return int("0" + "".join(filter(str.isdecimal, name)))
 
 
 NODES = [JoinDatasets]

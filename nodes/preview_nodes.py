@@ -1,6 +1,7 @@
 """Generating with the new LoRA, off and on, with the user's own models and the host's own sampler."""
 
 import logging
+import re
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..core.facts import (
     official_boundary,
     official_shift,
 )
+from ..core.generate.film import title_strip
 from ..core.generate.trigger import fill_prompts
 from ..core.settings.dataset import DatasetOptions
 from . import host
@@ -57,6 +59,10 @@ class PreviewLoRA(io.ComfyNode):
                     tooltip="Frames without it; the same as with_lora when compare is off.",
                 ),
                 io.Video.Output("video", display_name="video", tooltip="Left without, right with the LoRA."),
+                io.String.Output(
+                    "prefix", display_name="prefix",
+                    tooltip="video/ and the LoRA's name, for the filename_prefix of Save Video.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -113,8 +119,22 @@ class PreviewLoRA(io.ComfyNode):
             host.show_text(node_id, f"{number} / {len(runs)}: sampling {title}")
             frames.append(decode(vae, sample_latents(first, second, start, options)))
         host.show_text(node_id, "\n".join([f"{options.steps} steps, shift {shift:g}, seed {options.seed}", *notes]))
-        side_by_side = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
-        return io.NodeOutput(frames[-1], frames[0], video(side_by_side, s["fps"]))
+        shown = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
+        if s["compare"]:
+            shown = _below_titles(shown, tuple(runs))
+        return io.NodeOutput(frames[-1], frames[0], video(shown, s["fps"]), f"video/{_name_of(pair)}")
+
+
+def _below_titles(frames: torch.Tensor, titles: tuple[str, ...]) -> torch.Tensor:
+    """Frames [F, H, W, 3] that stand beside each other, each below its title."""
+    strip = torch.from_numpy(title_strip(titles, frames.shape[2], frames.shape[1])).to(frames) / 255
+    return torch.cat([strip.expand(len(frames), *strip.shape), frames], dim=1)
+
+
+def _name_of(pair: PairHandle) -> str:
+    """Of the LoRA: what the names of its files have in common."""
+    path = pair.high or pair.low
+    return "lora" if path is None else re.sub(r"_(high|low)_noise(?=_v\d+$|$)", "", path.stem)
 
 
 def _with_pair(models: list[Any], pair: PairHandle, strength: float) -> tuple[list[Any], list[str]]:

@@ -186,7 +186,7 @@ async def post_import(request: web.Request) -> web.Response:
 
     400 for a request that holds no files, 413 for too much, 422 with a sentence for files that are no such setup.
     """
-    body = await _read_all(request, _MOST_IMPORTED)
+    body = await read_all(request, _MOST_IMPORTED)
     if body is None:
         return refusal(
             413, f"the files have more than {_MOST_IMPORTED / 1e6:g} MB together, and no setup of a training has."
@@ -201,7 +201,7 @@ async def post_import(request: web.Request) -> web.Response:
         return refusal(422, str(error))
 
 
-async def _read_all(request: web.Request, most: int) -> bytes | None:
+async def read_all(request: web.Request, most: int) -> bytes | None:
     """The body of a request; None where it is larger than `most`. The host's own limit is 100 MB and more."""
     body = b""
     async for chunk in request.content.iter_chunked(2**16):

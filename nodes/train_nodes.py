@@ -139,15 +139,18 @@ def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
     return settings_from_names(values | dit.settings)
 
 
-def _decoder(previews: PreviewOptions, vae: Any, latents: LatentCache) -> PreviewDecoder | None:
-    if not previews.every:
-        return None
-    if vae is None:
+def check_vae(previews: PreviewOptions, *, has_vae: bool) -> None:
+    """ConfigError for previews that nothing can show."""
+    if previews.every and not has_vae:
         raise ConfigError(
             f"preview_every is {previews.every}, but previews need a VAE: connect the one of Cache Latents to vae, or set "
             "preview_every to 0."
         )
-    return PreviewDecoder(vae, latents)
+
+
+def _decoder(previews: PreviewOptions, vae: Any, latents: LatentCache) -> PreviewDecoder | None:
+    check_vae(previews, has_vae=vae is not None)
+    return PreviewDecoder(vae, latents) if previews.every else None
 
 
 def _workflow(extra_pnginfo: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -61,22 +61,18 @@ DEMO_PREVIEW: Json = {
     "width": 64, "height": 64, "num_frames": 17, "steps": 16, "cfg": 2.5, "shift": 5.0, "seed": 7,
 }  # fmt: skip
 
-DEMO_NOTE = f"""## Train a LoRA and use it, in one graph
+DEMO_NOTE = f"""# Train a LoRA and use it, in one graph
 
-1. **Data**: shapes that slide into the corner, captioned as *{DEMO_WORD}*, and some that move in ways that the model knows,
-   so that it keeps them. Encoded once by the VAE and the text encoder.
-2. **Training**: one LoRA for each expert of Wan 2.2. Loss and time left are drawn on the node; Stop keeps a checkpoint.
-3. **Result**: the pair of files in `models/loras`, and a video without and with it, of a scene that no clip shows.
+### Press **Run**: models and clips come with the pack, and a CPU will do.
+### 1. Data: shapes that slide into the corner, captioned as *{DEMO_WORD}*, and some whose moves the model knows.
+### 2. Training: one LoRA for each expert. Loss and time left are drawn on the node; *Stop* keeps a checkpoint.
+### 3. Result: a pair of files in *models/loras*, and a video without and with it, of a scene that no clip shows."""
 
-Press **Run**: models and clips come with the pack, and a CPU will do. Queued again, a finished training returns at
-once."""
+DEMO_MODELS_NOTE = """# These models are miniatures
 
-DEMO_MODELS_NOTE = """## These models are miniatures
-
-**Wan Nano Family** is Wan 2.2 in small. It knows circles, squares, triangles and diamonds, in six colours,
-moving left, right, up or down, at 64 x 64 pixels. It has never seen one slide into the corner.
-
-For real models: open the template *wan2.2_t2v_a14b_lora*."""
+### **Wan Nano Family** is Wan 2.2 in small. It knows four shapes, in six colours, moving left, right, up or down.
+### It has never seen one slide into the corner.
+### For real models open the template *wan2.2_t2v_a14b_lora*."""
 
 
 class Sketch:
@@ -151,15 +147,12 @@ def add_preview(sketch: Sketch, data: Sources, models: dict[str, str], image: st
     )  # fmt: skip
     choice = {"format": "mp4", "format.codec": "h264"}
     title = "Save Video (without, with the LoRA)"
-    sketch.add(RESULT, "SaveVideo", title, video=(preview, 2), filename_prefix="video/my_lora", **choice)
+    sketch.add(RESULT, "SaveVideo", title, video=(preview, 2), filename_prefix=(preview, 3), **choice)
 
 
 def add_experts(sketch: Sketch, data: Sources, kind: str, **preview: Any) -> None:
     """Training of both experts of an A14B model, and their preview."""
     stages = {stage: add_stage(sketch, data, file, f"{stage} noise") for stage, file in experts(kind).items()}
-    for stage, (run, _) in stages.items():
-        prefix = f"loss_graph_{stage}"
-        sketch.add(RESULT, "LossGraphNode", f"Plot Loss Graph ({stage} noise)", loss=(run, 2), filename_prefix=prefix)
     (high, high_base), (low, low_base) = (stages[stage] for stage in STAGES)
     pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0))
     add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
@@ -168,7 +161,6 @@ def add_experts(sketch: Sketch, data: Sources, kind: str, **preview: Any) -> Non
 def add_single(sketch: Sketch, data: Sources, file: ModelFile, **preview: Any) -> None:
     """Training of a model without experts, and its preview."""
     run, base = add_stage(sketch, data, file, "single model")
-    sketch.add(RESULT, "LossGraphNode", loss=(run, 2), filename_prefix="loss_graph")
     pair = sketch.add(RESULT, "MergeStages", high=(run, 0))
     add_preview(sketch, data, {"pair": pair, "high": base}, **preview)
 
@@ -186,6 +178,22 @@ def i2v_a14b_sketch() -> Sketch:
     sketch = Sketch()
     data = add_data(sketch, VAE_A14B, "first frame", width=480, height=272, num_frames=33)
     add_experts(sketch, data, "i2v", image="example.png", width=832, height=480, num_frames=33, steps=40, cfg=3.5)
+    return sketch
+
+
+def trainer_sketch() -> Sketch:
+    """What is inside the blueprint: from a folder and two model files to a pair of LoRAs."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_21, width=480, height=272, num_frames=33)
+    runs = {}
+    for stage, file in experts("t2v").items():
+        dit = add_loader(sketch, TRAINING, "LoadWanDiT", file, f"Load Wan DiT ({stage})")
+        runs[stage] = sketch.add(
+            TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage})",
+            dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=f"{stage} noise", lora_name="my_lora",
+            vae=(data.vae, 0), preview_every=250,
+        )  # fmt: skip
+    sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
     return sketch
 
 
@@ -222,12 +230,10 @@ def demo_sketch() -> Sketch:
             dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name=DEMO_NAME,
             vae=models["vae"], preview_every=125, preview_steps=8, **DEMO_TRAINING,
         )  # fmt: skip
-    for stage, run in runs.items():
-        sketch.add(RESULT, "LossGraphNode", f"Loss curve ({stage} noise)", loss=(run, 2), filename_prefix="loss_graph")
     pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
     preview = sketch.add(RESULT, "PreviewLoRA", pair=(pair, 0), **models, **DEMO_PREVIEW)
     sketch.add(
         RESULT, "SaveVideo", "Video: without and with the LoRA", video=(preview, 2),
-        **{"filename_prefix": f"video/{DEMO_NAME}", "format": "mp4", "format.codec": "h264"},
+        filename_prefix=(preview, 3), **{"format": "mp4", "format.codec": "h264"},
     )  # fmt: skip
     return sketch

@@ -8,10 +8,28 @@ from typing import Any
 from .workflow import Field, Json, WorkflowError, node_info, walk_fields
 
 PACK_ID = "wan-train"  # the registry's name of this pack, so that the host can offer to install it
-NODE_WIDTH, GAP, ROW, WIDGET_ROW = 340, 60, 22, 28
-TITLE = 34  # height of a node's title bar; LiteGraph draws it above `pos`
+NODE_WIDTH, GAP = 340, 60
+TITLE = 30  # height of a node's title bar; LiteGraph draws it above `pos`
+FOOTER = 30  # of Nodes 2.0, below a node: its button for advanced inputs
 GROUP_TITLE, PADDING = 50, 24
-NOTE_HEIGHT = 190
+NOTE_HEIGHT = 360
+SCALE, CORNER = 0.85, (95, 150)  # how a graph opens; pixels of the window that the page's own bars take, left and above
+
+# Heights of parts of a node, the larger of the two renderers' (measured in both, ComfyUI front end 1.49).
+FRAME, SOCKET, WIDGET, TEXT, BUTTON, PICTURE = 36, 20, 30, 75, 24, 280
+PROGRESS = 36  # the line that the host writes on a node while it works
+# Widgets that our page adds to a node (web/*.js), and nothing in the node's definition tells of.
+PAGE_WIDGETS = {
+    "DatasetFromFolder": 110 + BUTTON,
+    "JoinDatasets": 110,
+    "CacheLatents": 60,
+    "CacheT5": 60,
+    "LoadWanDiT": 46,
+    "MergeStages": 90,
+    "WanLoRAFromFile": 46,
+    "TrainLoRAStage": 240 + BUTTON,  # a chart, and Check
+}
+GROWTH = {"TrainLoRAStage": 210}  # by previews, once there are any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +38,7 @@ class Page:
 
     groups: dict[str, list[str]] = field(default_factory=dict)  # title to node ids, from left to right
     notes: tuple[str, ...] = ()  # Markdown, above the graph
+    columns: dict[str, int] = field(default_factory=dict)  # node id to its place in the group; otherwise by its depth
     models: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # node id to name, url, directory
     version: str = "0.1.0"  # of this pack
 
@@ -35,8 +54,12 @@ def api_to_ui(prompt: Json, object_info: Json, page: Page | None = None) -> Json
     depth = {key: _depth(key, prompt) for key in prompt}
     for order, key in enumerate(sorted(prompt, key=lambda key: (depth[key], ids[key]))):
         nodes[key]["order"] = order
-    groups = _place(nodes, depth, page.groups)
-    notes = [_note(max(ids.values()) + 1 + i, i, text, len(nodes) + i) for i, text in enumerate(page.notes)]
+    groups = _place(nodes, {**depth, **page.columns}, page.groups)
+    top, width = _raise(nodes, groups, page) if page.notes else (0, NODE_WIDTH)
+    notes = [
+        _note(max(ids.values()) + 1 + i, i, text, len(nodes) + i, (width + GAP / 2) / len(page.notes) - GAP / 2)
+        for i, text in enumerate(page.notes)
+    ]
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_ID}/{json.dumps(prompt, sort_keys=True)}")),
         "revision": 0,
@@ -46,7 +69,7 @@ def api_to_ui(prompt: Json, object_info: Json, page: Page | None = None) -> Json
         "links": links,
         "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [60, 60 + (NOTE_HEIGHT + GAP if notes else 0)]}},
+        "extra": {"ds": {"scale": SCALE, "offset": [CORNER[0] / SCALE, CORNER[1] / SCALE - top]}},
         "version": 0.4,
     }
 
@@ -83,7 +106,7 @@ def _node(node_id: int, entry: Json, object_info: Json, page: Page) -> Json:
         "id": node_id,
         "type": entry["class_type"],
         "pos": [0, 0],
-        "size": [NODE_WIDTH, _height(info, entry["inputs"], len(sockets))],
+        "size": [NODE_WIDTH, _height(info, entry, len(sockets))],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -108,17 +131,23 @@ def _widget_value(item: Field, inputs: Json) -> Any:
     return item.default if isinstance(value, list) else value  # a list is a link: the page keeps the default below it
 
 
-def _height(info: Json, inputs: Json, num_sockets: int) -> int:
-    """Height of a node as the page would draw it, advanced widgets folded; output nodes have room for a picture."""
-    height = 20 + ROW * max(num_sockets, len(info["output"]))
-    folded = False
-    for item, _ in walk_fields(info, lambda item: _widget_value(item, inputs)):
-        if item.is_widget and not item.options.get("hidden"):
-            if item.options.get("advanced"):
-                folded = True
-            else:
-                height += WIDGET_ROW * (4 if item.options.get("multiline") else 1 + item.has_control)
-    return height + WIDGET_ROW * folded + (240 if info.get("output_node") else 0)
+def _height(info: Json, entry: Json, num_sockets: int) -> int:
+    """Height that a node has in either renderer, advanced inputs folded, with what it shows after a run."""
+    kind = entry["class_type"]
+    height = FRAME + SOCKET * max(num_sockets, len(info["output"]))
+    folded = shows_picture = False
+    for item, _ in walk_fields(info, lambda item: _widget_value(item, entry["inputs"])):
+        if not item.is_widget or item.options.get("hidden"):
+            continue
+        shows_picture |= bool(item.has_upload)
+        if item.options.get("advanced"):
+            folded = True
+        else:
+            height += TEXT if item.options.get("multiline") else WIDGET * (1 + item.has_control)
+    height += BUTTON * folded
+    if info.get("python_module", "").startswith("custom_nodes."):
+        return height + PAGE_WIDGETS.get(kind, 0) + PROGRESS
+    return height + PICTURE * bool(shows_picture or info.get("output_node"))
 
 
 def _connect(prompt: Json, nodes: dict[str, Json], ids: dict[str, int]) -> list[list[Any]]:
@@ -144,8 +173,8 @@ def _depth(key: str, prompt: Json) -> int:
     return 1 + max((_depth(source, prompt) for source in sources), default=-1)
 
 
-def _place(nodes: dict[str, Json], depth: dict[str, int], groups: dict[str, list[str]]) -> list[Json]:
-    """Set `pos` of every node: groups side by side, in each group one column per depth. Returns the group boxes."""
+def _place(nodes: dict[str, Json], column: dict[str, int], groups: dict[str, list[str]]) -> list[Json]:
+    """Set `pos` of every node: groups side by side, in each group its columns. Returns the group boxes."""
     grouped = {key for keys in groups.values() for key in keys}
     sections = [*groups.items(), ("", [key for key in nodes if key not in grouped])]
     boxes, left = [], 0
@@ -153,27 +182,39 @@ def _place(nodes: dict[str, Json], depth: dict[str, int], groups: dict[str, list
         if not keys:
             continue
         x, bottom = left + PADDING, 0
-        for level in sorted({depth[key] for key in keys}):
+        for level in sorted({column[key] for key in keys}):
             y = GROUP_TITLE + TITLE
-            for key in [key for key in keys if depth[key] == level]:
+            for key in [key for key in keys if column[key] == level]:
                 nodes[key]["pos"] = [x, y]
-                y += nodes[key]["size"][1] + TITLE + GAP // 2
-            bottom = max(bottom, y)
+                end = y + nodes[key]["size"][1] + GROWTH.get(nodes[key]["type"], 0) + FOOTER
+                bottom = max(bottom, end)
+                y = end + TITLE + GAP // 2
             x += NODE_WIDTH + GAP
         width = x - GAP + PADDING - left
         if title:
-            box = {"id": index + 1, "title": title, "bounding": [left, 0, width, bottom], "color": "#3f789e"}
+            box = {"id": index + 1, "title": title, "bounding": [left, 0, width, bottom + PADDING], "color": "#3f789e"}
             boxes.append({**box, "font_size": 24, "flags": {}})
         left += width + GAP
     return boxes
 
 
-def _note(node_id: int, index: int, text: str, order: int) -> Json:
+def _raise(nodes: dict[str, Json], groups: list[Json], page: Page) -> tuple[float, float]:
+    """Notes stand above the first group, and the others reach up beside them. (top of the graph, width of that group)."""
+    top = -(NOTE_HEIGHT + TITLE + GAP / 2)
+    first = groups[0]["title"] if groups else ""
+    for key, node in nodes.items():
+        node["pos"][1] += top if groups and key not in page.groups[first] else 0
+    for box in groups[1:]:
+        box["bounding"][1] = top
+    return top, groups[0]["bounding"][2] if groups else 2 * NODE_WIDTH
+
+
+def _note(node_id: int, index: int, text: str, order: int, width: float) -> Json:
     return {
         "id": node_id,
         "type": "MarkdownNote",
-        "pos": [index * (2 * NODE_WIDTH + GAP), -(NOTE_HEIGHT + TITLE + GAP // 2)],
-        "size": [2 * NODE_WIDTH, NOTE_HEIGHT],
+        "pos": [index * (width + GAP / 2), TITLE - (NOTE_HEIGHT + TITLE + GAP / 2)],
+        "size": [width, NOTE_HEIGHT],
         "flags": {},
         "order": order,
         "mode": 0,

@@ -1,4 +1,4 @@
-"""Writes the example workflows from the prompts that are kept as code.
+"""Writes the example workflows, and the subgraph blueprint, from the prompts that are kept as code.
 
 Run against a ComfyUI that has this pack: python -m tools.make_workflows http://127.0.0.1:8188
 """
@@ -8,130 +8,74 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from .blueprint import Entry, Exit, blueprint
 from .examples import (
     DEMO_MODELS_NOTE,
     DEMO_NOTE,
+    Sketch,
     demo_sketch,
     i2v_a14b_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
     ti2v_5b_sketch,
+    trainer_sketch,
 )
-from .layout import GAP, GROUP_TITLE, PADDING, TITLE, Page, api_to_ui
-from .workflow import Json, walk_fields
+from .layout import Page, api_to_ui
+from .workflow import Json
 
 PACK = Path(__file__).resolve().parent.parent
 
-# Heights that the canvas gives to widgets which the page adds to a node (web/wan_train.js), and to nothing else.
-PAGE_WIDGETS = {
-    "DatasetFromFolder": 110,
-    "JoinDatasets": 110,
-    "CacheLatents": 60,
-    "CacheT5": 60,
-    "LoadWanDiT": 46,
-    "MergeStages": 90,
-    "WanLoRAFromFile": 46,
-    "TrainLoRAStage": 450,  # a chart of 240, and its previews
-}
-PICTURE = 240  # room below a node that shows a picture or a video
-PROGRESS_TEXT = 36  # room for the line that the host writes on a node while it works
-NOTE_SIZE = (620, 330)
+BLUEPRINT = "Train a Wan LoRA"
 
+# Of nodes in their group, from left to right.
+COLUMNS = {
+    "DatasetFromFolder": 0, "VAELoader": 1, "CLIPLoader": 1, "WanNanoFamily": 1, "CacheLatents": 1, "CacheT5": 1,
+    "UNETLoader": 0, "MergeStages": 0, "LoadImage": 0, "PreviewLoRA": 1, "SaveVideo": 2,
+}  # fmt: skip
+
+# Headings, since a note's plain text is too small to be read at the zoom that a graph opens with.
 STEPS = """
-1. Put clips or images into a folder below ComfyUI's `input` (or `datasets`), each with a `.txt` file of the same name
-   that holds its caption. Press **R**, and choose the folder in **Dataset from Folder**.
-2. Choose a `trigger_word`, and a `lora_name`: the files are called by it.
-3. Press **Run**. **Stop** on the training node keeps a checkpoint; queued again, the run goes on. A finished run returns
-   at once. One sample is held out: its loss, and a short video of it every 250 steps, show what was learnt.
-4. The LoRA is in `models/loras`. **Preview LoRA** shows it: left without, right with it, from the same seed."""
+### 1. Put clips or pictures into a folder below *input*, each with a *.txt* file that holds its caption.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *trigger_word* and a *lora_name*.
+### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
+### 4. The LoRA is in *models/loras*. *Preview LoRA* shows it: left without, right with it."""
 
-NOTE_22 = f"""## Train a LoRA for Wan 2.2 T2V A14B
+_WEIGHTS = """
+In bf16 the weights of one expert take 29 GB, whatever file is chosen. What the GPU has no room for waits in main memory:
+each run chooses that by itself. A smaller *precision* in *Load Wan DiT* takes less of both."""
 
-Two experts, two LoRA files: `my_lora_high_noise` and `my_lora_low_noise`.
+NOTE_22 = f"""# Train a LoRA for Wan 2.2 T2V A14B: two experts, two files
+{STEPS}
+{_WEIGHTS}"""
+
+NOTE_21 = f"""# Train a LoRA for Wan 2.1 T2V 1.3B
 {STEPS}
 
-An expert's weights take 29 GB in bf16, whatever file is chosen. What your GPU has no room for waits in main memory: each run
-chooses that by itself. A smaller `precision` in **Load Wan DiT** takes less of both."""
+For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or, where there is
+less, of main memory."""
 
-NOTE_21 = f"""## Train a LoRA for Wan 2.1 T2V 1.3B
-
-A single model, one LoRA file.
+NOTE_I2V = f"""# Train a LoRA for Wan 2.2 I2V A14B: two experts, two files
 {STEPS}
+### The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture.
+{_WEIGHTS}"""
 
-For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or,
-where there is less, of main memory."""
-
-NOTE_I2V = f"""## Train a LoRA for Wan 2.2 I2V A14B
-
-The first frame of each clip is what the model is given: **Cache Latents** keeps it, and single pictures are left out.
-**Preview LoRA** starts from your image.
+NOTE_5B = f"""# Train a LoRA for Wan 2.2 TI2V 5B, from text
 {STEPS}
+### It works at 24 frames a second, and in sizes that 32 divides.
 
-Two experts, two files. The weights of one take 29 GB in bf16, whatever file is chosen. What your GPU has no room for waits in
-main memory: each run chooses that by itself. A smaller `precision` in **Load Wan DiT** takes less of both."""
-
-NOTE_5B = f"""## Train a LoRA for Wan 2.2 TI2V 5B
-
-A single model, one LoRA file, from text. It works at 24 frames a second, and in sizes that 32 divides.
-{STEPS}
-
-From images: choose `first frame` in **Cache Latents**, and connect an image to **Preview LoRA**."""
+To train from pictures: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*."""
 
 
-def canvas_height(node: Json, info: Json) -> int:
-    """Height that the canvas gives a node: 20 a socket, 24 a widget, 54 a text field, 14 around them (measured)."""
-    queue = iter(node["widgets_values"])
-    fields = [item for item, _ in walk_fields(info, lambda _: next(queue, None)) if item.is_widget]
-    texts = sum(bool(item.options.get("multiline")) for item in fields)
-    sockets = sum("widget" not in item for item in node["inputs"])
-    height = 14 + 20 * max(sockets, len(node["outputs"])) + 24 * len(fields) + 30 * texts
-    if node["type"] in PAGE_WIDGETS:
-        return height + PAGE_WIDGETS[node["type"]] + 4 + PROGRESS_TEXT
-    shows_picture = info.get("output_node") or any(item.has_upload for item in fields)
-    return height + PICTURE * bool(shows_picture)
-
-
-def make_room(ui: Json, object_info: Json) -> Json:
-    """Give every node the height that the page needs, and stack each column of a group anew. Returns `ui`, changed."""
-    nodes = [node for node in ui["nodes"] if node["type"] in object_info and node["type"] != "MarkdownNote"]
-    for node in nodes:
-        node["size"][1] = max(node["size"][1], canvas_height(node, object_info[node["type"]]))
-    for group in ui["groups"]:
-        left, _, width, _ = group["bounding"]
-        inside = [node for node in nodes if left <= node["pos"][0] < left + width]
-        bottom = 0
-        for x in {node["pos"][0] for node in inside}:
-            y = GROUP_TITLE + TITLE
-            for node in sorted((node for node in inside if node["pos"][0] == x), key=lambda node: node["pos"][1]):
-                node["pos"][1] = y
-                y += node["size"][1] + TITLE + GAP // 2
-            bottom = max(bottom, y - TITLE - GAP // 2)
-        group["bounding"][3] = bottom + PADDING
-    return ui
-
-
-def side_by_side(ui: Json) -> None:
-    """The second training node moves to a column of its own: the two are too tall to stand on each other."""
-    runs = sorted((node for node in ui["nodes"] if node["type"] == "TrainLoRAStage"), key=lambda node: node["pos"][1])
-    for run in runs[1:]:
-        step = run["size"][0] + GAP
-        edge = run["pos"][0] + run["size"][0]
-        for node in ui["nodes"]:
-            node["pos"][0] += step if node["pos"][0] > edge and node["type"] != "MarkdownNote" else 0
-        for group in ui["groups"]:
-            box = group["bounding"]
-            box[0] += step if box[0] > edge else 0
-            box[2] += step if box[0] < edge < box[0] + box[2] else 0
-        run["pos"][0] += step
-
-
-def place_notes(ui: Json) -> None:
-    """Notes stand above the graph."""
-    width, height = NOTE_SIZE
-    for index, node in enumerate(node for node in ui["nodes"] if node["type"] == "MarkdownNote"):
-        node["pos"] = [index * (width + GAP), -(height + TITLE + GAP // 2)]
-        node["size"] = [width, height]
-    ui["extra"]["ds"] = {"scale": 0.6, "offset": [100, height + 3 * GAP]}
+def columns(sketch: Sketch) -> dict[str, int]:
+    """Node id to its place in the group. Each stage's model stands on its training."""
+    found: dict[str, int] = {}
+    for key, entry in sketch.prompt.items():
+        kind = entry["class_type"]
+        if kind in ("LoadWanDiT", "TrainLoRAStage"):
+            found[key] = sum(sketch.prompt[other]["class_type"] == kind for other in found)
+        else:
+            found[key] = COLUMNS[kind]
+    return found
 
 
 def workflows(object_info: Json) -> dict[str, Json]:
@@ -144,12 +88,36 @@ def workflows(object_info: Json) -> dict[str, Json]:
         ("wan2.1_t2v_1.3b_lora", t2v_1_3b_sketch(), (NOTE_21,)),
         ("demo", demo_sketch(), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
-        page = Page(groups=sketch.groups, notes=notes, models=sketch.models)
-        ui = api_to_ui(sketch.prompt, object_info, page)
-        side_by_side(ui)
-        place_notes(ui)
-        found[name] = make_room(ui, object_info)
+        page = Page(groups=sketch.groups, notes=notes, models=sketch.models, columns=columns(sketch))
+        found[name] = api_to_ui(sketch.prompt, object_info, page)
     return found
+
+
+def train_blueprint(object_info: Json) -> Json:
+    """The whole training of Wan 2.2 as one node with six inputs."""
+    sketch = trainer_sketch()
+    page = Page(groups=sketch.groups, models=sketch.models, columns=columns(sketch))
+    ids: dict[str, list[int]] = {}
+    for key, entry in sketch.prompt.items():
+        ids.setdefault(entry["class_type"], []).append(int(key))
+    (data,), (pair,) = (ids[kind] for kind in ("DatasetFromFolder", "MergeStages"))
+    (high, low), runs = ids["LoadWanDiT"], ids["TrainLoRAStage"]
+    entries = (
+        Entry("folder", [(data, "folder")]),
+        Entry("trigger_word", [(data, "trigger_word")]),
+        Entry("high_model", [(high, "model_name")]),
+        Entry("low_model", [(low, "model_name")]),
+        Entry("lora_name", [(run, "lora_name") for run in runs]),
+        Entry("steps", [(run, "steps") for run in runs]),
+    )
+    return blueprint(
+        BLUEPRINT,
+        api_to_ui(sketch.prompt, object_info, page),
+        entries,
+        [Exit("pair", pair, 0)],
+        category="Training",
+        description="From a folder of captioned clips to a pair of LoRAs for Wan 2.2 A14B. Open it for all settings.",
+    )
 
 
 def main(url: str) -> None:
@@ -161,6 +129,10 @@ def main(url: str) -> None:
         path = PACK / "example_workflows" / f"{name}.json"
         path.write_text(json.dumps(ui, indent=1) + "\n", encoding="utf-8")
         print(path)
+    path = PACK / "subgraphs" / f"{BLUEPRINT}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(train_blueprint(object_info), indent=1) + "\n", encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The buttons of a run that goes on: what can be asked of it now. Knows nothing of ComfyUI.
+// The buttons of a run: what can be asked of it now, and of a training that has not begun. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
 
@@ -10,7 +10,14 @@ const BUTTONS = [
   ["go_on", "Go on", "Train on from the checkpoints."],
   ["save", "Save now", "Write a checkpoint now; the run goes on."],
   ["preview", "Preview now", "Make a preview now; the run goes on."],
+  [
+    "check",
+    "Check",
+    "What the training will take: steps, memory, time, disk. Says what is wrong, too. Nothing is run.",
+  ],
 ];
+/** States in which nothing is trained, so that what can be asked is a check. */
+const IDLE = ["new", "stopped", "finished", "error"];
 
 /** Shows the buttons that fit, and says what was pressed. */
 export class Buttons {
@@ -39,10 +46,14 @@ export class Buttons {
     this.set([]);
   }
 
-  /** @param {string[]} asks what can be asked now */
-  set(asks) {
-    for (const [ask, button] of this.buttons) button.hidden = !asks.includes(ask);
-    this.element.hidden = !asks.length;
+  /**
+   * @param {string[]} asks what can be asked of the run now
+   * @param {string} [state] of the run
+   */
+  set(asks, state = "new") {
+    const shown = !asks.length && IDLE.includes(state) ? ["check"] : asks;
+    for (const [ask, button] of this.buttons) button.hidden = !shown.includes(ask);
+    this.element.hidden = !shown.length;
     if (!asks.length) this.answer.textContent = "";
   }
 
@@ -51,6 +62,7 @@ export class Buttons {
     const button = this.buttons.get(ask);
     if (!button || button.disabled) return;
     button.disabled = true;
+    this.answer.textContent = "…";
     try {
       this.answer.textContent = await this.onAsk(ask);
     } finally {

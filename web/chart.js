@@ -119,7 +119,7 @@ export class LossChart {
   add(report) {
     const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
     this.run = { steps, state, line, facts: report.facts ?? [] };
-    this.buttons.set(report.asks ?? []);
+    this.buttons.set(report.asks ?? [], state);
     if (report.notes !== undefined) this.say(report.notes);
     this.previews.set(previews);
     for (const [step, loss] of losses) {

@@ -2,6 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 
+const CATEGORY = "training/Wan"; // of our nodes, in the menu
+
 /** @returns {Comfy.Graph | undefined} the open workflow's graph; older pages have it under another name */
 function rootGraph() {
   return app.rootGraph ?? app.graph;
@@ -41,6 +43,14 @@ export function allNodes() {
   const root = rootGraph();
   const graphs = root ? [root, ...(root.subgraphs?.values() ?? [])] : [];
   return graphs.flatMap((graph) => /** @type {Comfy.Node[]} */ (graph.nodes ?? []));
+}
+
+/**
+ * Whether a node is of this pack.
+ * @param {Comfy.Node} node
+ */
+export function isOurs(node) {
+  return /** @type {{ category?: string }} */ (node.constructor).category === CATEGORY;
 }
 
 /**

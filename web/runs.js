@@ -33,13 +33,16 @@ const charts = new WeakMap();
 /** @param {string} run */
 const addressOfRun = (run) => `/wan_train/runs/${encodeURIComponent(run)}`;
 
-/** @param {Comfy.Node} node */
-export function addChart(node) {
+/**
+ * @param {Comfy.Node} node
+ * @param {() => Promise<string>} check what the button Check does; gives what to say beside it
+ */
+export function addChart(node, check) {
   const addressOf = (/** @type {string} */ file) => api.apiURL(`${addressOfRun(entry.run ?? "")}/previews/${file}`);
   const chart = new LossChart(
     addressOf,
     () => makeRoom(node),
-    (what) => ask(entry, what),
+    (what) => ask(entry, what, check),
   );
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
@@ -50,6 +53,13 @@ export function addChart(node) {
     chart.element,
     () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT),
   );
+  for (const moment of /** @type {const} */ (["onAdded", "onConfigure"])) {
+    const before = node[moment];
+    node[moment] = function (/** @type {any} */ given) {
+      dropCopied(node);
+      return before?.call(this, given);
+    };
+  }
   widget.beforeQueued = () => {
     // Into the workflow that is sent: by it the server tells us again which run is this node's.
     if (!node.properties[TOKEN]) node.setProperty(TOKEN, crypto.randomUUID());
@@ -57,12 +67,34 @@ export function addChart(node) {
 }
 
 /**
+ * A copy of a node is a training of its own: it drops the run that it was copied with. Later, for a node that moves into a
+ * subgraph is copied, and then removed.
+ * @param {Comfy.Node} node
+ */
+function dropCopied(node) {
+  setTimeout(() => {
+    const token = node.properties[TOKEN];
+    const first = token && allNodes().find((other) => other.properties?.[TOKEN] === token);
+    if (!first || first === node || !node.graph) return;
+    delete node.properties[TOKEN];
+    delete node.properties.wan_run;
+    const entry = charts.get(node);
+    if (!entry) return;
+    entry.run = null;
+    entry.chart.clear();
+    entry.chart.say("");
+  }, 0);
+}
+
+/**
  * Ask the server to stop, pause or save the run. Returns "" or a sentence why it can't.
  * @param {Entry} entry
  * @param {string} what
+ * @param {() => Promise<string>} check
  */
-async function ask(entry, what) {
+async function ask(entry, what, check) {
   try {
+    if (what === "check") return await check();
     const answer = await api.fetchApi(`${addressOfRun(entry.run ?? "")}/ask/${what}`, { method: "POST" });
     return answer.ok ? "" : (await answer.json()).error;
   } catch (error) {

@@ -2,7 +2,9 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { allNodes, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
+import { checkWorkflow } from "./check.js";
+import { addFolding, fitHeight } from "./folding.js";
+import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
 import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
@@ -76,7 +78,8 @@ const extension = {
 
   nodeCreated(created) {
     const node = /** @type {Comfy.Node} */ (created);
-    if (node.comfyClass === TRAIN) addChart(node);
+    if (isOurs(node)) addFolding(node);
+    if (node.comfyClass === TRAIN) addChart(node, checkWorkflow);
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
     if (hasLook(node.comfyClass ?? "")) addLook(node);
@@ -87,8 +90,10 @@ const extension = {
     };
   },
 
-  loadedGraphNode(node) {
+  loadedGraphNode(loaded) {
+    const node = /** @type {Comfy.Node} */ (loaded);
     renewValues(node);
+    if (isOurs(node)) fitHeight(node);
   },
 
   afterConfigureGraph() {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..disk import write_atomic
 
@@ -34,6 +34,21 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
     write_atomic(path, lambda file: file.write(buffer.getvalue()))
+
+
+def title_strip(titles: Sequence[str], width: int, height: int) -> np.ndarray:
+    """A strip [h, width, 3] uint8 of titles, each over its part of a row of videos of `height` pixels; h is even."""
+    high = max(16, height // 24 * 2)
+    strip = Image.new("RGB", (width, high), (24, 24, 24))
+    draw = ImageDraw.Draw(strip)
+    each = width // len(titles)
+    size = high * 0.7
+    while size > 5 and max(draw.textlength(title, font=ImageFont.load_default(size)) for title in titles) > each - 4:
+        size -= 1
+    for index, title in enumerate(titles):
+        place = (index * each + each / 2, high / 2)
+        draw.text(place, title, fill=(235, 235, 235), anchor="mm", font=ImageFont.load_default(size))
+    return np.asarray(strip)
 
 
 def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:

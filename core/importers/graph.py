@@ -56,10 +56,13 @@ class Graph:
                 yield by_id[to_id], by_id[to_id]["inputs"][index]["name"]
 
     def note(self, text: str, *, like: Json) -> None:
-        """A further note, right of those that stand there."""
-        right = max(node["pos"][0] + node["size"][0] for node in self.of_type("MarkdownNote"))
-        made = self.add(like, x=right + _GAP, y=like["pos"][1])
+        """A further note, above those that stand there; the graph opens with it in view."""
+        top = min(self.of_type("MarkdownNote"), key=lambda node: node["pos"][1])
+        height = top["size"][1] + _TITLE + _GAP / 2
+        made = self.add(like, x=top["pos"][0], y=top["pos"][1] - height)
+        made["size"] = list(top["size"])
         made["widgets_values"] = [text]
+        self.ui["extra"]["ds"]["offset"][1] += height
 
     def make_room(self, nodes: list[Json]) -> None:
         """Let the box around the first of these nodes reach down to the last."""

@@ -108,11 +108,10 @@ class _Maker:
 
     def _stages(self) -> None:
         loaders, runs = self.graph.of_type("LoadWanDiT"), self.graph.of_type("TrainLoRAStage")
-        graphs = self.graph.of_type("LossGraphNode")
-        for loader, run, drawn in zip(loaders, runs, graphs, strict=True):
+        for loader, run in zip(loaders, runs, strict=True):
             stage = _STAGES[run["widgets_values"][widget_names(run).index("stage")]]
             if stage not in self.recipe.models.stages:
-                for node in (loader, run, drawn):
+                for node in (loader, run):
                     node["mode"] = MUTED
                 self.notes.append(f"Your setup does not train the {stage} noise expert: its nodes are muted.")
                 continue
@@ -184,8 +183,6 @@ class _Maker:
             words = [source.trigger_word for source in recipe.datasets if source.trigger_word]
             told = "what your clips show, in a new place"
             set_widget(preview, "prompt", f"{words[0]}, {told}" if words else told)
-        for node in self.graph.of_type("SaveVideo"):
-            set_widget(node, "filename_prefix", f"video/{recipe.name}")
 
     def _without_widget(self) -> None:
         """Settings that no field of a node has."""

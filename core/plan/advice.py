@@ -25,12 +25,7 @@ def clip_name(shape: tuple[int, int, int, int]) -> str:
 def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s a step, block swap of 38 of 40 blocks, ..."."""
     sizes, plan = planner.task.sizes, choice.plan
-    largest, overhead = _largest(choice), planner.card.overhead
-    parts = [
-        f"{_count(num_params(sizes))} {plan.precision}, {clip_name(largest.shape)}: "
-        f"{(choice.vram + overhead) / GIB:.1f} of {(planner.card.free + overhead) / GIB:.1f} GB",
-        f"about {_seconds(choice.seconds)} a step",
-    ]
+    parts = [memory_taken(planner, choice), f"about {_seconds(choice.seconds)} a step"]
     if not plan.checkpointing:
         parts.append("no gradient checkpointing")
     parts += _where_blocks_are(plan, sizes.num_layers)
@@ -60,6 +55,15 @@ def _where_blocks_are(plan: Plan, num_layers: int) -> list[str]:
     if plan.mapped_blocks:
         parts.append(f"{plan.mapped_blocks} of them memory-mapped")
     return parts
+
+
+def memory_taken(planner: Planner, choice: Choice) -> str:
+    """The model, its largest clip, and its memory: "14B fp8, 832x480x33: 7.1 of 8.0 GB"."""
+    largest, overhead = _largest(choice), planner.card.overhead
+    return (
+        f"{_count(num_params(planner.task.sizes))} {choice.plan.precision}, {clip_name(largest.shape)}: "
+        f"{(choice.vram + overhead) / GIB:.1f} of {(planner.card.free + overhead) / GIB:.1f} GB"
+    )
 
 
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:

@@ -120,7 +120,7 @@ def test_the_preview_is_a_video_with_and_without(host, finished):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 16
     assert len(frames) == 9
-    assert frames[0].shape == (64, 128, 3)
+    assert frames[0].shape == (16 + 64, 128, 3)  # below the titles
     pixels = {}
     for which in ("on", "off"):
         first = entry["outputs"][which]["images"][0]
@@ -284,4 +284,4 @@ def test_every_example_workflow_runs(host, path):
         assert {job.data.conditioning for job in jobs} == {"first frame"}
         assert {(job.timesteps.sigma_min, job.timesteps.sigma_max) for job in jobs} == {(0.0, 0.9), (0.9, 1.0)}
     saved = [output for output in entry["outputs"].values() if output.get("animated") or output.get("images")]
-    assert len(saved) >= 2  # the loss curve and the video
+    assert [file["filename"].startswith("example") for output in saved for file in output["images"]] == [True]

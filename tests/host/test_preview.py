@@ -2,6 +2,7 @@
 
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -149,3 +150,28 @@ def test_dropping_the_pair_socket_of_a_second_expert_is_refused(host, pair):
     entry = host.run(changed(prompt, "preview", seed=2))
     error = dict(entry["status"]["messages"])["execution_error"]
     assert "no low noise model is connected" in error["exception_message"]
+
+
+def test_the_video_says_which_half_is_which_and_is_called_by_the_lora(host, pair):
+    prompt = {
+        **pair,
+        "high_model": node("UNETLoader", unet_name="wan_mini_high_noise.safetensors", weight_dtype="default"),
+        "low_model": node("UNETLoader", unet_name="wan_mini_low_noise.safetensors", weight_dtype="default"),
+        "preview": node(
+            "PreviewLoRA", pair=["pair", 0], high=["high_model", 0], low=["low_model", 0], clip=["clip", 0],
+            vae=["vae", 0], prompt="shp a red circle", negative_prompt="", width=64, height=64, num_frames=5, steps=2,
+            cfg=1.0, seed=1, shift=0.0, boundary=0.0, sampler="euler", scheduler="simple", strength=1.0, compare=True,
+            fps=16.0,
+        ),
+        "video": node(
+            "SaveVideo", video=["preview", 2], filename_prefix=["preview", 3], format="mp4", **{"format.codec": "h264"}
+        ),
+    }  # fmt: skip
+    entry = host.run(prompt, timeout=200)
+    assert succeeded(entry)
+    (file,) = (host.base / "output" / "video").glob("shown*.mp4")
+    with av.open(str(file)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert frame.shape == (64 + 16, 128, 3)
+    strip = frame[:16].astype(int)
+    assert all(strip[:, half].max() - strip[:, half].min() > 80 for half in (slice(0, 64), slice(64, 128)))  # letters

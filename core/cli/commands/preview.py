@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,7 @@ from ...devices import resolve_device
 from ...disk import check_writable
 from ...errors import ConfigError, RunError
 from ...facts import FPS, FPS_TI2V
-from ...generate.film import free_stem, write_sheet, write_video
+from ...generate.film import free_stem, title_strip, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
 from ...sample.sampler import Sampler
@@ -115,7 +116,16 @@ def _write(folder: Path, name: str, made: VideoPlan, videos: np.ndarray, fps: fl
     """The paths of the video and of the contact sheet; videos [K, F, H, W, 3], the one with the LoRA last."""
     stem = free_stem(folder, name, (".mp4", ".png"))
     video, sheet = folder / f"{stem}.mp4", folder / f"{stem}.png"
-    write_video(video, np.concatenate(list(videos), axis=2), fps)
     titles = ("without the LoRA", f"with the LoRA, strength {made.options.strength:g}")[-len(videos) :]
+    write_video(video, _side_by_side(videos, titles), fps)
     write_sheet(sheet, list(zip(titles, videos, strict=True)))
     return video, sheet
+
+
+def _side_by_side(videos: np.ndarray, titles: Sequence[str]) -> np.ndarray:
+    """Videos [K, F, H, W, 3] to one [F, H, K W, 3]; where there are several, each below its title."""
+    frames = np.concatenate(list(videos), axis=2)
+    if len(videos) == 1:
+        return frames
+    strip = title_strip(titles, frames.shape[2], frames.shape[1])
+    return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)

@@ -9,6 +9,12 @@ declare namespace Comfy {
     addDOMWidget(name: string, type: string, element: HTMLElement, options: DOMWidgetOptions): OwnWidget;
   };
   type Graph = App["rootGraph"];
+  // Its options have more than the types say: what a node's definition says of an input.
+  interface Widget {
+    name: string;
+    hidden?: boolean;
+    options: { advanced?: boolean; canvasOnly?: boolean };
+  }
   type MenuItem = ReturnType<NonNullable<Extension["getNodeMenuItems"]>>[number];
 
   interface OwnWidget {

@@ -1,0 +1,281 @@
+"""What the page's Check asks: what the trainings of a workflow will take, and what is wrong with them, before any is run.
+
+The page sends the prompt that it would queue. Its training nodes are followed back to their datasets and models, which are
+read as the nodes read them; nothing is encoded, and no process is started.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from aiohttp import web
+
+from ..core.data.counting import describe_lengths
+from ..core.data.join import join
+from ..core.data.report import describe_dataset
+from ..core.data.scan import scan_folder
+from ..core.data.types import Dataset
+from ..core.errors import SAME_DATASET, ConfigError, WanTrainError
+from ..core.safe_json import parse_object
+from ..core.settings.dataset import Conditioning, DatasetOptions
+from ..core.settings.job import Job
+from ..core.train.build import build_job, job_warnings
+from ..core.train.forecast import disk_lines, expected_data, plan_line
+from ..core.train.length import job_length
+from ..core.train.start import check_start
+from . import host
+from .advice import advising
+from .data_nodes import DatasetFromFolder
+from .follow import is_training
+from .host import folders
+from .inputs import check_known
+from .join_nodes import number_of
+from .model_nodes import LoadWanDiT
+from .old_values import renew_prompt
+from .routes import guarded, read_all, refusal, threads
+from .sockets import DitHandle
+from .train_nodes import STAGES, TrainLoRAStage, check_vae, stage_settings
+from .widgets import meanings
+
+log = logging.getLogger(__name__)
+_MOST_BYTES = 20_000_000  # of a prompt
+_TRAIN = "TrainLoRAStage"
+_MOST_JOINED = 50  # joined datasets in each other: beyond, it is a circle
+Found = dict[str, dict[str, Any]]
+
+
+def register() -> None:
+    """Add the route to the host's server."""
+    host.routes().post("/wan_train/check")(guarded(post_check))
+
+
+async def post_check(request: web.Request) -> web.Response:
+    """{"prompt": as it would be queued} to {"nodes": {id: {"text", "failed"}}}: what each node has to say.
+
+    400 for a request without a prompt, 415 for what is no JSON, 422 with a sentence for one without trainings.
+    """
+    if request.content_type != "application/json":  # a page of another site can't send that without asking first
+        return refusal(415, "the request must be JSON")
+    body = await read_all(request, _MOST_BYTES)
+    try:
+        prompt = parse_object(body or b"")["prompt"]
+    except (KeyError, ValueError):
+        return refusal(400, "the request holds no workflow, or too large a one.")
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(threads, check, prompt)
+    except WanTrainError as error:
+        return refusal(422, str(error))
+    except Exception:
+        log.exception("a workflow could not be checked")
+        return refusal(500, "this workflow can't be checked, for a reason that stands in ComfyUI's log.")
+    return web.json_response({"nodes": found})
+
+
+def check(prompt: Any) -> Found:
+    """All trainings of a prompt, each on its node: {"text", "failed"}. ConfigError if it has none."""
+    graph = _Graph(prompt)
+    trainings = [key for key, node in graph.nodes.items() if node["class_type"] == _TRAIN]
+    if not trainings:
+        raise ConfigError("the workflow has no training: add Train LoRA Stage, or unmute it.")
+    jobs: dict[str, Job] = {}
+    for key in trainings:
+        try:
+            jobs[key] = graph.tell_training(key)
+        except _NodeError as error:
+            graph.found[error.node] = {"text": error.sentence, "failed": True}
+    _tell_lengths(graph.found, jobs)
+    return graph.found
+
+
+def _tell_lengths(found: Found, jobs: Mapping[str, Job]) -> None:
+    """How long the trainings are, and together: on each of them."""
+    by_stage = {job.stage: job_length(job) for job in jobs.values()}
+    whole = len(by_stage) == len(jobs)
+    for key, job in jobs.items():
+        lines = describe_lengths(by_stage if whole else {job.stage: by_stage[job.stage]})
+        found[key]["text"] = "\n".join([*lines, found[key]["text"]])
+
+
+class _NodeError(Exception):
+    """What is wrong, and the node whose settings mend it."""
+
+    def __init__(self, node: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.node, self.sentence = node, sentence
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """What Cache Latents would make."""
+
+    source: str  # node of the dataset
+    dataset: Dataset
+    conditioning: Conditioning
+    has_vision: bool
+
+
+class _Graph:
+    """A prompt, followed from its trainings back to what they read."""
+
+    def __init__(self, prompt: Any) -> None:
+        renewed = renew_prompt({"prompt": prompt})["prompt"]
+        nodes = renewed if isinstance(renewed, dict) else {}
+        self.nodes = {key: node for key, node in nodes.items() if _is_node(node)}
+        self.found: Found = {}
+        self._datasets: dict[str, Dataset] = {}
+
+    def tell_training(self, key: str) -> Job:
+        """The job of a training, with what is to be said of it on its node."""
+        dit = self._dit(self._source(key, "dit", "Load Wan DiT"))
+        latents = self._latents(self._source(key, "latents", "Cache Latents"))
+        self._check_text(self._source(key, "text", "Cache T5"), latents)
+        settings = self._values(key)
+        with _on(key), advising():
+            check_known(TrainLoRAStage, settings)
+            wanted = stage_settings(dit, settings)
+            job = build_job(
+                dit.info,
+                expected_data(
+                    latents.dataset, dit.info.config, latents.conditioning, has_vision=latents.has_vision
+                ),
+                wanted,
+                name=settings.get("lora_name", ""),
+                stage=STAGES[settings.get("stage", "")],
+                trigger_word=latents.dataset.trigger_words,
+                recovery_adapter=dit.recovery_adapter,
+            )  # fmt: skip
+            check_start(job, dit.info)
+            check_vae(job.previews, has_vae=self._is_wired(key, "vae"))
+            runs = host.runs_path()
+            lines = [_plan(job, dit, runs.parent / "cache"), *disk_lines(job, dit.info.config, runs / job.name)]
+            warnings = [f"- {sentence}" for sentence in job_warnings(job, wanted)]
+        self.found[key] = {"text": "\n".join([*lines, *warnings]), "failed": False}
+        return job
+
+    def _dit(self, key: str) -> DitHandle:
+        self._must_be(key, "LoadWanDiT", "Load Wan DiT")
+        with _on(key):
+            output = LoadWanDiT.execute(**self._values(key))
+        self.found[key] = {"text": output.ui["text"][0], "failed": False}
+        return output.args[0]
+
+    def _latents(self, key: str) -> _Latents:
+        self._must_be(key, "CacheLatents", "Cache Latents")
+        source = self._source(key, "dataset", "Dataset from Folder")
+        conditioning = self._values(key).get("condition_on", "none")
+        return _Latents(source, self._dataset(source), conditioning, self._is_wired(key, "clip_vision"))
+
+    def _check_text(self, key: str, latents: _Latents) -> None:
+        self._must_be(key, "CacheT5", "Cache T5")
+        if self._source(key, "dataset", "Dataset from Folder") != latents.source:
+            with _on(key), advising():
+                raise ConfigError("latents and captions are of two datasets.", about=SAME_DATASET)
+
+    def _dataset(self, key: str, depth: int = 0) -> Dataset:
+        if key not in self._datasets:
+            if self.nodes[key]["class_type"] == "JoinDatasets":
+                dataset = self._joined(key, depth)
+            else:
+                self._must_be(key, "DatasetFromFolder", "Dataset from Folder")
+                dataset = self._scanned(key)
+            self._datasets[key] = dataset
+            self.found[key] = {"text": describe_dataset(dataset), "failed": False}
+        return self._datasets[key]
+
+    def _joined(self, key: str, depth: int) -> Dataset:
+        inputs = self.nodes[key]["inputs"]
+        names = sorted((name for name in inputs if name.startswith("datasets.")), key=number_of)
+        if depth > _MOST_JOINED:
+            raise _NodeError(key, "the datasets are joined in a circle.")
+        parts = [self._dataset(self._source(key, name, "Dataset from Folder"), depth + 1) for name in names]
+        with _on(key):
+            if not parts:
+                raise ConfigError("datasets has no wire: connect at least one Dataset from Folder that is not muted.")
+            return join(parts)
+
+    def _scanned(self, key: str) -> Dataset:
+        values = self._values(key)
+        with _on(key):
+            check_known(DatasetFromFolder, values)
+            folder = folders.resolve_dataset_folder(values.pop("folder", ""))
+            options = DatasetOptions(**meanings("DatasetFromFolder", values))
+            places = [root for _, root in folders.dataset_roots()]
+            return scan_folder(folder, options, index_path=host.cache_path() / "files.json", within=places)
+
+    def _must_be(self, key: str, kind: str, title: str) -> None:
+        if self.nodes[key]["class_type"] != kind:
+            raise _NodeError(key, f"Check knows {title} only, and can't follow what this node gives.")
+
+    def _is_wired(self, key: str, name: str) -> bool:
+        value = self.nodes[key]["inputs"].get(name)
+        return _is_link(value) and value[0] in self.nodes
+
+    def _source(self, key: str, name: str, title: str) -> str:
+        """The node that an input is wired to."""
+        if not self._is_wired(key, name):
+            raise _NodeError(key, f"{name} has no wire: connect {title}.")
+        return self.nodes[key]["inputs"][name][0]
+
+    def _values(self, key: str) -> dict[str, Any]:
+        """What stands in the widgets of a node, or comes to them from a node that holds one value."""
+        found: dict[str, Any] = {}
+        for name, value in self.nodes[key]["inputs"].items():
+            if not _is_link(value):
+                found[name] = value
+            elif name in _widgets(self.nodes[key]["class_type"]):
+                found[name] = self._wired_value(key, name, value[0])
+        return found
+
+    def _wired_value(self, key: str, name: str, source: str) -> Any:
+        inputs = self.nodes.get(source, {}).get("inputs", {})
+        held = [value for own, value in inputs.items() if own in ("value", name) and not _is_link(value)]
+        if len(held) != 1:
+            raise _NodeError(key, f"{name} comes over a wire, so that Check can't know it before the run.")
+        return held[0]
+
+
+class _on:  # noqa: N801 - reads as a word
+    """Errors within are of this node."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, WanTrainError):
+            raise _NodeError(self.node, str(error)) from error
+
+
+def _plan(job: Job, dit: DitHandle, scratch: Path) -> str:
+    """The plan on the device that the run would take."""
+    device = job.device if job.device != "auto" else host.auto_devices()[0]
+    if is_training(device):
+        return f"the plan waits for the training that goes on, on {device}: check again when it is over"
+    try:
+        return plan_line(job, dit.info, torch.device(device), scratch)
+    except OSError as error:
+        log.warning("the plan of %s can't be made: %s", job.name, error)
+        return f"what is free of the memory is not known here ({error})"
+
+
+def _widgets(kind: str) -> set[str]:
+    """Names of the inputs of one of our nodes that hold a value where no wire is."""
+    node = {_TRAIN: TrainLoRAStage, "DatasetFromFolder": DatasetFromFolder, "LoadWanDiT": LoadWanDiT}.get(kind)
+    if node is None:
+        return set()
+    schema = node.SCHEMA or node.define_schema()
+    return {item.id for item in schema.inputs if hasattr(item, "default")}
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)

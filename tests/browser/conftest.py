@@ -1,0 +1,84 @@
+"""Tabs of a real browser for the tests in this folder.
+
+Each test runs in the renderer that it names; with --both-renderers (`run.py campaign page`) in both.
+"""
+
+import contextlib
+import os
+import shutil
+from importlib import metadata
+
+import pytest
+from wan_train.tools.screenshot import BROWSERS
+
+RENDERERS = {"canvas": False, "vue": True}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "renderer(name): of the short form, canvas or vue")
+
+
+def pytest_generate_tests(metafunc):
+    if "desk" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("renderer")
+        names = RENDERERS if metafunc.config.getoption("--both-renderers") or mark is None else mark.args
+        metafunc.parametrize("desk", names, indirect=True, scope="session")
+
+
+OLDEST = (1, 45)  # front end of which these tests know the buttons
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium. Without it, Playwright or a front end of these days the test is skipped; under CI Playwright must be there."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        front_end = metadata.version("comfyui-frontend-package")
+        if tuple(map(int, front_end.split(".")[:2])) < OLDEST:
+            pytest.skip(f"ComfyUI's front end {front_end} has other buttons")
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        sync_playwright = None
+    if program is None or sync_playwright is None:
+        what = "Chromium was not found" if program is None else "Playwright is not installed: pip install playwright"
+        (pytest.fail if os.environ.get("CI") and program else pytest.skip)(what)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def _desks(browser, host):
+    from wan_train.tests.browser.desk import Desk
+
+    made: dict[str, Desk] = {}
+
+    def of(name: str) -> Desk:
+        if name not in made:
+            made[name] = Desk(browser, host, modern=RENDERERS[name])
+        return made[name]
+
+    yield of
+    for desk in made.values():
+        desk.close()
+
+
+@pytest.fixture(scope="session")
+def desk(request, _desks):
+    """A tab in one of the renderers, which the tests use one after another."""
+    return _desks(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _clean(request):
+    """No test leaves a run going on, or an uncaught error or a warning of ours in the page's console."""
+    desk = request.getfixturevalue("desk") if "desk" in request.fixturenames else None
+    if desk is not None:
+        desk.complaints.clear()
+    yield
+    if desk is not None:
+        desk.host.server.request("/queue", {"clear": True})
+        desk.host.interrupt()  # what a failed test has left running would keep the next from running
+        assert desk.complaints == []

@@ -1,0 +1,60 @@
+"""What is wrong is said on the node that mends it, once, and before anything is encoded."""
+
+import pytest
+from wan_train.tests.browser.desk import ANSWER, APP, NOTES, REPORT, Desk, until
+from wan_train.tests.browser.test_training import training
+from wan_train.tests.host.graphs import changed
+
+# How many errors the host tells of each node.
+ERRORS = f"""() => {APP}.lastNodeErrors && Object.fromEntries(
+  Object.entries({APP}.lastNodeErrors).map(([id, found]) => [id, found.errors.length]))"""
+
+
+@pytest.mark.renderer("vue")
+def test_one_missing_folder_is_one_error(desk: Desk):
+    ids = desk.load_prompt(changed(training("lost"), "data", folder="input/gone"))
+    desk.queue()
+    until(lambda: desk.evaluate(ERRORS), "an error", 20)
+    assert desk.evaluate(ERRORS) == {str(ids["data"]): 1}
+    desk.page.keyboard.press("Escape")
+
+
+@pytest.mark.renderer("canvas")
+def test_the_node_that_fails_says_why_in_the_place_of_its_report(desk: Desk):
+    prompt = changed(training("mixed"), "high_dit", model_name="wan_mini_low_noise.safetensors")
+    ids = desk.load_prompt(prompt)
+    desk.queue()
+    said = desk.until(ids["high_train"], "low noise expert by its name")
+    assert said.startswith("failed: ")
+    assert "blocks" in desk.text(ids["high_dit"], REPORT)  # the others keep what they have told
+    desk.page.keyboard.press("Escape")
+    desk.set_widget(ids["high_dit"], "model_name", "wan_mini_high_noise.safetensors")
+    desk.queue()
+    desk.until(ids["high_train"], "step ")
+
+
+@pytest.mark.renderer("vue")
+def test_check_says_what_a_training_will_take_and_where_it_fails(desk: Desk):
+    ids = desk.load_prompt(training("checked"))
+    train, data = ids["high_train"], ids["data"]
+    desk.look_at(train)
+    desk.press(train, "check")
+    assert desk.until(train, "Nothing is in the way.", ANSWER)
+    said = desk.text(train, NOTES)
+    assert "3 steps with batch_size 1; 3,000 steps are 1,000 epochs" in said
+    assert "on the CPU: 456 k" in said or " GB" in said
+    assert "disk: " in said
+    assert "buckets: 64x64x1 (1), 64x64x9 (2)" in desk.text(data, REPORT)
+    assert desk.evaluate("() => fetch('/queue').then((answer) => answer.json())") == {
+        "queue_running": [],
+        "queue_pending": [],
+    }
+
+    desk.set_widget(data, "folder", "input/gone")
+    desk.press(train, "check")
+    assert desk.until(train, "To mend: DatasetFromFolder.", ANSWER)
+    assert "gone" in desk.text(data, ".wan-train-failed")
+    desk.set_widget(data, "folder", "input/shapes")
+    desk.evaluate("(id) => nodeOf(id).disconnectInput(nodeOf(id).findInputSlot('vae'))", train)
+    desk.press(train, "check")
+    desk.until(train, "previews need a VAE")

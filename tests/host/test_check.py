@@ -1,0 +1,103 @@
+"""Check: what the trainings of a workflow will take, and what is wrong with them, on the nodes that mend it."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
+from wan_train.tests.host.runs import run_folders
+
+
+def post(host, body, kind="application/json"):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{host.url}/wan_train/check", data, {"Content-Type": kind})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def check(host, prompt):
+    status, body = post(host, {"prompt": prompt})
+    assert status == 200, body
+    return body["nodes"]
+
+
+def failures(found):
+    return {key: told["text"] for key, told in found.items() if told["failed"]}
+
+
+def test_both_experts_are_told_and_nothing_is_started(host):
+    before, seen = run_folders(host), len(host.events)
+    found = check(host, two_stages(lora_name="asked", steps=6, low={"steps": 12}))
+    assert failures(found) == {}
+    assert set(found) == {"data", "high_dit", "low_dit", "high_train", "low_train"}
+    for stage in ("high", "low"):
+        said = found[f"{stage}_train"]["text"]
+        assert "high: an epoch uses each sample once, times its repeats: 3 steps with batch_size 1" in said
+        assert "6 steps are 2 epochs" in said
+        assert "12 steps are 4 epochs" in said
+        assert "in all: 18 steps" in said
+        assert "on the CPU: " in said
+        assert "disk: " in said
+    assert found["data"]["text"].startswith("2 clips, 1 images: 3 samples an epoch")
+    assert run_folders(host) == before
+    assert all(event.type != "execution_start" for event in host.events[seen:])
+
+
+@pytest.mark.parametrize(
+    ("key", "inputs", "where", "words"),
+    [
+        ("data", {"folder": "input/gone"}, "data", "gone"),
+        ("data", {"width": 8}, "data", "width is 8"),
+        ("high_dit", {"model_name": "wan_mini_low_noise.safetensors"}, "high_train", "low noise expert by its name"),
+        ("high_train", {"preview_every": 2}, "high_train", "previews need a VAE"),
+        ("high_train", {"optimizer": "nothing"}, "high_train", "optimizer is 'nothing'"),
+        ("high_train", {"lora_name": "a/b"}, "high_train", "lora_name"),
+        ("latents", {"condition_on": "first frame"}, "high_train", "Here: set condition_on of Cache Latents."),
+        ("text", {"dataset": ["other", 0]}, "text", "Here: connect one Dataset from Folder"),
+        ("high_train", {"latents": 3}, "high_train", "latents has no wire"),
+        ("high_train", {"latents": ["data", 0]}, "data", "Check knows Cache Latents only"),
+        ("high_train", {"steps": ["vae", 0]}, "high_train", "steps comes over a wire"),
+    ],
+)
+def test_what_is_wrong_is_said_on_the_node_that_mends_it(host, key, inputs, where, words):
+    prompt = {**one_stage(lora_name="asked"), "other": one_stage()["data"]}
+    found = failures(check(host, changed(prompt, key, **inputs)))
+    assert list(found) == [where]
+    assert words in found[where]
+
+
+def test_values_over_a_wire_and_joined_datasets_are_followed(host):
+    prompt = one_stage(lora_name="asked")
+    prompt["number"] = node("PrimitiveInt", value=30)
+    prompt["second"] = {**prompt["data"]}
+    prompt["joined"] = node("JoinDatasets", **{"datasets.dataset_0": ["data", 0], "datasets.dataset_1": ["second", 0]})
+    prompt = changed(prompt, "high_train", steps=["number", 0])
+    for cache in ("latents", "text"):
+        prompt = changed(prompt, cache, dataset=["joined", 0])
+    found = check(host, prompt)
+    assert failures(found) == {}
+    assert "6 steps with batch_size 1; 30 steps are 5 epochs" in found["high_train"]["text"]
+
+
+def test_what_is_no_workflow_with_a_training_is_refused_in_a_sentence(host):
+    assert post(host, b"{", "application/json")[0] == 400
+    assert post(host, {"graph": {}})[0] == 400
+    assert post(host, {"prompt": {}}, "text/plain")[0] == 415
+    for prompt in ({}, None, [], {"1": 3}, {"1": node("KSampler")}):
+        status, body = post(host, {"prompt": prompt})
+        assert status == 422
+        assert "has no training" in body["error"]
+
+
+def test_circles_and_other_nonsense_end_in_a_sentence(host):
+    prompt = one_stage(lora_name="asked")
+    prompt["joined"] = node("JoinDatasets", **{"datasets.dataset_0": ["joined", 0]})
+    for cache in ("latents", "text"):
+        prompt = changed(prompt, cache, dataset=["joined", 0])
+    assert "circle" in failures(check(host, prompt))["joined"]
+    assert failures(check(host, changed(one_stage(), "high_train", stage="both")))["high_train"]

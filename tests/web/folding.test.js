@@ -1,0 +1,87 @@
+// Folding: what is hidden, what the button says, and what a copy of a training keeps.
+
+import assert from "node:assert/strict";
+import test, { beforeEach } from "node:test";
+import "./dom.js";
+import "./host/hooks.js";
+
+const { app, Graph, Node } = await import("./host/app.js");
+await import("../../web/wan_train.js");
+
+class OwnNode extends Node {
+  static category = "training/Wan";
+
+  constructor(id, comfyClass, widgets, advanced) {
+    super(id, comfyClass, widgets);
+    this.inputs = [];
+    for (const widget of this.widgets) widget.options = { advanced: advanced.includes(widget.name) };
+  }
+
+  computeSize() {
+    return [100, 20 + 24 * this.widgets.filter((widget) => !widget.hidden).length];
+  }
+}
+
+const add = (more = {}) =>
+  app.rootGraph.add(new OwnNode(1, "WanLoadUMT5", { name: "a", x: 1, y: 2, ...more }, ["x", "y"]));
+const named = (node, name) => node.widgets.find((widget) => widget.name === name);
+const shown = (node) => node.widgets.filter((widget) => !widget.hidden).map((widget) => widget.name);
+
+beforeEach(() => {
+  app.rootGraph = new Graph("root");
+  app.extensionManager.setting = { get: () => false };
+});
+
+test("advanced inputs fold behind a button that counts them, and keep their values", () => {
+  const node = add();
+  assert.deepEqual(shown(node), ["name", "show_advanced"]);
+  assert.equal(named(node, "show_advanced").label, "Show advanced (2)");
+  assert.equal(named(node, "show_advanced").serialize, false);
+  assert.equal(named(node, "show_advanced").options.canvasOnly, true);
+  node.setSize([100, 300]);
+  named(node, "show_advanced").callback();
+  assert.deepEqual(shown(node), ["name", "x", "y", "show_advanced"]);
+  assert.equal(named(node, "show_advanced").label, "Hide advanced");
+  assert.equal(node.size[1], 348);
+  assert.equal(node.showAdvanced, true);
+  named(node, "show_advanced").callback();
+  assert.equal(node.size[1], 300);
+  assert.deepEqual([named(node, "x").value, named(node, "y").value], [1, 2]);
+});
+
+test("an input with a wire stays, and so does all with ComfyUI's own setting", () => {
+  const node = add();
+  node.inputs = [{ name: "x", widget: { name: "x" }, link: 3 }];
+  assert.deepEqual(shown(node), ["name", "x", "show_advanced"]);
+  assert.equal(named(node, "show_advanced").label, "Show advanced (1)");
+  app.extensionManager.setting = { get: () => true };
+  assert.deepEqual(shown(node), ["name", "x", "y"]);
+});
+
+test("a node saved with all inputs shown loses the blank part, once", () => {
+  const node = add();
+  node.setSize([100, 20 + 24 * 3 + 100]);
+  app.extension.loadedGraphNode(node);
+  assert.equal(node.size[1], 20 + 24 * 3 + 100 - 48);
+  node.setSize([100, 90]);
+  app.extension.loadedGraphNode(node);
+  assert.equal(node.size[1], 90);
+});
+
+test("nodes of others, and those with nothing advanced, have no button", () => {
+  assert.deepEqual(shown(app.rootGraph.add(new OwnNode(2, "WanLoadUMT5", { name: "a" }, []))), ["name"]);
+  const other = new Node(3, "KSampler", { x: 1 });
+  other.widgets[0].options = { advanced: true };
+  assert.deepEqual(shown(app.rootGraph.add(other)), ["x"]);
+});
+
+test("a copy of a training has no run of its own", async () => {
+  const add = (id) => app.rootGraph.add(new Node(id, "TrainLoRAStage", { stage: "high noise", lora_name: "a" }));
+  const [node, copy] = [add(1), add(2)];
+  node.properties = { wan_node: "t", wan_run: "a_high_1" };
+  copy.properties = { ...node.properties };
+  for (const one of [node, copy]) one.onConfigure({});
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(node.properties, { wan_node: "t", wan_run: "a_high_1" });
+  assert.deepEqual(copy.properties, {});
+});
