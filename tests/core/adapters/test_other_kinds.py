@@ -1,4 +1,4 @@
-"""LoKr, LoHa and DoRA: their arithmetic against the formulas and against peft, on bases of several formats."""
+"""LoKr, LoHa, DoRA and OFT: their arithmetic against the formulas and against peft, on bases of several formats."""
 
 import copy
 
@@ -34,6 +34,8 @@ WAYS = {
     "dora": {"kind": "dora"},
     "loha": {"kind": "loha"},
     "lokr": {"kind": "lokr", "rank": 2},
+    "oft": {"kind": "oft", "rank": 4},
+    "oft held": {"kind": "oft", "rank": 4, "oft_constraint": 1.5},
     "lokr full": {"kind": "lokr", "lokr_full": True, "lokr_factor": 4},
 }
 
@@ -71,6 +73,13 @@ def weight_of(parts, weight):
     if "hada_w1_a" in parts:
         scale = parts["alpha"] / parts["hada_w1_b"].shape[0]
         return weight + scale * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    if "oft_blocks" in parts:
+        q = parts["oft_blocks"] - parts["oft_blocks"].transpose(1, 2)
+        if parts["alpha"]:
+            q = q * torch.minimum(torch.ones(()).double(), parts["alpha"] / q.norm())
+        whole = torch.block_diag(*q)
+        eye = torch.eye(len(whole)).double()
+        return torch.linalg.solve(eye - whole, eye + whole).T @ weight
     if "lokr_w1" in parts:
         w2 = parts.get("lokr_w2")
         if w2 is None:
@@ -129,16 +138,18 @@ def test_gradients_are_those_of_the_formula(way):
     own = {name.removeprefix(f"{path}."): p for name, p in parameters if name.startswith(f"{path}.")}
     x, factor = torch.randn(7, 32), torch.randn(7, 64)
     (layer(x) * factor).sum().backward()
+    bias = bare.get_submodule(path).bias.detach().double()
     ends = {"lora_A.default.weight": "lora_A.weight", "lora_B.default.weight": "lora_B.weight"}
     state = {key.removeprefix(f"diffusion_model.{path}."): value for key, value in adapter_state(model).items()}
-    leaves = {ends.get(name, name): p.detach().double().requires_grad_() for name, p in own.items()}
+    shapes = {name: state[ends.get(name, name)].shape for name in own}  # OFT's blocks lie one under another
+    leaves = {ends.get(name, name): p.detach().double().view(shapes[name]).requires_grad_() for name, p in own.items()}
     changed = weight_of({"alpha": state["alpha"], **leaves}, weight)
     if way == "dora":  # the paper's section 4.3: the lengths are constants for the gradient
         both = weight.double() + state["alpha"].double() / 3 * leaves["lora_B.weight"] @ leaves["lora_A.weight"]
         changed = both * (leaves["dora_scale"] / both.norm(dim=0, keepdim=True).detach())
-    (torch.nn.functional.linear(x.double(), changed) * factor.double()).sum().backward()
+    (torch.nn.functional.linear(x.double(), changed, bias) * factor.double()).sum().backward()
     for name, parameter in own.items():
-        wanted = leaves[ends.get(name, name)].grad
+        wanted = leaves[ends.get(name, name)].grad.view(parameter.shape)
         assert (parameter.grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
 
 
