@@ -283,6 +283,11 @@ class AdapterOptions(Options, group="adapter"):
         found = self._strength_warning()
         if self.merge_strength != type(self)().merge_strength and not self.merge_into_base:
             found.append("merge_strength has no effect without a file in merge_into_base.")
+        if self.kind == "tlora" and self.tlora_min_rank > self.rank:
+            found.append(
+                f"tlora_min_rank ({self.tlora_min_rank}) is more than the rank ({self.rank}): all ranks are trained at every"
+                " noise level, as in a LoRA."
+            )
         return found
 
     def _strength_warning(self) -> list[str]:

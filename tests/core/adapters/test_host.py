@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from wan_train.core.adapters.formats import parse_modules, read_lora, write_lora
-from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, write_adapter
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import WanTransformer
@@ -147,3 +147,54 @@ def test_server_and_model_library_read_the_header(comfy, trained, tmp_path):
     path = write_lora(tmp_path / "x.safetensors", modules, metadata={"modelspec.title": "Ohwx"})
     header = comfy.utils.safetensors_header(str(path), max_size=1024 * 1024)
     assert b'"modelspec.title":"Ohwx"' in header
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "oft", "rank": 8},
+        {"kind": "oft", "rank": 8, "oft_constraint": 2.0},
+        {"kind": "tlora", "rank": 4},
+        {"kind": "lokr", "rank": 4},
+        {"kind": "loha", "rank": 4},
+        {"kind": "dora", "rank": 4},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_every_kind_gives_the_trained_model_in_the_host(comfy, host_model, options, tmp_path, caplog):
+    model = make_transformer()
+    generator = torch.Generator().manual_seed(5)
+    parameters = add_adapter(model, AdapterOptions(alpha=2.0, **options), seed=1)
+    with torch.no_grad():
+        for _, p in parameters:
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    path = write_adapter(tmp_path / "x.safetensors", model.eval(), metadata={})
+    with caplog.at_level(logging.WARNING):
+        patches = load_in_host(comfy, host_model, path)
+    assert "not loaded" not in caplog.text
+    assert len(patches) == 20
+    patched = host_model.clone()
+    patched.add_patches(patches, 1.0)
+    patched.patch_model(device_to=torch.device("cpu"), force_patch_weights=True)
+    try:
+        out = forward(patched.model.diffusion_model)
+    finally:
+        patched.unpatch_model(device_to=torch.device("cpu"))
+    wanted, plain = forward(model), forward(host_model.model.diffusion_model)
+    assert (wanted - plain).abs().max() > 0.02
+    assert (out - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_the_hosts_own_oft_turns_a_weight_in_the_same_way(comfy, trained):
+    from comfy.weight_adapter.oft import OFTDiff
+
+    model = make_transformer()
+    parameters = add_adapter(model, AdapterOptions(kind="oft", rank=8, oft_constraint=1.0), seed=1)
+    for _, p in parameters:
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(6)) * 0.1
+    layer, path = model.blocks[0].ffn[0], "blocks.0.ffn.0"
+    blocks = adapter_state(model)[f"diffusion_model.{path}.oft_blocks"]
+    weight = trained[0][f"{path}.weight"]
+    theirs = OFTDiff((blocks, None, 1.0, None))(weight)
+    x = torch.randn(5, DIM, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(layer(x), x @ theirs.T + layer.bias, atol=2e-6, rtol=1e-5)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from wan_train.core.adapters.kind import ADAPTER_KINDS
 from wan_train.core.adapters.kinds.lokr import factorization
@@ -170,6 +171,58 @@ def test_lokr_and_loha_are_what_peft_makes_of_the_same_numbers():
                 getattr(theirs[0], name)["default"].copy_(matrix)
             x = torch.randn(5, 32)
             assert torch.allclose(layer(x), theirs(x), atol=1e-4), way
+
+
+def test_oft_turns_as_pefts_does():
+    """peft turns what goes into a layer, the other way round: here it is given what the base gives."""
+    import peft
+
+    model, bare, parameters = net(**WAYS["oft"])
+    randomise(parameters)
+    layer, base = model.blocks[0].ffn[0], bare.blocks[0].ffn[0]
+    theirs = nn.Sequential(nn.Linear(64, 64, bias=False))
+    nn.init.eye_(theirs[0].weight)
+    config = peft.OFTConfig(r=0, oft_block_size=4, target_modules=["0"], use_cayley_neumann=False)
+    peft.inject_adapter_in_model(config, theirs)
+    with torch.no_grad():
+        blocks = layer.oft_blocks.view(16, 4, 4)
+        rows, columns = torch.triu_indices(4, 4, 1)
+        theirs[0].oft_R["default"].weight.copy_(-(blocks - blocks.transpose(1, 2))[:, rows, columns])
+        x = torch.randn(5, 32)
+        turned = theirs(base(x) - base.bias) + base.bias
+        assert torch.allclose(layer(x), turned, atol=1e-5)
+        assert not torch.allclose(layer(x), base(x), atol=1e-2)
+        lengths = (layer(x) - base.bias).norm(dim=1), (base(x) - base.bias).norm(dim=1)
+    assert torch.allclose(*lengths, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_a_constraint_holds_the_rotations_together(limit, tmp_path):
+    model, bare, parameters = net(kind="oft", rank=4, oft_constraint=limit)
+    randomise(parameters)
+    free, _, same = net(kind="oft", rank=4)
+    randomise(same)
+    with torch.no_grad():
+        change = (model(*clip()) - bare(*clip())).norm()
+        assert (change < 0.5 * (free(*clip()) - bare(*clip())).norm()) == (limit == 0.5)
+
+
+@pytest.mark.parametrize(("rank", "block"), [(1, 1), (4, 4), (5, 4), (8, 4), (64, 4)])
+def test_a_block_is_a_divisor_of_the_width_that_is_not_above_the_rank(rank, block):
+    model, _, _ = net(kind="oft", rank=rank, targets=("self_attn",))
+    assert adapter_state(model)["diffusion_model.blocks.0.self_attn.q.oft_blocks"].shape == (32 // block, block, block)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"rescale": torch.ones(64, 1)}, "with a rescale"), ({"oft_blocks": torch.zeros(2, 16, 4, 4)}, "BOFT")],
+)
+def test_an_oft_of_another_make_is_refused(change, sentence, tmp_path):
+    model, _, _ = net(**WAYS["oft"])
+    tensors = adapter_state(model) | {f"diffusion_model.blocks.0.ffn.0.{end}": value for end, value in change.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelFileError, match=sentence):
+        read_other(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
