@@ -246,11 +246,18 @@ def test_a_quantized_base_trains(way, precision):
     assert {parameter.dtype for _, parameter in parameters} == {torch.float32}
 
 
+LORAS = {
+    "tlora": {"kind": "tlora"},
+    "rank dropout": {"rank_dropout": 0.5},
+    "module dropout": {"module_dropout": 0.5},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *LORAS])
 def test_what_autograd_keeps_is_what_the_planner_counts(way, dtype):
     config = WanConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=1, text_dim=16)
-    options = AdapterOptions(**{"rank": 4, **WAYS[way]})
+    options = AdapterOptions(**{"rank": 4, **(WAYS | LORAS)[way]})
     model = WanTransformer(config).train()
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
@@ -260,6 +267,8 @@ def test_what_autograd_keeps_is_what_the_planner_counts(way, dtype):
     trained = Trained(adapter=options.kind, rank=options.rank, targets=options.targets, options=options)
     assert adapter_params(config, trained) == sum(parameter.numel() for _, parameter in parameters)
     args = inputs(model, dtype)
+    if model.rank_gate is not None:
+        model.rank_gate(torch.tensor([[600.0]]))
     expected = saved_bytes(config, trained, tokens=args[0].shape[1], element_size=dtype.itemsize)
     assert counted(model, *args) == pytest.approx(expected, rel=0.03)
 

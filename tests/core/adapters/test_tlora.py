@@ -1,6 +1,7 @@
 """T-LoRA: how many ranks a sample has at its noise, and that it is a LoRA in everything else."""
 
 import copy
+import logging
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from wan_train.core.adapters.rank_gate import RankGate, set_noise_window
 from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, write_adapter
 from wan_train.core.adapters.switch import without_adapter
 from wan_train.core.memory.checkpointing import with_checkpointing
+from wan_train.core.memory.compile import with_compile
 from wan_train.core.memory.graphs import Graphs
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.model import WanTransformer
@@ -168,3 +170,25 @@ def test_its_file_is_a_loras_and_the_model_knows_what_it_carries(tmp_path):
     assert len(adapter_modules(model)) == 20
     assert len(ADAPTER_KINDS.get("tlora").layers(model)) == 20
     assert not ADAPTER_KINDS.get("tlora").layers(net()[0])
+
+
+def test_compiled_blocks_follow_the_noise(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep each record
+    torch._dynamo.reset()
+    model, _ = net(**TLORA)
+    found = {}
+    for name in ("plain", "compiled"):
+        run = copy.deepcopy(model)
+        if name == "compiled":
+            block = with_checkpointing(run.run_block)
+            run.run_block = with_compile(block, tell=pytest.fail, backend="aot_eager")
+        found[name] = []
+        for sigma in (100.0, 500.0, 950.0):
+            latents, _, context = clip(1)
+            run.zero_grad(set_to_none=True)
+            run(latents, torch.tensor([sigma]), context).square().mean().backward()
+            found[name] += [weight.grad for weight in run.parameters() if weight.requires_grad]
+    for one, other in zip(found["plain"], found["compiled"], strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    torch._dynamo.reset()
