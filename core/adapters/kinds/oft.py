@@ -76,7 +76,9 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
 def state(model: nn.Module) -> dict[str, Tensor]:
     """`diffusion_model.<path>.oft_blocks` [k, b, b] and `.alpha`, the constraint, of each layer: float32 on the CPU."""
     found = wrapped_state(model, KIND)
-    return {key: value.unflatten(0, (-1, value.shape[1])) if key.endswith(_END) else value for key, value in found.items()}
+    return {
+        key: value.unflatten(0, (-1, value.shape[1])) if key.endswith(_END) else value for key, value in found.items()
+    }
 
 
 def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
@@ -91,15 +93,14 @@ def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, .
     return ((shape[0], factorization(shape[0], rank)[0]),)
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
+def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
     """The result without its bias; Q, the inverse of I - Q and their product, which is kept in the arithmetic's dtype."""
     numbers = shape[0] * factorization(shape[0], rank)[0]
-    cast = element_size if element_size < 4 else 4
-    return KeptBytes(element_size * shape[0], numbers * (8 + cast))
+    return KeptBytes(element_size * shape[0], numbers * (8 + element_size))
 
 
 METHOD = AdapterKind(
-    help="OFT, which turns a layer's results and keeps their lengths: changes little of what the model knows; rank is the block",
+    help="OFT, which turns a layer's results and keeps their lengths: gentle to what the model knows; rank is the block's size",
     put_on=put_on,
     layers=partial(wrapped_layers, kind=KIND),
     state=state,

@@ -23,7 +23,9 @@ WAYS = {
 
 def train(tmp_path, job, name, way, **memory):
     options = MemoryOptions(**{"plan": "manual", "attention": "default", "cuda_graphs": "off", **memory})
-    made = replace(job, memory=options, device="cuda:0", adapter=AdapterOptions(**{"rank": 4, "alpha": 4.0, **WAYS[way]}))
+    made = replace(
+        job, memory=options, device="cuda:0", adapter=AdapterOptions(**{"rank": 4, "alpha": 4.0, **WAYS[way]})
+    )
     made = replace(made, model=replace(made.model, precision="bf16"), loop=replace(made.loop, steps=9))
     return train_in_folder(tmp_path, made, name, CUDA)
 

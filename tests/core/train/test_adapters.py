@@ -186,7 +186,9 @@ def test_a_tlora_starts_from_the_file_of_a_lora(tmp_path, job, lora):
     made = with_adapter(job, kind="tlora", start_from=str(lora))
     check_start(made, inspect(made.model.path))
     _, _, events = train_in_folder(tmp_path, made, "whole", CPU)
-    assert any("starts from other.safetensors: 20 of 20" in str(event) for event in events if event["event"] == "warning")
+    assert any(
+        "starts from other.safetensors: 20 of 20" in str(event) for event in events if event["event"] == "warning"
+    )
 
 
 def test_lora_plus_without_a_second_matrix_is_told(job):
