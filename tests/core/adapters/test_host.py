@@ -198,3 +198,20 @@ def test_the_hosts_own_oft_turns_a_weight_in_the_same_way(comfy, trained):
     theirs = OFTDiff((blocks, None, 1.0, None))(weight)
     x = torch.randn(5, DIM, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(layer(x), x @ theirs.T + layer.bias, atol=2e-6, rtol=1e-5)
+
+
+def test_the_host_takes_the_strength_of_oft_twice(comfy, trained, host_model, tmp_path):
+    """As the help says; where this fails, the host was mended, and the help is to be."""
+    import comfy.lora
+
+    model = make_transformer()
+    for _, p in add_adapter(model, AdapterOptions(kind="oft", rank=8), seed=1):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(6)) * 0.1
+    key = "diffusion_model.blocks.1.cross_attn.k.weight"
+    patch = load_in_host(comfy, host_model, write_adapter(tmp_path / "x.safetensors", model, metadata={}))[key]
+    base = trained[0]["blocks.1.cross_attn.k.weight"]
+    whole, half = (
+        comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], base.clone(), key) - base
+        for strength in (1.0, 0.5)
+    )
+    torch.testing.assert_close(half, whole / 4, atol=1e-6, rtol=0)

@@ -158,7 +158,7 @@ def test_a_lokr():
     imported = with_network(["lokr_factor: -1", "lokr_full_rank: true"])
     assert outcome(imported, "network.lokr_factor") == ("mapped", {"adapter.lokr_factor": 0})
     made = bring(
-        ("type: lora", "type: lokr"),
+        ('type: "lora"', 'type: "lokr"'),
         ("        linear_alpha: 16\n", "        lokr_factor: 8\n        lokr_full_rank: true\n"),
     )
     adapter = made.recipe.adapter

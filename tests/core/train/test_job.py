@@ -159,7 +159,9 @@ def test_settings_without_effect_are_told(job):
 @pytest.mark.parametrize(("cycles", "is_told"), [(1, False), (3, False), (8, True), (50, True)])
 def test_more_cycles_than_steps_are_told(job, cycles, is_told):
     made = replace(
-        job, loop=replace(job.loop, steps=10), schedule=ScheduleOptions(kind="cosine_restarts", cycles=cycles, warmup_steps=2)
+        job,
+        loop=replace(job.loop, steps=10),
+        schedule=ScheduleOptions(kind="cosine_restarts", cycles=cycles, warmup_steps=2),
     )
     assert any(text.startswith(f"lr_cycles ({cycles})") for text in made.warnings()) == is_told
 
