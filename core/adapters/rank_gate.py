@@ -1,4 +1,4 @@
-"""How many ranks of a T-LoRA are trained at a noise level (Soboleva et al., 2025, arXiv:2507.05964, equation 3).
+"""How many ranks of a T-LoRA are trained at a noise level (Soboleva et al., 2025, arXiv:2507.05964).
 
     r(sigma) = floor((1 - n)^power (r - r_min)) + r_min,    n = (sigma - low) / (high - low)
 

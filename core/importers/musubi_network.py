@@ -8,29 +8,57 @@ from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_
 from .common import is_off, need_number
 from .declared import choice_of, truth
 
+_LYCORIS = {"lora": "lora", "locon": "lora", "diag-oft": "oft"}  # names of lycoris.kohya that are not ours
 
-def _network(_context: Context, given: Given) -> Answer:
-    word = str(given.value)
-    if re.search(r"networks\.lora(_wan)?$", word):
-        return mapped()
-    kind = choice_of("adapter.kind", word.rpartition(".")[2])
-    return not_supported(f"{word} can't be trained here, a LoRA is.") if kind is None else mapped(adapter__kind=kind)
+
+def _kind_of(context: Context) -> str:
+    """networks.lokr, or lycoris.kohya with algo=lokr."""
+    word = str(context.get("network_module", "networks.lora_wan"))
+    if word.startswith("lycoris"):
+        algo = str(context.get("network_args.algo", "lora")).lower()
+        return _LYCORIS.get(algo, algo)
+    return "lora" if re.search(r"networks\.lora(_wan)?$", word) else word.rpartition(".")[2]
+
+
+def _network(context: Context, given: Given) -> Answer:
+    word = _kind_of(context)
+    if word == "lora":
+        return mapped(adapter__kind="dora") if truth(context.get("network_args.dora_wd", False)) else mapped()
+    kind = choice_of("adapter.kind", word)
+    return (
+        not_supported(f"{given.value} can't be trained here, a LoRA is.")
+        if kind is None
+        else mapped(adapter__kind=kind)
+    )
 
 
 def _dropout(context: Context, given: Given) -> Answer:
     """networks/loha.py and lokr.py take it and never use it."""
     value = float(need_number(given.value))
-    kind = str(context.get("network_module", "")).rpartition(".")[2]
-    if value and kind in ("loha", "lokr"):
+    kind = _kind_of(context)
+    if value and kind in ("loha", "lokr") and not str(context.get("network_module")).startswith("lycoris"):
         return not_needed(f"musubi-tuner leaves it out with {kind}.")
     return either("there of x A, here of x." if value else "", adapter__dropout=value)
 
 
 def _factor(context: Context, given: Given) -> Answer:
     """networks/lokr.py: -1 is what 0 is here."""
-    if not str(context.get("network_module", "")).endswith("lokr"):
-        return not_needed("it is for networks.lokr.")
+    if _kind_of(context) != "lokr":
+        return not_needed("it is for lokr.")
     return mapped(adapter__lokr_factor=max(0, need_number(given.value, is_whole=True)))
+
+
+def _full(context: Context, given: Given) -> Answer:
+    if _kind_of(context) != "lokr":
+        return not_needed("it is for lokr.")
+    return mapped(adapter__lokr_full=truth(given.value))
+
+
+def _dora(context: Context, given: Given) -> Answer:
+    if not truth(given.value):
+        return not_needed("it is off.")
+    kind = _kind_of(context)
+    return mapped() if kind == "lora" else not_supported(f"lengths of columns are trained with LoRA alone, not {kind}.")
 
 
 def _patterns(value: Any) -> list[str]:
@@ -98,6 +126,9 @@ NETWORK_RULES: dict[str, Rule] = {
     "network_module": _network,
     "network_dropout": _dropout,
     "network_args.factor": _factor,
+    "network_args.algo": lambda _context, _given: not_needed("it is the kind of network_module."),
+    "network_args.full_matrix": _full,
+    "network_args.dora_wd": _dora,
     "network_args.exclude_patterns": _exclude,
     "network_args.include_patterns": _include,
     **dict.fromkeys(

@@ -42,6 +42,15 @@ def lora_type(context: Context, given: Given) -> Answer:
     return not_supported("bring the file of lycoris_config too (lycoris_config.json): without it a LoRA is trained.")
 
 
+def use_dora(context: Context, given: Given) -> Answer:
+    """helpers/training/adapter.py: peft's DoRA, on a LoRA of lora_type standard."""
+    if not truth(given.value) or has_lycoris(context):
+        return not_needed("it is off." if not truth(given.value) else "lora_type is lycoris, whose own file says it.")
+    return changed(
+        "lengths of columns are trained here, which ComfyUI reads; there those of rows.", adapter__kind="dora"
+    )
+
+
 def _algo(context: Context) -> str:
     return str(context.get("lycoris.algo", "lora")).lower()
 

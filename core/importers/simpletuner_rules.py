@@ -16,7 +16,7 @@ from .declared import by_declaration, choice_of, declared, number, side, truth
 from .families import family_of
 from .optimizers import Named, answer, arguments, said_by, unread
 from .simpletuner_data import DATASET_RULES
-from .simpletuner_lycoris import LYCORIS_RULES, lora_type, lycoris_goes_first
+from .simpletuner_lycoris import LYCORIS_RULES, lora_type, lycoris_goes_first, use_dora
 
 # helpers/training/optimizer_param.py: its names, and what each takes where optimizer_config says nothing.
 _EPS = {"eps": 1e-6}
@@ -292,6 +292,7 @@ RULES: dict[str, Rule] = {
     "lora_rank": lycoris_goes_first(),
     "lora_dropout": lycoris_goes_first(),
     "lora_type": lora_type,
+    "use_dora": use_dora,
     "peft_lora_target_modules": lycoris_goes_first(_targets),
     "max_train_steps": _steps,
     "num_train_epochs": _epochs,

@@ -148,8 +148,8 @@ class AdapterOptions(Options, group="adapter"):
         help="A LoRA file that the training starts from, in place of a new LoRA: its path.",
         more="Any trainer's file for this model. It is brought to this rank, and the result holds what the file had learnt.",
         page="A file of a higher rank is cut to the best that fits, which you are told with what is lost. LoKr, LoHa, DoRA and"
-        " OFT start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes on by"
-        " itself and needs no file.",
+        " OFT start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes"
+        " on by itself and needs no file.",
         born=2,
         at_birth="",
         in_key=False,  # the file's content is

@@ -237,6 +237,9 @@ def kind(module, flags=""):
         ("networks.loha", "--network_dim 8 --network_dropout 0.1", {"kind": "loha", "rank": 8, "dropout": 0.0}),
         ("networks.lokr", "--network_args factor=8", {"kind": "lokr", "lokr_factor": 8}),
         ("networks.lokr", "--network_args factor=-1", {"kind": "lokr", "lokr_factor": 0}),
+        ("lycoris.kohya", "--network_args algo=lokr factor=4 full_matrix=True", {"kind": "lokr", "lokr_full": True}),
+        ("lycoris.kohya", "--network_args algo=locon dora_wd=True", {"kind": "dora"}),
+        ("lycoris.kohya", "--network_args algo=diag-oft", {"kind": "oft"}),
         ("networks.lora_wan", "--network_weights /l/a.safetensors", {"start_from": "/l/a.safetensors"}),
         (
             "networks.lora_wan",

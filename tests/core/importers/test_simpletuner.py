@@ -245,3 +245,9 @@ def test_without_the_file_of_lycoris_it_is_asked_for():
     assert "lycoris_config.json" in line(imported, "lora_type").answer.why
     assert imported.recipe.adapter.rank == 64
     assert outcome(bring_lycoris(LOKR, lora_type="standard"), "lycoris.factor")[0] == "not needed"
+
+
+def test_dora_is_of_columns_here():
+    imported = bring(use_dora=True)
+    assert outcome(imported, "use_dora") == ("changed", {"adapter.kind": "dora"})
+    assert bring(use_dora=False).recipe.adapter.kind == "lora"
