@@ -114,15 +114,16 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _float(value, where)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where} is {_shown(value)}; it must be {_word(origin or hint)}.")
+    raise ConfigError(f"{where} is {_shown(value)}; it must be {kind_word(origin or hint)}.")
 
 
 def word_of(value: Any) -> str:
     """What a value from a file is, in a user's words."""
-    return "nothing" if value is None else _word(type(value))
+    return "nothing" if value is None else kind_word(type(value))
 
 
-def _word(kind: Any) -> str:
+def kind_word(kind: Any) -> str:
+    """What a type is, in a user's words: "a whole number"."""
     return next((word for known, word in _WORDS if kind is known), getattr(kind, "__name__", str(kind)))
 
 

@@ -77,6 +77,10 @@ class OtherModule:
         out, width = self.shape
         return out == shape[0] and width in (0, shape[1])
 
+    def share_at(self, strength: float) -> float:
+        """What counts of `delta` at a loader's strength: ComfyUI takes that of OFT twice."""
+        return strength * strength if self.kind == "oft" else strength
+
     def to(self, device: torch.device) -> "OtherModule":
         """In float32 on another device."""
         return OtherModule(

@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from wan_train.core.adapters.formats import parse_modules, read_lora, write_lora
+from wan_train.core.adapters.merged_base import merged_base
 from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, write_adapter
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
@@ -215,3 +216,6 @@ def test_the_host_takes_the_strength_of_oft_twice(comfy, trained, host_model, tm
         for strength in (1.0, 0.5)
     )
     torch.testing.assert_close(half, whole / 4, atol=1e-6, rtol=0)
+    merged = merged_base(str(tmp_path / "x.safetensors"), 0.5, {name: tensor.shape for name, tensor in trained[0].items()})
+    ours = merged("blocks.1.cross_attn.k", base.clone())
+    torch.testing.assert_close(ours, base + half, atol=1e-6, rtol=0)

@@ -38,7 +38,7 @@ def test_a_newer_schema_is_refused(job):
     ("edit", "message"),
     [
         (lambda d: d["loop"].update(stepps=3), "unknown field 'stepps'"),
-        (lambda d: d["loop"].update(steps="3"), "steps is '3'.*type int"),
+        (lambda d: d["loop"].update(steps="3"), "steps is '3'.*a whole number"),
         (lambda d: d.update(stage="middle"), "must be one of 'high', 'low', 'single'"),
         (lambda d: d.pop("model"), "lacks the field 'model'"),
         (lambda d: d["adapter"].update(rank=0), "rank must be at least 1"),
