@@ -175,6 +175,7 @@ def test_its_file_is_a_loras_and_the_model_knows_what_it_carries(tmp_path):
 def test_compiled_blocks_follow_the_noise(monkeypatch):
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep each record
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model, _ = net(**TLORA)
     found = {}
     for name in ("plain", "compiled"):
