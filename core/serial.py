@@ -16,6 +16,10 @@ from .paths import shown
 T = TypeVar("T")
 MAX_DEPTH = 32  # of tables inside each other
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+_WORDS = (
+    (bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text"), (list, "a list"), (tuple, "a list"),
+    (dict, "a table"),
+)  # fmt: skip
 AUTO = "auto"  # how a person writes None, which TOML has not: the value is left to the program
 
 
@@ -40,7 +44,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     if isinstance(data, cls):  # made already
         return data
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object with named fields, got {type(data).__name__}.")
+        raise ConfigError(f"{where} must be an object with named fields, got {word_of(data)}.")
     hints, fields = _declared(cls)
     unknown = sorted(map(str, set(data) - set(fields)))
     if unknown:
@@ -110,7 +114,17 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _float(value, where)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where} is {_shown(value)}; it must be of type {getattr(hint, '__name__', hint)}.")
+    raise ConfigError(f"{where} is {_shown(value)}; it must be {kind_word(origin or hint)}.")
+
+
+def word_of(value: Any) -> str:
+    """What a value from a file is, in a user's words."""
+    return "nothing" if value is None else kind_word(type(value))
+
+
+def kind_word(kind: Any) -> str:
+    """What a type is, in a user's words: "a whole number"."""
+    return next((word for known, word in _WORDS if kind is known), getattr(kind, "__name__", str(kind)))
 
 
 def _float(value: int, where: str) -> float:

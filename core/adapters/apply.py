@@ -59,7 +59,7 @@ class _DenseChange:
     """The same for another kind of adapter, whose change of the weight is made anew each time: it is as large as the weight."""
 
     def __init__(self, module: OtherModule, strength: float, switch: LoraSwitch) -> None:
-        self._module, self._strength, self._switch = module, strength, switch
+        self._module, self._switch, self._share = module, switch, module.share_at(strength)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not self._switch.is_on:
@@ -67,4 +67,4 @@ class _DenseChange:
         x = inputs[0]
         self._module = self._module.to(x.device)
         weight: Tensor = layer.matrix(torch.float32) if hasattr(layer, "matrix") else layer.weight  # type: ignore[operator,assignment]
-        return output + F.linear(x, (self._strength * self._module.delta(weight)).to(x.dtype))
+        return output + F.linear(x, (self._share * self._module.delta(weight)).to(x.dtype))

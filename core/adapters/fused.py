@@ -50,10 +50,12 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
     """x [..., in] -> [..., out], in x's dtype."""
     if not is_at_work(layer):
         return own_forward(layer, x)
-    base, down, up, scale, dropout = factors_of(layer)
+    base, down, up, scale, dropout, drops = factors_of(layer)
     x_LI = x.flatten(0, -2)  # two axes, for which a linear layer's result is no view: adding in place costs nothing
     y_LO = base(x_LI)
     h_LR = functional.linear(dropout(x_LI), down.to(x.dtype))
+    if drops is not None:
+        h_LR = drops(h_LR.unflatten(0, x.shape[:-1])).flatten(0, -2)
     return _add_product(y_LO, h_LR, up, scale).unflatten(0, x.shape[:-1])
 
 
@@ -61,7 +63,7 @@ def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
     """x [B, L, D] -> queries, keys and values, each [B, L, D]."""
     layers = (attention.q, attention.k, attention.v)
     each = [factors_of(layer) for layer in layers]
-    drops = any(isinstance(factors.dropout, nn.Dropout) for factors in each)
+    drops = any(isinstance(factors.dropout, nn.Dropout) or factors.drops is not None for factors in each)
     if drops or not all(is_at_work(layer) for layer in layers):
         return SelfAttention.project(attention, x)
     x_LI = x.flatten(0, -2)

@@ -28,10 +28,10 @@ class MergedBase:
         module = self.modules[layer]
         flat = weight.flatten(1)
         if isinstance(module, LoraModule):
-            delta = (module.up.to(flat) * module.scale) @ module.down.to(flat)
+            delta, share = (module.up.to(flat) * module.scale) @ module.down.to(flat), self.strength
         else:
-            delta = module.to(flat.device).delta(flat)
-        return flat.add(delta, alpha=self.strength).view_as(weight)
+            delta, share = module.to(flat.device).delta(flat), module.share_at(self.strength)
+        return flat.add(delta, alpha=share).view_as(weight)
 
 
 def merged_base(path: str, strength: float, shapes: Shapes) -> MergedBase:

@@ -1,4 +1,4 @@
-"""Files of adapters that are no plain LoRA: LoKr, LoHa and DoRA, with the keys that ComfyUI loads.
+"""Files of adapters that are no plain LoRA: LoKr, LoHa, DoRA and OFT, with the keys that ComfyUI loads.
 
 Read in the dialects of LyCORIS, kohya, musubi-tuner, AI-Toolkit and ComfyUI; written with official names.
 """
@@ -23,6 +23,7 @@ _OWN = {
     "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     "dora": ("dora_scale",),
+    "oft": ("oft_blocks",),
 }
 _ENDS = {
     "alpha": "alpha",
@@ -30,6 +31,7 @@ _ENDS = {
     "lora_B.weight": "lora_B.weight",
     "lora_down.weight": "lora_A.weight",
     "lora_up.weight": "lora_B.weight",
+    "rescale": "rescale",
     **{end: end for ends in _OWN.values() for end in ends},
 }
 _KEY = re.compile(rf"(?P<name>.+)\.(?P<end>{'|'.join(map(re.escape, _ENDS))})")
@@ -46,7 +48,9 @@ class OtherModule:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the layer."""
+        """(out, in) of the layer; in is 0 for OFT, whose file does not tell it."""
+        if self.kind == "oft":
+            return self.parts["oft_blocks"].shape[:2].numel(), 0
         if self.kind == "dora":
             return self.parts["lora_B.weight"].shape[0], self.parts["lora_A.weight"].shape[1]
         if self.kind == "loha":
@@ -56,14 +60,26 @@ class OtherModule:
 
     @property
     def rank(self) -> int:
-        """Of the factors; of a LoKr without any, the smaller side of its second matrix."""
+        """Of the factors; of a LoKr without any, the smaller side of its second matrix; of OFT the size of a block."""
+        if self.kind == "oft":
+            return self.parts["oft_blocks"].shape[2]
         inner = next((self.parts[end] for end in _INNER if end in self.parts), None)
         return min(self._kronecker()[1].shape) if inner is None else inner.shape[0]
 
     @property
     def alpha(self) -> float:
-        """The strength is alpha / rank; a file without it means the rank."""
-        return float(self.parts[_ALPHA]) if _ALPHA in self.parts else float(self.rank)
+        """The strength is alpha / rank; a file without it means the rank. Of OFT it is the constraint, and 0 none."""
+        usual = 0.0 if self.kind == "oft" else float(self.rank)
+        return float(self.parts[_ALPHA]) if _ALPHA in self.parts else usual
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether the layer may have this shape (out, in)."""
+        out, width = self.shape
+        return out == shape[0] and width in (0, shape[1])
+
+    def share_at(self, strength: float) -> float:
+        """What counts of `delta` at a loader's strength: ComfyUI takes that of OFT twice."""
+        return strength * strength if self.kind == "oft" else strength
 
     def to(self, device: torch.device) -> "OtherModule":
         """In float32 on another device."""
@@ -72,7 +88,9 @@ class OtherModule:
         )
 
     def delta(self, weight: Tensor) -> Tensor:
-        """The change of the layer's weight [out, in], float32, as ComfyUI makes it; the weight counts for DoRA only."""
+        """The change of the layer's weight [out, in], float32, as ComfyUI makes it; the weight counts for DoRA and OFT only."""
+        if self.kind == "oft":
+            return self._turned(weight.float()) - weight.float()
         if self.kind == "lokr":
             return torch.kron(*(matrix.float() for matrix in self._kronecker()))
         parts, scale = {end: part.float() for end, part in self.parts.items()}, self.alpha / self.rank
@@ -80,6 +98,16 @@ class OtherModule:
             return scale * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
         both = weight.float() + scale * parts["lora_B.weight"] @ parts["lora_A.weight"]
         return both * (parts["dora_scale"] / both.norm(dim=0, keepdim=True)) - weight.float()
+
+    def _turned(self, weight: Tensor) -> Tensor:
+        """R^T W for a weight [out, in], as `kinds.oft` has it."""
+        blocks, constraint = self.parts["oft_blocks"].float(), self.alpha
+        q = blocks - blocks.transpose(1, 2)
+        if constraint > 0:
+            q = q * (constraint / (q.norm() + 1e-8)).clamp(max=1.0)
+        eye = torch.eye(q.shape[1], device=q.device)
+        rotation = (eye + q) @ torch.linalg.inv(eye - q)
+        return (rotation.transpose(1, 2) @ weight.unflatten(0, blocks.shape[:2])).flatten(0, 1)
 
     def _kronecker(self) -> tuple[Tensor, Tensor]:
         """Both matrices of a LoKr, with its strength in one that is a product: loaders give a whole pair none."""
@@ -95,9 +123,24 @@ class OtherModule:
             found[1] = found[1] * (float(self.parts[_ALPHA]) / inner.shape[0])
         return found[0], found[1]
 
+    def _check_blocks(self, where: str, alpha: Tensor) -> None:
+        blocks = self.parts.get("oft_blocks", torch.empty(0))
+        if "rescale" in self.parts:
+            raise ModelFileError(
+                f"{where} has OFT with a rescale, which ComfyUI's loader of files leaves out, so that it never looks as it was"
+                " trained: train it again without rescale."
+            )
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or len(self.parts) > 2 or alpha.numel() != 1:
+            raise ModelFileError(
+                f"{where} has blocks of BOFT, or of another kind of OFT than LyCORIS's diag-oft, which alone is read here: load"
+                " it with the host's own LoRA loader instead."
+            )
+
     def check(self, where: str) -> None:
         """ModelFileError if a tensor is missing, or they do not fit together."""
         alpha = self.parts.get(_ALPHA, torch.ones(()))
+        if self.kind == "oft":
+            return self._check_blocks(where, alpha)
         bare = {end: part.to("meta") for end, part in self.parts.items() if end != _ALPHA}
         shapes = OtherModule(kind=self.kind, parts=bare)  # sizes alone: the change is as large as the layer's weight
         try:
@@ -153,7 +196,7 @@ def read_adapter(path: str | Path) -> "LoraFile | OtherFile":
 
 
 def kind_of_file(path: Path) -> str | None:
-    """ "lokr", "loha" or "dora"; None for any other file, also one that can't be read."""
+    """ "lokr", "loha", "dora" or "oft"; None for any other file, also one that can't be read."""
     try:
         return _kind_of(read_header(path).entries)
     except (HeaderError, ModelFileError, OSError):
@@ -171,7 +214,7 @@ def read_other(path: Path) -> OtherFile:
         ) from error
     kind = _kind_of(tensors)
     if kind is None:
-        raise ModelFileError(f"{path} holds no LoKr, LoHa or DoRA: choose a file of such an adapter.")
+        raise ModelFileError(f"{path} holds no LoKr, LoHa, DoRA or OFT: choose a file of such an adapter.")
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         parsed = _KEY.fullmatch(key)

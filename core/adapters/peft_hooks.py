@@ -25,6 +25,7 @@ from .places import Place
 
 TESTED = ("0.16.0", "0.21.2")  # oldest and newest
 _ADAPTER = "default"  # peft's own name for the first
+_DROPS = "rank_drops"
 _SWITCH_S = (
     0.0005  # so soon a thread that has read a piece of a file gets Python back; by default it waits ten times as long
 )
@@ -32,13 +33,14 @@ _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvis
 
 
 class Factors(NamedTuple):
-    """A LoRA layer as it computes: base(x) + scale * dropout(x) down^T up^T."""
+    """A LoRA layer as it computes: base(x) + scale * drops(dropout(x) down^T) up^T."""
 
     base: nn.Module
     down: nn.Parameter  # [r, in], fp32
     up: nn.Parameter  # [out, r], fp32
     scale: float
     dropout: nn.Module  # nn.Identity where there is none
+    drops: nn.Module | None  # what leaves out some ranks, given x down^T [B, ..., r]; see `drops`
 
 
 def import_adapters() -> None:
@@ -198,7 +200,18 @@ def factors_of(layer: Any) -> Factors:
         layer.lora_B[name].weight,
         layer.scaling[name],
         layer.lora_dropout[name],
+        drops_on(layer),
     )
+
+
+def drops_on(layer: nn.Module) -> nn.Module | None:
+    """What `put_drops` has put on a layer."""
+    return getattr(layer, _DROPS, None)
+
+
+def put_drops(layer: nn.Module, drops: nn.Module) -> None:
+    """Let a layer of peft's leave out some of its ranks; only the light forward does (`fused`), peft's own knows of none."""
+    layer.add_module(_DROPS, drops)
 
 
 def weight_names(path: str) -> tuple[str, str]:

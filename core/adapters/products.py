@@ -28,7 +28,7 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     drop numbers, around a base that runs so. `is_unread`: whether the result of a layer will not be read.
     """
     blocks = model.get_submodule("blocks")
-    plain = {layer for layer in lora_linears(model) if not isinstance(factors_of(layer).dropout, nn.Dropout)}
+    plain = {layer for layer in lora_linears(model) if not _drops(layer)}
     layers = dict(blocks.named_modules())
     for name, layer in layers.items():
         product = None if is_factor(name) else make_product(layer)
@@ -44,6 +44,12 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether a layer with a LoRA leaves out some of its inputs or ranks."""
+    factors = factors_of(layer)
+    return isinstance(factors.dropout, nn.Dropout) or factors.drops is not None
 
 
 def drop_products(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
 from ..settings.adapter import AdapterOptions
-from .kind import ADAPTER_KINDS, AdapterKind
+from .kind import ADAPTER_KINDS, LORA, AdapterKind
 
 
 def add_adapter(
@@ -77,9 +77,14 @@ def up_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _carried(model: nn.Module) -> list[tuple[AdapterKind, Mapping[str, nn.Module]]]:
-    kinds = (ADAPTER_KINDS.get(name) for name in ADAPTER_KINDS.names)
+    # LoRA is found on every LoRA with something more, too
+    kinds = sorted(map(ADAPTER_KINDS.get, ADAPTER_KINDS.names), key=lambda kind: kind.layers is _plain_layers())
     found = ((kind, kind.layers(model)) for kind in kinds)
     return [(kind, layers) for kind, layers in found if layers]
+
+
+def _plain_layers() -> object:
+    return ADAPTER_KINDS.get(LORA).layers
 
 
 def _kind_on(model: nn.Module) -> AdapterKind:

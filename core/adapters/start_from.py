@@ -15,7 +15,7 @@ from ..settings.adapter import AdapterOptions
 from ..wan.header import HeaderError
 from ..wan.recovery import file_identity
 from .formats import LoraFile, LoraModule, parse_modules, to_tensors
-from .kind import LORA
+from .kind import ADAPTER_KINDS, LORA
 from .merge import resize
 from .other_files import read_adapter
 from .setup import adapter_state, load_adapter
@@ -52,7 +52,8 @@ def check_start_file(options: AdapterOptions, shapes: Shapes) -> None:
     """ConfigError or ModelFileError if a training with these options can't start from its file, on a model of `shapes`."""
     file = read_adapter(options.start_from)
     kind = LORA if isinstance(file, LoraFile) else file.kind
-    if kind != options.kind:
+    wanted = LORA if ADAPTER_KINDS.get(options.kind).is_plain else options.kind  # plain ones have the files of LoRA
+    if kind != wanted:
         raise ConfigError(
             f"start_from is {shown(options.start_from)}, a file of the kind {kind}, but the adapter is {options.kind}: choose"
             f" the adapter {kind}, or another file."

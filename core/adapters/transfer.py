@@ -19,7 +19,7 @@ from ..wan.config import WanConfig
 from ..wan.identify import identify
 from ..wan.model import WanTransformer
 from .formats import LoraFile
-from .other_files import OtherFile
+from .other_files import OtherFile, OtherModule
 
 Shapes = Mapping[str, Sequence[int]]
 Adapter = LoraFile | OtherFile
@@ -57,7 +57,7 @@ def transfer_report(lora: Adapter, shapes: Shapes) -> TransferReport:
     name = Path(lora.path).name
     found = {path: _weight_shape(shapes, path) for path in lora.modules}
     missing = tuple(path for path, shape in found.items() if shape is None)
-    reshaped = tuple(p for p, shape in found.items() if shape and shape != lora.modules[p].shape)
+    reshaped = tuple(p for p, shape in found.items() if shape and not _fits(lora, p, shape))
     placed = tuple(path for path in found if path not in missing and path not in reshaped)
     _check_size(lora, shapes, [path for path in reshaped if _BLOCK.match(path)])
     _check_depth(lora, shapes, placed)
@@ -65,6 +65,11 @@ def transfer_report(lora: Adapter, shapes: Shapes) -> TransferReport:
     return TransferReport(
         lora=name, placed=placed, missing=missing, reshaped=reshaped, notes=tuple(f"{name} {note}" for note in notes)
     )
+
+
+def _fits(lora: Adapter, path: str, shape: tuple[int, int]) -> bool:
+    module = lora.modules[path]
+    return module.fits(shape) if isinstance(module, OtherModule) else module.shape == shape
 
 
 def _weight_shape(shapes: Shapes, path: str) -> tuple[int, int] | None:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import ModelFileError
 from ..settings.adapter import AdapterOptions
+from .drops import drops_of
 from .keys import sort_key
 from .places import Place, target_layers
 
 
 class WrappedLinear(nn.Module):
-    """base(x) + change(dropout(x)); the parameters that are trained are fp32, on the device of the base."""
+    """base(x) + drops(change(dropout(x))); the parameters that are trained are fp32, on the device of the base."""
 
     kind = ""
 
@@ -30,6 +31,7 @@ class WrappedLinear(nn.Module):
         self.base_layer = base
         self.rank, self.alpha = place.rank, place.alpha
         self.lora_dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.drops = nn.Sequential(*drops_of(options, has_ranks=False))
         self._disable_adapters = False  # as peft's layers have it, for `without_adapter`
         self.merged = False
 
@@ -61,7 +63,7 @@ class WrappedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in x's dtype."""
         y = self.base_layer(x)
-        return y if self._disable_adapters else y + self.change(self.lora_dropout(x))
+        return y if self._disable_adapters else y + self.drops(self.change(self.lora_dropout(x)))
 
     def change(self, x: Tensor) -> Tensor:
         """What is added, [..., out] for x [..., in]."""

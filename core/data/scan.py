@@ -80,6 +80,8 @@ def scan_folder(
             of_file, given_notes = _with_given(of_file, given, given_probes, options)
             file_notes = [*file_notes, *given_notes]
         samples.append(of_file)
+        if not of_file:  # what became of its caption is of no interest then
+            notes = [note for note in notes if note.name != name or note not in caption_notes]
         notes.extend(file_notes)
     flat, held_notes = _hold_out(samples, options)
     flat, flip_notes = with_flips(flat, options)
@@ -192,6 +194,8 @@ def _samples_of(
                 )
             return [], notes
     notes += [Note(name=name, action="note", reason=remark) for remark in probe.remarks]
+    if options.crop == "motion" and probe.kind != "video":
+        notes.append(Note(name=name, action="note", reason="crop motion cannot follow a picture: its middle is kept"))
     buckets, told = buckets_of(file.width, file.height, options, shape_for(file, options))
     notes += [Note(name=name, action=action, reason=reason) for action, reason in told]
     notes += [note for bucket in buckets if (note := scale_note(file, bucket))]

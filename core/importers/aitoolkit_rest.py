@@ -58,7 +58,7 @@ REST: dict[str, Rule] = {
     **unsupported("captions are used whole here.", "datasets.random_triggers", "datasets.use_short_captions",
                   "datasets.replacements"),
     **unsupported("a LoRA is put on whole parts of blocks here (adapter.targets).",
-                  "network.network_kwargs.ignore_if_contains", "model.ignore_if_contains", "model.only_if_contains"),
-    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "network.pretrained_lora_path",
-                  "model.lora_path", "model.assistant_lora_path", "model.inference_lora_path"),
+                  "model.ignore_if_contains", "model.only_if_contains"),
+    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "model.lora_path",
+                  "model.inference_lora_path"),
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
 
+from typing import Any
+
 from .aitoolkit_data import DATASET_RULES
 from .aitoolkit_optimizer import OPTIMIZER_RULES
 from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
@@ -11,6 +13,7 @@ from .common import (
     precision_8_or_4_bit,
 )
 from .declared import choice_of, exists, fit, number, options_by_place, truth
+from .layers import layers_with
 
 
 def _linear(_context: Context, given: Given) -> Answer:
@@ -33,18 +36,34 @@ def _type(_context: Context, given: Given) -> Answer:
     return not_supported(f"{word} can't be trained here, a LoRA is.") if kind is None else mapped(adapter__kind=kind)
 
 
+def _words(value: Any) -> list[str]:
+    """A list of texts, or one, as toolkit/lora_special.py takes it."""
+    return [str(each) for each in (value if isinstance(value, list) else [value]) if str(each)]
+
+
 def _only_if(_context: Context, given: Given) -> Answer:
-    values = given.value if isinstance(given.value, list) else [given.value]
-    parts = [part for part in ("self_attn", "cross_attn", "ffn") if any(part in str(value) for value in values)]
-    diffusers = {"attn1": "self_attn", "attn2": "cross_attn"}
-    parts += [ours for theirs, ours in diffusers.items() if any(theirs in str(value) for value in values)]
-    if not parts:
-        return (
-            not_needed("it is empty.")
-            if is_off(given.value)
-            else not_supported("a LoRA is put on whole parts of blocks here.")
-        )
-    return changed("the parts of the blocks that it names.", adapter__targets=list(dict.fromkeys(parts)))
+    if is_off(given.value):
+        return not_needed("it is empty.")
+    found = layers_with(_words(given.value))
+    if not found.patterns:
+        return not_supported("no layer of a block has such a name.")
+    if found.parts:
+        return changed("the parts of the blocks that it names.", adapter__targets=list(found.parts))
+    return changed("as patterns, by the names that layers have here.", adapter__include="\n".join(found.patterns))
+
+
+def _ignore_if(_context: Context, given: Given) -> Answer:
+    if is_off(given.value):
+        return not_needed("it is empty.")
+    found = layers_with(_words(given.value))
+    if not found.patterns:
+        return not_needed("no layer of a block has such a name.")
+    return changed("as patterns, by the names that layers have here.", adapter__exclude="\n".join(found.patterns))
+
+
+def _factor(_context: Context, given: Given) -> Answer:
+    """toolkit/models/lokr.py: -1 is what 0 is here."""
+    return mapped(adapter__lokr_factor=max(0, need_number(given.value, is_whole=True)))
 
 
 def _steps(context: Context, given: Given) -> Answer:
@@ -270,6 +289,8 @@ RULES: dict[str, Rule] = {
     "network.alpha": _alpha,
     "network.type": _type,
     "network.network_kwargs.only_if_contains": _only_if,
+    "network.network_kwargs.ignore_if_contains": _ignore_if,
+    "network.lokr_factor": _factor,
     "train.steps": _steps,
     "train.gradient_accumulation": _accumulation,
     "train.gradient_accumulation_steps": _accumulation,

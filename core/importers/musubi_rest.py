@@ -42,8 +42,6 @@ REST: dict[str, Rule] = {
     **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
     **unsupported("checkpoints are not made for their own sake here: the newest are kept (loop.keep_last).",
                   "save_last_n_epochs"),
-    **unsupported("only training goes on from here: a LoRA of elsewhere can be merged into the finished one.",
-                  "network_weights", "dim_from_weights", "base_weights", "base_weights_multiplier"),
     **unsupported("previews are counted in steps here (previews.every).", "sample_every_n_epochs"),
     **unsupported("the first preview is made after that many steps.", "sample_at_first"),
     **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).",

@@ -1,7 +1,6 @@
 """What becomes of each option of musubi-tuner. Names that mean the same here stand in the declarations of core/settings."""
 
 import math
-import re
 from typing import Any
 
 from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
@@ -18,6 +17,7 @@ from .common import (
 from .declared import choice_of, exists, number, truth
 from .families import stage_of
 from .musubi_data import DATASET_RULES
+from .musubi_network import NETWORK_RULES
 from .optimizers import CLASSES, Named, answer, arguments, of_class, said_by
 
 # Its options of the optimizer, and ours.
@@ -213,14 +213,6 @@ def _betas(_context: Context, given: Given) -> Answer:
     return betas(given.value)
 
 
-def _network(_context: Context, given: Given) -> Answer:
-    word = str(given.value)
-    if re.search(r"networks\.lora(_wan)?$", word):
-        return mapped()
-    kind = choice_of("adapter.kind", word.rpartition(".")[2])
-    return not_supported(f"{word} can't be trained here, a LoRA is.") if kind is None else mapped(adapter__kind=kind)
-
-
 def _attention(_context: Context, _given: Given) -> Answer:
     return changed("the fastest kind of attention that is installed and right is taken (memory.attention).")
 
@@ -286,7 +278,7 @@ RULES: dict[str, Rule] = {
     "optimizer_type": _optimizer,
     "optimizer_args.*": arguments("optimizer_args.", _named),
     "optimizer_args.betas": _betas,
-    "network_module": _network,
+    **NETWORK_RULES,
     "gradient_checkpointing": gradient_checkpointing,
     "use_pinned_memory_for_block_swap": _pinned,
     "save_precision": _save_precision,

@@ -63,8 +63,10 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
         ]
     for file in files.get("simpletuner lycoris", []):
         shared += [
-            Given(key="lycoris", name=path, value=value, file=file.name) for path, value in leaves(file.data)
-        ]  # fmt: skip
+            Given(key=f"lycoris.{path}", name=path, value=value, file=file.name) for path, value in leaves(file.data)
+        ]
+        if file.data.get("algo") == "tlora":
+            shared = with_defaults(shared, {"lycoris.tlora_min_rank": 1})
     runs = [_config(file) for file in files.get("simpletuner config", [])]
     runs += [run for file in files.get("simpletuner commands", []) for run in _commands(file)]
     families = [_family(run) for run in runs] or [_FIRST_FLAVOUR]

@@ -16,6 +16,7 @@ from .declared import by_declaration, choice_of, declared, number, side, truth
 from .families import family_of
 from .optimizers import Named, answer, arguments, said_by, unread
 from .simpletuner_data import DATASET_RULES
+from .simpletuner_lycoris import LYCORIS_RULES, lora_type, lycoris_goes_first, use_dora
 
 # helpers/training/optimizer_param.py: its names, and what each takes where optimizer_config says nothing.
 _EPS = {"eps": 1e-6}
@@ -67,14 +68,6 @@ _LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # help
 def _alpha(context: Context, given: Given) -> Answer:
     rank = float(need_number(context.get("lora_rank", 16)))
     return mapped(adapter__alpha=rank if given.value is None else float(need_number(given.value)))
-
-
-def _lora_type(_context: Context, given: Given) -> Answer:
-    if given.value == "standard":
-        return mapped()
-    return not_supported(
-        "the file of lycoris is not read: set adapter.kind and its options by hand, else it is a LoRA."
-    )
 
 
 def _targets(_context: Context, given: Given) -> Answer:
@@ -294,9 +287,13 @@ def _cache_dataset(_context: Context, _given: Given) -> Answer:
 
 RULES: dict[str, Rule] = {
     **DATASET_RULES,
-    "lora_alpha": _alpha,
-    "lora_type": _lora_type,
-    "peft_lora_target_modules": _targets,
+    **LYCORIS_RULES,
+    "lora_alpha": lycoris_goes_first(_alpha),
+    "lora_rank": lycoris_goes_first(),
+    "lora_dropout": lycoris_goes_first(),
+    "lora_type": lora_type,
+    "use_dora": use_dora,
+    "peft_lora_target_modules": lycoris_goes_first(_targets),
     "max_train_steps": _steps,
     "num_train_epochs": _epochs,
     "base_model_precision": _base_precision,

@@ -42,7 +42,7 @@ class Decision:
     attention: str = ""  # its kind, by the name that `load_attention` knows; "": PyTorch's own
     is_known: bool = True  # no kind of attention had to be measured
     graphs: bool = False  # CUDA graphs of a step are worth their memory, where a plan allows them
-    dropout: bool = False  # the adapter drops some of its inputs
+    dropout: bool = False  # the adapter leaves something out at random
     warnings: tuple[str, ...] = ()  # what is otherwise than was asked for, a sentence each
 
 
@@ -69,7 +69,7 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
         attention=kind,
         is_known=is_known,
         graphs=may_use_graphs(job, info.config, device),
-        dropout=job.adapter.dropout > 0,
+        dropout=job.adapter.is_random,
         warnings=(*warnings, *_kind_warning(job, device)),
     )
 
@@ -128,7 +128,7 @@ def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
     """
     if objective_of(job).passes.most_waiting > 1:
         return False
-    if device.type != "cuda" or memory_of(job).cuda_graphs == "off" or job.adapter.dropout:
+    if device.type != "cuda" or memory_of(job).cuda_graphs == "off" or job.adapter.is_random:
         return False
     largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
     return num_batch_sizes(job) <= GRAPHED_SIZES and largest * sizes.dim <= GRAPH_SIZE

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
 from ..memory.precision import precision_kind
@@ -142,6 +143,8 @@ def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
     on_text = {"cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"}
     on_video = {name: each for name, each in targeted(sizes, trained).items() if name not in on_text}
     total = sum(kept_of(each, trained, element_size).per_token for each in on_video.values())
+    if not ADAPTER_KINDS.get(trained.adapter).keeps_input:
+        return total
     if trained.dropout:  # each has an input and a mask of its own
         return total + element_size * sum(2 * each.shape[1] for each in on_video.values())
     # The input of q, k and v is one; that of an attention's last layer is kept as the attention's result.

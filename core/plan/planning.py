@@ -32,7 +32,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
     info = decision.info
     task = Task(
         sizes=info.config,
-        trained=replace(trained_by(job), dropout=decision.dropout),
+        trained=trained_by(job),
         element_size=decision.dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, decision.dtype),
         rest_bytes=info.rest_bytes,

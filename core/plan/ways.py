@@ -82,7 +82,9 @@ class Ways:
 
     def _split(self, base: Plan) -> Iterator[tuple[bool, int]]:
         chosen = self.options
-        costs_compile = self.task.trained.dropout and base.compile in ("static", "dynamic")  # see `split.py`
+        trained = self.task.trained
+        is_random = trained.dropout or trained.options.is_random
+        costs_compile = is_random and base.compile in ("static", "dynamic")  # see `split.py`
         excluded = chosen.keep_linears or (chosen.ffn_pieces or 1) > 1 or costs_compile
         if chosen.split_blocks or (chosen.split_blocks is None and not excluded):
             yield True, 1

@@ -15,7 +15,7 @@ from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
 from ..safe_json import as_table
-from ..serial import check_depth, from_dict, to_dict
+from ..serial import check_depth, from_dict, to_dict, word_of
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles
@@ -122,7 +122,7 @@ def read_tables(path: Path) -> dict[str, Any]:
         advice = "" if path.suffix.lower() == ".json" else backslash_advice(text)
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.{advice}") from error
     if not isinstance(tables, dict):
-        raise ConfigError(f"{path} must hold a table of settings, not a {type(tables).__name__}.")
+        raise ConfigError(f"{path} must hold a table of settings, and not {word_of(tables)}.")
     check_depth(tables, str(path))
     return cast(dict[str, Any], tables)
 

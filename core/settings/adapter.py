@@ -41,6 +41,7 @@ class AdapterOptions(Options, group="adapter"):
         most=1e6,
         zero="the rank",
         hint="; the usual choice is the rank",
+        page="With OFT it has no effect, and the rank is the size of the blocks that are turned.",
         widget=Widget(TRAIN, "alpha", 4, advanced=False, is_required=True, least=0.0, most=4096.0, step=1.0),
         musubi="network_alpha",
         aitoolkit="network.linear_alpha",
@@ -60,6 +61,7 @@ class AdapterOptions(Options, group="adapter"):
         least=0.0,
         below=1.0,
         widget=Widget(TRAIN, "dropout", 13, is_required=True, most=0.95, step=0.01),
+        not_with={"kind": ("oft",)},
         musubi="network_dropout",
         aitoolkit="network.dropout",
         simpletuner="lora_dropout",
@@ -83,6 +85,7 @@ class AdapterOptions(Options, group="adapter"):
         page="The file holds an alpha that every loader turns into the same strength.",
         born=2,
         at_birth=False,
+        not_with={"kind": ("oft",)},
         widget=Widget(TRAIN, "rslora", 81),
     )
     include: str = option(
@@ -144,9 +147,9 @@ class AdapterOptions(Options, group="adapter"):
         "",
         help="A LoRA file that the training starts from, in place of a new LoRA: its path.",
         more="Any trainer's file for this model. It is brought to this rank, and the result holds what the file had learnt.",
-        page="A file of a higher rank is cut to the best that fits, which you are told with what is lost. LoKr, LoHa and DoRA"
-        " start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes on by"
-        " itself and needs no file.",
+        page="A file of a higher rank is cut to the best that fits, which you are told with what is lost. LoKr, LoHa, DoRA and"
+        " OFT start from a file of their own kind with the same sizes. The optimizer starts anew; a run that was stopped goes"
+        " on by itself and needs no file.",
         born=2,
         at_birth="",
         in_key=False,  # the file's content is
@@ -181,6 +184,80 @@ class AdapterOptions(Options, group="adapter"):
         musubi="base_weights_multiplier",
     )
 
+    rank_dropout: float = option(
+        0.0,
+        help="Share of the LoRA's ranks that is left out while training, other ones for each clip.",
+        more="The ranks then depend less on each other. LoKr and LoHa leave out numbers of their result in place of ranks.",
+        page="As kohya's scripts and musubi-tuner have it: what is left counts 1 / (1 - rank_dropout) times.",
+        least=0.0,
+        below=1.0,
+        born=2,
+        at_birth=0.0,
+        not_with={"kind": ("oft",)},
+        widget=Widget(TRAIN, "rank_dropout", 140, most=0.95, step=0.01),
+        musubi="network_args.rank_dropout",
+        aitoolkit="network.network_kwargs.rank_dropout",
+    )
+    module_dropout: float = option(
+        0.0,
+        help="The chance that the LoRA of a layer is left out of a training batch.",
+        more="Each layer has a draw of its own, in every batch.",
+        page="As kohya's scripts and musubi-tuner have it: the other layers count as ever. A layer that is left out gets the"
+        " gradient 0.",
+        least=0.0,
+        below=1.0,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "module_dropout", 141, most=0.95, step=0.01),
+        musubi="network_args.module_dropout",
+        aitoolkit="network.network_kwargs.module_dropout",
+    )
+    oft_constraint: float = option(
+        0.0,
+        help="The most that OFT may turn the results of a layer: the length of all its rotations together.",
+        more="A smaller number keeps the model nearer to what it was; 1 is a small change.",
+        page="It is the file's alpha, with which ComfyUI cuts the rotations in the same way.",
+        zero="no limit",
+        most=1e6,
+        born=2,
+        at_birth=0.0,
+        only_with={"kind": ("oft",)},
+        widget=Widget(TRAIN, "oft_constraint", 142, most=1000.0, step=0.1),
+    )
+    tlora_min_rank: int = option(
+        0,
+        help="Ranks of T-LoRA that are trained at the highest noise of the stage.",
+        more="At its lowest noise all ranks are.",
+        zero="half of the rank",
+        most=MOST_RANK,
+        born=2,
+        at_birth=0,
+        only_with={"kind": ("tlora",)},
+        widget=Widget(TRAIN, "tlora_min_rank", 143, most=1024),
+    )
+    tlora_power: float = option(
+        1.0,
+        help="How T-LoRA's number of ranks falls with the noise: 1 is a straight line.",
+        more="Above 1 it falls early, and most ranks are trained at low noise alone; below 1 it falls late.",
+        above=0.0,
+        most=100.0,
+        born=2,
+        at_birth=1.0,
+        only_with={"kind": ("tlora",)},
+        widget=Widget(TRAIN, "tlora_power", 144, least=0.1, most=10.0, step=0.1),
+    )
+    tlora_orthogonal: bool = option(
+        True,
+        help="Let the rows of T-LoRA's first matrix start at right angles to each other.",
+        more="So that its ranks learn different things, without which leaving some out would do little.",
+        page="The paper starts both matrices in this way and takes the start off again, for which a file would need twice the"
+        " rank; here the second matrix starts at 0, as in a LoRA.",
+        born=2,
+        at_birth=True,
+        only_with={"kind": ("tlora",)},
+        widget=Widget(TRAIN, "tlora_orthogonal", 145),
+    )
+
     @property
     def included(self) -> tuple[re.Pattern[str], ...]:
         """Patterns of `include`; none where all layers are wanted."""
@@ -192,6 +269,11 @@ class AdapterOptions(Options, group="adapter"):
         return patterns_of(self.exclude, "adapter_exclude")
 
     @property
+    def is_random(self) -> bool:
+        """Whether something is left out at random while training, which has to come again where a forward is run again."""
+        return any((self.dropout, self.rank_dropout, self.module_dropout))
+
+    @property
     def rank_rules(self) -> tuple[RankRule, ...]:
         """Rules of `ranks`, of which the first that fits counts."""
         return rank_rules(self.ranks, "adapter_ranks", MOST_RANK)
@@ -201,11 +283,16 @@ class AdapterOptions(Options, group="adapter"):
         found = self._strength_warning()
         if self.merge_strength != type(self)().merge_strength and not self.merge_into_base:
             found.append("merge_strength has no effect without a file in merge_into_base.")
+        if self.kind == "tlora" and self.tlora_min_rank > self.rank:
+            found.append(
+                f"tlora_min_rank ({self.tlora_min_rank}) is more than the rank ({self.rank}): all ranks are trained at every"
+                " noise level, as in a LoRA."
+            )
         return found
 
     def _strength_warning(self) -> list[str]:
         usual = type(self)()
-        if self.kind == "lokr" and self.lokr_full:
+        if self.kind == "oft" or (self.kind == "lokr" and self.lokr_full):
             return []
         if self.rank == usual.rank or self.alpha != usual.alpha or self.rslora:
             return []

@@ -63,6 +63,7 @@ class DatasetOptions(Options, group="dataset"):
         least=1,
         most=10_001,
         in_key=False,
+        not_with={"frame_sampling": ("full",)},
         widget=Widget(DATASET, "num_frames", 3, advanced=False, is_required=True, most=1025, step=4),
         musubi="target_frames",
         aitoolkit="datasets.num_frames",

@@ -246,6 +246,12 @@ class Job(Groups, Subject):
                 f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps): the learning rate rises to "
                 f"{share:.3g} of learning_rate, and lr_schedule has no effect."
             )
+        falls, cycles = self.loop.steps - warmup, self.schedule.cycles
+        if self.schedule.kind == "cosine_restarts" and cycles > 1 and cycles >= falls:
+            found.append(
+                f"lr_cycles ({cycles}) is not less than the steps after the warm-up ({max(falls, 0)}): no fall is longer than"
+                " one step, so that the learning rate hardly falls; lower lr_cycles."
+            )
         memory = self.memory
         is_plain = memory.stream_from in (None, PLAIN["stream_from"])
         if memory.plan == "manual" and not memory.streamed_blocks and not is_plain:

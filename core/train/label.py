@@ -27,7 +27,7 @@ _SAMPLING_KEYS = {
 _LOSS_KEYS = {"huber_c": "ss_huber_c", "huber_schedule": "ss_huber_schedule"}
 
 # What musubi-tuner calls the kinds of adapters that it has; others go by its name for a LoRA, with their own beside it.
-_MODULES = {"lora": "networks.lora_wan", "loha": "networks.loha", "lokr": "networks.lokr"}
+_MODULES = {"lora": "networks.lora_wan", "loha": "networks.loha", "lokr": "networks.lokr", "oft": "lycoris.kohya"}
 
 
 def lora_name(job: Job) -> str:

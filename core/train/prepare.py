@@ -13,6 +13,7 @@ from torch import nn
 
 from ..adapters.merged_base import MergedBase, merged_base
 from ..adapters.peft_hooks import begin_importing_adapters, finish_importing_adapters
+from ..adapters.rank_gate import set_noise_window
 from ..adapters.setup import add_adapter, use_light_forward
 from ..adapters.start_from import check_file
 from ..adapters.transfer import model_shapes
@@ -97,6 +98,7 @@ def prepare(
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
+        set_noise_window(model, job.timesteps.sigma_min, job.timesteps.sigma_max)
         use_light_forward(model)
     with timed("Putting the plan on the model"):
         features = apply_features(

@@ -76,6 +76,7 @@ class WanTransformer(nn.Module):
             for _ in range(config.num_layers)
         )
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
+        self.rank_gate: nn.Module | None = None  # of an adapter that depends on the noise: it is told the timesteps
         self._run_block = Seam(call_block)
         self.attend = attention
         self._ops = PLAIN
@@ -149,6 +150,8 @@ class WanTransformer(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # [B, L, D]
 
         timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)  # [B, T]
+        if self.rank_gate is not None:
+            self.rank_gate(timesteps)
         freqs = sinusoidal_embedding(timesteps, self.config.freq_dim)  # [B, T, freq_dim]
         time_emb = run_layers(self.time_embedding, freqs)  # [B, T, D]
         time_mod = run_layers(self.time_projection, time_emb).unflatten(2, (6, -1))  # [B, T, 6, D]

@@ -36,7 +36,7 @@ def test_whole_numbers_are_fine_where_floats_are_wanted():
     [
         ({}, "Outer lacks the field 'name'"),
         ({"name": "x", "nmae": 1}, "unknown field 'nmae'"),
-        ({"name": 1}, r"Outer\.name is 1; it must be of type str"),
+        ({"name": 1}, r"Outer\.name is 1; it must be a text"),
         ({"name": "x", "maybe": True}, r"Outer\.maybe is True"),
         ({"name": "x", "inner": {"kind": "c"}}, r"Outer\.inner\.kind is 'c'; it must be one of 'a', 'b'"),
         ({"name": "x", "items": [{"size": [1]}]}, r"items\[0\]\.size must have 2 elements, got 1"),

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from ...core.errors import ConfigError
-from ...core.serial import AUTO, from_dict, to_dict
+from ...core.serial import AUTO, from_dict, kind_word, to_dict
 from ...core.settings.loop import LoopOptions
 from ...core.settings.memory import MemoryOptions
 from ...core.settings.optimizer import OptimizerOptions
@@ -82,5 +82,5 @@ def _value(hint: Any, text: str, name: str) -> Any:
         try:
             return hint(text)
         except ValueError as error:
-            raise ConfigError(f"{name} is '{text}'; it must be of type {hint.__name__}.") from error
+            raise ConfigError(f"{name} is '{text}'; it must be {kind_word(hint)}.") from error
     return text

@@ -61,15 +61,17 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     """x [..., in] -> [..., out], in x's dtype."""
     if not is_at_work(layer):
         return own_forward(layer, x)
-    base, down, up, scale, dropout = factors_of(layer)
+    base, down, up, scale, dropout, drops = factors_of(layer)
     scaled = x * _column_scales(layer).to(x.dtype)
     hidden = functional.linear(dropout(scaled), down.to(x.dtype))
+    if drops is not None:
+        hidden = drops(hidden)
     return base(scaled) + functional.linear(hidden, (scale * up).to(x.dtype))
 
 
 def _column_scales(layer: Any) -> Tensor:
     """m / |W + s B A|, [in] fp32."""
-    base, down, up, scale, _ = factors_of(layer)
+    base, down, up, scale, *_ = factors_of(layer)
     with torch.no_grad():
         squares = vars(layer)[_SQUARES]
         if squares.device != down.device:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ...errors import ModelFileError
 from ...settings.adapter import AdapterOptions
+from ..drops import drops_of
 from ..formats import parse_modules, read_lora, to_tensors, write_lora
 from ..fused import fuse_adapter
 from ..keys import official_key, sort_key
 from ..kind import AdapterKind, KeptBytes, Shape
-from ..peft_hooks import factors_of, inject_lora, lora_layers, rank_and_alpha, weight_names
+from ..peft_hooks import factors_of, inject_lora, lora_layers, put_drops, rank_and_alpha, weight_names
 from ..places import target_layers
 
 
@@ -35,6 +36,10 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
         down, up = _weights(layer)
         _initialise(down, up, path, seed)
         parameters += zip(weight_names(path), (down, up), strict=True)
+        if drops := drops_of(options, has_ranks=True):
+            put_drops(layer, nn.Sequential(*drops))
+    if options.rank_dropout or options.module_dropout:
+        fuse_adapter(model)  # peft's own forward knows nothing of it
     return parameters
 
 

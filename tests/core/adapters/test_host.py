@@ -6,7 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 from wan_train.core.adapters.formats import parse_modules, read_lora, write_lora
-from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter
+from wan_train.core.adapters.merged_base import merged_base
+from wan_train.core.adapters.setup import adapter_modules, adapter_state, add_adapter, write_adapter
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import WanTransformer
@@ -147,3 +148,74 @@ def test_server_and_model_library_read_the_header(comfy, trained, tmp_path):
     path = write_lora(tmp_path / "x.safetensors", modules, metadata={"modelspec.title": "Ohwx"})
     header = comfy.utils.safetensors_header(str(path), max_size=1024 * 1024)
     assert b'"modelspec.title":"Ohwx"' in header
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "oft", "rank": 8},
+        {"kind": "oft", "rank": 8, "oft_constraint": 2.0},
+        {"kind": "tlora", "rank": 4},
+        {"kind": "lokr", "rank": 4},
+        {"kind": "loha", "rank": 4},
+        {"kind": "dora", "rank": 4},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_every_kind_gives_the_trained_model_in_the_host(comfy, host_model, options, tmp_path, caplog):
+    model = make_transformer()
+    generator = torch.Generator().manual_seed(5)
+    parameters = add_adapter(model, AdapterOptions(alpha=2.0, **options), seed=1)
+    with torch.no_grad():
+        for _, p in parameters:
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    path = write_adapter(tmp_path / "x.safetensors", model.eval(), metadata={})
+    with caplog.at_level(logging.WARNING):
+        patches = load_in_host(comfy, host_model, path)
+    assert "not loaded" not in caplog.text
+    assert len(patches) == 20
+    patched = host_model.clone()
+    patched.add_patches(patches, 1.0)
+    patched.patch_model(device_to=torch.device("cpu"), force_patch_weights=True)
+    try:
+        out = forward(patched.model.diffusion_model)
+    finally:
+        patched.unpatch_model(device_to=torch.device("cpu"))
+    wanted, plain = forward(model), forward(host_model.model.diffusion_model)
+    assert (wanted - plain).abs().max() > 0.02
+    assert (out - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_the_hosts_own_oft_turns_a_weight_in_the_same_way(comfy, trained):
+    from comfy.weight_adapter.oft import OFTDiff
+
+    model = make_transformer()
+    parameters = add_adapter(model, AdapterOptions(kind="oft", rank=8, oft_constraint=1.0), seed=1)
+    for _, p in parameters:
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(6)) * 0.1
+    layer, path = model.blocks[0].ffn[0], "blocks.0.ffn.0"
+    blocks = adapter_state(model)[f"diffusion_model.{path}.oft_blocks"]
+    weight = trained[0][f"{path}.weight"]
+    theirs = OFTDiff((blocks, None, 1.0, None))(weight)
+    x = torch.randn(5, DIM, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(layer(x), x @ theirs.T + layer.bias, atol=2e-6, rtol=1e-5)
+
+
+def test_the_host_takes_the_strength_of_oft_twice(comfy, trained, host_model, tmp_path):
+    """As the help says; where this fails, the host was mended, and the help is to be."""
+    import comfy.lora
+
+    model = make_transformer()
+    for _, p in add_adapter(model, AdapterOptions(kind="oft", rank=8), seed=1):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(6)) * 0.1
+    key = "diffusion_model.blocks.1.cross_attn.k.weight"
+    patch = load_in_host(comfy, host_model, write_adapter(tmp_path / "x.safetensors", model, metadata={}))[key]
+    base = trained[0]["blocks.1.cross_attn.k.weight"]
+    whole, half = (
+        comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], base.clone(), key) - base
+        for strength in (1.0, 0.5)
+    )
+    torch.testing.assert_close(half, whole / 4, atol=1e-6, rtol=0)
+    merged = merged_base(str(tmp_path / "x.safetensors"), 0.5, {name: tensor.shape for name, tensor in trained[0].items()})
+    ours = merged("blocks.1.cross_attn.k", base.clone())
+    torch.testing.assert_close(ours, base + half, atol=1e-6, rtol=0)

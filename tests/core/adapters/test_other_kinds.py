@@ -1,9 +1,10 @@
-"""LoKr, LoHa and DoRA: their arithmetic against the formulas and against peft, on bases of several formats."""
+"""LoKr, LoHa, DoRA and OFT: their arithmetic against the formulas and against peft, on bases of several formats."""
 
 import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from wan_train.core.adapters.kind import ADAPTER_KINDS
 from wan_train.core.adapters.kinds.lokr import factorization
@@ -34,6 +35,8 @@ WAYS = {
     "dora": {"kind": "dora"},
     "loha": {"kind": "loha"},
     "lokr": {"kind": "lokr", "rank": 2},
+    "oft": {"kind": "oft", "rank": 4},
+    "oft held": {"kind": "oft", "rank": 4, "oft_constraint": 1.5},
     "lokr full": {"kind": "lokr", "lokr_full": True, "lokr_factor": 4},
 }
 
@@ -71,6 +74,13 @@ def weight_of(parts, weight):
     if "hada_w1_a" in parts:
         scale = parts["alpha"] / parts["hada_w1_b"].shape[0]
         return weight + scale * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    if "oft_blocks" in parts:
+        q = parts["oft_blocks"] - parts["oft_blocks"].transpose(1, 2)
+        if parts["alpha"]:
+            q = q * torch.minimum(torch.ones(()).double(), parts["alpha"] / q.norm())
+        whole = torch.block_diag(*q)
+        eye = torch.eye(len(whole)).double()
+        return torch.linalg.solve(eye - whole, eye + whole).T @ weight
     if "lokr_w1" in parts:
         w2 = parts.get("lokr_w2")
         if w2 is None:
@@ -129,16 +139,18 @@ def test_gradients_are_those_of_the_formula(way):
     own = {name.removeprefix(f"{path}."): p for name, p in parameters if name.startswith(f"{path}.")}
     x, factor = torch.randn(7, 32), torch.randn(7, 64)
     (layer(x) * factor).sum().backward()
+    bias = bare.get_submodule(path).bias.detach().double()
     ends = {"lora_A.default.weight": "lora_A.weight", "lora_B.default.weight": "lora_B.weight"}
     state = {key.removeprefix(f"diffusion_model.{path}."): value for key, value in adapter_state(model).items()}
-    leaves = {ends.get(name, name): p.detach().double().requires_grad_() for name, p in own.items()}
+    shapes = {name: state[ends.get(name, name)].shape for name in own}  # OFT's blocks lie one under another
+    leaves = {ends.get(name, name): p.detach().double().view(shapes[name]).requires_grad_() for name, p in own.items()}
     changed = weight_of({"alpha": state["alpha"], **leaves}, weight)
     if way == "dora":  # the paper's section 4.3: the lengths are constants for the gradient
         both = weight.double() + state["alpha"].double() / 3 * leaves["lora_B.weight"] @ leaves["lora_A.weight"]
         changed = both * (leaves["dora_scale"] / both.norm(dim=0, keepdim=True).detach())
-    (torch.nn.functional.linear(x.double(), changed) * factor.double()).sum().backward()
+    (torch.nn.functional.linear(x.double(), changed, bias) * factor.double()).sum().backward()
     for name, parameter in own.items():
-        wanted = leaves[ends.get(name, name)].grad
+        wanted = leaves[ends.get(name, name)].grad.view(parameter.shape)
         assert (parameter.grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
 
 
@@ -159,6 +171,58 @@ def test_lokr_and_loha_are_what_peft_makes_of_the_same_numbers():
                 getattr(theirs[0], name)["default"].copy_(matrix)
             x = torch.randn(5, 32)
             assert torch.allclose(layer(x), theirs(x), atol=1e-4), way
+
+
+def test_oft_turns_as_pefts_does():
+    """peft turns what goes into a layer, the other way round: here it is given what the base gives."""
+    import peft
+
+    model, bare, parameters = net(**WAYS["oft"])
+    randomise(parameters)
+    layer, base = model.blocks[0].ffn[0], bare.blocks[0].ffn[0]
+    theirs = nn.Sequential(nn.Linear(64, 64, bias=False))
+    nn.init.eye_(theirs[0].weight)
+    config = peft.OFTConfig(r=0, oft_block_size=4, target_modules=["0"], use_cayley_neumann=False)
+    peft.inject_adapter_in_model(config, theirs)
+    with torch.no_grad():
+        blocks = layer.oft_blocks.view(16, 4, 4)
+        rows, columns = torch.triu_indices(4, 4, 1)
+        theirs[0].oft_R["default"].weight.copy_(-(blocks - blocks.transpose(1, 2))[:, rows, columns])
+        x = torch.randn(5, 32)
+        turned = theirs(base(x) - base.bias) + base.bias
+        assert torch.allclose(layer(x), turned, atol=1e-5)
+        assert not torch.allclose(layer(x), base(x), atol=1e-2)
+        lengths = (layer(x) - base.bias).norm(dim=1), (base(x) - base.bias).norm(dim=1)
+    assert torch.allclose(*lengths, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_a_constraint_holds_the_rotations_together(limit, tmp_path):
+    model, bare, parameters = net(kind="oft", rank=4, oft_constraint=limit)
+    randomise(parameters)
+    free, _, same = net(kind="oft", rank=4)
+    randomise(same)
+    with torch.no_grad():
+        change = (model(*clip()) - bare(*clip())).norm()
+        assert (change < 0.5 * (free(*clip()) - bare(*clip())).norm()) == (limit == 0.5)
+
+
+@pytest.mark.parametrize(("rank", "block"), [(1, 1), (4, 4), (5, 4), (8, 4), (64, 4)])
+def test_a_block_is_a_divisor_of_the_width_that_is_not_above_the_rank(rank, block):
+    model, _, _ = net(kind="oft", rank=rank, targets=("self_attn",))
+    assert adapter_state(model)["diffusion_model.blocks.0.self_attn.q.oft_blocks"].shape == (32 // block, block, block)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"rescale": torch.ones(64, 1)}, "with a rescale"), ({"oft_blocks": torch.zeros(2, 16, 4, 4)}, "BOFT")],
+)
+def test_an_oft_of_another_make_is_refused(change, sentence, tmp_path):
+    model, _, _ = net(**WAYS["oft"])
+    tensors = adapter_state(model) | {f"diffusion_model.blocks.0.ffn.0.{end}": value for end, value in change.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelFileError, match=sentence):
+        read_other(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
@@ -182,11 +246,18 @@ def test_a_quantized_base_trains(way, precision):
     assert {parameter.dtype for _, parameter in parameters} == {torch.float32}
 
 
+LORAS = {
+    "tlora": {"kind": "tlora"},
+    "rank dropout": {"rank_dropout": 0.5},
+    "module dropout": {"module_dropout": 0.5},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *LORAS])
 def test_what_autograd_keeps_is_what_the_planner_counts(way, dtype):
     config = WanConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=1, text_dim=16)
-    options = AdapterOptions(**{"rank": 4, **WAYS[way]})
+    options = AdapterOptions(**{"rank": 4, **(WAYS | LORAS)[way]})
     model = WanTransformer(config).train()
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
@@ -196,6 +267,8 @@ def test_what_autograd_keeps_is_what_the_planner_counts(way, dtype):
     trained = Trained(adapter=options.kind, rank=options.rank, targets=options.targets, options=options)
     assert adapter_params(config, trained) == sum(parameter.numel() for _, parameter in parameters)
     args = inputs(model, dtype)
+    if model.rank_gate is not None:
+        model.rank_gate(torch.tensor([[600.0]]))
     expected = saved_bytes(config, trained, tokens=args[0].shape[1], element_size=dtype.itemsize)
     assert counted(model, *args) == pytest.approx(expected, rel=0.03)
 

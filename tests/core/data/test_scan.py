@@ -127,6 +127,23 @@ def test_bad_files_are_skipped_with_a_note_or_refused(folder, make):
         scan(folder, default_caption="x", bad_files="refuse")
 
 
+def test_a_damaged_file_without_a_caption_has_one_note(folder, make):
+    make.clip(folder / "good.mp4", 9)
+    make.cut(make.clip(folder / "bad.mp4", 9), 0.6)
+    (folder / "good.txt").write_text("a good clip")
+    dataset = scan(folder, default_caption="x")
+    assert [(note.name, note.action) for note in dataset.notes] == [("bad.mp4", "skipped")]
+
+
+def test_a_picture_has_no_motion_to_follow(folder, make):
+    make.image(folder / "a.png")
+    make.clip(folder / "b.mp4", 9)
+    notes = [str(note) for note in scan(folder, default_caption="x", crop="motion").notes if "motion" in note.reason]
+    assert len(notes) == 1
+    assert "a.png" in notes[0]
+    assert not [note for note in scan(folder, default_caption="x", crop="top").notes if "motion" in note.reason]
+
+
 def test_a_folder_of_bad_files_only_is_an_error(folder):
     (folder / "a.png").write_text("x")
     with pytest.raises(DatasetError, match=r"None of the 1 files in .* can be used; the first: a\.png: skipped"):

@@ -146,3 +146,37 @@ def test_blank_preservation_is_ours():
 def test_bias_is_mapped_or_told(bias, favoured):
     found, values = outcome(bring(("'balanced'", bias)), "train.content_or_style")
     assert (found == "not supported") if not values else all(favoured in str(value) for value in values.values())
+
+
+def with_network(lines):
+    """The guide's job with these lines under `network`."""
+    indented = "".join(f"        {line}\n" for line in lines)
+    return bring(("        linear_alpha: 16\n", indented))
+
+
+def test_a_lokr():
+    imported = with_network(["lokr_factor: -1", "lokr_full_rank: true"])
+    assert outcome(imported, "network.lokr_factor") == ("mapped", {"adapter.lokr_factor": 0})
+    made = bring(
+        ('type: "lora"', 'type: "lokr"'),
+        ("        linear_alpha: 16\n", "        lokr_factor: 8\n        lokr_full_rank: true\n"),
+    )
+    adapter = made.recipe.adapter
+    assert (adapter.kind, adapter.lokr_factor, adapter.lokr_full) == ("lokr", 8, True)
+
+
+def test_layers_by_parts_of_their_names():
+    kwargs = ["network_kwargs:", "  ignore_if_contains:", "    - ffn.net.2", "    - blocks.39.", "  rank_dropout: 0.1"]
+    adapter = with_network(kwargs).recipe.adapter
+    assert adapter.exclude.splitlines() == [r"\.ffn\.2$", r"^blocks\.39\."]
+    assert adapter.rank_dropout == 0.1
+    only = with_network(["network_kwargs:", "  only_if_contains: [attn1, attn2]"])
+    assert only.recipe.adapter.targets == ("self_attn", "cross_attn")
+    narrow = with_network(["network_kwargs:", "  only_if_contains: [attn1.to_q]"]).recipe.adapter
+    assert (narrow.include, narrow.targets) == (r"\.self_attn\.q$", ("self_attn", "cross_attn", "ffn"))
+    nothing = with_network(["network_kwargs:", "  only_if_contains: [double_blocks]"])
+    assert outcome(nothing, "network.network_kwargs.only_if_contains")[0] == "not supported"
+
+
+def test_loras_that_it_begins_with():
+    assert with_network(["pretrained_lora_path: /l/a.safetensors"]).recipe.adapter.start_from == "/l/a.safetensors"

@@ -1,7 +1,11 @@
 """musubi-tuner's files: what guide and documents have people write, and where its options mean something else."""
 
+import re
+
 import pytest
+from wan_train.core.adapters.places import places
 from wan_train.core.errors import ConfigError
+from wan_train.core.importers.layers import LEAVES
 from wan_train.tests.core.importers.given import (
     FLAGS,
     MUSUBI_COMMANDS,
@@ -215,3 +219,60 @@ def test_a_dataset_alone_says_what_is_missing():
     imported = bring(commands="")
     assert imported.recipe.dataset[0].folder == "/data/pictures"
     assert any("bring the command line too" in note for note in imported.notes)
+
+
+def kind(module, flags=""):
+    start = "python wan_train_network.py --task t2v-14B --dit /m/wan2.1_t2v_14B_fp16.safetensors"
+    return bring(f"{start} --network_module {module} {flags}", MUSUBI_DATASET)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "expected"),
+    [
+        (
+            "networks.lora_wan",
+            "--network_args rank_dropout=0.1 module_dropout=0.2",
+            {"rank_dropout": 0.1, "module_dropout": 0.2},
+        ),
+        ("networks.loha", "--network_dim 8 --network_dropout 0.1", {"kind": "loha", "rank": 8, "dropout": 0.0}),
+        ("networks.lokr", "--network_args factor=8", {"kind": "lokr", "lokr_factor": 8}),
+        ("networks.lokr", "--network_args factor=-1", {"kind": "lokr", "lokr_factor": 0}),
+        ("lycoris.kohya", "--network_args algo=lokr factor=4 full_matrix=True", {"kind": "lokr", "lokr_full": True}),
+        ("lycoris.kohya", "--network_args algo=locon dora_wd=True", {"kind": "dora"}),
+        ("lycoris.kohya", "--network_args algo=diag-oft", {"kind": "oft"}),
+        ("networks.lora_wan", "--network_weights /l/a.safetensors", {"start_from": "/l/a.safetensors"}),
+        (
+            "networks.lora_wan",
+            "--base_weights /l/b.safetensors --base_weights_multiplier 0.8",
+            {"merge_into_base": "/l/b.safetensors", "merge_strength": 0.8},
+        ),
+    ],
+    ids=str,
+)
+def test_networks(module, flags, expected):
+    adapter = kind(module, flags).recipe.adapter
+    assert {name: getattr(adapter, name) for name in expected} == expected
+
+
+def test_patterns_leave_out_what_they_leave_out_there():
+    flags = (
+        """--network_args "exclude_patterns=[r'.*ffn.*', r'blocks.0.self_attn.q']" "include_patterns=[r'.*ffn.2']" """
+    )
+    imported = kind("networks.lora_wan", flags)
+    paths = [f"blocks.{index}.{leaf}" for index in range(12) for leaf in LEAVES]
+    excluded = [re.compile(".*ffn.*"), re.compile("blocks.0.self_attn.q")]
+    wanted = {
+        path for path in paths
+        if not any(each.fullmatch(path) for each in excluded) or re.fullmatch(".*ffn.2", path)
+    }  # fmt: skip
+    assert set(places(imported.recipe.adapter, paths)) == wanted
+    assert "blocks.0.ffn.2" in wanted
+    assert "blocks.0.ffn.0" not in wanted
+    assert outcome(imported, "network_args.include_patterns")[0] == "not needed"
+
+
+def test_several_loras_for_the_base_are_too_many():
+    imported = kind("networks.lora_wan", "--base_weights /l/a.safetensors /l/b.safetensors")
+    assert outcome(imported, "base_weights")[0] == "not supported"
+    assert imported.recipe.adapter.merge_into_base == ""
+    assert outcome(kind("networks.lora_wan", "--dim_from_weights"), "dim_from_weights")[0] == "not needed"

@@ -162,3 +162,92 @@ def test_other_models_are_refused():
 )
 def test_precisions(word, precision):
     assert bring(base_model_precision=word).recipe.precision == precision
+
+
+LOKR = {
+    "algo": "lokr", "multiplier": 1.0, "linear_dim": 10000, "linear_alpha": 1, "factor": 8,
+    "apply_preset": {
+        "target_module": ["Attention", "FeedForward"],
+        "module_algo_map": {"Attention": {"factor": 8}, "FeedForward": {"factor": 4}},
+    },
+}  # fmt: skip
+
+
+def bring_lycoris(config, **changed):
+    chosen = {
+        **json.loads(SIMPLETUNER),
+        "lora_type": "lycoris",
+        "lycoris_config": "config/lycoris_config.json",
+        **changed,
+    }
+    files = {"config.json": json.dumps(chosen), "multidatabackend.json": SIMPLETUNER_DATASETS}
+    return import_files({**files, "lycoris_config.json": json.dumps(config)} if config else files)
+
+
+def test_the_file_of_lycoris_is_read():
+    imported = bring_lycoris(LOKR, lora_rank=64, lora_alpha=64)
+    adapter = imported.recipe.adapter
+    assert (adapter.kind, adapter.lokr_factor, adapter.lokr_full) == ("lokr", 8, True)
+    assert (adapter.rank, adapter.dropout, adapter.targets) == (16, 0.0, ("self_attn", "cross_attn", "ffn"))
+    assert outcome(imported, "lora_type")[0] == "mapped"
+    assert outcome(imported, "lora_rank") == ("not needed", {})
+    assert outcome(imported, "lycoris.linear_dim") == ("changed", {"adapter.lokr_full": True})
+    assert outcome(imported, "lycoris.apply_preset.module_algo_map.Attention.factor")[0] == "not needed"
+    assert outcome(imported, "lycoris.apply_preset.module_algo_map.FeedForward.factor")[0] == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"algo": "lora", "linear_dim": 32, "linear_alpha": 8}, {"kind": "lora", "rank": 32, "alpha": 8.0}),
+        ({"algo": "locon", "linear_dim": 4, "dora_wd": True}, {"kind": "dora", "rank": 4}),
+        ({"algo": "loha", "linear_dim": 6, "rank_dropout": 0.2}, {"kind": "loha", "rank": 6, "rank_dropout": 0.2}),
+        (
+            {"algo": "lokr", "linear_dim": 8, "factor": -1},
+            {"kind": "lokr", "rank": 8, "lokr_factor": 0, "lokr_full": False},
+        ),
+        ({"algo": "lokr", "full_matrix": True, "linear_dim": 8, "linear_alpha": 3}, {"lokr_full": True, "alpha": 16.0}),
+        ({"algo": "diag-oft", "linear_dim": 16, "linear_alpha": 1}, {"kind": "oft", "rank": 16, "alpha": 16.0}),
+        ({"algo": "tlora", "linear_dim": 64, "linear_alpha": 32}, {"kind": "tlora", "rank": 64, "tlora_min_rank": 1}),
+        (
+            {"algo": "tlora", "linear_dim": 64, "tlora_min_rank": 8, "tlora_alpha": 2.0},
+            {"tlora_min_rank": 8, "tlora_power": 2.0},
+        ),
+        (
+            {"algo": "lora", "linear_dim": 4, "apply_preset": {"target_module": ["FeedForward", "attn1"]}},
+            {"targets": ("self_attn", "ffn")},
+        ),
+    ],
+    ids=str,
+)
+def test_kinds_of_lycoris(config, expected):
+    adapter = bring_lycoris(config | {"multiplier": 1.0, "apply_preset": config.get("apply_preset", {})}).recipe.adapter
+    assert {name: getattr(adapter, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"algo": "full"}, "algo"), ({"algo": "boft"}, "algo"), ({"algo": "lora", "multiplier": 0.5}, "multiplier"),
+        ({"algo": "loha", "dora_wd": True}, "dora_wd"), ({"algo": "lora", "use_scalar": True}, "use_scalar"),
+        ({"algo": "diag-oft", "rescaled": True}, "rescaled"), ({"algo": "lora", "something": 1}, "something"),
+        ({"algo": "lora", "apply_preset": {"target_module": ["Conv2d"]}}, "apply_preset.target_module"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_of_lycoris_is_not_here_is_told(config, key):
+    imported = bring_lycoris({"linear_dim": 4, "linear_alpha": 1, **config})
+    assert outcome(imported, f"lycoris.{key}")[0] == "not supported"
+
+
+def test_without_the_file_of_lycoris_it_is_asked_for():
+    imported = bring_lycoris(None, lora_rank=64)
+    assert "lycoris_config.json" in line(imported, "lora_type").answer.why
+    assert imported.recipe.adapter.rank == 64
+    assert outcome(bring_lycoris(LOKR, lora_type="standard"), "lycoris.factor")[0] == "not needed"
+
+
+def test_dora_is_of_columns_here():
+    imported = bring(use_dora=True)
+    assert outcome(imported, "use_dora") == ("changed", {"adapter.kind": "dora"})
+    assert bring(use_dora=False).recipe.adapter.kind == "lora"

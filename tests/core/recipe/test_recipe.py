@@ -165,7 +165,7 @@ def test_a_recipe_has_a_dataset_that_is_on(tmp_path, tables):
     [
         ({"sed": 3}, "job.toml has the unknown field 'sed'"),
         ({"optimizer": {"lr": 3}}, "job.toml.optimizer has the unknown field 'lr'"),
-        ({"loop": {"steps": "many"}}, r"job.toml.loop.steps is 'many'; it must be of type int"),
+        ({"loop": {"steps": "many"}}, r"job.toml.loop.steps is 'many'; it must be a whole number"),
         ({"low": {"optimizer": {"lr": 3}}}, r"\[low\].optimizer has the unknown field 'lr'"),
         ({"low": {"optimizer": 3}}, r"\[low\].optimizer is 3; it must be a group"),
         ({"timesteps": {"sigma_min": 0.5}}, "the window comes from the stage and 'boundary'"),

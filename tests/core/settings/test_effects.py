@@ -25,6 +25,7 @@ from wan_train.core.train.build import job_warnings
         (DatasetOptions(windows_per_clip=9), "windows_per_clip has no effect with frame_sampling head; it belongs to uniform."),
         (DatasetOptions(short_clips="skip", frame_sampling="full"), "short_clips has no effect with frame_sampling full."),
         (DatasetOptions(slide_stride=9), "slide_stride has no effect with frame_sampling head; it belongs to slide."),
+        (DatasetOptions(num_frames=81, frame_sampling="full"), "num_frames has no effect with frame_sampling full."),
         (ScheduleOptions(floor=0.1), "lr_floor has no effect with lr_schedule constant."),
         (ScheduleOptions(kind="linear", power=2.0), "lr_power has no effect with lr_schedule linear; it belongs to"
          " polynomial."),

@@ -29,6 +29,13 @@ WAYS = {
     "loha": {"kind": "loha"},
     "lokr": {"kind": "lokr"},
     "lokr full": {"kind": "lokr", "lokr_full": True, "lokr_factor": 4},
+    "oft": {"kind": "oft", "rank": 4, "oft_constraint": 1.0},
+    "tlora": {"kind": "tlora", "rank": 4},
+    "rank dropout": {"rank_dropout": 0.5},
+    "module dropout": {"module_dropout": 0.5},
+    "dora drops": {"kind": "dora", "rank_dropout": 0.3, "module_dropout": 0.3},
+    "lokr drops": {"kind": "lokr", "rank_dropout": 0.3, "module_dropout": 0.3},
+    "tlora drops": {"kind": "tlora", "rank": 4, "dropout": 0.1, "rank_dropout": 0.3, "module_dropout": 0.3},
 }
 
 
@@ -80,7 +87,9 @@ def test_a_run_goes_on_to_the_bit_and_learns_something_else_than_a_plain_one(tmp
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize(
+    "way", ["dora", "loha", "lokr", "oft", "tlora", "rank dropout", "module dropout", "lokr drops", "tlora drops"]
+)
 def test_every_plan_gives_the_same_losses(tmp_path, job, way, memory):
     made = replace(with_adapter(job, **WAYS[way]), memory=MemoryOptions(plan="manual"))
     wanted, _, _ = train_in_folder(tmp_path, made, "plain", CPU)
@@ -157,8 +166,36 @@ def test_who_left_alpha_behind_is_told_before_the_start(job):
     assert any("merge_strength has no effect" in text for text in job_warnings(with_adapter(job, merge_strength=0.3)))
 
 
+def test_who_sets_what_an_adapter_has_no_use_for_is_told(job):
+    for kind, option, is_told in (
+        ("oft", {"dropout": 0.1}, True),
+        ("oft", {"rank_dropout": 0.1}, True),
+        ("oft", {"module_dropout": 0.1}, False),
+        ("lokr", {"rank_dropout": 0.1}, False),
+        ("lora", {"tlora_power": 2.0}, True),
+        ("tlora", {"tlora_power": 2.0, "tlora_min_rank": 1, "tlora_orthogonal": False}, False),
+        ("lora", {"oft_constraint": 2.0}, True),
+    ):
+        found = job_warnings(with_adapter(job, kind=kind, **option))
+        assert any("has no effect" in text for text in found) == is_told, (kind, option, found)
+    said = job_warnings(with_adapter(job, kind="tlora", tlora_min_rank=5))
+    assert any("tlora_min_rank (5) is more than the rank (2)" in text for text in said)
+
+
+def test_a_tlora_starts_from_the_file_of_a_lora(tmp_path, job, lora):
+    made = with_adapter(job, kind="tlora", start_from=str(lora))
+    check_start(made, inspect(made.model.path))
+    _, _, events = train_in_folder(tmp_path, made, "whole", CPU)
+    assert any(
+        "starts from other.safetensors: 20 of 20" in str(event) for event in events if event["event"] == "warning"
+    )
+
+
 def test_lora_plus_without_a_second_matrix_is_told(job):
-    for kind, is_told in (("lora", False), ("dora", False), ("loha", True), ("lokr", True)):
+    for kind, is_told in (
+        *(("lora", False), ("dora", False), ("tlora", False)),
+        *(("loha", True), ("lokr", True), ("oft", True)),
+    ):
         made = replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0))
         assert any("lora_plus_ratio has no effect" in text for text in job_warnings(made)) == is_told
 

@@ -38,7 +38,7 @@ def test_a_newer_schema_is_refused(job):
     ("edit", "message"),
     [
         (lambda d: d["loop"].update(stepps=3), "unknown field 'stepps'"),
-        (lambda d: d["loop"].update(steps="3"), "steps is '3'.*type int"),
+        (lambda d: d["loop"].update(steps="3"), "steps is '3'.*a whole number"),
         (lambda d: d.update(stage="middle"), "must be one of 'high', 'low', 'single'"),
         (lambda d: d.pop("model"), "lacks the field 'model'"),
         (lambda d: d["adapter"].update(rank=0), "rank must be at least 1"),
@@ -101,7 +101,7 @@ def test_a_chosen_plain_value_of_schema_2_stays_a_choice(job):
 
 @pytest.mark.parametrize("value", [1, "true", [], {}])
 def test_a_wrong_type_of_schema_1_is_refused_by_name(job, value):
-    with pytest.raises(ConfigError, match=r"memory\.checkpointing is .*; it must be of type bool"):
+    with pytest.raises(ConfigError, match=r"memory\.checkpointing is .*; it must be true or false"):
         job_from_json(of_schema_1(job, checkpointing=value))
 
 
@@ -154,6 +154,16 @@ def test_settings_without_effect_are_told(job):
     assert [w.split()[0] for w in loud] == [
         "timestep_shift", "sigmoid_scale", "lr_floor", "lr_power", "warmup_steps", "validate_every",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cycles", "is_told"), [(1, False), (3, False), (8, True), (50, True)])
+def test_more_cycles_than_steps_are_told(job, cycles, is_told):
+    made = replace(
+        job,
+        loop=replace(job.loop, steps=10),
+        schedule=ScheduleOptions(kind="cosine_restarts", cycles=cycles, warmup_steps=2),
+    )
+    assert any(text.startswith(f"lr_cycles ({cycles})") for text in made.warnings()) == is_told
 
 
 def test_all_samples_held_out_is_refused(job):

@@ -119,15 +119,20 @@ def test_gradients(kept, adapter):
 
 @pytest.mark.usefixtures("plain_kernels")
 @pytest.mark.parametrize("kept", [Kept(), Kept(3, 0), Kept(3, 2)], ids=str)
-def test_dropout_drops_the_same_when_a_block_runs_again(kept):
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.5}, {"rank_dropout": 0.5}, {"module_dropout": 0.5}, {"kind": "tlora", "rank": 6}],
+    ids=str,
+)
+def test_dropout_drops_the_same_when_a_block_runs_again(kept, options):
     """The forward's masks come again: the gradient is that of the loss."""
-    model = make_model(dropout=0.5, targets=("self_attn", "cross_attn", "ffn"))
+    model = make_model(**options, targets=("self_attn", "cross_attn", "ffn"))
     torch.manual_seed(3)
-    expected = step(copy.deepcopy(model), SHAPES[0])
+    expected = step(copy.deepcopy(model), SHAPES[0], all_learn=False)
     put_on(model)
     mark_kept(list(model.blocks), kept)
     torch.manual_seed(3)
-    for found, other in zip(step(model, SHAPES[0]), expected, strict=True):
+    for found, other in zip(step(model, SHAPES[0], all_learn=False), expected, strict=True):
         assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
 
 

@@ -188,7 +188,7 @@ def test_header_metadata_gives_what_weights_cannot_tell(save, tiny):
     assert inspect(save(weights, metadata=tiny.heads_metadata)).config == tiny.small
     with pytest.raises(ModelFileError, match=r"'config' in the header .* is not valid JSON"):
         inspect(save(weights, metadata={"config": "{"}))
-    with pytest.raises(ModelFileError, match=r"num_heads is 'two'; it must be of type int"):
+    with pytest.raises(ModelFileError, match=r"num_heads is 'two'; it must be a whole number"):
         inspect(save(weights, metadata={"config": '{"transformer": {"num_heads": "two"}}'}))
 
 

@@ -75,7 +75,7 @@ def test_a_bench_from_end_to_end_and_on(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--vary", "adapter.size=4"], "no setting 'adapter.size'"),
-        (["--vary", "adapter.rank=4,x"], "adapter.rank is 'x'; it must be of type int"),
+        (["--vary", "adapter.rank=4,x"], "adapter.rank is 'x'; it must be a whole number"),
         (["--vary", "loop.seed=1,2"], "loop.seed is decided by --seeds"),
         (["--set", "stages=low"], "stages is decided by --stages"),
         (["--set", "loop.keep_last=5"], "loop.keep_last is decided by --measure-every"),
