@@ -67,16 +67,16 @@ def prepare(
     tell: Tell = log.warning,
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
-    world: World = ALONE,  # noqa: ARG001
+    world: World = ALONE,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and put `plan` on it; by default as the job's options have it.
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept`: see `apply_features`.
+    blocks, which need it. `kept` and `world`: see `apply_features`.
     """
     if decision is None:
-        decision = decide(job, check_job(job), device, scratch)
+        decision = decide(job, check_job(job), device, scratch, context=world.context)
         for sentence in decision.warnings:
             tell(sentence)
     plan = plan or plan_of(job, decision)
@@ -97,7 +97,9 @@ def prepare(
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
         use_light_forward(model)
     with timed("Putting the plan on the model"):
-        features = apply_features(model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters)
+        features = apply_features(
+            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, world=world
+        )
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
             if under_way is not None:

@@ -66,7 +66,7 @@ class RunPlan:
         self._told: set[str] = set()
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
-            self._decision = decide(job, info, device, scratch)
+            self._decision = decide(job, info, device, scratch, context=world.context)
         for sentence in self._decision.warnings:
             self._warn(sentence)
         self._planner = self._plan_ahead()
@@ -209,7 +209,13 @@ class RunPlan:
         model = self._prepared.model
         model.run_block = call_block
         self._features = apply_features(
-            model, choice.plan, self._decision, tell=self._warn, scratch=self._scratch, kept=choice.kept
+            model,
+            choice.plan,
+            self._decision,
+            tell=self._warn,
+            scratch=self._scratch,
+            kept=choice.kept,
+            world=self._world,
         )
 
     def _hold_state(self, choice: Choice) -> None:
