@@ -29,7 +29,7 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     parts = [
         f"{_count(num_params(sizes))} {plan.precision}, {clip_name(largest.shape)}: "
         f"{(choice.vram + overhead) / GIB:.1f} of {(planner.card.free + overhead) / GIB:.1f} GB",
-        f"about {_seconds(choice.seconds)} a step",
+        f"about {_seconds(choice.seconds)} a step{_sharing(planner)}",
     ]
     if not plan.checkpointing:
         parts.append("no gradient checkpointing")
@@ -52,6 +52,11 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, _whole_time(planner, choice, steps)])
+
+
+def _sharing(planner: Planner) -> str:
+    context = planner.task.gpus.context
+    return f", of which {context} GPUs share each clip" if context > 1 else ""
 
 
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
@@ -79,7 +84,7 @@ def what_would_fit(planner: Planner) -> str:
         said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
     changes = [
         change
-        for find in (_without_choices, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
+        for find in (_more_sharing, _without_choices, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
         for change in find(planner)
     ]
     advice = f"It would with {'; or with '.join(changes)}." if changes else "No single change of the clips would do."
@@ -98,6 +103,16 @@ def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
         frames, height, width = map(min, size, limit)
         buckets.append(replace(bucket, shape=(channels, frames, height, width)))
     return replace(planner, buckets=buckets)
+
+
+def _more_sharing(planner: Planner) -> Iterator[str]:
+    gpus = planner.task.gpus
+    for context in range(gpus.context + 1, gpus.count + 1):
+        if gpus.count % context == 0 and planner.task.sizes.num_heads % context == 0:
+            shared = replace(planner.task, gpus=replace(gpus, context=context), graphs=False)
+            if replace(planner, task=shared).fits():
+                yield f"context_parallel {context}"
+                return
 
 
 def _without_choices(planner: Planner) -> Iterator[str]:

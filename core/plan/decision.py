@@ -57,7 +57,7 @@ def decide(
     if needed_by_precision(job.model.precision):  # packages that are hidden until then
         finish_importing_adapters()
     dtype = arithmetic(job.model.precision, device)
-    memory, of_context = _for_context(memory_of(job), job, context)
+    memory, of_context = for_context(job, context)
     modes, warnings = _usable_modes(memory, device, scratch)
     shape = attention_shape(job, info.config, dtype, device)
     shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
@@ -97,17 +97,17 @@ def memory_of(job: Job) -> MemoryOptions:
     return replace(memory, compile="off", keep_linears=0, cuda_graphs="off")
 
 
-def _for_context(memory: MemoryOptions, job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]:
-    """The options where ranks share each sample, and what has to be said of it.
+def for_context(job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]:
+    """The job's memory options where `context` ranks share each sample, and what has to be said of it.
 
     A compiler would trace the exchange within a block, and a CUDA graph record it; neither is done.
     """
-    said: list[str] = []
+    memory, said = memory_of(job), list[str]()
     if context == 1:
         return memory, ()
     if memory.compile in COMPILED:
+        said.append(f"compile is {memory.compile}, but blocks run uncompiled where {context} GPUs share each clip.")
         memory = replace(memory, compile="off")
-        said.append(f"compile is {job.memory.compile}, but blocks run uncompiled where {context} GPUs share each clip.")
     if job.adapter.dropout:
         said.append(
             f"With dropout and {context} GPUs that share each clip, other numbers are dropped than on one GPU: the run is as "

@@ -18,7 +18,7 @@ from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
 from .decision import Decision, buckets_of, memory_of
-from .plan import Plan, Task
+from .plan import ONE_GPU, Gpus, Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
 from .sizes import HIGH_PRECISION, Trained
@@ -26,8 +26,8 @@ from .sizes import HIGH_PRECISION, Trained
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
-def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
-    """For the job's model and its sizes of clips, with its options. Nothing is learnt of earlier runs."""
+def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU) -> Planner:
+    """For the job's model and its sizes of clips, with its options, over `gpus`. Nothing is learnt of earlier runs."""
     info = decision.info
     task = Task(
         sizes=info.config,
@@ -38,6 +38,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         accumulation=job.loop.gradient_accumulation,
         passes=objective_of(job).passes,
         graphs=decision.graphs,
+        gpus=gpus,
     )
     return Planner(
         task=task,
@@ -80,7 +81,7 @@ def plan_of(job: Job, decision: Decision) -> Plan:
 
 def with_plan(job: Job, plan: Plan) -> Job:
     """The job with the plan's options in the place of those that were left to a planner."""
-    options = {name: value for name, value in asdict(plan).items() if name != "precision"}
+    options = {name: value for name, value in asdict(plan).items() if name not in ("precision", "shards")}
     return replace(job, memory=replace(job.memory, **options))
 
 

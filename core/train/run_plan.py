@@ -14,8 +14,10 @@ from ..plan.choice import Choice
 from ..plan.constants import constants
 from ..plan.decision import decide
 from ..plan.learnt import LearnCosts, Learnt
+from ..plan.link import link_of
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
 from ..plan.overhead import Others
+from ..plan.plan import Gpus
 from ..plan.planner import Planner
 from ..plan.planning import budget_bytes, plan_of, within
 from ..plan.probe import Probe
@@ -59,6 +61,7 @@ class RunPlan:
         `world`: the ranks that train together, whose plans are of one kind.
         """
         self._world = world
+        self._gpus = Gpus(world.size, world.context)
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others)
@@ -165,8 +168,10 @@ class RunPlan:
     def _measure(self) -> Planner:
         """A planner with what the device can do now, and what earlier runs have shown of it."""
         with timed("Measuring the device"):
+            link = link_of(self._world, self._device, self._scratch)  # first: what it takes is not free any more
             self._probe = self._learnt.probe(self._decision)
-        return self._learnt.planner(self._job, self._decision, self._probe)
+        planner = self._learnt.planner(self._job, self._decision, self._probe, self._gpus)
+        return replace(planner, card=replace(planner.card, link=link))
 
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"
