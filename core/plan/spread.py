@@ -56,7 +56,6 @@ class _Way:
     gpus: Gpus
     shards: int
     seconds: float  # for each batch; infinite where it does not fit
-    swaps: bool = False  # blocks
 
 
 def choose_context(
@@ -131,8 +130,7 @@ def _reason(job: Job, least: "_Way", chosen: "_Way", few: str, is_left: bool) ->
         return f"{said}: {few}, fewer than GPUs."
     if least.seconds == float("inf"):
         return f"{said}: {_largest(job)} does not fit on one GPU."
-    instead = "block swap" if least.swaps else "more to be computed again"
-    return f"{said}: faster than clips of their own, which would need {instead}."
+    return f"{said}: faster than clips of their own, since less has to be swapped or computed again."
 
 
 def _said(gpus: Gpus) -> str:
@@ -205,7 +203,7 @@ def _planned(planner: Planner, shards: int) -> "_Way":
     if choice is None:
         return _Way(gpus, shards, float("inf"))
     rounds = -(-planner.task.accumulation // gpus.side_by_side)
-    return _Way(gpus, shards, choice.seconds / rounds, swaps=choice.plan.streamed_blocks > 0)
+    return _Way(gpus, shards, choice.seconds / rounds)
 
 
 def _assumed_decision(job: Job, info: CheckpointInfo, device: torch.device, gpus: Gpus) -> Decision:
