@@ -201,3 +201,30 @@ def test_a_recompute_exchanges_again_in_every_rank_alike(ranks, tmp_path, job, m
     assert [shape for shape, _, _ in first] == [shape for shape, _, _ in second]
     assert sum(not when for _, _, when in first) == batches * blocks * 4
     assert sum(when for _, _, when in first) == batches * blocks * backward
+
+
+def planned(world, job, scratch):
+    """What the rank's planner knows of the others, and the tokens that its activations are counted by."""
+    from wan_train.core.plan.plan import Bucket, own_tokens
+    from wan_train.core.train.events import EventWriter
+    from wan_train.core.train.run_plan import RunPlan
+
+    folder = scratch / f"rank{world.rank}"
+    folder.mkdir()
+    plan = RunPlan(
+        job, inspect(job.model.path), CPU, events=EventWriter(folder / "events.jsonl"), scratch=scratch, world=world
+    )
+    planner = plan._planner
+    said = plan.explain(plan._descent.choice)
+    gpus = planner.task.gpus
+    return gpus.count, gpus.context, planner.card.link, own_tokens(planner.task, Bucket((16, 3, 6, 10))), said
+
+
+def test_the_plan_of_a_run_knows_who_shares(ranks, tmp_path, job):
+    job = replace(job, memory=MemoryOptions(budget_gb=6.0))
+    first, second = ranks(2, context=2)(planned, job, tmp_path)
+    assert first[:4] == second[:4]
+    assert first[:2] == (2, 2)
+    assert first[2] > 0
+    assert first[3] == 3 * 8  # of 15 tokens a frame, the first rank has 8
+    assert "of which 2 GPUs share each clip" in first[4]
