@@ -3,7 +3,6 @@
 from ..memory.precisions.fp8_compute import Fp8ComputeLinear
 from ..memory.recipes import Recipes
 from ..memory.rerun import keepable
-from ..wan.layers import Seam, SelfAttention
 from ..wan.model import WanTransformer
 from .blocks import use_functions
 from .ops import KernelOps
@@ -19,8 +18,5 @@ def use_kernels(model: WanTransformer) -> tuple[KernelOps, Recipes]:
     ops = KernelOps(recipes, quantize=quantize)
     model.ops = ops
     use_functions(model.blocks, ops)
-    seam = Seam(keepable(model.attend))
-    for module in model.blocks.modules():
-        if isinstance(module, SelfAttention):
-            module.attend = seam
+    model.set_video_attend(keepable(model.attend))
     return ops, recipes

@@ -25,7 +25,7 @@ def clip_name(shape: tuple[int, int, int, int]) -> str:
 def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s a step, block swap of 38 of 40 blocks, ..."."""
     sizes, plan = planner.task.sizes, choice.plan
-    parts = [memory_taken(planner, choice), f"about {_seconds(choice.seconds)} a step"]
+    parts = [memory_taken(planner, choice), f"about {_seconds(choice.seconds)} a step{_sharing(planner)}"]
     if not plan.checkpointing:
         parts.append("no gradient checkpointing")
     parts += _where_blocks_are(plan, sizes.num_layers)
@@ -66,6 +66,11 @@ def memory_taken(planner: Planner, choice: Choice) -> str:
     )
 
 
+def _sharing(planner: Planner) -> str:
+    context = planner.task.gpus.context
+    return f", of which {context} GPUs share each clip" if context > 1 else ""
+
+
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
     """ "about 1 min 10 s in all for 100 steps: start 15 s, first steps of 3 sizes 12 s, steps 43 s"."""
     if not planner.steps:
@@ -91,7 +96,7 @@ def what_would_fit(planner: Planner) -> str:
         said.append(f"and {leanest.ram / GIB:.0f} GB of main memory, of {max(limits.ram, 0) / GIB:.0f} GB")
     changes = [
         change
-        for find in (_without_choices, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
+        for find in (_more_sharing, _without_choices, _fewer_frames, _smaller_side, _smaller_batch, _lower_precision)
         for change in find(planner)
     ]
     advice = f"It would with {'; or with '.join(changes)}." if changes else "No single change of the clips would do."
@@ -110,6 +115,16 @@ def _with_shapes(planner: Planner, limit: tuple[int, int, int]) -> Planner:
         frames, height, width = map(min, size, limit)
         buckets.append(replace(bucket, shape=(channels, frames, height, width)))
     return replace(planner, buckets=buckets)
+
+
+def _more_sharing(planner: Planner) -> Iterator[str]:
+    gpus = planner.task.gpus
+    for context in range(gpus.context + 1, gpus.count + 1):
+        if gpus.count % context == 0 and planner.task.sizes.num_heads % context == 0:
+            shared = replace(planner.task, gpus=replace(gpus, context=context), graphs=False)
+            if replace(planner, task=shared).fits():
+                yield f"context_parallel {context}"
+                return
 
 
 def _without_choices(planner: Planner) -> Iterator[str]:

@@ -15,6 +15,7 @@ from .sizes import Sizes, Trained, targeted
 
 _ON_TEXT = frozenset({"cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"})
 _ATTENTION_UNITS, _CROSS_UNITS = 6.5, 4.0  # of a part's backward, beside the gradient that comes in
+_EXCHANGED_UNITS = 3
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class KernelBlock:
     unit: int  # bytes of an activation
     ratio: float  # ffn_dim / dim
     attention: int  # bytes of the self-attention, where it alone is kept
+    exchanged: int = 0  # bytes of queries, keys and result once more, where GPUs that share a clip exchange them
 
     @property
     def kept(self) -> int:
         """Of a block that keeps all, beside its input: the inputs of its second and third part are among it."""
-        return sum(self.by_part.values()) + 2 * self.unit
+        return sum(self.by_part.values()) + 2 * self.unit + self.exchanged
 
     def kept_by(self, kept: Kept) -> int:
         """Of as many blocks as keep something."""
@@ -44,10 +46,11 @@ class KernelBlock:
             # The parts that were run again have their results until the end, and the gradient of the block is held.
             later = max(taken["ffn"], taken["cross_attn"]) + 3 * self.unit + attention
             return max(later, taken["self_attn"] + 3.5 * self.unit)
-        whole = max(self.kept + units["ffn"] * self.unit, self.by_part["self_attn"] + units["self_attn"] * self.unit)
+        attention = self.by_part["self_attn"] + self.exchanged
+        whole = max(self.kept + units["ffn"] * self.unit, attention + units["self_attn"] * self.unit)
         if plan.ffn_pieces == 1 or kept.linears:
             return whole
-        before = self.by_part["self_attn"] + self.by_part["cross_attn"] + 4 * self.unit
+        before = attention + self.by_part["cross_attn"] + 4 * self.unit
         piece = (self.by_part["ffn"] + units["ffn"] * self.unit) / plan.ffn_pieces
         return min(whole, before + max(piece, (_ATTENTION_UNITS - 1) * self.unit))
 
@@ -61,8 +64,13 @@ class KernelBlock:
 
 
 @lru_cache
-def kernel_block(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2) -> KernelBlock:
-    """`tokens` of one clip; `element_size` of the arithmetic's numbers."""
+def kernel_block(
+    sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2, is_shared: bool = False
+) -> KernelBlock:
+    """`tokens` of one clip, or of a GPU's part of it where clips are shared; `element_size` of the arithmetic's numbers.
+
+    Of a shared clip the attention keeps what has arrived, which can't be made again from what was sent.
+    """
     e, dim, lse = element_size, sizes.dim, 4 * sizes.num_heads
     own = {"self_attn": 4 * e * dim + lse, "cross_attn": 2 * e * dim + lse, "ffn": e * sizes.ffn_dim}
     keys = sizes.text_len + image_tokens(sizes)
@@ -79,4 +87,5 @@ def kernel_block(sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1,
     fixed = {"self_attn": 4 * 3 * dim, "cross_attn": keys * per_key, "ffn": 4 * 3 * dim}
     by_part = {part: batch * (tokens * own[part] + fixed[part]) for part in own}
     unit = batch * tokens * e * dim
-    return KernelBlock(by_part, unit, sizes.ffn_dim / dim, attention_bytes(batch * tokens, dim, sizes.num_heads, e))
+    attention = attention_bytes(batch * tokens, dim, sizes.num_heads, e)
+    return KernelBlock(by_part, unit, sizes.ffn_dim / dim, attention, _EXCHANGED_UNITS * unit if is_shared else 0)

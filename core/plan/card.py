@@ -20,6 +20,8 @@ from ..safe_json import as_table
 from ..settings.memory import MasterKind
 from .host import available_ram, pinnable_ram
 
+LINK_RATE = 12e9  # bytes/s that a GPU sends to others where it was not measured: over PCIe 4.0, by way of main memory
+LINK_LATENCY_S = 40e-6  # until what is sent to other GPUs begins to arrive
 DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main memory comes faster
 _TIMED_S, _TIMED_RUNS = 0.04, 100  # a rate is taken over so many seconds, or so many runs
 _DIVISORS = (1, 4, 16)  # of the measured sizes, one after another until they fit
@@ -48,12 +50,18 @@ class Card:
     matmul_fp8: float = 0.0  # 0: it cannot
     launch_s: float = 5e-6  # seconds between two operators that do nothing
     overhead: int = 0  # what this process takes beside tensors; `free` is without it
+    link: float = 0.0  # bytes that it sends to the run's other GPUs, while it gets as many from them; 0: not measured
 
     def matmul_rate(self, precision: str, element_size: int) -> float:
         """FLOP per second of a block's linears."""
         if self.matmul_fp8 and precision_kind(precision).multiplies_in_fp8:
             return self.matmul_fp8
         return self.matmul if element_size < 4 else self.matmul_fp32
+
+    @property
+    def link_rate(self) -> float:
+        """Bytes per second between the run's GPUs, measured or assumed."""
+        return self.link or LINK_RATE
 
     def copy_rate(self, kind: MasterKind) -> float:
         """Bytes per second at which streamed weights arrive."""

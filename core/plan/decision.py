@@ -46,8 +46,10 @@ class Decision:
     warnings: tuple[str, ...] = ()  # what is otherwise than was asked for, a sentence each
 
 
-def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path | None = None) -> Decision:
-    """Find it out for a job on `device`; `info` is of its model file, which was checked.
+def decide(
+    job: Job, info: CheckpointInfo, device: torch.device, scratch: Path | None = None, *, context: int = 1
+) -> Decision:
+    """Find it out for a job on `device`; `info` is of its model file, which was checked. `context` ranks share each sample.
 
     Takes some seconds where kernels, a compiler or attention have not been tried before. `scratch`: the folder for what may
     be used again and may be deleted, such as compiled code. ConfigError for a precision or an attention that can't be had.
@@ -55,8 +57,10 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
     if needed_by_precision(job.model.precision):  # packages that are hidden until then
         finish_importing_adapters()
     dtype = arithmetic(job.model.precision, device)
-    modes, warnings = _usable_modes(memory_of(job), device, scratch)
+    memory, of_context = for_context(job, context)
+    modes, warnings = _usable_modes(memory, device, scratch)
     shape = attention_shape(job, info.config, dtype, device)
+    shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
     compiled = any(mode in COMPILED for mode in modes)
     kind, is_known = choose_kind(
         job.memory.attention, shape, scratch, compiled=compiled, first=finish_importing_adapters
@@ -68,9 +72,9 @@ def decide(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path |
         modes=modes,
         attention=kind,
         is_known=is_known,
-        graphs=may_use_graphs(job, info.config, device),
+        graphs=context == 1 and may_use_graphs(job, info.config, device),
         dropout=job.adapter.is_random,
-        warnings=(*warnings, *_kind_warning(job, device)),
+        warnings=(*warnings, *of_context, *_kind_warning(job, device)),
     )
 
 
@@ -91,6 +95,25 @@ def memory_of(job: Job) -> MemoryOptions:
                 f"{name} is {value}, which works with the adapter lora only, not with {kind}: set it to auto."
             )
     return replace(memory, compile="off", keep_linears=0, cuda_graphs="off")
+
+
+def for_context(job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]:
+    """The job's memory options where `context` ranks share each sample, and what has to be said of it.
+
+    A compiler would trace the exchange within a block, and a CUDA graph record it; neither is done.
+    """
+    memory, said = memory_of(job), list[str]()
+    if context == 1:
+        return memory, ()
+    if memory.compile in COMPILED:
+        said.append(f"compile is {memory.compile}, but blocks run uncompiled where {context} GPUs share each clip.")
+        memory = replace(memory, compile="off")
+    if job.adapter.dropout:
+        said.append(
+            f"With dropout and {context} GPUs that share each clip, other numbers are dropped than on one GPU: the run is as "
+            "good, but not the same to the digit."
+        )
+    return memory, tuple(said)
 
 
 def _kind_warning(job: Job, device: torch.device) -> tuple[str, ...]:

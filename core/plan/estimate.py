@@ -25,7 +25,6 @@ from .plan import (
     Plan,
     Task,
     block_weights,
-    clip_tokens,
     compute_size,
     dense_params,
     has_offloaded_state,
@@ -38,6 +37,8 @@ from .plan import (
     num_inputs,
     num_keys,
     num_offloaded,
+    own_batches,
+    own_tokens,
 )
 from .sizes import (
     Sizes,
@@ -54,6 +55,9 @@ from .sizes import (
 from .step_time import step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
+# Units that the exchanges of a shared clip take in a block of PyTorch's operators: the attention's result, sent back, is kept
+# twice. In parts: gradients that are sent, beside those that have arrived.
+_EXCHANGED, _EXCHANGED_BY_PART = 1.0, 1.5
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
 # Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
 # some are brought back ahead and some are still in use.
@@ -77,7 +81,7 @@ def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Cor
     return Estimate(
         vram=estimate_vram(task, bucket, plan, correction),
         ram=estimate_ram(task, bucket, plan),
-        seconds=correction.time * task.accumulation * step_seconds(task, bucket, plan, card),
+        seconds=correction.time * own_batches(task) * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
         exact_ram=_held_ram(task, plan),
     )
@@ -233,7 +237,8 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
     layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
     attention = max(plan.keep_attention, linears)
-    at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
+    # The buffers in which several GPUs add theirs up are there all the time.
+    at_start = gradients if task.accumulation > 1 or task.gpus.count > 1 or is_graphed(task, plan) else 0
     peaks: list[float] = []
     for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
         if done < layers:
@@ -275,8 +280,15 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 
 def _by_kernels(task: Task, bucket: Bucket, plan: Plan) -> KernelBlock:
-    tokens, size = clip_tokens(task.sizes, bucket), compute_size(task, plan)
-    return kernel_block(task.sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
+    tokens, size = own_tokens(task, bucket), compute_size(task, plan)
+    return kernel_block(
+        task.sizes,
+        task.trained,
+        tokens=tokens,
+        batch=bucket.batch,
+        element_size=size,
+        is_shared=task.gpus.context > 1,
+    )
 
 
 def _inputs(task: Task, plan: Plan, done: int) -> int:
@@ -296,12 +308,14 @@ def _own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         return _by_kernels(task, bucket, plan).own(plan, kept)
     if plan.split_blocks:
         return _part_bytes(task, bucket, plan, kept)
-    tokens = clip_tokens(sizes, bucket)
+    tokens = own_tokens(task, bucket)
     by_part = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     saved = sum(by_part.values())
     if plan.compile == "off" or size > 2:
-        whole = saved + backward_units(sizes, plan.precision, size) * unit
-        return _eager_pieces(task, plan, by_part, unit) if plan.ffn_pieces > 1 and not kept.linears else whole
+        exchanged = _EXCHANGED * unit if task.gpus.context > 1 else 0
+        if plan.ffn_pieces > 1 and not kept.linears:
+            return _eager_pieces(task, plan, by_part, unit) + exchanged
+        return saved + backward_units(sizes, plan.precision, size) * unit + exchanged
     fitted = constants()
     units = backward_units(sizes, "bf16", size) + fitted.compiled_peak
     units += fitted.compiled_peak_ffn * sizes.ffn_dim / sizes.dim
@@ -329,7 +343,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
     of the block is held to the end.
     """
     sizes, size = task.sizes, compute_size(task, plan)
-    unit, tokens = input_bytes(task, bucket, plan), clip_tokens(sizes, bucket)
+    unit, tokens = input_bytes(task, bucket, plan), own_tokens(task, bucket)
     saved = saved_by_part(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     compiled = is_compiled(plan) and size < 4
     units = part_units(sizes, "bf16" if compiled else plan.precision, size)
@@ -341,7 +355,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
         taken["ffn"] + 2 * unit + attention, taken["cross_attn"] + 2 * unit + attention, taken["self_attn"] + unit
     )
     if not compiled:
-        return eager
+        return eager + (_EXCHANGED_BY_PART * unit if task.gpus.context > 1 and size < 4 else 0)
     fitted = constants()
     times = fitted.parts_kept if kept.attention else fitted.parts_again
     return times * eager + (fitted.fp8_compute * unit if kind_of(plan).multiplies_in_fp8 else 0)
@@ -350,10 +364,10 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
 def _saved_bytes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """Bytes that a block keeps that is not computed again."""
     sizes, size = task.sizes, compute_size(task, plan)
-    tokens = clip_tokens(sizes, bucket)
+    tokens = own_tokens(task, bucket)
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
     if plan.compile == "off" or size > 2:
-        return saved
+        return saved + (_EXCHANGED * input_bytes(task, bucket, plan) if task.gpus.context > 1 else 0)
     # A weight that the forward has brought into the compute dtype is kept for the backward by the compiler; not that of
     # the text's keys and values, since the text has no gradient.
     kept = dense_params(sizes) - num_keys(sizes) * sizes.dim**2
@@ -368,7 +382,7 @@ def _kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
         block = _by_kernels(task, bucket, plan)
         is_own = Kept() if plan.split_blocks else Kept(min(kept.attention, 1), min(kept.linears, 1))
         return block.kept_by(kept) - block.kept_by(is_own)
-    tokens = bucket.batch * clip_tokens(sizes, bucket)
+    tokens = bucket.batch * own_tokens(task, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)

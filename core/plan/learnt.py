@@ -23,7 +23,7 @@ from .decision import Decision
 from .host import process_age
 from .measure import ESTIMATES, Peak, Report, correction_kind
 from .overhead import measure_overhead
-from .plan import is_graphed
+from .plan import ONE_GPU, Gpus, is_graphed
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
 from .probe import Probe, keep_overhead, probe, version_of
@@ -53,9 +53,9 @@ class Learnt:
         is_known = found.is_known and decision.is_known
         return replace(found, card=self._with_overhead(found.card), is_known=is_known)
 
-    def planner(self, job: Job, decision: Decision, probe: Probe) -> Planner:
-        """For the job, with its options and all that earlier runs have shown."""
-        planner = make_planner(job, decision, probe.card)
+    def planner(self, job: Job, decision: Decision, probe: Probe, gpus: Gpus = ONE_GPU) -> Planner:
+        """For the job over `gpus`, with its options and all that earlier runs have shown."""
+        planner = make_planner(job, decision, probe.card, gpus)
         costs = read_costs(self._costs_path(planner.card))
         return replace(
             planner,

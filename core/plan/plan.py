@@ -9,6 +9,7 @@ from functools import lru_cache
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
 from ..objective.passes import ONE_FORWARD, Passes
+from ..parallel.parts import largest_part
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
 from .sizes import Sizes, Trained, block_bytes, block_linears, can_offload
 
@@ -42,6 +43,22 @@ class Bucket:
     share: float = 1.0
 
 
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that one run is spread over."""
+
+    count: int = 1
+    context: int = 1  # of them, that share the tokens of each clip
+
+    @property
+    def side_by_side(self) -> int:
+        """Batches that are trained at the same time."""
+        return self.count // self.context
+
+
+ONE_GPU = Gpus()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained."""
@@ -51,14 +68,28 @@ class Task:
     element_size: int = 2  # of the arithmetic, where the precision leaves it open
     stored_block_bytes: int | None = None  # of the largest block, where the file decides (GGUF); else by precision
     rest_bytes: int | None = None  # of what is outside of the blocks; None: in fp32
-    accumulation: int = 1
+    accumulation: int = 1  # batches of a step, on all GPUs together
     passes: Passes = ONE_FORWARD  # of a batch
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
+    gpus: Gpus = ONE_GPU
 
 
 def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
     """Tokens of one clip."""
     return num_tokens(bucket.shape, sizes.patch_size)
+
+
+def own_tokens(task: Task, bucket: Bucket) -> int:
+    """Those of one clip that a GPU has, where several share it: as many as the one with most."""
+    tokens = clip_tokens(task.sizes, bucket)
+    if task.gpus.context == 1:
+        return tokens
+    return largest_part(tokens, bucket.shape[1] // task.sizes.patch_size[0], task.gpus.context)
+
+
+def own_batches(task: Task) -> int:
+    """Batches of a step that a GPU trains, alone or with those that it shares clips with."""
+    return -(-task.accumulation // task.gpus.side_by_side)
 
 
 def kind_of(plan: Plan) -> PrecisionKind:
@@ -73,8 +104,8 @@ def compute_size(task: Task, plan: Plan) -> int:
 
 
 def input_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
-    """One unit: an activation [B, L, D]."""
-    return bucket.batch * clip_tokens(task.sizes, bucket) * task.sizes.dim * compute_size(task, plan)
+    """One unit: an activation [B, L, D], of the tokens that a GPU has."""
+    return bucket.batch * own_tokens(task, bucket) * task.sizes.dim * compute_size(task, plan)
 
 
 def block_weights(task: Task, plan: Plan) -> int:

@@ -19,7 +19,7 @@ from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
 from .decision import Decision, buckets_of, memory_of
-from .plan import Plan, Task
+from .plan import ONE_GPU, Gpus, Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
 from .sizes import HIGH_PRECISION, Trained
@@ -27,8 +27,8 @@ from .sizes import HIGH_PRECISION, Trained
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
-def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
-    """For the job's model and its sizes of clips, with its options. Nothing is learnt of earlier runs."""
+def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU) -> Planner:
+    """For the job's model and its sizes of clips, with its options, over `gpus`. Nothing is learnt of earlier runs."""
     info = decision.info
     task = Task(
         sizes=info.config,
@@ -39,6 +39,7 @@ def make_planner(job: Job, decision: Decision, card: Card) -> Planner:
         accumulation=job.loop.gradient_accumulation,
         passes=objective_of(job).passes,
         graphs=decision.graphs,
+        gpus=gpus,
     )
     return Planner(
         task=task,

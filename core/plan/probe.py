@@ -46,7 +46,7 @@ def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], 
 
     What has to be measured takes a second or two, and is kept; `first` is called before, to end what would disturb it.
     """
-    path, version = _path(folder, device), version_of(device)
+    path, version = device_path(folder, device), version_of(device)
     now = known = read_remembered(path, version)
     if not known.rates or kind not in known.attention_rates:
         first()
@@ -77,7 +77,7 @@ def choose_kind(
     """
     if name == "default" or (name == "auto" and shape.device.type != "cuda"):
         return "", True
-    path, version = folder and _path(folder, shape.device), version_of(shape.device)
+    path, version = folder and device_path(folder, shape.device), version_of(shape.device)
     known = read_remembered(path, version) if path else Remembered()
     key = _shape_class(name, shape, compiled=compiled)
     if key in known.attention and _is_there(known.attention[key], shape.device):
@@ -92,7 +92,7 @@ def choose_kind(
 
 def keep_overhead(folder: Path, device: torch.device, overhead: int) -> None:
     """The most that a process was seen to take beside its tensors. RunError if the folder cannot be written."""
-    path, version = _path(folder, device), version_of(device)
+    path, version = device_path(folder, device), version_of(device)
     known = read_remembered(path, version)
     if overhead > known.overhead:
         write_remembered(path, version, replace(known, overhead=overhead))
@@ -149,6 +149,7 @@ def _shape_class(name: str, shape: AttentionShape, *, compiled: bool) -> str:
     return f"{name}: {tokens} tokens, {shape.num_heads} heads of {shape.head_dim}, {dtype}{how}"
 
 
-def _path(folder: Path, device: torch.device) -> Path:
+def device_path(folder: Path, device: torch.device) -> Path:
+    """Where what is measured of a kind of device is kept."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return folder / f"card-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"

@@ -42,6 +42,7 @@ def kind_of(task: Task, shapes: Mapping[tuple[int, ...], int], precision: str, b
     model = f"{sizes.dim}x{sizes.num_layers}x{sizes.ffn_dim} in {sizes.in_dim}"
     adapter = f"{adapter_params(sizes, trained)} {trained.optimizer} {'dropout' if trained.dropout else ''}"
     adapter += "" if trained.adapter == LORA else f" {trained.adapter}"
+    adapter += "" if task.gpus.context == 1 else f" shared by {task.gpus.context}"
     clips = sorted(f"{batch}*{'x'.join(map(str, shape))}" for shape, batch in shapes.items())
     return f"{model}; {precision}; {adapter}; {task.accumulation}; {' '.join(clips)}; {budget:g} GB"
 

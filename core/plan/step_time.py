@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..memory.adamw import offloaded_bytes
-from .card import Card
+from .card import LINK_LATENCY_S, Card
 from .constants import constants
 from .plan import (
     CLIP_TOKENS,
@@ -26,8 +26,13 @@ from .plan import (
     is_quantized,
     kind_of,
     num_offloaded,
+    own_batches,
+    own_tokens,
 )
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
+
+_EXCHANGED = 4  # activations: queries, keys, values and the result
+_PACKED = 4  # times that each is read or written to be sent, and when it has arrived
 
 
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
@@ -44,13 +49,14 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     if plan.ffn_pieces > 1 and not is_compiled(plan):
         recompute += (layers - plan.keep_linears) * block.ffn_again
     num_trained = adapter_params(task.sizes, task.trained)
-    update = num_trained * 28 / card.bandwidth
+    update = num_trained * 28 / card.bandwidth + _adding_seconds(task, card, num_trained)
     if has_offloaded_state(task, plan):  # in and out at once
         update += offloaded_bytes(num_trained)[1] / card.to_device
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
-    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading)
-    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading)
+    gathered = (layers - streamed) * gather_seconds(task, plan, card)
+    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
     passes = task.passes
     return (passes.num_forwards + passes.num_without) * (up + first) + passes.num_forwards * down + update
 
@@ -62,6 +68,27 @@ def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:
     others = plan.streamed_blocks - plan.mapped_blocks
     staged = 0.0 if plan.stream_from == "pinned" else others / card.copy_rate(plan.stream_from)
     return block_weights(task, plan) * (plan.mapped_blocks / card.copy_rate("mapped") + staged)
+
+
+def gather_seconds(task: Task, plan: Plan, card: Card) -> float:
+    """Of one block that lies spread over the GPUs: the shares of the others arrive."""
+    return block_weights(task, plan) * (plan.shards - 1) / plan.shards / card.link_rate if plan.shards > 1 else 0.0
+
+
+def exchange_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
+    """Of a block's self-attention where GPUs share a clip, forward or backward: four activations are sent, and packed."""
+    context = task.gpus.context
+    if context == 1:
+        return 0.0
+    unit = input_bytes(task, bucket, plan)
+    sent = _EXCHANGED * unit * (context - 1) / context / card.link_rate
+    return sent + _EXCHANGED * _PACKED * unit / card.bandwidth + _EXCHANGED * LINK_LATENCY_S
+
+
+def _adding_seconds(task: Task, card: Card, num_trained: int) -> float:
+    """Of the gradients that the GPUs add up in fp32, around a ring; what of it hides behind the backward is not counted."""
+    count = task.gpus.count
+    return 2 * 4 * num_trained * (count - 1) / count / card.link_rate / own_batches(task) if count > 1 else 0.0
 
 
 class _BlockTime(NamedTuple):
@@ -95,14 +122,15 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
 
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
     sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
-    tokens, dim = clip_tokens(sizes, bucket), sizes.dim
+    tokens, dim = own_tokens(task, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
     linears, last = _linear_flops(sizes, tokens) / rate, 2 * tokens * dim * sizes.ffn_dim / rate
     attention_rate = constants().sustained_attention * card.attention / bucket.batch
-    self_attention = 4 * tokens**2 * dim / attention_rate
+    self_attention = 4 * tokens * clip_tokens(sizes, bucket) * dim / attention_rate
     cross_attention = 4 * tokens * sizes.text_len * dim / (constants().cross_rate * attention_rate)
     attention = self_attention + cross_attention
     up, down, dense = _traffic_seconds(task, bucket, plan, card)
+    exchange = exchange_seconds(task, bucket, plan, card)
     graphed = is_graphed(task, plan)
     launch_s = _launch_seconds(task, plan, card, graphed=graphed)
     kernels = _launches(plan, graphed=graphed)
@@ -111,13 +139,13 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
     square = 2 * tokens * dim**2 / rate  # one of its linears
     cross_again = 2 * square + cross_attention + constants().part_traffic_cross_attn * up
     return _BlockTime(
-        forward=linears + attention + up,
+        forward=linears + attention + exchange + up,
         attention=self_attention,
         products=linears - last,
         last=0.0 if eager else last,
         dense=dense if is_compiled(plan) else 0.0,
-        backward=linears + 2.5 * attention + down,
-        again=cross_again + 4 * square + constants().part_traffic_self_attn * up,
+        backward=linears + 2.5 * attention + exchange + down,
+        again=cross_again + 4 * square + exchange + constants().part_traffic_self_attn * up,
         cross_again=cross_again,
         ffn_again=(2 if eager else 1) * last + constants().part_traffic_ffn * up,
         launch_up=kernels[0] * launch_s,

@@ -5,13 +5,16 @@ words: block swap around activation offload, around compiled blocks, around grad
 feed-forward. A feature that is off is not in the chain. Where the parts of a block are recomputed one by one, it is
 run_block = streaming(by_size(split(compile(run_part), offload))). In the mode "kernels" one checkpoint of our own takes the
 place of both compile and checkpointing; see `kernel_mode`. CUDA graphs go around the whole model, where no block is swapped,
-offloaded or in parts.
+offloaded or in parts. Where ranks share a sample's tokens (context parallel), the exchange is around the attention itself,
+innermost of all: whatever runs a block again exchanges again, in every rank alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,6 +40,9 @@ from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from . import kernel_mode
 
+if TYPE_CHECKING:
+    from ..parallel.context import TokenShare
+
 Tell = Callable[[str], None]
 
 
@@ -48,6 +54,13 @@ class Features:
     offload: ActivationOffload | None = None
     attention: str = ""  # its kind; "": PyTorch's own
     graphs: Graphs | None = None
+    tokens: "TokenShare | None" = None  # of a sample, where ranks share them
+
+    @contextmanager
+    def whole_samples(self) -> Iterator[None]:
+        """Within it this rank runs whole samples without the ranks that it shares them with: for what it does alone."""
+        with nullcontext() if self.tokens is None else self.tokens.paused():
+            yield
 
     def reset(self) -> None:
         """After a step broke off: forget what it left behind."""
@@ -75,16 +88,16 @@ def apply_features(
     tell: Tell,
     scratch: Path | None,
     kept: Mapping[int, Kept] | None = None,
-    masters: Mapping[int, BlockMaster] | None = None,
-    maker: MasterMaker | None = None,
+    masters: Mapping[int, BlockMaster] | MasterMaker | None = None,
+    world: World = ALONE,
 ) -> Features:
     """Put `plan` on `model`, which carries its adapter, in the place of a plan that was there before.
 
     A model whose blocks are to be swapped may come in main memory, and is on the device afterwards as far as it shall be.
     `kept`: the plan's keep_attention and keep_linears for each size of clips, by the tokens of a batch (see
-    `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, where they have been made.
-    `maker`: makes the others (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike.
-    ConfigError for memory-mapped blocks where there is no folder for them.
+    `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, or what makes
+    them (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike. `world`: the ranks that may share the tokens of a sample. ConfigError for memory-mapped blocks where there is no folder for
+    them, and for heads that the ranks can't share.
     """
     device = decision.device
     vars(model).pop("forward", None)  # graphs of before
@@ -98,8 +111,12 @@ def apply_features(
         decision.attention or device.type == "cuda"
     ):  # with the gradient's layout pinned, on which cuDNN's backend depends
         model.attend = load_attention(decision.attention, device)
-    maker = maker or make_masters(plan, len(model.blocks), device, scratch=scratch, tell=tell)
-    streamer = BlockStreamer(list(model.blocks), device, masters=masters) if masters else _hold(model, maker, device)
+    model.tokens = tokens = _token_share(model, world)
+    if isinstance(masters, Mapping) and masters:
+        streamer = BlockStreamer(list(model.blocks), device, masters=masters)
+    else:
+        alone = make_masters(plan, len(model.blocks), device, scratch=scratch, tell=tell)
+        streamer = _hold(model, masters if isinstance(masters, MasterMaker) else alone, device)
     offload = None
     if plan.offload_inputs:
         moved = list(model.blocks)[:-1]  # the last block's input is needed again at once
@@ -113,7 +130,8 @@ def apply_features(
         compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if mode in COMPILED else _as_it_is
         run_block = _by_checkpoints(model, compile_block, plan, most, wrap)
     if plan.checkpointing and kept and any(map(any, kept.values())):
-        run_block = with_kept_by_size(run_block, list(model.blocks), kept)
+        whole = None if tokens is None else tokens.whole
+        run_block = with_kept_by_size(run_block, list(model.blocks), kept, whole=whole)
     if streamer is not None:
         run_block = streamer.wrap(run_block)
     model.run_block = run_block
@@ -122,7 +140,15 @@ def apply_features(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         graphs = Graphs(type(model).forward.__get__(model), trained, tell=tell, held=lambda: model.rope_tables)
         vars(model)["forward"] = graphs
-    return Features(streamer, offload, decision.attention, graphs)
+    return Features(streamer, offload, decision.attention, graphs, tokens)
+
+
+def _token_share(model: WanTransformer, world: World) -> "TokenShare | None":
+    if world.context == 1:
+        return None
+    from ..parallel.context import TokenShare
+
+    return TokenShare(world, model.config.num_heads)
 
 
 def _by_kernels(

@@ -73,10 +73,10 @@ def prepare(
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept`: see `apply_features`. `world`: the ranks that train together.
+    blocks, which need it. `kept` and `world`: see `apply_features`.
     """
     if decision is None:
-        decision = decide(job, check_job(job), device, scratch)
+        decision = decide(job, check_job(job), device, scratch, context=world.context)
         for sentence in decision.warnings:
             tell(sentence)
     plan = plan or plan_of(job, decision, world)
@@ -102,7 +102,7 @@ def prepare(
         use_light_forward(model)
     with timed("Putting the plan on the model"):
         features = apply_features(
-            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters, maker=maker
+            model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters or maker, world=world
         )
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):

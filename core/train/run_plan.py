@@ -15,8 +15,10 @@ from ..plan.choice import Choice
 from ..plan.constants import constants
 from ..plan.decision import decide
 from ..plan.learnt import LearnCosts, Learnt
+from ..plan.link import link_of
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
 from ..plan.overhead import Others
+from ..plan.plan import Gpus
 from ..plan.planner import Planner
 from ..plan.planning import budget_bytes, plan_of, within
 from ..plan.probe import Probe
@@ -61,6 +63,7 @@ class RunPlan:
         `world`: the ranks that train together, whose plans are of one kind.
         """
         self._world = world
+        self._gpus = Gpus(world.size, world.context)
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)
@@ -68,7 +71,7 @@ class RunPlan:
         self._told: set[str] = set()
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
-            self._decision = in_turn(world, lambda: decide(job, info, device, scratch))
+            self._decision = in_turn(world, lambda: decide(job, info, device, scratch, context=world.context))
         for sentence in self._decision.warnings:
             self._warn(sentence)
         if job.parallel.base == "sharded" and len(world.machine) == 1:
@@ -211,9 +214,10 @@ class RunPlan:
     def _measure(self) -> Planner:
         """A planner with what the device can do now, and what earlier runs have shown of it; of all ranks the least."""
         with timed("Measuring the device"):
+            link = link_of(self._world, self._device, self._scratch)  # first: what it takes is not free any more
             self._probe = in_turn(self._world, lambda: self._learnt.probe(self._decision))
-        planner = self._learnt.planner(self._job, self._decision, self._probe)
-        card = common_card(self._world.tell(planner.card), self._world.local_size)
+        planner = self._learnt.planner(self._job, self._decision, self._probe, self._gpus)
+        card = replace(common_card(self._world.tell(planner.card), self._world.local_size), link=link)
         return replace(planner, plan=plan_of(self._job, self._decision, self._world), card=card)
 
     def _remember_success(self) -> None:
@@ -258,7 +262,9 @@ class RunPlan:
             self._take_off()
             self._hold_state(choice)
             model.run_block = call_block
-            self._features = apply_features(model, choice.plan, self._decision, kept=choice.kept, maker=maker, **told)
+            self._features = apply_features(
+                model, choice.plan, self._decision, kept=choice.kept, masters=maker, world=self._world, **told
+            )
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

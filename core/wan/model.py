@@ -10,6 +10,7 @@ K head dim, T timesteps per sample: 1 for the whole clip, or F, one per frame.
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,26 @@ from .ops import PLAIN, Ops
 
 # (block, x, time_mod, rope, context[, image_context]) -> x; for a part of a block, its name comes after x.
 RunBlock = Callable[..., Tensor]
+
+
+class TokenShare(Protocol):
+    """Which of a sample's tokens the blocks run on, where others run on the rest; `core.parallel.context` has one."""
+
+    def split(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """x [any, L, ...], the tokens of a grid (F, H, W), frame by frame -> those of them that are run on here.
+
+        Of each frame there are as many, so that modulations [B, F, 6, D] stay as they are.
+        """
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The tokens that were run on here -> all of them [B, L, D]."""
+        ...
+
+    def attending(self, attend: Attend) -> Attend:
+        """`attend` for the tokens here, as queries, to all of the sample's."""
+        ...
+
 
 MAX_CACHED_GRIDS = 16  # rope tables kept per model; one of 81 frames at 480p is 16 MiB
 
@@ -78,6 +99,7 @@ class WanTransformer(nn.Module):
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
         self.rank_gate: nn.Module | None = None  # of an adapter that depends on the noise: it is told the timesteps
         self._run_block = Seam(call_block)
+        self._tokens: TokenShare | None = None
         self.attend = attention
         self._ops = PLAIN
         self._rope_cache: OrderedDict[tuple[tuple[int, int, int], torch.device], Tensor] = OrderedDict()
@@ -108,8 +130,26 @@ class WanTransformer(nn.Module):
     def attend(self, attend: Attend) -> None:
         self._attend = Seam(attend)
         for module in self.blocks.modules():
-            if isinstance(module, SelfAttention | CrossAttention):
+            if isinstance(module, CrossAttention):
                 module.attend = self._attend
+        self.set_video_attend(attend)
+
+    @property
+    def tokens(self) -> TokenShare | None:
+        """Which of a sample's tokens the blocks run on; None: all. Assign before what wraps the attention again."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: TokenShare | None) -> None:
+        self._tokens = tokens
+        self.set_video_attend(self.attend)
+
+    def set_video_attend(self, attend: Attend) -> None:
+        """Let self-attention alone go by `attend`, which is given all tokens where they are shared (`tokens`)."""
+        seam = Seam(attend) if self._tokens is None else Seam(self._tokens.attending(attend))
+        for module in self.blocks.modules():
+            if isinstance(module, SelfAttention):
+                module.attend = seam
 
     @property
     def ops(self) -> Ops:
@@ -148,6 +188,9 @@ class WanTransformer(nn.Module):
         x = run_layer(self.patch_embedding, latents)
         grid = (x.shape[2], x.shape[3], x.shape[4])
         x = x.flatten(2).transpose(1, 2)  # [B, L, D]
+        rope = self.rope(grid, x.device)
+        if self._tokens is not None:
+            x, rope = self._tokens.split(x, grid), self._tokens.split(rope, grid)
 
         timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)  # [B, T]
         if self.rank_gate is not None:
@@ -161,11 +204,13 @@ class WanTransformer(nn.Module):
 
         dtype = self.dtype
         x, contexts = x.to(dtype).contiguous(), [tokens.to(dtype) for tokens in contexts]
-        rope = self.rope(grid, x.device)
         for block in self.blocks:
             x = self.run_block(block, x, time_mod, rope, *contexts)
 
-        return self.unpatchify(self.head(x, time_emb), grid)
+        x = self.head(x, time_emb)
+        if self._tokens is not None:
+            x = self._tokens.gather(x)
+        return self.unpatchify(x, grid)
 
     @property
     def dtype(self) -> torch.dtype:

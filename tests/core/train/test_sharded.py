@@ -128,7 +128,7 @@ def from_plan_to_plan(world, job, scratch, ways):
         plan = replace(plan_of(job, decision, world), **way)
         told = {"tell": pytest.fail, "scratch": scratch}
         maker = make_masters(plan, len(prepared.model.blocks), CPU, world=world, **told)
-        features = apply_features(prepared.model, plan, decision, maker=maker, **told)
+        features = apply_features(prepared.model, plan, decision, masters=maker, **told)
         assert_same(steps(prepared), expected)
 
 
