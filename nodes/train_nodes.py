@@ -14,7 +14,7 @@ from ..core.data.pairs import data_spec
 from ..core.data.types import LatentCache, TextCache
 from ..core.disk import check_writable
 from ..core.errors import ConfigError, RunError, WanTrainError
-from ..core.launch.planned import describe_devices, gpus_of
+from ..core.launch.planned import describe_devices, gpus_of, places_of
 from ..core.packages import check_packages
 from ..core.settings.job import Job, Stage
 from ..core.settings.previews import PreviewOptions
@@ -24,7 +24,7 @@ from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
-from ..core.train.spread import build_over
+from ..core.train.spread import Place, build_over
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, Graph
@@ -127,7 +127,9 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         recovery_adapter=dit.recovery_adapter,
     )
     wanted = stage_settings(dit, settings)
-    return build_over(build, wanted, dit.info, gpus_of(wanted.device, host.auto_devices()))
+    names = places_of(wanted.device, host.auto_devices())[0].split(",")
+    place = Place(len(names), device=names[0], scratch=host.runs_path().parent / "cache")
+    return build_over(build, wanted, dit.info, place, log.info)
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:

@@ -15,7 +15,9 @@ LONG = ("test_learning", "test_killed")
 
 def pytest_addoption(parser):
     parser.addoption("--breaks", action="store_true", help="put faults into the training; functional tests must fail")
-    parser.addoption("--both-renderers", action="store_true", help="tests of the page: each in both of ComfyUI's renderers")
+    parser.addoption(
+        "--both-renderers", action="store_true", help="tests of the page: each in both of ComfyUI's renderers"
+    )
 
 
 def _register_pack() -> None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
-from ..launch.planned import Planned, describe_devices, gpus_of
+from ..launch.planned import Planned, describe_devices, places_of
 from ..launch.process import PACK
 from ..launch.progress import Progress, Silent
 from ..locks import FileLock
@@ -38,7 +38,7 @@ from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
 from ..train.space import check_space_before
-from ..train.spread import build_over
+from ..train.spread import Place, build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models, check_paired
@@ -164,13 +164,17 @@ def _run_cache_command(recipe: Recipe) -> None:
 
 
 def jobs(
-    recipe: Recipe, infos: dict[Stage, CheckpointInfo], cached: Cached, gpus: Mapping[Stage, int] | None = None
+    recipe: Recipe,
+    infos: dict[Stage, CheckpointInfo],
+    cached: Cached,
+    places: Mapping[Stage, Place] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> dict[Stage, Job]:
     """A job for each stage: what the graph makes of equal settings, with equal keys.
 
-    `gpus`: how many train each stage together; by default as many as its device names.
+    `places`: the GPUs that train each stage together; by default those that its device names. `tell`: see `build_over`.
     """
-    counts = gpus or {stage: gpus_of(recipe.settings(stage).device, [AUTO]) for stage in infos}
+    places = places or {stage: _place(recipe, recipe.settings(stage).device, [AUTO]) for stage in infos}
     data, trigger = data_spec(cached.latents, cached.text), cached.latents.trigger_word
     adapter = Path(recipe.models.recovery_adapter) if recipe.models.recovery_adapter else None
     made: dict[Stage, Job] = {}
@@ -185,9 +189,16 @@ def jobs(
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
-        made[stage] = build_over(build, recipe.settings(stage), info, counts[stage])
+        made[stage] = build_over(build, recipe.settings(stage), info, places[stage], tell)
         check_start(made[stage], info)
     return made
+
+
+def _place(recipe: Recipe, device: str, pool: Sequence[str], gpus: int = 0) -> Place:
+    """Where a stage with this `device` is trained. `gpus`: of all machines, where there are several."""
+    names = places_of(device, pool)[0].split(",")
+    machine = len(names) if gpus else 0
+    return Place(gpus or len(names), device=names[0], machine=machine, scratch=recipe.cache_path)
 
 
 def plan(job: Job, runs: Path, name: str) -> Planned:
@@ -208,16 +219,18 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     """
     infos = check_recipe(recipe)
     check_paired(recipe)
-    counts: dict[Stage, int] = {stage: gpus or gpus_of(recipe.settings(stage).device, devices) for stage in infos}
+    places = {stage: _place(recipe, recipe.settings(stage).device, devices, gpus) for stage in infos}
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
         display.say(list_notes(cached.notes, limit=None))
     planned: list[Planned] = []
-    made = jobs(recipe, infos, cached, counts)
+    made = jobs(recipe, infos, cached, places, display.say)
     for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
         display.say(sentence)
-    for sentence in describe_devices(list(made.values()), devices, counts):
+    for sentence in describe_devices(
+        list(made.values()), devices, {stage: place.gpus for stage, place in places.items()}
+    ):
         display.say(sentence)
     for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):

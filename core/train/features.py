@@ -95,9 +95,10 @@ def apply_features(
 
     A model whose blocks are to be swapped may come in main memory, and is on the device afterwards as far as it shall be.
     `kept`: the plan's keep_attention and keep_linears for each size of clips, by the tokens of a batch (see
-    `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, or what makes
-    them (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike. `world`: the ranks that may share the tokens of a sample. ConfigError for memory-mapped blocks where there is no folder for
-    them, and for heads that the ranks can't share.
+    `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, or
+    what makes them (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike. `world`:
+    the ranks that may share the tokens of a sample. ConfigError for memory-mapped blocks where there is no folder for them,
+    and for heads that the ranks can't share.
     """
     device = decision.device
     vars(model).pop("forward", None)  # graphs of before

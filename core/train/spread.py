@@ -6,20 +6,30 @@ GPU, as in all other trainers: so N GPUs train N times the samples of a step.
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from ..devices import AUTO, resolve_device
 from ..errors import ConfigError
+from ..plan.spread import choose_context
 from ..settings.job import Job
 from ..settings.parallel import ParallelOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo
 
 
-def context_of(parallel: ParallelOptions, gpus: int) -> int:
-    """GPUs that share each sample; ConfigError where that number does not divide the run's GPUs.
+@dataclass(frozen=True)
+class Place:
+    """Where a run over several GPUs is trained."""
 
-    Where it is left to the program, each GPU trains samples of its own.
-    """
+    gpus: int
+    device: str = AUTO  # one of them
+    machine: int = 0  # GPUs of each machine; 0: all of them
+    scratch: Path | None = None  # the runs' folder for what is kept of a device
+
+
+def context_of(parallel: ParallelOptions, gpus: int) -> int:
+    """GPUs that share each sample of a job; ConfigError where that number does not divide the run's GPUs."""
     context = parallel.context or 1
     if gpus % context:
         raise ConfigError(
@@ -29,26 +39,28 @@ def context_of(parallel: ParallelOptions, gpus: int) -> int:
     return context
 
 
-def choose_context(job: Job, _info: CheckpointInfo, gpus: int) -> int:
-    """GPUs that shall share each sample of a job with this model; as the options say it, or else 1."""
-    return context_of(job.parallel, gpus)
+def build_over(
+    build: Callable[[StageSettings], Job],
+    settings: StageSettings,
+    info: CheckpointInfo,
+    place: Place,
+    tell: Callable[[str], object] | None = None,
+) -> Job:
+    """The job of a run over the GPUs of `place`: what was asked of each counts for all that train side by side.
 
-
-def build_over(build: Callable[[StageSettings], Job], settings: StageSettings, info: CheckpointInfo, gpus: int) -> Job:
-    """The job of a run over so many GPUs: what was asked of each counts for all that train side by side.
-
-    `build`: makes the job of one GPU, whose model is `info`, from settings. ConfigError for what can't be.
+    `build`: makes the job of one GPU, whose model is `info`, from settings. `tell`: is given the reason where it is chosen
+    here that GPUs share each clip, or the base. ConfigError for what can't be.
     """
     job = build(settings)
-    if gpus == 1:
+    if place.gpus == 1:
         return job
-    return build(settings_over(settings, gpus, choose_context(job, info, gpus)))
-
-
-def settings_over(settings: StageSettings, gpus: int, context: int) -> StageSettings:
-    """The settings of one GPU as those of the whole run, in which `context` GPUs share each sample."""
-    loop = replace(settings.loop, gradient_accumulation=settings.loop.gradient_accumulation * (gpus // context))
-    return replace(settings, loop=loop, parallel=replace(settings.parallel, context=context))
+    device = resolve_device(place.device)
+    spread = choose_context(job, info, place.gpus, device=device, folder=place.scratch, machine=place.machine)
+    if tell is not None and not settings.parallel.context and (spread.gpus.context > 1 or spread.shards > 1):
+        tell(spread.why)
+    side_by_side = place.gpus // spread.gpus.context
+    loop = replace(settings.loop, gradient_accumulation=settings.loop.gradient_accumulation * side_by_side)
+    return build(replace(settings, loop=loop, parallel=spread.settle(settings.parallel)))
 
 
 def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> None:

@@ -5,7 +5,9 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.stage import StageSettings
-from wan_train.core.train.spread import build_over, check_spread, describe_spread
+from wan_train.core.train.spread import Place, build_over, check_spread, describe_spread
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import WanConfig
 
 
 def settings(accumulation=1, context=0):
@@ -23,14 +25,17 @@ def test_what_was_asked_of_each_counts_for_all(job):
     """`build` is asked for the job of one GPU first, of which the number that share a sample is found."""
 
     def over(given, gpus):
-        return build_over(lambda s: replace(job, loop=s.loop, parallel=s.parallel), given, None, gpus)
+        info = replace(inspect(job.model.path), config=WanConfig(num_heads=24))
+        return build_over(
+            lambda s: replace(job, loop=s.loop, parallel=s.parallel), given, info, Place(gpus, device="cpu")
+        )
 
     assert over(settings(3), 1).loop.gradient_accumulation == 3
     assert over(settings(3), 1).parallel.context == 0
     assert over(settings(3), 2).loop.gradient_accumulation == 6
     shared = over(settings(3, context=2), 8)
     assert (shared.loop.gradient_accumulation, shared.parallel.context) == (12, 2)
-    with pytest.raises(ConfigError, match="context_parallel is 3, but the run has 4 GPUs"):
+    with pytest.raises(ConfigError, match="context_parallel is 3, which does not divide 4 GPUs"):
         over(settings(context=3), 4)
 
 
