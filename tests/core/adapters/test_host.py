@@ -216,6 +216,8 @@ def test_the_host_takes_the_strength_of_oft_twice(comfy, trained, host_model, tm
         for strength in (1.0, 0.5)
     )
     torch.testing.assert_close(half, whole / 4, atol=1e-6, rtol=0)
-    merged = merged_base(str(tmp_path / "x.safetensors"), 0.5, {name: tensor.shape for name, tensor in trained[0].items()})
+    merged = merged_base(
+        str(tmp_path / "x.safetensors"), 0.5, {name: tensor.shape for name, tensor in trained[0].items()}
+    )
     ours = merged("blocks.1.cross_attn.k", base.clone())
     torch.testing.assert_close(ours, base + half, atol=1e-6, rtol=0)
