@@ -192,4 +192,4 @@ def test_a_machine_that_is_lost_ends_the_run_on_the_other(machine, cable, tmp_pa
     assert "rank 2 (cpu:2 of " in error["message"] or "rank 3 (cpu:3 of " in error["message"]
     assert "was lost" in error["message"]
     assert folder.checkpoints()
-    assert "the last checkpoint is kept" in second[1].read_text()
+    assert "last checkpoint is kept" in second[1].read_text()
