@@ -32,7 +32,7 @@ class MasterMaker:
         """`kinds`: by block. `folder`: for mapped blocks. `tell`: for what turns out otherwise than meant, a sentence."""
         self.kinds, self.device, self._folder, self._world, self._tell = dict(kinds), device, folder, world, tell
         self._masters: dict[int, BlockMaster] = {}
-        self._new: dict[int, SharedMaster] = {}
+        self._new: dict[int, tuple[nn.Module, SharedMaster]] = {}
         in_memory = [index for index in sorted(kinds) if kinds[index] in ("pinned", "pageable")]
         self._owners = {index: world.machine[i % len(world.machine)] for i, index in enumerate(in_memory)}
         is_several = bool(in_memory) and len(world.machine) > 1
@@ -45,6 +45,7 @@ class MasterMaker:
         try:
             yield
         except BaseException:
+            shared.forget_all()
             if self._shares and not self._is_told:
                 self._is_told = True
                 give_up(self._world)
@@ -54,15 +55,18 @@ class MasterMaker:
         """Whether this rank has any use for the weights of block `index` before `finish`; None: of what is outside of them."""
         return not self._shares or index is None or self._owners.get(index, self._world.rank) == self._world.rank
 
-    def take(self, index: int, block: nn.Module) -> None:
-        """Take the weights of the block over, if it has a kind. What it had before is given up, or used on."""
+    def take(self, index: int, block: nn.Module, *, keeps: bool = False) -> None:
+        """Take the weights of the block over, if it has a kind. What it had before is given up, or used on.
+
+        `keeps`: the weights survive here if another rank fails before `finish`; a model that is being read is read again.
+        """
         kind = self.kinds.get(index)
         if kind is None:
             return
         found = self._found(kind, block)
         if found is None:
             with whole(block):
-                found = self._make(kind, index, block)
+                found = self._make(kind, index, block, keeps=keeps and sharded.master_of(block) is None)
             if kind != "sharded":
                 sharded.forget(block)
             if not isinstance(found, SharedMaster):
@@ -74,7 +78,9 @@ class MasterMaker:
         """The masters, with their weights."""
         if self._shares and not self._is_told:
             self._is_told = True
-            attach_all(self._new, self._world)
+            attach_all({index: master for index, (_, master) in self._new.items()}, self._world)
+            for block, master in self._new.values():
+                shared.remember(block, master)
         elif self._problem:
             held = sum(self._masters[index].layout.num_bytes for index in self._owners)
             self._tell(
@@ -90,11 +96,12 @@ class MasterMaker:
         held = shared.master_of(block) if self._shares else None
         return held if held is not None and held.kind == kind else None
 
-    def _make(self, kind: HeldKind, index: int, block: nn.Module) -> BlockMaster:
+    def _make(self, kind: HeldKind, index: int, block: nn.Module, *, keeps: bool) -> BlockMaster:
         if kind == "sharded":
             return ShardedMaster(block, device=self.device, world=self._world)
         if index in self._owners and self._shares:
             is_owner = self._owners[index] == self._world.rank
-            self._new[index] = SharedMaster(block, kind, device=self.device, is_owner=is_owner)
-            return self._new[index]
+            master = SharedMaster(block, kind, device=self.device, is_owner=is_owner, keeps=keeps)
+            self._new[index] = block, master
+            return master
         return BlockMaster(block, kind, device=self.device, folder=self._folder if kind == "mapped" else None)

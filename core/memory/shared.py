@@ -26,10 +26,10 @@ _PROBE_BYTES = 1 << 12
 class SharedMaster(BlockMaster):
     """As BlockMaster, in memory that other processes of the machine have too. Whole only after `attach`."""
 
-    def __init__(self, block: nn.Module, kind: HeldKind, *, device: torch.device, is_owner: bool) -> None:
-        """The owner takes the weights over; the others give theirs up, and get the owner's by `attach`.
+    def __init__(self, block: nn.Module, kind: HeldKind, *, device: torch.device, is_owner: bool, keeps: bool) -> None:
+        """The owner takes the weights over; the others get the owner's by `attach`.
 
-        The others' block may be on the meta device: its content is not needed.
+        `keeps`: until then they keep their own; else they give them up, and the block may be on the meta device.
         ConfigError if the block's tensors are of a kind that cannot be streamed, RunError if memory refuses.
         """
         if not is_owner and any(tensor.is_meta for tensor in frozen_tensors(block)):
@@ -43,11 +43,12 @@ class SharedMaster(BlockMaster):
             if is_owner:
                 self._hold(SharedBuffer.create(self.layout.num_bytes, pinned=self._pinned))
                 fill(self.bytes, self.layout, self.tensors)
+            elif keeps:
+                self._views = [tensor.data for tensor in self.tensors]
             else:
                 self._views = self.layout.absent(torch.device("cpu"))
         self._is_owner = is_owner
         self.rest()
-        _MASTERS[block] = self
 
     @property
     def bytes_on_host(self) -> int:
@@ -85,9 +86,19 @@ def master_of(block: nn.Module) -> SharedMaster | None:
     return _MASTERS.get(block)
 
 
+def remember(block: nn.Module, master: SharedMaster) -> None:
+    """All ranks of the machine have the block's master: the next plan may use it on."""
+    _MASTERS[block] = master
+
+
 def forget(block: nn.Module) -> None:
     """The block's weights have another master now."""
     _MASTERS.pop(block, None)
+
+
+def forget_all() -> None:
+    """What one rank has may no longer be what the others have: nothing is used on."""
+    _MASTERS.clear()
 
 
 @lru_cache(maxsize=1)  # the machine stays the same, and later there may be a rank that has no time for this

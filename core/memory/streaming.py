@@ -30,6 +30,7 @@ from ..errors import ConfigError
 from ..parallel.shards import Gather
 from ..settings.memory import MasterKind
 from ..wan.model import RunBlock
+from . import shared
 from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
 from .master import BlockMaster, HeldKind
 from .masters import MasterMaker
@@ -264,7 +265,8 @@ def hold_blocks(blocks: Sequence[nn.Module], maker: MasterMaker, *, slots: int =
             if index not in maker.kinds:
                 take_back(block)
                 block.to(maker.device)
-            maker.take(index, block)
+                shared.forget(block)
+            maker.take(index, block, keeps=True)
         masters = maker.finish()
     return BlockStreamer(blocks, maker.device, masters=masters, slots=slots) if masters else None
 
