@@ -14,6 +14,7 @@ from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.pace import duration
 from ..launch.planned import Planned
 from ..launch.worker import device_lock
+from ..track.process import beside
 from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
@@ -149,7 +150,7 @@ class _Running:
 
     def __init__(self, plan: Planned, claim: Claim, display: Display):
         self.plan = plan
-        self.run = FollowedRun(claim.folder, plan.job.loop.steps)
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps, beside=beside(claim.folder, plan.track))
         self._claim = claim
         self._display = display
 

@@ -5,6 +5,7 @@ both experts, those here each one, and are therefore half.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .preset import Preset, Says, plain, told
 
@@ -43,7 +44,7 @@ class _Kind:
     title: str
     description: str
     train: Says
-    data: Says = field(default_factory=dict)
+    data: Says = field(default_factory=dict[str, tuple[Any, str]])
     asks: str = ""
 
 

@@ -12,7 +12,8 @@ _HEAD = """\
 # Recipes
 
 A recipe is a set of values that has proved itself. In the graph press **Recipes** on the training node: it shows
-what each would change, and puts the values into the widgets of dataset, model and training. What you change after that stays. On the command line:
+what each would change, and puts the values into the widgets of dataset, model and training. What you change after
+that stays. On the command line:
 
 ```
 wantrain run                                  # asks which
@@ -33,8 +34,8 @@ _SOURCES = """
 Numbers such as *6.1* are sections of the guide to
 [Wan 2.2 T2V with AI-Toolkit](https://www.runcomfy.com/trainer/ai-toolkit/wan-2-2-t2v-14b-lora-training). It counts the
 steps of both experts, which are two runs here: each has half. `wan2.2-t2v-images` is
-[AI_Characters' guide](https://civitai.com/articles/17740) to musubi-tuner, `simpletuner-quickstart` SimpleTuner's quick start for
-Wan 2.1. [guides](guides.md) goes through all three line by line.
+[AI_Characters' guide](https://civitai.com/articles/17740) to musubi-tuner, `simpletuner-quickstart` SimpleTuner's quick
+start for Wan 2.1. [guides](guides.md) goes through all three line by line.
 """
 
 
@@ -78,7 +79,12 @@ def _sources() -> Iterator[str]:
             continue
         told.add(chosen.kind)
         family = [other for other in PRESETS.values() if other.kind == chosen.kind]
-        yield from ["", f"### {chosen.title.rpartition(',')[0] if len(family) > 1 else chosen.title}", "", chosen.description]
+        yield from [
+            "",
+            f"### {chosen.title.rpartition(',')[0] if len(family) > 1 else chosen.title}",
+            "",
+            chosen.description,
+        ]
         if chosen.asks:
             yield f"You give: {chosen.asks}."
         yield from ["", "| Setting | Value | Where it comes from |", "|---|---|---|"]

@@ -55,8 +55,8 @@ _TRAIN = {
 SIMPLETUNER = {
     "simpletuner-quickstart": Preset(
         title="Wan 2.1 T2V 1.3B, SimpleTuner's quick start",
-        description="SimpleTuner's quick start for Wan 2.1 T2V 1.3B, number by number: Lion at 5e-5, a moving average, clips of "
-        "73 frames at 480. Its 400,000 steps of warm-up are the whole run: stop when the previews please you.",
+        description="SimpleTuner's quick start for Wan 2.1 T2V 1.3B, number by number: Lion at 5e-5, a moving average, clips "
+        "of 73 frames at 480. Its 400,000 steps of warm-up are the whole run: stop when the previews please you.",
         kind="quickstart",
         family="t2v-1.3b",
         dataset=plain(_DATASET),
