@@ -75,10 +75,7 @@ def _task(base: str) -> str:
 
 def _use(file: Uploaded) -> str:
     name = file.name.lower()
-    stage = next(
-        (told for word, told in (("high", "the high noise model"), ("low", "the low noise model")) if word in name), ""
-    )
-    return stage or "the model"
+    return next((f"the {word} noise model" for word in ("high", "low") if word in name), "the model")
 
 
 def _settings(files: Sequence[Uploaded]) -> list[str]:

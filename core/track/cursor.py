@@ -14,7 +14,7 @@ FILE = "track.json"
 
 
 class Cursor:
-    """The last step of each kind of event, and the time of the last message. Damage means: nothing was taken."""
+    """The last step of each kind of event, and how many messages there were. Damage means: nothing was taken."""
 
     def __init__(self, folder: Path, key: str, *, is_new: bool) -> None:
         self._path, self._key = folder / FILE, key
@@ -56,4 +56,4 @@ class Cursor:
 def _place(event: Event) -> tuple[str, float]:
     if event["event"] in ("step", "validation", "preview"):
         return event["event"], event["step"]
-    return "messages", event["time"]
+    return "messages", event["number"]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..train.events import Event
 
+MEASURED = ("step", "validation", "preview")
 _NOT_SHOWN = ("event", "time", "step", "crc")
 _MOST_FRAMES, _SIDE = 81, 480
 
@@ -17,12 +18,13 @@ class Sink(Protocol):
     """Where events go. Errors are the caller's to tell; a sink that fails is asked no more, or only tried again later."""
 
     name: str  # in sentences: TensorBoard
+    kinds: tuple[str, ...]  # of events that it takes
     key: str  # what it has taken is kept by this; it holds no secret
     drops: bool  # whether one failure is its end
     is_new: bool  # whether what it had taken before is gone
 
     def take(self, event: Event) -> None:
-        """One event, of a step that it has not had."""
+        """One event of `kinds`, that it has not had."""
         ...
 
     def flush(self) -> None:

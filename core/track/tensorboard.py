@@ -7,7 +7,7 @@ from typing import Any
 from ..train.events import Event
 from .packages import imported
 from .run_facts import RunFacts
-from .sink import as_gif, numbers, preview_path
+from .sink import MEASURED, as_gif, numbers, preview_path
 
 _EVENT, _WRITER = "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.event_file_writer"
 _SUMMARY = "tensorboard.compat.proto.summary_pb2"
@@ -17,6 +17,7 @@ class TensorBoard:
     """Files of one run, in a folder of its own below `folder`. ConfigError without the package."""
 
     name, drops = "TensorBoard", True
+    kinds = MEASURED
 
     def __init__(self, folder: Path, run: RunFacts) -> None:
         imported("tensorboard")

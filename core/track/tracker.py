@@ -31,6 +31,7 @@ class Tracker:
         self._say, self._told = say, set[str]()
         self._reader = EventReader(folder / "events.jsonl")
         self._waiting: list[Event] = []  # previews that nobody has decoded yet
+        self._messages = 0
         self._sinks: list[tuple[Sink, Cursor]] = []
         for name, open_sink in _wanted(folder, options, self.run).items():
             try:
@@ -53,6 +54,8 @@ class Tracker:
         for event in events:
             if event["event"] in ("start", *ENDS):
                 self.state = event["event"]
+                self._messages += 1
+                event["number"] = self._messages  # in the diary, which only grows
             elif event["event"] == "step":
                 self.state = "training"
         waited, self._waiting = self._waiting, []
@@ -75,7 +78,11 @@ class Tracker:
                 self._waiting.append(event)
             return
         for sink, cursor in list(self._sinks):
-            if not cursor.has(event) and self._try(sink, lambda sink=sink: sink.take(event)):
+            if (
+                event["event"] in sink.kinds
+                and not cursor.has(event)
+                and self._try(sink, lambda sink=sink: sink.take(event))
+            ):
                 cursor.note(event)
 
     def _try(self, sink: Sink, act: Callable[[], None]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..train.events import Event
 from .packages import imported
 from .run_facts import RunFacts
-from .sink import as_gif, numbers, preview_path
+from .sink import MEASURED, as_gif, numbers, preview_path
 
 
 class WandbRun:
@@ -16,6 +16,7 @@ class WandbRun:
     """
 
     name, drops = "Weights & Biases", True
+    kinds = MEASURED
 
     def __init__(self, project: str, name: str, run: RunFacts) -> None:
         self._wandb = imported("wandb")

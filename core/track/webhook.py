@@ -18,6 +18,7 @@ class Webhook:
     """Start, previews, end and failure of one run. ConfigError for a variable that holds no address."""
 
     name, drops = "The webhook", False
+    kinds = ("step", *_STATES)
 
     def __init__(self, address: str, run: RunFacts) -> None:
         self._address = address if "://" in address else _from_environment(address)
