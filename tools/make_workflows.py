@@ -8,11 +8,14 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from core.recipe.presets import preset
+
 from .examples import (
     DEMO_MODELS_NOTE,
     DEMO_NOTE,
     demo_sketch,
     i2v_a14b_sketch,
+    recipe_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
     ti2v_5b_sketch,
@@ -31,7 +34,7 @@ PAGE_WIDGETS = {
     "LoadWanDiT": 46,
     "MergeStages": 90,
     "WanLoRAFromFile": 46,
-    "TrainLoRAStage": 450,  # a chart of 240, and its previews
+    "TrainLoRAStage": 474,  # a chart of 240, its previews, and the button of the recipes
 }
 PICTURE = 240  # room below a node that shows a picture or a video
 PROGRESS_TEXT = 36  # room for the line that the host writes on a node while it works
@@ -76,6 +79,32 @@ A single model, one LoRA file, from text. It works at 24 frames a second, and in
 {STEPS}
 
 From images: choose `first frame` in **Cache Latents**, and connect an image to **Preview LoRA**."""
+
+
+RECIPE_STEPS = """
+1. Put {clips} into a folder below ComfyUI's `input`, each with a `.txt` file of the same name that holds its caption.
+   Press **R**, and choose the folder in **Dataset from Folder**.
+2. {captions}
+3. Press **Run**. **Stop** on the training node keeps a checkpoint; queued again, the run goes on. Short videos every 250
+   steps show what was learnt: an earlier checkpoint is often better than the last.
+4. The LoRA is in `models/loras`. **Preview LoRA** shows it: left without, right with it, from the same seed.
+
+The values are those for a GPU of 24 GB. **Recipes** on the training node has those for 12, 48 and 80 GB, and says where each
+comes from."""
+
+NOTE_MOTION = "## Train a motion or a camera move for Wan 2.2 T2V A14B\n" + RECIPE_STEPS.format(
+    clips="10 to 30 clips of 3 to 8 seconds that show the same movement of other subjects, cut to the movement,",
+    captions="Captions name the movement in the same words each time: `orbit 180 around a castle`.",
+)
+NOTE_STYLE = "## Train a style for Wan 2.2 T2V A14B\n" + RECIPE_STEPS.format(
+    clips="10 to 40 pictures or clips that share a look, and nothing else,",
+    captions="Captions hold the `trigger_word` and say how it looks, not what it shows. The class word takes its place where"
+    "\n   the model is to keep what it knows, which doubles the time of a step (`output_preservation`).",
+)
+NOTE_EFFECT = "## Train an image-to-video effect for Wan 2.2 I2V A14B\n" + RECIPE_STEPS.format(
+    clips="10 to 30 clips of 3 to 8 seconds that begin just before the effect",
+    captions="Captions name the effect in the same words each time. The first frame of each clip is what the model is given.",
+)
 
 
 def canvas_height(node: Json, info: Json) -> int:
@@ -142,6 +171,9 @@ def workflows(object_info: Json) -> dict[str, Json]:
         ("wan2.2_i2v_a14b_lora", i2v_a14b_sketch(), (NOTE_I2V,)),
         ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch(), (NOTE_5B,)),
         ("wan2.1_t2v_1.3b_lora", t2v_1_3b_sketch(), (NOTE_21,)),
+        ("wan2.2_t2v_a14b_motion", recipe_sketch(preset("motion-24gb").values(), "t2v"), (NOTE_MOTION,)),
+        ("wan2.2_t2v_a14b_style", recipe_sketch(preset("style-24gb").values(), "t2v"), (NOTE_STYLE,)),
+        ("wan2.2_i2v_a14b_effect", recipe_sketch(preset("effect-24gb").values(), "i2v"), (NOTE_EFFECT,)),
         ("demo", demo_sketch(), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
         page = Page(groups=sketch.groups, notes=notes, models=sketch.models)

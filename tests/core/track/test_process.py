@@ -21,9 +21,7 @@ def test_none_is_started_where_none_is_wanted(diary):
 
 def test_it_tells_while_the_run_goes_on_and_ends_with_it(diary, hook):
     process = TrackProcess(diary.folder, TrackOptions(webhook=hook.url))
-    time.sleep(0)
-    diary.events.write("status", message="loading")
-    until(lambda: process._process.poll() is None and _is_reading(process, diary, hook))
+    until(lambda: _is_reading(diary, hook))
     diary.events.write("finished", lora="x")
     process.end()
     process._process.wait(60)
@@ -31,7 +29,7 @@ def test_it_tells_while_the_run_goes_on_and_ends_with_it(diary, hook):
     assert hook.messages[-1]["state"] == "finished"
 
 
-def _is_reading(process, diary, hook):
+def _is_reading(diary, hook):
     """It is there when it tells of a start that came after its own."""
     diary.steps(1, 1)
     time.sleep(0.2)
@@ -80,10 +78,8 @@ def test_last_words_of_a_training_without_a_parent_are_awaited(diary, hook):
 def test_a_real_run_is_logged_and_trains_the_same_without(tmp_path, job, hook):
     """A worker trains the miniature; its trackers hear of the end, and the LoRA is that of a run without them."""
     weights = []
-    for name, options in (
-        ("with", TrackOptions(webhook=hook.url, tensorboard=str(tmp_path / "b"))),
-        ("without", TrackOptions()),
-    ):
+    trackers = {"with": TrackOptions(webhook=hook.url, tensorboard=str(tmp_path / "b")), "without": TrackOptions()}
+    for name, options in trackers.items():
         folder = RunFolder(tmp_path / name / "runs" / "test_low")
         folder.path.mkdir(parents=True)
         folder.write_job(job)
