@@ -172,6 +172,7 @@ async def get_presets(_: web.Request) -> web.Response:
             "title": preset.title,
             "description": preset.description,
             "asks": preset.asks,
+            "source": preset.source,
             "values": node_values(preset),
             "why": preset.why,
         }

@@ -13,6 +13,7 @@ const PREVIEW = /^preview_/; // of a training node without a VAE, which makes no
  * @property {string} title
  * @property {string} description
  * @property {string} [asks] what the user has to give
+ * @property {string} [source] what the sentences of `why` name by numbers
  * @property {Record<string, Record<string, string | number | boolean>>} values class of node to its inputs
  * @property {Record<string, string>} [why] name of an input to where its value comes from
  */

@@ -83,6 +83,7 @@ function button(parent, label, onClick) {
  */
 function describe(preset, changes, told, table) {
   told.textContent = preset.description;
+  if (preset.source) block("", told).textContent = preset.source;
   if (preset.asks) block("", told).textContent = `You give: ${preset.asks}.`;
   /** @type {Map<string, { becomes: unknown, now: Set<string>, why: string }>} */
   const lines = new Map();

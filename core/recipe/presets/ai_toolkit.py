@@ -10,6 +10,7 @@ from typing import Any
 from .preset import Preset, Says, plain, told
 
 CARDS = (12, 24, 48, 80)
+SOURCE = "Numbers such as 6.1 are sections of RunComfy's guide to Wan 2.2 T2V with AI-Toolkit."
 
 _TRAINED: Says = {
     "learning_rate": (1e-4, "5.7.1: Learning Rate 0.0001; 0.00005 where previews jump about."),
@@ -154,6 +155,7 @@ def _preset(name: str, kind: _Kind, card_gb: int) -> Preset:
         model=plain(model),
         train=plain(train),
         why=told(data, model, train),
+        source=SOURCE,
         asks=kind.asks,
     )
 

@@ -4,7 +4,7 @@ The numbers are those of a motion in the guide to AI-Toolkit (`ai_toolkit.py`), 
 high noise: the first frame gives the look, and the LoRA has to learn what happens.
 """
 
-from .ai_toolkit import CARDS, data_of, model_of, train_of
+from .ai_toolkit import CARDS, SOURCE, data_of, model_of, train_of
 from .preset import Preset, Says, plain, told
 
 _TRAIN: Says = {
@@ -31,6 +31,7 @@ def _preset(card_gb: int) -> Preset:
         train=plain(train),
         conditioning="first frame",
         why={**told(data, model, train), "condition_on": "An image-to-video model is given the first frame."},
+        source=SOURCE,
         asks="clips, not pictures, that begin before the effect, and the files of Wan 2.2 I2V A14B",
     )
 

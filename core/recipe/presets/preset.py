@@ -28,6 +28,7 @@ class Preset:
     epochs: int = 0  # `steps` is the one setting that depends on the data; 0: as `train` says
     lora_names: dict[str, str] = field(default_factory=dict[str, str])  # stage -> name of the file, with {name} in it
     why: dict[str, str] = field(default_factory=dict[str, str])  # widget -> where its value comes from
+    source: str = ""  # what the sentences of `why` name by numbers
     asks: str = ""  # what the user has to give, that no preset knows
 
     def tables(self) -> dict[str, Any]:
