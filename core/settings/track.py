@@ -12,7 +12,10 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class TrackOptions(Options, group="track"):
-    """Where else a run's diary is shown. It is no part of the job, so that no run, LoRA or checkpoint holds it."""
+    """Where else a run's diary is shown. It is no part of the job, so that no run, LoRA or checkpoint holds it.
+
+    No name of another trainer leads here: a setup that is brought from elsewhere turns nothing on that leaves the machine.
+    """
 
     tensorboard: str = option(
         "",
@@ -20,7 +23,6 @@ class TrackOptions(Options, group="track"):
         more="A name alone is a folder beside the runs. Needs the package tensorboard.",
         in_key=False,
         widget=Widget(TRAIN, "tensorboard", 120),
-        musubi="logging_dir",
     )
     wandb: str = option(
         "",
@@ -28,8 +30,6 @@ class TrackOptions(Options, group="track"):
         more="Needs the package wandb, and `wandb login` once. With WANDB_MODE=offline nothing is sent.",
         in_key=False,
         widget=Widget(TRAIN, "wandb_project", 121),
-        musubi="log_tracker_name",
-        simpletuner="tracker_project_name",
     )
     wandb_name: str = option(
         "",
@@ -38,8 +38,6 @@ class TrackOptions(Options, group="track"):
         in_key=False,
         not_with={"wandb": ("",)},
         widget=Widget(TRAIN, "wandb_run_name", 122),
-        musubi="wandb_run_name",
-        simpletuner="tracker_run_name",
     )
     webhook: str = option(
         "",
