@@ -8,10 +8,10 @@ from pathlib import Path
 from ..errors import WanTrainError
 from ..settings.track import TrackOptions
 from ..train.events import Event, EventReader
+from .board import TensorBoard
 from .cursor import Cursor
 from .run_facts import RunFacts, read_facts
 from .sink import Sink, preview_path
-from .tensorboard import TensorBoard
 from .wandb_run import WandbRun
 from .webhook import Webhook
 
