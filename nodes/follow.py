@@ -14,6 +14,8 @@ from ..core.launch.exits import EXIT_STOPPED
 from ..core.launch.follow import POLL_SECONDS, FollowedRun
 from ..core.launch.planned import places_of
 from ..core.settings.job import Job
+from ..core.settings.track import TrackOptions
+from ..core.track.process import beside
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
 from ..core.train.find_run import find_run
@@ -27,6 +29,7 @@ from .previews import PreviewDecoder
 from .told import facts, told
 
 log = logging.getLogger(__name__)
+NO_TRACKERS = TrackOptions()
 POLLS_TO_WAIT = 5  # between two looks into a folder
 STOP, USE, SAVE, PREVIEW, PAUSE, GO_ON = "stop", "use", "save", "preview", "pause", "go_on"
 _STARTING = ("new", "stopped", "finished", "error")  # states of a diary to which a new worker has not written yet
@@ -65,11 +68,12 @@ class Follower:
         *,
         graph: Graph,
         notes: Sequence[str] = (),
+        track: TrackOptions = NO_TRACKERS,
     ):
         """`runs`: the folder of run folders. `decoder`: shows the job's previews. `notes`: warnings to stand on the node."""
         self.job, self.node_id, self.graph = job, node_id, graph
         self.is_partial = False  # whether somebody stopped the run to use what there is
-        self._runs, self._decoder, self._notes = runs, decoder, list(notes)
+        self._runs, self._decoder, self._notes, self._track = runs, decoder, list(notes), track
         self._token = node_token(graph.workflow, node_id)
         self._run: FollowedRun | None = None
         self._wish = ""  # STOP, USE or PAUSE; set by another thread
@@ -210,7 +214,7 @@ class Follower:
         """With one worker, to its end; whether it was paused there."""
         host.free_vram()
         history = await asyncio.to_thread(read_long_history, self.folder.events_path)
-        self._run = run = FollowedRun(self.folder, self.job.loop.steps, history)
+        self._run = run = FollowedRun(self.folder, self.job.loop.steps, history, beside(self.folder, self._track))
         self._send([])
         await self._follow(run)
         if self.folder.finished_lora(run.steps):

@@ -23,7 +23,7 @@ from ..core.importers.report import report
 from ..core.importers.setup import import_setup
 from ..core.importers.texts import MAX_BYTES, Source
 from ..core.importers.workflow import workflow
-from ..core.recipe.presets import PRESETS
+from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
 from ..core.train.find_run import is_in_use
@@ -165,18 +165,18 @@ def run_folder(name: str) -> RunFolder | None:
 
 
 async def get_presets(_: web.Request) -> web.Response:
-    """What each preset puts into the inputs of which nodes."""
+    """What each preset puts into the inputs of which nodes, and where its own values come from."""
     presets = [
         {
+            "name": name,
             "title": preset.title,
             "description": preset.description,
-            "values": {
-                "DatasetFromFolder": preset.dataset,
-                "LoadWanDiT": preset.model,
-                "TrainLoRAStage": {**preset.train, "epochs": preset.epochs},
-            },
+            "asks": preset.asks,
+            "source": preset.source,
+            "values": node_values(preset),
+            "why": preset.why,
         }
-        for preset in PRESETS.values()
+        for name, preset in PRESETS.items()
     ]
     return web.json_response(presets)
 

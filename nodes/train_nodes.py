@@ -100,7 +100,8 @@ class TrainLoRAStage(io.ComfyNode):
         for warning in warnings:  # now, not after hours of training
             log.warning("%s: %s", job.name, warning)
         graph = Graph(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
-        follower = Follower(runs, job, node_id, decoder, graph=graph, notes=[*spread, *warnings])
+        notes = [*spread, *warnings]
+        follower = Follower(runs, job, node_id, decoder, graph=graph, notes=notes, track=wanted.track)
         check_space_before(job, dit.info.config, follower.folder)
         folder = await follower.run()
         if follower.is_partial:

@@ -1,4 +1,5 @@
-"""Writes what is made from the declarations of the options: docs/job.toml, docs/options.json, tables of the help pages.
+"""Writes what is made from the declarations of the options: docs/job.toml, docs/options.json,
+docs/recipes.md, tables of the help pages.
 
 In the pack's folder: python -m tools.documents. With --check nothing is written, and what differs is named.
 """
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 from core.recipe.documents import help_page, job_toml, options_json
+from core.recipe.presets.page import recipes_page
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -17,6 +19,7 @@ def documents(pack: Path) -> dict[Path, str]:
     return {
         pack / "docs" / "job.toml": job_toml(),
         pack / "docs" / "options.json": options_json(),
+        pack / "docs" / "recipes.md": recipes_page(),
         **{page: help_page(page.read_text(encoding="utf-8"), page.stem) for page in pages},
     }
 

@@ -123,14 +123,22 @@ def add_data(sketch: Sketch, vae_file: ModelFile, condition_on: str = "none", **
     return Sources(vae, clip, latents, text)
 
 
-def add_stage(sketch: Sketch, data: Sources, file: ModelFile, stage: str) -> tuple[str, str]:
-    """Training of one expert or of a single model, and a loader of the same file for the preview; ids of the two."""
+def add_stage(
+    sketch: Sketch, data: Sources, file: ModelFile, stage: str, values: dict[str, Json] | None = None
+) -> tuple[str, str]:
+    """Training of one expert or of a single model, and a loader of the same file for the preview; ids of the two.
+
+    `values`: of a recipe, by the class of the node.
+    """
+    values = values or {}
     note = "" if stage == "single model" else f" ({stage})"
-    dit = add_loader(sketch, TRAINING, "LoadWanDiT", file, note and f"Load Wan DiT{note}")
+    dit = add_loader(
+        sketch, TRAINING, "LoadWanDiT", file, note and f"Load Wan DiT{note}", **values.get("LoadWanDiT", {})
+    )
     run = sketch.add(
         TRAINING, "TrainLoRAStage", note and f"Train LoRA Stage{note}",
         dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=stage, lora_name="my_lora",
-        vae=(data.vae, 0), preview_every=250,
+        vae=(data.vae, 0), **{"preview_every": 250, **values.get("TrainLoRAStage", {})},
     )  # fmt: skip
     title = note and f"Load Diffusion Model{note}"
     return run, add_loader(sketch, RESULT, "UNETLoader", file, title, weight_dtype="default")
@@ -150,9 +158,11 @@ def add_preview(sketch: Sketch, data: Sources, models: dict[str, str], image: st
     sketch.add(RESULT, "SaveVideo", title, video=(preview, 2), filename_prefix=(preview, 3), **choice)
 
 
-def add_experts(sketch: Sketch, data: Sources, kind: str, **preview: Any) -> None:
+def add_experts(
+    sketch: Sketch, data: Sources, kind: str, values: dict[str, Json] | None = None, **preview: Any
+) -> None:
     """Training of both experts of an A14B model, and their preview."""
-    stages = {stage: add_stage(sketch, data, file, f"{stage} noise") for stage, file in experts(kind).items()}
+    stages = {stage: add_stage(sketch, data, file, f"{stage} noise", values) for stage, file in experts(kind).items()}
     (high, high_base), (low, low_base) = (stages[stage] for stage in STAGES)
     pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0))
     add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
@@ -194,6 +204,18 @@ def trainer_sketch() -> Sketch:
             vae=(data.vae, 0), preview_every=250,
         )  # fmt: skip
     sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
+    return sketch
+
+
+def recipe_sketch(values: dict[str, Json], kind: str) -> Sketch:
+    """Both experts of an A14B model, with the values of a recipe in the nodes; kind is t2v or i2v."""
+    sketch = Sketch()
+    condition_on = values.get("CacheLatents", {}).get("condition_on", "none")
+    dataset = values["DatasetFromFolder"]
+    data = add_data(sketch, VAE_A14B if kind == "i2v" else VAE_21, condition_on, **dataset)
+    frames = max(33, dataset["num_frames"])
+    image: Json = {"image": "example.png", "steps": 40} if kind == "i2v" else {"steps": 20}
+    add_experts(sketch, data, kind, values, width=832, height=480, num_frames=frames, cfg=3.5, **image)
     return sketch
 
 

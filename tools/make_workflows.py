@@ -8,6 +8,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from core.recipe.presets import preset
+
 from .blueprint import Entry, Exit, blueprint
 from .examples import (
     DEMO_MODELS_NOTE,
@@ -15,6 +17,7 @@ from .examples import (
     Sketch,
     demo_sketch,
     i2v_a14b_sketch,
+    recipe_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
     ti2v_5b_sketch,
@@ -66,6 +69,30 @@ NOTE_5B = f"""# Train a LoRA for Wan 2.2 TI2V 5B, from text
 To train from pictures: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*."""
 
 
+RECIPE_STEPS = """
+### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. {captions}
+### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
+### 4. The LoRA is in *models/loras*. An earlier checkpoint is often better than the last: see the short videos.
+
+The values are those for a GPU of 24 GB. **Recipes** on the training node has those for 12, 48 and 80 GB, and says where each
+comes from."""
+
+NOTE_MOTION = "# Train a motion or a camera move for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
+    clips="10 to 30 clips of 3 to 8 seconds that show the same movement of other subjects, cut to the movement,",
+    captions="Captions name the movement in the same words each time: *orbit 180 around a castle*.",
+)
+NOTE_STYLE = "# Train a style for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
+    clips="10 to 40 pictures or clips that share a look, and nothing else,",
+    captions="Captions hold the *trigger_word* and say how it looks, not what it shows. The model is to keep what it knows of"
+    " the class word (*output_preservation*), which doubles the time of a step.",
+)
+NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_STEPS.format(
+    clips="10 to 30 clips of 3 to 8 seconds that begin just before the effect",
+    captions="Captions name the effect in the same words each time. The first frame of each clip is what the model is given.",
+)
+
+
 def columns(sketch: Sketch) -> dict[str, int]:
     """Node id to its place in the group. Each stage's model stands on its training."""
     found: dict[str, int] = {}
@@ -86,6 +113,9 @@ def workflows(object_info: Json) -> dict[str, Json]:
         ("wan2.2_i2v_a14b_lora", i2v_a14b_sketch(), (NOTE_I2V,)),
         ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch(), (NOTE_5B,)),
         ("wan2.1_t2v_1.3b_lora", t2v_1_3b_sketch(), (NOTE_21,)),
+        ("wan2.2_t2v_a14b_motion", recipe_sketch(preset("motion-24gb").values(), "t2v"), (NOTE_MOTION,)),
+        ("wan2.2_t2v_a14b_style", recipe_sketch(preset("style-24gb").values(), "t2v"), (NOTE_STYLE,)),
+        ("wan2.2_i2v_a14b_effect", recipe_sketch(preset("effect-24gb").values(), "i2v"), (NOTE_EFFECT,)),
         ("demo", demo_sketch(), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
         page = Page(groups=sketch.groups, notes=notes, models=sketch.models, columns=columns(sketch))

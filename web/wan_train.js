@@ -8,7 +8,7 @@ import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js
 import { chooseFiles, listenForDrops } from "./imports.js";
 import { addLook, hasLook } from "./look.js";
 import { renewValues } from "./old_values.js";
-import { fetchPresets, presetMenu } from "./presets.js";
+import { addPresets, fetchPresets, hasPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
 import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
 
@@ -83,6 +83,7 @@ const extension = {
     else if (hasReport(node.comfyClass ?? "")) addReport(node);
     else return;
     if (hasLook(node.comfyClass ?? "")) addLook(node);
+    if (hasPresets(node.comfyClass ?? "")) addPresets(node);
     const onRemoved = node.onRemoved;
     node.onRemoved = function () {
       chartOf(node)?.dispose();

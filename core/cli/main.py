@@ -25,6 +25,8 @@ COMMANDS = {
     "cache": "encode the pictures, clips and captions of a recipe, so that training starts at once",
     "preview": "make a video without and with a LoRA, from the same seed, side by side",
     "import": "make a recipe and a workflow of the files of musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe",
+    "log": "show a run in TensorBoard, on Weights & Biases, or tell a webhook of it",
+    "push": "upload a run's LoRA, or a file, to Hugging Face, with a model card",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled",
     "average": "average the checkpoints of a run into one LoRA",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code. What the user can mend ends with one sentence, not a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments[:1]) != ["download"]:
+    if list(arguments[:1]) not in (["download"], ["push"]):
         stay_offline()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -15,6 +15,7 @@ from ..launch.meeting import Meeting
 from ..launch.pace import duration
 from ..launch.planned import Planned, places_of
 from ..launch.turns import DeviceTurn
+from ..track.process import beside
 from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
@@ -171,7 +172,8 @@ class _Running:
     def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
         self.plan = plan
         arguments = meeting.announce(claim.folder.path) if meeting else ()
-        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments)
+        trackers = beside(claim.folder, plan.track)
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments, beside=trackers)
         self._claim = claim
         self._display = display
 

@@ -12,7 +12,7 @@ Whoever shows the run has the loop, and sleeps there as it suits him (a node asy
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import START_AGAIN, RunError
 from ..train.events import Event
@@ -23,6 +23,18 @@ from .pace import Pace, duration
 from .process import Worker
 
 POLL_SECONDS = 0.2
+
+
+class Beside(Protocol):
+    """What goes along with a run and is not part of it, such as trackers that show its diary elsewhere."""
+
+    def events(self) -> list[Event]:
+        """What it has to say since the last call: warnings that the diary does not hold."""
+        ...
+
+    def end(self) -> None:
+        """The run is over, and nobody writes its diary any more."""
+        ...
 
 
 class FollowedRun:
@@ -36,11 +48,14 @@ class FollowedRun:
         *,
         arguments: Sequence[str] = (),
         is_guest: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         """`steps`: the length of the run. `history`: of the event log so far, where the caller has read it.
 
-        `arguments`: further ones of the worker. `is_guest`: the run was started on another machine.
+        `arguments`: further ones of the worker. `is_guest`: the run was started on another machine. `beside`: what is told
+        of its start and end.
         """
+        self._beside = beside
         self.folder = folder
         self.steps = steps
         self.history = read_long_history(folder.events_path) if history is None else history
@@ -68,7 +83,7 @@ class FollowedRun:
 
     def poll(self) -> list[Event]:
         """Events since the last call; `history` and `pace` have taken them in."""
-        events = self.worker.poll()
+        events = [*self.worker.poll(), *(self._beside.events() if self._beside else [])]
         for event in events:
             self.history.add(event)
             self.has_told = True
@@ -86,7 +101,10 @@ class FollowedRun:
         self.worker.kill()
         if self.is_stopping:
             self.folder.clear_stop()
-        return self.poll()
+        events = self.poll()
+        if self._beside:
+            self._beside.end()
+        return events
 
     def problem(self) -> RunError | None:
         """Why the run that has ended has no LoRA; None if it has one: that counts, however the process ended."""

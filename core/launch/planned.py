@@ -1,12 +1,13 @@
 """Which job is trained where, before its worker is started."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..devices import AUTO, auto_devices, device_list, device_name
 from ..errors import ConfigError
 from ..settings.job import Job, Stage
+from ..settings.track import TrackOptions
 from ..train.claim import Claim, claim_folder, claim_run
 from ..train.find_run import find_run
 from ..train.run_folder import RunFolder
@@ -21,6 +22,7 @@ class Planned:
     folder: RunFolder
     job: Job
     runs: Path | None = None  # where the folder is chosen among others; None: it is given
+    track: TrackOptions = field(default_factory=TrackOptions)  # where else its diary is shown
 
     def where(self) -> RunFolder:
         """The folder, as things are now: others may have trained meanwhile."""

@@ -235,7 +235,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):
             display.say(f"{stage}: warning: {warning}")
-        planned.append(plan(job, recipe.runs_path, stage))
+        planned.append(replace(plan(job, recipe.runs_path, stage), track=recipe.settings(stage).track))
         check_space_before(job, infos[stage].config, planned[-1].folder)
     return planned
 

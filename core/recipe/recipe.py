@@ -161,6 +161,9 @@ def recipe_from_tables(
     for table in (data, *(_table(data, stage) for stage in ("high", "low"))):
         if _table(table, "adapter"):
             table["adapter"] = _with_absolute(table["adapter"], folder)
+        place = _table(table, "track").get("tensorboard")
+        if isinstance(place, str):
+            table["track"]["tensorboard"] = _absolute(place, folder)
     recipe = from_dict(Recipe, data, where)
     models = {name: _absolute(path, folder) for name, path in to_dict(recipe.models).items()}
     return dataclasses.replace(

@@ -1,7 +1,7 @@
 """Everything about the training of one model that is a matter of choice."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from ..errors import ConfigError
@@ -9,8 +9,9 @@ from ..facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B
 from ..limits import MAX_WORD
 from ..serial import from_dict
 from .groups import Groups
-from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option
+from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option, without_effect
 from .precision import METHODS, PRECISIONS, Precision
+from .track import TrackOptions
 
 Stage = Literal["high", "low", "single"]
 
@@ -75,6 +76,8 @@ class StageSettings(Groups, Options):
         widget=Widget(TRAIN, "allow_other_expert", 90),
     )
 
+    track: TrackOptions = field(default_factory=TrackOptions)  # not of the job, which a LoRA's metadata hold
+
     def __post_init__(self) -> None:
         window = self.timesteps.sigma_min, self.timesteps.sigma_max
         if window != (0.0, 1.0):
@@ -88,7 +91,7 @@ class StageSettings(Groups, Options):
 
     def warnings(self, stage: Stage) -> list[str]:
         """What was chosen and a job no longer tells: options that have no effect in this stage, one sentence each."""
-        found: list[str] = []
+        found: list[str] = without_effect(self.track)
         if stage == "single" and self.boundary:
             found.append("boundary has no effect with a single model: it is where the experts of Wan 2.2 A14B meet.")
         if stage == "single" and self.allow_other_expert:

@@ -15,6 +15,8 @@ LAZY = {
     "huggingface_hub",
     "prodigyopt",
     "schedulefree",
+    "tensorboard",
+    "wandb",
 }  # imported inside functions only
 FOREIGN = {
     "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",
@@ -60,6 +62,7 @@ LEVELS = {
     "train": 10,
     "generate": 11,
     "launch": 11,
+    "track": 11,
     "recipe": 12,
     "importers": 13,
     "cli": 14,

@@ -1,12 +1,15 @@
 """Both directions of the workflow converter, on definitions as a real ComfyUI gives them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from wan_train.core.recipe.presets import preset
 from wan_train.tools.examples import (
     demo_sketch,
     i2v_a14b_sketch,
+    recipe_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
     ti2v_5b_sketch,
@@ -183,6 +186,9 @@ def test_demo_nodes_do_not_overlap_and_lie_in_their_group(demo_ui):
         ("wan2.2_t2v_a14b_lora", t2v_a14b_sketch),
         ("wan2.2_i2v_a14b_lora", i2v_a14b_sketch),
         ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch),
+        ("wan2.2_t2v_a14b_motion", partial(recipe_sketch, preset("motion-24gb").values(), "t2v")),
+        ("wan2.2_t2v_a14b_style", partial(recipe_sketch, preset("style-24gb").values(), "t2v")),
+        ("wan2.2_i2v_a14b_effect", partial(recipe_sketch, preset("effect-24gb").values(), "i2v")),
     ],
 )
 def test_a_workflow_file_is_its_sketch(name, make):

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import test, { beforeEach } from "node:test";
-import { frame } from "./dom.js";
+import { fire, frame } from "./dom.js";
 import "./host/hooks.js";
 
 const { api } = await import("./host/api.js");
@@ -12,11 +12,14 @@ const PRESETS = [
   {
     title: "Likeness",
     description: "For a face.",
+    asks: "a word",
+    why: { rank: "A face has much detail." },
     values: { TrainLoRAStage: { rank: 32, unknown: 1 }, LoadWanDiT: {} },
   },
 ];
 api.answers["/wan_train/presets"] = { body: PRESETS };
 await import("../../web/wan_train.js");
+const { changesOf } = await import("../../web/presets.js");
 app.extension.setup();
 
 const history = (...losses) => ({ steps: 10, state: "training", line: "", losses });
@@ -203,6 +206,65 @@ test("a preset changes the values it names and says how many", () => {
   assert.equal(called, 32);
   assert.match(app.toasts[0].detail, /1 settings were changed/);
   assert.deepEqual(app.extension.getNodeMenuItems(new Node(2, "KSampler")), []);
+});
+
+const recipes = () => document.querySelector(".wan-train-recipes");
+const press = (node) => node.widgets.find((widget) => widget.name === "recipes").callback();
+const button = (label) => [...recipes().querySelectorAll("button")].find((made) => made.textContent === label);
+
+test("the button shows what a recipe changes and why, and one that is used changes it", () => {
+  const node = addTrain(1, "lora");
+  addTrain(2, "other");
+  press(node);
+  assert.match(recipes().textContent, /For a face\..*You give: a word\./);
+  const rows = [...recipes().querySelectorAll("tr")].map((row) => [...row.children].map((cell) => cell.textContent));
+  assert.deepEqual(rows.slice(1), [["rank", "16", "32", "A face has much detail."]]); // one line for both nodes
+  button("Use this recipe").click();
+  assert.equal(recipes(), null);
+  assert.deepEqual(
+    app.rootGraph.nodes.map((train) => train.widgets.find((widget) => widget.name === "rank").value),
+    [32, 32],
+  );
+  node.widgets.find((widget) => widget.name === "rank").value = 8; // what is changed later stays
+  press(node);
+  assert.equal(recipes().querySelectorAll("tr").length, 2);
+  button("Cancel").click();
+  assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 8);
+});
+
+test("the window of recipes closes with Escape, and keys do not reach the graph", () => {
+  let reached = 0;
+  const count = () => (reached += 1);
+  document.body.addEventListener("keydown", count);
+  press(addTrain(1, "lora"));
+  fire(recipes(), "keydown", { key: "Delete" });
+  assert.ok(recipes());
+  fire(recipes(), "keydown", { key: "Escape" });
+  assert.equal(recipes(), null);
+  fire(document.body, "keydown", { key: "a" });
+  assert.equal(reached, 1);
+  document.body.removeEventListener("keydown", count);
+});
+
+test("without a VAE no previews are asked for", () => {
+  const preset = { title: "p", description: "", values: { TrainLoRAStage: { preview_every: 250, rank: 4 } } };
+  const node = app.rootGraph.add(new Node(1, "TrainLoRAStage", { preview_every: 0, rank: 16 }));
+  node.inputs = [{ name: "vae", link: null }];
+  assert.deepEqual(
+    changesOf(preset).map((change) => change.name),
+    ["rank"],
+  );
+  node.inputs[0].link = 7;
+  assert.deepEqual(
+    changesOf(preset).map((change) => change.name),
+    ["preview_every", "rank"],
+  );
+});
+
+test("the button is not saved with the workflow", () => {
+  const widget = addTrain(1, "lora").widgets.find((widget) => widget.name === "recipes");
+  assert.equal(widget.serialize, false);
+  assert.equal(widget.options.serialize, false);
 });
 
 test("a workflow of an earlier version shows today's words", () => {

@@ -71,7 +71,8 @@ def test_script_patches_no_prototype(path: Path):
 def test_templates_are_there():
     names = {path.stem for path in WORKFLOWS}
     models = ("wan2.1_t2v_1.3b", "wan2.2_t2v_a14b", "wan2.2_i2v_a14b", "wan2.2_ti2v_5b")
-    assert names == {"demo", *(f"{model}_lora" for model in models)}
+    kinds = ("wan2.2_t2v_a14b_motion", "wan2.2_t2v_a14b_style", "wan2.2_i2v_a14b_effect")
+    assert names == {"demo", *(f"{model}_lora" for model in models), *kinds}
 
 
 @each_workflow

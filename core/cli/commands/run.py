@@ -1,4 +1,4 @@
-"""`wantrain run`: the simple way: asks for a dataset, a title and the models, caches, trains both experts of Wan 2.2."""
+"""`wantrain run`: the simple way: asks for a recipe, a dataset, a title and the models, caches, and trains."""
 
 import argparse
 import json
@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import ConfigError
 from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
 from ...names import check_name
-from ...recipe.presets import PRESETS, preset
+from ...recipe.presets import PRESETS, Preset, of_card, preset, variants
 from ...recipe.recipe import WORK_FOLDER, Recipe, recipe_from_tables, recipe_tables, recipe_to_toml
 from ...train.run import RunStoppedError
 from ..arguments import add_changes, add_devices
@@ -18,20 +20,43 @@ from ..find_models import SLOTS, find_model, model_folders
 from ..training import train_recipe
 
 TITLE, AUTHOR = "mylora", "authorName"
-_LABELS = {"high": "high noise model", "low": "low noise model", "vae": "VAE", "text_encoder": "text encoder"}
+_LABELS = {
+    "high": "high noise model",
+    "low": "low noise model",
+    "single": "model",
+    "vae": "VAE",
+    "text_encoder": "text encoder",
+}
+_DEFAULT = next(iter(PRESETS))
+_KINDS = {
+    "images": "Anything, from captioned pictures (AI_Characters' recipe)",
+    "character": "A character: a person or a figure that a word calls",
+    "style": "A style: a look for any scene",
+    "motion": "A motion or a camera move, from clips",
+    "effect": "An image-to-video effect, for Wan 2.2 I2V",
+    "quickstart": "Wan 2.1 1.3B, SimpleTuner's quick start",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
+    names = ", ".join([kind for kind in _KINDS if len(variants(kind)) > 1] + list(PRESETS))
+    add(
+        "--recipe",
+        "--preset",
+        dest="preset",
+        metavar="NAME",
+        help=f"what is trained, and how: {names}; of character, style, motion and effect the one for your GPU "
+        f"({_DEFAULT}; docs/recipes.md)",
+    )
     add("--dataset", metavar="FOLDER", help="images and clips, each with a .txt file that holds its caption")
-    add("--trigger-word", default="", metavar="WORD", help="takes the place of [trigger] in captions, or their front")
+    add("--trigger-word", metavar="WORD", help="takes the place of [trigger] in captions, or their front")
     add("--title", help=f"end of the LoRAs' names ({TITLE})")
     add("--author", help=f"written into the LoRAs ({AUTHOR})")
-    for slot in SLOTS:
-        add(f"--{slot.replace('_', '-')}", metavar="FILE", help=f"the {_LABELS[slot]} (default: the one in --models)")
+    for slot, label in _LABELS.items():
+        add(f"--{slot.replace('_', '-')}", metavar="FILE", help=f"the {label} (default: the one in --models)")
     add("--models", type=Path, metavar="FOLDER", help="where models lie (default: the models folder of a ComfyUI)")
-    add("--preset", choices=PRESETS, default=next(iter(PRESETS)), help="settings (%(default)s)")
     add("--work", default=WORK_FOLDER, metavar="FOLDER", help="for caches and runs (%(default)s)")
     add("--lora-folder", default="", metavar="FOLDER", help="for the LoRAs, such as ComfyUI/models/loras (WORK/loras)")
     add("--write", type=Path, metavar="FILE", help="write a recipe (.toml or .json) for `wantrain train`, and stop")
@@ -55,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
 
 def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     """The preset with the answers in it."""
-    chosen = preset(options.preset)
+    chosen = preset(_preset_name(options.preset, ask))
+    if chosen is not PRESETS[_DEFAULT]:
+        sys.stdout.write(f"{chosen.title}: {chosen.description}\n")
     dataset = _answer("dataset", options.dataset, None, "dataset folder", ask)
     title = check_name(_answer("title", options.title, TITLE, "title suffix", ask), "title")
     author = _answer("author", options.author, AUTHOR, "author", ask)
@@ -63,8 +90,8 @@ def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     tables |= {
         "name": title,
         "author": author,
-        "dataset": {**tables["dataset"], "folder": dataset, "trigger_word": options.trigger_word},
-        "models": _models(options, ask),
+        "dataset": {**tables["dataset"], "folder": dataset, "trigger_word": _trigger_word(options, chosen, ask)},
+        "models": _models(options, chosen, ask),
         "lora": {
             **{stage: name.format(name=title) for stage, name in chosen.lora_names.items()},
             "folder": options.lora_folder,
@@ -74,12 +101,55 @@ def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     return recipe_from_tables(tables, Path.cwd(), "the recipe", options.changes)
 
 
-def _models(options: argparse.Namespace, ask: bool) -> dict[str, str]:
+def _preset_name(given: str | None, ask: bool) -> str:
+    """The preset that was named, or chosen from a list; of a kind, the one for the GPU."""
+    name = given or (_choose() if ask else _DEFAULT)
+    if name in PRESETS:
+        return name
+    card = of_card(name, _gpu_gb())
+    return _answer("recipe", None, card, f"recipe for your GPU: {', '.join(variants(name))}", ask)
+
+
+def _choose() -> str:
+    """Name of a preset, or a kind of them."""
+    kinds = list(_KINDS)
+    for number, kind in enumerate(kinds, start=1):
+        sys.stdout.write(f"  {number}  {_KINDS[kind]}\n")
+    answer = input("What do you train? [1]: ").strip() or "1"
+    if answer.isdecimal() and 1 <= int(answer) <= len(kinds):
+        answer = kinds[int(answer) - 1]
+    found = variants(answer)
+    return next(iter(found)) if len(found) == 1 else answer
+
+
+def _gpu_gb() -> float | None:
+    """Memory of the largest GPU in GB of 2**30 bytes; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return max(sizes) / 2**30
+
+
+def _trigger_word(options: argparse.Namespace, chosen: Preset, ask: bool) -> str:
+    """That of the flag; asked for where the recipe says that it wants one."""
+    if options.trigger_word is not None or not ask or "trigger_word" not in chosen.asks:
+        return options.trigger_word or ""
+    return input("Trigger word: ").strip()
+
+
+def _models(options: argparse.Namespace, chosen: Preset, ask: bool) -> dict[str, str]:
     folders = model_folders(options.models)
+    slots = SLOTS[chosen.family]
+    for slot in _LABELS:
+        if slot not in slots and getattr(options, slot):
+            raise ConfigError(
+                f"--{slot} was given, but the recipe '{chosen.title}' trains {' and '.join(slots[:-2])}: leave it out, or "
+                "choose another recipe."
+            )
     files = {}
-    for slot in SLOTS:
+    for slot in slots:
         given = getattr(options, slot)
-        found = None if given else find_model(slot, folders)
+        found = None if given else find_model(slot, folders, chosen.family)
         files[slot] = _answer(slot.replace("_", "-"), given, str(found) if found else None, _LABELS[slot], ask)
     return files
 
@@ -92,9 +162,8 @@ def _answer(flag: str, given: str | None, default: str | None, question: str, as
         hint = f" [{default}]" if default else ""
         default = input(f"{question[0].upper()}{question[1:]}{hint}: ").strip().strip("\"'") or default
     if not default:
-        where = (
-            " It was not found in the model folders either." if flag in ("high", "low", "vae", "text-encoder") else ""
-        )
+        is_model = flag.replace("-", "_") in _LABELS
+        where = " It was not found in the model folders either." if is_model else ""
         raise ConfigError(f"the {question} is not known: give it with --{flag}.{where}")
     return default
 

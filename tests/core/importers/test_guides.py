@@ -15,7 +15,7 @@ ROWS = [
 ]
 ROWS = [row for row in ROWS if len(row) > 2]
 HOW = ("works", "differs", "by itself", "not here")
-COMMANDS = ("wantrain import", "wantrain run")
+COMMANDS = ("wantrain import", "wantrain run", "wantrain push")
 
 
 def test_there_are_rows():

@@ -123,7 +123,7 @@ def test_prompts_are_for_the_preview_and_a_note():
 
 def test_what_has_no_field_is_told():
     _, notes = made(SETUPS["diffusion_pipe"])
-    assert any("Nodes have no field for optimizer.beta2 = 0.99" in note for note in notes)
+    assert any("Nodes have no field for optimizer.eps = 1e-06" in note for note in notes)
 
 
 def test_image_to_video_of_wan_2_1_has_clip_vision():

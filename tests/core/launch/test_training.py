@@ -153,11 +153,11 @@ def test_a_lora_brings_its_own_job(whole, tmp_path):
 
 
 def test_questions_have_defaults(arguments, tmp_path, monkeypatch, capsys):
-    """In a terminal: folder, title, author and four models are asked for; Enter takes what is in brackets."""
+    """In a terminal: recipe, folder, title, author and four models are asked for; Enter takes what is in brackets."""
     parser = argparse.ArgumentParser()
     run_command.add_arguments(parser)
     options = parser.parse_args([*map(str, arguments[6:])])  # without folder, title and author
-    answers = [f'"{arguments[1]}"', "", "Bo", "", str(tmp_path / "mine.safetensors"), "", ""]
+    answers = ["", f'"{arguments[1]}"', "", "Bo", "", str(tmp_path / "mine.safetensors"), "", ""]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(answers) + "\n"))
     recipe = run_command.recipe_of(options, ask=True)
     assert "Title suffix [mylora]: " in capsys.readouterr().out

@@ -1,0 +1,199 @@
+"""Every option of a training reaches it: changed alone, it changes weights, losses, files or the plan, or is refused.
+
+A new option fails here until it says how it is seen, or why it cannot be seen on the CPU.
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from wan_train.core.adapters.start_from import adapter_identity
+from wan_train.core.errors import WanTrainError
+from wan_train.core.settings.groups import Groups
+from wan_train.core.settings.job import Job
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.option import all_options
+from wan_train.core.settings.stage import StageSettings
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.core.plan.test_planner import SHORT, planner
+from wan_train.tests.core.train.helpers import with_class
+
+CPU = torch.device("cpu")
+BASE = {"loop.steps": 4, "loop.checkpoint_every": 2, "optimizer.max_grad_norm": 0.5}
+# Option -> its other value, and what else has to be chosen for it to have an effect.
+CHANGES = {
+    "adapter.rank": (2, {}), "adapter.alpha": (8.0, {}), "adapter.targets": (("ffn",), {}), "adapter.dropout": (0.5, {}),
+    "adapter.kind": ("loha", {}), "adapter.rslora": (True, {}), "adapter.include": ("ffn", {}),
+    "adapter.exclude": ("ffn", {}), "adapter.ranks": ("ffn = 2", {}),
+    "adapter.lokr_factor": (2, {"adapter.kind": "lokr"}),
+    "adapter.lokr_full": (True, {"adapter.kind": "lokr", "adapter.rank": 1}),
+    "timesteps.sampling": ("sigmoid", {}), "timesteps.shift": (9.0, {"timesteps.sampling": "shift"}),
+    "timesteps.sigmoid_scale": (0.3, {"timesteps.sampling": "sigmoid"}), "timesteps.strata": (4, {}),
+    "timesteps.bias": ("favor_low_noise", {}), "timesteps.window": ("squeezed", {"timesteps.sampling": "sigmoid"}),
+    "timesteps.curve": ("0:1, 1:0.01", {"timesteps.sampling": "curve"}),
+    "timesteps.logsnr_mean": (3.0, {"timesteps.sampling": "logsnr"}),
+    "timesteps.logsnr_std": (3.0, {"timesteps.sampling": "logsnr"}),
+    "timesteps.beta_a": (5.0, {"timesteps.sampling": "beta"}), "timesteps.beta_b": (5.0, {"timesteps.sampling": "beta"}),
+    "timesteps.mode_scale": (0.1, {"timesteps.sampling": "mode"}),
+    "optimizer.name": ("lion", {}), "optimizer.learning_rate": (1e-3, {}), "optimizer.weight_decay": (0.9, {}),
+    "optimizer.beta1": (0.1, {}), "optimizer.beta2": (0.1, {}), "optimizer.eps": (0.1, {}),
+    "optimizer.max_grad_norm": (1e-6, {"optimizer.name": "custom", "optimizer.path": "torch.optim.SGD"}),
+    "optimizer.clip_by": (
+        "value", {"optimizer.max_grad_norm": 1e-6, "optimizer.name": "custom", "optimizer.path": "torch.optim.SGD"}
+    ),
+    "optimizer.lora_plus": (16.0, {}),
+    "optimizer.args": ("momentum=0.9", {"optimizer.name": "custom", "optimizer.path": "torch.optim.SGD"}),
+    "optimizer.path": ("torch.optim.RMSprop", {"optimizer.name": "custom", "optimizer.path": "torch.optim.SGD"}),
+    "schedule.kind": ("cosine", {}), "schedule.warmup_steps": (3, {}), "schedule.floor": (0.9, {"schedule.kind": "cosine"}),
+    "schedule.power": (4.0, {"schedule.kind": "polynomial"}), "schedule.cycles": (2, {"schedule.kind": "cosine_restarts"}),
+    "schedule.decay_share": (0.9, {"schedule.kind": "warmup_stable_decay"}),
+    "loop.steps": (3, {}), "loop.batch_size": (2, {}), "loop.gradient_accumulation": (2, {}), "loop.seed": (7, {}),
+    "loop.caption_dropout": (1.0, {}), "loop.checkpoint_every": (1, {}), "loop.keep_last": (1, {}),
+    "loop.validate_every": (1, {}), "loop.token_budget": (4, {"loop.batch_size": 2}),
+    "loss.kind": ("mae", {}), "loss.weighting": ("bell", {}), "loss.huber_delta": (0.01, {"loss.kind": "huber"}),
+    "loss.huber_c": (0.01, {"loss.kind": "pseudo_huber"}), "loss.huber_schedule": ("snr", {"loss.kind": "pseudo_huber"}),
+    "loss.motion_strength": (9.0, {"loss.weighting": "motion"}), "loss.differential_guidance": (3.0, {}),
+    "ema.use": (True, {}), "ema.decay": (0.5, {"ema.use": True, "ema.warm_up": False}),
+    "ema.every": (2, {"ema.use": True}), "ema.warm_up": (False, {"ema.use": True}),
+    "ema.shown": ("none", {"ema.use": True, "loop.validate_every": 1}), "ema.lora": ("trained", {"ema.use": True}),
+    "regularizers.output_preservation": (1.0, {}), "regularizers.blank_preservation": (1.0, {}),
+    "regularizers.max_weight_norm": (1e-3, {}),
+    "previews.every": (2, {}), "previews.steps": (3, {"previews.every": 4}), "previews.cfg": (1.0, {"previews.every": 4}),
+    "previews.shift": (50.0, {"previews.every": 4}),
+}  # fmt: skip
+# What the planner decides: the value that it is given, and keeps to.
+PLANNED = {
+    "checkpointing": True, "keep_attention": 3, "keep_linears": 2, "split_blocks": True, "ffn_pieces": 2,
+    "offload_inputs": True, "offload_optimizer": True, "streamed_blocks": 7, "stream_from": "pageable", "mapped_blocks": 1,
+}  # fmt: skip
+# Option -> where it is seen, or why it can't be here.
+ELSEWHERE = {
+    "precision": "part of the model: tests/core/memory; the planner's bytes: tests/core/plan/test_estimate.py",
+    "boundary": "becomes the window of noise levels: tests/core/settings/test_effects.py",
+    "epochs": "becomes the steps: tests/core/data/test_counting.py",
+    "device": "which device is taken: tests/core/test_devices.py",
+    "allow_other_expert": "a refusal: tests/core/train",
+    "adapter.start_from": "below, with files", "adapter.merge_into_base": "below, with files",
+    "adapter.merge_strength": "below, with files",
+    "timesteps.shift_cap": "the miniature's samples are too small to reach it: tests/core/flow",
+    "timesteps.sigma_min": "comes of the stage: refused in a recipe", "timesteps.sigma_max": "as sigma_min",
+    "memory.attention": "only GPUs have several kinds: tests/core/memory", "memory.compile": "kernels run on GPUs",
+    "memory.cuda_graphs": "GPUs alone", "memory.plan": "below", "memory.budget_gb": "below",
+    "parallel.context": "several processes: tests/core/parallel", "parallel.base": "several processes: tests/core/parallel",
+    "track.tensorboard": "another process: tests/core/track", "track.wandb": "tests/core/track",
+    "track.wandb_name": "tests/core/track", "track.webhook": "tests/core/track",
+}  # fmt: skip
+
+
+def with_values(job: Job, values: dict) -> Job:
+    groups: dict[str, dict] = {}
+    for place, value in values.items():
+        group, name = place.split(".")
+        groups.setdefault(group, {})[name] = value
+    made = replace(job, **{group: replace(getattr(job, group), **fields) for group, fields in groups.items()})
+    start, merge = made.adapter.start_from, made.adapter.merge_into_base
+    return replace(
+        made,
+        start_identity=adapter_identity(start, "start_from") if start else "",
+        merge_identity=adapter_identity(merge, "merge_into_base") if merge else "",
+    )
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return {}
+
+
+@pytest.fixture
+def trains(job, tmp_path, seen):
+    """What is seen of the job with these values: weights, losses, validation, previews, names of files."""
+    first, second, third = job.data.samples  # the first and the third have one shape
+    samples = (with_class(tmp_path, first), replace(second, held_out=True), with_class(tmp_path, third))
+    base = with_values(replace(job, data=replace(job.data, samples=samples)), {"loop.caption_dropout": 0.0, **BASE})
+
+    def train(values: dict):
+        known = repr(sorted(values.items()))
+        if known not in seen or "/" in known:
+            seen[known] = _seen(with_values(base, values), tmp_path / hashlib.sha256(known.encode()).hexdigest()[:12])
+        return seen[known]
+
+    return train
+
+
+def _seen(job: Job, path: Path):
+    folder = RunFolder(path)
+    path.mkdir()
+    folder.write_job(job)
+    run_job(folder, EventWriter(folder.events_path), CPU, lambda: False)
+    events = EventReader(folder.events_path).read()
+    digest = hashlib.sha256()
+    for file in sorted([*path.glob("*.safetensors"), *path.glob("previews/*.safetensors")]):
+        for name, tensor in sorted(load_file(file).items()):
+            digest.update(name.encode() + tensor.float().numpy().tobytes())
+    numbers = [(e["event"], e["step"], e["loss"]) for e in events if e["event"] in ("step", "validation")]
+    files = sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+    return digest.hexdigest(), numbers, files
+
+
+def test_every_option_is_listed_once():
+    declared = {item.place for item in all_options(StageSettings)}
+    planned = {f"memory.{name}" for name in PLANNED}
+    assert declared == {*CHANGES, *planned, *ELSEWHERE}
+    assert len(CHANGES) + len(planned) + len(ELSEWHERE) == len(declared)
+    assert all(place.partition(".")[0] in Groups.__dataclass_fields__ for place in CHANGES)
+
+
+@pytest.mark.parametrize("place", CHANGES)
+def test_a_change_is_seen(place, trains):
+    value, others = CHANGES[place]
+    assert trains({**others, place: value}) != trains(others)
+
+
+def test_the_same_job_is_seen_the_same(trains, seen):
+    first = trains({"loop.seed": 42})
+    seen.clear()
+    assert trains({"loop.seed": 42, "loop.batch_size": 1}) == first
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_plan_keeps_to_what_is_chosen(name):
+    chosen = {"streamed_blocks": 9} if name in ("stream_from", "mapped_blocks") else {}
+    options = MemoryOptions(**{**chosen, name: PLANNED[name]})
+    choice = planner(SHORT, vram=200, ram=256, options=options).choose()
+    assert choice is not None
+    assert getattr(choice.plan, name) == PLANNED[name]
+    free = planner(SHORT, vram=200, ram=256, options=MemoryOptions(**chosen)).choose()
+    assert free is not None
+    assert getattr(free.plan, name) != PLANNED[name]
+
+
+def test_files_that_the_training_starts_from(job, trains, tmp_path):
+    lora = tmp_path / "lora.safetensors"
+    folder = RunFolder(tmp_path / "made")
+    folder.path.mkdir()
+    folder.write_job(job)
+    made = run_job(folder, EventWriter(folder.events_path), CPU, lambda: False)
+    save_file(load_file(made), lora, metadata={"format": "pt"})
+    plain = trains({})[0]
+    started = trains({"adapter.start_from": str(lora)})[0]
+    merged = {"adapter.merge_into_base": str(lora)}
+    assert len({plain, started, trains(merged)[0], trains({**merged, "adapter.merge_strength": 3.0})[0]}) == 4
+
+
+def test_a_manual_plan_and_a_budget(job):
+    from wan_train.core.plan.decision import memory_of
+    from wan_train.core.plan.planning import within
+
+    assert memory_of(replace(job, memory=MemoryOptions(plan="manual"))) != memory_of(job)
+    card = planner(SHORT).card
+    assert within(card, MemoryOptions(budget_gb=5.0)).free < within(card, MemoryOptions()).free
+
+
+def test_a_window_of_ones_own_is_refused():
+    with pytest.raises(WanTrainError, match="the window comes from the stage"):
+        StageSettings(timesteps=replace(StageSettings().timesteps, sigma_min=0.2))
