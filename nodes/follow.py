@@ -214,7 +214,9 @@ class Follower:
         """With one worker, to its end; whether it was paused there."""
         host.free_vram()
         history = await asyncio.to_thread(read_long_history, self.folder.events_path)
-        self._run = run = FollowedRun(self.folder, self.job.loop.steps, history, beside(self.folder, self._track))
+        self._run = run = FollowedRun(
+            self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track)
+        )
         self._send([])
         await self._follow(run)
         if self.folder.finished_lora(run.steps):

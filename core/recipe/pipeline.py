@@ -219,7 +219,9 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     """
     infos = check_recipe(recipe)
     check_paired(recipe)
-    places = {stage: _place(recipe, recipe.settings(stage).device, devices, gpus) for stage in infos}
+    places: dict[Stage, Place] = {
+        stage: _place(recipe, recipe.settings(stage).device, devices, gpus) for stage in infos
+    }
     dataset = scan(recipe, display)
     cached = cache_elsewhere(recipe, dataset, devices, display)
     if cached.notes:
