@@ -32,12 +32,12 @@ from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
 
 ROWS = [
-    "fp8 1024x1024 data",
+    "fp8 1024x1024x1 data",
     "fp8 832x480x33 data",
-    "bf16 1024x1024 data",
+    "bf16 1024x1024x1 data",
     "bf16 832x480x33 data",
-    "bf16 832x480x81 context",
-    "bf16 1280x720x81 context",
+    "bf16 832x480x81 context steps=6",
+    "bf16 1280x720x81 context steps=5",
     "bf16 832x480x33 sharded cap=24",
 ]
 SKIPPED = 3  # steps before those that are counted
@@ -53,15 +53,16 @@ class Row:
     clip: Clip
     way: str
     cap_gb: float = 0.0
+    steps: int = 0  # 0: as many as the others
 
     @classmethod
     def parse(cls, text: str) -> "Row":
-        """From "bf16 832x480x33 sharded cap=24"."""
+        """From "bf16 832x480x33 sharded cap=24 steps=6"."""
         weights, clip, way, *rest = text.split()
-        cap = float(rest[0].removeprefix("cap=")) if rest else 0.0
+        more = dict(part.split("=") for part in rest)
         if weights not in PRECISIONS or way not in ("data", "context", "sharded"):
             raise SystemExit(f"'{text}' is no row: give bf16 or fp8, a clip, and data, context or sharded.")
-        return cls(weights, Clip.parse(clip), way, cap)
+        return cls(weights, Clip.parse(clip), way, float(more.get("cap", 0)), int(more.get("steps", 0)))
 
     def job_on(self, gpus: int, job: Job) -> Job:
         """The job over so many GPUs; on one it has neither way nor cap."""
@@ -81,7 +82,7 @@ def measure(row: Row, gpus: int, model: Path, work: Path, options: argparse.Name
     folder = work / "kept" / "scaling" / f"{row.weights}-{row.clip}-{row.way}-{gpus}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job = make_job(work / "data", model, [row.clip], options.steps)
+    job = make_job(work / "data", model, [row.clip], row.steps or options.steps)
     label = base_model_name(inspect(model).config, is_expert=False)
     job = replace(job, model=replace(job.model, precision=PRECISIONS[row.weights], label=label))
     job = replace(row.job_on(gpus, job), device=",".join(["cpu"] * gpus)) if options.cpu else row.job_on(gpus, job)
