@@ -2,7 +2,8 @@
 
 Gradients lie in a few flat fp32 buffers ("buckets", as in PyTorch's DistributedDataParallel: Li et al., 2020,
 arXiv:2006.15704), made once. A bucket is sent when the gradients in it are complete, always in the same order on all ranks:
-the last layers first, whose gradients the backward finds first.
+the last layers first, whose gradients the backward finds first. Where the links are so fast that sending takes next to
+nothing, it begins after the backward: looking at every gradient as it comes takes the host longer than that.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,20 @@ from .world import World
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for the links, small enough to begin early
 
 
+SHORT_S = 0.01  # that sending may take after the backward: less than it would cost to send during it
+
+
 def reduction_bytes(num_parameters: int, size: int) -> int:
-    """Bytes on each of `size` ranks that the buffers take all the time. They are the gradients, which take nothing beside."""
+    """Bytes on each of `size` ranks that the buffers take all the time.
+
+    They are the gradients where these are sent during the backward; else the gradients take as much beside them.
+    """
     return 4 * num_parameters if size > 1 else 0
+
+
+def sends_early(num_parameters: int, size: int, link: float) -> bool:
+    """Whether gradients are sent during the backward. `link`: bytes per second between the ranks; 0: not known."""
+    return not link or 2 * (size - 1) / size * 4 * num_parameters / link > SHORT_S
 
 
 @torch.no_grad()
@@ -39,9 +51,15 @@ class GradientSum:
     """
 
     def __init__(
-        self, parameters: Sequence[torch.nn.Parameter], world: World, *, bucket_bytes: int = BUCKET_BYTES
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        world: World,
+        *,
+        bucket_bytes: int = BUCKET_BYTES,
+        early: bool = True,
     ) -> None:
-        self._world = world
+        """`early`: gradients are sent during the backward, see `sends_early`."""
+        self._world, self._early = world, early
         self._buckets = [
             _Bucket(part) for part in _cut(list(reversed(parameters)), bucket_bytes // 4)
         ]  # from the last layer on
@@ -49,9 +67,14 @@ class GradientSum:
         self._waiting: list[Any] = []
         self._left: dict[int, int] = {}  # backwards that are still to add to a parameter's gradient
         for number, bucket in enumerate(self._buckets):
-            for parameter in bucket.parameters:
+            for parameter in bucket.parameters if early else ():
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
             world.add_(bucket.flat)  # of zeros: opens the links now, which takes time and memory
+
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients lie."""
+        return self._buckets[0].flat.device
 
     def begin(self, backwards: int = 0) -> None:
         """Before the first backward of a step. `backwards`: how many it has on this rank, each through all parameters.
@@ -60,7 +83,7 @@ class GradientSum:
         gradient is there, and that is so as well.
         """
         self._next, self._waiting = 0, []
-        for bucket in self._buckets:
+        for bucket in self._buckets if self._early else ():
             bucket.lay_out()
         self._left = {id(p): backwards for b in self._buckets for p in b.parameters} if backwards else {}
 
@@ -126,7 +149,11 @@ class _Bucket:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Have all gradients in the buffer: CUDA graphs have put theirs in its place."""
+        """Have all gradients in the buffer: CUDA graphs, and backwards that found none laid out, have theirs elsewhere."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:  # of a parameter that no backward came to
+                view.zero_()
+                parameter.grad = view
         pairs = [
             (parameter, view, parameter.grad)
             for parameter, view in zip(self.parameters, self.views, strict=True)

@@ -237,8 +237,8 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
         return round(fixed + own + (sizes.num_layers - 1) * _saved_bytes(task, bucket, plan) + gradients)
     layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
     attention = max(plan.keep_attention, linears)
-    # The buffers in which several GPUs add theirs up are there all the time.
-    at_start = gradients if task.accumulation > 1 or task.gpus.count > 1 or is_graphed(task, plan) else 0
+    fixed += gradients if task.gpus.count > 1 else 0  # the buffers in which several GPUs add theirs up
+    at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
     peaks: list[float] = []
     for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
         if done < layers:

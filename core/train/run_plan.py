@@ -100,6 +100,11 @@ class RunPlan:
         return self._world.size > 1 and self._job.parallel.base == "sharded"
 
     @property
+    def link(self) -> float:
+        """Bytes per second between the ranks; 0 where that was not measured."""
+        return 0.0 if self._planner is None else self._planner.card.link
+
+    @property
     def talks_within(self) -> bool:
         """Whether the ranks talk within a forward."""
         return self._world.context > 1 or self.is_sharded

@@ -54,7 +54,7 @@ class Team:
         self,
         world: World,
         dealing: Dealing,
-        parameters: Sequence[torch.nn.Parameter],
+        gradients: GradientSum,
         *,
         names: Sequence[str],
         backwards: int,
@@ -69,10 +69,10 @@ class Team:
         self.world, self.agree = world, agree
         self._dealing, self._names, self._backwards = dealing, tuple(names), backwards
         self._talks_within = talks_within
-        self._sum = GradientSum(parameters, world)
+        self._sum = gradients
         # Made now, so that nothing of it can fail when the others wait for it.
-        self._table = torch.zeros(2 + 2 * len(self._names), most_samples, device=parameters[0].device)
-        self._there = torch.ones(1, device=parameters[0].device)
+        self._table = torch.zeros(2 + 2 * len(self._names), most_samples, device=gradients.device)
+        self._there = torch.ones(1, device=gradients.device)
 
     def deal(self, step: int) -> Dealt:
         """This rank's batches of the update that follows `step` updates."""

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..objective.objective import objective_of
 from ..parallel.agree import Agreement
 from ..parallel.deal import batch_cost, check_deal
+from ..parallel.reduce import GradientSum, sends_early
 from ..parallel.world import World
 from ..settings.job import Job
 from .batches import BatchSchedule
@@ -57,10 +58,11 @@ def team_of(
         cost=partial(batch_cost, dim=sizes.dim, ffn_dim=sizes.ffn_dim),
         equal_counts=plan.is_sharded,
     )
+    early = sends_early(sum(parameter.numel() for parameter in parameters), world.size, plan.link)
     return Team(
         world,
         dealing,
-        parameters,
+        GradientSum(parameters, world, early=early),
         names=objective.names,
         backwards=objective.passes.order.count("backward"),
         agree=agree,

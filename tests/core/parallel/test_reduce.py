@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wan_train.core.parallel.reduce import GradientSum, _cut, copy_from_first, reduction_bytes
+from wan_train.core.parallel.reduce import GradientSum, _cut, copy_from_first, reduction_bytes, sends_early
 
 
 def model(seed):
@@ -20,11 +20,11 @@ def backwards(net, rank, count):
         net(inputs(rank, number)).square().mean().backward()
 
 
-def summed(world, counts, *, told, bucket_bytes):
+def summed(world, counts, *, told, bucket_bytes, early=True):
     """Gradients, and how many buckets were on their way before the last backward had ended."""
     net = model(0)
     parameters = list(net.parameters())
-    total = GradientSum(parameters, world, bucket_bytes=bucket_bytes)
+    total = GradientSum(parameters, world, bucket_bytes=bucket_bytes, early=early)
     count = counts[world.rank]
     total.begin(count if told else 0)
     backwards(net, world.rank, count)
@@ -98,6 +98,44 @@ def test_sums_are_those_of_one_process(ranks, told, bucket_bytes):
 
 def summed_by(world, counts, told, bucket_bytes):
     return summed(world, counts, told=told, bucket_bytes=bucket_bytes)
+
+
+def summed_late(world, counts):
+    return summed(world, counts, told=True, bucket_bytes=200, early=False)
+
+
+def test_where_links_are_fast_nothing_is_sent_before_the_backward_ends(ranks):
+    first, second = ranks(2)(summed_late, (1, 3))
+    assert first == second
+    assert first[1] == 0
+    assert_near(first[0], reference((1, 3)))
+
+
+def test_what_is_sent_when_follows_from_the_link():
+    """77 million numbers, as a LoRA of rank 16 has them for the 14B model: 0.3 GB."""
+    assert sends_early(77_000_000, 2, 12e9)  # PCIe
+    assert not sends_early(77_000_000, 2, 200e9)  # NVLink
+    assert sends_early(77_000_000, 2, 0.0)
+
+
+def unused(world):
+    net = model(0)
+    parameters = [*net.parameters(), torch.nn.Parameter(torch.ones(3))]
+    total = GradientSum(parameters, world, bucket_bytes=200, early=False)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = None
+        total.begin(1)
+        backwards(net, world.rank, 1)
+        total.finish()
+    return [p.grad.tolist() for p in parameters]
+
+
+def test_a_parameter_without_a_gradient_gets_zeros(ranks):
+    first, second = ranks(2)(unused)
+    assert first == second
+    assert first[-1] == [0.0] * 3
+    assert_near(first[:-1], reference((1, 1)))
 
 
 def test_a_rank_that_breaks_off_leaves_nobody_waiting(ranks):
