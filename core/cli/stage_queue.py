@@ -18,6 +18,7 @@ from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
 from .advice import ADVICE
+from .arguments import worker_arguments
 from .display import Display
 
 RETRY_SECONDS = 1.0  # between two looks into a folder
@@ -158,7 +159,7 @@ class _Running:
 
     def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
         self.plan = plan
-        arguments = meeting.announce(claim.folder.path) if meeting else ()
+        arguments = worker_arguments(meeting, meeting.announce(claim.folder.path)) if meeting else ()
         self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments)
         self._claim = claim
         self._display = display
