@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..data.media import MEDIA_SUFFIXES
 from ..errors import DatasetError
+from ..launch.meeting import Meeting
 from ..paths import shown
 
 _RECIPES = (".toml", ".json")
@@ -61,3 +62,15 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     )
     add("--rendezvous", default="", metavar="HOST:PORT", help="address of machine 0, with a free port: the same on all")
     add("--meeting", default="", help=argparse.SUPPRESS)
+
+
+def worker_arguments(meeting: Meeting, name: str) -> list[str]:
+    """Of this machine's worker, for a start of a run that `meeting` has called to."""
+    called = meeting.called
+    return [
+        *("--nodes", str(called.size)),
+        *("--node-rank", str(called.number)),
+        *("--rendezvous", called.address),
+        *("--meeting", name),
+        *("--devices", "+".join(meeting.devices)),
+    ]

@@ -15,6 +15,7 @@ from ..launch.rank_environment import Machines
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder
 from .advice import ADVICE
+from .arguments import worker_arguments
 from .display import Display
 from .stage_queue import show_events, terminate_like_ctrl_c
 
@@ -66,7 +67,7 @@ def join(call: Called, devices: Sequence[str], runs: Path, display: Display) -> 
     try:
         with terminate_like_ctrl_c():
             while (told := meeting.next_run(lambda path: runs / _name(path))) is not None:
-                _train(RunFolder(told[0]), told[1], display)
+                _train(RunFolder(told[0]), worker_arguments(meeting, told[1]), display)
     except KeyboardInterrupt:
         raise RunStoppedError from None
 

@@ -20,6 +20,7 @@ from ..train.claim import Claim, InUseError
 from ..train.events import Event
 from ..train.run import RunStoppedError
 from .advice import ADVICE
+from .arguments import worker_arguments
 from .display import Display
 
 RETRY_SECONDS = 1.0  # between two looks into a folder
@@ -171,7 +172,7 @@ class _Running:
 
     def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
         self.plan = plan
-        arguments = meeting.announce(claim.folder.path) if meeting else ()
+        arguments = worker_arguments(meeting, meeting.announce(claim.folder.path)) if meeting else ()
         trackers = beside(claim.folder, plan.track)
         self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments, beside=trackers)
         self._claim = claim

@@ -88,14 +88,14 @@ class Meeting:
             found += int(value["gpus"])
         return found
 
-    def announce(self, folder: Path) -> list[str]:
-        """As machine 0: call the others to a run. The arguments of this machine's own worker."""
+    def announce(self, folder: Path) -> str:
+        """As machine 0: call the others to a run. The name of this start of it, for each machine's worker."""
         token = secrets.token_hex(8)
         write_atomic(folder / _TOKEN, lambda file: file.write(token.encode()))
         name = f"run-{self._number}"
         self._set(name, {"folder": str(folder), "token": token})
         self._number += 1
-        return self._arguments(name)
+        return name
 
     def close(self, patience: float) -> None:
         """As machine 0: no run follows. Leaves the others so many seconds to read that."""
@@ -107,8 +107,8 @@ class Meeting:
             ):
                 time.sleep(POLL_S)
 
-    def next_run(self, folder_of: Callable[[str], Path]) -> tuple[Path, list[str]] | None:
-        """As another machine: the next run's folder and the worker's arguments; None when no run follows.
+    def next_run(self, folder_of: Callable[[str], Path]) -> tuple[Path, str] | None:
+        """As another machine: the next run's folder and the name of its start; None when no run follows.
 
         `folder_of`: where this machine sees a run's folder that machine 0 sees at a path. RunError if it is not the same.
         """
@@ -121,7 +121,7 @@ class Meeting:
         self._number += 1
         folder = folder_of(told["folder"])
         self._check_shared(folder, told)
-        return folder, self._arguments(name)
+        return folder, name
 
     def _check_shared(self, folder: Path, told: dict[str, Any]) -> None:
         file, end = folder / _TOKEN, time.monotonic() + SHARED_S
@@ -135,18 +135,8 @@ class Meeting:
         found = "which is another file here" if file.exists() else "which is not there"
         raise RunError(
             f"machine 0 trains in {told['folder']} and wrote {_TOKEN} there; this machine looked for it at {file}, {found}: "
-            "the folder for work must lie on a disk that all machines share. Give its place on this machine with --work."
+            "the folder for work must lie on a disk that all machines share. Name its place on this machine."
         )
-
-    def _arguments(self, name: str) -> list[str]:
-        called = self.called
-        return [
-            *("--nodes", str(called.size)),
-            *("--node-rank", str(called.number)),
-            *("--rendezvous", called.address),
-            *("--meeting", name),
-            *("--devices", "+".join(self.devices)),
-        ]
 
     def _open(self) -> Any:
         from .agent import open_store

@@ -95,9 +95,9 @@ def describe_devices(jobs: Sequence[Job], pool: Sequence[str], gpus: Mapping[Sta
     if len(pool) < 2 or not free:
         return []
     if len(free) == 1:
-        return [f"1 of {len(pool)} GPUs is used: with device all (--devices all) they train this run together."]
+        return [f"1 of {len(pool)} GPUs is used: with device all they train this run together."]
     more = f"; {len(pool) - len(free)} stay free" if len(pool) > len(free) else ""
     return [
-        f"{len(pool)} GPUs: each expert is trained on one, at the same time{more}. With device all (--devices all) all of them "
+        f"{len(pool)} GPUs: each expert is trained on one, at the same time{more}. With device all, all of them "
         "train one expert after the other, with as many samples more in each step."
     ]

@@ -97,7 +97,7 @@ def _check_devices(job: Job) -> None:
     except ConfigError as error:
         if "," not in job.device:
             raise
-        raise ConfigError(f"{error} The run goes on over other devices, fewer or more, with --devices.") from error
+        raise ConfigError(f"{error} The run goes on over other devices, fewer or more, if you name them.") from error
 
 
 def places(job: Job) -> list[str]:

@@ -47,7 +47,7 @@ def test_what_is_said_before_the_start(job):
     (said,) = describe_devices([high, low], pool_of([]), alone)
     assert "; 2 stay free. " in said
     (said,) = describe_devices([high], pool_of([]), alone)
-    assert said == "1 of 4 GPUs is used: with device all (--devices all) they train this run together."
+    assert said == "1 of 4 GPUs is used: with device all they train this run together."
 
     two = [replace(each, loop=replace(each.loop, gradient_accumulation=2)) for each in (high, low)]
     step = "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from wan_train.core.objective.objective import objective_of
+from wan_train.core.parallel.reduce import GradientSum
 from wan_train.core.train import run as run_module
 from wan_train.core.train.average import averages_of
 from wan_train.core.train.dealing import Dealing
@@ -49,7 +50,7 @@ def team_trainer(world, job, *, cost=lambda tokens, count: tokens * count, equal
         team = Team(
             world,
             dealing,
-            prepared.parameters,
+            GradientSum(prepared.parameters, world),
             names=objective.names,
             backwards=objective.passes.order.count("backward"),
             agree=lambda ready: bool(world.most(int(ready))[0]),
