@@ -4,9 +4,11 @@ The traffic of element-wise operators and the number of kernels were counted onc
 [B, L, D]; those of compiled blocks were fitted to steps that ran: see `constants.json`.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..memory.adamw import offloaded_bytes
 from .card import LINK_LATENCY_S, Card
 from .constants import constants
@@ -195,11 +197,12 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
         dense = block_weights(task, plan) + (3 if eager else 1) * size * dense_params(sizes)
         if not compiled:  # each piece for itself
             dense *= 1 + (plan.ffn_pieces - 1) * 2 * sizes.dim * sizes.ffn_dim / dense_params(sizes)
-    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense) / card.bandwidth
+    of_kind = _kind_bytes(sizes, task.trained)
+    up = ((traffic[0] + quantizing[0] + adapters) * unit + dense + of_kind / 3) / card.bandwidth
     again = 0.0 if compiled else dense
     if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         again += 2 * dense_params(sizes)  # transposed
-    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again) / card.bandwidth
+    down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again + 2 * of_kind / 3) / card.bandwidth
     return up, down, dense / card.bandwidth
 
 
@@ -224,6 +227,13 @@ def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, f
 def _adapter_widths(sizes: Sizes, trained: Trained) -> int:
     """What the adapters of a block read and write for a token in the forward, in numbers."""
     return sum(inner + 2 * out for (out, inner), _ in targeted(sizes, trained).values())
+
+
+@lru_cache
+def _kind_bytes(sizes: Sizes, trained: Trained) -> float:
+    """What kinds of adapters move that make a matrix as large as a layer's weights, in a block: forward and backward."""
+    traffic = ADAPTER_KINDS.get(trained.adapter).weight_traffic
+    return traffic and traffic * sum(math.prod(shape) for shape, _ in targeted(sizes, trained).values())
 
 
 @lru_cache

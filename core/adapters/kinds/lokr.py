@@ -98,5 +98,6 @@ METHOD = AdapterKind(
     kept=kept,
     to_file=write_state,
     from_file=partial(read_state, kind=KIND),
+    weight_traffic=47.0,  # of a 14B model in bf16: benchmarks/results/methods-h200.json
     is_plain=False,
 )

@@ -328,3 +328,23 @@ def test_near_a_measured_h100(shape, seconds, gib):
     found = estimate(task(), Bucket(shape), Plan(compile="static"), h100)
     assert found.seconds == pytest.approx(seconds, rel=0.12)  # a prototype: this trainer is in test_measured.py
     assert found.vram / 2**30 == pytest.approx(gib + 1.5, rel=0.05)  # embeddings and the optimizer's state besides
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("dora", 0.776), ("lokr", 0.706), ("loha", 1.374)])
+def test_kinds_that_make_large_matrices_near_a_measured_h200(kind, seconds):
+    """`pictures` near 960x960, by PyTorch's operators with all kept: benchmarks/results/methods-h200.json."""
+    h200 = replace(CARD, matmul=780e12, attention=600e12, bandwidth=4.2e12, free=139 * 2**30, launch_s=4e-6)
+    trained = Trained(adapter=kind, options=AdapterOptions(kind=kind))
+    found = estimate(task(trained=trained), Bucket((16, 1, 120, 120)), Plan(checkpointing=False, compile="off"), h200)
+    assert found.seconds == pytest.approx(seconds, rel=0.12)
+
+
+def test_what_a_kind_moves_is_a_cost_for_each_batch_however_long_its_clips():
+    trained = Trained(adapter="dora", options=AdapterOptions(kind="dora"))
+    weights = 40 * (8 * 5120**2 + 2 * 5120 * 13824)
+    for shape in ((16, 1, 64, 64), (16, 9, 60, 104)):
+        plain, dora = (
+            estimate(task(trained=each), Bucket(shape), Plan(checkpointing=False, compile="off"), CARD).seconds
+            for each in (Trained(), trained)
+        )
+        assert dora - plain == pytest.approx(68 * weights / CARD.bandwidth, rel=0.05)
