@@ -17,6 +17,7 @@ from ..wan.header import HeaderError, read_header, read_in_order
 from ..wan.limits import shown
 from .formats import Expert, LoraFile, expert_of_metadata, expert_of_name, read_lora
 from .keys import official_path, sort_key
+from .peft_settings import METADATA
 
 # What the keys of each kind end with; the first kind that has one of its own in a file is the file's.
 _OWN = {
@@ -219,6 +220,7 @@ def write_state(
                 f"{path} was not written, because '{key}' holds values that are not finite: go back to an earlier checkpoint"
                 " and lower the learning rate."
             )
+    metadata = {key: text for key, text in metadata.items() if key != METADATA}  # of the file that this was made of
     model_hash, legacy_hash = content_hashes(held, metadata)
     hashes = {
         "sshs_model_hash": model_hash,
