@@ -13,7 +13,6 @@ from .formats import LoraFile, read_lora
 from .merge import check_pair, merge, resize
 from .other_files import OtherFile, read_adapter
 
-
 DIFFUSERS_ONLY = "ComfyUI's loaders do not know the names in diffusers' style: this file is for diffusers."
 
 
