@@ -13,7 +13,7 @@ from ..adapters.apply import attach
 from ..adapters.formats import LoraModule
 from ..adapters.transfer import TransferReport, model_shapes, transfer_report
 from ..errors import ConfigError
-from ..facts import NUM_TIMESTEPS
+from ..facts import NUM_TIMESTEPS, official_boundary
 from ..memory.precision import native_dtype
 from ..wan.checkpoint import CheckpointInfo, hints_expert, load_transformer
 from ..wan.config import MASK_CHANNELS, WanConfig
@@ -38,6 +38,12 @@ class OnBase:
     by_block: dict[str, float]  # |change| / |weight|, over the layers of a block
     effect: dict[float, float]  # by sigma: |velocity with - without| / |velocity without|
     findings: list[Finding]
+    used: tuple[float, ...] = SIGMAS  # those at which the sampler runs this expert, or all
+
+    @property
+    def most(self) -> float:
+        """The largest effect where it counts."""
+        return max(self.effect[sigma] for sigma in self.used)
 
 
 def check_base(
@@ -54,7 +60,16 @@ def check_base(
     by_block = _by_block(file, layers, report, info, device)
     progress("running the model on fixed noise")
     effect = effect_on_noise(file, report, info, device)
-    return OnBase(len(report.placed), by_block, effect, [*found, *_judge_blocks(by_block), *_judge_effect(effect)])
+    used = _used_sigmas(file, info)
+    found += [*_judge_blocks(by_block), *_judge_effect([effect[sigma] for sigma in used])]
+    return OnBase(len(report.placed), by_block, effect, found, used)
+
+
+def _used_sigmas(file: Adapter, info: CheckpointInfo) -> tuple[float, ...]:
+    expert, boundary = hints_expert(info.path) or file.expert, official_boundary(info.config.variant)
+    if expert is None:
+        return SIGMAS
+    return tuple(sigma for sigma in SIGMAS if (sigma >= boundary) == (expert == "high"))
 
 
 def effect_on_noise(
@@ -144,9 +159,9 @@ def _judge_blocks(by_block: dict[str, float]) -> list[Finding]:
     return []
 
 
-def _judge_effect(effect: dict[float, float]) -> list[Finding]:
-    most = max(effect.values())
-    if any(value != value for value in effect.values()):
+def _judge_effect(effect: list[float]) -> list[Finding]:
+    most = max(effect)
+    if any(share != share for share in effect):
         return [Finding(Weight.WRONG, "With the LoRA the model gives no numbers (NaN).", "Take an earlier checkpoint.")]
     if most < _NOTHING:
         sentence = f"On fixed noise the LoRA moves the model's output by {100 * most:.2g} % at most, which nobody sees."

@@ -39,8 +39,7 @@ class Check:
             return (
                 f"{sound} {self.findings[0]}" if self.findings else f"{sound} Name its base to see what it does there."
             )
-        most = max(self.on_base.effect.values())
-        works = f"{self.name} works on this model: it moves the output on fixed noise by up to {100 * most:.3g} %."
+        works = f"{self.name} works on this model: it moves the output on fixed noise by up to {100 * self.on_base.most:.3g} %."
         return f"{works} {self.findings[0]}" if self.findings else works
 
     @property
@@ -55,8 +54,7 @@ class Check:
             lines += _file_lines(self.file, self.layers)
         if self.on_base is not None and self.on_base.by_block:
             lines += ["", "Change beside the weights, by block", *_bars(self.on_base.by_block)]
-            by_sigma = {f"sigma {sigma:g}": share for sigma, share in self.on_base.effect.items()}
-            lines += ["", "Effect on fixed noise, as a share of the model's output", *_bars(by_sigma)]
+            lines += ["", "Effect on fixed noise, as a share of the model's output", *_effect_lines(self.on_base)]
         if self.uses:
             lines += ["", "In the workflow", *(f"  {use}" for use in self.uses)]
         others = self.findings if self.is_well else self.findings[1:]
@@ -105,6 +103,12 @@ def _file_lines(file: Adapter, layers: Sequence[Layer]) -> list[str]:
     if known:
         lines.append(f"Change    {min(known):.1e} to {max(known):.1e} (root mean square of a layer)")
     return lines
+
+
+def _effect_lines(on_base: OnBase) -> list[str]:
+    lines = _bars({f"sigma {sigma:g}": share for sigma, share in on_base.effect.items()})
+    marks = ["" if sigma in on_base.used else "  (the other expert's)" for sigma in on_base.effect]
+    return [f"{line}{mark}" for line, mark in zip(lines, marks, strict=True)]
 
 
 def _bars(shares: dict[str, float]) -> list[str]:

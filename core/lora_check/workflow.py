@@ -62,7 +62,7 @@ def check_workflow(graph: Graph, file: Adapter) -> list[Finding]:
         sentence = f"Node {uses[0].node.key} ({uses[0].node.kind}), which loads {name}, is {state}."
         return [Finding(Weight.NO_EFFECT, sentence, "Switch it on (Ctrl+B, or Ctrl+M).")]
     found = [finding for use in at_work for finding in _check_use(graph, use, file)]
-    return [*found, *_check_experts(at_work, file), *_check_distilled(graph, at_work)]
+    return [*found, *_check_experts(at_work, file), *_check_distilled(graph, at_work, name)]
 
 
 def _check_use(graph: Graph, use: Use, file: Adapter) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def _check_experts(uses: list[Use], file: Adapter) -> list[Finding]:
     return [Finding(Weight.HINT, sentence, remedy)]
 
 
-def _check_distilled(graph: Graph, uses: list[Use]) -> list[Finding]:
+def _check_distilled(graph: Graph, uses: list[Use], own: str) -> list[Finding]:
     names = [use.model for use in uses]
     for use in uses:
         chain = [use.node, *upstream(graph, use.node.key), *_after(graph, use.node)]
@@ -104,7 +104,7 @@ def _check_distilled(graph: Graph, uses: list[Use]) -> list[Finding]:
             for value, strength, is_on in _loras(node)
             if is_on and strength != 0
         ]
-    fast = next((name for name in names if _DISTILLED.search(_stem(name))), None)
+    fast = next((name for name in names if _DISTILLED.search(_stem(name)) and _stem(name) != _stem(own)), None)
     if fast is None:
         return []
     return [
