@@ -3,14 +3,15 @@
 C channels, F H W latent frames, height, width, S text tokens, D text width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.apply import attach
 from ..adapters.formats import LoraModule
+from ..adapters.other_files import OtherModule
 from ..adapters.transfer import TransferReport, model_shapes, transfer_report
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS, official_boundary
@@ -75,23 +76,38 @@ def _used_sigmas(file: Adapter, info: CheckpointInfo) -> tuple[float, ...]:
 def effect_on_noise(
     file: Adapter, report: TransferReport, info: CheckpointInfo, device: torch.device
 ) -> dict[float, float]:
-    """By sigma: how far the LoRA moves the velocity, as a share of its norm.
+    """By sigma: how far the LoRA moves the velocity, as a share of its norm. One block of the model is on the device at a time.
 
     The input is sigma times one noise, the text is noise too: a measure to compare LoRAs with, not of what is seen.
     """
-    model = load_transformer(info, dtype=native_dtype(device), device=device)
-    switch = attach(model, {path: file.modules[path] for path in report.placed})
+    without = velocities(info, {}, device)
+    with_it = velocities(info, {path: file.modules[path] for path in report.placed}, device)
+    shares = (with_it - without).flatten(1).norm(dim=1) / without.flatten(1).norm(dim=1)
+    return dict(zip(SIGMAS, shares.tolist(), strict=True))
+
+
+def velocities(info: CheckpointInfo, modules: Mapping[str, LoraModule | OtherModule], device: torch.device) -> Tensor:
+    """What the model with a LoRA predicts at each of `SIGMAS`, [9, C, F, H, W] float64 on the CPU."""
+    dtype, nowhere = native_dtype(device), torch.device("meta")
+    model = load_transformer(info, dtype=dtype, device=lambda index: device if index is None else nowhere)
+    numbers = {id(block): number for number, block in enumerate(model.blocks)}
+    attach(model, {path: module for path, module in modules.items() if not path.startswith("blocks.")})
+
+    def run_block(block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+        number = numbers[id(block)]
+        start = f"blocks.{number}."
+        read = load_transformer(info, dtype=dtype, device=lambda index: device if index == number else nowhere)
+        attach(read, {path: module for path, module in modules.items() if path.startswith(start)})
+        return read.blocks[number](x, *others)
+
+    model.run_block = run_block
     latents, context, others = fixed_inputs(info.config, device)
-    effect: dict[float, float] = {}
+    sigmas = torch.tensor(SIGMAS, device=device)
+    many = {name: tensor.expand(len(SIGMAS), *tensor.shape[1:]) for name, tensor in others.items()}
     with torch.no_grad():
-        for sigma in SIGMAS:
-            timesteps = torch.tensor([sigma * NUM_TIMESTEPS], device=device)
-            switch.is_on = False
-            without = model(sigma * latents, timesteps, context, **others).double()
-            switch.is_on = True
-            with_it = model(sigma * latents, timesteps, context, **others).double()
-            effect[sigma] = float((with_it - without).norm() / without.norm())
-    return effect
+        noisy = sigmas.view(-1, 1, 1, 1, 1) * latents
+        result = model(noisy, sigmas * NUM_TIMESTEPS, context.expand(len(SIGMAS), -1, -1), **many)
+    return result.double().cpu()
 
 
 def fixed_inputs(config: WanConfig, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -17,6 +17,10 @@ _DISTILLED = re.compile(
     r"light(?:x2v|ning)|distill|causvid|self.?forcing|fusionx|rapid|turbo|[48].?steps?(?![a-z])", re.I
 )
 _SIZE = re.compile(r"(?<![\d.])(1[._]3|14|5)b(?![a-z])", re.IGNORECASE)
+_MAKERS = {  # nodes of this pack, which put no LoRA on a model
+    "TrainLoRAStage", "PreviewLoRA", "WanLoRAFromFile", "WanMergeLoRAs", "WanChangeLoRA", "WanExtractLoRA", "WanFoldLoRA",
+    "WanCheckLoRA",
+}  # fmt: skip
 _SIZES = {"1.3": "1.3B", "1_3": "1.3B", "14": "14B", "5": "5B"}
 
 
@@ -47,6 +51,11 @@ def uses_of(graph: Graph, name: str) -> list[Use]:
         for value, strength, is_on in _loras(node)
         if _stem(value) == _stem(name)
     ]
+
+
+def loads_loras(graph: Graph) -> bool:
+    """Whether a workflow puts any LoRA on a model."""
+    return any(True for node in graph.values() for _ in _loras(node))
 
 
 def check_workflow(graph: Graph, file: Adapter) -> list[Finding]:
@@ -129,7 +138,7 @@ def _after(graph: Graph, node: Node) -> Iterator[Node]:
 
 def _loras(node: Node) -> Iterator[tuple[str, float | None, bool]]:
     """(file, strength, whether it is on) of each LoRA that a node loads."""
-    if "lora" not in node.kind.lower():
+    if "lora" not in node.kind.lower() or node.kind in _MAKERS:
         return
     for value in node.loose:  # rgthree's loader has a table for each
         if isinstance(value, dict) and isinstance(value.get("lora"), str):
