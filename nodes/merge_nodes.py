@@ -137,7 +137,7 @@ def _merge_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "key_style", options=list(KEY_STYLES), default="comfyui", advanced=True,
-            tooltip="Names of the tensors. ComfyUI reads comfyui and kohya (lora_unet_ names); diffusers is for diffusers alone.",
+            tooltip="Names of the tensors. ComfyUI reads comfyui and kohya (lora_unet_); diffusers is for diffusers alone.",
         ),
         io.Int.Input(
             "rank", default=0, min=0, max=1024, advanced=True,
