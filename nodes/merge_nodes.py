@@ -190,7 +190,7 @@ class WanLoRAFromFile(io.ComfyNode):
         file = read_adapter(path)
         chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
-        text = "\n".join([text, *(f"- {note}" for note in getattr(file, "notes", ()))])
+        text = "\n".join([text, *(f"- {note}" for note in file.notes)])
         name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem
         return io.NodeOutput(LoraHandle(path, chosen, name), ui={"text": [text]})  # type: ignore[arg-type]
 

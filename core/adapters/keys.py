@@ -126,17 +126,22 @@ def component(key: str) -> str:
     return found[1] if found else ""
 
 
-def is_read_by_host(key: str) -> bool:
-    """Whether ComfyUI's loaders (0.33, comfy/lora.py) know the name of the module: what they do not know has no effect.
+def is_known_to_host(name: str) -> bool:
+    """Whether ComfyUI's loaders (0.33, comfy/lora.py) know a module's name: what they do not know has no effect.
 
     They take "diffusion_model." with official names and "lora_unet_" with them flattened, two underscores too.
     """
-    split = split_part(key)
-    found = official_path(split[0]) if split else None
-    if split is None or found is None:
+    found = official_path(name)
+    if found is None:
         return False
     flat = found[0].replace(".", "_")
-    return split[0] in (f"diffusion_model.{found[0]}", f"lora_unet_{flat}", f"lora_unet__{flat}")
+    return name in (f"diffusion_model.{found[0]}", f"lora_unet_{flat}", f"lora_unet__{flat}")
+
+
+def is_read_by_host(key: str) -> bool:
+    """The same for the full key of a plain LoRA's tensor."""
+    split = split_part(key)
+    return split is not None and is_known_to_host(split[0])
 
 
 def parse_key(key: str) -> LoraKey | None:

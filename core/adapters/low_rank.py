@@ -49,7 +49,7 @@ def low_rank(matrix: Tensor, rank: int, energy: float | None, seed: int) -> tupl
             torch.manual_seed(seed)
             left, values, rows = torch.svd_lowrank(matrix.float(), q=rank + _MORE, niter=_PASSES)
             right = rows.T
-    total = matrix.double().square().sum()
+    total = torch.linalg.vector_norm(matrix, dtype=torch.float64).square()
     kept = num_kept(values[:rank].double(), total, rank, energy)
     root = values[:kept].sqrt()
     up, down = left[:, :kept] * root, root[:, None] * right[:kept]

@@ -18,6 +18,7 @@ from ..wan.limits import shown
 from .formats import Expert, LoraFile, expert_of_metadata, expert_of_name, read_lora
 from .keys import official_path, sort_key
 from .peft_settings import METADATA
+from .seen_by_host import other_notes
 
 # What the keys of each kind end with; the first kind that has one of its own in a file is the file's.
 _OWN = {
@@ -123,6 +124,7 @@ class OtherFile:
     modules: dict[str, OtherModule]
     metadata: dict[str, str]
     style: str = "official"
+    notes: tuple[str, ...] = ()  # as of a LoraFile
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -188,7 +190,8 @@ def read_other(path: Path) -> OtherFile:
     modules = {name: OtherModule(kind=kind, parts=parts[name]) for name in sorted(parts, key=sort_key)}
     for name, module in modules.items():
         module.check(f"{path}, {name},")
-    return OtherFile(path=str(path), kind=kind, modules=modules, metadata=header.metadata)
+    notes = other_notes(path, [match["name"] for key in tensors if (match := _KEY.fullmatch(key))])
+    return OtherFile(path=str(path), kind=kind, modules=modules, metadata=header.metadata, notes=notes)
 
 
 def _key(path: str, end: str, style: str) -> str:

@@ -1,11 +1,11 @@
 """What ComfyUI's own loaders make of a LoRA's file as it is."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ..wan.limits import shown
-from .keys import is_read_by_host
+from .keys import is_known_to_host, is_read_by_host
 
 
 def host_notes(path: Path, keys: Iterable[str], scales: Collection[float]) -> tuple[str, ...]:
@@ -14,13 +14,7 @@ def host_notes(path: Path, keys: Iterable[str], scales: Collection[float]) -> tu
     `scales`: alpha / rank of its modules, as its trainer meant them.
     """
     keys = tuple(keys)
-    notes: list[str] = []
-    unknown = [key for key in keys if not is_read_by_host(key)]
-    if unknown:
-        notes.append(
-            f"{path.name} has names of tensors that ComfyUI's loaders do not know, such as '{shown(unknown[0])}': there they"
-            " have no effect; write the file anew, which gives them the names that every loader knows."
-        )
+    notes = unknown_names(path, [key for key in keys if not is_read_by_host(key)])
     if not any(key.endswith(".alpha") for key in keys):
         others = [scale for scale in scales if scale != 1]
         if others:
@@ -33,3 +27,18 @@ def host_notes(path: Path, keys: Iterable[str], scales: Collection[float]) -> tu
                 f" {times:.3g} times the strength that it was trained with; write the file anew, which puts alphas into it."
             )
     return tuple(notes)
+
+
+def other_notes(path: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """The same for an adapter of another kind, by its modules' names."""
+    return tuple(unknown_names(path, [name for name in names if not is_known_to_host(name)]))
+
+
+def unknown_names(path: Path, unknown: Sequence[str]) -> list[str]:
+    """The sentence for names that the host's loaders pass over; none where there are none."""
+    if not unknown:
+        return []
+    return [
+        f"{path.name} has names of tensors that ComfyUI's loaders do not know, such as '{shown(unknown[0])}': there they"
+        " have no effect; write the file anew, which gives them the names that every loader knows."
+    ]

@@ -71,7 +71,7 @@ def size_of(file: Adapter) -> str:
 def check_file(file: Adapter, layers: Sequence[Layer]) -> list[Finding]:
     """What is wrong with the file by itself."""
     found = [*_bad_numbers(file), *_zeros(layers)]
-    for note in getattr(file, "notes", ()):
+    for note in file.notes:
         weight = Weight.NO_EFFECT if "no effect" in note else Weight.WRONG
         sentence, _, remedy = note.partition("; ")
         found.append(
