@@ -10,6 +10,7 @@ from ..wan.limits import read_json_file
 
 Json = dict[str, Any]
 MUTED, BYPASSED = 2, 4  # a node's mode
+_INPUTS, _OUTPUTS = -10, -20  # ids of a subgraph's own ends
 _MOST_NODES, _DEEPEST = 5000, 8
 # Widgets of nodes in files that do not name them.
 _WIDGETS = {
@@ -60,7 +61,7 @@ def graph_of(data: Any, where: str = "the workflow") -> Graph:
         if isinstance(data, dict) and isinstance(data.get("nodes"), list):
             graph: Graph = {}
             subgraphs = {str(item["id"]): item for item in data.get("definitions", {}).get("subgraphs", [])}
-            _add_level(graph, data, subgraphs, "", 0, {}, 0)
+            _Levels(graph, subgraphs).add(data, "", 0, {}, 0)
             return graph
         if isinstance(data, dict) and data and all(isinstance(n, dict) and "class_type" in n for n in data.values()):
             return _of_api(data)
@@ -101,55 +102,46 @@ def _is_link(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and isinstance(value[0], str)
 
 
-def _add_level(
-    graph: Graph,
-    level: Json,
-    subgraphs: Mapping[str, Json],
-    prefix: str,
-    mode: int,
-    given: Mapping[int, str],
-    deep: int,
-) -> dict[int, str]:
-    """Add the nodes of one level; `given` are the keys behind its inputs. Returns the keys behind its outputs, by slot."""
-    if len(graph) + len(level["nodes"]) > _MOST_NODES or deep > _DEEPEST:
-        raise ValueError("too many nodes")
-    links = {link["id"]: link for link in map(_link, level.get("links", []))}
-    inner_outputs: dict[tuple[str, int], str] = {}
-    waiting: list[Json] = []
-    for item in level["nodes"]:
-        if str(item["type"]) in subgraphs:
-            waiting.append(item)
-            continue
-        key = f"{prefix}{item['id']}"
-        values, loose = _values(item)
-        graph[key] = Node(key, str(item["type"]), values, loose, item.get("mode", 0) or mode)
+@dataclass
+class _Levels:
+    """Adds the nodes of a workflow, and of each place where a subgraph stands, to `graph`."""
 
-    def source(number: Any) -> str | None:
-        link = links.get(number)
-        if link is None:
-            return None
-        if link["origin_id"] == -10:  # the subgraph's own inputs
-            return given.get(link["origin_slot"])
-        known = inner_outputs.get((str(link["origin_id"]), link["origin_slot"]))
-        return known or f"{prefix}{link['origin_id']}"
+    graph: Graph
+    subgraphs: Mapping[str, Json]
+    num_nodes: int = 0
 
-    for item in waiting:
-        inputs = {i: found for i, s in enumerate(item.get("inputs", [])) if (found := source(s.get("link")))}
-        inner = f"{prefix}{item['id']}:"
-        outputs = _add_level(
-            graph, subgraphs[str(item["type"])], subgraphs, inner, item.get("mode", 0) or mode, inputs, deep + 1
-        )
-        inner_outputs |= {(str(item["id"]), slot): key for slot, key in outputs.items()}
-    for item in level["nodes"]:
-        if str(item["type"]) not in subgraphs:
-            node = graph[f"{prefix}{item['id']}"]
+    def add(self, level: Json, prefix: str, mode: int, given: Mapping[int, str], deep: int) -> dict[int, str]:
+        """Add one level; `given` are the keys behind its inputs. Returns the keys behind its outputs, by slot."""
+        self.num_nodes += len(level["nodes"])
+        if self.num_nodes > _MOST_NODES or deep > _DEEPEST:
+            raise ValueError("too many nodes")
+        links = {link["id"]: link for link in map(_link, level.get("links", []))}
+        inner: dict[tuple[str, int], str] = {}  # the keys behind the outputs of this level's subgraphs
+        nodes = [item for item in level["nodes"] if str(item["type"]) not in self.subgraphs]
+        for item in nodes:
+            key, (values, loose) = f"{prefix}{item['id']}", _values(item)
+            self.graph[key] = Node(key, str(item["type"]), values, loose, item.get("mode", 0) or mode)
+
+        def source(number: Any) -> str | None:
+            link = links.get(number)
+            if link is None:
+                return None
+            if link["origin_id"] == _INPUTS:
+                return given.get(link["origin_slot"])
+            known = inner.get((str(link["origin_id"]), link["origin_slot"]))
+            return known or f"{prefix}{link['origin_id']}"
+
+        for item in level["nodes"]:
+            if str(item["type"]) in self.subgraphs:
+                inputs = {i: found for i, s in enumerate(item.get("inputs", [])) if (found := source(s.get("link")))}
+                one = self.subgraphs[str(item["type"])]
+                outputs = self.add(one, f"{prefix}{item['id']}:", item.get("mode", 0) or mode, inputs, deep + 1)
+                inner |= {(str(item["id"]), slot): key for slot, key in outputs.items()}
+        for item in nodes:
             named = {s.get("name", ""): source(s.get("link")) for s in item.get("inputs", [])}
-            node.sources = {name: found for name, found in named.items() if found}
-    return {
-        link["target_slot"]: found
-        for link in links.values()
-        if link["target_id"] == -20 and (found := source(link["id"]))
-    }
+            self.graph[f"{prefix}{item['id']}"].sources = {name: found for name, found in named.items() if found}
+        ends = [link for link in links.values() if link["target_id"] == _OUTPUTS]
+        return {link["target_slot"]: found for link in ends if (found := source(link["id"]))}
 
 
 def _link(link: Any) -> Json:

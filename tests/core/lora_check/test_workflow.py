@@ -144,3 +144,41 @@ def test_a_subgraph_in_itself_is_refused():
     data = {"nodes": [{"id": 1, "type": "s", "inputs": []}], "links": [], "definitions": {"subgraphs": [inner]}}
     with pytest.raises(ConfigError, match="damaged workflow"):
         graph_of(data)
+
+
+def test_subgraphs_that_hold_each_other_many_times_are_refused():
+    """100 to the power of 7 places, in a file of a few kB."""
+
+    def level(inner):
+        return [{"id": number, "type": inner, "inputs": []} for number in range(100)]
+
+    subgraphs = [{"id": f"s{deep}", "nodes": level(f"s{deep + 1}"), "links": []} for deep in range(7)]
+    data = {"nodes": level("s0"), "links": [], "definitions": {"subgraphs": subgraphs}}
+    with pytest.raises(ConfigError, match="damaged workflow"):
+        graph_of(data)
+
+
+def test_a_subgraph_between_the_model_and_the_lora():
+    """The model comes in through the subgraph's input, and goes out through its output."""
+    inner = {
+        "id": "s",
+        "nodes": [{
+            "id": 7, "type": "LoraLoaderModelOnly", "inputs": [{"name": "model", "link": 1}],
+            "widgets_values": ["cat_high_noise.safetensors", 1.0],
+        }],
+        "links": [
+            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 0},
+            {"id": 2, "origin_id": 7, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+        ],
+    }  # fmt: skip
+    nodes = [
+        {"id": 1, "type": "UNETLoader", "inputs": [], "widgets_values": [LOW, "default"]},
+        {"id": 2, "type": "s", "inputs": [{"name": "model", "link": 5}]},
+        {"id": 3, "type": "KSampler", "inputs": [{"name": "model", "link": 6}], "widgets_values": []},
+    ]
+    data = {
+        "nodes": nodes,
+        "links": [[5, 1, 0, 2, 0, "MODEL"], [6, 2, 0, 3, 0, "MODEL"]],
+        "definitions": {"subgraphs": [inner]},
+    }
+    assert "puts it on the low noise one" in first(data).sentence
