@@ -119,9 +119,11 @@ def fold(
 
     ConfigError if a LoRA does not fit the model, or the precision can't be had; ModelFileError, RunError for files.
     """
-    _check(info, loras, out, precision)
+    _check(loras, out, precision)
+    weights = StoredWeights(info)
+    _check_quants(weights, precision)
     added, notes = _read(info, loras)
-    writer = _Writer(StoredWeights(info), added, precision)
+    writer = _Writer(weights, added, precision)
     outline = writer.outline()
     done = 0
 
@@ -136,7 +138,7 @@ def fold(
     return Folded(len({path for one in added for path in one.modules}), notes)
 
 
-def _check(info: CheckpointInfo, loras: Sequence[tuple[Path, float]], out: Path, precision: str) -> None:
+def _check(loras: Sequence[tuple[Path, float]], out: Path, precision: str) -> None:
     if precision not in FOLD_PRECISIONS:
         raise ConfigError(f"precision is '{precision}': choose one of {', '.join(FOLD_PRECISIONS)}.")
     if not loras:
@@ -145,10 +147,14 @@ def _check(info: CheckpointInfo, loras: Sequence[tuple[Path, float]], out: Path,
         raise ConfigError(f"the file to write is {out}: name one that ends in .safetensors.")
     if out.exists():
         raise ConfigError(f"{out} is there already: choose another name.")
-    if precision == "same" and info.weights.upper() in QUANTS:
+
+
+def _check_quants(weights: StoredWeights, precision: str) -> None:
+    quants = {entry.dtype for entry in weights.entries.values()} & set(QUANTS)
+    if quants and precision == "same":
         raise ConfigError(
-            f"{info.path.name} is a GGUF file ({info.weights}), to which nothing can be added: choose the precision bf16 or"
-            " fp8_scaled."
+            f"{weights.info.path.name} is a GGUF file ({', '.join(sorted(quants))}), to which nothing can be added: choose the"
+            " precision bf16 or fp8_scaled."
         )
 
 

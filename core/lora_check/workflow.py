@@ -17,6 +17,7 @@ _DISTILLED = re.compile(
     r"light(?:x2v|ning)|distill|causvid|self.?forcing|fusionx|rapid|turbo|[48].?steps?(?![a-z])", re.I
 )
 _SIZE = re.compile(r"(?<![\d.])(1[._]3|14|5)b(?![a-z])", re.IGNORECASE)
+_KIND = re.compile(r"(?<![a-z])(t2v|i2v|flf2v)(?![a-z])", re.IGNORECASE)
 _MAKERS = {  # nodes of this pack, which put no LoRA on a model
     "TrainLoRAStage", "PreviewLoRA", "WanLoRAFromFile", "WanMergeLoRAs", "WanChangeLoRA", "WanExtractLoRA", "WanFoldLoRA",
     "WanCheckLoRA",
@@ -70,7 +71,7 @@ def check_workflow(graph: Graph, file: Adapter) -> list[Finding]:
         state = "bypassed" if uses[0].node.mode == BYPASSED else "switched off"
         sentence = f"Node {uses[0].node.key} ({uses[0].node.kind}), which loads {name}, is {state}."
         return [Finding(Weight.NO_EFFECT, sentence, "Switch it on (Ctrl+B, or Ctrl+M).")]
-    found = [finding for use in at_work for finding in _check_use(graph, use, file)]
+    found = [finding for use in at_work for finding in (*_check_use(graph, use, file), *_check_kind(use, file))]
     return [*found, *_check_experts(at_work, file), *_check_distilled(graph, at_work, name)]
 
 
@@ -92,6 +93,17 @@ def _check_use(graph: Graph, use: Use, file: Adapter) -> Iterator[Finding]:
     if stated and size and _SIZES[stated[1].lower()] != size:
         sentence = f"The LoRA is for a {size} model, and {where} puts it on {use.model}: none of it fits."
         yield Finding(Weight.NO_EFFECT, sentence, f"Use a {size} model of the same family.")
+
+
+def _check_kind(use: Use, file: Adapter) -> Iterator[Finding]:
+    """Text-to-video beside image-to-video: it fits, but was learnt for the other."""
+    stated, trained = _KIND.search(use.model), _KIND.search(file.architecture)
+    if not stated or not trained:
+        return
+    kinds = [{"t2v": "text-to-video"}.get(found[1].lower(), "image-to-video") for found in (trained, stated)]
+    if kinds[0] != kinds[1]:
+        sentence = f"The LoRA was trained for {kinds[0]} ({file.architecture}), and {use.model} makes {kinds[1]}."
+        yield Finding(Weight.HINT, sentence, "It works there in part: use the kind of model that it was trained on.")
 
 
 def _check_experts(uses: list[Use], file: Adapter) -> list[Finding]:

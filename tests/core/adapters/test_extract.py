@@ -12,6 +12,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.wan.checkpoint import inspect, load_transformer
 from wan_train.core.wan.stored import StoredWeights
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model
+from wan_train.tests.core.wan.gguf.helpers import make_blocks, plain, write_gguf
 from wan_train.tools.miniature import I2V_22, T2V, dit_metadata, wan_dit
 
 SIZE = replace(T2V, num_layers=2)
@@ -129,3 +130,26 @@ def test_what_cannot_be_folded_is_one_sentence(base, lora, tmp_path):
         with pytest.raises(ConfigError, match=message):
             fold(info, **{"loras": [(lora, 1.0)], "out": out, **settings})
     assert not out.exists()
+
+
+def test_a_gguf_file_is_folded_into_another_precision(tmp_path):
+    size = replace(T2V, dim=128, ffn_dim=256, num_heads=1, text_dim=4096, num_layers=1)
+    tensors = {}
+    for name, weight in wan_dit(size).items():
+        if name.startswith("blocks.") and weight.ndim == 2:
+            raw = make_blocks("Q8_0", weight.numel() // 32, seed=name, factor=0.001)
+            tensors[name] = ("Q8_0", tuple(weight.shape), raw)
+        else:
+            tensors[name] = plain(weight)
+    info = inspect(write_gguf(tmp_path / "base.gguf", tensors))
+    modules = random_modules(linear_layers(size))
+    path = write_lora(tmp_path / "lora.safetensors", modules, metadata={}, dtype=torch.float32)
+    with pytest.raises(ConfigError, match="is a GGUF file"):
+        fold(info, [(path, 1.0)], tmp_path / "same.safetensors")
+    fold(info, [(path, 1.0)], tmp_path / "out.safetensors", precision="bf16")
+    made, cpu = inspect(tmp_path / "out.safetensors"), torch.device("cpu")
+    assert StoredWeights(made).entries["blocks.0.ffn.0.weight"].dtype == "BF16"
+    for name, module in modules.items():
+        wanted = StoredWeights(info).read(f"{name}.weight", cpu) + module.delta()
+        found = StoredWeights(made).read(f"{name}.weight", cpu)
+        assert torch.equal(found, wanted.bfloat16().float()), name

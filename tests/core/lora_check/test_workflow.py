@@ -90,6 +90,15 @@ def test_nodes_that_are_off_are_said(mode, word):
     assert f"is {word}." in first(data).sentence
 
 
+def test_text_to_video_on_image_to_video_is_a_hint():
+    file = lora()
+    file.metadata["modelspec.architecture"] = "wan2.2-t2v-a14b/lora"
+    assert first(graph(), file) is None
+    found = first(graph(models=("wan2.2_i2v_high_noise_14B_fp16.safetensors", LOW)), file)
+    assert found.weight == Weight.HINT
+    assert "was trained for text-to-video" in found.sentence
+
+
 def test_an_output_that_leads_nowhere_is_said():
     data = graph()
     del data["03"]
