@@ -44,11 +44,13 @@ def test_loras_are_merged_and_changed(host, loras):
     strengths = {"strength_1": 0.5, "strength_2": -1.0, "strength_3": 1.0, "strength_4": 1.0}
     cut = {"rank": 32, "energy": 0.0}
     merged = node(
-        "WanMergeLoRAs", lora_1=["after_one", 0], lora_2=["after_two", 0], method="linear", density=0.5, seed=0, name="after_sum", **strengths,
+        "WanMergeLoRAs", lora_1=["after_one", 0], lora_2=["after_two", 0], method="linear", density=0.5, seed=0, name="after_sum",
+        **strengths,
         **cut, **FILE,
     )  # fmt: skip
     less = node(
-        "WanChangeLoRA", lora=["merged", 0], drop_blocks="0", drop_layers="", strength=1.0, name="after_less", **{**cut, "rank": 2},
+        "WanChangeLoRA", lora=["merged", 0], drop_blocks="0", drop_layers="", strength=1.0, name="after_less",
+        **{**cut, "rank": 2},
         **FILE,
     )  # fmt: skip
     entry = host.run({**files("after_one", "after_two"), "merged": merged, "less": less})
