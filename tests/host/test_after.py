@@ -44,8 +44,8 @@ def test_loras_are_merged_and_changed(host, loras):
     strengths = {"strength_1": 0.5, "strength_2": -1.0, "strength_3": 1.0, "strength_4": 1.0}
     cut = {"rank": 32, "energy": 0.0}
     merged = node(
-        "WanMergeLoRAs", lora_1=["after_one", 0], lora_2=["after_two", 0], method="linear", density=0.5, seed=0, name="after_sum",
-        **strengths,
+        "WanMergeLoRAs", lora_1=["after_one", 0], lora_2=["after_two", 0], method="linear", density=0.5, seed=0,
+        name="after_sum", **strengths,
         **cut, **FILE,
     )  # fmt: skip
     less = node(
