@@ -1,6 +1,7 @@
 """Tabs of a real browser for the tests in this folder.
 
-Each test runs in the renderer that it names; with --both-renderers (`run.py campaign page`) in both.
+Each test runs in the renderer that it names; with --both-renderers (`run.py campaign page`) in both,
+and those of whole trainings run then only.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from importlib import metadata
 import pytest
 from wan_train.tools.screenshot import BROWSERS
 
+LONG_FORM = ("test_blueprint", "test_identity", "test_training")
 RENDERERS = {"canvas": False, "vue": True}
 
 
@@ -82,3 +84,12 @@ def _clean(request):
         desk.host.server.request("/queue", {"clear": True})
         desk.host.interrupt()  # what a failed test has left running would keep the next from running
         assert desk.complaints == []
+
+
+def pytest_collection_modifyitems(config, items):
+    """The short form leaves out the files of whole trainings, which take minutes: `run.py campaign page` has all."""
+    if config.getoption("--both-renderers"):
+        return
+    kept = [item for item in items if item.path.stem not in LONG_FORM or item.path.parent.name != "browser"]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
