@@ -9,7 +9,7 @@ what `safetensors.torch.save` makes, and with it the hashes that kohya's tools p
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +18,15 @@ import torch
 from .disk import HashingWriter, write_atomic
 from .errors import RunError
 
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.uint8: "U8",
+}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # the window that the oldest LoRA tools hashed
 
@@ -44,6 +52,29 @@ def write_safetensors(
 
     write_atomic(path, write, kept=kept)
     return written
+
+
+def write_one_by_one(
+    path: Path,
+    outline: Mapping[str, torch.Tensor],
+    make: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file that is larger than the memory: `make` gives each tensor when its turn comes.
+
+    `outline` has the tensors' dtypes and shapes, on the device "meta". RunError as `write_safetensors`; what `make` raises.
+    """
+    header = _header(outline, metadata)
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        for name, planned in _ordered(outline):
+            tensor = make(name)
+            assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), name
+            for chunk in _chunks({name: tensor}):
+                file.write(chunk)
+
+    write_atomic(path, write)
 
 
 def content_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """The node pack: one thin file a node family over the training core."""
 
 from . import (
+    after_nodes,
     caption_nodes,
+    check_nodes,
     data_nodes,
     join_nodes,
     merge_nodes,
@@ -23,6 +25,8 @@ NODES = [
     *merge_nodes.NODES,
     *preview_nodes.NODES,
     *nano_nodes.NODES,
+    *after_nodes.NODES,
+    *check_nodes.NODES,
 ]
 
 __all__ = ["NODES", "routes"]

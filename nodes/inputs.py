@@ -43,6 +43,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 _LISTS_OF_FILES = (
     "folder",
     "model_name",
+    "tuned_model",
     "name",
     "lora_file",
     "recovery_adapter",

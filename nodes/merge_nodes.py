@@ -137,7 +137,7 @@ def _merge_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "key_style", options=list(KEY_STYLES), default="comfyui", advanced=True,
-            tooltip="Names of the tensors. ComfyUI reads both; kohya is for tools that expect lora_unet_ names.",
+            tooltip="Names of the tensors. ComfyUI reads comfyui and kohya (lora_unet_); diffusers is for diffusers alone.",
         ),
         io.Int.Input(
             "rank", default=0, min=0, max=1024, advanced=True,
@@ -190,6 +190,7 @@ class WanLoRAFromFile(io.ComfyNode):
         file = read_adapter(path)
         chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
+        text = "\n".join([text, *(f"- {note}" for note in file.notes)])
         name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem
         return io.NodeOutput(LoraHandle(path, chosen, name), ui={"text": [text]})  # type: ignore[arg-type]
 

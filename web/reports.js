@@ -15,6 +15,11 @@ const HEIGHTS = {
   LoadWanDiT: LINE,
   MergeStages: 90,
   WanLoRAFromFile: LINE,
+  WanMergeLoRAs: 90,
+  WanChangeLoRA: 90,
+  WanExtractLoRA: 60,
+  WanFoldLoRA: 60,
+  WanCheckLoRA: 320,
 };
 const NOTHING_YET = "The report appears here after a run.";
 

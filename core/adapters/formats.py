@@ -4,11 +4,10 @@ Legend: r rank, in/out widths of the linear layer. The change of a weight is (al
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -17,28 +16,21 @@ from ..safetensors_file import content_hashes, write_safetensors
 from ..wan.header import HeaderError, read_header, read_in_order
 from ..wan.limits import shown
 from .keys import (
-    FOREIGN_METHODS,
     Part,
     Style,
+    component,
+    diffusers_key,
     kohya_key,
     official_key,
     parse_key,
     sort_key,
-    split_part,
 )
-from .peft_settings import adapter_config, config_alpha
+from .named_expert import Expert, expert_of_metadata, expert_of_name
+from .peft_settings import METADATA, Settings, adapter_config, config_alpha
+from .refused import refuse_other_files
+from .seen_by_host import host_notes
 
-Expert = Literal["high", "low"]
-
-# Keys that tell what a file without LoRA weights is; the first that occurs decides.
-_OTHER_FILES = (
-    (r"(^|\.)head\.modulation$|(^|\.)scale_shift_table$", "a Wan transformer (a whole model, not a LoRA)"),
-    (r"^encoder\.block\.\d+\.|^shared\.weight$|^token_embedding\.weight$", "a T5 text encoder"),
-    (r"^(?:encoder|decoder)\.(?:conv1|conv_in|downsamples|upsamples|mid)", "a VAE"),
-    (r"^visual\.|^vision_model\.", "a CLIP vision encoder"),
-    (r"^latents?(_|$)|^context$|^varlen_", "a cache of latents or text embeddings"),
-    (r"double_blocks|single_blocks|transformer_blocks|input_blocks|joint_blocks", "a checkpoint of another model"),
-)
+KeyStyle = Literal["official", "kohya", "diffusers"]  # of what is written
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +69,7 @@ class LoraFile:
     modules: dict[str, LoraModule]
     style: Style
     metadata: dict[str, str]
+    notes: tuple[str, ...] = ()  # what ComfyUI's loaders make of the file as it is, where that is not what it means
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -108,22 +101,24 @@ def read_lora(path: str | Path) -> LoraFile:
         raise ModelFileError(f"{path} does not exist: choose a LoRA file (.safetensors).")
     try:
         header = read_header(path)
-        _refuse_other_files(list(header.entries), str(path))
+        refuse_other_files(list(header.entries), str(path))
         tensors = dict(read_in_order({name: (header, entry) for name, entry in header.entries.items()}, header.entries))
     except HeaderError as error:
         raise ModelFileError(
             f"{path} is damaged, cut short or not a .safetensors file ({error.reason}): download or copy it again."
         ) from error
     modules, style = parse_modules(tensors, header.metadata, where=str(path))
-    return LoraFile(path=str(path), modules=modules, style=style, metadata=header.metadata)
+    notes = host_notes(path, tensors, {module.scale for module in modules.values()})
+    return LoraFile(path=str(path), modules=modules, style=style, metadata=header.metadata, notes=notes)
 
 
 def parse_modules(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, *, where: str = "the LoRA"
 ) -> tuple[dict[str, LoraModule], Style]:
     """Key dict in any dialect -> modules by official path, and the dialect. `where` names the file in errors."""
-    _refuse_other_files(list(tensors), where)
+    refuse_other_files(list(tensors), where)
     parts: dict[str, dict[Part, torch.Tensor]] = {}
+    components: dict[str, str] = {}
     styles: set[Style] = set()
     for key, tensor in tensors.items():
         parsed = parse_key(key)
@@ -136,10 +131,13 @@ def parse_modules(
         if parsed.part in module:
             raise ModelFileError(f"{where} holds {parsed.path} twice, as a file with two LoRAs does: split it first.")
         module[parsed.part] = tensor
+        components[parsed.path] = component(key)
         styles.add(parsed.style)
     style: Style = styles.pop() if len(styles) == 1 else "mixed"
     config = adapter_config(metadata or {}, where)
-    modules = {path: _module(path, parts[path], config, where) for path in sorted(parts, key=sort_key)}
+    modules = {
+        path: _module(path, parts[path], (config, components[path]), where) for path in sorted(parts, key=sort_key)
+    }
     return modules, style
 
 
@@ -163,6 +161,16 @@ def kohya_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype | None =
     return tensors
 
 
+def diffusers_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Modules -> key dict as diffusers writes it: it knows no alphas, so that alpha / rank goes into `up`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in modules.items():
+        scaled = module.up if module.scale == 1 else module.up.float() * module.scale
+        tensors[diffusers_key(path, "down")] = module.down.to(dtype or module.down.dtype)
+        tensors[diffusers_key(path, "up")] = scaled.to(dtype or module.up.dtype)
+    return tensors
+
+
 def to_official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Key dict in any dialect -> `diffusion_model.<path>.lora_A.weight`, `.lora_B.weight`, `.alpha`."""
     return to_tensors(parse_modules(tensors)[0])
@@ -179,22 +187,25 @@ def write_lora(
     *,
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.bfloat16,
-    key_style: Literal["official", "kohya"] = "official",
+    key_style: KeyStyle = "official",
 ) -> Path:
-    """Write a LoRA that ComfyUI loads in either key style; equal input gives equal bytes. Returns the path.
+    """Write a LoRA in a key style; ComfyUI loads all but "diffusers". Equal input gives equal bytes. Returns the path.
 
-    Adds the hashes of the content to `metadata`. RunError if a weight is not finite, or the file cannot be written.
+    Adds the hashes of the content to `metadata`, and leaves out what describes other tensors. RunError if a weight is not
+    finite, or the file cannot be written.
     """
     path = Path(path)
     if not modules:
         raise RunError(f"{path} was not written, because the LoRA has no modules: train or merge something first.")
     for name, module in modules.items():
-        if not all(bool(torch.isfinite(part.to(dtype)).all()) for part in (module.down, module.up)):
+        parts = (module.down.to(dtype), module.up.to(dtype), torch.tensor(float(module.alpha)))
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise RunError(
                 f"{path} was not written, because {name} holds values that are not finite in {_dtype_name(dtype)}: "
                 "go back to an earlier checkpoint and lower the learning rate."
             )
     tensors = _file_tensors(modules, dtype, key_style)
+    metadata = {key: text for key, text in metadata.items() if key != METADATA}  # of the file that this was made of
     model_hash, legacy_hash = content_hashes(tensors, metadata)
     hashes = {
         "sshs_model_hash": model_hash,
@@ -205,40 +216,19 @@ def write_lora(
     return path
 
 
-def weights_hash(
-    modules: Mapping[str, LoraModule], dtype: torch.dtype, key_style: Literal["official", "kohya"] = "official"
-) -> str:
+def weights_hash(modules: Mapping[str, LoraModule], dtype: torch.dtype, key_style: KeyStyle = "official") -> str:
     """The `sshs_model_hash` that a file of these modules has, whatever its metadata."""
     return content_hashes(_file_tensors(modules, dtype, key_style), {})[0]
 
 
 def _file_tensors(
-    modules: Mapping[str, LoraModule], dtype: torch.dtype, key_style: Literal["official", "kohya"]
+    modules: Mapping[str, LoraModule], dtype: torch.dtype, key_style: KeyStyle
 ) -> dict[str, torch.Tensor]:
-    return to_tensors(modules, dtype) if key_style == "official" else kohya_tensors(modules, dtype)
+    made = {"official": to_tensors, "kohya": kohya_tensors, "diffusers": diffusers_tensors}
+    return made[key_style](modules, dtype)
 
 
-def expert_of_metadata(metadata: Mapping[str, str]) -> Expert | None:
-    """Expert by `modelspec.timestep_range`, whose boundary is 875 (T2V) or 900 (I2V); None if it spans both."""
-    match = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", metadata.get("modelspec.timestep_range", ""))
-    if match is None:
-        return None
-    start, stop = int(match[1]), int(match[2])
-    if start >= 800:
-        return "high"
-    return "low" if stop <= 950 else None
-
-
-def expert_of_name(path: str | Path) -> Expert | None:
-    """Expert by file name ("x_high_noise", "WAN2.2-LowNoise_x", "x-low"); None if it names neither or both."""
-    name = Path(path).stem.lower()
-    named = [label for label in ("high", "low") if re.search(rf"{label}[ _-]?noise|(?<![a-z]){label}(?![a-z])", name)]
-    if len(named) != 1:
-        return None
-    return "high" if named[0] == "high" else "low"
-
-
-def _module(path: str, parts: Mapping[Part, torch.Tensor], config: Mapping[str, Any], where: str) -> LoraModule:
+def _module(path: str, parts: Mapping[Part, torch.Tensor], config: tuple[Settings, str], where: str) -> LoraModule:
     down, up = parts.get("down"), parts.get("up")
     if down is None or up is None:
         missing = "down (lora_A)" if down is None else "up (lora_B)"
@@ -263,7 +253,7 @@ def _module(path: str, parts: Mapping[Part, torch.Tensor], config: Mapping[str, 
             raise ModelFileError(f"{where} has an alpha for {path} that is not one number: export the file again.")
         alpha = float(parts["alpha"])
     else:
-        alpha = config_alpha(config, path, rank)
+        alpha = config_alpha(*config, path, rank)
     if not math.isfinite(alpha):
         raise ModelFileError(f"{where} has the alpha {alpha} for {path}: the file is damaged, export it again.")
     return LoraModule(down=down, up=up, alpha=alpha)
@@ -274,23 +264,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no disk can have
         return False
-
-
-def _refuse_other_files(keys: list[str], where: str) -> None:
-    for pattern, method in FOREIGN_METHODS:
-        key = next((key for key in keys if pattern.search(key)), None)
-        if key is not None:
-            raise ModelFileError(
-                f"{where} is a {method} file (key '{shown(key)}'), and only plain LoRA can be read here: "
-                "load it with the host's own LoRA loader instead."
-            )
-    if any(split is not None and split[1] != "alpha" for split in map(split_part, keys)):
-        return
-    for pattern, what in _OTHER_FILES:
-        if any(re.search(pattern, key) for key in keys):
-            raise ModelFileError(f"{where} is {what}: choose a LoRA file.")
-    found = f"its first key is '{shown(keys[0])}'" if keys else "it is empty"
-    raise ModelFileError(f"{where} holds no LoRA weights, {found}: choose a LoRA file.")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -57,6 +57,9 @@ _TOP_LOOKUP = _lookup(_TOP_LEVEL)
 _BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>[0-9]{1,6})(?P=sep)(?P<leaf>.+)")
 _FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_|lycoris_)")
 _PEFT_PREFIX = "base_model.model."
+_WRAPPER = re.compile(r"(?<![a-z_])_orig_mod\.|^module\.|(?<=^base_model\.model\.)module\.")  # of torch.compile, of DDP
+_FLAT_WRAPPER = re.compile(r"_*orig_mod_|^module_")
+_COMPONENT = re.compile(r"(?:base_model\.model\.)?(transformer(?:_2)?|unet|text_encoder(?:_2)?)\.")
 _DOTTED_PREFIX = re.compile(r"(?:model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet)\.")
 
 _SUFFIXES: tuple[tuple[re.Pattern[str], Part], ...] = (
@@ -102,8 +105,9 @@ def official_path(name: str) -> tuple[str, Style] | None:
     """Module name in any dialect -> (official path, dialect); None if a Wan transformer has no such module."""
     flat = _FLAT_PREFIX.match(name)
     if flat:
-        found = _find(name[flat.end() :])
+        found = _find(_FLAT_WRAPPER.sub("_", name[flat.end() :]).lstrip("_"))
         return (found[0], "kohya") if found else None
+    name = _WRAPPER.sub("", name)
     bare = name.removeprefix(_PEFT_PREFIX)
     style: Style = "peft" if bare != name else "bare"
     prefix = _DOTTED_PREFIX.match(bare)
@@ -114,6 +118,30 @@ def official_path(name: str) -> tuple[str, Style] | None:
     if found is None:
         return None
     return found[0], "diffusers" if found[1] else style
+
+
+def component(key: str) -> str:
+    """The part of a diffusers pipeline that a key names first: "transformer", "transformer_2", ...; "" for none."""
+    found = _COMPONENT.match(key)
+    return found[1] if found else ""
+
+
+def is_known_to_host(name: str) -> bool:
+    """Whether ComfyUI's loaders (0.33, comfy/lora.py) know a module's name: what they do not know has no effect.
+
+    They take "diffusion_model." with official names and "lora_unet_" with them flattened, two underscores too.
+    """
+    found = official_path(name)
+    if found is None:
+        return False
+    flat = found[0].replace(".", "_")
+    return name in (f"diffusion_model.{found[0]}", f"lora_unet_{flat}", f"lora_unet__{flat}")
+
+
+def is_read_by_host(key: str) -> bool:
+    """The same for the full key of a plain LoRA's tensor."""
+    split = split_part(key)
+    return split is not None and is_known_to_host(split[0])
 
 
 def parse_key(key: str) -> LoraKey | None:
@@ -137,6 +165,14 @@ def module_names(path: str) -> tuple[str, str]:
 def official_key(path: str, part: Part) -> str:
     """Official path -> key as ComfyUI, AI-Toolkit and diffusion-pipe write it."""
     return f"diffusion_model.{path}." + {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}[part]
+
+
+def diffusers_key(path: str, part: Part) -> str:
+    """Official path -> key as diffusers writes it; its files have no alphas."""
+    return (
+        f"transformer.{module_names(path)[1]}."
+        + {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}[part]
+    )
 
 
 def kohya_key(path: str, part: Part) -> str:

@@ -15,6 +15,7 @@ import torch
 from ..errors import ANOTHER_LORA, ConfigError
 from .formats import LoraFile, LoraModule, expert_of_metadata, expert_of_name
 from .keys import sort_key
+from .low_rank import check_cut, num_kept
 from .other_files import OtherFile, OtherModule
 
 
@@ -72,10 +73,7 @@ def resize(
     """
     if rank is None and energy is None:
         raise ConfigError("Say how to resize: give a rank, a share of energy to keep, or both.")
-    if rank is not None:
-        _check_rank(rank)
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ConfigError(f"energy is the share to keep, above 0 and at most 1; got {energy}.")
+    check_cut(rank, energy)
     return _truncate_all(file.modules, rank, energy)
 
 
@@ -144,14 +142,7 @@ def _truncate(module: LoraModule, rank: int | None, energy: float | None) -> tup
     left, values, right = torch.linalg.svd(r_up @ r_down.T)
     squares = values.square()
     total = squares.sum()
-    kept = len(values) if rank is None else min(rank, len(values))
-    if energy is not None and total > 0:
-        # the tail is summed from its small end, so that energy 1 does not drop what rounding hides
-        tail = squares.flip(0).cumsum(0).flip(0)  # tail[k]: what is lost when k values are kept
-        enough = (tail > (1.0 - energy) * total).sum()
-        kept = max(1, min(kept, int(enough)))
-    elif energy is not None:
-        kept = 1
+    kept = num_kept(values, total, rank, energy)
     root = values[:kept].sqrt()
     error = float((squares[kept:].sum() / total).sqrt()) if total > 0 else 0.0
     up = (q_up @ left[:, :kept] * root).float()

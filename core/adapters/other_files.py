@@ -17,6 +17,8 @@ from ..wan.header import HeaderError, read_header, read_in_order
 from ..wan.limits import shown
 from .formats import Expert, LoraFile, expert_of_metadata, expert_of_name, read_lora
 from .keys import official_path, sort_key
+from .peft_settings import METADATA
+from .seen_by_host import other_notes
 
 # What the keys of each kind end with; the first kind that has one of its own in a file is the file's.
 _OWN = {
@@ -165,6 +167,7 @@ class OtherFile:
     modules: dict[str, OtherModule]
     metadata: dict[str, str]
     style: str = "official"
+    notes: tuple[str, ...] = ()  # as of a LoraFile
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -230,7 +233,8 @@ def read_other(path: Path) -> OtherFile:
     modules = {name: OtherModule(kind=kind, parts=parts[name]) for name in sorted(parts, key=sort_key)}
     for name, module in modules.items():
         module.check(f"{path}, {name},")
-    return OtherFile(path=str(path), kind=kind, modules=modules, metadata=header.metadata)
+    notes = other_notes(path, [match["name"] for key in tensors if (match := _KEY.fullmatch(key))])
+    return OtherFile(path=str(path), kind=kind, modules=modules, metadata=header.metadata, notes=notes)
 
 
 def _key(path: str, end: str, style: str) -> str:
@@ -262,6 +266,7 @@ def write_state(
                 f"{path} was not written, because '{key}' holds values that are not finite: go back to an earlier checkpoint"
                 " and lower the learning rate."
             )
+    metadata = {key: text for key, text in metadata.items() if key != METADATA}  # of the file that this was made of
     model_hash, legacy_hash = content_hashes(held, metadata)
     hashes = {
         "sshs_model_hash": model_hash,

@@ -27,7 +27,11 @@ COMMANDS = {
     "import": "make a recipe and a workflow of the files of musubi-tuner, AI-Toolkit, SimpleTuner or diffusion-pipe",
     "log": "show a run in TensorBoard, on Weights & Biases, or tell a webhook of it",
     "push": "upload a run's LoRA, or a file, to Hugging Face, with a model card",
-    "merge": "write the LoRA files to keep: checked, merged, named and labelled",
+    "merge": "write the LoRA files to keep: checked, merged, named and labelled; or merge several LoRAs into one",
+    "change": "resize a LoRA, leave out blocks, or write it in the names of another program",
+    "extract": "make a LoRA of the difference between a fine-tuned model and its base",
+    "fold": "add LoRAs to a model for good, and write the model",
+    "check-lora": "say why a LoRA has no effect: its file, its base, and what a workflow does with it",
     "average": "average the checkpoints of a run into one LoRA",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",
@@ -76,7 +80,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
-            file = f"{name}_" if keyword.iskeyword(name) else name
+            file = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
             module = importlib.import_module(f".commands.{file}", __package__)
             command.description = _description(module.__doc__ or "")
             module.add_arguments(command)

@@ -103,7 +103,7 @@ class Learnt:
         """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""
         if self.device.type != "cuda":
             return card
-        now = measure_overhead(self.device, self.others)
+        now = measure_overhead(self.device, self.others, ranks=self.ranks)
         overhead = max(card.overhead, now or 0) or constants().overhead_vram
         return replace(card, overhead=overhead, free=card.free - max(overhead - (now or overhead), 0))
 

@@ -123,7 +123,7 @@ def inspect(path: Path) -> CheckpointInfo:
     kind = identify({name: entry.shape for header in headers for name, entry in header.entries.items()})
     if kind.variant is None or kind.variant not in TRAINABLE:
         raise ModelFileError(f"'{path}' is {kind.label}, {kind.advice}.")
-    source = _collect(headers)
+    source = collect(headers)
     stated = stated_kind(path, source.metadata)
     if stated is not None:
         raise ModelFileError(
@@ -180,13 +180,13 @@ def load_transformer(
     headers = tuple(open_header(file) for file in info.files)
     if _identity(headers) != info.identity:
         raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
-    source = _collect(headers)
+    source = collect(headers)
     params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
     model = _build_on_meta(info.config)
     device_of = _everywhere(torch.device(device)) if isinstance(device, torch.device | str) else device
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
-        scales = _read_scales(source)
+        scales = read_scales(source)
         tensors = read_ahead(_read_by_block(source, params, device_of))
         for index, of_block in groupby(tensors, key=itemgetter(0)):
             place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear, merged)
@@ -350,7 +350,7 @@ def hints_expert(path: Path) -> Expert | None:
     return None
 
 
-def _collect(headers: tuple[FileHeader, ...]) -> _Source:
+def collect(headers: tuple[FileHeader, ...]) -> _Source:
     """Merge the files; behind a prefix, other models in the same file (VAE, text encoder) are left out."""
     prefix = find_prefix(name for header in headers for name in header.entries)
     found = {
@@ -404,7 +404,7 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:3])
 
 
-def _read_scales(source: _Source) -> dict[str, Tensor]:
+def read_scales(source: _Source) -> dict[str, Tensor]:
     """Weight scales by name; on the way, the formats that layers state are checked."""
     wanted = [name for name in source.tensors if name.endswith((SCALE, LEGACY_SCALE, LAYER_FORMAT))]
     scales = {}

@@ -113,9 +113,15 @@ def _model_path(kind: str, name: str, field: str) -> Path:
     )
 
 
-def diffusion_model_path(name: str) -> Path:
+def diffusion_model_path(name: str, field: str = "model_name") -> Path:
     """The full path of a listed model file; ConfigError if there is none."""
-    return _model_path("diffusion_models", name, "model_name")
+    return _model_path("diffusion_models", name, field)
+
+
+def diffusion_models_path() -> Path:
+    """The host's folder of that name, before the older `unet`: what is written there shows up in every loader of models."""
+    paths = [Path(path) for path in folder_paths.get_folder_paths("diffusion_models")]
+    return next((path for path in paths if path.name == "diffusion_models"), paths[0])
 
 
 def text_encoder_path(name: str) -> Path:

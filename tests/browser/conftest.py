@@ -22,13 +22,13 @@ def pytest_generate_tests(metafunc):
     if "desk" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("renderer")
         names = RENDERERS if metafunc.config.getoption("--both-renderers") or mark is None else mark.args
-        metafunc.parametrize("desk", names, indirect=True, scope="session")
+        metafunc.parametrize("desk", names, indirect=True, scope="module")
 
 
 OLDEST = (1, 45)  # front end of which these tests know the buttons
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium. Without it, Playwright or a front end of these days the test is skipped; under CI Playwright must be there."""
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -49,7 +49,7 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _desks(browser, host):
     from wan_train.tests.browser.desk import Desk
 
@@ -65,9 +65,9 @@ def _desks(browser, host):
         desk.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desk(request, _desks):
-    """A tab in one of the renderers, which the tests use one after another."""
+    """A tab in one of the renderers, which the tests of a file use one after another; an open page keeps a core busy."""
     return _desks(request.param)
 
 

@@ -57,6 +57,7 @@ LEVELS = {
     "optimizers": 7,
     "sample": 7,
     "kernels": 8,
+    "lora_check": 8,
     "objective": 8,
     "plan": 9,
     "train": 10,

@@ -20,7 +20,7 @@ PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = {
     "LoadWanDiT", "DatasetFromFolder", "CacheLatents", "CacheT5", "TrainLoRAStage", "MergeStages", "PreviewLoRA",
     "WanLoadUMT5", "WanLoRAFromFile", "WanNanoFamily", "JoinDatasets", "CaptionDataset",
-    "WanTimestepCurve", "WanTimestepDensity",
+    "WanTimestepCurve", "WanTimestepDensity", "WanMergeLoRAs", "WanChangeLoRA", "WanExtractLoRA", "WanFoldLoRA", "WanCheckLoRA",
 }  # fmt: skip
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 

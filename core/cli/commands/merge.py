@@ -1,11 +1,19 @@
-"""`wantrain merge`: write the LoRA files that you keep: checked, merged, named and labelled, as Merge Stages does."""
+"""`wantrain merge`: write the LoRA files that you keep: checked, merged, named and labelled, as Merge Stages does.
+
+`wantrain merge A.safetensors=0.8 B.safetensors=0.5 --method ties --rank 32 --out FOLDER` merges any number of LoRAs into one.
+"""
 
 import argparse
 import logging
 from pathlib import Path
 
+from ...adapters.afterwards import FileOptions, merge_files
+from ...adapters.combine import METHODS, MergeOptions
 from ...adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, ship
+from ...devices import resolve_device
 from ...errors import ConfigError
+from ..display import Display
+from ..loras import check_files, weighted
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
 log = logging.getLogger(__name__)
@@ -13,6 +21,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
+    _add_several(parser)
     defaults = ShipOptions()
     add = parser.add_argument
     add("--high", type=Path, metavar="FILE", help="LoRA of the high noise expert")
@@ -30,8 +39,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--description", default=defaults.description, help="written into the files")
 
 
+def _add_several(parser: argparse.ArgumentParser) -> None:
+    defaults = MergeOptions()
+    add = parser.add_argument
+    add("files", type=weighted, nargs="*", metavar="FILE=STRENGTH", help="LoRAs of one expert to merge into one")
+    methods = "; ".join(f"{name}: {text}" for name, text in METHODS.items())
+    add("--method", choices=METHODS, default=defaults.method, help=f"how they are merged (%(default)s). {methods}")
+    add(
+        "--energy",
+        type=float,
+        metavar="SHARE",
+        help="keep the fewest singular values that hold this share, such as 0.99",
+    )
+    add(
+        "--density", type=float, default=defaults.density, help="share of numbers that TIES and DARE keep (%(default)s)"
+    )
+    add("--seed", type=int, default=defaults.seed, help="of what DARE drops (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda:0, ... (%(default)s)")
+
+
 def run(options: argparse.Namespace) -> int:
     """Write the files, and say what they are."""
+    if options.files:
+        return _merge_several(options)
     settings = ShipOptions(
         name=options.name,
         precision=options.precision,
@@ -43,6 +73,29 @@ def run(options: argparse.Namespace) -> int:
     )
     shipment = ship(options.out, _sources(options), settings)
     for line in shipment.lines():
+        log.info("%s", line)
+    return 0
+
+
+def _merge_several(options: argparse.Namespace) -> int:
+    if any(getattr(options, f"{start}{slot}") for slot in SLOTS for start in ("", "second_")):
+        raise ConfigError("files are given both alone and with --high, --low or --single: merge in one way at a time.")
+    check_files(*(path for path, _ in options.files))
+    merging = MergeOptions(
+        method=options.method, rank=options.rank, energy=options.energy, density=options.density, seed=options.seed
+    )
+    writing = FileOptions(name=options.name, precision=options.precision, key_style=options.key_style)
+    display = Display()
+    written = merge_files(
+        options.out,
+        options.files,
+        merging,
+        writing,
+        device=resolve_device(options.device),
+        progress=lambda done, total: display.update("merge", done, total),
+    )
+    display.close()
+    for line in written.lines:
         log.info("%s", line)
     return 0
 

@@ -130,7 +130,7 @@ def test_what_makes_no_shipment_is_refused_before_anything_is_written(make, pair
     assert not list(folder.glob("*"))
 
 
-@pytest.mark.parametrize("changes", [{"rank": -1}, {"precision": "fp8"}, {"key_style": "diffusers"}])
+@pytest.mark.parametrize("changes", [{"rank": -1}, {"precision": "fp8"}, {"key_style": "fairseq"}])
 def test_settings_that_mean_nothing_are_refused_by_name(changes):
     ((name, value),) = changes.items()
     with pytest.raises(ConfigError, match=rf"{name} is .*{value}"):

@@ -23,6 +23,8 @@ def test_what_nvidia_smi_prints():
 
 def test_what_cannot_be_right_is_not_taken():
     assert plausible(600 * 2**20) == 600 * 2**20
+    assert plausible(3 * GIB) is None
+    assert plausible(3 * GIB, ranks=2) == 3 * GIB  # the links between GPUs take memory, too
     assert plausible(-5) is None  # another program has ended
     assert plausible(9 * GIB) is None  # another has begun
 

@@ -1,0 +1,118 @@
+"""The commands for what one does with LoRAs after the run."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from wan_train.core.adapters.formats import read_lora
+from wan_train.core.cli.main import main
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.adapters.helpers import write_model, write_random
+from wan_train.tools.miniature import T2V
+
+SIZE = replace(T2V, num_layers=2)
+
+
+@pytest.fixture
+def one(tmp_path):
+    return write_random(tmp_path / "one_low_noise.safetensors", SIZE, 1, rank=4)
+
+
+@pytest.fixture
+def two(tmp_path):
+    return write_random(tmp_path / "two_low_noise.safetensors", SIZE, 2, rank=4)
+
+
+def test_several_are_merged_with_their_strengths(one, two, tmp_path, caplog):
+    out = ["--out", str(tmp_path / "out"), "--precision", "fp32"]
+    with caplog.at_level(logging.INFO):
+        assert main(["merge", f"{one}=0.5", f"{two}=-2", str(one), "--name", "sum", *out]) == 0
+    made = read_lora(tmp_path / "out" / "sum_low_noise.safetensors")
+    for path, module in made.modules.items():
+        wanted = 1.5 * read_lora(one).modules[path].delta() - 2 * read_lora(two).modules[path].delta()
+        torch.testing.assert_close(module.delta(), wanted, atol=1e-4, rtol=1e-4)
+    assert "merged of one_low_noise.safetensors and two_low_noise.safetensors" in caplog.text
+    arguments = ["merge", str(one), str(two), "--method", "dare_ties", "--rank", "3", "--seed", "9", "--name", "dare"]
+    assert main([*arguments, "--device", "cpu", *out]) == 0
+    made = read_lora(tmp_path / "out" / "dare_low_noise.safetensors")
+    assert made.ranks == (3,)
+    said = json.loads(made.metadata["wantrain.made"])
+    assert (said["method"], said["density"], said["seed"]) == ("dare_ties", 0.5, 9)
+    assert said["strengths"] == [1.0, 1.0]
+
+
+def test_high_with_low_is_written_with_a_warning(one, tmp_path, caplog):
+    high = write_random(tmp_path / "one_high_noise.safetensors", SIZE, 3)
+    with caplog.at_level(logging.INFO):
+        assert main(["merge", str(one), str(high), "--out", str(tmp_path / "out"), "--name", "both"]) == 0
+    assert "not of one expert" in caplog.text
+    assert (tmp_path / "out" / "both.safetensors").exists()
+
+
+def test_one_is_changed(one, tmp_path):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["change", str(one), "--rank", "2", "--drop-blocks", "0", "--drop-layers", "ffn", *out]) == 0
+    made = read_lora(tmp_path / "out" / "changed_lora_low_noise.safetensors")
+    assert made.ranks == (2,)
+    assert all(path.startswith("blocks.1.") and "attn" in path for path in made.modules)
+    assert main(["change", str(one), "--key-style", "kohya", "--name", "k", "--precision", "fp32", *out]) == 0
+    kohya = read_lora(tmp_path / "out" / "k_low_noise.safetensors")
+    assert kohya.style == "kohya"
+    for path, module in read_lora(one).modules.items():
+        assert torch.equal(kohya.modules[path].delta(), module.delta())
+    assert main(["change", str(one), "--energy", "0.9", "--name", "e", *out]) == 0
+    for path, module in read_lora(tmp_path / "out" / "e_low_noise.safetensors").modules.items():
+        values = torch.linalg.svdvals(read_lora(one).modules[path].delta().double())[:4].square()
+        assert module.rank == int((values.cumsum(0) / values.sum() < 0.9).sum()) + 1
+
+
+def test_a_lora_is_folded_and_extracted_again(one, tmp_path):
+    base, model = write_model(tmp_path / "wan_low_noise.safetensors", SIZE), tmp_path / "folded.safetensors"
+    assert main(["fold", f"{one}=0.5", "--model", str(base), "--out", str(model)]) == 0
+    assert load_file(model).keys() == load_file(base).keys()
+    arguments = ["--tuned", str(model), "--rank", "4", "--precision", "fp32", "--device", "cpu", "--name", "again"]
+    assert main(["extract", "--base", str(base), *arguments, "--out", str(tmp_path)]) == 0
+    made = read_lora(tmp_path / "again_low_noise.safetensors")
+    assert made.metadata["modelspec.timestep_range"] == "0,875"
+    for path, module in read_lora(one).modules.items():
+        torch.testing.assert_close(made.modules[path].delta(), 0.5 * module.delta(), atol=1e-4, rtol=1e-3)
+    assert inspect(model).config == inspect(base).config
+
+
+def test_a_lora_is_checked(one, tmp_path, capsys):
+    base = write_model(tmp_path / "wan_low_noise.safetensors", SIZE)
+    assert main(["check-lora", str(one)]) == 0
+    assert capsys.readouterr().out.startswith("one_low_noise.safetensors is sound")
+    inputs = {"lora_name": "one_low_noise.safetensors", "strength_model": 0}
+    workflow = tmp_path / "w.json"
+    workflow.write_text(json.dumps({"1": {"class_type": "LoraLoaderModelOnly", "inputs": inputs}}), encoding="utf-8")
+    arguments = ["check-lora", str(one), "--model", str(base), "--workflow", str(workflow), "--device", "cpu"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.startswith("The strength is 0 in node 1 (LoraLoaderModelOnly). Set it to 1.")
+    assert main([*arguments, "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["layers"]) == 20
+    assert set(data["by_block"]) == {"block 0", "block 1"}
+    assert len(data["effect"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["merge", "absent=1", "absent"], "absent does not exist"),
+        (["merge", "ONE"], "to merge takes two or more"),
+        (["merge", "ONE", "ONE", "--low", "ONE"], "in one way at a time"),
+        (["merge", "ONE", "ONE", "--method", "ties"], "rank must be at least 1"),
+        (["change", "ONE", "--drop-blocks", "7"], "names 7, which the LoRA does not change"),
+        (["change", "ONE", "--energy", "2"], "energy is the share to keep"),
+        (["change", "ONE", "--name", "a/b"], "name is 'a/b'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(one, tmp_path, caplog, arguments, sentence):
+    given = [str(one) if argument == "ONE" else argument for argument in arguments]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 1
+    assert sentence in caplog.text
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
