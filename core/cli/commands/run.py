@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--author", help=f"written into the LoRAs ({AUTHOR})")
     for slot, label in _LABELS.items():
         add(f"--{slot.replace('_', '-')}", metavar="FILE", help=f"the {label} (default: the one in --models)")
-    add("--models", type=Path, metavar="FOLDER", help="where models lie (default: the models folder of a ComfyUI, or here)")
+    add(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="where models lie (default: the models folder of a ComfyUI, or here)",
+    )
     add("--work", default=WORK_FOLDER, metavar="FOLDER", help="for caches and runs (%(default)s)")
     add("--lora-folder", default="", metavar="FOLDER", help="for the LoRAs, such as ComfyUI/models/loras (WORK/loras)")
     add("--write", type=Path, metavar="FILE", help="write a recipe (.toml or .json) for `wantrain train`, and stop")
