@@ -19,7 +19,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting of the recipe, such as seed=7, loop.seed=7 or high.learning_rate=1e-4 (docs/job.toml)",
+        help="change a setting of the recipe, such as trigger_word=ohwx, seed=7 or high.learning_rate=1e-4 (docs/job.toml)",
     )
 
 

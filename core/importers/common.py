@@ -9,10 +9,12 @@ from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_
 from .declared import PEERS, choice_of, declared, exists, number, truth, whole
 
 PLAN = "left to the plan, which chooses what makes the steps fast and fits into your GPU."
-ONE_PROCESS = "a training is one process on one GPU here; two GPUs train the two experts at the same time."
+ONE_PROCESS = (
+    "which GPUs train is said by 'device': all of them with 'all'; two GPUs train both experts at the same time."
+)
 LOADING = "latents and captions are read ahead from the cache."
 CACHES = "the caches lie in the folder 'work', and are found by the content of your files."
-NO_UPLOAD = "nothing is uploaded here."
+NO_UPLOAD = "a training uploads nothing; `wantrain push` does, afterwards."
 OWN_LOG = "every run keeps its own log, which the node draws as a curve."
 RESUMES = "a run that is started again goes on from its newest checkpoint by itself."
 NOT_DELETED = "your files are never deleted."

@@ -23,12 +23,13 @@ _EXAMPLE: dict[str, Any] = {
         "high": "models/diffusion_models/wan2.2_t2v_high_noise_14B_fp16.safetensors",
         "low": "models/diffusion_models/wan2.2_t2v_low_noise_14B_fp16.safetensors",
         "vae": "models/vae/wan_2.1_vae.safetensors",
-        "text_encoder": "models/text_encoders/umt5_xxl_fp16.safetensors",
+        "text_encoder": "models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     },
 }
 _HEADER = """\
 # A training in one file, for: wantrain train job.toml
 # As it stands it is AI_Characters' recipe for Wan 2.2 T2V A14B. Lines with # show the other settings with their defaults.
+# Its model files are those of: wantrain download t2v-a14b-fp16 --to models (64 GB; t2v-a14b has the fp8 files, 36 GB)
 # Paths are relative to this file. Unknown names are refused. "auto" leaves a value to the program: in [memory] to its plan.
 # Made from the declarations of the options by: python -m tools.documents
 """

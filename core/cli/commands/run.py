@@ -52,11 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset", metavar="FOLDER", help="images and clips, each with a .txt file that holds its caption")
     add("--trigger-word", metavar="WORD", help="takes the place of [trigger] in captions, or their front")
-    add("--title", help=f"end of the LoRAs' names ({TITLE})")
+    add("--title", help=f"name of the training, in the LoRAs' names ({TITLE})")
     add("--author", help=f"written into the LoRAs ({AUTHOR})")
     for slot, label in _LABELS.items():
         add(f"--{slot.replace('_', '-')}", metavar="FILE", help=f"the {label} (default: the one in --models)")
-    add("--models", type=Path, metavar="FOLDER", help="where models lie (default: the models folder of a ComfyUI)")
+    add(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="where models lie (default: the models folder of a ComfyUI, or here)",
+    )
     add("--work", default=WORK_FOLDER, metavar="FOLDER", help="for caches and runs (%(default)s)")
     add("--lora-folder", default="", metavar="FOLDER", help="for the LoRAs, such as ComfyUI/models/loras (WORK/loras)")
     add("--write", type=Path, metavar="FILE", help="write a recipe (.toml or .json) for `wantrain train`, and stop")
