@@ -24,7 +24,7 @@ from ..packages import installed_version
 from ..plan.card import Card
 from ..plan.decision import buckets_of
 from ..plan.estimate import estimate
-from ..plan.plan import Bucket, Plan, Task, clip_tokens
+from ..plan.plan import Bucket, Gpus, Plan, Task, clip_tokens
 from ..plan.probe import version_of
 from ..plan.sizes import Trained
 from ..serial import from_dict
@@ -228,6 +228,7 @@ def task_of(values: dict[str, Any]) -> Task:
         "sizes": from_dict(WanConfig, values["sizes"]),
         "trained": from_dict(Trained, values["trained"]),
         "passes": from_dict(Passes, values.get("passes", {})),
+        "gpus": from_dict(Gpus, values.get("gpus", {})),
     }
     unknown = values.keys() - {field.name for field in fields(Task)}
     if unknown:
