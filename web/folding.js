@@ -4,7 +4,8 @@
 import { app } from "../../scripts/app.js";
 
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of ComfyUI
-const ROW = 24; // height of a widget and the gap below it
+const FOLDS = "wan_train_folds"; // among a saved node's properties: its height is one of folded inputs
+const BLANK = 12 * 24; // pixels; version 0.1.0 had twenty advanced inputs, each of 24
 
 /**
  * @param {Comfy.Node} node
@@ -52,6 +53,11 @@ export function addFolding(node) {
     node.showAdvanced ? "Hide advanced" : `Show advanced (${advanced.filter((one) => one.hidden).length})`,
   );
   compute(button, "hidden", () => Boolean(app.extensionManager?.setting?.get(ALWAYS)));
+  const serialized = node.onSerialize;
+  node.onSerialize = function (saved) {
+    serialized?.call(this, saved);
+    saved.properties = { ...saved.properties, [FOLDS]: true };
+  };
   fitHeight(node);
 }
 
@@ -68,12 +74,12 @@ function toggle(node) {
 }
 
 /**
- * A workflow that was saved before there was anything to fold has a node as high as all its inputs: cut the blank part off.
+ * A workflow that was saved before there was anything to fold has a node as high as all its inputs of then: cut the blank
+ * part off. What was saved since keeps its height.
  * @param {Comfy.Node} node
  */
 export function fitHeight(node) {
-  const rows = advancedOf(node).filter((widget) => widget.hidden).length * ROW;
+  if (node.properties?.[FOLDS] || !advancedOf(node).some((widget) => widget.hidden)) return;
   const needed = node.computeSize()[1];
-  // Less the row of the button, which was not there.
-  if (rows && node.size[1] >= needed + rows - ROW) node.setSize([node.size[0], Math.max(needed, node.size[1] - rows)]);
+  if (node.size[1] >= needed + BLANK) node.setSize([node.size[0], needed]);
 }

@@ -116,7 +116,7 @@ def test_a_folded_input_with_a_wire_stays_and_an_old_height_is_cut(desk: Desk):
     train["size"][1] = fitting + 24 * 69  # as a version saved it that showed them all
     desk.load(ui)
     if not desk.modern:
-        assert desk.evaluate(HEIGHT, train["id"]) == pytest.approx(fitting, abs=30)
+        assert desk.evaluate(HEIGHT, train["id"]) <= fitting
     desk.evaluate(
         f"""(id) => {{
           const number = LiteGraph.createNode("PrimitiveFloat");

@@ -58,14 +58,22 @@ test("an input with a wire stays, and so does all with ComfyUI's own setting", (
   assert.deepEqual(shown(node), ["name", "x", "y"]);
 });
 
-test("a node saved with all inputs shown loses the blank part, once", () => {
+test("a node saved with all inputs shown loses the blank part; what was saved since keeps its height", () => {
   const node = add();
-  node.setSize([100, 20 + 24 * 3 + 100]);
+  const fitting = node.computeSize()[1];
+  node.setSize([100, fitting + 24 * 20]);
   app.extension.loadedGraphNode(node);
-  assert.equal(node.size[1], 20 + 24 * 3 + 100 - 48);
-  node.setSize([100, 90]);
+  assert.equal(node.size[1], fitting);
+  node.setSize([100, fitting + 100]); // somebody wants a larger chart
   app.extension.loadedGraphNode(node);
-  assert.equal(node.size[1], 90);
+  assert.equal(node.size[1], fitting + 100);
+  const saved = { properties: { other: 1 } };
+  node.onSerialize(saved);
+  assert.equal(saved.properties.other, 1);
+  node.properties = saved.properties;
+  node.setSize([100, fitting + 1000]);
+  app.extension.loadedGraphNode(node);
+  assert.equal(node.size[1], fitting + 1000);
 });
 
 test("nodes of others, and those with nothing advanced, have no button", () => {
