@@ -14,10 +14,15 @@ LONG = ("test_learning", "test_killed")
 
 
 def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the tests that start many processes, for minutes")
     parser.addoption("--breaks", action="store_true", help="put faults into the training; functional tests must fail")
     parser.addoption(
         "--both-renderers", action="store_true", help="tests of the page: each in both of ComfyUI's renderers"
     )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: starts many processes; runs with --long alone")
 
 
 def _register_pack() -> None:
@@ -105,8 +110,15 @@ def host(host_path: Path, tmp_path_factory):
         yield running
 
 
-def pytest_collection_modifyitems(items):
-    """The long tests first, then those that use the running host, so that no worker is left alone with one at the end."""
+def pytest_collection_modifyitems(config, items):
+    """Those that are marked long only with --long.
+
+    The slow ones come first, then those that use the running host, so that no worker is left alone with one at the end.
+    """
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     items.sort(key=lambda item: (item.path.stem not in LONG, "host" not in getattr(item, "fixturenames", ())))
 
 

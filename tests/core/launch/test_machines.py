@@ -105,6 +105,7 @@ def test_two_machines_train_one_run(machine, tmp_path):
     assert list((tmp_path / "work" / "loras").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl+C is sent otherwise on Windows")
 @pytest.mark.parametrize("number", [0, 1])
 def test_ctrl_c_on_either_stops_both_with_a_checkpoint(machine, tmp_path, number):
@@ -120,6 +121,7 @@ def test_ctrl_c_on_either_stops_both_with_a_checkpoint(machine, tmp_path, number
     assert folder.checkpoints()[-1][0] == max(read_history(folder.events_path).losses)
 
 
+@pytest.mark.long
 def test_a_folder_that_is_not_shared_is_noticed(machine, tmp_path, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     first = machine(0, address)
@@ -178,6 +180,7 @@ def cable():
         ip("netns", "del", name)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_lost_ends_the_run_on_the_other(machine, cable, tmp_path):
     there, address, cut = cable
     silence = {"WANTRAIN_SILENCE": "6"}

@@ -110,6 +110,7 @@ def test_a_run_to_its_end_and_again(run, start):
     assert kinds(run).count("start") == kinds(run).count("finished") == 1
 
 
+@pytest.mark.long
 def test_a_stop_that_one_rank_hears_stops_all_at_one_step(run, job, start):
     long(run, job)
     started = start()
@@ -143,6 +144,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(run, job, start, lost):
     assert run.checkpoints()
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_lost(run, job, start):
     long(run, job, checkpoint_every=2)
     started = start(WANTRAIN_SILENCE="6")
@@ -159,6 +161,7 @@ def test_a_rank_that_hangs_is_lost(run, job, start):
     assert "rank 1 (cpu of " in read_history(run.events_path).message
 
 
+@pytest.mark.long
 def test_ranks_end_when_who_started_them_is_gone(run, job, start):
     long(run, job)
     started = start()
@@ -182,6 +185,7 @@ def test_an_error_of_one_rank_is_told_once_by_the_first(run, job, start):
     assert kinds(run).count("error") == 1
 
 
+@pytest.mark.long
 def test_a_folder_that_is_trained_already_is_refused_by_all(run, start):
     lock = run.lock()
     assert lock.acquire()
@@ -195,6 +199,7 @@ def test_a_folder_that_is_trained_already_is_refused_by_all(run, start):
     assert not run.events_path.exists()
 
 
+@pytest.mark.long
 def test_it_waits_for_its_devices_and_says_so(run, start, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     import torch
@@ -211,6 +216,7 @@ def test_it_waits_for_its_devices_and_says_so(run, start, tmp_path, monkeypatch)
     assert started.process.returncode == EXIT_FINISHED, started.said(0) + started.said(1)
 
 
+@pytest.mark.long
 def test_a_step_with_too_few_batches_is_refused(run, job, start):
     run.write_job(job)
     started = start()
@@ -219,6 +225,7 @@ def test_a_step_with_too_few_batches_is_refused(run, job, start):
     assert kinds(run).count("error") == 1
 
 
+@pytest.mark.long
 def test_a_device_that_is_not_there_is_told_by_the_first(run, start):
     started = start(WANTRAIN_DEVICES="cpu,cuda:99")
     codes = started.exit_codes(started.wait())

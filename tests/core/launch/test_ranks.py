@@ -134,6 +134,7 @@ def test_a_stop_keeps_a_checkpoint_and_the_run_goes_on(endless):
     assert starts[-1] == run.last_step
 
 
+@pytest.mark.long
 def test_it_goes_on_with_one_process(endless, wantrain):
     """Fewer than it began with: the batches of a step stay the same."""
     run = FollowedRun(endless, 100_000)
@@ -148,6 +149,7 @@ def test_it_goes_on_with_one_process(endless, wantrain):
     assert endless.read_job().loop.gradient_accumulation == 2
 
 
+@pytest.mark.long
 def test_more_processes_than_a_step_has_batches_are_refused(endless, wantrain):
     code, said = wantrain("train", endless.path, "--devices", "cpu+cpu+cpu")
     assert code == EXIT_ERROR
@@ -171,6 +173,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(endless):
     assert endless.checkpoints()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("gently", [True, False])
 def test_ranks_go_with_their_parent(endless, gently):
@@ -189,6 +192,7 @@ def test_ranks_go_with_their_parent(endless, gently):
     assert endless.checkpoints()[-1][0] >= 8
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 def test_sigterm_stops_with_a_checkpoint(endless):
     run = FollowedRun(endless, 100_000)
@@ -198,6 +202,7 @@ def test_sigterm_stops_with_a_checkpoint(endless):
     assert endless.checkpoints()[-1][0] == run.last_step
 
 
+@pytest.mark.long
 def test_a_kill_leaves_no_process(endless):
     run = FollowedRun(endless, 100_000)
     await_steps(run, 7)
@@ -206,6 +211,7 @@ def test_a_kill_leaves_no_process(endless):
     await_gone(list(ranks.values()))
 
 
+@pytest.mark.long
 def test_it_waits_for_all_its_devices(endless):
     """Another run has the second one: the first is not kept from others meanwhile, and a stop ends the waiting."""
     other = DeviceTurn(["cpu:1"])
