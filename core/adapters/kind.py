@@ -52,7 +52,9 @@ class AdapterKind:
     from_file: Callable[[Path], dict[str, Tensor]]  # a state again, whatever trainer wrote the file; ModelFileError
     working: Callable[[Shape, int], int] = nothing_beside  # bytes that the backward of one layer takes for a moment
     is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
-    weight_traffic: float = 0.0  # bytes for each weight of its layers that forward and backward move, whatever the tokens
+    weight_traffic: float = (
+        0.0  # bytes for each weight of its layers that forward and backward move, whatever the tokens
+    )
     keeps_input: bool = True  # whether its backward needs what the layer is given
     is_up: Callable[[str], bool] = _is_none  # by a parameter's name: whether LoRA+ gives it a learning rate of its own
 

@@ -19,14 +19,14 @@ class Sink(Protocol):
 
     name: str  # in sentences: TensorBoard
 
+    key: str  # what it has taken is kept by this; it holds no secret
+    drops: bool  # whether one failure is its end
+    is_new: bool  # whether what it had taken before is gone
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of events that it takes."""
         ...
-
-    key: str  # what it has taken is kept by this; it holds no secret
-    drops: bool  # whether one failure is its end
-    is_new: bool  # whether what it had taken before is gone
 
     def take(self, event: Event) -> None:
         """One event of `kinds`, that it has not had."""
