@@ -18,7 +18,6 @@ class Sink(Protocol):
     """Where events go. Errors are the caller's to tell; a sink that fails is asked no more, or only tried again later."""
 
     name: str  # in sentences: TensorBoard
-
     key: str  # what it has taken is kept by this; it holds no secret
     drops: bool  # whether one failure is its end
     is_new: bool  # whether what it had taken before is gone

@@ -35,7 +35,7 @@ def files_of(folder):
         ),
         (lambda d: d["data"]["samples"][0].update(shape=[16, 1, 0, 4]), "which no model takes"),
         (lambda d: d["data"]["samples"][0].update(shape=[16, 2, 4, 6]), r"latents of the shape \[16, 2, 4, 4\]"),
-        (lambda d: d["optimizer"].update(beta1=1.0), "optimizer.beta1 must be below 1, got 1.0"),
+        (lambda d: d["optimizer"].update(beta1=1.0), "beta1 must be below 1, got 1.0"),
         (lambda d: d["optimizer"].update(weight_decay=float("nan")), "weight_decay must be at least 0, got nan"),
         (lambda d: d["optimizer"].update(learning_rate=10**400), "too large for a number"),
         (lambda d: d["timesteps"].update(strata=10**12), "timestep_strata must be at most 10000"),
