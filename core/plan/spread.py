@@ -29,6 +29,7 @@ from .planner import Planner
 from .planning import make_planner
 from .probe import device_path, read_remembered, version_of
 
+_MUCH = 1.3
 GAIN = 1.05  # by which a way that exchanges more must be faster
 # What is assumed of a GPU that was not measured: an RTX 4090's rates. Only their relations count here.
 ASSUMED = {
@@ -194,7 +195,8 @@ def _timed(job: Job, decision: Decision, gpus: Gpus, machine: int, card: Card) -
     planner = make_planner(job, decision, card, gpus)
     bases = {"whole": (1,), "sharded": (machine,), "auto": (1, machine)}[job.parallel.base]
     found = [_planned(planner, shards) for shards in bases]
-    return min(found, key=lambda way: way.seconds)  # the first, the whole base, of those that take as long
+    # The whole base comes first, and is left only where it does not fit, or for much: what gathers take is assumed.
+    return min(found, key=lambda way: way.seconds * (1 if way is found[0] else _MUCH))
 
 
 def _planned(planner: Planner, shards: int) -> "_Way":

