@@ -131,6 +131,7 @@ def test_a_base_that_fits_on_no_gpu_is_spread(job):
     sample = replace(job.data.samples[0], shape=IMAGE, repeats=16)
     model = replace(job.model, precision="bf16")
     job = replace(job, data=replace(job.data, samples=(sample,)), memory=memory, model=model)
+    job = replace(job, loop=replace(job.loop, steps=2000))  # a few steps are not worth making kernels ready
     for gib, shards in ((24, 2), (80, 1)):
         card = assumed_card("test", gib * GIB, link=NVLINK)
         found = choose_context(job, info, 2, device=GPU, card=card)
