@@ -12,12 +12,13 @@ from ..core.adapters.combine import METHODS, MergeOptions
 from ..core.adapters.drafts import KEY_STYLES, PRECISIONS
 from ..core.adapters.extracted import ExtractOptions, extract_file
 from ..core.adapters.fold import FOLD_PRECISIONS, fold
-from ..core.errors import ConfigError, WanTrainError
+from ..core.errors import ConfigError
 from ..core.names import check_name
 from ..core.wan.checkpoint import inspect
 from . import host
 from .host import folders
 from .inputs import checked
+from .merge_nodes import FileMaker
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, WanLora
 
@@ -25,24 +26,7 @@ log = logging.getLogger(__name__)
 _MOST = 4
 
 
-class _Maker(io.ComfyNode):
-    """What the nodes that write files share."""
-
-    @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        try:
-            if name:
-                check_name(name)
-        except WanTrainError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        return host.vanished()
-
-
-class MergeLoRAs(_Maker):
+class MergeLoRAs(FileMaker):
     """Several LoRAs of one expert as one file."""
 
     @classmethod
@@ -82,7 +66,7 @@ class MergeLoRAs(_Maker):
         )
 
 
-class ChangeLoRA(_Maker):
+class ChangeLoRA(FileMaker):
     """A LoRA of lower rank, without some blocks, or in other names."""
 
     @classmethod
@@ -108,7 +92,7 @@ class ChangeLoRA(_Maker):
         return _done(change_file(folders.loras_path(), lora.path, changes, _writing(settings)))
 
 
-class ExtractLoRA(_Maker):
+class ExtractLoRA(FileMaker):
     """The difference of two models as a LoRA."""
 
     @classmethod
@@ -146,7 +130,7 @@ class ExtractLoRA(_Maker):
         return _done(extract_file(folder, base, tuned, options, writing, device=device, progress=progress))
 
 
-class FoldLoRA(_Maker):
+class FoldLoRA(FileMaker):
     """A model with a LoRA in its weights."""
 
     @classmethod

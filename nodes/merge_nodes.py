@@ -31,7 +31,24 @@ from .sockets import LoraHandle, PairHandle, WanLora, WanLoraPair
 log = logging.getLogger(__name__)
 
 
-class MergeStages(io.ComfyNode):
+class FileMaker(io.ComfyNode):
+    """What the nodes that write files share."""
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            if name:
+                check_name(name)
+        except WanTrainError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return host.vanished()
+
+
+class MergeStages(FileMaker):
     """Writes the LoRA files into the loras folder: checked, named and labelled."""
 
     @classmethod
@@ -52,19 +69,6 @@ class MergeStages(io.ComfyNode):
             ],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        try:
-            if name:
-                check_name(name)
-        except WanTrainError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        return host.vanished()
 
     @classmethod
     @checked

@@ -31,9 +31,8 @@ from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
 from ..train.silent import Silent
 from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_LESS_MEMORY, EXIT_LOST_RANK, EXIT_STOPPED
+from .rank_environment import DEVICES, SILENCE
 
-DEVICES = "WANTRAIN_DEVICES"  # of this machine, for its ranks in order: "cuda:0,cuda:2"
-SILENCE = "WANTRAIN_SILENCE"  # seconds after which a silent rank is lost, where machines are slower than `SILENCE_S`
 log = logging.getLogger(__name__)
 Asked = Callable[[], bool]
 

@@ -1,8 +1,10 @@
 """A small Wan model with an adapter that does something, and what a training step makes of it."""
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from wan_train.core.adapters.setup import add_adapter
@@ -134,3 +136,24 @@ def recording(run_block: Callable[..., Tensor], blocks: nn.ModuleList, calls: li
         return run_block(block, *inputs)
 
     return run
+
+
+def break_off_anywhere(model: WanTransformer, streamer: BlockStreamer, expected: object) -> None:
+    """A step that fails at each of several calls of a block; after a reset the next gives what one gives that never failed."""
+    whole = model.run_block
+    for count in (1, 3, 6, 7, 9, 12):
+        calls = itertools.count(1)
+
+        def failing(block, *inputs, calls=calls, count=count):
+            if next(calls) == count:
+                raise MemoryError
+            return call_block(block, *inputs)
+
+        model.run_block = streamer.wrap(with_checkpointing(failing))
+        with pytest.raises(MemoryError):
+            step(model, SHAPES[1])
+        for parameter in trainable(model):
+            parameter.grad = None
+        streamer.reset()
+        model.run_block = whole
+        assert_same(step(model, SHAPES[0]), expected)
