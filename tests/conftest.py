@@ -1,8 +1,11 @@
 """Makes the pack importable as `wan_train`, without running its node entry, and finds the real ComfyUI."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,11 @@ import pytest
 PACK = Path(__file__).resolve().parent.parent
 # Tests count the bytes of a backward on the CPU: where that has bf16 of its own, oneDNN allocates others for its products.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+# A run's lock on its device lies in the folder for temporary files: test processes must not wait for each other's runs.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    tempfile.tempdir = tempfile.mkdtemp(prefix=f"wantrain-{os.environ['PYTEST_XDIST_WORKER']}-")
+    os.environ["TMPDIR"] = tempfile.tempdir
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 LONG = ("test_learning", "test_killed")
 
 

@@ -14,7 +14,7 @@ ONE_PROCESS = (
 )
 LOADING = "latents and captions are read ahead from the cache."
 CACHES = "the caches lie in the folder 'work', and are found by the content of your files."
-NO_UPLOAD = "a training uploads nothing; `wantrain push` does, afterwards."
+NO_UPLOAD = "a training uploads nothing; a command of its own pushes the finished LoRA afterwards."
 OWN_LOG = "every run keeps its own log, which the node draws as a curve."
 RESUMES = "a run that is started again goes on from its newest checkpoint by itself."
 NOT_DELETED = "your files are never deleted."

@@ -101,7 +101,7 @@ def _one_file(place: str) -> Rule:
     def rule(_context: Context, given: Given) -> Answer:
         files = given.value if isinstance(given.value, list) else [given.value]
         if len(files) > 1:
-            return not_supported("one file can be added to the base here: merge them into one before (Merge Stages).")
+            return not_supported("one file can be added to the base here: merge them into one before.")
         return not_needed("it is empty.") if not files or is_off(files[0]) else Answer("mapped", {place: str(files[0])})
 
     return rule

@@ -75,7 +75,11 @@ def check_file(file: Adapter, layers: Sequence[Layer]) -> list[Finding]:
         weight = Weight.NO_EFFECT if "no effect" in note else Weight.WRONG
         sentence, _, remedy = note.partition("; ")
         found.append(
-            Finding(weight, f"{sentence}.", f"{remedy[:1].upper()}{remedy[1:]} (wantrain change, or Merge Stages).")
+            Finding(
+                weight,
+                f"{sentence}.",
+                f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}: any change or merge of the LoRA does that.",
+            )
         )
     return found
 

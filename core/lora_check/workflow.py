@@ -83,7 +83,9 @@ def _check_use(graph: Graph, use: Use, file: Adapter) -> Iterator[Finding]:
         yield Finding(Weight.HINT, f"The strength is {use.strength:g} in {where}, which is little.", "Try 1.")
     if not downstream(graph, use.node.key):
         sentence = f"Nothing is connected to the output of {where}, so that the LoRA is not used."
-        yield Finding(Weight.NO_EFFECT, sentence, "Connect it to the sampler, in the place of the plain model.")
+        yield Finding(
+            Weight.NO_EFFECT, sentence, "It belongs on the way to the sampler, in the place of the plain model."
+        )
     if use.expert and file.expert and use.expert != file.expert:
         sentence = f"The LoRA is for the {file.expert} noise expert, and {where} puts it on the {use.expert} noise one."
         yield Finding(

@@ -60,6 +60,11 @@ def push(paths: Sequence[Path], order: Order, folder: Path, say: Callable[[str],
     the hub refuses.
     """
     hub: Any = imported("huggingface_hub")
+    if imported("huggingface_hub.constants").HF_HUB_OFFLINE:
+        raise ConfigError(
+            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set in the environment, so that nothing can be uploaded: "
+            "unset it, and push again."
+        )
     files = stage(paths, order, folder)
     say(f"{len(files)} LoRA files for {order.to}: {', '.join(file.name for file in files)}")
     if not order.with_job:

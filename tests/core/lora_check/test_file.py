@@ -81,7 +81,7 @@ def test_names_that_the_host_does_not_know_are_the_verdict(tmp_path):
     )
     found = check_lora(path)
     assert "ComfyUI's loaders do not know" in found.verdict
-    assert "wantrain change" in found.verdict
+    assert "any change or merge of the LoRA does that" in found.verdict
 
 
 def test_what_is_no_lora_is_named(tmp_path):

@@ -25,7 +25,7 @@ from wan_train.tests.core.memory.helpers import (
     step,
     take_gradients,
 )
-from wan_train.tests.core.memory.test_recompute import alive_bytes
+from wan_train.tests.core.memory.test_recompute import bytes_added
 
 NUM_BLOCKS = CONFIG.num_layers
 TI2V_CONFIG = replace(CONFIG, variant="ti2v", in_dim=48, out_dim=48)
@@ -114,10 +114,7 @@ def test_bytes_kept_are_those_planned():
     kept = {}
     for linears in (0, NUM_BLOCKS):
         model.run_block = keeping(model, linears)
-        before = alive_bytes()
-        loss = forward_loss(model, shape)
-        kept[linears] = alive_bytes() - before
-        del loss
+        kept[linears] = bytes_added(lambda: forward_loss(model, shape))
     planned = linears_bytes(tokens, 7, CONFIG.dim, CONFIG.ffn_dim, 4)
     planned += attention_bytes(tokens, CONFIG.dim, CONFIG.num_heads, 4)
     assert planned * NUM_BLOCKS <= kept[NUM_BLOCKS] - kept[0] < 1.05 * planned * NUM_BLOCKS

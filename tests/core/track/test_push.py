@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
+from wan_train.core.offline import OFFLINE
 from wan_train.core.track.card import MARK
 from wan_train.core.track.push import Order, stage
 from wan_train.core.train.checkpoints import Checkpoints
@@ -182,9 +183,13 @@ def hub():
     server.server_close()
 
 
-def push(hub, tmp_path, *arguments, token="hf_test"):
+def push(hub, tmp_path, *arguments, token="hf_test", offline=None):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"),
                    "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+    for name in OFFLINE:  # our own commands set them, those of other tests in this process too
+        environment.pop(name, None)
+    if offline:
+        environment["HF_HUB_OFFLINE"] = offline
     command = [sys.executable, str(PACK / "wantrain.py"), "push", *map(str, arguments), "--to", "ann/mine"]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False, stdin=subprocess.DEVNULL
@@ -221,3 +226,10 @@ def test_what_the_hub_refuses_is_one_sentence(finished, tmp_path):
     assert "Hugging Face did not take it (" in said
     assert "hf auth login" in said
     assert "Traceback" not in said
+
+
+def test_a_machine_that_is_kept_offline_is_told_so(finished, tmp_path, hub):
+    code, said = push(hub, tmp_path, finished, offline="1")
+    assert code == 1
+    assert "HF_HUB_OFFLINE or" in said
+    assert not hub.created

@@ -50,7 +50,6 @@ def trained(world, job, scratch, kept=None):
             parameters=prepared.parameters,
             optimizer=build_optimizer(prepared.parameters, job.optimizer),
             batches=Direct(job),
-            world=world,
         )
         losses = []
         for index in range(3):
