@@ -92,7 +92,6 @@ def comfy(host_path: Path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB, so that 'no space left' is real. Needs the right to mount; skipped without."""
-    import shutil
     import subprocess
 
     place = tmp_path / "small"
