@@ -158,30 +158,30 @@ class _Functions:
         state = _State()
         x, q, k, v = _apply(_SelfIn, x, None, self, (state, mods, rope), self.qkv.parameters)
         if state.raw is not None:
-            norms, recipes = self.block.self_attn, self.ops.recipes
-            recipes.note(q, _rope_again(norms.norm_q, rope), state.raw[0])
-            recipes.note(k, _rope_again(norms.norm_k, rope), state.raw[1])
+            norms, remaker = self.block.self_attn, self.ops.remaker
+            remaker.note(q, _rope_again(norms.norm_q, rope), state.raw[0])
+            remaker.note(k, _rope_again(norms.norm_k, rope), state.raw[1])
         y = self.block.self_attn.attend(q, k, v)
         return _apply(_Out, x, y, self, (self.o, mods[2]), self.o.parameters)  # type: ignore[no-any-return]
 
     def _cross_attn(self, x: Tensor, contexts: list[Tensor]) -> Tensor:
-        cross, recipes, state = self.block.cross_attn, self.ops.recipes, _State()
+        cross, remaker, state = self.block.cross_attn, self.ops.remaker, _State()
         x, q = _apply(_CrossIn, x, None, self, state, self.cross_q.parameters)
         if state.raw is not None:
-            recipes.note(q, _norm_again(cross.norm_q, q.shape), state.raw[0])
+            remaker.note(q, _norm_again(cross.norm_q, q.shape), state.raw[0])
         y: Tensor | None = None
         for group, tokens, name in zip(self.contexts, contexts, ("norm_k", "norm_k_img"), strict=False):
             norm, state = getattr(cross, name), _State()
             k, v = _apply(_Context, tokens, None, self, (state, group, norm), group.parameters)
             if state.raw is not None:
-                recipes.note(k, _norm_again(norm, k.shape), state.raw[0])
+                remaker.note(k, _norm_again(norm, k.shape), state.raw[0])
             found = cross.attend(q, k, v)
             y = found if y is None else y + found
         return _apply(_Out, x, y, self, (self.cross_o, None), self.cross_o.parameters)  # type: ignore[no-any-return]
 
 
 class _State:
-    """What a function leaves for recipes."""
+    """What a function leaves for the remaker."""
 
     raw: tuple[Tensor, ...] | None = None
 
@@ -204,11 +204,11 @@ def _apply(
     constants = _Constants(functions, given, wants)
     if not wants:
         with torch.no_grad():
-            return function.forward(_Nothing, x, y, constants, *parameters)
+            return function.forward(_NoContext, x, y, constants, *parameters)
     return function.apply(x, y, constants, *parameters)
 
 
-class _Nothing:
+class _NoContext:
     """In the place of autograd's context, where there is nothing to keep."""
 
     kept: Any = None
@@ -226,7 +226,7 @@ class _SelfIn(torch.autograd.Function):
         q, k, v = (each.view(x.shape) for each in (q, k, v))  # type: ignore[union-attr]
         if keeps:
             state.raw = q, k
-            ctx.kept = functions, functions.ops.recipes.keeper(x), factors, rope, q, k, hidden
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, rope, q, k, hidden
         q = rotary.rms_rope(q, attn.norm_q.weight, rope, attn.norm_q.eps)
         k = rotary.rms_rope(k, attn.norm_k.weight, rope, attn.norm_k.eps)
         return (x.view_as(x) if keeps else x), q, k, v.view(q.shape)
@@ -258,7 +258,7 @@ class _CrossIn(torch.autograd.Function):
         assert q is not None
         if keeps:
             state.raw = (q,)
-            ctx.kept = functions, functions.ops.recipes.keeper(x), factors, q, hidden
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, q, hidden
         q = affine(cross.norm_q.weight, None, cross.norm_q.eps).again(q)
         return (x.view_as(x) if keeps else x), q.view(*x.shape[:2], cross.num_heads, -1)
 
@@ -331,7 +331,7 @@ class _FeedForward(torch.autograd.Function):
         assert wide is not None
         (found,), outer = functions.outer.forward(functions.ops.quick_gelu(wide))
         if keeps:
-            ctx.kept = functions, functions.ops.recipes.keeper(x), factors, mods[2], wide, inner, outer
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, mods[2], wide, inner, outer
         if found is None:  # nobody reads the result
             return x.new_empty(1).as_strided(x.shape, (0, 0, 0))
         return _gated(x, found.view(x.shape), mods[2], onto=True)

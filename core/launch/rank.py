@@ -22,9 +22,9 @@ from ..devices import resolve_device
 from ..errors import START_AGAIN, WanTrainError
 from ..locks import FileLock
 from ..parallel.agree import StartAgainError
-from ..parallel.watch import SILENCE_S, Farewell, Loss, LostRankError, Watch, open_stores
+from ..parallel.watch import SILENCE_S, Farewell, LostRank, LostRankError, Watch, open_stores
 from ..parallel.world import open_world
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
 from ..settings.job import Job
 from ..train.events import EventWriter
 from ..train.run import RunStoppedError, run_job
@@ -116,11 +116,11 @@ def _wait_for_first(seat: Seat, watch: Watch) -> None:
         time.sleep(0.05)
 
 
-def _code_of(loss: Loss) -> int:
+def _code_of(loss: LostRank) -> int:
     return EXIT_LOST_RANK if loss.farewell is None else loss.farewell.code
 
 
-def _end(loss: Loss, events: list[EventWriter]) -> None:
+def _end(loss: LostRank, events: list[EventWriter]) -> None:
     """End this process, which may wait for the lost rank where no exception reaches it."""
     code = _code_of(loss)
     try:
@@ -202,7 +202,7 @@ class _Rank:
     def _run(self, job: Job, asked: Asked, events: EventWriter, store: object) -> Path:
         device, others = self._device, None
         if device.type == "cuda":
-            others = Others()
+            others = OtherPrograms()
             others.wait()  # the device has none of this process's memory until here
             torch.cuda.set_device(device)
         with self._holding_device(asked, events):

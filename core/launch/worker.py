@@ -21,7 +21,7 @@ from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
 from ..parallel.world import started_by_torchrun
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
 from ..settings.job import Job
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
@@ -182,7 +182,7 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
     device = resolve_device(device_name)
-    others = Others() if device.type == "cuda" else None
+    others = OtherPrograms() if device.type == "cuda" else None
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes

@@ -28,7 +28,7 @@ _SEED = 7
 _NOTHING, _LITTLE, _MUCH = 1e-4, 5e-3, 1.0  # share of the output's norm
 _TINY_CHANGE, _HUGE_CHANGE = 1e-4, 1.0  # share of a weight's norm
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class OnBase:
 
 
 def check_base(
-    file: Adapter, layers: list[Layer], info: CheckpointInfo, device: torch.device, progress: Progress = lambda _: None
+    file: Adapter, layers: list[Layer], info: CheckpointInfo, device: torch.device, progress: Say = lambda _: None
 ) -> OnBase:
     """Measure. Findings where the LoRA does not belong to the model; the weights are read one by one, then the model whole."""
     try:

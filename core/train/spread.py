@@ -19,7 +19,7 @@ from ..wan.checkpoint import CheckpointInfo
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run over several GPUs is trained."""
 
     gpus: int
@@ -43,7 +43,7 @@ def build_over(
     build: Callable[[StageSettings], Job],
     settings: StageSettings,
     info: CheckpointInfo,
-    place: Place,
+    place: RunPlace,
     tell: Callable[[str], object] | None = None,
 ) -> Job:
     """The job of a run over the GPUs of `place`: what was asked of each counts for all that train side by side.

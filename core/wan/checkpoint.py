@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError, RunError
+from ..facts import Expert
 from ..pinned import HostBuffer
 from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
@@ -38,7 +39,6 @@ from .quantized import (
 )
 
 Layout = Literal["official", "comfy", "diffusers"]
-Expert = Literal["high", "low"]
 
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
