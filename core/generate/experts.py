@@ -15,7 +15,8 @@ from ..adapters.other_files import OtherModule
 from ..facts import NUM_TIMESTEPS
 from ..memory.precision import native_dtype
 from ..sample.sampler import VelocityModel
-from ..wan.checkpoint import CheckpointInfo, load_transformer
+from ..wan.checkpoint import CheckpointInfo
+from ..wan.loading import load_transformer
 from ..wan.model import WanTransformer
 
 Forward = Callable[[WanTransformer, Tensor, Tensor, Tensor], Tensor]  # (model, latents, timesteps, context) -> velocity

@@ -16,8 +16,9 @@ from ..adapters.transfer import TransferReport, model_shapes, transfer_report
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS, official_boundary
 from ..memory.precision import native_dtype
-from ..wan.checkpoint import CheckpointInfo, hints_expert, load_transformer
+from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.config import MASK_CHANNELS, WanConfig
+from ..wan.loading import load_transformer
 from ..wan.stored import StoredWeights
 from .file import Adapter, Layer, change_norm
 from .findings import Finding, Weight

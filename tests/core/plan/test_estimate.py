@@ -11,8 +11,9 @@ from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
+from wan_train.core.plan.block_bytes import backward_units, part_units, saved_by_part, saved_bytes
 from wan_train.core.plan.card import Card, Correction
-from wan_train.core.plan.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
+from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.plan.sizes import Trained, adapter_params
 from wan_train.core.settings.adapter import AdapterOptions
