@@ -143,7 +143,7 @@ class CrossIn(torch.autograd.Function):
         return _through_norm(ctx, functions.cross_q, (of_q,), hidden, (keeper(), factors, of_x))
 
 
-class Context(torch.autograd.Function):
+class KeysAndValues(torch.autograd.Function):
     """Keys and values [B, S, N, K] of a context, which gets no gradient."""
 
     @staticmethod

@@ -17,7 +17,7 @@ from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
 from .block_functions import (
     BlockLinears,
-    Context,
+    KeysAndValues,
     CrossIn,
     FeedForward,
     Noted,
@@ -149,7 +149,7 @@ def _cross_attn(linears: BlockLinears, x: Tensor, contexts: list[Tensor]) -> Ten
     y: Tensor | None = None
     for group, tokens, name in zip(linears.contexts, contexts, ("norm_k", "norm_k_img"), strict=False):
         norm, state = getattr(cross, name), Noted()
-        k, v = apply(Context, tokens, None, linears, (state, group, norm), group.parameters)
+        k, v = apply(KeysAndValues, tokens, None, linears, (state, group, norm), group.parameters)
         if state.raw is not None:
             remaker.note(k, norm_again(norm, k.shape), state.raw[0])
         found = cross.attend(q, k, v)
