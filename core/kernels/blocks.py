@@ -17,9 +17,9 @@ from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
 from .block_functions import (
     BlockLinears,
-    KeysAndValues,
     CrossIn,
     FeedForward,
+    KeysAndValues,
     Noted,
     Out,
     SelfIn,
