@@ -12,6 +12,7 @@ from pathlib import Path
 from ..devices import AUTO, resolve_device
 from ..errors import ConfigError
 from ..plan.spread import choose_context
+from ..plan.words import label
 from ..settings.job import Job
 from ..settings.parallel import ParallelOptions
 from ..settings.stage import StageSettings
@@ -33,7 +34,7 @@ def context_of(parallel: ParallelOptions, gpus: int) -> int:
     context = parallel.context or 1
     if gpus % context:
         raise ConfigError(
-            f"context_parallel is {context}, but the run has {gpus} GPUs, which can't be split into groups of {context}: "
+            f"{label('context')} is {context}, but the run has {gpus} GPUs, which can't be split into groups of {context}: "
             "choose a divisor, or other devices."
         )
     return context
@@ -75,7 +76,7 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
             "start a new run from its recipe or graph, where gradient_accumulation counts for each GPU."
         )
     if windows and (job.parallel.context > 1 or job.parallel.base == "sharded"):
-        what = "context_parallel" if job.parallel.context > 1 else "sharded_base"
+        what = label("context" if job.parallel.context > 1 else "base")
         raise ConfigError(
             f"{what} needs NCCL, which PyTorch has on Linux alone: on Windows, several GPUs can train different samples, with "
             "context_parallel 1 and sharded_base whole."

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 from wan_train.core.plan.advice import clip_name, explain, what_would_fit
-from wan_train.core.plan.choice import differences
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
 from wan_train.core.plan.planner import RAM_MARGIN_BYTES, Planner
@@ -127,7 +126,7 @@ def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
         fewer = these.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
         assert fewer.ram > these.limits().ram
         assert these.fits()
-        assert f"block swap of 40 of 40 blocks, {choice.plan.mapped_blocks} of them memory-mapped, " in explain(
+        assert f"block swap of 40 of 40 blocks, {choice.plan.mapped_blocks} of 40 blocks memory-mapped, " in explain(
             these, choice, steps=10
         )
 
@@ -139,7 +138,7 @@ def test_blocks_come_from_disk_among_pageable_ones_where_little_can_be_pinned():
     assert choice.plan.stream_from == "pageable"
     assert 0 < choice.plan.mapped_blocks < 10
     line = explain(these, choice, steps=10)
-    assert f"blocks from pageable memory, {choice.plan.mapped_blocks} of them memory-mapped, " in line
+    assert f"swapped blocks from pageable memory, {choice.plan.mapped_blocks} of 40 blocks memory-mapped, " in line
     alone = replace(these, options=MemoryOptions(mapped_blocks=0)).choose()
     all_mapped = replace(these, options=MemoryOptions(stream_from="mapped")).choose()
     assert alone is not None
@@ -378,14 +377,12 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     assert attention == 40
     assert 0 < linears < 40
     assert choice.plan.keep_linears == linears == choice.keep_linears[14040]
-    assert f"attention of 40 blocks and linear layers of {linears} kept" in explain(roomy, choice, steps=10)
+    assert f"attention of 40 of 40 blocks kept, linear layers of {linears} of 40 blocks kept" in explain(
+        roomy, choice, steps=10
+    )
     without = replace(roomy, options=replace(roomy.options, keep_linears=0)).choose()
     assert without is not None
     assert choice.seconds < without.seconds
     few = replace(roomy, options=replace(roomy.options, keep_attention=4, keep_linears=None)).choose()
     assert few is not None
     assert few.kept[14040] == (4, 4)
-
-
-def test_differences():
-    assert differences(Plan(), Plan(streamed_blocks=3, offload_inputs=True)) == ["offload_inputs", "streamed_blocks"]
