@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
-from ..parallel.shards import gathered_bytes, sharded_bytes
+from ..parallel.shards import gathered_bytes, sharded_bytes, shared_ram
 from .block_bytes import kept_bytes, kept_without_checkpointing, own_bytes
 from .card import Card, Correction
 from .constants import constants
@@ -184,6 +184,8 @@ def _held_ram(task: Task, plan: Plan) -> int:
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
+    """This process's part of it, where the ranks of a machine hold the blocks together."""
     held = 0 if plan.stream_from == "mapped" else plan.streamed_blocks - plan.mapped_blocks
     is_staged = plan.streamed_blocks and (plan.stream_from != "pinned" or plan.mapped_blocks)
-    return (held + (NUM_STAGED if is_staged else 0)) * block_weights(task, plan)
+    holders, block = task.gpus.holders, block_weights(task, plan)
+    return -(-shared_ram(block, swapped=held, staged=NUM_STAGED if is_staged else 0, ranks=holders) // holders)

@@ -52,6 +52,7 @@ class Gpus:
 
     count: int = 1
     context: int = 1  # of them, that share the tokens of each clip
+    holders: int = 1  # of a machine, that hold swapped blocks in main memory together; 1: each has its own copy
 
     @property
     def side_by_side(self) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
+from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
@@ -63,7 +64,8 @@ class RunPlan:
         `world`: the ranks that train together, whose plans are of one kind.
         """
         self._world = world
-        self._gpus = Gpus(world.size, world.context)
+        holders = world.local_size if len(world.machine) > 1 and not sharing_problem(world) else 1
+        self._gpus = Gpus(world.size, world.context, holders)
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)

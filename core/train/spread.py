@@ -68,7 +68,8 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
     """ConfigError for a job that can't be trained over so many GPUs."""
     if gpus == 1:
         return
-    side_by_side = gpus // context_of(job.parallel, gpus)
+    # With 0 the start chooses, and may have all of them share each clip.
+    side_by_side = gpus // context_of(job.parallel, gpus) if job.parallel.context else 1
     batches = job.loop.gradient_accumulation
     if batches < side_by_side:
         raise ConfigError(
@@ -86,6 +87,8 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
 def describe_spread(job: Job, gpus: int) -> str:
     """One sentence: how many batches a step has, and on which GPUs they are trained."""
     context, batches = context_of(job.parallel, gpus), job.loop.gradient_accumulation
+    if not job.parallel.context:
+        return f"{gpus} GPUs: each step trains {_counted(batches, 'batch')}; whether GPUs share a clip is chosen at the start"
     groups = gpus // context
     each = f"{batches // groups}" if batches % groups == 0 else f"{batches // groups} or {batches // groups + 1}"
     each = "one" if each == "1" else each

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from wan_train.core.plan.advice import clip_name, explain, what_would_fit
 from wan_train.core.plan.estimate import estimate
-from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
+from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task, block_weights
 from wan_train.core.plan.planner import RAM_MARGIN_BYTES, Planner
 from wan_train.core.plan.sizes import Trained
 from wan_train.core.settings.memory import MemoryOptions
@@ -386,3 +386,25 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     few = replace(roomy, options=replace(roomy.options, keep_attention=4, keep_linears=None)).choose()
     assert few is not None
     assert few.kept[14040] == (4, 4)
+
+
+def test_fewer_blocks_come_from_disk_where_ranks_hold_them_together():
+    """Four GPUs divide the machine's main memory, and each holds a quarter of what is swapped."""
+    options = MemoryOptions(streamed_blocks=40, offload_inputs=True, offload_optimizer=False)
+    counts = []
+    for holders in (1, 4):
+        these = planner(SHORT, precision="bf16", vram=10, ram=24, options=options)
+        these = replace(these, card=replace(these.card, pinnable_ram=24 * GIB))
+        these = replace(these, task=replace(these.task, gpus=Gpus(4, 1, holders)))
+        choice = these.choose()
+        assert choice is not None
+        assert choice.ram <= these.limits().ram
+        counts.append(40 if choice.plan.stream_from == "mapped" else choice.plan.mapped_blocks)
+    assert counts[1] == 0 < counts[0]
+    short = replace(these, card=replace(these.card, free_ram=16 * GIB))
+    choice = short.choose()
+    assert choice is not None
+    assert 0 < choice.plan.mapped_blocks < 40
+    assert choice.ram <= short.limits().ram
+    fewer = short.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
+    assert fewer.ram > short.limits().ram
