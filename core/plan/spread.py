@@ -91,6 +91,32 @@ def choose_context(
     return _choose(job, ways, batches)
 
 
+def run_seconds(
+    job: Job, info: CheckpointInfo, count: int, *, device: torch.device, folder: Path | None, card: Card | None = None
+) -> tuple[float, int] | None:
+    """Seconds that the run is expected to take on `count` GPUs of one machine, and how many share each clip for that.
+
+    With as many batches a step as the job has. Arguments as those of `choose_context`. None where nothing is known of the
+    device; infinite where the job fits in no way.
+    """
+    card = card or _known_card(device, folder, count)
+    if card is None:
+        return None
+    found = [(float("inf"), 1)]
+    for context in _contexts(job, info, count, count):
+        gpus = Gpus(count, context)
+        planner = make_planner(job, _assumed_decision(job, info, device, gpus), card, gpus)
+        for shards in _bases(job, count):
+            choice = replace(planner, plan=replace(planner.plan, shards=shards)).choose()
+            found += [(choice.run_seconds(job.loop.steps), context)] if choice else []
+    return min(found)
+
+
+def _bases(job: Job, machine: int) -> tuple[int, ...]:
+    """GPUs that the frozen base may lie spread over."""
+    return {"whole": (1,), "sharded": (machine,), "auto": (1, machine)}[job.parallel.base]
+
+
 def _choose(job: Job, ways: Sequence["_Way"], batches: int) -> Spread:
     """The best of the ways that have a batch for each of the GPUs, or for each group of them."""
     step, least = batches or max(way.gpus.side_by_side for way in ways), ways[0]
@@ -194,8 +220,7 @@ def _ways(
 
 def _timed(job: Job, decision: Decision, gpus: Gpus, machine: int, card: Card) -> "_Way":
     planner = make_planner(job, decision, card, gpus)
-    bases = {"whole": (1,), "sharded": (machine,), "auto": (1, machine)}[job.parallel.base]
-    found = [_planned(planner, shards) for shards in bases]
+    found = [_planned(planner, shards) for shards in _bases(job, machine)]
     # The whole base comes first, and is left only where it does not fit, or for much: what gathers take is assumed.
     return min(found, key=lambda way: way.seconds * (1 if way is found[0] else _MUCH))
 

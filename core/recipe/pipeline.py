@@ -31,6 +31,7 @@ from ..launch.planned import Planned, describe_devices, places_of
 from ..launch.process import PACK
 from ..launch.progress import NoDisplay, ProgressDisplay
 from ..locks import FileLock
+from ..plan.spread import run_seconds
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
 from ..train.build import build_job, job_warnings
@@ -230,9 +231,13 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: ProgressDisp
     made = jobs(recipe, infos, cached, places, display.say)
     for sentence in describe_lengths({stage: job_length(job) for stage, job in made.items()}):
         display.say(sentence)
-    for sentence in describe_devices(
-        list(made.values()), devices, {stage: place.gpus for stage, place in places.items()}
-    ):
+
+    def expected(job: Job, count: int) -> tuple[float, int] | None:
+        device = resolve_device(devices[0].split(",")[0])
+        return run_seconds(job, infos[job.stage], count, device=device, folder=recipe.cache_path)
+
+    gpus_of_stages: dict[Stage, int] = {stage: place.gpus for stage, place in places.items()}
+    for sentence in describe_devices(list(made.values()), devices, gpus_of_stages, expected):
         display.say(sentence)
     for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):
