@@ -1,17 +1,24 @@
 """Which job is trained where, before its worker is started."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..devices import AUTO, auto_devices, device_list, device_name
 from ..errors import ConfigError
+from ..plan.spread import GAIN
+from ..plan.words import label
 from ..settings.job import Job, Stage
 from ..settings.track import TrackOptions
 from ..train.claim import Claim, claim_folder, claim_run
 from ..train.find_run import find_run
 from ..train.run_folder import RunFolder
 from ..train.spread import check_spread, describe_spread
+from .pace import duration
+
+# Seconds that a job takes on so many GPUs with as many batches a step, and how many GPUs share each clip; None: not known.
+Expected = Callable[[Job, int], tuple[float, int] | None]
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,16 @@ def gpus_of(device: str, pool: Sequence[str]) -> int:
     return len(places_of(device, pool)[0].split(","))
 
 
-def describe_devices(jobs: Sequence[Job], pool: Sequence[str], gpus: Mapping[Stage, int]) -> list[str]:
+def describe_devices(
+    jobs: Sequence[Job],
+    pool: Sequence[str],
+    gpus: Mapping[Stage, int],
+    expected: Expected | None = None,
+) -> list[str]:
     """What is said before the start about the GPUs: how a run is spread over them, or that it is not. [] for one GPU.
 
     `gpus`: how many train each stage together. Two experts have a GPU each where both are free to choose: each then trains
-    the samples of a step that were asked for, which a run over all GPUs would multiply.
+    the samples of a step that were asked for, which a run over all GPUs would multiply. `expected`: see `Expected`.
     """
     said = [(job, describe_spread(job, gpus[job.stage])) for job in jobs if gpus[job.stage] > 1]
     if said and len({sentence for _, sentence in said}) == 1:
@@ -97,7 +109,28 @@ def describe_devices(jobs: Sequence[Job], pool: Sequence[str], gpus: Mapping[Sta
     if len(free) == 1:
         return [f"1 of {len(pool)} GPUs is used: with device all they train this run together."]
     more = f"; {len(pool) - len(free)} stay free" if len(pool) > len(free) else ""
-    return [
-        f"{len(pool)} GPUs: each expert is trained on one, at the same time{more}. With device all, all of them "
-        "train one expert after the other, with as many samples more in each step."
-    ]
+    apart = f"{len(pool)} GPUs: each expert is trained on one, at the same time{more}"
+    together = "all of them train one expert after the other, with as many samples more in each step."
+    return [f"{apart}. With device all, {together}", *_compared(free, len(pool), expected)]
+
+
+def _compared(jobs: Sequence[Job], count: int, expected: Expected | None) -> list[str]:
+    """One expert a GPU against all GPUs for one after the other, by what they are expected to take for the same training."""
+    if expected is None:
+        return []
+    alone, on_all = ([expected(job, number) or (math.inf, 1) for job in jobs] for number in (1, count))
+    apart, together = max(seconds for seconds, _ in alone), sum(seconds for seconds, _ in on_all)
+    if not math.isfinite(apart) or not math.isfinite(together):
+        return []
+    said = (
+        f"At the same time they take about {duration(apart)}; one after the other on all GPUs, with as many samples in each "
+        f"step, about {duration(together)}"
+    )
+    context = on_all[0][1]
+    groups = count // context
+    batches = {job.loop.gradient_accumulation for job in jobs}
+    if together * GAIN >= apart or len(batches) > 1 or batches.pop() % groups or any(c != context for _, c in on_all):
+        return [f"{said}."]
+    each = jobs[0].loop.gradient_accumulation // groups
+    how = f"{label('context')} {context} and {label('gradient_accumulation')} {each}"
+    return [f"{said}, which is faster: device all, {how}."]

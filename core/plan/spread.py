@@ -28,6 +28,7 @@ from .plan import Gpus
 from .planner import Planner
 from .planning import make_planner
 from .probe import device_path, read_remembered, version_of
+from .words import label
 
 _MUCH = 1.3
 GAIN = 1.05  # by which a way that exchanges more must be faster
@@ -84,10 +85,36 @@ def choose_context(
         _check_fixed(job, info, count)
         fixed = Gpus(count, asked.context)
         ways = _ways(job, info, [fixed], machine, device, card or _known_card(device, folder, count))
-        return Spread(fixed, _best(ways).shards, f"{_said(fixed)}, as context_parallel has it.")
+        return Spread(fixed, _best(ways).shards, f"{_said(fixed)}, as {label('context')} has it.")
     possible = [Gpus(count, context) for context in _contexts(job, info, count, machine)]
     ways = _ways(job, info, possible, machine, device, card or _known_card(device, folder, count))
     return _choose(job, ways, batches)
+
+
+def run_seconds(
+    job: Job, info: CheckpointInfo, count: int, *, device: torch.device, folder: Path | None, card: Card | None = None
+) -> tuple[float, int] | None:
+    """Seconds that the run is expected to take on `count` GPUs of one machine, and how many share each clip for that.
+
+    With as many batches a step as the job has. Arguments as those of `choose_context`. None where nothing is known of the
+    device; infinite where the job fits in no way.
+    """
+    card = card or _known_card(device, folder, count)
+    if card is None:
+        return None
+    found = [(float("inf"), 1)]
+    for context in _contexts(job, info, count, count):
+        gpus = Gpus(count, context)
+        planner = make_planner(job, _assumed_decision(job, info, device, gpus), card, gpus)
+        for shards in _bases(job, count):
+            choice = replace(planner, plan=replace(planner.plan, shards=shards)).choose()
+            found += [(choice.run_seconds(job.loop.steps), context)] if choice else []
+    return min(found)
+
+
+def _bases(job: Job, machine: int) -> tuple[int, ...]:
+    """GPUs that the frozen base may lie spread over."""
+    return {"whole": (1,), "sharded": (machine,), "auto": (1, machine)}[job.parallel.base]
 
 
 def _choose(job: Job, ways: Sequence["_Way"], batches: int) -> Spread:
@@ -175,7 +202,7 @@ def _check_fixed(job: Job, info: CheckpointInfo, count: int) -> None:
     context = job.parallel.context
     if count % context:
         raise ConfigError(
-            f"context_parallel is {context}, which does not divide {count} GPUs: choose a divisor of {count}, or 0 (auto)."
+            f"{label('context')} is {context}, which does not divide {count} GPUs: choose a divisor of {count}, or 0 (auto)."
         )
     problem = _problem(job, info, context)
     if problem is not None:
@@ -193,8 +220,7 @@ def _ways(
 
 def _timed(job: Job, decision: Decision, gpus: Gpus, machine: int, card: Card) -> "_Way":
     planner = make_planner(job, decision, card, gpus)
-    bases = {"whole": (1,), "sharded": (machine,), "auto": (1, machine)}[job.parallel.base]
-    found = [_planned(planner, shards) for shards in bases]
+    found = [_planned(planner, shards) for shards in _bases(job, machine)]
     # The whole base comes first, and is left only where it does not fit, or for much: what gathers take is assumed.
     return min(found, key=lambda way: way.seconds * (1 if way is found[0] else _MUCH))
 

@@ -44,6 +44,20 @@ def test_what_is_said_before_the_start(job):
     assert describe_devices([replace(high, device="cuda:0")], pool_of([]), alone) == []
     (said,) = describe_devices([high, low], pool_of(["0", "1"]), alone)
     assert said.startswith("2 GPUs: each expert is trained on one, at the same time. With device all")
+    short, long = {1: (60.0, 1), 2: (50.0, 1)}, {1: (600.0, 1), 2: (310.0, 2)}
+    told = describe_devices(
+        [high, low], pool_of(["0", "1"]), alone, lambda job, gpus: (long if job is low else short)[gpus]
+    )
+    assert told[1] == (
+        "At the same time they take about 10 min; one after the other on all GPUs, with as many samples in each step, about "
+        "6 min."
+    )
+    told = describe_devices(
+        [high, low], pool_of(["0", "1"]), alone, lambda _, gpus: {1: (600.0, 1), 2: (200.0, 2)}[gpus]
+    )
+    assert told[1].endswith("about 7 min, which is faster: device all, context_parallel 2 and gradient_accumulation 1.")
+    for nothing in (None, (float("inf"), 1)):
+        assert len(describe_devices([high, low], pool_of(["0", "1"]), alone, lambda *_, each=nothing: each)) == 1
     (said,) = describe_devices([high, low], pool_of([]), alone)
     assert "; 2 stay free. " in said
     (said,) = describe_devices([high], pool_of([]), alone)

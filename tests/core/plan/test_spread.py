@@ -7,7 +7,7 @@ import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task, clip_tokens, own_batches, own_tokens
-from wan_train.core.plan.spread import assumed_card, choose_context
+from wan_train.core.plan.spread import assumed_card, choose_context, run_seconds
 from wan_train.core.plan.step_time import exchange_seconds, step_seconds
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
@@ -198,3 +198,22 @@ def test_a_base_that_is_spread_has_to_arrive():
     bucket, card = Bucket((16, 1, 32, 32)), replace(CARD, link=10e9)
     seconds = [step_seconds(task(2), bucket, Plan(shards=shards), card) for shards in (1, 2)]
     assert seconds[1] > 1.5 * seconds[0]
+
+
+def test_what_a_run_takes_on_more_gpus_with_the_batches_that_it_has(job, tmp_path):
+    """Of two batches a step, each of two GPUs trains one: in half the steps' time. A single one they share."""
+    info = replace(inspect(job.model.path), config=T2V_14B)
+    sample = replace(job.data.samples[0], shape=LARGE, repeats=16)
+    model = replace(job.model, precision="fp8")
+    job = replace(job, data=replace(job.data, samples=(sample,)), model=model)
+    card = assumed_card("test", 80 * GIB, link=NVLINK)
+    for batches, context in ((2, 1), (1, 2)):
+        these = replace(job, loop=replace(job.loop, steps=1000, gradient_accumulation=batches))
+        alone, both = (run_seconds(these, info, count, device=GPU, folder=None, card=card) for count in (1, 2))
+        assert alone is not None
+        assert both is not None
+        assert (alone[1], both[1]) == (1, context)
+        assert 0.4 < both[0] / alone[0] < 0.7
+    assert run_seconds(job, info, 2, device=CPU, folder=None) is None
+    small = assumed_card("test", 3 * GIB)
+    assert run_seconds(job, info, 1, device=GPU, folder=None, card=small) == (float("inf"), 1)
