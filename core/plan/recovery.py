@@ -56,7 +56,7 @@ class Events(Protocol):
 
 
 class Ladder(Protocol):
-    """Says what to go on with."""
+    """Chooses the plan to go on with when memory has run out."""
 
     def step_down(self, failed: Choice, shortage: Shortage, /) -> Choice | None:
         """A choice that takes less than `failed`, or None."""
@@ -82,7 +82,7 @@ def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Pla
 
 
 class Descent:
-    """Which plan a run is at, and its way to plans that take less."""
+    """The plan that a run uses now, and the steps down to plans that take less memory."""
 
     def __init__(
         self, choice: Choice, ladder: Ladder, *, events: Events, device: torch.device, votes: Votes | None = None
@@ -224,7 +224,7 @@ class _Untouched:
 
 
 class Recovery:
-    """Repeats what ran out of memory, under leaner and leaner plans: `trainer.attempt = recovery.attempt`."""
+    """Does a step again that ran out of memory, each time with a leaner plan: `trainer.attempt = recovery.attempt`."""
 
     def __init__(self, descent: Descent, *, apply: Callable[[Choice], None], optimizer: torch.optim.Optimizer):
         """`apply` puts a choice on the model in the place of the present one, after whatever point a step broke off at.
