@@ -38,6 +38,7 @@ from ..parallel.agree import ElsewhereError, StartAgainError, Verdict, Votes
 from ..parallel.world import ALONE
 from ..settings.memory import MemoryOptions
 from ..shortage import Shortage, shortage_of
+from ..torch_compat import num_changes
 from .choice import Choice
 from .host import available_ram
 from .plan import is_graphed
@@ -220,7 +221,7 @@ class _Untouched:
         weights = [p for group in self._optimizer.param_groups for p in group["params"]]
         known = [state for p, state in self._optimizer.state.items() if p in self._parameters]
         states = [value for state in known for value in state.values() if isinstance(value, torch.Tensor)]
-        return {id(tensor): tensor._version for tensor in (*weights, *states)}
+        return {id(tensor): num_changes(tensor) for tensor in (*weights, *states)}
 
 
 class Recovery:
