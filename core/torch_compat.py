@@ -67,6 +67,11 @@ def is_view(tensor: Tensor) -> bool:
     return bool(tensor._is_view())
 
 
+def num_changes(tensor: Tensor) -> int:
+    """How often the tensor was changed in place: torch's own counter, which the safety of its backward relies on."""
+    return tensor._version
+
+
 def cuda_driver_version() -> int:
     """As CUDA numbers it, 13020; 0 where PyTorch does not tell."""
     return int(getattr(_torch._C, "_cuda_getDriverVersion", lambda: 0)())

@@ -1,4 +1,4 @@
-"""AdamW whose two moments may wait in main memory between updates: "paged", without the driver's pages.
+"""AdamW whose two moments may wait in main memory between updates, as in "paged" optimizers, but without the driver's pages.
 
 The moments take twice what the fp32 LoRA does: 0.6 GB at rank 16 in the 14B model, 2.5 GB at rank 64. The update reads and
 writes each number once, so that they can pass through the device page by page: one is copied in and another out while
@@ -152,7 +152,7 @@ class _Offloaded:
                     own[name] = moment.copy_(own[name]) if name in own else moment.zero_()
 
     def visit(self, update: Callable[[list[_Trained], int], None]) -> None:
-        """Let `update` see each page, with the index of its group, on the device, and keep what it makes of it."""
+        """Bring each page to the device, call `update` on it with the index of its group, and bring it back."""
         arrived = self._fetch(0)
         for index, page in enumerate(self._pages):
             self._arriving.hold_compute(arrived)

@@ -20,7 +20,7 @@ _EXCHANGED_UNITS = 3
 
 @dataclass(frozen=True)
 class KernelBlock:
-    """Of one block, for batches of one size."""
+    """Bytes that one block keeps and takes, for batches of one size."""
 
     by_part: Mapping[str, int]  # bytes kept of each part, beside its input
     unit: int  # bytes of an activation

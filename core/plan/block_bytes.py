@@ -96,7 +96,7 @@ def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
 
 
 def _input_of(layer: str) -> str:
-    """A name for what a layer on the video reads."""
+    """Layers that read the same tensor get the same name: q, k and v of the self-attention do."""
     return "self_attn" if layer.startswith("self_attn.") else layer
 
 
@@ -140,7 +140,10 @@ def _by_kernels(task: Task, bucket: Bucket, plan: Plan) -> KernelBlock:
 
 
 def own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
-    """What a block takes at its backward's peak, with what it has kept; `kept` at this point."""
+    """Bytes that one block takes at the peak of its backward, what it has kept included.
+
+    `kept`: what blocks keep when the backward gets there.
+    """
     sizes, size = task.sizes, compute_size(task, plan)
     unit = input_bytes(task, bucket, plan)
     if plan.compile == "kernels":
@@ -166,7 +169,7 @@ def own_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
 
 
 def _eager_pieces(task: Task, plan: Plan, saved: Mapping[str, int], unit: int) -> float:
-    """What a block takes whose feed-forward goes in pieces, each recomputed by itself: then, or at the parts before it."""
+    """As `own_bytes`, with a chunked feed-forward: the peak is in a piece's recompute, or in the attention before it."""
     sizes, size = task.sizes, compute_size(task, plan)
     units = part_units(sizes, plan.precision, size)
     before = saved["self_attn"] + saved["cross_attn"]
@@ -176,7 +179,7 @@ def _eager_pieces(task: Task, plan: Plan, saved: Mapping[str, int], unit: int) -
 
 
 def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
-    """What the part of a block that takes most takes at its backward's peak.
+    """As `own_bytes`, for a block whose parts are checkpointed one by one: the peak of the part that needs most.
 
     Until the backward gets there, the parts before it have their inputs, and the self-attention what it gave; the gradient
     of the block is held to the end.
@@ -201,7 +204,7 @@ def _part_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> float:
 
 
 def kept_without_checkpointing(task: Task, bucket: Bucket, plan: Plan) -> float:
-    """Bytes that a block keeps that is not computed again."""
+    """Bytes that a block keeps from its forward where there is no gradient checkpointing."""
     sizes, size = task.sizes, compute_size(task, plan)
     tokens = own_tokens(task, bucket)
     saved = saved_bytes(sizes, task.trained, tokens=tokens, batch=bucket.batch, element_size=size)
@@ -215,7 +218,7 @@ def kept_without_checkpointing(task: Task, bucket: Bucket, plan: Plan) -> float:
 
 
 def kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
-    """What checkpointed blocks keep beside their inputs, without what `own_bytes` has of it."""
+    """Bytes that all checkpointed blocks keep beside their inputs; what `own_bytes` counts already is left out."""
     sizes, size = task.sizes, compute_size(task, plan)
     if plan.compile == "kernels":
         block = _by_kernels(task, bucket, plan)

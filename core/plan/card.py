@@ -93,7 +93,7 @@ def common_card(cards: Sequence[Card], sharing: int) -> Card:
 
 @dataclass(frozen=True)
 class Correction:
-    """Measured over predicted, of one device: of what a step takes beside the weights, and of its time."""
+    """How far predictions were off on one device: measured divided by predicted, for memory beside the weights and for time."""
 
     memory: float = 1.0
     time: float = 1.0

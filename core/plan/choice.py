@@ -19,7 +19,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class SizeTime:
-    """Of the steps of one size."""
+    """Share and time of the steps with clips of one size."""
 
     share: float  # of all steps
     seconds: float  # of each

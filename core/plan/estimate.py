@@ -158,7 +158,7 @@ def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
 
 
 def _weights_again(task: Task, plan: Plan) -> int:
-    """What weights take that are brought into another form for a product: dequantized, or transposed."""
+    """Bytes of the second copy of a weight that a product needs: dequantized, or transposed."""
     largest = task.sizes.ffn_dim * task.sizes.dim
     if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
         return largest
@@ -170,7 +170,7 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 
 def _inputs(task: Task, plan: Plan, done: int) -> int:
-    """Those on the device at the backward of a block, when `done` blocks are through."""
+    """How many block inputs are on the device at a block's backward, when `done` blocks have had theirs."""
     left = task.sizes.num_layers - done
     second = max(plan.keep_attention - done, 0) if plan.split_blocks else 0
     if plan.offload_inputs:
@@ -184,7 +184,7 @@ def _held_ram(task: Task, plan: Plan) -> int:
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
-    """This process's part of it, where the ranks of a machine hold the blocks together."""
+    """Main memory of swapped blocks. Where the ranks of a machine hold them together, this process's share of it."""
     held = 0 if plan.stream_from == "mapped" else plan.streamed_blocks - plan.mapped_blocks
     is_staged = plan.streamed_blocks and (plan.stream_from != "pinned" or plan.mapped_blocks)
     holders, block = task.gpus.holders, block_weights(task, plan)

@@ -84,7 +84,7 @@ def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
 
 
 def own_tokens(task: Task, bucket: Bucket) -> int:
-    """Those of one clip that a GPU has, where several share it: as many as the one with most."""
+    """Tokens of one clip on one GPU. Where GPUs share the clip: those of the GPU that has most."""
     tokens = clip_tokens(task.sizes, bucket)
     if task.gpus.context == 1:
         return tokens
@@ -128,7 +128,7 @@ def is_compiled(plan: Plan) -> bool:
 
 
 def allows_graphs(plan: Plan) -> bool:
-    """Whether the host has nothing to do within a forward or a backward, so that one CUDA graph can hold it."""
+    """Whether a forward or backward can be one CUDA graph: no blocks or activations are moved meanwhile."""
     moves = plan.streamed_blocks or plan.shards > 1
     return plan.cuda_graphs != "off" and not (moves or plan.offload_inputs or plan.split_blocks)
 
@@ -144,7 +144,7 @@ def num_inputs(task: Task, plan: Plan) -> int:
 
 
 def num_offloaded(task: Task, plan: Plan) -> int:
-    """Of these, how many wait in main memory: all but those of the last block."""
+    """How many of these inputs wait in main memory with activation offload: all but those of the last block."""
     last = 2 if plan.split_blocks and plan.keep_attention else 1
     return num_inputs(task, plan) - last if plan.offload_inputs else 0
 

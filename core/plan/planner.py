@@ -82,7 +82,7 @@ class Planner:
         return min(fitting.values(), key=self._cost, default=None)
 
     def fits(self) -> bool:
-        """Whether `choose` finds anything, which this says sooner."""
+        """Whether `choose` would find a plan. Quicker than `choose`, since it looks at the leanest plans alone."""
         limits = self.limits()
         leanest = (self._leanly(plan, limits) for plan in self.plans())
         return any(choice.vram <= limits.vram and choice.fits_ram(limits) for choice in leanest)
@@ -127,7 +127,7 @@ class Planner:
         return dict.fromkeys(self.buckets, kept)
 
     def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
-        """`plan` with as much kept as fits; None if it does not fit at all."""
+        """`plan`, keeping as many results of the forward as fit into memory; None if it does not fit at all."""
         if self._least_vram(plan) > limits.vram:
             return None
         least = self._leanly(plan, limits)
@@ -268,5 +268,5 @@ def _most(high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _blocks_above(num_bytes: int, limit: int, block: int) -> int:
-    """How many blocks have to go for `num_bytes` to be within `limit`."""
+    """How many blocks must be left out to bring `num_bytes` down to `limit`."""
     return max(-((limit - num_bytes) // block), 0)

@@ -38,6 +38,7 @@ from ..parallel.agree import ElsewhereError, StartAgainError, Verdict, Votes
 from ..parallel.world import ALONE
 from ..settings.memory import MemoryOptions
 from ..shortage import Shortage, shortage_of
+from ..torch_compat import num_changes
 from .choice import Choice
 from .host import available_ram
 from .plan import is_graphed
@@ -56,7 +57,7 @@ class Events(Protocol):
 
 
 class Ladder(Protocol):
-    """Says what to go on with."""
+    """Chooses the plan to go on with when memory has run out."""
 
     def step_down(self, failed: Choice, shortage: Shortage, /) -> Choice | None:
         """A choice that takes less than `failed`, or None."""
@@ -82,7 +83,7 @@ def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Pla
 
 
 class Descent:
-    """Which plan a run is at, and its way to plans that take less."""
+    """The plan that a run uses now, and the steps down to plans that take less memory."""
 
     def __init__(
         self, choice: Choice, ladder: Ladder, *, events: Events, device: torch.device, votes: Votes | None = None
@@ -220,11 +221,11 @@ class _Untouched:
         weights = [p for group in self._optimizer.param_groups for p in group["params"]]
         known = [state for p, state in self._optimizer.state.items() if p in self._parameters]
         states = [value for state in known for value in state.values() if isinstance(value, torch.Tensor)]
-        return {id(tensor): tensor._version for tensor in (*weights, *states)}
+        return {id(tensor): num_changes(tensor) for tensor in (*weights, *states)}
 
 
 class Recovery:
-    """Repeats what ran out of memory, under leaner and leaner plans: `trainer.attempt = recovery.attempt`."""
+    """Does a step again that ran out of memory, each time with a leaner plan: `trainer.attempt = recovery.attempt`."""
 
     def __init__(self, descent: Descent, *, apply: Callable[[Choice], None], optimizer: torch.optim.Optimizer):
         """`apply` puts a choice on the model in the place of the present one, after whatever point a step broke off at.

@@ -44,12 +44,12 @@ class RunCosts:
         return self.start * assumed_start(self.file_bytes, is_probed=self.is_probed) + END
 
     def size_seconds(self, compile: str, kinds: Collection[str]) -> float:
-        """Of the first step of a size, more than a steady one; `kinds`: keys of its kinds of block."""
+        """How much longer the first step of a size takes than a later one; `kinds`: keys of its kinds of block."""
         factor = self.kinds.get(compile, 1.0)
         return factor * sum(assumed_kind(compile, again=kind in self.compiled) for kind in kinds)
 
     def once_seconds(self, compile: str) -> float:
-        """Of the first step of all, more than of any other first one."""
+        """How much longer the very first step takes than the first step of any other size."""
         return ONCE.get(compile, ONCE[_OTHER])
 
 

@@ -21,7 +21,7 @@ from .sizes import adapter_params
 
 @dataclass(frozen=True)
 class Met:
-    """What a run may plan with, after what others of its kind have met."""
+    """What earlier runs of the same kind have shown: how much of the free memory a plan may take."""
 
     share: float = 1.0  # of the free memory, that a plan may be expected to take
     failed: float = 1.0  # of it, that the least plan was to take which did not fit

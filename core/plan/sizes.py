@@ -22,7 +22,7 @@ ALL_TARGETS = ("self_attn", "cross_attn", "ffn")
 
 
 class Sizes(Protocol):
-    """What of a model's configuration counts; `core.wan.config.WanConfig` is one."""
+    """The sizes of a model that decide its memory and time; `core.wan.config.WanConfig` is one."""
 
     @property
     def dim(self) -> int: ...

@@ -73,7 +73,7 @@ def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:
 
 
 def gather_seconds(task: Task, plan: Plan, card: Card) -> float:
-    """Of one block that lies spread over the GPUs: the shares of the others arrive."""
+    """Seconds until the other GPUs' shares of one block have arrived, where the base is spread over the GPUs."""
     return block_weights(task, plan) * (plan.shards - 1) / plan.shards / card.link_rate if plan.shards > 1 else 0.0
 
 
@@ -207,7 +207,7 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
 
 
 def _traffic(plan: Plan, size: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Units of a block, and more of them where activations and gradients are quantized; each for forward and backward."""
+    """Memory traffic of a block in activations read or written, for its forward and its backward; more with fp8 products."""
     these = constants()
     quantizing = (0.0, 0.0)
     if kind_of(plan).multiplies_in_fp8:

@@ -24,7 +24,7 @@ class Ways:
     graphs: bool  # whether CUDA graphs may be used; if not, where they could be, the plan says that they are off
 
     def plans(self, mode: BlockMode) -> Iterator[Plan]:
-        """With blocks that run in this mode. Nothing is kept, and no more blocks are memory-mapped than was chosen."""
+        """All plans whose blocks run in this mode. They keep nothing yet, and memory-map as many as the user chose."""
         chosen, layers = self.options, self.task.sizes.num_layers
         given = {"stream_from": self.plan.stream_from, "offload_optimizer": bool(chosen.offload_optimizer)}
         base = replace(self.plan, **{**PLAIN, **given}, compile=mode)

@@ -14,7 +14,7 @@ _KNOWN = 8
 
 @dataclass(frozen=True)
 class Dealt:
-    """A step's batches, and which of them are this rank's."""
+    """The batches of one step, and those of them that this rank trains."""
 
     indices: tuple[int, ...]  # this rank's, in the order in which it trains them
     first: int  # index of the step's first batch

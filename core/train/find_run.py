@@ -83,7 +83,7 @@ def began(folder: RunFolder) -> float | None:
 
 
 def claim_lock(folder: RunFolder) -> FileLock:
-    """The lock of who has a folder trained in, held from before its job is written until its worker has ended."""
+    """The lock that a folder's owner holds, from before its job is written until its worker has ended."""
     return FileLock(folder.path / ".claim")
 
 

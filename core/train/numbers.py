@@ -1,4 +1,4 @@
-"""What a step has to tell, gathered on the device from batch to batch."""
+"""The numbers that a step reports (losses, noise levels), gathered on the device so that nothing waits for it."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -26,7 +26,7 @@ class StepNumbers:
     def known(
         cls, losses: Sequence[Tensor], sigmas: Sequence[Tensor], terms: Mapping[str, list[Tensor]], *, tokens: int
     ) -> "StepNumbers":
-        """With what other ranks have gathered."""
+        """The numbers that this rank and the others have gathered."""
         found = cls()
         found.tokens, found._losses, found._sigmas = tokens, list(losses), list(sigmas)
         found._terms = dict(terms)

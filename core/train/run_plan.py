@@ -163,13 +163,13 @@ class RunPlan:
         return found
 
     def make_room(self) -> None:
-        """Between two steps: give back what of the GPU's memory the next step takes anew."""
+        """Between two steps: free the GPU memory that only a step needs; the next step takes it again."""
         self._features.make_room()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """The model is not called any more."""
+        """Take everything off the model, which is not called any more."""
         self._take_off()
         if self._job.memory.budget_gb and self._device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, self._device)
@@ -206,7 +206,7 @@ class RunPlan:
         return explain(self._planner, choice, steps=self._job.loop.steps)
 
     def _plan_ahead(self) -> Planner | None:
-        """A planner, where the plan is chosen at the start."""
+        """A planner; None where the plan is not chosen at the start (plan manual, or the CPU without a budget)."""
         memory = self._job.memory
         if memory.plan == "manual" or not (self._device.type == "cuda" or memory.budget_gb):
             for sentence in _without_effect(memory, self._device):

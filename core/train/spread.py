@@ -47,7 +47,7 @@ def build_over(
     place: RunPlace,
     tell: Callable[[str], object] | None = None,
 ) -> Job:
-    """The job of a run over the GPUs of `place`: what was asked of each counts for all that train side by side.
+    """The job of a run over the GPUs of `place`. `gradient_accumulation` was asked for each GPU: the job holds that of all.
 
     `build`: makes the job of one GPU, whose model is `info`, from settings. `tell`: is given the reason where it is chosen
     here that GPUs share each clip, or the base. ConfigError for what can't be.

@@ -1,4 +1,4 @@
-"""What of a run has state: one table, by name, which checkpoints write and read whole."""
+"""Everything in a run that a checkpoint must hold (adapter, optimizer, averages), in one table by name."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

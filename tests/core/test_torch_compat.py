@@ -14,6 +14,10 @@ PACK = Path(__file__).resolve().parents[2]
 CORE = PACK / "core"
 
 
+# Private attributes of torch's tensors, which any name may stand for.
+OF_TENSORS = {"_base", "_backward_hooks", "_cdata", "_grad_fn", "_is_view", "_version", "_use_count"}
+
+
 def private_names(tree):
     """Names of PyTorch that begin with an underscore: `torch._C`, `from torch._dynamo import exc`."""
     for node in ast.walk(tree):
@@ -27,13 +31,14 @@ def private_names(tree):
             root = node.value
             while isinstance(root, ast.Attribute):
                 root = root.value
-            if isinstance(root, ast.Name) and root.id == "torch":
+            if (isinstance(root, ast.Name) and root.id == "torch") or node.attr in OF_TENSORS:
                 yield ast.unparse(node)
 
 
 def test_private_names_are_found():
-    code = "import torch._C\nfrom torch._dynamo import exc\ntorch.a._b(1)\ntorch.__version__\nself._c\nfrom torch import nn"
-    assert list(private_names(ast.parse(code))) == ["torch._C", "torch._dynamo", "torch.a._b"]
+    code = "import torch._C\nfrom torch._dynamo import exc\ntorch.a._b(1)\nx._version\n"
+    code += "torch.__version__\nself._c\nfrom torch import nn"
+    assert sorted(private_names(ast.parse(code))) == ["torch._C", "torch._dynamo", "torch.a._b", "x._version"]
 
 
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: p.relative_to(CORE).as_posix())

@@ -55,6 +55,7 @@ def everything(tmp_path_factory, make):
     picture(folder / "wide-mask.png", 128, (192, 96))
     picture(folder / "masks" / "wide.png", 200, (192, 96))
     picture(folder / "starts" / "long.png", 200, (96, 64))
+    (folder / "controls").mkdir()
     make.clip(folder / "controls" / "long.mp4", 30, size=(96, 64), rate=24)
     first = {"file_name": "long.mp4", "first_frame": "starts/long.png"}
     (folder / "frames.jsonl").write_text(json.dumps(first))

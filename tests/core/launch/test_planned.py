@@ -4,6 +4,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.launch.planned import describe_devices, gpus_of, places_of, pool_of
+from wan_train.core.settings.parallel import ParallelOptions
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,8 @@ def test_what_is_said_before_the_start(job):
     (said,) = describe_devices([high], pool_of([]), alone)
     assert said == "1 of 4 GPUs is used: with device all they train this run together."
 
-    two = [replace(each, loop=replace(each.loop, gradient_accumulation=2)) for each in (high, low)]
+    parallel = ParallelOptions(context=1)
+    two = [replace(each, loop=replace(each.loop, gradient_accumulation=2), parallel=parallel) for each in (high, low)]
     step = "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU"
     assert describe_devices(two, ["cuda:0,cuda:1"], {"high": 2, "low": 2}) == [f"{step}; the experts take turns"]
     assert describe_devices(two, pool_of(["0+1", "2+3"]), {"high": 2, "low": 2}) == [step]

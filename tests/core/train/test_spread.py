@@ -16,7 +16,7 @@ def settings(accumulation=1, context=0):
     )
 
 
-def spread(job, batches, context=0, base="auto"):
+def spread(job, batches, context=1, base="auto"):
     loop = replace(job.loop, gradient_accumulation=batches)
     return replace(job, loop=loop, parallel=ParallelOptions(context=context, base=base))
 
@@ -47,6 +47,7 @@ def test_too_few_batches_are_refused(job):
         ConfigError, match="a step of this run has 2 batches, too few for 4 GPUs: train it on 2 of them"
     ):
         check_spread(spread(job, 2), 4)
+    check_spread(spread(job, 2, context=0), 4)  # the start may have all of them share each clip
 
 
 def test_windows_has_no_nccl(job):
@@ -64,5 +65,7 @@ def test_the_sentence_before_the_start(job):
     assert (
         describe_spread(spread(job, 5), 2) == f"2 GPUs: each step trains 5 batches, 2 or 3 a GPU; {same} 5 on one GPU"
     )
+    left_open = describe_spread(spread(job, 1, context=0), 2)
+    assert left_open == "2 GPUs: each step trains 1 batch; whether GPUs share a clip is chosen at the start"
     shared = describe_spread(spread(job, 1, context=2), 2)
     assert shared == f"2 GPUs: each step trains 1 batch, one on each group of 2 GPUs; {same} 1 on one GPU"
