@@ -107,7 +107,7 @@ def _sample(context: Context, given: Given) -> Answer:
 def _fps(context: Context, _given: Given) -> Answer:
     return changed(
         f"the rate of each clip is read from it, and brought to {context.facts.get('fps', 16):g} frames a second so that motion"
-        " keeps its speed."
+        " keeps its speed; each frame is the one that is nearest in time, which may be the one beside musubi-tuner's."
     )
 
 
