@@ -29,7 +29,7 @@ if "wan_train" not in sys.modules:
     import wantrain
 
     wantrain.load_pack()
-from wan_train.core.launch.progress import Progress  # noqa: E402
+from wan_train.core.launch.progress import ProgressDisplay  # noqa: E402
 from wan_train.core.recipe.pipeline import prepare_recipe  # noqa: E402
 from wan_train.core.recipe.recipe import recipe_from_tables  # noqa: E402
 from wan_train.tools.mini_vae import wan_vae  # noqa: E402
@@ -38,7 +38,7 @@ from wan_train.tools.miniature import write_family  # noqa: E402
 SIDE, FRAMES, USED, FPS = 64, 17, 1, 16
 
 
-class Watch(Progress):
+class Watch(ProgressDisplay):
     """Notes when each kind of work ended, and the longest time without a word."""
 
     def __init__(self) -> None:

@@ -5,6 +5,8 @@ from typing import Literal
 
 NUM_TIMESTEPS = 1000
 
+Expert = Literal["high", "low"]  # of Wan 2.2 A14B, by the noise that it is for
+
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).
 BOUNDARY_T2V_A14B = 0.875

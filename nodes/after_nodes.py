@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..core.adapters.afterwards import Changes, FileOptions, Written, change_file, merge_files
+from ..core.adapters.afterwards import Changes, FileOptions, WrittenFile, change_file, merge_files
 from ..core.adapters.combine import METHODS, MergeOptions
 from ..core.adapters.drafts import KEY_STYLES, PRECISIONS
 from ..core.adapters.extracted import ExtractOptions, extract_file
@@ -186,7 +186,7 @@ def _writing(settings: dict[str, Any]) -> FileOptions:
     return FileOptions(**{name: settings[name] for name in ("name", "precision", "key_style")})
 
 
-def _done(written: Written) -> io.NodeOutput:
+def _done(written: WrittenFile) -> io.NodeOutput:
     host.remember([written.path])
     for line in written.lines:
         log.info("%s", line)

@@ -21,7 +21,7 @@ from ..core.data.links import is_file
 from ..core.errors import WanTrainError
 from ..core.importers.report import report
 from ..core.importers.setup import import_setup
-from ..core.importers.texts import MAX_BYTES, Source
+from ..core.importers.texts import MAX_BYTES, SetupFile
 from ..core.importers.workflow import workflow
 from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
@@ -211,16 +211,16 @@ async def read_all(request: web.Request, most: int) -> bytes | None:
     return body
 
 
-def _sources_in(body: bytes) -> list[Source] | None:
+def _sources_in(body: bytes) -> list[SetupFile] | None:
     try:
         files = parse_object(body)["files"]
-        found = [Source(file["name"], file["text"]) for file in files]
+        found = [SetupFile(file["name"], file["text"]) for file in files]
     except (KeyError, TypeError, ValueError):
         return None
     return found if all(isinstance(one, str) for source in found for one in (source.name, source.text)) else None
 
 
-def _import(sources: list[Source]) -> dict[str, Any]:
+def _import(sources: list[SetupFile]) -> dict[str, Any]:
     imported = import_setup(sources)
     graph, notes = workflow(imported, folders.known_files())
     told = (

@@ -24,7 +24,7 @@ from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
 from ..core.train.space import check_space_before
-from ..core.train.spread import Place, build_over
+from ..core.train.spread import RunPlace, build_over
 from ..core.train.start import check_start, needed_packages
 from . import host
 from .follow import Follower, Graph
@@ -129,7 +129,7 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
     )
     wanted = stage_settings(dit, settings)
     names = places_of(wanted.device, host.auto_devices())[0].split(",")
-    place = Place(len(names), device=names[0], scratch=host.runs_path().parent / "cache")
+    place = RunPlace(len(names), device=names[0], scratch=host.runs_path().parent / "cache")
     return build_over(build, wanted, dit.info, place, log.info)
 
 

@@ -177,8 +177,11 @@ def demo(pack: Path, *, stay: bool, fresh: bool, headless: bool) -> None:
     say(f"Starting ComfyUI on the CPU (log: {base / 'server.log'})")
     with run_server(python, host, base) as server:
         run_workflow(server, pack / "example_workflows" / "demo.json", base)
-        say(f"The page: {server.url} (the workflow is under Templates, {PACK_NAME}, demo)")
-        if stay:
+        where = f"(the workflow is under Templates, {PACK_NAME}, demo)"
+        if not stay:  # the server ends with this
+            say(f"To see it on the page {where}: python run.py demo")
+        else:
+            say(f"The page: {server.url} {where}")
             say("Press Ctrl+C to stop ComfyUI.")
             while True:
                 server.check_alive()

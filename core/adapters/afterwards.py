@@ -54,7 +54,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """The file, which expert's it is, and what to say."""
 
     path: Path
@@ -70,7 +70,7 @@ def merge_files(
     *,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
-) -> Written:
+) -> WrittenFile:
     """Several LoRAs, each times its strength, as one file in `folder`: NAME_high_noise where all are the high noise expert's.
 
     ConfigError or ModelFileError before anything is written.
@@ -96,7 +96,7 @@ def merge_files(
     return _write(folder, modules, metadata, slot, writing, notes)
 
 
-def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptions) -> Written:
+def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptions) -> WrittenFile:
     """One LoRA with blocks left out, its rank lowered, or in other names, as a file in `folder`.
 
     ConfigError or ModelFileError before anything is written.
@@ -127,7 +127,7 @@ def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptio
 
 def write_made(
     folder: Path, modules: dict[str, LoraModule], metadata: dict[str, str], slot: Slot, writing: FileOptions, note: str
-) -> Written:
+) -> WrittenFile:
     """A LoRA that was made otherwise, such as out of a fine-tune."""
     check_writable(folder)
     return _write(folder, modules, metadata, slot, writing, [note])
@@ -140,7 +140,7 @@ def _write(
     slot: Slot,
     writing: FileOptions,
     notes: list[str],
-) -> Written:
+) -> WrittenFile:
     metadata = {key: text for key, text in metadata.items() if key not in _DIMENSIONS}
     if not isinstance(content, OtherFile):
         metadata["ss_network_dim"] = str(max(module.rank for module in content.values()))
@@ -148,4 +148,4 @@ def _write(
     path = write_drafts(folder, {slot: Draft(content, metadata, notes[0])}, writing)[slot]
     if writing.key_style == "diffusers":
         notes = [*notes, f"- {DIFFUSERS_ONLY}"]
-    return Written(path, slot, (f"{path.name}: {notes[0]}", *notes[1:]))
+    return WrittenFile(path, slot, (f"{path.name}: {notes[0]}", *notes[1:]))

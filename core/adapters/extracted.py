@@ -9,7 +9,7 @@ import torch
 
 from ..facts import NUM_TIMESTEPS, official_boundary
 from ..wan.checkpoint import hints_expert, inspect
-from .afterwards import FileOptions, Written, write_made
+from .afterwards import FileOptions, WrittenFile, write_made
 from .extract import extract
 from .low_rank import check_cut
 from .metadata import LoraDescription, base_model_name, lora_metadata
@@ -37,7 +37,7 @@ def extract_file(
     *,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
-) -> Written:
+) -> WrittenFile:
     """The difference tuned - base as a LoRA file in `folder`. ConfigError or ModelFileError if the two make none."""
     first, second = inspect(base), inspect(tuned)
     found = extract(

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..memory.frozen_linear import LayerShape
 from ..methods import Methods
 from ..settings.adapter import AdapterOptions
 
 LORA = "lora"  # the kind that is put on where none is named
-
-Shape = tuple[int, int]  # of a layer: out_features, in_features
 
 
 class KeptBytes(NamedTuple):
@@ -22,12 +21,12 @@ class KeptBytes(NamedTuple):
     once: int  # however many tokens there are
 
 
-def nothing_beside(shape: Shape, element_size: int) -> int:  # noqa: ARG001
+def nothing_beside(shape: LayerShape, element_size: int) -> int:  # noqa: ARG001
     """Of a kind whose backward makes nothing large."""
     return 0
 
 
-Matrices = Callable[[Shape, int, AdapterOptions], tuple[Shape, ...]]
+Matrices = Callable[[LayerShape, int, AdapterOptions], tuple[LayerShape, ...]]
 PutOn = Callable[[nn.Module, AdapterOptions, int], list[tuple[str, nn.Parameter]]]
 Matched = Callable[[nn.Module, Mapping[str, Tensor]], list[tuple[nn.Parameter, Tensor]]]
 
@@ -47,10 +46,12 @@ class AdapterKind:
     matched: Matched  # each parameter with its tensor of a state; ModelFileError where they do not fit the model
     light_forward: Callable[[nn.Module], int]  # give the layers a faster forward, where there is one; how many have it
     matrices: Matrices  # (shape, rank, options) -> shapes of what is trained of one layer
-    kept: Callable[[Shape, int, AdapterOptions, int], KeptBytes]  # the same, and the bytes of an activation's number
+    # The same, and the bytes of an activation's number.
+    kept: Callable[[LayerShape, int, AdapterOptions, int], KeptBytes]
     to_file: Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], Path]  # (path, state, metadata)
     from_file: Callable[[Path], dict[str, Tensor]]  # a state again, whatever trainer wrote the file; ModelFileError
-    working: Callable[[Shape, int], int] = nothing_beside  # bytes that the backward of one layer takes for a moment
+    # Bytes that the backward of one layer takes for a moment.
+    working: Callable[[LayerShape, int], int] = nothing_beside
     is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
     weight_traffic: float = (
         0.0  # bytes for each weight of its layers that forward and backward move, whatever the tokens
@@ -63,7 +64,7 @@ class AdapterKind:
         """Whether it has a second matrix, which LoRA+ gives a learning rate of its own."""
         return self.is_up is not _is_none
 
-    def num_params(self, shape: Shape, rank: int, options: AdapterOptions) -> int:
+    def num_params(self, shape: LayerShape, rank: int, options: AdapterOptions) -> int:
         """Trained numbers of one layer."""
         return sum(rows * columns for rows, columns in self.matrices(shape, rank, options))
 

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-Expert = Literal["high", "low"]
+from ..facts import Expert
 
 # What follows "high" or "low" in the name of a subject, a look or a setting.
 _NO_NOISE = (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..memory.products import PART, IsUnread, MakeProduct, Part
+from ..memory.products import PART, IsUnread, LinearProduct, MakeProduct
 from ..wan.layers import SelfAttention
 from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, lora_linears, own_forward
 
@@ -34,7 +34,7 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
         product = None if is_factor(name) else make_product(layer)
         if product is None:
             continue
-        part = Part(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
+        part = LinearProduct(layer, product, int(layer.out_features), is_unread)  # type: ignore[arg-type]
         vars(layer)[PART] = part
         vars(layer)[_FORWARD] = MethodType(_forward, layer)
         above = layers[name.rpartition(".")[0]]
@@ -106,7 +106,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, parts: tuple[Part, ...], scales: tuple[float | None, ...], *factors: Tensor
+        ctx: Any, x: Tensor, parts: tuple[LinearProduct, ...], scales: tuple[float | None, ...], *factors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.parts, ctx.scales = parts, scales
         ctx.set_materialize_grads(False)

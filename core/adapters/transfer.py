@@ -8,7 +8,7 @@ are passed over by the host, with a line in its log for each.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,11 @@ import torch
 
 from ..errors import ConfigError
 from ..wan.config import WanConfig
-from ..wan.identify import identify
+from ..wan.identify import Shapes, identify
 from ..wan.model import WanTransformer
 from .formats import LoraFile
 from .other_files import OtherFile, OtherModule
 
-Shapes = Mapping[str, Sequence[int]]
 Adapter = LoraFile | OtherFile
 
 SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}  # of the published models by their width

@@ -20,7 +20,7 @@ from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import DatasetOptions
 from .frames import shown_frames
 from .questions import caption_of, question_for
-from .written import Written
+from .written import MachineCaptions
 
 _MOST_BYTES = 2**20
 _MOST_LETTERS = MAX_TEXT - MAX_WORD - 1  # as a scan takes it
@@ -85,7 +85,7 @@ def caption_folder(
     media = {name: path for name, path in found.media.items() if name not in masks}
     if not media:
         raise DatasetError(f"{folder} holds no images or clips to write captions for: choose another folder.")
-    written = Written(folder)
+    written = MachineCaptions(folder)
     notes = [note for note in found.notes if note.action == "skipped"]
     if written.problem and options.redo:
         notes.append(Note(name=str(folder), action="note", reason=written.problem))
@@ -108,7 +108,7 @@ def caption_folder(
 
 
 def _jobs(
-    media: dict[str, Path], sidecars: dict[str, Path], options: CaptioningOptions, written: Written
+    media: dict[str, Path], sidecars: dict[str, Path], options: CaptioningOptions, written: MachineCaptions
 ) -> tuple[list[_Job], int]:
     """What has to be captioned, and the number of captions that stay."""
     ending = "." + options.caption_extension.lstrip(".")
@@ -128,7 +128,7 @@ def _jobs(
     return jobs, kept
 
 
-def _is_free(path: Path | None, name: str, options: CaptioningOptions, written: Written) -> bool:
+def _is_free(path: Path | None, name: str, options: CaptioningOptions, written: MachineCaptions) -> bool:
     """Whether a caption may be written there: nothing is there, nothing but blanks, or what a machine wrote with `redo`."""
     if path is None:
         return True
@@ -141,7 +141,7 @@ def _is_free(path: Path | None, name: str, options: CaptioningOptions, written: 
     return not data.strip() or (options.redo and written.is_ours(name, data))
 
 
-def _write(folder: Path, texts: dict[str, str], written: Written) -> None:
+def _write(folder: Path, texts: dict[str, str], written: MachineCaptions) -> None:
     if texts:
         written.remember(texts)
     for name, text in texts.items():

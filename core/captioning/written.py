@@ -18,7 +18,7 @@ _KEPT = 4  # hashes of one file
 _MOST_BYTES = 64 * 2**20
 
 
-class Written:
+class MachineCaptions:
     """The captions that machines wrote into a folder, by their files' names relative to it."""
 
     def __init__(self, folder: Path) -> None:

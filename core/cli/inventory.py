@@ -13,6 +13,7 @@ from ..wan.gguf import QUANTS, open_header
 from ..wan.identify import FileKind, identify
 
 ENCODERS = ("wan2.1_vae", "wan2.2_vae", "umt5", "clip_vision")
+MINIATURE_BYTES = 2**30  # Wan's smallest takes 2.6 GiB
 _SUFFIXES = (".safetensors", ".gguf")
 
 
@@ -26,6 +27,11 @@ class FoundModel:
     is_trainable: bool
     problem: str  # why a Wan model cannot be trained, or a file cannot be read; "" if nothing is wrong
     weight_bytes: int  # on the GPU while training; 0 unless it can be trained
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether it is far smaller than any model of Wan: made for tests, for the demo, or for trying things out."""
+        return not self.size and self.weight_bytes < MINIATURE_BYTES
 
 
 def list_models(folder: Path) -> tuple[list[FoundModel], Counter[str]]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..facts import PATCH, PIXELS_PER_LATENT
-from ..settings.dataset import DatasetOptions, sizes_of
+from ..settings.dataset import DatasetOptions
+from ..settings.dataset_frames import sizes_of
 
 STEP = PIXELS_PER_LATENT["wan2.1"] * PATCH  # of the VAE with the smaller one; the other rounds down again
 _NOTED_LOSS = 0.02  # a smaller part of a side may be cut off without a word: buckets rarely fit to the pixel

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ..serial import digest
-from ..settings.dataset import DatasetOptions, aspect_ratios
+from ..settings.dataset import DatasetOptions
+from ..settings.dataset_frames import aspect_ratios
 from .buckets import cover_box
 from .types import CENTER, MediaFile, Note, Sample
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, LatentFormat, latent_shape, num_tokens
 from .types import Dataset
 
-Shape = tuple[int, int, int, int]  # C, F, H, W of latents
+LatentShape = tuple[int, int, int, int]  # C, F, H, W of latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ def batch_limit(shape: Sequence[int], batch_size: int, token_budget: int | None)
     return max(1, min(batch_size, token_budget // num_tokens(shape)))
 
 
-def count_batches(samples: Iterable[tuple[Shape, int]], batch_size: int, token_budget: int | None = None) -> int:
+def count_batches(samples: Iterable[tuple[LatentShape, int]], batch_size: int, token_budget: int | None = None) -> int:
     """Batches of an epoch over samples of these (shape, repeats): no batch holds two shapes, and none is dropped."""
-    amounts = Counter[Shape]()
+    amounts = Counter[LatentShape]()
     for shape, repeats in samples:
         amounts[shape] += repeats
     return sum(math.ceil(amount / batch_limit(shape, batch_size, token_budget)) for shape, amount in amounts.items())

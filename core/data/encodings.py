@@ -30,7 +30,7 @@ Write = Callable[..., None]  # Store.save and its arguments, to be called now or
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedSample:
     """A sample whose turn may come: what the store has of it, and pixels for what it has not."""
 
     sample: Sample
@@ -124,7 +124,7 @@ class Encodings:
                 found[key] = FLOAT32 * math.prod(self._shape(sample)[1:])
         return found
 
-    def prepare_known(self, listed: Sample) -> Prepared | None:
+    def prepare_known(self, listed: Sample) -> PreparedSample | None:
         """As `prepare`, for a sample of which all is in the store and was checked before: then it costs next to nothing."""
         try:
             sample, _ = self._fit(listed)
@@ -137,7 +137,7 @@ class Encodings:
             return None
         return self.prepare(listed)
 
-    def prepare(self, listed: Sample) -> Prepared:
+    def prepare(self, listed: Sample) -> PreparedSample:
         """What is in the store, and the pixels if that is not all. DatasetError for a sample that cannot be used."""
         sample, notes = self._fit(listed)
         if self.known and len(sample.frame_indices) == 1:
@@ -168,7 +168,7 @@ class Encodings:
                         pixels[name] = read_paired(sample, name, self._interrupt)
             except DatasetError as error:
                 problem = error  # which is none if an equal file turns out to have been encoded by then
-        return Prepared(
+        return PreparedSample(
             sample=sample,
             notes=notes,
             keys=keys,
@@ -178,7 +178,7 @@ class Encodings:
             problem=problem,
         )
 
-    def entry(self, prepared: Prepared, write: Write) -> tuple[LatentEntry, list[Note]]:
+    def entry(self, prepared: PreparedSample, write: Write) -> tuple[LatentEntry, list[Note]]:
         """The sample's entry, and what there is to say of it; encodes what is not in the store."""
         sample = prepared.sample
         keys = {mode: self._latents(prepared, mode, write) for mode in self._modes_of(sample)}
@@ -256,7 +256,7 @@ class Encodings:
         stored = self.store.look("masks", self._mask_key(sample))
         return stored is not None and stored.shapes.get("mask") == self._shape(sample)[1:]
 
-    def _mask(self, prepared: Prepared, write: Write) -> str:
+    def _mask(self, prepared: PreparedSample, write: Write) -> str:
         """The key of the sample's mask in latents, which is kept unless it is there."""
         sample, key = prepared.sample, self._mask_key(prepared.sample)
         if prepared.mask is not None and key not in self._made:
@@ -279,7 +279,7 @@ class Encodings:
         stored = self.store.look("vision", key)
         return stored is not None and "features" in stored.shapes
 
-    def _latents(self, prepared: Prepared, mode: str, write: Write) -> str:
+    def _latents(self, prepared: PreparedSample, mode: str, write: Write) -> str:
         """The key of the sample's latents in this mode, which are encoded unless they are there."""
         sample, whole_key = prepared.sample, self._key(prepared.sample, mode)
         found = prepared.keys.get(mode) or self._made.get(whole_key)
@@ -333,7 +333,7 @@ class Encodings:
         )
         return Note(name=sample.name, action="note", reason=reason)
 
-    def _features(self, prepared: Prepared, write: Write) -> str:
+    def _features(self, prepared: PreparedSample, write: Write) -> str:
         """The key of the CLIP features of the known frames, which are encoded unless they are there."""
         assert self.vision is not None
         sample, key = prepared.sample, self._vision_key(prepared.sample)

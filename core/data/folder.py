@@ -22,7 +22,7 @@ _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})  # besi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FolderFiles:
     media: dict[str, Path]  # by name relative to the folder, in natural order
     sidecars: dict[str, Path]  # caption file of a media name
     points: dict[str, Path]  # in and out points of a media name
@@ -51,7 +51,9 @@ def check_folder(folder: Path) -> None:
         raise DatasetError(f"The dataset folder {folder} cannot be read: change its permissions.")
 
 
-def find_files(folder: Path, options: DatasetOptions, index_path: Path | None, within: Sequence[Path] | None) -> Found:
+def find_files(
+    folder: Path, options: DatasetOptions, index_path: Path | None, within: Sequence[Path] | None
+) -> FolderFiles:
     files: dict[str, Path] = {}
     notes: list[Note] = []
     linked = _walk(folder, files, notes)
@@ -82,7 +84,7 @@ def find_files(folder: Path, options: DatasetOptions, index_path: Path | None, w
     read = set(captions)
     notes += [note for name in others if name not in read and (note := _other_note(name, options))]
     sidecars = {name: files[texts[_stem(name)]] for name in media if _stem(name) in texts}
-    return Found(media=media, sidecars=sidecars, points=points, others=others, notes=notes)
+    return FolderFiles(media=media, sidecars=sidecars, points=points, others=others, notes=notes)
 
 
 def _caption_notes(
@@ -122,8 +124,8 @@ def _other_note(name: str, options: DatasetOptions) -> Note | None:
 
 
 def without_masks(
-    folder: Path, found: Found, options: DatasetOptions, within: Sequence[Path] | None
-) -> tuple[Found, dict[str, Path]]:
+    folder: Path, found: FolderFiles, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[FolderFiles, dict[str, Path]]:
     """What was found without the files that are masks of others, and those by the others' names."""
     if not (options.mask_folder or options.mask_suffix):
         return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
@@ -133,8 +135,8 @@ def without_masks(
 
 
 def without_given(
-    folder: Path, found: Found, options: DatasetOptions, within: Sequence[Path] | None
-) -> tuple[Found, GivenFiles]:
+    folder: Path, found: FolderFiles, options: DatasetOptions, within: Sequence[Path] | None
+) -> tuple[FolderFiles, GivenFiles]:
     """What was found without the pictures that are given with clips, and those."""
     media, given = separate_given(folder, found.media, options, within)
     notes = [note for note in found.notes if note.name not in found.media or note.name in media]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .types import Dataset, Note, Part, Sample
+from .types import Dataset, JoinedPart, Note, Sample
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
@@ -19,7 +19,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         return datasets[0]
     sources = [source for dataset in datasets for source in dataset.sources]
     names = iter(_names([source.folder for source in sources]))
-    parts: list[Part] = []
+    parts: list[JoinedPart] = []
     samples: list[Sample] = []
     notes: list[Note] = []
     for dataset in datasets:
@@ -33,7 +33,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def split(dataset: Dataset) -> list[tuple[Part, list[Sample]]]:
+def split(dataset: Dataset) -> list[tuple[JoinedPart, list[Sample]]]:
     """Each of the joined datasets with its samples; the one, where nothing is joined."""
     samples: dict[str, list[Sample]] = {part.name: [] for part in dataset.sources}
     for sample in dataset.samples:

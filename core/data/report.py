@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from .counting import Length, batches_of, describe_epoch
 from .join import join_warnings, split
-from .types import Dataset, Note, Part, Sample
+from .types import Dataset, JoinedPart, Note, Sample
 
 _NAMES = 2  # of a long group of notes
 
@@ -64,7 +64,7 @@ def describe_dataset(dataset: Dataset, limit: int | None = 30, lengths: Sequence
     return "\n".join(lines)
 
 
-def describe_part(part: Part, samples: Sequence[Sample]) -> str:
+def describe_part(part: JoinedPart, samples: Sequence[Sample]) -> str:
     """One of several datasets, in a line."""
     options = part.options
     facts = [_amounts(samples), f"buckets {_buckets(samples)}", f"loss weight {options.loss_weight:g}"]

@@ -183,7 +183,7 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class JoinedPart:
     """One of the datasets that are joined."""
 
     name: str  # that its samples and notes have as theirs
@@ -199,7 +199,7 @@ class Dataset:
     options: DatasetOptions  # of several: those of the first; `options_of` knows those of a sample
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
-    parts: tuple[Part, ...] = ()  # where several are joined
+    parts: tuple[JoinedPart, ...] = ()  # where several are joined
 
     def __post_init__(self) -> None:
         check_amount((sample.repeats for sample in self.samples), self.folder)
@@ -207,9 +207,9 @@ class Dataset:
         check_texts("the dataset", words=words, captions=self.captions)
 
     @property
-    def sources(self) -> tuple[Part, ...]:
+    def sources(self) -> tuple[JoinedPart, ...]:
         """The folders it is made of, one or several."""
-        return self.parts or (Part(name="", folder=self.folder, options=self.options),)
+        return self.parts or (JoinedPart(name="", folder=self.folder, options=self.options),)
 
     def options_of(self, sample: Sample) -> DatasetOptions:
         """The options that one of the samples was read with."""

@@ -16,7 +16,7 @@ from ..wan.quantized import SCALE, convert, scale_name
 from .batches import encode_in_batches
 from .identity import as_stored, text_identity
 from .tokenizer import find_tokenizer
-from .weights import Weights, check_weights, headless_packages, open_weights
+from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
 PAD, END = 0, 1
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)  # umT5 overflows in fp16
@@ -45,7 +45,7 @@ _PARTS = {
 }
 
 
-class StoredLinear(nn.Module):
+class EncoderLinear(nn.Module):
     """A linear layer that keeps its weight as the file has it and computes in the dtype of its input."""
 
     weight = None  # transformers would cast activations to the dtype of a weight that it finds
@@ -169,7 +169,7 @@ def transformers_name(name: str) -> str:
     return _ENDS.get(name, name)
 
 
-def _check_kind(weights: Weights) -> None:
+def _check_kind(weights: EncoderWeights) -> None:
     kind = identify(weights.shapes)
     if kind.name != "umt5":
         raise ModelFileError(
@@ -178,12 +178,12 @@ def _check_kind(weights: Weights) -> None:
         )
 
 
-def _transformers_names(weights: Weights) -> dict[str, str]:
+def _transformers_names(weights: EncoderWeights) -> dict[str, str]:
     """transformers' names to those in the file. ComfyUI's marker of no size is left out."""
     return {transformers_name(name): name for name, shape in weights.shapes.items() if 0 not in shape}
 
 
-def _build_on_meta(weights: Weights, stored: Mapping[str, str]) -> Any:
+def _build_on_meta(weights: EncoderWeights, stored: Mapping[str, str]) -> Any:
     """transformers' encoder in the sizes of the file, without memory for its weights."""
     with headless_packages():
         from transformers import UMT5Config, UMT5EncoderModel
@@ -208,7 +208,9 @@ def _build_on_meta(weights: Weights, stored: Mapping[str, str]) -> Any:
         return UMT5EncoderModel(config)
 
 
-def _read_state(weights: Weights, stored: Mapping[str, str], wanted: Iterable[str], device: torch.device) -> dict:
+def _read_state(
+    weights: EncoderWeights, stored: Mapping[str, str], wanted: Iterable[str], device: torch.device
+) -> dict:
     """Weights by transformers' names on `device`, as they are stored, with the scales of ComfyUI's fp8 layers."""
     norm_dtype = weights.dtypes[stored[_FINAL_NORM]]
     assert norm_dtype is not None
@@ -227,7 +229,7 @@ def _read_state(weights: Weights, stored: Mapping[str, str], wanted: Iterable[st
     return state
 
 
-def _check_scale(weights: Weights, name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
+def _check_scale(weights: EncoderWeights, name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
     """One number for the tensor, or one for each row; everything else is another format."""
     if not scale.dtype.is_floating_point or (scale.numel() != 1 and tuple(scale.shape) != (shape[0], 1)):
         raise ModelFileError(
@@ -236,7 +238,7 @@ def _check_scale(weights: Weights, name: str, scale: Tensor, shape: tuple[int, .
         )
 
 
-def _load_tokenizer(weights: Weights, given: Path | None) -> Any:
+def _load_tokenizer(weights: EncoderWeights, given: Path | None) -> Any:
     """A sentencepiece processor: of the path that was given, of the file, or of what lies beside it."""
     with headless_packages():
         import sentencepiece
@@ -253,7 +255,7 @@ def _fill(model: Any, state: dict[str, Tensor], dtype: torch.dtype) -> None:
         if isinstance(module, nn.Linear):
             stored, scale = state.pop(f"{name}.weight"), state.pop(name + SCALE, None)
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, StoredLinear(stored, scale))
+            setattr(model.get_submodule(parent), child, EncoderLinear(stored, scale))
     table, scale = state.pop(_SHARED), state.pop("shared" + SCALE, None)
     model.set_input_embeddings(StoredEmbedding(table, scale, dtype))
     model.load_state_dict({name: state.pop(name).to(dtype) for name in list(state)}, strict=False, assign=True)

@@ -7,7 +7,7 @@ import torch
 
 from ..errors import TOKENIZER, ModelFileError, WanTrainError
 from ..paths import path_problem, shown
-from .weights import Weights, open_weights, read_one
+from .weights import EncoderWeights, open_weights, read_one
 
 TOKENIZER_FILE = "spiece.model"
 # Relative to the weights: the official repository, one folder with everything, diffusers' pipeline.
@@ -16,7 +16,9 @@ _KEY = "spiece_model"  # of ComfyUI's files
 _TABLE = ("shared.weight", "token_embedding.weight", "encoder.embed_tokens.weight")
 
 
-def find_tokenizer(weights: Weights, given: Path | None = None, folders: Sequence[Path] = ()) -> tuple[Path, bytes]:
+def find_tokenizer(
+    weights: EncoderWeights, given: Path | None = None, folders: Sequence[Path] = ()
+) -> tuple[Path, bytes]:
     """(where it is, the serialized sentencepiece model).
 
     `given`: a spiece.model, its folder, or a umT5 .safetensors file that holds one. Without it: the one in the file, a
@@ -61,7 +63,7 @@ def _of_path(path: Path) -> tuple[Path, bytes]:
     return path, _inside(weights)
 
 
-def _of_neighbour(path: Path, weights: Weights) -> bytes | None:
+def _of_neighbour(path: Path, weights: EncoderWeights) -> bytes | None:
     """The tokenizer in another file, if that is an encoder of as many tokens."""
     try:
         other = open_weights(path)
@@ -72,10 +74,10 @@ def _of_neighbour(path: Path, weights: Weights) -> bytes | None:
         return None
 
 
-def _inside(weights: Weights) -> bytes:
+def _inside(weights: EncoderWeights) -> bytes:
     return read_one(weights, _KEY).flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _vocabulary(weights: Weights) -> int | None:
+def _vocabulary(weights: EncoderWeights) -> int | None:
     """Number of tokens that the encoder knows."""
     return next((weights.shapes[name][0] for name in _TABLE if weights.shapes.get(name)), None)

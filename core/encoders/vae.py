@@ -15,7 +15,7 @@ from ..facts import PIXELS_PER_LATENT, LatentFormat
 from ..shortage import free_caches, is_out_of_memory, try_twice
 from ..wan.identify import identify
 from .identity import video_identity
-from .weights import Weights, check_weights, headless_packages, open_weights
+from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _official_module(module: str, latent_format: LatentFormat) -> str:
     return module
 
 
-def _latent_format(weights: Weights) -> LatentFormat:
+def _latent_format(weights: EncoderWeights) -> LatentFormat:
     kind = identify(weights.shapes)
     if kind.name not in _FORMATS:
         raise ModelFileError(
@@ -203,14 +203,14 @@ def _latent_format(weights: Weights) -> LatentFormat:
     return _FORMATS[kind.name]
 
 
-def _official_names(weights: Weights, latent_format: LatentFormat) -> dict[str, str]:
+def _official_names(weights: EncoderWeights, latent_format: LatentFormat) -> dict[str, str]:
     """Official names to those in the file."""
     if "encoder.conv_in.weight" not in weights.shapes:
         return {name: name for name in weights.shapes}
     return {official_name(name, latent_format): name for name in weights.shapes}
 
 
-def _build_on_meta(weights: Weights, stored: dict[str, str], latent_format: LatentFormat) -> Any:
+def _build_on_meta(weights: EncoderWeights, stored: dict[str, str], latent_format: LatentFormat) -> Any:
     """diffusers' VAE in the sizes of the file, without memory for its weights."""
     with headless_packages():
         from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]

@@ -14,7 +14,7 @@ from ..facts import CLIP_DIM, CLIP_TOKENS
 from ..wan.identify import identify
 from ..wan.quantized import is_extra
 from .identity import vision_identity
-from .weights import Weights, check_weights, headless_packages, open_weights
+from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
 # ViT-H/14 as it was trained: open_clip, model_configs/ViT-H-14.json and constants.py.
 PATCH, NUM_HEADS = 14, 16
@@ -114,7 +114,7 @@ def load_vision_encoder(path: Path, device: torch.device | str) -> ClipVisionEnc
     return ClipVisionEncoder(model.requires_grad_(False).eval(), identity)
 
 
-def _open(path: Path) -> Weights:
+def _open(path: Path) -> EncoderWeights:
     path = Path(path)
     weights = open_weights(path / "image_encoder" if (path / "image_encoder").is_dir() else path)
     kind = identify(weights.shapes)
@@ -129,7 +129,7 @@ def _open(path: Path) -> Weights:
     return weights
 
 
-def _stored_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(weights: EncoderWeights) -> dict[str, tuple[int, ...]]:
     """Shapes of what tells the sizes, by transformers' names. ModelFileError if it is no ViT-H/14."""
     shapes = {}
     for name in (_PATCHES, _POSITIONS, _HIDDEN, _PROJECTION):
@@ -159,7 +159,7 @@ def _file_name(name: str, names: Mapping[str, Any]) -> str:
     return f"visual.transformer.resblocks.{layer[1]}.{_PARTS.get(layer[2], layer[2])}{layer[3]}"
 
 
-def _groups(weights: Weights, names: Mapping[str, Any]) -> dict[str, list[str]]:
+def _groups(weights: EncoderWeights, names: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names in the file to transformers': one each, or, where the file has q, k and v in one, these three in order."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=_place_in_qkv):

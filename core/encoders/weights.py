@@ -49,10 +49,10 @@ class PickledWeights:
             yield name, self._tensors[name].detach().clone()
 
 
-Weights = SafetensorsWeights | PickledWeights
+EncoderWeights = SafetensorsWeights | PickledWeights
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path) -> EncoderWeights:
     """What lies at `path`: a file, the index of a sharded one, or a folder of either. ModelFileError if it is neither."""
     if not path.is_file():
         return SafetensorsWeights(path)
@@ -64,12 +64,12 @@ def open_weights(path: Path) -> Weights:
     return PickledWeights(path) if identify_bytes(first_bytes, path.suffix) is PICKLE else SafetensorsWeights(path)
 
 
-def read_one(weights: Weights, name: str) -> Tensor:
+def read_one(weights: EncoderWeights, name: str) -> Tensor:
     """A single tensor."""
     return next(iter(weights.read([name])))[1]
 
 
-def check_weights(weights: Weights, names: dict[str, str], expected: dict[str, tuple[int, ...]]) -> None:
+def check_weights(weights: EncoderWeights, names: dict[str, str], expected: dict[str, tuple[int, ...]]) -> None:
     """Raises ModelFileError unless the file has all weights, in these shapes and as floating point numbers.
 
     `names` leads from the names in `expected` to those in the file.

@@ -15,14 +15,15 @@ from ..adapters.other_files import OtherModule
 from ..facts import NUM_TIMESTEPS
 from ..memory.precision import native_dtype
 from ..sample.sampler import VelocityModel
-from ..wan.checkpoint import CheckpointInfo, load_transformer
+from ..wan.checkpoint import CheckpointInfo
+from ..wan.loading import load_transformer
 from ..wan.model import WanTransformer
 
 Forward = Callable[[WanTransformer, Tensor, Tensor, Tensor], Tensor]  # (model, latents, timesteps, context) -> velocity
 
 
 @dataclass(frozen=True, eq=False)
-class Expert:
+class ExpertModel:
     """A model on disk, and the parts of its LoRA that have their place in it; {} for none."""
 
     info: CheckpointInfo
@@ -40,9 +41,9 @@ class Experts:
         self._device, self._forward = device, forward
         self._strength = strength
         self._kinds = (False, True) if compare else (True,)
-        self._loaded: tuple[Expert, WanTransformer, LoraSwitch] | None = None
+        self._loaded: tuple[ExpertModel, WanTransformer, LoraSwitch] | None = None
 
-    def model(self, expert: Expert) -> VelocityModel:
+    def model(self, expert: ExpertModel) -> VelocityModel:
         """The expert for `core.sample.sampler.sample`: latents [N, C, F, H, W], timesteps [N], context [N, S, D]."""
 
         def velocity(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Experts:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _load(self, expert: Expert) -> tuple[WanTransformer, LoraSwitch]:
+    def _load(self, expert: ExpertModel) -> tuple[WanTransformer, LoraSwitch]:
         if self._loaded is None or self._loaded[0] is not expert:
             self.close()
             dtype = native_dtype(self._device)

@@ -27,7 +27,7 @@ from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, samp
 from ..settings.dataset import DatasetOptions
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
-from .experts import Expert, Experts
+from .experts import ExpertModel, Experts
 from .given import GivenFrames, check_given, given_forward
 from .trigger import fill_prompts
 
@@ -120,7 +120,7 @@ class VideoPlan:
 
     files: Files
     options: VideoOptions
-    experts: dict[Slot, Expert]
+    experts: dict[Slot, ExpertModel]
     config: WanConfig
     notes: tuple[str, ...]
 
@@ -144,7 +144,7 @@ def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
     files.check()
     prompts = fill_prompts(files.loras.values(), prompt=options.prompt, negative_prompt=options.negative_prompt)
     options = replace(options, **prompts)
-    experts: dict[Slot, Expert] = {}
+    experts: dict[Slot, ExpertModel] = {}
     notes: list[str] = []
     for slot, path in files.models.items():
         info = inspect(path)
@@ -154,7 +154,7 @@ def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
             report = transfer_report(file, model_shapes(info.config))
             lora = {name: file.modules[name] for name in report.placed}
             notes += report.notes
-        experts[slot] = Expert(info, lora)
+        experts[slot] = ExpertModel(info, lora)
     first, *others = experts.values()
     if others and others[0].info.config != first.info.config:
         raise ConfigError(

@@ -11,10 +11,10 @@ from ..errors import ConfigError
 from ..paths import shown
 from .aitoolkit_rest import REST
 from .aitoolkit_rules import RULES
-from .answers import Given
+from .answers import SetupOption
 from .declared import number, truth
 from .families import family_of
-from .kinds import Kind
+from .kinds import SetupKind
 from .reading import Reading, Training, leaves, number_in, with_defaults
 from .texts import Parsed
 
@@ -42,7 +42,7 @@ _DATASET_DEFAULTS = {
 }
 
 
-def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
+def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     """The options of the job; ConfigError for several jobs, or several processes in one."""
     jobs = files["aitoolkit job"]
     if len(jobs) > 1:
@@ -64,7 +64,7 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     return Reading(family, [_training(given, model)], [], max(1, datasets), _notes(given), problem)
 
 
-def _given(file: str, path: str, value: Any) -> Given:
+def _given(file: str, path: str, value: Any) -> SetupOption:
     """config.process[0].train.lr is train.lr; of a dataset, datasets.num_frames; of the rest config.name, meta.version."""
     index = number_in(path, "datasets")
     key = path.removeprefix("config.process[0].")
@@ -72,10 +72,10 @@ def _given(file: str, path: str, value: Any) -> Given:
         key = key.replace(f"datasets[{index}]", "datasets")
     if key == "network.rank":  # config_modules.py: an older name, which goes first
         key = "network.linear"
-    return Given(key=key, name=path, value=value, file=file, dataset=index)
+    return SetupOption(key=key, name=path, value=value, file=file, dataset=index)
 
 
-def _training(given: list[Given], model: dict[str, Any]) -> Training:
+def _training(given: list[SetupOption], model: dict[str, Any]) -> Training:
     """Both experts in one training, unless one of them is switched off."""
     kwargs = model.get("model_kwargs")
     kwargs = kwargs if isinstance(kwargs, dict) else {}
@@ -99,7 +99,7 @@ def _family(model: dict[str, Any]) -> tuple[str, str]:
     return "", f"the job trains {shown(arch or name or 'no model')}, and Wan models alone can be trained here."
 
 
-def _notes(given: list[Given]) -> list[str]:
+def _notes(given: list[SetupOption]) -> list[str]:
     if not any(item.dataset is not None for item in given):
         return ["Neither folder nor size is in the job: it has no datasets."]
     notes = [

@@ -1,6 +1,6 @@
 """What becomes of the dataset options of AI-Toolkit."""
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     loss_weight,
     need_number,
@@ -10,24 +10,24 @@ from .declared import choice_of, exists, frames, number, truth
 from .sizes import sizes
 
 
-def _resolution(_context: Context, given: Given) -> Answer:
+def _resolution(_context: Context, given: SetupOption) -> Answer:
     """Sides of squares, whose area is what counts; the same files at each (toolkit/buckets.py). Nothing is scaled up."""
     values = given.value if isinstance(given.value, list) else [given.value]
     answer = sizes(values)
     return Answer(answer.outcome, {**answer.values, "dataset.upscale": False}, answer.why)
 
 
-def _buckets(_context: Context, given: Given) -> Answer:
+def _buckets(_context: Context, given: SetupOption) -> Answer:
     return mapped(dataset__aspect_buckets=truth(given.value))
 
 
-def _frames(_context: Context, given: Given) -> Answer:
+def _frames(_context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value, is_whole=True)
     kept = frames(found)
     return either("" if kept == found else "Wan takes 4n+1 frames.", dataset__num_frames=kept)
 
 
-def _shrink(context: Context, given: Given) -> Answer:
+def _shrink(context: Context, given: SetupOption) -> Answer:
     """toolkit/dataloader_mixins.py: num_frames over the whole clip, whatever its length; else a random start."""
     if not need_number(context.get("datasets.num_frames", 1, given.dataset)) > 1:
         return not_needed("pictures have one frame.")
@@ -41,26 +41,26 @@ def _shrink(context: Context, given: Given) -> Answer:
     )
 
 
-def _fps(context: Context, given: Given) -> Answer:
+def _fps(context: Context, given: SetupOption) -> Answer:
     if truth(context.get("datasets.shrink_video_to_frames", True, given.dataset)):
         return not_needed("frames are spread over the whole clip, so that no rate counts (shrink_video_to_frames).")
     return mapped(dataset__fps=float(need_number(given.value)))
 
 
-def _caption_ext(_context: Context, given: Given) -> Answer:
+def _caption_ext(_context: Context, given: SetupOption) -> Answer:
     ending = str(given.value).strip()
     return mapped(dataset__caption_extension=ending if ending.startswith(".") else f".{ending}")
 
 
-def _default_caption(_context: Context, given: Given) -> Answer:
+def _default_caption(_context: Context, given: SetupOption) -> Answer:
     return mapped(dataset__default_caption="" if given.value is None else str(given.value))
 
 
-def _trigger(_context: Context, given: Given) -> Answer:
+def _trigger(_context: Context, given: SetupOption) -> Answer:
     return mapped(dataset__trigger_word="" if given.value is None else str(given.value))
 
 
-def _dropout(context: Context, given: Given) -> Answer:
+def _dropout(context: Context, given: SetupOption) -> Answer:
     """A dataset's there. Of the run here, where datasets have none of their own."""
     found = float(need_number(given.value))
     if exists("dataset.drop_captions"):
@@ -71,7 +71,7 @@ def _dropout(context: Context, given: Given) -> Answer:
     return mapped(loop__caption_dropout=found)
 
 
-def _is_reg(_context: Context, given: Given) -> Answer:
+def _is_reg(_context: Context, given: SetupOption) -> Answer:
     place = "dataset.regularization"
     if exists(place):
         return mapped(dataset__regularization=truth(given.value))
@@ -80,11 +80,11 @@ def _is_reg(_context: Context, given: Given) -> Answer:
     )
 
 
-def _weight(_context: Context, given: Given) -> Answer:
+def _weight(_context: Context, given: SetupOption) -> Answer:
     return loss_weight(given.value, "weight of its own")
 
 
-def _network_weight(_context: Context, given: Given) -> Answer:
+def _network_weight(_context: Context, given: SetupOption) -> Answer:
     """It scales what the LoRA adds while this dataset is trained, which is no weight of the loss."""
     return (
         not_needed("it is 1.")
@@ -95,11 +95,11 @@ def _network_weight(_context: Context, given: Given) -> Answer:
     )
 
 
-def _repeats(_context: Context, given: Given) -> Answer:
+def _repeats(_context: Context, given: SetupOption) -> Answer:
     return repeats(given.value)
 
 
-def _i2v(_context: Context, given: Given) -> Answer:
+def _i2v(_context: Context, given: SetupOption) -> Answer:
     return mapped(conditioning="first frame") if truth(given.value) else mapped(conditioning="none")
 
 

@@ -1,6 +1,6 @@
 """AI-Toolkit's options of the optimizer and the learning rate (toolkit/optimizer.py, toolkit/scheduler.py)."""
 
-from .answers import Answer, Context, Given, Rule, changed, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, mapped, not_needed, not_supported
 from .common import betas, need_number, schedule, to_number
 from .declared import number
 from .optimizers import Named, answer, arguments, rate, said_by
@@ -35,19 +35,19 @@ def _named(context: Context) -> Named | None:
     return _OPTIMIZERS.get("prodigy" if word.startswith("prodigy") and word != "prodigy8bit" else word)
 
 
-def _optimizer(context: Context, given: Given) -> Answer:
+def _optimizer(context: Context, given: SetupOption) -> Answer:
     return answer(_named(context), str(given.value), said_by(context, _SAID))
 
 
-def _lr(context: Context, given: Given) -> Answer:
+def _lr(context: Context, given: SetupOption) -> Answer:
     return rate(given, is_own=str(context.get("train.optimizer")).lower().startswith("prodigy"))
 
 
-def _betas(_context: Context, given: Given) -> Answer:
+def _betas(_context: Context, given: SetupOption) -> Answer:
     return betas(given.value)
 
 
-def _scheduler(context: Context, given: Given) -> Answer:
+def _scheduler(context: Context, given: SetupOption) -> Answer:
     """toolkit/scheduler.py: linear is PyTorch's LinearLR, from a third of the rate to all of it where nothing else is said."""
     word = str(given.value)
     if word == "linear":
@@ -73,7 +73,7 @@ def _for_each(context: Context, steps: int) -> int:
     return max(1, steps // 2) if is_both else steps
 
 
-def _factors(context: Context, given: Given) -> Answer:
+def _factors(context: Context, given: SetupOption) -> Answer:
     """start_factor and end_factor of LinearLR, num_warmup_steps."""
     word, name = context.get("train.lr_scheduler"), given.key.rpartition(".")[2]
     if name == "num_warmup_steps":
@@ -87,7 +87,7 @@ def _factors(context: Context, given: Given) -> Answer:
     return not_needed("lr_scheduler is read by it.")
 
 
-def _eta_min(context: Context, given: Given) -> Answer:
+def _eta_min(context: Context, given: SetupOption) -> Answer:
     """The lowest learning rate itself there, and a share of the highest here."""
     rate = need_number(context.get("train.lr", 1e-6))
     return changed(

@@ -4,7 +4,19 @@ from typing import Any
 
 from .aitoolkit_data import DATASET_RULES
 from .aitoolkit_optimizer import OPTIMIZER_RULES
-from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import (
+    FURTHER,
+    PREVIEW,
+    Answer,
+    Context,
+    Rule,
+    SetupOption,
+    changed,
+    either,
+    mapped,
+    not_needed,
+    not_supported,
+)
 from .common import (
     PLAN,
     gradient_checkpointing,
@@ -16,11 +28,11 @@ from .declared import choice_of, exists, fit, number, options_by_place, truth
 from .layers import layers_with
 
 
-def _linear(_context: Context, given: Given) -> Answer:
+def _linear(_context: Context, given: SetupOption) -> Answer:
     return mapped(adapter__rank=need_number(given.value, is_whole=True))
 
 
-def _alpha(context: Context, given: Given) -> Answer:
+def _alpha(context: Context, given: SetupOption) -> Answer:
     """toolkit/lora_special.py: "no alpha for peft", it is the rank, whatever the file says."""
     rank = float(need_number(context.get("network.linear", 4)))
     given_alpha = number(given.value)
@@ -28,7 +40,7 @@ def _alpha(context: Context, given: Given) -> Answer:
     return either(why, adapter__alpha=rank)
 
 
-def _type(_context: Context, given: Given) -> Answer:
+def _type(_context: Context, given: SetupOption) -> Answer:
     word = str(given.value).lower()
     if word == "lora":
         return mapped()
@@ -41,7 +53,7 @@ def _words(value: Any) -> list[str]:
     return [str(each) for each in (value if isinstance(value, list) else [value]) if str(each)]
 
 
-def _only_if(_context: Context, given: Given) -> Answer:
+def _only_if(_context: Context, given: SetupOption) -> Answer:
     if is_off(given.value):
         return not_needed("it is empty.")
     found = layers_with(_words(given.value))
@@ -52,7 +64,7 @@ def _only_if(_context: Context, given: Given) -> Answer:
     return changed("as patterns, by the names that layers have here.", adapter__include="\n".join(found.patterns))
 
 
-def _ignore_if(_context: Context, given: Given) -> Answer:
+def _ignore_if(_context: Context, given: SetupOption) -> Answer:
     if is_off(given.value):
         return not_needed("it is empty.")
     found = layers_with(_words(given.value))
@@ -61,12 +73,12 @@ def _ignore_if(_context: Context, given: Given) -> Answer:
     return changed("as patterns, by the names that layers have here.", adapter__exclude="\n".join(found.patterns))
 
 
-def _factor(_context: Context, given: Given) -> Answer:
+def _factor(_context: Context, given: SetupOption) -> Answer:
     """toolkit/models/lokr.py: -1 is what 0 is here."""
     return mapped(adapter__lokr_factor=max(0, need_number(given.value, is_whole=True)))
 
 
-def _steps(context: Context, given: Given) -> Answer:
+def _steps(context: Context, given: SetupOption) -> Answer:
     """extensions_built_in/sd_trainer/SDTrainer.py: steps count both experts, which take turns."""
     found = need_number(given.value, is_whole=True)
     if context.facts.get("has_experts") and context.facts.get("stage") is None:
@@ -75,14 +87,14 @@ def _steps(context: Context, given: Given) -> Answer:
     return mapped(loop__steps=found)
 
 
-def _accumulation(context: Context, given: Given) -> Answer:
+def _accumulation(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value, is_whole=True)
     if given.key.endswith("_steps") and context.has("train.gradient_accumulation"):
         return not_needed("gradient_accumulation says it.")
     return mapped(loop__gradient_accumulation=found)
 
 
-def _timestep_type(context: Context, given: Given) -> Answer:
+def _timestep_type(context: Context, given: SetupOption) -> Answer:
     """toolkit/samplers/custom_flowmatch_sampler.py: tables of timesteps; the shift is 5 for Wan 2.2 and 3 for 2.1."""
     word = str(given.value)
     if word == "linear":
@@ -112,7 +124,7 @@ def _timestep_type(context: Context, given: Given) -> Answer:
     )
 
 
-def _bias(_context: Context, given: Given) -> Answer:
+def _bias(_context: Context, given: SetupOption) -> Answer:
     """content: more of the high noise levels in the window; style: more of the low ones."""
     words = {
         "balanced": ("balanced", "none"),
@@ -141,7 +153,7 @@ def _bias(_context: Context, given: Given) -> Answer:
     return not_supported("noise levels are not favoured here.")
 
 
-def _loss_type(_context: Context, given: Given) -> Answer:
+def _loss_type(_context: Context, given: SetupOption) -> Answer:
     if given.value == "pseudo_huber":  # SDTrainer.py: sqrt(d^2 + c^2) - c with c = 0.01
         return changed("the same curve, twice as high here.", loss__kind="soft_l1", loss__huber_c=0.01)
     found = choice_of("loss.kind", str(given.value))
@@ -152,7 +164,7 @@ def _loss_type(_context: Context, given: Given) -> Answer:
     )
 
 
-def _quantize(context: Context, given: Given) -> Answer:
+def _quantize(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return mapped(precision="bf16")
     return (
@@ -160,7 +172,7 @@ def _quantize(context: Context, given: Given) -> Answer:
     )
 
 
-def _qtype(context: Context, given: Given) -> Answer:
+def _qtype(context: Context, given: SetupOption) -> Answer:
     if not truth(context.get("model.quantize", False)):
         return not_needed("quantize is off.")
     word = str(given.value)
@@ -173,45 +185,45 @@ def _qtype(context: Context, given: Given) -> Answer:
     return either("" if exact else f"the nearest is {found}.", precision=found)
 
 
-def _name_or_path(context: Context, given: Given) -> Answer:
+def _name_or_path(context: Context, given: SetupOption) -> Answer:
     path = str(given.value)
     if path.endswith((".safetensors", ".gguf")) and not context.facts.get("has_experts"):
         return mapped(models__single=path)
     return changed("a repository of Hugging Face there; here files, which you name under [models].")
 
 
-def _recovery(_context: Context, given: Given) -> Answer:
+def _recovery(_context: Context, given: SetupOption) -> Answer:
     return not_needed("there is none.") if is_off(given.value) else mapped(models__recovery_adapter=str(given.value))
 
 
-def _compile(_context: Context, _given: Given) -> Answer:
+def _compile(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
 
-def _save_dtype(_context: Context, given: Given) -> Answer:
+def _save_dtype(_context: Context, given: SetupOption) -> Answer:
     words = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
     return mapped(lora__precision=words.get(str(given.value), str(given.value)))
 
 
-def _sample_every(context: Context, given: Given) -> Answer:
+def _sample_every(context: Context, given: SetupOption) -> Answer:
     if truth(context.get("train.disable_sampling", False)):
         return not_needed("disable_sampling is on.")
     return mapped(previews__every=need_number(given.value, is_whole=True))
 
 
-def _disable_sampling(_context: Context, given: Given) -> Answer:
+def _disable_sampling(_context: Context, given: SetupOption) -> Answer:
     return mapped(previews__every=0) if truth(given.value) else not_needed("it is off.")
 
 
 def _preview(widget: str, *, is_number: bool = False) -> Rule:
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         value = need_number(given.value) if is_number else str(given.value or "")
         return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
 
     return rule
 
 
-def _prompts(_context: Context, given: Given) -> Answer:
+def _prompts(_context: Context, given: SetupOption) -> Answer:
     values = given.value if isinstance(given.value, list) else [given.value]
     texts = [value for value in values if isinstance(value, str) and value]
     if not texts:
@@ -223,7 +235,7 @@ def _prompts(_context: Context, given: Given) -> Answer:
     )
 
 
-def _guidance(context: Context, _given: Given) -> Answer:
+def _guidance(context: Context, _given: SetupOption) -> Answer:
     """SDTrainer.py: the target goes further away from the prediction, by a scale that is 3 where none is given."""
     place = "loss.differential_guidance"
     if not truth(context.get("train.do_differential_guidance", False)):
@@ -237,7 +249,7 @@ def _guidance(context: Context, _given: Given) -> Answer:
 def _preservation(switch: str, place: str) -> Rule:
     """SDTrainer.py: a switch, and a multiplier that is 1 where none is given."""
 
-    def rule(context: Context, _given: Given) -> Answer:
+    def rule(context: Context, _given: SetupOption) -> Answer:
         if not truth(context.get(switch, False)):
             return not_needed("it is off.")
         if switch == _DOP and not str(context.get(f"{_DOP}_class", "") or "").strip():
@@ -250,14 +262,14 @@ def _preservation(switch: str, place: str) -> Rule:
     return rule
 
 
-def _class_word(context: Context, given: Given) -> Answer:
+def _class_word(context: Context, given: SetupOption) -> Answer:
     word = "" if given.value is None else str(given.value).strip()
     if not word or not truth(context.get(_DOP, False)):
         return not_needed("it belongs to diff_output_preservation, which is off." if word else "it is empty.")
     return mapped(dataset__class_word=word)
 
 
-def _job(_context: Context, given: Given) -> Answer:
+def _job(_context: Context, given: SetupOption) -> Answer:
     return (
         not_needed("a recipe is a training.")
         if str(given.value) in ("extension", "train")
@@ -265,7 +277,7 @@ def _job(_context: Context, given: Given) -> Answer:
     )
 
 
-def _ema(context: Context, given: Given) -> Answer:
+def _ema(context: Context, given: SetupOption) -> Answer:
     for item in options_by_place().values():
         if item.aitoolkit == given.key:
             answer = fit(item, given.value)

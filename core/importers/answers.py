@@ -19,7 +19,7 @@ PREVIEW = "preview."  # of Preview LoRA in the workflow: "preview.prompt"; a rec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class SetupOption:
     """One option of a file, or with `file` empty the default of a trainer, which no file says."""
 
     key: str  # the trainer's name for it, as declarations in core/settings have it: network_dim, train.lr
@@ -71,7 +71,7 @@ def either(why: str, **values: Any) -> Answer:
 class Context:
     """The options of one training, for rules that depend on others: what was given, and else the trainer's defaults."""
 
-    def __init__(self, given: list[Given], facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, given: list[SetupOption], facts: Mapping[str, Any] | None = None) -> None:
         self.given = given
         self.facts = dict(facts or {})  # what the importer has found out: the model's family, the stage
         self._by_key = {(item.key, item.dataset): item.value for item in given}
@@ -87,7 +87,7 @@ class Context:
         return (key, dataset) in self._by_key
 
 
-Rule = Callable[[Context, Given], Answer]
+Rule = Callable[[Context, SetupOption], Answer]
 
 
 def _places(values: dict[str, Any]) -> dict[str, Any]:

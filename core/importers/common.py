@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..settings.loop import LoopOptions
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .declared import PEERS, choice_of, declared, exists, number, truth, whole
 
 PLAN = "left to the plan, which chooses what makes the steps fast and fits into your GPU."
@@ -37,7 +37,7 @@ def absent(why: str, *keys: str) -> dict[str, Rule]:
 def unsupported(why: str, *keys: str) -> dict[str, Rule]:
     """Rules for options that can't be done, unless they are off."""
 
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         return not_needed("it is off.") if is_off(given.value) else not_supported(why)
 
     return dict.fromkeys(keys, rule)
@@ -46,7 +46,7 @@ def unsupported(why: str, *keys: str) -> dict[str, Rule]:
 def part_of(parent: str, *keys: str, on: str = "") -> dict[str, Rule]:
     """Rules for options of something that is not here: of no effect where that is off, and told where it is on."""
 
-    def rule(context: Context, given: Given) -> Answer:
+    def rule(context: Context, given: SetupOption) -> Answer:
         if is_off(context.get(parent, dataset=given.dataset)):
             return not_needed(f"it belongs to {on or parent}, which is off.")
         is_here = any(declared(peer, parent) for peer in PEERS)
@@ -68,7 +68,7 @@ def is_off(value: Any) -> bool:
 def to_number(place: str, *, is_whole: bool = False) -> Rule:
     """A rule for a number that means the same here."""
 
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         found = need_number(given.value, is_whole=is_whole)
         return Answer("mapped", {place: found})
 
@@ -124,7 +124,7 @@ def betas(value: Any) -> Answer:
     return mapped(optimizer__beta1=found[0], optimizer__beta2=found[1])
 
 
-def checkpoints_by_epoch(_context: Context, given: Given) -> Answer:
+def checkpoints_by_epoch(_context: Context, given: SetupOption) -> Answer:
     """A rhythm of saving in epochs or minutes."""
     every = LoopOptions().checkpoint_every
     return changed(
@@ -133,7 +133,7 @@ def checkpoints_by_epoch(_context: Context, given: Given) -> Answer:
     )
 
 
-def window(context: Context, given: Given, low: Any, high: Any, *, of_thousand: bool) -> Answer:
+def window(context: Context, given: SetupOption, low: Any, high: Any, *, of_thousand: bool) -> Answer:
     """A window of timesteps: an expert's, which is made by the stage and the boundary here.
 
     `low` and `high`: as the trainer has them, None for the end of the scale. `given`: whichever of them it is.
@@ -171,7 +171,7 @@ def precision_8_or_4_bit(words: str) -> str:
     return ""
 
 
-def gradient_checkpointing(_context: Context, given: Given) -> Answer:
+def gradient_checkpointing(_context: Context, given: SetupOption) -> Answer:
     """On or off without a change of the result: the plan knows better what fits."""
     return changed(f"{'on' if truth(given.value) or given.value == 'unsloth' else 'off'} there; here {PLAN}")
 

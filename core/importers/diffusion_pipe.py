@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..settings.stage import Stage
-from .answers import Given
+from .answers import SetupOption
 from .diffusion_pipe_rest import REST
 from .diffusion_pipe_rules import RULES
 from .families import FAMILIES, family_of, stage_of
-from .kinds import Kind
+from .kinds import SetupKind
 from .reading import Reading, Training, leaves, number_in, with_defaults
 from .texts import Parsed
 
@@ -27,9 +27,9 @@ _DEFAULTS = {
 _PATHS = ("model.transformer_path", "model.ckpt_path")
 
 
-def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
+def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     """The options of all files; ConfigError where they train no Wan model."""
-    shared: list[Given] = []
+    shared: list[SetupOption] = []
     count = 0
     for file in files.get("diffusion_pipe dataset", []):
         own, number = _dataset(file, count)
@@ -58,7 +58,7 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     return Reading(family, trainings, shared, max(1, count), notes)
 
 
-def _dataset(file: Parsed, first: int) -> tuple[list[Given], int]:
+def _dataset(file: Parsed, first: int) -> tuple[list[SetupOption], int]:
     """The top of the file, which goes down to each [[directory]]."""
     found = []
     for path, value in leaves(file.data):
@@ -67,20 +67,20 @@ def _dataset(file: Parsed, first: int) -> tuple[list[Given], int]:
         if key == "path":
             key = "directory.path"
         found.append(
-            Given(key=key, name=path, value=value, file=file.name, dataset=None if index is None else first + index)
+            SetupOption(key=key, name=path, value=value, file=file.name, dataset=None if index is None else first + index)
         )  # fmt: skip
     return found, len(file.data["directory"])
 
 
-def _config(file: Parsed) -> list[Given]:
-    return [Given(key=path, name=path, value=value, file=file.name) for path, value in leaves(file.data)]
+def _config(file: Parsed) -> list[SetupOption]:
+    return [SetupOption(key=path, name=path, value=value, file=file.name) for path, value in leaves(file.data)]
 
 
-def _value(run: Sequence[Given], key: str) -> Any:
+def _value(run: Sequence[SetupOption], key: str) -> Any:
     return next((given.value for given in run if given.key == key), None)
 
 
-def _stage(run: Sequence[Given]) -> Stage | None:
+def _stage(run: Sequence[SetupOption]) -> Stage | None:
     """An expert by its window, else by its file's name."""
     low, high = _value(run, "model.min_t"), _value(run, "model.max_t")
     if isinstance(low, (int, float)) and low >= 0.5:
@@ -90,7 +90,7 @@ def _stage(run: Sequence[Given]) -> Stage | None:
     return next(filter(None, (stage_of(str(_value(run, key) or "")) for key in _PATHS)), None)
 
 
-def _family(runs: Sequence[Sequence[Given]]) -> tuple[str, str]:
+def _family(runs: Sequence[Sequence[SetupOption]]) -> tuple[str, str]:
     found: list[str] = []
     for run in runs:
         kind = str(_value(run, "model.type"))

@@ -1,6 +1,6 @@
 """What becomes of each option of diffusion-pipe. Names that mean the same here stand in the declarations of core/settings."""
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     betas,
     checkpoints_by_epoch,
@@ -35,17 +35,17 @@ _SAID = {
 }
 
 
-def _resolutions(_context: Context, given: Given) -> Answer:
+def _resolutions(_context: Context, given: SetupOption) -> Answer:
     """Sides of squares, or (width, height), whose area counts; the same files at each of them."""
     values = given.value if isinstance(given.value, list) else [given.value]
     return sizes(values)
 
 
-def _ar_bucket(_context: Context, given: Given) -> Answer:
+def _ar_bucket(_context: Context, given: SetupOption) -> Answer:
     return mapped(dataset__aspect_buckets=truth(given.value))
 
 
-def _ar_limits(context: Context, given: Given) -> Answer:
+def _ar_limits(context: Context, given: SetupOption) -> Answer:
     if given.key == "ar_buckets" and (answer := _ar_list(given)) is not None:
         return answer
     if not truth(context.get("enable_ar_bucket", False, given.dataset)):
@@ -53,7 +53,7 @@ def _ar_limits(context: Context, given: Given) -> Answer:
     return changed("there is a bucket for every aspect ratio of your files.")
 
 
-def _ar_list(given: Given) -> Answer | None:
+def _ar_list(given: SetupOption) -> Answer | None:
     """Aspect ratios by name, as numbers or as (width, height); None where a recipe has no such list."""
     if not exists("dataset.crop_aspects") or not isinstance(given.value, list) or not given.value:
         return None
@@ -61,7 +61,7 @@ def _ar_list(given: Given) -> Answer | None:
     return mapped(dataset__crop_aspects=", ".join(words))
 
 
-def _frame_buckets(_context: Context, given: Given) -> Answer:
+def _frame_buckets(_context: Context, given: SetupOption) -> Answer:
     """A clip goes to the longest bucket that it fills, and is cut to it; pictures are 1 frame. Too short ones are dropped."""
     counts = [
         need_number(one, is_whole=True) for one in (given.value if isinstance(given.value, list) else [given.value])
@@ -81,7 +81,7 @@ def _frame_buckets(_context: Context, given: Given) -> Answer:
     )
 
 
-def _clip_mode(_context: Context, given: Given) -> Answer:
+def _clip_mode(_context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word == "single_beginning":
         return mapped(dataset__frame_sampling="head")
@@ -91,11 +91,11 @@ def _clip_mode(_context: Context, given: Given) -> Answer:
     return not_supported(f"there is no {word} here: the first frames of a clip are taken.")
 
 
-def _repeats(_context: Context, given: Given) -> Answer:
+def _repeats(_context: Context, given: SetupOption) -> Answer:
     return repeats(given.value)
 
 
-def _shuffle(_context: Context, given: Given) -> Answer:
+def _shuffle(_context: Context, given: SetupOption) -> Answer:
     """utils/dataset.py: so many captions with their tags in another order, beside each other in the cache."""
     count = 1 if given.value is True else 0 if is_off(given.value) else need_number(given.value, is_whole=True)
     if count < 1:
@@ -107,7 +107,7 @@ def _shuffle(_context: Context, given: Given) -> Answer:
     return mapped(dataset__shuffle_tags=True, dataset__caption_variants=count)
 
 
-def _prefix(_context: Context, given: Given) -> Answer:
+def _prefix(_context: Context, given: SetupOption) -> Answer:
     text = str(given.value or "")
     word = text.strip(" ,.;:")
     if not word:
@@ -115,30 +115,30 @@ def _prefix(_context: Context, given: Given) -> Answer:
     return changed("it is put in front of captions that lack it.", dataset__trigger_word=word)
 
 
-def _model_type(_context: Context, _given: Given) -> Answer:
+def _model_type(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("the model's file says what it is.")
 
 
-def _transformer(context: Context, given: Given) -> Answer:
+def _transformer(context: Context, given: SetupOption) -> Answer:
     stage = context.facts.get("stage") or ("single" if not context.facts.get("has_experts") else None)
     if stage is None:
         return not_supported("which expert the file is can't be told from its name, or from min_t and max_t.")
     return Answer("mapped", {f"models.{stage}": str(given.value)})
 
 
-def _checkpoint(_context: Context, given: Given) -> Answer:
+def _checkpoint(_context: Context, given: SetupOption) -> Answer:
     known = "it says which model is trained. " if family_of(str(given.value)) else ""
     return changed(f"{known}A folder of the official code there; here files, which you name under [models].")
 
 
-def _transformer_dtype(_context: Context, given: Given) -> Answer:
+def _transformer_dtype(_context: Context, given: SetupOption) -> Answer:
     found = precision_8_or_4_bit(str(given.value))
     if found:
         return mapped(precision=found)
     return mapped(precision="bf16") if given.value == "bfloat16" else not_supported(f"there is no {given.value} here.")
 
 
-def _dtype(context: Context, given: Given) -> Answer:
+def _dtype(context: Context, given: SetupOption) -> Answer:
     if context.has("model.transformer_dtype"):
         return not_needed("transformer_dtype says how the model is held, and it computes in bf16.")
     words = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -146,7 +146,7 @@ def _dtype(context: Context, given: Given) -> Answer:
     return not_supported(f"there is no {given.value} here.") if found is None else mapped(precision=found)
 
 
-def _sample_method(context: Context, given: Given) -> Answer:
+def _sample_method(context: Context, given: SetupOption) -> Answer:
     """utils/common.py: logit_normal is the sigmoid of a normal number; a shift comes on top of either."""
     has_shift = bool(number(context.get("model.shift")))
     if truth(context.get("model.flux_shift", False)):
@@ -170,16 +170,16 @@ def _sample_method(context: Context, given: Given) -> Answer:
     return mapped(timesteps__sampling="shift" if has_shift else "sigmoid")
 
 
-def _window(context: Context, given: Given) -> Answer:
+def _window(context: Context, given: SetupOption) -> Answer:
     return window(context, given, context.get("model.min_t"), context.get("model.max_t"), of_thousand=False)
 
 
-def _window_elsewhere(_context: Context, _given: Given) -> Answer:
+def _window_elsewhere(_context: Context, _given: SetupOption) -> Answer:
     """A known trap: only under [model] does diffusion-pipe read it."""
     return not_needed("diffusion-pipe reads it under [model] alone, so it had no effect.")
 
 
-def _adapter_type(_context: Context, given: Given) -> Answer:
+def _adapter_type(_context: Context, given: SetupOption) -> Answer:
     if given.value == "lora":
         return mapped()
     kind = choice_of("adapter.kind", str(given.value))
@@ -190,7 +190,7 @@ def _adapter_type(_context: Context, given: Given) -> Answer:
     )
 
 
-def _alpha(context: Context, _given: Given) -> Answer:
+def _alpha(context: Context, _given: SetupOption) -> Answer:
     return mapped(adapter__alpha=float(need_number(context.get("adapter.rank", 16))))
 
 
@@ -202,11 +202,11 @@ def _named(context: Context) -> Named | None:
     return _OPTIMIZERS.get(word.lower()) or of_class(word, package="pytorch_optimizer")
 
 
-def _optimizer(context: Context, given: Given) -> Answer:
+def _optimizer(context: Context, given: SetupOption) -> Answer:
     return answer(_named(context), str(given.value), said_by(context, _SAID))
 
 
-def _huber(context: Context, given: Given) -> Answer:
+def _huber(context: Context, given: SetupOption) -> Answer:
     """models/base.py: huber_delta goes first."""
     width = float(need_number(given.value))
     if given.key == "smooth_l1_beta":
@@ -216,11 +216,11 @@ def _huber(context: Context, given: Given) -> Answer:
     return mapped(loss__kind="huber", loss__huber_delta=width)
 
 
-def _betas(_context: Context, given: Given) -> Answer:
+def _betas(_context: Context, given: SetupOption) -> Answer:
     return betas(given.value)
 
 
-def _scheduler(context: Context, given: Given) -> Answer:
+def _scheduler(context: Context, given: SetupOption) -> Answer:
     """train.py: linear falls to 0, cosine to a learning rate of 1e-6, over all epochs."""
     found = schedule(given.value)
     if given.value == "cosine" and found.values:
@@ -231,14 +231,14 @@ def _scheduler(context: Context, given: Given) -> Answer:
     return found
 
 
-def _epochs(context: Context, given: Given) -> Answer:
+def _epochs(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value, is_whole=True)
     if context.has("max_steps"):
         return not_needed("max_steps ends the run, in all likelihood before so many epochs.")
     return mapped(epochs=found)
 
 
-def _batch_size(_context: Context, given: Given) -> Answer:
+def _batch_size(_context: Context, given: SetupOption) -> Answer:
     if isinstance(given.value, list):
         found = [number(pair[1]) for pair in given.value if isinstance(pair, list) and len(pair) == 2]
         whole = [int(one) for one in found if one]
@@ -248,28 +248,28 @@ def _batch_size(_context: Context, given: Given) -> Answer:
     return mapped(loop__batch_size=need_number(given.value, is_whole=True))
 
 
-def _image_batch(context: Context, given: Given) -> Answer:
+def _image_batch(context: Context, given: SetupOption) -> Answer:
     if number(given.value) == number(context.get("micro_batch_size_per_gpu", 1)):
         return not_needed("it is the same as for clips.")
     return not_supported("pictures and clips have one batch_size; loop.token_budget makes batches of clips smaller.")
 
 
-def _activation(context: Context, given: Given) -> Answer:
+def _activation(context: Context, given: SetupOption) -> Answer:
     if given.value == "unsloth":
         return mapped(memory__offload_inputs=True)
     return gradient_checkpointing(context, given)
 
 
-def _save_dtype(_context: Context, given: Given) -> Answer:
+def _save_dtype(_context: Context, given: SetupOption) -> Answer:
     words = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     return mapped(lora__precision=words.get(str(given.value), str(given.value)))
 
 
-def _compile(_context: Context, _given: Given) -> Answer:
+def _compile(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
 
-def _eval_sets(_context: Context, given: Given) -> Answer:
+def _eval_sets(_context: Context, given: SetupOption) -> Answer:
     if is_off(given.value):
         return not_needed("there is none.")
     return not_supported("the validation loss is of samples that a dataset holds out (dataset.held_out).")

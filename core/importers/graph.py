@@ -11,7 +11,7 @@ MUTED = 2  # a node's mode
 _GAP, _TITLE = 60, 34
 
 
-class Graph:
+class DrawnWorkflow:
     """A workflow; changed in place."""
 
     def __init__(self, ui: Json) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from .texts import Parsed
 
-Kind = Literal[
+SetupKind = Literal[
     "musubi dataset", "musubi options", "musubi commands", "musubi list", "aitoolkit job", "simpletuner config",
     "simpletuner datasets", "simpletuner prompts", "simpletuner lycoris", "simpletuner commands", "diffusion_pipe config",
     "diffusion_pipe dataset",
@@ -28,7 +28,7 @@ _SIMPLETUNER_OPTIONS = {
 }
 
 
-def kind_of(parsed: Parsed) -> Kind | None:
+def kind_of(parsed: Parsed) -> SetupKind | None:
     """The kind of a file; None where it is none of a trainer that is known."""
     data = parsed.data
     if isinstance(data, dict):
@@ -43,7 +43,7 @@ def kind_of(parsed: Parsed) -> Kind | None:
     return None
 
 
-def _of_tables(data: dict[str, Any]) -> Kind | None:
+def _of_tables(data: dict[str, Any]) -> SetupKind | None:
     names = {str(name).lstrip("-") for name in data}
     config = data.get("config")
     if isinstance(config, dict) and isinstance(config.get("process"), list):
@@ -65,7 +65,7 @@ def _of_tables(data: dict[str, Any]) -> Kind | None:
     return None
 
 
-def _of_list(data: list[dict[str, Any]]) -> Kind | None:
+def _of_list(data: list[dict[str, Any]]) -> SetupKind | None:
     if any(key in item for item in data for key in ("image_path", "video_path", "image_path_0")):
         return "musubi list"
     if any(key in item for item in data for key in ("instance_data_dir", "dataset_type", "caption_strategy")):

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .answers import Given
+from .answers import SetupOption
 from .common import SLOWED
 from .families import FAMILIES, family_of, stage_of
-from .kinds import Kind
+from .kinds import SetupKind
 from .musubi_rest import REST
 from .musubi_rules import RULES
 from .reading import Reading, Training, with_defaults
@@ -40,7 +40,7 @@ _TASKS = {
 }  # fmt: skip
 
 
-def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
+def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     """The options of all files; ConfigError where none trains Wan."""
     shared = [given for file in files.get("musubi dataset", []) for given in _datasets(file)]
     count = 1 + max((given.dataset for given in shared if given.dataset is not None), default=-1)
@@ -60,20 +60,20 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     return Reading(family, trainings, shared, count, notes, problem or "")
 
 
-def _datasets(file: Parsed) -> list[Given]:
+def _datasets(file: Parsed) -> list[SetupOption]:
     """[general], and each of [[datasets]], to which the general ones go down."""
     found = [
-        Given(key=key, name=f"general.{key}", value=value, file=file.name)
+        SetupOption(key=key, name=f"general.{key}", value=value, file=file.name)
         for key, value in _table(file.data.get("general")).items()
     ]
     for index, table in enumerate(file.data["datasets"]):
         found += [
-            Given(key=str(key), name=f"datasets[{index}].{key}", value=value, file=file.name, dataset=index)
+            SetupOption(key=str(key), name=f"datasets[{index}].{key}", value=value, file=file.name, dataset=index)
             for key, value in _table(table).items()
         ]
     known = ("general", "datasets")
     return found + [
-        Given(key=str(key), name=str(key), value=value, file=file.name)
+        SetupOption(key=str(key), name=str(key), value=value, file=file.name)
         for key, value in file.data.items()
         if key not in known
     ]
@@ -83,14 +83,14 @@ def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _commands(files: Sequence[Parsed]) -> tuple[list[list[Given]], list[Given]]:
+def _commands(files: Sequence[Parsed]) -> tuple[list[list[SetupOption]], list[SetupOption]]:
     """(the options of each training command, those of the commands that make caches)."""
     runs, cached = [], []
     for file in files:
         for words in commands(file.name, file.text):
             if (command := command_of(words, _TRAIN)) is not None:
                 launched = [
-                    Given(
+                    SetupOption(
                         key=f"accelerate.{_bare(name)}", name=f"accelerate {name}", value=_value(values), file=file.name
                     )
                     for name, values in command.launcher
@@ -99,7 +99,7 @@ def _commands(files: Sequence[Parsed]) -> tuple[list[list[Given]], list[Given]]:
             elif (command := command_of(words, _CACHE)) is not None:
                 program = posixpath.basename(command.program.replace("\\", "/"))
                 cached += [
-                    Given(key=f"cache.{g.key}", name=f"{program} {g.name}", value=g.value, file=file.name)
+                    SetupOption(key=f"cache.{g.key}", name=f"{program} {g.name}", value=g.value, file=file.name)
                     for g in _given(file.name, command.options)
                 ]
             elif words[0].startswith("--"):  # a command's options alone
@@ -107,16 +107,16 @@ def _commands(files: Sequence[Parsed]) -> tuple[list[list[Given]], list[Given]]:
     return runs, cached
 
 
-def _given(file: str, options: Sequence[tuple[str, tuple[str, ...]]]) -> list[Given]:
+def _given(file: str, options: Sequence[tuple[str, tuple[str, ...]]]) -> list[SetupOption]:
     found = []
     for name, values in options:
         key = _bare(name)
         if key in _LISTS and values:
             for value in values:
                 inner, _, text = value.partition("=")
-                found.append(Given(key=f"{key}.{inner}", name=f"{name} {inner}", value=_literal(text), file=file))
+                found.append(SetupOption(key=f"{key}.{inner}", name=f"{name} {inner}", value=_literal(text), file=file))
         else:
-            found.append(Given(key=key, name=name, value=_value(values), file=file))
+            found.append(SetupOption(key=key, name=name, value=_value(values), file=file))
     return found
 
 
@@ -135,7 +135,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _options(file: Parsed) -> list[Given]:
+def _options(file: Parsed) -> list[SetupOption]:
     """A file of options: sections are left out of the names, as musubi does."""
     found = []
     for key, value in file.data.items():
@@ -144,11 +144,11 @@ def _options(file: Parsed) -> list[Given]:
             if name in _LISTS:
                 found += _given(file.name, [(name, tuple(map(str, values)))])
             else:
-                found.append(Given(key=_bare(str(name)), name=str(name), value=inner, file=file.name))
+                found.append(SetupOption(key=_bare(str(name)), name=str(name), value=inner, file=file.name))
     return found
 
 
-def _training(run: list[Given]) -> Training:
+def _training(run: list[SetupOption]) -> Training:
     values = {given.key: given.value for given in run}
     defaults = dict(_DEFAULTS)
     if "max_train_epochs" not in values and "max_train_steps" not in values:
@@ -179,7 +179,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _family(runs: Sequence[Sequence[Given]]) -> tuple[str, str | None]:
+def _family(runs: Sequence[Sequence[SetupOption]]) -> tuple[str, str | None]:
     if not runs:
         return "t2v-a14b", None
     tasks = {str(given.value) for run in runs for given in run if given.key == "task"} or {"t2v-14B"}
@@ -209,7 +209,7 @@ def _check_stages(trainings: Sequence[Training], family: str) -> None:
         raise ConfigError(f"there are {len(trainings)} training commands for a single model: bring one at a time.")
 
 
-def _notes(files: Mapping[Kind, list[Parsed]], runs: Sequence[Any], shared: Sequence[Given]) -> list[str]:
+def _notes(files: Mapping[SetupKind, list[Parsed]], runs: Sequence[Any], shared: Sequence[SetupOption]) -> list[str]:
     notes = []
     if not runs:
         notes.append(
@@ -230,8 +230,8 @@ def _notes(files: Mapping[Kind, list[Parsed]], runs: Sequence[Any], shared: Sequ
     return notes
 
 
-def _list(file: Parsed) -> list[Given]:
+def _list(file: Parsed) -> list[SetupOption]:
     """Lines of image_path or video_path, and caption: told as one option, since they are data."""
     paths = [str(item.get("image_path") or item.get("video_path") or "") for item in file.data]
     folders = {posixpath.dirname(path.replace("\\", "/")) for path in paths if path}
-    return [Given(key="list", name=f"{len(paths)} lines", value=sorted(folders), file=file.name, dataset=0)]
+    return [SetupOption(key="list", name=f"{len(paths)} lines", value=sorted(folders), file=file.name, dataset=0)]

@@ -2,7 +2,7 @@
 
 import posixpath
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     need_number,
 )
@@ -15,19 +15,19 @@ def _is_video(context: Context, dataset: int | None) -> bool:
     return any(context.has(key, dataset) for key in ("video_directory", "video_jsonl_file"))
 
 
-def _resolution(_context: Context, given: Given) -> Answer:
+def _resolution(_context: Context, given: SetupOption) -> Answer:
     (width, height), why = size_of(given.value)
     return either(why, dataset__width=width, dataset__height=height)
 
 
-def _folder(context: Context, given: Given) -> Answer:
+def _folder(context: Context, given: SetupOption) -> Answer:
     path = str(given.value)
     if given.key == "image_directory" and not context.has("target_frames", given.dataset):
         return mapped(dataset__folder=path, dataset__num_frames=1)
     return mapped(dataset__folder=path)
 
 
-def _list_file(_context: Context, given: Given) -> Answer:
+def _list_file(_context: Context, given: SetupOption) -> Answer:
     """A list of files and captions: the folder is that of the list."""
     path = str(given.value).replace("\\", "/")
     if exists("dataset.metadata_file") and (source := choice_of("dataset.caption_source", "metadata")):
@@ -42,7 +42,7 @@ def _list_file(_context: Context, given: Given) -> Answer:
     )
 
 
-def _list(_context: Context, given: Given) -> Answer:
+def _list(_context: Context, given: SetupOption) -> Answer:
     """The lines of a list of files: the folder, where they have one."""
     if len(given.value) != 1 or not given.value[0]:
         return not_supported("its files lie in several folders: put them into one, with their captions.")
@@ -51,14 +51,14 @@ def _list(_context: Context, given: Given) -> Answer:
     return changed("each file needs its caption in a text file of the same name.", dataset__folder=given.value[0])
 
 
-def _buckets(context: Context, given: Given) -> Answer:
+def _buckets(context: Context, given: SetupOption) -> Answer:
     # dataset/image_video_dataset.py: the video dataset's caching always makes buckets, whatever this says.
     if given.dataset is not None and _is_video(context, given.dataset):
         return changed("musubi-tuner sorts clips into buckets whatever it says.", dataset__aspect_buckets=True)
     return mapped(dataset__aspect_buckets=truth(given.value))
 
 
-def _frames(context: Context, given: Given) -> Answer:
+def _frames(context: Context, given: SetupOption) -> Answer:
     """target_frames: each clip once for each of them, and clips that are shorter are dropped without a word."""
     values = given.value if isinstance(given.value, list) else [given.value]
     counts = [need_number(value, is_whole=True) for value in values]
@@ -80,7 +80,7 @@ def _frames(context: Context, given: Given) -> Answer:
     )
 
 
-def _extraction(context: Context, given: Given) -> Answer:
+def _extraction(context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word == "uniform":
         count = need_number(context.get("frame_sample", 1, given.dataset), is_whole=True)
@@ -92,32 +92,32 @@ def _extraction(context: Context, given: Given) -> Answer:
     return not_supported(f"there is no {word} here.") if found is None else mapped(dataset__frame_sampling=found)
 
 
-def _stride(context: Context, given: Given) -> Answer:
+def _stride(context: Context, given: SetupOption) -> Answer:
     if context.get("frame_extraction", "head", given.dataset) != "slide":
         return not_needed("frame_extraction is not slide.")
     return mapped(dataset__slide_stride=need_number(given.value, is_whole=True))
 
 
-def _sample(context: Context, given: Given) -> Answer:
+def _sample(context: Context, given: SetupOption) -> Answer:
     if context.get("frame_extraction", "head", given.dataset) != "uniform":
         return not_needed("frame_extraction is not uniform.")
     return mapped(dataset__windows_per_clip=need_number(given.value, is_whole=True))
 
 
-def _fps(context: Context, _given: Given) -> Answer:
+def _fps(context: Context, _given: SetupOption) -> Answer:
     return changed(
         f"the rate of each clip is read from it, and brought to {context.facts.get('fps', 16):g} frames a second so that motion"
         " keeps its speed; each frame is the one that is nearest in time, which may be the one beside musubi-tuner's."
     )
 
 
-def _max_frames(context: Context, given: Given) -> Answer:
+def _max_frames(context: Context, given: SetupOption) -> Answer:
     if context.get("frame_extraction", "head", given.dataset) != "full":
         return not_needed("frame_extraction is not full.")
     return not_supported("full takes the whole clip here, of whatever length: cut longer clips.")
 
 
-def _batch_size(context: Context, given: Given) -> Answer:
+def _batch_size(context: Context, given: SetupOption) -> Answer:
     """batch_size is a dataset's there, and the run's here."""
     found = need_number(given.value, is_whole=True)
     sizes = {item.value for item in context.given if item.key == "batch_size" and item.file}

@@ -4,7 +4,7 @@ import ast
 import re
 from typing import Any
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import is_off, need_number
 from .declared import choice_of, truth
 
@@ -20,7 +20,7 @@ def _kind_of(context: Context) -> str:
     return "lora" if re.search(r"networks\.lora(_wan)?$", word) else word.rpartition(".")[2]
 
 
-def _network(context: Context, given: Given) -> Answer:
+def _network(context: Context, given: SetupOption) -> Answer:
     word = _kind_of(context)
     if word == "lora":
         return mapped(adapter__kind="dora") if truth(context.get("network_args.dora_wd", False)) else mapped()
@@ -32,7 +32,7 @@ def _network(context: Context, given: Given) -> Answer:
     )
 
 
-def _dropout(context: Context, given: Given) -> Answer:
+def _dropout(context: Context, given: SetupOption) -> Answer:
     """networks/loha.py and lokr.py take it and never use it."""
     value = float(need_number(given.value))
     kind = _kind_of(context)
@@ -41,20 +41,20 @@ def _dropout(context: Context, given: Given) -> Answer:
     return either("there of x A, here of x." if value else "", adapter__dropout=value)
 
 
-def _factor(context: Context, given: Given) -> Answer:
+def _factor(context: Context, given: SetupOption) -> Answer:
     """networks/lokr.py: -1 is what 0 is here."""
     if _kind_of(context) != "lokr":
         return not_needed("it is for lokr.")
     return mapped(adapter__lokr_factor=max(0, need_number(given.value, is_whole=True)))
 
 
-def _full(context: Context, given: Given) -> Answer:
+def _full(context: Context, given: SetupOption) -> Answer:
     if _kind_of(context) != "lokr":
         return not_needed("it is for lokr.")
     return mapped(adapter__lokr_full=truth(given.value))
 
 
-def _dora(context: Context, given: Given) -> Answer:
+def _dora(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     kind = _kind_of(context)
@@ -80,7 +80,7 @@ def _compiles(pattern: str) -> bool:
     return "\n" not in pattern
 
 
-def _exclude(context: Context, given: Given) -> Answer:
+def _exclude(context: Context, given: SetupOption) -> Answer:
     """networks/lora.py: a whole name must fit; what is excluded and included stays in."""
     excluded = _patterns(given.value)
     included = _patterns(context.get("network_args.include_patterns", []))
@@ -91,14 +91,14 @@ def _exclude(context: Context, given: Given) -> Answer:
     return Answer("mapped", {"adapter.exclude": "\n".join(lines)})
 
 
-def _include(context: Context, _given: Given) -> Answer:
+def _include(context: Context, _given: SetupOption) -> Answer:
     if context.has("network_args.exclude_patterns"):
         return not_needed("what it brings back is left out of the patterns of exclude_patterns.")
     return not_needed("it brings back what exclude_patterns leaves out, and there are none.")
 
 
 def _one_file(place: str) -> Rule:
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         files = given.value if isinstance(given.value, list) else [given.value]
         if len(files) > 1:
             return not_supported("one file can be added to the base here: merge them into one before (Merge Stages).")
@@ -107,14 +107,14 @@ def _one_file(place: str) -> Rule:
     return rule
 
 
-def _multiplier(context: Context, given: Given) -> Answer:
+def _multiplier(context: Context, given: SetupOption) -> Answer:
     values = given.value if isinstance(given.value, list) else [given.value]
     if not context.has("base_weights") or len(values) != 1:
         return not_needed("it belongs to base_weights.")
     return mapped(adapter__merge_strength=float(need_number(values[0])))
 
 
-def _rank_of_file(context: Context, given: Given) -> Answer:
+def _rank_of_file(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     if not context.has("network_weights"):

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
     betas,
@@ -30,7 +30,7 @@ _EVEN = {"timesteps.sampling": "uniform"}
 _MIN_RATIO_READ = ("rex", "cosine_with_min_lr", "warmup_stable_decay")
 
 
-def _dit(context: Context, given: Given) -> Answer:
+def _dit(context: Context, given: SetupOption) -> Answer:
     path = str(given.value)
     if given.key == "dit_high_noise":
         return mapped(models__high=path)
@@ -44,12 +44,12 @@ def _dit(context: Context, given: Given) -> Answer:
     return Answer("mapped", {f"models.{stage}": path})
 
 
-def _task(_context: Context, given: Given) -> Answer:
+def _task(_context: Context, given: SetupOption) -> Answer:
     values = {"t2i-14B": "it is trained on pictures as T2V 14B."}
     return changed(values[given.value]) if given.value in values else mapped()
 
 
-def _fp8(context: Context, given: Given) -> Answer:
+def _fp8(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     if given.key == "fp8_base" and not truth(context.get("fp8_scaled", False)):
@@ -60,7 +60,7 @@ def _fp8(context: Context, given: Given) -> Answer:
     return mapped(precision="fp8")
 
 
-def _mixed_precision(context: Context, given: Given) -> Answer:
+def _mixed_precision(context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if truth(context.get("fp8_base", False)) or truth(context.get("fp8_scaled", False)):
         same = word == "bf16"
@@ -74,7 +74,7 @@ def _mixed_precision(context: Context, given: Given) -> Answer:
     return changed("the whole model is fp32 then.", precision="fp32")
 
 
-def _sampling(context: Context, given: Given) -> Answer:
+def _sampling(context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word == "sigma":
         # training/trainer_base.py: steps of a table that no shift moves, each as likely with weighting_scheme none.
@@ -95,11 +95,11 @@ def _sampling(context: Context, given: Given) -> Answer:
     )
 
 
-def _as(key: str, value: Any) -> Given:
-    return Given(key=key, name=key, value=value)
+def _as(key: str, value: Any) -> SetupOption:
+    return SetupOption(key=key, name=key, value=value)
 
 
-def _law(context: Context, given: Given) -> Answer:
+def _law(context: Context, given: SetupOption) -> Answer:
     """logit_mean and logit_std: of logsnr and qinglong_flux, and of weighting_scheme logit_normal with sigma."""
     sampling, scheme = str(context.get("timestep_sampling", "sigma")), str(context.get("weighting_scheme", "none"))
     value = float(need_number(given.value))
@@ -115,13 +115,13 @@ def _law(context: Context, given: Given) -> Answer:
     return changed("a shift by e to it is the same law.", timesteps__shift=math.exp(value)) if value else mapped()
 
 
-def _shift(context: Context, given: Given) -> Answer:
+def _shift(context: Context, given: SetupOption) -> Answer:
     if context.get("timestep_sampling") != "shift":
         return not_needed("it has an effect with --timestep_sampling shift alone.")
     return mapped(timesteps__shift=float(need_number(given.value)))
 
 
-def _weighting(_context: Context, given: Given) -> Answer:
+def _weighting(_context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word in ("none", "logit_normal", "mode"):
         return not_needed("it gives every noise level the same weight.")
@@ -129,11 +129,11 @@ def _weighting(_context: Context, given: Given) -> Answer:
     return not_supported(f"there is no weighting {word} here.") if found is None else mapped(loss__weighting=found)
 
 
-def _window(context: Context, given: Given) -> Answer:
+def _window(context: Context, given: SetupOption) -> Answer:
     return window(context, given, context.get("min_timestep"), context.get("max_timestep"), of_thousand=True)
 
 
-def _shape(context: Context, given: Given) -> Answer:
+def _shape(context: Context, given: SetupOption) -> Answer:
     """training/trainer_base.py: drawn again until it lies in the window; without it the whole law is squeezed into it."""
     is_cut = truth(given.value)
     if _sampling(context, _as("timestep_sampling", context.get("timestep_sampling"))).values == _EVEN:
@@ -145,18 +145,18 @@ def _shape(context: Context, given: Given) -> Answer:
     return not_supported("the distribution is cut to the expert's window here, and not squeezed into it.")
 
 
-def _boundary(_context: Context, given: Given) -> Answer:
+def _boundary(_context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value)
     return mapped(boundary=found / 1000 if found > 1 else float(found))
 
 
-def _scheduler(context: Context, given: Given) -> Answer:
+def _scheduler(context: Context, given: SetupOption) -> Answer:
     if str(given.value).lower() == "rex" and not context.has("lr_scheduler_min_lr_ratio"):
         return changed("it ends at a hundredth of the learning rate.", schedule__kind="rex", schedule__floor=0.01)
     return schedule(given.value)
 
 
-def _decay(context: Context, given: Given) -> Answer:
+def _decay(context: Context, given: SetupOption) -> Answer:
     """Steps, or below 1 a share of all; ours is a share of those after the warm-up."""
     if context.get("lr_scheduler") != "warmup_stable_decay":
         return not_needed("lr_scheduler is not warmup_stable_decay.")
@@ -174,7 +174,7 @@ def _decay(context: Context, given: Given) -> Answer:
     return either("" if share == found else "a share of the steps after the warm-up.", schedule__decay_share=share)
 
 
-def _warmup(context: Context, given: Given) -> Answer:
+def _warmup(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value)
     if 0 < found < 1:
         steps = number(context.get("max_train_steps")) if context.has("max_train_steps") else None
@@ -184,7 +184,7 @@ def _warmup(context: Context, given: Given) -> Answer:
     return mapped(schedule__warmup_steps=int(found))
 
 
-def _min_ratio(context: Context, given: Given) -> Answer:
+def _min_ratio(context: Context, given: SetupOption) -> Answer:
     value = float(need_number(given.value))
     word = str(context.get("lr_scheduler", "constant"))
     if word.startswith("constant"):
@@ -205,39 +205,39 @@ def _named(context: Context) -> Named:
     return CLASSES[word.lower()] if word.lower() in ("adamw", "adamw8bit") else of_class(word)
 
 
-def _optimizer(context: Context, given: Given) -> Answer:
+def _optimizer(context: Context, given: SetupOption) -> Answer:
     return answer(_named(context), str(given.value), said_by(context, _SAID))
 
 
-def _betas(_context: Context, given: Given) -> Answer:
+def _betas(_context: Context, given: SetupOption) -> Answer:
     return betas(given.value)
 
 
-def _attention(_context: Context, _given: Given) -> Answer:
+def _attention(_context: Context, _given: SetupOption) -> Answer:
     return changed("the fastest kind of attention that is installed and right is taken (memory.attention).")
 
 
-def _pinned(_context: Context, given: Given) -> Answer:
+def _pinned(_context: Context, given: SetupOption) -> Answer:
     return mapped(memory__stream_from="pinned") if truth(given.value) else not_needed("it is off.")
 
 
-def _compile(_context: Context, _given: Given) -> Answer:
+def _compile(_context: Context, _given: SetupOption) -> Answer:
     return changed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
 
-def _save_precision(_context: Context, given: Given) -> Answer:
+def _save_precision(_context: Context, given: SetupOption) -> Answer:
     word = {"float": "fp32"}.get(str(given.value), str(given.value))
     return mapped(lora__precision=word)
 
 
-def _keep(context: Context, given: Given) -> Answer:
+def _keep(context: Context, given: SetupOption) -> Answer:
     every, most = number(context.get("save_every_n_steps")), need_number(given.value)
     if every:
         return changed("steps there, a number of checkpoints here.", loop__keep_last=max(1, int(most // every)))
     return not_needed("it counts with --save_every_n_steps alone.")
 
 
-def _cached(_context: Context, given: Given) -> Answer:
+def _cached(_context: Context, given: SetupOption) -> Answer:
     """Options of the commands that make caches: the files are what matters."""
     places = {"cache.vae": "models.vae", "cache.t5": "models.text_encoder", "cache.clip": "models.clip_vision"}
     if given.key in places:
@@ -245,13 +245,13 @@ def _cached(_context: Context, given: Given) -> Answer:
     return not_needed(CACHES)
 
 
-def _cfg(_context: Context, _given: Given) -> Answer:
+def _cfg(_context: Context, _given: SetupOption) -> Answer:
     return not_supported(
         "prompts of previews are in the workflow (Preview LoRA); while training, a caption of yours is used."
     )
 
 
-def _i2v(_context: Context, given: Given) -> Answer:
+def _i2v(_context: Context, given: SetupOption) -> Answer:
     return not_needed("the model's file says what it is.") if truth(given.value) else not_needed("it is off.")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..optimizers import OPTIMIZERS
-from .answers import Answer, Context, Given, Rule, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, either, mapped, not_needed, not_supported
 from .declared import choice_of, number
 
 _OF_TORCH = "torch.optim"
@@ -92,7 +92,7 @@ def arguments(prefix: str, named: Callable[[Context], Named | None], *, without:
     `without`: names after the prefix that are no arguments of the class.
     """
 
-    def rule(context: Context, given: Given) -> Answer:
+    def rule(context: Context, given: SetupOption) -> Answer:
         found = named(context)
         name = given.key.removeprefix(prefix)
         if found is None:
@@ -134,7 +134,7 @@ def unread(why: str) -> Rule:
     return lambda _context, _given: not_needed(why)
 
 
-def rate(given: Given, *, is_own: bool) -> Answer:
+def rate(given: SetupOption, *, is_own: bool) -> Answer:
     """A learning rate; `is_own`: AI-Toolkit's for optimizers that find theirs, where one below 0.1 counts as 1."""
     found = number(given.value)
     if found is None:

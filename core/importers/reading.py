@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..settings.stage import Stage
-from .answers import Given
+from .answers import SetupOption
 
 
 @dataclass
 class Training:
     """One training: a command line, or a configuration. Wan 2.2 A14B may have one for each expert."""
 
-    given: list[Given]
+    given: list[SetupOption]
     stage: Stage | None = None  # None: all models of the family, with the same settings
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -24,7 +24,7 @@ class Reading:
 
     family: str  # a key of FAMILIES, or what else was named
     trainings: list[Training]
-    shared: list[Given] = field(default_factory=list)
+    shared: list[SetupOption] = field(default_factory=list)
     num_datasets: int = 1
     notes: list[str] = field(default_factory=list)
     family_problem: str = ""
@@ -45,13 +45,15 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def with_defaults(given: Sequence[Given], defaults: Mapping[str, Any], dataset: int | None = None) -> list[Given]:
+def with_defaults(
+    given: Sequence[SetupOption], defaults: Mapping[str, Any], dataset: int | None = None
+) -> list[SetupOption]:
     """The options, and behind them what the trainer takes for those that are not there."""
     known = {item.key for item in given if item.dataset in (None, dataset)}
     return [
         *given,
         *(
-            Given(key=key, name=key, value=value, dataset=dataset)
+            SetupOption(key=key, name=key, value=value, dataset=dataset)
             for key, value in defaults.items()
             if key not in known
         ),

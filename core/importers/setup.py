@@ -12,20 +12,20 @@ from ..recipe.recipe import Recipe, recipe_from_tables
 from ..serial import from_dict
 from ..settings.stage import Stage
 from . import aitoolkit, diffusion_pipe, musubi, simpletuner
-from .answers import PREVIEW, Answer, Context, Given, Rule, not_supported
+from .answers import PREVIEW, Answer, Context, Rule, SetupOption, not_supported
 from .declared import PEERS, by_declaration, declared, options_by_place
 from .families import FAMILIES, Family
-from .kinds import Kind, kind_of
+from .kinds import SetupKind, kind_of
 from .reading import Reading, Training
-from .tables import Draft, make_tables
-from .texts import Parsed, Source, check_sources, parse
+from .tables import MappedValues, make_tables
+from .texts import Parsed, SetupFile, check_sources, parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One option, and what became of it."""
 
-    given: Given
+    given: SetupOption
     answer: Answer
     stage: Stage | None = None  # of which expert's training, where each has its own
 
@@ -63,7 +63,7 @@ class Imported:
 class Peer:
     """How the files of one trainer are read."""
 
-    read: Callable[[Mapping[Kind, list[Parsed]]], Reading]
+    read: Callable[[Mapping[SetupKind, list[Parsed]]], Reading]
     rules: Mapping[str, Rule]  # where a name does not mean the same, or stands for several options
     rest: Mapping[str, Rule]  # what has no option here: why that does not matter, or does
 
@@ -76,7 +76,7 @@ READERS = {
 }
 
 
-def import_setup(sources: Sequence[Source]) -> Imported:
+def import_setup(sources: Sequence[SetupFile]) -> Imported:
     """Read the files of one setup. Paths in the recipe stay as they are written.
 
     ConfigError for files that are damaged, of no trainer that is known, of several trainers, or not of Wan.
@@ -88,7 +88,7 @@ def import_setup(sources: Sequence[Source]) -> Imported:
     if family is None:
         raise ConfigError(reading.family_problem or "the files do not say which Wan model they train.")
     facts = {"family": reading.family, "has_experts": family.has_experts, "fps": family.fps}
-    draft = Draft(family=family, num_datasets=reading.num_datasets, stages=[t.stage for t in reading.trainings])
+    draft = MappedValues(family=family, num_datasets=reading.num_datasets, stages=[t.stage for t in reading.trainings])
     lines: list[Line] = []
     for index, training in enumerate(reading.trainings or [Training([])]):
         context = Context([*reading.shared, *training.given], {**facts, **training.facts, "stage": training.stage})
@@ -119,7 +119,7 @@ def import_setup(sources: Sequence[Source]) -> Imported:
     )
 
 
-def _answer(peer: str, context: Context, given: Given) -> Answer:
+def _answer(peer: str, context: Context, given: SetupOption) -> Answer:
     """By a rule of its own, else by a declaration with its name, else by what is known of those that have no option here."""
     reader = READERS[peer]
     rule = reader.rules.get(given.key)
@@ -137,8 +137,8 @@ def _answer(peer: str, context: Context, given: Given) -> Answer:
     return answer
 
 
-def _sorted_by_kind(files: Sequence[Parsed]) -> tuple[str, dict[Kind, list[Parsed]]]:
-    found: dict[Kind, list[Parsed]] = {}
+def _sorted_by_kind(files: Sequence[Parsed]) -> tuple[str, dict[SetupKind, list[Parsed]]]:
+    found: dict[SetupKind, list[Parsed]] = {}
     for file in files:
         kind = kind_of(file)
         if kind is None:

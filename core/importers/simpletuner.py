@@ -11,10 +11,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..paths import shown
 from ..settings.stage import Stage
-from .answers import Given
+from .answers import SetupOption
 from .common import SLOWED
 from .families import FAMILIES, family_of
-from .kinds import Kind
+from .kinds import SetupKind
 from .reading import Reading, Training, leaves, with_defaults
 from .shell import command_of, commands
 from .simpletuner_rest import REST
@@ -52,7 +52,7 @@ _DEFAULTS = {
 _LEAST_FRAMES = 125  # of a clip of a dataset that does not say how many
 
 
-def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
+def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     """The options of all files; ConfigError where they train no Wan model."""
     backends = files.get("simpletuner datasets", [])
     if len(backends) > 1:
@@ -60,11 +60,13 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     shared, count = _datasets(backends[0]) if backends else ([], 0)
     for file in files.get("simpletuner prompts", []):
         shared += [
-            Given(key="prompt_library", name=str(name), value=text, file=file.name) for name, text in file.data.items()
+            SetupOption(key="prompt_library", name=str(name), value=text, file=file.name)
+            for name, text in file.data.items()
         ]
     for file in files.get("simpletuner lycoris", []):
         shared += [
-            Given(key=f"lycoris.{path}", name=path, value=value, file=file.name) for path, value in leaves(file.data)
+            SetupOption(key=f"lycoris.{path}", name=path, value=value, file=file.name)
+            for path, value in leaves(file.data)
         ]
         if file.data.get("algo") == "tlora":
             shared = with_defaults(shared, {"lycoris.tlora_min_rank": 1})
@@ -89,7 +91,7 @@ def read(files: Mapping[Kind, list[Parsed]]) -> Reading:
     return Reading(families[0], trainings, shared, max(1, count), notes)
 
 
-def _dataset_notes(shared: Sequence[Given]) -> list[str]:
+def _dataset_notes(shared: Sequence[SetupOption]) -> list[str]:
     notes = [
         "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it"
         " is never larger: most sizes that are not square have a side that is 16 pixels shorter."
@@ -99,14 +101,14 @@ def _dataset_notes(shared: Sequence[Given]) -> list[str]:
     return notes
 
 
-def _datasets(file: Parsed) -> tuple[list[Given], int]:
+def _datasets(file: Parsed) -> tuple[list[SetupOption], int]:
     """Every entry of the list: those with pictures or clips are datasets, the others places of caches."""
-    found: list[Given] = []
+    found: list[SetupOption] = []
     count = 0
     for index, table in enumerate(file.data):
         is_data = str(table.get("dataset_type", "image")) in ("image", "video")
         own = [
-            Given(
+            SetupOption(
                 key=path if is_data else f"cache.{path}",
                 name=f"[{index}].{path}",
                 value=value,
@@ -118,16 +120,18 @@ def _datasets(file: Parsed) -> tuple[list[Given], int]:
         found += own
         if is_data:
             if not any(item.key == "repeats" for item in own):
-                found.append(Given(key="repeats", name="repeats", value=0, dataset=count))
+                found.append(SetupOption(key="repeats", name="repeats", value=0, dataset=count))
             if not any(item.key == "crop" for item in own):
-                found.append(Given(key="crop", name="crop", value=False, dataset=count))
+                found.append(SetupOption(key="crop", name="crop", value=False, dataset=count))
             if table.get("dataset_type") == "video" and not any(item.key == "video.num_frames" for item in own):
-                found.append(Given(key="video.num_frames", name="video.num_frames", value=_LEAST_FRAMES, dataset=count))
+                found.append(
+                    SetupOption(key="video.num_frames", name="video.num_frames", value=_LEAST_FRAMES, dataset=count)
+                )
         count += is_data
     return found, count
 
 
-def _config(file: Parsed) -> list[Given]:
+def _config(file: Parsed) -> list[SetupOption]:
     found = []
     for name, value in file.data.items():
         key = str(name).lstrip("-")
@@ -135,22 +139,22 @@ def _config(file: Parsed) -> list[Given]:
             found += _pairs(key, str(name), value, file.name)
         else:
             found += [
-                Given(key=f"{key}{path}", name=f"{name}{path}", value=inner, file=file.name)
+                SetupOption(key=f"{key}{path}", name=f"{name}{path}", value=inner, file=file.name)
                 for path, inner in ((f".{p}" if p else "", v) for p, v in leaves(value))
             ]
     return found
 
 
-def _pairs(key: str, name: str, text: str, file: str) -> list[Given]:
+def _pairs(key: str, name: str, text: str, file: str) -> list[SetupOption]:
     """weight_decay=0.0,eps=1e-8"""
     pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
     return [
-        Given(key=f"{key}.{inner.strip()}", name=f"{name} {inner.strip()}", value=value.strip(), file=file)
+        SetupOption(key=f"{key}.{inner.strip()}", name=f"{name} {inner.strip()}", value=value.strip(), file=file)
         for inner, _, value in pairs
     ]
 
 
-def _commands(file: Parsed) -> list[list[Given]]:
+def _commands(file: Parsed) -> list[list[SetupOption]]:
     runs = []
     for words in commands(file.name, file.text):
         command = command_of(words, _TRAIN) or (
@@ -165,16 +169,16 @@ def _commands(file: Parsed) -> list[list[Given]]:
             if key == "optimizer_config":
                 found += _pairs(key, name, str(value), file.name)
             else:
-                found.append(Given(key=key, name=name, value=value, file=file.name))
+                found.append(SetupOption(key=key, name=name, value=value, file=file.name))
         runs.append(found)
     return runs
 
 
-def _value(run: Sequence[Given], key: str) -> str:
+def _value(run: Sequence[SetupOption], key: str) -> str:
     return next((str(given.value) for given in run if given.key == key), "")
 
 
-def _family(run: Sequence[Given]) -> str:
+def _family(run: Sequence[SetupOption]) -> str:
     """A key of FAMILIES; else the sentence that says why there is none."""
     model, flavour = _value(run, "model_family"), _value(run, "model_flavour")
     if model and model != "wan":
@@ -192,7 +196,7 @@ def _family(run: Sequence[Given]) -> str:
     return _FIRST_FLAVOUR
 
 
-def _training(run: list[Given], family: str) -> Training:
+def _training(run: list[SetupOption], family: str) -> Training:
     flavour = _value(run, "model_flavour")
     stage: Stage | None = "high" if flavour.endswith("high") else "low" if flavour.endswith("low") else None
     defaults = dict(_DEFAULTS)

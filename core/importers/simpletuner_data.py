@@ -3,7 +3,7 @@
 import math
 
 from ..errors import ConfigError
-from .answers import Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     NOT_DELETED,
     is_off,
@@ -13,7 +13,7 @@ from .common import (
 from .declared import by_declaration, choice_of, declared, exists, number, side, truth
 
 
-def _resolution(context: Context, given: Given) -> Answer:
+def _resolution(context: Context, given: SetupOption) -> Answer:
     """documentation/DATALOADER.md: pixel_area is the side of a square, area is megapixels, pixel is the shorter side."""
     found = float(need_number(given.value))
     kind = str(context.get("resolution_type", "pixel_area", given.dataset))
@@ -31,7 +31,7 @@ def _resolution(context: Context, given: Given) -> Answer:
     return either(why, dataset__width=pixels, dataset__height=pixels)
 
 
-def _resolution_type(_context: Context, given: Given) -> Answer:
+def _resolution_type(_context: Context, given: SetupOption) -> Answer:
     known = ("pixel", "area", "pixel_area")
     return (
         not_needed("resolution is read by it.")
@@ -40,12 +40,12 @@ def _resolution_type(_context: Context, given: Given) -> Answer:
     )
 
 
-def _crop(_context: Context, given: Given) -> Answer:
+def _crop(_context: Context, given: SetupOption) -> Answer:
     """Without a crop, and with one that keeps the aspect, files are sorted into buckets by their aspect ratio."""
     return mapped(dataset__aspect_buckets=not truth(given.value))
 
 
-def _crop_aspect(context: Context, given: Given) -> Answer:
+def _crop_aspect(context: Context, given: SetupOption) -> Answer:
     if not truth(context.get("crop", False, given.dataset)):
         return not_needed("crop is off.")
     if found := declared("simpletuner", "crop_aspect"):
@@ -59,14 +59,14 @@ def _crop_aspect(context: Context, given: Given) -> Answer:
     return changed("the aspect ratio of each file is kept.", dataset__aspect_buckets=True)
 
 
-def _num_frames(_context: Context, given: Given) -> Answer:
+def _num_frames(_context: Context, given: SetupOption) -> Answer:
     """helpers/models/wan/model.py, adjust_video_frames: 8n+1, although Wan takes 4n+1."""
     found = need_number(given.value, is_whole=True)
     kept = max(1, (found - 1) // 8 * 8 + 1)
     return either("" if kept == found else f"SimpleTuner itself takes {kept} of them.", dataset__num_frames=kept)
 
 
-def _min_frames(context: Context, given: Given) -> Answer:
+def _min_frames(context: Context, given: SetupOption) -> Answer:
     """At num_frames, as SimpleTuner wants it: shorter clips are left out. Below, they are cut to what they have."""
     wanted = number(context.get("video.num_frames", 125, given.dataset)) or 0
     if need_number(given.value) >= wanted:
@@ -76,18 +76,18 @@ def _min_frames(context: Context, given: Given) -> Answer:
     return changed("shorter clips are taken too.", dataset__short_clips="shorten")
 
 
-def _repeats(_context: Context, given: Given) -> Answer:
+def _repeats(_context: Context, given: SetupOption) -> Answer:
     return repeats(given.value, add=1)
 
 
-def _disabled(_context: Context, given: Given) -> Answer:
+def _disabled(_context: Context, given: SetupOption) -> Answer:
     off = truth(given.value)
     if exists("dataset.enabled"):
         return mapped(dataset__enabled=not off)
     return not_supported("a dataset can't be switched off here: leave it out.") if off else not_needed("it is on.")
 
 
-def _captions(context: Context, given: Given) -> Answer:
+def _captions(context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word == "textfile":
         return mapped(dataset__caption_extension=".txt")
@@ -111,7 +111,7 @@ def _whole_caption(text: str) -> Answer:
     )
 
 
-def _instance_prompt(context: Context, given: Given) -> Answer:
+def _instance_prompt(context: Context, given: SetupOption) -> Answer:
     """A whole caption, or what stands before each; a trigger word is put where none is."""
     text = str(given.value or "")
     if str(context.get("caption_strategy", "", given.dataset)) == "instanceprompt":
@@ -123,11 +123,11 @@ def _instance_prompt(context: Context, given: Given) -> Answer:
     return not_needed("it is neither put in front of captions, nor in their place.")
 
 
-def _prepend(_context: Context, given: Given) -> Answer:
+def _prepend(_context: Context, given: SetupOption) -> Answer:
     return not_needed("instance_prompt is read by it.") if truth(given.value) else not_needed("it is off.")
 
 
-def _dropout(context: Context, given: Given) -> Answer:
+def _dropout(context: Context, given: SetupOption) -> Answer:
     """Of the whole run in config.json, of one dataset in its list."""
     found = float(need_number(given.value))
     if given.dataset is None:
@@ -138,19 +138,19 @@ def _dropout(context: Context, given: Given) -> Answer:
     return not_needed("it is that of the run.") if same else not_supported("all datasets drop captions alike here.")
 
 
-def _batch_size(_context: Context, given: Given) -> Answer:
+def _batch_size(_context: Context, given: SetupOption) -> Answer:
     if given.dataset is not None:
         return not_supported("all datasets of a run have one batch_size here.")
     return mapped(loop__batch_size=need_number(given.value, is_whole=True))
 
 
-def _bad_files(_context: Context, given: Given) -> Answer:
+def _bad_files(_context: Context, given: SetupOption) -> Answer:
     if truth(given.value):
         return changed(f"they are left out and listed. {NOT_DELETED}", dataset__bad_files="skip")
     return mapped(dataset__bad_files="skip")
 
 
-def _least_size(context: Context, given: Given) -> Answer:
+def _least_size(context: Context, given: SetupOption) -> Answer:
     """A limit of the shorter side with resolution_type pixel, else of the area: of a square, or in megapixels."""
     if is_off(given.value):
         return not_needed("it is off.")
@@ -165,14 +165,14 @@ def _least_size(context: Context, given: Given) -> Answer:
     return not_supported("files of every size are taken here.")
 
 
-def _most_size(context: Context, given: Given) -> Answer:
+def _most_size(context: Context, given: SetupOption) -> Answer:
     """With target_downsample_size no file is left out for it, but scaled down."""
     if is_off(given.value) or not is_off(context.get("target_downsample_size", None, given.dataset)):
         return not_needed("larger files are scaled down to the size of their bucket.")
     return not_supported("larger files are taken, and scaled down.")
 
 
-def _type(_context: Context, given: Given) -> Answer:
+def _type(_context: Context, given: SetupOption) -> Answer:
     if given.value == "local":
         return not_needed("a dataset is a folder on this machine.")
     return not_supported("a dataset is a folder on this machine: download it first.")

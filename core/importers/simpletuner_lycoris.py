@@ -6,7 +6,7 @@ Its keys are `lycoris.` and the place in the file: lycoris.algo, lycoris.apply_p
 from typing import Any
 
 from ..settings.adapter import MOST_RANK
-from .answers import Answer, Context, Given, Rule, changed, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, mapped, not_needed, not_supported
 from .common import is_off, need_number
 from .declared import by_declaration, choice_of, truth
 from .layers import layers_with
@@ -25,7 +25,7 @@ def has_lycoris(context: Context) -> bool:
 def lycoris_goes_first(rule: Rule | None = None) -> Rule:
     """A rule for an option of plain LoRAs, which has no effect beside a file of LyCORIS."""
 
-    def decide(context: Context, given: Given) -> Answer:
+    def decide(context: Context, given: SetupOption) -> Answer:
         if has_lycoris(context):
             return not_needed("lora_type is lycoris, whose own file says it.")
         return rule(context, given) if rule else by_declaration("simpletuner", given.key, given.value)
@@ -33,7 +33,7 @@ def lycoris_goes_first(rule: Rule | None = None) -> Rule:
     return decide
 
 
-def lora_type(context: Context, given: Given) -> Answer:
+def lora_type(context: Context, given: SetupOption) -> Answer:
     """standard, or lycoris: its file says which kind."""
     if given.value == "standard":
         return mapped()
@@ -42,7 +42,7 @@ def lora_type(context: Context, given: Given) -> Answer:
     return not_supported("bring the file of lycoris_config too (lycoris_config.json): without it a LoRA is trained.")
 
 
-def use_dora(context: Context, given: Given) -> Answer:
+def use_dora(context: Context, given: SetupOption) -> Answer:
     """helpers/training/adapter.py: peft's DoRA, on a LoRA of lora_type standard."""
     if not truth(given.value) or has_lycoris(context):
         return not_needed("it is off." if not truth(given.value) else "lora_type is lycoris, whose own file says it.")
@@ -55,7 +55,7 @@ def _algo(context: Context) -> str:
     return str(context.get("lycoris.algo", "lora")).lower()
 
 
-def _kind(context: Context, given: Given) -> Answer:
+def _kind(context: Context, given: SetupOption) -> Answer:
     word = _algo(context)
     kind = choice_of("adapter.kind", _ALGOS.get(word, word))
     if kind is None:
@@ -70,20 +70,20 @@ def _kind(context: Context, given: Given) -> Answer:
     return mapped(adapter__kind=kind)
 
 
-def _multiplier(_context: Context, given: Given) -> Answer:
+def _multiplier(_context: Context, given: SetupOption) -> Answer:
     if float(need_number(given.value)) == 1.0:
         return not_needed("it is 1.")
     return not_supported("the strength while training is alpha / rank alone: set adapter.alpha so many times higher.")
 
 
-def _rank(context: Context, given: Given) -> Answer:
+def _rank(context: Context, given: SetupOption) -> Answer:
     rank = need_number(given.value, is_whole=True)
     if _algo(context) == "lokr" and rank > MOST_RANK:  # SimpleTuner's guide has 10000: larger than any factor
         return changed("so large a rank means whole matrices, which is lokr_full.", adapter__lokr_full=True)
     return mapped(adapter__rank=rank)
 
 
-def _alpha(context: Context, given: Given) -> Answer:
+def _alpha(context: Context, given: SetupOption) -> Answer:
     whole = truth(context.get("lycoris.full_matrix", False)) or _rank_is_large(context)
     if _algo(context) == "lokr" and whole:
         return not_needed("whole matrices have no alpha.")
@@ -96,19 +96,19 @@ def _rank_is_large(context: Context) -> bool:
     return float(need_number(context.get("lycoris.linear_dim", 4))) > MOST_RANK
 
 
-def _factor(context: Context, given: Given) -> Answer:
+def _factor(context: Context, given: SetupOption) -> Answer:
     if _algo(context) != "lokr":
         return not_needed("it is for lokr.")
     return mapped(adapter__lokr_factor=max(0, need_number(given.value, is_whole=True)))
 
 
-def _full(context: Context, given: Given) -> Answer:
+def _full(context: Context, given: SetupOption) -> Answer:
     if _algo(context) != "lokr":
         return not_needed("it is for lokr.")
     return mapped(adapter__lokr_full=truth(given.value))
 
 
-def _dora(context: Context, given: Given) -> Answer:
+def _dora(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     is_lora = choice_of("adapter.kind", _ALGOS.get(_algo(context), _algo(context))) == "lora"
@@ -118,25 +118,25 @@ def _dora(context: Context, given: Given) -> Answer:
 
 
 def _number(place: str) -> Rule:
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         return Answer("mapped", {place: float(need_number(given.value))})
 
     return rule
 
 
-def _least(context: Context, given: Given) -> Answer:
+def _least(context: Context, given: SetupOption) -> Answer:
     if _algo(context) != "tlora":
         return not_needed("it is for tlora.")
     return mapped(adapter__tlora_min_rank=need_number(given.value, is_whole=True))
 
 
-def _power(context: Context, given: Given) -> Answer:
+def _power(context: Context, given: SetupOption) -> Answer:
     if _algo(context) != "tlora":
         return not_needed("it is for tlora.")
     return mapped(adapter__tlora_power=float(need_number(given.value)))
 
 
-def _modules(_context: Context, given: Given) -> Answer:
+def _modules(_context: Context, given: SetupOption) -> Answer:
     """Classes of diffusers' model, or names of modules."""
     words = [str(each) for each in (given.value if isinstance(given.value, list) else [given.value])]
     parts = [part for word in words for part in _CLASSES.get(word, ())]
@@ -149,7 +149,7 @@ def _modules(_context: Context, given: Given) -> Answer:
     return mapped(adapter__targets=chosen) if chosen else not_needed("it is empty.")
 
 
-def _of_class(context: Context, given: Given) -> Answer:
+def _of_class(context: Context, given: SetupOption) -> Answer:
     """apply_preset.module_algo_map.CLASS.OPTION: another value for one class of layers."""
     _, _, place = given.key.rpartition("module_algo_map.")
     _, _, name = place.partition(".")
@@ -159,7 +159,7 @@ def _of_class(context: Context, given: Given) -> Answer:
 
 
 def _off(why: str) -> Rule:
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         return not_needed("it is off.") if is_off(given.value) else not_supported(why)
 
     return rule
@@ -173,7 +173,7 @@ def without_file(rules: dict[str, Rule]) -> dict[str, Rule]:
     """Rules that have a say where lora_type is lycoris alone."""
 
     def only(rule: Rule) -> Rule:
-        def decide(context: Context, given: Given) -> Answer:
+        def decide(context: Context, given: SetupOption) -> Answer:
             if context.get("lora_type", "lycoris") != "lycoris":
                 return not_needed("lora_type is not lycoris.")
             return rule(context, given)

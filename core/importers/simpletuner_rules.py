@@ -1,6 +1,18 @@
 """What becomes of each option of SimpleTuner. Names that mean the same here stand in the declarations of core/settings."""
 
-from .answers import FURTHER, PREVIEW, Answer, Context, Given, Rule, changed, either, mapped, not_needed, not_supported
+from .answers import (
+    FURTHER,
+    PREVIEW,
+    Answer,
+    Context,
+    Rule,
+    SetupOption,
+    changed,
+    either,
+    mapped,
+    not_needed,
+    not_supported,
+)
 from .common import (
     CACHES,
     NO_UPLOAD,
@@ -65,12 +77,12 @@ _SAID = {
 _LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # helpers/models/common.py
 
 
-def _alpha(context: Context, given: Given) -> Answer:
+def _alpha(context: Context, given: SetupOption) -> Answer:
     rank = float(need_number(context.get("lora_rank", 16)))
     return mapped(adapter__alpha=rank if given.value is None else float(need_number(given.value)))
 
 
-def _targets(_context: Context, given: Given) -> Answer:
+def _targets(_context: Context, given: SetupOption) -> Answer:
     """helpers/models/wan: to_q, to_k, to_v and to_out of both attentions, and no feed-forward."""
     words = " ".join(given.value) if isinstance(given.value, list) else str(given.value)
     parts = []
@@ -87,12 +99,12 @@ def _targets(_context: Context, given: Given) -> Answer:
     return mapped(adapter__targets=parts)
 
 
-def _steps(_context: Context, given: Given) -> Answer:
+def _steps(_context: Context, given: SetupOption) -> Answer:
     found = 0 if is_off(given.value) else need_number(given.value, is_whole=True)
     return mapped(loop__steps=found) if found > 0 else not_needed("num_train_epochs says how long.")
 
 
-def _epochs(context: Context, given: Given) -> Answer:
+def _epochs(context: Context, given: SetupOption) -> Answer:
     found = 0 if is_off(given.value) else need_number(given.value, is_whole=True)
     if found <= 0:
         return not_needed("max_train_steps says how long.")
@@ -101,7 +113,7 @@ def _epochs(context: Context, given: Given) -> Answer:
     return mapped(epochs=found)
 
 
-def _base_precision(_context: Context, given: Given) -> Answer:
+def _base_precision(_context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     if word == "no_change":
         return mapped(precision="bf16")
@@ -112,7 +124,7 @@ def _base_precision(_context: Context, given: Given) -> Answer:
     return either("" if exact else f"the nearest is {found}.", precision=found)
 
 
-def _mixed(_context: Context, given: Given) -> Answer:
+def _mixed(_context: Context, given: SetupOption) -> Answer:
     return (
         not_needed("the model computes in bf16.")
         if given.value == "bf16"
@@ -124,11 +136,11 @@ def _named(context: Context) -> Named | None:
     return _OPTIMIZERS.get(str(context.get("optimizer")).lower())
 
 
-def _optimizer(context: Context, given: Given) -> Answer:
+def _optimizer(context: Context, given: SetupOption) -> Answer:
     return answer(_named(context), str(given.value), said_by(context, _SAID))
 
 
-def _loss(_context: Context, given: Given) -> Answer:
+def _loss(_context: Context, given: SetupOption) -> Answer:
     found = _LOSSES.get(str(given.value))
     return (
         not_supported(f"there is no loss {given.value} here: mse is taken.")
@@ -137,17 +149,17 @@ def _loss(_context: Context, given: Given) -> Answer:
     )
 
 
-def _huber(context: Context, given: Given) -> Answer:
+def _huber(context: Context, given: SetupOption) -> Answer:
     if context.get("loss_type", "l2") not in ("huber", "smooth_l1"):
         return not_needed("loss_type has no use for it.")
     return by_declaration("simpletuner", given.key, given.value)
 
 
-def _scheduler(_context: Context, given: Given) -> Answer:
+def _scheduler(_context: Context, given: SetupOption) -> Answer:
     return schedule(given.value)
 
 
-def _lr_end(context: Context, given: Given) -> Answer:
+def _lr_end(context: Context, given: SetupOption) -> Answer:
     rate = need_number(context.get("learning_rate", 4e-7))
     return changed(
         "a learning rate there, a share of the highest here.", schedule__floor=min(1.0, need_number(given.value) / rate)
@@ -159,7 +171,7 @@ def _clip_place() -> str:
     return found[0].place if len(found) == 1 else ""
 
 
-def _clip_method(_context: Context, given: Given) -> Answer:
+def _clip_method(_context: Context, given: SetupOption) -> Answer:
     word = str(given.value)
     place = _clip_place()
     if place:
@@ -170,7 +182,7 @@ def _clip_method(_context: Context, given: Given) -> Answer:
     return not_supported("single values of a gradient are not cut here, its length is (optimizer.max_grad_norm).")
 
 
-def _max_grad_norm(context: Context, given: Given) -> Answer:
+def _max_grad_norm(context: Context, given: SetupOption) -> Answer:
     """With grad_clip_method value, its own default, it is the largest value of a gradient, and no length."""
     found = float(need_number(given.value))
     if context.get("grad_clip_method") == "value" and not _clip_place():
@@ -180,7 +192,7 @@ def _max_grad_norm(context: Context, given: Given) -> Answer:
     return mapped(optimizer__max_grad_norm=found)
 
 
-def _uniform(context: Context, given: Given) -> Answer:
+def _uniform(context: Context, given: SetupOption) -> Answer:
     if truth(given.value):
         return mapped(timesteps__sampling="uniform")
     shift = number(context.get("flow_schedule_shift")) or 0
@@ -191,7 +203,7 @@ def _uniform(context: Context, given: Given) -> Answer:
     return mapped(timesteps__sampling="sigmoid")
 
 
-def _shift(context: Context, given: Given) -> Answer:
+def _shift(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value)
     if truth(context.get("flow_use_uniform_schedule", False)):
         place = choice_of("timesteps.sampling", "shifted_uniform", "uniform_shift")
@@ -201,7 +213,7 @@ def _shift(context: Context, given: Given) -> Answer:
     return mapped(timesteps__shift=float(found)) if found > 0 else not_needed("it is off.")
 
 
-def _beta_schedule(_context: Context, given: Given) -> Answer:
+def _beta_schedule(_context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     found = choice_of("timesteps.sampling", "beta")
@@ -212,7 +224,7 @@ def _beta_schedule(_context: Context, given: Given) -> Answer:
     )
 
 
-def _auto_shift(context: Context, given: Given) -> Answer:
+def _auto_shift(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     if (number(context.get("flow_schedule_shift")) or 0) > 0:
@@ -223,7 +235,7 @@ def _auto_shift(context: Context, given: Given) -> Answer:
     return changed("the shift has a limit for clips here.", timesteps__sampling=found)
 
 
-def _model_name(context: Context, given: Given) -> Answer:
+def _model_name(context: Context, given: SetupOption) -> Answer:
     path = str(given.value)
     if path.endswith((".safetensors", ".gguf")) and given.key == "pretrained_transformer_model_name_or_path":
         stage = context.facts.get("stage") or "single"
@@ -235,14 +247,14 @@ def _model_name(context: Context, given: Given) -> Answer:
 
 
 def _preview(widget: str, *, is_number: bool = False) -> Rule:
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         value = need_number(given.value) if is_number else str(given.value or "")
         return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
 
     return rule
 
 
-def _preview_size(_context: Context, given: Given) -> Answer:
+def _preview_size(_context: Context, given: SetupOption) -> Answer:
     sides = [number(part) for part in str(given.value).lower().split(",")[0].split("x")]
     if len(sides) == 1:
         sides *= 2
@@ -252,7 +264,7 @@ def _preview_size(_context: Context, given: Given) -> Answer:
     return changed("it is for Preview LoRA in the workflow.", **values)
 
 
-def _library(context: Context, given: Given) -> Answer:
+def _library(context: Context, given: SetupOption) -> Answer:
     """A library of prompts: the first is Preview LoRA's where config.json has none; a note keeps the others."""
     first = next(item for item in context.given if item.key == "prompt_library")
     if given is first and not context.get("validation_prompt"):
@@ -260,28 +272,28 @@ def _library(context: Context, given: Given) -> Answer:
     return changed("it is in a note of the workflow, for Preview LoRA.", **{f"{FURTHER}{given.name}": str(given.value)})
 
 
-def _steps_between(_context: Context, given: Given) -> Answer:
+def _steps_between(_context: Context, given: SetupOption) -> Answer:
     return mapped(previews__every=need_number(given.value, is_whole=True))
 
 
-def _keep(_context: Context, given: Given) -> Answer:
+def _keep(_context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value, is_whole=True)
     return (
         mapped(loop__keep_last=found) if found > 0 else not_supported("at least one checkpoint is kept, and not all.")
     )
 
 
-def _hub_name(_context: Context, given: Given) -> Answer:
+def _hub_name(_context: Context, given: SetupOption) -> Answer:
     """The only name that a configuration has for what it makes."""
     name = str(given.value).rpartition("/")[2]
     return changed(f"it is the LoRA's name; {NO_UPLOAD}", name=name) if name else not_needed("it is empty.")
 
 
-def _output(_context: Context, given: Given) -> Answer:
+def _output(_context: Context, given: SetupOption) -> Answer:
     return mapped(lora__folder=str(given.value))
 
 
-def _cache_dataset(_context: Context, _given: Given) -> Answer:
+def _cache_dataset(_context: Context, _given: SetupOption) -> Answer:
     return not_needed(CACHES)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..names import MOST_CHARACTERS
 from ..settings.stage import Stage
-from .answers import PREVIEW, Answer, Given
+from .answers import PREVIEW, Answer, SetupOption
 from .declared import exists, options_by_place
 from .families import TEXT_ENCODER, Family
 from .shell import VARIABLE
@@ -16,7 +16,7 @@ VARIANTS = "dataset.variants"  # a list of values: the dataset once for each of 
 MODELS = "models"  # the folder that model files are looked for in, where a setup names none
 
 
-class Draft:
+class MappedValues:
     """Values as they come in, by training and by dataset."""
 
     def __init__(self, *, family: Family, num_datasets: int, stages: Sequence[Stage | None]) -> None:
@@ -27,7 +27,7 @@ class Draft:
         self.all_datasets: dict[str, Any] = {}
         self.preview: dict[str, Any] = {}
 
-    def take(self, training: int | None, given: Given, answer: Answer) -> None:
+    def take(self, training: int | None, given: SetupOption, answer: Answer) -> None:
         """The values of one answer; `training` is None where it is for all of them."""
         for place, value in answer.values.items():
             if place.startswith(PREVIEW):  # of FURTHER too
@@ -45,7 +45,7 @@ def can_have_several() -> bool:
     return exists("dataset.enabled")
 
 
-def make_tables(draft: Draft) -> tuple[dict[str, Any], list[str], list[str]]:
+def make_tables(draft: MappedValues) -> tuple[dict[str, Any], list[str], list[str]]:
     """(the recipe's tables, what the user has to fill in, notes)."""
     to_fill: list[str] = []
     notes: list[str] = []
@@ -75,7 +75,7 @@ def nested(places: Mapping[str, Any]) -> dict[str, Any]:
     return tables
 
 
-def _by_stage(draft: Draft) -> tuple[dict[str, Any], dict[Stage, dict[str, Any]]]:
+def _by_stage(draft: MappedValues) -> tuple[dict[str, Any], dict[Stage, dict[str, Any]]]:
     """What all trainings say, and what only one expert's does."""
     if len(draft.settings) == 1:
         return dict(draft.settings[0]), {}
@@ -97,7 +97,7 @@ def _by_stage(draft: Draft) -> tuple[dict[str, Any], dict[Stage, dict[str, Any]]
     return shared, own
 
 
-def _add_models(draft: Draft, places: dict[str, Any], to_fill: list[str]) -> None:
+def _add_models(draft: MappedValues, places: dict[str, Any], to_fill: list[str]) -> None:
     family = draft.family
     wanted: list[Stage] = [stage for stage in family.files if stage in draft.stages] or list(family.files)
     names = {
@@ -149,7 +149,7 @@ def _without_stage(name: str) -> str:
     return re.sub(r"[ _-]{2,}", "_", rest).strip(" _-.") or name
 
 
-def _datasets(draft: Draft, to_fill: list[str], notes: list[str]) -> list[dict[str, Any]]:
+def _datasets(draft: MappedValues, to_fill: list[str], notes: list[str]) -> list[dict[str, Any]]:
     made = []
     for index, own in enumerate(draft.datasets):
         table = {"fps": draft.family.fps, **draft.all_datasets, **own}

@@ -25,7 +25,7 @@ _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (cod
 
 
 @dataclass(frozen=True)
-class Source:
+class SetupFile:
     """A file by its name, and its text."""
 
     name: str
@@ -41,9 +41,9 @@ class Parsed:
     data: Any
 
 
-def read_sources(paths: Sequence[Path]) -> list[Source]:
+def read_sources(paths: Sequence[Path]) -> list[SetupFile]:
     """The files; ConfigError, by name, for what is no text file of a reasonable size."""
-    return [Source(path.name, _decoded(path.name, _bytes(path))) for path in paths]
+    return [SetupFile(path.name, _decoded(path.name, _bytes(path))) for path in paths]
 
 
 def _bytes(path: Path) -> bytes:
@@ -72,7 +72,7 @@ def _decoded(name: str, data: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def check_sources(sources: Sequence[Source]) -> None:
+def check_sources(sources: Sequence[SetupFile]) -> None:
     """ConfigError for more, or larger, texts than a setup has."""
     if not sources:
         raise ConfigError("no file was given: name the files of your setup.")
@@ -85,7 +85,7 @@ def check_sources(sources: Sequence[Source]) -> None:
             )
 
 
-def parse(source: Source) -> Parsed:
+def parse(source: SetupFile) -> Parsed:
     """What a file holds; ConfigError, with its name, for what is damaged."""
     data = _parse(source.name, source.text)
     _check_amount(data, source.name)

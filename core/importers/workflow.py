@@ -11,7 +11,7 @@ from ..settings.option import DATASET, MODEL, TRAIN, Option, Options, Widget, al
 from ..settings.stage import Stage, StageSettings
 from .answers import FURTHER, PREVIEW
 from .families import CLIP_VISION
-from .graph import MUTED, Graph, Json, add_widgets, below, set_widget, widget_names
+from .graph import MUTED, DrawnWorkflow, Json, add_widgets, below, set_widget, widget_names
 from .setup import Imported
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
@@ -37,7 +37,7 @@ class _Maker:
     def __init__(self, imported: Imported, names: Mapping[str, Sequence[str]]) -> None:
         self.imported, self.recipe, self.family = imported, imported.recipe, imported.family
         self.names = names
-        self.graph = Graph(_example(self.family.workflow))
+        self.graph = DrawnWorkflow(_example(self.family.workflow))
         self.notes: list[str] = []
 
     def make(self) -> None:

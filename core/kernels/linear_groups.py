@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
-from ..memory.products import PART, Part, part_of
+from ..memory.products import PART, LinearProduct, part_of
 from ..torch_compat import foreach_copy_, mm_to_fp32
 
 
@@ -21,7 +21,7 @@ class LinearGroup:
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         """Raises KeyError for a layer that `use_products` has passed over."""
         self.layers = tuple(layers)
-        self.parts: tuple[Part, ...] = tuple(part_of(layer) for layer in layers)
+        self.parts: tuple[LinearProduct, ...] = tuple(part_of(layer) for layer in layers)
         self.scales: list[float | None] = []
         self.parameters: list[nn.Parameter] = []
         for layer in layers:

@@ -86,11 +86,11 @@ def _backward(
     tl.store(dx_ptr + row * D + cols, dx.to(dtype), mask=mask)
 
 
-Factors = tuple[int, int, float]  # per, stride and eps
+RowLayout = tuple[int, int, float]  # per, stride and eps
 
 
 def norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, *, add_one: bool, quantize: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, factors: RowLayout, *, add_one: bool, quantize: bool
 ) -> tuple[Tensor, Rows | None]:
     """y [..., D], and its rows in e4m3 with `quantize`; x [..., D] contiguous.
 
@@ -114,7 +114,7 @@ def norm_gradient(
     bias: Tensor | None,
     grad: Tensor,
     beside: Tensor | None,
-    factors: Factors,
+    factors: RowLayout,
     *,
     add_one: bool,
     again: bool = False,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..memory.recipes import Recipes
+from ..memory.remaker import Remaker
 from ..wan.ops import Ops
 from . import elementwise, norms, rotary, rows
 
@@ -23,13 +23,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: 
 
 
 class KernelOps(Ops):
-    """For one model. How a result is made again is noted in `recipes`.
+    """For one model. How a result is made again is noted in `remaker`.
 
     With `quantize`, results that go into linear layers leave their rows in e4m3 for them.
     """
 
-    def __init__(self, recipes: Recipes | None = None, *, quantize: bool = False) -> None:
-        self.recipes = recipes or Recipes()
+    def __init__(self, remaker: Remaker | None = None, *, quantize: bool = False) -> None:
+        self.remaker = remaker or Remaker()
         self._quantize = quantize
         self._latest: _Latest | None = None
 
@@ -55,7 +55,7 @@ class KernelOps(Ops):
             return factors.again(x)
         y = _Norm.apply(x, factors)
         assert isinstance(y, Tensor)
-        self.recipes.note(y, factors.again, x)
+        self.remaker.note(y, factors.again, x)
         return y
 
     def rms_rope(self, x: Tensor, weight: Tensor, eps: float, rope: Tensor) -> Tensor:
@@ -67,14 +67,14 @@ class KernelOps(Ops):
             return rotary.rms_rope(x, weight, rope, eps)
         y = _RmsRope.apply(x, weight, rope, eps)
         assert isinstance(y, Tensor)
-        self.recipes.note(y, lambda x: rotary.rms_rope(x, weight, rope, eps), x)
+        self.remaker.note(y, lambda x: rotary.rms_rope(x, weight, rope, eps), x)
         return y
 
     def gated_add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """See `Ops`."""
         if not fits(x, gate) or x.dtype != y.dtype:
             return super().gated_add(x, y, gate)
-        if y.stride(-1) == 0:  # a stand-in, see `Recipes.is_unread`
+        if y.stride(-1) == 0:  # a stand-in, see `Remaker.is_unread`
             return _StandIn.apply(x, y, gate) if _needs_gradient(x, y) else x  # type: ignore[return-value]
         x, y = x.contiguous(), y.contiguous()
         rows_each = x.shape[0] * x.shape[1] // (gate.shape[0] * gate.shape[1])
@@ -90,7 +90,7 @@ class KernelOps(Ops):
         if not _needs_gradient(x):
             return self.quick_gelu(x)
         y, *found = _Gelu.apply(x, self._quantize)  # type: ignore[misc]
-        self.recipes.note(y, gelu_again, x)
+        self.remaker.note(y, gelu_again, x)
         self._remember(y, found)
         return y
 
@@ -119,7 +119,7 @@ class KernelOps(Ops):
         if not _needs_gradient(x):
             return x, self.quick_norm(x, factors)
         residual, y, *found = _Branch.apply(x, factors, self._quantize)  # type: ignore[misc]
-        self.recipes.note(y, factors.again, x)
+        self.remaker.note(y, factors.again, x)
         self._remember(y, found)
         return residual, y
 

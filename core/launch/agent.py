@@ -35,7 +35,7 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Place:
+class RunMachine:
     """One machine of a run, as it introduces itself to the others."""
 
     host: str
@@ -43,7 +43,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class MachineGroup:
     """The machines of a run, and which of them this one is; by default the only one."""
 
     number: int = 0
@@ -62,24 +62,24 @@ class Ended:
 
 
 @dataclass
-class Outcome:
+class GroupOutcome:
     """How all of them ended."""
 
     is_finished: bool
     ended: list[Ended] = field(default_factory=list[Ended])  # the first to fail, by their order
-    places: list[Place] = field(default_factory=list[Place])  # by the machine's number
+    places: list[RunMachine] = field(default_factory=list[RunMachine])  # by the machine's number
     is_cut_off: bool = False  # machine 0 no longer answered
 
 
 class Rendezvous(RendezvousHandler):
     """The meeting of machines that have their numbers already, over a store that one of them holds."""
 
-    def __init__(self, store: Store, group: Group, place: Place) -> None:
+    def __init__(self, store: Store, group: MachineGroup, place: RunMachine) -> None:
         super().__init__()
         self._store, self._group, self._place = store, group, place
         self._round = 0
         self._for_ranks: Any = None
-        self.places: list[Place] = [place]
+        self.places: list[RunMachine] = [place]
 
     def get_backend(self) -> str:
         return "static"
@@ -189,11 +189,11 @@ class Agent(LocalElasticAgent):
         self._ended: list[Ended] = []
         self._connection, self._is_cut_off = connection, False
 
-    def train(self) -> Outcome:
+    def train(self) -> GroupOutcome:
         """Until all ranks have ended. RunError if the other machines don't come."""
         result: RunResult | None = cast(Any, self).run()  # None: the meeting ended without a run
         is_finished = result is not None and not result.is_failed()
-        return Outcome(is_finished, self._ended, self._places.places, self._is_cut_off)
+        return GroupOutcome(is_finished, self._ended, self._places.places, self._is_cut_off)
 
     def kill_ranks(self) -> None:
         """End them at once."""
@@ -266,9 +266,9 @@ def _has(store: Store, key: str) -> bool:
         return False
 
 
-def _place(data: bytes) -> Place:
+def _place(data: bytes) -> RunMachine:
     told = json.loads(data)
-    return Place(str(told["host"]), tuple(map(str, told["devices"])))
+    return RunMachine(str(told["host"]), tuple(map(str, told["devices"])))
 
 
 def _kill(pid: int) -> None:

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 
-class Progress(Protocol):
+class ProgressDisplay(Protocol):
     """Any number of named amounts of work, and messages between them."""
 
     def say(self, message: str, /) -> None:
@@ -19,7 +19,7 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
+class NoDisplay:
     """Shows nothing."""
 
     def say(self, message: str, /) -> None:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,12 @@ from ..devices import resolve_device
 from ..errors import START_AGAIN, WanTrainError
 from ..locks import FileLock
 from ..parallel.agree import StartAgainError
-from ..parallel.watch import SILENCE_S, Farewell, Loss, LostRankError, Watch, open_stores
+from ..parallel.watch import SILENCE_S, Farewell, LostRank, LostRankError, Watch, open_stores
 from ..parallel.world import open_world
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
+from ..plan.spread import choose_context
 from ..settings.job import Job
+from ..train.checks import check_model_file
 from ..train.events import EventWriter
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
@@ -116,11 +118,11 @@ def _wait_for_first(seat: Seat, watch: Watch) -> None:
         time.sleep(0.05)
 
 
-def _code_of(loss: Loss) -> int:
+def _code_of(loss: LostRank) -> int:
     return EXIT_LOST_RANK if loss.farewell is None else loss.farewell.code
 
 
-def _end(loss: Loss, events: list[EventWriter]) -> None:
+def _end(loss: LostRank, events: list[EventWriter]) -> None:
     """End this process, which may wait for the lost rank where no exception reaches it."""
     code = _code_of(loss)
     try:
@@ -202,15 +204,41 @@ class _Rank:
     def _run(self, job: Job, asked: Asked, events: EventWriter, store: object) -> Path:
         device, others = self._device, None
         if device.type == "cuda":
-            others = Others()
+            others = OtherPrograms()
             others.wait()  # the device has none of this process's memory until here
             torch.cuda.set_device(device)
         with self._holding_device(asked, events):
             self._watch.say(f"ready/{self._seat.rank}")
             for rank in range(self._seat.size):
                 self._wait(f"ready/{rank}", asked, lambda: self._tell_waiting(events))
-            with open_world(device, context=max(job.parallel.context, 1), store=store) as world:
+            context = self._settled(job, asked, events).parallel.context
+            with open_world(device, context=context, store=store) as world:
                 return run_job(self._folder, events, device, asked, others=others, world=world)
+
+    def _settled(self, job: Job, asked: Asked, events: EventWriter) -> Job:
+        """The job with an answer to how many GPUs share each clip: the first rank chooses it where the job leaves it open.
+
+        It is written into the folder, which all ranks read the job from.
+        """
+        if job.parallel.context:
+            return job
+        if self._seat.rank:
+            self._wait("spread", asked)
+            return self._folder.read_job()
+        spread = choose_context(
+            job,
+            check_model_file(job.model),
+            self._seat.size,
+            device=self._device,
+            folder=self._folder.scratch_path,
+            machine=len(self._seat.devices),
+            batches=job.loop.gradient_accumulation,
+        )
+        events.write("status", message=spread.why)
+        job = replace(job, parallel=spread.settle(job.parallel))
+        self._folder.write_job(job)
+        self._watch.say("spread")
+        return job
 
     @contextmanager
     def _holding_device(self, asked: Asked, events: EventWriter) -> Generator[None]:

@@ -181,15 +181,15 @@ class _Ranks:
 
     def train(self) -> int:
         """To their end; the exit code of rank 0, or of this machine's first. RunError if one has failed."""
-        from .agent import Agent, Connection, Group, Place, Rendezvous, open_store
+        from .agent import Agent, Connection, MachineGroup, Rendezvous, RunMachine, open_store
 
         machines = self._machines
         ends = self._logs / "ends"
         ends.mkdir()
         os.environ.update(rank_environment(os.environ, self._devices, ends, machines))
         store = open_store(machines.host, machines.port, is_server=machines.size == 1)
-        group = Group(machines.number, machines.size, machines.host, machines.name)
-        rendezvous = Rendezvous(store, group, Place(socket.gethostname(), tuple(self._devices)))
+        group = MachineGroup(machines.number, machines.size, machines.host, machines.name)
+        rendezvous = Rendezvous(store, group, RunMachine(socket.gethostname(), tuple(self._devices)))
         agent = Agent(
             rank_command(self._folder),
             rendezvous,

@@ -21,7 +21,8 @@ from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..locks import FileLock
 from ..parallel.world import started_by_torchrun
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
+from ..plan.words import label
 from ..settings.job import Job
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
@@ -163,8 +164,8 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
         raise
     except torch.OutOfMemoryError as error:
         message = (
-            "the GPU ran out of memory: use fewer frames, a smaller size, batch_size 1, or for the base a smaller precision "
-            "or streamed_blocks; the last checkpoint is kept."
+            f"the GPU ran out of memory: use fewer frames, a smaller size, {label('batch_size')} 1, or for the base a lower "
+            f"precision or {label('streamed_blocks')}; the last checkpoint is kept."
         )
         _tell_error(events, message)
         raise RunError(message) from error
@@ -182,7 +183,7 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 
 def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
     device = resolve_device(device_name)
-    others = Others() if device.type == "cuda" else None
+    others = OtherPrograms() if device.type == "cuda" else None
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes

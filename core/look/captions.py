@@ -19,7 +19,7 @@ MAX_LETTERS = MAX_TEXT - MAX_WORD - 1  # as a caption that is read may have
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class CaptionOnDisk:
     """The caption of one file as it stands on disk."""
 
     path: Path
@@ -36,20 +36,20 @@ class CaptionFiles:
         self._suffix, self._within, self._source = extension(options), within, options.caption_source
         self._folders: dict[Path, dict[str, Path]] = {}
 
-    def of(self, media: Path) -> Written:
+    def of(self, media: Path) -> CaptionOnDisk:
         """What stands in the caption file of a picture or clip."""
         path = self._listed(media.parent).get(media.stem) or media.with_suffix(self._suffix)
         locked = self._locked(path)
         if self._source != "sidecar":
-            return Written(path=path, locked=locked)
+            return CaptionOnDisk(path=path, locked=locked)
         if self._within is not None and not leads_within(path, self._within):
-            return Written(path=path, locked=f"{path.name} is a link that leads outside the dataset folders.")
+            return CaptionOnDisk(path=path, locked=f"{path.name} is a link that leads outside the dataset folders.")
         try:
             data = path.read_bytes() if path.is_file() else None
             text = "" if data is None else _text(path, data)
         except (OSError, BadMediaError) as error:
-            return Written(path=path, locked=f"{path.name} cannot be read ({error}).")
-        return Written(path=path, text=text, state="" if data is None else _state(data), locked=locked)
+            return CaptionOnDisk(path=path, locked=f"{path.name} cannot be read ({error}).")
+        return CaptionOnDisk(path=path, text=text, state="" if data is None else _state(data), locked=locked)
 
     def _locked(self, path: Path) -> str:
         if self._source != "sidecar":
@@ -66,7 +66,7 @@ class CaptionFiles:
         return self._folders[folder]
 
 
-def write_caption(written: Written, text: str, state: str) -> None:
+def write_caption(written: CaptionOnDisk, text: str, state: str) -> None:
     """Put a caption into its file, in UTF-8. The old text stays where anything goes wrong.
 
     `state` is that of the text which was edited. DatasetError if the file was changed meanwhile, may not be edited, or

@@ -15,7 +15,7 @@ from ..settings.dataset import DatasetOptions
 from .measure import Measured
 from .tokens import Counted
 
-Kind = Literal[
+TroubleKind = Literal[
     "near duplicate", "cut", "black bars", "still", "blurred", "speed", "repeated frames", "enlarged", "cropped",
     "no caption", "same caption", "no trigger", "too long", "unreadable",
 ]  # fmt: skip
@@ -32,7 +32,7 @@ _HASH_NEAR, _COLOUR_NEAR = 8.0, 10.0  # bits of 64, levels
 class Trouble:
     """One badge."""
 
-    kind: Kind
+    kind: TroubleKind
     text: str
 
 
@@ -40,7 +40,7 @@ def picture_troubles(sample: Sample, measured: Measured) -> list[Trouble]:
     """What the frames show."""
     found: list[Trouble] = []
 
-    def tell(kind: Kind, text: str) -> None:
+    def tell(kind: TroubleKind, text: str) -> None:
         found.append(Trouble(kind=kind, text=text))
 
     if measured.cuts:

@@ -21,7 +21,7 @@ from ..data.watch import Interrupt
 from ..errors import DatasetError
 from ..facts import TEXT_TOKENS, LatentFormat
 from ..serial import to_dict
-from .captions import CaptionFiles, Written
+from .captions import CaptionFiles, CaptionOnDisk
 from .costs import bucket_costs, latent_size
 from .masked import shaded
 from .measure import Measured
@@ -104,10 +104,10 @@ class Looker:
             ],
         }
 
-    def _written(self, dataset: Dataset) -> list[Written]:
+    def _written(self, dataset: Dataset) -> list[CaptionOnDisk]:
         """What stands in the caption file of each sample; each file is read once."""
         files = {part.name: CaptionFiles(part.options, self.within) for part in dataset.sources}
-        found: dict[tuple[str, str], Written] = {}
+        found: dict[tuple[str, str], CaptionOnDisk] = {}
         for sample in dataset.samples:
             key = (sample.dataset, sample.file.path)
             if key not in found:
@@ -115,7 +115,7 @@ class Looker:
         return [found[sample.dataset, sample.file.path] for sample in dataset.samples]
 
     def _sample(
-        self, sample: Sample, fps: float, written: Written, counted: dict[str, Counted], troubles: list[Trouble]
+        self, sample: Sample, fps: float, written: CaptionOnDisk, counted: dict[str, Counted], troubles: list[Trouble]
     ) -> dict[str, Any]:
         file = sample.file
         return {

@@ -16,8 +16,9 @@ from ..adapters.transfer import TransferReport, model_shapes, transfer_report
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS, official_boundary
 from ..memory.precision import native_dtype
-from ..wan.checkpoint import CheckpointInfo, hints_expert, load_transformer
+from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.config import MASK_CHANNELS, WanConfig
+from ..wan.loading import load_transformer
 from ..wan.stored import StoredWeights
 from .file import Adapter, Layer, change_norm
 from .findings import Finding, Weight
@@ -28,7 +29,7 @@ _SEED = 7
 _NOTHING, _LITTLE, _MUCH = 1e-4, 5e-3, 1.0  # share of the output's norm
 _TINY_CHANGE, _HUGE_CHANGE = 1e-4, 1.0  # share of a weight's norm
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class OnBase:
 
 
 def check_base(
-    file: Adapter, layers: list[Layer], info: CheckpointInfo, device: torch.device, progress: Progress = lambda _: None
+    file: Adapter, layers: list[Layer], info: CheckpointInfo, device: torch.device, progress: Say = lambda _: None
 ) -> OnBase:
     """Measure. Findings where the LoRA does not belong to the model; the weights are read one by one, then the model whole."""
     try:

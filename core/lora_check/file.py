@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters.formats import LoraFile, LoraModule
-from ..adapters.other_files import OtherFile, OtherModule
-from ..adapters.transfer import SIZES
+from ..adapters.formats import LoraModule
+from ..adapters.other_files import OtherModule
+from ..adapters.transfer import SIZES, Adapter
 from .findings import Finding, Weight
-
-Adapter = LoraFile | OtherFile
 
 _TINY = 1e-6  # root mean square of a change; that of Wan's weights is 0.01 to 0.05
 _TO_WIDTH = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.[qo]|ffn\.2)$")  # their output is as wide as the model

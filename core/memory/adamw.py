@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..pinned import HostBuffer
-from .copies import Event, open_stream
+from .copies import CudaEvent, open_stream
 
 PAGE = 2**23  # parameters of a page
 NUM_SLOTS = 2  # pages on the device at once
@@ -139,7 +139,7 @@ class _Offloaded:
         self._slots = [torch.empty(2, most, device=self._device) for _ in range(number)]
         # A page has one slot, whatever the step, so that these stay.
         self._visits = [list(page.views(self._slots[i % number])) for i, page in enumerate(self._pages)]
-        self._left: list[Event] = [None] * number  # when what was in the slot last is in main memory
+        self._left: list[CudaEvent] = [None] * number  # when what was in the slot last is in main memory
         self._arriving, self._leaving = open_stream(self._device), open_stream(self._device)
         place = self._device if groups[0]["fused"] else torch.device("cpu")
         steps = {parameter: torch.zeros((), device=place) for parameter in parameters if parameter not in state}
@@ -167,7 +167,7 @@ class _Offloaded:
         """Let the host wait until all moments are in main memory."""
         self._leaving.drain()
 
-    def _fetch(self, index: int) -> Event:
+    def _fetch(self, index: int) -> CudaEvent:
         page, slot = self._pages[index], index % len(self._slots)
         target = self._slots[slot][:, : page.moments.shape[1]]
         # The page itself left before what was in this slot last did, or with it.

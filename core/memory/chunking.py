@@ -5,7 +5,7 @@ another size. In a compiled block the backward computes a piece's activations ag
 each piece is checkpointed by itself within the block's checkpoint; a block that keeps its products needs no pieces.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..wan.model import RunBlock
 from .checkpointing import run_checkpointed
 from .recompute import products_are_kept
-
-RunPart = Callable[..., Tensor]  # (block, x, part, time_mod, ...) -> x
+from .split import RunPart
 
 ROUND = 128  # tokens: pieces are a multiple, which the kernels of matrix products like
 

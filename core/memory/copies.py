@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..pinned import HostBuffer
 
-Event = torch.cuda.Event | None
+CudaEvent = torch.cuda.Event | None
 
 NUM_STAGED = 2  # page-locked buffers between other memory and the device
 
@@ -23,23 +23,23 @@ NUM_STAGED = 2  # page-locked buffers between other memory and the device
 class Stream(Protocol):
     """A second queue of the device, for copies alone. They run in the order in which they are given, by any thread."""
 
-    def mark(self) -> Event:
+    def mark(self) -> CudaEvent:
         """The point that the computation has been told to reach by now."""
         ...
 
-    def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:
+    def copy(self, target: Tensor, source: Tensor, after: CudaEvent) -> CudaEvent:
         """Copy once the computation has passed `after`; returns the end of the copy."""
         ...
 
-    def run(self, act: Callable[[], object], after: Event) -> Event:
+    def run(self, act: Callable[[], object], after: CudaEvent) -> CudaEvent:
         """Do what `act` gives the current stream, once the computation has passed `after`; returns its end."""
         ...
 
-    def hold_compute(self, event: Event) -> None:
+    def hold_compute(self, event: CudaEvent) -> None:
         """Let what the computation is told from now on begin after `event`."""
         ...
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: CudaEvent) -> None:
         """Let the host wait for `event`."""
         ...
 
@@ -55,19 +55,19 @@ class Stream(Protocol):
 class DirectStream:
     """For devices that compute and copy when they are told to."""
 
-    def mark(self) -> Event:
+    def mark(self) -> CudaEvent:
         return None
 
-    def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:  # noqa: ARG002
+    def copy(self, target: Tensor, source: Tensor, after: CudaEvent) -> CudaEvent:  # noqa: ARG002
         target.copy_(source)
 
-    def run(self, act: Callable[[], object], after: Event) -> Event:  # noqa: ARG002
+    def run(self, act: Callable[[], object], after: CudaEvent) -> CudaEvent:  # noqa: ARG002
         act()
 
-    def hold_compute(self, event: Event) -> None:
+    def hold_compute(self, event: CudaEvent) -> None:
         pass
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: CudaEvent) -> None:
         pass
 
     def keep(self, tensor: Tensor) -> None:
@@ -87,15 +87,15 @@ class CudaStream:
         # A copy is three commands: with those of another thread's copy between them, one would wait for the other.
         self._one = Lock()
 
-    def mark(self) -> Event:
+    def mark(self) -> CudaEvent:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:
+    def copy(self, target: Tensor, source: Tensor, after: CudaEvent) -> CudaEvent:
         return self.run(lambda: target.copy_(source, non_blocking=True), after)
 
-    def run(self, act: Callable[[], object], after: Event) -> Event:
+    def run(self, act: Callable[[], object], after: CudaEvent) -> CudaEvent:
         event = torch.cuda.Event()
         with self._one:
             if after is not None:
@@ -105,11 +105,11 @@ class CudaStream:
             event.record(self._stream)
         return event
 
-    def hold_compute(self, event: Event) -> None:
+    def hold_compute(self, event: CudaEvent) -> None:
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: CudaEvent) -> None:
         if event is not None:
             event.synchronize()
 
@@ -128,7 +128,7 @@ def open_stream(device: torch.device) -> Stream:
 class Arrival:
     """A copy to the device that was asked for, and may be given to the stream only later."""
 
-    def __init__(self, stream: Stream, copied: "Future[Event]") -> None:
+    def __init__(self, stream: Stream, copied: "Future[CudaEvent]") -> None:
         """`copied`: has the end of the copy, once it was given to the stream."""
         self._stream = stream
         self._copied = copied
@@ -143,9 +143,9 @@ class Arrival:
             wait([self._copied])
 
 
-def arrived(stream: Stream, event: Event) -> Arrival:
+def arrived(stream: Stream, event: CudaEvent) -> Arrival:
     """Of what was given to the stream already, and ends with `event`."""
-    given: Future[Event] = Future()
+    given: Future[CudaEvent] = Future()
     given.set_result(event)
     return Arrival(stream, given)
 
@@ -158,7 +158,7 @@ class Loader:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def start(self, target: Tensor, source: Tensor, after: Event) -> Arrival:
+    def start(self, target: Tensor, source: Tensor, after: CudaEvent) -> Arrival:
         """Begin a copy of bytes, once the computation has passed `after`."""
         return arrived(self._stream, self._stream.copy(target, source, after))
 
@@ -173,8 +173,8 @@ class _Staged:
 
     source: Tensor
     read: "Future[None]"
-    before: "list[Future[Event]]"  # copies of what the buffer had, whose end the reading waits for
-    copies: "list[Future[Event]]" = field(default_factory=list)  # from the buffer to the device
+    before: "list[Future[CudaEvent]]"  # copies of what the buffer had, whose end the reading waits for
+    copies: "list[Future[CudaEvent]]" = field(default_factory=list)  # from the buffer to the device
 
     @property
     def failed(self) -> bool:
@@ -199,7 +199,7 @@ class StagedLoader(Loader):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="block-loader")
         self.bytes_on_host = num_bytes * len(self._buffers)
 
-    def start(self, target: Tensor, source: Tensor, after: Event) -> Arrival:
+    def start(self, target: Tensor, source: Tensor, after: CudaEvent) -> Arrival:
         """Begin a copy of bytes, which are read first unless a buffer has them. `source` must never change."""
         index = self._find(source)
         if index is None:
@@ -208,7 +208,7 @@ class StagedLoader(Loader):
             self._read(index, source)
         staged, part = self._staged[index], self._buffers[index].bytes[: source.numel()]
         assert staged is not None
-        copied: Future[Event] = Future()
+        copied: Future[CudaEvent] = Future()
         live = [copy for copy in staged.copies if not copy.cancelled()]  # they end in their order
         staged.copies = [*(copy for copy in live[:-1] if not copy.done()), *live[-1:], copied]
         self._use(index)
@@ -255,7 +255,7 @@ class StagedLoader(Loader):
             before = last.before if was_given_up else last.copies
         self._staged[index] = _Staged(source, self._thread.submit(self._fill, index, source, before), before)
 
-    def _fill(self, index: int, source: Tensor, before: "list[Future[Event]]") -> None:
+    def _fill(self, index: int, source: Tensor, before: "list[Future[CudaEvent]]") -> None:
         """In the thread."""
         for copied in before:
             if not copied.cancelled() and copied.exception() is None:
@@ -264,7 +264,7 @@ class StagedLoader(Loader):
 
 
 def _send(
-    stream: Stream, read: "Future[None]", copied: "Future[Event]", target: Tensor, source: Tensor, after: Event
+    stream: Stream, read: "Future[None]", copied: "Future[CudaEvent]", target: Tensor, source: Tensor, after: CudaEvent
 ) -> None:
     """Give the stream a copy of what was read, unless it was given up."""
     if not copied.set_running_or_notify_cancel():

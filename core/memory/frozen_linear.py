@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Shape = tuple[int, int]  # (out_features, in_features)
+LayerShape = tuple[int, int]  # (out_features, in_features)
 Dequantize = Callable[..., Tensor]  # (dtype, shape, *frozen tensors) -> [N, K] in dtype
 
 
@@ -39,7 +39,7 @@ class FrozenLinear(nn.Module):
     frozen: ClassVar[tuple[str, ...]] = ("weight",)
     bias: nn.Parameter | None
 
-    def __init__(self, shape: Shape, tensors: dict[str, Tensor], bias: nn.Parameter | None) -> None:
+    def __init__(self, shape: LayerShape, tensors: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """`tensors` by the names in `frozen`, on the device of the layer."""
         super().__init__()
         self.out_features, self.in_features = shape
@@ -48,7 +48,7 @@ class FrozenLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @staticmethod
-    def dequantize(dtype: torch.dtype, shape: Shape, *tensors: Tensor) -> Tensor:
+    def dequantize(dtype: torch.dtype, shape: LayerShape, *tensors: Tensor) -> Tensor:
         """W [N, K] in `dtype`, from the frozen tensors in their order."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class _Product(torch.autograd.Function):
     """Keeps the frozen tensors for the backward instead of W (a product in torch keeps W itself)."""
 
     @staticmethod
-    def forward(x: Tensor, bias: Tensor | None, dequantize: Dequantize, shape: Shape, *frozen: Tensor) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, dequantize: Dequantize, shape: LayerShape, *frozen: Tensor) -> Tensor:
         return functional.linear(x, dequantize(x.dtype, shape, *frozen), bias)
 
     @staticmethod
@@ -112,7 +112,7 @@ class RowScaledLinear(FrozenLinear):
     frozen: ClassVar[tuple[str, ...]] = ("weight", "scale")
 
     @staticmethod
-    def dequantize(dtype: torch.dtype, shape: Shape, *tensors: Tensor) -> Tensor:  # noqa: ARG004
+    def dequantize(dtype: torch.dtype, shape: LayerShape, *tensors: Tensor) -> Tensor:  # noqa: ARG004
         """The product is taken in fp32 and rounded once to `dtype`."""
         weight, scale = tensors
         # Every fp8 and int8 number is exact in 16 bits; `out` spares the fp32 matrix that promotion would make.

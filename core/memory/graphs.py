@@ -20,7 +20,7 @@ from ..torch_compat import end_allocating_to_pool, foreach_add_, foreach_copy_, 
 
 Act = Callable[[], None]
 Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
-Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+InputSignature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 WARM_UP = 2  # steps of a size before it is recorded: they compile, and choose the kernels
 PATIENCE = 16  # steps that the recording waits for a size which has come, but not often enough yet
@@ -58,9 +58,9 @@ class Graphs:
         self._tell, self._held = tell, held
         self._record = record
         self._sums: list[Tensor] = []
-        self._seen = Counter[Signature]()
+        self._seen = Counter[InputSignature]()
         self._since_new = 0  # steps since one of a size that is not to be recorded yet
-        self._graphs: dict[Signature, _Graph] = {}
+        self._graphs: dict[InputSignature, _RecordedSize] = {}
         self._pool: Any = None
         self._failed = False
         self._gate = torch.empty(0, requires_grad=True)
@@ -103,7 +103,7 @@ class Graphs:
         self.release()
         return self._forward(*args, **named)
 
-    def _meet(self, signature: Signature, inputs: Mapping[str, Tensor]) -> None:
+    def _meet(self, signature: InputSignature, inputs: Mapping[str, Tensor]) -> None:
         """A step of a size that is not recorded: it is now, with all others that are due, or runs without any graphs."""
         self._seen[signature] += 1
         is_due = self._seen[signature] > WARM_UP
@@ -116,7 +116,7 @@ class Graphs:
         elif self._graphs:
             self.release()
 
-    def _make_all(self, signatures: Sequence[Signature], device: torch.device) -> None:
+    def _make_all(self, signatures: Sequence[InputSignature], device: torch.device) -> None:
         """Record these sizes, the largest first."""
         self.release()
         try:
@@ -125,7 +125,7 @@ class Graphs:
             for signature in sorted(signatures, key=_num_numbers, reverse=True):
                 gc.collect()  # what is left of the graph before may hang in cycles
                 inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape, dtype in signature}
-                graph = _Graph(self._forward, inputs, self._parameters, self._sums, record, self._held())
+                graph = _RecordedSize(self._forward, inputs, self._parameters, self._sums, record, self._held())
                 self._graphs[signature] = graph
         except (RuntimeError, TypeError) as error:  # out of memory among them, which the steps without are not
             self._failed = True
@@ -143,12 +143,12 @@ class Graphs:
         return lambda act: _record_cuda(act, self._pool)
 
 
-def _num_numbers(signature: Signature) -> int:
+def _num_numbers(signature: InputSignature) -> int:
     """In the inputs of a size."""
     return sum(math.prod(shape) for _, shape, _ in signature)
 
 
-class _Graph:
+class _RecordedSize:
     """One size of clips. Its tensors stay where they are; what is new is copied into them.
 
     Of the pool it holds, once recorded, nothing but the output: what the forward saves ends with the recorded backward, so
@@ -224,7 +224,7 @@ class _Replay(torch.autograd.Function):
     """A graph's forward and backward as autograd sees them."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, graph: _Graph, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, graph: _RecordedSize, *inputs: Tensor) -> Tensor:
         del gate
         output, ctx.ticket = graph.forward(inputs)
         ctx.graph, ctx.num_inputs = graph, len(inputs)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .frozen_linear import FrozenLinear, Shape
+from .frozen_linear import FrozenLinear, LayerShape
 
 GROUP = 64
 LEVELS = 15
@@ -27,7 +27,7 @@ class Int4Linear(FrozenLinear):
     frozen: ClassVar[tuple[str, ...]] = ("weight", "scale", "zero", "up", "down")
 
     @staticmethod
-    def dequantize(dtype: torch.dtype, shape: Shape, *tensors: Tensor) -> Tensor:
+    def dequantize(dtype: torch.dtype, shape: LayerShape, *tensors: Tensor) -> Tensor:
         """W [N, K]: numbers in the scale's dtype, rounded to `dtype`, plus up @ down."""
         packed, scale, zero, up, down = tensors
         values = grouped_values(packed, scale, zero, shape).to(dtype)
@@ -64,7 +64,7 @@ def _quantize_range(grouped: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor,
     return levels.to(torch.uint8), scale, zero.squeeze(2).to(torch.uint8), error
 
 
-def grouped_values(packed: Tensor, scale: Tensor, zero: Tensor, shape: Shape) -> Tensor:
+def grouped_values(packed: Tensor, scale: Tensor, zero: Tensor, shape: LayerShape) -> Tensor:
     """(level - zero) * scale [N, K], computed in the scale's dtype; the difference is exact there."""
     levels = unpack(packed).view(shape[0], scale.shape[1], -1)
     values = (levels.to(scale.dtype) - zero.to(scale.dtype).unsqueeze(2)) * scale.unsqueeze(2)
@@ -82,7 +82,7 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
-def weight_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+def weight_bytes(shape: LayerShape, element_size: int, rank: int) -> list[int]:
     """Bytes of each tensor of an `Int4Linear`; of a plain weight where the inputs can't be packed in pairs."""
     out, inner = shape
     if inner % 2:

@@ -34,14 +34,14 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """The order of a block's frozen tensors in one run of bytes."""
 
     spans: tuple[Span, ...]
     num_bytes: int
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "Layout":
+    def of(cls, tensors: Sequence[Tensor]) -> "BlockLayout":
         """The layout of `tensors`, which may be on the meta device: only sizes are read."""
         spans, end = [], 0
         for tensor in tensors:
@@ -81,7 +81,7 @@ def frozen_tensors(block: nn.Module) -> list[Tensor]:
 
 def streamed_bytes(block: nn.Module) -> int:
     """Bytes of the block's frozen tensors as one run; the block may be on the meta device, for a plan."""
-    return Layout.of(frozen_tensors(block)).num_bytes
+    return BlockLayout.of(frozen_tensors(block)).num_bytes
 
 
 class BlockMaster:
@@ -89,7 +89,7 @@ class BlockMaster:
 
     kind: HeldKind
     bytes: Tensor  # [N] uint8: the run of bytes, or this rank's share of it
-    layout: Layout
+    layout: BlockLayout
     tensors: list[Tensor]  # the block's own, in the order of `layout`
     bytes_on_device = 0
 
@@ -105,7 +105,7 @@ class BlockMaster:
         if (folder is None) == (kind == "mapped"):
             raise ConfigError("A folder is needed for mapped blocks, and is not used by any other kind.")
         self.tensors = frozen_tensors(block)
-        self.layout = Layout.of(self.tensors)
+        self.layout = BlockLayout.of(self.tensors)
         self.kind = kind
         # Views made in inference mode could be saved for no backward.
         with torch.inference_mode(False), torch.no_grad():
@@ -138,7 +138,7 @@ class BlockMaster:
         self.bind(self._views)
 
 
-def fill(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> None:
+def fill(buffer: Tensor, layout: BlockLayout, tensors: Sequence[Tensor]) -> None:
     """Copy a block's tensors into its run of bytes."""
     end = 0
     for span, view, tensor in zip(layout.spans, layout.views(buffer), tensors, strict=True):
@@ -147,7 +147,7 @@ def fill(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> None:
         end = span.start + span.num_bytes
 
 
-def _map_file(content: Tensor, layout: Layout, folder: Path) -> Tensor:
+def _map_file(content: Tensor, layout: BlockLayout, folder: Path) -> Tensor:
     """The same bytes from a file. Its mapping is private: whatever is written to the tensor, the file stays."""
     data = memoryview(content.numpy())  # type: ignore[arg-type]  # an array is a buffer, whatever its stub says
     digest = hashlib.sha256(repr(layout).encode())

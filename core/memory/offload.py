@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..pinned import HostBuffer
 from ..wan.model import RunBlock
-from .copies import Event, Stream, open_stream
+from .copies import CudaEvent, Stream, open_stream
 
 
 class HostPool:
@@ -69,7 +69,7 @@ class ActivationOffload:
         self._check_saved = check_saved or _same
         self._stream = open_stream(device)
         self._pool = HostPool(pinned=device.type == "cuda", drain=self._stream.drain)
-        self._leaving: tuple[Tensor, Event] | None = None
+        self._leaving: tuple[Tensor, CudaEvent] | None = None
         self._newest: Callable[[], _Parked | None] = lambda: None
 
     @property
@@ -151,10 +151,10 @@ class _Parked:
         self._device, self._dtype, self._shape = x.device, x.dtype, x.shape
         self._on_host = buffer.bytes[: x.numel() * x.element_size()].view(x.dtype).view(x.shape)
         self._buffer, self._pool, self._stream = buffer, pool, stream
-        self._arriving: tuple[Tensor, Event] | None = None
+        self._arriving: tuple[Tensor, CudaEvent] | None = None
         self.before = before
 
-    def leave(self, x: Tensor) -> Event:
+    def leave(self, x: Tensor) -> CudaEvent:
         """Begin to copy x out; returns the end of the copy."""
         with torch.no_grad():
             return self._stream.copy(self._on_host, x.detach(), self._stream.mark())

@@ -15,7 +15,7 @@ from ..methods import Methods
 from ..packages import unusable
 from ..paths import shown
 from ..torch_compat import has_bf16
-from .frozen_linear import MakeLinear, Shape
+from .frozen_linear import LayerShape, MakeLinear
 from .int4 import LowRank
 
 AUTO = "auto"
@@ -23,7 +23,7 @@ _MIN_FP16_CAPABILITY = (7, 0)  # Volta; older cards compute fp16 at a fraction o
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 # (shape, bytes of a number in the arithmetic, rank of a correction) -> bytes of each tensor that stands for a weight
-WeightBytes = Callable[[Shape, int, int], list[int]]
+WeightBytes = Callable[[LayerShape, int, int], list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +143,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPE_NAMES[dtype]
 
 
-def plain_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+def plain_bytes(shape: LayerShape, element_size: int, rank: int) -> list[int]:
     """`WeightBytes` of a weight that is kept in the arithmetic's dtype."""
     del rank
     return [shape[0] * shape[1] * element_size]
 
 
-def row_scaled_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+def row_scaled_bytes(shape: LayerShape, element_size: int, rank: int) -> list[int]:
     """`WeightBytes` of 8 bits for a number, and a scale in fp32 for a row."""
     del element_size, rank
     return [shape[0] * shape[1], shape[0] * 4]

@@ -25,10 +25,10 @@ class Product(Protocol):
 
 MakeProduct = Callable[[nn.Module], Product | None]
 IsUnread = Callable[[nn.Module], bool]
-PART = "_product_part"  # the attribute of a layer under which its `Part` is
+PART = "_product_part"  # the attribute of a layer under which its `LinearProduct` is
 
 
-class Part(NamedTuple):
+class LinearProduct(NamedTuple):
     """One linear layer: its base's product, and how its result may be left out."""
 
     layer: nn.Module
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     is_unread: IsUnread
 
 
-def part_of(layer: nn.Module) -> Part:
+def part_of(layer: nn.Module) -> LinearProduct:
     """What is noted of a layer. Raises KeyError where that is nothing."""
     return vars(layer)[PART]  # type: ignore[no-any-return]
 

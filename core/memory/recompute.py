@@ -37,13 +37,13 @@ class Kept(NamedTuple):
     linears: int = 0  # the products of their linear layers, and their self-attention
 
 
-class _Products(threading.local):
+class _KeptProducts(threading.local):
     """Whether this thread runs a block whose products are kept: an autograd thread recomputes what another one ran."""
 
     are_kept = False
 
 
-_products = _Products()
+_products = _KeptProducts()
 
 
 def with_selective_recompute(

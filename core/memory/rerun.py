@@ -1,7 +1,7 @@
 """Gradient checkpointing for the mode "kernels", whose blocks run in plain Python; `checkpointing` is for all others.
 
 A block's backward either runs the block again, or has kept its costly results from the forward. Results that are quickly
-made are made again only when they are needed (`recipes`). The last product of a block that runs again is left out, because
+made are made again only when they are needed (`remaker`). The last product of a block that runs again is left out, because
 nothing reads it. PyTorch's own checkpoint looks at every operator to keep some results; here only the attention is watched.
 """
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
 
+from ..wan.layers import Attend
 from ..wan.model import RunBlock
-from .recipes import Given, Recipes
 from .recompute import keep_attention
+from .remaker import BlockInput, Remaker
 
 Keep = Literal["nothing", "attention", "all"]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class _Attention(threading.local):
@@ -58,9 +58,9 @@ def _drop(_tensor: object) -> Any:
 class Rerun:
     """Runs blocks, or parts of them, so that little is kept for their backward."""
 
-    def __init__(self, recipes: Recipes) -> None:
-        """`recipes`: those in which the block's own arithmetic notes what is quickly made."""
-        self.recipes = recipes
+    def __init__(self, remaker: Remaker) -> None:
+        """`remaker`: those in which the block's own arithmetic notes what is quickly made."""
+        self.remaker = remaker
         self._parameters: WeakKeyDictionary[nn.Module, tuple[nn.Parameter, ...]] = WeakKeyDictionary()
 
     def __call__(
@@ -75,7 +75,7 @@ class Rerun:
         trained = self._trained(block)
         if not (x.requires_grad or trained):
             return run(block, x, *others)
-        call = _Call(self.recipes, run, keep, last, block, x, others)
+        call = _Call(self.remaker, run, keep, last, block, x, others)
         return _Run.apply(x, call, *trained)  # type: ignore[no-any-return]
 
     def _trained(self, block: nn.Module) -> tuple[nn.Parameter, ...]:
@@ -89,7 +89,7 @@ class _Call:
 
     def __init__(
         self,
-        recipes: Recipes,
+        remaker: Remaker,
         run: RunBlock,
         keep: Keep,
         last: nn.Module | None,
@@ -97,15 +97,15 @@ class _Call:
         x: Tensor,
         others: tuple[Any, ...],
     ) -> None:
-        self._recipes, self._run, self._last, self._block, self._others = recipes, run, last, block, others
+        self._remaker, self._run, self._last, self._block, self._others = remaker, run, last, block, others
         self._keep: Keep = keep
-        self._kept: _Graph | None = None
+        self._kept: _BlockRun | None = None
         self._modes: Any = None
         self._random = None if keep == "all" else _Random.of(block, x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._keep == "all":
-            self._kept = _Graph(self._recipes, self._run, None, self._block, x, self._others)
+            self._kept = _BlockRun(self._remaker, self._run, None, self._block, x, self._others)
             return self._kept.y.detach()
         if self._keep == "attention":
             self._modes = create_selective_checkpoint_contexts(keep_attention)
@@ -117,8 +117,8 @@ class _Call:
         if graph is None:
             random = nullcontext() if self._random is None else self._random
             with random:
-                inputs = self._recipes, self._run, self._last, self._block, x, self._others
-                graph = self._attending(False, _Graph, *inputs) if self._modes else _Graph(*inputs)
+                inputs = self._remaker, self._run, self._last, self._block, x, self._others
+                graph = self._attending(False, _BlockRun, *inputs) if self._modes else _BlockRun(*inputs)
         graph.given.x = x
         wanted = [graph.edge, *parameters] if of_x else list(parameters)
         found = torch.autograd.grad(graph.y, wanted, grad, allow_unused=True)
@@ -132,26 +132,26 @@ class _Call:
             _attention.now = before
 
 
-class _Graph:
+class _BlockRun:
     """A block's run with gradients: its result, and the edge at which its input's gradient arrives."""
 
     def __init__(
         self,
-        recipes: Recipes,
+        remaker: Remaker,
         run: RunBlock,
         unread: nn.Module | None,
         block: nn.Module,
         x: Tensor,
         others: tuple[Any, ...],
     ) -> None:
-        self.given = Given()
+        self.given = BlockInput()
         with torch.enable_grad():
             # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
             # Without x's history, in which a part of a block would find the block's parameters once more.
             entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
             assert isinstance(entry, Tensor)
             self.edge = get_gradient_edge(entry)
-            with recipes.keep(x, self.given, unread):
+            with remaker.keep(x, self.given, unread):
                 self.y = run(block, entry, *others)
 
 

@@ -13,8 +13,8 @@ from torch import distributed as dist
 
 from ..parallel.shards import Gather, check_gather, gathered_bytes, share_bytes
 from ..parallel.world import World
-from .copies import Arrival, Event, Loader, Stream, arrived
-from .master import BlockMaster, Layout, Span, frozen_tensors
+from .copies import Arrival, CudaEvent, Loader, Stream, arrived
+from .master import BlockLayout, BlockMaster, Span, frozen_tensors
 
 _MASTERS: WeakKeyDictionary[nn.Module, "ShardedMaster"] = WeakKeyDictionary()
 
@@ -32,7 +32,7 @@ class ShardedMaster(BlockMaster):
         """
         check_gather(device)
         self.tensors = frozen_tensors(block)
-        self.layout = Layout.of(self.tensors)
+        self.layout = BlockLayout.of(self.tensors)
         self.kind = "sharded"
         self.group, self._ranks = world.machine_group, len(world.machine)
         size = share_bytes(self.layout.num_bytes, self._ranks)
@@ -79,7 +79,7 @@ class GatherLoader(Loader):
         super().__init__(stream)
         self._gather = gather
 
-    def gather(self, target: Tensor, share: Tensor, index: int, after: Event) -> Arrival:
+    def gather(self, target: Tensor, share: Tensor, index: int, after: CudaEvent) -> Arrival:
         """Begin to gather block `index`, once the computation has passed `after`. RunError if ranks have come apart."""
         self._gather.check()
         return arrived(self._stream, self._stream.run(lambda: self._gather(target, share, index), after))
@@ -109,7 +109,7 @@ def forget(block: nn.Module) -> None:
     _MASTERS.pop(block, None)
 
 
-def _fill_share(share: Tensor, start: int, layout: Layout, tensors: list[Tensor]) -> None:
+def _fill_share(share: Tensor, start: int, layout: BlockLayout, tensors: list[Tensor]) -> None:
     """Copy what of the block's run of bytes lies from `start` on. Bytes between tensors stay 0."""
     end = start + share.numel()
     for span, tensor in zip(layout.spans, tensors, strict=True):

@@ -16,9 +16,9 @@ from ..errors import START_AGAIN, RunError
 from ..parallel.agree import ElsewhereError
 from ..parallel.world import World
 from ..pinned import SharedBuffer, Ticket
-from .master import BlockMaster, HeldKind, Layout, fill, frozen_tensors
+from .master import BlockLayout, BlockMaster, HeldKind, fill, frozen_tensors
 
-_Tickets = Mapping[int, tuple[Ticket, Layout]]
+_Tickets = Mapping[int, tuple[Ticket, BlockLayout]]
 _MASTERS: WeakKeyDictionary[nn.Module, "SharedMaster"] = WeakKeyDictionary()
 _PROBE_BYTES = 1 << 12
 
@@ -35,7 +35,7 @@ class SharedMaster(BlockMaster):
         if not is_owner and any(tensor.is_meta for tensor in frozen_tensors(block)):
             block.to_empty(device="cpu")  # memory that is never written takes none
         self.tensors = frozen_tensors(block)
-        self.layout = Layout.of(self.tensors)
+        self.layout = BlockLayout.of(self.tensors)
         self.kind = kind
         self._pinned = kind == "pinned" and device.type == "cuda"
         self._buffer: SharedBuffer | None = None
@@ -60,7 +60,7 @@ class SharedMaster(BlockMaster):
         """By which the others attach; None where this is not the owner."""
         return None if self._buffer is None else self._buffer.ticket
 
-    def attach(self, ticket: Ticket, layout: Layout) -> None:
+    def attach(self, ticket: Ticket, layout: BlockLayout) -> None:
         """Take the weights from the owner's memory, where they lie as `layout` says."""
         if [(s.dtype, s.shape) for s in layout.spans] != [(s.dtype, s.shape) for s in self.layout.spans]:
             raise RunError(

@@ -21,7 +21,7 @@ from ..wan.model import RunBlock
 from .checkpointing import run_checkpointed
 from .recompute import attention_contexts
 
-RunPart = Callable[..., Tensor]  # (block, x, part, ...) -> x
+RunPart = Callable[..., Tensor]  # (block, x, part, time_mod, ...) -> x
 RunPartAgain = Callable[..., Tensor]  # (block, x, part, recomputed, ...) -> x
 Wrap = Callable[[RunBlock], RunBlock]
 

@@ -31,7 +31,7 @@ from ..parallel.shards import Gather
 from ..settings.memory import MasterKind
 from ..wan.model import RunBlock
 from . import shared
-from .copies import NUM_STAGED, Arrival, Event, Loader, StagedLoader, open_stream
+from .copies import NUM_STAGED, Arrival, CudaEvent, Loader, StagedLoader, open_stream
 from .master import BlockMaster, HeldKind
 from .masters import MasterMaker
 from .order import travel, upcoming
@@ -39,7 +39,7 @@ from .sharded import GatherLoader, ShardedMaster, take_back
 
 
 @dataclass(eq=False)
-class Slot:
+class RingSlot:
     """Device memory for one block, and what is in it."""
 
     bytes: Tensor
@@ -85,7 +85,7 @@ class BlockStreamer:
             self._staged = self._open_staged(device)
             self._gathering = self._open_gathering(device)
             self.slots = [
-                Slot(torch.empty(largest, dtype=torch.uint8, device=device))
+                RingSlot(torch.empty(largest, dtype=torch.uint8, device=device))
                 for _ in range(min(slots, len(self.streamed)))
             ]
         for slot in self.slots:
@@ -183,7 +183,7 @@ class BlockStreamer:
         groups = [master.group for master in self.masters.values() if isinstance(master, ShardedMaster)]
         return GatherLoader(self._stream, Gather(groups[0], device)) if groups else None
 
-    def _start(self, index: int, target: Tensor, after: Event) -> Arrival:
+    def _start(self, index: int, target: Tensor, after: CudaEvent) -> Arrival:
         """Begin to bring the bytes of block `index` into a slot."""
         master = self.masters[index]
         if isinstance(master, ShardedMaster):
@@ -206,10 +206,10 @@ class BlockStreamer:
                 soon.append(index)
         self._staged.read_ahead([self.masters[index].bytes for index in soon[: self._num_ahead]])
 
-    def _holding(self, index: int) -> Slot | None:
+    def _holding(self, index: int) -> RingSlot | None:
         return next((slot for slot in self.slots if slot.block == index), None)
 
-    def _fetch(self, index: int, wanted: Collection[int], after: Event) -> None:
+    def _fetch(self, index: int, wanted: Collection[int], after: CudaEvent) -> None:
         """Have block `index` in the ring, in the place of one that is not `wanted`."""
         if self._holding(index) is not None:
             return
@@ -223,7 +223,7 @@ class BlockStreamer:
         master.bind(slot.views[index])
         slot.block, slot.arrival = index, arrival
 
-    def _evict(self, slot: Slot) -> None:
+    def _evict(self, slot: RingSlot) -> None:
         if slot.block is not None:
             self.masters[slot.block].rest()
         if slot.arrival is not None:  # else it would come into the slot after what comes next

@@ -17,27 +17,27 @@ _HOW = "write name=value with commas between, such as d_coef=2, betas=(0.9, 0.99
 
 
 @dataclass(frozen=True)
-class Rule:
+class ArgumentRule:
     """What the value of an argument must be."""
 
     wanted: str  # in words, after "it must be"
     is_right: Callable[[Any], bool]
 
 
-def number(*, least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> Rule:
+def number(*, least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> ArgumentRule:
     """A finite number in this range."""
     low = f" above {above:g}" if above > -math.inf else f" of at least {least:g}"
     end = f" and below {below:g}" if below < math.inf else ""
-    return Rule(f"a number{low}{end}", lambda v: _is_number(v) and least <= v < below and v > above)
+    return ArgumentRule(f"a number{low}{end}", lambda v: _is_number(v) and least <= v < below and v > above)
 
 
-def whole(least: int, most: int = 10**9) -> Rule:
+def whole(least: int, most: int = 10**9) -> ArgumentRule:
     """A whole number in this range."""
     end = f" to {most}" if most < 10**9 else " on"
-    return Rule(f"a whole number from {least}{end}", lambda v: type(v) is int and least <= v <= most)
+    return ArgumentRule(f"a whole number from {least}{end}", lambda v: type(v) is int and least <= v <= most)
 
 
-FLAG = Rule("True or False", lambda v: isinstance(v, bool))
+FLAG = ArgumentRule("True or False", lambda v: isinstance(v, bool))
 
 
 def _is_number(value: Any) -> bool:
@@ -48,7 +48,7 @@ def _is_number(value: Any) -> bool:
 class Arguments:
     """The arguments that an optimizer takes in `optimizer_args`."""
 
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, ArgumentRule]
 
     def given(self, options: OptimizerOptions) -> dict[str, Any]:
         """Those of `options`; ConfigError for others, and for values that are out of range."""

@@ -33,7 +33,7 @@ GRACE_S = 3.0  # for this process to end by itself, by an error of its own
 class LostRankError(RunError):
     """Another rank is gone. `loss` says how."""
 
-    def __init__(self, loss: "Loss") -> None:
+    def __init__(self, loss: "LostRank") -> None:
         super().__init__(loss.message, about=loss.farewell.about if loss.farewell else START_AGAIN)
         self.loss = loss
 
@@ -48,7 +48,7 @@ class Farewell:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostRank:
     """A rank that is gone: by its own word, or without one."""
 
     message: str
@@ -68,7 +68,7 @@ class Watch:
         size: int,
         name: str,
         *,
-        on_loss: Callable[[Loss], None],
+        on_loss: Callable[[LostRank], None],
         silence: float = SILENCE_S,
     ) -> None:
         """`store`: of torch.distributed, a connection for this object alone. `name`: of the rank's GPU, for people.
@@ -81,7 +81,7 @@ class Watch:
         self._over = threading.Event()
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._start = time.monotonic()
-        self._loss: Loss | None = None
+        self._loss: LostRank | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
     def begin(self) -> None:
@@ -119,11 +119,11 @@ class Watch:
                 found[rank] = Farewell(**json.loads(value))
         return found
 
-    def loss(self) -> "Loss | None":
+    def loss(self) -> "LostRank | None":
         """Who is gone, if anybody is."""
         return self._look(self._silence)
 
-    def explain(self, patience: float = SUSPECT_S + 2 * BEAT_S) -> "Loss | None":
+    def explain(self, patience: float = SUSPECT_S + 2 * BEAT_S) -> "LostRank | None":
         """After a collective has failed: who is gone. None if all of them live."""
         end = time.monotonic() + patience
         while time.monotonic() < end:
@@ -156,16 +156,16 @@ class Watch:
         except RuntimeError:
             self._loss = self._loss or _lost_store()
 
-    def _look(self, silence: float) -> Loss | None:
+    def _look(self, silence: float) -> LostRank | None:
         """The first who is gone. Those who have left well are not."""
         try:
             left = self.others_left()
             for rank in self._others:
                 if rank not in left and self._is_silent(rank, silence):
-                    return Loss(f"{self._called(rank)} was lost: its process was killed, or hangs, or its machine is gone; "
+                    return LostRank(f"{self._called(rank)} was lost: its process was killed, or hangs, or its machine is gone; "
                                 "the last checkpoint is kept. Start the run again to go on.")  # fmt: skip
                 if rank in left and left[rank].message:
-                    return Loss(f"{self._called(rank)} has ended: {left[rank].message}", left[rank])
+                    return LostRank(f"{self._called(rank)} has ended: {left[rank].message}", left[rank])
         except RuntimeError:
             return _lost_store()
         return None
@@ -189,9 +189,10 @@ class Watch:
             return self._store.get(key) if self._store.check([key]) else None
 
 
-def _lost_store() -> Loss:
-    return Loss("the process that started this run, or its machine, is gone; the last checkpoint is kept. Start the run again "
-                "to go on.")  # fmt: skip
+def _lost_store() -> LostRank:
+    return LostRank(
+        "the process that started this run, or its machine, is gone; the last checkpoint is kept. Start the run again to go on."
+    )
 
 
 def open_stores(environment: Mapping[str, str] = os.environ) -> tuple[Any, Any]:

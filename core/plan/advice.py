@@ -9,9 +9,10 @@ from ..memory.precision import precision_kind
 from ..settings.memory import MemoryOptions
 from ..settings.plain import chosen
 from .choice import Choice
-from .plan import Bucket, Plan
+from .plan import Bucket
 from .planner import Planner
 from .sizes import num_params
+from .words import label, told
 
 GIB = 2**30
 
@@ -26,35 +27,10 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     """The plan in one line: "14B fp8, 832x480x33: 7.1 of 8.0 GB, about 9 s a step, block swap of 38 of 40 blocks, ..."."""
     sizes, plan = planner.task.sizes, choice.plan
     parts = [memory_taken(planner, choice), f"about {_seconds(choice.seconds)} a step{_sharing(planner)}"]
-    if not plan.checkpointing:
-        parts.append("no gradient checkpointing")
-    parts += _where_blocks_are(plan, sizes.num_layers)
-    if plan.split_blocks:
-        parts.append("gradient checkpointing of each third of a block")
-    if plan.ffn_pieces > 1:
-        parts.append(f"feed-forward chunked into {plan.ffn_pieces}")
-    if plan.offload_inputs:
-        parts.append("activation offload")
-    if plan.offload_optimizer:
-        parts.append("optimizer state in main memory")
-    if plan.keep_attention or plan.keep_linears:
-        linears = f" and linear layers of {plan.keep_linears}" if plan.keep_linears else ""
-        parts.append(f"attention of {max(plan.keep_attention, plan.keep_linears)} blocks{linears} kept")
+    parts += told(plan, sizes.num_layers)
     if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, _whole_time(planner, choice, steps)])
-
-
-def _where_blocks_are(plan: Plan, num_layers: int) -> list[str]:
-    parts: list[str] = []
-    if plan.shards > 1:
-        parts.append(f"the base spread over {plan.shards} GPUs")
-    if plan.streamed_blocks:
-        sources = {"pinned": "", "pageable": " from pageable memory", "mapped": " from memory-mapped files"}
-        parts.append(f"block swap of {plan.streamed_blocks} of {num_layers} blocks{sources[plan.stream_from]}")
-    if plan.mapped_blocks:
-        parts.append(f"{plan.mapped_blocks} of them memory-mapped")
-    return parts
 
 
 def memory_taken(planner: Planner, choice: Choice) -> str:
@@ -123,12 +99,12 @@ def _more_sharing(planner: Planner) -> Iterator[str]:
         if gpus.count % context == 0 and planner.task.sizes.num_heads % context == 0:
             shared = replace(planner.task, gpus=replace(gpus, context=context), graphs=False)
             if replace(planner, task=shared).fits():
-                yield f"context_parallel {context}"
+                yield f"{label('context')} {context}"
                 return
 
 
 def _without_choices(planner: Planner) -> Iterator[str]:
-    names = list(chosen(planner.options))
+    names = [label(name) for name in chosen(planner.options)]
     if names and replace(planner, options=MemoryOptions()).fits():
         yield f"{' and '.join(names)} left at auto"
 
@@ -161,7 +137,7 @@ def _smaller_batch(planner: Planner) -> Iterator[str]:
     if any(bucket.batch > 1 for bucket in planner.buckets):
         alone = replace(planner, buckets=[replace(bucket, batch=1) for bucket in planner.buckets])
         if alone.fits():
-            yield "batch_size 1"
+            yield f"{label('batch_size')} 1"
 
 
 def _lower_precision(planner: Planner) -> Iterator[str]:

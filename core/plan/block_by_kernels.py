@@ -1,8 +1,8 @@
 """Memory of a block that runs by kernels of its own, predicted from sizes: the third kind beside eager and compiled ones.
 
 What autograd keeps of it is counted to the byte: norms, GELU and what else is one pass over memory are made again (see
-`recipes`), so that products, attention and the residual stream remain. What its backward takes beside that was counted with
-the allocator's numbers, and stands here in units, activations [B, L, D].
+`memory.remaker`), so that products, attention and the residual stream remain. What its backward takes beside that was counted
+with the allocator's numbers, and stands here in units, activations [B, L, D].
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What a planner chooses: a plan, and what is expected of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ..memory.recompute import Kept
 from .estimate import Estimate
@@ -67,8 +67,3 @@ class Choice:
         """Whether main memory suffices, also for what is pinned."""
         pinned = self.held_ram if self.plan.stream_from == "pinned" else 0
         return self.ram <= limits.ram and pinned <= limits.pinned
-
-
-def differences(old: Plan, new: Plan) -> list[str]:
-    """Names of the fields that differ."""
-    return [f.name for f in fields(Plan) if getattr(old, f.name) != getattr(new, f.name)]

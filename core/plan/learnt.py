@@ -21,12 +21,12 @@ from .choice import Choice
 from .constants import constants
 from .decision import Decision
 from .host import process_age
-from .measure import ESTIMATES, Peak, Report, correction_kind
+from .measure import ESTIMATES, MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
 from .plan import ONE_GPU, Gpus, is_graphed
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
-from .probe import Probe, keep_overhead, probe, version_of
+from .probe import DeviceProbe, keep_overhead, probe, version_of
 from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
 from .shortages import version_of as shortage_version
@@ -47,13 +47,13 @@ class Learnt:
     others: int | None = None
     ranks: int = 1
 
-    def probe(self, decision: Decision) -> Probe:
+    def probe(self, decision: Decision) -> DeviceProbe:
         """The device for this run: measured where it is not known yet, its memory as it is now."""
         found = probe(self.device, decision.attention, self.folder, first=finish_importing_adapters)
         is_known = found.is_known and decision.is_known
         return replace(found, card=self._with_overhead(found.card), is_known=is_known)
 
-    def planner(self, job: Job, decision: Decision, probe: Probe, gpus: Gpus = ONE_GPU) -> Planner:
+    def planner(self, job: Job, decision: Decision, probe: DeviceProbe, gpus: Gpus = ONE_GPU) -> Planner:
         """For the job over `gpus`, with its options and all that earlier runs have shown."""
         planner = make_planner(job, decision, probe.card, gpus)
         costs = read_costs(self._costs_path(planner.card))
@@ -149,7 +149,7 @@ class LearnCosts:
     def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: object, report: Report) -> None:
+    def __call__(self, _trainer: object, report: MeasuredStep) -> None:
         if self._is_first:
             self._is_first = False
             age = process_age()

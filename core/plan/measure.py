@@ -36,7 +36,7 @@ def cuda_peak(device: torch.device) -> Peak:
     return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-class Report(Protocol):
+class MeasuredStep(Protocol):
     """What is asked of a step that was done: `core.train.loop.StepReport` is one."""
 
     @property
@@ -64,7 +64,7 @@ class AtTheEnd:
     def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: object, report: Report) -> None:
+    def __call__(self, _trainer: object, report: MeasuredStep) -> None:
         if report.step == self._steps:
             self._act()
 
@@ -88,7 +88,7 @@ class Measure:
     def needs_weights(self, _trainer: object) -> bool:
         return False
 
-    def __call__(self, _trainer: object, _report: Report) -> None:
+    def __call__(self, _trainer: object, _report: MeasuredStep) -> None:
         if self._done:
             return
         if self._choice() is not self._started:

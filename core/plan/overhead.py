@@ -18,7 +18,7 @@ _SECONDS = 5.0  # that nvidia-smi may take
 _COMMAND = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
 
 
-class Others:
+class OtherPrograms:
     """Memory in use on each GPU when this was made, which is before this process uses one; read beside other work."""
 
     def __init__(self) -> None:

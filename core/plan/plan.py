@@ -16,20 +16,23 @@ from .sizes import Sizes, Trained, block_bytes, block_linears, can_offload
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the base is held and what is recomputed: fields have the names and meanings of the job's options."""
+    """How the base is held and what is recomputed: fields have the names and meanings of the job's options.
+
+    In the order in which a plan's line tells them (`words`).
+    """
 
     precision: str = "bf16"
     checkpointing: bool = True
-    keep_attention: int = 0
-    keep_linears: int = 0
+    shards: int = 1  # GPUs of a machine over which each block that is not swapped lies spread; 1: each has all of them
+    streamed_blocks: int = 0
+    stream_from: MasterKind = "pinned"
+    mapped_blocks: int = 0
     split_blocks: bool = False
     ffn_pieces: int = 1
     offload_inputs: bool = False
     offload_optimizer: bool = False
-    streamed_blocks: int = 0
-    stream_from: MasterKind = "pinned"
-    mapped_blocks: int = 0
-    shards: int = 1  # GPUs of a machine over which each block that is not swapped lies spread; 1: each has all of them
+    keep_attention: int = 0
+    keep_linears: int = 0
     compile: BlockMode = "off"
     cuda_graphs: CudaGraphs = "auto"
 
@@ -49,6 +52,7 @@ class Gpus:
 
     count: int = 1
     context: int = 1  # of them, that share the tokens of each clip
+    holders: int = 1  # of a machine, that hold swapped blocks in main memory together; 1: each has its own copy
 
     @property
     def side_by_side(self) -> int:

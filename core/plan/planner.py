@@ -154,7 +154,8 @@ class Planner:
         if plan.stream_from == "pinned":  # with the first memory-mapped block, buffers are needed to stage blocks in
             pinned = least.held_ram + NUM_STAGED * block
             ram += NUM_STAGED * block
-        number = max(_blocks_above(ram, limits.ram, block), _blocks_above(pinned, limits.pinned, block))
+        saved = block // self.task.gpus.holders  # of this process's part, by each block that is memory-mapped
+        number = max(_blocks_above(ram, limits.ram, saved), _blocks_above(pinned, limits.pinned, saved))
         if number >= plan.streamed_blocks:  # that is stream_from "mapped"
             return least
         return self._evaluate(replace(plan, mapped_blocks=number), self._least(plan))

@@ -24,7 +24,7 @@ _LEAST_CLASS, _MOST_CLASS = 1024, 8192  # tokens; beyond, which attention is fas
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class DeviceProbe:
     """A device as it is now."""
 
     card: Card
@@ -41,7 +41,7 @@ class Remembered:
     overhead: int = 0
 
 
-def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], None] = lambda: None) -> Probe:
+def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], None] = lambda: None) -> DeviceProbe:
     """The device with attention of this `kind` ("": PyTorch's own), from `folder` as far as it is known there.
 
     What has to be measured takes a second or two, and is kept; `first` is called before, to end what would disturb it.
@@ -59,7 +59,7 @@ def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], 
         with suppress(RunError):  # it is measured again then
             write_remembered(path, version, now)
     card = card_of(device, {**now.rates, "attention": now.attention_rates[kind]})
-    return Probe(card=replace(card, overhead=now.overhead), is_known=now == known)
+    return DeviceProbe(card=replace(card, overhead=now.overhead), is_known=now == known)
 
 
 def choose_kind(

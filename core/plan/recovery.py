@@ -38,10 +38,11 @@ from ..parallel.agree import ElsewhereError, StartAgainError, Verdict, Votes
 from ..parallel.world import ALONE
 from ..settings.memory import MemoryOptions
 from ..shortage import Shortage, shortage_of
-from .choice import Choice, differences
+from .choice import Choice
 from .host import available_ram
 from .plan import is_graphed
 from .planner import Planner
+from .words import changed, label, option_of
 
 T = TypeVar("T")
 
@@ -154,11 +155,12 @@ class Descent:
             raise RunError(_give_up(shortage, reason))
         self.choice = lower
         what = "The GPU's memory" if shortage == "vram" else "The main memory"
+        difference = changed(failed.plan, lower.plan) or "less kept for the smaller sizes"
         when = "while the model was loaded" if step is None else f"at step {step + 1}"
         tell_choice(
             self._events,
             lower,
-            f"{what} ran out {when}: the run goes on with {_difference(failed, lower)}. The result does not change; no "
+            f"{what} ran out {when}: the run goes on with {difference}. The result does not change; no "
             f"step is lost. {self._ladder.explain(lower)}",
             step=step or 0,
         )
@@ -307,35 +309,14 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
                     init_state(group, parameter, group_index, index)
 
 
-def _difference(old: Choice, new: Choice) -> str:
-    """The fields of the plan that changed, in words."""
-    plan = new.plan
-    words = {
-        "checkpointing": f"{'' if plan.checkpointing else 'no '}gradient checkpointing",
-        "keep_attention": f"the attention of {plan.keep_attention} blocks kept",
-        "keep_linears": f"the linear layers of {plan.keep_linears} blocks kept",
-        "split_blocks": f"blocks {'in three parts' if plan.split_blocks else 'whole'}",
-        "ffn_pieces": "the feed-forward " + ("whole" if plan.ffn_pieces == 1 else f"chunked into {plan.ffn_pieces}"),
-        "offload_inputs": f"activation offload {'on' if plan.offload_inputs else 'off'}",
-        "offload_optimizer": f"the optimizer's state {'in main memory' if plan.offload_optimizer else 'on the GPU'}",
-        "streamed_blocks": f"block swap of {plan.streamed_blocks} blocks",
-        "stream_from": "block swap from "
-        + ("memory-mapped files" if plan.stream_from == "mapped" else f"{plan.stream_from} memory"),
-        "shards": "the base whole on each GPU" if plan.shards == 1 else f"the base spread over {plan.shards} GPUs",
-        "cuda_graphs": "no CUDA graphs" if plan.cuda_graphs == "off" else "CUDA graphs",
-        "compile": {"off": "no compilation"}.get(plan.compile, f"blocks compiled ({plan.compile})"),
-        "mapped_blocks": f"{plan.mapped_blocks or 'none'} of the swapped blocks memory-mapped",
-    }
-    found = [words[name] for name in differences(old.plan, plan)]
-    return ", ".join(found) or "less kept for the smaller sizes"
-
-
 def _give_up(shortage: Shortage, reason: str) -> str:
-    advice = "use fewer frames, a smaller size, batch_size 1, or a lower precision"
+    advice = f"use fewer frames, a smaller size, {label('batch_size')} 1, or a lower precision"
     if shortage == "ram":
+        source = option_of("stream_from")
+        all_of_them = f"all: {source.label} {source.widget.shows('mapped') if source.widget else 'mapped'}"
         advice = (
-            "close other programs, swap fewer blocks, or have more of them memory-mapped (mapped_blocks; all: stream_from "
-            "mapped)"
+            f"close other programs, swap fewer blocks, or have more of them memory-mapped ({label('mapped_blocks')}; "
+            f"{all_of_them})"
         )
     what = "The GPU" if shortage == "vram" else "The machine"
     return f"{what} ran out of memory, and there is no plan that takes less ({reason}): {advice}; the last checkpoint is kept."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes, Shape
+from ..adapters.kind import ADAPTER_KINDS, LORA, KeptBytes, LayerShape
 from ..adapters.places import places
 from ..memory.master import ALIGNMENT
 from ..memory.precision import precision_kind
@@ -149,7 +149,7 @@ def adapter_params(sizes: Sizes, trained: Trained) -> int:
 
 
 @lru_cache
-def _matrices(sizes: Sizes, trained: Trained) -> tuple[Shape, ...]:
+def _matrices(sizes: Sizes, trained: Trained) -> tuple[LayerShape, ...]:
     """Shapes of everything that is trained."""
     of_layer, shapes = ADAPTER_KINDS.get(trained.adapter).matrices, block_linears(sizes)
     ranks = _ranks(sizes, trained).items()

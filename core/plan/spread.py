@@ -28,6 +28,7 @@ from .plan import Gpus
 from .planner import Planner
 from .planning import make_planner
 from .probe import device_path, read_remembered, version_of
+from .words import label
 
 _MUCH = 1.3
 GAIN = 1.05  # by which a way that exchanges more must be faster
@@ -84,7 +85,7 @@ def choose_context(
         _check_fixed(job, info, count)
         fixed = Gpus(count, asked.context)
         ways = _ways(job, info, [fixed], machine, device, card or _known_card(device, folder, count))
-        return Spread(fixed, _best(ways).shards, f"{_said(fixed)}, as context_parallel has it.")
+        return Spread(fixed, _best(ways).shards, f"{_said(fixed)}, as {label('context')} has it.")
     possible = [Gpus(count, context) for context in _contexts(job, info, count, machine)]
     ways = _ways(job, info, possible, machine, device, card or _known_card(device, folder, count))
     return _choose(job, ways, batches)
@@ -175,7 +176,7 @@ def _check_fixed(job: Job, info: CheckpointInfo, count: int) -> None:
     context = job.parallel.context
     if count % context:
         raise ConfigError(
-            f"context_parallel is {context}, which does not divide {count} GPUs: choose a divisor of {count}, or 0 (auto)."
+            f"{label('context')} is {context}, which does not divide {count} GPUs: choose a divisor of {count}, or 0 (auto)."
         )
     problem = _problem(job, info, context)
     if problem is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..adapters.places import check_patterns
 from ..encoders.tokenizer import find_tokenizer
 from ..encoders.vision import check_vision_file
-from ..encoders.weights import Weights, open_weights
+from ..encoders.weights import EncoderWeights, open_weights
 from ..errors import ConfigError, ModelFileError
 from ..facts import official_boundary
 from ..packages import check_packages
@@ -48,7 +48,7 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     return infos
 
 
-def _check_kind(path: str, folder: str, kind: str, wanted: str) -> Weights:
+def _check_kind(path: str, folder: str, kind: str, wanted: str) -> EncoderWeights:
     """The opened file. `folder`: where a diffusers pipeline has it."""
     _check_exists(path)
     inner = Path(path) / folder

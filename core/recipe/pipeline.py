@@ -29,7 +29,7 @@ from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
 from ..launch.planned import Planned, describe_devices, places_of
 from ..launch.process import PACK
-from ..launch.progress import Progress, Silent
+from ..launch.progress import NoDisplay, ProgressDisplay
 from ..locks import FileLock
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
@@ -38,7 +38,7 @@ from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
 from ..train.space import check_space_before
-from ..train.spread import Place, build_over
+from ..train.spread import RunPlace, build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
 from ..wan.checkpoint import CheckpointInfo
 from .checks import check_models, check_paired
@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     return infos
 
 
-def scan(recipe: Recipe, display: Progress, *, report: bool = True) -> Dataset:
+def scan(recipe: Recipe, display: ProgressDisplay, *, report: bool = True) -> Dataset:
     """The recipe's datasets as one; says what was found, unless told not to."""
     check_writable(recipe.cache_path)
     progress = partial(display.update, "scan") if report else None
@@ -80,7 +80,7 @@ class Cached:
     notes: list[Note]
 
 
-def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = True) -> Cached:
+def cache(recipe: Recipe, dataset: Dataset, display: ProgressDisplay, *, load: bool = True) -> Cached:
     """Latents and text embeddings on disk. The encoders are loaded, one at a time, only if something is absent.
 
     Without `load` NotEncodedError is raised instead.
@@ -117,10 +117,10 @@ def cache(recipe: Recipe, dataset: Dataset, display: Progress, *, load: bool = T
     return Cached(latents, text, [*notes, *text_notes])
 
 
-class _Looking(Silent):
+class _Looking(NoDisplay):
     """Shows how far the cache is looked through, which takes seconds where it holds thousands of samples."""
 
-    def __init__(self, display: Progress) -> None:
+    def __init__(self, display: ProgressDisplay) -> None:
         self._display = display
 
     def update(self, name: str, done: int, total: int, text: str = "", /) -> None:
@@ -133,12 +133,12 @@ class _Looking(Silent):
 
 
 def cache_elsewhere(
-    recipe: Recipe, dataset: Dataset, devices: Sequence[str], display: Progress | None = None
+    recipe: Recipe, dataset: Dataset, devices: Sequence[str], display: ProgressDisplay | None = None
 ) -> Cached:
     """As `cache`, but what is absent is encoded by a process of its own: its memory is free again before training."""
     if recipe.device == AUTO:
         recipe = replace(recipe, device=device_list(devices[0])[0])
-    looking = Silent() if display is None else _Looking(display)
+    looking = NoDisplay() if display is None else _Looking(display)
     try:
         return cache(recipe, dataset, looking, load=False)
     except NotEncodedError:
@@ -167,7 +167,7 @@ def jobs(
     recipe: Recipe,
     infos: dict[Stage, CheckpointInfo],
     cached: Cached,
-    places: Mapping[Stage, Place] | None = None,
+    places: Mapping[Stage, RunPlace] | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> dict[Stage, Job]:
     """A job for each stage: what the graph makes of equal settings, with equal keys.
@@ -194,11 +194,11 @@ def jobs(
     return made
 
 
-def _place(recipe: Recipe, device: str, pool: Sequence[str], gpus: int = 0) -> Place:
+def _place(recipe: Recipe, device: str, pool: Sequence[str], gpus: int = 0) -> RunPlace:
     """Where a stage with this `device` is trained. `gpus`: of all machines, where there are several."""
     names = places_of(device, pool)[0].split(",")
     machine = len(names) if gpus else 0
-    return Place(gpus or len(names), device=names[0], machine=machine, scratch=recipe.cache_path)
+    return RunPlace(gpus or len(names), device=names[0], machine=machine, scratch=recipe.cache_path)
 
 
 def plan(job: Job, runs: Path, name: str) -> Planned:
@@ -211,7 +211,7 @@ def plan(job: Job, runs: Path, name: str) -> Planned:
     return Planned(name, folder, job, runs)
 
 
-def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *, gpus: int = 0) -> list[Planned]:
+def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: ProgressDisplay, *, gpus: int = 0) -> list[Planned]:
     """Everything before training: checks, scan, caches, and the job of each stage.
 
     `devices`: the places that a stage may be trained on, as `pool_of` gives them. `gpus`: how many train a stage together,
@@ -219,7 +219,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     """
     infos = check_recipe(recipe)
     check_paired(recipe)
-    places: dict[Stage, Place] = {
+    places: dict[Stage, RunPlace] = {
         stage: _place(recipe, recipe.settings(stage).device, devices, gpus) for stage in infos
     }
     dataset = scan(recipe, display)
@@ -242,7 +242,7 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: Progress, *,
     return planned
 
 
-def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Progress) -> list[Path]:
+def ship_loras(recipe: Recipe, finished: dict[str, Path], display: ProgressDisplay) -> list[Path]:
     """Write the LoRAs into the recipe's folder under its names, with its author; never over another LoRA."""
     slots: tuple[Slot, ...] = ("high", "low", "single")
     done: dict[Slot, Path] = {slot: finished[slot] for slot in slots if slot in finished}
@@ -264,7 +264,7 @@ def ship_loras(recipe: Recipe, finished: dict[str, Path], display: Progress) -> 
     return files
 
 
-def _await_lock(lock: FileLock, device: torch.device, display: Progress) -> None:
+def _await_lock(lock: FileLock, device: torch.device, display: ProgressDisplay) -> None:
     if lock.acquire():
         return
     display.say(f"waiting for {device}, where another run trains. {lock.holder()}".rstrip())

@@ -10,10 +10,10 @@ FLAT = "0:1, 1:1"
 MAX_POINTS = 256
 _MAX_LENGTH = 64 * MAX_POINTS
 
-Points = tuple[tuple[float, float], ...]
+CurvePoints = tuple[tuple[float, float], ...]
 
 
-def read_curve(text: str) -> Points:
+def read_curve(text: str) -> CurvePoints:
     """Points of a curve over [0, 1], in the order of their places; the ends are continued evenly to 0 and 1.
 
     ConfigError for what is no such curve: places outside [0, 1] or twice, heights below 0, nothing above 0.
@@ -32,13 +32,13 @@ def read_curve(text: str) -> Points:
     return (*first, *points, *last)
 
 
-def is_zero_between(points: Points, low: float, high: float) -> bool:
+def is_zero_between(points: CurvePoints, low: float, high: float) -> bool:
     """Whether a curve is 0 all the way from `low` to `high`."""
     pairs = itertools.pairwise(points)
     return not any(x1 > low and x0 < high and (y0 > 0 or y1 > 0) for (x0, y0), (x1, y1) in pairs)
 
 
-def write_curve(points: Points) -> str:
+def write_curve(points: CurvePoints) -> str:
     """The text of a curve, six digits a number."""
     return ", ".join(f"{place:.6g}:{height:.6g}" for place, height in points)
 

@@ -48,6 +48,8 @@ class MemoryOptions(Options, group="memory"):
         help="Gradient checkpointing: of each block only the input is kept.",
         more="The rest is computed again in the backward pass. auto: where the memory is too small without. off is faster,"
         f" but needs many times the memory. {_SAME}",
+        in_plans="gradient checkpointing",
+        in_plans_off="no gradient checkpointing",
         in_key=False,
         widget=Widget(MODEL, "checkpointing", 2, is_required=True, values=SWITCH, old=_WAS_ON),
         musubi="gradient_checkpointing",
@@ -63,6 +65,8 @@ class MemoryOptions(Options, group="memory"):
         most=10_000,
         unit="blocks",
         zero="none",
+        in_plans="attention of {} blocks kept",
+        in_plans_off="no attention kept",
         in_key=False,
         widget=_number("keep_attention", 6),
     )
@@ -74,6 +78,8 @@ class MemoryOptions(Options, group="memory"):
         most=10_000,
         unit="blocks",
         zero="none",
+        in_plans="linear layers of {} blocks kept",
+        in_plans_off="no linear layers kept",
         in_key=False,
         widget=_number("keep_linears", 12),
     )
@@ -84,6 +90,8 @@ class MemoryOptions(Options, group="memory"):
         page="The parts are self-attention, cross-attention and feed-forward. Queries, keys, values and the"
         " cross-attention are computed once more for it. Not with keep_linears; with LoRA dropout it is not compiled by"
         " static or dynamic.",
+        in_plans="gradient checkpointing of each third of a block",
+        in_plans_off="gradient checkpointing of whole blocks",
         in_key=False,
         widget=_switch("split_blocks", 11),
     )
@@ -95,6 +103,8 @@ class MemoryOptions(Options, group="memory"):
         least=1,
         most=1024,
         unit="pieces",
+        in_plans="feed-forward chunked into {}",
+        in_plans_off="feed-forward whole",
         in_key=False,
         widget=Widget(MODEL, "ffn_pieces", 13, least=-1, most=64, values=_PIECES),
         simpletuner="feed_forward_chunk_size",
@@ -103,6 +113,8 @@ class MemoryOptions(Options, group="memory"):
         None,
         help="Activation offload: block inputs wait for the backward pass in main memory.",
         more=f"They are what checkpointing keeps. Less GPU memory for long clips. {_SAME}",
+        in_plans="activation offload",
+        in_plans_off="no activation offload",
         in_key=False,
         widget=_switch("offload_inputs", 5),
         musubi="gradient_checkpointing_cpu_offload",
@@ -112,6 +124,8 @@ class MemoryOptions(Options, group="memory"):
         help="Optimizer offload: AdamW's two moments wait in main memory.",
         more="They take twice the size of the LoRA in fp32, and pass through the GPU at each update. For high ranks on"
         f" small cards. No effect on adamw8bit, whose state is a quarter. {_SAME}",
+        in_plans="optimizer state in main memory",
+        in_plans_off="optimizer state on the GPU",
         in_key=False,
         widget=_switch("offload_optimizer", 16),
     )
@@ -123,6 +137,8 @@ class MemoryOptions(Options, group="memory"):
         most=10_000,
         unit="blocks",
         zero="none",
+        in_plans="block swap of {} blocks",
+        in_plans_off="no block swap",
         in_key=False,
         widget=_number("streamed_blocks", 3),
         musubi="blocks_to_swap",
@@ -137,6 +153,7 @@ class MemoryOptions(Options, group="memory"):
         " files: memory-mapped files in output/wan_train/cache, for machines short of memory.",
         page="They lie in the folder blocks there; delete them when nothing trains. Recipes call the three pinned,"
         " pageable and mapped.",
+        in_plans="swapped blocks from {}",
         in_key=False,
         widget=Widget(
             MODEL,
@@ -156,6 +173,8 @@ class MemoryOptions(Options, group="memory"):
         most=10_000,
         unit="blocks",
         zero="none",
+        in_plans="{} blocks memory-mapped",
+        in_plans_off="no blocks memory-mapped",
         in_key=False,
         widget=_number("mapped_blocks", 14),
     )
@@ -180,6 +199,8 @@ class MemoryOptions(Options, group="memory"):
         " them. They need Triton, on Windows pip install triton-windows, and a C compiler; without them the run goes on as"
         " with off and says so. With dynamic the first steps take minutes. off is a quarter slower for clips and up to"
         " half as fast for pictures. The result is the same up to rounding.",
+        in_plans="blocks compiled ({})",
+        in_plans_off="no compilation",
         in_key=False,
         widget=Widget(MODEL, "compile", 8),
         musubi="compile",
@@ -194,6 +215,8 @@ class MemoryOptions(Options, group="memory"):
         " GPU. off: never. The result is the same.",
         page="Small is up to 8,192 tokens in a 14B model, more in a smaller one, of at most 8 sizes; the LoRA has no"
         " dropout.",
+        in_plans="CUDA graphs",
+        in_plans_off="no CUDA graphs",
         in_key=False,
         widget=Widget(MODEL, "cuda_graphs", 15),
     )

@@ -89,6 +89,10 @@ class Option:
     values: tuple[str, ...] = ()  # of a text or a list of texts; a Literal names its own
     methods: str = ""  # a folder of core whose files are further values: "optimizers"
     widget: Widget | None = None
+    in_plans: str = (
+        ""  # how plans and reports tell it: "block swap of {} blocks"; {} is the value as its widget shows it
+    )
+    in_plans_off: str = ""  # and where it is off, 0 or the least: "no block swap"
     born: int = 1  # 1: the key of a run always holds it; later: only where it differs from `at_birth`
     at_birth: Any = UNSET  # the default when it was born, which stays as it is when the default changes
     in_key: bool = True  # whether it decides the trained weights
@@ -153,6 +157,13 @@ class Option:
         """The lowest and the highest number; one that is itself refused, where `above` or `below` says so."""
         low = self.above if self.above is not None else (0 if self.least is None else self.least)
         return low, self.below if self.below is not None else (LARGE if self.most is None else self.most)
+
+    def in_plan(self, value: Any) -> str:
+        """What a plan or a report says of this value."""
+        is_least = self.is_number and value == (self.least or 0)
+        if not value or value == "off" or is_least:
+            return self.in_plans_off
+        return self.in_plans.format(self.widget.shows(value) if self.widget else value)
 
     @property
     def tooltip(self) -> str:

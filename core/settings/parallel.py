@@ -35,6 +35,8 @@ class ParallelOptions(Options, group="parallel"):
         help="Whether each GPU holds the whole frozen model, or a share of it.",
         more="sharded: the blocks lie spread over the GPUs and visit each when they are needed, for models that fit on no"
         " GPU whole. auto: whole where it fits.",
+        in_plans="base spread over {} GPUs",
+        in_plans_off="base whole on each GPU",
         page="Spread over the GPUs of one machine. It needs gradient checkpointing, and NCCL, which PyTorch has on Linux. The"
         " result is the same.",
         in_key=False,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.conditioning import known_mask
-from ..data.counting import batch_limit
+from ..data.counting import LatentShape, batch_limit
 from ..data.store import DamagedEntryError, read_entry
 from ..disk import set_aside
 from ..errors import START_AGAIN, DatasetError
@@ -28,8 +28,6 @@ from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
 from ..shortage import is_out_of_memory
-
-LatentShape = tuple[int, int, int, int]  # C, F, H, W
 
 
 @dataclass(frozen=True)

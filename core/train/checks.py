@@ -8,6 +8,7 @@ from ..memory.precision import needs_adapter
 from ..paths import path_problem, shown
 from ..plan.decision import memory_of
 from ..plan.sizes import layer_paths
+from ..plan.words import label
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, ModelSpec
 from ..settings.memory import MemoryOptions
@@ -60,7 +61,7 @@ def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOpti
     for name in ("streamed_blocks", "keep_attention", "keep_linears"):
         number = getattr(memory, name)
         if number is not None and number > info.config.num_layers:
-            raise ConfigError(f"{name} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
+            raise ConfigError(f"{label(name)} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")
     if has_adapter != needs_adapter(precision):
         raise ConfigError(
             "the precision ara and a recovery adapter go together: choose both, or none (int4_svd needs no file)."

@@ -30,11 +30,11 @@ def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = No
     from ..kernels.linears import make_product
 
     vars(model)[_ATTEND] = model.attend
-    ops, recipes = use_kernels(model)
+    ops, remaker = use_kernels(model)
     if own is not None:
-        recipes.own = own
-    use_products(model, partial(make_product, ops=ops), recipes.is_unread)
-    return Rerun(recipes)
+        remaker.own = own
+    use_products(model, partial(make_product, ops=ops), remaker.is_unread)
+    return Rerun(remaker)
 
 
 def take_off(model: WanTransformer) -> None:

@@ -34,7 +34,8 @@ from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
 from ..settings.job import Job
-from ..wan.checkpoint import CheckpointInfo, load_transformer
+from ..wan.checkpoint import CheckpointInfo
+from ..wan.loading import load_transformer
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from .checks import check_job

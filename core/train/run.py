@@ -21,7 +21,7 @@ from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
 from ..parallel.world import ALONE, World
 from ..plan.host import process_age
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
 from ..settings.job import Job
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
@@ -59,7 +59,7 @@ def run_job(
     device: torch.device,
     should_stop: Callable[[], bool],
     *,
-    others: Others | None = None,
+    others: OtherPrograms | None = None,
     world: World = ALONE,
 ) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.

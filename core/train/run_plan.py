@@ -7,6 +7,7 @@ import torch
 
 from ..errors import ConfigError
 from ..memory.adamw import hold_state
+from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
@@ -17,11 +18,11 @@ from ..plan.decision import decide
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.link import link_of
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
-from ..plan.overhead import Others
+from ..plan.overhead import OtherPrograms
 from ..plan.plan import Gpus
 from ..plan.planner import Planner
 from ..plan.planning import budget_bytes, plan_of, within
-from ..plan.probe import Probe
+from ..plan.probe import DeviceProbe
 from ..plan.recovery import Descent, Recovery, step_down, tell_choice
 from ..plan.shortages import Met
 from ..plan.sizes import Sizes
@@ -53,7 +54,7 @@ class RunPlan:
         *,
         events: EventWriter,
         scratch: Path,
-        others: Others | None = None,
+        others: OtherPrograms | None = None,
         world: World = ALONE,
     ):
         """Decides and chooses. ConfigError for a job that can't be trained on `device`, or for which no plan fits the GPU.
@@ -63,11 +64,12 @@ class RunPlan:
         `world`: the ranks that train together, whose plans are of one kind.
         """
         self._world = world
-        self._gpus = Gpus(world.size, world.context)
+        holders = world.local_size if len(world.machine) > 1 and not sharing_problem(world) else 1
+        self._gpus = Gpus(world.size, world.context, holders)
         self._device, self._events, self._scratch = device, events, scratch
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)
-        self._probe: Probe | None = None
+        self._probe: DeviceProbe | None = None
         self._told: set[str] = set()
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..devices import AUTO, resolve_device
 from ..errors import ConfigError
 from ..plan.spread import choose_context
+from ..plan.words import label
 from ..settings.job import Job
 from ..settings.parallel import ParallelOptions
 from ..settings.stage import StageSettings
@@ -19,7 +20,7 @@ from ..wan.checkpoint import CheckpointInfo
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run over several GPUs is trained."""
 
     gpus: int
@@ -33,7 +34,7 @@ def context_of(parallel: ParallelOptions, gpus: int) -> int:
     context = parallel.context or 1
     if gpus % context:
         raise ConfigError(
-            f"context_parallel is {context}, but the run has {gpus} GPUs, which can't be split into groups of {context}: "
+            f"{label('context')} is {context}, but the run has {gpus} GPUs, which can't be split into groups of {context}: "
             "choose a divisor, or other devices."
         )
     return context
@@ -43,7 +44,7 @@ def build_over(
     build: Callable[[StageSettings], Job],
     settings: StageSettings,
     info: CheckpointInfo,
-    place: Place,
+    place: RunPlace,
     tell: Callable[[str], object] | None = None,
 ) -> Job:
     """The job of a run over the GPUs of `place`: what was asked of each counts for all that train side by side.
@@ -67,7 +68,8 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
     """ConfigError for a job that can't be trained over so many GPUs."""
     if gpus == 1:
         return
-    side_by_side = gpus // context_of(job.parallel, gpus)
+    # With 0 the start chooses, and may have all of them share each clip.
+    side_by_side = gpus // context_of(job.parallel, gpus) if job.parallel.context else 1
     batches = job.loop.gradient_accumulation
     if batches < side_by_side:
         raise ConfigError(
@@ -75,7 +77,7 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
             "start a new run from its recipe or graph, where gradient_accumulation counts for each GPU."
         )
     if windows and (job.parallel.context > 1 or job.parallel.base == "sharded"):
-        what = "context_parallel" if job.parallel.context > 1 else "sharded_base"
+        what = label("context" if job.parallel.context > 1 else "base")
         raise ConfigError(
             f"{what} needs NCCL, which PyTorch has on Linux alone: on Windows, several GPUs can train different samples, with "
             "context_parallel 1 and sharded_base whole."
@@ -85,6 +87,8 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
 def describe_spread(job: Job, gpus: int) -> str:
     """One sentence: how many batches a step has, and on which GPUs they are trained."""
     context, batches = context_of(job.parallel, gpus), job.loop.gradient_accumulation
+    if not job.parallel.context:
+        return f"{gpus} GPUs: each step trains {_counted(batches, 'batch')}; whether GPUs share a clip is chosen at the start"
     groups = gpus // context
     each = f"{batches // groups}" if batches % groups == 0 else f"{batches // groups} or {batches // groups + 1}"
     each = "one" if each == "1" else each

@@ -1,25 +1,22 @@
-"""From a Wan checkpoint on disk to a model in memory: what a file holds, and the frozen transformer made of it."""
+"""What a Wan checkpoint on disk holds, read from the headers of its files. `loading` makes a model of it."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import cycle, groupby, repeat
-from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import ConfigError, ModelFileError, RunError
-from ..pinned import HostBuffer
+from ..errors import ConfigError, ModelFileError
+from ..facts import Expert
 from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
-from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
-from .header import DTYPES, FileHeader, TensorEntry, content_digest, read_ahead, read_in_order
+from .gguf import open_header, read_stored
+from .header import FileHeader, TensorEntry, content_digest, read_in_order
 from .identify import WANTED, identify
 from .keys import find_prefix, is_diffusers, is_unused, to_official
 from .layers import StoredLinear
@@ -30,22 +27,13 @@ from .quantized import (
     SCALE,
     Weights,
     check_layer_format,
-    column,
-    convert,
     is_extra,
-    scale_name,
     stored_weights,
 )
 
 Layout = Literal["official", "comfy", "diffusers"]
-Expert = Literal["high", "low"]
 
-COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-# The linears that carry nearly all weights and FLOPs; everything else is kept in high precision.
-_BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.(?:[qkvo]|[kv]_img)|ffn\.\d)\.(?:weight|bias)")
-
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+BLOCK_NAME = re.compile(r"blocks\.(\d+)\.")
 
 # "high" or "low" followed by "noise", or standing alone; not the first half of "low_vram" or "high_quality".
 _EXPERT = re.compile(
@@ -69,37 +57,8 @@ class CheckpointInfo:
     identity: str  # digest of the content: equal for equal files, wherever they lie
 
 
-DeviceOf = Callable[[int | None], torch.device]  # of a block, by its index; None: of all that is outside the blocks
-
-
-class Merged(Protocol):
-    """Changes weights while they are read."""
-
-    def changes(self, layer: str, /) -> bool:
-        """Whether the weight of the layer with this official path is changed."""
-        ...
-
-    def __call__(self, layer: str, weight: Tensor, /) -> Tensor:
-        """The changed weight, for one in float32 and of the same shape."""
-        ...
-
-
-class LinearFormat(Protocol):
-    """Makes the layer that stands for one block linear: how the base is kept in memory is the caller's choice."""
-
-    def __call__(
-        self, name: str, weight: Tensor, scale: Tensor | None, *, dtype: torch.dtype, bias: nn.Parameter | None
-    ) -> nn.Module | None:
-        """The layer `name`, frozen, with the tensors of its state on the device of `weight`; None: a plain one.
-
-        `weight` [out, in] is what the file stores, times `scale` [out or 1, 1] fp32 where there is one. `dtype` is that
-        of the arithmetic. `bias` has no values yet: the layer carries it under the name `bias`, and is given them.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class _Source:
+class TensorSource:
     """All tensors of the transformer under their official names, each with the file it lies in."""
 
     tensors: dict[str, tuple[FileHeader, TensorEntry]]
@@ -136,7 +95,7 @@ def inspect(path: Path) -> CheckpointInfo:
     params = {name: entry for name, entry in entries.items() if not is_extra(name)}
     config = detect_config(path, {name: entry.shape for name, entry in params.items()}, kind.variant, overrides)
     try:
-        model = _build_on_meta(config)
+        model = build_on_meta(config)
     except ConfigError as error:
         raise ModelFileError(f"The model file '{path}' cannot be used: {error}") from error
     _check_params(path, params, model)
@@ -147,184 +106,13 @@ def inspect(path: Path) -> CheckpointInfo:
         layout=source.layout,
         weights=weights,
         num_bytes=sum(entry.num_bytes for entry in entries.values()),
-        rest_bytes=sum(_kept_bytes(model, name, entry) for name, entry in params.items() if not _BLOCK.match(name)),
+        rest_bytes=sum(_kept_bytes(model, name, entry) for name, entry in params.items() if not BLOCK_NAME.match(name)),
         num_params=sum(entry.num_params for entry in params.values()),
-        identity=_identity(headers),
+        identity=identity_of(headers),
     )
 
 
-def load_transformer(
-    info: CheckpointInfo,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str | DeviceOf,
-    high_precision_dtype: torch.dtype = torch.float32,
-    linear: LinearFormat | None = None,
-    loaded: Callable[[int, nn.Module], None] | None = None,
-    merged: Merged | None = None,
-) -> WanTransformer:
-    """The transformer of `info` on `device`, frozen and in eval mode.
-
-    Block linears are in `dtype`, or what `linear` makes of them, computing in `dtype`; embeddings, norms, modulation
-    and head in `high_precision_dtype`, or computing in it from weights that stay in the 16 bits of their file. Block linears
-    that a GGUF file holds quantized stay so. Weights are read one after another, block by block, each while the one before it
-    is brought to its place and into its format: the peak is about one tensor above the result on the devices, and two in main
-    memory. `loaded(index, block)` is called when a block is whole, and may move its tensors elsewhere: then no more than one
-    block is where they were. A block whose device is "meta" is made in its format, but not read. `merged` is added to the
-    weights that it changes before they are brought into a format.
-    Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
-    """
-    for wanted in (dtype, high_precision_dtype):
-        if wanted not in COMPUTE_DTYPES:
-            raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
-    headers = tuple(open_header(file) for file in info.files)
-    if _identity(headers) != info.identity:
-        raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
-    source = collect(headers)
-    params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
-    model = _build_on_meta(info.config)
-    device_of = _everywhere(torch.device(device)) if isinstance(device, torch.device | str) else device
-    # Under inference mode the weights could take part in no later backward.
-    with torch.inference_mode(False), torch.no_grad():
-        scales = read_scales(source)
-        tensors = read_ahead(_read_by_block(source, params, device_of))
-        for index, of_block in groupby(tensors, key=itemgetter(0)):
-            place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear, merged)
-            state: dict[str, Tensor] = {}
-            for _, name, stored in of_block:
-                state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
-                del stored
-            _assign(model, index, state)
-            del state
-            if index is not None and loaded is not None:
-                loaded(index, model.blocks[index])
-    return model.eval()
-
-
-def _everywhere(device: torch.device) -> DeviceOf:
-    return lambda _: device
-
-
-def _read_by_block(
-    source: _Source, params: Mapping[str, TensorEntry], device_of: DeviceOf
-) -> Iterator[tuple[int | None, str, Tensor]]:
-    """Block (None: outside of them), name and content of each tensor, block by block.
-
-    On its way to a GPU a tensor is in memory that the one after the next is read into.
-    """
-    by_block = _by_block(params)
-    to_gpu = [index for index in by_block if device_of(index).type == "cuda"]
-    staging = _staging(max((params[name].num_bytes for index in to_gpu for name in by_block[index]), default=0))
-    for index, of_block in by_block.items():
-        read = partial(_read_into, staging) if index in to_gpu else read_stored
-        if device_of(index).type == "meta":
-            read = _shape_of
-        for name, stored in read_in_order(source.tensors, of_block, read):
-            yield index, name, stored
-
-
-def _staging(num_bytes: int) -> Iterator[HostBuffer | None]:
-    """Two buffers of pinned memory in turn: one is read into while the other is copied from. None where there is none.
-
-    Its pages are there already, and a GPU copies from it several times as fast as from ordinary memory.
-    """
-    if not num_bytes:
-        return repeat(None)
-    try:
-        return cycle([HostBuffer(num_bytes, pinned=True) for _ in range(2)])
-    except RunError:  # the driver gives no pinned memory, or no more of it
-        return repeat(None)
-
-
-def _read_into(staging: Iterator[HostBuffer | None], stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
-    buffer = next(staging)
-    return read_stored(stream, entry, path, None if buffer is None else buffer.bytes)
-
-
-def _shape_of(stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:  # noqa: ARG001
-    """In the place of `read_stored`: the tensor without its content."""
-    if entry.dtype in QUANTS:
-        num_bytes = QUANTS[entry.dtype].num_bytes
-        return torch.empty(entry.num_bytes // num_bytes, num_bytes, dtype=torch.uint8, device="meta")
-    return torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
-
-
-def _by_block(names: Iterable[str]) -> dict[int | None, list[str]]:
-    """Names by the block they belong to; under None those outside. All in the order in which they come."""
-    found: dict[int | None, list[str]] = {}
-    for name in names:
-        match = _BLOCK.match(name)
-        found.setdefault(int(match[1]) if match else None, []).append(name)
-    return found
-
-
-def _assign(model: WanTransformer, index: int | None, state: dict[str, Tensor]) -> None:
-    """Make `state`, by the model's names, the frozen tensors of block `index`, or of all that is outside the blocks."""
-    if index is None:
-        for name, part in model.named_children():
-            if name != "blocks":
-                _load_frozen(part, f"{name}.", state)
-    else:
-        _load_frozen(model.blocks[index], f"blocks.{index}.", state)
-
-
-def _load_frozen(part: nn.Module, prefix: str, state: Mapping[str, Tensor]) -> None:
-    # Detached: of a buffer that is a view, compiled code would keep an alias for the backward, and not the buffer.
-    own = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name.startswith(prefix)}
-    part.load_state_dict(own, strict=True, assign=True)
-    part.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class _Placer:
-    """Turns stored tensors into those of the model's state; replaces the layers that are not to be plain ones."""
-
-    model: WanTransformer
-    device: torch.device
-    dtype: torch.dtype
-    high_precision_dtype: torch.dtype
-    linear: LinearFormat | None
-    merged: Merged | None = None
-
-    def __call__(self, name: str, entry: TensorEntry, stored: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
-        """The entries of the model's state that come from the tensor `name`, on the device."""
-        in_block = _BLOCK_LINEAR.fullmatch(name) is not None
-        dtype = self.dtype if in_block else self.high_precision_dtype
-        layer_name = name.removesuffix(".weight") if in_block and name.endswith(".weight") else None
-        path = name.removesuffix(".weight")
-        if self.merged is not None and path != name and self.merged.changes(path):
-            if entry.dtype in QUANTS:
-                raise ConfigError(
-                    f"'{name}' is quantized as {entry.dtype}, to which no LoRA can be added: use another file."
-                )
-            kept = stored.dtype if scale is None and _stays_stored(self.model, name, entry) else None
-            stored, scale = self.merged(path, convert(stored, scale, torch.float32, self.device)), None
-            if kept is not None:
-                return {name: stored.to(kept)}
-        if entry.dtype in QUANTS:
-            stored = stored.to(self.device)
-            if layer_name is None:
-                return {name: dequantize(stored, entry.dtype, entry.shape, dtype)}
-            keep_quantized(self.model, layer_name, entry.dtype)
-            return {name: stored}
-        if scale is None and _stays_stored(self.model, name, entry):
-            return {name: stored.to(self.device)}
-        if layer_name is None or self.linear is None:
-            return {name: convert(stored, scale, dtype, self.device)}
-        return self._format(layer_name, stored.to(self.device), scale, self.linear)
-
-    def _format(self, name: str, weight: Tensor, scale: Tensor | None, linear: LinearFormat) -> dict[str, Tensor]:
-        scale = None if scale is None else column(scale, self.device)
-        plain = self.model.get_submodule(name)
-        assert isinstance(plain, nn.Linear)
-        layer = linear(name, weight, scale, dtype=self.dtype, bias=plain.bias)
-        if layer is None:
-            return {f"{name}.weight": convert(weight, scale, self.dtype, self.device)}
-        self.model.set_submodule(name, layer)
-        return {f"{name}.{key}": value for key, value in layer.state_dict().items() if key != "bias"}
-
-
-def _stays_stored(model: WanTransformer, name: str, entry: TensorEntry) -> bool:
+def stays_stored(model: WanTransformer, name: str, entry: TensorEntry) -> bool:
     """Whether it is the weight, in 16 bits, of a layer that converts it at each use."""
     layer, _, kind = name.rpartition(".")
     return kind == "weight" and entry.dtype in ("F16", "BF16") and isinstance(model.get_submodule(layer), StoredLinear)
@@ -332,7 +120,7 @@ def _stays_stored(model: WanTransformer, name: str, entry: TensorEntry) -> bool:
 
 def _kept_bytes(model: WanTransformer, name: str, entry: TensorEntry) -> int:
     """Of a tensor outside of the blocks: what is not kept as it is stored becomes fp32."""
-    return entry.num_params * (2 if _stays_stored(model, name, entry) else 4)
+    return entry.num_params * (2 if stays_stored(model, name, entry) else 4)
 
 
 def hints_expert(path: Path) -> Expert | None:
@@ -350,7 +138,7 @@ def hints_expert(path: Path) -> Expert | None:
     return None
 
 
-def collect(headers: tuple[FileHeader, ...]) -> _Source:
+def collect(headers: tuple[FileHeader, ...]) -> TensorSource:
     """Merge the files; behind a prefix, other models in the same file (VAE, text encoder) are left out."""
     prefix = find_prefix(name for header in headers for name in header.entries)
     found = {
@@ -362,17 +150,17 @@ def collect(headers: tuple[FileHeader, ...]) -> _Source:
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
     if is_diffusers(found):
         tensors = {to_official(name): value for name, value in found.items() if not is_unused(name)}
-        return _Source(tensors, "diffusers", metadata)
-    return _Source(found, "comfy" if prefix else "official", metadata)
+        return TensorSource(tensors, "diffusers", metadata)
+    return TensorSource(found, "comfy" if prefix else "official", metadata)
 
 
-def _identity(headers: tuple[FileHeader, ...]) -> str:
+def identity_of(headers: tuple[FileHeader, ...]) -> str:
     """Digest of all files; the order of their names has no part in it."""
     digests = sorted(content_digest(header) for header in headers)
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
-def _build_on_meta(config: WanConfig) -> WanTransformer:
+def build_on_meta(config: WanConfig) -> WanTransformer:
     with torch.device("meta"):
         return WanTransformer(config)
 
@@ -404,7 +192,7 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:3])
 
 
-def read_scales(source: _Source) -> dict[str, Tensor]:
+def read_scales(source: TensorSource) -> dict[str, Tensor]:
     """Weight scales by name; on the way, the formats that layers state are checked."""
     wanted = [name for name in source.tensors if name.endswith((SCALE, LEGACY_SCALE, LAYER_FORMAT))]
     scales = {}

@@ -10,7 +10,7 @@ from ..errors import ModelFileError
 from .header import content_digest, read_header, read_in_order
 from .keys import to_official
 
-Factors = tuple[Tensor, Tensor]  # down [rank, in], up [out, rank]; the adapter adds up @ down to the weight
+LoraPair = tuple[Tensor, Tensor]  # down [rank, in], up [out, rank]; the adapter adds up @ down to the weight
 
 _EXPERTS = {"high": "transformer_1.", "low": "transformer_2."}
 _KEY = re.compile(
@@ -18,7 +18,7 @@ _KEY = re.compile(
 )
 
 
-def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> dict[str, Factors]:
+def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> dict[str, LoraPair]:
     """Factors in their stored dtype by the official name of the layer, of the `expert` where the file tells experts apart.
 
     AI-Toolkit loads them with alpha = rank, so that up @ down counts as it is (toolkit/util/quantize.py). Raises
@@ -51,7 +51,7 @@ def read_recovery_adapter(path: Path, expert: Literal["high", "low"] | None) -> 
     return {layer: _factors(path, layer, pair) for layer, pair in parts.items()}
 
 
-def _factors(path: Path, layer: str, pair: dict[str, Tensor]) -> Factors:
+def _factors(path: Path, layer: str, pair: dict[str, Tensor]) -> LoraPair:
     if len(pair) != 2:
         raise ModelFileError(f"'{path}' is incomplete: it has half of the factors of '{layer}'; download it again.")
     down, up = pair["A"], pair["B"]

@@ -10,7 +10,7 @@ import torch
 
 from ...core.encoders.text import transformers_name
 from ...core.encoders.tokenizer import find_tokenizer
-from ...core.encoders.weights import Weights, open_weights
+from ...core.encoders.weights import EncoderWeights, open_weights
 from ...core.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def load_umt5(path: Path) -> Any:
     return _load_converted(weights, path.name)
 
 
-def _load_converted(weights: Weights, name: str) -> Any:
+def _load_converted(weights: EncoderWeights, name: str) -> Any:
     """The host's CLIP of weights under other names, or without a tokenizer: what the host's own loader can't read."""
     config = umt5_config(
         {transformers_name(key): torch.empty(s, device="meta") for key, s in weights.shapes.items()}, name

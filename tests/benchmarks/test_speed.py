@@ -20,8 +20,9 @@ from wan_train.benchmarks.step_kernels import Kernel, summarize
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import AdamW
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.loading import load_transformer
 
 PACK = Path(__file__).resolve().parents[2]
 TOY = MODELS["toy"]

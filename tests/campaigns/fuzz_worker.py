@@ -61,7 +61,8 @@ def _refuses(folder: Path, options: dict[str, Any], name: str) -> None:
 def read_model(path: Path, chance: int) -> str:
     """Inspect it and load it."""
     import torch
-    from wan_train.core.wan.checkpoint import inspect, load_transformer
+    from wan_train.core.wan.checkpoint import inspect
+    from wan_train.core.wan.loading import load_transformer
 
     info = inspect(path if path.name != "config.json" else path.with_name("model.safetensors"))
     load_transformer(info, dtype=(torch.float32, torch.bfloat16)[chance % 2], device="cpu")

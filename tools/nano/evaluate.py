@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ...core.facts import LATENT_CHANNELS, TEXT_TOKENS, latent_shape
 from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
-from ...core.wan.checkpoint import inspect, load_transformer
+from ...core.wan.checkpoint import inspect
+from ...core.wan.loading import load_transformer
 from . import world
 from .family import Files
 from .judge import Verdict, judge

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ...memory.sharded import whole
 from ...settings.adapter import AdapterOptions
 from ..keys import official_key
-from ..kind import AdapterKind, KeptBytes, Shape
+from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..peft_hooks import factors_of, is_at_work, own_forward, rank_and_alpha
 from ..wrapped import match_state
@@ -117,12 +117,12 @@ def light_forward(model: nn.Module) -> int:
     return len(layers(model))
 
 
-def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:
+def matrices(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[LayerShape, ...]:
     """A and B, and the lengths."""
     return *lora.matrices(shape, rank, options), (1, shape[1])
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
+def kept(shape: LayerShape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
     """c x beside what a LoRA keeps, c and the lengths."""
     of_lora = lora.kept(shape, rank, options, element_size)
     casts = element_size * shape[1] + 4 * shape[1]

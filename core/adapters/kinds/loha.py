@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...settings.adapter import AdapterOptions
-from ..kind import AdapterKind, KeptBytes, Shape
+from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
 from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
@@ -77,17 +77,17 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     return wrap(model, options, seed, LohaLinear)
 
 
-def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+def matrices(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[LayerShape, ...]:  # noqa: ARG001
     """Two pairs of factors."""
     return ((shape[0], rank), (rank, shape[1])) * 2
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
+def kept(shape: LayerShape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
     """The whole change, as large as the layer's weight."""
     return KeptBytes(0, element_size * shape[0] * shape[1])
 
 
-def working(shape: Shape, element_size: int) -> int:
+def working(shape: LayerShape, element_size: int) -> int:
     """The gradient of the change in both dtypes, one of its factors, and their product."""
     return (element_size + 12) * shape[0] * shape[1]
 

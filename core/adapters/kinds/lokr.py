@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...settings.adapter import AdapterOptions
-from ..kind import AdapterKind, KeptBytes, Shape
+from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
 from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
@@ -29,7 +29,7 @@ def factorization(number: int, factor: int) -> tuple[int, int]:
     return small, number // small
 
 
-def _parts(shape: Shape, rank: int, options: AdapterOptions) -> tuple[int, int, int, int, bool]:
+def _parts(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[int, int, int, int, bool]:
     """(p, k, m, n, whether w2 is whole), as LyCORIS decides it: whole where two factors would be no smaller."""
     (p, k), (m, n) = factorization(shape[0], options.lokr_factor), factorization(shape[1], options.lokr_factor)
     return p, k, m, n, options.lokr_full or rank >= max(k, n) / 2
@@ -73,13 +73,13 @@ def put_on(model: nn.Module, options: AdapterOptions, seed: int) -> list[tuple[s
     return wrap(model, options, seed, LokrLinear)
 
 
-def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:
+def matrices(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[LayerShape, ...]:
     """w1, and w2 or its factors."""
     p, k, m, n, is_full = _parts(shape, rank, options)
     return ((p, m), (k, n)) if is_full else ((p, m), (k, rank), (rank, n))
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
+def kept(shape: LayerShape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:
     """x w2^T; w1 and w2 in the compute dtype, where these are not the parameters themselves."""
     p, k, m, n, is_full = _parts(shape, rank, options)
     w1 = element_size * p * m if element_size < 4 else 0

@@ -17,7 +17,7 @@ from ..drops import drops_of
 from ..formats import parse_modules, read_lora, to_tensors, write_lora
 from ..fused import fuse_adapter
 from ..keys import official_key, sort_key
-from ..kind import AdapterKind, KeptBytes, Shape
+from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..peft_hooks import factors_of, inject_lora, lora_layers, put_drops, rank_and_alpha, weight_names
 from ..places import target_layers
 
@@ -94,12 +94,12 @@ def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Pa
     return pairs
 
 
-def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+def matrices(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[LayerShape, ...]:  # noqa: ARG001
     """A and B."""
     return (rank, shape[1]), (shape[0], rank)
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
+def kept(shape: LayerShape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
     """x A^T, and A and B in the compute dtype where that is not their own."""
     factors = rank * sum(shape) * element_size if element_size < 4 else 0
     return KeptBytes(element_size * rank, factors)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...settings.adapter import AdapterOptions
-from ..kind import AdapterKind, KeptBytes, Shape
+from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
 from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
@@ -88,12 +88,12 @@ def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Pa
     return match_wrapped(model, flat, KIND)
 
 
-def matrices(shape: Shape, rank: int, options: AdapterOptions) -> tuple[Shape, ...]:  # noqa: ARG001
+def matrices(shape: LayerShape, rank: int, options: AdapterOptions) -> tuple[LayerShape, ...]:  # noqa: ARG001
     """The blocks, one under another."""
     return ((shape[0], factorization(shape[0], rank)[0]),)
 
 
-def kept(shape: Shape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
+def kept(shape: LayerShape, rank: int, options: AdapterOptions, element_size: int) -> KeptBytes:  # noqa: ARG001
     """The result without its bias; Q, the inverse of I - Q and their product, which is kept in the arithmetic's dtype."""
     numbers = shape[0] * factorization(shape[0], rank)[0]
     return KeptBytes(element_size * shape[0], numbers * (8 + element_size))

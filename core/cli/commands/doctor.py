@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; 0 if training is possible."""
+    """Print the findings; 0 if training is possible, be it of miniature models alone."""
     if options.report is not None:
         report = make_report(options.report if options.report != Path() else None)
         sys.stdout.write((json.dumps(report, indent=1) if options.json else as_text(report)) + "\n")
@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     machine = look_at_machine(options.work)
     wrong = problems(machine, found if options.models else None)
     advice = remedies(machine)
+    possible = what_is_possible(machine, found if options.models else None)
     if options.json:
         data = {
             "machine": dataclasses.asdict(machine),
@@ -66,11 +67,16 @@ def run(options: argparse.Namespace) -> int:
             "other_files": dict(others),
             "problems": wrong,
             "advice": advice,
+            "possible": "" if wrong else possible,
         }
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
         card = _card(machine) if any(model.is_trainable for model in found) else None
-        lines = [*_machine_lines(machine), *_model_lines(machine, found, others, card), *_verdict(wrong, advice)]
+        lines = [
+            *_machine_lines(machine),
+            *_model_lines(machine, found, others, card),
+            *_verdict(wrong, advice, possible),
+        ]
         sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
 
@@ -85,6 +91,15 @@ def problems(machine: Machine, models: list[FoundModel] | None) -> list[str]:
     if models is not None and not any(model.is_trainable for model in models):
         wrong.append("No Wan model that can be trained was found in the folders given.")
     return wrong
+
+
+def what_is_possible(machine: Machine, models: list[FoundModel] | None) -> str:
+    """Which models this machine can train, where nothing is missing. models None: nobody asked for them."""
+    if not machine.gpus:
+        return "Miniature models can be trained here, for trying things out: Wan's own models need an NVIDIA GPU."
+    if models is not None and not any(model.is_trainable and not model.is_miniature for model in models):
+        return "Training is possible, but the only models found are miniatures, for trying things out: download one of Wan's."
+    return "Training is possible."
 
 
 def remedies(machine: Machine) -> list[str]:
@@ -187,11 +202,11 @@ def _fit(model: FoundModel, card: Card | None, *, compiled: bool) -> list[str]:
     return [*lines, *what_fits(Path(model.path), card, compiled=compiled)] if card else lines
 
 
-def _verdict(wrong: list[str], advice: list[str]) -> list[str]:
+def _verdict(wrong: list[str], advice: list[str], possible: str) -> list[str]:
     lines = ["", "To install", *(f"  {line}" for line in advice)] if advice else []
     if wrong:
         return [*lines, "", "Training is not possible:", *(f"  {problem}" for problem in wrong)]
-    return [*lines, "", "Training is possible."]
+    return [*lines, "", possible]
 
 
 def _gib(num_bytes: int) -> str:

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ...settings.curve import Points, read_curve
+from ...settings.curve import CurvePoints, read_curve
 from ...settings.timesteps import TimestepOptions
 from . import TimestepSampling
 
 
 @functools.lru_cache(maxsize=16)
-def _pieces(text: str) -> tuple[Points, tuple[float, ...]]:
+def _pieces(text: str) -> tuple[CurvePoints, tuple[float, ...]]:
     """The points, with heights such that the density is 1 in all; and F at each of them."""
     points = read_curve(text)
     areas = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...torch_compat import scaled_mm
-from ..frozen_linear import Shape, true_values
+from ..frozen_linear import LayerShape, true_values
 from ..precision import PrecisionKind, dtype_name, row_scaled_bytes
 from .fp8 import E4M3, Fp8Linear, make_fp8, quantize_rows
 
@@ -28,7 +28,9 @@ MULTIPLE = 16  # of both sizes of the weight: torch_compat.scaled_mm, torch 2.11
 class Fp8ComputeLinear(Fp8Linear):
     """`weight` [N, K] e4m3, `scale` [N, 1] fp32."""
 
-    def __init__(self, shape: Shape, tensors: dict[str, Tensor], bias: nn.Parameter | None, *, kernel: Kernel) -> None:
+    def __init__(
+        self, shape: LayerShape, tensors: dict[str, Tensor], bias: nn.Parameter | None, *, kernel: Kernel
+    ) -> None:
         super().__init__(shape, tensors, bias)
         self.kernel: Kernel = kernel
 

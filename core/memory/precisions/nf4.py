@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..frozen_linear import FrozenLinear, MakeLinear, Shape, true_values
+from ..frozen_linear import FrozenLinear, LayerShape, MakeLinear, true_values
 from ..precision import PrecisionKind
 
 BLOCK_SIZE = 64
@@ -22,7 +22,7 @@ class Nf4Linear(FrozenLinear):
     frozen: ClassVar[tuple[str, ...]] = ("weight", "absmax")
 
     @staticmethod
-    def dequantize(dtype: torch.dtype, shape: Shape, *tensors: Tensor) -> Tensor:
+    def dequantize(dtype: torch.dtype, shape: LayerShape, *tensors: Tensor) -> Tensor:
         """W [N, K] in `dtype`."""
         packed, absmax = tensors
         return torch.ops.bitsandbytes.dequantize_4bit(packed, absmax, BLOCK_SIZE, "nf4", shape, dtype)
@@ -37,7 +37,7 @@ class NestedNf4Linear(FrozenLinear):
     frozen: ClassVar[tuple[str, ...]] = ("weight", "absmax", "nested_code", "nested_absmax", "offset")
 
     @staticmethod
-    def dequantize(dtype: torch.dtype, shape: Shape, *tensors: Tensor) -> Tensor:
+    def dequantize(dtype: torch.dtype, shape: LayerShape, *tensors: Tensor) -> Tensor:
         """W [N, K] in `dtype`."""
         packed, index, code, nested_absmax, offset = tensors
         absmax = torch.ops.bitsandbytes.dequantize_blockwise(
@@ -82,7 +82,7 @@ def make_nf4(
     return NestedNf4Linear(shape, tensors, bias)
 
 
-def _weight_bytes(shape: Shape, element_size: int, rank: int) -> list[int]:
+def _weight_bytes(shape: LayerShape, element_size: int, rank: int) -> list[int]:
     """Of the tensors of `NestedNf4Linear`."""
     del element_size, rank
     count = shape[0] * shape[1]

@@ -10,7 +10,7 @@ from ...plan.choice import Choice
 from ...plan.plan import Bucket, Plan, Task
 from ...plan.planner import Planner
 from ...plan.sizes import Trained
-from ...settings.dataset import sizes_of
+from ...settings.dataset_frames import sizes_of
 from ...settings.stage import StageSettings, settings_from_names
 from ...wan.config import WanConfig
 from .preset import Preset

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...settings.dataset import sizes_of
+from ...settings.dataset_frames import sizes_of
 from . import PRESETS
 from .fits import CARDS, GIB, RAM_GB, fit
 from .preset import Preset

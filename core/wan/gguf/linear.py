@@ -39,7 +39,7 @@ class QuantizedLinear(nn.Module):
         # Where there is nothing to differentiate, torch.compile (2.11) cannot trace an autograd function with a context.
         if not (torch.is_grad_enabled() and x.requires_grad):
             return functional.linear(x, _matrix(self.weight, self.quant, self.in_features, x.dtype), self.bias)
-        y = _Product.apply(x, self.weight, self.bias, self.quant)
+        y = _QuantProduct.apply(x, self.weight, self.bias, self.quant)
         assert isinstance(y, Tensor)
         return y
 
@@ -62,7 +62,7 @@ def keep_quantized(model: nn.Module, name: str, quant: str) -> None:
     setattr(model.get_submodule(parent), child, layer)
 
 
-class _Product(torch.autograd.Function):
+class _QuantProduct(torch.autograd.Function):
     """x @ W.T + b, which keeps the blocks for the backward instead of W (a product in torch keeps W itself)."""
 
     @staticmethod

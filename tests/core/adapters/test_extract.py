@@ -9,7 +9,8 @@ from wan_train.core.adapters.extract import extract
 from wan_train.core.adapters.fold import fold
 from wan_train.core.adapters.formats import write_lora
 from wan_train.core.errors import ConfigError
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.core.wan.stored import StoredWeights
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model
 from wan_train.tests.core.wan.gguf.helpers import make_blocks, plain, write_gguf

@@ -21,7 +21,7 @@ from wan_train.core.adapters.switch import without_adapter
 from wan_train.core.errors import ModelFileError
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.precision import resolve
-from wan_train.core.plan.estimate import saved_bytes
+from wan_train.core.plan.block_bytes import saved_bytes
 from wan_train.core.plan.sizes import Trained, adapter_params
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig

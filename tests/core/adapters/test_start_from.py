@@ -14,7 +14,8 @@ from wan_train.core.adapters.start_from import adapter_identity, check_start_fil
 from wan_train.core.adapters.transfer import model_shapes
 from wan_train.core.errors import ConfigError, ModelFileError
 from wan_train.core.settings.adapter import AdapterOptions
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model, write_random
 from wan_train.tests.core.adapters.test_other_kinds import CONFIG, WAYS, net, randomise, weight_of
 from wan_train.tools.miniature import DiTSize

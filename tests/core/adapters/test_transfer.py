@@ -10,8 +10,9 @@ from wan_train.core.adapters.apply import attach
 from wan_train.core.adapters.formats import LoraFile, read_lora, write_lora
 from wan_train.core.adapters.transfer import model_shapes, transfer_report
 from wan_train.core.errors import ConfigError
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model
 from wan_train.tools.miniature import FLF2V_21, I2V_21, I2V_22, T2V
 

@@ -8,7 +8,8 @@ from wan_train.core.data.decode import read_frames
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.errors import ConfigError
 from wan_train.core.serial import digest
-from wan_train.core.settings.dataset import DatasetOptions, aspect_ratios
+from wan_train.core.settings.dataset import DatasetOptions
+from wan_train.core.settings.dataset_frames import aspect_ratios
 
 
 def scan(folder, **options):

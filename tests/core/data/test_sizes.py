@@ -3,7 +3,8 @@
 import pytest
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.errors import ConfigError, DatasetError
-from wan_train.core.settings.dataset import DatasetOptions, sizes_of
+from wan_train.core.settings.dataset import DatasetOptions
+from wan_train.core.settings.dataset_frames import sizes_of
 
 
 @pytest.fixture

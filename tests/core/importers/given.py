@@ -1,7 +1,7 @@
 """Setups as people have them, small: what each trainer's documents and guides show, with other names and values."""
 
 from wan_train.core.importers.setup import import_setup
-from wan_train.core.importers.texts import Source
+from wan_train.core.importers.texts import SetupFile
 
 MUSUBI_DATASET = """
 [general]
@@ -217,7 +217,7 @@ def bring(**files):
 
 def import_files(files):
     """The import of files by their names."""
-    return import_setup([Source(name, text) for name, text in files.items()])
+    return import_setup([SetupFile(name, text) for name, text in files.items()])
 
 
 def line(imported, key, *, dataset=None, stage=None):

@@ -9,7 +9,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.importers.answers import OUTCOMES
 from wan_train.core.importers.report import report
 from wan_train.core.importers.setup import import_setup
-from wan_train.core.importers.texts import Source
+from wan_train.core.importers.texts import SetupFile
 from wan_train.core.recipe.recipe import read_recipe, recipe_to_toml
 from wan_train.tests.core.importers.given import AITOOLKIT, MUSUBI_DATASET, SETUPS, import_files
 
@@ -105,7 +105,7 @@ def test_files_of_two_trainers_are_refused():
 @pytest.mark.parametrize("text", ['{"nodes": [], "links": []}', "{}", "[1, 2]", "hello"])
 def test_what_is_no_setup_is_refused_by_name(text):
     with pytest.raises(ConfigError, match=r"thing\.json is no(t valid| setup)"):
-        import_setup([Source("thing.json", text)])
+        import_setup([SetupFile("thing.json", text)])
 
 
 def test_other_models_are_refused():

@@ -83,9 +83,9 @@ def gradients(model, run, x, others, grad, *, seed=0):
 def with_kernels(model):
     """A copy by kernels, and what runs its block so that it keeps what it is told to."""
     model = copy.deepcopy(model)
-    ops, recipes = use_kernels(model)
-    use_products(model, partial(make_product, ops=ops), recipes.is_unread)
-    rerun = Rerun(recipes)
+    ops, remaker = use_kernels(model)
+    use_products(model, partial(make_product, ops=ops), remaker.is_unread)
+    rerun = Rerun(remaker)
     return model, lambda keep: lambda block, *given: rerun(call_block, keep, block.ffn[2], block, *given)
 
 

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 from wan_train.core.launch import agent as module
-from wan_train.core.launch.agent import Agent, Connection, Group, Place, Rendezvous, open_store
+from wan_train.core.launch.agent import Agent, Connection, MachineGroup, Rendezvous, RunMachine, open_store
 from wan_train.core.launch.exits import EXIT_LESS_MEMORY, EXIT_LOST_RANK
 
 BEGIN = """
@@ -29,7 +29,7 @@ def train(tmp_path, monkeypatch, capfd):
     def run(program, *, may_restart=True, connection=None):
         told = []
         store = open_store("127.0.0.1", 0, is_server=True)
-        rendezvous = Rendezvous(store, Group(), Place("here", ("cpu:0", "cpu:1")))
+        rendezvous = Rendezvous(store, MachineGroup(), RunMachine("here", ("cpu:0", "cpu:1")))
         agent = Agent(
             [sys.executable, "-c", BEGIN + program],
             rendezvous,

@@ -1,10 +1,10 @@
-from wan_train.core.launch.agent import Ended, Place
+from wan_train.core.launch.agent import Ended, RunMachine
 from wan_train.core.launch.exits import EXIT_LESS_MEMORY, EXIT_LOST_RANK
 from wan_train.core.launch.failures import failure
 
 
 def sentence(*ended, line="it broke"):
-    places = [Place("host-a", ("cuda:0", "cuda:1")), Place("host-b", ("cuda:2", "cuda:3"))]
+    places = [RunMachine("host-a", ("cuda:0", "cuda:1")), RunMachine("host-b", ("cuda:2", "cuda:3"))]
     return failure(ended, places, 1, lambda _rank: line)
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from wan_train.core.launch.exits import EXIT_ERROR, EXIT_FINISHED, EXIT_LESS_MEMORY, EXIT_LOST_RANK, EXIT_STOPPED
 from wan_train.core.launch.rank import Seat
 from wan_train.core.launch.worker import device_lock
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
 
@@ -108,6 +110,21 @@ def test_a_run_to_its_end_and_again(run, start):
     assert load_file(run.finished_lora(6))
     assert sorted(read_history(run.events_path).losses) == [1, 2, 3, 4, 5, 6]
     assert kinds(run).count("start") == kinds(run).count("finished") == 1
+
+
+def test_who_shares_a_clip_is_chosen_at_the_start_where_the_job_leaves_it_open(run, job, start):
+    """Of a step of one batch, both train it: alone, one of them would have nothing to do. Swapped blocks are held together."""
+    job = replace(job, loop=replace(job.loop, gradient_accumulation=1), memory=MemoryOptions(budget_gb=4.0))
+    run.write_job(replace(job, parallel=ParallelOptions()))
+    key = run.read_job().key
+    started = start()
+    started.wait()
+    assert started.process.returncode == EXIT_FINISHED, started.said(0) + started.said(1)
+    events = EventReader(run.events_path).read()
+    assert any(e["event"] == "status" and e["message"].startswith("2 GPUs share each clip: ") for e in events)
+    (plan,) = (event for event in events if event["event"] == "plan")
+    assert plan["task"]["gpus"] == {"count": 2, "context": 2, "holders": 2 if sys.platform == "linux" else 1}
+    assert (run.read_job().parallel.context, run.read_job().key) == (2, key)
 
 
 @pytest.mark.long

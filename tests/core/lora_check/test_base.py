@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from wan_train.core.adapters.formats import write_lora
 from wan_train.core.lora_check.base import SIGMAS, fixed_inputs
 from wan_train.core.lora_check.report import check_lora
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model
 from wan_train.tools.miniature import FLF2V_21, I2V_21, I2V_22, T2V, TI2V_5B, dit_metadata, wan_dit
 

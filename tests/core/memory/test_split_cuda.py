@@ -12,7 +12,7 @@ from wan_train.core.memory.offload import ActivationOffload
 from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.memory.split import with_recompute, with_split
 from wan_train.core.memory.streaming import stream_blocks
-from wan_train.core.plan.estimate import part_units, saved_by_part
+from wan_train.core.plan.block_bytes import part_units, saved_by_part
 from wan_train.core.plan.sizes import Trained
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig

@@ -17,7 +17,8 @@ from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train.batches import make_draws
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.memory.helpers import CPU
 from wan_train.tests.core.memory.test_graphs import Recorder
 from wan_train.tests.core.objective.test_objective import observed_passes, trained

@@ -2,7 +2,7 @@
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
-from wan_train.core.parallel.watch import Farewell, Loss, LostRankError, Watch, open_stores
+from wan_train.core.parallel.watch import Farewell, LostRank, LostRankError, Watch, open_stores
 
 ENDED = Farewell(5, "memory ran out", "start again")
 
@@ -72,7 +72,7 @@ def test_a_farewell_says_why(pair):
     heard(first, 1)
     second.leave(ENDED)
     loss = first._look(silence=-1.0)
-    assert loss == Loss("rank 1 (cuda:1 of b) has ended: memory ran out", ENDED)
+    assert loss == LostRank("rank 1 (cuda:1 of b) has ended: memory ran out", ENDED)
     assert first.explain() == loss
     error = LostRankError(loss)
     assert (str(error), error.about, error.loss) == (loss.message, "start again", loss)

@@ -11,9 +11,11 @@ from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
+from wan_train.core.memory.copies import NUM_STAGED
+from wan_train.core.plan.block_bytes import backward_units, part_units, saved_by_part, saved_bytes
 from wan_train.core.plan.card import Card, Correction
-from wan_train.core.plan.estimate import backward_units, estimate, part_units, saved_by_part, saved_bytes
-from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
+from wan_train.core.plan.estimate import estimate
+from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task, block_weights
 from wan_train.core.plan.sizes import Trained, adapter_params
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
@@ -348,3 +350,14 @@ def test_what_a_kind_moves_is_a_cost_for_each_batch_however_long_its_clips():
             for each in (Trained(), trained)
         )
         assert dora - plain == pytest.approx(68 * weights / CARD.bandwidth, rel=0.05)
+
+
+@pytest.mark.parametrize("holders", [2, 4])
+def test_swapped_blocks_that_ranks_hold_together_are_counted_once_for_the_machine(holders):
+    """What all processes of a machine take: the blocks once, and the buffers of each."""
+    plan = Plan(streamed_blocks=40, stream_from="pageable")
+    apart, together = (Task(sizes=WanConfig(), gpus=Gpus(holders, 1, number)) for number in (1, holders))
+    block = block_weights(together, plan)
+    of_all = holders * estimate(together, Bucket((16, 9, 60, 104)), plan, CARD).exact_ram
+    assert of_all == pytest.approx((40 + NUM_STAGED * holders) * block, abs=holders)
+    assert estimate(apart, Bucket((16, 9, 60, 104)), plan, CARD).exact_ram == (40 + NUM_STAGED) * block

@@ -12,7 +12,7 @@ from wan_train.core.memory.split import with_recompute, with_split
 from wan_train.core.parallel.context import TokenShare
 from wan_train.core.parallel.world import World
 from wan_train.core.plan.block_by_kernels import kernel_block
-from wan_train.core.plan.estimate import _EXCHANGED, _EXCHANGED_BY_PART
+from wan_train.core.plan.block_bytes import EXCHANGED, EXCHANGED_BY_PART
 from wan_train.core.plan.sizes import Trained
 from wan_train.core.train import kernel_mode
 from wan_train.core.wan.config import WanConfig
@@ -74,9 +74,9 @@ def peak(dtype, run_of, *, is_shared):
 def test_of_blocks_by_pytorchs_operators(dtype, how):
     run_of = lambda _model: EAGER[how]  # noqa: E731
     added = peak(dtype, run_of, is_shared=True) - peak(dtype, run_of, is_shared=False)
-    expected = _EXCHANGED
+    expected = EXCHANGED
     if how == "in parts":
-        expected = 0.0 if dtype == torch.float32 else _EXCHANGED_BY_PART
+        expected = 0.0 if dtype == torch.float32 else EXCHANGED_BY_PART
     assert added == pytest.approx(expected, abs=0.1)
 
 

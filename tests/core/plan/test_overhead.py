@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.plan.advice import explain, what_would_fit
-from wan_train.core.plan.overhead import Others, measure_overhead, parse, plausible
+from wan_train.core.plan.overhead import OtherPrograms, measure_overhead, parse, plausible
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.planning import within
@@ -35,7 +35,7 @@ def test_a_cpu_has_none():
 
 def test_a_machine_without_nvidia_smi_says_nothing(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    others = Others()
+    others = OtherPrograms()
     others.wait()
     assert others._used == {}
 

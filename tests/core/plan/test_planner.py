@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import pytest
 from wan_train.core.plan.advice import clip_name, explain, what_would_fit
-from wan_train.core.plan.choice import differences
 from wan_train.core.plan.estimate import estimate
-from wan_train.core.plan.plan import Bucket, Plan, Task, block_weights
+from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task, block_weights
 from wan_train.core.plan.planner import RAM_MARGIN_BYTES, Planner
 from wan_train.core.plan.sizes import Trained
 from wan_train.core.settings.memory import MemoryOptions
@@ -127,7 +126,7 @@ def test_as_few_blocks_come_from_disk_as_main_memory_is_short_of():
         fewer = these.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
         assert fewer.ram > these.limits().ram
         assert these.fits()
-        assert f"block swap of 40 of 40 blocks, {choice.plan.mapped_blocks} of them memory-mapped, " in explain(
+        assert f"block swap of 40 of 40 blocks, {choice.plan.mapped_blocks} of 40 blocks memory-mapped, " in explain(
             these, choice, steps=10
         )
 
@@ -139,7 +138,7 @@ def test_blocks_come_from_disk_among_pageable_ones_where_little_can_be_pinned():
     assert choice.plan.stream_from == "pageable"
     assert 0 < choice.plan.mapped_blocks < 10
     line = explain(these, choice, steps=10)
-    assert f"blocks from pageable memory, {choice.plan.mapped_blocks} of them memory-mapped, " in line
+    assert f"swapped blocks from pageable memory, {choice.plan.mapped_blocks} of 40 blocks memory-mapped, " in line
     alone = replace(these, options=MemoryOptions(mapped_blocks=0)).choose()
     all_mapped = replace(these, options=MemoryOptions(stream_from="mapped")).choose()
     assert alone is not None
@@ -378,7 +377,9 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     assert attention == 40
     assert 0 < linears < 40
     assert choice.plan.keep_linears == linears == choice.keep_linears[14040]
-    assert f"attention of 40 blocks and linear layers of {linears} kept" in explain(roomy, choice, steps=10)
+    assert f"attention of 40 of 40 blocks kept, linear layers of {linears} of 40 blocks kept" in explain(
+        roomy, choice, steps=10
+    )
     without = replace(roomy, options=replace(roomy.options, keep_linears=0)).choose()
     assert without is not None
     assert choice.seconds < without.seconds
@@ -387,5 +388,23 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     assert few.kept[14040] == (4, 4)
 
 
-def test_differences():
-    assert differences(Plan(), Plan(streamed_blocks=3, offload_inputs=True)) == ["offload_inputs", "streamed_blocks"]
+def test_fewer_blocks_come_from_disk_where_ranks_hold_them_together():
+    """Four GPUs divide the machine's main memory, and each holds a quarter of what is swapped."""
+    options = MemoryOptions(streamed_blocks=40, offload_inputs=True, offload_optimizer=False)
+    counts = []
+    for holders in (1, 4):
+        these = planner(SHORT, precision="bf16", vram=10, ram=24, options=options)
+        these = replace(these, card=replace(these.card, pinnable_ram=24 * GIB))
+        these = replace(these, task=replace(these.task, gpus=Gpus(4, 1, holders)))
+        choice = these.choose()
+        assert choice is not None
+        assert choice.ram <= these.limits().ram
+        counts.append(40 if choice.plan.stream_from == "mapped" else choice.plan.mapped_blocks)
+    assert counts[1] == 0 < counts[0]
+    short = replace(these, card=replace(these.card, free_ram=16 * GIB))
+    choice = short.choose()
+    assert choice is not None
+    assert 0 < choice.plan.mapped_blocks < 40
+    assert choice.ram <= short.limits().ram
+    fewer = short.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
+    assert fewer.ram > short.limits().ram

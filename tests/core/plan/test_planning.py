@@ -11,7 +11,8 @@ from wan_train.core.plan.planning import make_planner, plan_of, stored_block_byt
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.plain import PLAIN, chosen
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.wan.gguf.helpers import WAN, plain, write_gguf

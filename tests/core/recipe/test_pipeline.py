@@ -10,7 +10,7 @@ from wan_train.core import disk
 from wan_train.core.cli.display import Display
 from wan_train.core.cli.find_models import find_model, model_folders
 from wan_train.core.errors import ConfigError, DatasetError, ModelFileError, RunError
-from wan_train.core.launch.progress import Silent
+from wan_train.core.launch.progress import NoDisplay
 from wan_train.core.recipe.encoders import NotEncodedError
 from wan_train.core.recipe.jobs import check_job, holds_job, plan_existing
 from wan_train.core.recipe.pipeline import cache, cache_elsewhere, check_recipe, jobs, prepare_recipe, scan
@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_started(made, recip
     path.write_text(job_to_json(made["low"]), encoding="utf-8")
     monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1000)
     with pytest.raises(RunError, match=r"would take .* MB, and 0.001 MB are free"):
-        prepare_recipe(recipe, ["cpu"], Silent())
+        prepare_recipe(recipe, ["cpu"], NoDisplay())
     with pytest.raises(RunError, match=r"would take .* MB, and 0.001 MB are free"):
         plan_existing(path, None, [])
     monkeypatch.setattr(RunFolder, "finished_lora", lambda _folder, _steps: path)

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from wan_train.core.data.latents import normalise_latents
 from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample, schedule, switch_step
 from wan_train.core.sample.unipc import UniPC
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tools.miniature import T2V, dit_metadata, wan_dit
 
 SHAPE = (1, 16, 3, 8, 12)

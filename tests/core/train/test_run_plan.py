@@ -14,7 +14,7 @@ from wan_train.core.plan.decision import decide
 from wan_train.core.plan.measure import correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
-from wan_train.core.plan.probe import Probe
+from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import loop, run_plan
@@ -48,7 +48,7 @@ def card():
 @pytest.fixture
 def deep(job: Job, deep_model, card, monkeypatch):
     """A job whose model has some blocks; its device is measured once for all tests."""
-    monkeypatch.setattr(learnt, "probe", lambda *_, **__: Probe(card=card))
+    monkeypatch.setattr(learnt, "probe", lambda *_, **__: DeviceProbe(card=card))
     return replace(job, model=deep_model, loop=replace(job.loop, steps=4))
 
 
@@ -273,7 +273,7 @@ def test_a_state_of_8_bits_stays_and_that_is_told(tmp_path, job: Job):
 
 def test_the_card_is_measured_once(tmp_path, deep: Job, short_of_memory, card, monkeypatch):
     measured = []
-    monkeypatch.setattr(learnt, "probe", lambda device, *_, **__: measured.append(device) or Probe(card=card))
+    monkeypatch.setattr(learnt, "probe", lambda device, *_, **__: measured.append(device) or DeviceProbe(card=card))
     short_of_memory.append(1)
     train(tmp_path, replace(deep, memory=LARGE), "short")
     assert len(plans(tmp_path, "short")) == 2

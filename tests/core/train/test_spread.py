@@ -5,7 +5,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.stage import StageSettings
-from wan_train.core.train.spread import Place, build_over, check_spread, describe_spread
+from wan_train.core.train.spread import RunPlace, build_over, check_spread, describe_spread
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 
@@ -27,7 +27,7 @@ def test_what_was_asked_of_each_counts_for_all(job):
     def over(given, gpus):
         info = replace(inspect(job.model.path), config=WanConfig(num_heads=24))
         return build_over(
-            lambda s: replace(job, loop=s.loop, parallel=s.parallel), given, info, Place(gpus, device="cpu")
+            lambda s: replace(job, loop=s.loop, parallel=s.parallel), given, info, RunPlace(gpus, device="cpu")
         )
 
     assert over(settings(3), 1).loop.gradient_accumulation == 3

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.plan import learnt, recovery
 from wan_train.core.plan.card import common_card, measure_card
-from wan_train.core.plan.probe import Probe
+from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
@@ -75,7 +75,7 @@ PLACES = {
 
 def short(world, path, card, place, rank, number=0, times=1):
     """A run in which memory runs out on one rank; how it ended there, its weights, and its last plan."""
-    learnt.probe = lambda *_, **__: Probe(card=replace(card, free=card.free - world.rank * 2**20))
+    learnt.probe = lambda *_, **__: DeviceProbe(card=replace(card, free=card.free - world.rank * 2**20))
     plans, callbacks = [], RunPlan.callbacks
 
     def watched(self):

@@ -9,9 +9,10 @@ from wan_train.core.errors import ConfigError, ModelFileError
 from wan_train.core.memory.frozen_linear import FrozenLinear
 from wan_train.core.memory.precisions.fp8 import make_fp8
 from wan_train.core.memory.precisions.int8 import make_int8
-from wan_train.core.wan.checkpoint import hints_expert, inspect, load_transformer
+from wan_train.core.wan.checkpoint import hints_expert, inspect
 from wan_train.core.wan.keys import to_official
 from wan_train.core.wan.layers import StoredLinear, run_layer
+from wan_train.core.wan.loading import load_transformer
 
 FP8 = torch.float8_e4m3fn
 BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.([qkvo02]|k_img|v_img)\.(weight|bias)")

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save as to_bytes
 from wan_train.core.errors import ConfigError, ModelFileError
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.checks import check_config
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.files import find_files
 from wan_train.core.wan.gguf import read_gguf_header
 from wan_train.core.wan.limits import is_shape, parse_json, read_json_file, shown
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.wan.gguf.helpers import WAN, encode_text, plain, write_gguf
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ModelFileError
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.detect import detect_config
 from wan_train.core.wan.identify import identify
+from wan_train.core.wan.loading import load_transformer
 from wan_train.core.wan.model import WanTransformer
 from wan_train.tools import miniature
 

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_train.core.cli.commands.doctor import GIB, _machine_lines, _model_lines, problems, remedies
+from wan_train.core.cli.commands.doctor import GIB, _machine_lines, _model_lines, problems, remedies, what_is_possible
 from wan_train.core.cli.fits import what_fits
 from wan_train.core.cli.inventory import list_models, weight_bytes
 from wan_train.core.cli.machine import Gpu, Machine, Memory, Package, probe_package
@@ -86,7 +86,11 @@ def test_the_command_prints_what_there_is_and_json_says_the_same(folder, tmp_pat
     assert versions["peft"] == peft.__version__
     assert f"peft           {peft.__version__}" in text
     assert data["problems"] == []
-    assert text.endswith("Training is possible.\n")
+    if not torch.cuda.is_available():
+        assert text.endswith(
+            "\n\nMiniature models can be trained here, for trying things out: Wan's own models need an NVIDIA GPU.\n"
+        )
+    assert text.strip().endswith(data["possible"])
     assert len(data["machine"]["gpus"]) == torch.cuda.device_count()
     assert data["machine"]["memory"]["total_bytes"] >= data["machine"]["memory"]["available_bytes"] > 0
     assert data["machine"]["free_disk_bytes"] > 0
@@ -103,6 +107,15 @@ def test_without_a_model_that_can_be_trained_the_exit_code_says_so(folder, tmp_p
     assert main(["doctor", "--models", str(tmp_path / "absent")]) == 1
     with pytest.raises(ConfigError, match="absent does not exist"):
         list_models(tmp_path / "absent")
+
+
+def test_it_says_which_models_can_be_trained(folder):
+    found = list_models(folder)[0]
+    full = replace(next(model for model in found if model.is_trainable), size="1.3B", weight_bytes=2_840_000_000)
+    for models in (None, found, [*found, full]):
+        assert what_is_possible(replace(MACHINE, gpus=()), models).startswith("Miniature models can be trained here")
+    assert "the only models found are miniatures" in what_is_possible(MACHINE, found)
+    assert what_is_possible(MACHINE, [*found, full]) == what_is_possible(MACHINE, None) == "Training is possible."
 
 
 def test_a_missing_package_is_named_with_its_command():

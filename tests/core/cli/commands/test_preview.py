@@ -19,7 +19,8 @@ from wan_train.core.generate.generate import Files, VideoOptions, generate, plan
 from wan_train.core.generate.given import fit_image, read_image
 from wan_train.core.generate.trigger import trigger_word_of
 from wan_train.core.settings.job import job_to_json
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.adapters.helpers import write_random
 from wan_train.tests.core.encoders.helpers import clip_vision, load_as_host
 from wan_train.tools.miniature import FLF2V_21, I2V_21, I2V_22, T2V, TI2V_5B, dit_metadata, umt5, wan_dit, wan_vae

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from wan_train.core.memory.precision import FormatOptions, resolve
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.loading import load_transformer
 from wan_train.core.wan.model import WanTransformer
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 

@@ -13,9 +13,10 @@ from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QUANTS, QuantizedLinear, dequantize
+from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.train.helpers import SIZE, Direct, compute_loss, train_in_folder
 from wan_train.tests.core.wan.gguf.helpers import make_blocks, plain, same_bits, to_blocks, write_gguf
 

@@ -12,10 +12,11 @@ from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.compile import with_compile
 from wan_train.core.memory.streaming import stream_blocks
 from wan_train.core.settings.adapter import AdapterOptions
-from wan_train.core.wan.checkpoint import inspect, load_transformer
+from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.gguf import QUANTS, QuantizedLinear, dequantize, keep_quantized, read_gguf_header, read_stored
 from wan_train.core.wan.identify import identify
+from wan_train.core.wan.loading import load_transformer
 from wan_train.core.wan.model import WanTransformer
 from wan_train.tests.core.wan.gguf.helpers import make_blocks, plain, to_blocks, write_gguf
 

@@ -1,4 +1,4 @@
-"""Keeps less of a block for the backward pass: what is quickly made is not kept, but the way to make it again is.
+"""Rematerialization: what of a block is quickly made is not kept for the backward pass, but the way to make it again is.
 
 Autograd keeps the inputs of products and of attention. Most of them are results of norms or of a GELU, each one pass over
 memory, whose own inputs are kept too. Here such a result is noted with the function and the inputs that it came from, and is
@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 Make = Callable[..., Tensor]
 
 
-class Recipes:
+class Remaker:
     """Notes how results are made, within `keep`; elsewhere notes are no work."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Recipes:
         self.own: Callable[[Tensor], Tensor] = _same
 
     @contextmanager
-    def keep(self, x: Tensor, given: "Given", unread: object = None) -> "Iterator[None]":
+    def keep(self, x: Tensor, given: "BlockInput", unread: object = None) -> "Iterator[None]":
         """While a block runs with the input x, which is not kept: `given` holds it when the backward comes.
 
         `unread`: the layer whose result nobody reads, see `is_unread`.
@@ -40,7 +40,7 @@ class Recipes:
         finally:
             self._local.notes, self._local.unread = before
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recipes":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Remaker":
         """A copied model has the same."""
         return self
 
@@ -64,7 +64,7 @@ class Recipes:
         return layer is getattr(self._local, "unread", None)
 
 
-class Given:
+class BlockInput:
     """Where a block's backward puts its input."""
 
     x: Tensor | None = None
@@ -73,19 +73,19 @@ class Given:
 class _View(NamedTuple):
     """Of the memory of a tensor that is made again, or given."""
 
-    source: "_Recipe | Given"
+    source: "_Remade | BlockInput"
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int  # in the source's memory, of one that is given from its own first number
 
 
-class _Recipe(NamedTuple):
+class _Remade(NamedTuple):
     make: Make
     inputs: tuple[Any, ...]  # as `_Notes.pack` gives them
 
 
 class _Notes:
-    def __init__(self, x: Tensor, given: Given, own: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, x: Tensor, given: BlockInput, own: Callable[[Tensor], Tensor]) -> None:
         self._own = own
         self._x, self._given, self._start = _place(x), given, int(x.storage_offset())
         self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
@@ -104,14 +104,14 @@ class _Notes:
         # As long as the noted tensor lives, nothing else lies where it is.
         if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
             return self._own(tensor)
-        return _view(tensor, _Recipe(found[1], tuple(self.pack(each.detach()) for each in found[2])))
+        return _view(tensor, _Remade(found[1], tuple(self.pack(each.detach()) for each in found[2])))
 
 
 def _place(tensor: Tensor) -> tuple[int, Any]:
     return tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
-def _view(tensor: Tensor, source: "_Recipe | Given", start: int = 0) -> _View:
+def _view(tensor: Tensor, source: "_Remade | BlockInput", start: int = 0) -> _View:
     return _View(source, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()) - start)
 
 
@@ -119,7 +119,7 @@ def _unpack(packed: Any) -> Tensor:
     if not isinstance(packed, _View):
         return packed
     source = packed.source
-    if isinstance(source, Given):
+    if isinstance(source, BlockInput):
         assert source.x is not None
         return source.x.as_strided(packed.size, packed.stride, source.x.storage_offset() + packed.offset)
     made = source.make(*map(_unpack, source.inputs))

@@ -1,0 +1,272 @@
+"""The autograd functions that a block is made of, each with a backward written by hand; `blocks` puts them together.
+
+Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head dim, T timesteps per sample, M = B L.
+"""
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..wan.layers import WanBlock
+from . import elementwise, rotary
+from .linear_groups import LinearGroup, Workspace
+from .ops import KernelOps, NormFactors, affine, modulation, row_stride
+
+
+class BlockLinears:
+    """The linear layers of one block, in groups that read the same, and the room for their LoRA factors."""
+
+    def __init__(self, block: WanBlock, dtype: torch.dtype | None, ops: KernelOps, workspace: Workspace) -> None:
+        self.ops, self.dtype, self._workspace = ops, dtype, workspace
+        self._block = weakref.ref(block)
+        attn, cross = block.self_attn, block.cross_attn
+        self.qkv, self.o = LinearGroup([attn.q, attn.k, attn.v]), LinearGroup([attn.o])
+        self.cross_q, self.cross_o = LinearGroup([cross.q]), LinearGroup([cross.o])
+        self.contexts = [LinearGroup([cross.k, cross.v])]
+        if hasattr(cross, "k_img"):
+            self.contexts.append(LinearGroup([cross.k_img, cross.v_img]))
+        self.inner, self.outer = LinearGroup([block.ffn[0]]), LinearGroup([block.ffn[2]])
+        self.groups = [self.qkv, self.o, self.cross_q, *self.contexts, self.cross_o, self.inner, self.outer]
+
+    @property
+    def is_current(self) -> bool:
+        return all(group.is_current for group in self.groups)
+
+    @property
+    def block(self) -> WanBlock:
+        block = self._block()
+        assert block is not None
+        return block
+
+    def start(self, x: Tensor, time_mod: Tensor) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates [B, T, D] of the block; brings the factors in."""
+        self._workspace.load(self, self.groups, x, fresh=True)
+        mods = torch.add(self.block.modulation, time_mod)
+        return (mods if mods.dtype == torch.float32 else mods.float()).unbind(2)
+
+    def resume(self, like: Tensor) -> None:
+        """The factors are there, for a backward."""
+        self._workspace.load(self, self.groups, like, fresh=False)
+
+
+class Noted:
+    """What a function leaves for the remaker."""
+
+    raw: tuple[Tensor, ...] | None = None
+
+
+class _Constants(NamedTuple):
+    """What a function is given that gets no gradient."""
+
+    functions: BlockLinears
+    given: Any
+    keeps: bool
+
+
+def apply(
+    function: Any, x: Tensor, y: Tensor | None, functions: BlockLinears, given: Any, parameters: list[nn.Parameter]
+) -> Any:
+    """The function of x, and of y where there is one."""
+    wants = torch.is_grad_enabled() and (
+        x.requires_grad or (y is not None and y.requires_grad) or any(p.requires_grad for p in parameters)
+    )
+    constants = _Constants(functions, given, wants)
+    if not wants:
+        with torch.no_grad():
+            return function.forward(_NoContext, x, y, constants, *parameters)
+    return function.apply(x, y, constants, *parameters)
+
+
+class _NoContext:
+    """In the place of autograd's context, where there is nothing to keep."""
+
+    kept: Any = None
+
+
+class SelfIn(torch.autograd.Function):
+    """x, and queries, keys and values [B, L, N, K] of its modulated norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        functions, (state, mods, rope), keeps = constants
+        attn = functions.block.self_attn
+        factors = modulation(x, mods[0], mods[1], functions.block.eps)
+        (q, k, v), hidden = functions.qkv.forward(_flat(functions.ops.quick_norm(x, factors)))
+        q, k, v = (each.view(x.shape) for each in (q, k, v))  # type: ignore[union-attr]
+        if keeps:
+            state.raw = q, k
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, rope, q, k, hidden
+        q = rotary.rms_rope(q, attn.norm_q.weight, rope, attn.norm_q.eps)
+        k = rotary.rms_rope(k, attn.norm_k.weight, rope, attn.norm_k.eps)
+        return (x.view_as(x) if keeps else x), q, k, v.view(q.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        functions, keeper, factors, rope, q, k, hidden = _take(ctx)
+        of_x, of_q, of_k, of_v = grads
+        functions.resume(of_x)
+        attn = functions.block.self_attn
+        of_q = rotary.rms_rope_gradient(q, attn.norm_q.weight, rope, of_q.contiguous(), attn.norm_q.eps)
+        of_k = rotary.rms_rope_gradient(k, attn.norm_k.weight, rope, of_k.contiguous(), attn.norm_k.eps)
+        del q, k
+        each = _flat(of_q), _flat(of_k), of_v.reshape(-1, of_q.shape[2])
+        del of_q, of_k, of_v, grads
+        return _through_norm(ctx, functions.qkv, each, hidden, (keeper(), factors, of_x))
+
+
+class CrossIn(torch.autograd.Function):
+    """x, and queries [B, L, N, K] of its norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        functions, state, keeps = constants
+        block = functions.block
+        cross, norm3 = block.cross_attn, block.norm3
+        factors = affine(norm3.weight, norm3.bias, norm3.eps)
+        (q,), hidden = functions.cross_q.forward(_flat(functions.ops.quick_norm(x, factors)))
+        assert q is not None
+        if keeps:
+            state.raw = (q,)
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, q, hidden
+        q = affine(cross.norm_q.weight, None, cross.norm_q.eps).again(q)
+        return (x.view_as(x) if keeps else x), q.view(*x.shape[:2], cross.num_heads, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        functions, keeper, factors, q, hidden = _take(ctx)
+        of_x, of_q = grads
+        functions.resume(of_x)
+        norm = functions.block.cross_attn.norm_q
+        of_q, _ = affine(norm.weight, None, norm.eps).backward(q, of_q.reshape(q.shape), None)
+        return _through_norm(ctx, functions.cross_q, (of_q,), hidden, (keeper(), factors, of_x))
+
+
+class KeysAndValues(torch.autograd.Function):
+    """Keys and values [B, S, N, K] of a context, which gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        functions, (state, group, norm), keeps = constants
+        context = context.contiguous()
+        (k, v), hidden = group.forward(_flat(context))
+        if keeps:
+            state.raw = (k,)
+            ctx.kept = functions, group, norm, context, k, hidden
+        shape = (*context.shape[:2], functions.block.cross_attn.num_heads, -1)
+        return affine(norm.weight, None, norm.eps).again(k).view(shape), v.view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        functions, group, norm, context, k, hidden = _take(ctx)
+        functions.resume(k)
+        of_k, _ = affine(norm.weight, None, norm.eps).backward(k, grads[0].reshape(k.shape), None)
+        _, of_hidden, of_ups = group.backward((of_k, grads[1].reshape(k.shape)), hidden, of_x=False)
+        return None, None, None, *group.factor_gradients(_flat(context), of_hidden, of_ups)
+
+
+class Out(torch.autograd.Function):
+    """x plus the output projection of y [B, L, N, K], times a gate where there is one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
+        functions, (group, gate), keeps = constants
+        y_MD = y.reshape(-1, x.shape[2])
+        (found,), hidden = group.forward(y_MD)
+        assert found is not None
+        if keeps:
+            ctx.kept = functions, group, gate, y_MD if group.ranks else None, hidden, y.shape
+        return found.view(x.shape).add_(x) if gate is None else _gated(x, found.view(x.shape), gate, onto=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        functions, group, gate, y_MD, hidden, shape = _take(ctx)
+        (grad,) = grads
+        functions.resume(grad)
+        grad = grad.contiguous()
+        of_found = grad if gate is None else _gated(None, grad, gate)
+        of_y, of_hidden, of_ups = group.backward((_flat(of_found),), hidden, of_x=ctx.needs_input_grad[1])
+        factors = group.factor_gradients(y_MD, of_hidden, of_ups)
+        return grad, None if of_y is None else of_y.view(shape), None, *factors
+
+
+class FeedForward(torch.autograd.Function):
+    """x plus the gated feed-forward of its modulated norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _y: None, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
+        functions, mods, keeps = constants
+        factors = modulation(x, mods[0], mods[1], functions.block.eps)
+        (wide,), inner = functions.inner.forward(_flat(functions.ops.quick_norm(x, factors)))
+        assert wide is not None
+        (found,), outer = functions.outer.forward(functions.ops.quick_gelu(wide))
+        if keeps:
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, mods[2], wide, inner, outer
+        if found is None:  # nobody reads the result
+            return x.new_empty(1).as_strided(x.shape, (0, 0, 0))
+        return _gated(x, found.view(x.shape), mods[2], onto=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        functions, keeper, factors, gate, wide, inner, outer = _take(ctx)
+        grad = grads[0].contiguous()
+        functions.resume(grad)
+        of_found = _flat(_gated(None, grad, gate))
+        of_y, of_hidden, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
+        assert of_y is not None
+        del of_found
+        of_wide, y = elementwise.gelu_gradient(wide, of_y, again=bool(functions.outer.ranks), onto=True)
+        del of_y, wide
+        of_outer = functions.outer.factor_gradients(y, of_hidden, of_ups)
+        del y
+        found = _through_norm(ctx, functions.inner, (of_wide,), inner, (keeper(), factors, grad))
+        return *found, *of_outer
+
+
+def _through_norm(
+    ctx: Any,
+    group: LinearGroup,
+    grads: tuple[Tensor, ...],
+    hidden: Tensor | None,
+    norm: tuple[Tensor, NormFactors, Tensor],
+) -> tuple[Any, ...]:
+    """The gradients of x, of what is none, and of the group's factors, from those of layers that see a norm of x.
+
+    `norm`: x, the norm's factors, and what x's gradient has besides.
+    """
+    x, factors, beside = norm
+    of_y, of_hidden, of_ups = group.backward(grads, hidden, of_x=ctx.needs_input_grad[0])
+    if of_y is None:
+        y = factors.again(x) if group.ranks else None
+        of_x = None
+    else:
+        of_x, y = factors.backward(x, of_y.view(x.shape), beside, again=bool(group.ranks))
+    downs_and_ups = group.factor_gradients(None if y is None else _flat(y), of_hidden, of_ups)
+    return of_x, None, None, *downs_and_ups
+
+
+def _take(ctx: Any) -> Any:
+    """What a function has kept, which goes when its backward is done."""
+    kept, ctx.kept = ctx.kept, None
+    if kept is None:
+        raise RuntimeError("A block's backward by kernels can run once: what it had kept is gone.")
+    return kept
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
+
+
+def _gated(x: Tensor | None, y: Tensor, gate: Tensor, *, onto: bool = False) -> Tensor:
+    """`elementwise.gated`; `onto`: in the memory of y."""
+    rows_each = y.shape[0] * y.shape[1] // (gate.shape[0] * gate.shape[1])
+    return elementwise.gated(x, y, gate, rows_each, row_stride(gate), y if onto else None)
+
+
+def rope_again(norm: Any, rope: Tensor) -> Any:
+    return lambda raw: rotary.rms_rope(raw, norm.weight, rope, norm.eps)
+
+
+def norm_again(norm: Any, shape: torch.Size) -> Any:
+    return lambda raw: affine(norm.weight, None, norm.eps).again(raw).view(shape)
