@@ -10,6 +10,8 @@ from .join import join_warnings, split
 from .types import Dataset, JoinedPart, Note, Sample
 
 _NAMES = 2  # of a long group of notes
+_ENDING = re.compile(r"([-_]\w+)?\.[^\W\d]")  # of a file, behind its name
+_IN_WORD = re.compile(r"\w$")
 
 
 def list_notes(notes: Sequence[Note], limit: int | None = 30) -> str:
@@ -30,8 +32,13 @@ def list_notes(notes: Sequence[Note], limit: int | None = 30) -> str:
 
 def _without_name(note: Note) -> str:
     """The reason, where files that are called as the note's own have NAME in the place of that."""
-    stem = re.escape(PurePosixPath(note.name).stem)
-    return re.sub(rf"(?<!\w){stem}(?=([-_]\w+)?\.[^\W\d])", "NAME", note.reason) if stem else note.reason
+    stem = PurePosixPath(note.name).stem
+    first, *rest = note.reason.split(stem) if stem else [note.reason]
+    found = first
+    for before, after in zip((first, *rest), rest, strict=False):
+        is_name = _ENDING.match(after) and not _IN_WORD.search(before)
+        found += ("NAME" if is_name else stem) + after
+    return found
 
 
 def _line(notes: Sequence[Note], reason: str, limit: int | None) -> str:
