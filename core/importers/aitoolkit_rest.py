@@ -23,7 +23,7 @@ REST: dict[str, Rule] = {
                "model.auto_memory", "model.block_compile", "model.compile_mode", "model.compile_fullgraph",
                "model.compile_dynamic", "model.cache_size_limit", "model.split_model_over_gpus"),
     **needless("the text encoder only encodes captions, before the training.", "model.quantize_te", "model.qtype_te",
-               "train.unload_text_encoder", "train.cache_text_embeddings", "train.text_encoder_lr"),
+               "train.cache_text_embeddings", "train.text_encoder_lr"),
     **needless(CACHES, "datasets.cache_latents", "datasets.cache_latents_to_disk", "datasets.cache_tensors_to_disk",
                "datasets.cache_text_embeddings", "datasets.cache_clip_vision_to_disk", "datasets.cache_latents_num_workers",
                "datasets.load_image_when_caching_latents"),
