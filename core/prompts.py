@@ -1,10 +1,14 @@
 """The trigger word in captions and prompts."""
 
+import functools
 import re
 
 from .errors import ConfigError, DatasetError
 
 _PLACEHOLDER = re.compile(r"\[trigger\]", re.IGNORECASE)
+# Chinese, Japanese, Korean and Thai put no space between words (the blocks of these names in Unicode's Blocks.txt).
+_NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f"
+_LETTER = rf"[^\W{_NO_SPACES}]"
 
 
 def apply_trigger(caption: str, trigger_word: str, name: str, *, advice: str = "set trigger_word") -> str:
@@ -17,9 +21,15 @@ def apply_trigger(caption: str, trigger_word: str, name: str, *, advice: str = "
         if not trigger:
             raise DatasetError(f"The caption of {name} contains [trigger], but no trigger word is set: {advice}.")
         return " ".join(_PLACEHOLDER.sub(lambda _: trigger, caption).split())
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
+    if not trigger or whole_word(trigger).search(caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+@functools.cache
+def whole_word(word: str) -> re.Pattern[str]:
+    """What finds a word that is no part of a longer one. Beside letters of scripts without spaces it is a word of its own."""
+    return re.compile(rf"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})")
 
 
 def has_trigger(prompt: str) -> bool:

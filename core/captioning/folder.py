@@ -1,6 +1,7 @@
 """Writes the captions that are missing in a folder, with whatever model is given. Shapes: F frames, H W pixels."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,7 @@ def caption_folder(
         with Interrupt(check) as interrupt:
             for done, batch in _batches(jobs, size):
                 new = _describe(batch, options, model, interrupt, notes)
-                _write(folder, new, written)
-                texts |= new
+                texts |= _write(folder, new, options, written, notes)
                 if on_file is not None:
                     on_file(done, len(jobs), batch[-1].name)
     return Captioned(written=texts, kept=kept, notes=tuple(notes))
@@ -141,11 +141,22 @@ def _is_free(path: Path | None, name: str, options: CaptioningOptions, written: 
     return not data.strip() or (options.redo and written.is_ours(name, data))
 
 
-def _write(folder: Path, texts: dict[str, str], written: MachineCaptions) -> None:
-    if texts:
-        written.remember(texts)
+def _write(
+    folder: Path, texts: dict[str, str], options: CaptioningOptions, written: MachineCaptions, notes: list[Note]
+) -> dict[str, str]:
+    """Write those in whose place a person has written nothing while the model was at work; what was written."""
+    free: dict[str, str] = {}
     for name, text in texts.items():
+        path = folder / name
+        if _is_free(path if os.path.lexists(path) else None, name, options, written):
+            free[name] = text
+        else:
+            notes.append(Note(name=name, action="skipped", reason="somebody wrote it meanwhile, and it is left alone"))
+    if free:
+        written.remember(free)
+    for name, text in free.items():
         write_atomic(folder / name, functools.partial(_put, text), kept="the captions so far are kept")
+    return free
 
 
 def _put(text: str, file: BinaryIO) -> None:

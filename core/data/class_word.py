@@ -1,6 +1,6 @@
 """The same caption with a plain word in place of the trigger word: what the base knows of such a picture."""
 
-import re
+from ..prompts import whole_word
 
 
 def with_class_word(caption: str, trigger: str, class_word: str) -> str:
@@ -11,7 +11,7 @@ def with_class_word(caption: str, trigger: str, class_word: str) -> str:
     """
     if not trigger or not class_word or trigger not in caption:
         return ""
-    whole = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)")
+    whole = whole_word(trigger)
     if whole.search(caption):
         return whole.sub(lambda _: class_word, caption)
     return caption.replace(trigger, class_word)

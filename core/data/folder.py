@@ -56,9 +56,9 @@ def find_files(
 ) -> FolderFiles:
     files: dict[str, Path] = {}
     notes: list[Note] = []
-    _walk(folder, files, notes)
+    linked = _walk(folder, files, notes)
     if within is not None:
-        _drop_links(files, within, notes)
+        _drop_links(files, linked, within, notes)
     own = Path(index_path).absolute() if index_path else None
     caption_suffix = extension(options)
     if caption_suffix in MEDIA_SUFFIXES and options.caption_source == "sidecar":
@@ -143,11 +143,14 @@ def without_given(
     return dataclasses.replace(found, media=media, notes=notes), given
 
 
-def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
-    """Collect files below `root`, following links to folders, but into no folder twice."""
-    seen, waiting = {root.resolve()}, [root]
+def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> list[str]:
+    """Collect files below `root`, following links to folders, but into no folder twice; names that links have led to."""
+    real_root = root.resolve()
+    seen, waiting = {real_root}, [(root, real_root)]
+    linked: list[str] = []
     while waiting:
-        folder = waiting.pop()
+        folder, real = waiting.pop()
+        is_linked = not real.is_relative_to(real_root)
         try:
             with os.scandir(folder) as entries:
                 children = sorted(entries, key=lambda entry: entry.name)
@@ -165,18 +168,28 @@ def _walk(root: Path, files: dict[str, Path], notes: list[Note]) -> None:
                 told = os.fsencode(name).decode("utf-8", "backslashreplace")
                 notes.append(Note(name=told, action="skipped", reason=reason))
                 continue
-            target = _folder_behind(child)
+            target = _folder_behind(child, real)
             if target is None:
                 files[name] = folder / child.name
+                if is_linked or _may_be_link(child):
+                    linked.append(name)
             elif target not in seen:
                 seen.add(target)
-                waiting.append(folder / child.name)
+                waiting.append((folder / child.name, target))
+    return linked
 
 
-def _folder_behind(entry: "os.DirEntry[str]") -> Path | None:
-    """The folder that `entry` is or leads to; None for anything else, also for what cannot be told."""
+def _may_be_link(entry: "os.DirEntry[str]") -> bool:
+    """Whether it leads elsewhere. Windows has other kinds of links, which are not told apart here."""
+    return os.name == "nt" or entry.is_symlink()
+
+
+def _folder_behind(entry: "os.DirEntry[str]", real: Path) -> Path | None:
+    """The folder that `entry`, of the folder `real`, is or leads to; None for anything else, also for what cannot be told."""
     try:
-        return Path(entry.path).resolve() if entry.is_dir() else None
+        if not entry.is_dir():
+            return None
+        return Path(entry.path).resolve() if _may_be_link(entry) else real / entry.name
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
         return None
 
@@ -190,9 +203,9 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _drop_links(files: dict[str, Path], within: Sequence[Path], notes: list[Note]) -> None:
+def _drop_links(files: dict[str, Path], linked: Sequence[str], within: Sequence[Path], notes: list[Note]) -> None:
     """Leave out files that links take from elsewhere: a dataset of somebody's could read any file of the user's so."""
-    for name in [name for name, path in files.items() if not leads_within(path, within)]:
+    for name in [name for name in linked if not leads_within(files[name], within)]:
         reason = (
             "a link that leads outside the dataset folders; put the file itself here, or name the place it lies in as"
         )

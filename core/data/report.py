@@ -1,33 +1,50 @@
 """What a scan found, as text for people."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from .counting import Length, batches_of, describe_epoch
 from .join import join_warnings, split
 from .types import Dataset, JoinedPart, Note, Sample
 
 _NAMES = 2  # of a long group of notes
+_ENDING = re.compile(r"([-_]\w+)?\.[^\W\d]")  # of a file, behind its name
+_IN_WORD = re.compile(r"\w$")
 
 
 def list_notes(notes: Sequence[Note], limit: int | None = 30) -> str:
     """The notes, one a line, those that differ by the file's name alone in one; the first `limit` lines, or all with None.
 
-    With a limit a long line names the first files only; without, all of them.
+    With a limit a long line names the first files only; without, all of them. A file of the same name that a note tells of,
+    as a caption file, is NAME.txt in a line of several.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[Note]] = {}
     for note in notes:
-        groups.setdefault((note.action, note.reason), []).append(note.where)
-    lines = [_line(names, action, reason, limit) for (action, reason), names in groups.items()]
+        groups.setdefault((note.action, _without_name(note)), []).append(note)
+    lines = [_line(of_group, reason, limit) for (_, reason), of_group in groups.items()]
     shown = lines[:limit]
     if len(lines) > len(shown):
         shown.append(f"- ... and {len(lines) - len(shown)} more (all of them are in the server's log)")
     return "\n".join(shown)
 
 
-def _line(names: Sequence[str], action: str, reason: str, limit: int | None) -> str:
-    if len(names) == 1:
-        return f"- {names[0]}: {action}: {reason}"
+def _without_name(note: Note) -> str:
+    """The reason, where files that are called as the note's own have NAME in the place of that."""
+    stem = PurePosixPath(note.name).stem
+    first, *rest = note.reason.split(stem) if stem else [note.reason]
+    found = first
+    for before, after in zip((first, *rest), rest, strict=False):
+        is_name = _ENDING.match(after) and not _IN_WORD.search(before)
+        found += ("NAME" if is_name else stem) + after
+    return found
+
+
+def _line(notes: Sequence[Note], reason: str, limit: int | None) -> str:
+    names, action = [note.where for note in notes], notes[0].action
+    if len(notes) == 1:
+        return f"- {notes[0]}"
     shown = names if limit is None or len(names) <= _NAMES + 1 else names[:_NAMES]
     rest = f", ... and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return f"- {len(names)} files: {action}: {reason}: {', '.join(shown)}{rest}"

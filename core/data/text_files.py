@@ -63,7 +63,9 @@ def _decode(data: bytes) -> tuple[str, str]:
     try:
         return data.decode("utf-8-sig"), ""
     except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace"), "is not UTF-8 and was read as Windows-1252"
+        return data.decode(
+            "cp1252", errors="replace"
+        ), "is not UTF-8 and was read as Windows-1252: look at it, and save it as UTF-8"
 
 
 def _wide_encoding(data: bytes) -> str:

@@ -12,7 +12,7 @@ from ..paths import shown
 from .aitoolkit_rest import REST
 from .aitoolkit_rules import RULES
 from .answers import SetupOption
-from .declared import number
+from .declared import number, truth
 from .families import family_of
 from .kinds import SetupKind
 from .reading import Reading, Training, leaves, number_in, with_defaults
@@ -109,5 +109,10 @@ def _notes(given: list[SetupOption]) -> list[str]:
     if any(item.key == "datasets.num_frames" and (number(item.value) or 0) > 1 for item in given):
         notes.append(
             "AI-Toolkit repeats frames of a clip that has fewer than num_frames. Here it is shortened (short_clips)."
+        )
+    if any(item.key == "datasets.shrink_video_to_frames" and not truth(item.value) for item in given):
+        notes.append(
+            "AI-Toolkit takes every so many-th frame of a clip, which makes 15 a second of 30 where 16 are asked for. Here it"
+            " is brought to the exact rate (fps)."
         )
     return notes

@@ -71,6 +71,18 @@ def _dropout(context: Context, given: SetupOption) -> Answer:
     return mapped(loop__caption_dropout=found)
 
 
+def _unload(context: Context, given: SetupOption) -> Answer:
+    """extensions_built_in/sd_trainer/SDTrainer.py: without embeddings on disk the trigger word alone is trained, or no word."""
+    on_disk = any(item.key.endswith(".cache_text_embeddings") and truth(item.value) for item in context.given)
+    if not truth(given.value) or on_disk:
+        return not_needed("the text encoder only encodes captions, before the training.")
+    why = "AI-Toolkit leaves the captions unread then"
+    has_reg = any(item.key == "datasets.is_reg" and truth(item.value) for item in context.given)
+    if not context.get("trigger_word") or has_reg:
+        return not_supported(f"{why}. They are read here: set drop_captions of the datasets to 1 for none.")
+    return changed(f"{why}, and trains with the trigger word alone.", dataset__caption_source="trigger")
+
+
 def _is_reg(_context: Context, given: SetupOption) -> Answer:
     place = "dataset.regularization"
     if exists(place):
@@ -119,4 +131,5 @@ DATASET_RULES: dict[str, Rule] = {
     "datasets.network_weight": _network_weight,
     "datasets.num_repeats": _repeats,
     "datasets.do_i2v": _i2v,
+    "train.unload_text_encoder": _unload,
 }

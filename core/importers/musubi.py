@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .answers import SetupOption
+from .common import SLOWED
 from .families import FAMILIES, family_of, stage_of
 from .kinds import SetupKind
 from .musubi_rest import REST
@@ -224,6 +225,8 @@ def _notes(files: Mapping[SetupKind, list[Parsed]], runs: Sequence[Any], shared:
             "An image dataset of musubi-tuner takes the pictures of a folder alone, a video dataset the clips. Here a dataset"
             " takes all files of its folder: keep pictures and clips in folders of their own."
         )
+    if any(kind & {"video_directory", "video_jsonl_file"} and "source_fps" not in kind for kind in kinds):
+        notes.append(f"musubi-tuner takes the frames of a clip as they come unless source_fps is set. {SLOWED}")
     return notes
 
 

@@ -10,6 +10,9 @@ from .declared import choice_of, exists, frames, number, truth
 from .sizes import size_of
 from .tables import VARIANTS, can_have_several
 
+_MOST_FRAMES = 129  # of frame_extraction full, where max_frames is not given (dataset/config_utils.py)
+_WHOLE = "Full takes the whole clip here, of whatever length: cut longer clips."
+
 
 def _is_video(context: Context, dataset: int | None) -> bool:
     return any(context.has(key, dataset) for key in ("video_directory", "video_jsonl_file"))
@@ -88,6 +91,9 @@ def _extraction(context: Context, given: SetupOption) -> Answer:
             return changed("uniform with one window is the first frames.", dataset__frame_sampling="head")
         why = "a window between the first and the last may start a frame later: starts are rounded here, not cut."
         return changed(why, dataset__frame_sampling="uniform")
+    if word == "full" and not context.has("max_frames", given.dataset) and not context.has("max_frames"):
+        why = f"musubi-tuner takes {_MOST_FRAMES} frames of a longer clip. {_WHOLE}"
+        return changed(why, dataset__frame_sampling="full")
     found = choice_of("dataset.frame_sampling", word)
     return not_supported(f"there is no {word} here.") if found is None else mapped(dataset__frame_sampling=found)
 
@@ -107,14 +113,14 @@ def _sample(context: Context, given: SetupOption) -> Answer:
 def _fps(context: Context, _given: SetupOption) -> Answer:
     return changed(
         f"the rate of each clip is read from it, and brought to {context.facts.get('fps', 16):g} frames a second so that motion"
-        " keeps its speed."
+        " keeps its speed; each frame is the one that is nearest in time, which may be the one beside musubi-tuner's."
     )
 
 
 def _max_frames(context: Context, given: SetupOption) -> Answer:
     if context.get("frame_extraction", "head", given.dataset) != "full":
         return not_needed("frame_extraction is not full.")
-    return not_supported("full takes the whole clip here, of whatever length: cut longer clips.")
+    return not_supported(_WHOLE)
 
 
 def _batch_size(context: Context, given: SetupOption) -> Answer:

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..paths import shown
 from ..settings.stage import Stage
 from .answers import SetupOption
+from .common import SLOWED
 from .families import FAMILIES, family_of
 from .kinds import SetupKind
 from .reading import Reading, Training, leaves, with_defaults
@@ -82,17 +83,22 @@ def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
         raise ConfigError(
             f"there are {len(trainings)} configurations, and they are not one for each expert of Wan 2.2: bring one at a time."
         )
-    notes = []
-    if backends:
-        notes.append(
-            "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it"
-            " is never larger: most sizes that are not square have a side that is 16 pixels shorter."
-        )
+    notes = _dataset_notes(shared) if backends else []
     if not backends:
         notes.append("Your files name no dataset: bring multidatabackend.json too, it holds folder, size and frames.")
     if not runs:
         notes.append("Your files hold the datasets alone. The training has its defaults: bring config.json too.")
     return Reading(families[0], trainings, shared, max(1, count), notes)
+
+
+def _dataset_notes(shared: Sequence[SetupOption]) -> list[str]:
+    notes = [
+        "SimpleTuner rounds both sides of a size to multiples of 16, so that its area can be larger than asked for. Here it"
+        " is never larger: most sizes that are not square have a side that is 16 pixels shorter."
+    ]
+    if any(item.key.startswith("video.") or item.value == "video" for item in shared):
+        notes.append(f"SimpleTuner takes the frames of a clip as they come. {SLOWED}")
+    return notes
 
 
 def _datasets(file: Parsed) -> tuple[list[SetupOption], int]:

@@ -15,6 +15,7 @@ from PIL import Image
 from ..data.types import Sample
 from ..disk import write_atomic
 from ..errors import ConfigError
+from ..facts import LatentFormat
 from ..safe_json import read_object, seal
 from ..serial import digest, from_dict, to_dict
 from .measure import Measured, measure
@@ -70,9 +71,10 @@ class StripStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
-    def key(self, sample: Sample) -> str:
-        """Of what a sample's pixels are."""
-        return digest(["look", _VERSION, sample.content_key], 32)
+    def key(self, sample: Sample, latent_format: LatentFormat = "wan2.1") -> str:
+        """Of what a sample's pixels are, and of its mask in latents."""
+        mask = [*sample.mask_keys, latent_format] if sample.mask else []
+        return digest(["look", _VERSION, sample.content_key, *mask], 32)
 
     def picture(self, key: str) -> Path:
         """Where the strip of a key lies, or would lie."""
@@ -88,9 +90,12 @@ class StripStore:
         except ConfigError:
             return None
 
-    def make(self, key: str, frames: np.ndarray) -> Seen:
-        """Make and keep what is told of a sample's frames [F, H, W, 3]. RunError where the disk refuses."""
-        picture, strip = make_strip(frames)
+    def make(self, key: str, frames: np.ndarray, shown: np.ndarray | None = None) -> Seen:
+        """Make and keep what is told of a sample's frames [F, H, W, 3], and a strip of them, or of those `shown` instead.
+
+        RunError where the disk refuses.
+        """
+        picture, strip = make_strip(frames if shown is None else shown)
         seen = Seen(strip=strip, measured=measure(frames))
         write_atomic(self.picture(key), lambda file: file.write(picture))
         text = json.dumps(seal(to_dict(seen)), separators=(",", ":"))

@@ -1,6 +1,5 @@
 """What looks wrong with a sample or its caption, as badges: a kind that can be filtered by, and a sentence."""
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from ..data.buckets import crop_loss
 from ..data.types import Sample
 from ..facts import TEXT_TOKENS
+from ..prompts import whole_word
 from ..settings.dataset import DatasetOptions
 from .measure import Measured
 from .tokens import Counted
@@ -160,4 +160,4 @@ def _of_captions(
 
 
 def _has(text: str, trigger: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None
+    return whole_word(trigger).search(text) is not None

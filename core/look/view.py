@@ -23,6 +23,7 @@ from ..facts import TEXT_TOKENS, LatentFormat
 from ..serial import to_dict
 from .captions import CaptionFiles, CaptionOnDisk
 from .costs import bucket_costs, latent_size
+from .masked import shaded
 from .measure import Measured
 from .strips import Seen, StripStore, make_strip, webp
 from .tokens import Counted, Tokenizer, count_tokens
@@ -48,7 +49,7 @@ class Looker:
         `check` is called several times a second, and may raise to stop.
         """
         yield {"event": "dataset", **self._overview(dataset)}
-        keys = [self.store.key(sample) for sample in dataset.samples]
+        keys = [self.store.key(sample, self.latent_format) for sample in dataset.samples]
         kept = {i: seen for i, key in enumerate(keys) if (seen := self.store.get(key))}
         yield {"event": "seen", "items": [_item(i, keys[i], dataset.samples[i], seen) for i, seen in kept.items()]}
         measured = {i: seen.measured for i, seen in kept.items()}
@@ -67,7 +68,8 @@ class Looker:
         seen = self.store.get(key)  # an equal sample may have been made meanwhile
         try:
             if seen is None:
-                seen = self.store.make(key, read_frames(sample, interrupt).numpy())
+                frames = read_frames(sample, interrupt).numpy()
+                seen = self.store.make(key, frames, shaded(frames, sample, self.latent_format, interrupt))
         except DatasetError as error:
             return {"i": i, "badges": to_dict([Trouble(kind="unreadable", text=str(error))])}
         measured[i] = seen.measured
@@ -142,15 +144,18 @@ class Looker:
         }
 
 
-def exact_frame(sample: Sample, number: int) -> bytes:
-    """Frame `number` of a sample in its bucket's full size, as WebP. DatasetError if it has none, or can't be read."""
+def exact_frame(sample: Sample, number: int, latent_format: LatentFormat = "wan2.1") -> bytes:
+    """Frame `number` of a sample in its bucket's full size, as WebP, with what its mask leaves out shown as such.
+
+    DatasetError if it has none, or can't be read.
+    """
     if not 0 <= number < len(sample.frame_indices):
         raise DatasetError(f"{sample.name} has {len(sample.frame_indices)} frames, and no frame {number}.")
-    if sample.follows_motion:  # of all of its frames
-        frame = read_frames(sample)[number]
+    if sample.follows_motion or sample.mask:  # of all of its frames
+        frame = shaded(read_frames(sample).numpy(), sample, latent_format)[number]
     else:
-        frame = read_frames(replace(sample, frame_indices=(sample.frame_indices[number],)))[0]
-    return webp(Image.fromarray(frame.numpy()), _FRAME_QUALITY)
+        frame = read_frames(replace(sample, frame_indices=(sample.frame_indices[number],)))[0].numpy()
+    return webp(Image.fromarray(frame), _FRAME_QUALITY)
 
 
 def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
@@ -180,9 +185,12 @@ def _treatment(sample: Sample) -> str:
     if sample.given is not None:
         pictures = (("first", sample.given.first), ("last", sample.given.last))
         told += [f"an image-to-video model is given {file.name} as {place} frame" for place, file in pictures if file]
+        told += [
+            f"a model with such an input is given {file.name} as {name}" for name, file in sample.given.paired.items()
+        ]
     if sample.mask is not None:
         by = sample.mask.file.name if sample.mask.file else "its own transparency"
-        told.append(f"its loss is masked by {by}")
+        told.append(f"its loss is masked by {by}, and counts little under the stripes")
     dropped = treatment.caption_dropout
     told += [f"trained without its caption {dropped:.0%} of the time"] if dropped is not None else []
     return ", ".join(told)

@@ -62,6 +62,18 @@ def test_a_persons_text_stays_also_with_redo(dataset, model):
     assert done.kept == 2
 
 
+def test_what_a_person_writes_while_the_model_is_at_work_stays(dataset, model):
+    def writes_too(done, _total, _name):
+        if done == 1:
+            (dataset / "red.txt").write_text("my own words")
+
+    options = CaptioningOptions(max_tokens=12, must_say="zxq")
+    done = caption_folder(dataset, options, lambda: model, on_file=writes_too)
+    assert sorted(done.written) == ["more/blue.txt", "moves.txt"]
+    assert texts_of(dataset) == done.written | {"red.txt": "my own words"}
+    assert [str(note) for note in done.notes] == ["red.txt: skipped: somebody wrote it meanwhile, and it is left alone"]
+
+
 def test_an_empty_caption_file_is_filled(dataset, model):
     (dataset / "red.txt").write_text(" \n")
     assert "red.txt" in run(dataset, model).written

@@ -21,7 +21,7 @@ from wan_train.core.settings.dataset import DatasetOptions
         (
             "caf\u00e9 \u201cx\u201d".encode("cp1252"),
             "caf\u00e9 \u201cx\u201d",
-            "is not UTF-8 and was read as Windows-1252",
+            "is not UTF-8 and was read as Windows-1252: look at it, and save it as UTF-8",
         ),
     ],
 )

@@ -22,6 +22,7 @@ from wan_train.tests.core.data.test_encode import CharEncoder, PoolVAE
         ("a photo of ohwx.", "a photo of person."),
         ("ohwx and ohwxy", "person and ohwxy"),
         ("many ohwxs", "many persons"),
+        ("ohwx的肖像 and ohwxy", "person的肖像 and ohwxy"),
         ("OHWX walks", ""),
         ("somebody walks", ""),
         ("", ""),

@@ -19,9 +19,21 @@ MIXED = "[trigger] a caf\u00e9, \u201csmart\u201d \u2013 \u65e5\u672c, dog"
         (b"\xfe\xff" + MIXED.encode("utf-16-be"), MIXED, ""),
         (b"\xef\xbb\xbfa dog\r\nruns", "a dog\r\nruns", ""),
         (b"a dog\0\0", "a dog", "holds letters of the value 0, which were left out"),
-        (b"it\x92s a \x93dog\x94", "it\u2019s a \u201cdog\u201d", "is not UTF-8 and was read as Windows-1252"),
-        ("\u4e00\u53ea\u72d7".encode("gbk"), None, "is not UTF-8 and was read as Windows-1252"),
-        ("\u732b".encode("shift-jis"), None, "is not UTF-8 and was read as Windows-1252"),
+        (
+            b"it\x92s a \x93dog\x94",
+            "it\u2019s a \u201cdog\u201d",
+            "is not UTF-8 and was read as Windows-1252: look at it, and save it as UTF-8",
+        ),
+        (
+            "\u4e00\u53ea\u72d7".encode("gbk"),
+            None,
+            "is not UTF-8 and was read as Windows-1252: look at it, and save it as UTF-8",
+        ),
+        (
+            "\u732b".encode("shift-jis"),
+            None,
+            "is not UTF-8 and was read as Windows-1252: look at it, and save it as UTF-8",
+        ),
         (b"", "", ""),
     ],
 )

@@ -35,10 +35,13 @@ class Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 SIZES = [(1920, 1080), (1080, 1920), (800, 600), (512, 512), (640, 360), (400, 300), (1000, 300)]
 CLIPS = {"long": 50, "middle": 33, "short": 20}
+FAST = {"fast": 60}  # at 30 fps, the others at 16
 root = Path(tempfile.mkdtemp())
-for name, count in CLIPS.items():
-    with av.open(str(root / f"{name}.mp4"), "w") as c:
-        s = c.add_stream("libx264", rate=16)
+fast_root = Path(tempfile.mkdtemp())
+for name, count in {**CLIPS, **FAST}.items():
+    folder, rate = (fast_root, 30) if name in FAST else (root, 16)
+    with av.open(str(folder / f"{name}.mp4"), "w") as c:
+        s = c.add_stream("libx264", rate=rate)
         s.width, s.height, s.pix_fmt = 128, 128, "yuv420p"
         s.options = {"crf": "1"}
         for i in range(count):
@@ -47,7 +50,7 @@ for name, count in CLIPS.items():
                 c.mux(p)
         for p in s.encode():
             c.mux(p)
-    (root / f"{name}.txt").write_text(name)
+    (folder / f"{name}.txt").write_text(name)
 level = lambda a: int(round((float(np.asarray(a, float).mean()) - 8) / 4))
 out = {}
 # --- musubi-tuner: its VideoDataset and BucketSelector themselves
@@ -57,7 +60,7 @@ from musubi_tuner.dataset.image_video_dataset import VideoDataset
 from musubi_tuner.dataset.bucket import BucketSelector
 
 
-def musubi(**o):
+def musubi(root=root, **o):
     d = VideoDataset(
         resolution=(128, 128),
         caption_extension=".txt",
@@ -86,6 +89,10 @@ out["musubi"] = {
         "slide 17 by 8": musubi(frame_extraction="slide", target_frames=[17], frame_stride=8),
         "uniform 17 x 3": musubi(frame_extraction="uniform", target_frames=[17], frame_sample=3),
         "full": musubi(frame_extraction="full", target_frames=[17], max_frames=129),
+    },
+    "rates": {
+        "head 17": musubi(fast_root, frame_extraction="head", target_frames=[17]),
+        "head 17 source_fps 30": musubi(fast_root, frame_extraction="head", target_frames=[17], source_fps=30.0),
     },
     "sizes": {
         f"512 upscale {up}": [
@@ -140,9 +147,9 @@ for name in ("load_and_process_video", "setup_buckets"):
     exec(compile(ast.Module([pick(src, None, name)], []), name, "exec"), ns)
 
 
-def toolkit(count, shrink):
+def toolkit(count, shrink, root=root, clips=CLIPS):
     found = {}
-    for name in CLIPS:
+    for name in clips:
         random.seed(0)
         cfg = types.SimpleNamespace(
             buckets=True,
@@ -197,9 +204,13 @@ def tk_sizes(div=16):
 
 out["aitoolkit"] = {
     "frames": {"even 17": toolkit(17, True), "even 25": toolkit(25, True), "random 17": toolkit(17, False)},
+    "rates": {
+        "even 17": toolkit(17, True, fast_root, FAST),
+        "random 17 at 16 fps": toolkit(17, False, fast_root, FAST),
+    },
     "sizes": {"512": tk_sizes()},
 }
-# --- SimpleTuner: adjust_video_frames and the size by pixel_area
+# --- SimpleTuner: adjust_video_frames, load_video (cut to that number as helpers/caching/vae.py does), the size by pixel_area
 from math import sqrt
 
 w = ast.parse((TUNER / "simpletuner/helpers/models/wan/model.py").read_text())
@@ -220,7 +231,30 @@ for s in SIZES:
         float(M.MultiaspectImage.calculate_image_aspect_ratio(s)), 512 * 512 / 1e6, s
     )
     rows.append([list(s), [int(v) for v in got[0]]])
+loads = next(
+    n
+    for n in ast.parse((TUNER / "simpletuner/helpers/image_manipulation/load.py").read_text()).body
+    if isinstance(n, ast.FunctionDef) and n.name == "load_video"
+)
+loads.args.args[0].annotation = loads.returns = None
+
+
+class Capture:
+    def __init__(self, path):
+        self.capture = cv2.VideoCapture(path)
+        self.is_opened, self.read, self.release = self.capture.isOpened, self.capture.read, self.capture.release
+
+
+reads = dict(
+    np=np,
+    os=os,
+    tempfile=tempfile,
+    tsr=types.SimpleNamespace(PyVideoCapture=Capture, cvt_color_py=lambda f, _: cv2.cvtColor(f, cv2.COLOR_BGR2RGB)),
+)
+exec(compile(ast.Module([loads], []), "load_video", "exec"), reads)
+taken = int(adj["adjust_video_frames"](None, 17))
 out["simpletuner"] = {
+    "rates": {"17": {"fast": [[level(f) for f in reads["load_video"](str(fast_root / "fast.mp4"))][:taken]]}},
     "frames": {str(n): int(adj["adjust_video_frames"](None, n)) for n in (1, 17, 49, 75, 81, 125)},
     "sizes": {"512": rows},
 }

@@ -37,6 +37,24 @@ def test_the_guides_job():
     assert any("models.recovery_adapter" in one for one in imported.to_fill)
 
 
+@pytest.mark.parametrize(
+    ("unload", "on_disk", "trigger", "told", "source"),
+    [
+        ("true", "false", "zxq_orbit", "changed", "trigger"),
+        ("false", "false", "zxq_orbit", "not needed", "sidecar"),
+        ("true", "true", "zxq_orbit", "not needed", "sidecar"),
+        ("true", "false", "", "not supported", "sidecar"),
+    ],
+)
+def test_an_unloaded_text_encoder_leaves_the_trigger_word_alone(unload, on_disk, trigger, told, source):
+    imported = bring(
+        ("cache_text_embeddings: true", f"cache_text_embeddings: {on_disk}\n        unload_text_encoder: {unload}"),
+        ('trigger_word: "zxq_orbit"', f'trigger_word: "{trigger}"'),
+    )
+    assert outcome(imported, "train.unload_text_encoder")[0] == told
+    assert imported.recipe.dataset[0].caption_source == source
+
+
 def test_steps_count_both_experts():
     imported = bring()
     assert outcome(imported, "train.steps") == ("changed", {"loop.steps": 1500})

@@ -148,6 +148,15 @@ def test_frame_extraction(extraction, more, expected):
     assert {name: getattr(made, name) for name in expected} == expected
 
 
+def test_a_limit_of_whole_clips_is_told_also_where_it_is_not_given():
+    told = line(video(frames="[33]", extraction="full"), "frame_extraction", dataset=0).answer
+    assert told.outcome == "changed"
+    assert "129 frames of a longer clip" in told.why
+    given = video(frames="[33]", extraction="full", more="max_frames = 45")
+    assert outcome(given, "frame_extraction", dataset=0)[0] == "mapped"
+    assert outcome(given, "max_frames", dataset=0)[0] == "not supported"
+
+
 def test_stride_without_slide_is_not_needed():
     assert outcome(video(frames="[33]", more="frame_stride = 8"), "frame_stride")[0] == "not needed"
 

@@ -1,6 +1,8 @@
 """Frames, sizes and counts beside those that other trainers' own code gave for the same clips (peers.json, run_peers.py)."""
 
+import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,37 @@ def sizes(options, rows):
     return {size: pair for size, pair in made.items() if pair[0] != pair[1]}
 
 
+def fast(options, fps=30):
+    """The frames of the samples of a clip of 60 frames."""
+    return [
+        list(window) for window in select_frames([round(i * 1e6 / fps) for i in range(60)], 2_000_000, options).windows
+    ]
+
+
+def test_frames_as_they_come_need_the_rate_of_the_clip():
+    """musubi-tuner without source_fps, and SimpleTuner, look at no rate; here a clip keeps its speed unless fps is its own."""
+    first = PEERS["musubi"]["rates"]["head 17"]["fast"]
+    assert first == PEERS["simpletuner"]["rates"]["17"]["fast"] == [list(range(17))]
+    for options in (musubi("target_frames = [17]"), simpletuner(17)):
+        assert fast(options) == [[0, 2, 4, 6, 7, 9, 11, 13, 15, 17, 19, 21, 22, 24, 26, 28, 30]]
+        assert fast(dataclasses.replace(options, fps=30.0)) == first
+
+
+def test_musubis_rate_is_kept_to_the_frame_beside_it():
+    (theirs,) = PEERS["musubi"]["rates"]["head 17 source_fps 30"]["fast"]
+    (ours,) = fast(musubi("target_frames = [17]\nsource_fps = 30.0"))
+    assert {b - a for a, b in zip(ours, theirs, strict=True)} == {0, 1}
+
+
+def test_aitoolkits_rate_is_a_whole_part_of_the_clips():
+    (theirs,) = PEERS["aitoolkit"]["rates"]["random 17 at 16 fps"]["fast"]
+    assert {b - a for a, b in pairwise(theirs)} == {2}  # 15 fps
+    ours = fast(aitoolkit(17, shrink=False))[0]
+    assert {b - a for a, b in pairwise(ours)} == {1, 2}
+    (even,) = PEERS["aitoolkit"]["rates"]["even 17"]["fast"]
+    assert all(0 <= b - a <= 1 for a, b in zip(fast(aitoolkit(17))[0], even, strict=True))
+
+
 @pytest.mark.parametrize("upscale", [True, False])
 def test_musubis_sizes(upscale):
     options = musubi(f"target_frames = [17]\nbucket_no_upscale = {str(not upscale).lower()}")
@@ -133,6 +166,15 @@ def test_the_differences_are_told():
     data = json.loads(SIMPLETUNER_DATASETS)
     tuner = import_files({"config.json": SIMPLETUNER, "multidatabackend.json": json.dumps(data)})
     assert any("rounds both sides of a size" in note for note in tuner.notes)
+    assert any("frames of a clip as they come" in note and "set fps" in note for note in tuner.notes)
+    clips = "[[datasets]]\nvideo_directory = '/clips'\ntarget_frames = [17]\n"
+    as_they_come = [import_files({"dataset.toml": text}).notes for text in (clips, f"{clips}source_fps = 30.0\n")]
+    assert [any("as they come" in note for note in notes) for notes in as_they_come] == [True, False]
+    random = import_files(
+        {"job.yaml": AITOOLKIT.replace("shrink_video_to_frames: true", "shrink_video_to_frames: false")}
+    )
+    assert any("15 a second of 30" in note for note in random.notes)
     toolkit = import_files({"job.yaml": AITOOLKIT})
+    assert not any("15 a second" in note for note in toolkit.notes)
     assert any("multiples of 16 around" in note for note in toolkit.notes)
     assert any("repeats frames" in note for note in toolkit.notes)

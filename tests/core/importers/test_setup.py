@@ -116,3 +116,20 @@ def test_other_models_are_refused():
 def test_no_file_is_refused():
     with pytest.raises(ConfigError, match="no file was given"):
         import_setup([])
+
+
+@pytest.mark.parametrize(
+    ("peer", "before", "after", "name"),
+    [
+        ("musubi", "--seed 5", "--seed 5 --log_with wandb", "--log_with"),
+        ("simpletuner", '"seed": 42', '"seed": 42, "report_to": "wandb"', "report_to"),
+        ("aitoolkit", "      save:", "      logging: {use_wandb: true}\n      save:", "logging.use_wandb"),
+    ],
+)
+def test_trackers_are_told_where_they_are_turned_on(peer, before, after, name):
+    files = {file: text.replace(before, after) for file, text in SETUPS[peer].items()}
+    assert files != SETUPS[peer]
+    imported = import_files(files)
+    (why, *_) = [line.answer.why for line in imported.lines if line.given.name.endswith(name)]
+    assert "[track]" in why
+    assert "wandb" not in recipe_to_toml(imported.recipe)

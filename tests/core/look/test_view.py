@@ -11,9 +11,11 @@ from wan_train.core.data.points import Points, write_points
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.errors import DatasetError
 from wan_train.core.look.costs import bucket_costs
+from wan_train.core.look.masked import shaded
 from wan_train.core.look.strips import StripStore, make_strip
 from wan_train.core.look.view import SOURCE_FRAMES, Looker, exact_frame, source_strip
 from wan_train.core.settings.dataset import DatasetOptions
+from wan_train.tests.core.data.test_masks import clip_mask
 from wan_train.tests.core.look.material import moving, textured, write, write_mixed
 
 OPTIONS = DatasetOptions(width=192, height=192, num_frames=17, trigger_word="ohwx", held_out=1)
@@ -207,3 +209,42 @@ def test_joined_datasets_keep_their_own_rates_words_and_notes(tmp_path):
     assert first["notes"] == ["cropped: 8 of 17 frames at the end are in no window"]
     assert second["notes"] == ["cropped: 24 of 33 frames at the end are in no window"]
     assert not any(badge["kind"] == "no trigger" for sample in (first, second) for badge in sample["badges"])
+
+
+def test_what_a_mask_leaves_out_is_under_stripes(tmp_path):
+    folder = tmp_path / "set"
+    path = write(folder, "a.mp4", np.full((9, 64, 64, 3), 200, np.uint8), "a")
+    (folder / "masks").mkdir()
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :32] = 255
+    Image.fromarray(left).save(folder / "masks" / "a.png")
+    small = {"width": 64, "height": 64, "num_frames": 9}
+    (plain,) = scan_folder(folder, DatasetOptions(**small)).samples[:1]
+    found = scan_folder(folder, DatasetOptions(mask_folder="masks", **small))
+    (sample,) = found.samples
+    store = StripStore(tmp_path / "strips")
+    told = list(Looker(store=store).look(found))
+    assert "masked by a.png" in told[0]["samples"][0]["treatment"]
+    keys = {store.key(plain), store.key(sample), store.key(sample, "wan2.2")}
+    assert len(keys) == 3
+    shown = np.asarray(Image.open(store.picture(store.key(sample))).convert("RGB")).astype(int)[:64, :64]
+    assert np.abs(shown[:, :28] - 200).max() < 12
+    assert shown[:, 36:].mean() < 160
+    assert shown[:, 36:].std() > 10  # stripes
+    (tmp_path / "frame.webp").write_bytes(exact_frame(sample, 5))
+    frame = np.asarray(Image.open(tmp_path / "frame.webp").convert("RGB")).astype(int)
+    assert np.abs(frame[:, :28] - 200).max() < 8
+    assert frame[:, 36:].mean() < 160
+    assert store.get(store.key(sample)).measured == store.make("0" * 32, read_frames(sample).numpy()).measured
+    assert path.is_file()
+
+
+def test_a_mask_that_moves_is_shown_latent_by_latent(tmp_path):
+    folder = tmp_path / "set"
+    write(folder, "a.mp4", np.full((9, 64, 64, 3), 200, np.uint8), "a")
+    clip_mask(folder / "masks" / "a.mkv", (1, 1, 1, 1, 1, 0, 0, 0, 0))
+    options = DatasetOptions(width=64, height=64, num_frames=9, mask_folder="masks", mask_least=0.5)
+    (sample,) = scan_folder(folder, options).samples
+    shown = shaded(read_frames(sample).numpy(), sample, "wan2.1").astype(int)
+    assert [abs(frame.mean() - 200) < 3 for frame in shown] == [True] * 5 + [False] * 4
+    assert 165 < shown[5:].mean() < 180  # half of it counts
