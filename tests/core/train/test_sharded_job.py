@@ -26,7 +26,7 @@ from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.features import apply_features, make_masters
 from wan_train.core.train.prepare import prepare
 from wan_train.core.train.run_plan import RunPlan
-from wan_train.core.wan import checkpoint
+from wan_train.core.wan import loading
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.gguf import open_header
 from wan_train.core.wan.model import call_block
@@ -86,7 +86,7 @@ def blocks_read(world, job, scratch):
     """Of the model's file: the blocks of which this rank has read anything."""
     found = set()
     with pytest.MonkeyPatch.context() as patch:
-        read = checkpoint.read_stored
+        read = loading.read_stored
 
         def note(stream, entry, *rest):
             found.update({block_of[entry.start]} if entry.start in block_of else ())
@@ -98,7 +98,7 @@ def blocks_read(world, job, scratch):
             for name, entry in entries.items()
             if "blocks." in name
         }
-        patch.setattr(checkpoint, "read_stored", note)
+        patch.setattr(loading, "read_stored", note)
         prepare(job, CPU, scratch=scratch, world=world).features.close()
     return sorted(found)
 
