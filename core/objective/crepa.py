@@ -33,7 +33,7 @@ class Projection(nn.Module):
 
 def chosen_frames(num_pixel_frames: int, num_latent_frames: int) -> list[int]:
     """Of a clip's frames, those whose features stand for its latent frames."""
-    return torch.linspace(0, num_pixel_frames - 1, num_latent_frames).long().tolist()
+    return [int(frame) for frame in torch.linspace(0, num_pixel_frames - 1, num_latent_frames)]
 
 
 def similarity(projected: Tensor, features: Tensor, options: CrepaOptions) -> Tensor:
@@ -62,7 +62,9 @@ def _to_places(tokens: Tensor, places: int) -> Tensor:
     flat = tokens.flatten(0, 1).transpose(1, 2)  # [B F, E, N]
     side, new = math.isqrt(tokens.shape[2]), math.isqrt(places)
     if side**2 == tokens.shape[2] and new**2 == places:
-        flat = functional.interpolate(flat.unflatten(2, (side, side)), size=(new, new), mode="bilinear").flatten(2)
+        found = functional.interpolate(
+            flat.reshape(*flat.shape[:2], side, side), size=(new, new), mode="bilinear"
+        ).flatten(2)
     else:
-        flat = functional.interpolate(flat, size=places, mode="linear")
-    return flat.transpose(1, 2).unflatten(0, tokens.shape[:2])
+        found = functional.interpolate(flat, size=places, mode="linear")
+    return found.transpose(1, 2).view(*tokens.shape[:2], places, -1)

@@ -53,15 +53,16 @@ class NoisyBatch:
 
     def of_sample(self, number: int) -> "NoisyBatch":
         """What a forward of one sample needs: a batch of it alone, without masks, routes and rollouts."""
+        own = slice(number, number + 1)
         return NoisyBatch(
-            *(
-                tensor[number : number + 1]
-                for tensor in (
-                    *(self.latents, self.noise, self.sigmas, self.noisy_latents, self.timesteps, self.target),
-                    self.context,
-                )
-            ),
-            {name: tensor[number : number + 1] for name, tensor in self.images.items()},
+            latents=self.latents[own],
+            noise=self.noise[own],
+            sigmas=self.sigmas[own],
+            noisy_latents=self.noisy_latents[own],
+            timesteps=self.timesteps[own],
+            target=self.target[own],
+            context=self.context[own],
+            images={name: tensor[own] for name, tensor in self.images.items()},
             given_frames=self.given_frames,
         )
 

@@ -104,7 +104,7 @@ class PreparedObjective:
     def __init__(self, objective: Objective, *preparations: Preparation) -> None:
         self._objective, self._preparations = objective, preparations
         self.names = objective.names
-        first = tuple(each for preparation in preparations for each in preparation.passes)
+        first: tuple[Pass, ...] = tuple(each for preparation in preparations for each in preparation.passes)
         self.passes = Passes(first + objective.passes.order)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:

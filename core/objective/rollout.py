@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..facts import NUM_TIMESTEPS
 from ..flow.objective import add_noise, give_first_frame
@@ -33,10 +34,10 @@ def draw_rollouts(job: Job, sigmas: Tensor, *, index: int, first_draw: int) -> t
         return ()
     chance, highest = chance_at(options, index // job.loop.gradient_accumulation), int(_LAST * job.timesteps.sigma_max)
     found: list[tuple[int, int]] = []
-    for number, sigma in enumerate(sigmas.tolist()):
-        draws = torch.rand(2, generator=stream(job.loop.seed, "rollout", first_draw + number)).tolist()
+    for number, sigma in enumerate(map(float, sigmas)):
+        chosen, length = map(float, torch.rand(2, generator=stream(job.loop.seed, "rollout", first_draw + number)))
         end = min(int(sigma * NUM_TIMESTEPS), _LAST)
-        offset = num_steps(options, draws[1]) if draws[0] < chance else 0
+        offset = num_steps(options, length) if chosen < chance else 0
         found.append((max(end, min(end + offset, highest)), end))
     return tuple(found)
 
@@ -113,6 +114,5 @@ def direction_loss(pred: Tensor, noisy: NoisyBatch) -> Tensor:
     """
     away = (noisy.noisy_latents - noisy.latents)[:, :, noisy.given_frames :].flatten(1).float()
     found = pred[:, :, noisy.given_frames :].flatten(1).float()
-    difference = found / found.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    difference = difference - away / away.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    difference = functional.normalize(found, dim=1, eps=1e-6) - functional.normalize(away, dim=1, eps=1e-6)
     return difference.square().sum(1)

@@ -22,7 +22,7 @@ from wan_train.tests.core.memory.helpers import CPU
 from wan_train.tests.core.memory.test_graphs import Recorder
 from wan_train.tests.core.objective.test_objective import trained
 from wan_train.tests.core.objective.test_regularizers import stepped
-from wan_train.tests.core.plan.test_estimate import CARD, GRID, T2V_14B
+from wan_train.tests.core.plan.test_estimate import CARD, T2V_14B
 from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
@@ -150,7 +150,7 @@ def test_gpus_do_not_share_clips_then(job):
 def test_the_planner_counts_fewer_tokens(job):
     task = make_planner(job, decide(job, inspect(job.model.path), CPU), CARD).task
     assert task.seen == ((2, 1.0), (2, 0.5))
-    plain, bucket, plan = Task(sizes=T2V_14B), Bucket((16, *GRID)), Plan(streamed_blocks=0)
+    plain, bucket, plan = Task(sizes=T2V_14B), Bucket((16, 21, 60, 104)), Plan(streamed_blocks=0)
     routed = replace(plain, seen=((4, 1.0), (36, 0.5)))
     one, other = (estimate(each, bucket, plan, CARD) for each in (plain, routed))
     assert 0.4 * one.seconds < other.seconds < 0.7 * one.seconds
