@@ -106,18 +106,21 @@ def feature_path(job: Job) -> Callable[[TrainSample], str] | None:
     return lambda sample: str(_store_of(sample).path(KIND, _key(job, sample)))
 
 
-def make_features(job: Job, device: torch.device, events: EventWriter, world: World) -> None:
+def make_features(
+    job: Job, device: torch.device, events: EventWriter, should_stop: Callable[[], bool], world: World
+) -> None:
     """Bring the features of all samples that are trained to the disk, where they are not yet.
 
     The cached latents are decoded, as SimpleTuner does in every step, and of the frames those are looked at that stand for
-    latent frames. ConfigError for files that are not those that the run was made with. All ranks call it; the first does it.
+    latent frames. All ranks call it; the first does it. What is made when the run shall stop is kept. ConfigError for files that
+    are not those that the run was made with.
     """
     if job.crepa.weight and world.is_first:
-        _make_absent(job, device, events)
+        _make_absent(job, device, events, should_stop)
     world.wait_for_all()
 
 
-def _make_absent(job: Job, device: torch.device, events: EventWriter) -> None:
+def _make_absent(job: Job, device: torch.device, events: EventWriter, should_stop: Callable[[], bool]) -> None:
     absent = [sample for sample in job.training_samples if _store_of(sample).look(KIND, _key(job, sample)) is None]
     if not absent:
         return
@@ -129,6 +132,8 @@ def _make_absent(job: Job, device: torch.device, events: EventWriter) -> None:
     vae = load_video_encoder(Path(job.crepa.vae), device)
     dino = DinoEncoder(Path(job.crepa.encoder), device, side=job.crepa.image_size)
     for number, sample in enumerate(absent, start=1):
+        if should_stop():  # which the run looks at before its first step
+            break
         events.write("status", message=f"looking at the frames by DINOv2: {number} of {len(absent)}")
         features = _features_of(sample, vae, dino)
         _store_of(sample).save(KIND, _key(job, sample), {KIND: features.half()}, {"sample": sample.name})

@@ -80,7 +80,7 @@ def run_job(
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
-    make_features(job, device, events, world)
+    make_features(job, device, events, should_stop, world)
     plan = RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others, world=world)
     check_ranks(job, world, is_sharded=plan.is_sharded)
     with closing(plan):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,17 @@ def test_a_run_learns_it_beside_the_flow_and_makes_features_once(tmp_path, job, 
     without, other, _ = train_in_folder(tmp_path, replace(job, crepa=CrepaOptions(), crepa_identity=""), "third", CPU)
     assert any(not torch.equal(other[name], tensor) for name, tensor in lora.items())
     assert without[0] == pytest.approx(terms(events)[0]["flow"], rel=1e-6)
+
+
+def test_a_stop_is_seen_between_samples(tmp_path, job):
+    folder, asked = RunFolder(tmp_path / "runs" / "run"), []
+    folder.path.mkdir(parents=True)
+    folder.write_job(job)
+    with pytest.raises(RunStoppedError):
+        run_job(folder, EventWriter(folder.events_path), CPU, lambda: asked.append(1) or len(asked) > 1)
+    made = [Path(feature_path(job)(sample)).is_file() for sample in job.data.samples]
+    assert made == [True, False, False]
+    run(folder, job)
 
 
 def test_the_features_are_those_of_the_decoded_frames(tmp_path, job, encoder, vae):
