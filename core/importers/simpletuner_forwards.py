@@ -14,7 +14,7 @@ _OFFSET, _RAMP = f"{_ROLLOUT}max_step_offset", f"{_ROLLOUT}ramp_steps"
 _FOLDER = "it is fetched by its name there: download its folder from Hugging Face, and name it in crepa.encoder."
 
 
-def _tread(context: Context, given: Given) -> Answer:
+def tread(context: Context, given: Given) -> Answer:
     """The first line of the table says all of it."""
     found: dict[int, dict[str, Any]] = {}
     lines = [item for item in context.given if item.key.startswith("tread_config.")]
@@ -122,7 +122,6 @@ def _no_effect(_context: Context, _given: Given) -> Answer:
 
 
 FORWARD_RULES: dict[str, Rule] = {
-    "tread_config.*": _tread,
     "crepa_enabled": _crepa,
     "crepa_lambda": _of_crepa(_weight),
     **dict.fromkeys(

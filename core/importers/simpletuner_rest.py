@@ -15,6 +15,7 @@ from .common import (
     part_of,
     unsupported,
 )
+from .simpletuner_forwards import tread
 
 REST: dict[str, Rule] = {
     **needless("it says which model is trained.", "model_family", "model_flavour", "model_type"),
@@ -57,6 +58,7 @@ REST: dict[str, Rule] = {
     **absent("there is no such option of LyCORIS here.", "lycoris.*"),
     **unsupported("no layer of the model is left out while previews are made.", "validation_guidance_skip_layers"),
     **unsupported("a preview has one prompt.", "validation_prompt_library"),
+    "tread_config.*": tread,
     **absent("LoRAs are trained on data here, not on another model.", "distillation_config.*"),
     **absent("a dataset is a folder on this machine: download it first.", "dataset_name", "huggingface.*", "aws.*"),
     **unsupported("LoRAs are trained on data here, not on another model.", "distillation_method"),

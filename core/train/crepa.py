@@ -112,8 +112,8 @@ def make_features(
     """Bring the features of all samples that are trained to the disk, where they are not yet.
 
     The cached latents are decoded, as SimpleTuner does in every step, and of the frames those are looked at that stand for
-    latent frames. All ranks call it; the first does it. What is made when the run shall stop is kept. ConfigError for files that
-    are not those that the run was made with.
+    latent frames. All ranks call it; the first does it. What is made when the run shall stop is kept. ConfigError for files
+    that are not those that the run was made with.
     """
     if job.crepa.weight and world.is_first:
         _make_absent(job, device, events, should_stop)
