@@ -17,7 +17,9 @@ from wan_train.core.plan.decision import decide, may_use_graphs
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.plan.spread import check_whole_clips
 from wan_train.core.settings.crepa import CrepaOptions
+from wan_train.core.settings.loss import LossOptions
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.rollout import RolloutOptions
 from wan_train.core.settings.tread import TreadOptions
 from wan_train.core.train import crepa
 from wan_train.core.train.batches import load_tensor
@@ -126,7 +128,13 @@ def test_the_features_are_those_of_the_decoded_frames(tmp_path, job, encoder, va
 
 
 def test_a_run_goes_on_exactly(tmp_path, job):
-    """The projection and its moments are in the checkpoint: without them, later losses would differ."""
+    """The projection and its moments are in the checkpoint, and routes and rollouts are functions of the step."""
+    job = replace(
+        changed(job, block=1),
+        tread=TreadOptions(routes="1 to 1: 0.5"),
+        rollout=RolloutOptions(steps=3, ramp_steps=4, direction=1.0),
+        loss=LossOptions(contrastive_guidance=2.0),
+    )
     straight, stopped = (RunFolder(tmp_path / "runs" / name) for name in ("straight", "stopped"))
     whole = load_file(run(straight, job))
     with pytest.raises(RunStoppedError):
