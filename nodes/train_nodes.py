@@ -139,6 +139,8 @@ def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
     for name in ("start_from", "merge_into_base"):  # a path, or the name of a file in ComfyUI's folders of LoRAs
         given = str(values.get(name, "")).strip().strip('"')
         values[name] = str(folders.lora_path(given, name)) if given and not Path(given).is_absolute() else given
+    for name in ("crepa_encoder", "crepa_vae"):
+        values[name] = str(values.get(name, "")).strip().strip('"')
     return settings_from_names(values | dit.settings)
 
 

@@ -131,8 +131,8 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
 def cleaner(job: Job) -> Callable[[str], str]:
     """A function that takes out of a sentence whatever belongs to the user of this job."""
     private = {job.name: "NAME", job.trigger_word: "WORD", **dict.fromkeys(job.trigger_word.split(", "), "WORD")}
-    of_adapter = (job.adapter.start_from, job.adapter.merge_into_base)
-    for path in (job.model.path, job.model.recovery_adapter, job.preview_vae, job.data.empty_text_path, *of_adapter):
+    named = (job.adapter.start_from, job.adapter.merge_into_base, job.crepa.encoder, job.crepa.vae)
+    for path in (job.model.path, job.model.recovery_adapter, job.preview_vae, job.data.empty_text_path, *named):
         private |= {path: "PATH", PurePath(path).name: "FILE"}
     for sample in job.data.samples:
         private |= {sample.name: "SAMPLE", sample.caption: "CAPTION"}
@@ -229,6 +229,7 @@ def task_of(values: dict[str, Any]) -> Task:
         "trained": from_dict(Trained, values["trained"]),
         "passes": from_dict(Passes, values.get("passes", {})),
         "gpus": from_dict(Gpus, values.get("gpus", {})),
+        "seen": tuple((number, share) for number, share in values.get("seen", ())),
     }
     unknown = values.keys() - {field.name for field in fields(Task)}
     if unknown:

@@ -24,7 +24,7 @@ from .common import (
     need_number,
     precision_8_or_4_bit,
 )
-from .declared import choice_of, exists, fit, number, options_by_place, truth
+from .declared import by_declaration, choice_of, exists, fit, number, options_by_place, truth
 from .layers import layers_with
 
 
@@ -246,6 +246,28 @@ def _guidance(context: Context, _given: SetupOption) -> Answer:
     return Answer("mapped", {place: float(need_number(scale))})
 
 
+def _contrastive(inner: Rule) -> Rule:
+    """SDTrainer.py: the target goes away from what the model says without a caption, by 3 where nothing is given."""
+
+    def rule(context: Context, given: SetupOption) -> Answer:
+        if not truth(context.get("train.do_guidance_loss", False)):
+            return not_needed("it belongs to do_guidance_loss, which is off.")
+        return inner(context, given)
+
+    return rule
+
+
+def _guidance_scale(context: Context, _given: SetupOption) -> Answer:
+    scale = context.get("train.guidance_loss_target", 3.0)
+    if isinstance(scale, list):
+        return not_supported("a factor for each sample of a batch is not possible here: give one number.")
+    return mapped(loss__contrastive_guidance=float(need_number(scale)))
+
+
+def _by_name(_context: Context, given: SetupOption) -> Answer:
+    return by_declaration("aitoolkit", given.key, given.value)
+
+
 def _preservation(switch: str, place: str) -> Rule:
     """SDTrainer.py: a switch, and a multiplier that is 1 where none is given."""
 
@@ -314,6 +336,8 @@ RULES: dict[str, Rule] = {
     "train.do_differential_guidance": _guidance,
     "train.differential_guidance_scale": _guidance,
     **dict.fromkeys((_DOP, f"{_DOP}_multiplier"), _preservation(_DOP, "regularizers.output_preservation")),
+    **dict.fromkeys(("train.do_guidance_loss", "train.guidance_loss_target"), _contrastive(_guidance_scale)),
+    **dict.fromkeys(("train.guidance_loss_schedule", "train.do_guidance_loss_cfg_zero"), _contrastive(_by_name)),
     f"{_DOP}_class": _class_word,
     **dict.fromkeys((_BLANK, f"{_BLANK}_multiplier"), _preservation(_BLANK, "regularizers.blank_preservation")),
     "train.ema_config.use_ema": _ema,

@@ -16,6 +16,7 @@ from .common import (
     part_of,
     unsupported,
 )
+from .simpletuner_forwards import tread
 
 REST: dict[str, Rule] = {
     **needless("it says which model is trained.", "model_family", "model_flavour", "model_type"),
@@ -59,10 +60,9 @@ REST: dict[str, Rule] = {
     **absent("there is no such option of LyCORIS here.", "lycoris.*"),
     **unsupported("no layer of the model is left out while previews are made.", "validation_guidance_skip_layers"),
     **unsupported("a preview has one prompt.", "validation_prompt_library"),
-    **absent("all tokens pass all blocks here.", "tread_config.*"),
+    "tread_config.*": tread,
     **absent("LoRAs are trained on data here, not on another model.", "distillation_config.*"),
     **absent("a dataset is a folder on this machine: download it first.", "dataset_name", "huggingface.*", "aws.*"),
-    **unsupported("there is no such regularizer here.", "crepa_enabled"),
     **unsupported("LoRAs are trained on data here, not on another model.", "distillation_method"),
     **unsupported("a preview has guidance.", "validation_disable_unconditional"),
     **unsupported("the model is built as its file says.", "wan_force_2_1_time_embedding"),

@@ -28,6 +28,7 @@ from .declared import by_declaration, choice_of, declared, number, side, truth
 from .families import family_of
 from .optimizers import Named, answer, arguments, said_by, unread
 from .simpletuner_data import DATASET_RULES
+from .simpletuner_forwards import FORWARD_RULES
 from .simpletuner_lycoris import LYCORIS_RULES, lora_type, lycoris_goes_first, use_dora
 
 # helpers/training/optimizer_param.py: its names, and what each takes where optimizer_config says nothing.
@@ -300,6 +301,7 @@ def _cache_dataset(_context: Context, _given: SetupOption) -> Answer:
 RULES: dict[str, Rule] = {
     **DATASET_RULES,
     **LYCORIS_RULES,
+    **FORWARD_RULES,
     "lora_alpha": lycoris_goes_first(_alpha),
     "lora_rank": lycoris_goes_first(),
     "lora_dropout": lycoris_goes_first(),

@@ -1,6 +1,7 @@
 """RMSNorm over the full width and the rotation of each head, in one pass; forward and backward.
 
-Legend: R rows (tokens of the whole batch), L tokens of a sample, N heads, K head dim, D = N K; a program has one row. The
+Legend: R rows (tokens of the whole batch), L tokens of a sample, N heads, K head dim, D = N K; a program has one row. `tokens`
+are those of the table: of a sample, or of the whole batch where each sample has its own. The
 pairs of neighbouring channels of a head are H = K/2.
 """
 
@@ -74,11 +75,11 @@ def _backward(
 
 
 def rms_rope(x: Tensor, weight: Tensor, rope: Tensor, eps: float) -> Tensor:
-    """x [B, L, D] contiguous, weight [D], rope [2, L, K/2] contiguous -> [B, L, N, K]."""
+    """x [B, L, D] contiguous, weight [D], rope [2, L or B L, K/2] contiguous -> [B, L, N, K]."""
     batch, tokens, width = x.shape
     constants, warps = _options(width, rope.shape[2])
     y = x.new_empty((batch, tokens, constants[0], constants[1]))
-    launch(_forward, (batch * tokens, 1, 1), (x, weight, rope, y, tokens, eps), constants, warps)
+    launch(_forward, (batch * tokens, 1, 1), (x, weight, rope, y, rope.shape[1], eps), constants, warps)
     return y
 
 
@@ -87,7 +88,7 @@ def rms_rope_gradient(x: Tensor, weight: Tensor, rope: Tensor, grad: Tensor, eps
     batch, tokens, width = x.shape
     constants, warps = _options(width, rope.shape[2])
     dx = torch.empty_like(x)
-    launch(_backward, (batch * tokens, 1, 1), (x, weight, rope, grad, dx, tokens, eps), constants, warps)
+    launch(_backward, (batch * tokens, 1, 1), (x, weight, rope, grad, dx, rope.shape[1], eps), constants, warps)
     return dx
 
 

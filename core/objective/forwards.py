@@ -5,7 +5,7 @@ B batch, C channels, F latent frames, H W latent size, S text tokens, D text wid
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,8 +43,28 @@ class NoisyBatch:
     context: Tensor  # [B, S, D]
     images: Mapping[str, Tensor]  # what an image-to-video model is given besides, by the model's names
     given_frames: int = 0  # latent frames that the model is given clean, and is not to predict
+    features: Tensor | None = None  # [B, F, P, E]: what an image encoder sees in the frames (CREPA)
     masks: Tensor | None = None  # [B, 1, F, H, W]: what the error at each latent counts; None: the same everywhere
+    kept_tokens: Tensor | None = None  # [B, N]: those that pass the blocks of routes (TREAD); None: all pass all blocks
+    rollouts: tuple[
+        tuple[int, int], ...
+    ] = ()  # of each sample: where its rollout begins and ends; equal: none. (): of none
     of_class: ClassContext | None = None  # None: no sample has one, or nobody asked for them
+
+    def of_sample(self, number: int) -> "NoisyBatch":
+        """What a forward of one sample needs: a batch of it alone, without masks, routes and rollouts."""
+        own = slice(number, number + 1)
+        return NoisyBatch(
+            latents=self.latents[own],
+            noise=self.noise[own],
+            sigmas=self.sigmas[own],
+            noisy_latents=self.noisy_latents[own],
+            timesteps=self.timesteps[own],
+            target=self.target[own],
+            context=self.context[own],
+            images={name: tensor[own] for name, tensor in self.images.items()},
+            given_frames=self.given_frames,
+        )
 
 
 def noisy_batch(
@@ -62,13 +82,25 @@ def noisy_batch(
     target = velocity_target(latents, noise)
     if given_frames:
         noisy_latents, timesteps = give_first_frame(noisy_latents, latents, timesteps)
-    return NoisyBatch(latents, noise, sigmas, noisy_latents, timesteps, target, context, images, given_frames, masks)
+    return NoisyBatch(
+        latents,
+        noise,
+        sigmas,
+        noisy_latents,
+        timesteps,
+        target,
+        context,
+        images,
+        given_frames=given_frames,
+        masks=masks,
+    )
 
 
 def predict(model: Model, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
     """What `model` predicts, [B, C, F, H, W]; `context` [B, S, D]: another text than the batch's."""
     text = noisy.context if context is None else context
-    return model(noisy.noisy_latents, noisy.timesteps, text, **noisy.images)
+    routed = {} if noisy.kept_tokens is None else {"kept_tokens": noisy.kept_tokens}
+    return model(noisy.noisy_latents, noisy.timesteps, text, **noisy.images, **routed)
 
 
 class Forwards:
@@ -85,10 +117,16 @@ class Forwards:
         self._model = model
         self._without_adapter, self._load_empty_context = without_adapter, load_empty_context
         self._empty: Tensor | None = None
+        self.alignment: Callable[[NoisyBatch], Tensor] | None = None  # see `aligned`
 
     def pred(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
         """By the model as it is trained, with a gradient. [B, C, F, H, W]."""
         return predict(self._model, noisy, context)
+
+    @torch.no_grad()
+    def peek(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
+        """By the model as it is trained, without a gradient; all tokens pass all blocks. [B, C, F, H, W]."""
+        return predict(self._model, replace(noisy, kept_tokens=None), context)
 
     @torch.no_grad()
     def base(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
@@ -100,6 +138,11 @@ class Forwards:
     def teacher(self, model: Model, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
         """By another model, without a gradient. [B, C, F, H, W]."""
         return predict(model, noisy, context)
+
+    def aligned(self, noisy: NoisyBatch) -> Tensor:
+        """How little the newest forward with a gradient agrees with the batch's features, [B] float32 (CREPA)."""
+        assert self.alignment is not None, "a run that aligns the model with features says how"
+        return self.alignment(noisy)
 
     def empty_context(self, noisy: NoisyBatch) -> Tensor:
         """The empty caption for each sample, [B, S, D]; read once."""

@@ -10,9 +10,11 @@ from typing import Protocol
 from ..flow.objective import flow_loss, guided_target, place_weights, weigh
 from ..settings.job import Job
 from ..settings.loss import LossOptions
+from .contrastive import ContrastiveGuidance
 from .forwards import Forwards, NoisyBatch
-from .passes import ONE_FORWARD, Passes
+from .passes import ONE_FORWARD, Pass, Passes
 from .regularizers import regularizers_of
+from .rollout import RollOut, direction_loss
 from .terms import Group, Term
 
 
@@ -43,18 +45,30 @@ class FlowMatching:
     """The velocity from data to noise, and nothing else."""
 
     options: LossOptions
+    direction: float = 0.0  # weight of a term beside it: how far the prediction points past the clean video
+    alignment: float = 0.0  # and of one: how little the hidden states agree with an image encoder's features (CREPA)
     passes: Passes = ONE_FORWARD
-    names: tuple[str, ...] = ("flow",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its terms."""
+        further = {"direction": self.direction, "crepa": self.alignment}
+        return ("flow", *(name for name, weight in further.items() if weight))
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
-        """The one term."""
+        """That of the flow, and those beside it of the same forward."""
         pred = forwards.pred(noisy)
         target = guided_target(pred, noisy.target, self.options.differential_guidance)
         masks = place_weights(noisy.latents, self.options, noisy.masks)
         losses = flow_loss(
             pred, target, options=self.options, sigmas=noisy.sigmas, given_frames=noisy.given_frames, masks=masks
         )
-        yield [Term(self.names[0], weigh(losses, noisy.sigmas, self.options))]
+        found = [Term("flow", weigh(losses, noisy.sigmas, self.options))]
+        if self.direction:
+            found.append(Term("direction", direction_loss(pred, noisy), self.direction))
+        if self.alignment:
+            found.append(Term("crepa", forwards.aligned(noisy), self.alignment))
+        yield found
 
 
 class Sum:
@@ -71,7 +85,49 @@ class Sum:
             yield from objective.terms(noisy, forwards)
 
 
+class Preparation(Protocol):
+    """What is done with a batch before anything is learnt from it: in training, not in validation."""
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The forwards that it takes, all without a gradient."""
+        ...
+
+    def __call__(self, noisy: NoisyBatch, forwards: Forwards) -> NoisyBatch:
+        """The batch as it is trained."""
+        ...
+
+
+class PreparedObjective:
+    """An objective of batches that are prepared first."""
+
+    def __init__(self, objective: Objective, *preparations: Preparation) -> None:
+        self._objective, self._preparations = objective, preparations
+        self.names = objective.names
+        first: tuple[Pass, ...] = tuple(each for preparation in preparations for each in preparation.passes)
+        self.passes = Passes(first + objective.passes.order)
+
+    def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
+        """Those of the objective."""
+        for prepare in self._preparations:
+            noisy = prepare(noisy, forwards)
+        yield from self._objective.terms(noisy, forwards)
+
+
+def learnt_of(job: Job) -> FlowMatching:
+    """What this job learns, without what is done in training alone. ConfigError for a loss or a weighting that is not known."""
+    return FlowMatching(job.loss)
+
+
 def objective_of(job: Job) -> Objective:
     """What this job minimises. ConfigError for a loss or a weighting that is not known."""
-    learnt, regularizers = FlowMatching(job.loss), regularizers_of(job.regularizers)
-    return Sum(learnt, *regularizers) if regularizers else learnt
+    direction = job.rollout.direction if job.rollout.steps else 0.0
+    learnt: Objective = FlowMatching(job.loss, direction=direction, alignment=job.crepa.weight)
+    regularizers = regularizers_of(job.regularizers)
+    objective = Sum(learnt, *regularizers) if regularizers else learnt
+    preparations: list[Preparation] = []
+    if job.rollout.steps:
+        preparations.append(RollOut(job.rollout))
+    if job.loss.contrastive_guidance:
+        preparations.append(ContrastiveGuidance(job.loss))
+    return PreparedObjective(objective, *preparations) if preparations else objective

@@ -147,9 +147,10 @@ def attention_shape(job: Job, sizes: Sizes, dtype: torch.dtype, device: torch.de
 def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
     """Whether CUDA graphs of steps are worth their memory, which other sizes can't have: all of the job's are small.
 
-    Nor where several forwards wait for their backward at once, of which only the first can be a recorded one.
+    Nor where several forwards wait for their backward at once, of which only the first can be a recorded one; nor where hidden
+    states are looked at, which a recorded forward does not give.
     """
-    if objective_of(job).passes.most_waiting > 1:
+    if objective_of(job).passes.most_waiting > 1 or job.crepa.weight:
         return False
     if device.type != "cuda" or memory_of(job).cuda_graphs == "off" or job.adapter.is_random:
         return False

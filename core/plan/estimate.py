@@ -26,6 +26,7 @@ from .plan import (
     num_inputs,
     num_offloaded,
     own_batches,
+    own_tokens,
 )
 from .sizes import (
     adapter_params,
@@ -134,7 +135,8 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
         if done < layers:
             kept = Kept(max(attention - done, 0), max(linears - done, 0))
             present = max(at_start, gradients * (done + (done == layers - 1)) / layers)
-            held = _inputs(task, plan, done) * input_bytes(task, bucket, plan) + kept_bytes(task, bucket, plan, kept)
+            held = 1 + (_inputs(task, plan, done) - 1) * task.mean_seen  # the block's own is whole
+            held = held * input_bytes(task, bucket, plan) + kept_bytes(task, bucket, plan, kept)
             peaks.append(own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
 
@@ -146,6 +148,7 @@ def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
     """
     beside_graphs = task.passes.num_without > 0 and is_graphed(task, plan)
     total = own_bytes(task, bucket, plan, Kept()) if beside_graphs else 0.0
+    total += _aligned_bytes(task, bucket)
     waiting = task.passes.most_waiting - 1
     if not waiting:
         return total
@@ -155,6 +158,15 @@ def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
     kept = Kept(max(plan.keep_attention, linears), linears)
     held = (num_inputs(task, plan) - num_offloaded(task, plan)) * input_bytes(task, bucket, plan)
     return total + waiting * (held + kept_bytes(task, bucket, plan, kept))
+
+
+def _aligned_bytes(task: Task, bucket: Bucket) -> int:
+    """What aligning hidden states with features keeps in float32.
+
+    For each token the input and output of its norm; what is projected, resized and normed of it; and the gradient of that.
+    """
+    per_token = 4 * (2 * task.sizes.dim + 5 * task.features) if task.features else 0
+    return bucket.batch * own_tokens(task, bucket) * per_token
 
 
 def _weights_again(task: Task, plan: Plan) -> int:

@@ -44,6 +44,7 @@ class Bucket:
     shape: tuple[int, int, int, int]
     batch: int = 1
     share: float = 1.0
+    seen: float = 1.0  # of its tokens, by the blocks that are looked at
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,18 @@ class Task:
     passes: Passes = ONE_FORWARD  # of a batch
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
     gpus: Gpus = ONE_GPU
+    seen: tuple[tuple[int, float], ...] = ()  # blocks, and the share of a clip's tokens that they see (TREAD); (): all
+    features: int = 0  # width of the features that hidden states are aligned with (CREPA); 0: they are not
+
+    @property
+    def mean_seen(self) -> float:
+        """The share of a clip's tokens that a block sees, the mean over the blocks."""
+        return sum(number * share for number, share in self.seen) / self.sizes.num_layers if self.seen else 1.0
 
 
 def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:
-    """Tokens of one clip."""
-    return num_tokens(bucket.shape, sizes.patch_size)
+    """Tokens of one clip, of those that are seen."""
+    return round(num_tokens(bucket.shape, sizes.patch_size) * bucket.seen)
 
 
 def own_tokens(task: Task, bucket: Bucket) -> int:

@@ -3,14 +3,17 @@
 import re
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
+from ..encoders.dino import feature_width
 from ..memory.master import ALIGNMENT
 from ..memory.precision import AUTO, dtype_name
 from ..objective.objective import objective_of
 from ..optimizers import OPTIMIZERS
 from ..parallel.world import ALONE, World
+from ..routes import kept_share, read_routes
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 from ..settings.plain import PLAIN, chosen
@@ -22,7 +25,7 @@ from .decision import Decision, buckets_of, memory_of
 from .plan import ONE_GPU, Gpus, Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
-from .sizes import HIGH_PRECISION, Trained
+from .sizes import HIGH_PRECISION, Sizes, Trained
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
@@ -40,6 +43,8 @@ def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU)
         passes=objective_of(job).passes,
         graphs=decision.graphs,
         gpus=gpus,
+        seen=seen_of(job, info.config),
+        features=feature_width(Path(job.crepa.encoder)) if job.crepa.weight else 0,
     )
     return Planner(
         task=task,
@@ -51,6 +56,12 @@ def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU)
         costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
         compiles=decision.modes,
     )
+
+
+def seen_of(job: Job, sizes: Sizes) -> tuple[tuple[int, float], ...]:
+    """How many blocks see which share of the tokens; () where all see all."""
+    routes = read_routes(job.tread.routes)
+    return tuple(kept_share(routes, sizes.num_layers)) if routes else ()
 
 
 def trained_by(job: Job) -> Trained:

@@ -185,11 +185,26 @@ def _contexts(job: Job, info: CheckpointInfo, count: int, machine: int) -> list[
 
 def _problem(job: Job, info: CheckpointInfo, context: int) -> ConfigError | None:
     try:
+        check_whole_clips(job, context)
         check_heads(info.config.num_heads, context)
         check_grid(least_frame(job, info), context)
     except ConfigError as error:
         return error
     return None
+
+
+def check_whole_clips(job: Job, context: int) -> None:
+    """ConfigError where `context` GPUs would share each clip, and something has to see all its tokens."""
+    if context > 1 and job.crepa.weight:
+        raise ConfigError(
+            f"context_parallel is {context}, but CREPA looks at whole frames, of which GPUs that share clips have a part: set "
+            "context_parallel to 1, or crepa_weight to 0."
+        )
+    if context > 1 and job.tread.routes:
+        raise ConfigError(
+            f"context_parallel is {context}, but tread_routes leaves tokens of each clip out, which GPUs that share clips "
+            "can't: set context_parallel to 1, or tread_routes to nothing."
+        )
 
 
 def least_frame(job: Job, info: CheckpointInfo) -> int:

@@ -5,6 +5,7 @@ The traffic of element-wise operators and the number of kernels were counted onc
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -40,10 +41,10 @@ _PACKED = 4  # times that each is read or written to be sent, and when it has ar
 def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
     """Of one batch: its forwards and backwards, each as long as the longest of computing, launching and copying."""
     layers, streamed = task.sizes.num_layers, plan.streamed_blocks
-    block = _block_seconds(task, bucket, plan, card)
+    block = _mean_seconds(task, bucket, plan, card)
     weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
     reading = _reading_seconds(task, plan, card)
-    unit = input_bytes(task, bucket, plan)
+    unit = task.mean_seen * input_bytes(task, bucket, plan)
     inputs = num_offloaded(task, plan) * unit / card.to_device
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
     if plan.split_blocks:
@@ -120,6 +121,18 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
     if plan.compile != "kernels":  # by which nothing is run again where all is kept
         kinds.append((plan.keep_linears, again - block.attention - block.products))
     return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
+
+
+def _mean_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
+    """The mean over the blocks, some of which may see a share of the tokens alone."""
+    if not task.seen:
+        return _block_seconds(task, bucket, plan, card)
+    layers = task.sizes.num_layers
+    each = [(number, _block_seconds(task, replace(bucket, seen=share), plan, card)) for number, share in task.seen]
+    fields = zip(*(block for _, block in each), strict=True)
+    return _BlockTime(
+        *(sum(number * value for (number, _), value in zip(each, values, strict=True)) / layers for values in fields)
+    )
 
 
 def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:

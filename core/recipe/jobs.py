@@ -117,6 +117,7 @@ def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
         ("model.recovery_adapter", job.model.recovery_adapter),
         ("preview_vae", job.preview_vae),
         *_adapter_files(job),
+        *_crepa_files(job),
     ]
     if with_samples:
         named += [("data.empty_text_path", job.data.empty_text_path)]
@@ -129,10 +130,14 @@ def _adapter_files(job: Job) -> tuple[tuple[str, str], ...]:
     return ("adapter.start_from", options.start_from), ("adapter.merge_into_base", options.merge_into_base)
 
 
+def _crepa_files(job: Job) -> tuple[tuple[str, str], ...]:
+    return ("crepa.encoder", job.crepa.encoder), ("crepa.vae", job.crepa.vae)
+
+
 def _check_kinds(job: Job) -> None:
     """Nothing but weights is opened: a pickle of a stranger's choice could be more than that."""
     of_model = (("model.path", job.model.path), ("model.recovery_adapter", job.model.recovery_adapter))
-    for what, path in (*of_model, *_adapter_files(job)):
+    for what, path in (*of_model, *_adapter_files(job), *_crepa_files(job)):
         is_folder = not path_problem(path, folders=True) and Path(path).is_dir()
         if path and not is_folder and Path(path).suffix.lower() not in _WEIGHTS:
             raise ModelFileError(f"{what} is {shown(path)}, which is neither a .safetensors nor a .gguf file.")

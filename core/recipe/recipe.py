@@ -160,7 +160,9 @@ def recipe_from_tables(
         data["dataset"] = _sources(data["dataset"], where)
     for table in (data, *(_table(data, stage) for stage in ("high", "low"))):
         if _table(table, "adapter"):
-            table["adapter"] = _with_absolute(table["adapter"], folder)
+            table["adapter"] = _absolute_in(table["adapter"], ("start_from", "merge_into_base"), folder)
+        if _table(table, "crepa"):
+            table["crepa"] = _absolute_in(table["crepa"], ("encoder", "vae"), folder)
         place = _table(table, "track").get("tensorboard")
         if isinstance(place, str):
             table["track"]["tensorboard"] = _absolute(place, folder)
@@ -310,10 +312,10 @@ def _absolute(path: str, folder: Path) -> str:
     return str(made)
 
 
-def _with_absolute(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The table of the adapter with its files' paths made absolute; what is no text is refused by name later."""
-    paths = {name: adapter.get(name) for name in ("start_from", "merge_into_base")}
-    return {**adapter, **{name: _absolute(path, folder) for name, path in paths.items() if isinstance(path, str)}}
+def _absolute_in(table: dict[str, Any], names: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """The table with these paths made absolute; what is no text is refused by name later."""
+    paths = {name: table.get(name) for name in names}
+    return {**table, **{name: _absolute(path, folder) for name, path in paths.items() if isinstance(path, str)}}
 
 
 def _value(text: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 from .adapter import AdapterOptions
+from .crepa import CrepaOptions
 from .ema import EmaOptions
 from .loop import LoopOptions
 from .loss import LossOptions
@@ -13,8 +14,10 @@ from .option import Options
 from .parallel import ParallelOptions
 from .previews import PreviewOptions
 from .regularizers import RegularizerOptions
+from .rollout import RolloutOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
+from .tread import TreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class Groups:
     ema: EmaOptions = field(default_factory=EmaOptions)
     regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    tread: TreadOptions = field(default_factory=TreadOptions)
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    crepa: CrepaOptions = field(default_factory=CrepaOptions)
 
     def groups(self) -> Iterator[tuple[str, Options]]:
         """Name and value of each."""

@@ -174,6 +174,7 @@ class Job(Groups, Subject):
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
     start_identity: str = ""  # digest of the content of adapter.start_from
     merge_identity: str = ""  # and of adapter.merge_into_base
+    crepa_identity: str = ""  # and of what crepa.encoder and its options make features with
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -188,11 +189,12 @@ class Job(Groups, Subject):
             "the job",
             words=(
                 *(model.identity, model.recovery_identity, model.label, self.device, self.trigger_word),
-                *(self.start_identity, self.merge_identity),
+                *(self.start_identity, self.merge_identity, self.crepa_identity),
             ),
             paths=(
                 *(model.path, model.recovery_adapter, self.preview_vae),
                 *(self.adapter.start_from, self.adapter.merge_into_base),
+                *(self.crepa.encoder, self.crepa.vae),
             ),
         )
 
@@ -217,6 +219,8 @@ class Job(Groups, Subject):
             parts += [{"samples": of_samples}]
         if self.start_identity or self.merge_identity:
             parts += [{"start_from": self.start_identity, "merge_into_base": self.merge_identity}]
+        if self.crepa_identity:
+            parts += [{"crepa": self.crepa_identity}]
         if self.regularizers.output_preservation:
             parts += [{"class_texts": [[text.key for text in s.class_texts] for s in self.data.samples]}]
         if self.model.recovery_identity:

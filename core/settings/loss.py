@@ -88,3 +88,37 @@ class LossOptions(Options, group="loss"):
         widget=Widget(TRAIN, "differential_guidance", 53, least=0.01, most=100.0, step=0.1),
         aitoolkit="train.differential_guidance_scale",
     )
+    contrastive_guidance: float = option(
+        0.0,
+        help="Contrastive guidance: the target goes away by this factor from what the model says without a caption.",
+        more="For distilled models that run without guidance (cfg 1), so that a LoRA does not undo their distillation. 3 to 4"
+        " is usual. A step takes about a third longer.",
+        page="AI-Toolkit's do_guidance_loss: target = u + scale (target - u), u what the model with its LoRA predicts for the"
+        " empty caption. It is slower and safer than a training adapter (see merge_into_base). Nothing has been measured for"
+        " distilled Wan models. Validation compares with the plain target.",
+        zero="off",
+        most=1000.0,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "contrastive_guidance", 181, most=100.0, step=0.1, round=0.001),
+        aitoolkit="train.guidance_loss_target",
+    )
+    contrastive_schedule: Literal["constant", "sigma"] = option(
+        "constant",
+        help="How contrastive_guidance follows the noise level.",
+        more="sigma: full at pure noise, off without noise, where there is little to guide. constant: the same at all.",
+        born=2,
+        at_birth="constant",
+        widget=Widget(TRAIN, "contrastive_schedule", 182),
+        not_with={"contrastive_guidance": (0.0,)},
+        aitoolkit="train.guidance_loss_schedule",
+    )
+    contrastive_cfg_zero: bool = option(
+        False,
+        help="Scale what the model says without a caption to fit the target first (CFG-Zero*).",
+        born=2,
+        at_birth=False,
+        widget=Widget(TRAIN, "contrastive_cfg_zero", 183),
+        not_with={"contrastive_guidance": (0.0,)},
+        aitoolkit="train.do_guidance_loss_cfg_zero",
+    )

@@ -8,8 +8,11 @@ from typing import Any
 from ..errors import RunError
 from ..safe_json import as_table, parse_object
 
-_GROUPS = ("adapter", "timesteps", "optimizer", "schedule", "loop", "loss", "ema", "regularizers", "memory")
-_PATHS = ("start_from", "merge_into_base")
+_GROUPS = (
+    *("adapter", "timesteps", "optimizer", "schedule", "loop", "loss", "ema", "regularizers", "memory"),
+    *("tread", "rollout", "crepa"),
+)
+_PATHS = ("start_from", "merge_into_base", "encoder", "vae")
 STAGES = {"high": "high noise", "low": "low noise", "single": "single model"}
 
 

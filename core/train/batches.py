@@ -24,6 +24,8 @@ from ..flow.objective import sample_noise
 from ..flow.random import stream
 from ..flow.sigmas import sample_sigmas
 from ..objective.forwards import ClassContext
+from ..objective.rollout import draw_rollouts
+from ..objective.tread import draw_kept
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, TrainSample
 from ..settings.loop import LoopOptions
@@ -36,6 +38,13 @@ class Draws:
 
     noise: torch.Tensor  # [B, C, F, H, W] float32
     sigmas: torch.Tensor  # [B] float32
+    kept_tokens: torch.Tensor | None = None  # [B, N] int64: those that pass the blocks of routes (TREAD); None: all
+    rollouts: tuple[tuple[int, int], ...] = ()  # levels at which each sample's rollout begins and ends; (): none
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Draws":
+        """The draws with `change` applied to each tensor."""
+        kept = None if self.kept_tokens is None else change(self.kept_tokens)
+        return replace(self, noise=change(self.noise), sigmas=change(self.sigmas), kept_tokens=kept)
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,9 @@ class Batch:
     conditioning: torch.Tensor | None = None  # [B, 4 + C, F, H, W]: image-to-video's mask and latents of known frames
     clip_features: torch.Tensor | None = None  # [B, I, 1280]: Wan 2.1 image-to-video
     loss_weights: torch.Tensor | None = None  # [B] float32: what the loss of each sample counts; None: the same for all
+    features: torch.Tensor | None = (
+        None  # [B, F, P, E] float16: what DINOv2 sees in the frames, where an objective asks
+    )
     masks: torch.Tensor | None = None  # [B, 1, F, H, W] float32: what the error at each latent counts; None: the same
     of_class: ClassContext | None = None  # the captions with the class word, where an objective asks for them
     draws: Draws | None = None  # where they were made ahead
@@ -74,8 +86,9 @@ class Batch:
             clip_features=None if self.clip_features is None else change(self.clip_features),
             loss_weights=None if self.loss_weights is None else change(self.loss_weights),
             masks=None if self.masks is None else change(self.masks),
+            features=None if self.features is None else change(self.features),
             of_class=None if self.of_class is None else self.of_class.map(change),
-            draws=None if self.draws is None else Draws(change(self.draws.noise), change(self.draws.sigmas)),
+            draws=None if self.draws is None else self.draws.map(change),
             first_draw=self.first_draw,
         )
 
@@ -194,7 +207,9 @@ def make_draws(job: Job, batch: Batch, index: int) -> Draws:
     count, shape = len(batch.names), batch.latents.shape
     sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first_sigma, count=count, shape=shape)
     noise = [sample_noise(z.shape, seed=seed, draw=first + i) for i, z in enumerate(batch.latents)]
-    return Draws(torch.stack(noise), sigmas)
+    kept = draw_kept(job, tuple(shape), seed=seed, first_draw=first)
+    rollouts = draw_rollouts(job, sigmas, index=index, first_draw=first)
+    return Draws(torch.stack(noise), sigmas, kept, rollouts)
 
 
 class BatchSchedule:
@@ -206,8 +221,18 @@ class BatchSchedule:
     """
 
     @classmethod
-    def of(cls, data: DataSpec, loop: LoopOptions, *, with_class: bool = False) -> "BatchSchedule":
-        """The sequence that a run with these options trains on; `with_class`: with the class captions, too."""
+    def of(
+        cls,
+        data: DataSpec,
+        loop: LoopOptions,
+        *,
+        with_class: bool = False,
+        feature_path: Callable[[TrainSample], str] | None = None,
+    ) -> "BatchSchedule":
+        """The sequence that a run with these options trains on.
+
+        `with_class`: with the class captions, too. `feature_path`: with the features that lie there for each sample.
+        """
         return cls(
             data,
             batch_size=loop.batch_size,
@@ -215,6 +240,7 @@ class BatchSchedule:
             caption_dropout=loop.caption_dropout,
             token_budget=loop.token_budget or None,
             with_class=with_class,
+            feature_path=feature_path,
         )
 
     def __init__(
@@ -226,6 +252,7 @@ class BatchSchedule:
         caption_dropout: float,
         token_budget: int | None = None,
         with_class: bool = False,
+        feature_path: Callable[[TrainSample], str] | None = None,
     ):
         self._data = data
         self._samples = [s for s in data.samples if not s.held_out]
@@ -234,6 +261,7 @@ class BatchSchedule:
         self._seed = seed
         self._caption_dropout = caption_dropout
         self._with_class = with_class
+        self._feature_path = feature_path
         self._epoch_cache: tuple[int, list[list[int]]] = (-1, [])
         self.batches_per_epoch = len(self._epoch(0))
 
@@ -277,7 +305,10 @@ class BatchSchedule:
         ]
         batch = load_batch(samples, paths, self._data.conditioning)
         of_class = load_class_context(samples, drawn) if self._with_class else None
-        return replace(batch, first_draw=self.draws_before(index), of_class=of_class)
+        features = None
+        if self._feature_path is not None:
+            features = torch.stack([load_tensor(self._feature_path(s), "features", s.name) for s in samples])
+        return replace(batch, first_draw=self.draws_before(index), of_class=of_class, features=features)
 
     def _dropout_of(self, sample: TrainSample) -> float:
         return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout

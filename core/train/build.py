@@ -19,6 +19,7 @@ from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .average import start_left
+from .crepa import crepa_identity
 from .length import run_length
 from .regularizers import regularizer_warnings
 
@@ -38,17 +39,21 @@ def build_job(
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work.
 
-    `preview_vae`: the VAE's file, where the run itself decodes its previews.
+    `preview_vae`: the VAE's file, where the run itself decodes its previews, and what CREPA looks at.
     """
     check_expert(info.path, stage, allow_other=settings.allow_other_expert)
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
     loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
+    crepa = settings.crepa
+    if crepa.weight:
+        crepa = replace(crepa, vae=crepa.vae or preview_vae)
     groups: dict[str, Any] = {
         **dict(settings.groups()),
         "timesteps": replace(settings.timesteps, sigma_min=low, sigma_max=high),
         "loop": loop,
+        "crepa": crepa,
     }
     job = Job(
         name=check_name(name, "lora_name"),
@@ -68,6 +73,7 @@ def build_job(
         trigger_word=trigger_word,
         start_identity=adapter_identity(settings.adapter.start_from, "start_from"),
         merge_identity=adapter_identity(settings.adapter.merge_into_base, "merge_into_base"),
+        crepa_identity=crepa_identity(crepa),
     )
     check_previews(job)
     return job

@@ -9,12 +9,14 @@ from ..paths import path_problem, shown
 from ..plan.decision import memory_of
 from ..plan.sizes import layer_paths
 from ..plan.words import label
+from ..routes import read_routes, routes_among
 from ..settings.dataset import Conditioning
 from ..settings.job import DataSpec, Job, ModelSpec
 from ..settings.memory import MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
+from .crepa import check_crepa
 from .regularizers import check_regularizers
 
 
@@ -49,8 +51,10 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
 
     _check_conditioning(job.data, info)
     check_patterns(job.adapter, layer_paths(info.config))
+    routes_among(read_routes(job.tread.routes), info.config.num_layers)
     memory_of(job)  # which refuses what does not go with the kind of adapter
     check_regularizers(job)
+    check_crepa(job, info)
     if job.parallel.base == "sharded" and job.memory.checkpointing is False:
         raise ConfigError("a sharded base needs checkpointing: switch it on, or have the base whole on each GPU.")
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))

@@ -38,6 +38,7 @@ from ..plan.decision import COMPILED, Decision
 from ..plan.plan import Plan, allows_graphs
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
+from ..wan.walk import Look
 from . import kernel_mode
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Features:
     attention: str = ""  # its kind; "": PyTorch's own
     graphs: Graphs | None = None
     tokens: "TokenShare | None" = None  # of a sample, where ranks share them
+    look: Look | None = None  # at what a block gives
 
     @contextmanager
     def whole_samples(self) -> Iterator[None]:
@@ -65,6 +67,8 @@ class Features:
     def reset(self) -> None:
         """After a step broke off: forget what it left behind."""
         self.make_room()
+        if self.look is not None:
+            self.look.seen = None  # which holds all that the blocks before it have kept
         for feature in (self.offload, self.streamer):
             if feature is not None:
                 feature.reset()
@@ -141,7 +145,7 @@ def apply_features(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         graphs = Graphs(type(model).forward.__get__(model), trained, tell=tell, held=lambda: model.rope_tables)
         vars(model)["forward"] = graphs
-    return Features(streamer, offload, decision.attention, graphs, tokens)
+    return Features(streamer, offload, decision.attention, graphs, tokens, model.look)
 
 
 def _token_share(model: WanTransformer, world: World) -> "TokenShare | None":

@@ -18,7 +18,7 @@ from ..adapters.switch import without_adapter
 from ..errors import RunError
 from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
-from ..objective.objective import Objective, objective_of
+from ..objective.objective import Objective, learnt_of, objective_of
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
@@ -181,6 +181,7 @@ class Trainer:
         self.step = 0
         self.attempt: Attempt = attempt_once
         self.objective: Objective = objective_of(job)
+        self.learnt: Objective = learnt_of(job)  # what validation looks at
         self.after_update: list[AfterUpdate] = [*after_updates(job, model)]
         self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
@@ -242,7 +243,9 @@ class Trainer:
         """Batch number `index` at its noise; all randomness of it, dropout too, is a function of (seed, index)."""
         draws = batch.draws or make_draws(self.job, batch, index)
         torch.manual_seed(stream_seed(self.job.loop.seed, "dropout", index))
-        return self.noisy_at(batch, draws.noise, draws.sigmas)
+        noisy = self.noisy_at(batch, draws.noise, draws.sigmas)
+        kept = None if draws.kept_tokens is None else draws.kept_tokens.to(self.device)
+        return replace(noisy, kept_tokens=kept, rollouts=draws.rollouts)
 
     def noisy_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> NoisyBatch:
         """A batch at given noise [B, C, F, H, W] and sigmas [B], on the device."""
@@ -251,12 +254,14 @@ class Trainer:
         noise, sigmas = noise.to(self.device), sigmas.to(self.device)
         masks = None if batch.masks is None else batch.masks.to(self.device)
         noisy = noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames, masks=masks)
+        if batch.features is not None:
+            noisy = replace(noisy, features=batch.features.to(self.device))
         of_class = batch.of_class
         return noisy if of_class is None else replace(noisy, of_class=of_class.map(lambda t: t.to(self.device)))
 
     def loss_at(self, batch: Batch, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """The loss [B] of what is learnt, without regularisers, at given noise [B, C, F, H, W] and sigmas [B]."""
-        groups = self.objective.terms(self.noisy_at(batch, noise, sigmas), self.forwards)
+        groups = self.learnt.terms(self.noisy_at(batch, noise, sigmas), self.forwards)
         learnt, *_ = next(groups)
         return learnt.losses
 

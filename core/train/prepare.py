@@ -17,7 +17,9 @@ from ..adapters.rank_gate import set_noise_window
 from ..adapters.setup import add_adapter, use_light_forward
 from ..adapters.start_from import check_file
 from ..adapters.transfer import model_shapes
+from ..encoders.dino import feature_width
 from ..errors import ConfigError
+from ..flow.random import stream_seed
 from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
 from ..memory.masters import MasterMaker
@@ -28,17 +30,21 @@ from ..memory.precision import (
     resolve,
 )
 from ..memory.recompute import Kept
+from ..objective.crepa import Projection
 from ..parallel.world import ALONE, World
 from ..plan.decision import Decision, decide
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
+from ..routes import read_routes, routes_among
 from ..settings.job import Job
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.loading import load_transformer
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
+from ..wan.walk import Look
 from .checks import check_job
+from .crepa import Crepa
 from .features import Features, Tell, apply_features, make_masters
 from .warm_up import WarmUp
 
@@ -57,6 +63,13 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     features: Features
+    crepa: Crepa | None = None
+    beside: tuple[nn.Parameter, ...] = ()  # of the parameters: those that are no adapter's, and in no LoRA file
+
+    @property
+    def of_adapter(self) -> list[nn.Parameter]:
+        """The adapter's parameters."""
+        return self.parameters[: len(self.parameters) - len(self.beside)]
 
 
 def prepare(
@@ -99,8 +112,11 @@ def prepare(
         finish_importing_adapters()
     with timed("Adding the adapter"):
         parameters = [parameter for _, parameter in add_adapter(model, job.adapter, seed=job.loop.seed)]
+        model.routes = routes_among(read_routes(job.tread.routes), info.config.num_layers)
         set_noise_window(model, job.timesteps.sigma_min, job.timesteps.sigma_max)
         use_light_forward(model)
+    crepa, beside = _crepa(job, model, device)
+    parameters += beside
     with timed("Putting the plan on the model"):
         features = apply_features(
             model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters or maker, world=world
@@ -109,7 +125,17 @@ def prepare(
         for under_way in (warming, warm_up):
             if under_way is not None:
                 under_way.wait()
-    return Prepared(model, parameters, device, held.dtype, features)
+    return Prepared(model, parameters, device, held.dtype, features, crepa, tuple(beside))
+
+
+def _crepa(job: Job, model: WanTransformer, device: torch.device) -> tuple[Crepa | None, list[nn.Parameter]]:
+    """CREPA's term with the look at the model that it needs, and what it trains."""
+    if not job.crepa.weight:
+        return None, []
+    width = feature_width(Path(job.crepa.encoder))
+    projection = Projection(model.config.dim, width, seed=stream_seed(job.loop.seed, "crepa")).to(device)
+    model.look = Look(job.crepa.block)
+    return Crepa(projection, model.look, job.crepa), list(projection.parameters())
 
 
 def _start_kernels(job: Job, decision: Decision, plan: Plan) -> "Warming | None":

@@ -26,6 +26,7 @@ from ..settings.job import Job
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
+from .crepa import make_features
 from .events import EventReader, EventWriter
 from .label import beside_name, describe_lora, lora_name
 from .loop import Callback, StepReport, Trainer
@@ -38,7 +39,7 @@ from .run_folder import RunFolder
 from .run_plan import RunPlan
 from .space import check_space
 from .start import check_start
-from .state import EMA, stateful_parts
+from .state import CREPA, EMA, Stateful, stateful_parts
 from .team import Team
 from .together import check_ranks, schedule_of, team_of, what_is_asked
 from .validation import validation_loss
@@ -79,6 +80,7 @@ def run_job(
     for sentence in check_space(job, info.config, folder.path):
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
+    make_features(job, device, events, should_stop, world)
     plan = RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others, world=world)
     check_ranks(job, world, is_sharded=plan.is_sharded)
     with closing(plan):
@@ -95,8 +97,9 @@ def _train(
     recovery = plan.recovery(optimizer)
     _begin_from_file(folder, job, prepared, events)
     copy_from_first(prepared.parameters, world)
-    averages = averages_of(job, prepared.model, prepared.parameters, optimizer)
-    others = {} if averages.ema is None else {EMA: averages.ema}
+    averages = averages_of(job, prepared.model, prepared.of_adapter, optimizer)
+    others: dict[str, Stateful] = {} if averages.ema is None else {EMA: averages.ema}
+    others |= {} if prepared.crepa is None else {CREPA: prepared.crepa}
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name), **others)
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key, world=world)
     if step == 0:  # also where a run's checkpoints were all damaged
@@ -118,6 +121,7 @@ def _train(
         team=team,
     )
     trainer.step = step
+    trainer.forwards.alignment = prepared.crepa
     trainer.shown = averages.shown
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt

@@ -11,8 +11,10 @@ from ..parallel.agree import Agreement
 from ..parallel.deal import batch_cost, check_deal
 from ..parallel.reduce import GradientSum, sends_early
 from ..parallel.world import World
+from ..plan.spread import check_whole_clips
 from ..settings.job import Job
 from .batches import BatchSchedule
+from .crepa import feature_path
 from .dealing import Dealing
 from .requests import PREVIEW_FILE, SAVE_FILE
 from .run_folder import RunFolder
@@ -22,14 +24,21 @@ from .team import Team
 
 def schedule_of(job: Job) -> BatchSchedule:
     """The batches that the job trains, in their order."""
-    return BatchSchedule.of(job.data, job.loop, with_class=job.regularizers.output_preservation > 0)
+    with_class = job.regularizers.output_preservation > 0
+    return BatchSchedule.of(job.data, job.loop, with_class=with_class, feature_path=feature_path(job))
 
 
 def check_ranks(job: Job, world: World, *, is_sharded: bool) -> None:
     """ConfigError for a job whose steps can't be spread over the ranks."""
     if world.size == 1:
         return
+    check_whole_clips(job, world.context)
     check_deal(job.loop.gradient_accumulation, world.data_size, equal_counts=is_sharded)
+    if is_sharded and job.rollout.steps:
+        raise ConfigError(
+            "with the model spread over the GPUs (base sharded), all GPUs run as many forwards, and rollouts differ from "
+            "sample to sample: set rollout_steps to 0, or base to whole."
+        )
     if is_sharded and job.regularizers.output_preservation:
         without = [sample for sample in job.training_samples if not sample.class_texts]
         if without:

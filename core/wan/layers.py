@@ -37,7 +37,7 @@ class WanBlock(nn.Module):
     def forward(
         self, x: Tensor, time_mod: Tensor, rope: Tensor, context: Tensor, image_context: Tensor | None = None
     ) -> Tensor:
-        """x [B, L, D], time_mod [B, T, 6, D], rope [2, L, K/2], context [B, S, D] -> [B, L, D].
+        """x [B, L, D], time_mod [B, T, 6, D], rope [2, L or B L, K/2], context [B, S, D] -> [B, L, D].
 
         `image_context` [B, I, D] goes with `attends_image`.
         """
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        """x [B, L, D], rope [2, L, K/2] -> [B, L, D]."""
+        """x [B, L, D], rope [2, L or B L, K/2] -> [B, L, D]."""
         q, k, v = self.project(x)
         q_BLNK = mark_self_attention(self.norm_q.rotated(q, rope))
         k_BLNK = self.norm_k.rotated(k, rope)
@@ -208,7 +208,7 @@ class RMSNorm(nn.Module):
         return self.ops.rms_norm(x, self.weight, self.eps)
 
     def rotated(self, x: Tensor, rope: Tensor) -> Tensor:
-        """x [B, L, D], rope [2, L, K/2] -> its norm, each head of it rotated [B, L, N, K]."""
+        """x [B, L, D], rope [2, L or B L, K/2] -> its norm, each head of it rotated [B, L, N, K]."""
         return self.ops.rms_rope(x, self.weight, self.eps, rope)
 
 

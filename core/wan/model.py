@@ -9,12 +9,13 @@ K head dim, T timesteps per sample: 1 for the whole clip, or F, one per frame.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..routes import Route
 from .checks import check_config, check_inputs
 from .config import WanConfig
 from .layers import (
@@ -35,6 +36,7 @@ from .layers import (
     sinusoidal_embedding,
 )
 from .ops import PLAIN, Ops
+from .walk import Look, Walk
 
 # (block, x, time_mod, rope, context[, image_context]) -> x; for a part of a block, its name comes after x.
 RunBlock = Callable[..., Tensor]
@@ -60,6 +62,11 @@ class TokenShare(Protocol):
 
 
 MAX_CACHED_GRIDS = 16  # rope tables kept per model; one of 81 frames at 480p is 16 MiB
+
+
+def kept_sizes(routes: Sequence[Route], grid: tuple[int, int, int], *, by_frame: bool) -> list[int]:
+    """Tokens of a grid (F, H, W) that pass the blocks of each route; `by_frame`: of each frame as many (see `Route`)."""
+    return [route.num_kept(grid[0], grid[1] * grid[2], by_frame=by_frame) for route in routes]
 
 
 def call_block(block: nn.Module, *inputs: Tensor) -> Tensor:
@@ -98,6 +105,10 @@ class WanTransformer(nn.Module):
         )
         self.head = Head(dim, math.prod(patch_size) * config.out_dim, eps)
         self.rank_gate: nn.Module | None = None  # of an adapter that depends on the noise: it is told the timesteps
+        self.routes: tuple[
+            Route, ...
+        ] = ()  # past some blocks, for the tokens that a forward's `kept_tokens` leaves out
+        self.look: Look | None = None  # at what one block gives
         self._run_block = Seam(call_block)
         self._tokens: TokenShare | None = None
         self.attend = attention
@@ -108,6 +119,7 @@ class WanTransformer(nn.Module):
     def run_block(self) -> RunBlock:
         """How a block is run: `run_block(block, x, time_mod, rope, context) -> x`, once per block, in order.
 
+        rope: [2, L, K/2], or [2, B L, K/2] where samples have other tokens (see `Walk`).
         In a model that takes CLIP features, `image_context` follows `context`. Assign a callable to wrap it
         (checkpointing, swap). The block comes as an argument, so the callable may be shared: a deepcopy of the model
         keeps the same callable and passes its own blocks.
@@ -169,6 +181,7 @@ class WanTransformer(nn.Module):
         *,
         conditioning: Tensor | None = None,
         clip_features: Tensor | None = None,
+        kept_tokens: Tensor | None = None,
     ) -> Tensor:
         """latents [B, out_dim, F, H, W] (noisy), context [B, S, text_dim] -> velocity [B, out_dim, F, H, W].
 
@@ -179,6 +192,8 @@ class WanTransformer(nn.Module):
         given frames and grey.
         clip_features: [B, I, image_dim], where the model takes them: CLIP's penultimate layer, 257 tokens of the first
         frame; in FLF2V followed by those of the last.
+        kept_tokens: [B, N], for training with `routes` (TREAD): the numbers of the video tokens that pass the blocks of each
+        route, route by route (see `kept_sizes`); the others go past them. None: all tokens pass all blocks.
         The text is already padded with zeros to `text_len` rows. The result has the dtype of the head's bias.
         Raises ConfigError if an input is missing, is not one of this variant, or has the wrong size.
         """
@@ -204,8 +219,13 @@ class WanTransformer(nn.Module):
 
         dtype = self.dtype
         x, contexts = x.to(dtype).contiguous(), [tokens.to(dtype) for tokens in contexts]
-        for block in self.blocks:
-            x = self.run_block(block, x, time_mod, rope, *contexts)
+        walk = Walk(rope, self.look)
+        if kept_tokens is not None:
+            walk.take(self.routes, kept_tokens, kept_sizes(self.routes, grid, by_frame=time_mod.shape[1] > 1))
+        for number, block in enumerate(self.blocks):
+            x, positions = walk.before(number, x)
+            x = self.run_block(block, x, time_mod, positions, *contexts)
+            x = walk.after(number, x)
 
         x = self.head(x, time_emb)
         if self._tokens is not None:

@@ -31,7 +31,10 @@ class Ops:
         return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
     def rms_rope(self, x: Tensor, weight: Tensor, eps: float, rope: Tensor) -> Tensor:
-        """`rms_norm` over the full width, then the rotation of each head; x [B, L, D], rope [2, L, K/2] -> [B, L, N, K]."""
+        """`rms_norm` over the full width, then the rotation of each head.
+
+        x [B, L, D], rope [2, L, K/2] or [2, B L, K/2] -> [B, L, N, K].
+        """
         return apply_rope(self.rms_norm(x, weight, eps).unflatten(2, (-1, 2 * rope.shape[2])), rope)
 
     def gated_add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -82,10 +85,14 @@ def by_timestep(x: Tensor, num: int) -> Tensor:
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs of neighbouring channels of x [B, L, N, K] by rope [2, L, K/2], in fp32; result in x's dtype."""
+    """Rotate the pairs of neighbouring channels of x [B, L, N, K], in fp32; result in x's dtype.
+
+    rope: [2, L, K/2], or [2, B L, K/2] where each sample has tokens of its own.
+    """
+    rope = rope.unflatten(1, (-1, x.shape[1]))  # [2, 1 or B, L, K/2]
     if torch.compiler.is_compiling():
         return _rotate_by_swap(x, rope)
-    cos, sin = rope.unsqueeze(2).unbind(0)  # [L, 1, K/2]
+    cos, sin = rope.unsqueeze(3).unbind(0)  # [1 or B, L, 1, K/2]
     # Halves are cast, not the whole: no fp32 copy of x is then written, nor of its gradient.
     even, odd = (half.float() for half in x.unflatten(-1, (-1, 2)).unbind(-1))
     rotated = [(even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype)]
@@ -98,7 +105,7 @@ def _rotate_by_swap(x: Tensor, rope: Tensor) -> Tensor:
     The halves it writes one by one, and stacks them in a pass of its own (torch 2.11: 2.3 times the time). Uncompiled, this
     one has 8.25 times the bytes of x at its peak, in 16 bits, and the halves 5.5.
     """
-    cos, sin = rope[:, :, None, :, None].unbind(0)  # [L, 1, K/2, 1]
+    cos, sin = rope[:, :, :, None, :, None].unbind(0)  # [1 or B, L, 1, K/2, 1]
     pairs = x.unflatten(-1, (-1, 2)).float()
     signs = torch.arange(-1, 2, 2, device=x.device)
     return (pairs * cos + pairs.flip(-1) * (sin * signs)).flatten(-2).to(x.dtype)

@@ -198,3 +198,15 @@ def test_layers_by_parts_of_their_names():
 
 def test_loras_that_it_begins_with():
     assert with_network(["pretrained_lora_path: /l/a.safetensors"]).recipe.adapter.start_from == "/l/a.safetensors"
+
+
+@pytest.mark.parametrize(("switch", "scale"), [("true", 3.5), ("false", 0.0)])
+def test_contrastive_guidance_and_a_training_adapter(switch, scale):
+    more = f"do_guidance_loss: {switch}\n        guidance_loss_target: 3.5\n        guidance_loss_schedule: sigma\n        "
+    imported = bring(
+        ("steps: 3000", more + "steps: 3000"),
+        ("name_or_path:", "assistant_lora_path: /l/undo.safetensors\n        name_or_path:"),
+    )
+    assert imported.recipe.loss.contrastive_guidance == scale
+    assert imported.recipe.loss.contrastive_schedule == ("sigma" if scale else "constant")
+    assert imported.recipe.adapter.merge_into_base == "/l/undo.safetensors"

@@ -147,7 +147,20 @@ def test_the_name_is_that_of_the_hub():
 
 def test_what_routes_tokens_is_told():
     imported = bring()
-    assert line(imported, "tread_config.routes[0].selection_ratio").answer.outcome == "not supported"
+    assert line(imported, "tread_config.routes[0].selection_ratio").answer.outcome == "mapped"
+    assert imported.recipe.tread.routes == "2 to -2: 0.1"
+
+
+def test_what_takes_more_forwards():
+    imported = bring(
+        crepa_enabled=True, crepa_block_index=3, crepa_cumulative_neighbors=True, crepa_scheduler="cosine",
+        scheduled_sampling_max_step_offset=8, scheduled_sampling_probability=0.25, scheduled_sampling_strategy="biased_late",
+    )  # fmt: skip
+    crepa, rollout = imported.recipe.crepa, imported.recipe.rollout
+    assert (crepa.weight, crepa.block, crepa.neighbours) == (0.5, 3, "all")
+    assert (rollout.steps, rollout.probability, rollout.strategy, rollout.direction) == (8, 0.25, "biased_late", 10.0)
+    assert outcome(imported, "crepa_scheduler")[0] == "not supported"
+    assert outcome(bring(crepa_block_index=3), "crepa_block_index")[0] == "not needed"
 
 
 def test_other_models_are_refused():

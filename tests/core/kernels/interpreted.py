@@ -45,9 +45,11 @@ def test_a_norm_gives_itself_again_to_the_bit():
 
 
 def test_rotary_positions():
-    x, weight, rope, grad = random(B, L, D), random(D), random(2, L, K // 2), random(B, L, N, K)
-    assert_close(*([room.rms_rope(x, weight, rope, 1e-6)] for room in (rotary, reference)))
-    assert_close(*([room.rms_rope_gradient(x, weight, rope, grad, 1e-6)] for room in (rotary, reference)))
+    x, weight, grad = random(B, L, D), random(D), random(B, L, N, K)
+    for tokens in (L, B * L):  # of one table for all samples, or of each its own
+        rope = random(2, tokens, K // 2)
+        assert_close(*([room.rms_rope(x, weight, rope, 1e-6)] for room in (rotary, reference)))
+        assert_close(*([room.rms_rope_gradient(x, weight, rope, grad, 1e-6)] for room in (rotary, reference)))
 
 
 def test_gelu():

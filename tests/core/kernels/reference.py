@@ -41,7 +41,7 @@ def norm_gradient(x, weight, bias, grad, beside, factors, *, add_one, again=Fals
 
 def _rms_rope(x, weight, rope, eps):
     x = functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps).unflatten(2, (-1, 2 * rope.shape[2]))
-    cos, sin = rope.to(x.dtype).unsqueeze(2).unbind(0)
+    cos, sin = rope.to(x.dtype).unflatten(1, (-1, x.shape[1])).unsqueeze(3).unbind(0)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 

@@ -61,6 +61,11 @@ CHANGES = {
     "loss.kind": ("mae", {}), "loss.weighting": ("bell", {}), "loss.huber_delta": (0.01, {"loss.kind": "huber"}),
     "loss.huber_c": (0.01, {"loss.kind": "pseudo_huber"}), "loss.huber_schedule": ("snr", {"loss.kind": "pseudo_huber"}),
     "loss.motion_strength": (9.0, {"loss.weighting": "motion"}), "loss.differential_guidance": (3.0, {}),
+    "loss.contrastive_guidance": (3.0, {}), "loss.contrastive_schedule": ("sigma", {"loss.contrastive_guidance": 3.0}),
+    "loss.contrastive_cfg_zero": (True, {"loss.contrastive_guidance": 3.0}),
+    "tread.routes": ("1 to 1: 0.5", {}), "rollout.steps": (3, {}), "rollout.probability": (0.1, {"rollout.steps": 3}),
+    "rollout.ramp_steps": (1000, {"rollout.steps": 3}), "rollout.strategy": ("biased_late", {"rollout.steps": 3}),
+    "rollout.direction": (10.0, {"rollout.steps": 3}),
     "ema.use": (True, {}), "ema.decay": (0.5, {"ema.use": True, "ema.warm_up": False}),
     "ema.every": (2, {"ema.use": True}), "ema.warm_up": (False, {"ema.use": True}),
     "ema.shown": ("none", {"ema.use": True, "loop.validate_every": 1}), "ema.lora": ("trained", {"ema.use": True}),
@@ -88,6 +93,11 @@ ELSEWHERE = {
     "memory.attention": "only GPUs have several kinds: tests/core/memory", "memory.compile": "kernels run on GPUs",
     "memory.cuda_graphs": "GPUs alone", "memory.plan": "below", "memory.budget_gb": "below",
     "parallel.context": "several processes: tests/core/parallel", "parallel.base": "several processes: tests/core/parallel",
+    **dict.fromkeys(
+        (f"crepa.{name}" for name in
+         ("weight", "encoder", "vae", "block", "distance", "tau", "neighbours", "image_size")),
+        "with models in files: tests/core/train/test_crepa.py",
+    ),
     "track.tensorboard": "another process: tests/core/track", "track.wandb": "tests/core/track",
     "track.wandb_name": "tests/core/track", "track.webhook": "tests/core/track",
 }  # fmt: skip

@@ -14,6 +14,7 @@ from wan_train.core.plan.planning import plan_of
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
+from wan_train.core.settings.tread import TreadOptions
 from wan_train.core.train import features, kernel_mode
 from wan_train.core.train.prepare import needs_of, prepare
 from wan_train.core.wan.checkpoint import inspect
@@ -81,6 +82,18 @@ def test_with_forwards_of_the_base_between(tmp_path, job: Job, memory):
     samples = tuple(with_class(tmp_path, sample) for sample in job.data.samples)
     regularizers = RegularizerOptions(output_preservation=1.0, blank_preservation=1.0)
     job = replace(job, data=replace(job.data, samples=samples), regularizers=regularizers)
+    losses, lora, _ = train(tmp_path, job, "plain")
+    found, other, _ = train(tmp_path, replace(job, memory=MemoryOptions(**memory, compile="kernels")), "kernels")
+    assert found == pytest.approx(losses, rel=1e-4)
+    for name in lora:
+        assert torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4), name
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("memory", [{}, {"streamed_blocks": 2, "offload_inputs": True}, {"keep_linears": 1}], ids=str)
+def test_with_tokens_that_go_past_a_block(tmp_path, job: Job, memory):
+    """Two samples in a batch, of which each keeps tokens, and so positions, of its own."""
+    job = replace(job, loop=replace(job.loop, steps=3, batch_size=2), tread=TreadOptions(routes="1 to 1: 0.5"))
     losses, lora, _ = train(tmp_path, job, "plain")
     found, other, _ = train(tmp_path, replace(job, memory=MemoryOptions(**memory, compile="kernels")), "kernels")
     assert found == pytest.approx(losses, rel=1e-4)
