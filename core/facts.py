@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 NUM_TIMESTEPS = 1000
+SIGMA_BINS = 40  # equal parts of [0, 1] by which a run's losses are counted; both boundaries below lie between two
 
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).

@@ -19,7 +19,7 @@ from ..core.track.process import beside
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
 from ..core.train.find_run import find_run
-from ..core.train.history import LongHistory, read_long_history
+from ..core.train.history import MAX_ALARMS, LongHistory, read_long_history
 from ..core.train.preview_folder import PreviewFolder
 from ..core.train.requests import PREVIEW_FILE, SAVE_FILE, request
 from ..core.train.run_folder import RunFolder
@@ -313,6 +313,7 @@ class Follower:
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
+            "alarms": history.alarms[-MAX_ALARMS:],
         }
 
 

@@ -1,12 +1,21 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
 import { Buttons } from "./buttons.js";
-import { betaFor, lossRange, smooth, thin, ticks } from "./curve.js";
+import { Controls } from "./chart_controls.js";
+import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
+import { download, picture } from "./chart_export.js";
+import { linesOf, nearest, shown, within } from "./chart_lines.js";
+import { axes, logRange, MARGIN, makeView, path } from "./chart_scale.js";
+import { Zoom } from "./chart_zoom.js";
+import { lossRange, smooth, thin, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
 
-const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
+const SCALES = 58; // pixels at the right for the ends of scales of their own
+const KEYS =
+  "Drag marks the steps to zoom to, Shift and drag moves them, the wheel zooms after a click, a double click shows all.";
+
 /**
  * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
  * @typedef {object} Report
@@ -16,6 +25,7 @@ const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
  * @property {Point[]} [losses]
  * @property {Point[]} [validation]
  * @property {Point[]} [smoothed]
+ * @property {[number, string][]} [alarms] steps at which the training seemed to diverge, and sentences that say so
  * @property {Preview[]} [previews] all that there are
  * @property {string[]} [facts] numbers with what they are: time left, seconds a step
  * @property {string[]} [asks] what can be asked of the run now
@@ -25,26 +35,11 @@ const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
 /**
  * @typedef {import("./curve.js").Point} Point
  * @typedef {import("./previews.js").Preview} Preview
+ * @typedef {import("./chart_scale.js").View} View
+ * @typedef {import("./chart_lines.js").Line} Line
  */
 
-/**
- * How steps and losses lie on the plot, in pixels.
- * @typedef {object} View
- * @property {number} first
- * @property {number} last
- * @property {number} low
- * @property {number} high
- * @property {number} right
- * @property {number} bottom
- * @property {number} height
- * @property {(step: number) => number} x
- * @property {(loss: number) => number} y
- */
-
-/** @param {Point[]} points */
-function path(points) {
-  return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-}
+const byStep = (/** @type {Map<number, number>} */ values) => [...values].sort((a, b) => a[0] - b[0]);
 
 /** `element` is what is shown; `set` replaces the curve, `add` goes on with it, `say` writes below it. */
 export class LossChart {
@@ -54,33 +49,68 @@ export class LossChart {
   known = new Map(); // averages that the server has computed over all points
   /** @type {Map<number, number>} */
   validation = new Map();
+  /** @type {[number, string][]} */
+  alarms = [];
   /** @type {number[]} */
   steps = [];
   /** @type {number[]} */
   averages = [];
+  isThinned = false; // whether the server has more points than these
+  knownWindow = 0; // that `known` looks back over
   /** @type {number | null} */
   pointer = null; // where the mouse is, in pixels of the plot
   /** @type {number | null} */
+  cursor = null; // the step that arrow keys have gone to
+  /** @type {number | null} */
   frame = null; // the drawing that is asked for
+  /** @type {View | null} */
+  drawn = null; // how the plot lies now
 
   /**
    * See Previews, and Buttons.
    * @param {(file: string) => string} addressOf
    * @param {() => void} onToggle
    * @param {(ask: string) => Promise<string>} onAsk
+   * @param {import("./chart_curves.js").Server} server
    */
-  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "") {
+  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "", server = NO_SERVER) {
+    this.server = server;
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
+    this.alarm = block("wan-train-alarm", this.element);
+    this.alarm.setAttribute("role", "alert");
     this.buttons = new Buttons(this.element, onAsk);
+    this.controls = new Controls(this.element, {
+      onChange: () => this.choose(),
+      listOthers: () => server.fetch(`${addressOfRun(server.run() ?? "")}/others`),
+      onWhole: () => this.zoom.set(null),
+      onPng: () => this.savePicture(),
+      onCsv: () => this.saveTables(),
+    });
+    this.legend = block("wan-train-legend", this.element);
+    this.legend.setAttribute("role", "list");
     this.plot = block("wan-train-plot", this.element);
     this.previews = new Previews(this.element, addressOf, onToggle);
     this.notes = block("wan-train-notes", this.element);
-    this.svg = shape("svg", { width: "100%", height: "100%", role: "img", "aria-label": "training loss" });
+    this.svg = shape("svg", { width: "100%", height: "100%", "aria-hidden": "true" });
     this.tip = block("wan-train-tip");
-    this.plot.append(this.svg, this.tip);
-    this.plot.addEventListener("pointermove", (event) => this.hover(event));
-    this.plot.addEventListener("pointerleave", () => this.hover(null));
+    this.spoken = block("wan-train-spoken");
+    this.spoken.setAttribute("role", "status");
+    this.plot.tabIndex = 0;
+    this.plot.setAttribute("role", "figure");
+    this.plot.append(this.svg, this.tip, this.spoken);
+    this.curves = new Curves(
+      server,
+      () => this.wanted(),
+      (trouble) => this.take(trouble),
+    );
+    this.zoom = new Zoom(this.plot, {
+      steps: () => this.lastStep,
+      view: () => this.drawn,
+      onPoint: (at) => this.point(at),
+      onStep: (by) => this.stepTo(by),
+      onChange: () => this.choose(),
+    });
     this.observer = new ResizeObserver(() => this.schedule());
     this.observer.observe(this.plot);
     /** @type {{ steps: number, state: string, line: string, facts: string[] }} */
@@ -88,14 +118,30 @@ export class LossChart {
     this.clear();
   }
 
+  /** The step at the right edge of the whole run. */
+  get lastStep() {
+    return Math.max(this.run.steps, this.steps.at(-1) ?? 0, 1);
+  }
+
+  /** Steps that averages look back over. */
+  get window() {
+    return this.controls.window ?? windowFor(this.run.steps || this.steps.length);
+  }
+
   /** Forget the curve. */
   clear() {
     this.losses = new Map();
     this.known = new Map();
     this.validation = new Map();
+    this.alarms = [];
+    this.isThinned = false;
     this.run = { steps: 0, state: "new", line: "", facts: [] };
     this.buttons.set([]);
+    this.controls.clear();
+    this.curves.clear();
+    this.zoom.range = null;
     this.pointer = null;
+    this.cursor = null;
     this.previews.set([]);
     this.schedule();
   }
@@ -109,6 +155,9 @@ export class LossChart {
     this.validation = new Map();
     this.add(history);
     this.known = new Map(history.smoothed ?? []);
+    this.isThinned = this.known.size > 0;
+    this.knownWindow = windowFor(history.steps || this.losses.size);
+    this.curves.ask();
     this.schedule();
   }
 
@@ -118,7 +167,9 @@ export class LossChart {
    */
   add(report) {
     const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
+    const isSameState = state === this.run.state;
     this.run = { steps, state, line, facts: report.facts ?? [] };
+    this.alarms = report.alarms ?? this.alarms;
     this.buttons.set(report.asks ?? [], state);
     if (report.notes !== undefined) this.say(report.notes);
     this.previews.set(previews);
@@ -127,6 +178,8 @@ export class LossChart {
       this.known.delete(step);
     }
     for (const [step, loss] of validation) this.validation.set(step, loss);
+    if (isSameState) this.curves.follow();
+    else this.curves.ask();
     this.schedule();
   }
 
@@ -165,138 +218,297 @@ export class LossChart {
     if (this.frame !== null) cancelAnimationFrame(this.frame);
   }
 
+  /** What was chosen is another: draw it, and ask for what is not here. */
+  choose() {
+    if (!this.zoom.drag) this.curves.ask();
+    this.schedule();
+  }
+
+  /** What the server is asked for; null where the points that are here suffice. */
+  wanted() {
+    const { of, others } = this.controls;
+    const range = this.isThinned ? this.zoom.range : null;
+    const isSmoother = this.isThinned && this.window !== this.knownWindow;
+    if (!of.size && !others.size && !range && !isSmoother) return null;
+    return { of: [...of], others: [...others], window: this.window, range };
+  }
+
+  /**
+   * New curves are there.
+   * @param {string} trouble
+   */
+  take(trouble) {
+    this.controls.trouble.textContent = trouble;
+    const own = this.curves.whole?.runs[0]?.series.loss;
+    if (own && this.isThinned) {
+      for (const [step, loss] of own.points) this.losses.set(step, loss);
+      this.known = new Map(own.smoothed);
+      this.knownWindow = this.window;
+    }
+    this.schedule();
+  }
+
   draw() {
     this.series();
     this.drawHead();
     this.svg.replaceChildren();
     this.tip.hidden = true;
+    this.drawn = null;
+    const lines = this.lines();
+    this.drawLegend(lines);
     const width = this.plot.clientWidth;
     const height = this.plot.clientHeight;
     if (!this.steps.length || width < 80 || height < 50) return;
-    const view = this.view(width, height);
-    this.svg.append(...this.axes(view));
-    const clip = (/** @type {number} */ value) => Math.min(view.high, Math.max(view.low, value));
-    /** @type {(point: Point) => Point} */
-    const place = ([step, value]) => [view.x(step), view.y(clip(value))];
-    const columns = Math.round(width);
-    const line = (/** @type {Point[]} */ values) => path(thin(values, columns, view.first, view.last).map(place));
-    const raw = this.steps.map((step) => this.pointAt(step));
-    const bold = this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
-    this.svg.append(shape("path", { class: "wan-train-raw", d: line(raw) }));
-    this.svg.append(shape("path", { class: "wan-train-smooth", d: line(bold) }));
-    const held = [...this.validation].sort((a, b) => a[0] - b[0]).map(place);
-    if (held.length > 1) this.svg.append(shape("path", { class: "wan-train-held-line", d: path(held) }));
-    for (const [cx, cy] of held) this.svg.append(shape("circle", { class: "wan-train-held", cx, cy, r: 3 }));
-    const [cx, cy] = place(bold[bold.length - 1]);
-    this.svg.append(shape("circle", { class: "wan-train-now", cx, cy, r: 3 }));
-    this.drawPointer(view, place);
-  }
-
-  /**
-   * The raw loss of a step that is there.
-   * @param {number} step
-   * @returns {Point}
-   */
-  pointAt(step) {
-    return [step, this.losses.get(step) ?? Number.NaN];
+    const view = this.view(width, height, lines);
+    this.drawn = view;
+    this.svg.append(...axes(view));
+    for (const [step] of this.alarms) {
+      const x = view.x(step);
+      if (x >= MARGIN.left && x <= view.right)
+        this.svg.append(
+          shape("line", { class: "wan-train-alarm-line", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }),
+        );
+    }
+    const scaled = lines.filter((line) => line.hasOwnScale);
+    for (const line of lines)
+      this.drawLine(line, line.hasOwnScale ? this.ownScale(view, line, scaled.indexOf(line)) : view);
+    this.drawSelection(view);
+    this.drawPointer(view, lines);
   }
 
   /** Sorted steps, and the smoothed loss at each. */
   series() {
     this.steps = [...this.losses.keys()].sort((a, b) => a - b);
-    const raw = this.steps.map((step) => this.pointAt(step)[1]);
+    const raw = this.steps.map((step) => this.losses.get(step) ?? Number.NaN);
     const known = this.steps.map((step) => this.known.get(step));
-    this.averages = smooth(raw, betaFor(this.run.steps || raw.length), known);
+    this.averages = smooth(raw, 1 - 1 / this.window, known);
+  }
+
+  /**
+   * All that is drawn; the loss of this run is the first.
+   * @returns {Line[]}
+   */
+  lines() {
+    const { part } = this.curves;
+    const range = this.zoom.range;
+    const isHere = part && range && part.range[0] === range[0] && part.range[1] === range[1];
+    const answer = (isHere ? part.answer : this.curves.whole) ?? { runs: [], differences: [] };
+    const found = linesOf(answer, this.controls.of);
+    const own = isHere ? answer.runs[0].series.loss : null;
+    const raw =
+      own?.points ?? this.steps.map((step) => /** @type {Point} */ ([step, this.losses.get(step) ?? Number.NaN]));
+    const points = own?.smoothed ?? this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
+    const held = byStep(this.validation);
+    /** @type {Line[]} */
+    const lines = [{ name: "smoothed loss", colour: "var(--wan-train-accent)", points, raw }, ...found];
+    if (held.length)
+      lines.push({ name: "held-out loss", colour: "var(--wan-train-held)", points: held, isHeldOut: true });
+    if (!range) return lines;
+    return lines.map((line) => ({
+      ...line,
+      points: within(line.points, range),
+      raw: line.raw && within(line.raw, range),
+    }));
   }
 
   drawHead() {
     const step = this.steps.at(-1);
+    const average = this.averages.at(-1);
     this.element.classList.toggle("wan-train-empty", step === undefined);
-    const held = [...this.validation].sort((a, b) => a[0] - b[0]).at(-1)?.[1];
-    writeHead(this.head, this.run, { step, average: this.averages.at(-1), held });
+    const held = byStep(this.validation).at(-1)?.[1];
+    const last = step === undefined ? undefined : this.losses.get(step);
+    writeHead(this.head, this.run, { step, average, last, held });
+    const alarm = this.alarms.at(-1)?.[1] ?? "";
+    if (this.alarm.textContent !== alarm) this.alarm.textContent = alarm;
+    this.alarm.hidden = !alarm;
+    this.controls.show(this.window, this.zoom.range !== null);
+    const words = [this.head.textContent?.trim(), this.bestWords(), this.legend.textContent].filter(Boolean);
+    this.plot.setAttribute("aria-label", `Loss chart. ${words.join(". ")}`);
+    this.plot.title = step === undefined ? "" : `${KEYS}\nKeys: arrows, Shift and arrows, + and -, 0.`;
+  }
+
+  bestWords() {
+    if (!this.steps.length) return "";
+    const best = this.averages.reduce((a, b, i) => (b < this.averages[a] ? i : a), 0);
+    return `lowest smoothed loss ${shown(this.averages[best])} at step ${this.steps[best]}`;
+  }
+
+  /**
+   * Which line is which, where there is more than the run's own loss.
+   * @param {Line[]} lines
+   */
+  drawLegend(lines) {
+    const isPlain = lines.every(({ name }) => name === "smoothed loss" || name === "held-out loss");
+    this.legend.hidden = isPlain;
+    this.legend.replaceChildren(
+      ...(isPlain ? [] : lines).map(({ name, colour, help = "" }) => {
+        const entry = block("wan-train-entry");
+        entry.setAttribute("role", "listitem");
+        entry.title = help;
+        const mark = document.createElement("span");
+        mark.style.background = colour;
+        entry.append(mark, name);
+        return entry;
+      }),
+    );
   }
 
   /**
    * @param {number} width
    * @param {number} height
+   * @param {Line[]} lines
    * @returns {View}
    */
-  view(width, height) {
-    const raw = this.steps.map((step) => this.pointAt(step)[1]);
-    const [low, high] = lossRange(raw, this.averages, [...this.validation.values()]);
-    const first = 0;
-    const last = Math.max(this.run.steps, this.steps[this.steps.length - 1], 1);
-    const right = width - MARGIN.right;
-    const bottom = height - MARGIN.bottom;
-    return {
-      first,
-      last,
-      low,
-      high,
-      right,
-      bottom,
-      height,
-      x: (step) => MARGIN.left + ((step - first) / (last - first)) * (right - MARGIN.left),
-      y: (loss) => bottom - ((loss - low) / (high - low)) * (bottom - MARGIN.top),
-    };
+  view(width, height, lines) {
+    const ofLoss = lines.filter((line) => !line.hasOwnScale);
+    const raw = (ofLoss[0].raw ?? []).map(([, loss]) => loss);
+    const smoothed = ofLoss.filter((line) => !line.isHeldOut).flatMap(({ points }) => points.map(([, loss]) => loss));
+    const held = ofLoss.filter((line) => line.isHeldOut).flatMap(({ points }) => points.map(([, loss]) => loss));
+    const range = lossRange(raw, smoothed, held);
+    const { isLog } = this.controls;
+    return makeView(
+      { width, height },
+      this.zoom.edges,
+      isLog ? logRange(range, [...raw, ...smoothed, ...held]) : range,
+      { isLog, right: lines.length > ofLoss.length ? SCALES : MARGIN.right },
+    );
   }
 
   /**
-   * Grid lines and numbers.
+   * A view with the same steps and a scale of its own, whose ends are written at the right.
    * @param {View} view
+   * @param {Line} line
+   * @param {number} place of the line among those with scales
    */
-  axes(view) {
-    const drawn = [];
-    const levels = ticks(view.low, view.high, Math.max(2, view.height / 45));
-    const digits = Math.min(6, Math.max(0, -Math.floor(Math.log10((levels[1] ?? view.high) - levels[0] || 1))));
-    for (const level of levels) {
-      const y = view.y(level);
-      drawn.push(shape("line", { class: "wan-train-grid", x1: MARGIN.left, x2: view.right, y1: y, y2: y }));
-      drawn.push(shape("text", { x: MARGIN.left - 6, y: y + 3, "text-anchor": "end" }, level.toFixed(digits)));
-    }
-    const marks = ticks(0, view.last, (view.right - MARGIN.left) / 70).filter((step) => Number.isInteger(step));
-    for (const step of marks) {
-      const anchor = view.x(step) > view.right - 14 ? "end" : "middle";
-      drawn.push(shape("text", { x: view.x(step), y: view.height - 7, "text-anchor": anchor }, String(step)));
-    }
-    return drawn;
+  ownScale(view, { points, colour }, place) {
+    const values = points.map(([, value]) => value);
+    const [low, high] = values.reduce(
+      ([a, b], value) => [Math.min(a, value), Math.max(b, value)],
+      [Infinity, -Infinity],
+    );
+    const room = high > low ? (high - low) * 0.05 : Math.abs(high) * 0.1 || 1;
+    const own = makeView(
+      { width: this.plot.clientWidth, height: view.height },
+      [view.first, view.last],
+      [low - room, high + room],
+      { right: SCALES },
+    );
+    const ends = high > low ? [high, low] : [high];
+    ends.forEach((value, i) => {
+      const y = (i ? view.bottom - 11 : MARGIN.top + 8) + 11 * place;
+      const text = shape("text", { x: view.right + 5, y }, value.toPrecision(3));
+      text.style.fill = colour;
+      this.svg.append(text);
+    });
+    return own;
   }
 
-  /** @param {PointerEvent | null} event */
-  hover(event) {
-    const box = this.plot.getBoundingClientRect(); // the canvas renderer scales the element by a CSS transform
-    this.pointer = event && ((event.clientX - box.left) / box.width) * this.plot.clientWidth;
+  /**
+   * @param {Line} line
+   * @param {View} view
+   */
+  drawLine({ colour, points, raw, isHeldOut }, view) {
+    const columns = Math.round(this.plot.clientWidth);
+    /** @type {(point: Point) => Point} */
+    const place = ([step, value]) => [view.x(step), view.y(value)];
+    const add = (/** @type {string} */ name, /** @type {Point[]} */ values) => {
+      const d = path(thin(values, columns, view.first, view.last).map(place));
+      const drawn = shape("path", { class: name, d });
+      drawn.style.stroke = colour;
+      this.svg.append(drawn);
+    };
+    const dot = (/** @type {string} */ name, /** @type {Point} */ point) => {
+      const [cx, cy] = place(point);
+      if (cx < MARGIN.left - 3 || cx > view.right + 3) return;
+      const drawn = shape("circle", { class: name, cx, cy, r: 3 });
+      drawn.style.fill = colour;
+      this.svg.append(drawn);
+    };
+    if (raw) add("wan-train-raw", raw);
+    if (!isHeldOut) add("wan-train-smooth", points);
+    else if (points.length > 1) add("wan-train-held-line", points);
+    if (isHeldOut) for (const point of points) dot("wan-train-held", point);
+    else if (points.length) dot("wan-train-now", points[points.length - 1]);
+  }
+
+  /** @param {number | null} at pixel of the plot; null: the mouse is gone */
+  point(at) {
+    this.pointer = at;
+    if (at !== null) this.cursor = null;
     this.schedule();
   }
 
+  /** @param {number} by steps that are there, from where the cursor is */
+  stepTo(by) {
+    const [first, last] = this.zoom.edges;
+    const there = this.steps.filter((step) => step >= first && step <= last);
+    if (!there.length) return;
+    const at = this.cursor === null ? -1 : there.indexOf(this.cursor);
+    const next = at < 0 ? (by > 0 ? 0 : there.length - 1) : Math.min(there.length - 1, Math.max(0, at + by));
+    this.cursor = there[next];
+    this.pointer = null;
+    this.draw();
+    this.spoken.textContent = this.tip.textContent;
+  }
+
+  /** @param {View} view */
+  drawSelection({ bottom }) {
+    const drag = this.zoom.drag;
+    if (!drag || drag.isPan) return;
+    const x = Math.min(drag.from, drag.to);
+    const width = Math.abs(drag.to - drag.from);
+    this.svg.append(shape("rect", { class: "wan-train-marked", x, y: MARGIN.top, width, height: bottom - MARGIN.top }));
+  }
+
   /**
-   * What lies below the mouse: a line, a dot, and the numbers of that step.
+   * What lies below the mouse or the cursor: a line, a dot, and the numbers of that step.
    * @param {View} view
-   * @param {(point: Point) => Point} place
+   * @param {Line[]} lines
    */
-  drawPointer(view, place) {
-    const pointer = this.pointer;
-    if (pointer === null || pointer < MARGIN.left - 8) return;
-    const distance = (/** @type {number} */ step) => Math.abs(view.x(step) - pointer);
-    const nearest = (/** @type {number[]} */ steps) => steps.reduce((a, b) => (distance(b) < distance(a) ? b : a));
-    const step = nearest(this.steps);
-    const average = this.averages[this.steps.indexOf(step)];
-    const [x, y] = place([step, average]);
+  drawPointer(view, lines) {
+    const at =
+      this.cursor ?? (this.pointer === null || this.pointer < MARGIN.left - 8 ? null : view.step(this.pointer));
+    const own = lines[0];
+    const found = at === null ? undefined : nearest(own.points, at);
+    if (!found) return;
+    const [step, average] = found;
+    const [x, y] = [view.x(step), view.y(average)];
     this.svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
     this.svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
-    const lines = [
-      `step ${step}`,
-      `loss of this step ${this.pointAt(step)[1].toFixed(4)}`,
-      `average loss ${average.toFixed(4)}`,
-    ];
-    const held = this.validation.size ? nearest([...this.validation.keys()]) : null;
-    if (held !== null && Math.abs(view.x(held) - x) < 6) {
-      lines.push(`held-out loss ${this.validation.get(held)?.toFixed(4)} (step ${held})`);
+    const raw = nearest(own.raw ?? [], step);
+    const words = [`step ${step}`, `loss of this step ${raw ? shown(raw[1]) : "-"}`, `smoothed loss ${shown(average)}`];
+    for (const { name, points, isHeldOut } of lines.slice(1)) {
+      const point = nearest(points, step);
+      if (!point || (isHeldOut && Math.abs(view.x(point[0]) - x) >= 6)) continue;
+      const where = point[0] === step && !isHeldOut ? "" : ` (step ${point[0]})`;
+      words.push(`${name.split(":")[0]} ${shown(point[1])}${where}`);
     }
-    this.tip.textContent = lines.join("\n");
+    this.tip.textContent = words.join("\n");
     this.tip.hidden = false;
     const onLeft = x > (MARGIN.left + view.right) / 2;
     this.tip.style.left = onLeft ? "auto" : `${x + 10}px`;
     this.tip.style.right = onLeft ? `${this.plot.clientWidth - x + 10}px` : "auto";
+  }
+
+  async savePicture() {
+    const words = [{ text: this.head.textContent ?? "", colour: "" }];
+    for (const entry of this.legend.querySelectorAll(".wan-train-entry")) {
+      const mark = /** @type {HTMLElement} */ (entry.firstElementChild);
+      words.push({ text: entry.textContent ?? "", colour: getComputedStyle(mark).backgroundColor });
+    }
+    try {
+      const address = URL.createObjectURL(await picture(this.plot, words));
+      download(address, `${this.server.run() ?? "loss"}.png`);
+      setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    } catch (error) {
+      console.warn("[wan_train] the chart could not be made into a picture", error);
+      this.controls.trouble.textContent = "The browser could not make a picture of the chart.";
+    }
+  }
+
+  saveTables() {
+    for (const run of [this.server.run(), ...this.controls.others]) {
+      if (run) download(this.server.address(`${addressOfRun(run)}/curve.csv`), `${run}.csv`);
+    }
   }
 }

@@ -23,6 +23,7 @@ from ..safe_json import parse_json
 
 Event = dict[str, Any]
 
+DIVERGES = "diverges"  # `about` of the warnings of core.train.divergence
 MAX_LINE = 2**20  # bytes; what is longer is no line of ours
 MAX_WAITING = 10_000  # lines that wait in memory for a disk that refuses
 _RESERVE = 2**16  # bytes on the disk that are given up for a run's last words
@@ -44,7 +45,7 @@ _NEEDED: dict[str, _Fields] = {
     "checkpoint": {"step": int},
     "error": {"message": str},
 }
-_IF_THERE: _Fields = {"step": int, "message": str, "about": str} | dict.fromkeys(
+_IF_THERE: _Fields = {"step": int, "message": str, "about": str, "bins": list} | dict.fromkeys(
     ("lr", "grad_norm", "sigma", "seconds", "allocated_gib", "reserved_gib", "vram", "ram"), _NUMBER
 )
 
