@@ -33,7 +33,7 @@ from ..core.train.run_folder import RunFolder
 from . import host
 from .follow import followed
 from .host import folders
-from .told import told
+from .told import is_finished, told
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -126,8 +126,8 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
             state, line = follower.state, follower.line
         elif state in ("waiting", "training") and not is_in_use(folder):
             state, line = "stopped", "the training process is gone: queue again to go on"
-        elif state == "finished" and history.losses.last_step < steps:  # made longer, and not begun anew yet
-            state, line = "stopped", f"{steps} steps are wanted: queue again to go on"
+        elif state == "finished" and not is_finished(folder, job, history):  # made longer, and not begun anew yet
+            state, line = "stopped", ""
         return {
             "run": folder.path.name,
             "steps": steps,

@@ -3,16 +3,16 @@
 import { Buttons } from "./buttons.js";
 import { Controls } from "./chart_controls.js";
 import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
-import { download, picture } from "./chart_export.js";
+import { drawLegend, drawLines, drawMarks, SCALES } from "./chart_draw.js";
+import { download, savePicture } from "./chart_export.js";
 import { linesOf, nearest, shown, within } from "./chart_lines.js";
-import { axes, logRange, MARGIN, makeView, path } from "./chart_scale.js";
+import { axes, logRange, MARGIN, makeView } from "./chart_scale.js";
 import { Zoom } from "./chart_zoom.js";
-import { lossRange, smooth, thin, windowFor } from "./curve.js";
+import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
 
-const SCALES = 58; // pixels at the right for the ends of scales of their own
 const KEYS =
   "Drag marks the steps to zoom to, Shift and drag moves them, the wheel zooms after a click, a double click shows all.";
 
@@ -84,8 +84,12 @@ export class LossChart {
       onChange: () => this.choose(),
       listOthers: () => server.fetch(`${addressOfRun(server.run() ?? "")}/others`),
       onWhole: () => this.zoom.set(null),
-      onPng: () => this.savePicture(),
-      onCsv: () => this.saveTables(),
+      onPng: () => this.save(),
+      onCsv: () => {
+        for (const run of [server.run(), ...this.controls.others]) {
+          if (run) download(server.address(`${addressOfRun(run)}/curve.csv`), `${run}.csv`);
+        }
+      },
     });
     this.legend = block("wan-train-legend", this.element);
     this.legend.setAttribute("role", "list");
@@ -178,7 +182,7 @@ export class LossChart {
       this.known.delete(step);
     }
     for (const [step, loss] of validation) this.validation.set(step, loss);
-    if (isSameState) this.curves.follow();
+    if (isSameState) this.curves.follow(this.isThinned);
     else this.curves.ask();
     this.schedule();
   }
@@ -241,7 +245,8 @@ export class LossChart {
     this.controls.trouble.textContent = trouble;
     const own = this.curves.whole?.runs[0]?.series.loss;
     if (own && this.isThinned) {
-      for (const [step, loss] of own.points) this.losses.set(step, loss);
+      const last = own.points.at(-1)?.[0] ?? 0;
+      this.losses = new Map([...own.points, ...[...this.losses].filter(([step]) => step > last)]);
       this.known = new Map(own.smoothed);
       this.knownWindow = this.window;
     }
@@ -255,24 +260,16 @@ export class LossChart {
     this.tip.hidden = true;
     this.drawn = null;
     const lines = this.lines();
-    this.drawLegend(lines);
+    drawLegend(this.legend, lines);
     const width = this.plot.clientWidth;
     const height = this.plot.clientHeight;
     if (!this.steps.length || width < 80 || height < 50) return;
     const view = this.view(width, height, lines);
     this.drawn = view;
     this.svg.append(...axes(view));
-    for (const [step] of this.alarms) {
-      const x = view.x(step);
-      if (x >= MARGIN.left && x <= view.right)
-        this.svg.append(
-          shape("line", { class: "wan-train-alarm-line", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }),
-        );
-    }
-    const scaled = lines.filter((line) => line.hasOwnScale);
-    for (const line of lines)
-      this.drawLine(line, line.hasOwnScale ? this.ownScale(view, line, scaled.indexOf(line)) : view);
-    this.drawSelection(view);
+    const alarms = this.alarms.map(([step]) => step);
+    drawMarks(this.svg, view, alarms, this.zoom.drag);
+    drawLines(this.svg, width, lines, view);
     this.drawPointer(view, lines);
   }
 
@@ -334,26 +331,6 @@ export class LossChart {
   }
 
   /**
-   * Which line is which, where there is more than the run's own loss.
-   * @param {Line[]} lines
-   */
-  drawLegend(lines) {
-    const isPlain = lines.every(({ name }) => name === "smoothed loss" || name === "held-out loss");
-    this.legend.hidden = isPlain;
-    this.legend.replaceChildren(
-      ...(isPlain ? [] : lines).map(({ name, colour, help = "" }) => {
-        const entry = block("wan-train-entry");
-        entry.setAttribute("role", "listitem");
-        entry.title = help;
-        const mark = document.createElement("span");
-        mark.style.background = colour;
-        entry.append(mark, name);
-        return entry;
-      }),
-    );
-  }
-
-  /**
    * @param {number} width
    * @param {number} height
    * @param {Line[]} lines
@@ -374,63 +351,6 @@ export class LossChart {
     );
   }
 
-  /**
-   * A view with the same steps and a scale of its own, whose ends are written at the right.
-   * @param {View} view
-   * @param {Line} line
-   * @param {number} place of the line among those with scales
-   */
-  ownScale(view, { points, colour }, place) {
-    const values = points.map(([, value]) => value);
-    const [low, high] = values.reduce(
-      ([a, b], value) => [Math.min(a, value), Math.max(b, value)],
-      [Infinity, -Infinity],
-    );
-    const room = high > low ? (high - low) * 0.05 : Math.abs(high) * 0.1 || 1;
-    const own = makeView(
-      { width: this.plot.clientWidth, height: view.height },
-      [view.first, view.last],
-      [low - room, high + room],
-      { right: SCALES },
-    );
-    const ends = high > low ? [high, low] : [high];
-    ends.forEach((value, i) => {
-      const y = (i ? view.bottom - 11 : MARGIN.top + 8) + 11 * place;
-      const text = shape("text", { x: view.right + 5, y }, value.toPrecision(3));
-      text.style.fill = colour;
-      this.svg.append(text);
-    });
-    return own;
-  }
-
-  /**
-   * @param {Line} line
-   * @param {View} view
-   */
-  drawLine({ colour, points, raw, isHeldOut }, view) {
-    const columns = Math.round(this.plot.clientWidth);
-    /** @type {(point: Point) => Point} */
-    const place = ([step, value]) => [view.x(step), view.y(value)];
-    const add = (/** @type {string} */ name, /** @type {Point[]} */ values) => {
-      const d = path(thin(values, columns, view.first, view.last).map(place));
-      const drawn = shape("path", { class: name, d });
-      drawn.style.stroke = colour;
-      this.svg.append(drawn);
-    };
-    const dot = (/** @type {string} */ name, /** @type {Point} */ point) => {
-      const [cx, cy] = place(point);
-      if (cx < MARGIN.left - 3 || cx > view.right + 3) return;
-      const drawn = shape("circle", { class: name, cx, cy, r: 3 });
-      drawn.style.fill = colour;
-      this.svg.append(drawn);
-    };
-    if (raw) add("wan-train-raw", raw);
-    if (!isHeldOut) add("wan-train-smooth", points);
-    else if (points.length > 1) add("wan-train-held-line", points);
-    if (isHeldOut) for (const point of points) dot("wan-train-held", point);
-    else if (points.length) dot("wan-train-now", points[points.length - 1]);
-  }
-
   /** @param {number | null} at pixel of the plot; null: the mouse is gone */
   point(at) {
     this.pointer = at;
@@ -449,15 +369,6 @@ export class LossChart {
     this.pointer = null;
     this.draw();
     this.spoken.textContent = this.tip.textContent;
-  }
-
-  /** @param {View} view */
-  drawSelection({ bottom }) {
-    const drag = this.zoom.drag;
-    if (!drag || drag.isPan) return;
-    const x = Math.min(drag.from, drag.to);
-    const width = Math.abs(drag.to - drag.from);
-    this.svg.append(shape("rect", { class: "wan-train-marked", x, y: MARGIN.top, width, height: bottom - MARGIN.top }));
   }
 
   /**
@@ -490,25 +401,13 @@ export class LossChart {
     this.tip.style.right = onLeft ? `${this.plot.clientWidth - x + 10}px` : "auto";
   }
 
-  async savePicture() {
-    const words = [{ text: this.head.textContent ?? "", colour: "" }];
-    for (const entry of this.legend.querySelectorAll(".wan-train-entry")) {
-      const mark = /** @type {HTMLElement} */ (entry.firstElementChild);
-      words.push({ text: entry.textContent ?? "", colour: getComputedStyle(mark).backgroundColor });
-    }
+  /** A picture of the plot, with its head and legend. */
+  async save() {
     try {
-      const address = URL.createObjectURL(await picture(this.plot, words));
-      download(address, `${this.server.run() ?? "loss"}.png`);
-      setTimeout(() => URL.revokeObjectURL(address), 60_000);
+      await savePicture(this.plot, this.head, this.legend, `${this.server.run() ?? "loss"}.png`);
     } catch (error) {
       console.warn("[wan_train] the chart could not be made into a picture", error);
       this.controls.trouble.textContent = "The browser could not make a picture of the chart.";
-    }
-  }
-
-  saveTables() {
-    for (const run of [this.server.run(), ...this.controls.others]) {
-      if (run) download(this.server.address(`${addressOfRun(run)}/curve.csv`), `${run}.csv`);
     }
   }
 }

@@ -41,6 +41,7 @@ export const NO_SERVER = {
   run: () => null,
 };
 const EVERY_MS = 3000; // at most, while a run goes on
+const EVERY_MS_LONG = 15_000; // one of so many steps that the server reads long
 
 /** @typedef {{ of: string[], others: string[], window: number | null, range: Range | null }} Wanted */
 
@@ -74,9 +75,12 @@ export class Curves {
     this.part = null;
   }
 
-  /** The run has moved on. */
-  follow() {
-    if (performance.now() - this.asked >= EVERY_MS) this.ask();
+  /**
+   * The run has moved on.
+   * @param {boolean} isLong
+   */
+  follow(isLong) {
+    if (performance.now() - this.asked >= (isLong ? EVERY_MS_LONG : EVERY_MS)) this.ask();
   }
 
   /** Something else is wanted. */

@@ -32,10 +32,28 @@ export function standalone(svg, width, height) {
   copy.setAttribute("height", String(height));
   const [from, to] = [svg, copy].map((element) => [...element.querySelectorAll("*")]);
   from.forEach((element, i) => {
-    const style = getComputedStyle(element);
+    const style = window.getComputedStyle(element);
     to[i].setAttribute("style", STYLES.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";"));
   });
-  return new XMLSerializer().serializeToString(copy);
+  return new window.XMLSerializer().serializeToString(copy);
+}
+
+/**
+ * Let the browser save the plot as a PNG file, with the head and the legend above it.
+ * @param {HTMLElement} plot
+ * @param {HTMLElement} head
+ * @param {HTMLElement} legend
+ * @param {string} name of the file
+ */
+export async function savePicture(plot, head, legend, name) {
+  const words = [{ text: head.textContent ?? "", colour: "" }];
+  for (const entry of legend.children) {
+    const mark = /** @type {Element} */ (entry.firstElementChild);
+    words.push({ text: entry.textContent ?? "", colour: window.getComputedStyle(mark).backgroundColor });
+  }
+  const address = URL.createObjectURL(await picture(plot, words));
+  download(address, name);
+  setTimeout(() => URL.revokeObjectURL(address), 60_000); // the browser reads it after the click
 }
 
 /**
@@ -43,7 +61,7 @@ export function standalone(svg, width, height) {
  * @param {{ text: string, colour: string }[]} words above it, a line each
  * @returns {Promise<Blob>}
  */
-export async function picture(plot, words) {
+async function picture(plot, words) {
   const { clientWidth: width, clientHeight: height } = plot;
   const svg = /** @type {SVGSVGElement} */ (plot.querySelector("svg"));
   const image = new Image();
@@ -55,7 +73,7 @@ export async function picture(plot, words) {
   canvas.height = (height + top) * SCALE;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.scale(SCALE, SCALE);
-  const style = getComputedStyle(/** @type {Element} */ (plot.closest(".wan-train-chart") ?? plot));
+  const style = window.getComputedStyle(/** @type {Element} */ (plot.closest(".wan-train-chart") ?? plot));
   context.fillStyle = style.backgroundColor;
   context.fillRect(0, 0, width, height + top);
   context.font = "12px system-ui, sans-serif";

@@ -3,7 +3,8 @@
 Every line has `event`, `time` (seconds since the epoch) and, last, `crc`: the checksum of the line without it. Kinds:
 origin (the run and the step whose checkpoint was copied; the steps up to there follow, as that run's diary has them),
 start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, stopped, finished,
-error. Lines that a crash cut short, or that were damaged, are passed over and counted.
+error. A step's `bins` are [bin of sigma (facts.SIGMA_BINS), mean loss, number of samples], of those that it has samples in.
+Lines that a crash cut short, or that were damaged, are passed over and counted.
 """
 
 import json
