@@ -3,10 +3,11 @@
 import { Buttons } from "./buttons.js";
 import { Controls } from "./chart_controls.js";
 import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
-import { drawLegend, drawLines, drawMarks, SCALES } from "./chart_draw.js";
+import { drawLegend, drawLines, drawMarks, scalesWidth } from "./chart_draw.js";
 import { download, savePicture } from "./chart_export.js";
-import { linesOf, nearest, shown, within } from "./chart_lines.js";
-import { axes, logRange, MARGIN, makeView } from "./chart_scale.js";
+import { linesOf, shown, within } from "./chart_lines.js";
+import { axes, logRange, makeView, textSize } from "./chart_scale.js";
+import { drawTip } from "./chart_tip.js";
 import { Zoom } from "./chart_zoom.js";
 import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
@@ -254,6 +255,7 @@ export class LossChart {
   }
 
   draw() {
+    this.element.style.setProperty("--wan-train-text", `${textSize(this.plot)}px`);
     this.series();
     this.drawHead();
     this.svg.replaceChildren();
@@ -270,7 +272,8 @@ export class LossChart {
     const alarms = this.alarms.map(([step]) => step);
     drawMarks(this.svg, view, alarms, this.zoom.drag);
     drawLines(this.svg, width, lines, view);
-    this.drawPointer(view, lines);
+    const at = this.cursor ?? (this.pointer === null || this.pointer < view.left - 8 ? null : view.step(this.pointer));
+    if (at !== null) drawTip(this.svg, this.tip, width, lines, view, at);
   }
 
   /** Sorted steps, and the smoothed loss at each. */
@@ -343,11 +346,12 @@ export class LossChart {
     const held = ofLoss.filter((line) => line.isHeldOut).flatMap(({ points }) => points.map(([, loss]) => loss));
     const range = lossRange(raw, smoothed, held);
     const { isLog } = this.controls;
+    const text = textSize(this.plot);
     return makeView(
-      { width, height },
+      { width, height, text },
       this.zoom.edges,
       isLog ? logRange(range, [...raw, ...smoothed, ...held]) : range,
-      { isLog, right: lines.length > ofLoss.length ? SCALES : MARGIN.right },
+      { isLog, right: lines.length > ofLoss.length ? scalesWidth(text) : undefined },
     );
   }
 
@@ -369,36 +373,6 @@ export class LossChart {
     this.pointer = null;
     this.draw();
     this.spoken.textContent = this.tip.textContent;
-  }
-
-  /**
-   * What lies below the mouse or the cursor: a line, a dot, and the numbers of that step.
-   * @param {View} view
-   * @param {Line[]} lines
-   */
-  drawPointer(view, lines) {
-    const at =
-      this.cursor ?? (this.pointer === null || this.pointer < MARGIN.left - 8 ? null : view.step(this.pointer));
-    const own = lines[0];
-    const found = at === null ? undefined : nearest(own.points, at);
-    if (!found) return;
-    const [step, average] = found;
-    const [x, y] = [view.x(step), view.y(average)];
-    this.svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
-    this.svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
-    const raw = nearest(own.raw ?? [], step);
-    const words = [`step ${step}`, `loss of this step ${raw ? shown(raw[1]) : "-"}`, `smoothed loss ${shown(average)}`];
-    for (const { name, points, isHeldOut } of lines.slice(1)) {
-      const point = nearest(points, step);
-      if (!point || (isHeldOut && Math.abs(view.x(point[0]) - x) >= 6)) continue;
-      const where = point[0] === step && !isHeldOut ? "" : ` (step ${point[0]})`;
-      words.push(`${name.split(":")[0]} ${shown(point[1])}${where}`);
-    }
-    this.tip.textContent = words.join("\n");
-    this.tip.hidden = false;
-    const onLeft = x > (MARGIN.left + view.right) / 2;
-    this.tip.style.left = onLeft ? "auto" : `${x + 10}px`;
-    this.tip.style.right = onLeft ? `${this.plot.clientWidth - x + 10}px` : "auto";
   }
 
   /** A picture of the plot, with its head and legend. */

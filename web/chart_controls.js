@@ -55,8 +55,9 @@ export class Controls {
     this.log.setAttribute("aria-pressed", "false");
     this.whole = this.button("Whole run", "Show the whole run again (a double click does it, too)", does.onWhole);
     this.whole.hidden = true;
-    this.button("PNG", "Save the chart as a picture", does.onPng);
-    this.button("CSV", "Save all steps as a table, of the compared runs, too", does.onCsv);
+    const save = this.menu("Save", "Save the chart as a file");
+    this.button("Picture (PNG)", "What is drawn now, with its numbers", does.onPng, save);
+    this.button("Table (CSV)", "Every step, in a file for each run that is drawn", does.onCsv, save);
     this.trouble = block("wan-train-answer", this.element);
     this.trouble.setAttribute("role", "status");
   }
@@ -113,14 +114,15 @@ export class Controls {
    * @param {string} label
    * @param {string} help
    * @param {() => void} onClick
+   * @param {HTMLElement} [parent]
    */
-  button(label, help, onClick) {
+  button(label, help, onClick, parent = this.element) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = label;
     button.title = help;
     button.addEventListener("click", onClick);
-    this.element.append(button);
+    parent.append(button);
     return button;
   }
 
@@ -151,9 +153,9 @@ export class Controls {
    * @param {boolean} isPart
    */
   show(window, isPart) {
-    const words = window <= 1 ? "off" : `${Math.round(window)} steps${this.window === null ? " (auto)" : ""}`;
+    const words = window <= 1 ? "off" : `${Math.round(window)}${this.window === null ? " auto" : ""}`;
     if (this.smoothness) this.smoothness.textContent = words;
-    this.slider.setAttribute("aria-valuetext", words);
+    this.slider.setAttribute("aria-valuetext", window <= 1 ? words : `${words}, steps`);
     this.whole.hidden = !isPart;
   }
 

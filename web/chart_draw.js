@@ -1,6 +1,6 @@
 // Draws the parts of a chart into its SVG. Knows nothing of ComfyUI.
 
-import { MARGIN, makeView, path } from "./chart_scale.js";
+import { makeView, path } from "./chart_scale.js";
 import { thin } from "./curve.js";
 import { block, shape } from "./elements.js";
 
@@ -8,7 +8,11 @@ import { block, shape } from "./elements.js";
 /** @typedef {import("./chart_lines.js").Line} Line */
 /** @typedef {import("./chart_scale.js").View} View */
 
-export const SCALES = 58; // pixels at the right for the ends of scales of their own
+/**
+ * Pixels at the right for the ends of scales of their own.
+ * @param {number} text size of words
+ */
+export const scalesWidth = (text) => 10 + 5 * text;
 const EDGE = 4; // pixels beside the plot in which a dot is still whole
 
 /**
@@ -19,7 +23,7 @@ const EDGE = 4; // pixels beside the plot in which a dot is still whole
  * @param {View} view
  */
 export function drawLines(svg, width, lines, view) {
-  const [left, wide] = [MARGIN.left - EDGE, view.right - MARGIN.left + 2 * EDGE];
+  const [left, wide] = [view.left - EDGE, view.right - view.left + 2 * EDGE];
   const box = { x: left, y: 0, width: wide, height: view.height, viewBox: `${left} 0 ${wide} ${view.height}` };
   const inside = shape("svg", box);
   svg.append(inside);
@@ -73,13 +77,13 @@ function ownScale(svg, width, view, { points, colour }, place) {
   const room = high > low ? (high - low) * 0.05 : Math.abs(high) * 0.1 || 1;
   const ends = high > low ? [high, low] : [high];
   ends.forEach((value, i) => {
-    const y = (i ? view.bottom - 11 : MARGIN.top + 8) + 11 * place;
+    const y = (i ? view.bottom - view.text - 1 : view.top + 8) + (view.text + 1) * place;
     const text = shape("text", { x: view.right + 6, y }, value.toPrecision(3));
     text.style.fill = colour;
     svg.append(text);
   });
-  const size = { width, height: view.height };
-  return makeView(size, [view.first, view.last], [low - room, high + room], { right: SCALES });
+  const size = { width, height: view.height, text: view.text };
+  return makeView(size, [view.first, view.last], [low - room, high + room], { right: scalesWidth(view.text) });
 }
 
 /**
@@ -92,13 +96,13 @@ function ownScale(svg, width, view, { points, colour }, place) {
 export function drawMarks(svg, view, alarms, drag) {
   for (const step of alarms) {
     const x = view.x(step);
-    if (x < MARGIN.left || x > view.right) continue;
-    svg.append(shape("line", { class: "wan-train-alarm-line", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
+    if (x < view.left || x > view.right) continue;
+    svg.append(shape("line", { class: "wan-train-alarm-line", x1: x, x2: x, y1: view.top, y2: view.bottom }));
   }
   if (!drag || drag.isPan) return;
   const x = Math.min(drag.from, drag.to);
   const width = Math.abs(drag.to - drag.from);
-  svg.append(shape("rect", { class: "wan-train-marked", x, y: MARGIN.top, width, height: view.bottom - MARGIN.top }));
+  svg.append(shape("rect", { class: "wan-train-marked", x, y: view.top, width, height: view.bottom - view.top }));
 }
 
 /**

@@ -5,7 +5,18 @@ import { shape } from "./elements.js";
 
 /** @typedef {import("./curve.js").Point} Point */
 
-export const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
+const TOP = 8; // pixels above the plot
+const RIGHT = 12;
+const TEXT = { least: 10, most: 16 }; // pixels
+
+/**
+ * Size of the words of a plot: larger where the graph is shown smaller, so that they can still be read.
+ * @param {HTMLElement} plot
+ */
+export function textSize(plot) {
+  const zoom = plot.getBoundingClientRect().width / plot.clientWidth || 1; // the canvas renderer scales by a transform
+  return Math.round(Math.min(TEXT.most, Math.max(TEXT.least, TEXT.least / zoom)));
+}
 
 /**
  * @typedef {object} View
@@ -14,8 +25,11 @@ export const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
  * @property {number} low
  * @property {number} high
  * @property {boolean} isLog whether the loss axis is logarithmic
+ * @property {number} left
  * @property {number} right
+ * @property {number} top
  * @property {number} bottom
+ * @property {number} text size of words
  * @property {number} height
  * @property {(step: number) => number} x
  * @property {(loss: number) => number} y
@@ -23,23 +37,24 @@ export const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
  */
 
 /**
- * @param {{ width: number, height: number }} size of the plot
+ * @param {{ width: number, height: number, text?: number }} size of the plot, and of its words
  * @param {[number, number]} steps at its edges
  * @param {[number, number]} range of values
  * @param {{ isLog?: boolean, right?: number }} [options] `right`: margin
  * @returns {View}
  */
-export function makeView({ width, height }, [first, last], [low, high], options = {}) {
-  const { isLog = false, right: margin = MARGIN.right } = options;
+export function makeView({ width, height, text = TEXT.least }, [first, last], [low, high], options = {}) {
+  const { isLog = false, right: margin = RIGHT } = options;
+  const left = 16 + 3 * text;
   const right = width - margin;
-  const bottom = height - MARGIN.bottom;
+  const bottom = height - 12 - text;
   const lift = isLog ? Math.log : (/** @type {number} */ value) => value;
   const [from, to] = [lift(low), lift(high)];
   return {
-    ...{ first, last, low, high, isLog, right, bottom, height },
-    x: (step) => MARGIN.left + ((step - first) / (last - first)) * (right - MARGIN.left),
-    y: (value) => bottom - ((lift(Math.min(high, Math.max(low, value))) - from) / (to - from)) * (bottom - MARGIN.top),
-    step: (x) => first + ((x - MARGIN.left) / (right - MARGIN.left)) * (last - first),
+    ...{ first, last, low, high, isLog, left, right, top: TOP, bottom, text, height },
+    x: (step) => left + ((step - first) / (last - first)) * (right - left),
+    y: (value) => bottom - ((lift(Math.min(high, Math.max(low, value))) - from) / (to - from)) * (bottom - TOP),
+    step: (x) => first + ((x - left) / (right - left)) * (last - first),
   };
 }
 
@@ -77,15 +92,17 @@ function levelsOf({ low, high, isLog }, count) {
  */
 export function axes(view) {
   const drawn = [];
-  const levels = levelsOf(view, Math.max(2, view.height / 45));
+  const levels = levelsOf(view, Math.max(2, view.height / 4.5 / view.text));
   const gap = levels.length > 1 ? Math.min(...levels.slice(1).map((level, i) => level - levels[i])) : levels[0];
   const digits = Math.min(6, Math.max(0, -Math.floor(Math.log10(gap || 1) + 1e-9)));
   for (const level of levels) {
     const y = view.y(level);
-    drawn.push(shape("line", { class: "wan-train-grid", x1: MARGIN.left, x2: view.right, y1: y, y2: y }));
-    drawn.push(shape("text", { x: MARGIN.left - 6, y: y + 3, "text-anchor": "end" }, level.toFixed(digits)));
+    drawn.push(shape("line", { class: "wan-train-grid", x1: view.left, x2: view.right, y1: y, y2: y }));
+    drawn.push(shape("text", { x: view.left - 6, y: y + view.text / 3, "text-anchor": "end" }, level.toFixed(digits)));
   }
-  const marks = ticks(view.first, view.last, (view.right - MARGIN.left) / 70).filter((step) => Number.isInteger(step));
+  const marks = ticks(view.first, view.last, (view.right - view.left) / (7 * view.text)).filter((step) =>
+    Number.isInteger(step),
+  );
   for (const step of marks) {
     const anchor = view.x(step) > view.right - 14 ? "end" : "middle";
     drawn.push(shape("text", { x: view.x(step), y: view.height - 7, "text-anchor": anchor }, String(step)));

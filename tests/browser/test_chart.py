@@ -29,8 +29,10 @@ def open_menu(desk: Desk, train: int, name: str) -> None:
 
 
 def saved(desk: Desk, train: int, button: str, tmp_path: Path) -> Path:
+    open_menu(desk, train, "Save")
     with desk.page.expect_download() as download:
         controls(desk, train).query_selector(f"button:text-is('{button}')").click()
+    open_menu(desk, train, "Save")
     path = tmp_path / download.value.suggested_filename
     download.value.save_as(path)
     return path
@@ -67,9 +69,9 @@ def test_two_runs_are_compared_and_a_part_is_looked_at(desk: Desk, tmp_path: Pat
         "[...partOf(id, '.wan-train-controls').querySelectorAll('button')].find((b) => b.textContent === 'Whole run')"
     )
     desk.page.wait_for_function(f"(id) => !{whole}.hidden", arg=train)
-    picture = saved(desk, train, "PNG", tmp_path)
+    picture = saved(desk, train, "Picture (PNG)", tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    with saved(desk, train, "CSV", tmp_path).open(newline="") as file:
+    with saved(desk, train, "Table (CSV)", tmp_path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows][-1] == 40
     assert all(float(row["loss"]) > 0 for row in rows if row["step"] != "0")

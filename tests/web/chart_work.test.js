@@ -128,7 +128,7 @@ test("the slider changes the average, and every number follows", async () => {
   chart.set({ ...RUN, losses: LOSSES });
   await frame();
   const auto = chart.averages.at(-1);
-  assert.match(chart.controls.element.textContent, /8 steps \(auto\)/);
+  assert.match(chart.controls.element.textContent, /Smooth 8 auto/);
   chart.controls.slider.value = "1";
   fire(chart.controls.slider, "input");
   await frame();
@@ -138,7 +138,7 @@ test("the slider changes the average, and every number follows", async () => {
   fire(chart.controls.slider, "input");
   await frame();
   assert.ok(chart.averages.at(-1) > auto);
-  assert.match(chart.controls.element.textContent, /64 steps/);
+  assert.match(chart.controls.element.textContent, /Smooth 64/);
 });
 
 test("of a long run the server makes the average, and the part that is zoomed to", async () => {
