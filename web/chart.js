@@ -1,7 +1,7 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
 import { Buttons } from "./buttons.js";
-import { Controls } from "./chart_controls.js";
+import { Controls, HELP } from "./chart_controls.js";
 import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
 import { drawLegend, drawLines, drawMarks, scalesWidth } from "./chart_draw.js";
 import { download, savePicture } from "./chart_export.js";
@@ -13,9 +13,6 @@ import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
-
-const KEYS =
-  "Drag marks the steps to zoom to, Shift and drag moves them, the wheel zooms after a click, a double click shows all.";
 
 /**
  * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
@@ -103,6 +100,8 @@ export class LossChart {
     this.spoken.setAttribute("role", "status");
     this.plot.tabIndex = 0;
     this.plot.setAttribute("role", "figure");
+    this.plot.setAttribute("aria-description", HELP);
+    this.plot.addEventListener("pointerdown", () => this.controls.close());
     this.plot.append(this.svg, this.tip, this.spoken);
     this.curves = new Curves(
       server,
@@ -324,7 +323,6 @@ export class LossChart {
     this.controls.show(this.window, this.zoom.range !== null);
     const words = [this.head.textContent?.trim(), this.bestWords(), this.legend.textContent].filter(Boolean);
     this.plot.setAttribute("aria-label", `Loss chart. ${words.join(". ")}`);
-    this.plot.title = step === undefined ? "" : `${KEYS}\nKeys: arrows, Shift and arrows, + and -, 0.`;
   }
 
   bestWords() {

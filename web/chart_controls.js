@@ -14,6 +14,9 @@ export const SERIES = [
   ["learning_rate", "learning rate", "On a scale of its own, whose ends are at the right."],
   ["gradient_norm", "gradient norm", "Before it is clipped. On a scale of its own, whose ends are at the right."],
 ];
+export const HELP =
+  "Drag over the chart to zoom, Shift and drag to move; after a click the wheel zooms, too; a double click shows all. " +
+  "Keys: arrows go from step to step, + and - zoom, Shift and arrows move, 0 shows all.";
 const WINDOWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 const MOST_OTHERS = 7;
 
@@ -44,6 +47,7 @@ export class Controls {
     this.element.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
     const series = this.menu("Curves", "Draw more than the loss");
     for (const [name, label, help] of SERIES) this.check(series, label, help, (on) => this.choose(this.of, name, on));
+    block("wan-train-answer", series).textContent = HELP;
     this.compare = this.menu("Compare", "Draw the loss of other runs, too, such as that of the other expert");
     this.compare.parentElement?.addEventListener("toggle", () => this.fill());
     this.slider = this.addSlider();
@@ -157,6 +161,11 @@ export class Controls {
     if (this.smoothness) this.smoothness.textContent = words;
     this.slider.setAttribute("aria-valuetext", window <= 1 ? words : `${words}, steps`);
     this.whole.hidden = !isPart;
+  }
+
+  /** Close the menus. */
+  close() {
+    for (const menu of this.element.querySelectorAll("details")) menu.open = false;
   }
 
   /** Forget other runs: the chart shows another. */
