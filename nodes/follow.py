@@ -90,7 +90,7 @@ class Follower:
         run = self._run
         if self._is_paused:
             return [GO_ON, *([USE] if run and run.last_step else []), STOP]
-        if run is None or run.is_stopping or run.is_over:
+        if run is None or run.is_stopping or run.is_over or self._is_done:
             return []
         if not run.last_step:
             return [STOP]
@@ -134,7 +134,13 @@ class Follower:
     @property
     def facts(self) -> list[str]:
         """Numbers for beside the curve."""
-        return [] if self._run is None or self._is_paused else facts(self._run)
+        return [] if self._run is None or self._is_paused or self._is_done else facts(self._run)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether the run has told its end, although its process may not be gone yet."""
+        run = self._run
+        return run is not None and run.has_begun and run.history.state in ("finished", "error")
 
     @property
     def line(self) -> str:

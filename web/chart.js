@@ -77,8 +77,9 @@ export class LossChart {
     this.head = block("wan-train-head", this.element);
     this.alarm = block("wan-train-alarm", this.element);
     this.alarm.setAttribute("role", "alert");
-    this.buttons = new Buttons(this.element, onAsk);
-    this.controls = new Controls(this.element, {
+    const row = block("wan-train-row", this.element);
+    this.buttons = new Buttons(row, onAsk);
+    this.controls = new Controls(row, {
       onChange: () => this.choose(),
       listOthers: () => server.fetch(`${addressOfRun(server.run() ?? "")}/others`),
       onWhole: () => this.zoom.set(null),
@@ -95,14 +96,14 @@ export class LossChart {
     this.previews = new Previews(this.element, addressOf, onToggle);
     this.notes = block("wan-train-notes", this.element);
     this.svg = shape("svg", { width: "100%", height: "100%", "aria-hidden": "true" });
-    this.tip = block("wan-train-tip");
+    this.tip = block("wan-train-tip", this.element);
     this.spoken = block("wan-train-spoken");
     this.spoken.setAttribute("role", "status");
     this.plot.tabIndex = 0;
     this.plot.setAttribute("role", "figure");
     this.plot.setAttribute("aria-description", HELP);
     this.plot.addEventListener("pointerdown", () => this.controls.close());
-    this.plot.append(this.svg, this.tip, this.spoken);
+    this.plot.append(this.svg, this.spoken);
     this.curves = new Curves(
       server,
       () => this.wanted(),
@@ -272,7 +273,7 @@ export class LossChart {
     drawMarks(this.svg, view, alarms, this.zoom.drag);
     drawLines(this.svg, width, lines, view);
     const at = this.cursor ?? (this.pointer === null || this.pointer < view.left - 8 ? null : view.step(this.pointer));
-    if (at !== null) drawTip(this.svg, this.tip, width, lines, view, at);
+    if (at !== null) drawTip(this.svg, this.tip, this.plot, lines, view, at);
   }
 
   /** Sorted steps, and the smoothed loss at each. */

@@ -45,18 +45,16 @@ export class Controls {
     this.element.setAttribute("role", "toolbar");
     this.element.setAttribute("aria-label", "Loss chart");
     this.element.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
-    const series = this.menu("Curves", "Draw more than the loss");
+    const series = this.menu("Curves", "Draw more than the loss, smoother, or on a logarithmic axis; how to zoom");
     for (const [name, label, help] of SERIES) this.check(series, label, help, (on) => this.choose(this.of, name, on));
-    block("wan-train-answer", series).textContent = HELP;
-    this.compare = this.menu("Compare", "Draw the loss of other runs, too, such as that of the other expert");
-    this.compare.parentElement?.addEventListener("toggle", () => this.fill());
-    this.slider = this.addSlider();
-    this.log = this.button("Log", "Logarithmic loss axis", () => {
-      this.isLog = !this.isLog;
-      this.log.setAttribute("aria-pressed", String(this.isLog));
+    this.slider = this.addSlider(series);
+    this.log = this.check(series, "logarithmic axis", "Of the losses, which are often far apart", (on) => {
+      this.isLog = on;
       does.onChange();
     });
-    this.log.setAttribute("aria-pressed", "false");
+    block("wan-train-help", series).textContent = HELP;
+    this.compare = this.menu("Compare", "Draw the loss of other runs, too, such as that of the other expert");
+    this.compare.parentElement?.addEventListener("toggle", () => this.fill());
     this.whole = this.button("Whole run", "Show the whole run again (a double click does it, too)", does.onWhole);
     this.whole.hidden = true;
     const save = this.menu("Save", "Save the chart as a file");
@@ -130,7 +128,8 @@ export class Controls {
     return button;
   }
 
-  addSlider() {
+  /** @param {HTMLElement} panel */
+  addSlider(panel) {
     const line = document.createElement("label");
     line.title =
       "Steps that the bold line is averaged over; faint: each step. At the left: as fits the length of the run.";
@@ -146,8 +145,8 @@ export class Controls {
     for (const kind of ["pointerdown", "pointermove"])
       slider.addEventListener(kind, (event) => event.stopPropagation());
     this.smoothness = document.createElement("span");
-    line.append("Smooth ", slider, this.smoothness);
-    this.element.append(line);
+    line.append("smooth over ", slider, this.smoothness);
+    panel.append(line);
     return slider;
   }
 
@@ -157,9 +156,9 @@ export class Controls {
    * @param {boolean} isPart
    */
   show(window, isPart) {
-    const words = window <= 1 ? "off" : `${Math.round(window)}${this.window === null ? " auto" : ""}`;
+    const words = window <= 1 ? "one step" : `${Math.round(window)} steps${this.window === null ? " (auto)" : ""}`;
     if (this.smoothness) this.smoothness.textContent = words;
-    this.slider.setAttribute("aria-valuetext", window <= 1 ? words : `${words}, steps`);
+    this.slider.setAttribute("aria-valuetext", words);
     this.whole.hidden = !isPart;
   }
 

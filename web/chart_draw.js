@@ -114,13 +114,13 @@ export function drawLegend(legend, lines) {
   const isPlain = lines.every(({ name }) => name === "smoothed loss" || name === "held-out loss");
   legend.hidden = isPlain;
   legend.replaceChildren(
-    ...(isPlain ? [] : lines).map(({ name, colour, help = "" }) => {
+    ...(isPlain ? [] : lines).map(({ name, short = name, colour, help = name }) => {
       const entry = block("wan-train-entry");
       entry.setAttribute("role", "listitem");
       entry.title = help;
       const mark = document.createElement("span");
       mark.style.background = colour;
-      entry.append(mark, name);
+      entry.append(mark, short);
       return entry;
     }),
   );

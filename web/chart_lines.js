@@ -18,6 +18,7 @@ const MOST_DIFFERENCES = 3;
 /**
  * @typedef {object} Line
  * @property {string} name in the legend and at the mouse
+ * @property {string} [short] in the legend
  * @property {string} colour
  * @property {Point[]} points
  * @property {Point[]} [raw] drawn faintly
@@ -37,10 +38,11 @@ export function linesOf(answer, of) {
   const single = own?.series ?? {};
   const sigmas = of.has("sigma") ? (single.sigma ?? []) : [];
   const lines = sigmas.map(({ low, high, smoothed }, i) => ({
-    name: `loss at sigma ${low.toFixed(3)} to ${high.toFixed(3)}, smoothed`,
+    name: `sigma ${low}-${high}, smoothed`,
+    short: `sigma ${low}-${high}`,
     colour: SIGMAS[i % SIGMAS.length],
     points: smoothed,
-    help: own.note,
+    help: `Smoothed loss at noise levels (sigma) from ${low} to ${high}. ${own.note}`.trim(),
   }));
   return [...lines, ...otherLines(answer), ...scaledLines(single, of)];
 }

@@ -10,12 +10,12 @@ const BESIDE = 10; // pixels from the step to its numbers
  * A line and a dot at a step, and the numbers of all lines there; `lines` begins with the run's own loss.
  * @param {SVGSVGElement} svg
  * @param {HTMLElement} tip
- * @param {number} width of the plot
+ * @param {HTMLElement} plot above which the numbers lie, and below which they end, if there are many
  * @param {import("./chart_lines.js").Line[]} lines
  * @param {import("./chart_scale.js").View} view
  * @param {number} at the step nearest to this is shown
  */
-export function drawTip(svg, tip, width, lines, view, at) {
+export function drawTip(svg, tip, plot, lines, view, at) {
   const [own, ...others] = lines;
   const found = nearest(own.points, at);
   if (!found) return;
@@ -35,5 +35,7 @@ export function drawTip(svg, tip, width, lines, view, at) {
   tip.hidden = false;
   const onLeft = x > (view.left + view.right) / 2;
   tip.style.left = onLeft ? "auto" : `${x + BESIDE}px`;
-  tip.style.right = onLeft ? `${width - x + BESIDE}px` : "auto";
+  tip.style.right = onLeft ? `${plot.clientWidth - x + BESIDE}px` : "auto";
+  const lowest = (tip.parentElement?.clientHeight ?? 0) - tip.offsetHeight - BESIDE / 2;
+  tip.style.top = `${Math.max(0, Math.min(plot.offsetTop + view.top, lowest))}px`;
 }

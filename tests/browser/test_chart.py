@@ -50,7 +50,7 @@ def test_two_runs_are_compared_and_a_part_is_looked_at(desk: Desk, tmp_path: Pat
     for name in ("loss by noise level", "learning rate", "gradient norm"):
         controls(desk, train).query_selector(f"label:has-text('{name}') input").check()
     desk.until(train, "gradient norm", LEGEND)
-    assert desk.text(train, LEGEND).count("loss at sigma") == 5
+    assert desk.text(train, LEGEND).count("sigma 0.") == 5
     open_menu(desk, train, "Compare")
     desk.page.wait_for_function("(id) => partOf(id, 'label[title^=charted]')", arg=train)
     controls(desk, train).query_selector("label[title^=charted] input").check()
