@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 NUM_TIMESTEPS = 1000
+SIGMA_BINS = 40  # equal parts of [0, 1] by which a run's losses are counted; both boundaries below lie between two
 
 Expert = Literal["high", "low"]  # of Wan 2.2 A14B, by the noise that it is for
 

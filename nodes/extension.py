@@ -5,7 +5,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, check_routes, host, look_routes, routes, run_routes
+from . import NODES, check_routes, curve_routes, host, look_routes, routes, run_routes
 from .host import folders
 from .old_values import renew_prompt
 
@@ -19,6 +19,7 @@ class WanTrainExtension(ComfyExtension):
         _tell_problems()
         folders.offer_nano_models()
         routes.register()
+        curve_routes.register()
         look_routes.register()
         run_routes.register()
         check_routes.register()

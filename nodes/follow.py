@@ -19,7 +19,7 @@ from ..core.track.process import beside
 from ..core.train.claim import Claim, InUseError, claim_run
 from ..core.train.events import Event, needs_attention
 from ..core.train.find_run import find_run
-from ..core.train.history import LongHistory, read_long_history
+from ..core.train.history import MAX_ALARMS, LongHistory, read_long_history
 from ..core.train.preview_folder import PreviewFolder
 from ..core.train.requests import PREVIEW_FILE, SAVE_FILE, request
 from ..core.train.run_folder import RunFolder
@@ -90,7 +90,7 @@ class Follower:
         run = self._run
         if self._is_paused:
             return [GO_ON, *([USE] if run and run.last_step else []), STOP]
-        if run is None or run.is_stopping or run.is_over:
+        if run is None or run.is_stopping or run.is_over or self._is_done:
             return []
         if not run.last_step:
             return [STOP]
@@ -134,7 +134,13 @@ class Follower:
     @property
     def facts(self) -> list[str]:
         """Numbers for beside the curve."""
-        return [] if self._run is None or self._is_paused else facts(self._run)
+        return [] if self._run is None or self._is_paused or self._is_done else facts(self._run)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether the run has told its end, although its process may not be gone yet."""
+        run = self._run
+        return run is not None and run.has_begun and run.history.state in ("finished", "error")
 
     @property
     def line(self) -> str:
@@ -313,6 +319,7 @@ class Follower:
             "losses": [[e["step"], e["loss"]] for e in events if e["event"] == "step"],
             "validation": [[e["step"], e["loss"]] for e in events if e["event"] == "validation"],
             "previews": self.previews.videos(),
+            "alarms": history.alarms[-MAX_ALARMS:],
         }
 
 

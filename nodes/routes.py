@@ -27,13 +27,13 @@ from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
 from ..core.train.find_run import is_in_use
-from ..core.train.history import Histories
+from ..core.train.history import MAX_ALARMS, Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
 from . import host
 from .follow import followed
 from .host import folders
-from .told import told
+from .told import is_finished, told
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -42,7 +42,7 @@ HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
 _RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
-_histories = Histories()
+histories = Histories()
 threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
 
 
@@ -120,12 +120,14 @@ async def get_run(request: web.Request) -> web.Response:
 def _describe(folder: RunFolder) -> dict[str, Any]:
     job, follower = folder.read_job(), followed(folder.path.name)
     steps = job.loop.steps
-    with _histories.reader(folder.events_path).reading() as history:
+    with histories.reader(folder.events_path).reading() as history:
         state, line = history.state, history.message
         if follower is not None:
             state, line = follower.state, follower.line
         elif state in ("waiting", "training") and not is_in_use(folder):
             state, line = "stopped", "the training process is gone: queue again to go on"
+        elif state == "finished" and not is_finished(folder, job, history):  # made longer, and not begun anew yet
+            state, line = "stopped", ""
         return {
             "run": folder.path.name,
             "steps": steps,
@@ -137,6 +139,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
             "losses": history.losses.thinned(),
             "smoothed": history.losses.smoothed(steps),
             "validation": history.validation.thinned(),
+            "alarms": history.alarms[-MAX_ALARMS:],
             "previews": PreviewFolder.of(folder).videos(),
         }
 

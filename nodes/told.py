@@ -8,7 +8,7 @@ from ..core.launch.follow import FollowedRun, gpus_of_step
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
 from ..core.train.events import Event
-from ..core.train.find_run import began
+from ..core.train.find_run import began, steps_done
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
@@ -28,8 +28,8 @@ def told(folder: RunFolder, job: Job, history: LongHistory, *more: str, is_over:
     `is_over`: nobody follows the run any more, which can have stopped for a pause.
     """
     warnings = dict.fromkeys([*notes_of(folder), *more, *history.warnings])
-    end = _end(job, history) if is_over else []
-    length = [] if history.state == "finished" else [length_line(job)]
+    end = _end(folder, job, history) if is_over else []
+    length = [] if is_finished(folder, job, history) else [length_line(job)]
     return "\n".join([*end, *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
 
 
@@ -39,10 +39,15 @@ def length_line(job: Job) -> str:
     return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 
-def _end(job: Job, history: LongHistory) -> list[str]:
-    if history.state == "finished":
+def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:
+    """Whether the run is done with all its steps; one that was made longer is not, before it has gone on."""
+    return history.state == "finished" and steps_done(folder) >= job.loop.steps
+
+
+def _end(folder: RunFolder, job: Job, history: LongHistory) -> list[str]:
+    if is_finished(folder, job, history):
         return [f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"]
-    if history.state == "stopped":
+    if history.state in ("stopped", "finished"):
         return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: queue again to go on"]
     return []
 

@@ -1,12 +1,19 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
 import { Buttons } from "./buttons.js";
-import { betaFor, lossRange, smooth, thin, ticks } from "./curve.js";
+import { Controls, HELP } from "./chart_controls.js";
+import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
+import { drawLegend, drawLines, drawMarks, scalesWidth } from "./chart_draw.js";
+import { download, savePicture } from "./chart_export.js";
+import { linesOf, shown, within } from "./chart_lines.js";
+import { axes, logRange, makeView, textSize } from "./chart_scale.js";
+import { drawTip } from "./chart_tip.js";
+import { Zoom } from "./chart_zoom.js";
+import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
 
-const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
 /**
  * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
  * @typedef {object} Report
@@ -16,6 +23,7 @@ const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
  * @property {Point[]} [losses]
  * @property {Point[]} [validation]
  * @property {Point[]} [smoothed]
+ * @property {[number, string][]} [alarms] steps at which the training seemed to diverge, and sentences that say so
  * @property {Preview[]} [previews] all that there are
  * @property {string[]} [facts] numbers with what they are: time left, seconds a step
  * @property {string[]} [asks] what can be asked of the run now
@@ -25,26 +33,11 @@ const MARGIN = { left: 46, right: 12, top: 8, bottom: 22 };
 /**
  * @typedef {import("./curve.js").Point} Point
  * @typedef {import("./previews.js").Preview} Preview
+ * @typedef {import("./chart_scale.js").View} View
+ * @typedef {import("./chart_lines.js").Line} Line
  */
 
-/**
- * How steps and losses lie on the plot, in pixels.
- * @typedef {object} View
- * @property {number} first
- * @property {number} last
- * @property {number} low
- * @property {number} high
- * @property {number} right
- * @property {number} bottom
- * @property {number} height
- * @property {(step: number) => number} x
- * @property {(loss: number) => number} y
- */
-
-/** @param {Point[]} points */
-function path(points) {
-  return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-}
+const byStep = (/** @type {Map<number, number>} */ values) => [...values].sort((a, b) => a[0] - b[0]);
 
 /** `element` is what is shown; `set` replaces the curve, `add` goes on with it, `say` writes below it. */
 export class LossChart {
@@ -54,33 +47,75 @@ export class LossChart {
   known = new Map(); // averages that the server has computed over all points
   /** @type {Map<number, number>} */
   validation = new Map();
+  /** @type {[number, string][]} */
+  alarms = [];
   /** @type {number[]} */
   steps = [];
   /** @type {number[]} */
   averages = [];
+  isThinned = false; // whether the server has more points than these
+  knownWindow = 0; // that `known` looks back over
   /** @type {number | null} */
   pointer = null; // where the mouse is, in pixels of the plot
   /** @type {number | null} */
+  cursor = null; // the step that arrow keys have gone to
+  /** @type {number | null} */
   frame = null; // the drawing that is asked for
+  /** @type {View | null} */
+  drawn = null; // how the plot lies now
 
   /**
    * See Previews, and Buttons.
    * @param {(file: string) => string} addressOf
    * @param {() => void} onToggle
    * @param {(ask: string) => Promise<string>} onAsk
+   * @param {import("./chart_curves.js").Server} server
    */
-  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "") {
+  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "", server = NO_SERVER) {
+    this.server = server;
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
-    this.buttons = new Buttons(this.element, onAsk);
+    this.alarm = block("wan-train-alarm", this.element);
+    this.alarm.setAttribute("role", "alert");
+    const row = block("wan-train-row", this.element);
+    this.buttons = new Buttons(row, onAsk);
+    this.controls = new Controls(row, {
+      onChange: () => this.choose(),
+      listOthers: () => server.fetch(`${addressOfRun(server.run() ?? "")}/others`),
+      onWhole: () => this.zoom.set(null),
+      onPng: () => this.save(),
+      onCsv: () => {
+        for (const run of [server.run(), ...this.controls.others]) {
+          if (run) download(server.address(`${addressOfRun(run)}/curve.csv`), `${run}.csv`);
+        }
+      },
+    });
+    this.legend = block("wan-train-legend", this.element);
+    this.legend.setAttribute("role", "list");
     this.plot = block("wan-train-plot", this.element);
     this.previews = new Previews(this.element, addressOf, onToggle);
     this.notes = block("wan-train-notes", this.element);
-    this.svg = shape("svg", { width: "100%", height: "100%", role: "img", "aria-label": "training loss" });
-    this.tip = block("wan-train-tip");
-    this.plot.append(this.svg, this.tip);
-    this.plot.addEventListener("pointermove", (event) => this.hover(event));
-    this.plot.addEventListener("pointerleave", () => this.hover(null));
+    this.svg = shape("svg", { width: "100%", height: "100%", "aria-hidden": "true" });
+    this.tip = block("wan-train-tip", this.element);
+    this.spoken = block("wan-train-spoken");
+    this.spoken.setAttribute("role", "status");
+    this.plot.tabIndex = 0;
+    this.plot.setAttribute("role", "figure");
+    this.plot.setAttribute("aria-description", HELP);
+    this.plot.addEventListener("pointerdown", () => this.controls.close());
+    this.plot.append(this.svg, this.spoken);
+    this.curves = new Curves(
+      server,
+      () => this.wanted(),
+      (trouble) => this.take(trouble),
+    );
+    this.zoom = new Zoom(this.plot, {
+      steps: () => this.lastStep,
+      view: () => this.drawn,
+      onPoint: (at) => this.point(at),
+      onStep: (by) => this.stepTo(by),
+      onChange: () => this.choose(),
+    });
     this.observer = new ResizeObserver(() => this.schedule());
     this.observer.observe(this.plot);
     /** @type {{ steps: number, state: string, line: string, facts: string[] }} */
@@ -88,14 +123,30 @@ export class LossChart {
     this.clear();
   }
 
+  /** The step at the right edge of the whole run. */
+  get lastStep() {
+    return Math.max(this.run.steps, this.steps.at(-1) ?? 0, 1);
+  }
+
+  /** Steps that averages look back over. */
+  get window() {
+    return this.controls.window ?? windowFor(this.run.steps || this.steps.length);
+  }
+
   /** Forget the curve. */
   clear() {
     this.losses = new Map();
     this.known = new Map();
     this.validation = new Map();
+    this.alarms = [];
+    this.isThinned = false;
     this.run = { steps: 0, state: "new", line: "", facts: [] };
     this.buttons.set([]);
+    this.controls.clear();
+    this.curves.clear();
+    this.zoom.range = null;
     this.pointer = null;
+    this.cursor = null;
     this.previews.set([]);
     this.schedule();
   }
@@ -109,6 +160,9 @@ export class LossChart {
     this.validation = new Map();
     this.add(history);
     this.known = new Map(history.smoothed ?? []);
+    this.isThinned = this.known.size > 0;
+    this.knownWindow = windowFor(history.steps || this.losses.size);
+    this.curves.ask();
     this.schedule();
   }
 
@@ -118,7 +172,9 @@ export class LossChart {
    */
   add(report) {
     const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
+    const isSameState = state === this.run.state;
     this.run = { steps, state, line, facts: report.facts ?? [] };
+    this.alarms = report.alarms ?? this.alarms;
     this.buttons.set(report.asks ?? [], state);
     if (report.notes !== undefined) this.say(report.notes);
     this.previews.set(previews);
@@ -127,6 +183,8 @@ export class LossChart {
       this.known.delete(step);
     }
     for (const [step, loss] of validation) this.validation.set(step, loss);
+    if (isSameState) this.curves.follow(this.isThinned);
+    else this.curves.ask();
     this.schedule();
   }
 
@@ -165,138 +223,164 @@ export class LossChart {
     if (this.frame !== null) cancelAnimationFrame(this.frame);
   }
 
+  /** What was chosen is another: draw it, and ask for what is not here. */
+  choose() {
+    if (!this.zoom.drag) this.curves.ask();
+    this.schedule();
+  }
+
+  /** What the server is asked for; null where the points that are here suffice. */
+  wanted() {
+    const { of, others } = this.controls;
+    const range = this.isThinned ? this.zoom.range : null;
+    const isSmoother = this.isThinned && this.window !== this.knownWindow;
+    if (!of.size && !others.size && !range && !isSmoother) return null;
+    return { of: [...of], others: [...others], window: this.window, range };
+  }
+
+  /**
+   * New curves are there.
+   * @param {string} trouble
+   */
+  take(trouble) {
+    this.controls.trouble.textContent = trouble;
+    const own = this.curves.whole?.runs[0]?.series.loss;
+    if (own && this.isThinned) {
+      const last = own.points.at(-1)?.[0] ?? 0;
+      this.losses = new Map([...own.points, ...[...this.losses].filter(([step]) => step > last)]);
+      this.known = new Map(own.smoothed);
+      this.knownWindow = this.window;
+    }
+    this.schedule();
+  }
+
   draw() {
+    this.element.style.setProperty("--wan-train-text", `${textSize(this.plot)}px`);
     this.series();
     this.drawHead();
     this.svg.replaceChildren();
     this.tip.hidden = true;
+    this.drawn = null;
+    const lines = this.lines();
+    drawLegend(this.legend, lines);
     const width = this.plot.clientWidth;
     const height = this.plot.clientHeight;
     if (!this.steps.length || width < 80 || height < 50) return;
-    const view = this.view(width, height);
-    this.svg.append(...this.axes(view));
-    const clip = (/** @type {number} */ value) => Math.min(view.high, Math.max(view.low, value));
-    /** @type {(point: Point) => Point} */
-    const place = ([step, value]) => [view.x(step), view.y(clip(value))];
-    const columns = Math.round(width);
-    const line = (/** @type {Point[]} */ values) => path(thin(values, columns, view.first, view.last).map(place));
-    const raw = this.steps.map((step) => this.pointAt(step));
-    const bold = this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
-    this.svg.append(shape("path", { class: "wan-train-raw", d: line(raw) }));
-    this.svg.append(shape("path", { class: "wan-train-smooth", d: line(bold) }));
-    const held = [...this.validation].sort((a, b) => a[0] - b[0]).map(place);
-    if (held.length > 1) this.svg.append(shape("path", { class: "wan-train-held-line", d: path(held) }));
-    for (const [cx, cy] of held) this.svg.append(shape("circle", { class: "wan-train-held", cx, cy, r: 3 }));
-    const [cx, cy] = place(bold[bold.length - 1]);
-    this.svg.append(shape("circle", { class: "wan-train-now", cx, cy, r: 3 }));
-    this.drawPointer(view, place);
-  }
-
-  /**
-   * The raw loss of a step that is there.
-   * @param {number} step
-   * @returns {Point}
-   */
-  pointAt(step) {
-    return [step, this.losses.get(step) ?? Number.NaN];
+    const view = this.view(width, height, lines);
+    this.drawn = view;
+    this.svg.append(...axes(view));
+    const alarms = this.alarms.map(([step]) => step);
+    drawMarks(this.svg, view, alarms, this.zoom.drag);
+    drawLines(this.svg, width, lines, view);
+    const at = this.cursor ?? (this.pointer === null || this.pointer < view.left - 8 ? null : view.step(this.pointer));
+    if (at !== null) drawTip(this.svg, this.tip, this.plot, lines, view, at);
   }
 
   /** Sorted steps, and the smoothed loss at each. */
   series() {
     this.steps = [...this.losses.keys()].sort((a, b) => a - b);
-    const raw = this.steps.map((step) => this.pointAt(step)[1]);
+    const raw = this.steps.map((step) => this.losses.get(step) ?? Number.NaN);
     const known = this.steps.map((step) => this.known.get(step));
-    this.averages = smooth(raw, betaFor(this.run.steps || raw.length), known);
+    this.averages = smooth(raw, 1 - 1 / this.window, known);
+  }
+
+  /**
+   * All that is drawn; the loss of this run is the first.
+   * @returns {Line[]}
+   */
+  lines() {
+    const { part } = this.curves;
+    const range = this.zoom.range;
+    const isHere = part && range && part.range[0] === range[0] && part.range[1] === range[1];
+    const answer = (isHere ? part.answer : this.curves.whole) ?? { runs: [], differences: [] };
+    const found = linesOf(answer, this.controls.of);
+    const own = isHere ? answer.runs[0].series.loss : null;
+    const raw =
+      own?.points ?? this.steps.map((step) => /** @type {Point} */ ([step, this.losses.get(step) ?? Number.NaN]));
+    const points = own?.smoothed ?? this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
+    const held = byStep(this.validation);
+    /** @type {Line[]} */
+    const lines = [{ name: "smoothed loss", colour: "var(--wan-train-accent)", points, raw }, ...found];
+    if (held.length)
+      lines.push({ name: "held-out loss", colour: "var(--wan-train-held)", points: held, isHeldOut: true });
+    if (!range) return lines;
+    return lines.map((line) => ({
+      ...line,
+      points: within(line.points, range),
+      raw: line.raw && within(line.raw, range),
+    }));
   }
 
   drawHead() {
     const step = this.steps.at(-1);
+    const average = this.averages.at(-1);
     this.element.classList.toggle("wan-train-empty", step === undefined);
-    const held = [...this.validation].sort((a, b) => a[0] - b[0]).at(-1)?.[1];
-    writeHead(this.head, this.run, { step, average: this.averages.at(-1), held });
+    const held = byStep(this.validation).at(-1)?.[1];
+    const last = step === undefined ? undefined : this.losses.get(step);
+    writeHead(this.head, this.run, { step, average, last, held });
+    const alarm = this.alarms.at(-1)?.[1] ?? "";
+    if (this.alarm.textContent !== alarm) this.alarm.textContent = alarm;
+    this.alarm.hidden = !alarm;
+    this.controls.show(this.window, this.zoom.range !== null);
+    const words = [this.head.textContent?.trim(), this.bestWords(), this.legend.textContent].filter(Boolean);
+    this.plot.setAttribute("aria-label", `Loss chart. ${words.join(". ")}`);
+  }
+
+  bestWords() {
+    if (!this.steps.length) return "";
+    const best = this.averages.reduce((a, b, i) => (b < this.averages[a] ? i : a), 0);
+    return `lowest smoothed loss ${shown(this.averages[best])} at step ${this.steps[best]}`;
   }
 
   /**
    * @param {number} width
    * @param {number} height
+   * @param {Line[]} lines
    * @returns {View}
    */
-  view(width, height) {
-    const raw = this.steps.map((step) => this.pointAt(step)[1]);
-    const [low, high] = lossRange(raw, this.averages, [...this.validation.values()]);
-    const first = 0;
-    const last = Math.max(this.run.steps, this.steps[this.steps.length - 1], 1);
-    const right = width - MARGIN.right;
-    const bottom = height - MARGIN.bottom;
-    return {
-      first,
-      last,
-      low,
-      high,
-      right,
-      bottom,
-      height,
-      x: (step) => MARGIN.left + ((step - first) / (last - first)) * (right - MARGIN.left),
-      y: (loss) => bottom - ((loss - low) / (high - low)) * (bottom - MARGIN.top),
-    };
+  view(width, height, lines) {
+    const ofLoss = lines.filter((line) => !line.hasOwnScale);
+    const raw = (ofLoss[0].raw ?? []).map(([, loss]) => loss);
+    const smoothed = ofLoss.filter((line) => !line.isHeldOut).flatMap(({ points }) => points.map(([, loss]) => loss));
+    const held = ofLoss.filter((line) => line.isHeldOut).flatMap(({ points }) => points.map(([, loss]) => loss));
+    const range = lossRange(raw, smoothed, held);
+    const { isLog } = this.controls;
+    const text = textSize(this.plot);
+    return makeView(
+      { width, height, text },
+      this.zoom.edges,
+      isLog ? logRange(range, [...raw, ...smoothed, ...held]) : range,
+      { isLog, right: lines.length > ofLoss.length ? scalesWidth(text) : undefined },
+    );
   }
 
-  /**
-   * Grid lines and numbers.
-   * @param {View} view
-   */
-  axes(view) {
-    const drawn = [];
-    const levels = ticks(view.low, view.high, Math.max(2, view.height / 45));
-    const digits = Math.min(6, Math.max(0, -Math.floor(Math.log10((levels[1] ?? view.high) - levels[0] || 1))));
-    for (const level of levels) {
-      const y = view.y(level);
-      drawn.push(shape("line", { class: "wan-train-grid", x1: MARGIN.left, x2: view.right, y1: y, y2: y }));
-      drawn.push(shape("text", { x: MARGIN.left - 6, y: y + 3, "text-anchor": "end" }, level.toFixed(digits)));
-    }
-    const marks = ticks(0, view.last, (view.right - MARGIN.left) / 70).filter((step) => Number.isInteger(step));
-    for (const step of marks) {
-      const anchor = view.x(step) > view.right - 14 ? "end" : "middle";
-      drawn.push(shape("text", { x: view.x(step), y: view.height - 7, "text-anchor": anchor }, String(step)));
-    }
-    return drawn;
-  }
-
-  /** @param {PointerEvent | null} event */
-  hover(event) {
-    const box = this.plot.getBoundingClientRect(); // the canvas renderer scales the element by a CSS transform
-    this.pointer = event && ((event.clientX - box.left) / box.width) * this.plot.clientWidth;
+  /** @param {number | null} at pixel of the plot; null: the mouse is gone */
+  point(at) {
+    this.pointer = at;
+    if (at !== null) this.cursor = null;
     this.schedule();
   }
 
-  /**
-   * What lies below the mouse: a line, a dot, and the numbers of that step.
-   * @param {View} view
-   * @param {(point: Point) => Point} place
-   */
-  drawPointer(view, place) {
-    const pointer = this.pointer;
-    if (pointer === null || pointer < MARGIN.left - 8) return;
-    const distance = (/** @type {number} */ step) => Math.abs(view.x(step) - pointer);
-    const nearest = (/** @type {number[]} */ steps) => steps.reduce((a, b) => (distance(b) < distance(a) ? b : a));
-    const step = nearest(this.steps);
-    const average = this.averages[this.steps.indexOf(step)];
-    const [x, y] = place([step, average]);
-    this.svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: MARGIN.top, y2: view.bottom }));
-    this.svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
-    const lines = [
-      `step ${step}`,
-      `loss of this step ${this.pointAt(step)[1].toFixed(4)}`,
-      `average loss ${average.toFixed(4)}`,
-    ];
-    const held = this.validation.size ? nearest([...this.validation.keys()]) : null;
-    if (held !== null && Math.abs(view.x(held) - x) < 6) {
-      lines.push(`held-out loss ${this.validation.get(held)?.toFixed(4)} (step ${held})`);
+  /** @param {number} by steps that are there, from where the cursor is */
+  stepTo(by) {
+    const [first, last] = this.zoom.edges;
+    const there = this.steps.filter((step) => step >= first && step <= last);
+    if (!there.length) return;
+    const at = this.cursor === null ? -1 : there.indexOf(this.cursor);
+    const next = at < 0 ? (by > 0 ? 0 : there.length - 1) : Math.min(there.length - 1, Math.max(0, at + by));
+    this.cursor = there[next];
+    this.pointer = null;
+    this.draw();
+    this.spoken.textContent = this.tip.textContent;
+  }
+
+  /** A picture of the plot, with its head and legend. */
+  async save() {
+    try {
+      await savePicture(this.plot, this.head, this.legend, `${this.server.run() ?? "loss"}.png`);
+    } catch (error) {
+      console.warn("[wan_train] the chart could not be made into a picture", error);
+      this.controls.trouble.textContent = "The browser could not make a picture of the chart.";
     }
-    this.tip.textContent = lines.join("\n");
-    this.tip.hidden = false;
-    const onLeft = x > (MARGIN.left + view.right) / 2;
-    this.tip.style.left = onLeft ? "auto" : `${x + 10}px`;
-    this.tip.style.right = onLeft ? `${this.plot.clientWidth - x + 10}px` : "auto";
   }
 }

@@ -26,11 +26,11 @@ export function smooth(values, beta, known = []) {
 }
 
 /**
- * Beta of the average: it looks back over about a 25th of the run, at least 8 steps and at most 100.
+ * Steps that the average looks back over where nobody has chosen: a 25th of the run, at least 8 and at most 100.
  * @param {number} steps
  */
-export function betaFor(steps) {
-  return 1 - 1 / Math.min(100, Math.max(8, steps / 25));
+export function windowFor(steps) {
+  return Math.min(100, Math.max(8, steps / 25));
 }
 
 /**

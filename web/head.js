@@ -25,12 +25,13 @@ function doing(state, line) {
 /**
  * @param {HTMLElement} head
  * @param {{ state: string, steps: number, line: string, facts: string[] }} run
- * @param {{ step?: number, average?: number, held?: number }} numbers of the newest step; `held`: held-out loss
+ * @param {{ step?: number, average?: number, last?: number, held?: number }} numbers of the newest step; `held`: held-out loss
  */
-export function writeHead(head, { state, steps, line, facts }, { step, average, held }) {
+export function writeHead(head, { state, steps, line, facts }, { step, average, last, held }) {
   const parts = [doing(state, line) || (step === undefined ? EMPTY : "")];
   if (step !== undefined) parts.push(`step ${step} of ${steps}`);
-  if (average !== undefined) parts.push(`average loss ${average.toFixed(4)}`);
+  if (average !== undefined) parts.push(`smoothed loss ${average.toFixed(4)}`);
+  if (last !== undefined) parts.push(`last loss ${last.toFixed(4)}`);
   if (held !== undefined) parts.push(`held-out loss ${held.toFixed(4)}`);
   parts.push(...facts);
   head.classList.toggle("wan-train-error", state === "error");

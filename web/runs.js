@@ -43,6 +43,7 @@ export function addChart(node, check) {
     addressOf,
     () => makeRoom(node),
     (what) => ask(entry, what, check),
+    { fetch: fetchJson, address: (path) => api.apiURL(path), run: () => entry.run },
   );
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
@@ -101,6 +102,17 @@ async function ask(entry, what, check) {
     console.warn(`[wan_train] ${what} did not reach the server`, error);
     return "ComfyUI does not answer: is it still running?";
   }
+}
+
+/**
+ * What the server answers. An Error with its sentence where it refuses.
+ * @param {string} path
+ */
+async function fetchJson(path) {
+  const answer = await api.fetchApi(path);
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error);
+  return body;
 }
 
 /**

@@ -3,7 +3,8 @@
 Every line has `event`, `time` (seconds since the epoch) and, last, `crc`: the checksum of the line without it. Kinds:
 origin (the run and the step whose checkpoint was copied; the steps up to there follow, as that run's diary has them),
 start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, stopped, finished,
-error. Lines that a crash cut short, or that were damaged, are passed over and counted.
+error. A step's `bins` are [bin of sigma (facts.SIGMA_BINS), mean loss, number of samples], of those that it has samples in.
+Lines that a crash cut short, or that were damaged, are passed over and counted.
 """
 
 import json
@@ -23,6 +24,7 @@ from ..safe_json import parse_json
 
 Event = dict[str, Any]
 
+DIVERGES = "diverges"  # `about` of the warnings of core.train.divergence
 MAX_LINE = 2**20  # bytes; what is longer is no line of ours
 MAX_WAITING = 10_000  # lines that wait in memory for a disk that refuses
 _RESERVE = 2**16  # bytes on the disk that are given up for a run's last words
@@ -44,7 +46,7 @@ _NEEDED: dict[str, _Fields] = {
     "checkpoint": {"step": int},
     "error": {"message": str},
 }
-_IF_THERE: _Fields = {"step": int, "message": str, "about": str} | dict.fromkeys(
+_IF_THERE: _Fields = {"step": int, "message": str, "about": str, "bins": list} | dict.fromkeys(
     ("lr", "grad_norm", "sigma", "seconds", "allocated_gib", "reserved_gib", "vram", "ram"), _NUMBER
 )
 

@@ -1,29 +1,26 @@
 """The history of a run of any length, for those who look at it: read a piece at a time, and after that only what is new.
 
 A diary of a million steps has 200 MB. Read whole, and each line kept as a dictionary, it takes more than a gigabyte; here
-a step takes 16 bytes, and a second look reads only the lines that were added. `Curve.thinned` gives what a chart of a
+a step takes about 65 bytes, and a second look reads only the lines that were added. `Curve.thinned` gives what a chart of a
 thousand columns can show: every peak, and not more than MAX_POINTS points.
 """
 
-import math
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
+from .by_sigma import LossesBySigma
+from .events import DIVERGES, Event, EventReader, RunHistory, needs_attention
+from .thinning import MAX_POINTS, Drawn, Point, drawn
 
-from .events import Event, EventReader, RunHistory, needs_attention
-
-MAX_POINTS = 2000  # of a thinned curve
 MAX_WARNINGS = 1000  # that a history keeps
+MAX_ALARMS = 20  # that a chart shows
 _FINGERPRINT = 256  # bytes at the start by which a diary is known again
-Point = tuple[int, float]
 
 
 class Curve(MutableMapping[int, float]):
@@ -84,35 +81,29 @@ class Curve(MutableMapping[int, float]):
 
     def thinned(self, most: int = MAX_POINTS) -> list[Point]:
         """(step, loss), at most `most`, of finite losses: the ends, and the lowest and highest of equal pieces between."""
-        return [(int(self._steps[i]), self._losses[i]) for i in self._kept(most)]
+        return self.drawn(most=most).points
 
     def smoothed(self, run_steps: int, most: int = MAX_POINTS) -> list[Point]:
         """(step, average) at the steps of `thinned`: the chart's moving average, over all points and not the kept ones.
 
-        As `smooth` and `betaFor` in web/chart.js have it. Empty where `thinned` keeps all, for then the chart can.
+        As `smooth` and `windowFor` in web/curve.js have it. Empty where `thinned` keeps all, for then the chart can.
         """
-        if len(self) <= most:
-            return []
-        beta = 1 - 1 / min(100, max(8, (run_steps or len(self)) / 25))
-        finite = (loss if math.isfinite(loss) else None for loss in self._losses)
-        means = array("d", accumulate(finite, lambda mean, loss: mean if loss is None else beta * mean + (1 - beta) * loss,
-                                      initial=0.0))  # fmt: skip
-        return [(int(self._steps[i]), means[i + 1] / (1 - beta ** (i + 1))) for i in self._kept(most)]
+        return [] if len(self) <= most else self.drawn(window_of(run_steps or len(self)), most=most).averages
 
-    def _kept(self, most: int) -> list[int]:
-        losses = np.array(self._losses)  # a copy: an array that others look into could not grow
-        places = np.flatnonzero(np.isfinite(losses))
-        if len(places) <= most:
-            return places.tolist()
-        pieces = np.array_split(places[1:-1], (most - 2) // 2)
-        kept = {int(places[0]), int(places[-1])}
-        for piece in pieces:
-            kept |= {int(piece[losses[piece].argmin()]), int(piece[losses[piece].argmax()])}
-        return sorted(kept)
+    def drawn(
+        self, window: float = 1, *, first: int | None = None, last: int | None = None, most: int = MAX_POINTS
+    ) -> Drawn:
+        """What a chart shows of the steps from `first` to `last`, at most `most` points; averages look back over `window`."""
+        return drawn(self._steps, self._losses, window, first=first, last=last, most=most)
+
+
+def window_of(run_steps: int) -> float:
+    """The steps over which a chart averages where nobody has chosen: a 25th of the run, at least 8 and at most 100."""
+    return min(100, max(8, run_steps / 25))
 
 
 class LongHistory(RunHistory):
-    """A RunHistory of any length: the same values, with curves in the place of dictionaries."""
+    """A RunHistory of any length: the same values, with curves in the place of dictionaries, and more of them."""
 
     losses: Curve  # type: ignore[assignment]
     validation: Curve  # type: ignore[assignment]
@@ -120,22 +111,38 @@ class LongHistory(RunHistory):
     def __init__(self) -> None:
         super().__init__()
         self.losses, self.validation = Curve(), Curve()  # type: ignore[assignment]
+        self.learning_rates, self.gradient_norms = Curve(), Curve()
+        self.by_sigma = LossesBySigma()
+        self.alarms: list[tuple[int, str]] = []  # (step, sentence) of what says that the training diverges
 
     def add(self, event: Event) -> None:
         """Take in one event, as `EventReader` gives them."""
-        if event.get("event") == "warning" and needs_attention(event) and len(self.warnings) >= MAX_WARNINGS:
+        kind = event.get("event")
+        if kind == "warning" and needs_attention(event) and len(self.warnings) >= MAX_WARNINGS:
             return
-        if event.get("event") != "start":
+        if kind != "start":
             super().add(event)
+            if kind == "step":
+                self._measure(event)
+            elif kind == "warning" and event.get("about") == DIVERGES:
+                self.alarms.append((int(event.get("step") or self.losses.last_step), event["message"]))
             return
         losses, validation, resumed = self.losses, self.validation, int(event.get("step", 0))
         self.losses, self.validation = Curve(), Curve()  # type: ignore[assignment]
         try:
             super().add(event)
         finally:
-            losses.cut(resumed)
-            validation.cut(resumed)
+            for curve in (losses, validation, self.learning_rates, self.gradient_norms, self.by_sigma):
+                curve.cut(resumed)
             self.losses, self.validation = losses, validation  # type: ignore[assignment]
+            self.alarms = [alarm for alarm in self.alarms if alarm[0] <= resumed]
+
+    def _measure(self, event: Event) -> None:
+        """What a step tells beside its loss; older diaries have less of it."""
+        for name, curve in (("lr", self.learning_rates), ("grad_norm", self.gradient_norms)):
+            if event.get(name) is not None:
+                curve[int(event["step"])] = float(event[name])
+        self.by_sigma.add(event)
 
 
 class HistoryReader:

@@ -16,6 +16,7 @@ import torch
 
 from ..adapters.switch import without_adapter
 from ..errors import RunError
+from ..facts import SIGMA_BINS
 from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
 from ..objective.objective import Objective, learnt_of, objective_of
@@ -43,6 +44,7 @@ class StepReport:
     terms: Mapping[str, float] = field(
         default_factory=dict
     )  # means of the loss's terms, before their weights; none of one
+    bins: tuple[tuple[int, float, int], ...] = ()  # bin of sigma (see facts.SIGMA_BINS), its mean loss, its samples
 
 
 class Moment:
@@ -92,7 +94,8 @@ class PendingReport:
     def read(self) -> StepReport:
         """Wait for the numbers. RunError if the loss or the gradients were not finite: the update was not made then."""
         self._end.wait()
-        loss, grad_norm, sigma, *terms = self._numbers.tolist()
+        loss, grad_norm, sigma, *more = self._numbers.tolist()
+        sums, counts, terms = more[:SIGMA_BINS], more[SIGMA_BINS : 2 * SIGMA_BINS], more[2 * SIGMA_BINS :]
         if not self._numbers[:3].isfinite().all():
             self._undo()
             raise RunError(
@@ -102,7 +105,10 @@ class PendingReport:
         seconds = self._end.seconds_since(self._start)
         named = {name: term for name, term in zip(self._names, terms, strict=True) if not math.isnan(term)}
         named = named if len(named) > 1 else {}  # of several ranks, none had some
-        return StepReport(self._step, loss, grad_norm, self._learning_rate, sigma, seconds, self._tokens, named)
+        pairs = enumerate(zip(sums, counts, strict=True))
+        bins = tuple((place, total / count, int(count)) for place, (total, count) in pairs if count)
+        rate, tokens = self._learning_rate, self._tokens
+        return StepReport(self._step, loss, grad_norm, rate, sigma, seconds, tokens, named, bins)
 
 
 class Callback(Protocol):

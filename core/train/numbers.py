@@ -6,6 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ..facts import SIGMA_BINS
 from ..objective.objective import Group
 from .batches import Batch
 
@@ -16,7 +17,8 @@ class StepNumbers:
     def __init__(self) -> None:
         self.tokens = 0
         self.names: list[str] = []  # of the terms, where there are several; their means end `stacked`
-        self.stacked = torch.empty(0)  # loss, gradient norm, mean sigma; there after `finish`
+        # Loss, gradient norm, mean sigma; of each bin of sigma the sum of its losses, then their counts. There after `finish`.
+        self.stacked = torch.empty(0)
         self._losses: list[Tensor] = []  # [B] of each batch
         self._sigmas: list[Tensor] = []
         self._terms: dict[str, list[Tensor]] = {}
@@ -61,10 +63,19 @@ class StepNumbers:
 
     def finish(self, grad_norm: Tensor) -> Tensor:
         """All batches are there: whether the update is to be made, one bool on the device."""
-        loss = torch.cat(self._losses).mean()
-        numbers = [loss, grad_norm, torch.cat(self._sigmas).mean()]
+        losses, sigmas = torch.cat(self._losses), torch.cat(self._sigmas)
+        loss = losses.mean()
+        numbers, terms = [loss, grad_norm, sigmas.mean()], []
         if len(self._terms) > 1:
             self.names = list(self._terms)
-            numbers += [torch.cat(values).mean() for values in self._terms.values()]
-        self.stacked = torch.stack(numbers)
+            terms = [torch.cat(values).mean() for values in self._terms.values()]
+        self.stacked = torch.cat([torch.stack(numbers), *_in_bins(losses, sigmas), *(term.view(1) for term in terms)])
         return grad_norm.isfinite() & loss.isfinite()
+
+
+def _in_bins(losses: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """Of losses [S] at sigmas [S]: their sum, and how many there are, in each of SIGMA_BINS equal parts of [0, 1]."""
+    bins = (sigmas * SIGMA_BINS).long().clamp(0, SIGMA_BINS - 1)
+    is_in = bins.unsqueeze(1) == torch.arange(SIGMA_BINS, device=bins.device)  # [S, SIGMA_BINS]
+    zero = torch.zeros((), device=losses.device, dtype=losses.dtype)
+    return torch.where(is_in, losses.unsqueeze(1), zero).sum(0), is_in.sum(0).to(losses.dtype)

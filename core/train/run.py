@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -26,8 +26,13 @@ from ..settings.job import Job
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
+<<<<<<< HEAD
 from .crepa import make_features
+=======
+from .divergence import WatchDivergence
+>>>>>>> w-chart
 from .events import EventReader, EventWriter
+from .history import read_long_history
 from .label import beside_name, describe_lora, lora_name
 from .loop import Callback, StepReport, Trainer
 from .optimizers import build_optimizer
@@ -116,7 +121,7 @@ def _train(
         parameters=prepared.parameters,
         optimizer=optimizer,
         batches=batches,
-        callbacks=_callbacks(folder, events, plan, checkpoint, asked, should_stop, world),
+        callbacks=_callbacks(folder, events, plan, checkpoint, asked, should_stop, world, step=step),
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         team=team,
     )
@@ -146,8 +151,10 @@ def _callbacks(
     asked: Agreement,
     should_stop: Callable[[], bool],
     world: World,
+    *,
+    step: int,
 ) -> list[Callback]:
-    """What is done after a step, in order."""
+    """What is done after a step, in order; the run begins after `step` of them."""
     is_stopping = asked.asker("stop")
     preview = Preview(
         folder,
@@ -159,6 +166,7 @@ def _callbacks(
     )
     return [
         LogStep(events, plan.device, world),
+        WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),
         Validate(events, equal_counts=plan.is_sharded),
         checkpoint,
         SaveWhenDiaryFails(events, checkpoint),
@@ -168,6 +176,16 @@ def _callbacks(
         WhenAsked(folder.path / PREVIEW_FILE, preview.make, asked.asker(PREVIEW_FILE)),
         StopWhen(is_stopping, checkpoint),
     ]
+
+
+def steps_before(folder: RunFolder, step: int) -> Iterator[tuple[int, float, float | None]]:
+    """Step, loss and gradient norm of what the diary knows up to `step`; nothing is read where a run begins."""
+    if not step:
+        return
+    history = read_long_history(folder.events_path)
+    for done, loss in history.losses.items():
+        if done <= step:
+            yield done, loss, history.gradient_norms.get(done)
 
 
 def _batches(job: Job, device: torch.device, step: int, team: Team | None) -> Prefetcher:
@@ -220,6 +238,7 @@ class LogStep:
             sigma=report.sigma,
             seconds=round(report.seconds, 4),
             tokens=report.tokens,
+            bins=report.bins,
             **({"terms": dict(report.terms)} if report.terms else {}),
             **fields,
         )

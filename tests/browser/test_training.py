@@ -33,7 +33,7 @@ def test_every_button_of_a_run_does_what_it_says(desk: Desk):
     assert desk.buttons(train) == ["Check"]
     desk.queue()
     head = desk.until(train, "step ")
-    assert "average loss" in head  # each number says what it is
+    assert "smoothed loss" in head  # each number says what it is
     run = run_of(desk, train)
     notes = desk.text(train, NOTES)
     assert f"run {name}, begun " in notes

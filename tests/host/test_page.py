@@ -49,7 +49,7 @@ async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list
 def test_the_chart_is_drawn_on_the_node(host, modern):
     head, reports, menu, complaints = asyncio.run(look(host.url, modern))
     assert complaints == []
-    assert head.startswith("step 20 of 40 average loss 0.")
+    assert head.startswith("step 20 of 40 smoothed loss 0.")
     shown = {"DatasetFromFolder", "CacheLatents", "CacheT5", "LoadWanDiT", "MergeStages", "WanLoRAFromFile"}
     assert reports == sum(node["type"] in shown for node in WORKFLOW["nodes"])
     assert menu == [None, "WanTrain preset"]

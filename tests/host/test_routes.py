@@ -127,6 +127,65 @@ def test_a_long_diary_is_thinned_and_the_server_answers_meanwhile(host, folder):
     assert json.loads(ask(host, f"/wan_train/runs/{long.name}")[2]) == answer
 
 
+def test_curves_of_runs_and_what_differs(host, folder):
+    other = folder.with_name("charted_high_0123456789abcdef")
+    shutil.copytree(folder, other)
+    job = json.loads((other / "job.json").read_text())
+    del job["sha256"]
+    job["adapter"]["rank"] = 99
+    (other / "job.json").write_text(json.dumps(job))
+    path = f"/wan_train/curves?run={folder.name}&run={other.name}&run=gone&of=loss&of=sigma&of=gradient_norm&window=4"
+    status, _, body = ask(host, path)
+    answer = json.loads(body)
+    assert status == 200
+    assert [run["run"] for run in answer["runs"]] == [folder.name, other.name]
+    series = answer["runs"][0]["series"]
+    ((step, loss),) = series["loss"]["points"]
+    assert step == 1
+    assert [point for group in series["sigma"] for point in group["points"]] == [[1, pytest.approx(loss)]]
+    assert series["gradient_norm"]["points"][0][1] > 0
+    assert answer["differences"] == [{"name": "rank", "values": ["4", "99"]}]
+    others = json.loads(ask(host, f"/wan_train/runs/{folder.name}/others")[2])
+    assert other.name in [one["run"] for one in others]
+    assert folder.name not in [one["run"] for one in others]
+
+
+def test_a_run_that_was_made_longer_is_not_called_finished(host, folder):
+    longer = folder.with_name("longer_high_0123456789abcdef")
+    shutil.copytree(folder, longer)
+    job = json.loads((longer / "job.json").read_text())
+    del job["sha256"]
+    job["loop"]["steps"] = 5
+    (longer / "job.json").write_text(json.dumps(job))
+    answer = json.loads(ask(host, f"/wan_train/runs/{longer.name}")[2])
+    assert (answer["state"], answer["steps"]) == ("stopped", 5)
+    assert answer["notes"].startswith("stopped at step 1 of 5: queue again to go on")
+    assert json.loads(ask(host, f"/wan_train/runs/{folder.name}")[2])["state"] == "finished"
+
+
+@pytest.mark.parametrize("query", ["from=x", "to=-1", "window=0", "window=inf", "from=1e400", "of=secrets"])
+def test_questions_for_curves_that_make_no_sense_are_refused(host, folder, query):
+    status, sentence = refused(host, f"/wan_train/curves?run={folder.name}&{query}")
+    assert status == 400
+    assert query.split("=")[0] in sentence or "series" in sentence
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2fmodels", "gone", ""])
+def test_curves_of_no_run_are_not_found(host, folder, name):
+    for path in (f"curves?run={name}", f"runs/{name or 'x'}/others", f"runs/{name or 'x'}/curve.csv"):
+        assert refused(host, f"/wan_train/{path}")[0] == 404
+
+
+def test_the_table_is_a_download(host, folder):
+    status, headers, body = ask(host, f"/wan_train/runs/{folder.name}/curve.csv")
+    assert (status, headers["Content-Type"]) == (200, "text/csv; charset=utf-8")
+    assert headers["Content-Disposition"] == f'attachment; filename="{folder.name}.csv"'
+    head, line = body.decode().splitlines()
+    assert head.startswith("step,loss,held_out_loss,learning_rate,gradient_norm,loss_at_sigma_0.875_to_0.9,")
+    assert line.startswith("1,")
+    assert len(line.split(",")) == len(head.split(","))
+
+
 def test_names_of_this_server(comfy, monkeypatch):
     from wan_train.nodes.routes import HOSTS_VARIABLE, is_own_name
 

@@ -33,7 +33,7 @@ test("a falling loss is a falling curve inside the plot", async () => {
   for (const [x, y] of points) assert.ok(x > 0 && x < WIDTH && y > 0 && y < HEIGHT);
   assert.ok(points[0][0] < points[1][0] && points[1][0] < points[2][0]);
   assert.ok(points[0][1] < points[1][1] && points[1][1] < points[2][1], "pixels count downwards");
-  assert.match(chart.head.textContent, /^step 3 of 10 average loss 0\.\d{4} 12 min left $/);
+  assert.match(chart.head.textContent, /^step 3 of 10 smoothed loss 0\.\d{4} last loss 0\.3000 12 min left $/);
 });
 
 test("new points go on with the curve, and a step that comes twice counts once", async () => {
@@ -135,7 +135,7 @@ test("the mouse shows the numbers of the step below it", async () => {
   assert.equal(chart.tip.hidden, false);
   assert.match(
     chart.tip.textContent,
-    /^step 2\nloss of this step 0\.4000\naverage loss .*\nheld-out loss 0\.4500 \(step 2\)$/,
+    /^step 2\nloss of this step 0\.4000\nsmoothed loss .*\nheld-out loss 0\.4500 \(step 2\)$/,
   );
   fire(chart.plot, "pointerleave");
   await frame();

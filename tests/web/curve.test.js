@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import test from "node:test";
-import { betaFor, lossRange, smooth, thin, ticks } from "../../web/curve.js";
+import { lossRange, smooth, thin, ticks, windowFor } from "../../web/curve.js";
 
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-9, `${a} is not ${b}`);
 
@@ -19,8 +19,9 @@ test("the average goes on from a known one", () => {
 });
 
 test("the average looks back over at least 8 steps and at most 100", () => {
-  near(betaFor(10), 1 - 1 / 8);
-  near(betaFor(1e6), 0.99);
+  near(windowFor(10), 8);
+  near(windowFor(1000), 40);
+  near(windowFor(1e6), 100);
 });
 
 test("ticks are round numbers", () => {

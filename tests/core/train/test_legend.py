@@ -1,0 +1,37 @@
+"""What tells runs apart is said in the words of the node."""
+
+from dataclasses import replace
+
+from wan_train.core.train.legend import settings_that_differ
+
+
+def of(*jobs):
+    return {setting.name: setting.values for setting in settings_that_differ(jobs)}
+
+
+def test_runs_that_are_alike_do_not_differ(job):
+    assert of(job, replace(job, name="other", device="cuda")) == {}
+    assert of(job) == {}
+
+
+def test_options_have_the_names_and_values_of_their_widgets(job):
+    other = replace(job, adapter=replace(job.adapter, rank=64), optimizer=replace(job.optimizer, learning_rate=2e-4))
+    third = replace(job, memory=replace(job.memory, checkpointing=True))
+    found = of(job, other, third)
+    assert found["rank"] == ("4", "64", "4")
+    assert found["learning_rate"] == ("0.01", "0.0002", "0.01")
+    assert found["checkpointing"] == ("auto", "auto", "on")
+    assert len(found) == 3
+
+
+def test_other_data_differs_though_it_is_as_much(job):
+    samples = tuple(replace(sample, latents_key=f"{sample.latents_key}x") for sample in job.data.samples)
+    found = of(job, replace(job, data=replace(job.data, samples=samples)))
+    assert list(found) == ["data"]
+    assert len(set(found["data"])) == 2
+    held = (replace(job.data.samples[0], held_out=True), *job.data.samples[1:])
+    assert of(job, replace(job, data=replace(job.data, samples=held)))["held out"] == ("0 samples", "1 sample")
+
+
+def test_another_model_of_the_same_kind_differs(job):
+    assert list(of(job, replace(job, model=replace(job.model, identity="0" * 8), stage="high"))) == ["stage", "model"]

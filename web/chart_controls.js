@@ -1,0 +1,215 @@
+// The row of controls of a chart: which curves, which other runs, how smooth, PNG and CSV. Knows nothing of ComfyUI.
+
+import { block } from "./elements.js";
+
+/** @typedef {import("./chart_curves.js").Other} Other */
+
+/** @type {[name: string, label: string, help: string][]} */
+export const SERIES = [
+  [
+    "sigma",
+    "loss by noise level",
+    "One line for each part of the noise levels: learning is seen there, and jumps are not.",
+  ],
+  ["learning_rate", "learning rate", "On a scale of its own, whose ends are at the right."],
+  ["gradient_norm", "gradient norm", "Before it is clipped. On a scale of its own, whose ends are at the right."],
+];
+export const HELP =
+  "Drag over the chart to zoom, Shift and drag to move; after a click the wheel zooms, too; a double click shows all. " +
+  "Keys: arrows go from step to step, + and - zoom, Shift and arrows move, 0 shows all.";
+const WINDOWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+const MOST_OTHERS = 7;
+
+/** What was chosen, and the elements to choose it by. */
+export class Controls {
+  /** @type {Set<string>} */
+  of = new Set();
+  /** @type {Set<string>} */
+  others = new Set();
+  /** @type {number | null} */
+  window = null; // steps that the average looks back over; null: as fits the run
+  isLog = false;
+
+  /**
+   * @param {HTMLElement} parent
+   * @param {object} does
+   * @param {() => void} does.onChange something else is to be drawn
+   * @param {() => Promise<Other[]>} does.listOthers
+   * @param {() => void} does.onWhole show the whole run again
+   * @param {() => void} does.onPng
+   * @param {() => void} does.onCsv
+   */
+  constructor(parent, does) {
+    this.does = does;
+    this.element = block("wan-train-controls", parent);
+    this.element.setAttribute("role", "toolbar");
+    this.element.setAttribute("aria-label", "Loss chart");
+    this.element.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
+    const series = this.menu("Curves", "Draw more than the loss, smoother, or on a logarithmic axis; how to zoom");
+    for (const [name, label, help] of SERIES) this.check(series, label, help, (on) => this.choose(this.of, name, on));
+    this.slider = this.addSlider(series);
+    this.log = this.check(series, "logarithmic axis", "Of the losses, which are often far apart", (on) => {
+      this.isLog = on;
+      does.onChange();
+    });
+    block("wan-train-help", series).textContent = HELP;
+    this.compare = this.menu("Compare", "Draw the loss of other runs, too, such as that of the other expert");
+    this.compare.parentElement?.addEventListener("toggle", () => this.fill());
+    this.whole = this.button("Whole run", "Show the whole run again (a double click does it, too)", does.onWhole);
+    this.whole.hidden = true;
+    const save = this.menu("Save", "Save the chart as a file");
+    this.button("Picture (PNG)", "What is drawn now, with its numbers", does.onPng, save);
+    this.button("Table (CSV)", "Every step, in a file for each run that is drawn", does.onCsv, save);
+    this.trouble = block("wan-train-answer", this.element);
+    this.trouble.setAttribute("role", "status");
+  }
+
+  /**
+   * @param {string} label
+   * @param {string} help
+   */
+  menu(label, help) {
+    const details = document.createElement("details");
+    const summary = document.createElement("summary");
+    summary.textContent = label;
+    summary.title = help;
+    details.append(summary);
+    details.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      details.open = false;
+      summary.focus();
+      event.stopPropagation();
+    });
+    details.addEventListener("toggle", () => {
+      for (const other of details.open ? this.element.querySelectorAll("details") : []) {
+        if (other !== details) other.open = false;
+      }
+    });
+    this.element.append(details);
+    const panel = block("wan-train-menu", details);
+    panel.setAttribute("role", "group");
+    panel.setAttribute("aria-label", help);
+    panel.addEventListener("wheel", (event) => event.stopPropagation());
+    return panel;
+  }
+
+  /**
+   * @param {HTMLElement} panel
+   * @param {string} label
+   * @param {string} help
+   * @param {(on: boolean) => void} onChange
+   * @param {boolean} [isOn]
+   */
+  check(panel, label, help, onChange, isOn = false) {
+    const line = document.createElement("label");
+    line.title = help;
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    box.checked = isOn;
+    box.addEventListener("change", () => onChange(box.checked));
+    line.append(box, ` ${label}`);
+    panel.append(line);
+    return box;
+  }
+
+  /**
+   * @param {string} label
+   * @param {string} help
+   * @param {() => void} onClick
+   * @param {HTMLElement} [parent]
+   */
+  button(label, help, onClick, parent = this.element) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label;
+    button.title = help;
+    button.addEventListener("click", onClick);
+    parent.append(button);
+    return button;
+  }
+
+  /** @param {HTMLElement} panel */
+  addSlider(panel) {
+    const line = document.createElement("label");
+    line.title =
+      "Steps that the bold line is averaged over; faint: each step. At the left: as fits the length of the run.";
+    const slider = document.createElement("input");
+    slider.type = "range";
+    slider.min = "0";
+    slider.max = String(WINDOWS.length);
+    slider.value = "0";
+    slider.addEventListener("input", () => {
+      this.window = slider.valueAsNumber ? WINDOWS[slider.valueAsNumber - 1] : null;
+      this.does.onChange();
+    });
+    for (const kind of ["pointerdown", "pointermove"])
+      slider.addEventListener(kind, (event) => event.stopPropagation());
+    this.smoothness = document.createElement("span");
+    line.append("smooth over ", slider, this.smoothness);
+    panel.append(line);
+    return slider;
+  }
+
+  /**
+   * Say how smooth the bold line is, and whether only a part is shown.
+   * @param {number} window
+   * @param {boolean} isPart
+   */
+  show(window, isPart) {
+    const words = window <= 1 ? "one step" : `${Math.round(window)} steps${this.window === null ? " (auto)" : ""}`;
+    if (this.smoothness) this.smoothness.textContent = words;
+    this.slider.setAttribute("aria-valuetext", words);
+    this.whole.hidden = !isPart;
+  }
+
+  /** Close the menus. */
+  close() {
+    for (const menu of this.element.querySelectorAll("details")) menu.open = false;
+  }
+
+  /** Forget other runs: the chart shows another. */
+  clear() {
+    this.others.clear();
+    this.trouble.textContent = "";
+  }
+
+  /**
+   * @param {Set<string>} chosen
+   * @param {string} name
+   * @param {boolean} on
+   */
+  choose(chosen, name, on) {
+    if (on) chosen.add(name);
+    else chosen.delete(name);
+    this.does.onChange();
+  }
+
+  /** The menu of other runs, made when it is opened. */
+  async fill() {
+    if (!(/** @type {HTMLDetailsElement} */ (this.compare.parentElement).open)) return;
+    this.compare.textContent = "…";
+    try {
+      const found = await this.does.listOthers();
+      this.compare.textContent = found.length ? "" : "There is no other run in this folder.";
+      for (const other of found) this.addOther(other);
+    } catch (error) {
+      this.compare.textContent = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** @param {Other} other */
+  addOther({ run, name, stage, steps, changed, is_other_expert }) {
+    const when = new Date(changed * 1000).toLocaleDateString(undefined, { dateStyle: "medium" });
+    const label = `${is_other_expert ? "the other expert: " : ""}${name} ${stage}, ${steps} steps, ${when}`;
+    const toggle = (/** @type {boolean} */ on) => {
+      if (on && this.others.size >= MOST_OTHERS) {
+        box.checked = false;
+        this.trouble.textContent = `At most ${MOST_OTHERS} other runs fit into a chart: take one out first.`;
+        return;
+      }
+      this.trouble.textContent = "";
+      this.choose(this.others, run, on);
+    };
+    const box = this.check(this.compare, label, run, toggle, this.others.has(run));
+  }
+}
