@@ -58,6 +58,12 @@ def notes_of(folder: RunFolder) -> list[str]:
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
+def tokens_of(folder: RunFolder) -> list[str]:
+    """The tokens of the nodes that have shown the run, the last first."""
+    shown = _shown(folder.path)
+    return sorted((token for token in shown if token), key=lambda token: -shown[token])
+
+
 def find_shown(runs: Path, *, token: str, run: str, name: str, stage: Stage) -> str:
     """The run that a node shows, as the name of its folder; "" where there is none.
 

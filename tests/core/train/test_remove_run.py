@@ -1,6 +1,7 @@
 """Deleting a run: all of it or nothing, never while it is trained in, and never anything else."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from wan_train.core.errors import RunError
@@ -12,7 +13,7 @@ from wan_train.tests.core.train.test_find_run import make
 def test_a_deleted_run_is_gone_and_its_training_begins_anew(tmp_path, job):
     runs = tmp_path / "runs"
     folder = make(runs, job, steps=(1, 2), checkpoints=(2,), result=2)
-    other = make(runs, job, name=f"other_low_{job.key}")
+    other = make(runs, replace(job, name="other"))
     held = contents(folder)
     assert (held.checkpoints, held.previews, held.loras) == (1, 0, ("test.safetensors",))
     assert str(held) == "1 checkpoint, the LoRA test.safetensors, its settings, curve and log"
