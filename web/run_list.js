@@ -132,7 +132,8 @@ export class RunList {
   constructor(actions) {
     this.actions = actions;
     this.element = block("wan-train-runs");
-    const bar = block("wan-train-runs-bar", this.element);
+    const top = block("wan-train-runs-top", this.element); // stays while the page scrolls
+    const bar = block("wan-train-runs-bar", top);
     this.search = document.createElement("input");
     this.search.type = "search";
     this.search.placeholder = "Search runs";
@@ -145,7 +146,7 @@ export class RunList {
     this.order.addEventListener("change", () => this.show());
     // Keys that are typed here are no shortcuts of the graph.
     this.element.addEventListener("keydown", (event) => this.onKey(event));
-    this.status = block("wan-train-runs-status", this.element);
+    this.status = block("wan-train-runs-status", top);
     this.status.setAttribute("role", "status");
     this.list = document.createElement("ul");
     this.list.setAttribute("aria-label", "Runs");

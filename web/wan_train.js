@@ -58,6 +58,7 @@ function listen() {
     events.addEventListener(kind, recallRuns);
     events.addEventListener(kind, refresh);
   }
+  events.addEventListener("execution_interrupted", () => allNodes().filter(chartOf).forEach(dropProgressLine));
   listenForDrops();
 }
 
