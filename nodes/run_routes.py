@@ -18,7 +18,7 @@ from ..core.train.remove_run import contents, remove_run
 from ..core.train.run_folder import RunFolder
 from . import host
 from .follow import followed
-from .page_file import find_shown, tokens_of
+from .page_file import as_run, find_shown
 from .routes import guarded, refusal, run_folder, threads
 from .train_nodes import STAGES
 
@@ -99,7 +99,9 @@ async def get_about(request: web.Request) -> web.Response:
 
 
 async def get_workflow(request: web.Request) -> web.Response:
-    """The workflow that started a run, and by what its training node is known: {"workflow", "tokens", "name", "stage"}.
+    """The workflow that started a run, and by what its training node is known: {"workflow", "name", "stage"}.
+
+    Where the node had a token, its property wan_run names the run.
 
     404 with a sentence where a program or the command line started it.
     """
@@ -116,7 +118,7 @@ async def get_workflow(request: web.Request) -> web.Response:
     def describe() -> dict[str, Any]:
         job = folder.read_job()
         stage = next(name for name, stage in STAGES.items() if stage == job.stage)
-        return {"workflow": graph, "tokens": tokens_of(folder), "name": job.name, "stage": stage}
+        return {"workflow": as_run(graph, host.runs_path(), folder), "name": job.name, "stage": stage}
 
     return await _answer(describe)
 

@@ -70,7 +70,7 @@ export function follow({ run, name, state, steps, line = "", losses = [] }) {
   setTitle();
 }
 
-/** The server is away: nobody knows how runs go on. */
+/** Nothing goes on any more, or the server is away and nobody knows how runs go on. */
 export function forget() {
   going.clear();
   setTitle();

@@ -7,7 +7,7 @@ import { addWidget, allNodes, makeRoom, nodeByExecutionId } from "./graph.js";
 
 const CHART_HEIGHT = 240;
 const PREVIEW_HEIGHT = 210; // more, once there is one
-export const TOKEN = "wan_node"; // property of a node, by which the server knows it
+const TOKEN = "wan_node"; // property of a node, by which the server knows it
 
 /** How a request that changes something is sent: a page of another site can't send it so. */
 export const AS_JSON = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };

@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes } from "./graph.js";
 import { RunList } from "./run_list.js";
-import { AS_JSON, inputOf, TOKEN } from "./runs.js";
+import { AS_JSON, inputOf } from "./runs.js";
 
 /** @typedef {import("./run_list.js").Run} Run */
 
@@ -97,17 +97,16 @@ async function remove(run) {
  * @returns {Promise<{ node: Comfy.Node | undefined, told: string }>}
  */
 async function openWorkflow(run) {
-  const { workflow, tokens, name, stage } = await ask(`${addressOf(run.run)}/workflow`);
+  const { workflow, name, stage } = await ask(`${addressOf(run.run)}/workflow`);
   await app.loadGraphData(workflow, true, true, run.run);
   const trainings = allNodes().filter((node) => node.comfyClass === TRAIN);
-  const byToken = trainings.find((node) => tokens.includes(node.properties?.[TOKEN]));
+  const named = trainings.find((node) => node.properties?.wan_run === run.run);
   const alike = trainings.filter((node) =>
     [inputOf(node, "lora_name") ?? name, inputOf(node, "stage") ?? stage].every(
       (value, i) => value === [name, stage][i],
     ),
   );
-  const node = byToken ?? (alike.length === 1 ? alike[0] : undefined);
-  if (node) node.properties.wan_run ??= run.run;
+  const node = named ?? (alike.length === 1 ? alike[0] : undefined);
   return { node, told: `The workflow of ${run.run} is open.` };
 }
 

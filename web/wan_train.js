@@ -45,6 +45,10 @@ function listen() {
     follow(update);
   });
   events.addEventListener("reconnecting", forget);
+  events.addEventListener("status", (event) => {
+    const { exec_info } = /** @type {CustomEvent} */ (event).detail ?? {};
+    if (exec_info?.queue_remaining === 0) forget(); // also of a run that ended before it began
+  });
   events.addEventListener("executed", (event) => {
     const { display_node, node, output } = /** @type {CustomEvent} */ (event).detail;
     takeOutput(nodeByExecutionId(display_node ?? node), output);

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -48,7 +49,9 @@ def test_a_run_is_listed_with_what_it_did(host, folder):
 
 def test_its_workflow_its_place_and_its_picture_are_given(host, folder):
     told = host.server.request(f"/wan_train/runs/{folder.name}/workflow")
-    assert told == {"workflow": GRAPH, "tokens": ["a-token"], "name": "listed", "stage": "high noise"}
+    assert (told["name"], told["stage"]) == ("listed", "high noise")
+    (node,) = told["workflow"]["nodes"]
+    assert node["properties"] == {"wan_node": "a-token", "wan_run": folder.name}
     about = host.server.request(f"/wan_train/runs/{folder.name}/about")
     assert about["path"] == str(folder)  # to this machine alone: the host listens to no other
     assert re.match(r"1 checkpoint, the LoRA listed_high.*\.safetensors, its settings", about["holds"]), about
@@ -74,6 +77,18 @@ def test_a_run_that_names_a_file_elsewhere_gives_no_picture(host, folder):
         refused(host, get(host, f"/wan_train/runs/{folder.name}/picture"), 404)
     finally:
         job.write_text(text)
+
+
+def test_the_workflow_of_an_older_run_of_a_node_shows_that_run(host, folder):
+    newer = folder.with_name("newer_high_0123456789abcdef")
+    newer.mkdir()
+    (newer / "job.json").write_bytes((folder / "job.json").read_bytes())
+    (newer / "page.json").write_text(json.dumps({"shown": {"a-token": 4e9}}))
+    try:
+        (node,) = host.server.request(f"/wan_train/runs/{folder.name}/workflow")["workflow"]["nodes"]
+    finally:
+        shutil.rmtree(newer)
+    assert node["properties"] == {"wan_run": folder.name}
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: name[:20])

@@ -131,7 +131,7 @@ test("resume opens the workflow and queues it as it was", async () => {
   const room = await open(run("cat"));
   const workflow = (graph) => graph.add(training(1, {}));
   api.answers["/wan_train/runs/cat_high_1/workflow"] = {
-    body: { workflow, tokens: [], name: "cat", stage: "high noise" },
+    body: { workflow, name: "cat", stage: "high noise" },
   };
   await press(room, "resume");
   assert.equal(app.opened, "cat_high_1");
@@ -145,8 +145,8 @@ test("resume opens the workflow and queues it as it was", async () => {
 
 test("extend makes the run's own node longer, and says what to do where it can't", async () => {
   const room = await open(run("cat"));
-  const answer = (workflow, tokens = []) => {
-    const body = { workflow, tokens, name: "cat", stage: "high noise" };
+  const answer = (workflow) => {
+    const body = { workflow, name: "cat", stage: "high noise" };
     api.answers["/wan_train/runs/cat_high_1/workflow"] = { body };
   };
   const extend = async () => {
@@ -155,13 +155,10 @@ test("extend makes the run's own node longer, and says what to do where it can't
     room.querySelector(".wan-train-run-more button").click();
     await settle();
   };
-  answer(
-    (graph) => {
-      graph.add(training(1, { lora_name: "cat" }));
-      graph.add(training(2, { lora_name: "renamed" }, { wan_node: "t" }));
-    },
-    ["t"],
-  );
+  answer((graph) => {
+    graph.add(training(1, { lora_name: "cat" }));
+    graph.add(training(2, { lora_name: "renamed" }, { wan_run: "cat_high_1" }));
+  });
   await extend();
   const values = app.rootGraph.nodes.map((node) => node.widgets.slice(2, 4).map(({ value }) => value));
   assert.deepEqual(values, [
@@ -250,6 +247,11 @@ test("the tab's title carries percent and name, and the page's own comes back", 
   assert.equal(app.toasts.length, 1, "once");
   api.send("wan_train.update", { ...told, state: "training", losses: [[60, 0.5]] });
   api.send("reconnecting");
+  assert.equal(document.title, "second");
+  api.send("wan_train.update", { ...told, state: "waiting", losses: [] });
+  api.send("status", { exec_info: { queue_remaining: 1 } });
+  assert.equal(document.title, "0% cat - ComfyUI");
+  api.send("status", { exec_info: { queue_remaining: 0 } });
   assert.equal(document.title, "second");
 });
 
