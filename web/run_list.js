@@ -1,32 +1,10 @@
 // The list of all runs: a card each, with what it did and what can be done with it. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
+import { chosen, expertOf, facts, GOING, ORDERS, sizeOf, stateOf, words } from "./run_words.js";
 
-/**
- * A run, as the server tells it. Times in seconds, `size` in bytes.
- * @typedef {object} Run
- * @property {string} run name of its folder
- * @property {string} name
- * @property {string} stage
- * @property {string} state
- * @property {string} why
- * @property {number} step
- * @property {number} steps
- * @property {number | null} loss
- * @property {number | null} held_out
- * @property {number | null} seconds_per_step
- * @property {number | null} began
- * @property {number} changed
- * @property {number} size
- * @property {[step: number, file: string] | null} preview the newest
- * @property {boolean} can_resume
- * @property {boolean} has_picture
- * @property {string} model
- * @property {string[]} facts
- * @property {string[]} asks
- */
-
-/** @typedef {{ name: string, one: unknown, other: unknown }} Difference */
+/** @typedef {import("./run_words.js").Run} Run */
+/** @typedef {import("./run_words.js").Difference} Difference */
 
 /**
  * What the buttons do. Each gives a sentence of how it went; "" for none.
@@ -40,68 +18,6 @@ import { block } from "./elements.js";
  * @property {(one: Run, other: Run) => Promise<Difference[]>} compare
  * @property {(text: string) => Promise<void>} copy
  */
-
-const GOING = ["waiting", "training", "stopping", "paused"];
-const STAGES = /** @type {Record<string, string>} */ ({ high: "high noise", low: "low noise", single: "single model" });
-const STATES = /** @type {Record<string, string>} */ ({
-  new: "not begun",
-  waiting: "starting",
-  training: "running",
-  error: "failed",
-});
-/** @type {Record<string, [label: string, order: (a: Run, b: Run) => number]>} */
-const ORDERS = {
-  changed: ["Newest", (a, b) => b.changed - a.changed],
-  name: ["Name", (a, b) => a.name.localeCompare(b.name) || a.stage.localeCompare(b.stage)],
-  held_out: ["Held-out loss", (a, b) => (a.held_out ?? Infinity) - (b.held_out ?? Infinity)],
-  size: ["Size", (a, b) => b.size - a.size],
-};
-
-/** @param {number} bytes */
-export function sizeOf(bytes) {
-  for (const [unit, size] of /** @type {[string, number][]} */ ([
-    ["GB", 1e9],
-    ["MB", 1e6],
-    ["kB", 1e3],
-  ])) {
-    if (bytes >= size) return `${(bytes / size).toFixed(bytes < 10 * size ? 1 : 0)} ${unit}`;
-  }
-  return `${bytes} bytes`;
-}
-
-/**
- * The runs in which every word of a search stands, in an order.
- * @param {Run[]} runs
- * @param {string} search
- * @param {string} order
- */
-export function chosen(runs, search, order) {
-  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = runs.filter((run) => {
-    const text = [run.run, run.name, STAGES[run.stage], stateOf(run), run.model, run.why].join(" ").toLowerCase();
-    return words.every((word) => text.includes(word));
-  });
-  return found.sort(ORDERS[order]?.[1] ?? ORDERS.changed[1]);
-}
-
-/** @param {Run} run */
-function stateOf(run) {
-  return STATES[run.state] ?? run.state;
-}
-
-/** @param {Run} run */
-function facts(run) {
-  const found = [`step ${run.step} of ${run.steps}`];
-  if (run.held_out !== null) found.push(`held-out loss ${run.held_out.toFixed(4)}`);
-  else if (run.loss !== null) found.push(`loss ${run.loss.toFixed(4)}`);
-  if (run.facts.length) found.push(run.facts[0]);
-  if (run.seconds_per_step !== null) found.push(`${run.seconds_per_step.toFixed(2)} s a step`);
-  found.push(sizeOf(run.size));
-  found.push(
-    new Date(1000 * (run.began ?? run.changed)).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
-  );
-  return found;
-}
 
 /**
  * @param {HTMLElement} parent
@@ -218,7 +134,7 @@ export class RunList {
       if (part && part.textContent !== text) part.textContent = text;
     };
     write(".wan-train-run-name", run.name);
-    write(".wan-train-run-state", [STAGES[run.stage] ?? run.stage, stateOf(run)].filter(Boolean).join(", "));
+    write(".wan-train-run-state", [expertOf(run), stateOf(run)].filter(Boolean).join(", "));
     write(".wan-train-run-why", run.why);
     write(".wan-train-run-facts", facts(run).join(" · "));
     const bar = /** @type {HTMLProgressElement} */ (card.querySelector("progress"));
@@ -264,7 +180,7 @@ export class RunList {
     ) => {
       const made = button(buttons, label, help, () => act(this.now(run.run) ?? run));
       made.dataset.do = name;
-      made.setAttribute("aria-label", `${label}: ${run.name}, ${STAGES[run.stage] ?? run.stage}`);
+      made.setAttribute("aria-label", `${label}: ${run.name}, ${expertOf(run)}`);
     };
     add("open", "Open", "Open the run's workflow in a new tab.", (now) => this.act(card, () => this.actions.open(now)));
     add("resume", "Resume", "Open the workflow, and press Run: the run goes on from its last checkpoint.", (now) =>
@@ -311,6 +227,7 @@ export class RunList {
   unfold(card) {
     const more = /** @type {HTMLElement} */ (card.querySelector(".wan-train-run-more"));
     more.replaceChildren();
+    more.removeAttribute("role");
     more.hidden = false;
     return more;
   }
@@ -387,8 +304,8 @@ export class RunList {
     try {
       const { size, holds } = await this.actions.about(run);
       const text = `Delete ${run.run}, ${sizeOf(size)}, for good? Lost are: ${holds}. LoRAs that Merge Stages has written stay.`;
-      block("wan-train-run-ask", more).textContent = text;
       more.setAttribute("role", "alert");
+      block("wan-train-run-ask", more).textContent = text;
       const act = () => this.act(card, () => this.actions.remove(run));
       button(more, "Delete for good", "", act).dataset.do = "really";
       button(more, "Keep it", "", () => this.fold(card)).focus();
@@ -447,10 +364,4 @@ export class RunList {
     }
     button(more, "Close", "", () => this.fold(/** @type {HTMLElement} */ (more.closest("li"))));
   }
-}
-
-/** @param {unknown} value */
-function words(value) {
-  if (value === null || value === undefined) return "off";
-  return value === "" ? "(empty)" : typeof value === "object" ? JSON.stringify(value) : String(value);
 }

@@ -8,7 +8,8 @@ import "./host/hooks.js";
 const { api } = await import("./host/api.js");
 const { app, Graph, Node } = await import("./host/app.js");
 await import("../../web/wan_train.js");
-const { chosen, RunList, sizeOf } = await import("../../web/run_list.js");
+const { RunList } = await import("../../web/run_list.js");
+const { chosen, sizeOf } = await import("../../web/run_words.js");
 app.extension.setup();
 const [tab] = app.tabs;
 
