@@ -20,7 +20,7 @@ from .find_run import began, is_in_use
 from .preview_folder import PreviewFolder
 from .run_folder import RunFolder
 
-TAIL_BYTES = 2**16  # of a diary: some 200 lines
+TAIL_BYTES = 2**14  # of a diary: some 100 lines
 MOST_TAIL_BYTES = 2**20  # where the newest held-out loss, or the newest step, lies further back
 GONE = "the training process is gone: go on with it, or delete it"
 _GOING = ("waiting", "training")
