@@ -26,7 +26,7 @@ from ..core.train.run_folder import RunFolder
 from . import host
 from .page_file import node_token, note_shown
 from .previews import PreviewDecoder
-from .told import facts, told
+from .told import facts, progress_line, told
 
 log = logging.getLogger(__name__)
 NO_TRACKERS = TrackOptions()
@@ -78,6 +78,7 @@ class Follower:
         self._run: FollowedRun | None = None
         self._wish = ""  # STOP, USE or PAUSE; set by another thread
         self._is_paused = False
+        self._shown = ""  # the host's progress text
         self._show(find_run(runs, job))
 
     def _show(self, folder: RunFolder) -> None:
@@ -285,6 +286,10 @@ class Follower:
         if not events or self._run is None:
             return
         host.show_progress(self.node_id, self._run.last_step, self._run.steps)
+        line = progress_line(self.job.name, self._run)
+        if line != self._shown:
+            host.show_text(self.node_id, line)
+            self._shown = line
         self._send(events)
 
     def _show_previews(self, run: FollowedRun, events: list[Event]) -> None:

@@ -4,6 +4,7 @@ A node of the page is known by a token of its own, which the page writes into th
 workflow that it queues. By it the page finds the run again after a reload, whatever the run or the node is called now.
 """
 
+import copy
 import json
 import re
 import time
@@ -19,7 +20,7 @@ from ..core.settings.job import Stage
 from ..core.train.run_folder import RunFolder
 
 PAGE = "page.json"
-TOKEN = "wan_node"  # the property of a node
+TOKEN, RUN = "wan_node", "wan_run"  # properties of a node: its token, and the run that it showed
 MAX_TOKENS, MAX_TOKEN = 50, 64  # of a run; characters of one
 MAX_DEPTH = 20  # of subgraphs in subgraphs
 
@@ -56,6 +57,30 @@ def notes_of(folder: RunFolder) -> list[str]:
     """What the node that showed the run last said of it."""
     notes = (read_object(folder.path / PAGE) or {}).get("notes")
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+def tokens_of(folder: RunFolder) -> list[str]:
+    """The tokens of the nodes that have shown the run, the last first."""
+    shown = _shown(folder.path)
+    return sorted((token for token in shown if token), key=lambda token: -shown[token])
+
+
+def as_run(workflow: Any, runs: Path, folder: RunFolder) -> Any:
+    """The workflow that started a run, in which the run's node shows this run.
+
+    A node that has shown another since is told the run by name, and gets a new token when it is queued.
+    """
+    shown = set(tokens_of(folder))
+    workflow = copy.deepcopy(workflow)
+    for graph in (workflow, *_tables(workflow, "definitions", "subgraphs")):
+        for node in _tables(graph, "nodes"):
+            properties = node.get("properties")
+            token = properties.get(TOKEN) if isinstance(properties, dict) else None
+            if isinstance(properties, dict) and isinstance(token, str) and token in shown:
+                properties[RUN] = folder.path.name
+                if find_shown(runs, token=token, run="", name="", stage="single") != folder.path.name:
+                    del properties[TOKEN]
+    return workflow
 
 
 def find_shown(runs: Path, *, token: str, run: str, name: str, stage: Stage) -> str:

@@ -64,6 +64,13 @@ def facts(run: FollowedRun) -> list[str]:
     return [*found, *_memory(step)]
 
 
+def progress_line(name: str, run: FollowedRun) -> str:
+    """For whoever sees the host's progress alone: which training it is, how far it is, and how long it will take."""
+    done = f"{name}: step {run.last_step} of {run.steps}"
+    left = run.pace.left(run.steps - run.last_step) if run.last_step and run.pace.num_steps else None
+    return done if left is None else f"{done}, {duration(left)} left"
+
+
 def _memory(step: Event) -> list[str]:
     """The GPU's memory at its fullest; of several GPUs each one's, and which GPUs they are."""
     gpus = gpus_of_step(step)

@@ -9,6 +9,9 @@ const CHART_HEIGHT = 240;
 const PREVIEW_HEIGHT = 210; // more, once there is one
 const TOKEN = "wan_node"; // property of a node, by which the server knows it
 
+/** How a request that changes something is sent: a page of another site can't send it so. */
+export const AS_JSON = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
+
 /** @typedef {import("./chart.js").Report} Report */
 
 /**
@@ -96,7 +99,7 @@ function dropCopied(node) {
 async function ask(entry, what, check) {
   try {
     if (what === "check") return await check();
-    const answer = await api.fetchApi(`${addressOfRun(entry.run ?? "")}/ask/${what}`, { method: "POST" });
+    const answer = await api.fetchApi(`${addressOfRun(entry.run ?? "")}/ask/${what}`, AS_JSON);
     return answer.ok ? "" : (await answer.json()).error;
   } catch (error) {
     console.warn(`[wan_train] ${what} did not reach the server`, error);
@@ -175,7 +178,7 @@ async function fetchRun(entry) {
  * @param {Comfy.Node} node
  * @param {string} name
  */
-function inputOf(node, name) {
+export function inputOf(node, name) {
   if (node.inputs?.find((input) => input.name === name)?.link != null) return undefined;
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }

@@ -7,10 +7,12 @@ import { addFolding, fitHeight } from "./folding.js";
 import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
 import { addLook, hasLook } from "./look.js";
+import { follow, forget, settings } from "./notify.js";
 import { renewValues } from "./old_values.js";
 import { addPresets, fetchPresets, hasPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
 import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
+import { addSidebar, refresh } from "./sidebar.js";
 
 const TRAIN = "TrainLoRAStage";
 
@@ -37,7 +39,16 @@ function addStyle() {
 
 function listen() {
   const events = /** @type {EventTarget} */ (api); // some of these are ours, which ComfyUI's types do not know
-  events.addEventListener("wan_train.update", (event) => takeUpdate(/** @type {CustomEvent} */ (event).detail));
+  events.addEventListener("wan_train.update", (event) => {
+    const update = /** @type {CustomEvent} */ (event).detail;
+    takeUpdate(update);
+    follow(update);
+  });
+  events.addEventListener("reconnecting", forget);
+  events.addEventListener("status", (event) => {
+    const { exec_info } = /** @type {CustomEvent} */ (event).detail ?? {};
+    if (exec_info?.queue_remaining === 0) forget(); // also of a run that ended before it began
+  });
   events.addEventListener("executed", (event) => {
     const { display_node, node, output } = /** @type {CustomEvent} */ (event).detail;
     takeOutput(nodeByExecutionId(display_node ?? node), output);
@@ -49,7 +60,9 @@ function listen() {
   });
   for (const kind of ["reconnected", "execution_success", "execution_interrupted"]) {
     events.addEventListener(kind, recallRuns);
+    events.addEventListener(kind, refresh);
   }
+  events.addEventListener("execution_interrupted", () => allNodes().filter(chartOf).forEach(dropProgressLine));
   listenForDrops();
 }
 
@@ -66,12 +79,15 @@ const extension = {
     },
   ],
 
+  settings,
+
   menuCommands: [{ path: ["File", "WanTrain"], commands: ["WanTrain.Import"] }],
 
   setup() {
     addStyle();
     fetchPresets();
     listen();
+    addSidebar();
   },
 
   getNodeMenuItems: (node) => presetMenu(/** @type {Comfy.Node} */ (node)),

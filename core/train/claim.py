@@ -47,7 +47,7 @@ def claim_run(runs: Path, job: Job) -> Claim:
     What another run of the same content did is copied: its best checkpoint, and its losses up to there. InUseError if
     somebody has the folder at the moment; RunError if it can't be written, or is of a newer version.
     """
-    with _placing(runs):
+    with placing(runs):
         folder = find_run(runs, job)
         return _claim(folder, job, find_origins(runs, job, folder))
 
@@ -64,7 +64,7 @@ def claim_folder(folder: RunFolder, job: Job) -> Claim:
 
 
 @contextlib.contextmanager
-def _placing(runs: Path) -> Iterator[None]:
+def placing(runs: Path) -> Iterator[None]:
     """One at a time chooses among the folders of `runs`."""
     lock = FileLock(runs / ".placing.lock")
     while not lock.acquire():

@@ -26,11 +26,8 @@ from ..settings.job import Job
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
-<<<<<<< HEAD
 from .crepa import make_features
-=======
 from .divergence import WatchDivergence
->>>>>>> w-chart
 from .events import EventReader, EventWriter
 from .history import read_long_history
 from .label import beside_name, describe_lora, lora_name

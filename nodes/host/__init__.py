@@ -25,6 +25,7 @@ from .control import (
 from .describer import HostDescriber
 from .encoders import HostTextEncoder, HostVideoEncoder, HostVisionEncoder
 from .models import load_diffusion_model, load_umt5, load_vae, umt5_config
+from .pictures import latent_picture
 from .places import cache_path, note_unfinished, remember, runs_path, vanished, work_path
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "free_vram",
     "interrupt_again",
     "interrupted",
+    "latent_picture",
     "listens_locally",
     "load_diffusion_model",
     "load_umt5",

@@ -244,7 +244,16 @@ METHODS = ["GET"] * 6 + ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "g
 def hostile_request(run: str, rng: random.Random) -> bytes:
     """An HTTP request for one of our routes; `run` is a run that there is."""
     path = rng.choice(
-        ["/wan_train/runs/{run}", "/wan_train/runs/{run}/previews/{file}", "/wan_train/presets", "/wan_train/{run}"]
+        [
+            *(
+                "/wan_train/runs/{run}",
+                "/wan_train/runs/{run}/previews/{file}",
+                "/wan_train/presets",
+                "/wan_train/{run}",
+            ),
+            *(f"/wan_train/runs/{{run}}/{what}" for what in ("about", "workflow", "picture", "delete", "ask/{file}")),
+            *("/wan_train/runs", "/wan_train/compare?one={run}&other={file}", "/wan_train/watch"),
+        ]
     )
     name = rng.choice(PATHS).replace("{}", run) if rng.random() < 0.7 else run
     path = path.replace("{run}", name).replace("{file}", rng.choice(FILES))

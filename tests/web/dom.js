@@ -24,6 +24,8 @@ Object.assign(globalThis, {
   window,
   document: window.document,
   sessionStorage: window.sessionStorage,
+  MutationObserver: window.MutationObserver,
+  Option: window.Option,
   requestAnimationFrame: window.requestAnimationFrame,
   cancelAnimationFrame: window.cancelAnimationFrame,
   ResizeObserver,

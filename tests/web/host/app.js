@@ -70,7 +70,26 @@ export class Graph {
 export const app = {
   rootGraph: new Graph("root"),
   toasts: [],
-  extensionManager: { toast: { add: (toast) => app.toasts.push(toast) } },
+  tabs: [], // of the sidebar
+  queued: 0,
+  isTaken: true, // whether the server takes what is queued
+  extensionManager: {
+    toast: { add: (toast) => app.toasts.push(toast) },
+    setting: { get: () => false },
+    registerSidebarTab: (tab) => app.tabs.push(tab),
+  },
+
+  /** A test's workflow is a function that fills the graph. */
+  async loadGraphData(workflow, _clean, _view, name) {
+    app.rootGraph = new Graph("root");
+    app.opened = name;
+    workflow(app.rootGraph);
+  },
+
+  async queuePrompt() {
+    app.queued += 1;
+    return app.isTaken;
+  },
 
   registerExtension(extension) {
     app.extension = extension;

@@ -1,0 +1,177 @@
+// A page for a phone: one run, its curve and newest pictures, and Stop. It asks its own server every few seconds.
+
+const POLL_MS = 5000;
+const MOST_PICTURES = 6;
+const STATES = /** @type {Record<string, string>} */ ({
+  new: "not begun",
+  waiting: "starting",
+  training: "running",
+  error: "failed",
+});
+const STAGES = /** @type {Record<string, string>} */ ({ high: "high noise", low: "low noise", single: "single model" });
+
+/** @typedef {[step: number, loss: number]} Point */
+/**
+ * @typedef {{ run: string, name: string, stage: string, state: string, why: string, step: number, steps: number,
+ *   held_out: number | null, asks: string[], facts: string[], line?: string }} Run
+ * @typedef {{ losses: Point[], smoothed: Point[], validation: Point[], previews: [number, string][], notes: string }} Story
+ */
+
+const part = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
+const select = /** @type {HTMLSelectElement} */ (part("run"));
+const chosen = () => decodeURIComponent(location.hash.slice(1));
+/** @type {Run[]} */
+let runs = [];
+let isStopping = false;
+
+/** @param {string} name */
+const addressOf = (name) => `runs/${encodeURIComponent(name)}`;
+
+/**
+ * @param {string} path
+ * @param {RequestInit} [request]
+ */
+async function ask(path, request) {
+  const answer = await fetch(path, request).catch(() => null);
+  if (!answer) throw new Error("ComfyUI does not answer: is it still running?");
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(body.error ?? `ComfyUI answers with ${answer.status}.`);
+  return body;
+}
+
+/** @param {string} id @param {string} text */
+function write(id, text) {
+  if (part(id).textContent !== text) part(id).textContent = text;
+}
+
+async function look() {
+  try {
+    runs = (await ask("runs")).runs;
+    fillSelect();
+    const run = runs.find((one) => one.run === select.value);
+    if (!run) {
+      write("state", "No run yet: what you train is shown here.");
+      return;
+    }
+    const story = await ask(addressOf(run.run));
+    if (run.run === select.value) show(run, story);
+  } catch (error) {
+    write("state", error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** The run that was chosen; else one that goes on; else the newest. */
+function fillSelect() {
+  const wanted = runs.find((run) => run.run === chosen()) ?? runs.find((run) => run.asks.length) ?? runs[0];
+  const told = runs.map((run) => `${run.name}, ${STAGES[run.stage] ?? run.stage}: ${STATES[run.state] ?? run.state}`);
+  if (told.join() !== [...select.options].map((option) => option.textContent).join()) {
+    select.replaceChildren(...runs.map((run, i) => new Option(told[i], run.run)));
+  }
+  if (wanted) select.value = wanted.run;
+}
+
+/** @param {Run} run @param {Story} story */
+function show(run, story) {
+  const state = STATES[run.state] ?? run.state;
+  write("state", [state, run.why || run.line].filter(Boolean).join(": "));
+  part("state").className = run.state === "error" ? "failed" : "";
+  part("done").max = Math.max(1, run.steps);
+  part("done").value = run.step;
+  write("facts", [`step ${run.step} of ${run.steps}`, ...run.facts].join(" · "));
+  document.title = `${Math.floor((100 * run.step) / Math.max(1, run.steps))}% ${run.name}`;
+  part("stop").hidden = !run.asks.includes("stop");
+  part("stop").disabled = isStopping;
+  draw(story);
+  const pictures = story.previews.slice(-MOST_PICTURES).reverse();
+  const files = pictures.map(([, file]) => file).join();
+  if (part("previews").dataset.files !== files) {
+    part("previews").dataset.files = files;
+    part("previews").replaceChildren(...pictures.map(([step, file]) => picture(run.run, step, file)));
+  }
+  write("notes", story.notes);
+}
+
+/** @param {string} run @param {number} step @param {string} file */
+function picture(run, step, file) {
+  const figure = document.createElement("figure");
+  const image = document.createElement("img");
+  image.src = `${addressOf(run)}/previews/${file}`;
+  image.alt = `preview of step ${step}`;
+  image.loading = "lazy";
+  const caption = document.createElement("figcaption");
+  caption.textContent = `step ${step}`;
+  figure.append(image, caption);
+  return figure;
+}
+
+/**
+ * Averages of the losses: those of the server for a long run, and of the last points for a short one.
+ * @param {Story} story
+ * @returns {Point[]}
+ */
+function averages({ losses, smoothed }) {
+  if (smoothed.length) return smoothed;
+  const share = 1 / Math.min(100, Math.max(8, losses.length / 25));
+  let mean = losses[0]?.[1] ?? 0;
+  return losses.map(([step, loss]) => {
+    mean += share * (loss - mean);
+    return [step, mean];
+  });
+}
+
+/** @param {Story} story */
+function draw(story) {
+  const { losses, validation } = story;
+  const bold = averages(story);
+  part("chart").replaceChildren();
+  write("losses", "");
+  if (losses.length < 2) return;
+  const sorted = losses.map(([, loss]) => loss).sort((a, b) => a - b);
+  const all = [...bold, ...validation].map(([, loss]) => loss);
+  const high = Math.max(...all, sorted[Math.floor(0.98 * (sorted.length - 1))]); // single peaks may stand out
+  const low = Math.min(...all, sorted[0]);
+  const [first, last] = [losses[0][0], losses[losses.length - 1][0]];
+  const line = (/** @type {string} */ kind, /** @type {Point[]} */ points) => {
+    const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+    const places = points.map(([step, loss]) => {
+      const x = (300 * (step - first)) / (last - first);
+      const y = 145 - (140 * (Math.min(high, loss) - low)) / (high - low || 1);
+      return `${x.toFixed(1)},${y.toFixed(1)}`;
+    });
+    drawn.setAttribute("points", places.join(" "));
+    drawn.setAttribute("class", kind);
+    part("chart").append(drawn);
+  };
+  line("raw", losses);
+  line("smooth", bold);
+  line("held", validation);
+  const held = validation.at(-1)?.[1];
+  const words = [`steps ${first} to ${last}`, `loss ${low.toFixed(3)} to ${high.toFixed(3)}`];
+  words.push(`average loss ${bold[bold.length - 1][1].toFixed(4)}`);
+  if (held !== undefined) words.push(`held-out loss ${held.toFixed(4)}, dashed`);
+  write("losses", words.join(" · "));
+}
+
+async function stop() {
+  const run = runs.find((one) => one.run === select.value);
+  if (!run || !confirm(`Stop ${run.name} after step ${run.step} of ${run.steps}? A checkpoint is kept.`)) return;
+  isStopping = true;
+  part("stop").disabled = true;
+  try {
+    const headers = { "Content-Type": "application/json" };
+    await ask(`${addressOf(run.run)}/ask/stop`, { method: "POST", headers, body: "{}" });
+  } catch (error) {
+    write("state", error instanceof Error ? error.message : String(error));
+  } finally {
+    isStopping = false;
+  }
+}
+
+select.addEventListener("change", () => {
+  location.hash = encodeURIComponent(select.value);
+});
+addEventListener("hashchange", look);
+document.addEventListener("visibilitychange", () => document.hidden || look());
+part("stop").addEventListener("click", stop);
+setInterval(() => document.hidden || look(), POLL_MS);
+look();
