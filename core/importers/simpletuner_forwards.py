@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ..routes import Route, write_routes
-from .answers import Answer, Context, Given, Rule, changed, mapped, not_needed, not_supported
+from .answers import Answer, Context, Rule, SetupOption, changed, mapped, not_needed, not_supported
 from .common import is_off, need_number
 from .declared import by_declaration, number, truth
 
@@ -14,7 +14,7 @@ _OFFSET, _RAMP = f"{_ROLLOUT}max_step_offset", f"{_ROLLOUT}ramp_steps"
 _FOLDER = "it is fetched by its name there: download its folder from Hugging Face, and name it in crepa.encoder."
 
 
-def tread(context: Context, given: Given) -> Answer:
+def tread(context: Context, given: SetupOption) -> Answer:
     """The first line of the table says all of it."""
     found: dict[int, dict[str, Any]] = {}
     lines = [item for item in context.given if item.key.startswith("tread_config.")]
@@ -43,7 +43,7 @@ def tread(context: Context, given: Given) -> Answer:
 
 
 def _of_crepa(inner: Rule) -> Rule:
-    def rule(context: Context, given: Given) -> Answer:
+    def rule(context: Context, given: SetupOption) -> Answer:
         if not truth(context.get("crepa_enabled", False)):
             return not_needed("it belongs to crepa_enabled, which is off.")
         return inner(context, given)
@@ -51,7 +51,7 @@ def _of_crepa(inner: Rule) -> Rule:
     return rule
 
 
-def _crepa(context: Context, given: Given) -> Answer:
+def _crepa(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
     source = str(context.get("crepa_feature_source", "encoder") or "encoder")
@@ -62,22 +62,22 @@ def _crepa(context: Context, given: Given) -> Answer:
     return changed("name the folder of DINOv2 in crepa.encoder; the features are made once.", crepa__weight=weight)
 
 
-def _declared(_context: Context, given: Given) -> Answer:
+def _declared(_context: Context, given: SetupOption) -> Answer:
     return by_declaration("simpletuner", given.key, given.value)
 
 
-def _weight(_context: Context, _given: Given) -> Answer:
+def _weight(_context: Context, _given: SetupOption) -> Answer:
     return mapped()  # by crepa_enabled
 
 
-def _neighbours(_context: Context, given: Given) -> Answer:
+def _neighbours(_context: Context, given: SetupOption) -> Answer:
     return mapped(crepa__neighbours="all" if truth(given.value) else "exact")
 
 
 def _only(value: Any, why: str) -> Rule:
     """An option that has one value here."""
 
-    def rule(_context: Context, given: Given) -> Answer:
+    def rule(_context: Context, given: SetupOption) -> Answer:
         is_that = truth(given.value) == value if isinstance(value, bool) else str(given.value) == value
         return mapped() if is_that else not_supported(why)
 
@@ -85,7 +85,7 @@ def _only(value: Any, why: str) -> Rule:
 
 
 def _of_rollout(inner: Rule) -> Rule:
-    def rule(context: Context, given: Given) -> Answer:
+    def rule(context: Context, given: SetupOption) -> Answer:
         if not number(context.get(_OFFSET, 0)):
             return not_needed(f"it belongs to {_OFFSET}, which is 0.")
         return inner(context, given)
@@ -93,7 +93,7 @@ def _of_rollout(inner: Rule) -> Rule:
     return rule
 
 
-def _offset(context: Context, given: Given) -> Answer:
+def _offset(context: Context, given: SetupOption) -> Answer:
     """What nothing is said of has SimpleTuner's defaults: a probability of 0, ReflexFlow on with 10."""
     steps = need_number(given.value, is_whole=True)
     if steps <= 0:
@@ -109,15 +109,15 @@ def _offset(context: Context, given: Given) -> Answer:
     return mapped(rollout__steps=steps, **values)
 
 
-def _ramp_start(_context: Context, given: Given) -> Answer:
+def _ramp_start(_context: Context, given: SetupOption) -> Answer:
     return mapped() if is_off(given.value) else not_supported("a ramp begins at 0 here, with the run.")
 
 
-def _told(_context: Context, _given: Given) -> Answer:
+def _told(_context: Context, _given: SetupOption) -> Answer:
     return mapped()  # by max_step_offset
 
 
-def _no_effect(_context: Context, _given: Given) -> Answer:
+def _no_effect(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("it has no effect on flow matching there, either.")
 
 
