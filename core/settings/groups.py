@@ -13,6 +13,7 @@ from .option import Options
 from .parallel import ParallelOptions
 from .previews import PreviewOptions
 from .regularizers import RegularizerOptions
+from .saving import SavingOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 
@@ -32,6 +33,7 @@ class Groups:
     ema: EmaOptions = field(default_factory=EmaOptions)
     regularizers: RegularizerOptions = field(default_factory=RegularizerOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    saving: SavingOptions = field(default_factory=SavingOptions)
 
     def groups(self) -> Iterator[tuple[str, Options]]:
         """Name and value of each."""
