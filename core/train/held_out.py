@@ -1,6 +1,8 @@
 """The held-out losses of a run, as its diary has them, and how sure the difference of two of them is."""
 
+import functools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, cast
 from .events import Event, EventReader
 
 LEAST_PAIRS = 3  # of differences, for a standard error
+_FINGERPRINT = 256  # bytes at the start by which a diary is known again
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,32 @@ class HeldOut:
     def __init__(self, path: Path):
         self._reader = EventReader(path)
         self._found: dict[int, Measured] = {}
+        self._lock = threading.Lock()
 
     def read(self) -> dict[int, Measured]:
         """All of them. Where attempts overlap after a crash, the last one counts."""
-        for event in self._reader.stream():
-            if event["event"] == "start":
-                self._found = {step: value for step, value in self._found.items() if step <= event["step"]}
-            elif event["event"] == "validation" and math.isfinite(event["loss"]):
-                self._found[event["step"]] = _measured(event)
-        return self._found
+        with self._lock:
+            for event in self._reader.stream():
+                if event["event"] == "start":
+                    self._found = {step: value for step, value in self._found.items() if step <= event["step"]}
+                elif event["event"] == "validation" and math.isfinite(event["loss"]):
+                    self._found[event["step"]] = _measured(event)
+            return dict(self._found)
+
+
+def read_held_out(path: Path) -> dict[int, Measured]:
+    """The measurements in a diary, of which a process reads each line once, as long as it begins as it did."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FINGERPRINT)
+    except OSError:
+        return {}
+    return _reader_of(path, start).read()
+
+
+@functools.lru_cache(maxsize=16)
+def _reader_of(path: Path, _start: bytes) -> HeldOut:
+    return HeldOut(path)
 
 
 def at_step(measured: dict[int, Measured], step: int) -> Measured | None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ..errors import ConfigError
 from ..settings.job import Job
-from .held_out import HeldOut, Measured, at_step, chance_of_no_difference, difference
+from .held_out import Measured, at_step, chance_of_no_difference, difference, read_held_out
 from .partway import checkpoint_lora
 from .preview_folder import PreviewFolder
 from .previews import preview_sample
@@ -54,7 +54,7 @@ class Scores:
 def score_run(folder: RunFolder, job: Job) -> Scores:
     """Score the checkpoints that a run has kept."""
     found = {step: lora for step, _ in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}
-    known = HeldOut(folder.events_path).read()
+    known = read_held_out(folder.events_path)
     measured = {step: value for step in found if (value := at_step(known, step))}
     lowest = min(measured.values(), key=lambda value: value.loss, default=None)
     moves = _motions(folder, job, list(found))
