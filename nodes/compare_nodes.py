@@ -123,7 +123,7 @@ class CompareCheckpoints(io.ComfyNode):
         number = num_cells(pairs, strengths, texts, with_base=s["with_base"])
         if number > MAX_CELLS:
             raise ConfigError(f"that is {number} videos, and {MAX_CELLS} are the most: choose fewer checkpoints.")
-        maker = _Maker(high, low, _options(s, high, has_low=low is not None))
+        maker = _Maker(high, low, _options(s, high, has_low=low is not None), number)
         given = GivenImages(s.get("start_image"), s.get("end_image"), s.get("clip_vision"))
         prompts = [_prompt(text, s["negative_prompt"], pairs, clip, vae, maker, given) for text in texts]
         columns = [*([Pair()] if s["with_base"] else []), *pairs]
@@ -155,8 +155,10 @@ class _Prompt:
 class _Maker:
     """Samples cells, or finds them on the disk: their latents, by a digest of all that decides them."""
 
-    def __init__(self, high: Any, low: Any | None, options: SamplingOptions):
+    def __init__(self, high: Any, low: Any | None, options: SamplingOptions, total: int):
         self.high, self.options, self.num_made = high, options, 0
+        self._seen: set[Path] = set()
+        self._total = total  # of cells, each counted once
         self.notes: list[str] = []
         self._identity = [_VERSION, model_digest(high), model_digest(low), asdict(options)]
         self._models = [model and with_shift(model, options.shift) for model in (high, low)]
@@ -169,11 +171,14 @@ class _Maker:
         on = [(one, strength) if one and strength else None for one in (pair.high, pair.low)]
         names = [[_file_digest(one[0].lora), one[1]] if one else None for one in on]
         path = self._folder / f"{digest_of(self._identity, prompt.identity, names)[:40]}.safetensors"
+        done = len(self._seen)
+        self._seen.add(path)
         found = _read(path)
         if found is not None:
             return found
         self.num_made += 1
-        show(f"sampling {pair.label}, strength {strength:g}: {prompt.text}\n{self.num_made} new", 0, 1)
+        at = "" if pair == Pair() else f", strength {strength:g}"
+        show(f"{done + 1} / {self._total}: sampling {pair.label}{at}: {prompt.text}", done, self._total)
         high, low = (self._with(model, one) for model, one in zip(self._models, on, strict=True))
         latents = sample_latents(high, low, prompt.start, self.options)["samples"]
         write_safetensors(path, {"latents": latents.float().cpu().contiguous()}, {"format": "pt"})
