@@ -48,6 +48,8 @@ _LISTS_OF_FILES = (
     "lora_file",
     "recovery_adapter",
     "model_folder",
+    "high_run",
+    "low_run",
 )  # looked up where they are used
 MAX_CURVE_POINTS = 256
 _NUMBERS: dict[str, tuple[type | tuple[type, ...], str]] = {

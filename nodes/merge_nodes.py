@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..core.adapters.formats import expert_of_name
 from ..core.adapters.other_files import read_adapter
+from ..core.adapters.post_hoc import LEAST_SIGMA, MOST_SIGMA
 from ..core.adapters.ship import (
     KEY_STYLES,
     PRECISIONS,
@@ -20,6 +21,7 @@ from ..core.adapters.ship import (
 )
 from ..core.errors import ConfigError, WanTrainError
 from ..core.train.checkpoints import ADAPTER, AVERAGE
+from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, Chosen, Weights, choose_lora, described_lora, run_of
 from ..core.train.partway import checkpoint_names, named_checkpoint
 from ..core.train.result import check_lora
 from . import host
@@ -79,26 +81,32 @@ class MergeStages(FileMaker):
         low: LoraHandle | None = None,
         second_high: LoraHandle | None = None,
         second_low: LoraHandle | None = None,
+        weights: Weights = "last",
+        average_width: float = AVERAGE_WIDTH,
         **settings: Any,
     ) -> io.NodeOutput:
         _check_sockets(high, low, second_high, second_low)
-        sources: dict[Slot, Source] = {
-            first.stage: Source(first.path, second.path if second else None)
-            for first, second in ((high, second_high), (low, second_low))
-            if first
-        }
         for handle in (high, low, second_high, second_low):
             if handle:
                 check_lora(handle.path)
+        chosen: dict[Slot, Chosen] = {
+            first.stage: choose_lora(first.path, weights, average_width) for first in (high, low) if first
+        }
+        sources: dict[Slot, Source] = {
+            first.stage: Source(chosen[first.stage].path, second.path if second else None)
+            for first, second in ((high, second_high), (low, second_low))
+            if first
+        }
         options = ShipOptions(name=name or _name_of(high or low), **settings)
         shipment = ship(folders.loras_path(), sources, options)
         files = shipment.files
         host.remember(files.values())
-        for line in shipment.lines():
+        lines = [*(f"{slot}: {found.note}" for slot, found in chosen.items() if found.note), *shipment.lines()]
+        for line in lines:
             log.info("%s", line)
         pair = PairHandle(high=files.get("high") or files.get("single"), low=files.get("low"))
         names = [path.name if path else "" for path in (pair.high, pair.low)]
-        return io.NodeOutput(pair, *names, ui={"text": ["\n".join(shipment.lines())]})
+        return io.NodeOutput(pair, *names, ui={"text": ["\n".join(lines)]})
 
 
 def _name_of(lora: LoraHandle | None) -> str:
@@ -155,6 +163,17 @@ def _merge_inputs() -> list[Any]:
             "second_strength", default=1.0, min=-10.0, max=10.0, step=0.05, advanced=True,
             tooltip="Strength of the second LoRAs.",
         ),
+        io.Combo.Input(
+            "weights", options=list(WEIGHTS), default="last", optional=True, advanced=True,
+            tooltip="Which weights of a run are taken. " + "; ".join(f"{name}: {text}" for name, text in WEIGHTS.items())
+            + ". best needs held-out samples; keep_best of the training keeps an older one.",
+        ),
+        io.Float.Input(
+            "average_width", default=AVERAGE_WIDTH, min=LEAST_SIGMA, max=MOST_SIGMA, step=0.01, optional=True,
+            advanced=True,
+            tooltip="For weights average: how wide it is, as a share of the way from the first checkpoint to the last"
+            " (sigma_rel of Karras et al., 2023). Less: nearer to the last.",
+        ),
     ]  # fmt: skip
 
 
@@ -190,13 +209,16 @@ class WanLoRAFromFile(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, lora_file: str, stage: str) -> io.NodeOutput:
-        path = _lora_path(lora_file)
+        source = _lora_path(lora_file)
+        path = described_lora(source)
         file = read_adapter(path)
         chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
         text = "\n".join([text, *(f"- {note}" for note in file.notes)])
-        name = lora_file.rpartition("/")[0].strip() if path.name in (ADAPTER, AVERAGE) else path.stem
-        return io.NodeOutput(LoraHandle(path, chosen, name), ui={"text": [text]})  # type: ignore[arg-type]
+        run = run_of(source) if source.name in (ADAPTER, AVERAGE) else None
+        step = int(source.parent.name.rpartition("-")[2]) if run else 0
+        name = f"{run.read_job().name}_step{step}" if run else path.stem
+        return io.NodeOutput(LoraHandle(path, chosen, name, step), ui={"text": [text]})  # type: ignore[arg-type]
 
 
 def _lora_path(name: str) -> Path:

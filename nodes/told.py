@@ -12,6 +12,7 @@ from ..core.train.find_run import began, steps_done
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
+from ..core.train.scores import score_run
 from .page_file import notes_of
 
 
@@ -30,13 +31,24 @@ def told(folder: RunFolder, job: Job, history: LongHistory, *more: str, is_over:
     warnings = dict.fromkeys([*notes_of(folder), *more, *history.warnings])
     end = _end(folder, job, history) if is_over else []
     length = [] if is_finished(folder, job, history) else [length_line(job)]
-    return "\n".join([*end, *length, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
+    best = _best(folder, job) if end else []
+    return "\n".join([*end, *length, *best, run_line(folder, job), *(f"- {warning}" for warning in warnings)])
 
 
 def length_line(job: Job) -> str:
     """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
     (sentence,) = describe_lengths({job.stage: job_length(job)})
     return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
+
+
+def _best(folder: RunFolder, job: Job) -> list[str]:
+    """Which of the kept checkpoints is best by its numbers; [] where nothing tells, or there is one alone."""
+    scores = score_run(folder, job)
+    best = scores.best
+    if best is None or len(scores.checkpoints) < 2:
+        return []
+    others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
+    return [f"best checkpoint: step {best.step} (scores of 100: {others}); weights of Merge Stages takes it"]
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:

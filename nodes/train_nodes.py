@@ -19,7 +19,7 @@ from ..core.packages import check_packages
 from ..core.settings.job import Job, Stage
 from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import StageSettings, settings_from_names
-from ..core.train.build import build_job, job_warnings
+from ..core.train.build import build_job, job_warnings, with_copies
 from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
@@ -130,7 +130,7 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
     wanted = stage_settings(dit, settings)
     names = places_of(wanted.device, host.auto_devices())[0].split(",")
     place = RunPlace(len(names), device=names[0], scratch=host.runs_path().parent / "cache")
-    return build_over(build, wanted, dit.info, place, log.info)
+    return with_copies(build_over(build, wanted, dit.info, place, log.info), folders.loras_path())
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:

@@ -32,6 +32,7 @@ COMMANDS = {
     "extract": "make a LoRA of the difference between a fine-tuned model and its base",
     "fold": "add LoRAs to a model for good, and write the model",
     "check-lora": "say why a LoRA has no effect: its file, its base, and what a workflow does with it",
+    "checkpoints": "list the checkpoints of a run with their held-out loss and a score, and say which is best",
     "average": "average the checkpoints of a run into one LoRA",
     "download": "fetch the model files from Hugging Face into a models folder, checked",
     "doctor": "say what is installed, which GPUs and models there are, and what fits",

@@ -128,12 +128,12 @@ def betas(value: Any) -> Answer:
     return mapped(optimizer__beta1=found[0], optimizer__beta2=found[1])
 
 
-def checkpoints_by_epoch(_context: Context, given: SetupOption) -> Answer:
-    """A rhythm of saving in epochs or minutes."""
+def checkpoints_by_time(_context: Context, given: SetupOption) -> Answer:
+    """A rhythm of saving in minutes."""
     every = LoopOptions().checkpoint_every
     return changed(
-        f"checkpoints are counted in steps here, and what {given.shown} comes to depends on your files: there is one every"
-        f" {every} steps (loop.checkpoint_every)."
+        f"checkpoints are counted in steps or epochs here, and what {given.shown} comes to depends on your machine: there is"
+        f" one every {every} steps (loop.checkpoint_every)."
     )
 
 

@@ -3,7 +3,7 @@
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     betas,
-    checkpoints_by_epoch,
+    checkpoints_by_time,
     gradient_checkpointing,
     is_off,
     need_number,
@@ -260,6 +260,13 @@ def _activation(context: Context, given: SetupOption) -> Answer:
     return gradient_checkpointing(context, given)
 
 
+def _checkpoint_epochs(context: Context, given: SetupOption) -> Answer:
+    """A LoRA and a state to go on from are one thing here; where both rhythms are given, that of the LoRAs counts."""
+    if context.get("save_every_n_epochs"):
+        return not_needed("save_every_n_epochs says how often: a checkpoint holds both, LoRA and state.")
+    return mapped(saving__every_epochs=need_number(given.value, is_whole=True))
+
+
 def _save_dtype(_context: Context, given: SetupOption) -> Answer:
     words = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     return mapped(lora__precision=words.get(str(given.value), str(given.value)))
@@ -309,9 +316,8 @@ RULES: dict[str, Rule] = {
     "activation_checkpointing": _activation,
     "reentrant_activation_checkpointing": gradient_checkpointing,
     "save_dtype": _save_dtype,
-    "save_every_n_epochs": checkpoints_by_epoch,
-    "checkpoint_every_n_epochs": checkpoints_by_epoch,
-    "checkpoint_every_n_minutes": checkpoints_by_epoch,
+    "checkpoint_every_n_epochs": _checkpoint_epochs,
+    "checkpoint_every_n_minutes": checkpoints_by_time,
     "compile": _compile,
     "eval_datasets": _eval_sets,
 }

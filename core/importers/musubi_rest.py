@@ -42,8 +42,6 @@ REST: dict[str, Rule] = {
                "metadata_arch", "no_metadata"),
     **needless("it is for other models.", "guidance_scale", "img_in_txt_in_offloading", "one_frame"),
     **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
-    **unsupported("checkpoints are not made for their own sake here: the newest are kept (loop.keep_last).",
-                  "save_last_n_epochs"),
     **unsupported("previews are counted in steps here (previews.every).", "sample_every_n_epochs"),
     **unsupported("the first preview is made after that many steps.", "sample_at_first"),
     **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).",

@@ -7,7 +7,6 @@ from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped
 from .common import (
     CACHES,
     betas,
-    checkpoints_by_epoch,
     gradient_checkpointing,
     need_number,
     schedule,
@@ -237,6 +236,13 @@ def _keep(context: Context, given: SetupOption) -> Answer:
     return not_needed("it counts with --save_every_n_steps alone.")
 
 
+def _keep_epochs(context: Context, given: SetupOption) -> Answer:
+    """utils/train_utils.py, get_remove_epoch_no: a number of files, where they are saved every so many epochs."""
+    if number(context.get("save_every_n_epochs")):
+        return mapped(loop__keep_last=max(1, need_number(given.value, is_whole=True)))
+    return not_needed("it counts with --save_every_n_epochs alone.")
+
+
 def _cached(_context: Context, given: SetupOption) -> Answer:
     """Options of the commands that make caches: the files are what matters."""
     places = {"cache.vae": "models.vae", "cache.t5": "models.text_encoder", "cache.clip": "models.clip_vision"}
@@ -282,8 +288,8 @@ RULES: dict[str, Rule] = {
     "gradient_checkpointing": gradient_checkpointing,
     "use_pinned_memory_for_block_swap": _pinned,
     "save_precision": _save_precision,
-    "save_every_n_epochs": checkpoints_by_epoch,
     "save_last_n_steps": _keep,
+    "save_last_n_epochs": _keep_epochs,
     "sample_prompts": _cfg,
     **dict.fromkeys(("sdpa", "xformers", "flash_attn", "flash3", "sage_attn", "split_attn"), _attention),
     **dict.fromkeys(("compile", "dynamo_backend"), _compile),

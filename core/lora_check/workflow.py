@@ -20,7 +20,7 @@ _SIZE = re.compile(r"(?<![\d.])(1[._]3|14|5)b(?![a-z])", re.IGNORECASE)
 _KIND = re.compile(r"(?<![a-z])(t2v|i2v|flf2v)(?![a-z])", re.IGNORECASE)
 _MAKERS = {  # nodes of this pack, which put no LoRA on a model
     "TrainLoRAStage", "PreviewLoRA", "WanLoRAFromFile", "WanMergeLoRAs", "WanChangeLoRA", "WanExtractLoRA", "WanFoldLoRA",
-    "WanCheckLoRA",
+    "WanCheckLoRA", "WanCompareCheckpoints",
 }  # fmt: skip
 _SIZES = {"1.3": "1.3B", "1_3": "1.3B", "14": "14B", "5": "5B"}
 

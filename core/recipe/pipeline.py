@@ -34,7 +34,8 @@ from ..locks import FileLock
 from ..plan.spread import run_seconds
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
-from ..train.build import build_job, job_warnings
+from ..train.build import build_job, job_warnings, with_copies
+from ..train.chosen import choose_lora
 from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
@@ -190,7 +191,8 @@ def jobs(
             recovery_adapter=adapter,
             preview_vae=recipe.models.vae,
         )
-        made[stage] = build_over(build, recipe.settings(stage), info, places[stage], tell)
+        job = build_over(build, recipe.settings(stage), info, places[stage], tell)
+        made[stage] = with_copies(job, recipe.lora_folder.resolve())
         check_start(made[stage], info)
     return made
 
@@ -250,7 +252,13 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: ProgressDisp
 def ship_loras(recipe: Recipe, finished: dict[str, Path], display: ProgressDisplay) -> list[Path]:
     """Write the LoRAs into the recipe's folder under its names, with its author; never over another LoRA."""
     slots: tuple[Slot, ...] = ("high", "low", "single")
-    done: dict[Slot, Path] = {slot: finished[slot] for slot in slots if slot in finished}
+    done: dict[Slot, Path] = {}
+    for slot in slots:
+        if slot in finished:
+            chosen = choose_lora(finished[slot], recipe.lora.weights)
+            done[slot] = chosen.path
+            if chosen.note:
+                display.say(f"{slot}: {chosen.note}")
     named: dict[Slot, Path] = {slot: path for slot, path in done.items() if getattr(recipe.lora, slot)}
     usual: dict[Slot, Source] = {slot: Source(path) for slot, path in done.items() if slot not in named}
     orders: list[tuple[str, dict[Slot, Source]]] = [(recipe.name, usual)] if usual else []

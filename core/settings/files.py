@@ -107,6 +107,13 @@ class LoraFiles(Options, group="lora"):
         aitoolkit="save.dtype",
         diffusion_pipe="save_dtype",
     )
+    weights: Literal["last", "best", "average"] = option(
+        "last",
+        help="Which weights of a run are taken: of its last step, its best checkpoint, or the average of those it kept.",
+        more="best needs held-out samples, and keep_best to have an older one still there.",
+        born=2,
+        in_key=False,
+    )
     high: str = option(
         "", help="Name of the high noise file, without folder and ending; empty: NAME_high_noise.", in_key=False
     )

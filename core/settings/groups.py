@@ -15,6 +15,7 @@ from .parallel import ParallelOptions
 from .previews import PreviewOptions
 from .regularizers import RegularizerOptions
 from .rollout import RolloutOptions
+from .saving import SavingOptions
 from .schedule import ScheduleOptions
 from .timesteps import TimestepOptions
 from .tread import TreadOptions
@@ -38,6 +39,7 @@ class Groups:
     tread: TreadOptions = field(default_factory=TreadOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     crepa: CrepaOptions = field(default_factory=CrepaOptions)
+    saving: SavingOptions = field(default_factory=SavingOptions)
 
     def groups(self) -> Iterator[tuple[str, Options]]:
         """Name and value of each."""

@@ -169,6 +169,7 @@ class Subject:
 class Job(Groups, Subject):
     """Everything that a run needs, and nothing that it finds out."""
 
+    loras_folder: str = ""  # where its checkpoints are copied to, as LoRAs; "": nowhere
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
@@ -192,7 +193,7 @@ class Job(Groups, Subject):
                 *(self.start_identity, self.merge_identity, self.crepa_identity),
             ),
             paths=(
-                *(model.path, model.recovery_adapter, self.preview_vae),
+                *(model.path, model.recovery_adapter, self.preview_vae, self.loras_folder),
                 *(self.adapter.start_from, self.adapter.merge_into_base),
                 *(self.crepa.encoder, self.crepa.vae),
             ),
@@ -260,6 +261,8 @@ class Job(Groups, Subject):
         is_plain = memory.stream_from in (None, PLAIN["stream_from"])
         if memory.plan == "manual" and not memory.streamed_blocks and not is_plain:
             found.append("stream_from has no effect: no block is streamed (see streamed_blocks).")
+        if not self.held_out_samples and self.saving.keep_best:
+            found.append("keep_best has no effect: no sample is held out (see held_out of the dataset).")
         if not self.held_out_samples and self.loop.validate_every != LoopOptions().validate_every:
             found.append("validate_every has no effect: no sample is held out (see held_out of the dataset).")
         return found

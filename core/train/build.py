@@ -79,6 +79,11 @@ def build_job(
     return job
 
 
+def with_copies(job: Job, folder: Path) -> Job:
+    """The job with the folder that copies of its checkpoints go to, if they are wanted."""
+    return replace(job, loras_folder=str(folder)) if job.saving.copies else job
+
+
 def check_expert(model: Path, stage: Stage, *, allow_other: bool = False) -> None:
     """ConfigError for a file that by its name is the expert that `stage` does not train.
 

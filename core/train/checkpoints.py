@@ -9,7 +9,7 @@ found damaged is renamed to `damaged-step-00000250` and kept.
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,12 @@ class Checkpoints:
         state: dict[str, Any],
         *,
         keep_last: int,
+        keep_also: Collection[int] = (),
         training: str = "",
         metadata: Mapping[str, str] | None = None,
         average: dict[str, torch.Tensor] | None = None,
     ) -> Path:
-        """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`.
+        """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`, but for the steps `keep_also`.
 
         `training`: the key of the job, noted beside. `metadata`: of the files that LoRA tools can read. `average`: tensors
         for LoRA tools alone. Raises RunError when the disk refuses; earlier checkpoints are untouched.
@@ -85,8 +86,9 @@ class Checkpoints:
             raise disk_error(error, target, kept) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for _, folder in self.all()[:-keep_last]:
-            shutil.rmtree(folder, ignore_errors=True)
+        for number, folder in self.all()[:-keep_last]:
+            if number not in keep_also:
+                shutil.rmtree(folder, ignore_errors=True)
         return target
 
     def load(self, folder: Path, *, training: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

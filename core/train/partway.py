@@ -29,8 +29,15 @@ def checkpoint_lora(folder: RunFolder, step: int) -> Path | None:
 def checkpoint_names(runs: Path) -> list[str]:
     """Every checkpoint in `runs`, the folder of run folders, as "RUN / step N"; the newest runs first."""
     folders = [RunFolder(path) for path in runs.glob("*") if (path / "checkpoints").is_dir()]
-    folders.sort(key=lambda folder: folder.checkpoints_path.stat().st_mtime, reverse=True)
+    folders.sort(key=_changed, reverse=True)
     return [f"{folder.path.name} / step {step}" for folder in folders for step, _ in reversed(folder.checkpoints())]
+
+
+def _changed(folder: RunFolder) -> float:
+    try:
+        return folder.checkpoints_path.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
 
 
 def named_checkpoint(runs: Path, name: str) -> Path | None:

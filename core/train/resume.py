@@ -9,17 +9,23 @@ import torch
 from ..disk import set_aside
 from ..errors import RunError, WanTrainError
 from ..parallel.world import ALONE, World
+from ..settings.job import Job
 from ..shortage import ShortageError
 from .average import Show
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
+from .copies import copy_checkpoint, copy_name
 from .events import MAX_WAITING, EventWriter
+from .held_out import HeldOut, lowest_step
+from .label import lora_name
+from .length import checkpoints_due
 from .loop import StepReport, Trainer
+from .partway import checkpoint_lora
 from .run_folder import RunFolder
 from .state import ADAPTER, Stateful, check, collect, restore
 
 
 class SaveCheckpoint:
-    """A checkpoint every `checkpoint_every` steps and at the end."""
+    """A checkpoint every `checkpoint_every` steps, or so many epochs, and at the end."""
 
     def __init__(
         self,
@@ -34,6 +40,8 @@ class SaveCheckpoint:
         average that is kept beside it, for LoRA tools."""
         self._store, self._events, self._parts = folder.checkpoint_store, events, parts
         self._describe, self._average = describe, average
+        self._folder, self._held_out = folder, HeldOut(folder.events_path)
+        self._rhythm: Callable[[int], bool] | None = None
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now. Of several ranks the first does: all have the same."""
@@ -50,18 +58,44 @@ class SaveCheckpoint:
             tensors,
             state,
             keep_last=job.loop.keep_last,
+            keep_also=self._best(trainer),
             training=job.key,
             metadata=self._describe(trainer.step),
             average=average,
         )
         self._events.write("checkpoint", step=trainer.step)
+        if job.loras_folder:
+            self._copy(job, trainer.step)
+
+    def is_due(self, trainer: Trainer, step: int) -> bool:
+        """Whether the run makes one after this step by itself."""
+        self._rhythm = self._rhythm or checkpoints_due(trainer.job)
+        return self._rhythm(step)
 
     def needs_weights(self, trainer: Trainer) -> bool:
-        return is_due(trainer.step, trainer, trainer.job.loop.checkpoint_every)
+        return self.is_due(trainer, trainer.step)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if is_due(report.step, trainer, trainer.job.loop.checkpoint_every):
+        if self.is_due(trainer, report.step):
             self.save(trainer)
+
+    def _best(self, trainer: Trainer) -> list[int]:
+        """The step of the checkpoint with the lowest held-out loss, where it is to be kept."""
+        if not trainer.job.saving.keep_best:
+            return []
+        steps = [step for step, _ in self._store.all()]
+        best = lowest_step(self._held_out.read(), [*steps, trainer.step])
+        return [] if best is None else [best]
+
+    def _copy(self, job: Job, step: int) -> None:
+        """To the folder of LoRAs. A disk that refuses is told, and the run goes on."""
+        lora = checkpoint_lora(self._folder, step)
+        assert lora is not None
+        name, folder = copy_name(lora_name(job), step), Path(job.loras_folder)
+        try:
+            copy_checkpoint(self._folder, lora, folder, name, step=step, keep=job.saving.keep_copies)
+        except (OSError, RunError) as error:
+            self._events.write("warning", message=f"the checkpoint of step {step} was not copied to {folder}: {error}")
 
 
 class SaveWhenDiaryFails:

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
+MAX_SAMPLES_TOLD = 1000  # of held-out samples, each of which has its loss in the diary
 
 
 class RunStoppedError(Exception):
@@ -164,7 +165,7 @@ def _callbacks(
     return [
         LogStep(events, plan.device, world),
         WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),
-        Validate(events, equal_counts=plan.is_sharded),
+        Validate(events, checkpoint, equal_counts=plan.is_sharded),
         checkpoint,
         SaveWhenDiaryFails(events, checkpoint),
         *plan.callbacks(),
@@ -250,17 +251,24 @@ class LogStep:
 
 
 class Validate:
-    """Held-out loss every `validate_every` steps and at the end."""
+    """Held-out loss every `validate_every` steps and at the end, and at each checkpoint where the best is kept."""
 
-    def __init__(self, events: EventWriter, *, equal_counts: bool = False):
-        self._events, self._equal_counts = events, equal_counts
+    def __init__(self, events: EventWriter, checkpoint: SaveCheckpoint, *, equal_counts: bool = False):
+        self._events, self._checkpoint, self._equal_counts = events, checkpoint, equal_counts
 
     def needs_weights(self, trainer: Trainer) -> bool:
-        return bool(trainer.job.held_out_samples) and is_due(trainer.step, trainer, trainer.job.loop.validate_every)
+        return self._is_due(trainer, trainer.step)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if trainer.job.held_out_samples and is_due(report.step, trainer, trainer.job.loop.validate_every):
+        if self._is_due(trainer, report.step):
             write_validation(trainer, self._events, equal_counts=self._equal_counts)
+
+    def _is_due(self, trainer: Trainer, step: int) -> bool:
+        job = trainer.job
+        if not job.held_out_samples:
+            return False
+        with_checkpoint = job.saving.keep_best and self._checkpoint.is_due(trainer, step)
+        return with_checkpoint or is_due(step, trainer, job.loop.validate_every)
 
 
 class StopWhen:
@@ -301,14 +309,15 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
     """Compute the held-out loss and write it to the diary; `equal_counts`: see `validation_loss`."""
     start = time.perf_counter()
     with trainer.shown():
-        loss, by_sigma = validation_loss(trainer, equal_counts=equal_counts)
+        loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
         events.write(
             "warning", message=f"the validation loss at step {trainer.step} is not finite: lower learning_rate."
         )
         return
-    events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds)
+    of_samples = {"by_sample": by_sample} if len(by_sample) <= MAX_SAMPLES_TOLD else {}
+    events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds, **of_samples)
 
 
 def save_lora(

@@ -11,6 +11,7 @@ from ..plan.planning import trained_by
 from ..plan.sizes import Sizes, adapter_params, optimizer_bytes
 from ..settings.job import Job
 from .checkpoints import Checkpoints
+from .length import checkpoints_made
 from .preview_folder import KEEP_LAST
 from .run_folder import RunFolder
 
@@ -41,10 +42,10 @@ def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
     number = adapter_params(sizes, trained)
     weights = _FLOAT32 * number
     averages = OPTIMIZERS.get(job.optimizer.name).averages_with(job.optimizer)
-    written = ceil(job.loop.steps / job.loop.checkpoint_every)
+    written = checkpoints_made(job)
     return SpaceNeed(
         checkpoint=weights * (3 if job.ema.use else 2 if averages else 1) + optimizer_bytes(sizes, trained),
-        checkpoints=min(written, job.loop.keep_last + 1),
+        checkpoints=min(written, job.loop.keep_last + 1 + job.saving.keep_best),
         lora=weights * (2 if job.ema.use else 1),
         previews=_previews(job),
         diary=job.loop.steps * _EVENT,
@@ -59,14 +60,27 @@ def check_space(job: Job, sizes: Sizes, folder: Path) -> list[str]:
     need = space_needed(job, sizes)
     there = min(len(Checkpoints(folder / "checkpoints").all()), need.checkpoints - 1)
     checkpoints = need.checkpoints - there
+    epochs = job.saving.every_epochs
+    rhythm = f"checkpoint_every_epochs {epochs}" if epochs else f"checkpoint_every {job.loop.checkpoint_every}"
     what = (
-        f"checkpoint_every {job.loop.checkpoint_every} with keep_last {job.loop.keep_last} ({checkpoints} checkpoints of "
+        f"{rhythm} with keep_last {job.loop.keep_last} ({checkpoints} checkpoints of "
         f"{gigabytes(need.checkpoint)}), the LoRA and {'the previews' if need.previews else 'the diary'}"
     )
     warning = check_room(
-        folder, need.total - there * need.checkpoint, what, "lower keep_last or raise checkpoint_every"
+        folder, need.total - there * need.checkpoint, what, f"lower keep_last or raise {rhythm.split()[0]}"
     )
-    return [warning] if warning else []
+    return [*filter(None, [warning, _check_copies(job, need)])]
+
+
+def _check_copies(job: Job, need: SpaceNeed) -> str | None:
+    """The same for the copies of checkpoints in the folder of LoRAs."""
+    if not job.loras_folder:
+        return None
+    number = checkpoints_made(job)
+    number = min(number, job.saving.keep_copies + 1) if job.saving.keep_copies else number
+    one = need.lora // (2 if job.ema.use else 1)
+    what = f"checkpoints_to_loras ({number} copies of {gigabytes(one)})"
+    return check_room(Path(job.loras_folder), number * one, what, "lower keep_copies")
 
 
 def check_space_before(job: Job, sizes: Sizes, folder: RunFolder) -> None:

@@ -14,8 +14,8 @@ NUM_SIGMAS = 8
 VALIDATION_SEED = 20250101  # not the run's: runs with different seeds stay comparable
 
 
-def validation_loss(trainer: Trainer, *, equal_counts: bool = False) -> tuple[float, list[float]]:
-    """Mean loss over the held-out samples, and the mean at each of NUM_SIGMAS sigmas.
+def validation_loss(trainer: Trainer, *, equal_counts: bool = False) -> tuple[float, list[float], list[float]]:
+    """Mean loss over the held-out samples, the mean at each of NUM_SIGMAS sigmas, and that of each sample.
 
     The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution,
     for those that depend on it at each sample's own size. Several ranks share the samples, and all get the result of one.
@@ -31,11 +31,11 @@ def validation_loss(trainer: Trainer, *, equal_counts: bool = False) -> tuple[fl
         for number, row in zip(own, losses, strict=True):
             if number % world.data_size == world.data_rank:
                 table[number] = row.to(table)
-    totals = torch.zeros(NUM_SIGMAS)
-    for row in world.add_(table).cpu():  # in the order of the samples: the same sum for any number of ranks
+    totals, rows = torch.zeros(NUM_SIGMAS), world.add_(table).cpu()
+    for row in rows:  # in the order of the samples: the same sum for any number of ranks
         totals += row
     by_sigma = totals / count
-    return by_sigma.mean().item(), by_sigma.tolist()
+    return by_sigma.mean().item(), by_sigma.tolist(), rows.mean(1).tolist()
 
 
 def _losses(trainer: Trainer, numbers: list[int]) -> list[Tensor]:

@@ -2,22 +2,17 @@
 
 import argparse
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ...adapters.formats import write_lora
-from ...adapters.metadata import lora_metadata
-from ...adapters.post_hoc import average_loras, constant_decays, power_decays
+from ...adapters.post_hoc import constant_decays, power_decays
 from ...errors import ConfigError
-from ...train.checkpoints import ADAPTER
-from ...train.run import describe
+from ...train.chosen import average_checkpoints, average_files
 from ...train.run_folder import RunFolder
-from ...train.start import check_run_folder
 
 _BETA = 0.95
-_NAME = "post_hoc_ema"  # what the file says that it holds
 log = logging.getLogger(__name__)
 
 
@@ -52,26 +47,10 @@ def run(options: argparse.Namespace) -> int:
     folder = RunFolder(options.paths[0].resolve()) if options.paths[0].is_dir() else None
     if folder is not None and len(options.paths) > 1:
         raise ConfigError("one run folder is averaged alone: name nothing beside it.")
-    found = _checkpoints(folder) if folder is not None else list(enumerate(options.paths))
-    paths = [path for _, path in found]
+    paths: list[Path] = [path for _, path in folder.checkpoints()] if folder is not None else options.paths
     sigma = options.sigma_rel
     decays = constant_decays(len(paths), options.beta) if sigma is None else power_decays(len(paths), sigma)
-    mean = average_loras(paths, decays)
-    metadata = {**mean.metadata, "wantrain.weights": _NAME}
-    if folder is not None:
-        described = describe(folder, folder.read_job(), found[-1][0])
-        metadata = lora_metadata(replace(described, name=out.stem, weights=_NAME))
+    mean, metadata = average_files(paths, decays) if folder is None else average_checkpoints(folder, decays, out.stem)
     write_lora(out, mean.modules, metadata=metadata, dtype=torch.float32)
     log.info("%s is the mean of %s", out, ", ".join(map(str, paths)))
     return 0
-
-
-def _checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
-    check_run_folder(folder.path)
-    found = [(step, path / ADAPTER) for step, path in folder.checkpoints()]
-    if len(found) < 2:
-        raise ConfigError(
-            f"{folder.path} keeps {len(found)} checkpoints, and an average needs two or more: train with a larger keep_last "
-            "or a smaller checkpoint_every."
-        )
-    return found

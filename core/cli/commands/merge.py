@@ -12,6 +12,8 @@ from ...adapters.combine import METHODS, MergeOptions
 from ...adapters.ship import KEY_STYLES, PRECISIONS, ShipOptions, Slot, Source, ship
 from ...devices import resolve_device
 from ...errors import ConfigError
+from ...train.chosen import AVERAGE_WIDTH, WEIGHTS, choose_lora, lora_of_run
+from ...train.run_folder import RunFolder
 from ..display import Display
 from ..loras import check_files, weighted
 
@@ -24,9 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_several(parser)
     defaults = ShipOptions()
     add = parser.add_argument
-    add("--high", type=Path, metavar="FILE", help="LoRA of the high noise expert")
+    add(
+        "--high",
+        type=Path,
+        metavar="FILE",
+        help="LoRA of the high noise expert: a file, a checkpoint's, or a run folder",
+    )
     add("--low", type=Path, metavar="FILE", help="LoRA of the low noise expert")
     add("--single", type=Path, metavar="FILE", help="LoRA of a single model (Wan 2.1, TI2V-5B)")
+    choices = "; ".join(f"{name}: {text}" for name, text in WEIGHTS.items())
+    add("--weights", choices=WEIGHTS, default="last", help=f"of a run, which to take (%(default)s). {choices}")
+    add(
+        "--average-width",
+        type=float,
+        default=AVERAGE_WIDTH,
+        metavar="SHARE",
+        help="of the average, as a share of the way from the first checkpoint to the last (%(default)s)",
+    )
     for slot in SLOTS:
         add(f"--second-{slot}", type=Path, metavar="FILE", help=f"another LoRA, merged into that of --{slot}")
     add("--second-strength", type=float, default=defaults.second_strength, help="of the second LoRAs (%(default)s)")
@@ -100,6 +116,15 @@ def _merge_several(options: argparse.Namespace) -> int:
     return 0
 
 
+def _chosen(given: Path, options: argparse.Namespace) -> Path:
+    run = RunFolder(given.resolve())
+    lora = lora_of_run(run) if run.is_there else given.resolve()
+    chosen = choose_lora(lora, options.weights, options.average_width)
+    if chosen.note:
+        log.info("%s", chosen.note)
+    return chosen.path
+
+
 def _sources(options: argparse.Namespace) -> dict[Slot, Source]:
     sources: dict[Slot, Source] = {}
     for slot in SLOTS:
@@ -107,5 +132,5 @@ def _sources(options: argparse.Namespace) -> dict[Slot, Source]:
         if second and not first:
             raise ConfigError(f"--second-{slot} is given without --{slot}: there is nothing to merge it into.")
         if first:
-            sources[slot] = Source(first, second)
+            sources[slot] = Source(_chosen(first, options), second)
     return sources

@@ -86,3 +86,12 @@ def test_other_models_are_refused():
 def test_a_model_that_its_name_does_not_tell_is_refused():
     with pytest.raises(ConfigError, match="which Wan model"):
         bring(("/models/wan2.2_t2v_low_noise_14B_fp16.safetensors", "/models/a.safetensors"), ("Wan2.2-T2V-A14B", "b"))
+
+
+def test_checkpoints_by_epochs():
+    assert bring().recipe.saving.every_epochs == 5
+    states = "checkpoint_every_n_epochs = 7"
+    assert bring(("save_every_n_epochs = 5", states)).recipe.saving.every_epochs == 7
+    both = bring(("save_every_n_epochs = 5", f"save_every_n_epochs = 5\n{states}"))
+    assert both.recipe.saving.every_epochs == 5
+    assert outcome(both, "checkpoint_every_n_epochs")[0] == "not needed"

@@ -285,3 +285,17 @@ def test_several_loras_for_the_base_are_too_many():
     assert outcome(imported, "base_weights")[0] == "not supported"
     assert imported.recipe.adapter.merge_into_base == ""
     assert outcome(kind("networks.lora_wan", "--dim_from_weights"), "dim_from_weights")[0] == "not needed"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", (100, 3)),
+        (" --save_last_n_epochs 4", (100, 4)),
+        (" --save_last_n_epochs 0", (100, 1)),
+    ],
+)
+def test_checkpoints_by_epochs(options, expected):
+    recipe = bring(MUSUBI_COMMANDS.replace("--save_every_n_epochs 100", f"--save_every_n_epochs 100{options}")).recipe
+    settings = recipe.settings("high")
+    assert (settings.saving.every_epochs, settings.loop.keep_last) == expected

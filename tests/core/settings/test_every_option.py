@@ -71,6 +71,7 @@ CHANGES = {
     "ema.shown": ("none", {"ema.use": True, "loop.validate_every": 1}), "ema.lora": ("trained", {"ema.use": True}),
     "regularizers.output_preservation": (1.0, {}), "regularizers.blank_preservation": (1.0, {}),
     "regularizers.max_weight_norm": (1e-3, {}),
+    "saving.every_epochs": (9, {}), "saving.keep_best": (True, {"loop.keep_last": 1, "optimizer.learning_rate": 0.5}),
     "previews.every": (2, {}), "previews.steps": (3, {"previews.every": 4}), "previews.cfg": (1.0, {"previews.every": 4}),
     "previews.shift": (50.0, {"previews.every": 4}),
 }  # fmt: skip
@@ -98,6 +99,7 @@ ELSEWHERE = {
          ("weight", "encoder", "vae", "block", "distance", "tau", "neighbours", "image_size")),
         "with models in files: tests/core/train/test_crepa.py",
     ),
+    "saving.copies": "files elsewhere: tests/core/train/test_saving.py", "saving.keep_copies": "as saving.copies",
     "track.tensorboard": "another process: tests/core/track", "track.wandb": "tests/core/track",
     "track.wandb_name": "tests/core/track", "track.webhook": "tests/core/track",
 }  # fmt: skip

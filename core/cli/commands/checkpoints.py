@@ -1,0 +1,64 @@
+"""`wantrain checkpoints`: list the checkpoints of a run with their held-out loss and a score, and say which is best.
+
+score = 100 p m. p says how likely the held-out loss differs by chance alone from the lowest (paired t-test: noise and noise
+levels are the same at each step), m how near the motion of the step's preview is to that of its sample. 100 is as good as
+it gets, and near 0 clearly worse. Few held-out samples tell little, and no number sees whether a style or a face is right:
+look at the best ones.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ...train.run_folder import RunFolder
+from ...train.scores import NOT_MEASURED, Scored, Scores, score_run
+from ...train.start import check_run_folder
+
+_HEAD = ("step", "held-out loss", "score", "motion", "file")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="write the list as JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the list."""
+    folder = RunFolder(options.run_folder.resolve())
+    job = folder.read_job()
+    check_run_folder(folder.path)
+    scores = score_run(folder, job)
+    sys.stdout.write(f"{_as_json(scores) if options.json else table(scores)}\n")
+    return 0
+
+
+def table(scores: Scores) -> str:
+    """For people: a line for each checkpoint, and which is best."""
+    if not scores.checkpoints:
+        return "no checkpoint is kept yet"
+    rows = [_HEAD, *(_row(one) for one in scores.checkpoints)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
+    lines = [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+    if any(one.is_between and one.loss is not None for one in scores.checkpoints):
+        lines.append("~: not measured at this step, but between two that were")
+    best = scores.best
+    return "\n".join([*lines, f"best: step {best.step}" if best else f"{NOT_MEASURED}."])
+
+
+def _row(one: Scored) -> tuple[str, ...]:
+    loss = "-"
+    if one.loss is not None:
+        loss = f"{'~' if one.is_between else ''}{one.loss:.5f}"
+        loss += f" (+{one.behind:.5f} ± {one.error:.5f})" if one.behind and one.error is not None else ""
+    score = "-" if one.score is None else f"{one.score:.0f}"
+    return str(one.step), loss, score, "-" if one.motion is None else f"{one.motion:.2f}", str(one.lora)
+
+
+def _as_json(scores: Scores) -> str:
+    best = scores.best
+    rows = [{**vars(one), "lora": str(one.lora)} for one in scores.checkpoints]
+    return json.dumps({"best": best.step if best else None, "checkpoints": rows}, indent=2)

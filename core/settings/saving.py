@@ -1,0 +1,50 @@
+"""Which checkpoints are made and kept, and where they go as LoRAs."""
+
+from dataclasses import dataclass
+
+from .option import TRAIN, Options, Widget, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingOptions(Options, group="saving"):
+    """Checkpoints by epochs, as LoRAs of their own, and the best one. None of it changes what is trained."""
+
+    every_epochs: int = option(
+        0,
+        help="Epochs between two checkpoints, in place of checkpoint_every.",
+        zero="checkpoint_every decides",
+        most=1_000_000,
+        unit="epochs",
+        born=2,
+        in_key=False,
+        widget=Widget(TRAIN, "checkpoint_every_epochs", 170, most=100_000),
+        musubi="save_every_n_epochs",
+        diffusion_pipe="save_every_n_epochs",
+    )
+    copies: bool = option(
+        False,
+        help="Copy each checkpoint's LoRA to the loras folder, to be tried while the run goes on.",
+        more="Names are such as NAME_high_noise_step000250. Press R to see a new one in the loaders.",
+        born=2,
+        in_key=False,
+        widget=Widget(TRAIN, "checkpoints_to_loras", 171),
+    )
+    keep_copies: int = option(
+        5,
+        help="Number of such copies to keep.",
+        more="Only files that the run wrote itself, and that nobody has changed, are removed.",
+        zero="all",
+        most=1_000_000,
+        born=2,
+        in_key=False,
+        widget=Widget(TRAIN, "keep_copies", 172, most=1000),
+        only_with={"copies": (True,)},
+    )
+    keep_best: bool = option(
+        False,
+        help="Also keep the checkpoint with the lowest held-out loss, however old it is.",
+        more="The held-out samples (see held_out of the dataset) are then measured at each checkpoint too.",
+        born=2,
+        in_key=False,
+        widget=Widget(TRAIN, "keep_best", 173),
+    )

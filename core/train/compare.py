@@ -1,0 +1,167 @@
+"""Which checkpoints of a run, or of the runs of both experts, are compared: chosen by words, paired by nearest step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..names import in_short
+from ..settings.job import Stage
+from .partway import checkpoint_lora
+from .run_folder import RunFolder
+from .scores import best_checkpoint
+
+MAX_STRENGTHS, MAX_STRENGTH = 32, 10.0
+_STAGES: dict[Stage, str] = {
+    "high": "of the high noise expert",
+    "low": "of the low noise expert",
+    "single": "of a single model",
+}
+
+
+@dataclass(frozen=True)
+class At:
+    """One checkpoint as a LoRA."""
+
+    step: int
+    lora: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is on the models together; None: nothing is on this one."""
+
+    high: At | None = None
+    low: At | None = None
+
+    @property
+    def label(self) -> str:
+        """For its column."""
+        steps = {one.step for one in (self.high, self.low) if one}
+        if not steps:
+            return "without the LoRA"
+        if len(steps) > 1 and self.high and self.low:
+            return f"high {self.high.step}, low {self.low.step}"
+        return f"step {steps.pop()}"
+
+
+def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str) -> list[Pair]:
+    """The chosen checkpoints of `high`, each with the nearest of `low` (of two as near, the earlier); or those of the one run.
+
+    ConfigError where there is no run, one is of the wrong expert, or nothing fits `wanted` (see `choose_steps`).
+    """
+    for run, stages, name in ((high, ("high", "single"), "high_run"), (low, ("low",), "low_run")):
+        if run and (stage := run.read_job().stage) not in stages:
+            raise ConfigError(
+                f"{name} is {run.path.name}, a run {_STAGES[stage]}: choose it for the other, or another run."
+            )
+    if high and low and high.read_job().stage == "single":
+        raise ConfigError("high_run is of a single model, so that there is no low noise half: set low_run to none.")
+    first = high or low
+    if first is None:
+        raise ConfigError("no run is chosen: choose one for high_run, for low_run, or for both.")
+    steps = choose_steps(wanted, first)
+    if high is None:
+        return [Pair(low=_at(first, step)) for step in steps]
+    if low is None:
+        return [Pair(high=_at(high, step)) for step in steps]
+    others = [step for step, _ in low.checkpoints()]
+    if not others:
+        raise ConfigError(f"{low.path.name} has no checkpoint yet: let it train, or set low_run to none.")
+    nearest = {step: min(others, key=lambda other: (abs(other - step), other)) for step in steps}
+    return [Pair(_at(high, step), _at(low, other)) for step, other in nearest.items()]
+
+
+def choose_steps(wanted: str, run: RunFolder) -> list[int]:
+    """Steps of the checkpoints that `wanted` names, in order: all; every 2 (the second, the fourth, ...); last 3; best; or a
+    list of steps such as 500, 1000. ConfigError for other words, and for steps that the run does not keep.
+    """
+    there = [step for step, _ in run.checkpoints()]
+    if not there:
+        raise ConfigError(f"{run.path.name} has no checkpoint yet: let it train for checkpoint_every steps.")
+    kind, numbers = read_choice(wanted)
+    if kind == "all":
+        return there
+    if kind == "best":
+        return [best_checkpoint(run, run.read_job()).step]
+    if kind == "last":
+        return there[-numbers[0] :]
+    if kind == "every":
+        found = there[numbers[0] - 1 :: numbers[0]]
+        if not found:
+            raise ConfigError(f"checkpoints is 'every {numbers[0]}', but {run.path.name} keeps {len(there)} alone.")
+        return found
+    missing = [step for step in numbers if step not in there]
+    if missing:
+        raise ConfigError(
+            f"{run.path.name} has no checkpoint of step {missing[0]}: it keeps {', '.join(map(str, there))}. Choose among them."
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def read_choice(wanted: str) -> tuple[str, list[int]]:
+    """Its kind (all, best, last, every, steps), and its numbers. ConfigError for what is none."""
+    words = wanted.replace(",", " ").split()
+    if words in ([], ["all"]):
+        return "all", []
+    if words == ["best"]:
+        return "best", []
+    kind, numbers = (words[0], words[1:]) if words[0] in ("last", "every") else ("steps", words)
+    if all(number.isdecimal() and 0 < int(number) < 10**8 for number in numbers) and (
+        kind == "steps" or len(numbers) == 1
+    ):
+        return kind, [int(number) for number in numbers]
+    raise ConfigError(
+        f"checkpoints is '{in_short(wanted)}': write all, best, last 3, every 2, or steps such as 500, 1000."
+    )
+
+
+def read_strengths(text: str) -> list[float]:
+    """The strengths in a text such as "0.8, 1". ConfigError for what is no list of them."""
+    try:
+        found = list(dict.fromkeys(float(word) for word in text.replace(",", " ").split()))
+    except ValueError:
+        found = []
+    if (
+        not found
+        or len(found) > MAX_STRENGTHS
+        or not all(abs(one) <= MAX_STRENGTH for one in found if math.isfinite(one))
+    ):
+        raise ConfigError(
+            f"strengths is '{in_short(text)}': write 1 to {MAX_STRENGTHS} numbers from -10 to 10, such as 0.8, 1."
+        )
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"strengths is '{in_short(text)}': write finite numbers, such as 0.8, 1.")
+    return found
+
+
+def read_prompts(text: str) -> list[str]:
+    """A prompt a line. ConfigError where there is none."""
+    found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not found:
+        raise ConfigError("prompts is empty: write at least one prompt, one a line.")
+    return found
+
+
+def run_names(runs: Path) -> list[str]:
+    """The runs that have checkpoints in `runs`, the folder of run folders; the newest first."""
+    found: list[tuple[float, str]] = []
+    for path in runs.glob("*"):
+        try:
+            found.append((-(path / "checkpoints").stat().st_mtime, path.name))
+        except OSError:  # none, or deleted meanwhile
+            continue
+    return [name for _, name in sorted(found)]
+
+
+def _at(run: RunFolder, step: int) -> At:
+    lora = checkpoint_lora(run, step)
+    if lora is None:
+        raise ConfigError(f"the checkpoint of step {step} of {run.path.name} has gone meanwhile: choose again.")
+    return At(step, lora)
+
+
+def num_cells(pairs: Sequence[Pair], strengths: Sequence[float], prompts: Sequence[str], *, with_base: bool) -> int:
+    """How many videos that is."""
+    return len(prompts) * (len(pairs) * len(strengths) + with_base)

@@ -1,0 +1,136 @@
+"""The held-out losses of a run, as its diary has them, and how sure the difference of two of them is."""
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from .events import Event, EventReader
+
+LEAST_PAIRS = 3  # of differences, for a standard error
+_FINGERPRINT = 256  # bytes at the start by which a diary is known again
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement. Noise and noise levels are the same at every step, so that the losses of two steps are pairs."""
+
+    loss: float
+    by_sample: tuple[float, ...] = ()  # the mean of each held-out sample
+    by_sigma: tuple[float, ...] = ()  # the mean at each noise level
+
+    def pairs(self, other: "Measured") -> list[tuple[float, float]]:
+        """Losses that differ by the weights alone: of samples, and where these are too few of noise levels; [] of none."""
+        for mine, others in ((self.by_sample, other.by_sample), (self.by_sigma, other.by_sigma)):
+            if len(mine) == len(others) >= LEAST_PAIRS:
+                return list(zip(mine, others, strict=True))
+        return []
+
+    def between(self, other: "Measured", share: float) -> "Measured":
+        """So far on the straight line to `other`, 0 to 1."""
+
+        def mix(mine: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+            if len(mine) != len(others):
+                return ()
+            return tuple((1 - share) * a + share * b for a, b in zip(mine, others, strict=True))
+
+        (loss,) = mix([self.loss], [other.loss])
+        return Measured(loss, mix(self.by_sample, other.by_sample), mix(self.by_sigma, other.by_sigma))
+
+
+class HeldOut:
+    """The measurements by step; each `read` takes in what is new in the diary."""
+
+    def __init__(self, path: Path):
+        self._reader = EventReader(path)
+        self._found: dict[int, Measured] = {}
+        self._lock = threading.Lock()
+
+    def read(self) -> dict[int, Measured]:
+        """All of them. Where attempts overlap after a crash, the last one counts."""
+        with self._lock:
+            for event in self._reader.stream():
+                if event["event"] == "start":
+                    self._found = {step: value for step, value in self._found.items() if step <= event["step"]}
+                elif event["event"] == "validation" and math.isfinite(event["loss"]):
+                    self._found[event["step"]] = _measured(event)
+            return dict(self._found)
+
+
+def read_held_out(path: Path) -> dict[int, Measured]:
+    """The measurements in a diary, of which a process reads each line once, as long as it begins as it did."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FINGERPRINT)
+    except OSError:
+        return {}
+    return _reader_of(path, start).read()
+
+
+@functools.lru_cache(maxsize=16)
+def _reader_of(path: Path, _start: bytes) -> HeldOut:
+    return HeldOut(path)
+
+
+def at_step(measured: dict[int, Measured], step: int) -> Measured | None:
+    """What was measured at a step, else on the line between its neighbours; None where it lies outside of them."""
+    if step in measured:
+        return measured[step]
+    before = max((known for known in measured if known < step), default=None)
+    after = min((known for known in measured if known > step), default=None)
+    if before is None or after is None:
+        return None
+    return measured[before].between(measured[after], (step - before) / (after - before))
+
+
+def lowest_step(measured: dict[int, Measured], steps: list[int]) -> int | None:
+    """Which of these steps has the lowest held-out loss, the earliest of equal ones; None where none was measured."""
+    losses = {step: value.loss for step in sorted(steps) if (value := at_step(measured, step))}
+    return min(losses, key=lambda step: losses[step], default=None)
+
+
+def difference(one: Measured, other: Measured) -> tuple[float, float | None]:
+    """How much higher the loss of `one` is, and the standard error of that; None for the error where pairs are missing."""
+    pairs = one.pairs(other)
+    if not pairs:
+        return one.loss - other.loss, None
+    gaps = [a - b for a, b in pairs]
+    mean = sum(gaps) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1)
+    return one.loss - other.loss, math.sqrt(variance / len(gaps))
+
+
+def chance_of_no_difference(one: Measured, other: Measured) -> float | None:
+    """The two-sided p of the paired t-test (Student, 1908): how often chance alone makes as large a difference.
+
+    None where pairs are missing.
+    """
+    gap, error = difference(one, other)
+    if error is None:
+        return None
+    if error == 0:
+        return 1.0 if gap == 0 else 0.0
+    return _two_sided(abs(gap) / error, len(one.pairs(other)) - 1)
+
+
+def _two_sided(t: float, freedom: int) -> float:
+    """2 P(T > t) of Student's t. With T = sqrt(freedom) tan(a) the density becomes cos(a) to the freedom - 1."""
+    end, pieces = math.atan(t / math.sqrt(freedom)), 400  # Simpson's rule
+    width = end / pieces
+    weights = [1 if i in (0, pieces) else 4 if i % 2 else 2 for i in range(pieces + 1)]
+    inner = sum(w * math.cos(i * width) ** (freedom - 1) for i, w in enumerate(weights)) * width / 3
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return max(0.0, 1 - 2 * scale * inner)
+
+
+def _measured(event: Event) -> Measured:
+    return Measured(float(event["loss"]), _numbers(event.get("by_sample")), _numbers(event.get("by_sigma")))
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    items = cast(list[Any], value) if isinstance(value, list) else []
+    found = [float(item) for item in items if isinstance(item, (int, float)) and math.isfinite(item)]
+    return tuple(found) if len(found) == len(items) else ()

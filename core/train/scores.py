@@ -1,0 +1,121 @@
+"""Which checkpoint of a run is best, as far as its numbers tell.
+
+score = 100 p m. p: how often chance alone would make the held-out loss differ as much from the lowest as it does (paired
+t-test), so 1 for the lowest. m: how near the motion of the step's preview is to that of the sample it was made after,
+min(r, 1 / r) with r their ratio; 1 where there is no preview of that step. The best is the highest score.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..errors import ConfigError
+from ..settings.job import Job
+from .held_out import Measured, at_step, chance_of_no_difference, difference, read_held_out
+from .partway import checkpoint_lora
+from .preview_folder import PreviewFolder
+from .previews import preview_sample
+from .run_folder import RunFolder
+
+NOT_MEASURED = (
+    "no held-out loss was measured: set held_out of the dataset to 1 or more, and the checkpoints can be compared"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One checkpoint, and what its numbers are."""
+
+    step: int
+    lora: Path
+    loss: float | None = None  # held out
+    is_between: bool = False  # not measured at the step itself: on the line between its neighbours
+    behind: float | None = None  # how much above the lowest loss of the checkpoints
+    error: float | None = None  # the standard error of that
+    motion: float | None = None  # of its preview, as a share of the sample's
+    score: float | None = None  # 0 to 100
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The checkpoints that are kept, oldest first."""
+
+    checkpoints: list[Scored]
+
+    @property
+    def best(self) -> Scored | None:
+        """The one with the highest score, of equal ones the earliest; None where nothing was measured."""
+        scored = [one for one in self.checkpoints if one.score is not None]
+        return max(scored, key=lambda one: (one.score or 0.0, -one.step), default=None)
+
+
+def score_run(folder: RunFolder, job: Job) -> Scores:
+    """Score the checkpoints that a run has kept."""
+    found = {step: lora for step, _ in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}
+    known = read_held_out(folder.events_path)
+    measured = {step: value for step in found if (value := at_step(known, step))}
+    lowest = min(measured.values(), key=lambda value: value.loss, default=None)
+    moves = _motions(folder, job, list(found))
+    return Scores([
+        _score(step, lora, measured.get(step), lowest, moves.get(step), is_between=step not in known)
+        for step, lora in found.items()
+    ])  # fmt: skip
+
+
+def best_checkpoint(folder: RunFolder, job: Job) -> Scored:
+    """The best one. ConfigError where nothing tells, or no checkpoint is kept."""
+    scores = score_run(folder, job)
+    if not scores.checkpoints:
+        raise ConfigError(f"{folder.path} keeps no checkpoint, of which one could be the best: use the last.")
+    if scores.best is None:
+        raise ConfigError(
+            f"which checkpoint of {folder.path.name} is best can't be told: {NOT_MEASURED}. Use the last."
+        )
+    return scores.best
+
+
+def motion(latents: torch.Tensor) -> float | None:
+    """How much moves in latents [C, F, H, W]: the change from frame to frame, root mean square over channels, mean over
+    places and frames. None for a picture.
+    """
+    if latents.shape[1] < 2:
+        return None
+    return latents.float().diff(dim=1).square().mean(0).sqrt().mean().item()
+
+
+def _score(
+    step: int, lora: Path, value: Measured | None, lowest: Measured | None, moves: float | None, *, is_between: bool
+) -> Scored:
+    if value is None or lowest is None:
+        return Scored(step=step, lora=lora, motion=moves)
+    behind, error = difference(value, lowest)
+    chance = chance_of_no_difference(value, lowest)
+    if chance is None:
+        chance = 1.0 if behind == 0 else 0.0  # the lowest is all that there is to go by
+    still = 1.0 if moves is None else min(moves, 1 / moves) if moves > 0 else 0.0
+    return Scored(
+        step=step,
+        lora=lora,
+        loss=value.loss,
+        is_between=is_between,
+        behind=behind,
+        error=error,
+        motion=moves,
+        score=100 * chance * still,
+    )
+
+
+def _motions(folder: RunFolder, job: Job, steps: list[int]) -> dict[int, float]:
+    """The motion of the previews of these steps, as a share of their sample's; {} where it is gone, or is a picture."""
+    previews = PreviewFolder.of(folder)
+    there = [step for step in steps if previews.latents_path(step).is_file()]
+    if not there:
+        return {}
+    try:
+        own = motion(load_file(preview_sample(job).latents_path)["latents"])
+        found = {step: motion(previews.read(step)) for step in there}
+    except Exception:  # a cache that was emptied, or a file that is being replaced: whatever the library raises
+        return {}
+    return {step: value / own for step, value in found.items() if value is not None and own}

@@ -1,0 +1,123 @@
+"""Checkpoints by epochs, their copies among the LoRAs, and the best one that is kept."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from wan_train.core.adapters.formats import read_lora
+from wan_train.core.settings.loop import LoopOptions
+from wan_train.core.settings.saving import SavingOptions
+from wan_train.core.train.build import with_copies
+from wan_train.core.train.copies import read_copies
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.length import checkpoints_due, checkpoints_made
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+def with_loop(job, saving, **loop):
+    return replace(job, loop=replace(job.loop, **loop), saving=saving)
+
+
+def train(folder, job):
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_job(job)
+    return run_job(folder, EventWriter(folder.events_path), CPU, lambda: False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "runs" / "run")
+
+
+def steps_of(folder, kind):
+    return [event["step"] for event in EventReader(folder.events_path).read() if event["event"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("every", "accumulation", "wanted"),
+    [(1, 1, [3, 6, 9, 10]), (2, 1, [6, 10]), (1, 2, [2, 3, 5, 6, 8, 9, 10]), (2, 2, [3, 6, 9, 10]), (9, 1, [10])],
+)
+def test_a_checkpoint_follows_the_last_batch_of_an_epoch(job, every, accumulation, wanted):
+    """The job's epoch has 3 batches: with 2 a step, the steps 2, 3, 5, 6 ... use the last ones."""
+    made = with_loop(job, SavingOptions(every_epochs=every), steps=10, gradient_accumulation=accumulation)
+    is_due = checkpoints_due(made)
+    assert [step for step in range(1, 11) if is_due(step)] == wanted
+    assert checkpoints_made(made) <= len(wanted) <= checkpoints_made(made) + 1
+    by_steps = checkpoints_due(with_loop(job, SavingOptions(), steps=10, checkpoint_every=4))
+    assert [step for step in range(1, 11) if by_steps(step)] == [4, 8, 10]
+
+
+def test_no_key_changes(job, tmp_path):
+    other = replace(job, saving=SavingOptions(every_epochs=2, copies=True, keep_copies=1, keep_best=True))
+    assert with_copies(other, tmp_path).key == job.key
+    assert with_copies(other, tmp_path).loras_folder == str(tmp_path)
+    assert with_copies(job, tmp_path) == job
+
+
+def test_copies_are_loras_and_the_oldest_of_the_runs_own_go(folder, job, tmp_path):
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    taken = loras / "test_low_noise_step000002.safetensors"
+    save_file({"x": torch.zeros(1)}, taken)
+    other = loras / "test_low_noise_step000099.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    made = with_loop(job, SavingOptions(copies=True, keep_copies=2), steps=4, checkpoint_every=1, keep_last=1)
+    train(folder, with_copies(made, loras))
+    names = sorted(path.name for path in loras.iterdir())
+    wanted = [f"test_low_noise_step00000{step}.safetensors" for step in (2, 3, 4)]
+    assert names == sorted([*wanted, other.name])  # step 2's own copy was _v2, and has gone
+    assert load_file(taken).keys() == load_file(other).keys() == {"x"}
+    lora = read_lora(loras / wanted[1])
+    assert (lora.metadata["ss_steps"], lora.expert) == ("3", "low")
+    assert lora.metadata["modelspec.architecture"] == read_lora(loras / wanted[2]).metadata["modelspec.architecture"]
+    assert [copy.step for copy in read_copies(folder)] == [3, 4]
+
+
+def test_a_copy_that_somebody_changed_stays_and_a_run_goes_on_with_its_own(folder, job, tmp_path):
+    loras = tmp_path / "loras"
+    made = with_loop(job, SavingOptions(copies=True, keep_copies=1), steps=2, checkpoint_every=1)
+    made = with_copies(replace(made, schedule=replace(made.schedule, kind="constant")), loras)
+    train(folder, made)
+    mine = loras / "test_low_noise_step000002.safetensors"
+    assert [path.name for path in loras.iterdir()] == [mine.name]
+    save_file({"x": torch.zeros(1)}, mine)
+    train(folder, replace(made, loop=replace(made.loop, steps=3)))
+    assert sorted(path.name for path in loras.iterdir()) == [mine.name, "test_low_noise_step000003.safetensors"]
+
+
+def test_a_folder_that_refuses_does_not_end_the_run(folder, job, tmp_path):
+    wall = tmp_path / "file"
+    wall.write_text("not a folder")
+    made = with_loop(job, SavingOptions(copies=True), steps=1)
+    assert train(folder, with_copies(made, wall / "loras")).is_file()
+    warnings = [event["message"] for event in EventReader(folder.events_path).read() if event["event"] == "warning"]
+    assert any("step 1 was not copied" in sentence for sentence in warnings)
+
+
+def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(folder, job):
+    first, second, third = job.data.samples
+    data = replace(job.data, samples=(first, second, replace(third, held_out=True)))
+    rate = replace(job.optimizer, learning_rate=0.3)  # so that it gets worse and worse
+    loop = LoopOptions(steps=5, checkpoint_every=1, keep_last=1, validate_every=100, seed=job.loop.seed)
+    plain = replace(job, data=data, optimizer=rate, loop=loop)
+    train(folder, replace(plain, saving=SavingOptions(keep_best=True)))
+    losses = {
+        event["step"]: event["loss"]
+        for event in EventReader(folder.events_path).read()
+        if event["event"] == "validation"
+    }
+    assert list(losses) == [0, 1, 2, 3, 4, 5]  # measured at each checkpoint too
+    best = min((step for step in losses if step), key=lambda step: losses[step])
+    assert best < 5
+    assert [step for step, _ in folder.checkpoints()] == [best, 5]
+    without = RunFolder(folder.path.parent / "without")
+    train(without, plain)
+    assert [step for step, _ in without.checkpoints()] == [5]
+    assert steps_of(without, "validation") == [0, 5]
+    with safe_open(folder.checkpoints()[0][1] / "adapter.safetensors", "pt") as file:
+        assert file.metadata()["ss_steps"] == str(best)
