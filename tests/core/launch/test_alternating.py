@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.core.launch.forks import forks
 
 NO_FORKS = pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
-EVERY, STEPS = 4, 120
+EVERY, STEPS = 4, 48
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def times(run, kind):
 def turns_of(run):
     """(step, when it went, when it was back) of each turn of the other run that came to its end."""
     found = [event for event in EventReader(run.events_path).read() if event["event"] == "turn"]
-    pairs = [(one, two) for one, two in zip(found, found[1:], strict=False) if "away_s" in two]
+    pairs = [(one, two) for one, two in pairwise(found) if "away_s" in two]
     return [(back["step"], away["time"], back["time"]) for away, back in pairs]
 
 
