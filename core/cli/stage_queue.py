@@ -108,10 +108,10 @@ class StageQueue:
         self._waiting.remove(plan)
 
     def _free_device(self, plan: Planned) -> str | None:
-        """The first place that is free for the plan, of several devices all; else one whose run alternates with it."""
+        """The first place that is free for the plan, of several devices all; else one that it may take turns on."""
         choices = places_of(plan.job.device, self._devices)
         taken = {name for running in self._running for name in running.device.split(",")}
-        holders = []
+        holders, held = [], list[str]()
         for place in choices:
             names = place.split(",")
             if not taken.intersection(names):
@@ -124,21 +124,24 @@ class StageQueue:
                     holders.append(short)
                 else:
                     holders.append(turn.holder())
-        shared = next((place for place in choices if self._alternates_on(place, plan)), None)
-        if shared is not None:
-            every = plan.job.alternate_every
-            self._tell_once(
-                f"{plan.name}: takes turns on {shared}, {every} {'step' if every == 1 else 'steps'} each time"
-            )
-            return shared
+                    held.append(place)
+        for place in choices:
+            if self._can_alternate_on(place, plan, is_held=place in held):
+                steps = "1 step" if plan.job.alternate_every == 1 else f"{plan.job.alternate_every} steps"
+                self._tell_once(f"{plan.name}: takes turns on {place}, {steps} each time")
+                return place
         message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run or program is"
         self._tell_once(". ".join([message, *filter(None, holders)]))
         return None
 
-    def _alternates_on(self, place: str, plan: Planned) -> bool:
-        """Whether a single run is on this one device, and both hand it over to each other."""
+    def _can_alternate_on(self, place: str, plan: Planned, *, is_held: bool) -> bool:
+        """Whether this is one device with one run that hands it over, where the worker waits for its turn.
+
+        `is_held`: by a run of another process, of which nothing is known.
+        """
         there = [running.plan.job for running in self._running if running.device == place]
-        return "," not in place and len(there) == 1 and min(there[0].alternate_every, plan.job.alternate_every) > 0
+        alternate = min([plan.job.alternate_every, *(job.alternate_every for job in there)]) > 0
+        return "," not in place and alternate and (len(there) == 1 or (is_held and not there))
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
