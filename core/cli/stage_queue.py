@@ -27,7 +27,7 @@ RETRY_SECONDS = 1.0  # between two looks into a folder
 
 
 class StageQueue:
-    """Trains what is planned; a device takes one run at a time.
+    """Trains what is planned; a device takes one run at a time, or two that alternate.
 
     `devices` are places: one device, or several that train a run together ("cuda:0,cuda:1"; see `places_of`).
     """
@@ -46,7 +46,7 @@ class StageQueue:
         self._waiting, self._meeting = list(planned), meeting
         self._devices = list(devices)
         self._display = display
-        self._running: dict[str, _Running] = {}  # by device
+        self._running: list[_Running] = []
         self._seen: dict[str, float] = {}  # when the folder of a plan, by its name, may be looked into again
         self._told: set[str] = set()
 
@@ -67,7 +67,7 @@ class StageQueue:
                 self._stop()
                 raise RunStoppedError from None
             finally:
-                for running in self._running.values():
+                for running in self._running:
                     running.end()
                 self._display.close()
         return finished, problems
@@ -96,7 +96,7 @@ class StageQueue:
             self._display.say(f"{plan.name}: training on {device.replace(',', ', ')} in {claim.folder.path}")
             if claim.origin:
                 self._display.say(f"{plan.name}: {claim.origin}")
-            self._running[device] = _Running(plan, claim, self._display, self._meeting)
+            self._running.append(_Running(plan, claim, device, self._display, self._meeting))
         except InUseError as error:
             self._tell_once(f"{plan.name}: waiting: {error}")
             return
@@ -108,10 +108,10 @@ class StageQueue:
         self._waiting.remove(plan)
 
     def _free_device(self, plan: Planned) -> str | None:
-        """The first place that is free for the plan; of several devices, all are."""
+        """The first place that is free for the plan, of several devices all; else one that it may take turns on."""
         choices = places_of(plan.job.device, self._devices)
-        taken = {name for place in self._running for name in place.split(",")}
-        holders = []
+        taken = {name for running in self._running for name in running.device.split(",")}
+        holders, held = [], list[str]()
         for place in choices:
             names = place.split(",")
             if not taken.intersection(names):
@@ -124,9 +124,24 @@ class StageQueue:
                     holders.append(short)
                 else:
                     holders.append(turn.holder())
+                    held.append(place)
+        for place in choices:
+            if self._can_alternate_on(place, plan, is_held=place in held):
+                steps = "1 step" if plan.job.alternate_every == 1 else f"{plan.job.alternate_every} steps"
+                self._tell_once(f"{plan.name}: takes turns on {place}, {steps} each time")
+                return place
         message = f"{plan.name}: waiting for {' or '.join(choices)}, where another run or program is"
         self._tell_once(". ".join([message, *filter(None, holders)]))
         return None
+
+    def _can_alternate_on(self, place: str, plan: Planned, *, is_held: bool) -> bool:
+        """Whether this is one device with one run that hands it over, where the worker waits for its turn.
+
+        `is_held`: by a run of another process, of which nothing is known.
+        """
+        there = [running.plan.job for running in self._running if running.device == place]
+        alternate = min([plan.job.alternate_every, *(job.alternate_every for job in there)]) > 0
+        return "," not in place and alternate and (len(there) == 1 or (is_held and not there))
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -134,12 +149,12 @@ class StageQueue:
             self._display.say(message)
 
     def _follow(self, finished: dict[str, Path], problems: list[str]) -> None:
-        for device, running in list(self._running.items()):
+        for running in list(self._running):
             if not running.run.is_over:
                 running.take()
                 continue
             running.end()
-            del self._running[device]
+            self._running.remove(running)
             name, problem = running.plan.name, running.run.problem()
             lora = running.run.folder.finished_lora(running.run.steps)
             if lora and not problem:
@@ -153,16 +168,16 @@ class StageQueue:
     def _stop(self) -> None:
         """Let each worker finish its step and write a checkpoint. One that has made no step has nothing to keep."""
         self._display.say("stopping: checkpoints are being written (Ctrl+C again to end at once)")
-        for running in self._running.values():
+        for running in self._running:
             running.run.request_stop()
         try:
-            while not all(running.run.is_over for running in self._running.values()):
+            while not all(running.run.is_over for running in self._running):
                 time.sleep(POLL_SECONDS)
-                for running in self._running.values():
+                for running in self._running:
                     running.take()
         except KeyboardInterrupt:
             self._display.say("ended without waiting")
-        for running in self._running.values():
+        for running in self._running:
             running.end()
             self._display.say(f"{running.plan.name}: stopped at step {running.run.last_step}; start again to go on")
 
@@ -170,8 +185,11 @@ class StageQueue:
 class _Running:
     """A run on a device, and the claim on its folder."""
 
-    def __init__(self, plan: Planned, claim: Claim, display: Display, meeting: Meeting | None = None):
-        self.plan = plan
+    def __init__(
+        self, plan: Planned, claim: Claim, device: str, display: Display, meeting: Meeting | None = None
+    ) -> None:
+        """`device`: where it is trained, or several."""
+        self.plan, self.device = plan, device
         arguments = worker_arguments(meeting, meeting.announce(claim.folder.path)) if meeting else ()
         trackers = beside(claim.folder, plan.track)
         self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments, beside=trackers)

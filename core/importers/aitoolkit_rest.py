@@ -18,7 +18,6 @@ REST: dict[str, Rule] = {
     **needless("it is what is trained here.", "type", "model.arch", "train.train_unet", "train.noise_scheduler"),
     **needless("each expert that you bring is trained.", "model.model_kwargs.train_high_noise",
                "model.model_kwargs.train_low_noise"),
-    **needless("each expert has a run of its own, so that nothing is switched.", "train.switch_boundary_every"),
     **needless(PLAN, "model.low_vram", "model.layer_offloading", "model.layer_offloading_text_encoder_percent",
                "model.auto_memory", "model.block_compile", "model.compile_mode", "model.compile_fullgraph",
                "model.compile_dynamic", "model.cache_size_limit", "model.split_model_over_gpus"),

@@ -87,6 +87,13 @@ def _steps(context: Context, given: SetupOption) -> Answer:
     return mapped(loop__steps=found)
 
 
+def _switch(context: Context, given: SetupOption) -> Answer:
+    """extensions_built_in/sd_trainer/SDTrainer.py: after so many steps the other expert trains, where both are trained."""
+    if not context.facts.get("has_experts") or context.facts.get("stage") is not None:
+        return not_needed("one model is trained, so that nothing is switched.")
+    return mapped(alternate_every=need_number(given.value, is_whole=True))
+
+
 def _accumulation(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value, is_whole=True)
     if given.key.endswith("_steps") and context.has("train.gradient_accumulation"):
@@ -326,6 +333,7 @@ RULES: dict[str, Rule] = {
     "network.network_kwargs.ignore_if_contains": _ignore_if,
     "network.lokr_factor": _factor,
     "train.steps": _steps,
+    "train.switch_boundary_every": _switch,
     "train.gradient_accumulation": _accumulation,
     "train.gradient_accumulation_steps": _accumulation,
     "train.timestep_type": _timestep_type,

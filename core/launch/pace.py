@@ -33,6 +33,8 @@ class Pace:
         self._later: dict[int, deque[float]] = {}  # of later ones
         self._counts: dict[int, int] = {}
         self._promised: dict[int, Mapping[str, float]] = {}  # by the plan: share, seconds, first_seconds
+        self._turns: deque[float] = deque(maxlen=KEPT)  # seconds of each turn of another run on the device
+        self._steps_between = 0  # two of them
 
     def add(self, event: Event) -> None:
         """Take note of an event, of whatever kind."""
@@ -43,6 +45,9 @@ class Pace:
             self._add_step(int(event.get("tokens", 0)), float(event["seconds"]))
         elif event["event"] == "validation":
             self._validations.append(event["seconds"])
+        elif event["event"] == "turn" and event.get("every", 0) > 0:
+            self._turns.append(float(event.get("away_s", 0.0)) + float(event.get("switch_s", 0.0)))
+            self._steps_between = int(event["every"])
         elif event["event"] == "plan":
             self._promised = _sizes_of(event)
             if "step" in event:  # what was known is of another plan, by which every size has a first step again
@@ -59,7 +64,16 @@ class Pace:
         return median(self._steps) if self._steps else 0.0
 
     def left(self, steps: int) -> float | None:
-        """Seconds that `steps` more steps will take; None before there is anything to tell it from."""
+        """Seconds that `steps` more steps will take; None before there is anything to tell it from.
+
+        With the turns of another run on the device, as long as those that were; that one may be over sooner.
+        """
+        found = self._left_alone(steps)
+        if found is None or not self._turns:
+            return found
+        return found + median(self._turns) * (max(steps - 1, 0) // self._steps_between)
+
+    def _left_alone(self, steps: int) -> float | None:
         shares = self._shares()
         known = {tokens: seconds for tokens in shares if (seconds := self._steady(tokens)) is not None}
         weight = sum(shares[tokens] for tokens in known)

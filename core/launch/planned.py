@@ -86,6 +86,26 @@ def gpus_of(device: str, pool: Sequence[str]) -> int:
     return len(places_of(device, pool)[0].split(","))
 
 
+def describe_turns(jobs: Sequence[Job], pool: Sequence[str]) -> list[str]:
+    """What is said before the start of experts that were to take turns on a GPU, and won't. `jobs`: all that are trained."""
+    wanted = [job for job in jobs if job.alternate_every]
+    if not wanted:
+        return []
+    if len(jobs) == 1:
+        return [
+            "alternate_every has an effect only while the other expert is trained on the same GPU, and it is not in here."
+        ]
+    if len(wanted) < len(jobs):
+        return [
+            f"alternate_every is set for the {wanted[0].stage} noise expert alone, and has no effect: set it for both."
+        ]
+    if len({job.device for job in jobs}) > 1 or (len(pool) > 1 and wanted[0].device == AUTO):
+        return [
+            "alternate_every has no effect, since each expert has a GPU of its own: both are trained at the same time."
+        ]
+    return []
+
+
 def describe_devices(
     jobs: Sequence[Job],
     pool: Sequence[str],

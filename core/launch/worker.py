@@ -30,6 +30,7 @@ from ..train.find_run import steps_done
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message
 from ..train.start import check_run_folder
+from .alternating import AlternatingTurn
 from .exits import EXIT_FINISHED, EXIT_STOPPED
 
 LOCK_PATIENCE_S = 0.5
@@ -153,7 +154,7 @@ class _Asked:
 def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
     events = EventWriter(folder.events_path)
     try:
-        return _train_locked(folder, events, job.device, asked)
+        return _train_locked(folder, events, job, asked)
     except RunStoppedError:
         folder.clear_stop()
         events.write("stopped", message="stopped; start again to go on")
@@ -181,13 +182,26 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
         events.write("error", message=message, **({"about": about} if about else {}))
 
 
-def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, asked: _Asked) -> int:
-    device = resolve_device(device_name)
+def _train_locked(folder: RunFolder, events: EventWriter, job: Job, asked: _Asked) -> int:
+    device = resolve_device(job.device)
     others = OtherPrograms() if device.type == "cuda" else None
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
-    turn = device_lock(device)
+    turn = AlternatingTurn(device_lock(device), alternates=job.alternate_every > 0)
+    try:
+        others = _wait_for_turn(turn, device, events, asked, others)
+        lora = run_job(folder, events, device, asked, others=others, turns=turn)
+    finally:
+        turn.release()
+    events.write("finished", lora=lora.name)
+    return EXIT_FINISHED
+
+
+def _wait_for_turn(
+    turn: AlternatingTurn, device: torch.device, events: EventWriter, asked: _Asked, others: OtherPrograms | None
+) -> OtherPrograms | None:
+    """Until it is there. `others`, or None where there was time for them to change. RunStoppedError if the run shall stop."""
     waiting = False
     while not turn.acquire():
         if not waiting:
@@ -198,12 +212,7 @@ def _train_locked(folder: RunFolder, events: EventWriter, device_name: str, aske
         asked.stop.wait(0.2)
         if asked():
             raise RunStoppedError
-    try:
-        lora = run_job(folder, events, device, asked, others=others)
-    finally:
-        turn.release()
-    events.write("finished", lora=lora.name)
-    return EXIT_FINISHED
+    return others
 
 
 def _listen(stop: threading.Event, follow_stdin: bool) -> None:

@@ -56,8 +56,18 @@ def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
         f"first step of {'the size' if len(choice.sizes) == 1 else f'{len(choice.sizes)} sizes'}": choice.sizes_seconds,
         "steps": choice.seconds * steps,
     }
+    if choice.switch_every:
+        parts[_switching(planner, choice)] = choice.all_switches(steps)
     said = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
     return f"about {_duration(sum(parts.values()))} in all for {steps:,} steps: {said}"
+
+
+def _switching(planner: Planner, choice: Choice) -> str:
+    """ "switching every 10 steps, 3 s each and 5 % of the time, ..." """
+    share = choice.switch_seconds / (choice.switch_seconds + choice.switch_every * choice.seconds)
+    where = "with both experts' weights on the GPU, " if planner.keeps_weights else ""
+    every = "step" if choice.switch_every == 1 else f"{choice.switch_every} steps"
+    return f"switching every {every}, {where}{_seconds(choice.switch_seconds)} each and {share:.0%} of the time,"
 
 
 def what_would_fit(planner: Planner) -> str:

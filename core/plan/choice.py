@@ -31,7 +31,8 @@ class Choice:
     """A plan with what it is expected to take: the peaks over all sizes of clips, and the mean time of a step.
 
     A run takes `start_seconds` beside its steps: before the first and after the last. The first step of each size takes
-    longer than those after it; `sizes_seconds` is how much longer, for all sizes together.
+    longer than those after it; `sizes_seconds` is how much longer, for all sizes together. Where the run hands the device to
+    another one every `switch_every` steps, each time it takes `switch_seconds` to come back.
     """
 
     plan: Plan  # as the size that takes most has it
@@ -43,10 +44,16 @@ class Choice:
     start_seconds: float = 0.0
     sizes_seconds: float = 0.0
     sizes: Mapping[int, SizeTime] = field(default_factory=dict[int, SizeTime])  # by the tokens of a batch
+    switch_every: int = 0
+    switch_seconds: float = 0.0
 
     def run_seconds(self, steps: int) -> float:
         """From the start of the process to the LoRA."""
-        return self.start_seconds + self.sizes_seconds + steps * self.seconds
+        return self.start_seconds + self.sizes_seconds + steps * self.seconds + self.all_switches(steps)
+
+    def all_switches(self, steps: int) -> float:
+        """Seconds that so many steps lose by handing the device over."""
+        return self.switch_seconds * (max(steps - 1, 0) // self.switch_every) if self.switch_every else 0.0
 
     @property
     def keep_attention(self) -> dict[int, int]:

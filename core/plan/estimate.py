@@ -92,11 +92,16 @@ def _rest_bytes(task: Task) -> int:
     return rest_bytes(task.sizes) if task.rest_bytes is None else task.rest_bytes
 
 
+def parked_bytes(task: Task, plan: Plan) -> int:
+    """Frozen weights that lie on the device all the time, and wait in main memory while another run has it."""
+    return (task.sizes.num_layers - plan.streamed_blocks) * block_weights(task, plan) + _rest_bytes(task)
+
+
 def _exact_vram(task: Task, plan: Plan) -> int:
-    return _resident_bytes(task, plan) + _adapter_bytes(task, plan)
+    return _resident_bytes(task, plan) + adapter_bytes(task, plan)
 
 
-def _adapter_bytes(task: Task, plan: Plan) -> int:
+def adapter_bytes(task: Task, plan: Plan) -> int:
     """fp32 weights, the optimizer's state and an average of the weights; gradients come and go."""
     number = adapter_params(task.sizes, task.trained)
     held = 4 * number + average_bytes(task.sizes, task.trained)

@@ -24,6 +24,7 @@ from .plan import (
 )
 from .run_costs import GRAPH, RunCosts, key, kinds_of_block
 from .shortages import Met
+from .switching import switch_seconds
 from .ways import Ways
 
 # Kept free: the allocator's unused pieces (0.65 GiB were measured under a cap of 10 GiB, where segments do not grow), what
@@ -58,6 +59,8 @@ class Planner:
     compiles: tuple[BlockMode, ...] = ()
     version: str = ""  # of what compiled code depends on
     met: Met = field(default_factory=Met)
+    alternate_every: int = 0  # steps after which the device is handed to another run
+    keeps_weights: bool = False  # there meanwhile
 
     def limits(self) -> Limits:
         """What the card and the main memory offer, less a margin."""
@@ -203,7 +206,14 @@ class Planner:
             ram=max(one.ram for one in found.values()),
             seconds=sum(b.share * found[b].seconds for b in self.buckets) / shares,
             estimates=found,
+            switch_every=self.alternate_every,
+            switch_seconds=self._switch_seconds(plan, len(by_tokens)),
         )
+
+    def _switch_seconds(self, plan: Plan, sizes: int) -> float:
+        if not self.alternate_every:
+            return 0.0
+        return switch_seconds(self.task, plan, self.card, keeps_weights=self.keeps_weights, sizes=sizes)
 
     def _estimate(self, plan: Plan, bucket: Bucket) -> Estimate:
         return estimate(self.task, bucket, plan, self.card, self.correction_of(plan))
@@ -245,9 +255,8 @@ class Planner:
         features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
         features += plan.offload_optimizer + is_graphed(self.task, plan)
         blocks = plan.streamed_blocks + plan.mapped_blocks
-        return choice.sizes_seconds + choice.seconds * max(self.steps, 1) * (
-            1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks
-        )
+        steps = choice.seconds * max(self.steps, 1) * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)
+        return choice.sizes_seconds + steps + choice.all_switches(self.steps)
 
 
 def _keeping(plan: Plan, kept: Kept) -> Plan:

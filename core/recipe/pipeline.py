@@ -27,7 +27,7 @@ from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
-from ..launch.planned import Planned, describe_devices, places_of
+from ..launch.planned import Planned, describe_devices, describe_turns, places_of
 from ..launch.process import PACK
 from ..launch.progress import NoDisplay, ProgressDisplay
 from ..locks import FileLock
@@ -241,6 +241,8 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: ProgressDisp
     gpus_of_stages: dict[Stage, int] = {stage: place.gpus for stage, place in places.items()}
     for sentence in describe_devices(list(made.values()), devices, gpus_of_stages, expected):
         display.say(sentence)
+    for sentence in describe_turns(list(made.values()), devices):
+        display.say(f"warning: {sentence}")
     for stage, job in made.items():
         for warning in job_warnings(job, recipe.settings(stage)):
             display.say(f"{stage}: warning: {warning}")

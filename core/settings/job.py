@@ -172,6 +172,7 @@ class Job(Groups, Subject):
     loras_folder: str = ""  # where its checkpoints are copied to, as LoRAs; "": nowhere
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
+    alternate_every: int = 0  # steps after which the device is handed to the other expert's run; 0: never
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
     start_identity: str = ""  # digest of the content of adapter.start_from
     merge_identity: str = ""  # and of adapter.merge_into_base
@@ -185,6 +186,7 @@ class Job(Groups, Subject):
     def _check_fields(self) -> None:
         """Whoever wrote them: names become names of files, numbers loops and sizes."""
         check_name(self.name)
+        check_number(self.alternate_every, "alternate_every", 0, 1_000_000)
         model = self.model
         check_texts(
             "the job",

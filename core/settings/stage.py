@@ -76,6 +76,20 @@ class StageSettings(Groups, Options):
         widget=Widget(TRAIN, "allow_other_expert", 90),
     )
 
+    alternate_every: int = option(
+        0,
+        help="Switch between the two experts every so many steps on one GPU: both LoRAs grow together.",
+        more="Set it for both experts. The weights that the other one is not training with wait in main memory, or stay on the"
+        " GPU where both fit. The LoRAs are the same, to the bit, as those of one expert after the other.",
+        page="What switching costs is told at the start. With a GPU for each expert nothing is switched.",
+        most=1_000_000,
+        zero="one expert after the other",
+        unit="steps",
+        in_key=False,
+        widget=Widget(TRAIN, "alternate_every", 200, most=100_000),
+        aitoolkit="train.switch_boundary_every",
+    )
+
     track: TrackOptions = field(default_factory=TrackOptions)  # not of the job, which a LoRA's metadata hold
 
     def __post_init__(self) -> None:
@@ -97,6 +111,10 @@ class StageSettings(Groups, Options):
         if stage == "single" and self.allow_other_expert:
             found.append(
                 "allow_other_expert has no effect with a single model, which has one file for all noise levels."
+            )
+        if stage == "single" and self.alternate_every:
+            found.append(
+                "alternate_every has no effect with a single model: it switches between the experts of Wan 2.2 A14B."
             )
         return found
 

@@ -70,6 +70,7 @@ def build_job(
         **groups,
         preview_vae=preview_vae if settings.previews.every else "",
         device=settings.device,
+        alternate_every=0 if stage == "single" else settings.alternate_every,
         trigger_word=trigger_word,
         start_identity=adapter_identity(settings.adapter.start_from, "start_from"),
         merge_identity=adapter_identity(settings.adapter.merge_into_base, "merge_into_base"),

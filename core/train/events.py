@@ -2,9 +2,10 @@
 
 Every line has `event`, `time` (seconds since the epoch) and, last, `crc`: the checksum of the line without it. Kinds:
 origin (the run and the step whose checkpoint was copied; the steps up to there follow, as that run's diary has them),
-start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, stopped, finished,
-error. A step's `bins` are [bin of sigma (facts.SIGMA_BINS), mean loss, number of samples], of those that it has samples in.
-Lines that a crash cut short, or that were damaged, are passed over and counted.
+start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, turn (the device goes
+to the other expert's run, or is back), stopped, finished, error. A step's `bins` are [bin of sigma (facts.SIGMA_BINS), mean
+loss, number of samples], of those that it has samples in. Lines that a crash cut short, or that were damaged, are passed over
+and counted.
 """
 
 import json
@@ -44,10 +45,24 @@ _NEEDED: dict[str, _Fields] = {
     "validation": {"step": int, "loss": _NUMBER},
     "preview": {"step": int, "path": str, "seconds": _NUMBER},
     "checkpoint": {"step": int},
+    "turn": {"step": int, "message": str},
     "error": {"message": str},
 }
 _IF_THERE: _Fields = {"step": int, "message": str, "about": str, "bins": list} | dict.fromkeys(
-    ("lr", "grad_norm", "sigma", "seconds", "allocated_gib", "reserved_gib", "vram", "ram"), _NUMBER
+    (
+        "lr",
+        "grad_norm",
+        "sigma",
+        "seconds",
+        "allocated_gib",
+        "reserved_gib",
+        "vram",
+        "ram",
+        "every",
+        "away_s",
+        "switch_s",
+    ),
+    _NUMBER,
 )
 
 
@@ -269,7 +284,7 @@ class RunHistory:
             self.losses[int(event["step"])] = float(event["loss"])
         elif kind == "validation":
             self.validation[int(event["step"])] = float(event["loss"])
-        elif kind in ("status", "plan"):
+        elif kind in ("status", "plan", "turn"):
             self.message = event["message"]
         elif kind in ("stopped", "finished", "error"):
             self.state, self.message, self.about = str(kind), event.get("message", ""), event.get("about", "")

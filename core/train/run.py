@@ -23,6 +23,7 @@ from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import OtherPrograms
 from ..settings.job import Job
+from .alternate import RunStoppedError, TakeTurns, Turns
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
@@ -51,10 +52,7 @@ log = logging.getLogger(__name__)
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
 MAX_SAMPLES_TOLD = 1000  # of held-out samples, each of which has its loss in the diary
-
-
-class RunStoppedError(Exception):
-    """Raised between two steps, after a checkpoint was written."""
+_NO_TURNS = "alternate_every has no effect on a run over several GPUs: the experts are trained one after the other."
 
 
 def run_job(
@@ -65,11 +63,13 @@ def run_job(
     *,
     others: OtherPrograms | None = None,
     world: World = ALONE,
+    turns: Turns | None = None,
 ) -> Path:
     """Train the job of `folder` to its end, from the newest checkpoint if there is one; the LoRA's path.
 
     `others`: what else is in the device's memory, where that was read before this process used it. `world`: the ranks that
-    train it together, each of which calls this with its own device.
+    train it together, each of which calls this with its own device. `turns`: the run's turn on its device, where it may hand
+    it over to another run.
 
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
     before the model is loaded if the job cannot be trained here.
@@ -84,16 +84,28 @@ def run_job(
         events.write("warning", message=sentence)
     events.write("status", message=f"loading {Path(job.model.path).name}")
     make_features(job, device, events, should_stop, world)
-    plan = RunPlan(job, info, device, events=events, scratch=folder.scratch_path, others=others, world=world)
+    if job.alternate_every and turns is None and world.is_first:
+        events.write("warning", message=_NO_TURNS)
+    beside = None if turns is None or not job.alternate_every else turns
+    scratch, is_there = folder.scratch_path, None if beside is None else beside.has_waited
+    plan = RunPlan(
+        job, info, device, events=events, scratch=scratch, others=others, world=world, other_is_there=is_there
+    )
     check_ranks(job, world, is_sharded=plan.is_sharded)
     with closing(plan):
-        lora = _train(folder, job, events, plan, should_stop, world)
+        lora = _train(folder, job, events, plan, should_stop, world, beside)
     world.wait_for_all()
     return lora
 
 
 def _train(
-    folder: RunFolder, job: Job, events: EventWriter, plan: RunPlan, should_stop: Callable[[], bool], world: World
+    folder: RunFolder,
+    job: Job,
+    events: EventWriter,
+    plan: RunPlan,
+    should_stop: Callable[[], bool],
+    world: World,
+    turns: Turns | None,
 ) -> Path:
     prepared = plan.load()
     optimizer = build_optimizer(prepared.parameters, job.optimizer, ups=up_parameters(prepared.model))
@@ -112,6 +124,10 @@ def _train(
         folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
     )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
+    callbacks = _callbacks(folder, events, plan, checkpoint, asked, should_stop, world, step=step)
+    if turns is not None:
+        saves = folder.path / SAVE_FILE
+        callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, save_file=saves)]
     batches = _batches(job, prepared.device, step, team)
     trainer = Trainer(
         job,
@@ -119,7 +135,7 @@ def _train(
         parameters=prepared.parameters,
         optimizer=optimizer,
         batches=batches,
-        callbacks=_callbacks(folder, events, plan, checkpoint, asked, should_stop, world, step=step),
+        callbacks=callbacks,
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         team=team,
     )

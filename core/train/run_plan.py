@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..memory.adamw import hold_state
 from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
+from ..plan.alternating import beside_another
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
@@ -36,6 +37,7 @@ from ..wan.model import call_block
 from .events import EventWriter
 from .features import Features, apply_features, make_masters
 from .loop import Callback
+from .parked import ParkedModel
 from .prepare import Prepared, prepare, timed
 
 
@@ -56,12 +58,14 @@ class RunPlan:
         scratch: Path,
         others: OtherPrograms | None = None,
         world: World = ALONE,
+        other_is_there: bool | None = None,
     ):
         """Decides and chooses. ConfigError for a job that can't be trained on `device`, or for which no plan fits the GPU.
 
         `info`: the job's model file, checked (see `check_job`). `scratch`: the folder for what may be used again and may be
         deleted, and for what is learnt of the device. `others`: what else was in its memory before this process used it.
-        `world`: the ranks that train together, whose plans are of one kind.
+        `world`: the ranks that train together, whose plans are of one kind. `other_is_there`: whether the run that this one
+        takes turns with has been on the device before; None: it takes turns with none.
         """
         self._world = world
         holders = world.local_size if len(world.machine) > 1 and not sharing_problem(world) else 1
@@ -71,6 +75,8 @@ class RunPlan:
         self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)
         self._probe: DeviceProbe | None = None
         self._told: set[str] = set()
+        self._other_is_there = other_is_there
+        self._parked = ParkedModel(device, scratch / "blocks")
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
             self._decision = in_turn(world, lambda: decide(job, info, device, scratch, context=world.context))
@@ -168,6 +174,33 @@ class RunPlan:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def leave(self) -> bool:
+        """Between two steps: leave the device's memory to another run, all but the adapter's and the optimizer's.
+
+        False where the weights can't wait elsewhere: that is told, and all is as it was. `come_back` undoes it.
+        """
+        self.make_room()
+        if self._keeps_weights:
+            return True
+        assert self._prepared is not None, "no step is made before the model is loaded"
+        streamer = self._features.streamer
+        swapped = {} if streamer is None else dict(streamer.masters)
+        self._take_off()
+        try:
+            self._parked.leave(self._prepared.model, swapped)
+        except (ConfigError, RunError, OSError) as error:
+            self._warn(f"The device is not handed over, since the weights can't wait elsewhere: {error}")
+            self._put_back(self._descent.choice)
+            return False
+        return True
+
+    def come_back(self, step: int) -> None:
+        """After `leave`: everything on the device again, or under a leaner plan if that is short of memory by now."""
+        if self._keeps_weights:
+            return
+        left = self._descent.choice
+        self._descent.reach(lambda choice: self._put_back(choice) if choice is left else self._apply(choice), step)
+
     def close(self) -> None:
         """Take everything off the model, which is not called any more."""
         self._take_off()
@@ -213,7 +246,11 @@ class RunPlan:
                 self._warn(sentence)
             return None
         try:
-            return self._measure()
+            planner = self._measure()
+            if self._other_is_there is None:
+                return planner
+            with timed("Planning for turns with another run"):
+                return beside_another(planner, self._job.alternate_every, is_there=self._other_is_there)
         except OSError as error:
             self._warn(f"{error} No plan can be chosen without: the run goes on with its memory options as they are.")
             return None
@@ -226,6 +263,28 @@ class RunPlan:
         planner = self._learnt.planner(self._job, self._decision, self._probe, self._gpus)
         card = replace(common_card(self._world.tell(planner.card), self._world.local_size), link=link)
         return replace(planner, plan=plan_of(self._job, self._decision, self._world), card=card)
+
+    @property
+    def _keeps_weights(self) -> bool:
+        """Whether they stay on the device in the other run's turn. Main memory is none that can be left."""
+        return self._device.type != "cuda" if self._planner is None else self._planner.keeps_weights
+
+    def _put_back(self, choice: Choice) -> None:
+        """The weights that had left, and the features of `choice`, under which they had left."""
+        assert self._prepared is not None, "only what was there can leave"
+        self._parked.come_back()
+        model = self._prepared.model
+        model.run_block = call_block
+        self._features = apply_features(
+            model,
+            choice.plan,
+            self._decision,
+            tell=self._warn,
+            scratch=self._scratch,
+            kept=choice.kept,
+            masters=self._parked.swapped or None,
+            world=self._world,
+        )
 
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"

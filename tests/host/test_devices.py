@@ -27,6 +27,27 @@ def test_one_device_trains_in_turn(host):
     assert any("waiting for cpu: another run is training on it" in text for text in texts)
 
 
+def test_one_device_is_handed_over_where_both_nodes_say_so(host):
+    """Each has a run of its own: queued again without turns, nothing is left to train."""
+    settings = {"lora_name": "turns", "steps": 60, "seed": 112}
+    entry = host.run(two_stages(**settings, alternate_every=5), timeout=200)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    lines = {e.data["line"] for e in host.events if e.type == "wan_train.update"}
+    assert "the other expert is being trained" in lines
+    first, second = sorted(spans(host, "turns").values())
+    assert second[0] < first[1], "the second began before the first was over"
+    runs = [RunFolder(path) for path in (host.base / "output" / "wan_train" / "runs").glob("turns_*")]
+    turns = [event["step"] for run in runs for event in events_of(run.path) if event["event"] == "turn"]
+    assert len(turns) > 3
+    assert all(step % 5 == 0 for step in turns)
+    before = [(run.finished_lora(60), len(events_of(run.path))) for run in runs]
+    assert len(before) == 2
+    assert None not in {lora for lora, _ in before}
+    entry = host.run(two_stages(**settings), timeout=200)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert [(run.finished_lora(60), len(events_of(run.path))) for run in runs] == before
+
+
 def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
     """Each makes steps that the other, which has begun, has not seen the end of."""
     prompt = two_stages(lora_name="halt", steps=5000, seed=13, high={"device": "cpu:0"}, low={"device": "cpu:1"})

@@ -59,12 +59,17 @@ def test_steps_count_both_experts():
     imported = bring()
     assert outcome(imported, "train.steps") == ("changed", {"loop.steps": 1500})
     assert list(imported.recipe.models.stages) == ["high", "low"]
+    assert (outcome(imported, "train.switch_boundary_every"), imported.recipe.alternate_every) == (
+        ("mapped", {"alternate_every": 10}), 10,
+    )  # fmt: skip
 
 
 def test_one_expert_has_all_steps():
     imported = bring(("train_low_noise: true", "train_low_noise: false"))
     assert outcome(imported, "train.steps") == ("mapped", {"loop.steps": 3000})
     assert list(imported.recipe.models.stages) == ["high"]
+    assert outcome(imported, "train.switch_boundary_every") == ("not needed", {})
+    assert imported.recipe.alternate_every == 0
 
 
 def test_alpha_is_the_rank_whatever_is_said():

@@ -102,3 +102,15 @@ def test_a_leaner_plan_begins_anew():
 def test_sizes_that_the_plan_does_not_know_count_as_they_came():
     pace = pace_of(PROMISED, step(5.0, 3600), step(0.5, 3600), step(9.0, 1800), step(0.3, 1800))
     assert pace.left(10) == pytest.approx(10 * (0.5 + 0.3) / 2)
+
+
+def test_the_turns_of_another_run_on_the_device_are_part_of_what_is_left():
+    pace = pace_of(step(1.0, 3600), step(1.0, 3600))
+    assert pace.left(20) == 20.0
+    for seconds in (40.0, 12.0, 11.0):  # in the first of them, the other run began
+        pace.add(
+            {"event": "turn", "time": 0.0, "step": 10, "message": "", "every": 10, "away_s": seconds, "switch_s": 1.0}
+        )
+    pace.add({"event": "turn", "time": 0.0, "step": 20, "message": "the other expert is being trained"})
+    assert pace.left(20) == 20.0 + 13.0
+    assert pace.left(21) == 21.0 + 2 * 13.0

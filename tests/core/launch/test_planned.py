@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
-from wan_train.core.launch.planned import describe_devices, gpus_of, places_of, pool_of
+from wan_train.core.launch.planned import describe_devices, describe_turns, gpus_of, places_of, pool_of
 from wan_train.core.settings.parallel import ParallelOptions
 
 
@@ -70,3 +70,19 @@ def test_what_is_said_before_the_start(job):
     assert describe_devices(two, ["cuda:0,cuda:1"], {"high": 2, "low": 2}) == [f"{step}; the experts take turns"]
     assert describe_devices(two, pool_of(["0+1", "2+3"]), {"high": 2, "low": 2}) == [step]
     assert describe_devices(two[:1], ["cuda:0,cuda:1"], {"high": 2}) == [step]
+
+
+def test_turns_that_will_not_be_taken_are_told(job):
+    high, low = (replace(job, stage=stage, device="auto", alternate_every=10) for stage in ("high", "low"))
+    assert describe_turns([high, low], ["cuda:0"]) == []
+    assert (
+        describe_turns([replace(high, alternate_every=0), replace(low, alternate_every=0)], ["cuda:0", "cuda:1"]) == []
+    )
+    (sentence,) = describe_turns([high, low], ["cuda:0", "cuda:1"])
+    assert "each expert has a GPU of its own" in sentence
+    (sentence,) = describe_turns([replace(high, device="cuda:0"), replace(low, device="cuda:1")], ["cuda:0"])
+    assert "each expert has a GPU of its own" in sentence
+    (sentence,) = describe_turns([high, replace(low, alternate_every=0)], ["cuda:0"])
+    assert sentence == "alternate_every is set for the high noise expert alone, and has no effect: set it for both."
+    (sentence,) = describe_turns([high], ["cuda:0"])
+    assert "only while the other expert is trained on the same GPU" in sentence

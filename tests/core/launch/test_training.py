@@ -139,6 +139,23 @@ def test_in_turn_stopped_and_killed_gives_the_same(whole, arguments, wantrain, t
         assert same_weights(work / "loras" / f"{name}.safetensors", whole[0] / "loras" / f"{name}.safetensors")
 
 
+def test_in_turns_on_one_device_gives_the_same(whole, arguments, wantrain, tmp_path):
+    """Both workers are started on it, and hand it to each other."""
+    work = tmp_path / "work"
+    shutil.copytree(whole[0] / "cache", work / "cache")
+    turns = ("--set", "alternate_every=6", "--work", work, "--devices", DEVICES[0])
+    code, said = wantrain("run", *arguments, *turns)
+    assert code == 0, said
+    assert f"low: takes turns on {DEVICES[0]}, 6 steps each time" in said
+    runs = runs_of(work)
+    for stage, name in NAMES.items():
+        assert same_weights(work / "loras" / f"{name}.safetensors", whole[0] / "loras" / f"{name}.safetensors")
+        steps = {event["step"] for event in EventReader(runs[stage].events_path).read() if event["event"] == "turn"}
+        assert all(step % 6 == 0 for step in steps)
+    first = min(runs, key=lambda stage: times(runs[stage], "step")[0])
+    assert len(times(runs[first], "turn")) >= 4
+
+
 def test_a_lora_brings_its_own_job(whole, tmp_path):
     """What was shipped holds the whole job, to be trained elsewhere; beside its run folder it belongs to that run."""
     low = runs_of(whole[0])["low"]

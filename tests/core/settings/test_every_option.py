@@ -86,6 +86,7 @@ ELSEWHERE = {
     "boundary": "becomes the window of noise levels: tests/core/settings/test_effects.py",
     "epochs": "becomes the steps: tests/core/data/test_counting.py",
     "device": "which device is taken: tests/core/test_devices.py",
+    "alternate_every": "when the device is handed over: tests/core/launch/test_alternating.py",
     "allow_other_expert": "a refusal: tests/core/train",
     "adapter.start_from": "below, with files", "adapter.merge_into_base": "below, with files",
     "adapter.merge_strength": "below, with files",

@@ -79,3 +79,9 @@ def test_the_switch_has_no_effect_with_a_single_model():
     (sentence,) = StageSettings(allow_other_expert=True).warnings("single")
     assert sentence.startswith("allow_other_expert has no effect with a single model")
     assert StageSettings(allow_other_expert=True).warnings("low") == []
+
+
+def test_a_single_model_has_none_to_take_turns_with():
+    (sentence,) = StageSettings(alternate_every=10).warnings("single")
+    assert sentence.startswith("alternate_every has no effect with a single model")
+    assert StageSettings(alternate_every=10).warnings("low") == []
