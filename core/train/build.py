@@ -1,6 +1,6 @@
 """How a stage is trained, in the groups of a job, and the one way from there to the job: for graph and command line."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,18 @@ from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .average import start_left
 from .length import run_length
+from .other_expert import other_spec
 from .regularizers import regularizer_warnings
 
 _MOST_OF_THE_START = 0.2  # in the average at the end, without a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewModels:
+    """What previews are made with, besides the model that is trained."""
+
+    vae: str = ""  # its file, where the run itself decodes its previews
+    other: CheckpointInfo | None = None  # the model of the other stage, through which they go, too
 
 
 def build_job(
@@ -34,17 +43,18 @@ def build_job(
     stage: Stage,
     trigger_word: str = "",
     recovery_adapter: Path | None = None,
-    preview_vae: str = "",
+    previews_with: PreviewModels | None = None,
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work.
 
-    `preview_vae`: the VAE's file, where the run itself decodes its previews.
+    `previews_with`: what previews need besides the model; by default they have the model alone, and somebody else's VAE.
     """
     check_expert(info.path, stage, allow_other=settings.allow_other_expert)
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
     loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
+    beside = previews_with or PreviewModels()
     groups: dict[str, Any] = {
         **dict(settings.groups()),
         "timesteps": replace(settings.timesteps, sigma_min=low, sigma_max=high),
@@ -63,7 +73,8 @@ def build_job(
         ),
         data=data,
         **groups,
-        preview_vae=preview_vae if settings.previews.every else "",
+        other_expert=other_spec(stage, info, beside.other) if settings.previews.every else None,
+        preview_vae=beside.vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
         start_identity=adapter_identity(settings.adapter.start_from, "start_from"),

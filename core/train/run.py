@@ -105,6 +105,14 @@ def _train(
     checkpoint = SaveCheckpoint(
         folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
     )
+    preview = Preview(
+        folder,
+        events,
+        should_stop,
+        is_stopping=asked.asker("stop"),
+        make_room=plan.make_room,
+        is_shared=plan.talks_within,
+    )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
     batches = _batches(job, prepared.device, step, team)
     trainer = Trainer(
@@ -113,7 +121,7 @@ def _train(
         parameters=prepared.parameters,
         optimizer=optimizer,
         batches=batches,
-        callbacks=_callbacks(folder, events, plan, checkpoint, asked, should_stop, world),
+        callbacks=_callbacks(folder, events, plan, checkpoint, preview, asked, world),
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         team=team,
     )
@@ -128,6 +136,7 @@ def _train(
             raise RunStoppedError
         if step == 0 and job.held_out_samples:
             write_validation(trainer, events, equal_counts=plan.is_sharded)
+        preview.before_first_step(trainer)
         trainer.train()
     finally:
         batches.close()
@@ -139,20 +148,12 @@ def _callbacks(
     events: EventWriter,
     plan: RunPlan,
     checkpoint: SaveCheckpoint,
+    preview: Preview,
     asked: Agreement,
-    should_stop: Callable[[], bool],
     world: World,
 ) -> list[Callback]:
     """What is done after a step, in order."""
     is_stopping = asked.asker("stop")
-    preview = Preview(
-        folder,
-        events,
-        should_stop,
-        is_stopping=is_stopping,
-        make_room=plan.make_room,
-        is_shared=plan.talks_within,
-    )
     return [
         LogStep(events, plan.device, world),
         Validate(events, equal_counts=plan.is_sharded),
