@@ -34,7 +34,7 @@ def read_prompts(options: SamplePromptOptions, trigger_word: str = "") -> tuple[
                 "sample_negative is for sample_prompts, which are empty: write a prompt, or leave it empty."
             )
         return ()
-    found = list(_library(text)) if text.startswith(("{", "[")) else list(_lines(text))
+    found = list(_library(text)) if text.startswith("{") else list(_lines(text))
     if len(found) > MOST_PROMPTS:
         raise ConfigError(
             f"sample_prompts has {len(found)} prompts, more than {MOST_PROMPTS}: previews would never end."
@@ -80,10 +80,7 @@ def line_of(text: str, where: str) -> dict[str, Any]:
 
 def _is_plain(text: str) -> bool:
     return (
-        bool(text.strip())
-        and "\n" not in text
-        and not text.lstrip().startswith(("{", "[", "#"))
-        and not _FLAG.search(text)
+        bool(text.strip()) and "\n" not in text and not text.lstrip().startswith(("{", "#")) and not _FLAG.search(text)
     )
 
 

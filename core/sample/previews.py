@@ -77,27 +77,34 @@ def preview_shots(job: Job, step: int = 0) -> list[Shot]:
 
 
 def check_previews(job: Job) -> None:
-    """ConfigError for previews that can't be made: of a size that the model or the sample has not, or without a step."""
+    """ConfigError for previews that can't be made: of a size that the model has not, or without a step."""
     if not job.previews.every:
         return
-    needs_sample = job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
-    own = preview_sample(job).shape
     for shot in preview_shots(job):
-        where = f"the sample prompt {shot.name}" if shot.name else "preview_width, preview_height and preview_frames"
-        if needs_sample and shot.shape != own:
-            frames, height, width = clip_size(own)
-            why = (
-                "an image-to-video model is given the frame of the first held-out sample"
-                if job.data.conditioning != "none"
-                else "without the other expert a preview of the low noise stage starts from a sample"
-            )
-            raise ConfigError(
-                f"{where}: {why}, so that it must have its size, {width}x{height} and {frames} frames: leave width, height and "
-                "frames at 0."
-            )
         check_solvers(shot.sampling)
         if job.stage == "low":
             _check_low(job, shot)
+
+
+def preview_warnings(job: Job) -> list[str]:
+    """A sentence where previews have another size than was asked for."""
+    options = job.previews
+    wanted = [(one.asked.width, one.asked.height, one.asked.frames) for one in job.data.prompts]
+    is_asked = any(any(sizes) for sizes in [*wanted, (options.width, options.height, options.frames)])
+    if not (options.every and is_asked and _is_of_sample(job)):
+        return []
+    frames, height, width = clip_size(preview_sample(job).shape)
+    why = (
+        "as an image-to-video model is given the frame of that sample"
+        if job.data.conditioning != "none"
+        else "as a preview of the low noise stage starts from it where the other expert is not known (other_dit)"
+    )
+    return [f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}."]
+
+
+def _is_of_sample(job: Job) -> bool:
+    """Whether previews are made on a sample, so that they have its size."""
+    return job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
 
 
 def _check_low(job: Job, shot: Shot) -> None:
@@ -112,6 +119,8 @@ def _check_low(job: Job, shot: Shot) -> None:
 def _shape(job: Job, asked: SamplePrompt) -> tuple[int, int, int, int]:
     """Of the latents: what the prompt asks for, else the options, else the sample."""
     sample, options = preview_sample(job).shape, job.previews
+    if _is_of_sample(job):
+        return sample
     frames, height, width = clip_size(sample)
     width, height = asked.width or options.width or width, asked.height or options.height or height
     multiple = PATCH * pixels_per_latent(sample[0])

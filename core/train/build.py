@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..optimizers import OPTIMIZERS
-from ..sample.previews import check_previews
+from ..sample.previews import check_previews, preview_warnings
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
 from ..settings.optimizer import OptimizerOptions
@@ -55,6 +55,8 @@ def build_job(
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
     beside = previews_with or PreviewModels()
+    other = other_spec(stage, info, beside.other, allow_other=settings.allow_other_expert)
+    other = other if settings.previews.every else None
     groups: dict[str, Any] = {
         **dict(settings.groups()),
         "timesteps": replace(settings.timesteps, sigma_min=low, sigma_max=high),
@@ -73,7 +75,7 @@ def build_job(
         ),
         data=data,
         **groups,
-        other_expert=other_spec(stage, info, beside.other) if settings.previews.every else None,
+        other_expert=other,
         preview_vae=beside.vae if settings.previews.every else "",
         device=settings.device,
         trigger_word=trigger_word,
@@ -117,7 +119,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
-    found += regularizer_warnings(job)
+    found += [*regularizer_warnings(job), *preview_warnings(job)]
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):

@@ -85,8 +85,13 @@ class OtherExpert:
         return result
 
 
-def other_spec(stage: Stage, own: CheckpointInfo, other: CheckpointInfo | None) -> ModelSpec | None:
-    """What a job says of the other expert; ConfigError for a file that is none of this model's."""
+def other_spec(
+    stage: Stage, own: CheckpointInfo, other: CheckpointInfo | None, *, allow_other: bool = False
+) -> ModelSpec | None:
+    """What a job says of the other expert; ConfigError for a file that is none of this model's.
+
+    `allow_other`: also for one that by its name is the expert that `stage` trains.
+    """
     if other is None:
         return None
     name = shown(other.path.name)
@@ -97,9 +102,10 @@ def other_spec(stage: Stage, own: CheckpointInfo, other: CheckpointInfo | None) 
             f"{name} is not the other expert of {shown(own.path.name)}: their sizes or kinds differ; give the {OTHER[stage]} "
             "noise file of the same Wan 2.2 model."
         )
-    if other.identity == own.identity or hints_expert(other.path) == stage:
+    if hints_expert(other.path) == stage and not allow_other:
         raise ConfigError(
-            f"{name} is given as the other expert, but it is the {stage} noise file itself: give the {OTHER[stage]} noise file."
+            f"{name} is the {stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]} noise "
+            "file. If you mean it, switch allow_other_expert on."
         )
     return ModelSpec(path=str(other.path), identity=other.identity)
 

@@ -21,7 +21,8 @@ def test_each_line_is_a_prompt_and_comments_are_none():
 def test_a_line_may_end_with_flags():
     (one,) = read("a cat --w 832 --h 480 --f 33 --d 7 --s 20 --l 4.5 --fs 3 --n blurry, dark", negative="shared")
     assert one == SamplePrompt(
-        name="1", prompt="a cat", negative="blurry, dark", width=832, height=480, frames=33, seed=7, steps=20, cfg=4.5, shift=3.0
+        name="1", prompt="a cat", negative="blurry, dark", width=832, height=480, frames=33, seed=7, steps=20, cfg=4.5,
+        shift=3.0,
     )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_the_trigger_word_takes_its_place():
     (one,) = read("[Trigger] runs", trigger="sks", negative="no [trigger]")
     assert (one.prompt, one.negative) == ("sks runs", "no sks")
     assert read("a cat", trigger="sks")[0].prompt == "a cat"
-    with pytest.raises(ConfigError, match="sample prompt 1 contains .trigger., but no trigger word"):
+    with pytest.raises(ConfigError, match=r"sample prompt 1 contains \[trigger\], but no trigger word"):
         read("[trigger] runs")
 
 
@@ -70,7 +71,7 @@ def test_entries_survive_as_text(entries):
         ('{"a": 3}', "sample_prompts.a must be a prompt"),
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
         ('{"a": ', "begins as JSON, but is none"),
-        ('["a"]', "must be a table"),
+        ("{}", "must be a table"),
         ("\n".join(["a"] * 65), "has 65 prompts"),
     ],
 )

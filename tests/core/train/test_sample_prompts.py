@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
-from wan_train.core.sample.previews import check_previews, preview_sampling, preview_shots
+from wan_train.core.sample.previews import check_previews, preview_sampling, preview_shots, preview_warnings
 from wan_train.core.sample.sampler import initial_noise, sample
 from wan_train.core.settings.job import CaptionText, PreviewPrompt, job_from_json, job_to_json
 from wan_train.core.settings.samples import SamplePrompt
@@ -35,12 +35,12 @@ def with_prompts(tmp_path, job):
         return CaptionText(path=str(path), key=f"p{number}")
 
     def make(*asked, stage="single", **options):
-        prompts = tuple(
-            PreviewPrompt(asked=SamplePrompt(prompt=f"prompt {i}", **{"name": str(i + 1), **one}), text=text(i), negative=text(50 + i))
-            for i, one in enumerate(asked)
-        )  # fmt: skip
+        prompts = []
+        for i, one in enumerate(asked):
+            wanted = SamplePrompt(prompt=f"prompt {i}", **{"name": str(i + 1), **one})
+            prompts.append(PreviewPrompt(asked=wanted, text=text(i), negative=text(50 + i)))
         made = staged(job, stage, **options)
-        return replace(made, data=replace(made.data, prompts=prompts))
+        return replace(made, data=replace(made.data, prompts=tuple(prompts)))
 
     return make
 
@@ -120,15 +120,20 @@ def test_skip_layer_guidance_goes_away_from_the_model_without_blocks(with_prompt
 )
 def test_previews_that_cannot_be_are_refused(with_prompts, stage, asked, message):
     with pytest.raises(ConfigError, match=message):
-        check_previews(with_prompts(asked, stage=stage))
+        check_previews(with_prompts(asked, stage=stage, sampler="unipc"))
 
 
-def test_image_to_video_has_the_size_of_its_given_frame(with_prompts):
-    job = with_prompts({"width": 64, "height": 64})
-    job = replace(job, data=replace(job.data, conditioning="first frame"))
-    with pytest.raises(ConfigError, match="given the frame of the first held-out sample"):
-        check_previews(job)
-    check_previews(replace(job, data=replace(job.data, prompts=()), previews=replace(job.previews, width=0)))
+def test_what_is_made_on_a_sample_has_its_size_with_a_word(with_prompts):
+    asked = ({"width": 64}, {})
+    given = with_prompts(*asked)
+    given = replace(given, data=replace(given.data, conditioning="first frame"))
+    for job, why in ((given, "given the frame"), (with_prompts(*asked, stage="low"), "starts from it")):
+        assert {shot.shape for shot in preview_shots(job)} == {(16, 2, 4, 4)}
+        (warning,) = preview_warnings(job)
+        assert warning.startswith("previews have the size of the first held-out sample, 32x32 and 5 frames")
+        assert why in warning
+    assert preview_warnings(with_prompts(*asked)) == []
+    assert preview_warnings(with_prompts({}, stage="low")) == []
 
 
 def test_prompts_change_no_key_and_are_read_again(with_prompts):
