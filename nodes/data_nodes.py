@@ -210,6 +210,16 @@ class CacheT5(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, sample_prompts: str | None = None) -> bool | str:
+        """Before anything is encoded; the trigger word is not known yet."""
+        try:
+            check_known(cls, {"sample_prompts": sample_prompts})
+            read_prompts(SamplePromptOptions(prompts=sample_prompts or ""), "trigger")
+        except WanTrainError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         return host.vanished()
 

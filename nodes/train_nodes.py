@@ -38,6 +38,7 @@ from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
 
+_NO_WIRE = object()  # in the place of an input that is not connected
 STAGES: dict[str, Stage] = {"high noise": "high", "low noise": "low", "single model": "single"}
 
 
@@ -64,10 +65,18 @@ class TrainLoRAStage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None, optimizer: str | None = None) -> bool | str:
-        """Before anything of the graph is cached."""
+    def validate_inputs(
+        cls,
+        lora_name: str | None = None,
+        optimizer: str | None = None,
+        preview_every: int | None = None,
+        vae: Any = _NO_WIRE,
+    ) -> bool | str:
+        """Before anything of the graph is cached. What comes over a wire is None."""
         try:
-            check_known(cls, {"optimizer": optimizer})  # the host leaves it to whom it hands it
+            check_known(cls, {"optimizer": optimizer, "preview_every": preview_every})  # the host leaves them to us
+            if preview_every is not None:
+                check_vae(PreviewOptions(every=preview_every), has_vae=vae is not _NO_WIRE)
             check_packages(needed_packages(optimizer, ""))
             if lora_name is not None:
                 check_name(lora_name, "lora_name")

@@ -10,9 +10,8 @@ OPEN = "(id) => partOf(id, '.wan-train-previews button').click()"
 
 
 def training(name: str):
-    prompt = one_stage(
-        lora_name=name, steps=4, preview_every=2, preview_steps=2, preview_cfg=1.0, preview_at_start=True, vae=["vae", 0], seed=71
-    )  # fmt: skip
+    previews = {"preview_every": 2, "preview_steps": 2, "preview_cfg": 1.0, "preview_at_start": True, "vae": ["vae", 0]}
+    prompt = one_stage(lora_name=name, steps=4, seed=71, **previews)
     prompt["text"]["inputs"]["sample_prompts"] = PROMPTS
     return prompt
 

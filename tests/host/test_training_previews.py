@@ -11,6 +11,7 @@ from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.host.graphs import FRAMES, SIZE, dit, one_stage
 from wan_train.tests.host.runs import await_step, new_folder, run_folders, succeeded
+from wan_train.tools.server import PromptRefusedError
 
 OPTIONS = {"preview_every": 2, "preview_steps": 4, "preview_cfg": 1.0, "vae": ["vae", 0]}
 DATA = {"slide_stride": 19}  # unlike every other test's, so that no node's output comes from the host's cache
@@ -107,12 +108,28 @@ def test_nothing_else_is_served(host, shown, path):
         fetch(host, f"/wan_train/runs/{path.format(run=folder.name)}")
 
 
-def test_without_a_vae_previews_are_refused(host):
+def refusal(host, prompt):
+    """(node, what is said) of a prompt that is refused when it is queued, before anything of it runs."""
+    with pytest.raises(PromptRefusedError) as caught:
+        host.queue(prompt)
+    ((key, found),) = [(k, v) for k, v in caught.value.answer["node_errors"].items() if v["errors"]]
+    return key, " ".join(error["details"] for error in found["errors"])
+
+
+def test_without_a_vae_previews_are_refused_before_anything_is_cached(host):
     prompt = graph(lora_name="no_vae", seed=62)
     del prompt["high_train"]["inputs"]["vae"]
-    error = dict(host.run(prompt)["status"]["messages"])["execution_error"]
-    assert error["node_id"] == "high_train"
-    assert "preview_every is 2, but previews need a VAE: connect" in error["exception_message"]
+    key, said = refusal(host, prompt)
+    assert key == "high_train"
+    assert "preview_every is 2, but previews need a VAE: connect" in said
+
+
+def test_prompts_that_are_none_are_refused_before_anything_is_cached(host):
+    prompt = graph(lora_name="no_prompts", seed=62)
+    prompt["text"]["inputs"]["sample_prompts"] = "a square --w 17"
+    key, said = refusal(host, prompt)
+    assert key == "text"
+    assert "the sample prompt 1: width must be a multiple of 16 up to 4096, or 0, got 17" in said
 
 
 def test_stop_goes_on_with_its_previews(host):
