@@ -6,7 +6,7 @@ from ..errors import ConfigError
 from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
 from ..settings.job import Job, TrainSample
 from ..settings.samples import SamplePrompt
-from .sampler import SampleOptions, check_solvers, schedule, switch_step
+from .sampler import SampleOptions, check_solvers, schedule, sigma_after, switch_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +87,37 @@ def check_previews(job: Job) -> None:
 
 
 def preview_warnings(job: Job) -> list[str]:
-    """A sentence where previews have another size than was asked for."""
+    """What is otherwise than asked for: the size of previews, and skip-layer guidance without a step."""
     options = job.previews
+    found = _skip_warnings(job)
     wanted = [(one.asked.width, one.asked.height, one.asked.frames) for one in job.data.prompts]
     is_asked = any(any(sizes) for sizes in [*wanted, (options.width, options.height, options.frames)])
     if not (options.every and is_asked and _is_of_sample(job)):
-        return []
+        return found
     frames, height, width = clip_size(preview_sample(job).shape)
     why = (
         "as an image-to-video model is given the frame of that sample"
         if job.data.conditioning != "none"
         else "as a preview of the low noise stage starts from it where the other expert is not known (other_dit)"
     )
-    return [f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}."]
+    return [
+        *found,
+        f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}.",
+    ]
+
+
+def _skip_warnings(job: Job) -> list[str]:
+    """A sentence for skip-layer guidance that ends before the low noise expert, alone, begins."""
+    options, boundary = job.previews, boundary_of(job)
+    is_alone = job.stage == "low" and job.other_expert is None
+    if not (options.every and options.skip_layers.strip() and is_alone):
+        return []
+    if sigma_after(options.skip_stop, preview_sampling(job, boundary).shift) < boundary:
+        return []
+    return [
+        f"preview_skip_layers has no effect in previews of the low noise expert alone: previews.skip_stop {options.skip_stop:g}"
+        f" ends above the boundary {boundary:g}."
+    ]
 
 
 def _is_of_sample(job: Job) -> bool:

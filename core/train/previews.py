@@ -57,16 +57,19 @@ def sample_shots(
     """
     trainer.model.eval()
     try:
-        return [latents for together in _together(shots) for latents in _sample(trainer, together, other, on_step)]
+        most = SHOTS_AT_ONCE if other is not None else 1
+        return [
+            latents for together in _together(shots, most) for latents in _sample(trainer, together, other, on_step)
+        ]
     finally:
         trainer.model.train()
 
 
-def _together(shots: Sequence[Shot]) -> Iterator[list[Shot]]:
-    """Neighbours that are sampled alike, up to SHOTS_AT_ONCE."""
+def _together(shots: Sequence[Shot], most: int) -> Iterator[list[Shot]]:
+    """Neighbours that are sampled alike, up to `most`."""
     for _, alike in groupby(shots, key=lambda shot: (shot.shape, shot.sampling)):
         group = list(alike)
-        yield from (group[start : start + SHOTS_AT_ONCE] for start in range(0, len(group), SHOTS_AT_ONCE))
+        yield from (group[start : start + most] for start in range(0, len(group), most))
 
 
 def _sample(

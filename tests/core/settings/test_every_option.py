@@ -123,7 +123,8 @@ def trains(job, tmp_path, seen):
     """What is seen of the job with these values: weights, losses, validation, previews, names of files."""
     first, second, third = job.data.samples  # the first and the third have one shape
     samples = (with_class(tmp_path, first), replace(second, held_out=True), with_class(tmp_path, third))
-    base = with_values(replace(job, data=replace(job.data, samples=samples)), {"loop.caption_dropout": 0.0, **BASE})
+    single = replace(job, stage="single", data=replace(job.data, samples=samples))  # whose previews have any size
+    base = with_values(single, {"loop.caption_dropout": 0.0, **BASE})
 
     def train(values: dict):
         known = repr(sorted(values.items()))

@@ -136,6 +136,13 @@ def test_what_is_made_on_a_sample_has_its_size_with_a_word(with_prompts):
     assert preview_warnings(with_prompts({}, stage="low")) == []
 
 
+def test_skip_layer_guidance_that_ends_before_the_low_noise_expert_begins_is_told(with_prompts):
+    early, late = (with_prompts({}, stage="low", skip_layers="1", skip_stop=stop) for stop in (0.15, 0.9))
+    (warning,) = preview_warnings(early)
+    assert "preview_skip_layers has no effect in previews of the low noise expert alone" in warning
+    assert preview_warnings(late) == preview_warnings(replace(early, stage="single")) == []
+
+
 def test_prompts_change_no_key_and_are_read_again(with_prompts):
     job = with_prompts({"seed": 3}, {"cfg": 1.5})
     without = replace(job, data=replace(job.data, prompts=()))
