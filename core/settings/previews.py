@@ -50,7 +50,7 @@ class PreviewOptions(Options, group="previews"):
     every: int = option(
         0,
         help="Steps between two previews: short videos made with the LoRA as it is then.",
-        more="They have the sample prompts of Cache T5, else the caption and the size of the first held-out sample, else of the"
+        more="They have the sample prompts, else the caption, and the size of the first held-out sample, else of the"
         " first one. With the other expert known (other_dit), a preview goes through both. Without, the high noise stage shows"
         " where its expert hands over: blurry, but motion and composition are seen; the low noise stage starts from noise on"
         " the sample itself, and shows the look.",

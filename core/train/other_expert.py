@@ -97,7 +97,7 @@ def other_spec(
         return None
     name = shown(other.path.name)
     if stage == "single":
-        raise ConfigError(f"{name} is given as the other expert, but a single model has none: disconnect it.")
+        raise ConfigError(f"{name} is given as the other expert, but a single model has none: leave it out.")
     if other.config != own.config:
         raise ConfigError(
             f"{name} is not the other expert of {shown(own.path.name)}: their sizes or kinds differ; give the {OTHER[stage]} "
