@@ -7,7 +7,7 @@ read as the nodes read them; nothing is encoded, and no process is started.
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,21 @@ from aiohttp import web
 from ..core.data.counting import describe_lengths
 from ..core.data.join import join
 from ..core.data.report import describe_dataset
+from ..core.data.sample_prompts import read_prompts
 from ..core.data.scan import scan_folder
 from ..core.data.types import Dataset
 from ..core.errors import SAME_DATASET, ConfigError, WanTrainError
 from ..core.safe_json import parse_object
 from ..core.settings.dataset import Conditioning, DatasetOptions
-from ..core.settings.job import Job
-from ..core.train.build import build_job, job_warnings
+from ..core.settings.job import CaptionText, Job, PreviewPrompt
+from ..core.settings.previews import SamplePromptOptions
+from ..core.train.build import PreviewModels, build_job, job_warnings
 from ..core.train.forecast import disk_lines, expected_data, plan_line
 from ..core.train.length import job_length
 from ..core.train.start import check_start
 from . import host
 from .advice import advising
-from .data_nodes import DatasetFromFolder
+from .data_nodes import CacheT5, DatasetFromFolder
 from .follow import is_training
 from .host import folders
 from .inputs import check_known
@@ -132,22 +134,23 @@ class _Graph:
         """The job of a training, with what is to be said of it on its node."""
         dit = self._dit(self._source(key, "dit", "Load Wan DiT"))
         latents = self._latents(self._source(key, "latents", "Cache Latents"))
-        self._check_text(self._source(key, "text", "Cache T5"), latents)
+        prompts = self._prompts(self._source(key, "text", "Cache T5"), latents)
+        other = self._dit(self._source(key, "other_dit", "Load Wan DiT")) if self._is_wired(key, "other_dit") else None
         settings = self._values(key)
         with _on(key), advising():
             check_known(TrainLoRAStage, settings)
             wanted = stage_settings(dit, settings)
+            data = expected_data(latents.dataset, dit.info.config, latents.conditioning, has_vision=latents.has_vision)
             job = build_job(
                 dit.info,
-                expected_data(
-                    latents.dataset, dit.info.config, latents.conditioning, has_vision=latents.has_vision
-                ),
+                replace(data, prompts=prompts),
                 wanted,
                 name=settings.get("lora_name", ""),
                 stage=STAGES[settings.get("stage", "")],
                 trigger_word=latents.dataset.trigger_words,
                 recovery_adapter=dit.recovery_adapter,
-            )  # fmt: skip
+                previews_with=PreviewModels(other=None if other is None else other.info),
+            )
             check_start(job, dit.info)
             check_vae(job.previews, has_vae=self._is_wired(key, "vae"))
             runs = host.runs_path()
@@ -169,11 +172,20 @@ class _Graph:
         conditioning = self._values(key).get("condition_on", "none")
         return _Latents(source, self._dataset(source), conditioning, self._is_wired(key, "clip_vision"))
 
-    def _check_text(self, key: str, latents: _Latents) -> None:
+    def _prompts(self, key: str, latents: _Latents) -> tuple[PreviewPrompt, ...]:
+        """Those of previews, which are not encoded yet."""
         self._must_be(key, "CacheT5", "Cache T5")
         if self._source(key, "dataset", "Dataset from Folder") != latents.source:
             with _on(key), advising():
                 raise ConfigError("latents and captions are of two datasets.", about=SAME_DATASET)
+        values, nothing = self._values(key), CaptionText(path="", key="")
+        with _on(key), advising():
+            check_known(CacheT5, values)
+            options = SamplePromptOptions(
+                prompts=values.get("sample_prompts", ""), negative=values.get("sample_negative", "")
+            )
+            asked = read_prompts(options, latents.dataset.trigger_words)
+        return tuple(PreviewPrompt(asked=one, text=nothing, negative=nothing) for one in asked)
 
     def _dataset(self, key: str, depth: int = 0) -> Dataset:
         if key not in self._datasets:
@@ -266,7 +278,13 @@ def _plan(job: Job, dit: DitHandle, scratch: Path) -> str:
 
 def _widgets(kind: str) -> set[str]:
     """Names of the inputs of one of our nodes that hold a value where no wire is."""
-    node = {_TRAIN: TrainLoRAStage, "DatasetFromFolder": DatasetFromFolder, "LoadWanDiT": LoadWanDiT}.get(kind)
+    nodes = {
+        _TRAIN: TrainLoRAStage,
+        "DatasetFromFolder": DatasetFromFolder,
+        "LoadWanDiT": LoadWanDiT,
+        "CacheT5": CacheT5,
+    }
+    node = nodes.get(kind)
     if node is None:
         return set()
     schema = node.SCHEMA or node.define_schema()

@@ -10,12 +10,14 @@ from comfy_api.latest import io
 from ..core.data.encode import cache_latents, cache_text
 from ..core.data.links import files_below, is_file, is_folder, leads_within
 from ..core.data.report import describe_dataset, list_notes
+from ..core.data.sample_prompts import read_prompts
 from ..core.data.scan import scan_folder
 from ..core.data.store import Store
 from ..core.data.types import Dataset, Note
 from ..core.disk import check_writable
 from ..core.errors import WanTrainError
 from ..core.settings.dataset import Conditioning, DatasetOptions
+from ..core.settings.previews import SamplePromptOptions
 from ..core.sweep import sweep_temporaries
 from . import host
 from .host import folders
@@ -196,13 +198,26 @@ class CacheT5(io.ComfyNode):
             category=CATEGORY,
             description="Encodes the captions with the umT5 text encoder and keeps the result on disk. Captions are taken"
             " as they are, without prompt weights, and are cut at 512 tokens.",
-            inputs=[
-                WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
-                io.Clip.Input("clip", tooltip="The umT5 text encoder: Load CLIP with the type wan."),
-            ],
+            inputs=inputs_of(
+                "CacheT5",
+                [
+                    WanDataset.Input("dataset", tooltip="From Dataset from Folder, or Join Datasets."),
+                    io.Clip.Input("clip", tooltip="The umT5 text encoder: Load CLIP with the type wan."),
+                ],
+            ),
             outputs=[WanText.Output("text", display_name="text", tooltip="Cached text embeddings, for training.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, sample_prompts: str | None = None) -> bool | str:
+        """Before anything is encoded; the trigger word is not known yet."""
+        try:
+            check_known(cls, {"sample_prompts": sample_prompts})
+            read_prompts(SamplePromptOptions(prompts=sample_prompts or ""), "trigger")
+        except WanTrainError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
@@ -210,15 +225,21 @@ class CacheT5(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, dataset: Dataset, clip: Any) -> io.NodeOutput:
+    def execute(cls, dataset: Dataset, clip: Any, sample_prompts: str = "", sample_negative: str = "") -> io.NodeOutput:
         node_id = cls.hidden.unique_id
+        options = SamplePromptOptions(prompts=sample_prompts, negative=sample_negative)
+        prompts = read_prompts(options, dataset.trigger_words)
         encoder = host.HostTextEncoder(clip)
         check_writable(host.cache_path())
         sweep_temporaries(host.cache_path(), recursive=True)
-        cache, notes = cache_text(dataset.captions, encoder, Store(host.cache_path()), on_item=_item_callback(node_id))
+        cache, notes = cache_text(
+            dataset.captions, encoder, Store(host.cache_path()), prompts=prompts, on_item=_item_callback(node_id)
+        )
         host.remember(Path(entry.path) for entry in cache.entries)
         longest = max(entry.num_tokens for entry in cache.entries)
         summary = f"{len(cache.entries)} captions in the cache, the longest has {longest} of 512 tokens"
+        if prompts:
+            summary += f"\n{len(prompts)} sample prompts for previews (preview_every of the training node)"
         return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
 
 

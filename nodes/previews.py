@@ -34,12 +34,15 @@ class PreviewDecoder:
         self.notes: list[str] = []
 
     def show(self, folder: PreviewFolder, step: int) -> Path | None:
-        """Decode the preview of a step, tell the run that waits for it, and give the memory back; the video's path."""
+        """Decode the videos of a step, tell the run that waits for them, and give the memory back; the last one's path."""
+        path = None
         try:
-            latents = denormalise_latents(folder.read(step), self._format)
-            frames = decode(self._vae, {"samples": latents[None]})  # [F, H, W, 3] in 0..1
-            pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-            return write_video(folder.video_path(step), pixels, self._fps)
+            for number, normalised in folder.read_all(step):
+                latents = denormalise_latents(normalised, self._format)
+                frames = decode(self._vae, {"samples": latents[None]})  # [F, H, W, 3] in 0..1
+                pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+                path = write_video(folder.video_path(step, number), pixels, self._fps)
+            return path
         except host.Interrupted:
             host.interrupt_again()  # taken up by who follows the run: it must stop with a checkpoint
         except Exception as error:  # whatever a VAE of somebody's may raise

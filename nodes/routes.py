@@ -50,6 +50,7 @@ def register() -> None:
     """Add the routes to the host's server."""
     routes = host.routes()
     routes.get("/wan_train/runs/{run}")(guarded(get_run))
+    routes.get("/wan_train/runs/{run}/previews")(guarded(get_gallery))
     routes.get("/wan_train/runs/{run}/previews/{name}")(guarded(get_preview))
     routes.get("/wan_train/presets")(guarded(get_presets))
     routes.post("/wan_train/import")(guarded(post_import))
@@ -142,6 +143,15 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
             "alarms": history.alarms[-MAX_ALARMS:],
             "previews": PreviewFolder.of(folder).videos(),
         }
+
+
+async def get_gallery(request: web.Request) -> web.Response:
+    """The previews of a run by prompt and step."""
+    folder = run_folder(request.match_info["run"])
+    if folder is None:
+        return refusal(404, "there is no such run")
+    loop = asyncio.get_running_loop()
+    return web.json_response(await loop.run_in_executor(threads, PreviewFolder.of(folder).gallery))
 
 
 async def get_preview(request: web.Request) -> web.StreamResponse:

@@ -19,7 +19,7 @@ from ..core.packages import check_packages
 from ..core.settings.job import Job, Stage
 from ..core.settings.previews import PreviewOptions
 from ..core.settings.stage import StageSettings, settings_from_names
-from ..core.train.build import build_job, job_warnings, with_copies
+from ..core.train.build import PreviewModels, build_job, job_warnings, with_copies
 from ..core.train.history import read_long_history
 from ..core.train.partway import keep_newest
 from ..core.train.run_folder import RunFolder
@@ -38,6 +38,7 @@ from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
 
+_NO_WIRE = object()  # in the place of an input that is not connected
 STAGES: dict[str, Stage] = {"high noise": "high", "low noise": "low", "single model": "single"}
 
 
@@ -64,10 +65,18 @@ class TrainLoRAStage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None, optimizer: str | None = None) -> bool | str:
-        """Before anything of the graph is cached."""
+    def validate_inputs(
+        cls,
+        lora_name: str | None = None,
+        optimizer: str | None = None,
+        preview_every: int | None = None,
+        vae: Any = _NO_WIRE,
+    ) -> bool | str:
+        """Before anything of the graph is cached. What comes over a wire is None."""
         try:
-            check_known(cls, {"optimizer": optimizer})  # the host leaves it to whom it hands it
+            check_known(cls, {"optimizer": optimizer, "preview_every": preview_every})  # the host leaves them to us
+            if preview_every is not None:
+                check_vae(PreviewOptions(every=preview_every), has_vae=vae is not _NO_WIRE)
             check_packages(needed_packages(optimizer, ""))
             if lora_name is not None:
                 check_name(lora_name, "lora_name")
@@ -82,11 +91,17 @@ class TrainLoRAStage(io.ComfyNode):
     @classmethod
     @checked
     async def execute(
-        cls, dit: DitHandle, latents: LatentCache, text: TextCache, vae: Any = None, **settings: Any
+        cls,
+        dit: DitHandle,
+        latents: LatentCache,
+        text: TextCache,
+        vae: Any = None,
+        other_dit: DitHandle | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         wanted = stage_settings(dit, settings)
-        job = stage_job(dit, latents, text, settings)
+        job = stage_job(dit, latents, text, settings, other_dit)
         check_start(job, dit.info)
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
@@ -116,7 +131,13 @@ class TrainLoRAStage(io.ComfyNode):
         return _outputs(folder, job, node_id, lora, job.loop.steps)
 
 
-def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: dict[str, Any]) -> Job:
+def stage_job(
+    dit: DitHandle,
+    latents: LatentCache,
+    text: TextCache,
+    settings: dict[str, Any],
+    other_dit: DitHandle | None = None,
+) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
     build = partial(
         build_job,
@@ -126,6 +147,7 @@ def stage_job(dit: DitHandle, latents: LatentCache, text: TextCache, settings: d
         stage=STAGES[settings["stage"]],
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
+        previews_with=PreviewModels(other=None if other_dit is None else other_dit.info),
     )
     wanted = stage_settings(dit, settings)
     names = places_of(wanted.device, host.auto_devices())[0].split(",")
@@ -190,7 +212,15 @@ def _inputs() -> list[Any]:
         io.String.Input("lora_name", default="my_lora", tooltip="Name of the run; also the start of the file's name."),
     ]  # fmt: skip
     vae = io.Vae.Input("vae", optional=True, tooltip="For preview_every: the VAE that Cache Latents has.")
-    return inputs_of("TrainLoRAStage", first, before={"preview_every": vae}, choices={"device": host.device_names()})
+    other = WanDit.Input(
+        "other_dit",
+        optional=True,
+        tooltip="For preview_every with Wan 2.2 A14B: Load Wan DiT of the other expert. Previews then go through both, the"
+        " other one with its newest LoRA of this name. Its file is read block by block for each step of a preview.",
+    )
+    return inputs_of(
+        "TrainLoRAStage", first, before={"preview_every": vae}, last=[other], choices={"device": host.device_names()}
+    )
 
 
 NODES = [TrainLoRAStage]

@@ -1,6 +1,7 @@
-// The previews of a run: one picture, and a slider over the steps. Knows nothing of ComfyUI.
+// The previews of a run: one picture, a slider over the steps, and a button for the gallery. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
+import { GalleryWindow } from "./gallery.js";
 
 /** @typedef {[step: number, file: string]} Preview */
 
@@ -34,6 +35,8 @@ export class Previews {
     this.files = [];
     /** @type {number | undefined} */
     this.chosen = undefined; // the step that the slider was moved to
+    /** @type {string | undefined} */
+    this.newest = undefined; // file
     this.slider.addEventListener("input", () => {
       const index = this.slider.valueAsNumber;
       this.chosen = index < this.files.length - 1 ? this.files[index][0] : undefined; // at the end: the newest, always
@@ -42,7 +45,18 @@ export class Previews {
     for (const kind of ["pointerdown", "pointermove"]) {
       this.slider.addEventListener(kind, (event) => event.stopPropagation()); // else the node moves, too
     }
-    this.element.append(this.picture, this.caption, this.slider);
+    this.slider.setAttribute("aria-label", "Step of the preview");
+    const buttons = document.createElement("div");
+    buttons.className = "wan-train-buttons";
+    this.opener = document.createElement("button");
+    this.opener.type = "button";
+    this.opener.textContent = "Gallery";
+    this.opener.title = "All prompts and steps, and two steps laid over each other";
+    this.opener.addEventListener("click", () => this.open());
+    buttons.append(this.opener);
+    /** @type {GalleryWindow | undefined} */
+    this.gallery = undefined;
+    this.element.append(this.picture, this.caption, this.slider, buttons);
     this.element.hidden = true;
   }
 
@@ -61,6 +75,20 @@ export class Previews {
       this.onToggle();
     }
     if (!isHidden) this.show();
+    const newest = files[files.length - 1]?.[1];
+    if (this.gallery?.isOpen && newest !== this.newest) this.gallery.refresh();
+    this.newest = newest;
+  }
+
+  /** The gallery of the run that is shown now. */
+  open() {
+    const { addressOf } = this;
+    const fetchGallery = async () => {
+      const answer = await fetch(addressOf("").replace(/\/$/, ""));
+      if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+      return answer.json();
+    };
+    this.gallery = new GalleryWindow(fetchGallery, addressOf);
   }
 
   show() {

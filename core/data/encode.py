@@ -1,6 +1,6 @@
 """Encoding what is not in the store yet. Shapes: S tokens, D width."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -10,10 +10,12 @@ from ..disk import check_room, free_bytes
 from ..errors import DatasetError, ModelFileError, RunError
 from ..facts import TEXT_TOKENS
 from ..settings.dataset import Conditioning
+from ..settings.samples import SamplePrompt
 from ..shortage import is_out_of_memory
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .encodings import Encodings
 from .join import frame_rates
+from .sample_prompts import texts_of
 from .store import Store, text_key
 from .types import (
     Dataset,
@@ -118,16 +120,23 @@ def _sum_bytes(dataset: Dataset, encodings: Encodings, *, absent_only: bool) -> 
 
 
 def cache_text(
-    captions: Iterable[str], encoder: TextEncoder, store: Store, *, on_item: OnItem | None = None
+    captions: Iterable[str],
+    encoder: TextEncoder,
+    store: Store,
+    *,
+    prompts: Sequence[SamplePrompt] = (),
+    on_item: OnItem | None = None,
 ) -> tuple[TextCache, list[Note]]:
     """Embeddings of the distinct captions, and of the empty one, on disk; only what is absent or damaged is encoded.
+
+    `prompts`: of previews, which are encoded too.
 
     Captions are encoded several at once, and written beside the encoding of the next. `on_item` is called after each and
     may raise to abort: what is done is kept. A caption longer than 512 tokens is cut, with a note. Raises ModelFileError if
     the text encoder gives another shape than it says, or values that are not finite, and RunError if it runs out of memory
     with a single caption.
     """
-    distinct = tuple(dict.fromkeys([*captions, ""]))
+    distinct = tuple(dict.fromkeys([*captions, "", *texts_of(prompts)]))
     entries: list[TextEntry] = []
     notes: list[Note] = []
     with WriteBehind(beside=True) as write:
@@ -140,7 +149,8 @@ def cache_text(
                 if on_item is not None:
                     on_item(len(entries), len(distinct), _short(entry.caption))
     store.remember_checked()
-    return TextCache(entries=tuple(entries), encoder=encoder.identity, dim=encoder.dim), notes
+    cache = TextCache(entries=tuple(entries), encoder=encoder.identity, dim=encoder.dim, prompts=tuple(prompts))
+    return cache, notes
 
 
 def _encode_captions(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..errors import SAME_DATASET, ConfigError
-from ..settings.job import CaptionText, DataSpec, TrainSample
+from ..settings.job import CaptionText, DataSpec, PreviewPrompt, TrainSample
 from .types import LatentCache, TextCache, TextEntry
 
 
@@ -58,6 +58,23 @@ def data_spec(latents: LatentCache, text: TextCache) -> DataSpec:
         conditioning=latents.conditioning,
         fps=latents.fps,
         more_fps=latents.more_fps,
+        prompts=_prompts(text),
+    )
+
+
+def _prompts(text: TextCache) -> tuple[PreviewPrompt, ...]:
+    by_caption = text.by_caption
+    asked = text.prompts
+    missing = [one.name for one in asked if one.prompt not in by_caption or (one.negative or "") not in by_caption]
+    if missing:
+        raise ConfigError(f"the sample prompt {missing[0]} has no text embedding: cache the captions again.")
+    return tuple(
+        PreviewPrompt(
+            asked=one,
+            text=_texts(by_caption, (one.prompt,))[0],
+            negative=_texts(by_caption, (one.negative or "",))[0],
+        )
+        for one in asked
     )
 
 

@@ -14,6 +14,7 @@ from ..facts import LatentFormat
 from ..limits import check_amount, check_texts
 from ..serial import digest, to_dict
 from ..settings.dataset import Conditioning, DatasetOptions
+from ..settings.samples import SamplePrompt
 from .class_word import with_class_word
 
 Action = Literal["dropped", "skipped", "shortened", "padded", "cropped", "resampled", "note"]
@@ -324,6 +325,7 @@ class TextCache:
     entries: tuple[TextEntry, ...]
     encoder: str  # identity of the text encoder
     dim: int
+    prompts: tuple[SamplePrompt, ...] = ()  # of previews; their texts are among the entries
 
     @property
     def by_caption(self) -> dict[str, TextEntry]:

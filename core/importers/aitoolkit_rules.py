@@ -1,22 +1,13 @@
 """What becomes of each option of AI-Toolkit. Names that mean the same here stand in the declarations of core/settings."""
 
+import re
 from typing import Any
 
+from ..settings.samples import MOST_PROMPTS
+from . import samples
 from .aitoolkit_data import DATASET_RULES
 from .aitoolkit_optimizer import OPTIMIZER_RULES
-from .answers import (
-    FURTHER,
-    PREVIEW,
-    Answer,
-    Context,
-    Rule,
-    SetupOption,
-    changed,
-    either,
-    mapped,
-    not_needed,
-    not_supported,
-)
+from .answers import PREVIEW, Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     PLAN,
     gradient_checkpointing,
@@ -222,24 +213,53 @@ def _disable_sampling(_context: Context, given: SetupOption) -> Answer:
     return mapped(previews__every=0) if truth(given.value) else not_needed("it is off.")
 
 
-def _preview(widget: str, *, is_number: bool = False) -> Rule:
-    def rule(_context: Context, given: SetupOption) -> Answer:
-        value = need_number(given.value) if is_number else str(given.value or "")
-        return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
-
-    return rule
+def _fps(_context: Context, given: SetupOption) -> Answer:
+    return changed(
+        "previews have that of the clips; it is for Preview LoRA.", **{f"{PREVIEW}fps": need_number(given.value)}
+    )
 
 
 def _prompts(_context: Context, given: SetupOption) -> Answer:
     values = given.value if isinstance(given.value, list) else [given.value]
-    texts = [value for value in values if isinstance(value, str) and value]
-    if not texts:
-        return not_needed("there is none.")
-    found = {f"{PREVIEW}prompt": texts[0], **{f"{FURTHER}{i}": text for i, text in enumerate(texts[1:], 2)}}
-    more = " The others are in a note there." if len(texts) > 1 else ""
-    return Answer(
-        "changed", found, f"the first is for Preview LoRA in the workflow.{more} Training shows a caption of yours."
-    )
+    return samples.prompts([{"prompt": text} for text in values if isinstance(text, str) and text.strip()])
+
+
+def _entries(context: Context) -> list[dict[str, Any]]:
+    """The list sample.samples, whose entries say what is their own (toolkit/config_modules.py, SampleItem)."""
+    found: dict[int, dict[str, Any]] = {}
+    for item in context.given:
+        match = _SAMPLE.fullmatch(item.key)
+        if match and match[2] in _OF_SAMPLE and item.value not in (None, ""):
+            name = _OF_SAMPLE[match[2]]
+            value = item.value if name in ("prompt", "negative") else need_number(item.value)
+            if name in ("width", "height", "frames"):
+                value = samples.nearest(context, name, value)
+            elif name not in ("prompt", "negative", "cfg"):
+                value = samples.whole(value, name)
+            found.setdefault(int(match[1]), {})[name] = value
+    return [entry for _, entry in sorted(found.items()) if str(entry.get("prompt", "")).strip()]
+
+
+def _sample(context: Context, given: SetupOption) -> Answer:
+    match = _SAMPLE.fullmatch(given.key)
+    if match is None or match[2] not in _OF_SAMPLE:
+        return not_supported("a sample prompt has no such part here.")
+    return samples.prompts(_entries(context))
+
+
+def _negative(context: Context, given: SetupOption) -> Answer:
+    has_prompts = bool(_entries(context)) or bool(context.get("sample.prompts"))
+    return samples.negative(has_prompts, str(given.value or ""))
+
+
+def _walk(_context: Context, given: SetupOption) -> Answer:
+    return mapped(previews__seed_walk="prompts" if truth(given.value) else "fixed")
+
+
+def _at_start(context: Context, given: SetupOption) -> Answer:
+    if truth(context.get("train.disable_sampling", False)):
+        return not_needed("disable_sampling is on.")
+    return mapped(previews__at_start=truth(given.value) == (given.key == "train.force_first_sample"))
 
 
 def _guidance(context: Context, _given: SetupOption) -> Answer:
@@ -319,6 +339,11 @@ def _ema(context: Context, given: SetupOption) -> Answer:
     return not_supported("there is no moving average of the LoRA here.") if on else not_needed("EMA is off.")
 
 
+_SAMPLE = re.compile(r"sample\.samples\[(\d+)\]\.(\w+)")
+_OF_SAMPLE = {
+    "prompt": "prompt", "neg": "negative", "width": "width", "height": "height", "num_frames": "frames", "seed": "seed",
+    "sample_steps": "steps", "guidance_scale": "cfg",
+}  # fmt: skip
 _DOP, _BLANK = "train.diff_output_preservation", "train.blank_prompt_preservation"
 
 RULES: dict[str, Rule] = {
@@ -360,7 +385,14 @@ RULES: dict[str, Rule] = {
     "save.dtype": _save_dtype,
     "sample.sample_every": _sample_every,
     "sample.prompts": _prompts,
-    "sample.samples[0].prompt": _preview("prompt"),
-    "sample.neg": _preview("negative_prompt"),
-    **{f"sample.{name}": _preview(name, is_number=True) for name in ("width", "height", "num_frames", "seed", "fps")},
+    **{f"sample.samples[{number}].*": _sample for number in range(MOST_PROMPTS)},
+    "sample.neg": _negative,
+    "sample.width": samples.size("width"),
+    "sample.height": samples.size("height"),
+    "sample.num_frames": samples.size("frames"),
+    "sample.seed": samples.seed,
+    "sample.walk_seed": _walk,
+    "sample.fps": _fps,
+    "train.skip_first_sample": _at_start,
+    "train.force_first_sample": _at_start,
 }

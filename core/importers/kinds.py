@@ -6,9 +6,9 @@ from typing import Any, Literal
 from .texts import Parsed
 
 SetupKind = Literal[
-    "musubi dataset", "musubi options", "musubi commands", "musubi list", "aitoolkit job", "simpletuner config",
-    "simpletuner datasets", "simpletuner prompts", "simpletuner lycoris", "simpletuner commands", "diffusion_pipe config",
-    "diffusion_pipe dataset",
+    "musubi dataset", "musubi options", "musubi commands", "musubi list", "musubi prompts", "aitoolkit job",
+    "simpletuner config", "simpletuner datasets", "simpletuner prompts", "simpletuner lycoris", "simpletuner commands",
+    "diffusion_pipe config", "diffusion_pipe dataset",
 ]  # fmt: skip
 
 _MUSUBI = re.compile(
@@ -17,6 +17,7 @@ _MUSUBI = re.compile(
 _SIMPLETUNER = re.compile(
     r"simpletuner\s+train|--model_family\b|--data_backend_config\b|TRAINER_EXTRA_ARGS|--lora_rank\b"
 )
+_PROMPT_LINE = re.compile(r"^[^#\n]*\S\s+--(?:w|h|f|d|s|l|fs|n|g|i)\s", re.MULTILINE)
 _MUSUBI_OPTIONS = {"network_module", "dit", "dataset_config", "network_dim", "timestep_sampling"}
 _SIMPLETUNER_OPTIONS = {
     "model_family",
@@ -40,6 +41,8 @@ def kind_of(parsed: Parsed) -> SetupKind | None:
             return "musubi commands"
         if _SIMPLETUNER.search(parsed.text):
             return "simpletuner commands"
+        if _PROMPT_LINE.search(parsed.text) and "prompt" in parsed.name.lower():
+            return "musubi prompts"
     return None
 
 

@@ -57,7 +57,18 @@ def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
         if any(g.dataset == index and g.key in ("video_directory", "video_jsonl_file") for g in shared):
             shared = with_defaults(shared, {"target_frames": [1]}, index)
     shared += [given for file in files.get("musubi list", []) for given in _list(file)]
+    shared += [given for file in files.get("musubi prompts", []) for given in _prompts(file)]
     return Reading(family, trainings, shared, count, notes, problem or "")
+
+
+def _prompts(file: Parsed) -> list[SetupOption]:
+    """A line each, as hv_train_network.py reads them."""
+    lines = [line.strip() for line in file.text.splitlines()]
+    return [
+        SetupOption(key="prompts_file", name=f"line {number}", value=line, file=file.name)
+        for number, line in enumerate(lines, start=1)
+        if line and not line.startswith("#")
+    ]
 
 
 def _datasets(file: Parsed) -> list[SetupOption]:

@@ -43,7 +43,6 @@ REST: dict[str, Rule] = {
     **needless("it is for other models.", "guidance_scale", "img_in_txt_in_offloading", "one_frame"),
     **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
     **unsupported("previews are counted in steps here (previews.every).", "sample_every_n_epochs"),
-    **unsupported("the first preview is made after that many steps.", "sample_at_first"),
     **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).",
                   "control_directory", "multiple_target", "no_resize_control", "control_resolution"),
     **unsupported("the LoRA's metadata hold no such text here.", "metadata_description",

@@ -1,8 +1,11 @@
 """What becomes of each option of musubi-tuner. Names that mean the same here stand in the declarations of core/settings."""
 
 import math
+import re
 from typing import Any
 
+from ..data.sample_prompts import line_of
+from . import samples
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
@@ -251,15 +254,33 @@ def _cached(_context: Context, given: SetupOption) -> Answer:
     return not_needed(CACHES)
 
 
-def _cfg(_context: Context, _given: SetupOption) -> Answer:
-    return not_supported(
-        "prompts of previews are in the workflow (Preview LoRA); while training, a caption of yours is used."
+def _sample_prompts(context: Context, _given: SetupOption) -> Answer:
+    if context.has("prompts_file"):
+        return changed("its lines are the sample prompts (samples.prompts).")
+    return not_supported("it names a file of prompts: bring that file, too.")
+
+
+def _prompt_line(context: Context, given: SetupOption) -> Answer:
+    """hv_train_network.py, line_to_prompt_dict."""
+    lines = [_PICTURES.sub("", str(item.value)) for item in context.given if item.key == "prompts_file"]
+    entries = [line_of(line, f"line {number} of the prompts") for number, line in enumerate(lines, start=1)]
+    for entry in entries:
+        for name in ("width", "height", "frames"):
+            if name in entry:
+                entry[name] = samples.nearest(context, name, entry[name])
+    answer = samples.prompts(entries)
+    if not _PICTURES.search(str(given.value)):
+        return answer
+    return Answer(
+        "changed", answer.values, "its picture is not taken: previews are given the frame of a sample of yours."
     )
 
 
 def _i2v(_context: Context, given: SetupOption) -> Answer:
     return not_needed("the model's file says what it is.") if truth(given.value) else not_needed("it is off.")
 
+
+_PICTURES = re.compile(r"\s--(?:i|ei|ci|cn|of|g)\s+\S+")  # of image-to-video and of other models
 
 RULES: dict[str, Rule] = {
     **DATASET_RULES,
@@ -290,7 +311,8 @@ RULES: dict[str, Rule] = {
     "save_precision": _save_precision,
     "save_last_n_steps": _keep,
     "save_last_n_epochs": _keep_epochs,
-    "sample_prompts": _cfg,
+    "sample_prompts": _sample_prompts,
+    "prompts_file": _prompt_line,
     **dict.fromkeys(("sdpa", "xformers", "flash_attn", "flash3", "sage_attn", "split_attn"), _attention),
     **dict.fromkeys(("compile", "dynamo_backend"), _compile),
     **{f"optimizer_args.{name}": to_number(f"optimizer.{name}") for name in ("weight_decay", "eps")},

@@ -1,18 +1,10 @@
 """What becomes of each option of SimpleTuner. Names that mean the same here stand in the declarations of core/settings."""
 
-from .answers import (
-    FURTHER,
-    PREVIEW,
-    Answer,
-    Context,
-    Rule,
-    SetupOption,
-    changed,
-    either,
-    mapped,
-    not_needed,
-    not_supported,
-)
+import re
+from typing import Any
+
+from . import samples
+from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     CACHES,
     NO_UPLOAD,
@@ -24,7 +16,7 @@ from .common import (
     schedule,
     to_number,
 )
-from .declared import by_declaration, choice_of, declared, number, side, truth
+from .declared import by_declaration, choice_of, declared, number, truth
 from .families import family_of
 from .optimizers import Named, answer, arguments, said_by, unread
 from .simpletuner_data import DATASET_RULES
@@ -247,30 +239,43 @@ def _model_name(context: Context, given: SetupOption) -> Answer:
     return changed(f"{known} Here models are files, which you name under [models].")
 
 
-def _preview(widget: str, *, is_number: bool = False) -> Rule:
-    def rule(_context: Context, given: SetupOption) -> Answer:
-        value = need_number(given.value) if is_number else str(given.value or "")
-        return changed("it is for Preview LoRA in the workflow.", **{PREVIEW + widget: value})
-
-    return rule
-
-
-def _preview_size(_context: Context, given: SetupOption) -> Answer:
+def _preview_size(context: Context, given: SetupOption) -> Answer:
     sides = [number(part) for part in str(given.value).lower().split(",")[0].split("x")]
     if len(sides) == 1:
         sides *= 2
     if len(sides) != 2 or not sides[0] or not sides[1]:
         return not_supported("it is no size in pixels.")
-    values = {PREVIEW + "width": side(sides[0]), PREVIEW + "height": side(sides[1])}
-    return changed("it is for Preview LoRA in the workflow.", **values)
+    return samples.sizes_of(context, width=sides[0], height=sides[1])
 
 
-def _library(context: Context, given: SetupOption) -> Answer:
-    """A library of prompts: the first is Preview LoRA's where config.json has none; a note keeps the others."""
-    first = next(item for item in context.given if item.key == "prompt_library")
-    if given is first and not context.get("validation_prompt"):
-        return changed("it is for Preview LoRA in the workflow.", **{f"{PREVIEW}prompt": str(given.value)})
-    return changed("it is in a note of the workflow, for Preview LoRA.", **{f"{FURTHER}{given.name}": str(given.value)})
+def _entries(context: Context) -> list[dict[str, Any]]:
+    """The prompt of config.json, and those of the library (helpers/training/validation.py)."""
+    own = str(context.get("validation_prompt") or "").strip()
+    found: list[dict[str, Any]] = [{"name": "validation", "prompt": own}] if own else []
+    return found + [
+        {"name": item.name, "prompt": str(item.value)} for item in context.given if item.key == "prompt_library"
+    ]
+
+
+def _prompts(context: Context, _given: SetupOption) -> Answer:
+    return samples.prompts(_entries(context))
+
+
+def _negative(context: Context, given: SetupOption) -> Answer:
+    return samples.negative(bool(_entries(context)), str(given.value or ""))
+
+
+def _library_file(context: Context, _given: SetupOption) -> Answer:
+    if context.has("prompt_library"):
+        return changed("its prompts are the sample prompts (samples.prompts).")
+    return not_supported("it names a file of prompts: bring that file, too.")
+
+
+def _skipped(_context: Context, given: SetupOption) -> Answer:
+    blocks = re.findall(r"\d+", str(given.value))
+    if not blocks:
+        return not_needed("no layer is left out.")
+    return mapped(previews__skip_layers=", ".join(blocks))
 
 
 def _steps_between(_context: Context, given: SetupOption) -> Answer:
@@ -339,12 +344,14 @@ RULES: dict[str, Rule] = {
     "pretrained_t5_model_name_or_path": _model_name,
     "validation_step_interval": _steps_between,
     "validation_steps": _steps_between,
-    "validation_prompt": _preview("prompt"),
-    "validation_negative_prompt": _preview("negative_prompt"),
-    "validation_seed": _preview("seed", is_number=True),
-    "validation_num_video_frames": _preview("num_frames", is_number=True),
+    "validation_prompt": _prompts,
+    "validation_negative_prompt": _negative,
+    "validation_seed": samples.seed,
+    "validation_num_video_frames": samples.size("frames"),
     "validation_resolution": _preview_size,
-    "prompt_library": _library,
+    "validation_guidance_skip_layers": _skipped,
+    "prompt_library": _prompts,
+    "user_prompt_library": _library_file,
     "checkpoints_total_limit": _keep,
     "checkpointing_steps": to_number("loop.checkpoint_every", is_whole=True),
     "output_dir": _output,

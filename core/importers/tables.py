@@ -85,7 +85,9 @@ def _by_stage(draft: MappedValues) -> tuple[dict[str, Any], dict[Stage, dict[str
     for stage, settings in zip(draft.stages, draft.settings, strict=True):
         rest = {place: value for place, value in settings.items() if place not in shared}
         for place in [
-            p for p in rest if p.split(".")[0] in ("models", "lora", "name", "author", "conditioning", "work")
+            p
+            for p in rest
+            if p.split(".")[0] in ("models", "lora", "samples", "name", "author", "conditioning", "work")
         ]:
             value = rest.pop(place)
             if place == "name" and stage in ("high", "low"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..recipe.recipe import Recipe, widgets_of
 from ..settings.files import DatasetSource
-from ..settings.option import DATASET, MODEL, TRAIN, Option, Options, Widget, all_options, groups_of, options_of
+from ..settings.option import DATASET, MODEL, TEXT, TRAIN, Option, Options, Widget, all_options, groups_of, options_of
 from ..settings.stage import Stage, StageSettings
 from .answers import FURTHER, PREVIEW
 from .families import CLIP_VISION
@@ -45,6 +45,7 @@ class _Maker:
         self._datasets()
         self._models()
         self._stages()
+        self._prompts()
         self._conditioning()
         self._results()
         self._without_widget()
@@ -123,8 +124,24 @@ class _Maker:
             set_widget(run, "lora_name", self.recipe.name)
             if settings.previews.every:
                 self.graph.link(self.graph.of_type("VAELoader")[0], 0, run, "vae")
+                others = [other for other in loaders if other is not loader]
+                if others and {"high", "low"} <= self.recipe.models.stages.keys():
+                    self._link_other(others[0], run)
             if settings.precision == "ara":
                 self.notes.append("Choose the accuracy recovery adapter (recovery_adapter) for each model.")
+
+    def _link_other(self, loader: Json, run: Json) -> None:
+        """Previews go through both experts."""
+        if not any(item["name"] == "other_dit" for item in run["inputs"]):  # an example from before there was one
+            run["inputs"].append({"name": "other_dit", "type": "WAN_DIT", "link": None, "shape": 7})
+        self.graph.link(loader, 0, run, "other_dit")
+
+    def _prompts(self) -> None:
+        """Those of previews, which are encoded with the captions."""
+        if self.recipe.samples.prompts:
+            (node,) = self.graph.of_type("CacheT5")
+            add_widgets(node, widgets_of(TEXT))
+            self._fill(node, TEXT, {"samples": self.recipe.samples})
 
     def _fill(self, node: Json, kind: str, groups: Mapping[str, Options]) -> None:
         """The values of options in the widgets of a node."""

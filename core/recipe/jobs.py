@@ -86,6 +86,10 @@ def check_job(job: Job, folder: Path | None = None) -> CheckpointInfo:
     info = check_model_file(job.model)
     check_start(job, info, folder)
     _check_cached(job.data.empty_text_path, "the empty caption", "context", lambda shape: _is_text(job, shape))
+    for prompt in job.data.prompts if job.previews.every else ():
+        for text in (prompt.text, prompt.negative):
+            name = f"the sample prompt {shown(prompt.asked.name)}"
+            _check_cached(text.path, name, "context", lambda shape: _is_text(job, shape))
     for sample in job.data.samples:
         _check_sample(job, sample)
     return info
@@ -116,11 +120,14 @@ def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
         ("model.path", job.model.path),
         ("model.recovery_adapter", job.model.recovery_adapter),
         ("preview_vae", job.preview_vae),
+        ("other_expert.path", "" if job.other_expert is None else job.other_expert.path),
         *_adapter_files(job),
         *_crepa_files(job),
     ]
     if with_samples:
         named += [("data.empty_text_path", job.data.empty_text_path)]
+        texts = [text for prompt in job.data.prompts for text in (prompt.text, prompt.negative)]
+        named += [("a sample prompt", text.path) for text in texts]
         named += [(f"a file of {shown(s.name)}", path) for s in job.data.samples for path in s.paths]
     return ((what, path) for what, path in named if path)
 
@@ -137,6 +144,8 @@ def _crepa_files(job: Job) -> tuple[tuple[str, str], ...]:
 def _check_kinds(job: Job) -> None:
     """Nothing but weights is opened: a pickle of a stranger's choice could be more than that."""
     of_model = (("model.path", job.model.path), ("model.recovery_adapter", job.model.recovery_adapter))
+    if job.other_expert is not None:
+        of_model = (*of_model, ("other_expert.path", job.other_expert.path))
     for what, path in (*of_model, *_adapter_files(job), *_crepa_files(job)):
         is_folder = not path_problem(path, folders=True) and Path(path).is_dir()
         if path and not is_folder and Path(path).suffix.lower() not in _WEIGHTS:

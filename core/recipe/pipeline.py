@@ -19,6 +19,7 @@ from ..data.encode import cache_latents, cache_text
 from ..data.join import join
 from ..data.pairs import data_spec
 from ..data.report import describe_dataset, list_notes
+from ..data.sample_prompts import read_prompts
 from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
@@ -34,11 +35,12 @@ from ..locks import FileLock
 from ..plan.spread import run_seconds
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
-from ..train.build import build_job, job_warnings, with_copies
+from ..train.build import PreviewModels, build_job, job_warnings, with_copies
 from ..train.chosen import choose_lora
 from ..train.find_run import find_run
 from ..train.label import lora_name
 from ..train.length import job_length
+from ..train.other_expert import OTHER
 from ..train.space import check_space_before
 from ..train.spread import RunPlace, build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
@@ -110,7 +112,11 @@ def cache(recipe: Recipe, dataset: Dataset, display: ProgressDisplay, *, load: b
         tokenizer = Path(recipe.models.tokenizer) if recipe.models.tokenizer else None
         umt5 = LazyTextEncoder(Path(recipe.models.text_encoder), turn, index, display.say, tokenizer)
         text, text_notes = cache_text(
-            dataset.captions, umt5, store, on_item=lambda done, total, name: display.update("text", done, total, name)
+            dataset.captions,
+            umt5,
+            store,
+            prompts=read_prompts(recipe.samples, dataset.trigger_words),
+            on_item=lambda done, total, name: display.update("text", done, total, name),
         )
         umt5.unload()
         display.end("text")
@@ -189,7 +195,9 @@ def jobs(
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
-            preview_vae=recipe.models.vae,
+            previews_with=PreviewModels(
+                vae=recipe.models.vae, other=infos.get(OTHER[stage]) if stage in OTHER else None
+            ),
         )
         job = build_over(build, recipe.settings(stage), info, places[stage], tell)
         made[stage] = with_copies(job, recipe.lora_folder.resolve())

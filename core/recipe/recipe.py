@@ -20,6 +20,7 @@ from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles
 from ..settings.option import LATENTS, Option, Widget, all_options, option, options_of
+from ..settings.previews import SamplePromptOptions
 from ..settings.stage import Stage, StageSettings
 from .tables import toml_lines, without_defaults
 
@@ -52,6 +53,7 @@ class Recipe(StageSettings):
     )
     models: ModelFiles
     lora: LoraFiles = field(default_factory=LoraFiles)
+    samples: SamplePromptOptions = field(default_factory=SamplePromptOptions)
     work: str = option(
         WORK_FOLDER,
         help="Folder for caches and runs; ComfyUI/output/wan_train shares them with the graph.",

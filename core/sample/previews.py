@@ -1,30 +1,155 @@
-"""How a run's previews are sampled."""
+"""What a run's previews show, and how they are sampled."""
+
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
-from ..facts import official_shift
-from ..settings.job import Job
-from .sampler import SampleOptions, schedule, switch_step
+from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
+from ..settings.job import Job, TrainSample
+from ..settings.samples import SamplePrompt
+from .sampler import SampleOptions, check_solvers, schedule, sigma_after, switch_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One video of a preview."""
+
+    name: str  # of its prompt; "": the caption of a sample
+    prompt: str
+    text_path: str
+    negative_path: str
+    shape: tuple[int, int, int, int]  # C, F, H, W of the latents
+    seed: int
+    sampling: SampleOptions
+
+
+def preview_sample(job: Job) -> TrainSample:
+    """The sample whose caption, size and given frames previews have: the first held-out one, else the first."""
+    return (*job.held_out_samples, *job.training_samples)[0]
+
+
+def boundary_of(job: Job) -> float:
+    """The sigma where the high noise expert hands over."""
+    return job.timesteps.sigma_min if job.stage == "high" else job.timesteps.sigma_max
 
 
 def preview_sampling(job: Job, boundary: float) -> SampleOptions:
     """The sampler's options, with the experts' boundary as sigma."""
     options = job.previews
     shift = options.shift or official_shift(_variant(job), has_experts=job.stage != "single")
-    return SampleOptions(steps=options.steps, shift=shift, cfg=options.cfg, boundary=boundary)
+    return SampleOptions(
+        steps=options.steps,
+        shift=shift,
+        cfg=options.cfg,
+        boundary=boundary,
+        sampler=options.sampler,
+        scheduler=options.scheduler,
+        skip_scale=options.skip_scale if options.skip_layers.strip() else 0.0,
+        skip_start=options.skip_start,
+        skip_stop=options.skip_stop,
+    )
+
+
+def preview_shots(job: Job, step: int = 0) -> list[Shot]:
+    """The videos of the preview after `step` steps, in the order of the prompts."""
+    sample, options = preview_sample(job), job.previews
+    shared = preview_sampling(job, boundary_of(job))
+    walked = options.seed + (step if options.seed_walk == "steps" else 0)
+    if not job.data.prompts:
+        shape = _shape(job, SamplePrompt(name="1", prompt="the caption"))
+        texts = {"text_path": sample.text_path, "negative_path": job.data.empty_text_path}
+        return [Shot(name="", prompt=sample.caption, shape=shape, seed=walked, sampling=shared, **texts)]
+    shots: list[Shot] = []
+    for number, prompt in enumerate(job.data.prompts):
+        asked = prompt.asked
+        own = {"steps": asked.steps or shared.steps, "shift": asked.shift or shared.shift}
+        seed = walked + (number if options.seed_walk == "prompts" else 0) if asked.seed is None else asked.seed
+        shot = Shot(
+            name=asked.name,
+            prompt=asked.prompt,
+            text_path=prompt.text.path,
+            negative_path=prompt.negative.path,
+            shape=_shape(job, asked),
+            seed=seed,
+            sampling=replace(shared, **own, cfg=shared.cfg if asked.cfg is None else asked.cfg),
+        )
+        shots.append(shot)
+    return shots
+
+
+def check_previews(job: Job) -> None:
+    """ConfigError for previews that can't be made: of a size that the model has not, or without a step."""
+    if not job.previews.every:
+        return
+    for shot in preview_shots(job):
+        check_solvers(shot.sampling)
+        if job.stage == "low":
+            _check_low(job, shot)
+
+
+def preview_warnings(job: Job) -> list[str]:
+    """What is otherwise than asked for: the size of previews, and skip-layer guidance without a step."""
+    options = job.previews
+    found = _skip_warnings(job)
+    wanted = [(one.asked.width, one.asked.height, one.asked.frames) for one in job.data.prompts]
+    is_asked = any(any(sizes) for sizes in [*wanted, (options.width, options.height, options.frames)])
+    if not (options.every and is_asked and _is_of_sample(job)):
+        return found
+    frames, height, width = clip_size(preview_sample(job).shape)
+    why = (
+        "as an image-to-video model is given the frame of that sample"
+        if job.data.conditioning != "none"
+        else "as a preview of the low noise stage starts from it where the other expert is not known (other_dit)"
+    )
+    return [
+        *found,
+        f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}.",
+    ]
+
+
+def _skip_warnings(job: Job) -> list[str]:
+    """A sentence for skip-layer guidance that ends before the low noise expert, alone, begins."""
+    options, boundary = job.previews, boundary_of(job)
+    is_alone = job.stage == "low" and job.other_expert is None
+    if not (options.every and options.skip_layers.strip() and is_alone):
+        return []
+    if sigma_after(options.skip_stop, preview_sampling(job, boundary).shift) < boundary:
+        return []
+    return [
+        f"preview_skip_layers has no effect in previews of the low noise expert alone: previews.skip_stop {options.skip_stop:g}"
+        f" ends above the boundary {boundary:g}."
+    ]
+
+
+def _is_of_sample(job: Job) -> bool:
+    """Whether previews are made on a sample, so that they have its size."""
+    return job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
+
+
+def _check_low(job: Job, shot: Shot) -> None:
+    boundary, steps = job.timesteps.sigma_max, shot.sampling.steps
+    if switch_step(schedule(shot.sampling), boundary) >= steps:
+        raise ConfigError(
+            f"preview_steps is {steps}, and none of these steps is below the boundary {boundary:g}, "
+            "where the low noise expert works: raise preview_steps, or set preview_every to 0."
+        )
+
+
+def _shape(job: Job, asked: SamplePrompt) -> tuple[int, int, int, int]:
+    """Of the latents: what the prompt asks for, else the options, else the sample."""
+    sample, options = preview_sample(job).shape, job.previews
+    if _is_of_sample(job):
+        return sample
+    frames, height, width = clip_size(sample)
+    width, height = asked.width or options.width or width, asked.height or options.height or height
+    multiple = PATCH * pixels_per_latent(sample[0])
+    for name, side in (("width", width), ("height", height)):
+        if side % multiple and side in (asked.width, asked.height, options.width, options.height):
+            raise ConfigError(
+                f"the {name} of previews is {side}, but videos of this model have sides that are multiples of {multiple}."
+            )
+    return latent_shape(sample[0], asked.frames or options.frames or frames, height, width)
 
 
 def _variant(job: Job) -> str:
     """t2v, i2v and their like, by the label that the job's base model has, as "wan2.2-t2v-a14b"."""
     return job.model.label.partition("-")[2].partition("-")[0]
-
-
-def check_previews(job: Job) -> None:
-    """ConfigError if previews of the low noise expert would have no step at its noise levels."""
-    boundary, steps = job.timesteps.sigma_max, job.previews.steps
-    if not job.previews.every or job.stage != "low":
-        return
-    if switch_step(schedule(preview_sampling(job, boundary)), boundary) >= steps:
-        raise ConfigError(
-            f"preview_steps is {steps}, and none of these steps is below the boundary {boundary:g}, "
-            "where the low noise expert works: raise preview_steps, or set preview_every to 0."
-        )

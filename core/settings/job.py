@@ -18,6 +18,7 @@ from .loop import LoopOptions
 from .option import key_values, without_effect
 from .plain import PLAIN, without_plain
 from .precision import Precision, check_precision
+from .samples import MOST_PROMPTS, SamplePrompt
 from .stage import Stage
 
 SCHEMA = 2  # 1: "auto" in the memory options was what equalled the default
@@ -53,6 +54,19 @@ class CaptionText:
 
     path: str
     key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewPrompt:
+    """A prompt of previews, and the embeddings on disk of what it says."""
+
+    asked: SamplePrompt
+    text: CaptionText
+    negative: CaptionText
+
+    def __post_init__(self) -> None:
+        texts = (self.text, self.negative)
+        check_texts("a preview", words=tuple(t.key for t in texts), paths=tuple(t.path for t in texts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +154,11 @@ class DataSpec:
     conditioning: Conditioning = "none"  # the frames that the model is given
     fps: float = 16.0  # of the clips
     more_fps: tuple[float, ...] = ()  # of the other clips, where joined datasets have several rates
+    prompts: tuple[PreviewPrompt, ...] = ()  # of previews; (): the caption of a sample. They decide no weights
 
     def __post_init__(self) -> None:
+        if len(self.prompts) > MOST_PROMPTS:
+            raise ConfigError(f"data has {len(self.prompts)} prompts of previews, more than {MOST_PROMPTS}.")
         check_texts("data", words=(self.empty_text_key,), paths=(self.empty_text_path,))
         check_number(self.text_dim, "data.text_dim", 1, 1_000_000)
         for fps in (self.fps, *self.more_fps):
@@ -170,6 +187,7 @@ class Job(Groups, Subject):
     """Everything that a run needs, and nothing that it finds out."""
 
     loras_folder: str = ""  # where its checkpoints are copied to, as LoRAs; "": nowhere
+    other_expert: ModelSpec | None = None  # the model of the other stage, for previews through both; None: not known
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     alternate_every: int = 0  # steps after which the device is handed to the other expert's run; 0: never
@@ -196,6 +214,7 @@ class Job(Groups, Subject):
             ),
             paths=(
                 *(model.path, model.recovery_adapter, self.preview_vae, self.loras_folder),
+                *(() if self.other_expert is None else (self.other_expert.path,)),
                 *(self.adapter.start_from, self.adapter.merge_into_base),
                 *(self.crepa.encoder, self.crepa.vae),
             ),

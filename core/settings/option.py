@@ -20,6 +20,7 @@ from ..serial import AUTO
 
 # The nodes that have options as widgets.
 DATASET, LATENTS, MODEL, TRAIN = "DatasetFromFolder", "CacheLatents", "LoadWanDiT", "TrainLoRAStage"
+TEXT = "CacheT5"
 
 LARGE = 10**9  # the most of a number that names no other: no option makes sense beyond it, and none overflows below
 UNSET: Any = object()

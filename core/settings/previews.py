@@ -1,21 +1,59 @@
-"""Videos made while the LoRA learns."""
+"""Videos made while the LoRA learns, and the prompts that they are made of."""
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
-from ..facts import NUM_TIMESTEPS
-from .option import TRAIN, Options, Widget, option
+from ..errors import ConfigError
+from ..facts import FRAMES_PER_LATENT, NUM_TIMESTEPS
+from .option import TEXT, TRAIN, Options, Widget, option
+
+SeedWalk = Literal["fixed", "prompts", "steps"]
+_MOST_PIXELS, _MOST_FRAMES = 4096, 1025
+_BLOCKS = re.compile(r"\s*(\d+\s*(,\s*\d+\s*)*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePromptOptions(Options, group="samples"):
+    """The prompts of previews. They are encoded with the captions, and change nothing of the training."""
+
+    prompts: str = option(
+        "",
+        help="Prompts of the previews that are made while training, one a line; empty: a caption of the dataset.",
+        more='Or a JSON library: {"nickname": "prompt", ...}, where an entry may also be {"prompt": ..., "negative": ...,'
+        ' "width": ..., "height": ..., "frames": ..., "seed": ..., "steps": ..., "cfg": ...}. A line may end with'
+        " musubi-tuner's --w --h --f --d --s --l --n for the same. [trigger] becomes the trigger word.",
+        page="Without a value of its own a prompt has those of the training node (preview_width and so on). An image-to-video"
+        " model is given the frame of the first held-out sample, so its previews have that sample's size; so have those of the"
+        " low noise stage where the other expert is not known.",
+        in_key=False,
+        widget=Widget(TEXT, "sample_prompts", 1, advanced=False, multiline=True),
+        musubi="sample_prompts",
+        aitoolkit="sample.prompts",
+        simpletuner="user_prompt_library",
+    )
+    negative: str = option(
+        "",
+        help="Negative prompt of the previews, for prompts that have none of their own.",
+        more="Empty: the empty caption. It has no effect where preview_cfg is 1.",
+        in_key=False,
+        widget=Widget(TEXT, "sample_negative", 2, multiline=True),
+        aitoolkit="sample.neg",
+        simpletuner="validation_negative_prompt",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions(Options, group="previews"):
-    """Videos made while the LoRA learns, with what it is then."""
+    """How previews are made: short videos with the LoRA as it is then."""
 
     every: int = option(
         0,
         help="Steps between two previews: short videos made with the LoRA as it is then.",
-        more="They have the caption and the size of the first held-out sample, else of the first one. The high noise stage"
-        " shows where its expert hands over: blurry, but motion and composition are seen. The low noise stage starts from"
-        " noise on the sample itself, and shows the look.",
+        more="They have the sample prompts, else the caption, and the size of the first held-out sample, else of the"
+        " first one. With the other expert known (other_dit), a preview goes through both. Without, the high noise stage shows"
+        " where its expert hands over: blurry, but motion and composition are seen; the low noise stage starts from noise on"
+        " the sample itself, and shows the look.",
         zero="no previews",
         unit="steps",
         in_key=False,
@@ -56,3 +94,121 @@ class PreviewOptions(Options, group="previews"):
         in_key=False,
         musubi="flow_shift",
     )
+    width: int = option(
+        0,
+        help="Width of previews in pixels, a multiple of 16 (32 for TI2V 5B).",
+        zero="that of the sample",
+        most=_MOST_PIXELS,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_width", 150, step=16),
+        aitoolkit="sample.width",
+    )
+    height: int = option(
+        0,
+        help="Height of previews in pixels, a multiple of 16 (32 for TI2V 5B).",
+        zero="that of the sample",
+        most=_MOST_PIXELS,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_height", 151, step=16),
+        aitoolkit="sample.height",
+    )
+    frames: int = option(
+        0,
+        help="Frames of a preview, 4n+1: 1, 5, ... 33, 81.",
+        zero="as many as the sample has",
+        most=_MOST_FRAMES,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_frames", 152),
+        aitoolkit="sample.num_frames",
+        simpletuner="validation_num_video_frames",
+    )
+    seed: int = option(
+        1,
+        help="Seed of a preview's noise.",
+        more="It is not the run's, so that runs with different seeds stay comparable.",
+        most=2**63 - 1,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_seed", 153, most=2**53 - 1),
+        aitoolkit="sample.seed",
+        simpletuner="validation_seed",
+    )
+    seed_walk: SeedWalk = option(
+        "fixed",
+        help="Whether the seed of previews moves on.",
+        more="fixed: all have the same. prompts: the second prompt has the next one, and so on. steps: the preview of step n"
+        " has the seed plus n.",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_seed_walk", 154),
+        aitoolkit="sample.walk_seed",
+    )
+    at_start: bool = option(
+        False,
+        help="Also a preview before the first step, of the model without what it is to learn.",
+        in_key=False,
+        not_with={"every": (0,)},
+        widget=Widget(TRAIN, "preview_at_start", 155),
+        musubi="sample_at_first",
+        aitoolkit="!train.skip_first_sample",
+        simpletuner="!disable_benchmark",
+    )
+    sampler: Literal["euler", "unipc", "dpm++2m"] = option(
+        "euler",
+        help="Sampler of previews.",
+        more="Those of ComfyUI: euler, uni_pc and dpmpp_2m.",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_sampler", 156),
+    )
+    scheduler: Literal["simple", "normal", "beta"] = option(
+        "simple",
+        help="How the noise levels of previews are spaced, as ComfyUI's schedulers of these names do.",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_scheduler", 157),
+    )
+    skip_layers: str = option(
+        "",
+        help="Skip-layer guidance of previews: the blocks that are left out, such as 9 or 9, 10; empty: off.",
+        more="As ComfyUI's SkipLayerGuidanceDiT: away from what the model says of the prompt without these blocks. A third"
+        " more time for the steps in question.",
+        in_key=False,
+        widget=Widget(TRAIN, "preview_skip_layers", 158),
+        simpletuner="validation_guidance_skip_layers",
+    )
+    skip_scale: float = option(
+        3.0,
+        help="Strength of skip-layer guidance.",
+        most=100.0,
+        in_key=False,
+        widget=Widget(TRAIN, "preview_skip_scale", 159, most=10.0, step=0.1),
+        simpletuner="validation_guidance_skip_scale",
+    )
+    skip_start: float = option(
+        0.01,
+        help="Share of the way from noise to video after which skip-layer guidance begins.",
+        most=1.0,
+        in_key=False,
+        simpletuner="validation_guidance_skip_layers_start",
+    )
+    skip_stop: float = option(
+        0.15,
+        help="Share of the way from noise to video after which skip-layer guidance ends.",
+        most=1.0,
+        in_key=False,
+        simpletuner="validation_guidance_skip_layers_stop",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sample_size(self.width, self.height, self.frames, "preview_")
+        if not _BLOCKS.fullmatch(self.skip_layers):
+            raise ConfigError(
+                f"preview_skip_layers is '{self.skip_layers[:80]}', which are no blocks: write numbers with commas, 9, 10."
+            )
+
+
+def check_sample_size(width: int, height: int, frames: int, prefix: str) -> None:
+    """ConfigError for sides and frames that no video of the models has; 0 is left open. `prefix`: of their names."""
+    for name, side in (("width", width), ("height", height)):
+        if side % 16 or not 0 <= side <= _MOST_PIXELS:
+            raise ConfigError(f"{prefix}{name} must be a multiple of 16 up to {_MOST_PIXELS}, or 0, got {side}.")
+    if frames and ((frames - 1) % FRAMES_PER_LATENT or not 1 <= frames <= _MOST_FRAMES):
+        raise ConfigError(f"{prefix}frames must be 4n+1 (1, 5, ... 33, 81) up to {_MOST_FRAMES}, or 0, got {frames}.")

@@ -7,7 +7,7 @@ from typing import Any
 from ..train.events import Event
 from .packages import imported
 from .run_facts import RunFacts
-from .sink import MEASURED, as_gif, numbers, preview_path
+from .sink import MEASURED, as_gif, numbers, preview_paths
 
 _EVENT, _WRITER = "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.event_file_writer"
 _SUMMARY = "tensorboard.compat.proto.summary_pb2"
@@ -31,12 +31,15 @@ class TensorBoard:
     def take(self, event: Event) -> None:
         """Numbers of steps and validations, and previews."""
         if event["event"] == "preview":
-            gif, width, height = as_gif(preview_path(self._run.folder, event["step"]))
-            image = self._summary.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-            values = [self._summary.Summary.Value(tag="preview", image=image)]
+            values = [self._shown(tag, path) for tag, path in preview_paths(self._run.folder, event).items()]
         else:
             values = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in numbers(event)]
         self._add(event, values)
+
+    def _shown(self, tag: str, path: Path) -> Any:
+        gif, width, height = as_gif(path)
+        image = self._summary.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        return self._summary.Summary.Value(tag=tag, image=image)
 
     def _add(self, event: Event, values: list[Any]) -> None:
         summary = self._summary.Summary(value=values)

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from ..settings.samples import MOST_PROMPTS
 from ..train.events import Event
+from ..train.preview_folder import PreviewFolder
 
 MEASURED = ("step", "validation", "preview")
 _NOT_SHOWN = ("event", "time", "step", "crc")
@@ -52,9 +54,12 @@ def numbers(event: Event) -> Iterator[tuple[str, float]]:
             yield f"{group}/terms/{name}", float(value)
 
 
-def preview_path(folder: Path, step: int) -> Path:
-    """The video of a step's preview, once somebody has decoded it."""
-    return folder / "previews" / f"step-{step:08d}.webp"
+def preview_paths(folder: Path, event: Event) -> dict[str, Path]:
+    """The videos of a preview, which are there once somebody has decoded them, by what a tracker calls them."""
+    previews, step, count = PreviewFolder(folder / "previews"), event["step"], event.get("prompts", 1)
+    return {
+        f"preview_{i + 1}" if i else "preview": previews.video_path(step, i) for i in range(min(count, MOST_PROMPTS))
+    }
 
 
 def as_gif(path: Path) -> tuple[bytes, int, int]:

@@ -11,7 +11,7 @@ from ..train.events import Event, EventReader
 from .board import TensorBoard
 from .cursor import Cursor
 from .run_facts import RunFacts, read_facts
-from .sink import Sink, preview_path
+from .sink import Sink, preview_paths
 from .wandb_run import WandbRun
 from .webhook import Webhook
 
@@ -73,7 +73,8 @@ class Tracker:
         self._sinks = []
 
     def _give(self, event: Event) -> None:
-        if event["event"] == "preview" and not preview_path(self.run.folder, event["step"]).is_file():
+        is_preview = event["event"] == "preview"
+        if is_preview and not all(path.is_file() for path in preview_paths(self.run.folder, event).values()):
             if time.time() - event["time"] < _PATIENCE_S:
                 self._waiting.append(event)
             return

@@ -2,11 +2,12 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ..train.events import Event
 from .packages import imported
 from .run_facts import RunFacts
-from .sink import MEASURED, as_gif, numbers, preview_path
+from .sink import MEASURED, as_gif, numbers, preview_paths
 
 
 class WandbRun:
@@ -51,11 +52,13 @@ class WandbRun:
         if event["event"] != "preview":
             self._run.log({"step": event["step"], **dict(numbers(event))})
             return
-        gif, _, _ = as_gif(preview_path(self._folder, event["step"]))
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"step-{event['step']:08d}.gif"
-            path.write_bytes(gif)
-            self._run.log({"step": event["step"], "preview": self._wandb.Video(str(path), format="gif")})
+            videos: dict[str, Any] = {}
+            for tag, source in preview_paths(self._folder, event).items():
+                path = Path(folder) / f"{tag}-{event['step']:08d}.gif"
+                path.write_bytes(as_gif(source)[0])
+                videos[tag] = self._wandb.Video(str(path), format="gif")
+            self._run.log({"step": event["step"], **videos})
 
     def flush(self) -> None:
         """wandb sends in a process of its own."""

@@ -1,6 +1,6 @@
 """How a stage is trained, in the groups of a job, and the one way from there to the job: for graph and command line."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..optimizers import OPTIMIZERS
-from ..sample.previews import check_previews
+from ..sample.previews import check_previews, preview_warnings
 from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
 from ..settings.optimizer import OptimizerOptions
@@ -21,9 +21,18 @@ from ..wan.recovery import file_identity
 from .average import start_left
 from .crepa import crepa_identity
 from .length import run_length
+from .other_expert import other_spec
 from .regularizers import regularizer_warnings
 
 _MOST_OF_THE_START = 0.2  # in the average at the end, without a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewModels:
+    """What previews are made with, besides the model that is trained."""
+
+    vae: str = ""  # its file, where the run itself decodes its previews
+    other: CheckpointInfo | None = None  # the model of the other stage, through which they go, too
 
 
 def build_job(
@@ -35,20 +44,24 @@ def build_job(
     stage: Stage,
     trigger_word: str = "",
     recovery_adapter: Path | None = None,
-    preview_vae: str = "",
+    previews_with: PreviewModels | None = None,
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work.
 
-    `preview_vae`: the VAE's file, where the run itself decodes its previews, and what CREPA looks at.
+    `previews_with`: what previews need besides the model; by default they have the model alone, and somebody else's VAE.
+    CREPA looks at what its VAE gives.
     """
     check_expert(info.path, stage, allow_other=settings.allow_other_expert)
     low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
     loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
+    beside = previews_with or PreviewModels()
+    other = other_spec(stage, info, beside.other, allow_other=settings.allow_other_expert)
+    other = other if settings.previews.every else None
     crepa = settings.crepa
     if crepa.weight:
-        crepa = replace(crepa, vae=crepa.vae or preview_vae)
+        crepa = replace(crepa, vae=crepa.vae or beside.vae)
     groups: dict[str, Any] = {
         **dict(settings.groups()),
         "timesteps": replace(settings.timesteps, sigma_min=low, sigma_max=high),
@@ -68,7 +81,8 @@ def build_job(
         ),
         data=data,
         **groups,
-        preview_vae=preview_vae if settings.previews.every else "",
+        other_expert=other,
+        preview_vae=beside.vae if settings.previews.every else "",
         device=settings.device,
         alternate_every=0 if stage == "single" else settings.alternate_every,
         trigger_word=trigger_word,
@@ -118,7 +132,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
-    found += regularizer_warnings(job)
+    found += [*regularizer_warnings(job), *preview_warnings(job)]
     path = Path(job.model.path)
     hint = hints_expert(path)
     if hint in (None, job.stage):

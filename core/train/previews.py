@@ -1,35 +1,41 @@
-"""Previews of a run: a video sampled now and then with the LoRA as it is then, from what lies in the caches already.
+"""Previews of a run: videos sampled now and then with the LoRA as it is then.
 
-Text, size, and the given frames of image-to-video are those of one sample; the noise is the same every time. An expert
-makes its own part of the way from noise to video alone, and the rest is a straight line: see `experts`.
+Text and size are those of the job's prompts, or of one sample; the frames that image-to-video is given are that sample's. An
+expert whose other one is not known makes its own part of the way from noise to video alone, and the rest is a straight line:
+see `experts`.
 
 B samples, C channels, F H W latent frames, height, width, S text tokens, D text width.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..encoders.vae import load_video_encoder
-from ..errors import RunError
-from ..facts import NUM_TIMESTEPS
+from ..errors import RunError, WanTrainError
+from ..facts import NUM_TIMESTEPS, clip_size, num_tokens
 from ..flow.objective import give_first_frame
 from ..plan.recovery import first_line
-from ..sample.previews import preview_sampling
+from ..sample.previews import Shot, preview_sample, preview_shots
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
-from ..settings.job import Job, Stage, TrainSample
-from ..shortage import free_caches
+from ..settings.job import Job, Stage
+from ..shortage import free_caches, is_out_of_memory
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .loop import StepReport, Trainer
-from .preview_folder import PreviewFolder, write_video
+from .other_expert import OtherExpert, newest_lora, open_other
+from .preview_folder import PreviewFolder, Shown, write_video
 from .run_folder import RunFolder
+from .skip_blocks import block_numbers, without_blocks
 
-PREVIEW_SEED = 1  # not the run's: runs with different seeds stay comparable
+SHOTS_AT_ONCE = 2  # of one size, by which each block that is read for the other expert serves more than one
 WAIT_S, POLL_S = 120.0, 0.1
 
 
@@ -37,31 +43,84 @@ class _BrokenOffError(Exception):
     """A stop was asked for while a preview was sampled."""
 
 
-def preview_sample(job: Job) -> TrainSample:
-    """The sample whose caption, size and given frames previews have: the first held-out one, else the first."""
-    return (*job.held_out_samples, *job.training_samples)[0]
-
-
 def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
-    """Normalised latents [C, F, H, W] float32 on the CPU, by the weights as they are. The model is left in training.
+    """Normalised latents [C, F, H, W] float32 on the CPU of the first of the previews, by the weights as they are."""
+    return sample_shots(trainer, preview_shots(trainer.job, trainer.step)[:1], on_step=on_step)[0]
 
-    `on_step` may raise to end it.
+
+def sample_shots(
+    trainer: Trainer, shots: Sequence[Shot], *, other: OtherExpert | None = None, on_step: OnStep | None = None
+) -> list[Tensor]:
+    """Normalised latents [C, F, H, W] float32 on the CPU of each shot, by the weights as they are.
+
+    `other`: the expert that is not trained. `on_step` may raise to end it. The model is left in training.
     """
-    job, device = trainer.job, trainer.device
-    chosen = preview_sample(job)
-    batch = load_batch([chosen], [chosen.text_path], job.data.conditioning).map(lambda tensor: tensor.to(device))
-    noise = initial_noise(tuple(batch.latents.shape), PREVIEW_SEED).to(device)
-    negative = None
-    if job.previews.cfg != 1.0:
-        negative = load_context(job.data.empty_text_path, "the empty caption")[None].to(device)
-    boundary = job.timesteps.sigma_min if job.stage == "high" else job.timesteps.sigma_max
-    high, low = experts(job.stage, velocity_model(trainer, batch), batch.latents, noise)
     trainer.model.eval()
     try:
-        options = preview_sampling(job, boundary)
-        return sample(high, low, noise, batch.context, negative, options, on_step)[0].cpu()
+        most = SHOTS_AT_ONCE if other is not None else 1
+        return [
+            latents for together in _together(shots, most) for latents in _sample(trainer, together, other, on_step)
+        ]
     finally:
         trainer.model.train()
+
+
+def _together(shots: Sequence[Shot], most: int) -> Iterator[list[Shot]]:
+    """Neighbours that are sampled alike, up to `most`."""
+    for _, alike in groupby(shots, key=lambda shot: (shot.shape, shot.sampling)):
+        group = list(alike)
+        yield from (group[start : start + most] for start in range(0, len(group), most))
+
+
+def _sample(
+    trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None, on_step: OnStep | None
+) -> Iterator[Tensor]:
+    job, device, options = trainer.job, trainer.device, shots[0].sampling
+    chosen = preview_sample(job)
+    batch = load_batch([chosen], [chosen.text_path], job.data.conditioning).map(lambda tensor: tensor.to(device))
+    noise = torch.cat([initial_noise((1, *shot.shape), shot.seed) for shot in shots]).to(device)
+    context = _contexts([shot.text_path for shot in shots], device)
+    negative = _contexts([shot.negative_path for shot in shots], device) if options.cfg != 1.0 else None
+    own, blocks = velocity_model(trainer, batch), ()
+    if options.skip_scale > 0:
+        blocks = block_numbers(job.previews.skip_layers, len(trainer.model.blocks))  # type: ignore[arg-type]
+    leaving_out = Skipping(trainer, blocks, other)
+    if other is None:
+        high, low = experts(job.stage, own, batch.latents, noise, leaving_out)
+    else:
+        away = partial(other.velocity, batch.images)
+        high, low = (own, away) if job.stage == "high" else (away, own)
+    skipping = leaving_out if blocks else None
+    yield from sample(high, low, noise, context, negative, options, on_step, skipping).cpu()
+
+
+def _contexts(paths: Sequence[str], device: torch.device) -> Tensor:
+    return torch.stack([load_context(path, "a preview") for path in paths]).to(device)
+
+
+@dataclass
+class Skipping:
+    """Skip-layer guidance: within it the models of a preview leave `blocks` out."""
+
+    trainer: Trainer
+    blocks: Sequence[int]
+    other: OtherExpert | None
+    is_on: bool = False
+
+    def __call__(self) -> AbstractContextManager[None]:
+        return self._within()
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(without_blocks(self.trainer.model, self.blocks))  # type: ignore[arg-type]
+            if self.other is not None:
+                stack.enter_context(self.other.without_blocks(self.blocks))
+            self.is_on = True
+            try:
+                yield
+            finally:
+                self.is_on = False
 
 
 def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
@@ -88,26 +147,38 @@ def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
 
 
 def experts(
-    stage: Stage, model: VelocityModel, latents: Tensor, noise: Tensor
+    stage: Stage, model: VelocityModel, latents: Tensor, noise: Tensor, skipping: "Skipping | None" = None
 ) -> tuple[VelocityModel, VelocityModel | None]:
     """Who leads above the boundary, and who below, where `model` is the stage's; None: `model` leads all the way.
 
-    High: below the boundary its last velocity v is held, which ends at its estimate of the video, x - sigma v. Low:
-    above the boundary the way is that of the sample's own `latents` and `noise`, [1, C, F, H, W] both. Under Euler's
-    steps both lines are followed exactly.
+    High: below the boundary its last velocity v is held, which ends at its estimate of the video, x - sigma v; also what
+    it said without the blocks of `skipping`. Low: above the boundary the way is that of the sample's own `latents`
+    [1, C, F, H, W] and `noise` [B, C, F, H, W]. Under Euler's steps both lines are followed exactly.
     """
     if stage == "single":
         return model, None
     if stage == "low":
         straight = noise - latents
-        return lambda noisy, _timesteps, _context: straight.expand_as(noisy), model
-    last: list[Tensor] = []
+
+        def along(noisy: Tensor, _timesteps: Tensor, _context: Tensor) -> Tensor:
+            return straight.repeat(noisy.shape[0] // straight.shape[0], 1, 1, 1, 1)
+
+        return along, model
+    last: dict[bool, Tensor] = {}
+
+    def is_less() -> bool:
+        return skipping is not None and skipping.is_on
 
     def remember(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        last[:] = [model(noisy, timesteps, context)]
-        return last[0]
+        if not is_less():
+            last.clear()
+        last[is_less()] = model(noisy, timesteps, context)
+        return last[is_less()]
 
-    return remember, lambda _noisy, _timesteps, _context: last[0]
+    def hold(noisy: Tensor, _timesteps: Tensor, _context: Tensor) -> Tensor:
+        return last.get(is_less(), last[False])[: noisy.shape[0]]
+
+    return remember, hold
 
 
 class Preview:
@@ -132,7 +203,7 @@ class Preview:
         `is_stopping`: whether all ranks of the run know that it shall stop; by default what `should_stop` says on this one.
         `is_shared`: all of them run the model together; else the first does alone, and the others wait for it.
         """
-        self._folder = PreviewFolder.of(folder)
+        self._run, self._folder = folder.path, PreviewFolder.of(folder)
         self._events, self._should_stop = events, should_stop
         self._is_stopping = is_stopping or should_stop
         self._make_room, self._is_shared = make_room, is_shared
@@ -145,19 +216,49 @@ class Preview:
         if _is_due(report.step, trainer.job) and not self._is_stopping():
             self.make(trainer)
 
+    def before_first_step(self, trainer: Trainer) -> None:
+        """The preview of a run that begins, where the job wants one."""
+        options = trainer.job.previews
+        if options.every and options.at_start and trainer.step == 0 and not self._is_stopping():
+            self.make(trainer)
+
     def make(self, trainer: Trainer) -> None:
         """The preview of the trainer's step, now."""
         step, start, world = trainer.step, time.perf_counter(), trainer.team.world
-        self._events.write("status", message=f"step {step}: sampling a preview")
+        shots = preview_shots(trainer.job, step)
+        other, told = self._open_other(trainer)
+        several = f" of {len(shots)} prompts" if len(shots) > 1 else ""
+        self._events.write("status", message=f"step {step}: sampling a preview{several}{told}")
         is_busy = world.is_first or self._is_shared
         with trainer.shown():
-            latents = trainer.attempt(partial(self._sample, trainer) if is_busy else _nothing, step)
+            act = partial(self._sample, trainer, shots, other) if is_busy else _nothing
+            if is_busy and not self._is_shared and _is_larger(shots, trainer.job):
+                latents = self._sample_if_it_fits(act, shots)
+            else:
+                latents = trainer.attempt(act, step)
         if latents is not None and world.is_first:
-            self._keep(trainer, latents, start)
+            self._keep(trainer, shots, latents, start)
         world.wait_for_all()
 
-    def _sample(self, trainer: Trainer) -> Tensor | None:
-        """The latents; None where a stop was asked for meanwhile."""
+    def _open_other(self, trainer: Trainer) -> tuple[OtherExpert | None, str]:
+        """The expert that is not trained, with its newest LoRA, and a clause that says so; None where it is not there."""
+        job, world = trainer.job, trainer.team.world
+        if job.other_expert is None:
+            return None, ""
+        found = world.from_first(newest_lora(self._run, job) if world.is_first else None)
+        for path, step in (found, (None, 0)) if found else ((None, 0),):
+            try:
+                other = open_other(job.other_expert, trainer.device, path)
+            except (OSError, WanTrainError) as error:
+                where = "alone" if path is None else f"without the other expert's LoRA {path.name}"
+                self._warn(f"previews go through the {job.stage} noise expert {where}: {first_line(error)}")
+                continue
+            name = "plain" if path is None else f"with its LoRA of step {step}"
+            return other, f", through both experts (the other one {name})"
+        return None, ""
+
+    def _sample(self, trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None) -> list[Tensor] | None:
+        """The latents of each; None where a stop was asked for meanwhile."""
 
         def on_step(_done: int, _total: int) -> None:
             should_stop = self._should_stop()
@@ -165,29 +266,47 @@ class Preview:
                 raise _BrokenOffError
 
         try:
-            return preview_latents(trainer, on_step)
+            return sample_shots(trainer, shots, other=other, on_step=on_step)
         except _BrokenOffError:
             return None
 
-    def _keep(self, trainer: Trainer, latents: Tensor, start: float) -> None:
+    def _sample_if_it_fits(self, act: Callable[[], list[Tensor] | None], shots: Sequence[Shot]) -> list[Tensor] | None:
+        """For videos that are larger than what is trained on: no reason to end a run, or to hold its model otherwise."""
+        try:
+            return act()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._make_room()
+        free_caches()
+        frames, height, width = clip_size(max((shot.shape for shot in shots), key=num_tokens))
+        self._warn(
+            f"previews of {width}x{height} with {frames} frames do not fit into memory, and are left out: lower "
+            "preview_width, preview_height or preview_frames."
+        )
+        return None
+
+    def _keep(self, trainer: Trainer, shots: Sequence[Shot], latents: Sequence[Tensor], start: float) -> None:
         step = trainer.step
         try:
-            path = self._folder.write(step, latents)
+            paths = self._folder.write_all(step, latents, [Shown(shot.name, shot.prompt, shot.seed) for shot in shots])
         except RunError as error:
             self._warn(f"the preview of step {step} is not kept. {error}")
             return
+        path = paths[0]
         self._make_room()
         is_awaited = self._folder.has_decoder()
         if not is_awaited:
             path = self._decode(trainer, step) or path
         seconds = round(time.perf_counter() - start, 3)
         shown_path = path.relative_to(self._folder.path.parent).as_posix()
-        self._events.write("preview", step=step, path=shown_path, seconds=seconds)
+        several = {"prompts": len(shots)} if len(shots) > 1 else {}
+        self._events.write("preview", step=step, path=shown_path, seconds=seconds, **several)
         if is_awaited:
-            self._await_decoder(step)
+            self._await_decoder(step, WAIT_S * len(shots))
 
     def _decode(self, trainer: Trainer, step: int) -> Path | None:
-        """The video, or None: a preview that can't be shown is no reason to end a run."""
+        """The first video, or None: a preview that can't be shown is no reason to end a run."""
         job = trainer.job
         if not job.preview_vae:
             self._warn(
@@ -196,8 +315,12 @@ class Preview:
             )
             return None
         try:
-            frames = load_video_encoder(Path(job.preview_vae), trainer.device).decode(self._folder.read(step))
-            return write_video(self._folder.video_path(step), frames.numpy(), job.data.fps)
+            encoder = load_video_encoder(Path(job.preview_vae), trainer.device)
+            paths = [
+                write_video(self._folder.video_path(step, number), encoder.decode(latents).numpy(), job.data.fps)
+                for number, latents in self._folder.read_all(step)
+            ]
+            return paths[0]
         except Exception as error:  # of files, packages and memory alike
             self._warn(
                 f"previews are kept as latents in {self._folder.path}, as they can't be decoded: {first_line(error)}."
@@ -206,8 +329,8 @@ class Preview:
         finally:
             free_caches()
 
-    def _await_decoder(self, step: int) -> None:
-        mark, end = self._folder.mark_path(step), time.monotonic() + WAIT_S
+    def _await_decoder(self, step: int, patience_s: float = WAIT_S) -> None:
+        mark, end = self._folder.mark_path(step), time.monotonic() + patience_s
         while not mark.exists() and time.monotonic() < end:
             if self._should_stop() or not self._folder.has_decoder():
                 return
@@ -222,6 +345,11 @@ class Preview:
 
 def _nothing() -> None:
     """On a rank that waits for the first."""
+
+
+def _is_larger(shots: Sequence[Shot], job: Job) -> bool:
+    """Whether one of the videos has more tokens than all that is trained on."""
+    return max(num_tokens(shot.shape) for shot in shots) > max(num_tokens(s.shape) for s in job.training_samples)
 
 
 def _is_due(step: int, job: Job) -> bool:

@@ -123,8 +123,16 @@ def _train(
     checkpoint = SaveCheckpoint(
         folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
     )
+    preview = Preview(
+        folder,
+        events,
+        should_stop,
+        is_stopping=asked.asker("stop"),
+        make_room=plan.make_room,
+        is_shared=plan.talks_within,
+    )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
-    callbacks = _callbacks(folder, events, plan, checkpoint, asked, should_stop, world, step=step)
+    callbacks = _callbacks(folder, events, plan, checkpoint, preview, asked, world, step=step)
     if turns is not None:
         saves = folder.path / SAVE_FILE
         callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, save_file=saves)]
@@ -151,6 +159,7 @@ def _train(
             raise RunStoppedError
         if step == 0 and job.held_out_samples:
             write_validation(trainer, events, equal_counts=plan.is_sharded)
+        preview.before_first_step(trainer)
         trainer.train()
     finally:
         batches.close()
@@ -162,22 +171,14 @@ def _callbacks(
     events: EventWriter,
     plan: RunPlan,
     checkpoint: SaveCheckpoint,
+    preview: Preview,
     asked: Agreement,
-    should_stop: Callable[[], bool],
     world: World,
     *,
     step: int,
 ) -> list[Callback]:
     """What is done after a step, in order; the run begins after `step` of them."""
     is_stopping = asked.asker("stop")
-    preview = Preview(
-        folder,
-        events,
-        should_stop,
-        is_stopping=is_stopping,
-        make_room=plan.make_room,
-        is_shared=plan.talks_within,
-    )
     return [
         LogStep(events, plan.device, world),
         WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),

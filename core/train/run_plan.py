@@ -163,7 +163,8 @@ class RunPlan:
                 is_first_turn=is_first_turn,
             )
         )
-        is_disturbed = 0 < self._job.previews.every <= WARM_UP + NUM_MEASURED  # by a preview among these steps
+        previews = self._job.previews  # by one among or before these steps
+        is_disturbed = previews.every > 0 and (previews.at_start or previews.every <= WARM_UP + NUM_MEASURED)
         if peak() is not None and not is_disturbed:
             found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
         return found

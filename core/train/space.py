@@ -9,6 +9,7 @@ from ..facts import clip_size
 from ..optimizers import OPTIMIZERS
 from ..plan.planning import trained_by
 from ..plan.sizes import Sizes, adapter_params, optimizer_bytes
+from ..sample.previews import preview_shots
 from ..settings.job import Job
 from .checkpoints import Checkpoints
 from .length import checkpoints_made
@@ -92,7 +93,6 @@ def check_space_before(job: Job, sizes: Sizes, folder: RunFolder) -> None:
 def _previews(job: Job) -> int:
     if not job.previews.every:
         return 0
-    shape = (*job.held_out_samples, *job.training_samples)[0].shape
-    video = prod(clip_size(shape)) * _PIXEL
-    each = _FLOAT32 * prod(shape) + round(video)
-    return min(KEEP_LAST + 1, ceil(job.loop.steps / job.previews.every)) * each
+    shapes = [shot.shape for shot in preview_shots(job)]
+    each = sum(_FLOAT32 * prod(shape) + round(prod(clip_size(shape)) * _PIXEL) for shape in shapes)
+    return min(KEEP_LAST + 1, ceil(job.loop.steps / job.previews.every) + job.previews.at_start) * each

@@ -84,13 +84,7 @@ def load_transformer(
     weights that it changes before they are brought into a format.
     Raises ModelFileError if the files have changed or cannot be read, ConfigError for a dtype that cannot compute.
     """
-    for wanted in (dtype, high_precision_dtype):
-        if wanted not in COMPUTE_DTYPES:
-            raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
-    headers = tuple(open_header(file) for file in info.files)
-    if identity_of(headers) != info.identity:
-        raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
-    source = collect(headers)
+    source = _open(info, dtype, high_precision_dtype)
     params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
     model = build_on_meta(info.config)
     device_of = _everywhere(torch.device(device)) if isinstance(device, torch.device | str) else device
@@ -109,6 +103,44 @@ def load_transformer(
             if index is not None and loaded is not None:
                 loaded(index, model.blocks[index])
     return model.eval()
+
+
+def transformer_parts(
+    info: CheckpointInfo, *, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[int | None, WanTransformer]]:
+    """The transformer of `info`, part by part: (None, the model) with all but its blocks, then each block with its number.
+
+    The blocks come in their order, and each is read while the one before it is in use. Who takes the parts moves a block away
+    (`block.to("meta")`) when it is done with it: so that no more than one is there. Weights as `load_transformer` makes them.
+    """
+    source = _open(info, dtype, torch.float32)
+    params = {name: entry for name, entry in source.entries.items() if not is_extra(name)}
+    model = build_on_meta(info.config).eval()
+    by_block = _by_block(params)
+    in_order = {name: params[name] for index in (None, *range(info.config.num_layers)) for name in by_block[index]}
+    with torch.inference_mode(False), torch.no_grad():
+        scales = read_scales(source)
+        tensors = read_ahead(_read_by_block(source, in_order, _everywhere(device)))
+        for index, of_block in groupby(tensors, key=itemgetter(0)):
+            place = _Placer(model, device, dtype, torch.float32, None)
+            state: dict[str, Tensor] = {}
+            for _, name, stored in of_block:
+                state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
+                del stored
+            _assign(model, index, state)
+            del state
+            yield index, model
+
+
+def _open(info: CheckpointInfo, *dtypes: torch.dtype) -> TensorSource:
+    """The content of the files, which are as they were when they were inspected."""
+    for wanted in dtypes:
+        if wanted not in COMPUTE_DTYPES:
+            raise ConfigError(f"The model cannot compute in {wanted}; use float32, bfloat16 or float16.")
+    headers = tuple(open_header(file) for file in info.files)
+    if identity_of(headers) != info.identity:
+        raise ModelFileError(f"The model '{info.path}' has changed since it was chosen; choose it again.")
+    return collect(headers)
 
 
 def _everywhere(device: torch.device) -> DeviceOf:

@@ -1,5 +1,6 @@
 """Previews while a stage trains, on the real host: decoded by the VAE on the node, served to the page."""
 
+import io
 import urllib.error
 import urllib.request
 
@@ -8,8 +9,9 @@ from PIL import Image
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.tests.host.graphs import FRAMES, SIZE, one_stage
+from wan_train.tests.host.graphs import FRAMES, SIZE, dit, one_stage
 from wan_train.tests.host.runs import await_step, new_folder, run_folders, succeeded
+from wan_train.tools.server import PromptRefusedError
 
 OPTIONS = {"preview_every": 2, "preview_steps": 4, "preview_cfg": 1.0, "vae": ["vae", 0]}
 DATA = {"slide_stride": 19}  # unlike every other test's, so that no node's output comes from the host's cache
@@ -38,10 +40,13 @@ def preview_events(folder):
 
 @pytest.fixture(scope="module")
 def shown(host):
-    """The run folder of a stage with previews, and what the page was told."""
+    """The run folder of a stage with previews of two prompts through both experts, and what the page was told."""
     before = run_folders(host)
     host.events.clear()
-    entry = host.run(graph())
+    prompt = graph(other_dit=["other", 0])
+    prompt["other"] = dit("wan_mini_low_noise.safetensors")
+    prompt["text"]["inputs"]["sample_prompts"] = "[trigger] turns\na square --w 96 --h 32 --f 5 --n round"
+    entry = host.run(prompt)
     assert succeeded(entry)
     (folder,) = run_folders(host) - before
     return folder, [e.data for e in host.events if e.type == "wan_train.update" and e.data["node_id"] == "high_train"]
@@ -59,6 +64,20 @@ def test_previews_are_videos_of_the_samples_length(shown):
             assert sum(durations(video)) == FRAMES * round(1000 / 16)
     assert not list(folder.glob("previews/*.done"))
     assert read_history(folder / "events.jsonl").warnings == []
+
+
+def test_each_prompt_has_its_video_and_its_place_in_the_gallery(host, shown):
+    folder, _ = shown
+    gallery = host.server.request(f"/wan_train/runs/{folder.name}/previews")
+    assert gallery["prompts"] == [{"name": "1", "prompt": "shp turns"}, {"name": "2", "prompt": "a square"}]
+    assert [row["step"] for row in gallery["steps"]] == [2, 4, 5]
+    for row in gallery["steps"]:
+        for file, size in zip(row["files"], [(SIZE, SIZE), (96, 32)], strict=True):
+            _, body = fetch(host, f"/wan_train/runs/{folder.name}/previews/{file}")
+            with Image.open(io.BytesIO(body)) as video:
+                assert video.size == size
+    said = [e["message"] for e in EventReader(folder / "events.jsonl").read() if e["event"] == "status"]
+    assert "step 2: sampling a preview of 2 prompts, through both experts (the other one plain)" in said
 
 
 def test_the_page_is_told_and_served(host, shown):
@@ -89,12 +108,28 @@ def test_nothing_else_is_served(host, shown, path):
         fetch(host, f"/wan_train/runs/{path.format(run=folder.name)}")
 
 
-def test_without_a_vae_previews_are_refused(host):
+def refusal(host, prompt):
+    """(node, what is said) of a prompt that is refused when it is queued, before anything of it runs."""
+    with pytest.raises(PromptRefusedError) as caught:
+        host.queue(prompt)
+    ((key, found),) = [(k, v) for k, v in caught.value.answer["node_errors"].items() if v["errors"]]
+    return key, " ".join(error["details"] for error in found["errors"])
+
+
+def test_without_a_vae_previews_are_refused_before_anything_is_cached(host):
     prompt = graph(lora_name="no_vae", seed=62)
     del prompt["high_train"]["inputs"]["vae"]
-    error = dict(host.run(prompt)["status"]["messages"])["execution_error"]
-    assert error["node_id"] == "high_train"
-    assert "preview_every is 2, but previews need a VAE: connect" in error["exception_message"]
+    key, said = refusal(host, prompt)
+    assert key == "high_train"
+    assert "preview_every is 2, but previews need a VAE: connect" in said
+
+
+def test_prompts_that_are_none_are_refused_before_anything_is_cached(host):
+    prompt = graph(lora_name="no_prompts", seed=62)
+    prompt["text"]["inputs"]["sample_prompts"] = "a square --w 17"
+    key, said = refusal(host, prompt)
+    assert key == "text"
+    assert "the sample prompt 1: width must be a multiple of 16 up to 4096, or 0, got 17" in said
 
 
 def test_stop_goes_on_with_its_previews(host):

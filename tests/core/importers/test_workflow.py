@@ -115,6 +115,19 @@ def test_previews_have_a_vae():
         assert links[link][1] == vae["id"]
 
 
+def test_prompts_of_previews_are_encoded_with_the_captions():
+    graph, _ = made(SETUPS["aitoolkit"])
+    check_links(graph)
+    assert values(nodes(graph, "CacheT5")[0])["sample_prompts"].splitlines() == [
+        "[trigger] around a castle", "[trigger] around a teddy bear",
+    ]  # fmt: skip
+    links = {link[0]: link for link in graph["links"]}
+    high, low = nodes(graph, "LoadWanDiT")
+    for node, other in zip(nodes(graph, "TrainLoRAStage"), (low, high), strict=True):
+        link = next(item["link"] for item in node["inputs"] if item["name"] == "other_dit")
+        assert links[link][1] == other["id"]
+
+
 def test_prompts_are_for_the_preview_and_a_note():
     graph, _ = made(SETUPS["aitoolkit"])
     assert values(nodes(graph, "PreviewLoRA")[0])["prompt"] == "[trigger] around a castle"

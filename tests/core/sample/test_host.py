@@ -1,11 +1,14 @@
 """The same latents as the real ComfyUI's own graph: its schedule, its noise, its sampler, on the same files."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.data.latents import normalise_latents
 from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample, schedule, switch_step
 from wan_train.core.sample.unipc import UniPC
+from wan_train.core.train.skip_blocks import without_blocks
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.loading import load_transformer
 from wan_train.tools.miniature import T2V, dit_metadata, wan_dit
@@ -13,8 +16,8 @@ from wan_train.tools.miniature import T2V, dit_metadata, wan_dit
 SHAPE = (1, 16, 3, 8, 12)
 # Of the largest value, float32 on the CPU. Euler: ten times what was measured. UniPC: the host's weights are float32, and
 # its last sigma, 0.001, is known to 2 percent there; twice what was measured.
-TOLERANCE = {"euler": 1e-5, "unipc": 1e-4}
-HOST_NAMES = {"euler": "euler", "unipc": "uni_pc"}
+TOLERANCE = {"euler": 1e-5, "unipc": 1e-4, "dpm++2m": 1e-5}
+HOST_NAMES = {"euler": "euler", "unipc": "uni_pc", "dpm++2m": "dpmpp_2m"}
 SCHEDULES = [
     (1, 5.0), (2, 1.0), (4, 5.0), (7, 3.0), (8, 12.0), (20, 5.0), (30, 8.0), (50, 12.0), (33, 0.1), (999, 2.7),
 ]  # fmt: skip
@@ -59,7 +62,8 @@ def ksampler(model, latents, options, seed, prompt, start, end, *, first, last):
 
     positive, negative = [[prompt, {}]], [[text(0), {}]]
     return KSamplerAdvanced().sample(
-        model, "enable" if first else "disable", seed, options.steps, options.cfg, HOST_NAMES[options.sampler], "simple",
+        model, "enable" if first else "disable", seed, options.steps, options.cfg, HOST_NAMES[options.sampler],
+        options.scheduler,
         positive, negative, latents, start, end, "disable" if last else "enable",
     )[0]  # fmt: skip
 
@@ -78,15 +82,16 @@ def error(result, reference):
     return ((result - reference).abs().max() / reference.abs().max()).item()
 
 
+@pytest.mark.parametrize("scheduler", ["simple", "normal", "beta"])
 @pytest.mark.parametrize("sampler", HOST_NAMES)
 @pytest.mark.parametrize(("steps", "shift"), SCHEDULES)
-def test_schedule_is_the_hosts_bit_for_bit(comfy, theirs, shifted, steps, shift, sampler):
+def test_schedule_is_the_hosts_bit_for_bit(comfy, theirs, shifted, steps, shift, sampler, scheduler):
     import comfy.samplers
 
     model = shifted(theirs["high"], shift)
-    sigmas = schedule(SampleOptions(steps=steps, shift=shift, sampler=sampler))
+    sigmas = schedule(SampleOptions(steps=steps, shift=shift, sampler=sampler, scheduler=scheduler))
     assert sigmas.dtype == torch.float32
-    host = comfy.samplers.KSampler(model, steps, "cpu", HOST_NAMES[sampler], "simple", 1.0)
+    host = comfy.samplers.KSampler(model, steps, "cpu", HOST_NAMES[sampler], scheduler, 1.0)
     assert torch.equal(sigmas, host.sigmas)
 
 
@@ -130,8 +135,9 @@ def test_noise_is_the_hosts(comfy, seed):
     [
         ("euler", 6, 5.0, 0.875, 3), ("euler", 5, 12.0, 0.875, 4), ("euler", 4, 5.0, 1.0, 1), ("euler", 4, 5.0, 0.0, 4),
         ("unipc", 7, 5.0, 0.875, 4), ("unipc", 6, 12.0, 0.95, 3), ("unipc", 4, 5.0, 0.0, 4),
+        ("dpm++2m", 6, 5.0, 0.875, 3),
     ],
-    ids=["middle", "shift-12", "low-after-one", "all-high", "unipc-middle", "unipc-shift-12", "unipc-all-high"],
+    ids=["middle", "shift-12", "low-after-one", "all-high", "unipc-middle", "unipc-shift-12", "unipc-all-high", "dpm"],
 )  # fmt: skip
 def test_two_experts_give_what_the_hosts_graph_gives(
     theirs, ours, shifted, sampler, cfg, steps, shift, boundary, switch
@@ -158,6 +164,31 @@ def test_one_model_gives_what_the_hosts_graph_gives(theirs, ours, shifted, name,
     expected = host_sample(model, model, options, switch, 12, text(1))
     latents = sample(ours[name], None, initial_noise(SHAPE, 12), text(1), text(0), options)
     assert error(latents, expected) < TOLERANCE[sampler]
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "beta"])
+def test_other_schedules_give_what_the_hosts_graph_gives(theirs, ours, shifted, scheduler):
+    options = SampleOptions(steps=5, cfg=2.0, sampler="dpm++2m", scheduler=scheduler)
+    high, low = (shifted(theirs[name], options.shift) for name in ("high", "low"))
+    switch = switch_step(schedule(options), options.boundary)
+    assert 0 < switch < 5
+    expected = host_sample(high, low, options, switch, 14, text(1))
+    latents = sample(ours["high"], ours["low"], initial_noise(SHAPE, 14), text(1), text(0), options)
+    assert error(latents, expected) < TOLERANCE["dpm++2m"]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_skip_layer_guidance_is_the_hosts(theirs, ours, shifted, cfg):
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    options = SampleOptions(steps=6, cfg=cfg, skip_scale=2.5, skip_start=0.1, skip_stop=0.4)
+    model = SkipLayerGuidanceDiT.execute(shifted(theirs["high"], 5.0), 2.5, 0.1, 0.4, "1").args[0]
+    expected = host_sample(model, model, options, 6, 15, text(1))
+    noise, negative = initial_noise(SHAPE, 15), text(0)
+    skipping = partial(without_blocks, ours["high"], [1])
+    latents = sample(ours["high"], None, noise, text(1), negative, options, skipping=skipping)
+    assert error(latents, expected) < TOLERANCE["euler"]
+    assert error(sample(ours["high"], None, noise, text(1), negative, options), expected) > 1e-3
 
 
 def test_many_unipc_steps_differ_by_the_hosts_rounding_alone(theirs, ours, shifted):

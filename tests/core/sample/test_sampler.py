@@ -162,7 +162,7 @@ def test_noise_leaves_the_global_random_state_alone():
         ({"steps": 0}, "steps must lie between 1 and 1000 for euler, got 0"),
         ({"steps": 1001}, "steps must lie between"),
         ({"steps": 1000, "sampler": "unipc"}, "steps must lie between 1 and 999 for unipc, got 1000"),
-        ({"sampler": "heun"}, "sampler must be one of euler, unipc, got 'heun'"),
+        ({"sampler": "heun"}, "sampler must be one of euler, unipc, dpm"),
         ({"shift": 0.0}, "shift must be above 0"),
         ({"shift": math.nan}, "shift must be above 0"),
         ({"shift": math.inf}, "shift must be above 0"),

@@ -25,6 +25,7 @@ from wan_train.tests.core.train.helpers import with_class
 
 CPU = torch.device("cpu")
 BASE = {"loop.steps": 4, "loop.checkpoint_every": 2, "optimizer.max_grad_norm": 0.5}
+_SKIPPED = {"previews.every": 4, "previews.skip_layers": "1"}
 # Option -> its other value, and what else has to be chosen for it to have an effect.
 CHANGES = {
     "adapter.rank": (2, {}), "adapter.alpha": (8.0, {}), "adapter.targets": (("ffn",), {}), "adapter.dropout": (0.5, {}),
@@ -73,7 +74,12 @@ CHANGES = {
     "regularizers.max_weight_norm": (1e-3, {}),
     "saving.every_epochs": (9, {}), "saving.keep_best": (True, {"loop.keep_last": 1, "optimizer.learning_rate": 0.5}),
     "previews.every": (2, {}), "previews.steps": (3, {"previews.every": 4}), "previews.cfg": (1.0, {"previews.every": 4}),
-    "previews.shift": (50.0, {"previews.every": 4}),
+    "previews.shift": (50.0, {"previews.every": 4}), "previews.width": (64, {"previews.every": 4}),
+    "previews.height": (64, {"previews.every": 4}), "previews.frames": (9, {"previews.every": 4}),
+    "previews.seed": (2, {"previews.every": 4}), "previews.seed_walk": ("steps", {"previews.every": 4}),
+    "previews.at_start": (True, {"previews.every": 4}), "previews.sampler": ("unipc", {"previews.every": 4}),
+    "previews.scheduler": ("beta", {"previews.every": 4}), "previews.skip_layers": ("1", {"previews.every": 4}),
+    "previews.skip_scale": (9.0, _SKIPPED), "previews.skip_start": (0.9, _SKIPPED), "previews.skip_stop": (0.01, _SKIPPED),
 }  # fmt: skip
 # What the planner decides: the value that it is given, and keeps to.
 PLANNED = {
@@ -130,7 +136,8 @@ def trains(job, tmp_path, seen):
     """What is seen of the job with these values: weights, losses, validation, previews, names of files."""
     first, second, third = job.data.samples  # the first and the third have one shape
     samples = (with_class(tmp_path, first), replace(second, held_out=True), with_class(tmp_path, third))
-    base = with_values(replace(job, data=replace(job.data, samples=samples)), {"loop.caption_dropout": 0.0, **BASE})
+    single = replace(job, stage="single", data=replace(job.data, samples=samples))  # whose previews have any size
+    base = with_values(single, {"loop.caption_dropout": 0.0, **BASE})
 
     def train(values: dict):
         known = repr(sorted(values.items()))

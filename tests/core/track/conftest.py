@@ -28,17 +28,18 @@ class Diary:
                 "step", step=step, loss=1 / step, lr=1e-4, grad_norm=0.5, sigma=0.9, seconds=0.1, tokens=64
             )
 
-    def preview(self, step, *, decoded=True):
-        if decoded:
-            self.decode(step)
-        self.events.write("preview", step=step, path=f"previews/step-{step:08d}.webp", seconds=1.0)
+    def preview(self, step, *, decoded=True, prompts=1):
+        for number in range(prompts if decoded else 0):
+            self.decode(step, number)
+        several = {"prompts": prompts} if prompts > 1 else {}
+        self.events.write("preview", step=step, path=f"previews/step-{step:08d}.webp", seconds=1.0, **several)
 
-    def decode(self, step):
+    def decode(self, step, number=0):
         frames = np.zeros((3, 16, 24, 3), np.uint8)
         frames[1, :, :, 0] = 200
         folder = PreviewFolder.of(self.folder)
         folder.path.mkdir(exist_ok=True)
-        write_video(folder.video_path(step), frames, 16)
+        write_video(folder.video_path(step, number), frames, 16)
 
 
 @pytest.fixture

@@ -83,6 +83,17 @@ def test_files_that_were_deleted_are_written_anew(diary, tmp_path):
     assert [step for step, _ in found["train/loss"]] == [1, 2]
 
 
+def test_each_prompt_of_a_preview_is_shown_under_a_name_of_its_own(diary, tmp_path):
+    diary.steps(1, 4)
+    diary.preview(2, prompts=2)
+    diary.preview(4)
+    diary.events.write("finished", lora="x.safetensors")
+    once(diary, [], tensorboard=str(tmp_path / "boards"))
+    _, reader = scalars(tmp_path / "boards" / "test_low_1a2b")
+    shown = {tag: [picture.step for picture in reader.Images(tag)] for tag in ("preview", "preview_2")}
+    assert shown == {"preview": [2, 4], "preview_2": [2]}
+
+
 def test_a_preview_waits_for_who_decodes_it(diary, tmp_path):
     diary.steps(1, 2)
     diary.preview(2, decoded=False)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.shifts import shift_sigma
-from wan_train.core.sample.previews import check_previews, preview_sampling
+from wan_train.core.sample.previews import check_previews, preview_sample, preview_sampling
 from wan_train.core.sample.sampler import initial_noise
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
@@ -20,14 +20,14 @@ from wan_train.core.train import loop, previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder, write_video
-from wan_train.core.train.previews import PREVIEW_SEED, preview_latents, preview_sample
+from wan_train.core.train.previews import preview_latents
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.core.train.helpers import make_trainer
 from wan_train.tests.core.train.test_image_to_video import GIVEN, make_job  # noqa: F401  # a fixture
 from wan_train.tests.core.train.test_run import CPU, run, same_weights
 
-STEPS = 8
+STEPS, PREVIEW_SEED = 8, 1
 BOUNDARY = 0.875
 
 

@@ -1,0 +1,150 @@
+"""The expert that a run does not train, for previews that go through both: read from its file while it runs.
+
+B samples, C channels, F H W latent frames, height, width, L video tokens, S text tokens, D width.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.apply import attach
+from ..adapters.formats import LoraModule
+from ..adapters.other_files import OtherModule, read_adapter
+from ..adapters.transfer import model_shapes, transfer_report
+from ..errors import ConfigError, ModelFileError
+from ..memory.precision import native_dtype
+from ..paths import shown
+from ..safe_json import as_table, read_object
+from ..settings.job import Job, ModelSpec, Stage
+from ..wan.checkpoint import CheckpointInfo, hints_expert, inspect
+from ..wan.loading import transformer_parts
+from ..wan.model import WanTransformer
+from .checkpoints import ADAPTER
+from .result import RESULT
+from .run_folder import RunFolder
+
+OTHER: Mapping[Stage, Stage] = {"high": "low", "low": "high"}
+
+
+class OtherExpert:
+    """Runs a model of which never more than one block is in memory: each is read when its turn comes, and let go.
+
+    So it adds a block of the GPU's memory to what a run holds, and reads the file once for each sampling step.
+    """
+
+    def __init__(self, info: CheckpointInfo, device: torch.device, lora: Path | None = None) -> None:
+        """`lora`: put on at strength 1. WanTrainError if it can't be read or does not fit."""
+        self._info, self._device, self._dtype = info, device, native_dtype(device)
+        self._lora: dict[str, LoraModule | OtherModule] = {}
+        self._skipped: Collection[int] = ()
+        if lora is not None:
+            file = read_adapter(lora)
+            placed = transfer_report(file, model_shapes(info.config)).placed
+            self._lora = {name: file.modules[name] for name in placed}
+
+    @contextmanager
+    def without_blocks(self, blocks: Collection[int]) -> Iterator[None]:
+        """Within it these blocks hand on what came into them."""
+        self._skipped = blocks
+        try:
+            yield
+        finally:
+            self._skipped = ()
+
+    def velocity(self, given: Mapping[str, Tensor], latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """latents [B, C, F, H, W], timesteps [B], context [B, S, D] -> [B, C, F, H, W] float32.
+
+        `given`: what an image-to-video model is given, of one sample. All B are run by a block before it is let go, one by
+        one.
+        """
+        rows = {name: tensor.expand(latents.shape[0], *tensor.shape[1:]) for name, tensor in given.items()}
+        with closing(transformer_parts(self._info, dtype=self._dtype, device=self._device)) as parts:  # type: ignore[type-var]
+            _, model = next(parts)
+            attach(model, {name: module for name, module in self._lora.items() if not name.startswith("blocks.")})
+            model.run_block = partial(self._run, parts)
+            return model(latents, timesteps, context, **rows).float()
+
+    def _run(
+        self, parts: Iterator[tuple[int | None, WanTransformer]], block: nn.Module, x: Tensor, *others: Tensor
+    ) -> Tensor:
+        index, model = next(parts)
+        assert index is not None
+        assert model.blocks[index] is block
+        if index in self._skipped:
+            block.to("meta")
+            return x
+        prefix = f"blocks.{index}."
+        attach(model, {name: module for name, module in self._lora.items() if name.startswith(prefix)})
+        time_mod, rope, *contexts = others
+        for row in range(x.shape[0]):  # in place, one by one: no row but this one is there twice
+            one = slice(row, row + 1)
+            x[one] = block(x[one], time_mod[one], rope, *(tokens[one] for tokens in contexts))
+        block.to("meta")
+        return x
+
+
+def other_spec(
+    stage: Stage, own: CheckpointInfo, other: CheckpointInfo | None, *, allow_other: bool = False
+) -> ModelSpec | None:
+    """What a job says of the other expert; ConfigError for a file that is none of this model's.
+
+    `allow_other`: also for one that by its name is the expert that `stage` trains.
+    """
+    if other is None:
+        return None
+    name = shown(other.path.name)
+    if stage == "single":
+        raise ConfigError(f"{name} is given as the other expert, but a single model has none: leave it out.")
+    if other.config != own.config:
+        raise ConfigError(
+            f"{name} is not the other expert of {shown(own.path.name)}: their sizes or kinds differ; give the {OTHER[stage]} "
+            "noise file of the same Wan 2.2 model."
+        )
+    if hints_expert(other.path) == stage and not allow_other:
+        raise ConfigError(
+            f"{name} is the {stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]} noise "
+            "file. If you mean it, switch allow_other_expert on."
+        )
+    return ModelSpec(path=str(other.path), identity=other.identity)
+
+
+def newest_lora(folder: Path, job: Job) -> tuple[Path, int] | None:
+    """The LoRA that the run of the other stage has made so far, and its step: its result or its newest checkpoint.
+
+    `folder`: of this run. The other one lies beside it, has the job's name, and trains the expert that the job names. Of
+    several the one that was written last.
+    """
+    if job.other_expert is None or job.stage == "single":
+        return None
+    found: list[tuple[float, Path, int]] = []
+    for other in folder.parent.glob(f"{job.name}_{OTHER[job.stage]}_*"):
+        run = RunFolder(other)
+        data = read_object(run.job_path) or {}
+        is_of_pair = data.get("name") == job.name and data.get("stage") == OTHER[job.stage]
+        if is_of_pair and as_table(data.get("model")).get("identity") == job.other_expert.identity:
+            found += [(path.stat().st_mtime, path, step) for path, step in _loras(run) if path.is_file()]
+    if not found:
+        return None
+    _, path, step = max(found)
+    return path, step
+
+
+def _loras(run: RunFolder) -> Iterator[tuple[Path, int]]:
+    result = read_object(run.path / RESULT) or {}
+    step, name = result.get("step"), result.get("lora")
+    if isinstance(step, int) and isinstance(name, str) and Path(name).name == name:
+        yield run.path / name, step
+    for number, path in run.checkpoints()[-1:]:
+        yield path / ADAPTER, number
+
+
+def open_other(spec: ModelSpec, device: torch.device, lora: Path | None) -> OtherExpert:
+    """The expert of a job. ModelFileError if its file is gone or another than it was."""
+    info = inspect(Path(spec.path))
+    if info.identity != spec.identity:
+        raise ModelFileError(f"{shown(info.path)} has changed since the run was started.")
+    return OtherExpert(info, device, lora)

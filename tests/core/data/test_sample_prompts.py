@@ -1,0 +1,85 @@
+"""Prompts of previews as people write them: lines, musubi-tuner's flags, a JSON library, the trigger word."""
+
+import json
+
+import pytest
+from wan_train.core.data.sample_prompts import prompts_text, read_prompts, texts_of
+from wan_train.core.errors import ConfigError
+from wan_train.core.settings.previews import SamplePromptOptions
+from wan_train.core.settings.samples import SamplePrompt
+
+
+def read(text, trigger="", negative=""):
+    return read_prompts(SamplePromptOptions(prompts=text, negative=negative), trigger)
+
+
+def test_each_line_is_a_prompt_and_comments_are_none():
+    found = read("a cat runs\n\n# not this\n  a dog sleeps  ")
+    assert found == (SamplePrompt(name="1", prompt="a cat runs"), SamplePrompt(name="2", prompt="a dog sleeps"))
+
+
+def test_a_line_may_end_with_flags():
+    (one,) = read("a cat --w 832 --h 480 --f 33 --d 7 --s 20 --l 4.5 --fs 3 --n blurry, dark", negative="shared")
+    assert one == SamplePrompt(
+        name="1", prompt="a cat", negative="blurry, dark", width=832, height=480, frames=33, seed=7, steps=20, cfg=4.5,
+        shift=3.0,
+    )  # fmt: skip
+
+
+def test_a_library_has_nicknames_and_entries_of_their_own():
+    text = json.dumps({"cat": "a cat", "dog": {"prompt": "a dog", "seed": 5, "cfg": 3, "negative": ""}})
+    cat, dog = read(text, negative="shared")
+    assert (cat.name, cat.prompt, cat.negative) == ("cat", "a cat", "shared")
+    assert (dog.name, dog.seed, dog.cfg, dog.negative) == ("dog", 5, 3.0, "")
+
+
+def test_the_trigger_word_takes_its_place():
+    (one,) = read("[Trigger] runs", trigger="sks", negative="no [trigger]")
+    assert (one.prompt, one.negative) == ("sks runs", "no sks")
+    assert read("a cat", trigger="sks")[0].prompt == "a cat"
+    with pytest.raises(ConfigError, match=r"sample prompt 1 contains \[trigger\], but no trigger word"):
+        read("[trigger] runs")
+
+
+def test_what_is_encoded_is_each_text_once():
+    assert texts_of(read("a\nb\na", negative="n")) == ["a", "n", "b"]
+    assert read("  \n ") == ()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"prompt": "a"}, {"prompt": "b"}],
+        [{"prompt": "a", "name": "one", "seed": 3}, {"prompt": "two\nlines", "name": "two"}],
+        [{"prompt": "a --w is no flag here", "negative": "n"}],
+    ],
+)
+def test_entries_survive_as_text(entries):
+    back = read(prompts_text(entries))
+    assert [one.prompt for one in back] == [entry["prompt"] for entry in entries]
+    assert [one.seed for one in back] == [entry.get("seed") for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a cat --i picture.png", "line 1 of sample_prompts has --i, which is nothing here"),
+        ("a cat --w wide", "line 1 of sample_prompts: width must be a whole number, got 'wide'"),
+        ("ok\na cat --w 831", "width must be a multiple of 16"),
+        ("a cat --f 32", "frames must be 4n"),
+        ("--w 832", "sample prompt 1 is empty"),
+        ('{"a": 3}', "sample_prompts.a must be a prompt"),
+        ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
+        ('{"a": ', "begins as JSON, but is none"),
+        ("{}", "must be a table"),
+        ("\n".join(["a"] * 65), "has 65 prompts"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        read(text)
+
+
+def test_a_negative_prompt_alone_is_refused():
+    with pytest.raises(ConfigError, match="sample_negative is for sample_prompts"):
+        read("", negative="blurry")
