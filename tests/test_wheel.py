@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parent.parent
-SHIPPED = ("core", "nodes", "web", "example_workflows", "subgraphs", "nano")
+SHIPPED = ("core", "nodes", "web", "example_workflows", "subgraphs", "locales", "nano")
 
 
 @pytest.fixture(scope="module")
