@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .run_folder import RunFolder
 
 _NAME = re.compile(r"[\w +()-][\w .+()-]*")
 _TRASH = ".deleted-"
+PATIENCE_S = 3.0  # a run that has just ended holds its folder for a moment longer
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,25 @@ def _nobody_in(folder: RunFolder) -> Iterator[None]:
     """RunError if somebody has the folder; as long as this lasts, nobody comes into it."""
     locks = [claim_lock(folder), folder.lock()]
     try:
-        if not all(lock.acquire() for lock in locks):
+        end = time.monotonic() + PATIENCE_S
+        while not _taken(locks):
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
             raise RunError(f"{folder.path.name} is being trained at the moment: stop it first. Nothing was deleted.")
         if os.name == "nt":  # which moves no folder with open files; most who would come in wait for `placing`
             _release(locks)
         yield
     finally:
         _release(locks)
+
+
+def _taken(locks: list[FileLock]) -> bool:
+    """Whether all of them are had now; else none."""
+    if all(lock.acquire() for lock in locks):
+        return True
+    _release(locks)
+    return False
 
 
 def _release(locks: list[FileLock]) -> None:
