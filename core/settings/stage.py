@@ -60,9 +60,9 @@ class StageSettings(Groups, Options):
     device: str = option(
         "auto",
         help="Where to train.",
-        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one after each other. all, or a"
-        " list such as cuda:0,cuda:1, trains the run over several GPUs: each trains batches of its own in every step, so a step"
-        " has as many samples more.",
+        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one GPU one after the other. all,"
+        " or a list such as cuda:0,cuda:1, trains the run over several GPUs: each trains batches of its own in every step, so a"
+        " step has as many samples more.",
         page="See [Many GPUs](https://github.com/ComfyUI-WanTrain/ComfyUI-WanTrain/blob/main/docs/many-gpus.md).",
         in_key=False,
         widget=Widget(TRAIN, "device", 26, is_required=True),
