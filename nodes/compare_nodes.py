@@ -277,7 +277,7 @@ def _inputs() -> list[Any]:
         io.Clip.Input("clip", tooltip="The umT5 text encoder."),
         io.Vae.Input("vae", tooltip="The Wan VAE."),
         WanLora.Input("trained_high", optional=True,
-                      tooltip="In place of high_run: the LoRA of a training, whose run is then compared when it has ended."),
+                      tooltip="In place of high_run: the lora output of Train LoRA Stage, whose run is compared at its end."),
         WanLora.Input("trained_low", optional=True, tooltip="In place of low_run."),
         io.Image.Input("start_image", optional=True, tooltip="For image-to-video models: the first frame."),
         io.Image.Input("end_image", optional=True, tooltip="For FLF2V and I2V-A14B: the last frame."),

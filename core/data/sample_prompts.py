@@ -73,7 +73,7 @@ def line_of(text: str, where: str) -> dict[str, Any]:
         name, value = FLAGS.get(mark[1]), text[mark.end() : end].strip()
         if name is None:
             known = " ".join(f"--{flag}" for flag in FLAGS)
-            raise ConfigError(f"{where} has --{mark[1]}, which is nothing here: a line can end with {known}.")
+            raise ConfigError(f"{where} has --{mark[1]}, which is not known: a line can end with {known}.")
         entry[name] = value if name == "negative" else _number(name, value, where)
     return entry
 
@@ -99,7 +99,7 @@ def _library(text: str) -> Iterator[SamplePrompt]:
         data: Any = parse_json(text.encode())
     except ValueError as error:
         raise ConfigError(
-            f"sample_prompts begins as JSON, but is none ({error}): correct it, or write a prompt on each line."
+            f"sample_prompts begins like JSON, but is not valid JSON ({error}): correct it, or write a prompt on each line."
         ) from error
     if not isinstance(data, dict) or not data:
         raise ConfigError('sample_prompts must be a table {"nickname": "prompt", ...}, or lines.')

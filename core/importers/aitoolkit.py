@@ -112,7 +112,7 @@ def _notes(given: list[SetupOption]) -> list[str]:
         )
     if any(item.key == "datasets.shrink_video_to_frames" and not truth(item.value) for item in given):
         notes.append(
-            "AI-Toolkit takes every so many-th frame of a clip, which makes 15 a second of 30 where 16 are asked for. Here it"
-            " is brought to the exact rate (fps)."
+            "AI-Toolkit takes every n-th frame of a clip: it makes 15 a second of 30 where 16 are asked for. Here clips are"
+            " brought to the exact rate (fps)."
         )
     return notes

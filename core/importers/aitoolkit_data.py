@@ -76,7 +76,7 @@ def _unload(context: Context, given: SetupOption) -> Answer:
     on_disk = any(item.key.endswith(".cache_text_embeddings") and truth(item.value) for item in context.given)
     if not truth(given.value) or on_disk:
         return not_needed("the text encoder only encodes captions, before the training.")
-    why = "AI-Toolkit leaves the captions unread then"
+    why = "AI-Toolkit does not read the captions then"
     has_reg = any(item.key == "datasets.is_reg" and truth(item.value) for item in context.given)
     if not context.get("trigger_word") or has_reg:
         return not_supported(f"{why}. They are read here: set drop_captions of the datasets to 1 for none.")

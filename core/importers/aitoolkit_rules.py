@@ -243,7 +243,7 @@ def _entries(context: Context) -> list[dict[str, Any]]:
 def _sample(context: Context, given: SetupOption) -> Answer:
     match = _SAMPLE.fullmatch(given.key)
     if match is None or match[2] not in _OF_SAMPLE:
-        return not_supported("a sample prompt has no such part here.")
+        return not_supported("sample prompts have no such option here.")
     return samples.prompts(_entries(context))
 
 

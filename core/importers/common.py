@@ -17,8 +17,8 @@ CACHES = "the caches lie in the folder 'work', and are found by the content of y
 NO_UPLOAD = "a training uploads nothing; a command of its own pushes the finished LoRA afterwards."
 OWN_LOG = "every run keeps its own log, which the node draws as a curve."
 TRACKERS = (
-    "every run keeps its own log, and an import turns nothing on that tells others of it: name TensorBoard, Weights & Biases or"
-    " a webhook in [track], or on the training node."
+    "every run keeps its own log. An import turns no tracker on: set TensorBoard, Weights & Biases or a webhook in [track] or"
+    " on the training node."
 )
 SLOWED = (
     "A clip of another rate than the model's is learnt too fast or too slow there; here it keeps its speed, as it is brought to"

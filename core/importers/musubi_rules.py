@@ -272,7 +272,7 @@ def _prompt_line(context: Context, given: SetupOption) -> Answer:
     if not _PICTURES.search(str(given.value)):
         return answer
     return Answer(
-        "changed", answer.values, "its picture is not taken: previews are given the frame of a sample of yours."
+        "changed", answer.values, "its picture is not used: previews get the first frame of one of your samples."
     )
 
 

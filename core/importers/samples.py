@@ -55,7 +55,9 @@ def sizes_of(context: Context, **wanted: float) -> Answer:
     if found == wanted:
         return Answer("mapped", values)
     told = " x ".join(map(str, found.values()))
-    return Answer("changed", values, f"videos of the model have sides in steps and 4n+1 frames, so it is {told}.")
+    return Answer(
+        "changed", values, f"the model needs other sizes (multiples of 16 or 32, and 4n+1 frames), so it is {told}."
+    )
 
 
 def nearest(context: Context, name: str, value: float) -> int:
@@ -69,7 +71,7 @@ def seed(_context: Context, given: SetupOption) -> Answer:
     """The seed of previews; a negative one asks for any there."""
     value = need_number(given.value, is_whole=True)
     if value < 0:
-        return changed("any seed there, 1 here, so that previews can be compared.", previews__seed=1)
+        return changed("a random seed there; 1 here, so that previews can be compared.", previews__seed=1)
     return Answer("mapped", {"previews.seed": value, f"{PREVIEW}seed": value})
 
 

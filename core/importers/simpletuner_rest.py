@@ -54,7 +54,7 @@ REST: dict[str, Rule] = {
               "ema_warmup_steps"),
     **needless("it is for lora_type lycoris, which has its own line.", "lycoris_config"),
     **absent("there is no such option of LyCORIS here.", "lycoris.*"),
-    **unsupported("SimpleTuner's own prompts are not here: bring a library of yours.", "validation_prompt_library"),
+    **unsupported("SimpleTuner's built-in prompts do not come along: bring a library of yours.", "validation_prompt_library"),
     "tread_config.*": tread,
     **absent("LoRAs are trained on data here, not on another model.", "distillation_config.*"),
     **absent("a dataset is a folder on this machine: download it first.", "dataset_name", "huggingface.*", "aws.*"),

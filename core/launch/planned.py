@@ -93,7 +93,7 @@ def describe_turns(jobs: Sequence[Job], pool: Sequence[str]) -> list[str]:
         return []
     if len(jobs) == 1:
         return [
-            "alternate_every has an effect only while the other expert is trained on the same GPU, and it is not in here."
+            "alternate_every has an effect only while the other expert is trained on the same GPU; this trains one alone."
         ]
     if len(wanted) < len(jobs):
         return [

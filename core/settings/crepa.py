@@ -12,10 +12,10 @@ class CrepaOptions(Options, group="crepa"):
 
     weight: float = option(
         0.0,
-        help="CREPA: how much the model's inner view of a frame must agree with DINOv2's of this frame and of those beside it.",
+        help="CREPA: how strongly the model's features of a frame are aligned with DINOv2's of it and its neighbours.",
         more="Needs crepa_encoder and a VAE. 0.5 is usual.",
-        page="The paper (arXiv:2506.09229) reports steadier subjects and better FVD for LoRAs of CogVideoX and Hunyuan; nobody"
-        " has published a measurement for Wan. The features are made once at the start of a run and kept beside the cached"
+        page="The paper (arXiv:2506.09229) reports steadier subjects and better FVD for LoRAs of CogVideoX and Hunyuan; nothing"
+        " has been published for Wan. The features are made once at the start of a run and kept beside the cached"
         " latents, up to 90 MB a clip of 81 frames. A small projection is trained with the LoRA and kept in checkpoints; the"
         " LoRA's file does not hold it.",
         zero="off",
@@ -27,7 +27,7 @@ class CrepaOptions(Options, group="crepa"):
     )
     encoder: str = option(
         "",
-        help="The folder of a DINOv2 model as Hugging Face has it, such as facebook/dinov2-giant: its path.",
+        help="Path of a folder with a DINOv2 model from Hugging Face, such as facebook/dinov2-giant.",
         more="dinov2-small is faster, and smaller on disk.",
         born=2,
         at_birth="",
@@ -37,8 +37,8 @@ class CrepaOptions(Options, group="crepa"):
     )
     vae: str = option(
         "",
-        help="The VAE that the latents were cached with, which shows DINOv2 the frames as they are trained: its file.",
-        more="Empty: that of the recipe.",
+        help="Path of the VAE file that the latents were cached with. It decodes the frames for DINOv2.",
+        more="In a recipe, empty: the VAE of the recipe.",
         born=2,
         at_birth="",
         in_key=False,
@@ -47,7 +47,7 @@ class CrepaOptions(Options, group="crepa"):
     )
     block: int = option(
         8,
-        help="The block behind which the hidden states are looked at, counted from 0.",
+        help="The block after which the features (hidden states) are taken, counted from 0.",
         most=1000,
         born=2,
         at_birth=8,
@@ -57,7 +57,7 @@ class CrepaOptions(Options, group="crepa"):
     )
     distance: int = option(
         1,
-        help="How many latent frames away the neighbours are that a frame is aligned with, too.",
+        help="Distance in latent frames of the neighbours that a frame is aligned with, too.",
         zero="with itself alone",
         most=1000,
         born=2,
@@ -68,7 +68,7 @@ class CrepaOptions(Options, group="crepa"):
     )
     tau: float = option(
         1.0,
-        help="How slowly neighbours count less with their distance d: each counts exp(-d / tau).",
+        help="How much a neighbour at distance d counts: exp(-d / tau). Larger: distant ones count more.",
         above=0.0,
         most=1000.0,
         born=2,
@@ -79,7 +79,7 @@ class CrepaOptions(Options, group="crepa"):
     )
     neighbours: Literal["exact", "all"] = option(
         "exact",
-        help="exact: the neighbours at crepa_distance alone. all: those nearer, too.",
+        help="exact: only the neighbours at crepa_distance. all: the nearer ones, too.",
         born=2,
         at_birth="exact",
         widget=Widget(TRAIN, "crepa_neighbours", 195),

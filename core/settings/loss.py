@@ -90,7 +90,7 @@ class LossOptions(Options, group="loss"):
     )
     contrastive_guidance: float = option(
         0.0,
-        help="Contrastive guidance: the target goes away by this factor from what the model says without a caption.",
+        help="Contrastive guidance: moves the target away from the prediction without a caption, by this factor.",
         more="For distilled models that run without guidance (cfg 1), so that a LoRA does not undo their distillation. 3 to 4"
         " is usual. A step takes about a third longer.",
         page="AI-Toolkit's do_guidance_loss: target = u + scale (target - u), u what the model with its LoRA predicts for the"
@@ -106,7 +106,7 @@ class LossOptions(Options, group="loss"):
     contrastive_schedule: Literal["constant", "sigma"] = option(
         "constant",
         help="How contrastive_guidance follows the noise level.",
-        more="sigma: full at pure noise, off without noise, where there is little to guide. constant: the same at all.",
+        more="constant: the same at all noise levels. sigma: full at pure noise, less and less toward the clean video.",
         born=2,
         at_birth="constant",
         widget=Widget(TRAIN, "contrastive_schedule", 182),
@@ -115,7 +115,7 @@ class LossOptions(Options, group="loss"):
     )
     contrastive_cfg_zero: bool = option(
         False,
-        help="Scale what the model says without a caption to fit the target first (CFG-Zero*).",
+        help="First scale the prediction without a caption to fit the target (CFG-Zero*).",
         born=2,
         at_birth=False,
         widget=Widget(TRAIN, "contrastive_cfg_zero", 183),

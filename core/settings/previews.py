@@ -50,8 +50,8 @@ class PreviewOptions(Options, group="previews"):
     every: int = option(
         0,
         help="Steps between two previews: short videos made with the LoRA as it is then.",
-        more="They have the sample prompts, else the caption, and the size of the first held-out sample, else of the"
-        " first one. With the other expert known (other_dit), a preview goes through both. Without, the high noise stage shows"
+        more="They show the sample prompts (sample_prompts); without any, the caption of the first held-out sample, or of the"
+        " first sample. With other_dit a preview goes through both experts. Without it, the high noise stage shows"
         " where its expert hands over: blurry, but motion and composition are seen; the low noise stage starts from noise on"
         " the sample itself, and shows the look.",
         zero="no previews",
@@ -134,7 +134,7 @@ class PreviewOptions(Options, group="previews"):
     )
     seed_walk: SeedWalk = option(
         "fixed",
-        help="Whether the seed of previews moves on.",
+        help="Whether the seed of previews changes.",
         more="fixed: all have the same. prompts: the second prompt has the next one, and so on. steps: the preview of step n"
         " has the seed plus n.",
         in_key=False,
@@ -143,7 +143,7 @@ class PreviewOptions(Options, group="previews"):
     )
     at_start: bool = option(
         False,
-        help="Also a preview before the first step, of the model without what it is to learn.",
+        help="Also make a preview before the first step, to compare the others with.",
         in_key=False,
         not_with={"every": (0,)},
         widget=Widget(TRAIN, "preview_at_start", 155),
@@ -167,8 +167,8 @@ class PreviewOptions(Options, group="previews"):
     skip_layers: str = option(
         "",
         help="Skip-layer guidance of previews: the blocks that are left out, such as 9 or 9, 10; empty: off.",
-        more="As ComfyUI's SkipLayerGuidanceDiT: away from what the model says of the prompt without these blocks. A third"
-        " more time for the steps in question.",
+        more="As ComfyUI's SkipLayerGuidanceDiT: guidance away from the prediction without these blocks. Steps with it"
+        " need one forward pass more.",
         in_key=False,
         widget=Widget(TRAIN, "preview_skip_layers", 158),
         simpletuner="validation_guidance_skip_layers",

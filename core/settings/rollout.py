@@ -14,10 +14,10 @@ class RolloutOptions(Options, group="rollout"):
 
     steps: int = option(
         0,
-        help="Scheduled sampling (rollout): the most steps, of 1/999 of the noise, that the model goes by itself first.",
-        more="Each takes a forward more. 5 to 10 is what SimpleTuner advises.",
-        page="The model then learns to mend its own errors, as it meets them when it samples. Nobody has published a"
-        " measurement for LoRAs of video models.",
+        help="Scheduled sampling (rollout): the most sampling steps that the model makes itself before it is trained.",
+        more="Each is 1/999 of the noise, and costs a forward pass. SimpleTuner advises 5 to 10.",
+        page="The model then learns to correct the errors that it makes itself when it samples. Nothing has been"
+        " published for LoRAs of video models.",
         zero="off",
         most=999,
         unit="steps",
@@ -28,7 +28,7 @@ class RolloutOptions(Options, group="rollout"):
     )
     probability: float = option(
         1.0,
-        help="The share of samples that a rollout comes before.",
+        help="Share of the samples that are trained after a rollout.",
         most=1.0,
         born=2,
         at_birth=1.0,
@@ -38,7 +38,7 @@ class RolloutOptions(Options, group="rollout"):
     )
     ramp_steps: int = option(
         0,
-        help="Steps of the run in which rollout_probability is reached, from 0 on.",
+        help="Steps of the run over which the probability rises from 0 to rollout_probability.",
         zero="from the start",
         unit="steps",
         born=2,
@@ -49,7 +49,7 @@ class RolloutOptions(Options, group="rollout"):
     )
     strategy: RolloutStrategy = option(
         "uniform",
-        help="Which numbers of steps are drawn: all alike, more short ones (biased_early), or more long ones (biased_late).",
+        help="How many steps a rollout has: any number alike (uniform), mostly few (biased_early) or many (biased_late).",
         born=2,
         at_birth="uniform",
         widget=Widget(TRAIN, "rollout_strategy", 187),
@@ -58,8 +58,8 @@ class RolloutOptions(Options, group="rollout"):
     )
     direction: float = option(
         0.0,
-        help="How much the prediction is to point to the clean video (ReflexFlow's anti-drift), beside the loss.",
-        more="SimpleTuner has 10.",
+        help="Weight of a second loss: the prediction must point to the clean video (ReflexFlow's anti-drift).",
+        more="SimpleTuner's default is 10.",
         zero="off",
         most=1e6,
         born=2,

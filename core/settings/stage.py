@@ -60,9 +60,9 @@ class StageSettings(Groups, Options):
     device: str = option(
         "auto",
         help="Where to train.",
-        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one they take turns. all, or a"
-        " list such as cuda:0,cuda:1, trains the run over several GPUs: each trains batches of its own in every step, so a step"
-        " has as many samples more.",
+        more="auto takes a free GPU: with two GPUs both experts train at the same time, with one GPU one after the other. all,"
+        " or a list such as cuda:0,cuda:1, trains the run over several GPUs: each trains batches of its own in every step, so a"
+        " step has as many samples more.",
         page="See [Many GPUs](https://github.com/ComfyUI-WanTrain/ComfyUI-WanTrain/blob/main/docs/many-gpus.md).",
         in_key=False,
         widget=Widget(TRAIN, "device", 26, is_required=True),
@@ -79,8 +79,8 @@ class StageSettings(Groups, Options):
     alternate_every: int = option(
         0,
         help="Switch between the two experts every so many steps on one GPU: both LoRAs grow together.",
-        more="Set it for both experts. The weights that the other one is not training with wait in main memory, or stay on the"
-        " GPU where both fit. The LoRAs are the same, to the bit, as those of one expert after the other.",
+        more="Set it for both experts. The weights of the expert that waits lie in main memory, or stay on the GPU where both"
+        " fit. The LoRAs are the same, to the bit, as those of one expert after the other.",
         page="What switching costs is told at the start. With a GPU for each expert nothing is switched.",
         most=1_000_000,
         zero="one expert after the other",

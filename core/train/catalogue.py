@@ -22,7 +22,7 @@ from .run_folder import RunFolder
 
 TAIL_BYTES = 2**14  # of a diary: some 100 lines
 MOST_TAIL_BYTES = 2**20  # where the newest held-out loss, or the newest step, lies further back
-GONE = "the training process is gone: go on with it, or delete it"
+GONE = "the training process has ended: resume the run, or delete it"
 _GOING = ("waiting", "training")
 _VALIDATION = b'"event": "validation"'
 _WATCHED = ("job.json", "events.jsonl", "result.json", "workflow.json", "", "checkpoints", "previews")

@@ -90,7 +90,7 @@ def choose_steps(wanted: str, run: RunFolder) -> list[int]:
     if kind == "every":
         found = there[numbers[0] - 1 :: numbers[0]]
         if not found:
-            raise ConfigError(f"checkpoints is 'every {numbers[0]}', but {run.path.name} keeps {len(there)} alone.")
+            raise ConfigError(f"checkpoints is 'every {numbers[0]}', but {run.path.name} keeps only {len(there)}.")
         return found
     missing = [step for step in numbers if step not in there]
     if missing:

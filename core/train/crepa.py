@@ -134,7 +134,7 @@ def _make_absent(job: Job, device: torch.device, events: EventWriter, should_sto
     for number, sample in enumerate(absent, start=1):
         if should_stop():  # which the run looks at before its first step
             break
-        events.write("status", message=f"looking at the frames by DINOv2: {number} of {len(absent)}")
+        events.write("status", message=f"making DINOv2's features of the frames: {number} of {len(absent)}")
         features = _features_of(sample, vae, dino)
         _store_of(sample).save(KIND, _key(job, sample), {KIND: features.half()}, {"sample": sample.name})
     del vae, dino

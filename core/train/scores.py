@@ -68,7 +68,7 @@ def best_checkpoint(folder: RunFolder, job: Job) -> Scored:
     """The best one. ConfigError where nothing tells, or no checkpoint is kept."""
     scores = score_run(folder, job)
     if not scores.checkpoints:
-        raise ConfigError(f"{folder.path} keeps no checkpoint, of which one could be the best: use the last.")
+        raise ConfigError(f"{folder.path} keeps no checkpoint, so none can be the best: use the last.")
     if scores.best is None:
         raise ConfigError(
             f"which checkpoint of {folder.path.name} is best can't be told: {NOT_MEASURED}. Use the last."

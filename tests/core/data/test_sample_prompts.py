@@ -63,14 +63,14 @@ def test_entries_survive_as_text(entries):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a cat --i picture.png", "line 1 of sample_prompts has --i, which is nothing here"),
+        ("a cat --i picture.png", "line 1 of sample_prompts has --i, which is not known"),
         ("a cat --w wide", "line 1 of sample_prompts: width must be a whole number, got 'wide'"),
         ("ok\na cat --w 831", "width must be a multiple of 16"),
         ("a cat --f 32", "frames must be 4n"),
         ("--w 832", "sample prompt 1 is empty"),
         ('{"a": 3}', "sample_prompts.a must be a prompt"),
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
-        ('{"a": ', "begins as JSON, but is none"),
+        ('{"a": ', "begins like JSON, but is not valid JSON"),
         ("{}", "must be a table"),
         ("\n".join(["a"] * 65), "has 65 prompts"),
     ],

@@ -5,7 +5,7 @@ import json
 import pytest
 from wan_train.core.data.sample_prompts import read_prompts
 from wan_train.core.importers.setup import import_setup
-from wan_train.core.importers.texts import Source
+from wan_train.core.importers.texts import SetupFile
 from wan_train.tests.core.importers.given import SETUPS
 
 AITOOLKIT = """
@@ -41,7 +41,7 @@ config:
 
 
 def brought(files):
-    return import_setup([Source(name, text) for name, text in files.items()])
+    return import_setup([SetupFile(name, text) for name, text in files.items()])
 
 
 def outcomes(imported, *words):

@@ -43,7 +43,7 @@ def test_words_choose_checkpoints(make, words, steps):
     ("words", "sentence"),
     [
         ("35", "has no checkpoint of step 35: it keeps 10, 20"),
-        ("every 3", "checkpoints is 'every 3', but run keeps 2 alone"),
+        ("every 3", "checkpoints is 'every 3', but run keeps only 2"),
         ("last", "checkpoints is 'last': write all"),
         ("last 1 2", "write all"),
         ("0", "write all"),
