@@ -2,7 +2,8 @@
 
 score = 100 p m. p: how often chance alone would make the held-out loss differ as much from the lowest as it does (paired
 t-test), so 1 for the lowest. m: how near the motion of the step's preview is to that of the sample it was made after,
-min(r, 1 / r) with r their ratio; 1 where there is no preview of that step. The best is the highest score.
+min(r, 1 / r) with r their ratio; 1 where there is no preview of that step, or where previews show prompts. The best is the
+highest score.
 """
 
 from dataclasses import dataclass
@@ -108,7 +109,12 @@ def _score(
 
 
 def _motions(folder: RunFolder, job: Job, steps: list[int]) -> dict[int, float]:
-    """The motion of the previews of these steps, as a share of their sample's; {} where it is gone, or is a picture."""
+    """The motion of the previews of these steps, as a share of their sample's.
+
+    {} where the sample is gone, or is a picture, and where previews show prompts: no clip says how these should move.
+    """
+    if job.data.prompts:
+        return {}
     previews = PreviewFolder.of(folder)
     there = [step for step in steps if previews.latents_path(step).is_file()]
     if not there:

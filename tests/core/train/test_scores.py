@@ -1,9 +1,13 @@
 """Held-out losses as pairs, the chance of no difference, motion of previews, and the checkpoint that comes out best."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
+from wan_train.core.settings.job import CaptionText, PreviewPrompt
+from wan_train.core.settings.samples import SamplePrompt
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.held_out import HeldOut, Measured, at_step, chance_of_no_difference, difference
 from wan_train.core.train.preview_folder import PreviewFolder
@@ -102,6 +106,19 @@ def test_motion_decides_between_those_that_the_loss_does_not_tell_apart(folder, 
     assert [one.motion for one in scores.checkpoints] == pytest.approx([1.0, 0.1, 1.5])
     assert (scores.best and scores.best.step) == 30  # 20 stands still; 10 moves well, but its loss is clearly higher
     assert scores.checkpoints[1].score == pytest.approx(10)
+
+
+def test_previews_of_prompts_are_not_compared_with_a_sample(folder, job):
+    text = CaptionText(key="0" * 32, path=job.data.empty_text_path)
+    asked = PreviewPrompt(asked=SamplePrompt(name="one", prompt="a shape"), text=text, negative=text)
+    job = replace(job, data=replace(job.data, prompts=(asked,)))
+    measure(folder, {10: (1.0, 2.0, 3.0, 4.0), 20: (0.9, 1.8, 2.95, 3.9), 30: (0.85, 2.0, 2.8, 3.95)})
+    save_file({"latents": clip(2.0)}, preview_sample(job).latents_path)
+    for step in (10, 20, 30):
+        PreviewFolder.of(folder).write(step, clip(0.2))
+    scores = score_run(folder, job)
+    assert [one.motion for one in scores.checkpoints] == [None] * 3
+    assert (scores.best and scores.best.step) == 20
 
 
 def test_motion_is_the_change_between_frames():
