@@ -94,6 +94,13 @@ class Sketch:
         return node_id
 
 
+def show_through_both(sketch: Sketch, high: str, low: str) -> None:
+    """Previews of each training go through both experts: each is given the other one's model."""
+    models = {run: sketch.prompt[run]["inputs"]["dit"] for run in (high, low)}
+    for run, other in ((high, low), (low, high)):
+        sketch.prompt[run]["inputs"]["other_dit"] = list(models[other])
+
+
 @dataclass(frozen=True)
 class Sources:
     """Ids of the nodes that training and preview read from."""
@@ -164,6 +171,7 @@ def add_experts(
     """Training of both experts of an A14B model, and their preview."""
     stages = {stage: add_stage(sketch, data, file, f"{stage} noise", values) for stage, file in experts(kind).items()}
     (high, high_base), (low, low_base) = (stages[stage] for stage in STAGES)
+    show_through_both(sketch, high, low)
     pair = sketch.add(RESULT, "MergeStages", high=(high, 0), low=(low, 0))
     add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
 
@@ -203,6 +211,7 @@ def trainer_sketch() -> Sketch:
             dit=(dit, 0), latents=(data.latents, 0), text=(data.text, 0), stage=f"{stage} noise", lora_name="my_lora",
             vae=(data.vae, 0), preview_every=250,
         )  # fmt: skip
+    show_through_both(sketch, runs["high"], runs["low"])
     sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
     return sketch
 
@@ -252,6 +261,7 @@ def demo_sketch() -> Sketch:
             dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name=DEMO_NAME,
             vae=models["vae"], preview_every=125, preview_steps=8, **DEMO_TRAINING,
         )  # fmt: skip
+    show_through_both(sketch, runs["high"], runs["low"])
     pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))
     preview = sketch.add(RESULT, "PreviewLoRA", pair=(pair, 0), **models, **DEMO_PREVIEW)
     sketch.add(
