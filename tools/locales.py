@@ -163,16 +163,22 @@ def keep_page_true(english: Mapping[str, Texts], folder: Path = LOCALES) -> dict
     before = read_page(folder / "english_page.json")
     lacking: dict[str, list[str]] = {}
     for language in languages(folder):
-        lacking[language.name] = []
-        for file, texts in translated(language).items():
-            wanted = english[file]
-            fresh = {
+        fresh = {
+            file: {
                 name: texts[name]
-                for name, text in wanted.items()
+                for name, text in english[file].items()
                 if name in texts and before[file].get(name, text) == text
             }
-            write(language / f"{file}.json", {PAGE: fresh} if file == "main" else nested(fresh))
-            lacking[language.name] += [text for name, text in wanted.items() if name not in fresh]
+            for file, texts in translated(language).items()
+        }
+        # ComfyUI's menus look for a command by what it is called, and lists of commands by what it is.
+        menu = {_key(english["commands"][name]): text for name, text in fresh["commands"].items()}
+        write(language / "main.json", {"menuLabels": menu, PAGE: fresh["main"]})
+        for file in ("commands", "settings"):
+            write(language / f"{file}.json", nested(fresh[file]))
+        lacking[language.name] = [
+            text for file, texts in english.items() for name, text in texts.items() if name not in fresh[file]
+        ]
     commands, settings = nested(english["commands"]), nested(english["settings"])
     write(folder / "english_page.json", {"main": list(english["main"]), "commands": commands, "settings": settings})
     return lacking

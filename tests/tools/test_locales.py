@@ -144,7 +144,7 @@ def test_a_text_of_the_page_that_changes_loses_its_translations(tmp_path):
     english = {"main": {"Stop": "Stop"}, "commands": {"WanTrain_Import/label": "Load"}, "settings": settings}
     assert keep_page_true(english, tmp_path) == {"de": []}
     assert read_page(tmp_path / "english_page.json") == english
-    assert translated(tmp_path / "de")["main"] == {"Stop": "Stopp"}
+    assert read(tmp_path / "de" / "main.json") == {"menuLabels": {"Load": "Setup laden"}, PAGE: {"Stop": "Stopp"}}
     changed = {**english, "main": {"Stop now": "Stop now"}, "settings": {**settings, "WanTrain_Notify/name": "Say"}}
     assert keep_page_true(changed, tmp_path) == {"de": ["Stop now", "Say"]}
     assert translated(tmp_path / "de") == {
