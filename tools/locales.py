@@ -1,13 +1,16 @@
-"""Keeps the translations of the nodes true: a text whose English has changed loses its translations.
+"""Keeps the translations true: a text whose English has changed loses its translations.
 
 In the pack's folder, with the Python of the tests and a ComfyUI (as for the tests): python -m tools.locales
-It writes locales/english.json, the texts to translate, and takes from locales/LANGUAGE/nodeDefs.json what was made from another
-English text. ComfyUI shows the English text where there is no translation.
+It writes the texts to translate: those of nodes to locales/english.json, those of the page's scripts to
+locales/english_page.json. From the files in locales/LANGUAGE it takes what was made from another English text: nodeDefs.json is
+of nodes; main.json of what the scripts say, by the English text; commands.json and settings.json of what the scripts tell
+ComfyUI. The English text is shown where there is no translation.
 """
 
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ from .comfyui import find_host
 
 PACK = Path(__file__).resolve().parent.parent
 LOCALES = PACK / "locales"
+WEB = PACK / "web"
+PAGE = "wanTrain"  # the part of main.json that web/words.js reads
 Texts = dict[str, str]  # path of keys in ComfyUI's nodeDefs.json, joined by "/" -> text
 
 
@@ -92,6 +97,93 @@ def keep_true(english: Mapping[str, str], folder: Path = LOCALES) -> dict[str, l
     return lacking
 
 
+_TEXT = r'"(?:[^"\\]|\\.)*"'  # in a script, as its formatter writes it
+_TEXTS = rf"{_TEXT}(?:\s*\+\s*{_TEXT})*"
+_CALL = re.compile(r"(?<![.\w])say\(\s*(?!\w+\) \{)")  # not of a method of this name, nor the head of one
+_COMMAND = re.compile(rf"id: ({_TEXT}),\s*label: ({_TEXTS}),")
+_SETTING = re.compile(rf"id: [^\n]*?(\w+)\)?,\n(?:(?!\bid: ).)*?name: ({_TEXTS}),\s*tooltip: ({_TEXTS}),", re.DOTALL)
+
+
+def joined(literal: str) -> str:
+    """The text of a script's string, or of several with + between them."""
+    return "".join(json.loads(part) for part in re.findall(_TEXT, literal))
+
+
+def page_texts(folder: Path = WEB) -> dict[str, Texts]:
+    """All texts of the page's scripts, for each file of a language; ValueError if a call of `say` has none in it."""
+    said: set[str] = set()
+    commands: Texts = {}
+    settings: Texts = {}
+    for script in sorted(folder.glob("*.js")):
+        source = script.read_text(encoding="utf-8")
+        for call in _CALL.finditer(source) if script.name != "words.js" else ():
+            text = re.compile(_TEXTS).match(source, call.end())
+            if text is None:
+                line = source.count("\n", 0, call.start()) + 1
+                raise ValueError(f"{script.name}, line {line}: say() is not given a text in double quotes.")
+            said.add(joined(text[0]))
+        for name, label in _COMMAND.findall(source):
+            commands[f"{_key(joined(name))}/label"] = joined(label)
+        for constant, name, tooltip in _SETTING.findall(source):
+            found = re.search(rf"const {constant} = ({_TEXT});", source)
+            assert found is not None
+            settings |= {
+                f"{_key(joined(found[1]))}/name": joined(name),
+                f"{_key(joined(found[1]))}/tooltip": joined(tooltip),
+            }
+    return {"main": {text: text for text in sorted(said)}, "commands": commands, "settings": settings}
+
+
+def _key(name: str) -> str:
+    """An id as ComfyUI looks for its translations."""
+    return name.replace(".", "_")
+
+
+def read_page(path: Path) -> dict[str, Texts]:
+    """What `keep_page_true` wrote, as `page_texts` gives it."""
+    table = read(path) or {"main": [], "commands": {}, "settings": {}}
+    return {
+        "main": {text: text for text in table["main"]},
+        "commands": flat(table["commands"]),
+        "settings": flat(table["settings"]),
+    }
+
+
+def translated(language: Path) -> dict[str, Texts]:
+    """The page's texts in a language."""
+    return {
+        "main": read(language / "main.json").get(PAGE, {}),
+        "commands": flat(read(language / "commands.json")),
+        "settings": flat(read(language / "settings.json")),
+    }
+
+
+def keep_page_true(english: Mapping[str, Texts], folder: Path = LOCALES) -> dict[str, list[str]]:
+    """Write english_page.json, and take stale translations away. Returns the texts that each language lacks."""
+    before = read_page(folder / "english_page.json")
+    lacking: dict[str, list[str]] = {}
+    for language in languages(folder):
+        fresh = {
+            file: {
+                name: texts[name]
+                for name, text in english[file].items()
+                if name in texts and before[file].get(name, text) == text
+            }
+            for file, texts in translated(language).items()
+        }
+        # ComfyUI's menus look for a command by what it is called, and lists of commands by what it is.
+        menu = {_key(english["commands"][name]): text for name, text in fresh["commands"].items()}
+        write(language / "main.json", {"menuLabels": menu, PAGE: fresh["main"]})
+        for file in ("commands", "settings"):
+            write(language / f"{file}.json", nested(fresh[file]))
+        lacking[language.name] = [
+            text for file, texts in english.items() for name, text in texts.items() if name not in fresh[file]
+        ]
+    commands, settings = nested(english["commands"]), nested(english["settings"])
+    write(folder / "english_page.json", {"main": list(english["main"]), "commands": commands, "settings": settings})
+    return lacking
+
+
 def node_infos(host: Path) -> list[dict[str, Any]]:
     """Of all nodes of the pack, by the ComfyUI in `host`, in this process."""
     sys.path[:] = [str(host), *(path for path in sys.path if Path(path or ".").resolve() != PACK)]
@@ -115,9 +207,11 @@ def main() -> int:
     if host is None:
         print("Failed: no ComfyUI was found: set COMFYUI_PATH to its folder.", file=sys.stderr)
         return 1
-    lacking = keep_true(english_texts(node_infos(host)))
-    for language, names in lacking.items():
-        print(f"{language}: {len(names)} texts are not translated", *names[:20], sep="\n  ")
+    of_nodes = keep_true(english_texts(node_infos(host)))
+    of_page = keep_page_true(page_texts())
+    for language, names in of_nodes.items():
+        missing = [*names, *of_page[language]]
+        print(f"{language}: {len(missing)} texts are not translated", *missing[:20], sep="\n  ")
     return 0
 
 

@@ -1,19 +1,28 @@
 // The buttons of a run: what can be asked of it now, and of a training that has not begun. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
+import { say } from "./words.js";
 
-/** @type {[ask: string, label: string, help: string][]} */
-const BUTTONS = [
-  ["stop", "Stop", "End the run with a checkpoint. The workflow ends here; Run goes on from the checkpoint."],
-  ["use", "Stop and use", "End the run with a checkpoint, and go on in the workflow with the LoRA as it is now."],
-  ["pause", "Pause", "Write checkpoints and free the GPU, until you press Go on. All trainings of the workflow wait."],
-  ["go_on", "Go on", "Train on from the checkpoints."],
-  ["save", "Save now", "Write a checkpoint now; the run goes on."],
-  ["preview", "Preview now", "Make a preview now; the run goes on."],
+/** @returns {[ask: string, label: string, help: string][]} */
+const labels = () => [
+  ["stop", say("Stop"), say("End the run with a checkpoint. The workflow ends here; Run goes on from the checkpoint.")],
+  [
+    "use",
+    say("Stop and use"),
+    say("End the run with a checkpoint, and go on in the workflow with the LoRA as it is now."),
+  ],
+  [
+    "pause",
+    say("Pause"),
+    say("Write checkpoints and free the GPU, until you press Go on. All trainings of the workflow wait."),
+  ],
+  ["go_on", say("Go on"), say("Train on from the checkpoints.")],
+  ["save", say("Save now"), say("Write a checkpoint now; the run goes on.")],
+  ["preview", say("Preview now"), say("Make a preview now; the run goes on.")],
   [
     "check",
-    "Check",
-    "What the training will take: steps, memory, time, disk. Says what is wrong, too. Nothing is run.",
+    say("Check"),
+    say("What the training will take: steps, memory, time, disk. Says what is wrong, too. Nothing is run."),
   ],
 ];
 /** States in which nothing is trained, so that what can be asked is a check. */
@@ -30,7 +39,7 @@ export class Buttons {
     this.onAsk = onAsk;
     /** @type {Map<string, HTMLButtonElement>} */
     this.buttons = new Map();
-    for (const [ask, label, help] of BUTTONS) {
+    for (const [ask, label, help] of labels()) {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = label;

@@ -1,7 +1,7 @@
 // A live loss chart as one element with an inline SVG, and below it the previews of the run. Knows nothing of ComfyUI.
 
 import { Buttons } from "./buttons.js";
-import { Controls, HELP } from "./chart_controls.js";
+import { Controls, help } from "./chart_controls.js";
 import { addressOfRun, Curves, NO_SERVER } from "./chart_curves.js";
 import { drawLegend, drawLines, drawMarks, scalesWidth } from "./chart_draw.js";
 import { download, savePicture } from "./chart_export.js";
@@ -13,6 +13,7 @@ import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { Previews } from "./previews.js";
+import { say } from "./words.js";
 
 /**
  * What the server tells of a run. Of a long one it has a part of the points, and `smoothed`, their averages.
@@ -101,7 +102,7 @@ export class LossChart {
     this.spoken.setAttribute("role", "status");
     this.plot.tabIndex = 0;
     this.plot.setAttribute("role", "figure");
-    this.plot.setAttribute("aria-description", HELP);
+    this.plot.setAttribute("aria-description", help());
     this.plot.addEventListener("pointerdown", () => this.controls.close());
     this.plot.append(this.svg, this.spoken);
     this.curves = new Curves(
@@ -300,9 +301,18 @@ export class LossChart {
     const points = own?.smoothed ?? this.steps.map((step, i) => /** @type {Point} */ ([step, this.averages[i]]));
     const held = byStep(this.validation);
     /** @type {Line[]} */
-    const lines = [{ name: "smoothed loss", colour: "var(--wan-train-accent)", points, raw }, ...found];
+    const lines = [
+      { name: say("smoothed loss"), colour: "var(--wan-train-accent)", points, raw, isOwn: true },
+      ...found,
+    ];
     if (held.length)
-      lines.push({ name: "held-out loss", colour: "var(--wan-train-held)", points: held, isHeldOut: true });
+      lines.push({
+        name: say("held-out loss"),
+        colour: "var(--wan-train-held)",
+        points: held,
+        isHeldOut: true,
+        isOwn: true,
+      });
     if (!range) return lines;
     return lines.map((line) => ({
       ...line,
@@ -323,13 +333,16 @@ export class LossChart {
     this.alarm.hidden = !alarm;
     this.controls.show(this.window, this.zoom.range !== null);
     const words = [this.head.textContent?.trim(), this.bestWords(), this.legend.textContent].filter(Boolean);
-    this.plot.setAttribute("aria-label", `Loss chart. ${words.join(". ")}`);
+    this.plot.setAttribute("aria-label", `${say("Loss chart")}. ${words.join(". ")}`);
   }
 
   bestWords() {
     if (!this.steps.length) return "";
     const best = this.averages.reduce((a, b, i) => (b < this.averages[a] ? i : a), 0);
-    return `lowest smoothed loss ${shown(this.averages[best])} at step ${this.steps[best]}`;
+    return say("lowest smoothed loss {loss} at step {step}", {
+      loss: shown(this.averages[best]),
+      step: this.steps[best],
+    });
   }
 
   /**
@@ -380,7 +393,7 @@ export class LossChart {
       await savePicture(this.plot, this.head, this.legend, `${this.server.run() ?? "loss"}.png`);
     } catch (error) {
       console.warn("[wan_train] the chart could not be made into a picture", error);
-      this.controls.trouble.textContent = "The browser could not make a picture of the chart.";
+      this.controls.trouble.textContent = say("The browser could not make a picture of the chart.");
     }
   }
 }

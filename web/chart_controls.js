@@ -1,22 +1,30 @@
 // The row of controls of a chart: which curves, which other runs, how smooth, PNG and CSV. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./chart_curves.js").Other} Other */
 
-/** @type {[name: string, label: string, help: string][]} */
-export const SERIES = [
+/** @returns {[name: string, label: string, help: string][]} */
+const series = () => [
   [
     "sigma",
-    "loss by noise level",
-    "One line for each part of the noise levels: learning is seen there, and jumps are not.",
+    say("loss by noise level"),
+    say("One line for each part of the noise levels: learning is seen there, and jumps are not."),
   ],
-  ["learning_rate", "learning rate", "On a scale of its own, whose ends are at the right."],
-  ["gradient_norm", "gradient norm", "Before it is clipped. On a scale of its own, whose ends are at the right."],
+  ["learning_rate", say("learning rate"), say("On a scale of its own, whose ends are at the right.")],
+  [
+    "gradient_norm",
+    say("gradient norm"),
+    say("Before it is clipped. On a scale of its own, whose ends are at the right."),
+  ],
 ];
-export const HELP =
-  "Drag over the chart to zoom, Shift and drag to move; after a click the wheel zooms, too; a double click shows all. " +
-  "Keys: arrows go from step to step, + and - zoom, Shift and arrows move, 0 shows all.";
+/** How to zoom. */
+export const help = () =>
+  say(
+    "Drag over the chart to zoom, Shift and drag to move; after a click the wheel zooms, too; a double click shows all. " +
+      "Keys: arrows go from step to step, + and - zoom, Shift and arrows move, 0 shows all.",
+  );
 const WINDOWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 const MOST_OTHERS = 7;
 
@@ -43,23 +51,30 @@ export class Controls {
     this.does = does;
     this.element = block("wan-train-controls", parent);
     this.element.setAttribute("role", "toolbar");
-    this.element.setAttribute("aria-label", "Loss chart");
+    this.element.setAttribute("aria-label", say("Loss chart"));
     this.element.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
-    const series = this.menu("Curves", "Draw more than the loss, smoother, or on a logarithmic axis; how to zoom");
-    for (const [name, label, help] of SERIES) this.check(series, label, help, (on) => this.choose(this.of, name, on));
-    this.slider = this.addSlider(series);
-    this.log = this.check(series, "logarithmic axis", "Of the losses, which are often far apart", (on) => {
+    const curves = this.menu(
+      say("Curves"),
+      say("Draw more than the loss, smoother, or on a logarithmic axis; how to zoom"),
+    );
+    for (const [name, label, told] of series()) this.check(curves, label, told, (on) => this.choose(this.of, name, on));
+    this.slider = this.addSlider(curves);
+    this.log = this.check(curves, say("logarithmic axis"), say("Of the losses, which are often far apart"), (on) => {
       this.isLog = on;
       does.onChange();
     });
-    block("wan-train-help", series).textContent = HELP;
-    this.compare = this.menu("Compare", "Draw the loss of other runs, too, such as that of the other expert");
+    block("wan-train-help", curves).textContent = help();
+    this.compare = this.menu(say("Compare"), say("Draw the loss of other runs, too, such as that of the other expert"));
     this.compare.parentElement?.addEventListener("toggle", () => this.fill());
-    this.whole = this.button("Whole run", "Show the whole run again (a double click does it, too)", does.onWhole);
+    this.whole = this.button(
+      say("Whole run"),
+      say("Show the whole run again (a double click does it, too)"),
+      does.onWhole,
+    );
     this.whole.hidden = true;
-    const save = this.menu("Save", "Save the chart as a file");
-    this.button("Picture (PNG)", "What is drawn now, with its numbers", does.onPng, save);
-    this.button("Table (CSV)", "Every step, in a file for each run that is drawn", does.onCsv, save);
+    const save = this.menu(say("Save"), say("Save the chart as a file"));
+    this.button(say("Picture (PNG)"), say("What is drawn now, with its numbers"), does.onPng, save);
+    this.button(say("Table (CSV)"), say("Every step, in a file for each run that is drawn"), does.onCsv, save);
     this.trouble = block("wan-train-answer", this.element);
     this.trouble.setAttribute("role", "status");
   }
@@ -131,8 +146,9 @@ export class Controls {
   /** @param {HTMLElement} panel */
   addSlider(panel) {
     const line = document.createElement("label");
-    line.title =
-      "Steps that the bold line is averaged over; faint: each step. At the left: as fits the length of the run.";
+    line.title = say(
+      "Steps that the bold line is averaged over; faint: each step. At the left: as fits the length of the run.",
+    );
     const slider = document.createElement("input");
     slider.type = "range";
     slider.min = "0";
@@ -145,7 +161,7 @@ export class Controls {
     for (const kind of ["pointerdown", "pointermove"])
       slider.addEventListener(kind, (event) => event.stopPropagation());
     this.smoothness = document.createElement("span");
-    line.append("smooth over ", slider, this.smoothness);
+    line.append(`${say("smooth over")} `, slider, this.smoothness);
     panel.append(line);
     return slider;
   }
@@ -156,7 +172,9 @@ export class Controls {
    * @param {boolean} isPart
    */
   show(window, isPart) {
-    const words = window <= 1 ? "one step" : `${Math.round(window)} steps${this.window === null ? " (auto)" : ""}`;
+    const steps = Math.round(window);
+    const many = this.window === null ? say("{steps} steps (auto)", { steps }) : say("{steps} steps", { steps });
+    const words = window <= 1 ? say("one step") : many;
     if (this.smoothness) this.smoothness.textContent = words;
     this.slider.setAttribute("aria-valuetext", words);
     this.whole.hidden = !isPart;
@@ -190,7 +208,7 @@ export class Controls {
     this.compare.textContent = "…";
     try {
       const found = await this.does.listOthers();
-      this.compare.textContent = found.length ? "" : "There is no other run in this folder.";
+      this.compare.textContent = found.length ? "" : say("There is no other run in this folder.");
       for (const other of found) this.addOther(other);
     } catch (error) {
       this.compare.textContent = error instanceof Error ? error.message : String(error);
@@ -200,11 +218,13 @@ export class Controls {
   /** @param {Other} other */
   addOther({ run, name, stage, steps, changed, is_other_expert }) {
     const when = new Date(changed * 1000).toLocaleDateString(undefined, { dateStyle: "medium" });
-    const label = `${is_other_expert ? "the other expert: " : ""}${name} ${stage}, ${steps} steps, ${when}`;
+    const told = `${name} ${stage}, ${say("{steps} steps", { steps })}, ${when}`;
+    const label = is_other_expert ? say("the other expert: {run}", { run: told }) : told;
     const toggle = (/** @type {boolean} */ on) => {
       if (on && this.others.size >= MOST_OTHERS) {
         box.checked = false;
-        this.trouble.textContent = `At most ${MOST_OTHERS} other runs fit into a chart: take one out first.`;
+        const most = { most: MOST_OTHERS };
+        this.trouble.textContent = say("At most {most} other runs fit into a chart: take one out first.", most);
         return;
       }
       this.trouble.textContent = "";

@@ -1,5 +1,7 @@
 // The curves beside a run's own loss, asked of the server when they are wanted. Knows nothing of ComfyUI.
 
+import { say } from "./words.js";
+
 /** @typedef {import("./curve.js").Point} Point */
 /** @typedef {import("./chart_zoom.js").Range} Range */
 /** @typedef {{ points: Point[], smoothed: Point[] }} Series */
@@ -138,5 +140,7 @@ function query(run, { of, others, window, range }) {
 export function differencesOf({ differences }, place) {
   return differences
     .filter(({ values }) => values[place] !== values[0])
-    .map(({ name, values }) => `${name} ${values[place]} (here ${values[0]})`);
+    .map(({ name, values }) =>
+      say("{setting} {value} (here {own})", { setting: name, value: values[place], own: values[0] }),
+    );
 }

@@ -111,7 +111,7 @@ export function drawMarks(svg, view, alarms, drag) {
  * @param {Line[]} lines
  */
 export function drawLegend(legend, lines) {
-  const isPlain = lines.every(({ name }) => name === "smoothed loss" || name === "held-out loss");
+  const isPlain = lines.every(({ isOwn }) => isOwn);
   legend.hidden = isPlain;
   legend.replaceChildren(
     ...(isPlain ? [] : lines).map(({ name, short = name, colour, help = name }) => {

@@ -1,6 +1,7 @@
 // What a chart draws: lines with their numbers, names and colours, of one run and of those beside it. Knows nothing of ComfyUI.
 
 import { differencesOf } from "./chart_curves.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./curve.js").Point} Point */
 /** @typedef {import("./chart_curves.js").Answer} Answer */
@@ -10,8 +11,8 @@ import { differencesOf } from "./chart_curves.js";
 const OTHERS = ["#cc79a7", "#009e73", "#d55e00", "#8c6bd8", "#b8860b", "#56b4e9", "#a0522d"];
 const SIGMAS = ["#56b4e9", "#009e73", "#b8860b", "#d55e00", "#cc79a7"];
 const OWN_SCALES = /** @type {const} */ ([
-  ["learning_rate", "learning rate", "#8c6bd8"],
-  ["gradient_norm", "gradient norm", "#a0522d"],
+  ["learning_rate", "#8c6bd8"],
+  ["gradient_norm", "#a0522d"],
 ]);
 const MOST_DIFFERENCES = 3;
 
@@ -19,12 +20,14 @@ const MOST_DIFFERENCES = 3;
  * @typedef {object} Line
  * @property {string} name in the legend and at the mouse
  * @property {string} [short] in the legend
+ * @property {string} [brief] at the mouse
  * @property {string} colour
  * @property {Point[]} points
  * @property {Point[]} [raw] drawn faintly
  * @property {boolean} [isHeldOut] points that are seldom, with a dashed line
  * @property {boolean} [hasOwnScale] none of the loss axis
  * @property {string} [help] more than the name
+ * @property {boolean} [isOwn] the run's loss, which needs no legend
  */
 
 /**
@@ -38,11 +41,11 @@ export function linesOf(answer, of) {
   const single = own?.series ?? {};
   const sigmas = of.has("sigma") ? (single.sigma ?? []) : [];
   const lines = sigmas.map(({ low, high, smoothed }, i) => ({
-    name: `sigma ${low}-${high}, smoothed`,
+    name: say("{curve}, smoothed", { curve: `sigma ${low}-${high}` }),
     short: `sigma ${low}-${high}`,
     colour: SIGMAS[i % SIGMAS.length],
     points: smoothed,
-    help: `Smoothed loss at noise levels (sigma) from ${low} to ${high}. ${own.note}`.trim(),
+    help: `${say("Smoothed loss at noise levels (sigma) from {low} to {high}.", { low, high })} ${own.note}`.trim(),
   }));
   return [...lines, ...otherLines(answer), ...scaledLines(single, of)];
 }
@@ -56,18 +59,25 @@ function otherLines(answer) {
     const colour = OTHERS[i % OTHERS.length];
     const found = differencesOf(answer, i + 1);
     const few = found.slice(0, MOST_DIFFERENCES);
-    if (found.length > few.length) few.push(`${found.length - few.length} more`);
-    const said = few.length ? `: ${few.join(", ")}` : ": the same settings";
+    if (found.length > few.length) few.push(say("{count} more", { count: found.length - few.length }));
+    const said = few.length ? few.join(", ") : say("the same settings");
     const title = `${name} ${stage}`;
     const help = `${run}\n${found.join("\n")}`;
+    const brief = say("{run}, smoothed loss", { run: title });
     const loss = {
-      name: `${title}, smoothed loss${said}`,
+      name: `${brief}: ${said}`,
+      brief,
       colour,
       points: series.loss.smoothed,
       raw: series.loss.points,
       help,
     };
-    const held = { name: `${title}, held-out loss`, colour, points: series.held_out.points, isHeldOut: true };
+    const held = {
+      name: say("{run}, held-out loss", { run: title }),
+      colour,
+      points: series.held_out.points,
+      isHeldOut: true,
+    };
     return held.points.length ? [loss, held] : [loss];
   });
 }
@@ -78,8 +88,12 @@ function otherLines(answer) {
  * @returns {Line[]}
  */
 function scaledLines(series, of) {
-  return OWN_SCALES.filter(([key]) => of.has(key) && series[key]?.points.length).map(([key, name, colour]) => ({
-    name: key === "gradient_norm" ? `${name}, smoothed` : name,
+  const names = {
+    learning_rate: say("learning rate"),
+    gradient_norm: say("{curve}, smoothed", { curve: say("gradient norm") }),
+  };
+  return OWN_SCALES.filter(([key]) => of.has(key) && series[key]?.points.length).map(([key, colour]) => ({
+    name: names[key],
     colour,
     points: series[key].smoothed,
     raw: key === "gradient_norm" ? series[key].points : undefined,

@@ -2,6 +2,7 @@
 
 import { nearest, shown } from "./chart_lines.js";
 import { shape } from "./elements.js";
+import { say } from "./words.js";
 
 const NEAR = 6; // pixels from a held-out loss, in which it is told
 const BESIDE = 10; // pixels from the step to its numbers
@@ -24,12 +25,16 @@ export function drawTip(svg, tip, plot, lines, view, at) {
   svg.append(shape("line", { class: "wan-train-pointer", x1: x, x2: x, y1: view.top, y2: view.bottom }));
   svg.append(shape("circle", { class: "wan-train-now", cx: x, cy: y, r: 3.5 }));
   const raw = nearest(own.raw ?? [], step);
-  const words = [`step ${step}`, `loss of this step ${raw ? shown(raw[1]) : "-"}`, `smoothed loss ${shown(average)}`];
-  for (const { name, points, isHeldOut } of others) {
+  const words = [
+    say("step {step}", { step }),
+    say("loss of this step {loss}", { loss: raw ? shown(raw[1]) : "-" }),
+    say("smoothed loss {loss}", { loss: shown(average) }),
+  ];
+  for (const { name, brief = name, points, isHeldOut } of others) {
     const point = nearest(points, step);
     if (!point || (isHeldOut && Math.abs(view.x(point[0]) - x) >= NEAR)) continue;
-    const where = point[0] === step && !isHeldOut ? "" : ` (step ${point[0]})`;
-    words.push(`${name.split(":")[0]} ${shown(point[1])}${where}`);
+    const where = point[0] === step && !isHeldOut ? "" : ` (${say("step {step}", { step: point[0] })})`;
+    words.push(`${brief} ${shown(point[1])}${where}`);
   }
   tip.textContent = words.join("\n");
   tip.hidden = false;

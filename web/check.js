@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeByExecutionId } from "./graph.js";
 import { showFailure, showsText, showText } from "./reports.js";
+import { say } from "./words.js";
 
 /**
  * Ask the server about the workflow as it would be queued, and write each answer on its node.
@@ -31,5 +32,5 @@ function tell(answers) {
     if (failed) showFailure(node, text);
     else showText(node, text);
   }
-  return titles.length ? `To mend: ${titles.join(", ")}.` : "Nothing is in the way.";
+  return titles.length ? say("To mend: {nodes}.", { nodes: titles.join(", ") }) : say("Nothing is in the way.");
 }

@@ -2,6 +2,7 @@
 // Whether they are shown is the host's own `showAdvanced`, saved with the node: one state for both renderers.
 
 import { app } from "../../scripts/app.js";
+import { say } from "./words.js";
 
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of ComfyUI
 const FOLDS = "wan_train_folds"; // among a saved node's properties: its height is one of folded inputs
@@ -48,9 +49,11 @@ export function addFolding(node) {
   const button = node.addWidget("button", "show_advanced", "", () => toggle(node), { serialize: false });
   button.serialize = false;
   /** @type {Comfy.Widget} */ (button).options.canvasOnly = true; // Nodes 2.0 has a button of its own
-  button.tooltip = "Inputs that few trainings need. Folded, they keep their values.";
+  button.tooltip = say("Inputs that few trainings need. Folded, they keep their values.");
   compute(button, "label", () =>
-    node.showAdvanced ? "Hide advanced" : `Show advanced (${advanced.filter((one) => one.hidden).length})`,
+    node.showAdvanced
+      ? say("Hide advanced")
+      : say("Show advanced ({count})", { count: advanced.filter((one) => one.hidden).length }),
   );
   compute(button, "hidden", () => Boolean(app.extensionManager?.setting?.get(ALWAYS)));
   const serialized = node.onSerialize;

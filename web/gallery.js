@@ -3,6 +3,7 @@
 
 import { block } from "./elements.js";
 import { Film } from "./film.js";
+import { say } from "./words.js";
 
 /**
  * @typedef {object} Gallery
@@ -42,7 +43,7 @@ export function pairOf(gallery, pair) {
  * @param {{ name: string, prompt: string }} prompt
  */
 export function titleOf({ name, prompt }) {
-  if (!prompt) return "caption of the first sample";
+  if (!prompt) return say("caption of the first sample");
   return name && !/^\d+$/.test(name) ? `${name}: ${prompt}` : prompt;
 }
 
@@ -65,7 +66,7 @@ export class GalleryWindow {
     this.box = block("wan-train-gallery", this.shade);
     this.box.setAttribute("role", "dialog");
     this.box.setAttribute("aria-modal", "true");
-    this.box.setAttribute("aria-label", "Previews of this run");
+    this.box.setAttribute("aria-label", say("Previews of this run"));
     this.closer = this.controls();
     this.told = block("wan-train-caption", this.box);
     this.told.setAttribute("role", "status");
@@ -73,7 +74,7 @@ export class GalleryWindow {
     this.grid = block("wan-train-grid-of-previews", this.box);
     this.grid.tabIndex = 0; // so that the arrow keys scroll it
     this.grid.setAttribute("role", "region");
-    this.grid.setAttribute("aria-label", "All previews, prompts by steps");
+    this.grid.setAttribute("aria-label", say("All previews, prompts by steps"));
     this.onKey = (/** @type {KeyboardEvent} */ event) => this.key(event);
     window.addEventListener("keydown", this.onKey, true);
     this.shade.addEventListener("pointerdown", (event) => event.target === this.shade && this.close());
@@ -98,24 +99,24 @@ export class GalleryWindow {
       this.gallery = await this.fetchGallery();
     } catch (error) {
       console.warn("[wan_train] the gallery could not be fetched", error);
-      this.told.textContent = "The previews can't be fetched: is ComfyUI still running?";
+      this.told.textContent = say("The previews can't be fetched: is ComfyUI still running?");
       return;
     }
     if (!this.isOpen) return;
-    this.told.textContent = this.gallery.steps.length ? "" : "There is no preview yet.";
+    this.told.textContent = this.gallery.steps.length ? "" : say("There is no preview yet.");
     this.show();
   }
 
   controls() {
     const bar = block("wan-train-buttons", this.box);
-    const play = button(bar, "Pause", () => {
+    const play = button(bar, say("Pause"), () => {
       this.film.isPlaying = !this.film.isPlaying;
-      play.textContent = this.film.isPlaying ? "Pause" : "Play";
+      play.textContent = this.film.isPlaying ? say("Pause") : say("Play");
     });
-    const moment = range(bar, "Moment of all videos", "0", "1000");
+    const moment = range(bar, say("Moment of all videos"), "0", "1000");
     moment.addEventListener("input", () => {
       this.film.isPlaying = false;
-      play.textContent = "Play";
+      play.textContent = say("Play");
       this.film.seek(moment.valueAsNumber / 1000);
     });
     this.film.onMoment = (share) => {
@@ -123,7 +124,7 @@ export class GalleryWindow {
     };
     moment.disabled = !this.film.isExact;
     play.disabled = !this.film.isExact;
-    return button(bar, "Close", () => this.close());
+    return button(bar, say("Close"), () => this.close());
   }
 
   /** @param {KeyboardEvent} event */
@@ -145,15 +146,19 @@ export class GalleryWindow {
     if (!pair) return;
     const choices = block("wan-train-choices", this.compare);
     const prompts = this.gallery.prompts.map((prompt, number) => ({ value: number, text: titleOf(prompt) }));
-    if (prompts.length > 1) this.choice(choices, "Prompt", prompts, pair.prompt, (prompt) => ({ ...pair, prompt }));
-    const steps = stepsOf(this.gallery, pair.prompt).map((step) => ({ value: step, text: `step ${step}` }));
-    this.choice(choices, "Left", steps, pair.left, (left) => ({ ...pair, left }));
-    this.choice(choices, "Right", steps, pair.right, (right) => ({ ...pair, right }));
+    if (prompts.length > 1)
+      this.choice(choices, say("Prompt"), prompts, pair.prompt, (prompt) => ({ ...pair, prompt }));
+    const steps = stepsOf(this.gallery, pair.prompt).map((step) => ({
+      value: step,
+      text: say("step {step}", { step }),
+    }));
+    this.choice(choices, say("Left"), steps, pair.left, (left) => ({ ...pair, left }));
+    this.choice(choices, say("Right"), steps, pair.right, (right) => ({ ...pair, right }));
     const stage = block("wan-train-stage", this.compare);
-    this.film.add(stage, this.address(pair.prompt, pair.left), `step ${pair.left}, on the left`);
+    this.film.add(stage, this.address(pair.prompt, pair.left), say("step {step}, on the left", { step: pair.left }));
     const above = block("wan-train-above", stage);
-    this.film.add(above, this.address(pair.prompt, pair.right), `step ${pair.right}, on the right`);
-    const divide = range(this.compare, "Where the left step ends and the right one begins", "0", "100");
+    this.film.add(above, this.address(pair.prompt, pair.right), say("step {step}, on the right", { step: pair.right }));
+    const divide = range(this.compare, say("Where the left step ends and the right one begins"), "0", "100");
     divide.value = this.divided ?? "50";
     const cut = () => {
       this.divided = divide.value;
@@ -169,7 +174,7 @@ export class GalleryWindow {
     if (!steps.length) return;
     const table = document.createElement("table");
     const head = table.createTHead().insertRow();
-    head.append(header("Prompt", "col"), ...steps.map(({ step }) => header(`step ${step}`, "col")));
+    head.append(header(say("Prompt"), "col"), ...steps.map(({ step }) => header(say("step {step}", { step }), "col")));
     const body = table.createTBody();
     for (const [number, prompt] of prompts.entries()) {
       const row = body.insertRow();
@@ -178,7 +183,7 @@ export class GalleryWindow {
         const cell = row.insertCell();
         if (!files[number]) continue;
         const chooses = button(cell, "", () => this.choose(number, step));
-        const title = `Compare step ${step} of ${titleOf(prompt)}`;
+        const title = say("Compare step {step} of {prompt}", { step, prompt: titleOf(prompt) });
         chooses.setAttribute("aria-label", title);
         chooses.setAttribute("aria-pressed", String(this.isChosen(number, step)));
         this.film.add(chooses, this.address(number, step), "");

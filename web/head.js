@@ -1,15 +1,16 @@
 // The words above the curve: what the run does, and its numbers, each with what it is. Knows nothing of ComfyUI.
 
-const EMPTY = "The loss is drawn here while the LoRA trains.";
-/** @type {Record<string, string>} */
-const SHOWN_STATES = {
-  stopped: "stopped",
-  stopping: "stopping: the checkpoint is being written",
-  paused: "paused",
-  finished: "finished",
-  error: "failed",
-  waiting: "starting",
-};
+import { say } from "./words.js";
+
+/** @returns {Record<string, string>} */
+const shownStates = () => ({
+  stopped: say("stopped"),
+  stopping: say("stopping: the checkpoint is being written"),
+  paused: say("paused"),
+  finished: say("finished"),
+  error: say("failed"),
+  waiting: say("starting"),
+});
 
 /**
  * What a run does, in words. `line`: what the server says of it; a state of its own has the word above.
@@ -17,8 +18,8 @@ const SHOWN_STATES = {
  * @param {string} line
  */
 function doing(state, line) {
-  const shown = SHOWN_STATES[state] ?? "";
-  if (state === "error" && line) return `failed: ${line}`;
+  const shown = shownStates()[state] ?? "";
+  if (state === "error" && line) return say("failed: {why}", { why: line });
   return state === "finished" || state === "stopping" ? shown : line || shown;
 }
 
@@ -28,11 +29,13 @@ function doing(state, line) {
  * @param {{ step?: number, average?: number, last?: number, held?: number }} numbers of the newest step; `held`: held-out loss
  */
 export function writeHead(head, { state, steps, line, facts }, { step, average, last, held }) {
-  const parts = [doing(state, line) || (step === undefined ? EMPTY : "")];
-  if (step !== undefined) parts.push(`step ${step} of ${steps}`);
-  if (average !== undefined) parts.push(`smoothed loss ${average.toFixed(4)}`);
-  if (last !== undefined) parts.push(`last loss ${last.toFixed(4)}`);
-  if (held !== undefined) parts.push(`held-out loss ${held.toFixed(4)}`);
+  const parts = [
+    doing(state, line) || (step === undefined ? say("The loss is drawn here while the LoRA trains.") : ""),
+  ];
+  if (step !== undefined) parts.push(say("step {step} of {steps}", { step, steps }));
+  if (average !== undefined) parts.push(say("smoothed loss {loss}", { loss: average.toFixed(4) }));
+  if (last !== undefined) parts.push(say("last loss {loss}", { loss: last.toFixed(4) }));
+  if (held !== undefined) parts.push(say("held-out loss {loss}", { loss: held.toFixed(4) }));
   parts.push(...facts);
   head.classList.toggle("wan-train-error", state === "error");
   head.replaceChildren(...parts.filter(Boolean).flatMap((text) => [part(text), " "]));

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { say } from "./words.js";
 
 /** Endings that ComfyUI has no use for, and names of SimpleTuner's files; other .json are workflows. */
 const SETUP = /\.(toml|ya?ml|sh|bat|ps1|jsonl)$/i;
@@ -50,7 +51,8 @@ export function chooseFiles() {
 export async function importFiles(files, dropped) {
   if (!files.length) return;
   try {
-    if (files.reduce((sum, file) => sum + file.size, 0) > MOST) throw new Error("The files are too large for a setup.");
+    if (files.reduce((sum, file) => sum + file.size, 0) > MOST)
+      throw new Error(say("The files are too large for a setup."));
     const texts = await Promise.all(files.map(async (file) => ({ name: file.name, text: await file.text() })));
     const answer = await api.fetchApi("/wan_train/import", {
       method: "POST",
@@ -64,10 +66,14 @@ export async function importFiles(files, dropped) {
     } else if (dropped && files.length === 1 && MAYBE.test(files[0].name)) {
       await app.handleFile(files[0]);
     } else {
-      toast("error", "The setup can't be read", result.error ?? `The server answered ${answer.status}.`);
+      toast(
+        "error",
+        say("The setup can't be read"),
+        result.error ?? say("ComfyUI answers with {status}.", { status: answer.status }),
+      );
     }
   } catch (error) {
-    toast("error", "The setup can't be read", String(error instanceof Error ? error.message : error));
+    toast("error", say("The setup can't be read"), String(error instanceof Error ? error.message : error));
   }
 }
 
@@ -87,14 +93,14 @@ function showReport(result) {
   const dialog = document.createElement("dialog");
   dialog.className = "wan-train-import";
   const title = document.createElement("h2");
-  title.textContent = `From your ${result.trainer} setup`;
+  title.textContent = say("From your {trainer} setup", { trainer: result.trainer });
   const text = document.createElement("pre");
   text.textContent = result.report;
   const buttons = document.createElement("div");
   buttons.append(
-    button("Keep the report", () => download(`${result.name}-report.txt`, result.report)),
-    button("Keep the recipe", () => download(`${result.name}.toml`, result.recipe)),
-    button("Close", () => dialog.close()),
+    button(say("Keep the report"), () => download(`${result.name}-report.txt`, result.report)),
+    button(say("Keep the recipe"), () => download(`${result.name}.toml`, result.recipe)),
+    button(say("Close"), () => dialog.close()),
   );
   dialog.append(title, text, buttons);
   dialog.addEventListener("close", () => dialog.remove());

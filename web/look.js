@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { allNodes, makeRoom } from "./graph.js";
+import { say } from "./words.js";
 
 const DATASET = "DatasetFromFolder";
 const CAPTIONS = "CacheT5";
@@ -19,8 +20,8 @@ export function hasLook(nodeClass) {
 export function addLook(node) {
   const open = () => void window.open(addressOf(node), "_blank");
   const widget = node.addWidget("button", "look", "look", open, { serialize: false });
-  widget.label = "Look: what the model will see";
-  widget.tooltip = "Opens a page with every frame and caption as it is trained, and what looks wrong with it.";
+  widget.label = say("Look: what the model will see");
+  widget.tooltip = say("Opens a page with every frame and caption as it is trained, and what looks wrong with it.");
   widget.serialize = false;
   makeRoom(node);
 }

@@ -2,6 +2,7 @@
 // notification of the browser when it ends.
 
 import { app } from "../../scripts/app.js";
+import { say } from "./words.js";
 
 export const NOTIFY = "WanTrain.Notify"; // in ComfyUI's settings
 const GOING = ["waiting", "training", "stopping", "paused"];
@@ -39,9 +40,9 @@ async function askPermission(isOn, before) {
   if (answer === "granted") return;
   const why =
     answer === "missing"
-      ? "This browser gives none to pages opened by such an address: open ComfyUI as localhost or over https."
-      : "The browser refuses them for this page: allow them in its settings for this address.";
-  toast("warn", "No notifications", why);
+      ? say("This browser gives none to pages opened by such an address: open ComfyUI as localhost or over https.")
+      : say("The browser refuses them for this page: allow them in its settings for this address.");
+  toast("warn", say("No notifications"), why);
 }
 
 /**
@@ -83,10 +84,11 @@ export function forget() {
  * @param {string} line
  */
 function tellEnd(run, name, state, line) {
-  const summary = { finished: `${name} is trained`, error: `${name} has failed` }[state] ?? `${name} was stopped`;
+  const ends = { finished: say("{name} is trained", { name }), error: say("{name} has failed", { name }) };
+  const summary = ends[/** @type {keyof ends} */ (state)] ?? say("{name} was stopped", { name });
   const detail = state === "error" ? line : "";
   const severity = state === "finished" ? "success" : state === "error" ? "error" : "info";
-  toast(severity, summary, detail || "See WanTrain runs in the sidebar.");
+  toast(severity, summary, detail || say("See WanTrain runs in the sidebar."));
   const isWanted = app.extensionManager.setting.get(NOTIFY);
   if (isWanted && "Notification" in window && Notification.permission === "granted") {
     new Notification(summary, { body: detail, tag: `wan_train/${run}` }); // of several tabs, one
@@ -109,7 +111,7 @@ function setTitle() {
     observer.observe(document.head, { childList: true, subtree: true, characterData: true });
   }
   const { name, state, step, steps } = newest;
-  const progress = state === "paused" ? "paused" : `${Math.floor((100 * step) / Math.max(1, steps))}%`;
+  const progress = state === "paused" ? say("paused") : `${Math.floor((100 * step) / Math.max(1, steps))}%`;
   ours = `${progress} ${name} - ComfyUI`;
   document.title = ours;
 }

@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, makeRoom } from "./graph.js";
 import { openChooser } from "./recipes.js";
+import { say } from "./words.js";
 
 const TRAIN = "TrainLoRAStage";
 const PREVIEW = /^preview_/; // of a training node without a VAE, which makes no previews
@@ -72,7 +73,7 @@ export function apply(preset) {
   app.extensionManager?.toast?.add({
     severity: "info",
     summary: preset.title,
-    detail: `${preset.description} ${changes.length} settings were changed.`,
+    detail: `${preset.description} ${say("{count} settings were changed.", { count: changes.length })}`,
     life: 8000,
   });
 }
@@ -85,7 +86,7 @@ export function apply(preset) {
 export function presetMenu(node) {
   if (!presets.some((preset) => preset.values[node.comfyClass ?? ""])) return [];
   const options = presets.map((preset) => ({ content: preset.title, callback: () => apply(preset) }));
-  return [null, { content: "WanTrain preset", has_submenu: true, submenu: { options } }];
+  return [null, { content: say("WanTrain preset"), has_submenu: true, submenu: { options } }];
 }
 
 /**
@@ -100,8 +101,8 @@ export function hasPresets(nodeClass) {
 export function addPresets(node) {
   const open = () => openChooser(presets, changesOf, apply);
   const widget = node.addWidget("button", "recipes", "recipes", open, { serialize: false });
-  widget.label = "Recipes: a character, a style, a motion ...";
-  widget.tooltip = "Shows what a recipe would change in this workflow, and puts its values into the nodes.";
+  widget.label = say("Recipes: a character, a style, a motion ...");
+  widget.tooltip = say("Shows what a recipe would change in this workflow, and puts its values into the nodes.");
   widget.serialize = false;
   makeRoom(node);
 }

@@ -2,6 +2,7 @@
 
 import { block } from "./elements.js";
 import { GalleryWindow } from "./gallery.js";
+import { say } from "./words.js";
 
 /** @typedef {[step: number, file: string]} Preview */
 
@@ -45,13 +46,13 @@ export class Previews {
     for (const kind of ["pointerdown", "pointermove"]) {
       this.slider.addEventListener(kind, (event) => event.stopPropagation()); // else the node moves, too
     }
-    this.slider.setAttribute("aria-label", "Step of the preview");
+    this.slider.setAttribute("aria-label", say("Step of the preview"));
     const buttons = document.createElement("div");
     buttons.className = "wan-train-buttons";
     this.opener = document.createElement("button");
     this.opener.type = "button";
-    this.opener.textContent = "Gallery";
-    this.opener.title = "All prompts and steps, and two steps laid over each other";
+    this.opener.textContent = say("Gallery");
+    this.opener.title = say("All prompts and steps, and two steps laid over each other");
     this.opener.addEventListener("click", () => this.open());
     buttons.append(this.opener);
     /** @type {GalleryWindow | undefined} */
@@ -95,7 +96,7 @@ export class Previews {
     const [step, file] = this.files[this.slider.valueAsNumber];
     const address = this.addressOf(file);
     if (this.picture.getAttribute("src") !== address) this.picture.src = address;
-    this.picture.alt = `preview of step ${step}`;
+    this.picture.alt = say("preview of step {step}", { step });
     this.caption.textContent = this.picture.alt;
   }
 }

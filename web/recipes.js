@@ -1,6 +1,7 @@
 // The window that shows recipes: choose one, see what it changes and why, use it. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./presets.js").Preset} Preset */
 /** @typedef {import("./presets.js").Change} Change */
@@ -17,7 +18,7 @@ export function openChooser(presets, changesOf, apply) {
   const box = block("wan-train-recipes", shade);
   box.setAttribute("role", "dialog");
   box.setAttribute("aria-modal", "true");
-  box.setAttribute("aria-label", "Recipes");
+  box.setAttribute("aria-label", say("Recipes"));
 
   const close = () => {
     window.removeEventListener("keydown", onKey, true);
@@ -32,9 +33,9 @@ export function openChooser(presets, changesOf, apply) {
   window.addEventListener("keydown", onKey, true);
   shade.addEventListener("pointerdown", (event) => event.target === shade && close());
 
-  if (!presets.length) block("", box).textContent = "The server sent no recipes: reload the page.";
+  if (!presets.length) block("", box).textContent = say("The server sent no recipes: reload the page.");
   const select = document.createElement("select");
-  select.setAttribute("aria-label", "Recipe");
+  select.setAttribute("aria-label", say("Recipe"));
   for (const [index, { title }] of presets.entries()) {
     const option = document.createElement("option");
     option.value = String(index);
@@ -52,12 +53,12 @@ export function openChooser(presets, changesOf, apply) {
   }
   const buttons = block("wan-train-buttons", box);
   if (presets.length) {
-    button(buttons, "Use this recipe", () => {
+    button(buttons, say("Use this recipe"), () => {
       apply(chosen());
       close();
     });
   }
-  button(buttons, "Cancel", close);
+  button(buttons, say("Cancel"), close);
   (presets.length ? select : buttons.querySelector("button"))?.focus();
 }
 
@@ -84,11 +85,11 @@ function button(parent, label, onClick) {
 function describe(preset, changes, told, table) {
   told.textContent = preset.description;
   if (preset.source) block("", told).textContent = preset.source;
-  if (preset.asks) block("", told).textContent = `You give: ${preset.asks}.`;
+  if (preset.asks) block("", told).textContent = say("You give: {what}.", { what: preset.asks });
   /** @type {Map<string, { becomes: unknown, now: Set<string>, why: string }>} */
   const lines = new Map();
   for (const { name, now, becomes } of changes) {
-    const line = lines.get(name) ?? { becomes, now: new Set(), why: preset.why?.[name] ?? "The usual value." };
+    const line = lines.get(name) ?? { becomes, now: new Set(), why: preset.why?.[name] ?? say("The usual value.") };
     line.now.add(words(now));
     lines.set(name, line);
   }
@@ -96,13 +97,13 @@ function describe(preset, changes, told, table) {
     row("td", name, [...now].join(", "), words(becomes), why),
   );
   const made = document.createElement("table");
-  made.append(row("th", "Setting", "Now", "Then", "Where it comes from"), ...rows);
-  table.replaceChildren(rows.length ? made : "This workflow has all its values already.");
+  made.append(row("th", say("Setting"), say("Now"), say("Then"), say("Where it comes from")), ...rows);
+  table.replaceChildren(rows.length ? made : say("This workflow has all its values already."));
 }
 
 /** @param {unknown} value */
 function words(value) {
-  return value === "" ? "(empty)" : String(value);
+  return value === "" ? say("(empty)") : String(value);
 }
 
 /**

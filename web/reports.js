@@ -2,6 +2,7 @@
 
 import { addWidget } from "./graph.js";
 import { chartOf } from "./runs.js";
+import { say } from "./words.js";
 
 /** Least height of the report, by class of node; of all nodes whose report is one line it is LINE. */
 const LINE = 46;
@@ -21,7 +22,6 @@ const HEIGHTS = {
   WanFoldLoRA: 60,
   WanCheckLoRA: 320,
 };
-const NOTHING_YET = "The report appears here after a run.";
 
 /** @type {WeakMap<Comfy.Node, HTMLElement>} */
 const reports = new WeakMap();
@@ -59,7 +59,7 @@ export function showsText(node) {
  * @param {boolean} failed
  */
 function write(element, text, failed = false) {
-  element.textContent = text || NOTHING_YET;
+  element.textContent = text || say("The report appears here after a run.");
   element.className = `wan-train-report${failed ? " wan-train-failed" : text ? "" : " wan-train-empty"}`;
 }
 

@@ -1,7 +1,8 @@
 // The list of all runs: a card each, with what it did and what can be done with it. Knows nothing of ComfyUI.
 
 import { block } from "./elements.js";
-import { chosen, expertOf, facts, GOING, ORDERS, sizeOf, stateOf, words } from "./run_words.js";
+import { chosen, expertOf, facts, GOING, orders, sizeOf, stateOf, words } from "./run_words.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./run_words.js").Run} Run */
 /** @typedef {import("./run_words.js").Difference} Difference */
@@ -52,11 +53,11 @@ export class RunList {
     const bar = block("wan-train-runs-bar", top);
     this.search = document.createElement("input");
     this.search.type = "search";
-    this.search.placeholder = "Search runs";
-    this.search.setAttribute("aria-label", "Search runs by name, expert, state or model");
+    this.search.placeholder = say("Search runs");
+    this.search.setAttribute("aria-label", say("Search runs by name, expert, state or model"));
     this.order = document.createElement("select");
-    this.order.setAttribute("aria-label", "Sort runs by");
-    for (const [value, [label]] of Object.entries(ORDERS)) this.order.add(new Option(label, value));
+    this.order.setAttribute("aria-label", say("Sort runs by"));
+    for (const [value, label] of Object.entries(orders())) this.order.add(new Option(label, value));
     bar.append(this.search, this.order);
     this.search.addEventListener("input", () => this.show());
     this.order.addEventListener("change", () => this.show());
@@ -65,9 +66,9 @@ export class RunList {
     this.status = block("wan-train-runs-status", top);
     this.status.setAttribute("role", "status");
     this.list = document.createElement("ul");
-    this.list.setAttribute("aria-label", "Runs");
+    this.list.setAttribute("aria-label", say("Runs"));
     this.element.append(this.list);
-    this.say("Reading the runs …");
+    this.say(say("Reading the runs …"));
   }
 
   /** @param {string} text */
@@ -78,7 +79,7 @@ export class RunList {
   /** @param {Run[]} runs */
   set(runs) {
     this.runs = runs;
-    if (this.status.textContent === "Reading the runs …") this.say("");
+    if (this.status.textContent === say("Reading the runs …")) this.say("");
     this.show();
   }
 
@@ -108,8 +109,8 @@ export class RunList {
       const empty = document.createElement("li");
       empty.className = "wan-train-runs-empty";
       empty.textContent = this.runs.length
-        ? "No run has all these words."
-        : "No runs yet: each training that you start is listed here.";
+        ? say("No run has all these words.")
+        : say("No runs yet: each training that you start is listed here.");
       this.list.replaceChildren(empty);
     }
   }
@@ -165,7 +166,7 @@ export class RunList {
     block("wan-train-run-name", words);
     block("wan-train-run-state", words);
     const bar = document.createElement("progress");
-    bar.setAttribute("aria-label", "steps done");
+    bar.setAttribute("aria-label", say("steps done"));
     words.append(bar);
     block("wan-train-run-why", words);
     block("wan-train-run-facts", words);
@@ -182,16 +183,23 @@ export class RunList {
       made.dataset.do = name;
       made.setAttribute("aria-label", `${label}: ${run.name}, ${expertOf(run)}`);
     };
-    add("open", "Open", "Open the run's workflow in a new tab.", (now) => this.act(card, () => this.actions.open(now)));
-    add("resume", "Resume", "Open the workflow, and press Run: the run goes on from its last checkpoint.", (now) =>
-      this.act(card, () => this.actions.resume(now)),
+    add("open", say("Open"), say("Open the run's workflow in a new tab."), (now) =>
+      this.act(card, () => this.actions.open(now)),
     );
-    add("extend", "Extend", "Train more steps than were planned.", (now) => this.askHowMany(card, now));
-    add("compare", "Compare", "See in which settings two runs differ: press it on both.", (now) =>
+    add(
+      "resume",
+      say("Resume"),
+      say("Open the workflow, and press Run: the run goes on from its last checkpoint."),
+      (now) => this.act(card, () => this.actions.resume(now)),
+    );
+    add("extend", say("Extend"), say("Train more steps than were planned."), (now) => this.askHowMany(card, now));
+    add("compare", say("Compare"), say("See in which settings two runs differ: press it on both."), (now) =>
       this.pick(card, now),
     );
-    add("folder", "Folder", "Where the run lies, to copy.", (now) => this.showFolder(card, now));
-    add("delete", "Delete", "Delete the run's folder. You are asked first.", (now) => this.askDelete(card, now));
+    add("folder", say("Folder"), say("Where the run lies, to copy."), (now) => this.showFolder(card, now));
+    add("delete", say("Delete"), say("Delete the run's folder. You are asked first."), (now) =>
+      this.askDelete(card, now),
+    );
     const more = block("wan-train-run-more", card);
     more.hidden = true;
     return card;
@@ -252,14 +260,15 @@ export class RunList {
     number.min = "1";
     number.max = "1000000";
     number.value = String(Math.max(1, Math.round(run.steps / 2)));
-    label.append("Steps more: ", number);
+    label.append(`${say("Steps more:")} `, number);
     more.append(label);
     const train = () => {
       if (number.reportValidity()) this.act(card, () => this.actions.extend(run, number.valueAsNumber));
     };
     number.addEventListener("keydown", (event) => event.key === "Enter" && train());
-    button(more, "Train them", `Opens the workflow, sets steps, and presses Run. Now: ${run.steps}.`, train);
-    button(more, "Cancel", "", () => this.fold(card));
+    const help = say("Opens the workflow, sets steps, and presses Run. Now: {steps}.", { steps: run.steps });
+    button(more, say("Train them"), help, train);
+    button(more, say("Cancel"), "", () => this.fold(card));
     number.focus();
     number.select();
   }
@@ -275,9 +284,9 @@ export class RunList {
       const field = document.createElement("input");
       field.readOnly = true;
       field.value = path;
-      field.setAttribute("aria-label", "Folder of the run");
+      field.setAttribute("aria-label", say("Folder of the run"));
       more.append(field);
-      button(more, "Copy", "Copy the path.", () => this.copy(field));
+      button(more, say("Copy"), say("Copy the path."), () => this.copy(field));
       field.select();
     } catch (error) {
       this.say(error instanceof Error ? error.message : String(error));
@@ -288,10 +297,10 @@ export class RunList {
   async copy(field) {
     try {
       await this.actions.copy(field.value);
-      this.say("The path is copied.");
+      this.say(say("The path is copied."));
     } catch {
       field.select(); // pages that are opened by an address of the network may not write to the clipboard
-      this.say("The browser does not let this page copy: the path is marked, press Ctrl+C.");
+      this.say(say("The browser does not let this page copy: the path is marked, press Ctrl+C."));
     }
   }
 
@@ -303,12 +312,16 @@ export class RunList {
     const more = this.unfold(card);
     try {
       const { size, holds } = await this.actions.about(run);
-      const text = `Delete ${run.run}, ${sizeOf(size)}, for good? Lost are: ${holds}. LoRAs that Merge Stages has written stay.`;
+      const text = say("Delete {run}, {size}, for good? Lost are: {holds}. LoRAs that Merge Stages has written stay.", {
+        run: run.run,
+        size: sizeOf(size),
+        holds,
+      });
       more.setAttribute("role", "alert");
       block("wan-train-run-ask", more).textContent = text;
       const act = () => this.act(card, () => this.actions.remove(run));
-      button(more, "Delete for good", "", act).dataset.do = "really";
-      button(more, "Keep it", "", () => this.fold(card)).focus();
+      button(more, say("Delete for good"), "", act).dataset.do = "really";
+      button(more, say("Keep it"), "", () => this.fold(card)).focus();
     } catch (error) {
       this.say(error instanceof Error ? error.message : String(error));
     }
@@ -327,7 +340,7 @@ export class RunList {
     if (!one) {
       this.first = run.run;
       card.dataset.picked = "";
-      return this.say(`Press Compare on the run that ${run.name} is to be compared with.`);
+      return this.say(say("Press Compare on the run that {name} is to be compared with.", { name: run.name }));
     }
     this.say("");
     try {
@@ -345,11 +358,11 @@ export class RunList {
    */
   tell(more, one, other, found) {
     if (!found.length) {
-      block("", more).textContent = `${one.run} and this run have the same settings and data.`;
+      block("", more).textContent = say("{run} and this run have the same settings and data.", { run: one.run });
     } else {
       const table = document.createElement("table");
       const lines = [
-        ["Setting", one.run, other.run],
+        [say("Setting"), one.run, other.run],
         ...found.map((line) => [line.name, words(line.one), words(line.other)]),
       ];
       for (const [index, texts] of lines.entries()) {
@@ -362,6 +375,6 @@ export class RunList {
       }
       more.append(table);
     }
-    button(more, "Close", "", () => this.fold(/** @type {HTMLElement} */ (more.closest("li"))));
+    button(more, say("Close"), "", () => this.fold(/** @type {HTMLElement} */ (more.closest("li"))));
   }
 }

@@ -1,5 +1,7 @@
 // What the list of runs says of each, how it is sorted and searched. Knows nothing of ComfyUI.
 
+import { say } from "./words.js";
+
 /**
  * A run, as the server tells it. Times in seconds, `size` in bytes.
  * @typedef {object} Run
@@ -27,20 +29,34 @@
 /** @typedef {{ name: string, one: unknown, other: unknown }} Difference */
 
 export const GOING = ["waiting", "training", "stopping", "paused"];
-const STAGES = /** @type {Record<string, string>} */ ({ high: "high noise", low: "low noise", single: "single model" });
-const STATES = /** @type {Record<string, string>} */ ({
-  new: "not begun",
-  waiting: "starting",
-  training: "running",
-  error: "failed",
+/** @returns {Record<string, string>} */
+const stages = () => ({ high: say("high noise"), low: say("low noise"), single: say("single model") });
+/** @returns {Record<string, string>} */
+const states = () => ({
+  new: say("not begun"),
+  waiting: say("starting"),
+  training: say("running"),
+  stopping: say("stopping"),
+  paused: say("paused"),
+  stopped: say("stopped"),
+  finished: say("finished"),
+  error: say("failed"),
 });
-/** @type {Record<string, [label: string, order: (a: Run, b: Run) => number]>} */
-export const ORDERS = {
-  changed: ["Newest", (a, b) => b.changed - a.changed],
-  name: ["Name", (a, b) => a.name.localeCompare(b.name) || a.stage.localeCompare(b.stage)],
-  held_out: ["Held-out loss", (a, b) => (a.held_out ?? Infinity) - (b.held_out ?? Infinity)],
-  size: ["Size", (a, b) => b.size - a.size],
+/** @type {Record<string, (a: Run, b: Run) => number>} */
+const ORDERS = {
+  changed: (a, b) => b.changed - a.changed,
+  name: (a, b) => a.name.localeCompare(b.name) || a.stage.localeCompare(b.stage),
+  held_out: (a, b) => (a.held_out ?? Infinity) - (b.held_out ?? Infinity),
+  size: (a, b) => b.size - a.size,
 };
+
+/** What runs can be sorted by, and what that is called. */
+export const orders = () => ({
+  changed: say("Newest"),
+  name: say("Name"),
+  held_out: say("Held-out loss"),
+  size: say("Size"),
+});
 
 /** @param {number} bytes */
 export function sizeOf(bytes) {
@@ -51,7 +67,7 @@ export function sizeOf(bytes) {
   ])) {
     if (bytes >= size) return `${(bytes / size).toFixed(bytes < 10 * size ? 1 : 0)} ${unit}`;
   }
-  return `${bytes} bytes`;
+  return say("{count} bytes", { count: bytes });
 }
 
 /**
@@ -63,24 +79,25 @@ export function sizeOf(bytes) {
 export function chosen(runs, search, order) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   const found = runs.filter((run) => {
-    const text = [run.run, run.name, STAGES[run.stage], stateOf(run), run.model, run.why].join(" ").toLowerCase();
+    const text = [run.run, run.name, expertOf(run), stateOf(run), run.model, run.why].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  return found.sort(ORDERS[order]?.[1] ?? ORDERS.changed[1]);
+  return found.sort(ORDERS[order] ?? ORDERS.changed);
 }
 
 /** @param {Run} run */
 export function stateOf(run) {
-  return STATES[run.state] ?? run.state;
+  return states()[run.state] ?? run.state;
 }
 
 /** @param {Run} run */
 export function facts(run) {
-  const found = [`step ${run.step} of ${run.steps}`];
-  if (run.held_out !== null) found.push(`held-out loss ${run.held_out.toFixed(4)}`);
-  else if (run.loss !== null) found.push(`loss ${run.loss.toFixed(4)}`);
+  const found = [say("step {step} of {steps}", { step: run.step, steps: run.steps })];
+  if (run.held_out !== null) found.push(say("held-out loss {loss}", { loss: run.held_out.toFixed(4) }));
+  else if (run.loss !== null) found.push(say("loss {loss}", { loss: run.loss.toFixed(4) }));
   if (run.facts.length) found.push(run.facts[0]);
-  if (run.seconds_per_step !== null) found.push(`${run.seconds_per_step.toFixed(2)} s a step`);
+  if (run.seconds_per_step !== null)
+    found.push(say("{seconds} s a step", { seconds: run.seconds_per_step.toFixed(2) }));
   found.push(sizeOf(run.size));
   found.push(
     new Date(1000 * (run.began ?? run.changed)).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
@@ -90,11 +107,11 @@ export function facts(run) {
 
 /** @param {Run} run */
 export function expertOf(run) {
-  return STAGES[run.stage] ?? run.stage;
+  return stages()[run.stage] ?? run.stage;
 }
 
 /** @param {unknown} value */
 export function words(value) {
-  if (value === null || value === undefined) return "off";
-  return value === "" ? "(empty)" : typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (value === null || value === undefined) return say("off");
+  return value === "" ? say("(empty)") : typeof value === "object" ? JSON.stringify(value) : String(value);
 }

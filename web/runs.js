@@ -4,6 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { LossChart } from "./chart.js";
 import { addWidget, allNodes, makeRoom, nodeByExecutionId } from "./graph.js";
+import { say } from "./words.js";
 
 const CHART_HEIGHT = 240;
 const PREVIEW_HEIGHT = 210; // more, once there is one
@@ -103,7 +104,7 @@ async function ask(entry, what, check) {
     return answer.ok ? "" : (await answer.json()).error;
   } catch (error) {
     console.warn(`[wan_train] ${what} did not reach the server`, error);
-    return "ComfyUI does not answer: is it still running?";
+    return say("ComfyUI does not answer: is it still running?");
   }
 }
 

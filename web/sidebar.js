@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { allNodes } from "./graph.js";
 import { RunList } from "./run_list.js";
 import { AS_JSON, inputOf } from "./runs.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./run_list.js").Run} Run */
 
@@ -28,9 +29,9 @@ const addressOf = (run) => `/wan_train/runs/${encodeURIComponent(run)}`;
  */
 async function ask(path, request) {
   const answer = await api.fetchApi(path, request).catch(() => null);
-  if (!answer) throw new Error("ComfyUI does not answer: is it still running?");
+  if (!answer) throw new Error(say("ComfyUI does not answer: is it still running?"));
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error ?? `ComfyUI answers with ${answer.status}.`);
+  if (!answer.ok) throw new Error(body.error ?? say("ComfyUI answers with {status}.", { status: answer.status }));
   return body;
 }
 
@@ -39,8 +40,8 @@ export function addSidebar() {
   app.extensionManager.registerSidebarTab({
     id: TAB,
     icon: "pi pi-chart-line",
-    title: "WanTrain runs",
-    tooltip: "WanTrain runs: all trainings",
+    title: say("WanTrain runs"),
+    tooltip: say("WanTrain runs: all trainings"),
     type: "custom",
     render: (element) => {
       list ??= new RunList({
@@ -88,7 +89,7 @@ function pictureOf(run) {
 async function remove(run) {
   await ask(`${addressOf(run.run)}/delete`, AS_JSON);
   await refresh();
-  return `${run.run} is deleted.`;
+  return say("{run} is deleted.", { run: run.run });
 }
 
 /**
@@ -107,7 +108,7 @@ async function openWorkflow(run) {
     ),
   );
   const node = named ?? (alike.length === 1 ? alike[0] : undefined);
-  return { node, told: `The workflow of ${run.run} is open.` };
+  return { node, told: say("The workflow of {run} is open.", { run: run.run }) };
 }
 
 /**
@@ -122,8 +123,12 @@ async function queue(run, steps) {
     if (problem) return `${told} ${problem}`;
   }
   const isQueued = await app.queuePrompt(0, 1);
-  if (isQueued === false) return `${told} ComfyUI did not take it: see what it says of the nodes.`;
-  return `${told} It is queued and goes on from its last checkpoint${steps === null ? "" : `, to step ${steps}`}.`;
+  if (isQueued === false) return `${told} ${say("ComfyUI did not take it: see what it says of the nodes.")}`;
+  const goesOn =
+    steps === null
+      ? say("It is queued and goes on from its last checkpoint.")
+      : say("It is queued and goes on from its last checkpoint, to step {step}.", { step: steps });
+  return `${told} ${goesOn}`;
 }
 
 /**
@@ -131,9 +136,14 @@ async function queue(run, steps) {
  * @param {number} steps
  */
 function setSteps(node, steps) {
-  const toDo = `set steps to ${steps} yourself, and press Run.`;
-  if (!node) return `Its training node can't be told from the others: ${toDo}`;
-  if (inputOf(node, "steps") === undefined) return `The steps come from another node: ${toDo}`;
+  if (!node) {
+    return say("Its training node can't be told from the others: set steps to {steps} yourself, and press Run.", {
+      steps,
+    });
+  }
+  if (inputOf(node, "steps") === undefined) {
+    return say("The steps come from another node: set steps to {steps} yourself, and press Run.", { steps });
+  }
   for (const [name, value] of /** @type {const} */ ([
     ["epochs", 0],
     ["steps", steps],

@@ -13,6 +13,7 @@ import { addPresets, fetchPresets, hasPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
 import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
 import { addSidebar, refresh } from "./sidebar.js";
+import { learn } from "./words.js";
 
 const TRAIN = "TrainLoRAStage";
 
@@ -28,6 +29,10 @@ function takeOutput(node, output) {
   if (!Array.isArray(output.text) || !showsText(node)) return;
   showText(node, output.text.join("\n"));
   dropProgressLine(node);
+}
+
+async function fetchTranslations() {
+  return (await api.fetchApi("/i18n")).json();
 }
 
 function addStyle() {
@@ -82,6 +87,9 @@ const extension = {
   settings,
 
   menuCommands: [{ path: ["File", "WanTrain"], commands: ["WanTrain.Import"] }],
+
+  // ComfyUI waits for it, so that nothing is shown before the words are there.
+  init: () => learn(app.extensionManager?.setting?.get("Comfy.Locale"), fetchTranslations),
 
   setup() {
     addStyle();

@@ -33,10 +33,11 @@ RUNNING = f"{APP}.ui.queue ?? true"
 class Desk:
     """One tab."""
 
-    def __init__(self, browser: Browser, host: Host, *, modern: bool) -> None:
+    def __init__(self, browser: Browser, host: Host, *, modern: bool, locale: str = "en-US") -> None:
         self.host = host
         self.modern = modern
-        self.page: Page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+        size = {"width": 1600, "height": 1000}
+        self.page: Page = browser.new_context(viewport=size, locale=locale).new_page()
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self._note(message.text))

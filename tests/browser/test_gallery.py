@@ -40,6 +40,8 @@ def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
       return one.width === 64 && data.some((value, i) => i % 4 < 3 && value > 0);
     })""")
     assert lit == [True] * 8
+    tops = {gallery.get_by_role("button", name=name).bounding_box()["y"] for name in ("Pause", "Close")}
+    assert len(tops) == 1, "they are in a row"
 
     moment = gallery.get_by_role("slider", name="Moment of all videos")
     moment.focus()

@@ -1,0 +1,69 @@
+// The page in another language: what is said, what stays English, and that nothing is shown before the words are there.
+
+import assert from "node:assert/strict";
+import test, { afterEach } from "node:test";
+import "./dom.js";
+import "./host/hooks.js";
+
+const { api } = await import("./host/api.js");
+const { app, Graph, Node } = await import("./host/app.js");
+await import("../../web/wan_train.js");
+const { learn, say } = await import("../../web/words.js");
+
+const served = (words) => async () => ({ zh: { wanTrain: words }, fr: { nodeDefs: {} } });
+const setLanguage = (language) => {
+  app.extensionManager.setting.get = (name) => name === "Comfy.Locale" && language;
+};
+
+afterEach(async () => {
+  setLanguage("en");
+  await learn("en", served({}));
+});
+
+test("a text is said in the language, with its values in the places that this language has", async () => {
+  await learn("zh", served({ "step {step} of {steps}": "共 {steps} 步，第 {step} 步", Stop: "停止" }));
+  assert.equal(say("step {step} of {steps}", { step: 3, steps: 90 }), "共 90 步，第 3 步");
+  assert.equal(say("Stop"), "停止");
+});
+
+test("what has no translation is English: a text, a language, and all when nothing can be fetched", async () => {
+  await learn("zh", served({ Stop: "停止" }));
+  assert.equal(say("step {step}", { step: 3 }), "step 3");
+  assert.equal(say("constructor"), "constructor");
+  await learn("fr", served({ Stop: "停止" }));
+  assert.equal(say("Stop"), "Stop");
+  await learn("ko", served({ Stop: "停止" }));
+  assert.equal(say("Stop"), "Stop");
+  await learn("zh", async () => {
+    throw new TypeError("no server");
+  });
+  assert.equal(say("Stop"), "Stop");
+});
+
+test("English asks for nothing", async () => {
+  for (const language of ["en", undefined, false]) {
+    await learn(language, () => assert.fail("it asked"));
+    assert.equal(say("Stop"), "Stop");
+  }
+});
+
+test("values are put in as they are", () => {
+  assert.equal(say("{name} is trained", { name: "{steps} $& x" }), "{steps} $& x is trained");
+  assert.equal(say("{name} has {more}", { name: "a" }), "a has {more}");
+});
+
+test("ComfyUI waits for the words, and then nodes and the sidebar have them", async () => {
+  const words = { Stop: "停止", "WanTrain runs": "WanTrain 训练", "The report appears here after a run.": "报告" };
+  api.answers["/i18n"] = { body: await served(words)() };
+  setLanguage("zh");
+  await app.extension.init();
+  app.extension.setup();
+  app.rootGraph = new Graph("root");
+  const train = app.rootGraph.add(new Node(1, "TrainLoRAStage"));
+  const stop = train.elements.loss_curve.querySelector("[data-ask=stop]");
+  assert.equal(stop.textContent, "停止");
+  assert.match(stop.title, /^End the run/);
+  const cache = app.rootGraph.add(new Node(2, "CacheLatents"));
+  assert.equal(cache.elements.report.textContent, "报告");
+  assert.equal(app.tabs.at(-1).title, "WanTrain 训练");
+});
