@@ -38,6 +38,19 @@ def meanings(node: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: widgets[name].meaning(value) if name in widgets else value for name, value in values.items()}
 
 
+# The part of a node's advanced inputs that a group of options belongs to: a page may show one part at a time (web/folding.js).
+PARTS = {
+    **dict.fromkeys(("timesteps", "loss"), "noise"),
+    **dict.fromkeys(("optimizer", "schedule"), "optimizer"),
+    **dict.fromkeys(("ema", "regularizers"), "keep"),
+    **dict.fromkeys(("tread", "rollout", "crepa"), "further"),
+    **dict.fromkeys(("", "loop", "saving"), "rhythm"),
+    **dict.fromkeys(("track", "parallel"), "around"),
+    "adapter": "adapter",
+    "previews": "previews",
+}
+
+
 def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = None) -> Any:
     """The input of one option."""
     common: dict[str, Any] = {
@@ -46,6 +59,9 @@ def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = N
         "optional": not widget.is_required,
         "advanced": widget.advanced or None,
     }
+    part = PARTS.get(item.group)
+    if widget.advanced and part:
+        common["extra_dict"] = {"wan_train_part": part}
     options = list(choices or widget.words or item.choices)
     kind = item.kinds[0]
     if options:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,22 +77,32 @@ def write(path: Path, table: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
+def checksum(text: str) -> str:
+    """Of an English text."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
 def languages(folder: Path = LOCALES) -> list[Path]:
     """Folders of the languages."""
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def keep_true(english: Mapping[str, str], folder: Path = LOCALES) -> dict[str, list[str]]:
-    """Write english.json, and take stale translations away. Returns what each language lacks."""
-    before = read(folder / "english.json")
+    """Write english.json, and take stale translations away. Returns what each language lacks.
+
+    made_from.json of a language has a checksum of the English text that each translation was made from. One without is new.
+    """
     lacking = {}
     for language in languages(folder):
         path = language / "nodeDefs.json"
-        texts = flat(read(path))
+        texts, made_from = flat(read(path)), read(language / "made_from.json")
         fresh = {
-            name: texts[name] for name, text in english.items() if name in texts and before.get(name, text) == text
+            name: texts[name]
+            for name, text in english.items()
+            if name in texts and made_from.get(name, checksum(text)) == checksum(text)
         }
         write(path, nested(fresh))
+        write(language / "made_from.json", {name: checksum(english[name]) for name in fresh})
         lacking[language.name] = [name for name in english if name not in fresh]
     write(folder / "english.json", english)
     return lacking

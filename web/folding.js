@@ -15,13 +15,43 @@ const BLANK = 12 * 24; // pixels; version 0.1.0 had twenty advanced inputs, each
 const advancedOf = (node) =>
   (node.widgets ?? []).filter((widget) => /** @type {Comfy.Widget} */ (widget).options?.advanced);
 
+/** Parts of a node's many advanced inputs, of which the classic renderer shows one at a time: what their buttons say. */
+const PARTS = {
+  noise: () => say("Noise levels and loss"),
+  adapter: () => say("LoRA"),
+  optimizer: () => say("Optimizer"),
+  keep: () => say("EMA, keep what the model knows"),
+  further: () => say("TREAD, rollout, CREPA"),
+  rhythm: () => say("Steps, checkpoints, device"),
+  previews: () => say("Previews"),
+  around: () => say("Logs, several GPUs"),
+};
+const FEW = 60; // inputs that are shown at once
+const OPEN = "wan_train_part"; // of an input: its part; among a node's properties: the one that is shown
+
+/**
+ * The part that a widget is of; none in a node that has few, and in Nodes 2.0, which folds by itself.
+ * @param {Comfy.Node} node
+ * @param {Comfy.Widget} widget
+ * @returns {keyof typeof PARTS | undefined}
+ */
+function partOf(node, widget) {
+  const inputs = /** @type {any} */ (node.constructor).nodeData?.input ?? {};
+  const found = inputs.optional?.[widget.name] ?? inputs.required?.[widget.name];
+  return found?.[1]?.[OPEN];
+}
+
+const isModern = () => Boolean(/** @type {any} */ (window).LiteGraph?.vueNodesMode);
+
 /**
  * Whether a widget is folded away now. One with a wire stays: the wire ends at it.
  * @param {Comfy.Node} node
  * @param {Comfy.Widget} widget
+ * @param {string | undefined} part
  */
-function isFolded(node, widget) {
-  if (node.showAdvanced || app.extensionManager?.setting?.get(ALWAYS)) return false;
+function isFolded(node, widget, part) {
+  if (app.extensionManager?.setting?.get(ALWAYS)) return false;
+  if (node.showAdvanced && (!part || isModern() || node.properties?.[OPEN] === part)) return false;
   return !node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
 }
 
@@ -42,9 +72,11 @@ function compute(widget, name, get) {
 export function addFolding(node) {
   const advanced = advancedOf(node);
   if (!advanced.length) return;
+  const hasParts = advanced.length > FEW;
   for (const widget of advanced) {
     const isHidden = widget.hidden === true; // by the host, for a reason of its own
-    compute(widget, "hidden", () => isHidden || isFolded(node, widget));
+    const part = hasParts ? partOf(node, widget) : undefined;
+    compute(widget, "hidden", () => isHidden || isFolded(node, widget, part));
   }
   const button = node.addWidget("button", "show_advanced", "", () => toggle(node), { serialize: false });
   button.serialize = false;
@@ -56,6 +88,7 @@ export function addFolding(node) {
       : say("Show advanced ({count})", { count: advanced.filter((one) => one.hidden).length }),
   );
   compute(button, "hidden", () => Boolean(app.extensionManager?.setting?.get(ALWAYS)));
+  if (hasParts) addParts(node, advanced);
   const serialized = node.onSerialize;
   node.onSerialize = function (saved) {
     serialized?.call(this, saved);
@@ -65,12 +98,50 @@ export function addFolding(node) {
 }
 
 /**
- * Show what is folded, or fold it again. What is below the widgets, a chart or a report, keeps its height.
+ * A button for each part, which shows it in the place of the one that is shown. They are there while the node is unfolded.
+ * @param {Comfy.Node} node
+ * @param {Comfy.Widget[]} advanced
+ */
+function addParts(node, advanced) {
+  for (const [part, title] of Object.entries(PARTS)) {
+    const count = advanced.filter((widget) => partOf(node, widget) === part).length;
+    if (!count) continue;
+    const button = node.addWidget("button", `show_${part}`, "", () => open(node, part), { serialize: false });
+    button.serialize = false;
+    /** @type {Comfy.Widget} */ (button).options.canvasOnly = true;
+    compute(button, "label", () => `${node.properties?.[OPEN] === part ? "▾" : "▸"} ${title()} (${count})`);
+    compute(button, "hidden", () => !node.showAdvanced || Boolean(app.extensionManager?.setting?.get(ALWAYS)));
+  }
+}
+
+/**
+ * @param {Comfy.Node} node
+ * @param {string} part is shown; pressed again, it is folded
+ */
+function open(node, part) {
+  change(node, () => {
+    node.properties = { ...node.properties, [OPEN]: node.properties?.[OPEN] === part ? "" : part };
+  });
+}
+
+/**
+ * Show what is folded, or fold it again.
  * @param {Comfy.Node} node
  */
 function toggle(node) {
+  change(node, () => {
+    node.showAdvanced = !node.showAdvanced;
+  });
+}
+
+/**
+ * What is below the widgets, a chart or a report, keeps its height.
+ * @param {Comfy.Node} node
+ * @param {() => void} act shows or hides inputs
+ */
+function change(node, act) {
   const before = node.computeSize()[1];
-  node.showAdvanced = !node.showAdvanced;
+  act();
   const after = node.computeSize()[1];
   node.setSize([node.size[0], Math.max(after, node.size[1] + after - before)]);
   node.setDirtyCanvas?.(true, true);

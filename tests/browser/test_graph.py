@@ -37,6 +37,7 @@ PREVIEWS = f"""() => {{
 VALUES = "(id) => nodeOf(id).widgets.filter((one) => one.serialize !== false).map((one) => [one.name, one.value])"
 HEIGHT = "(id) => nodeOf(id).size[1]"
 SHOWN = "(id) => nodeOf(id).widgets.filter((one) => !one.hidden).map((one) => one.name)"
+PART = "(id) => nodeOf(id).widgets.find((one) => one.name === 'show_optimizer')"
 FOLD = "(id) => nodeOf(id).widgets.find((one) => one.name === 'show_advanced')"
 
 
@@ -95,8 +96,12 @@ def test_advanced_inputs_fold_and_keep_their_values(desk: Desk):
     hidden = len(before) - sum(name in dict(before) for name in folded)  # not counted: buttons and the chart
     assert label == f"Show advanced ({hidden})"
     desk.evaluate(f"(id) => ({FOLD})(id).callback()", train)
-    assert "weight_decay" in desk.evaluate(SHOWN, train)
-    assert desk.evaluate(HEIGHT, train) == pytest.approx(height + 24 * hidden, abs=100)
+    assert "weight_decay" not in desk.evaluate(SHOWN, train)  # there are buttons for parts of the inputs
+    desk.evaluate(f"(id) => ({PART})(id).callback()", train)
+    shown = desk.evaluate(SHOWN, train)
+    assert {"weight_decay", "lr_schedule"} <= set(shown)
+    assert "timestep_sampling" not in shown
+    assert desk.evaluate(HEIGHT, train) == pytest.approx(height + 24 * (len(shown) - len(folded)), abs=100)
     desk.set_widget(train, "weight_decay", 0.25)
     desk.load(desk.workflow())
     assert "weight_decay" in desk.evaluate(SHOWN, train)  # remembered in the workflow

@@ -93,3 +93,33 @@ test("a copy of a training has no run of its own", async () => {
   assert.deepEqual(node.properties, { wan_node: "t", wan_run: "a_high_1" });
   assert.deepEqual(copy.properties, {});
 });
+
+test("a node with many advanced inputs shows one part of them at a time", () => {
+  const names = [...Array(70).keys()].map((number) => `w${number}`);
+  class Large extends OwnNode {
+    static nodeData = {
+      input: {
+        optional: Object.fromEntries(
+          names.map((name, index) => [name, ["INT", { wan_train_part: index < 40 ? "noise" : "adapter" }]]),
+        ),
+      },
+    };
+  }
+  const values = Object.fromEntries(names.map((name) => [name, 0]));
+  const node = app.rootGraph.add(new Large(3, "WanLoadUMT5", { name: "a", ...values }, names));
+  assert.deepEqual(shown(node), ["name", "show_advanced"]);
+  assert.equal(named(node, "show_advanced").label, "Show advanced (70)");
+  const height = node.size[1];
+  named(node, "show_advanced").callback();
+  assert.deepEqual(shown(node), ["name", "show_advanced", "show_noise", "show_adapter"]);
+  assert.equal(named(node, "show_adapter").label, "▸ LoRA (30)");
+  named(node, "show_adapter").callback();
+  assert.equal(named(node, "show_adapter").label, "▾ LoRA (30)");
+  assert.deepEqual(shown(node), ["name", ...names.slice(40), "show_advanced", "show_noise", "show_adapter"]);
+  named(node, "show_noise").callback();
+  assert.deepEqual(shown(node), ["name", ...names.slice(0, 40), "show_advanced", "show_noise", "show_adapter"]);
+  named(node, "show_noise").callback(); // once more folds it
+  assert.deepEqual(shown(node), ["name", "show_advanced", "show_noise", "show_adapter"]);
+  named(node, "show_advanced").callback();
+  assert.equal(node.size[1], height);
+});
