@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from ..core.data.links import is_file, leads_within
 from ..core.errors import WanTrainError
 from ..core.train.catalogue import Catalogue, Entry
-from ..core.train.compare_runs import differences
 from ..core.train.find_run import is_in_use
+from ..core.train.legend import settings_that_differ
 from ..core.train.remove_run import contents, remove_run
 from ..core.train.run_folder import RunFolder
 from . import host
@@ -152,8 +152,10 @@ async def get_differences(request: web.Request) -> web.Response:
         return refusal(404, "there is no such run")
 
     def compare() -> dict[str, Any]:
-        found = differences(one.read_job(), other.read_job())
-        return {"differences": [dataclasses.asdict(difference) for difference in found]}
+        found = settings_that_differ([one.read_job(), other.read_job()])
+        return {
+            "differences": [dict(zip(("name", "one", "other"), (it.name, *it.values), strict=True)) for it in found]
+        }
 
     return await _answer(compare)
 

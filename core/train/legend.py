@@ -1,4 +1,4 @@
-"""What tells runs in one chart apart: the settings that they do not share, in the words of the node."""
+"""What tells runs apart, in one chart or in a list: the settings that they do not share, in the words of the node."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
