@@ -4,16 +4,18 @@ The bounds are far beyond what makes sense, and near enough that no number hangs
 """
 
 import math
+import re
 from collections.abc import Iterable
 
 from .errors import ConfigError
-from .paths import MAX_PATH
+from .paths import MAX_PATH, shown
 
 MAX_TEXT = 100_000  # characters of a caption
 MAX_WORD = 1_000  # of a name, a key, a trigger word
 MAX_SAMPLES = 1_000_000  # of an epoch, each as often as it repeats: their order is drawn anew for every epoch
 MAX_SIDE = 4096  # latents on a side: 32768 pixels
 MAX_TOKENS = 2**22  # of a sample
+HALF_LETTER = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, as JSON can hold it: no encoder takes it
 
 
 def check_number(value: float, name: str, low: float, high: float) -> None:
@@ -28,7 +30,7 @@ def check_number(value: float, name: str, low: float, high: float) -> None:
 def check_texts(
     where: str, *, words: Iterable[str] = (), paths: Iterable[str] = (), captions: Iterable[str] = ()
 ) -> None:
-    """ConfigError for text that is longer than text of its kind is."""
+    """ConfigError for text that is longer than text of its kind is, and for words and captions with halves of letters."""
     for kind, texts, most in (
         ("name", words, MAX_WORD),
         ("path", paths, MAX_PATH),
@@ -37,6 +39,11 @@ def check_texts(
         for text in texts:
             if len(text) > most:
                 raise ConfigError(f"{where} holds a {kind} of {len(text)} characters: {most} are the most.")
+            if kind != "path" and HALF_LETTER.search(text):
+                raise ConfigError(
+                    f"{where} holds the {kind} '{shown(text, 60)}' with halves of letters (\\ud800 to \\udfff), which are no "
+                    "text: write it anew."
+                )
 
 
 def check_shape(shape: tuple[int, int, int, int], name: str) -> None:

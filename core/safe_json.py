@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+from .paths import shown
 from .serial import digest
 
 SEAL = "sha256"
@@ -16,16 +17,18 @@ MAX_BYTES = 256 * 2**20
 _LARGEST = 2**63
 
 
-def parse_json(data: bytes, *, finite: bool = True) -> Any:
+def parse_json(data: bytes, *, finite: bool = True, unique: bool = False) -> Any:
     """The value that `data` holds. ValueError, with a clause that says why, for whatever is wrong with it.
 
-    With `finite` numbers that are not finite, or do not fit into 64 bits, are refused too.
+    With `finite` numbers that are not finite, or do not fit into 64 bits, are refused too; with `unique` a name that an object
+    has twice, of which all but the last value would be lost.
     """
+    pairs = unique_names if unique else None
     try:
         text = data.decode("utf-8")
         if not finite:
-            return json.loads(text)
-        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+            return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -73,6 +76,16 @@ def unseal(values: dict[str, Any]) -> dict[str, Any]:
         if not is_same:
             raise ValueError("its content is not what was written: its sha256 is another")
     return rest
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its names and values. ValueError for a name that it has twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name '{shown(name, 60)}' occurs twice")
+        found[name] = value
+    return found
 
 
 def _refuse(name: str) -> Any:

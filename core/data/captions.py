@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..limits import MAX_TEXT, MAX_WORD
+from ..limits import HALF_LETTER, MAX_TEXT, MAX_WORD
 from ..prompts import apply_trigger
 from ..settings.dataset import DatasetOptions
 from .media import BadMediaError
@@ -14,7 +14,6 @@ from .tags import tag_variants
 from .text_files import read_text_file
 from .types import Note
 
-_HALF_LETTER = re.compile("[\ud800-\udfff]")
 _MOST = MAX_TEXT - MAX_WORD - 1  # characters, with room for a trigger word in front
 
 Texts = tuple[list[str], str, str]  # captions, why there are none, what there is to tell
@@ -135,7 +134,7 @@ def _cleaned(texts: Sequence[str], options: DatasetOptions) -> list[str]:
             raise BadMediaError(
                 f"it has {len(text)} characters, and {_MOST} are the most; the model takes some 2000: shorten it"
             )
-        if _HALF_LETTER.search(text):
+        if HALF_LETTER.search(text):
             raise BadMediaError("it holds halves of letters (\\ud800 to \\udfff), which are no text: write it anew")
     return found
 

@@ -96,7 +96,7 @@ def _lines(text: str) -> Iterator[SamplePrompt]:
 
 def _library(text: str) -> Iterator[SamplePrompt]:
     try:
-        data: Any = parse_json(text.encode())
+        data: Any = parse_json(text.encode("utf-8", "surrogatepass"), unique=True)
     except ValueError as error:
         raise ConfigError(
             f"sample_prompts begins like JSON, but is not valid JSON ({error}): correct it, or write a prompt on each line."

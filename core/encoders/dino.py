@@ -70,10 +70,12 @@ class DinoEncoder:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    advised = "give the folder of a DINOv2 model as Hugging Face has it, such as facebook/dinov2-giant"
+    if folder.is_file():
+        raise ModelFileError(f"crepa_encoder is {folder}, which is a file: {advised}.")
     if not folder.is_dir():
         raise ModelFileError(f"The folder of crepa_encoder, {folder}, does not exist: check the path.")
     file = folder / "config.json"
-    advised = "give the folder of a DINOv2 model as Hugging Face has it, such as facebook/dinov2-giant"
     if not file.is_file():
         raise ModelFileError(f"{folder} holds no config.json: {advised}.")
     try:

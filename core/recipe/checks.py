@@ -1,5 +1,6 @@
 """What can be told of a recipe's models from the headers of their files, before anything is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..adapters.places import check_patterns
@@ -12,7 +13,8 @@ from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..plan.sizes import layer_paths
 from ..settings.job import Stage, stage_window
-from ..train.checks import CONDITIONINGS_OF, PAIRED_ADVICE, check_holding
+from ..train.checks import CONDITIONINGS_OF, PAIRED_ADVICE, check_blocks, check_holding
+from ..train.crepa import check_crepa_files
 from ..train.start import check_optimizer, needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
@@ -39,6 +41,9 @@ def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         check_patterns(settings.adapter, layer_paths(info.config))
+        check_blocks(settings, info)
+        if settings.crepa.weight:
+            check_crepa_files(replace(settings.crepa, vae=settings.crepa.vae or recipe.models.vae))
         _check_conditioning(recipe, info)
         _check_given(recipe, info)
         _check_vision(recipe, info)

@@ -89,6 +89,9 @@ def cache(recipe: Recipe, dataset: Dataset, display: ProgressDisplay, *, load: b
 
     Without `load` NotEncodedError is raised instead.
     """
+    prompts = read_prompts(
+        recipe.samples, dataset.trigger_words
+    )  # refused before hours of encoding, and not after them
     store, index = Store(recipe.cache_path), recipe.cache_path / "encoders.json"
     sweep_temporaries(recipe.cache_path, recursive=True)
     wait = partial(_await_lock, display=display) if load else None
@@ -115,7 +118,7 @@ def cache(recipe: Recipe, dataset: Dataset, display: ProgressDisplay, *, load: b
             dataset.captions,
             umt5,
             store,
-            prompts=read_prompts(recipe.samples, dataset.trigger_words),
+            prompts=prompts,
             on_item=lambda done, total, name: display.update("text", done, total, name),
         )
         umt5.unload()

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
-from ..safe_json import as_table
+from ..safe_json import as_table, unique_names
 from ..serial import check_depth, from_dict, to_dict, word_of
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
@@ -119,7 +119,8 @@ def read_tables(path: Path) -> dict[str, Any]:
     """The content of a .toml or .json file as it stands."""
     text = read_text(path)
     try:
-        tables: Any = json.loads(text) if path.suffix.lower() == ".json" else _toml(path).loads(text)
+        is_json = path.suffix.lower() == ".json"
+        tables: Any = json.loads(text, object_pairs_hook=unique_names) if is_json else _toml(path).loads(text)
     except (ValueError, RecursionError) as error:  # of both parsers
         advice = "" if path.suffix.lower() == ".json" else backslash_advice(text)
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}.{advice}") from error

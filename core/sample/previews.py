@@ -1,9 +1,12 @@
 """What a run's previews show, and how they are sampled."""
 
+import math
 from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
 from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
+from ..limits import MAX_TOKENS
+from ..paths import shown
 from ..settings.job import Job, TrainSample
 from ..settings.samples import SamplePrompt
 from .sampler import SampleOptions, check_solvers, schedule, sigma_after, switch_step
@@ -87,9 +90,11 @@ def check_previews(job: Job) -> None:
 
 
 def preview_warnings(job: Job) -> list[str]:
-    """What is otherwise than asked for: the size of previews, and skip-layer guidance without a step."""
+    """What is otherwise than asked for: prompts that nobody sees, the size of previews, skip-layer guidance without a step."""
     options = job.previews
     found = _skip_warnings(job)
+    if job.data.prompts and not options.every:
+        found.append("sample_prompts are not shown: preview_every is 0, which makes no previews.")
     wanted = [(one.asked.width, one.asked.height, one.asked.frames) for one in job.data.prompts]
     is_asked = any(any(sizes) for sizes in [*wanted, (options.width, options.height, options.frames)])
     if not (options.every and is_asked and _is_of_sample(job)):
@@ -147,7 +152,14 @@ def _shape(job: Job, asked: SamplePrompt) -> tuple[int, int, int, int]:
             raise ConfigError(
                 f"the {name} of previews is {side}, but videos of this model have sides that are multiples of {multiple}."
             )
-    return latent_shape(sample[0], asked.frames or options.frames or frames, height, width)
+    frames = asked.frames or options.frames or frames
+    shape = latent_shape(sample[0], frames, height, width)
+    if math.prod(shape[1:]) > PATCH**2 * MAX_TOKENS:
+        raise ConfigError(
+            f"previews of {width}x{height} with {frames} frames are larger than anything a model takes: lower preview_width, "
+            f"preview_height or preview_frames, or those of the sample prompt {shown(asked.name)}."
+        )
+    return shape
 
 
 def _variant(job: Job) -> str:

@@ -20,7 +20,7 @@ from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
 from .average import start_left
 from .crepa import crepa_identity
-from .length import run_length
+from .length import checkpoints_made, job_length, run_length
 from .other_expert import other_spec
 from .regularizers import regularizer_warnings
 
@@ -129,6 +129,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
         *_rate_warning(job),
         *_ema_warning(job),
         *_lora_plus_warning(job),
+        *_saving_warning(job),
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
     found += [advice] if advice else []
@@ -154,6 +155,17 @@ def _ema_warning(job: Job) -> list[str]:
     return [
         f"after {job.loop.steps} steps {left:.0%} of the average is still the untrained start: lower ema_decay or "
         "ema_update_interval, turn ema_warmup on, or turn ema off."
+    ]
+
+
+def _saving_warning(job: Job) -> list[str]:
+    """A sentence for epochs between two checkpoints that are more than the run has: a stop by force would lose all of it."""
+    every = job.saving.every_epochs
+    if not every or checkpoints_made(job) > 1 or job_length(job).epochs >= every:
+        return []
+    return [
+        f"checkpoint_every_epochs is {every}, but the run has {job_length(job).epochs:.3g} epochs: its only checkpoint is"
+        " that of its end; lower checkpoint_every_epochs."
     ]
 
 

@@ -11,6 +11,7 @@ from ..plan.sizes import layer_paths
 from ..plan.words import label
 from ..routes import read_routes, routes_among
 from ..settings.dataset import Conditioning
+from ..settings.groups import Groups
 from ..settings.job import DataSpec, Job, ModelSpec
 from ..settings.memory import MemoryOptions
 from ..settings.precision import Precision
@@ -18,6 +19,7 @@ from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from .crepa import check_crepa
 from .regularizers import check_regularizers
+from .skip_blocks import block_numbers
 
 
 def check_model_file(spec: ModelSpec) -> CheckpointInfo:
@@ -51,13 +53,21 @@ def check_data(job: Job, info: CheckpointInfo) -> None:
 
     _check_conditioning(job.data, info)
     check_patterns(job.adapter, layer_paths(info.config))
-    routes_among(read_routes(job.tread.routes), info.config.num_layers)
+    check_blocks(job, info)
     memory_of(job)  # which refuses what does not go with the kind of adapter
     check_regularizers(job)
-    check_crepa(job, info)
     if job.parallel.base == "sharded" and job.memory.checkpointing is False:
         raise ConfigError("a sharded base needs checkpointing: switch it on, or have the base whole on each GPU.")
     check_holding(info, job.model.precision, job.memory, has_adapter=bool(job.model.recovery_adapter))
+
+
+def check_blocks(groups: Groups, info: CheckpointInfo) -> None:
+    """ConfigError for blocks that are named by number, and that the model has not."""
+    blocks = info.config.num_layers
+    routes_among(read_routes(groups.tread.routes), blocks)
+    check_crepa(groups, info)
+    if groups.previews.every:
+        block_numbers(groups.previews.skip_layers, blocks)
 
 
 def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOptions, *, has_adapter: bool) -> None:

@@ -22,6 +22,7 @@ from ..paths import path_problem, shown
 from ..routes import read_routes, routes_among
 from ..serial import digest
 from ..settings.crepa import CrepaOptions
+from ..settings.groups import Groups
 from ..settings.job import Job, TrainSample
 from ..shortage import free_caches, is_out_of_memory
 from ..wan.checkpoint import CheckpointInfo
@@ -66,16 +67,16 @@ class Crepa:
         self._projection.load_state_dict(state)
 
 
-def check_crepa(job: Job, info: CheckpointInfo) -> None:
+def check_crepa(groups: Groups, info: CheckpointInfo) -> None:
     """ConfigError for a block that the model has not, or that sees a share of the tokens."""
-    options, blocks = job.crepa, info.config.num_layers
+    options, blocks = groups.crepa, info.config.num_layers
     if not options.weight:
         return
     if options.block >= blocks:
         raise ConfigError(
             f"crepa_block is {options.block}, but {info.path.name} has {blocks} blocks: give one from 0 to {blocks - 1}."
         )
-    for route in routes_among(read_routes(job.tread.routes), blocks):
+    for route in routes_among(read_routes(groups.tread.routes), blocks):
         if route.first <= options.block < route.last:
             raise ConfigError(
                 f"crepa_block is {options.block}, but tread_routes leaves tokens out of blocks {route.first} to {route.last}: "
@@ -87,6 +88,12 @@ def crepa_identity(options: CrepaOptions) -> str:
     """Digest of what decides the features of a frame; "" without CREPA. ConfigError for files that are missing or wrong."""
     if not options.weight:
         return ""
+    check_crepa_files(options)
+    return digest([folder_identity(Path(options.encoder)), options.image_size], 32)
+
+
+def check_crepa_files(options: CrepaOptions) -> None:
+    """ConfigError or ModelFileError, from their names and the model's configuration, for what can't be looked with."""
     for name, path in (("crepa_encoder", options.encoder), ("crepa_vae", options.vae)):
         if not path:
             raise ConfigError(
@@ -96,7 +103,6 @@ def crepa_identity(options: CrepaOptions) -> str:
         if problem:
             raise ConfigError(f"{name} '{shown(path)}' {problem}: check the path, or set crepa_weight to 0.")
     check_image_size(Path(options.encoder), options.image_size)
-    return digest([folder_identity(Path(options.encoder)), options.image_size], 32)
 
 
 def feature_path(job: Job) -> Callable[[TrainSample], str] | None:

@@ -31,7 +31,6 @@ from .checkpoints import Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
-from .skip_blocks import block_numbers
 
 _FILES = (
     "job.json",
@@ -58,8 +57,6 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     check_optimizer(job.optimizer, job.ema)
     check_data(job, info)
     check_previews(job)
-    if job.previews.every:
-        block_numbers(job.previews.skip_layers, info.config.num_layers)
     check_end(job, info)
     check_adapter_files(
         job, info, has_checkpoint=folder is not None and bool(Checkpoints(folder / "checkpoints").all())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
+from ..safe_json import unique_names
 
 MAX_TENSORS = 100_000  # of one file; the largest Wan model has 1,300
 MAX_AXES = 8  # of one tensor
@@ -41,7 +42,7 @@ def read_json_file(path: Path) -> Any:
 def parse_json(raw: bytes | str, *, unique: bool = False) -> Any:
     """The value of a JSON text; ValueError for anything else. `unique`: no object may hold a name twice."""
     try:
-        return json.loads(raw, object_pairs_hook=_unique if unique else None)
+        return json.loads(raw, object_pairs_hook=unique_names if unique else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -75,10 +76,3 @@ def unreadable(path: Path, error: Exception) -> ModelFileError:
     """The error for a file that the system does not let us read."""
     reason = getattr(error, "strerror", None) or error
     return ModelFileError(f"The model file '{path}' cannot be read ({reason}); check the path and its permissions.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found

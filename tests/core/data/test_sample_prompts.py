@@ -72,6 +72,11 @@ def test_entries_survive_as_text(entries):
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
         ('{"a": ', "begins like JSON, but is not valid JSON"),
         ("{}", "must be a table"),
+        ('{"a": "one", "a": "two"}', "the name 'a' occurs twice"),
+        ('{"a": {"prompt": "x", "seed": 1, "seed": 2}}', "the name 'seed' occurs twice"),
+        (r'{"a": "half \ud800 letter"}', "holds the caption 'half . letter' with halves of letters"),
+        (r'{"\udc80": "x"}', "holds the name '.' with halves of letters"),
+        ("a \ud800 cat", "with halves of letters"),
         ("\n".join(["a"] * 65), "has 65 prompts"),
     ],
 )

@@ -14,8 +14,9 @@ from wan_train.core.launch.progress import NoDisplay
 from wan_train.core.recipe.encoders import NotEncodedError
 from wan_train.core.recipe.jobs import check_job, holds_job, plan_existing
 from wan_train.core.recipe.pipeline import cache, cache_elsewhere, check_recipe, jobs, prepare_recipe, scan
-from wan_train.core.recipe.recipe import ModelFiles
+from wan_train.core.recipe.recipe import ModelFiles, recipe_from_tables
 from wan_train.core.settings.job import job_to_json
+from wan_train.core.settings.previews import SamplePromptOptions
 from wan_train.core.train.run_folder import RunFolder
 
 
@@ -54,6 +55,30 @@ def test_wrong_files_are_refused_by_name(recipe):
     with pytest.raises(ConfigError, match="the device 'gpu1' is not known"):
         check_recipe(dataclasses.replace(recipe, high={"device": "gpu1"}))
     assert not list(recipe.cache_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tread": {"routes": "1 to 99: 0.5"}}, "tread_routes has a route from block 1 to block 99"),
+        ({"crepa": {"weight": 0.5, "block": 99, "encoder": "dino"}}, "crepa_block is 99"),
+        ({"crepa": {"weight": 0.5, "block": 1}}, "crepa_weight is 0.5, but crepa_encoder is empty"),
+        ({"crepa": {"weight": 0.5, "block": 1, "encoder": "nowhere"}}, "crepa_encoder '.*nowhere' does not exist"),
+        ({"previews": {"every": 2, "skip_layers": "99"}}, "preview_skip_layers names block 99"),
+    ],
+)
+def test_blocks_and_files_that_are_not_there_are_refused_before_anything_is_encoded(tables, tmp_path, change, message):
+    recipe = recipe_from_tables({**tables, **change}, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        check_recipe(recipe)
+
+
+def test_prompts_that_are_none_are_refused_before_anything_is_encoded(recipe, said):
+    broken = dataclasses.replace(recipe, samples=SamplePromptOptions(prompts="a cat --w 17"))
+    dataset = scan(recipe, Display(said), report=False)
+    with pytest.raises(ConfigError, match="width must be a multiple of 16"):
+        cache(broken, dataset, Display(said))
+    assert "loading" not in said.getvalue()
 
 
 def test_encoders_are_loaded_once_and_when_something_changed(recipe, said, made):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from wan_train.core.errors import ConfigError
 from wan_train.core.settings.ema import EmaOptions
+from wan_train.core.settings.saving import SavingOptions
 from wan_train.core.settings.stage import StageSettings
 from wan_train.core.train.build import check_expert, job_warnings
+from wan_train.core.train.length import job_length
 
 
 def with_clips(job, *, channels, frames, fps, more_fps=()):
@@ -56,6 +58,18 @@ def test_an_average_that_cannot_follow_in_so_short_a_run_is_told(job, options, s
     assert job_warnings(replace(short, ema=EmaOptions(use=True))) == []
     long = replace(job, loop=replace(job.loop, steps=200_000))
     assert job_warnings(replace(long, ema=EmaOptions(use=True, **options))) == []
+
+
+def test_epochs_between_checkpoints_that_are_more_than_the_run_has_are_told(job):
+    def told(every):
+        return job_warnings(replace(job, saving=SavingOptions(every_epochs=every)))
+
+    epochs = job_length(job).epochs
+    assert told(0) == told(int(epochs)) == []
+    assert told(int(epochs) + 1) == [
+        f"checkpoint_every_epochs is {int(epochs) + 1}, but the run has {epochs:.3g} epochs: its only checkpoint is that of its"
+        " end; lower checkpoint_every_epochs."
+    ]
 
 
 @pytest.mark.parametrize(

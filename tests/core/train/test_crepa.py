@@ -215,6 +215,8 @@ def test_what_cannot_be_is_refused(tmp_path, job):
         check_crepa(changed(job, block=7), info)
     routed = replace(changed(job, block=1), tread=TreadOptions(routes="1 to -1: 0.5"))
     check_crepa(routed, info)  # at its end all tokens are there again
+    with pytest.raises(ModelFileError, match=r"crepa_encoder is .*, which is a file: give the folder"):
+        crepa_identity(replace(job.crepa, encoder=job.model.path))
     with pytest.raises(ConfigError, match="crepa_encoder is empty"):
         crepa_identity(replace(job.crepa, encoder=""))
     with pytest.raises(ConfigError, match="crepa_vae is empty"):

@@ -138,6 +138,17 @@ def test_skip_layer_guidance_that_ends_before_the_low_noise_expert_begins_is_tol
     assert preview_warnings(late) == preview_warnings(replace(early, stage="single")) == []
 
 
+def test_prompts_that_no_preview_shows_are_told(with_prompts):
+    told = "sample_prompts are not shown: preview_every is 0, which makes no previews."
+    assert preview_warnings(with_prompts({}, every=0)) == [told]
+    assert told not in preview_warnings(with_prompts({}))
+
+
+def test_a_preview_that_no_model_takes_is_refused(with_prompts):
+    with pytest.raises(ConfigError, match=r"previews of 4096x4096 with 1025 frames .* those of the sample prompt 1"):
+        check_previews(with_prompts({"width": 4096, "height": 4096, "frames": 1025}))
+
+
 def test_prompts_change_no_key_and_are_read_again(with_prompts):
     job = with_prompts({"seed": 3}, {"cfg": 1.5})
     without = replace(job, data=replace(job.data, prompts=()))
