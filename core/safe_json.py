@@ -83,7 +83,7 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the name '{shown(name, 60)}' occurs twice")
+            raise ValueError(f"a name occurs twice, '{shown(name, 60)}'")
         found[name] = value
     return found
 
