@@ -9,8 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-from .paths import shown
-from .serial import digest
+from .serial import digest, unique_names
 
 SEAL = "sha256"
 MAX_BYTES = 256 * 2**20
@@ -76,16 +75,6 @@ def unseal(values: dict[str, Any]) -> dict[str, Any]:
         if not is_same:
             raise ValueError("its content is not what was written: its sha256 is another")
     return rest
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its names and values. ValueError for a name that it has twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name '{shown(name, 60)}' occurs twice")
-        found[name] = value
-    return found
 
 
 def _refuse(name: str) -> Any:

@@ -78,6 +78,16 @@ def _items(table: dict | list) -> Iterable[Any]:
     return table.values() if isinstance(table, dict) else table
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its names and values. ValueError for a name that it has twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"a name occurs twice, '{shown(name, 60)}'")
+        found[name] = value
+    return found
+
+
 def digest(value: Any, length: int = 16) -> str:
     """Short hex digest of a JSON value: equal content gives an equal digest on every machine."""
     text = json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -14,8 +14,8 @@ from ..errors import ConfigError
 from ..limits import check_texts
 from ..names import check_name
 from ..paths import MAX_PATH, path_problem, shown
-from ..safe_json import as_table, unique_names
-from ..serial import check_depth, from_dict, to_dict, word_of
+from ..safe_json import as_table
+from ..serial import check_depth, from_dict, to_dict, unique_names, word_of
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import Conditioning
 from ..settings.files import DatasetSource, LoraFiles, ModelFiles

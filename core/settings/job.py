@@ -308,7 +308,7 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
     try:
         data: Any = parse_json(text.encode() if isinstance(text, str) else text, finite=False)
     except ValueError as error:
-        raise RunError(f"{where} is not valid JSON ({error}): restore it from a backup or start a new run.") from error
+        raise RunError(f"{where} can't be read, as {error}: restore it from a backup or start a new run.") from error
     check_depth(data, where)
     schema = as_table(data).get("schema")
     if isinstance(schema, int) and schema > SCHEMA:

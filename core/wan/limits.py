@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
-from ..safe_json import unique_names
+from ..serial import unique_names
 
 MAX_TENSORS = 100_000  # of one file; the largest Wan model has 1,300
 MAX_AXES = 8  # of one tensor

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from wan_train.core.errors import RunError
 from wan_train.core.settings.job import job_from_json
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.settings.option import Options, key_values, option
@@ -42,3 +43,10 @@ def test_a_later_option_is_in_the_key_only_where_it_differs_from_its_first_defau
 def test_a_later_option_names_its_first_default():
     with pytest.raises(AssertionError, match="at_birth"):
         option(1, help="Came later.", born=2)
+
+
+def test_a_job_that_is_no_json_is_told_in_one_clause():
+    with pytest.raises(RunError, match=r"^job can't be read, as it is not valid JSON: .*: restore it from a backup"):
+        job_from_json("{")
+    with pytest.raises(RunError, match=r"^job can't be read, as it is not UTF-8: restore it from a backup"):
+        job_from_json(b"\xff")
