@@ -13,7 +13,7 @@ from aiohttp import web
 from ..core.errors import WanTrainError
 from ..core.limits import check_number
 from ..core.settings.job import Job
-from ..core.train.curves import LOSS, SERIES, Part, Table, other_runs, run_curves, sigma_note
+from ..core.train.curves import LOSS, SERIES, CurvePart, CurveTable, other_runs, run_curves, sigma_note
 from ..core.train.legend import settings_that_differ
 from ..core.train.run_folder import RunFolder
 from . import host
@@ -57,7 +57,7 @@ async def get_curves(request: web.Request) -> web.Response:
         return refusal(422, str(error).replace(f"{first.path}", first.path.name))
 
 
-def _part(request: web.Request) -> Part:
+def _part(request: web.Request) -> CurvePart:
     def number(name: str, least: float) -> float | None:
         text = request.query.get(name)
         if not text:
@@ -70,14 +70,14 @@ def _part(request: web.Request) -> Part:
         return value
 
     first, last = number("from", 0), number("to", 0)
-    return Part(
+    return CurvePart(
         first=None if first is None else int(first),
         last=None if last is None else int(last),
         window=number("window", 1),
     )
 
 
-def _curves(folders: list[RunFolder], names: tuple[str, ...], part: Part) -> dict[str, Any]:
+def _curves(folders: list[RunFolder], names: tuple[str, ...], part: CurvePart) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     jobs: list[Job] = []
     for folder in folders:
@@ -133,7 +133,7 @@ async def get_table(request: web.Request) -> web.StreamResponse:
     return answer
 
 
-def _table(folder: RunFolder) -> Table:
+def _table(folder: RunFolder) -> CurveTable:
     job = folder.read_job()
     with histories.reader(folder.events_path).reading() as history:
-        return Table(job, history)
+        return CurveTable(job, history)

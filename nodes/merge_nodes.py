@@ -21,7 +21,7 @@ from ..core.adapters.ship import (
 )
 from ..core.errors import ConfigError, WanTrainError
 from ..core.train.checkpoints import ADAPTER, AVERAGE
-from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, Chosen, Weights, choose_lora, described_lora, run_of
+from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, ChosenLora, ChosenWeights, choose_lora, described_lora, run_of
 from ..core.train.partway import checkpoint_names, named_checkpoint
 from ..core.train.result import check_lora
 from . import host
@@ -81,7 +81,7 @@ class MergeStages(FileMaker):
         low: LoraHandle | None = None,
         second_high: LoraHandle | None = None,
         second_low: LoraHandle | None = None,
-        weights: Weights = "last",
+        weights: ChosenWeights = "last",
         average_width: float = AVERAGE_WIDTH,
         **settings: Any,
     ) -> io.NodeOutput:
@@ -89,7 +89,7 @@ class MergeStages(FileMaker):
         for handle in (high, low, second_high, second_low):
             if handle:
                 check_lora(handle.path)
-        chosen: dict[Slot, Chosen] = {
+        chosen: dict[Slot, ChosenLora] = {
             first.stage: choose_lora(first.path, weights, average_width) for first in (high, low) if first
         }
         sources: dict[Slot, Source] = {

@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.recipe.recipe import widgets_of
-from ..core.settings.option import Option, Widget
+from ..core.settings.option import TRAIN, Option, Widget
 
 
 def inputs_of(
@@ -60,7 +60,7 @@ def widget_input(item: Option, widget: Widget, choices: Sequence[str] | None = N
         "advanced": widget.advanced or None,
     }
     part = PARTS.get(item.group)
-    if widget.advanced and part:
+    if widget.node == TRAIN and widget.advanced and part:
         common["extra_dict"] = {"wan_train_part": part}
     options = list(choices or widget.words or item.choices)
     kind = item.kinds[0]

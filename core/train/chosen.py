@@ -23,8 +23,8 @@ from .run_folder import RunFolder
 from .scores import best_checkpoint
 from .start import check_run_folder
 
-Weights = Literal["last", "best", "average"]
-WEIGHTS: dict[Weights, str] = {
+ChosenWeights = Literal["last", "best", "average"]
+WEIGHTS: dict[ChosenWeights, str] = {
     "last": "of the file that is given",
     "best": "of the run's best checkpoint, as its score says",
     "average": "the average of all checkpoints that the run keeps (post-hoc EMA)",
@@ -34,20 +34,20 @@ _POST_HOC = "post_hoc_ema"  # what the file says that it holds
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenLora:
     """A LoRA file, and what to say of it; "" where it is the one that was given."""
 
     path: Path
     note: str = ""
 
 
-def choose_lora(lora: Path, weights: Weights = "last", width: float = AVERAGE_WIDTH) -> Chosen:
+def choose_lora(lora: Path, weights: ChosenWeights = "last", width: float = AVERAGE_WIDTH) -> ChosenLora:
     """What becomes of a run's LoRA or of one of its checkpoints. `width`: of the average, see `power_decays`.
 
     ConfigError for a file that is of no run folder where another than itself is wanted, or where the run can't tell.
     """
     if weights == "last":
-        return Chosen(described_lora(lora))
+        return ChosenLora(described_lora(lora))
     run = run_of(lora)
     if run is None:
         raise ConfigError(
@@ -60,10 +60,10 @@ def choose_lora(lora: Path, weights: Weights = "last", width: float = AVERAGE_WI
         mean, metadata = average_checkpoints(run, power_decays(len(folders), width), f"{lora_name(job)}_average")
         target = run.path / f"{lora_name(job)}_average.safetensors"
         write_lora(target, mean.modules, metadata=metadata, dtype=torch.float32)
-        return Chosen(target, f"the average of {len(folders)} checkpoints of {run.path.name}")
+        return ChosenLora(target, f"the average of {len(folders)} checkpoints of {run.path.name}")
     best = best_checkpoint(run, job)
     loss = "" if best.loss is None else f", held-out loss {best.loss:.4f}"
-    return Chosen(described_lora(best.lora), f"step {best.step} of {run.path.name}, the best checkpoint{loss}")
+    return ChosenLora(described_lora(best.lora), f"step {best.step} of {run.path.name}, the best checkpoint{loss}")
 
 
 def run_of(lora: Path) -> RunFolder | None:

@@ -19,7 +19,7 @@ SERIES = (LOSS, HELD_OUT, RATE, GRADIENT, SIGMA)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class CurvePart:
     """Which part of a curve is shown, and how smooth."""
 
     first: int | None = None
@@ -27,7 +27,7 @@ class Part:
     window: float | None = None  # values that an average looks back over; None: as fits the length of the run
 
 
-def run_curves(job: Job, history: LongHistory, names: tuple[str, ...], part: Part) -> dict[str, Any]:
+def run_curves(job: Job, history: LongHistory, names: tuple[str, ...], part: CurvePart) -> dict[str, Any]:
     """Points and averages of the series called `names`, thinned; those by noise level with their sigmas."""
     window = part.window or window_of(job.loop.steps)
     drawn = {
@@ -54,7 +54,7 @@ def _told(drawn: Drawn) -> dict[str, Any]:
     return {"points": drawn.points, "smoothed": drawn.averages}
 
 
-def _by_sigma(job: Job, history: LongHistory, window: float, part: Part) -> list[dict[str, Any]]:
+def _by_sigma(job: Job, history: LongHistory, window: float, part: CurvePart) -> list[dict[str, Any]]:
     groups = groups_of_window(job.timesteps.sigma_min, job.timesteps.sigma_max)
     curves = [history.by_sigma.drawn(bins, window, first=part.first, last=part.last) for bins in groups]
     return [
@@ -63,7 +63,7 @@ def _by_sigma(job: Job, history: LongHistory, window: float, part: Part) -> list
     ]
 
 
-class Table:
+class CurveTable:
     """All steps of a run as the rows of a CSV file. It is made under the history's lock, and read without."""
 
     def __init__(self, job: Job, history: LongHistory) -> None:

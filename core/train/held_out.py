@@ -15,21 +15,21 @@ _FINGERPRINT = 256  # bytes at the start by which a diary is known again
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeldOutLoss:
     """One measurement. Noise and noise levels are the same at every step, so that the losses of two steps are pairs."""
 
     loss: float
     by_sample: tuple[float, ...] = ()  # the mean of each held-out sample
     by_sigma: tuple[float, ...] = ()  # the mean at each noise level
 
-    def pairs(self, other: "Measured") -> list[tuple[float, float]]:
+    def pairs(self, other: "HeldOutLoss") -> list[tuple[float, float]]:
         """Losses that differ by the weights alone: of samples, and where these are too few of noise levels; [] of none."""
         for mine, others in ((self.by_sample, other.by_sample), (self.by_sigma, other.by_sigma)):
             if len(mine) == len(others) >= LEAST_PAIRS:
                 return list(zip(mine, others, strict=True))
         return []
 
-    def between(self, other: "Measured", share: float) -> "Measured":
+    def between(self, other: "HeldOutLoss", share: float) -> "HeldOutLoss":
         """So far on the straight line to `other`, 0 to 1."""
 
         def mix(mine: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
@@ -38,7 +38,7 @@ class Measured:
             return tuple((1 - share) * a + share * b for a, b in zip(mine, others, strict=True))
 
         (loss,) = mix([self.loss], [other.loss])
-        return Measured(loss, mix(self.by_sample, other.by_sample), mix(self.by_sigma, other.by_sigma))
+        return HeldOutLoss(loss, mix(self.by_sample, other.by_sample), mix(self.by_sigma, other.by_sigma))
 
 
 class HeldOut:
@@ -46,10 +46,10 @@ class HeldOut:
 
     def __init__(self, path: Path):
         self._reader = EventReader(path)
-        self._found: dict[int, Measured] = {}
+        self._found: dict[int, HeldOutLoss] = {}
         self._lock = threading.Lock()
 
-    def read(self) -> dict[int, Measured]:
+    def read(self) -> dict[int, HeldOutLoss]:
         """All of them. Where attempts overlap after a crash, the last one counts."""
         with self._lock:
             for event in self._reader.stream():
@@ -60,7 +60,7 @@ class HeldOut:
             return dict(self._found)
 
 
-def read_held_out(path: Path) -> dict[int, Measured]:
+def read_held_out(path: Path) -> dict[int, HeldOutLoss]:
     """The measurements in a diary, of which a process reads each line once, as long as it begins as it did."""
     try:
         with path.open("rb") as file:
@@ -75,7 +75,7 @@ def _reader_of(path: Path, _start: bytes) -> HeldOut:
     return HeldOut(path)
 
 
-def at_step(measured: dict[int, Measured], step: int) -> Measured | None:
+def at_step(measured: dict[int, HeldOutLoss], step: int) -> HeldOutLoss | None:
     """What was measured at a step, else on the line between its neighbours; None where it lies outside of them."""
     if step in measured:
         return measured[step]
@@ -86,13 +86,13 @@ def at_step(measured: dict[int, Measured], step: int) -> Measured | None:
     return measured[before].between(measured[after], (step - before) / (after - before))
 
 
-def lowest_step(measured: dict[int, Measured], steps: list[int]) -> int | None:
+def lowest_step(measured: dict[int, HeldOutLoss], steps: list[int]) -> int | None:
     """Which of these steps has the lowest held-out loss, the earliest of equal ones; None where none was measured."""
     losses = {step: value.loss for step in sorted(steps) if (value := at_step(measured, step))}
     return min(losses, key=lambda step: losses[step], default=None)
 
 
-def difference(one: Measured, other: Measured) -> tuple[float, float | None]:
+def difference(one: HeldOutLoss, other: HeldOutLoss) -> tuple[float, float | None]:
     """How much higher the loss of `one` is, and the standard error of that; None for the error where pairs are missing."""
     pairs = one.pairs(other)
     if not pairs:
@@ -103,7 +103,7 @@ def difference(one: Measured, other: Measured) -> tuple[float, float | None]:
     return one.loss - other.loss, math.sqrt(variance / len(gaps))
 
 
-def chance_of_no_difference(one: Measured, other: Measured) -> float | None:
+def chance_of_no_difference(one: HeldOutLoss, other: HeldOutLoss) -> float | None:
     """The two-sided p of the paired t-test (Student, 1908): how often chance alone makes as large a difference.
 
     None where pairs are missing.
@@ -126,8 +126,8 @@ def _two_sided(t: float, freedom: int) -> float:
     return max(0.0, 1 - 2 * scale * inner)
 
 
-def _measured(event: Event) -> Measured:
-    return Measured(float(event["loss"]), _numbers(event.get("by_sample")), _numbers(event.get("by_sigma")))
+def _measured(event: Event) -> HeldOutLoss:
+    return HeldOutLoss(float(event["loss"]), _numbers(event.get("by_sample")), _numbers(event.get("by_sigma")))
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -84,7 +84,7 @@ def _sample(
     own, blocks = velocity_model(trainer, batch), ()
     if options.skip_scale > 0:
         blocks = block_numbers(job.previews.skip_layers, len(trainer.model.blocks))  # type: ignore[arg-type]
-    leaving_out = Skipping(trainer, blocks, other)
+    leaving_out = LeavingOut(trainer, blocks, other)
     if other is None:
         high, low = experts(job.stage, own, batch.latents, noise, leaving_out)
     else:
@@ -99,7 +99,7 @@ def _contexts(paths: Sequence[str], device: torch.device) -> Tensor:
 
 
 @dataclass
-class Skipping:
+class LeavingOut:
     """Skip-layer guidance: within it the models of a preview leave `blocks` out."""
 
     trainer: Trainer
@@ -147,7 +147,7 @@ def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
 
 
 def experts(
-    stage: Stage, model: VelocityModel, latents: Tensor, noise: Tensor, skipping: "Skipping | None" = None
+    stage: Stage, model: VelocityModel, latents: Tensor, noise: Tensor, skipping: "LeavingOut | None" = None
 ) -> tuple[VelocityModel, VelocityModel | None]:
     """Who leads above the boundary, and who below, where `model` is the stage's; None: `model` leads all the way.
 

@@ -25,7 +25,7 @@ PATIENCE_S = 3.0  # a run that has just ended holds its folder for a moment long
 
 
 @dataclass(frozen=True)
-class Contents:
+class FolderContents:
     """What a run folder holds. `size` in bytes."""
 
     size: int
@@ -43,11 +43,11 @@ class Contents:
         return ", ".join(files)
 
 
-def contents(folder: RunFolder) -> Contents:
+def contents(folder: RunFolder) -> FolderContents:
     """What a run folder holds now."""
     previews = len(list((folder.path / "previews").glob("step-*.webp")))
     loras = tuple(sorted(path.name for path in folder.path.glob("*.safetensors")))
-    return Contents(size_of(folder.path), len(folder.checkpoints()), previews, loras)
+    return FolderContents(size_of(folder.path), len(folder.checkpoints()), previews, loras)
 
 
 def remove_run(runs: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ..errors import ConfigError
 from ..settings.job import Job
-from .held_out import Measured, at_step, chance_of_no_difference, difference, read_held_out
+from .held_out import HeldOutLoss, at_step, chance_of_no_difference, difference, read_held_out
 from .partway import checkpoint_lora
 from .preview_folder import PreviewFolder
 from .previews import preview_sample
@@ -87,7 +87,13 @@ def motion(latents: torch.Tensor) -> float | None:
 
 
 def _score(
-    step: int, lora: Path, value: Measured | None, lowest: Measured | None, moves: float | None, *, is_between: bool
+    step: int,
+    lora: Path,
+    value: HeldOutLoss | None,
+    lowest: HeldOutLoss | None,
+    moves: float | None,
+    *,
+    is_between: bool,
 ) -> Scored:
     if value is None or lowest is None:
         return Scored(step=step, lora=lora, motion=moves)

@@ -43,6 +43,7 @@ def schema_of(node):
         for name, (io_type, *rest) in found.get(kind, {}).items():
             facts = dict(rest[0]) if rest else {}
             facts.pop("tooltip", None)
+            facts.pop("wan_train_part", None)  # for the page alone
             if name in OF_HOST:
                 facts.pop("options", None)
             shown[kind][name] = [io_type, facts]

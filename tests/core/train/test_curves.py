@@ -5,7 +5,7 @@ import io
 from dataclasses import replace
 
 import pytest
-from wan_train.core.train.curves import SERIES, Part, Table, other_runs, run_curves, sigma_note
+from wan_train.core.train.curves import SERIES, CurvePart, CurveTable, other_runs, run_curves, sigma_note
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.history import read_long_history
 from wan_train.core.train.run_folder import RunFolder
@@ -26,7 +26,7 @@ def history(tmp_path):
 
 
 def test_all_series_of_a_part(job, history):
-    found = run_curves(job, history, SERIES, Part(first=40, window=1))
+    found = run_curves(job, history, SERIES, CurvePart(first=40, window=1))
     assert found["loss"]["points"] == [(40, 1 / 40), (41, 7.0)]
     assert found["held_out"]["points"] == []
     assert found["learning_rate"]["points"] == [(40, 1e-4), (41, 2e-4)]
@@ -39,14 +39,15 @@ def test_all_series_of_a_part(job, history):
 
 def test_smoothing_is_as_wide_as_it_is_asked_for(job, history):
     ends = [
-        run_curves(job, history, ("loss",), Part(window=window))["loss"]["smoothed"][-1][1] for window in (1, 5, 500)
+        run_curves(job, history, ("loss",), CurvePart(window=window))["loss"]["smoothed"][-1][1]
+        for window in (1, 5, 500)
     ]
     assert ends[0] == 7.0
     assert ends[0] > ends[1] > ends[2]
 
 
 def test_the_table_has_every_step_once(job, history):
-    rows = list(csv.DictReader(io.StringIO("".join(Table(job, history).lines()))))
+    rows = list(csv.DictReader(io.StringIO("".join(CurveTable(job, history).lines()))))
     assert [int(row["step"]) for row in rows] == list(range(42))
     assert (rows[0]["loss"], rows[0]["held_out_loss"]) == ("", "0.9")
     assert float(rows[41]["loss"]) == float(rows[41]["loss_at_sigma_0_to_0.175"]) == 7.0

@@ -165,8 +165,8 @@ def test_held_out_clips_are_validated_with_what_is_given(make_job, variant):
     job = make_job(variant, **GIVEN[variant])
     samples = (replace(job.data.samples[0], held_out=True), job.data.samples[1])
     trainer = make_trainer(replace(job, data=replace(job.data, samples=samples)))
-    loss, by_sigma = validation_loss(trainer)
-    assert torch.isfinite(torch.tensor([loss, *by_sigma])).all()
+    loss, by_sigma, by_sample = validation_loss(trainer)
+    assert torch.isfinite(torch.tensor([loss, *by_sigma, *by_sample])).all()
 
 
 def test_the_key_knows_what_is_given(make_job):

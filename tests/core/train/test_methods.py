@@ -45,6 +45,9 @@ TRIED = {
         "huber_schedule": ({"kind": "soft_l1"}, "snr"),
         "motion_strength": ({"weighting": "motion"}, 3.0),
         "differential_guidance": ({}, 3.0),
+        "contrastive_guidance": ({}, 3.0),
+        "contrastive_schedule": ({"contrastive_guidance": 3.0}, "sigma"),
+        "contrastive_cfg_zero": ({"contrastive_guidance": 3.0}, True),
     },
 }
 OF_A_STAGE = {"sigma_min", "sigma_max"}

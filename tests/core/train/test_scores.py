@@ -9,7 +9,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.settings.job import CaptionText, PreviewPrompt
 from wan_train.core.settings.samples import SamplePrompt
 from wan_train.core.train.events import EventWriter
-from wan_train.core.train.held_out import HeldOut, Measured, at_step, chance_of_no_difference, difference
+from wan_train.core.train.held_out import HeldOut, HeldOutLoss, at_step, chance_of_no_difference, difference
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.previews import preview_sample
 from wan_train.core.train.run_folder import RunFolder
@@ -17,7 +17,7 @@ from wan_train.core.train.scores import best_checkpoint, motion, score_run
 
 
 def of_samples(*losses):
-    return Measured(sum(losses) / len(losses), losses)
+    return HeldOutLoss(sum(losses) / len(losses), losses)
 
 
 def test_the_chance_is_that_of_students_paired_test():
@@ -34,14 +34,14 @@ def test_the_chance_is_that_of_students_paired_test():
 
 def test_pairs_are_of_samples_and_of_noise_levels_where_these_are_few():
     few = [
-        Measured(level, (level, level), (level, level + noise, level - noise))
+        HeldOutLoss(level, (level, level), (level, level + noise, level - noise))
         for level, noise in ((1.0, 0.1), (2.0, 0.0))
     ]
     gap, error = difference(few[1], few[0])
     assert gap == 1.0
     assert error == pytest.approx(0.1 / 3**0.5)
-    assert difference(Measured(2.0), Measured(1.0)) == (1.0, None)
-    assert chance_of_no_difference(Measured(2.0), Measured(1.0)) is None
+    assert difference(HeldOutLoss(2.0), HeldOutLoss(1.0)) == (1.0, None)
+    assert chance_of_no_difference(HeldOutLoss(2.0), HeldOutLoss(1.0)) is None
 
 
 def test_between_two_measurements_lies_a_line(tmp_path):
@@ -54,7 +54,7 @@ def test_between_two_measurements_lies_a_line(tmp_path):
     found = reader.read()
     assert list(found) == [0, 10]
     assert found[0].by_sample == ()
-    assert at_step(found, 5) == Measured(3.0, (), (3.0,))
+    assert at_step(found, 5) == HeldOutLoss(3.0, (), (3.0,))
     assert at_step(found, 10) == found[10]
     assert at_step(found, 11) is None
     diary.write("start", step=5)
