@@ -348,8 +348,9 @@ def _nothing() -> None:
 
 
 def _is_larger(shots: Sequence[Shot], job: Job) -> bool:
-    """Whether one of the videos has more tokens than all that is trained on."""
-    return max(num_tokens(shot.shape) for shot in shots) > max(num_tokens(s.shape) for s in job.training_samples)
+    """Whether one of the videos has more tokens than all that is trained on and validated."""
+    samples = (*job.training_samples, *job.held_out_samples)
+    return max(num_tokens(shot.shape) for shot in shots) > max(num_tokens(sample.shape) for sample in samples)
 
 
 def _is_due(step: int, job: Job) -> bool:

@@ -13,7 +13,7 @@ NUMBERS, LEGEND, PLOT, TIP = ".wan-train-controls", ".wan-train-legend", ".wan-t
 
 def trained(desk: Desk, **options: Any) -> Json:
     """A short training, to its end; the ids of its nodes."""
-    ids = desk.load_prompt(one_stage(lora_name="charted", steps=40, seed=71, **options))
+    ids = desk.load_prompt(one_stage(lora_name="charted", steps=40, seed=173, **options))
     desk.queue()
     desk.until(ids["high_train"], "finished")
     return ids

@@ -69,7 +69,7 @@ PLACES = {
     "backward": (torch.Tensor, "backward"),
     "update": (torch.optim.AdamW, "step"),
     "validation": (validation, "_losses"),
-    "preview": (previews, "preview_latents"),
+    "preview": (previews, "sample_shots"),
 }
 
 
