@@ -28,9 +28,17 @@ def check_number(value: float, name: str, low: float, high: float) -> None:
 
 
 def check_texts(
-    where: str, *, words: Iterable[str] = (), paths: Iterable[str] = (), captions: Iterable[str] = ()
+    where: str,
+    *,
+    words: Iterable[str] = (),
+    paths: Iterable[str] = (),
+    captions: Iterable[str] = (),
+    has_halves: bool = False,
 ) -> None:
-    """ConfigError for text that is longer than text of its kind is, and for words and captions with halves of letters."""
+    """ConfigError for text that is longer than text of its kind is, and for words and captions with halves of letters.
+
+    `has_halves`: these are let through, as in a job of before, whose text is encoded already.
+    """
     for kind, texts, most in (
         ("name", words, MAX_WORD),
         ("path", paths, MAX_PATH),
@@ -39,7 +47,7 @@ def check_texts(
         for text in texts:
             if len(text) > most:
                 raise ConfigError(f"{where} holds a {kind} of {len(text)} characters: {most} are the most.")
-            if kind != "path" and HALF_LETTER.search(text):
+            if kind != "path" and not has_halves and HALF_LETTER.search(text):
                 raise ConfigError(
                     f"{where} holds the {kind} '{shown(text, 60)}' with halves of letters (\\ud800 to \\udfff), which are no "
                     "text: write it anew."

@@ -113,6 +113,7 @@ class TrainSample:
             ),
             paths=self.paths,
             captions=(self.caption,),
+            has_halves=True,
         )
         if self.repeats < 1:
             raise ConfigError(f"{shown(self.name)} has {self.repeats} repeats: 1 is the least.")
@@ -218,6 +219,7 @@ class Job(Groups, Subject):
                 *(self.adapter.start_from, self.adapter.merge_into_base),
                 *(self.crepa.encoder, self.crepa.vae),
             ),
+            has_halves=True,
         )
 
     @property

@@ -12,7 +12,7 @@ each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path
 
 
 def test_the_workflows_are_there():
-    assert [path.stem for path in WORKFLOWS] == ["lint", "publish", "tests"]
+    assert [path.stem for path in WORKFLOWS] == ["lint", "publish", "site", "tests"]
 
 
 @each_workflow
