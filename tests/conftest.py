@@ -22,7 +22,7 @@ LONG = ("test_learning", "test_killed")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also the tests that start many processes, for minutes")
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes")
     parser.addoption("--breaks", action="store_true", help="put faults into the training; functional tests must fail")
     parser.addoption(
         "--both-renderers", action="store_true", help="tests of the page: each in both of ComfyUI's renderers"
@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long: starts many processes; runs with --long alone")
+    config.addinivalue_line("markers", "long: takes minutes; runs with --long alone")
 
 
 def _register_pack() -> None:

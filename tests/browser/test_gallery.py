@@ -16,7 +16,7 @@ def training(name: str, seed: int):
     return prompt
 
 
-@pytest.mark.renderer("canvas", "vue")
+@pytest.mark.renderer("vue")
 def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
     # Of equal content the second would take up the first's checkpoint, and have no previews of its own.
     ids = desk.load_prompt(training(f"gallery_{'vue' if desk.modern else 'canvas'}", 172 if desk.modern else 171))

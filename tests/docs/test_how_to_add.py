@@ -20,7 +20,11 @@ BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 COMMAND = re.compile(r"^python run\.py test -- (.+)$", re.MULTILINE)
 TOOL = re.compile(r"^python -m (tools\.\w+)$", re.MULTILINE)
 PLACE = re.compile(r'(Widget\((\w+), "\w+", )(\d+)')
+QUICK = ("loss", "timestep-sampling")  # the others take longer, and run with --long
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+each_tried = pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[] if p.stem in QUICK else [pytest.mark.long]) for p in PAGES]
+)
 
 
 def changed(old: str, diff: str) -> str:
@@ -72,7 +76,7 @@ def test_the_index_names_every_page():
     assert sorted(re.findall(r"\]\(how-to-add/([\w-]+)\.md\)", index)) == [page.stem for page in PAGES]
 
 
-@each_page
+@each_tried
 def test_the_page_works_as_it_stands(page: Path, copy: Path):
     follow(page, copy)
     for tool in TOOL.findall(page.read_text(encoding="utf-8")):

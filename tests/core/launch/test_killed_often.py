@@ -38,6 +38,7 @@ def await_step(folder, attempt, steps, timeout=60.0):
     raise AssertionError(f"attempt {attempt} made no {steps} steps in {folder.path}")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="forks and SIGKILL are POSIX")
 def test_killed_ten_times_the_lora_is_bit_identical(tmp_path, job):
     loop = replace(job.loop, steps=STEPS, checkpoint_every=3, caption_dropout=0.2)

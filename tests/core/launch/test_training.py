@@ -102,6 +102,7 @@ def test_files_are_named_and_labelled_as_in_the_guide(whole):
         assert file.metadata["ss_max_train_steps"] == "60"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl+C is sent otherwise on Windows")
 def test_in_turn_stopped_and_killed_gives_the_same(whole, arguments, wantrain, tmp_path):
     """The recipe is written and trained on one device: Ctrl+C in the first expert, a kill in the second."""

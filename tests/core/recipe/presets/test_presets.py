@@ -203,7 +203,9 @@ def test_the_numbers_of_the_guide(kind, gb):
     assert chosen.conditioning == ("first frame" if kind == "effect" else "none")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.endswith("-12gb") else [pytest.mark.long]) for name in PRESETS]
+)
 def test_it_fits_the_card_that_it_is_made_for(name):
     chosen = preset(name)
     for card_gb in [chosen.card_gb] if chosen.card_gb else list(CARDS):
