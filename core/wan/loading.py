@@ -90,16 +90,10 @@ def load_transformer(
     device_of = _everywhere(torch.device(device)) if isinstance(device, torch.device | str) else device
     # Under inference mode the weights could take part in no later backward.
     with torch.inference_mode(False), torch.no_grad():
-        scales = read_scales(source)
-        tensors = read_ahead(_read_by_block(source, params, device_of))
-        for index, of_block in groupby(tensors, key=itemgetter(0)):
-            place = _Placer(model, device_of(index), dtype, high_precision_dtype, linear, merged)
-            state: dict[str, Tensor] = {}
-            for _, name, stored in of_block:
-                state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
-                del stored
-            _assign(model, index, state)
-            del state
+        place = partial(
+            _Placer, model, dtype=dtype, high_precision_dtype=high_precision_dtype, linear=linear, merged=merged
+        )
+        for index in _fill(model, source, params, device_of, place):
             if index is not None and loaded is not None:
                 loaded(index, model.blocks[index])
     return model.eval()
@@ -118,18 +112,33 @@ def transformer_parts(
     model = build_on_meta(info.config).eval()
     by_block = _by_block(params)
     in_order = {name: params[name] for index in (None, *range(info.config.num_layers)) for name in by_block[index]}
-    with torch.inference_mode(False), torch.no_grad():
-        scales = read_scales(source)
-        tensors = read_ahead(_read_by_block(source, in_order, _everywhere(device)))
-        for index, of_block in groupby(tensors, key=itemgetter(0)):
-            place = _Placer(model, device, dtype, torch.float32, None)
-            state: dict[str, Tensor] = {}
-            for _, name, stored in of_block:
-                state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
-                del stored
-            _assign(model, index, state)
-            del state
-            yield index, model
+    place = partial(_Placer, model, dtype=dtype, high_precision_dtype=torch.float32, linear=None)
+    for index in _fill(model, source, in_order, _everywhere(device), place):
+        yield index, model
+
+
+def _fill(
+    model: WanTransformer,
+    source: TensorSource,
+    params: Mapping[str, TensorEntry],
+    device_of: DeviceOf,
+    placer: "Callable[[torch.device], _Placer]",
+) -> Iterator[int | None]:
+    """Bring the weights into `model`, part by part; the number of each block that is whole, None for all outside of them.
+
+    The mode of autograd is left to the caller: one that is set here would last while the caller has a part.
+    """
+    scales = read_scales(source)
+    tensors = read_ahead(_read_by_block(source, params, device_of))
+    for index, of_block in groupby(tensors, key=itemgetter(0)):
+        place = placer(device_of(index))
+        state: dict[str, Tensor] = {}
+        for _, name, stored in of_block:
+            state |= place(name, params[name], stored, scales.get(scale_name(name, scales) or ""))
+            del stored
+        _assign(model, index, state)
+        del state
+        yield index
 
 
 def _open(info: CheckpointInfo, *dtypes: torch.dtype) -> TensorSource:
