@@ -1,6 +1,6 @@
 // The row of controls of a chart: which curves, which other runs, how smooth, PNG and CSV. Knows nothing of ComfyUI.
 
-import { block } from "./elements.js";
+import { block, button } from "./elements.js";
 import { say } from "./words.js";
 
 /** @typedef {import("./chart_curves.js").Other} Other */
@@ -49,6 +49,7 @@ export class Controls {
    */
   constructor(parent, does) {
     this.does = does;
+    /** @type {HTMLElement} */
     this.element = block("wan-train-controls", parent);
     this.element.setAttribute("role", "toolbar");
     this.element.setAttribute("aria-label", say("Loss chart"));
@@ -134,13 +135,7 @@ export class Controls {
    * @param {HTMLElement} [parent]
    */
   button(label, help, onClick, parent = this.element) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = label;
-    button.title = help;
-    button.addEventListener("click", onClick);
-    parent.append(button);
-    return button;
+    return button(parent, label, help, onClick);
   }
 
   /** @param {HTMLElement} panel */

@@ -27,3 +27,19 @@ export function block(name, parent) {
   parent?.append(element);
   return element;
 }
+
+/**
+ * @param {HTMLElement} parent
+ * @param {string} label
+ * @param {string} help
+ * @param {() => void} onClick
+ */
+export function button(parent, label, help, onClick) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = label;
+  made.title = help;
+  made.addEventListener("click", onClick);
+  parent.append(made);
+  return made;
+}

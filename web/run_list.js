@@ -1,6 +1,6 @@
 // The list of all runs: a card each, with what it did and what can be done with it. Knows nothing of ComfyUI.
 
-import { block } from "./elements.js";
+import { block, button } from "./elements.js";
 import { chosen, expertOf, facts, GOING, orders, sizeOf, stateOf, words } from "./run_words.js";
 import { say } from "./words.js";
 
@@ -19,22 +19,6 @@ import { say } from "./words.js";
  * @property {(one: Run, other: Run) => Promise<Difference[]>} compare
  * @property {(text: string) => Promise<void>} copy
  */
-
-/**
- * @param {HTMLElement} parent
- * @param {string} label
- * @param {string} help
- * @param {() => void} onClick
- */
-function button(parent, label, help, onClick) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = label;
-  made.title = help;
-  made.addEventListener("click", onClick);
-  parent.append(made);
-  return made;
-}
 
 /** `element` is what is shown; `set` gives it the runs. */
 export class RunList {
