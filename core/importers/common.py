@@ -87,11 +87,6 @@ def need_number(value: Any, *, is_whole: bool = False) -> Any:
     return found
 
 
-def to_text(place: str) -> Rule:
-    """A rule for a text that means the same here."""
-    return lambda _context, given: Answer("mapped", {place: "" if given.value is None else str(given.value)})
-
-
 # Names of schedules in diffusers and transformers, and ours.
 _SCHEDULES = {
     "constant_with_warmup": ("constant",),
