@@ -103,7 +103,8 @@ class _Notes:
         found = self._made.get(place[0])
         # As long as the noted tensor lives, nothing else lies where it is.
         if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
-            return self._own(tensor)
+            # Without its node: one that keeps its own result would hold itself, and never be freed where a step broke off.
+            return self._own(tensor.detach())
         return _view(tensor, _Remade(found[1], tuple(self.pack(each.detach()) for each in found[2])))
 
 

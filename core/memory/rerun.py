@@ -8,12 +8,12 @@ nothing reads it. PyTorch's own checkpoint looks at every operator to keep some 
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_device_states, set_device_states
 
 from ..wan.layers import Attend
@@ -105,8 +105,8 @@ class _Call:
 
     def forward(self, x: Tensor) -> Tensor:
         if self._keep == "all":
-            self._kept = _BlockRun(self._remaker, self._run, None, self._block, x, self._others)
-            return self._kept.y.detach()
+            self._kept, y = _run_block(self._remaker, self._run, None, self._block, x, self._others)
+            return y
         if self._keep == "attention":
             self._modes = create_selective_checkpoint_contexts(keep_attention)
             return self._attending(True, self._run, self._block, x, *self._others)
@@ -118,10 +118,10 @@ class _Call:
             random = nullcontext() if self._random is None else self._random
             with random:
                 inputs = self._remaker, self._run, self._last, self._block, x, self._others
-                graph = self._attending(False, _BlockRun, *inputs) if self._modes else _BlockRun(*inputs)
+                graph, _ = self._attending(False, _run_block, *inputs) if self._modes else _run_block(*inputs)
         graph.given.x = x
-        wanted = [graph.edge, *parameters] if of_x else list(parameters)
-        found = torch.autograd.grad(graph.y, wanted, grad, allow_unused=True)
+        wanted = [graph.start, *parameters] if of_x else list(parameters)
+        found = torch.autograd.grad([graph.end], wanted, [grad], allow_unused=True)
         return found if of_x else (None, *found)
 
     def _attending(self, is_first: bool, act: Callable[..., Any], *inputs: Any) -> Any:
@@ -132,27 +132,32 @@ class _Call:
             _attention.now = before
 
 
-class _BlockRun:
-    """A block's run with gradients: its result, and the edge at which its input's gradient arrives."""
+class _BlockRun(NamedTuple):
+    """What is left of a block's run with gradients, without its result, which is the next block's input."""
 
-    def __init__(
-        self,
-        remaker: Remaker,
-        run: RunBlock,
-        unread: nn.Module | None,
-        block: nn.Module,
-        x: Tensor,
-        others: tuple[Any, ...],
-    ) -> None:
-        self.given = BlockInput()
-        with torch.enable_grad():
-            # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
-            # Without x's history, in which a part of a block would find the block's parameters once more.
-            entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
-            assert isinstance(entry, Tensor)
-            self.edge = get_gradient_edge(entry)
-            with remaker.keep(x, self.given, unread):
-                self.y = run(block, entry, *others)
+    given: BlockInput
+    start: GradientEdge  # where its input's gradient arrives
+    end: GradientEdge  # where its result's comes in
+
+
+def _run_block(
+    remaker: Remaker,
+    run: RunBlock,
+    unread: nn.Module | None,
+    block: nn.Module,
+    x: Tensor,
+    others: tuple[Any, ...],
+) -> tuple[_BlockRun, Tensor]:
+    """A block's run with gradients, and its result without them."""
+    given = BlockInput()
+    with torch.enable_grad():
+        # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
+        # Without x's history, in which a part of a block would find the block's parameters once more.
+        entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
+        assert isinstance(entry, Tensor)
+        with remaker.keep(x, given, unread):
+            y = run(block, entry, *others)
+        return _BlockRun(given, get_gradient_edge(entry), get_gradient_edge(y)), y.detach()
 
 
 class _Entry(torch.autograd.Function):

@@ -148,6 +148,7 @@ class Descent:
 
     def go_down(self, shortage: Shortage, step: int | None, reason: str) -> None:
         """To the next plan that takes less, which is told. RunError if there is none."""
+        at_failure = self._memory()
         gc.collect()  # a graph that was broken off may hang in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -164,7 +165,16 @@ class Descent:
             f"{what} ran out {when}: the run goes on with {difference}. The result does not change; no "
             f"step is lost. {self._ladder.explain(lower)}",
             step=step or 0,
+            shortage={"reason": reason, "at_failure": at_failure, "once_freed": self._memory()},
         )
+
+    def _memory(self) -> dict[str, int]:
+        """Bytes of the GPU that this process holds and the driver has free; nothing on a CPU."""
+        if self._device.type != "cuda":
+            return {}
+        free, _total = torch.cuda.mem_get_info(self._device)
+        allocated, reserved = torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device)
+        return {"allocated": allocated, "reserved": reserved, "free": free}
 
 
 def tell_choice(events: Events, choice: Choice, message: str, **fields: Any) -> None:
