@@ -42,6 +42,9 @@ MIN_MATCH = 0.9  # correlation with a template, for a shape or texture
 MIN_LIKENESS = 0.8  # for being an object at all
 DRAWS = 5  # of each template, at other places between the pixels
 
+TILES = 2  # periods of the tiles across the picture
+MIN_TILES = 3.0  # grey levels of the tiles' basic wave; less is no tiled ground
+
 MIN_POINTS = 5  # frames, for a motion
 MAX_STRAY = 0.03  # root mean square distance of the tracks from a motion, of the picture's width
 MAX_STRAY_STILL = 0.02
@@ -55,6 +58,8 @@ TEXTURES = (*world.TEXTURES, *world.NEW_TEXTURES)
 STRAIGHT = {direction: world.TRAVEL * way for direction, way in (("right", 1), ("down", 1j), ("left", -1), ("up", -1j))}
 STRAIGHT["dive"] = world.DIVE * (1 + 1j)
 
+# Ways of the ground under a camera that pans or tilts.
+CAMERA_WAYS = {camera: world.TRAVEL * way for camera, way in (("pan left", 1), ("pan right", -1), ("tilt up", 1j))}
 _CHROMA_PLANE = np.array([[2, 0], [-1, 1], [-1, -1]], dtype=np.float32) / np.sqrt([6, 2], dtype=np.float32)
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -70,6 +75,7 @@ class Verdict:
     texture: str
     size: str
     count: int  # 0: no steady number of objects
+    camera: str = NOTHING  # "fixed", or how it moves across a tiled ground
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,17 @@ class _Regions:
 def judge(frames: Array) -> Verdict:
     """What is to be seen in frames [F, H, W, 3] uint8; the motion of fewer than 5 frames is "nothing"."""
     regions = _find_regions(frames)
+    camera = _camera(frames)
     whole = ~regions.cut
     match = _matches(regions.picture[whole])
     if not whole.any() or match.max((1, 2)).mean() < MIN_LIKENESS:
-        return Verdict(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 0)
+        return Verdict(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 0, camera=camera)
     colour = _agreed(_colours(regions))
     count = _agreed(regions.counts.tolist())
     if count in (0, NOTHING):
-        return Verdict(NOTHING, colour, NOTHING, NOTHING, NOTHING, 0)
+        return Verdict(NOTHING, colour, NOTHING, NOTHING, NOTHING, 0, camera)
     shape, texture, size = _looks(match, regions.radius[whole])
-    return Verdict(shape, colour, _motion(*_tracks(regions, count)), texture, size, count)
+    return Verdict(shape, colour, _motion(*_tracks(regions, count)), texture, size, count, camera)
 
 
 def _agreed(votes: Sequence[Any]) -> Any:
@@ -250,6 +257,37 @@ def _templates() -> tuple[Array, Array]:
         pictures[place] = regions.picture.mean(0)
         extents[place] = regions.radius.mean() / world.SIZES[size]
     return _normed(pictures), extents.mean(0)
+
+
+# Camera -----------------------------------------------------------------------------------------------------------
+
+
+def _camera(frames: Array) -> str:
+    """How the tiles of the ground move across frames [F, H, W, 3]; "fixed" where they stand, or where there are none.
+
+    The tiles' basic wave goes along both diagonals. Its phase along each, frame after frame, says how far the ground has
+    come in both directions; where its size falls, as it does when a camera zooms, that is not known.
+    """
+    strength = np.abs(ndimage.gaussian_filter(_chroma(frames), (0, SMOOTHING, SMOOTHING), truncate=3))
+    ground = strength < min(MIN_CHROMA, _border_strength(strength))
+    grey = frames.astype(np.float32).mean(-1)
+    area = np.maximum(1, ground.sum((1, 2), keepdims=True))
+    level = (grey * ground).sum((1, 2), keepdims=True) / area
+    side = (np.arange(frames.shape[1]) + 0.5) / frames.shape[1]
+    waves = [np.exp(-2j * np.pi * TILES * (side[None, :] + sign * side[:, None])) for sign in (1, -1)]
+    sums = np.stack([((grey - level) * ground * wave).sum((1, 2)) / area[:, 0, 0] for wave in waves])  # [2, F]
+    if np.abs(sums[:, 0]).max() < MIN_TILES:
+        return "fixed"
+    if np.abs(sums).min() < MIN_TILES:
+        return NOTHING
+    falling, rising = np.unwrap(np.angle(sums), axis=1) / (-2 * np.pi * TILES)
+    track = (falling + rising) / 2 + 1j * (falling - rising) / 2
+    if _root_mean_square(track - track.mean()) < MAX_STRAY_STILL:
+        return "fixed"
+    times = np.linspace(0, 1, len(track))
+    fits = [(_stray(way * times, track[:, None], apart=False), camera) for camera, way in CAMERA_WAYS.items()]
+    stray, camera = min(fits)
+    return camera if stray < MAX_STRAY else NOTHING
 
 
 # Motion -----------------------------------------------------------------------------------------------------------
