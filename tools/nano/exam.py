@@ -11,7 +11,8 @@ from ...core.errors import ConfigError
 from ...core.sample.sampler import SampleOptions
 from .concepts import Concept, prompts
 from .evaluate import SAMPLING, Family, right, shares, test_scenes
-from .judge import Verdict, judge
+from .ground import see
+from .judge import Verdict
 from .world import Scene
 
 KEPT = ("shape", "colour", "motion")  # what must be as asked for a prompt without the trigger to count as kept
@@ -54,7 +55,7 @@ def answer(family: Family, exam: Exam, sampling: SampleOptions = SAMPLING) -> An
     """Generate and judge; a prompt gets the same noise from every family."""
     clips = show(family, exam.triggered, exam.seed, sampling)
     plain = show(family, exam.plain, exam.seed, sampling)
-    return Answers(tuple(map(judge, clips)), tuple(map(judge, plain)), clips)
+    return Answers(tuple(map(see, clips)), tuple(map(see, plain)), clips)
 
 
 def show(family: Family, asked: Sequence[tuple[Scene, str]], seed: int, sampling: SampleOptions) -> np.ndarray:

@@ -42,9 +42,6 @@ MIN_MATCH = 0.9  # correlation with a template, for a shape or texture
 MIN_LIKENESS = 0.8  # for being an object at all
 DRAWS = 5  # of each template, at other places between the pixels
 
-TILES = 2  # periods of the tiles across the picture
-MIN_TILES = 3.0  # grey levels of the tiles' basic wave; less is no tiled ground
-
 MIN_POINTS = 5  # frames, for a motion
 MAX_STRAY = 0.03  # root mean square distance of the tracks from a motion, of the picture's width
 MAX_STRAY_STILL = 0.02
@@ -58,8 +55,6 @@ TEXTURES = (*world.TEXTURES, *world.NEW_TEXTURES)
 STRAIGHT = {direction: world.TRAVEL * way for direction, way in (("right", 1), ("down", 1j), ("left", -1), ("up", -1j))}
 STRAIGHT["dive"] = world.DIVE * (1 + 1j)
 
-# Ways of the ground under a camera that pans or tilts.
-CAMERA_WAYS = {camera: world.TRAVEL * way for camera, way in (("pan left", 1), ("pan right", -1), ("tilt up", 1j))}
 _CHROMA_PLANE = np.array([[2, 0], [-1, 1], [-1, -1]], dtype=np.float32) / np.sqrt([6, 2], dtype=np.float32)
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -75,7 +70,7 @@ class Verdict:
     texture: str
     size: str
     count: int  # 0: no steady number of objects
-    camera: str = NOTHING  # "fixed", or how it moves across a tiled ground
+    camera: str = NOTHING  # "fixed", or how it moves across a tiled ground: see `ground`
 
 
 @dataclass(frozen=True)
@@ -94,17 +89,16 @@ class _Regions:
 def judge(frames: Array) -> Verdict:
     """What is to be seen in frames [F, H, W, 3] uint8; the motion of fewer than 5 frames is "nothing"."""
     regions = _find_regions(frames)
-    camera = _camera(frames)
     whole = ~regions.cut
     match = _matches(regions.picture[whole])
     if not whole.any() or match.max((1, 2)).mean() < MIN_LIKENESS:
-        return Verdict(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 0, camera=camera)
+        return Verdict(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 0)
     colour = _agreed(_colours(regions))
     count = _agreed(regions.counts.tolist())
     if count in (0, NOTHING):
-        return Verdict(NOTHING, colour, NOTHING, NOTHING, NOTHING, 0, camera)
+        return Verdict(NOTHING, colour, NOTHING, NOTHING, NOTHING, 0)
     shape, texture, size = _looks(match, regions.radius[whole])
-    return Verdict(shape, colour, _motion(*_tracks(regions, count)), texture, size, count, camera)
+    return Verdict(shape, colour, _motion(*_tracks(regions, count)), texture, size, count)
 
 
 def _agreed(votes: Sequence[Any]) -> Any:
@@ -118,9 +112,9 @@ def _agreed(votes: Sequence[Any]) -> Any:
 
 def _find_regions(frames: Array) -> _Regions:
     """The objects of frames [F, H, W, 3]; a frame with something coloured that is no object has none."""
-    chroma = ndimage.gaussian_filter(_chroma(frames), (0, SMOOTHING, SMOOTHING), truncate=3)
+    chroma = ndimage.gaussian_filter(chroma_of(frames), (0, SMOOTHING, SMOOTHING), truncate=3)
     strength = np.abs(chroma)
-    labels, number = _label(strength > _border_strength(strength))
+    labels, number = _label(strength > border_strength(strength))
     frame, y, x = np.nonzero(labels)
     index = labels[frame, y, x] - 1
 
@@ -159,12 +153,12 @@ def _objects(area: Array, coherence: Array, of_frame: Array) -> Array:
     return np.flatnonzero(seen & ~np.isin(of_frame, of_frame[wrong]))
 
 
-def _chroma(rgb: Array) -> Array:
+def chroma_of(rgb: Array) -> Array:
     """Chroma [...] of RGB values [..., 3]."""
     return (rgb.astype(np.float32) @ _CHROMA_PLANE).view(np.complex64)[..., 0]
 
 
-def _border_strength(strength: Array) -> float:
+def border_strength(strength: Array) -> float:
     """The size of chroma at the border of an object; infinity where nothing is coloured."""
     coloured = strength[strength > MIN_CHROMA]
     full = float(np.percentile(coloured, 90)) if coloured.size else 0.0
@@ -213,7 +207,7 @@ def _normed(picture: Array) -> Array:
 def _colours(regions: _Regions) -> list[str]:
     """Each frame's colour, or "nothing" where its objects differ or it has none."""
     names = [*world.COLOURS, NOTHING]
-    references = _chroma(np.array(list(world.COLOURS.values())))
+    references = chroma_of(np.array(list(world.COLOURS.values())))
     off = np.abs(np.angle(regions.chroma[:, None] * references.conj()))
     index = np.where(off.min(1) < MAX_OFF_HUE, off.argmin(1), -1)
     of_frames = [np.unique(index[regions.frame == i]) for i in range(len(regions.counts))]
@@ -259,37 +253,6 @@ def _templates() -> tuple[Array, Array]:
     return _normed(pictures), extents.mean(0)
 
 
-# Camera -----------------------------------------------------------------------------------------------------------
-
-
-def _camera(frames: Array) -> str:
-    """How the tiles of the ground move across frames [F, H, W, 3]; "fixed" where they stand, or where there are none.
-
-    The tiles' basic wave goes along both diagonals. Its phase along each, frame after frame, says how far the ground has
-    come in both directions; where its size falls, as it does when a camera zooms, that is not known.
-    """
-    strength = np.abs(ndimage.gaussian_filter(_chroma(frames), (0, SMOOTHING, SMOOTHING), truncate=3))
-    ground = strength < min(MIN_CHROMA, _border_strength(strength))
-    grey = frames.astype(np.float32).mean(-1)
-    area = np.maximum(1, ground.sum((1, 2), keepdims=True))
-    level = (grey * ground).sum((1, 2), keepdims=True) / area
-    side = (np.arange(frames.shape[1]) + 0.5) / frames.shape[1]
-    waves = [np.exp(-2j * np.pi * TILES * (side[None, :] + sign * side[:, None])) for sign in (1, -1)]
-    sums = np.stack([((grey - level) * ground * wave).sum((1, 2)) / area[:, 0, 0] for wave in waves])  # [2, F]
-    if np.abs(sums[:, 0]).max() < MIN_TILES:
-        return "fixed"
-    if np.abs(sums).min() < MIN_TILES:
-        return NOTHING
-    falling, rising = np.unwrap(np.angle(sums), axis=1) / (-2 * np.pi * TILES)
-    track = (falling + rising) / 2 + 1j * (falling - rising) / 2
-    if _root_mean_square(track - track.mean()) < MAX_STRAY_STILL:
-        return "fixed"
-    times = np.linspace(0, 1, len(track))
-    fits = [(_stray(way * times, track[:, None], apart=False), camera) for camera, way in CAMERA_WAYS.items()]
-    stray, camera = min(fits)
-    return camera if stray < MAX_STRAY else NOTHING
-
-
 # Motion -----------------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +272,7 @@ def _motion(times: Array, tracks: Array) -> str:
         return NOTHING
     if _zoom_stray(times, tracks) < MAX_STRAY_STILL:
         return "still"
-    fits = [(_stray(path, tracks, apart=motion == "orbit"), motion) for motion, path in _paths(times)]
+    fits = [(stray_from(path, tracks, apart=motion == "orbit"), motion) for motion, path in _paths(times)]
     stray, motion = min(fits)
     return motion if stray < MAX_STRAY else NOTHING
 
@@ -328,7 +291,7 @@ def _paths(times: Array) -> list[tuple[str, Array]]:
     ]
 
 
-def _stray(path: Array, tracks: Array, *, apart: bool) -> float:
+def stray_from(path: Array, tracks: Array, *, apart: bool) -> float:
     """How far tracks [T, objects] are from a path [T] of nearly the right extent and direction; else infinity.
 
     With `apart` each object may start at another point of the path.
@@ -341,15 +304,16 @@ def _stray(path: Array, tracks: Array, *, apart: bool) -> float:
             return math.inf
     if np.abs(factor).min() < MIN_WAY or np.abs(factor).max() > MAX_WAY:
         return math.inf
-    return _root_mean_square(tracks - factor * path)
+    return root_mean_square(tracks - factor * path)
 
 
 def _zoom_stray(times: Array, tracks: Array) -> float:
     """How far tracks [T, objects] are from standing still before a camera that may zoom."""
     path = (times - times.mean())[:, None] * (tracks.mean(0) - (0.5 + 0.5j))
     factor = (path.conj() * tracks).sum().real / max(1e-9, (np.abs(path) ** 2).sum())
-    return _root_mean_square(tracks - tracks.mean(0) - np.clip(factor, -MAX_ZOOM, MAX_ZOOM) * path)
+    return root_mean_square(tracks - tracks.mean(0) - np.clip(factor, -MAX_ZOOM, MAX_ZOOM) * path)
 
 
-def _root_mean_square(values: Array) -> float:
+def root_mean_square(values: Array) -> float:
+    """Of numbers, which may be complex."""
     return float(np.sqrt((np.abs(values) ** 2).mean()))

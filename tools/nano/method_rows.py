@@ -49,5 +49,5 @@ def read_rows(path: Path) -> list[Row]:
 
 def _text(rows: Sequence[Row]) -> str:
     found = io.StringIO()
-    csv.DictWriter(found, COLUMNS, lineterminator="\n").writerows(rows)
+    csv.DictWriter(found, list(COLUMNS), lineterminator="\n").writerows(rows)
     return found.getvalue()

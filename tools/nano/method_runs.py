@@ -17,7 +17,7 @@ from .quick import Examiner, Pupil, QuickSchool, held_out_loss
 from .settings import Settings, changed
 
 GRADES = ("look", "move", "both", "bled", "leaked", "kept", "aligned", "moves", "moves_plain")
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "method", "group", "pair", "seed", "step", "seconds", *GRADES, "base_kept", "base_aligned", "held_out", "preview", "score",
     "is_end", "key",
 )  # fmt: skip

@@ -44,7 +44,7 @@ from . import world
 from .evaluate import SAMPLING, Family
 from .exam import EXAM_SEED
 from .family import STAGES, Files
-from .judge import judge
+from .ground import see
 from .pairs import Pair, PairExam, grade_pair, movements
 from .quick_data import pair_data
 from .settings import Settings
@@ -241,7 +241,7 @@ class Examiner:
         return self._grade(latents[:-1]), movements(latents[-1:])[0]
 
     def _grade(self, latents: Tensor) -> dict[str, float]:
-        verdicts = [judge(clip.numpy()) for clip in self._school.frames(latents)]
+        verdicts = [see(clip.numpy()) for clip in self._school.frames(latents)]
         moves = [own / drawn for own, drawn in zip(movements(latents), self._drawn, strict=True)]
         return grade_pair(self._exam, verdicts, moves)
 
