@@ -5,7 +5,8 @@ python -m tools.nano methods --out nano/curves/methods.csv --processes 14 --tota
 Each run teaches both experts a look and a movement by words of their own, is looked at four times, and is a run of that
 method: tools/nano/methods.py has the list. Rows are added as runs end; a run that has its rows is not made again, and none is
 begun that would not end before --total seconds are over. First comes the first seed of all methods, then the second.
-`--table` makes no runs: it prints what the file says, and draws it beside the file as SVG.
+`--table` makes no runs: it prints what a file says, and draws it beside the file as SVG; by default the repository's, whose
+table then goes into nano/README.md.
 """
 
 import argparse
@@ -31,6 +32,9 @@ from .results import percent
 from .side_by_side import Shift, work, work_side_by_side
 from .workshop import Workshop
 
+OURS, README = Files().root / "curves" / "methods.csv", Files().root / "README.md"
+BEGIN, END = "<!-- made by python -m tools.nano methods --table -->", "<!-- end -->"
+
 
 def main(arguments: list[str]) -> None:
     """Make the runs, or print the table."""
@@ -38,7 +42,7 @@ def main(arguments: list[str]) -> None:
         prog="tools.nano methods", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="the file of rows")
-    parser.add_argument("--table", type=Path, nargs="?", const=Files().root / "curves" / "methods.csv", metavar="FILE")
+    parser.add_argument("--table", type=Path, nargs="?", const=OURS, metavar="FILE")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, over all devices")
     parser.add_argument("--total", type=float, default=1e9, metavar="SECONDS")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
@@ -73,6 +77,15 @@ def _show(path: Path) -> None:
     rows = read_rows(path)
     print(table(rows))
     path.with_suffix(".svg").write_text(draw(rows), encoding="utf-8")
+    if path.resolve() == OURS:
+        README.write_text(with_table(README.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
+
+
+def with_table(text: str, made: str) -> str:
+    """A document with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def planned_runs(options: argparse.Namespace) -> list[MethodRun]:

@@ -19,8 +19,8 @@ SHARES = {
     "look": "look", "move": "movement", "both": "both at once", "kept": "the rest kept", "aligned": "as asked",
     "bled": "bleed", "leaked": "leak",
 }  # fmt: skip
-GRADED = (*SHARES, "moves")
-QUALITY = ("look", "move", "both", "kept")  # whose mean says which of a run's checkpoints is best
+MEAN, QUALITY = "mean", ("look", "move", "both", "kept")  # one number for a checkpoint: the mean of these
+GRADED = (MEAN, *SHARES, "moves")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Found:
 
     def ends(self, column: str) -> dict[str, float]:
         """By seed, after as many steps as all have."""
-        return {seed: float(rows[-1][column]) for seed, rows in self.runs.items()}
+        return {seed: value_of(rows[-1], column) for seed, rows in self.runs.items()}
 
     def at(self, column: str, seconds: float) -> dict[str, float]:
         """By seed, after so many seconds of training, between the marks on a straight line; at most the end's."""
@@ -45,13 +45,19 @@ class Found:
 
 
 def _between(rows: Sequence[Row], column: str, seconds: float) -> float:
-    before, last = 0.0, 0.0 if column != "kept" else float(rows[0]["base_kept"])
+    before, last = 0.0, float(rows[0]["base_kept"]) / (len(QUALITY) if column == MEAN else 1)
+    last = last if column in (MEAN, "kept") else 0.0  # what the base has
     for row in rows:
-        after, value = float(row["seconds"]), float(row[column])
+        after, value = float(row["seconds"]), value_of(row, column)
         if after >= seconds:
             return last + (value - last) * (seconds - before) / (after - before)
         before, last = after, value
     return last
+
+
+def value_of(row: Row, column: str) -> float:
+    """A number of a row, or the mean of those that tell how good it is."""
+    return statistics.fmean(float(row[name]) for name in QUALITY) if column == MEAN else float(row[column])
 
 
 def found_in(rows: Iterable[Row], pair: str = MAIN_PAIR) -> dict[str, Found]:
@@ -92,7 +98,7 @@ def beyond_chance(found: dict[str, Found], values: Values) -> dict[str, float]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: the methods, the pairs, the choices."""
-    return "\n\n".join(part for part in (_methods(rows), _pairs(rows), _choices(rows)) if part)
+    return "\n\n".join(part for part in (_methods(rows), _sentences(rows), _pairs(rows), _choices(rows)) if part)
 
 
 def _methods(rows: Sequence[Row]) -> str:
@@ -101,7 +107,7 @@ def _methods(rows: Sequence[Row]) -> str:
         return ""
     equal_s = found[BASELINE].mean("seconds")
     columns: dict[str, Values] = {name: (lambda one, name=name: one.ends(name)) for name in GRADED}
-    for name in ("look", "move", "kept"):
+    for name in (MEAN, "look", "move"):
         columns[f"{name} at equal seconds"] = lambda one, name=name: one.at(name, equal_s)
     sure = {name: beyond_chance(found, values) for name, values in columns.items()}
     head = ["method", "advised by", "seeds", *(SHARES.get(name, name) for name in columns), "time"]
@@ -115,6 +121,23 @@ def _methods(rows: Sequence[Row]) -> str:
         time = f"{one.mean('seconds') / equal_s:.2f}"
         lines.append([method, METHODS[method].advised_by, str(len(one.runs)), *cells, time])
     return _markdown(lines)
+
+
+def _sentences(rows: Sequence[Row]) -> str:
+    """Which methods come out better or worse in the mean than what they are compared with, and what became of advice."""
+    found = found_in(rows)
+    sure = beyond_chance(found, lambda one: one.ends(MEAN))
+    told = []
+    for words, names in (
+        ("Better in the mean", [name for name, gap in sure.items() if gap > 0]),
+        ("Worse in the mean", [name for name, gap in sure.items() if gap < 0]),
+        ("Advised by a guide, and no more than chance", [
+            name for name in found if METHODS[name].advised_by and name not in sure and len(found[name].runs) > 1
+        ]),
+    ):  # fmt: skip
+        listed = [f"{name} ({sure[name]:+.1%})" if name in sure else name for name in names]
+        told.append(f"{words}: {', '.join(listed) or 'none'}.")
+    return "\n".join(told) if sure else ""
 
 
 def _pairs(rows: Sequence[Row]) -> str:
@@ -135,13 +158,8 @@ CHOICES: dict[str, Callable[[list[Row]], Row]] = {
     "the last": lambda marks: marks[-1],
     "lowest held-out loss": lambda marks: min(marks, key=lambda row: float(row["held_out"])),
     "highest score (loss and motion)": lambda marks: max(marks, key=lambda row: float(row["score"] or 0)),
-    "the best of all, as the exam says": lambda marks: max(marks, key=quality),
+    "the best of all, as the exam says": lambda marks: max(marks, key=lambda row: value_of(row, MEAN)),
 }
-
-
-def quality(row: Row) -> float:
-    """One number for a checkpoint."""
-    return statistics.fmean(float(row[name]) for name in QUALITY)
 
 
 def _choices(rows: Sequence[Row]) -> str:
@@ -154,7 +172,7 @@ def _choices(rows: Sequence[Row]) -> str:
     for name, choose in CHOICES.items():
         chosen = [choose(marks) for marks in runs.values()]
         means = [statistics.fmean(float(row[column]) for row in chosen) for column in QUALITY]
-        shares = [f"{value:.1%}" for value in (*means, statistics.fmean(map(quality, chosen)))]
+        shares = [f"{value:.1%}" for value in (*means, statistics.fmean(value_of(row, MEAN) for row in chosen))]
         lines.append([name, str(len(chosen)), *shares])
     return _markdown(lines)
 

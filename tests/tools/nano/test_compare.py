@@ -5,9 +5,10 @@ import pytest
 from safetensors.torch import save_file
 from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
-from wan_train.tools.nano.compare import main, planned_runs
+from wan_train.tools.nano.compare import BEGIN, END, OURS, README, main, planned_runs, with_table
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_runs import Asked, MethodRun, Runner
+from wan_train.tools.nano.method_table import table
 from wan_train.tools.nano.methods import METHODS
 from wan_train.tools.nano.pairs import GRID
 from wan_train.tools.nano.side_by_side import Shift
@@ -100,3 +101,14 @@ def test_the_first_seed_of_all_methods_comes_first():
     grid = planned_runs(argparse.Namespace(**{**vars(options), "pairs": ["grid"], "methods": ["baseline"]}))
     assert [each.pair for each in grid[:6]] == list(GRID)
     assert len(grid) == 12
+
+
+def test_the_readme_has_the_table_of_the_file():
+    text = README.read_text(encoding="utf-8")
+    assert BEGIN in text
+    assert with_table(text, table(read_rows(OURS)) if OURS.exists() else "") == text
+
+
+def test_a_table_takes_its_place():
+    text = f"before\n{BEGIN}\nold\n{END}\nafter"
+    assert with_table(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter"
