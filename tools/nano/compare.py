@@ -61,7 +61,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.worker:
         torch.set_num_threads(1)
-        work(lambda: Runner.of(Files(options.family), options.work, _asked(options), options.device[0]))
+        work(
+            lambda: Runner.of(
+                Files(options.family), options.work, _asked(options), options.device[0], options.pairs[:1]
+            )
+        )
     else:
         run_command(lambda: _show(options.table) if options.table else _compare(options))
 
@@ -116,7 +120,7 @@ def _compare(options: argparse.Namespace) -> None:
     shift = Shift(runs, options.total, lambda run, found, seconds: _add(rows, run, found, seconds))
     arguments = [
         "--family", str(options.family.absolute()), "--work", str(options.work.absolute()), "--prompts", str(options.prompts),
-        "--marks", str(options.marks),
+        "--marks", str(options.marks), "--pairs", planned[0].pair,
     ]  # fmt: skip
     count = min(options.processes, max(1, len(runs)))
     work_side_by_side(shift, devices=options.device, processes=count, arguments=arguments)

@@ -94,9 +94,12 @@ class Runner:
     _examiners: dict[str, Examiner] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Files, folder: Path, asked: Asked, device: str) -> "Runner":
-        """With the models of the files."""
-        return cls(QuickSchool(files, device), folder, asked)
+    def of(cls, files: Files, folder: Path, asked: Asked, device: str, pairs: Sequence[str] = ()) -> "Runner":
+        """With the models of the files; what the base shows of these pairs is known from the start."""
+        found = cls(QuickSchool(files, device), folder, asked)
+        for pair in pairs:
+            found._examiner(Pair.of(pair))
+        return found
 
     def rows(self, run: MethodRun) -> list[Row]:
         """Teach, look, and grade: a row for each mark."""

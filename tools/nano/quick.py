@@ -45,6 +45,7 @@ from .evaluate import SAMPLING, Family
 from .exam import EXAM_SEED
 from .family import STAGES, Files
 from .ground import see
+from .judge import judge
 from .pairs import Pair, PairExam, grade_pair, movements
 from .quick_data import pair_data
 from .settings import Settings
@@ -241,7 +242,8 @@ class Examiner:
         return self._grade(latents[:-1]), movements(latents[-1:])[0]
 
     def _grade(self, latents: Tensor) -> dict[str, float]:
-        verdicts = [see(clip.numpy()) for clip in self._school.frames(latents)]
+        look = see if self._exam.pair.move.attribute == "camera" else judge  # a look at the ground takes as long again
+        verdicts = [look(clip.numpy()) for clip in self._school.frames(latents)]
         moves = [own / drawn for own, drawn in zip(movements(latents), self._drawn, strict=True)]
         return grade_pair(self._exam, verdicts, moves)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 from .method_runs import MethodRun, Row, Runner
 
 PACK = Path(__file__).resolve().parent.parent.parent
-MARGIN = 1.25  # of the longest run of a method, or of all, is kept free before the end
+MARGIN = 1.25  # times the longest run of a method, or where it had none the median of all, must be left before the end
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -44,7 +45,7 @@ class Shift:
             return None
 
     def _expected(self, run: MethodRun) -> float:
-        of_all = max(self._seconds.values(), default=0.0)
+        of_all = statistics.median(self._seconds.values()) if self._seconds else 0.0
         return MARGIN * self._seconds.get(run.method.name, of_all)
 
     def end(self, run: MethodRun, answer: dict[str, Any], seconds: float) -> None:
