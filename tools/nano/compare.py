@@ -19,7 +19,6 @@ import torch
 from ...core.errors import ConfigError
 from ...core.serial import digest
 from .command import run_command
-from .concepts import CONCEPTS
 from .exam import PROMPTS, check_count
 from .family import Files
 from .method_plot import draw
@@ -27,7 +26,7 @@ from .method_rows import MethodRows, read_rows
 from .method_runs import Asked, MethodRun, Row, Runner
 from .method_table import table
 from .methods import GROUPS, METHODS
-from .pairs import GRID, MAIN_PAIR
+from .pairs import GRID, MAIN_PAIR, Pair
 from .results import percent
 from .side_by_side import Shift, work, work_side_by_side
 from .workshop import Workshop
@@ -97,11 +96,11 @@ def planned_runs(options: argparse.Namespace) -> list[MethodRun]:
     common = tuple(tuple(text.partition("=")[::2]) for text in options.set)
     pairs = [pair for name in options.pairs for pair in (GRID if name == "grid" else (name,))]
     for pair in pairs:
-        look, _, move = pair.partition("+")
-        if look not in CONCEPTS or move not in CONCEPTS:
-            raise ConfigError(f"there is no pair '{pair}': two of {', '.join(CONCEPTS)}, with + between them.")
+        Pair.of(pair)
     chosen = [method for name, method in METHODS.items() if name in options.methods and method.group in options.groups]
     runs = [MethodRun(method, pair, seed, common) for seed, method, pair in product(options.seeds, chosen, pairs)]  # type: ignore[arg-type]
+    if not runs:
+        raise ConfigError("there is nothing to run: none of the methods is in one of the groups.")
     for run in runs:
         run.settings()
     return runs

@@ -16,6 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ...core.data.class_word import with_class_word
+from ...core.errors import ConfigError
 from ...core.prompts import apply_trigger
 from ...core.train.scores import motion
 from . import world
@@ -26,7 +27,10 @@ from .judge import Verdict
 from .world import Scene
 
 MAIN_PAIR = "barred+dive"  # what methods are compared on
-GRID = tuple(f"{look}+{move}" for look in ("barred", "star", "duotone") for move in ("dive", "tilt"))
+GRID = (
+    *(f"{look}+{move}" for look in ("barred", "star", "duotone") for move in ("dive", "tilt")),
+    *(f"{MAIN_PAIR}:{taught}" for taught in ("look", "move")),
+)
 HELD_OUT = 2  # clips of each concept
 KINDS = ("look", "move", "both", "plain")  # of prompts
 # What the base has in a concept's place, for output preservation.
@@ -53,22 +57,34 @@ class Pair:
 
     look: Concept
     move: Concept
+    only: str = ""  # "look" or "move": one that is taught alone, so that the other is asked for in vain
 
     @property
     def name(self) -> str:
-        """Such as barred+dive."""
-        return f"{self.look.name}+{self.move.name}"
+        """Such as barred+dive, or barred+dive:look where only the look is taught."""
+        return f"{self.look.name}+{self.move.name}{f':{self.only}' if self.only else ''}"
 
     @classmethod
     def of(cls, name: str) -> "Pair":
-        """By its name."""
-        look, _, move = name.partition("+")
-        return cls(CONCEPTS[look], CONCEPTS[move])
+        """By its name. ConfigError for another one."""
+        concepts, colon, only = name.partition(":")
+        look, _, move = concepts.partition("+")
+        if look not in CONCEPTS or move not in CONCEPTS or only not in (("look", "move") if colon else ("",)):
+            raise ConfigError(
+                f"there is no pair '{name}': two of {', '.join(CONCEPTS)}, with + between them, and :look or :move behind "
+                "them where only one is taught."
+            )
+        return cls(CONCEPTS[look], CONCEPTS[move], only)
+
+    @property
+    def taught(self) -> list[Concept]:
+        """What a training set shows."""
+        return [concept for kind, concept in (("look", self.look), ("move", self.move)) if self.only in ("", kind)]
 
     def shown(self, clips: int, others: int, seed: int) -> list[Shown]:
-        """The training set: `clips` of each concept, `others` of what the base knows, and some that are held out."""
+        """The training set: `clips` of each concept that is taught and some that are held out, `others` of what the base knows."""
         found: list[Shown] = []
-        for concept in (self.look, self.move):
+        for concept in self.taught:
             scenes = training_scenes(concept, clips + HELD_OUT, seed)
             for number, (scene, text) in enumerate(scenes):
                 caption = apply_trigger(text, concept.trigger, "a clip")
@@ -80,7 +96,7 @@ class Pair:
 
     def together(self, count: int, seed: int) -> list[Asked]:
         """Scenes of both at once, which no training set holds."""
-        rng = random.Random(f"{self.name}/{seed}")
+        rng = random.Random(f"{self.look.name}+{self.move.name}/{seed}")
         words = {concept.attribute: concept.trigger for concept in (self.look, self.move)}
         scenes = (self.move.on(scene) for scene, _ in prompts(self.look, count, seed))
         return [(scene, world.caption(scene, rng, words)) for scene in scenes]

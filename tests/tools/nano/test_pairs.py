@@ -44,6 +44,14 @@ def test_a_training_set_holds_both_concepts_each_with_its_word():
     assert all(not one.class_caption for one in shown[2 * (3 + HELD_OUT) :])
 
 
+def test_one_alone_is_taught_as_it_is_beside_the_other():
+    alone = Pair.of("barred+dive:move")
+    assert alone.name == "barred+dive:move"
+    shown = [one for one in PAIR.shown(3, 2, 1) if not one.name.startswith("barred")]
+    assert alone.shown(3, 2, 1) == shown
+    assert PairExam.of(alone, 3).all == PairExam.of(PAIR, 3).all
+
+
 def graded(**scenes):
     """Of an exam of two prompts of a kind, what the judge says where these scenes are shown for a kind."""
     exam = PairExam.of(PAIR, 2, EXAM_SEED)
