@@ -11,6 +11,7 @@ table then goes into nano/README.md.
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def _show(path: Path) -> None:
     print(table(rows))
     path.with_suffix(".svg").write_text(draw(rows), encoding="utf-8")
     if path.resolve() == OURS:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
+        README.write_text(with_table(README.read_text(encoding="utf-8"), document(rows)), encoding="utf-8")
+
+
+def document(rows: Sequence[Row]) -> str:
+    """What stands in nano/README.md."""
+    return f"![What each method taught](curves/methods.svg)\n\n{table(rows)}"
 
 
 def with_table(text: str, made: str) -> str:

@@ -82,7 +82,7 @@ class Pair:
         return [concept for kind, concept in (("look", self.look), ("move", self.move)) if self.only in ("", kind)]
 
     def shown(self, clips: int, others: int, seed: int) -> list[Shown]:
-        """The training set: `clips` of each concept that is taught and some that are held out, `others` of what the base knows."""
+        """The training set: of each concept that is taught `clips` and some held out, of what the base knows `others`."""
         found: list[Shown] = []
         for concept in self.taught:
             scenes = training_scenes(concept, clips + HELD_OUT, seed)

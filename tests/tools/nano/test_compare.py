@@ -5,10 +5,9 @@ import pytest
 from safetensors.torch import save_file
 from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
-from wan_train.tools.nano.compare import BEGIN, END, OURS, README, main, planned_runs, with_table
+from wan_train.tools.nano.compare import BEGIN, END, OURS, README, document, main, planned_runs, with_table
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_runs import Asked, MethodRun, Runner
-from wan_train.tools.nano.method_table import table
 from wan_train.tools.nano.methods import METHODS
 from wan_train.tools.nano.pairs import GRID
 from wan_train.tools.nano.side_by_side import Shift
@@ -107,7 +106,7 @@ def test_the_first_seed_of_all_methods_comes_first():
 def test_the_readme_has_the_table_of_the_file():
     text = README.read_text(encoding="utf-8")
     assert BEGIN in text
-    assert with_table(text, table(read_rows(OURS)) if OURS.exists() else "") == text
+    assert with_table(text, document(read_rows(OURS)) if OURS.exists() else "") == text
 
 
 def test_a_table_takes_its_place():
