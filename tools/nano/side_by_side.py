@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import WanTrainError
 from .method_runs import MethodRun, Row, Runner
 
 PACK = Path(__file__).resolve().parent.parent.parent
@@ -82,7 +84,7 @@ def _lead(shift: Shift, arguments: Sequence[str]) -> None:
         watch = threading.Timer(max(0.0, shift.left_s), worker.kill)
         watch.start()
         try:
-            if not _lead_worker(shift, worker):
+            if not lead_worker(shift, worker):
                 return
         finally:
             watch.cancel()
@@ -90,8 +92,8 @@ def _lead(shift: Shift, arguments: Sequence[str]) -> None:
             worker.wait()
 
 
-def _lead_worker(shift: Shift, worker: subprocess.Popen[str]) -> bool:
-    """Whether it worked until there was no more, False; True where another is to go on."""
+def lead_worker(shift: Shift, worker: subprocess.Popen[str]) -> bool:
+    """Have it work until there is no more: False. True where it ended before, and another is to go on."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     if not worker.stdout.readline():  # "ready"
@@ -105,7 +107,10 @@ def _lead_worker(shift: Shift, worker: subprocess.Popen[str]) -> bool:
             if shift.left_s > 0:
                 shift.end(run, {"error": f"the worker ended with the code {worker.wait()}"}, 0.0)
             return shift.left_s > 0
-        shift.end(run, json.loads(line), time.perf_counter() - start)
+        answer = json.loads(line)
+        shift.end(run, answer, time.perf_counter() - start)
+        if answer.get("ends"):
+            return True
     return False
 
 
@@ -118,6 +123,11 @@ def work(make: Callable[[], Runner]) -> None:
     for line in sys.stdin:
         try:
             answer: dict[str, Any] = {"rows": runner.rows(MethodRun.from_json(json.loads(line)))}
-        except Exception as error:  # of any method: the others go on
-            answer = {"error": f"{type(error).__name__}: {error}"}
+        except WanTrainError as error:  # of any method: the others go on
+            answer = {"error": str(error)}
+        except Exception as error:  # such as CUDA's, after which a process can't go on
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}", "ends": True}
         print(json.dumps(answer), file=answers, flush=True)
+        if "ends" in answer:
+            return

@@ -10,7 +10,6 @@ from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_runs import Asked, MethodRun, Runner
 from wan_train.tools.nano.methods import METHODS
 from wan_train.tools.nano.pairs import GRID
-from wan_train.tools.nano.side_by_side import Shift
 
 COMMON = (("loop.steps", "2"), ("loop.batch_size", "2"), ("clips", "2"), ("others", "2"))
 
@@ -59,21 +58,6 @@ def test_rows_of_runs_side_by_side_and_on(runner, tmp_path, capsys):
 
 def run(name, seed):
     return MethodRun(METHODS[name], "barred+dive", seed)
-
-
-def test_no_run_is_begun_that_would_not_end_in_time():
-    added = []
-    shift = Shift([run("baseline", 2), run("rank 4", 1), run("rank 4", 2)], 1000.0, lambda *done: added.append(done))
-    shift.end(run("baseline", 1), {"rows": [{}]}, 900.0)
-    shift.end(run("rank 4", 3), {"rows": [{}]}, 10.0)
-    assert [each[0] for each in added] == [run("baseline", 1), run("rank 4", 3)]
-    assert shift.take() == run("rank 4", 1)  # the baseline's would take 1125 s
-    shift.end(run("rank 4", 1), {"error": "ConfigError: no"}, 1.0)
-    assert shift.failed == [(run("rank 4", 1), "ConfigError: no")]
-    assert len(added) == 2
-    shift.started -= 999.0
-    assert shift.take() is None
-    assert shift.runs == [run("baseline", 2), run("rank 4", 2)]
 
 
 @pytest.mark.parametrize(
