@@ -22,10 +22,10 @@ def run(name, seed):
     return MethodRun(METHODS[name], "barred+dive", seed)
 
 
-def led(code, total=1000.0):
+def led(code):
     """Whether another worker is to go on after this one; the shift; the seeds of what was done."""
     done = []
-    shift = Shift([run("baseline", seed) for seed in (1, 2, 3)], total, lambda run, rows, seconds: done.append(rows))
+    shift = Shift([run("baseline", seed) for seed in (1, 2, 3)], 1000.0, lambda *told: done.append(told[1]))
     worker = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
