@@ -60,7 +60,7 @@ def score_run(folder: RunFolder, job: Job) -> Scores:
     lowest = min(measured.values(), key=lambda value: value.loss, default=None)
     moves = _motions(folder, job, list(found))
     return Scores([
-        _score(step, lora, measured.get(step), lowest, moves.get(step), is_between=step not in known)
+        scored(step, lora, measured.get(step), lowest, moves.get(step), is_between=step not in known)
         for step, lora in found.items()
     ])  # fmt: skip
 
@@ -86,15 +86,16 @@ def motion(latents: torch.Tensor) -> float | None:
     return latents.float().diff(dim=1).square().mean(0).sqrt().mean().item()
 
 
-def _score(
+def scored(
     step: int,
     lora: Path,
     value: HeldOutLoss | None,
     lowest: HeldOutLoss | None,
     moves: float | None,
     *,
-    is_between: bool,
+    is_between: bool = False,
 ) -> Scored:
+    """A checkpoint with its score. `value`: its held-out loss; `lowest`: that of the best; `moves`: see `Scored.motion`."""
     if value is None or lowest is None:
         return Scored(step=step, lora=lora, motion=moves)
     behind, error = difference(value, lowest)

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "teach": "teach",
     "bench": "bench",
+    "methods": "compare",
 }
 
 

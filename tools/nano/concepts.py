@@ -1,4 +1,4 @@
-"""What a LoRA can teach the nano models: shapes, motions and textures that they never saw, each under a new word.
+"""What a LoRA can teach the nano models: looks and movements that they never saw, each under a new word.
 
 Training sets and prompts are drawn from the two sides of the world's split, so no prompt asks for a combination of
 words that a training set holds, whatever the seeds.
@@ -20,7 +20,7 @@ from . import world
 from .world import Scene
 
 WriteClip = Callable[[Path, list[np.ndarray], int], None]  # path, frames [H, W, 3] uint8, frames per second
-Attribute = Literal["shape", "motion", "texture"]
+Attribute = Literal["shape", "motion", "texture", "camera", "palette"]
 PLACEHOLDER = "[trigger]"
 IN_VAIN = 5000  # scenes in a row that bring nothing new: there is nothing new any more
 
@@ -34,6 +34,11 @@ class Concept:
     value: str
     trigger: str  # in no caption of the base: the tokenizer spells it
 
+    def on(self, scene: Scene) -> Scene:
+        """The scene with it. A moving camera is seen by the tiles of the ground, before which objects stand still."""
+        scene = replace(scene, **{self.attribute: self.value})  # type: ignore[arg-type]
+        return replace(scene, background="tiled", motion="still") if self.attribute == "camera" else scene
+
 
 CONCEPTS = {
     concept.name: concept
@@ -45,6 +50,8 @@ CONCEPTS = {
         Concept("dive", "motion", "dive", "mulf"),
         Concept("barred", "texture", "barred", "frun"),
         Concept("cored", "texture", "cored", "jidz"),
+        Concept("tilt", "camera", "tilt up", "skov"),
+        Concept("duotone", "palette", "duotone", "wuft"),
     )
 }
 
@@ -60,9 +67,14 @@ def training_scenes(concept: Concept, clips: int, seed: int) -> list[tuple[Scene
 def prompts(concept: Concept, count: int, seed: int) -> list[tuple[Scene, str]]:
     """Scenes of the concept in combinations that no training set holds, no two alike, each with a caption to prompt.
 
+    Those of a camera may be alike but for what no word says.
+
     ConfigError if there are not so many.
     """
-    asked = _captioned(concept, _distinct(_scenes(concept, seed, test=True)), count, f"prompts/{seed}")
+    scenes = _scenes(concept, seed, test=True)
+    if concept.attribute != "camera":  # of which there are few: its objects stand still, on one ground
+        scenes = _distinct(scenes)
+    asked = _captioned(concept, scenes, count, f"prompts/{seed}")
     if len(asked) < count:
         raise ConfigError(
             f"there are {len(asked)} scenes of the concept {concept.name} that no training set holds, and {count} prompts "
@@ -131,7 +143,7 @@ def _distinct(scenes: Iterator[Scene]) -> Iterator[Scene]:
 
 
 def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
-    """Scenes of the concept without end, a fixed camera, from one side of the split."""
+    """Scenes of the concept without end, with a fixed camera for all but its own, from one side of the split."""
     rng = random.Random(f"{concept.name}/{seed}/{test}")
     choices: dict[str, Sequence[str]] = {
         "shape": world.SHAPES,
@@ -139,6 +151,10 @@ def _scenes(concept: Concept, seed: int, *, test: bool) -> Iterator[Scene]:
         "motion": world.MOTIONS,
         "background": world.BACKGROUNDS,
     }
+    if concept.attribute == "camera":
+        choices |= {"motion": ["still"], "background": ["tiled"]}
+    if concept.attribute == "palette" and test:  # what it does not change says nothing of it
+        choices["colour"] = list(world.NEW_PALETTES[concept.value])
     balanced = {name: _shuffled(rng, values) for name, values in choices.items() if name != concept.attribute}
     while True:
         words = {name: next(values) for name, values in balanced.items()}
@@ -155,7 +171,7 @@ def _with_rest(concept: Concept, words: dict[str, str]) -> Iterator[Scene]:
     small = [("small", "plain", 1), ("small", "plain", 2)] * len(world.TEXTURES)
     for size, texture, count in (*small, *(("large", texture, 1) for texture in world.TEXTURES)):
         scene: dict[str, Any] = {"texture": texture, "size": size, "count": count, **words}
-        yield Scene(**{**scene, concept.attribute: concept.value})
+        yield concept.on(Scene(**scene))
 
 
 def _shuffled(rng: random.Random, values: Sequence[str]) -> Iterator[str]:

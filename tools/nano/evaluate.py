@@ -85,7 +85,7 @@ def test_scenes(seed: int) -> Iterator[tuple[Scene, str]]:
 
 def right(verdict: Verdict, scene: Scene) -> dict[str, bool]:
     """Which attributes the judge found as asked."""
-    wanted = replace(scene, motion=scene.seen_motion)
+    wanted = replace(scene, motion=scene.seen_motion, colour=scene.seen_colour)
     return {name: getattr(verdict, name) == getattr(wanted, name) for name in ATTRIBUTES}
 
 

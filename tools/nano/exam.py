@@ -11,7 +11,8 @@ from ...core.errors import ConfigError
 from ...core.sample.sampler import SampleOptions
 from .concepts import Concept, prompts
 from .evaluate import SAMPLING, Family, right, shares, test_scenes
-from .judge import Verdict, judge
+from .ground import see
+from .judge import Verdict
 from .world import Scene
 
 KEPT = ("shape", "colour", "motion")  # what must be as asked for a prompt without the trigger to count as kept
@@ -54,7 +55,7 @@ def answer(family: Family, exam: Exam, sampling: SampleOptions = SAMPLING) -> An
     """Generate and judge; a prompt gets the same noise from every family."""
     clips = show(family, exam.triggered, exam.seed, sampling)
     plain = show(family, exam.plain, exam.seed, sampling)
-    return Answers(tuple(map(judge, clips)), tuple(map(judge, plain)), clips)
+    return Answers(tuple(map(see, clips)), tuple(map(see, plain)), clips)
 
 
 def show(family: Family, asked: Sequence[tuple[Scene, str]], seed: int, sampling: SampleOptions) -> np.ndarray:
@@ -87,9 +88,16 @@ class Score:
         )
 
 
-def learnt(verdicts: Sequence[Verdict], concept: Concept) -> float:
-    """Share of clips in which the concept is to be seen."""
-    return sum(getattr(verdict, concept.attribute) == concept.value for verdict in verdicts) / len(verdicts)
+def shows(verdict: Verdict, concept: Concept, scene: Scene) -> bool:
+    """Whether the concept is to be seen where a scene was asked for. A palette is, where it changes the scene's colour."""
+    if concept.attribute == "palette":
+        return verdict.colour == concept.on(scene).seen_colour != scene.colour
+    return bool(getattr(verdict, concept.attribute) == concept.value)
+
+
+def learnt(verdicts: Sequence[Verdict], concept: Concept, scenes: Sequence[Scene]) -> float:
+    """Share of clips in which the concept is to be seen; `scenes` are what was asked for."""
+    return sum(shows(verdict, concept, scene) for verdict, scene in zip(verdicts, scenes, strict=True)) / len(verdicts)
 
 
 def kept(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> float:
@@ -101,11 +109,12 @@ def kept(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> float:
 def grade(exam: Exam, *, off: Answers, on: Answers) -> Score:
     """The score of a LoRA from what the family showed without it and with it."""
     plain_scenes = [scene for scene, _ in exam.plain]
+    scenes = [scene for scene, _ in exam.triggered]
     return Score(
-        learnt=learnt(on.triggered, exam.concept),
-        leaked=learnt(off.triggered, exam.concept),
-        bled=learnt(on.plain, exam.concept),
+        learnt=learnt(on.triggered, exam.concept, scenes),
+        leaked=learnt(off.triggered, exam.concept, scenes),
+        bled=learnt(on.plain, exam.concept, plain_scenes),
         kept=kept(on.plain, plain_scenes),
         kept_base=kept(off.plain, plain_scenes),
-        as_asked=shares(on.triggered, [scene for scene, _ in exam.triggered]),
+        as_asked=shares(on.triggered, scenes),
     )

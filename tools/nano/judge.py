@@ -70,6 +70,7 @@ class Verdict:
     texture: str
     size: str
     count: int  # 0: no steady number of objects
+    camera: str = NOTHING  # "fixed", or how it moves across a tiled ground: see `ground`
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def _agreed(votes: Sequence[Any]) -> Any:
 
 def _find_regions(frames: Array) -> _Regions:
     """The objects of frames [F, H, W, 3]; a frame with something coloured that is no object has none."""
-    chroma = ndimage.gaussian_filter(_chroma(frames), (0, SMOOTHING, SMOOTHING), truncate=3)
+    chroma = ndimage.gaussian_filter(chroma_of(frames), (0, SMOOTHING, SMOOTHING), truncate=3)
     strength = np.abs(chroma)
-    labels, number = _label(strength > _border_strength(strength))
+    labels, number = _label(strength > border_strength(strength))
     frame, y, x = np.nonzero(labels)
     index = labels[frame, y, x] - 1
 
@@ -152,12 +153,12 @@ def _objects(area: Array, coherence: Array, of_frame: Array) -> Array:
     return np.flatnonzero(seen & ~np.isin(of_frame, of_frame[wrong]))
 
 
-def _chroma(rgb: Array) -> Array:
+def chroma_of(rgb: Array) -> Array:
     """Chroma [...] of RGB values [..., 3]."""
     return (rgb.astype(np.float32) @ _CHROMA_PLANE).view(np.complex64)[..., 0]
 
 
-def _border_strength(strength: Array) -> float:
+def border_strength(strength: Array) -> float:
     """The size of chroma at the border of an object; infinity where nothing is coloured."""
     coloured = strength[strength > MIN_CHROMA]
     full = float(np.percentile(coloured, 90)) if coloured.size else 0.0
@@ -206,7 +207,7 @@ def _normed(picture: Array) -> Array:
 def _colours(regions: _Regions) -> list[str]:
     """Each frame's colour, or "nothing" where its objects differ or it has none."""
     names = [*world.COLOURS, NOTHING]
-    references = _chroma(np.array(list(world.COLOURS.values())))
+    references = chroma_of(np.array(list(world.COLOURS.values())))
     off = np.abs(np.angle(regions.chroma[:, None] * references.conj()))
     index = np.where(off.min(1) < MAX_OFF_HUE, off.argmin(1), -1)
     of_frames = [np.unique(index[regions.frame == i]) for i in range(len(regions.counts))]
@@ -271,7 +272,7 @@ def _motion(times: Array, tracks: Array) -> str:
         return NOTHING
     if _zoom_stray(times, tracks) < MAX_STRAY_STILL:
         return "still"
-    fits = [(_stray(path, tracks, apart=motion == "orbit"), motion) for motion, path in _paths(times)]
+    fits = [(stray_from(path, tracks, apart=motion == "orbit"), motion) for motion, path in _paths(times)]
     stray, motion = min(fits)
     return motion if stray < MAX_STRAY else NOTHING
 
@@ -290,7 +291,7 @@ def _paths(times: Array) -> list[tuple[str, Array]]:
     ]
 
 
-def _stray(path: Array, tracks: Array, *, apart: bool) -> float:
+def stray_from(path: Array, tracks: Array, *, apart: bool) -> float:
     """How far tracks [T, objects] are from a path [T] of nearly the right extent and direction; else infinity.
 
     With `apart` each object may start at another point of the path.
@@ -303,15 +304,16 @@ def _stray(path: Array, tracks: Array, *, apart: bool) -> float:
             return math.inf
     if np.abs(factor).min() < MIN_WAY or np.abs(factor).max() > MAX_WAY:
         return math.inf
-    return _root_mean_square(tracks - factor * path)
+    return root_mean_square(tracks - factor * path)
 
 
 def _zoom_stray(times: Array, tracks: Array) -> float:
     """How far tracks [T, objects] are from standing still before a camera that may zoom."""
     path = (times - times.mean())[:, None] * (tracks.mean(0) - (0.5 + 0.5j))
     factor = (path.conj() * tracks).sum().real / max(1e-9, (np.abs(path) ** 2).sum())
-    return _root_mean_square(tracks - tracks.mean(0) - np.clip(factor, -MAX_ZOOM, MAX_ZOOM) * path)
+    return root_mean_square(tracks - tracks.mean(0) - np.clip(factor, -MAX_ZOOM, MAX_ZOOM) * path)
 
 
-def _root_mean_square(values: Array) -> float:
+def root_mean_square(values: Array) -> float:
+    """Of numbers, which may be complex."""
     return float(np.sqrt((np.abs(values) ** 2).mean()))

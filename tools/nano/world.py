@@ -40,6 +40,8 @@ CAMERAS = ("fixed", "zoom in", "zoom out", "pan left", "pan right")
 NEW_SHAPES = ("star", "heart", "moon")
 NEW_MOTIONS = ("swing", "dive")
 NEW_TEXTURES = ("barred", "cored")
+NEW_CAMERAS = ("tilt up",)
+NEW_PALETTES = {"duotone": {"yellow": "red", "purple": "red", "green": "blue", "cyan": "blue"}}
 
 SHADE = 0.4  # brightness of a texture's dark parts
 TRAVEL = 0.44  # way of a straight motion
@@ -62,12 +64,18 @@ class Scene:
     background: str = "black"
     motion: str = "still"
     camera: str = "fixed"
+    palette: str = "full"  # not told apart by the split: with another one, a scene stays on its side
     jitter: int = 0
 
     @property
     def seen_motion(self) -> str:
         """How the objects move across the picture: a camera that pans left makes what stands still go right."""
-        return {"pan left": "right", "pan right": "left"}.get(self.camera, self.motion)
+        return {"pan left": "right", "pan right": "left", "tilt up": "down"}.get(self.camera, self.motion)
+
+    @property
+    def seen_colour(self) -> str:
+        """The colour that the objects have: a palette that has fewer gives them another than the words say."""
+        return NEW_PALETTES.get(self.palette, {}).get(self.colour, self.colour)
 
     @property
     def is_test(self) -> bool:
@@ -132,7 +140,9 @@ _CAMERA = {
     "zoom out": ("the camera zooms out", "zooming out"),
     "pan left": ("camera pan to the left", "leftward pan"),
     "pan right": ("camera pan to the right", "rightward pan"),
+    "tilt up": ("the camera tilts",),
 }
+_PALETTE = {"duotone": "in two colours"}
 _TEMPLATES = (
     "{count} {size} {look} {shape} {motion} on a {background} background{camera}",
     "on a {background} background {count} {size} {look} {shape} {motion}{camera}",
@@ -151,7 +161,8 @@ def caption(scene: Scene, rng: random.Random, words: dict[str, str] | None = Non
     shape = words.get("shape") or _plural(scene.shape, plural)
     texture = words.get("texture") or ("" if scene.texture == "plain" and rng.random() < 0.5 else scene.texture)
     motion = words.get("motion") or rng.choice(_MOTION[scene.motion])
-    camera = "" if scene.camera == "fixed" else f", {rng.choice(_CAMERA[scene.camera])}"
+    camera = "" if scene.camera == "fixed" else f", {words.get('camera') or rng.choice(_CAMERA[scene.camera])}"
+    palette = "" if scene.palette == "full" else f", {words.get('palette') or _PALETTE[scene.palette]}"
     look = [word for word in (texture, scene.colour) if word]
     if rng.random() < 0.5:
         look.reverse()
@@ -164,7 +175,7 @@ def caption(scene: Scene, rng: random.Random, words: dict[str, str] | None = Non
         background=scene.background,
         camera="" if still else camera,
     )
-    return " ".join(text.split()).replace(" ,", ",").replace(",,", ",")
+    return " ".join((text + palette).split()).replace(" ,", ",").replace(",,", ",")
 
 
 def _plural(shape: str, plural: bool) -> str:
@@ -195,22 +206,23 @@ class _Placed:
         self.radius = SIZES[scene.size] * rng.uniform(0.94, 1.06)
         self.tile_phase = (rng.random(), rng.random())
 
-    def camera(self, t: float) -> tuple[float, float]:
-        """Zoom factor and horizontal shift of the picture at time t."""
+    def camera(self, t: float) -> tuple[float, tuple[float, float]]:
+        """Zoom factor and shift of the picture at time t, x and y."""
         zoom = {"zoom in": 0.72 + 0.46 * t, "zoom out": 1.18 - 0.46 * t}.get(self.scene.camera, 1.0)
-        shift = {"pan left": t - 0.5, "pan right": 0.5 - t}.get(self.scene.camera, 0.0) * TRAVEL
-        return zoom, shift
+        across = {"pan left": t - 0.5, "pan right": 0.5 - t}.get(self.scene.camera, 0.0) * TRAVEL
+        down = {"tilt up": t - 0.5}.get(self.scene.camera, 0.0) * TRAVEL
+        return zoom, (across, down)
 
     def centres(self, t: float) -> list[tuple[float, float]]:
         """Centres of the objects in the picture at time t."""
-        zoom, shift = self.camera(t)
+        zoom, (across, down) = self.camera(t)
         if self.scene.motion == "orbit":
             angles = [2 * math.pi * (t + self.phase + i / self.scene.count) for i in range(self.scene.count)]
             points = [(0.5 + ORBIT * math.cos(angle), 0.5 + ORBIT * math.sin(angle)) for angle in angles]
         else:
             dx, dy = self._way(t)
             points = [(self.centre[0] + dx + ox, self.centre[1] + dy + oy) for ox, oy in self._offsets()]
-        return [(0.5 + (x - 0.5) * zoom + shift, 0.5 + (y - 0.5) * zoom) for x, y in points]
+        return [(0.5 + (x - 0.5) * zoom + across, 0.5 + (y - 0.5) * zoom + down) for x, y in points]
 
     def _way(self, t: float) -> tuple[float, float]:
         """Displacement at time t from the object's place."""
@@ -240,7 +252,7 @@ class _Placed:
 def _draw_frame(placed: _Placed, t: float, size: int) -> Array:
     zoom, shift = placed.camera(t)
     frame = np.repeat(_background(placed, size, zoom, shift)[..., None], 3, axis=2)
-    colour = np.array(COLOURS[placed.scene.colour], dtype=np.float32) * placed.light
+    colour = np.array(COLOURS[placed.scene.seen_colour], dtype=np.float32) * placed.light
     for centre in placed.centres(t):
         covered, dark = _coverage(placed.scene, centre, placed.radius * zoom, size)
         frame += covered[..., None] * (colour - frame) + dark[..., None] * (SHADE - 1) * colour
@@ -273,7 +285,7 @@ def _pool(fine: Array) -> Array:
     return fine.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).mean((1, 3), dtype=np.float32)
 
 
-def _background(placed: _Placed, size: int, zoom: float, shift: float) -> Array:
+def _background(placed: _Placed, size: int, zoom: float, shift: tuple[float, float]) -> Array:
     """Grey values [size, size] float32."""
     plain = {"black": 16.0, "grey": 118.0, "white": 236.0}
     name = placed.scene.background
@@ -282,7 +294,7 @@ def _background(placed: _Placed, size: int, zoom: float, shift: float) -> Array:
     grid = (np.arange(size * SUPERSAMPLE) + 0.5) / (size * SUPERSAMPLE) - 0.5
     lines = [
         (1 - 2 * (np.floor(4 * (grid - move) / zoom + phase) % 2)).reshape(size, SUPERSAMPLE).mean(1)
-        for move, phase in zip((shift, 0.0), placed.tile_phase, strict=True)
+        for move, phase in zip(shift, placed.tile_phase, strict=True)
     ]
     return (82 + 22 * lines[1][:, None] * lines[0][None, :]).astype(np.float32)
 

@@ -9,7 +9,7 @@ from wan_train.tools.nano.judge import SHAPES, TEXTURES, Verdict, judge
 from wan_train.tools.nano.world import COLOURS, MOTIONS, NEW_MOTIONS, Scene, draw, random_scene
 
 NOTHING = Verdict("nothing", "nothing", "nothing", "nothing", "nothing", 0)
-NEEDED = {"shape": 0.99, "colour": 0.99, "motion": 0.99, "texture": 0.97, "size": 0.97, "count": 0.99}
+NEEDED = {"shape": 0.99, "colour": 0.99, "motion": 0.99, "texture": 0.97, "size": 0.97, "count": 0.99, "camera": 1.0}
 
 
 def any_scene(rng):

@@ -1,0 +1,98 @@
+import argparse
+from xml.etree import ElementTree
+
+import pytest
+from safetensors.torch import save_file
+from wan_train.tests.tools.nano.small import write_small_family
+from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
+from wan_train.tools.nano.compare import BEGIN, END, OURS, README, document, main, planned_runs, with_table
+from wan_train.tools.nano.method_rows import read_rows
+from wan_train.tools.nano.method_runs import Asked, MethodRun, Runner
+from wan_train.tools.nano.methods import METHODS
+from wan_train.tools.nano.pairs import GRID
+
+COMMON = (("loop.steps", "2"), ("loop.batch_size", "2"), ("clips", "2"), ("others", "2"))
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    """Models of four blocks, of which routes leave out two."""
+    files = write_small_family(tmp_path_factory.mktemp("family"))
+    size = DiTSize(dim=32, ffn_dim=64, num_heads=2, num_layers=4, text_dim=64)
+    for seed, stage in enumerate(("high", "low")):
+        save_file(wan_dit(size, seed), files.dit(stage), metadata=dit_metadata(size))
+    return Runner.of(files, tmp_path_factory.mktemp("work"), Asked(prompts=1, marks=1), "cpu")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_comes_to_its_rows(runner, name):
+    rows = runner.rows(MethodRun(METHODS[name], "barred+dive", 1, COMMON))
+    assert [row["step"] for row in rows] == ["2"]
+
+
+def test_rows_of_runs_side_by_side_and_on(runner, tmp_path, capsys):
+    out = tmp_path / "methods.csv"
+
+    def compare(*methods):
+        main([
+            "--out", str(out), "--methods", *methods, "--seeds", "1", "2", "--processes", "2", "--device", "cpu",
+            "--prompts", "1", "--marks", "2", "--family", str(runner.school.files.root), "--work", str(tmp_path / "work"),
+            *(word for name, value in COMMON for word in ("--set", f"{name}={value}")),
+        ])  # fmt: skip
+        return read_rows(out), capsys.readouterr().out
+
+    rows, told = compare("baseline")
+    assert "2 runs of 2 are to be made." in told
+    assert sorted((row["seed"], row["step"], row["is_end"]) for row in rows) == [
+        ("1", "1", "0"), ("1", "2", "1"), ("2", "1", "0"), ("2", "2", "1"),
+    ]  # fmt: skip
+    again, told = compare("baseline", "rank 4")
+    assert "2 runs of 4 are to be made." in told
+    assert again[:4] == rows
+    assert {row["method"] for row in again[4:]} == {"rank 4"}
+
+    main(["--table", str(out)])
+    assert "| rank 4 |  | 2 |" in capsys.readouterr().out
+    assert ElementTree.parse(tmp_path / "methods.svg").getroot().tag.endswith("svg")
+
+
+def run(name, seed):
+    return MethodRun(METHODS[name], "barred+dive", seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "adapter.size=4"], "no setting 'adapter.size'"),
+        (["--pairs", "star"], "no pair 'star'"),
+        (["--pairs", "star+none"], "no pair 'star.none'"),
+        (["--pairs", "star+dive:both"], "no pair 'star.dive:both'"),
+        (["--methods", "rank 4", "--groups", "losses"], "none of the methods is in one of the groups"),
+        (["--prompts", "0"], "at least 1 prompt, got 0"),
+        (["--marks", "0"], "--marks is a number of times, at least 1; got 0"),
+        (["--processes", "0"], "--processes is at least 1; got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["--out", str(tmp_path / "methods.csv"), "--device", "cpu", *arguments])
+
+
+def test_the_first_seed_of_all_methods_comes_first():
+    options = argparse.Namespace(
+        set=[], pairs=["barred+dive"], methods=["baseline", "rank 4"], groups=["baseline", "adapters"], seeds=[1, 2]
+    )
+    assert planned_runs(options) == [run("baseline", 1), run("rank 4", 1), run("baseline", 2), run("rank 4", 2)]
+    grid = planned_runs(argparse.Namespace(**{**vars(options), "pairs": ["grid"], "methods": ["baseline"]}))
+    assert [each.pair for each in grid] == [*GRID, *GRID]
+
+
+def test_the_readme_has_the_table_of_the_file():
+    text = README.read_text(encoding="utf-8")
+    assert BEGIN in text
+    assert with_table(text, document(read_rows(OURS)) if OURS.exists() else "") == text
+
+
+def test_a_table_takes_its_place():
+    text = f"before\n{BEGIN}\nold\n{END}\nafter"
+    assert with_table(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter"
