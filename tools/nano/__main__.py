@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "evaluate",
     "teach": "teach",
     "bench": "bench",
+    "distil": "distil",
+    "few_steps": "few_steps",
 }
 
 
