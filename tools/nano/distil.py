@@ -4,11 +4,12 @@ python -m tools.nano distil paths PATHS
 python -m tools.nano distil high PATHS --log CSV
 python -m tools.nano distil low PATHS --log CSV
 python -m tools.nano distil loras
+python -m tools.nano distil judge --log CSV
 
 `paths` keeps the way of the base from noise to video for many captions, at the noise levels where the few steps begin and
 end. An expert then learns to go from one to the next in a single step: the mean velocity between them, for which the guidance
 is in it. `high` and `low` need nothing of each other, and may run side by side. `loras` writes the same pair as LoRAs of
-the base, cut to a rank.
+the base, cut to a rank. `judge` says in what share of new prompts each shows what was asked.
 
 N paths, K + 1 noise levels of K steps, B batch, C channels, F latent frames, H W latent size, S text tokens, D text width.
 """
@@ -36,9 +37,11 @@ from ...core.wan.checkpoint import inspect
 from ...core.wan.loading import load_transformer
 from ...core.wan.model import WanTransformer
 from . import world
-from .evaluate import SAMPLING
+from .evaluate import SAMPLING, Family, shares, test_scenes
 from .family import STAGES, Files
 from .graphed import Averaged, Clock, Graphed, adamw, device
+from .judge import judge
+from .lessons import with_lora
 from .text import TextEncoder
 from .train_dit import rate_scale
 
@@ -172,16 +175,14 @@ def train(
                 break
     average.store()
     if log is not None:
-        write_log(log, rows)
+        write_csv(log, ("step", "loss", "learning_rate", "seconds"), rows)
     return [loss for _, loss, *_ in rows]
 
 
-def write_log(path: Path, rows: Sequence[tuple[int, float, str, float]]) -> None:
-    """As the training of the base writes it."""
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "loss", "learning_rate", "seconds"))
-        writer.writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
 
 
 def save(model: WanTransformer, path: Path, *, like: Path) -> None:
@@ -201,12 +202,33 @@ def write_loras(base: Files, few: FewStepFiles, rank: int) -> None:
         print(f"{path.name}: {found}")
 
 
+def judged(files: Files, *, prompts: int, seed: int = 1000) -> list[dict[str, str]]:
+    """Shares of new prompts in which each attribute is as asked: the base, the few-step pair, and its LoRAs on the base."""
+    few = FewStepFiles(files.root)
+    base = Family.load(files, device().type)
+    loras = {stage: few.lora(stage) for stage in STAGES if few.lora(stage).exists()}
+    asked = {
+        "base, 16 steps, cfg 2.5": (base, SAMPLING),
+        "base, 4 steps, cfg 1": (base, FEW_STEPS),
+        "few-step pair, 4 steps, cfg 1": (Family.load(few, device().type), FEW_STEPS),
+    }
+    if len(loras) == len(STAGES):
+        asked["base with the LoRAs, 4 steps, cfg 1"] = (with_lora(base, loras["high"], loras["low"]), FEW_STEPS)
+    scenes, texts = zip(*islice(test_scenes(seed), prompts), strict=True)
+    rows = []
+    for name, (family, sampling) in asked.items():
+        verdicts = [judge(clip) for clip in family.generate(texts, range(prompts), sampling)]
+        rows.append({"model": name, **{key: f"{share:.4g}" for key, share in shares(verdicts, scenes).items()}})
+        print(*rows[-1].values(), flush=True)
+    return rows
+
+
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="tools.nano distil", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("paths", *STAGES, "loras"))
+    parser.add_argument("what", choices=("paths", *STAGES, "loras", "judge"))
     parser.add_argument("paths", type=Path, nargs="?", help="of `paths`, `high` and `low`")
     parser.add_argument("--family", type=Path, default=Files().root)
     parser.add_argument("--log", type=Path)
@@ -216,11 +238,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=200, help="of `judge`")
     parser.add_argument("--rank", type=int, default=32, help="of `loras`")
     parser.add_argument("--stop", type=float, default=math.inf, help="seconds of training at most")
     options = parser.parse_args(arguments)
     base, few = Files(options.family), FewStepFiles(options.family)
     torch.backends.cuda.matmul.allow_tf32 = True
+    if options.what == "judge":
+        rows = judged(base, prompts=options.prompts)
+        if options.log:
+            write_csv(options.log, tuple(rows[0]), [tuple(row.values()) for row in rows])
+        return
     if options.what == "loras":
         write_loras(base, few, options.rank)
         return
