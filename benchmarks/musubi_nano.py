@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -38,6 +37,7 @@ from wan_train.tools.nano.exam import Exam, answer, grade
 from wan_train.tools.nano.family import STAGES, T2V, Files
 from wan_train.tools.nano.lessons import teach, with_lora
 from wan_train.tools.nano.settings import Settings
+from wan_train.tools.nano.tables import peer_table
 from wan_train.tools.nano.workshop import Workshop
 
 COLUMNS = ("concept", "seed", "trainer", "steps", "learnt", "kept", "kept_base", "seconds", "precision", "version")
@@ -199,24 +199,6 @@ def add_row(path: Path, values: Sequence[object]) -> None:
         writer.writerows([COLUMNS, values] if is_new else [values])
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """Markdown: for each concept and number of steps what both learnt, means over the seeds, and seed by seed."""
-    lines = [
-        "| concept | steps | trainer | learnt, seeds 1, 2, ... | mean | the rest as asked |",
-        "|---|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[str, int, str], list[dict[str, str]]] = {}
-    for row in sorted(
-        rows, key=lambda row: (row["concept"], int(row["steps"]), row["trainer"] != TRAINERS[0], int(row["seed"]))
-    ):
-        groups.setdefault((row["concept"], int(row["steps"]), row["trainer"]), []).append(row)
-    for (concept, steps, trainer), own in groups.items():
-        learnt, kept = ([float(row[name]) for row in own] for name in ("learnt", "kept"))
-        each = ", ".join(f"{value:.0%}" for value in learnt)
-        lines.append(f"| {concept} | {steps} | {trainer} | {each} | {np.mean(learnt):.0%} | {np.mean(kept):.0%} |")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the rows that are not there, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -237,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (options.musubi and options.work):
             parser.error("--musubi and --work are needed, or --table")
         compare(options)
-    print(table(read_rows(options.out)))
+    print(peer_table(read_rows(options.out)))
 
 
 def compare(options: argparse.Namespace) -> None:

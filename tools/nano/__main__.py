@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": "bench",
     "distil": "distil",
     "few_steps": "few_steps",
+    "tables": "tables",
 }
 
 
