@@ -24,7 +24,7 @@ def main() -> None:
     checkout, sizes = Path(sys.argv[1]), json.loads(sys.argv[2])
     source = checkout / "src"
     script = source / "musubi_tuner" / "wan_train_network.py"
-    sys.path.insert(0, str(source))
+    sys.path[0] = str(source)  # in the place of this folder, whose names would hide packages
     for name in UNUSED:
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)

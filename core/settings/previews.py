@@ -206,6 +206,7 @@ class PreviewOptions(Options, group="previews"):
         in_key=False,
         not_with={"every": (0,)},
         widget=Widget(TRAIN, "preview_lora", 211),
+        aitoolkit="model.inference_lora_path",
     )
     other_lora: str = option(
         "",
