@@ -138,7 +138,7 @@ def main() -> None:
     checkout, records, dumps = (Path(argument) for argument in sys.argv[1:4])
     source = checkout / "src"
     script = source / "musubi_tuner" / "wan_train_network.py"
-    sys.path.insert(0, str(source))
+    sys.path[0] = str(source)  # in the place of this folder, whose names would hide packages
     for name in ("av",):  # reads video files, of which there are none here
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)

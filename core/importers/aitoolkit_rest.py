@@ -58,6 +58,5 @@ REST: dict[str, Rule] = {
                   "datasets.replacements"),
     **unsupported("a LoRA is put on whole parts of blocks here (adapter.targets).",
                   "model.ignore_if_contains", "model.only_if_contains"),
-    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "model.lora_path",
-                  "model.inference_lora_path"),
+    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "model.lora_path"),
 }  # fmt: skip

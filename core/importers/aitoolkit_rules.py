@@ -194,6 +194,15 @@ def _recovery(_context: Context, given: SetupOption) -> Answer:
     return not_needed("there is none.") if is_off(given.value) else mapped(models__recovery_adapter=str(given.value))
 
 
+def _training_adapter(context: Context, given: SetupOption) -> Answer:
+    """Its samples are made without it (toolkit/models/base_model.py, generate_images)."""
+    if is_off(given.value):
+        return not_needed("there is none.")
+    has_previews = context.get("sample.sample_every") and not truth(context.get("train.disable_sampling", False))
+    left_out = {"previews__with_merged": False} if has_previews else {}
+    return mapped(adapter__merge_into_base=str(given.value), **left_out)
+
+
 def _compile(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
@@ -379,6 +388,7 @@ RULES: dict[str, Rule] = {
     "model.qtype": _qtype,
     "model.name_or_path": _name_or_path,
     "model.accuracy_recovery_adapter": _recovery,
+    "model.assistant_lora_path": _training_adapter,
     "model.compile": _compile,
     "model.layer_offloading_transformer_percent": lambda _context, _given: not_needed(PLAN),
     "device": lambda _context, _given: not_needed("a free GPU is taken (device)."),

@@ -133,8 +133,13 @@ def _paths(job: Job, *, with_samples: bool = True) -> Iterator[tuple[str, str]]:
 
 
 def _adapter_files(job: Job) -> tuple[tuple[str, str], ...]:
-    options = job.adapter
-    return ("adapter.start_from", options.start_from), ("adapter.merge_into_base", options.merge_into_base)
+    options, previews = job.adapter, job.previews
+    return (
+        ("adapter.start_from", options.start_from),
+        ("adapter.merge_into_base", options.merge_into_base),
+        ("previews.lora", previews.lora),
+        ("previews.other_lora", previews.other_lora),
+    )
 
 
 def _crepa_files(job: Job) -> tuple[tuple[str, str], ...]:

@@ -164,6 +164,8 @@ def recipe_from_tables(
     for table in (data, *(_table(data, stage) for stage in ("high", "low"))):
         if _table(table, "adapter"):
             table["adapter"] = _absolute_in(table["adapter"], ("start_from", "merge_into_base"), folder)
+        if _table(table, "previews"):
+            table["previews"] = _absolute_in(table["previews"], ("lora", "other_lora"), folder)
         if _table(table, "crepa"):
             table["crepa"] = _absolute_in(table["crepa"], ("encoder", "vae"), folder)
         place = _table(table, "track").get("tensorboard")

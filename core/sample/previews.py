@@ -92,7 +92,7 @@ def check_previews(job: Job) -> None:
 def preview_warnings(job: Job) -> list[str]:
     """What is otherwise than asked for: prompts that nobody sees, the size of previews, skip-layer guidance without a step."""
     options = job.previews
-    found = _skip_warnings(job)
+    found = [*_skip_warnings(job), *_lora_warnings(job)]
     if job.data.prompts and not options.every:
         found.append("sample_prompts are not shown: preview_every is 0, which makes no previews.")
     wanted = [(one.asked.width, one.asked.height, one.asked.frames) for one in job.data.prompts]
@@ -109,6 +109,17 @@ def preview_warnings(job: Job) -> list[str]:
         *found,
         f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}.",
     ]
+
+
+def _lora_warnings(job: Job) -> list[str]:
+    """A sentence for each option of previews' LoRAs that has nothing to be on, or to be left out."""
+    options = job.previews
+    found = []
+    if options.every and options.other_lora and job.other_expert is None:
+        found.append("preview_other_lora has no effect without the other expert (other_dit).")
+    if options.every and not options.with_merged and not job.adapter.merge_into_base:
+        found.append("preview_with_merged has no effect without a file in merge_into_base.")
+    return found
 
 
 def _skip_warnings(job: Job) -> list[str]:

@@ -165,9 +165,9 @@ class AdapterOptions(Options, group="adapter"):
         more="The new LoRA learns what is still missing. Load both when you generate: the new file does not hold the old one. A"
         " training adapter for a distilled model goes here, too, and is left out when you generate.",
         page="Such as a LoRA of few steps or of a style, beside which the new one will be used. A training adapter"
-        " (AI-Toolkit's assistant_lora_path) takes the distillation out of a distilled model while you train. That is faster"
-        " than contrastive_guidance, but in long runs the distillation gets lost; there is no such adapter for distilled Wan"
-        " models yet. GGUF models and the precision ara can't take one in.",
+        " (AI-Toolkit's assistant_lora_path) takes the distillation out of a distilled model while you train. Switch"
+        " preview_with_merged off then. It is faster than contrastive_guidance, but in long runs the distillation gets lost;"
+        " there is no such adapter for distilled Wan models yet. GGUF models and the precision ara can't take one in.",
         born=2,
         at_birth="",
         in_key=False,  # the file's content is

@@ -217,6 +217,7 @@ class Job(Groups, Subject):
                 *(model.path, model.recovery_adapter, self.preview_vae, self.loras_folder),
                 *(() if self.other_expert is None else (self.other_expert.path,)),
                 *(self.adapter.start_from, self.adapter.merge_into_base),
+                *(self.previews.lora, self.previews.other_lora),
                 *(self.crepa.encoder, self.crepa.vae),
             ),
             has_halves=True,

@@ -92,6 +92,7 @@ class PreviewOptions(Options, group="previews"):
         zero="the official one of the model, as Preview LoRA has it: 12 for Wan 2.2 T2V A14B, 5 for others",
         most=1e4,
         in_key=False,
+        widget=Widget(TRAIN, "preview_shift", 210, most=100.0, step=0.1),
         musubi="flow_shift",
     )
     width: int = option(
@@ -194,6 +195,34 @@ class PreviewOptions(Options, group="previews"):
         most=1.0,
         in_key=False,
         simpletuner="validation_guidance_skip_layers_stop",
+    )
+    lora: str = option(
+        "",
+        help="A LoRA file that is on the model in previews alone: its path.",
+        more="Such as the 4-step LoRA of lightx2v for this expert: with preview_steps 4, preview_cfg 1 and preview_shift 5 you"
+        " see what your LoRA does where you will use it, while it is trained on the plain model.",
+        page="Such previews are made with the model's file as it is, without the precision of the training: it is read once for"
+        " each sampling step, block by block, and adds a block to the memory of the run.",
+        in_key=False,
+        not_with={"every": (0,)},
+        widget=Widget(TRAIN, "preview_lora", 211),
+        aitoolkit="model.inference_lora_path",
+    )
+    other_lora: str = option(
+        "",
+        help="The same for the other expert (other_dit): the LoRA file that is on it in previews.",
+        more="It has a file of its own: the low noise one where the high noise expert is trained.",
+        in_key=False,
+        not_with={"every": (0,)},
+        widget=Widget(TRAIN, "preview_other_lora", 212),
+    )
+    with_merged: bool = option(
+        True,
+        help="Keep the LoRA of merge_into_base on in previews.",
+        more="Off for a training adapter, which you leave out when you generate, too.",
+        in_key=False,
+        not_with={"every": (0,)},
+        widget=Widget(TRAIN, "preview_with_merged", 213),
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from ..wan.recovery import file_identity
 from .average import start_left
 from .crepa import crepa_identity
 from .length import checkpoints_made, job_length, run_length
-from .other_expert import other_spec
+from .other_expert import check_preview_loras, other_spec
 from .regularizers import regularizer_warnings
 
 _MOST_OF_THE_START = 0.2  # in the average at the end, without a word
@@ -59,6 +59,8 @@ def build_job(
     beside = previews_with or PreviewModels()
     other = other_spec(stage, info, beside.other, allow_other=settings.allow_other_expert)
     other = other if settings.previews.every else None
+    if settings.previews.every:
+        check_preview_loras(settings.previews, info)
     crepa = settings.crepa
     if crepa.weight:
         crepa = replace(crepa, vae=crepa.vae or beside.vae)

@@ -1,12 +1,13 @@
-"""The expert that a run does not train, for previews that go through both: read from its file while it runs.
+"""An expert that is read from its file while it runs, for previews: the one that a run does not train, or its own.
 
 B samples, C channels, F H W latent frames, height, width, L video tokens, S text tokens, D width.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from ..adapters.apply import attach
 from ..adapters.formats import LoraModule
 from ..adapters.other_files import OtherModule, read_adapter
+from ..adapters.setup import write_adapter
+from ..adapters.start_from import adapter_identity
 from ..adapters.transfer import model_shapes, transfer_report
 from ..errors import ConfigError, ModelFileError
 from ..memory.precision import native_dtype
 from ..paths import shown
 from ..safe_json import as_table, read_object
 from ..settings.job import Job, ModelSpec, Stage
+from ..settings.previews import PreviewOptions
 from ..wan.checkpoint import CheckpointInfo, hints_expert, inspect
 from ..wan.loading import transformer_parts
 from ..wan.model import WanTransformer
@@ -36,15 +40,25 @@ class OtherExpert:
     So it adds a block of the GPU's memory to what a run holds, and reads the file once for each sampling step.
     """
 
-    def __init__(self, info: CheckpointInfo, device: torch.device, lora: Path | None = None) -> None:
-        """`lora`: put on at strength 1. WanTrainError if it can't be read or does not fit."""
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        device: torch.device,
+        lora: Path | None = None,
+        *,
+        beside: Sequence[tuple[Path, float]] = (),
+    ) -> None:
+        """`lora`: put on at strength 1; `beside`: more, each with its strength. WanTrainError for one that can't be read or
+        does not fit."""
         self._info, self._device, self._dtype = info, device, native_dtype(device)
-        self._lora: dict[str, LoraModule | OtherModule] = {}
+        self._loras: list[tuple[dict[str, LoraModule | OtherModule], float]] = []
         self._skipped: Collection[int] = ()
-        if lora is not None:
-            file = read_adapter(lora)
+        for path, strength in (*([(lora, 1.0)] if lora else []), *beside):
+            file = read_adapter(path)
             placed = transfer_report(file, model_shapes(info.config)).placed
-            self._lora = {name: file.modules[name] for name in placed}
+            if not placed:
+                raise ConfigError(f"nothing of {shown(path.name)} fits {shown(info.path.name)}: choose another file.")
+            self._loras.append(({name: file.modules[name] for name in placed}, strength))
 
     @contextmanager
     def without_blocks(self, blocks: Collection[int]) -> Iterator[None]:
@@ -64,7 +78,7 @@ class OtherExpert:
         rows = {name: tensor.expand(latents.shape[0], *tensor.shape[1:]) for name, tensor in given.items()}
         with closing(transformer_parts(self._info, dtype=self._dtype, device=self._device)) as parts:  # type: ignore[type-var]
             _, model = next(parts)
-            attach(model, {name: module for name, module in self._lora.items() if not name.startswith("blocks.")})
+            self._put_on(model, lambda name: not name.startswith("blocks."))
             model.run_block = partial(self._run, parts)
             return model(latents, timesteps, context, **rows).float()
 
@@ -77,14 +91,17 @@ class OtherExpert:
         if index in self._skipped:
             block.to("meta")
             return x
-        prefix = f"blocks.{index}."
-        attach(model, {name: module for name, module in self._lora.items() if name.startswith(prefix)})
+        self._put_on(model, lambda name: name.startswith(f"blocks.{index}."))
         time_mod, rope, *contexts = others
         for row in range(x.shape[0]):  # in place, one by one: no row but this one is there twice
             one = slice(row, row + 1)
             x[one] = block(x[one], time_mod[one], rope, *(tokens[one] for tokens in contexts))
         block.to("meta")
         return x
+
+    def _put_on(self, model: nn.Module, is_wanted: Callable[[str], bool]) -> None:
+        for modules, strength in self._loras:
+            attach(model, {name: module for name, module in modules.items() if is_wanted(name)}, strength)
 
 
 def other_spec(
@@ -142,9 +159,38 @@ def _loras(run: RunFolder) -> Iterator[tuple[Path, int]]:
         yield path / ADAPTER, number
 
 
-def open_other(spec: ModelSpec, device: torch.device, lora: Path | None) -> OtherExpert:
+def open_other(
+    spec: ModelSpec, device: torch.device, lora: Path | None, *, beside: Sequence[tuple[Path, float]] = ()
+) -> OtherExpert:
     """The expert of a job. ModelFileError if its file is gone or another than it was."""
     info = inspect(Path(spec.path))
     if info.identity != spec.identity:
         raise ModelFileError(f"{shown(info.path)} has changed since the run was started.")
-    return OtherExpert(info, device, lora)
+    return OtherExpert(info, device, lora, beside=beside)
+
+
+def beside_own(job: Job) -> list[tuple[Path, float]] | None:
+    """LoRAs that are on the job's own expert in previews, with their strengths; None: it is as it is in training."""
+    options, adapter = job.previews, job.adapter
+    if not options.lora and (options.with_merged or not adapter.merge_into_base):
+        return None
+    found = [(Path(options.lora), 1.0)] if options.lora else []
+    if options.with_merged and adapter.merge_into_base:
+        found.append((Path(adapter.merge_into_base), adapter.merge_strength))
+    return found
+
+
+def check_preview_loras(options: PreviewOptions, info: CheckpointInfo) -> None:
+    """ConfigError for a LoRA of previews that can't be read, or of which nothing fits; both experts have the same layers."""
+    for name, path in (("preview_lora", options.lora), ("preview_other_lora", options.other_lora)):
+        if not adapter_identity(path, name):
+            continue
+        if not transfer_report(read_adapter(path), model_shapes(info.config)).placed:
+            raise ConfigError(f"{name} is {shown(path)}, of which nothing fits this model: choose another file.")
+
+
+def open_own(job: Job, model: nn.Module, device: torch.device, beside: Sequence[tuple[Path, float]]) -> OtherExpert:
+    """The expert that the job trains, from its file, with the adapter that `model` carries now and those `beside` it."""
+    with TemporaryDirectory(prefix="wantrain-preview-") as folder:
+        lora = write_adapter(Path(folder) / "lora.safetensors", model, metadata={})
+        return open_other(job.model, device, lora, beside=beside)

@@ -30,7 +30,7 @@ from ..shortage import free_caches, is_out_of_memory
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .loop import StepReport, Trainer
-from .other_expert import OtherExpert, newest_lora, open_other
+from .other_expert import OtherExpert, beside_own, newest_lora, open_other, open_own
 from .preview_folder import PreviewFolder, Shown, write_video
 from .run_folder import RunFolder
 from .skip_blocks import block_numbers, without_blocks
@@ -49,18 +49,22 @@ def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
 
 
 def sample_shots(
-    trainer: Trainer, shots: Sequence[Shot], *, other: OtherExpert | None = None, on_step: OnStep | None = None
+    trainer: Trainer,
+    shots: Sequence[Shot],
+    *,
+    other: OtherExpert | None = None,
+    own: OtherExpert | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Normalised latents [C, F, H, W] float32 on the CPU of each shot, by the weights as they are.
 
-    `other`: the expert that is not trained. `on_step` may raise to end it. The model is left in training.
+    `other`: the expert that is not trained. `own`: the one that is, from its file, in the place of the trainer's model.
+    `on_step` may raise to end it. The model is left in training.
     """
     trainer.model.eval()
     try:
-        most = SHOTS_AT_ONCE if other is not None else 1
-        return [
-            latents for together in _together(shots, most) for latents in _sample(trainer, together, other, on_step)
-        ]
+        most = SHOTS_AT_ONCE if other is not None or own is not None else 1
+        return [latents for group in _together(shots, most) for latents in _sample(trainer, group, other, own, on_step)]
     finally:
         trainer.model.train()
 
@@ -73,7 +77,11 @@ def _together(shots: Sequence[Shot], most: int) -> Iterator[list[Shot]]:
 
 
 def _sample(
-    trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None, on_step: OnStep | None
+    trainer: Trainer,
+    shots: Sequence[Shot],
+    other: OtherExpert | None,
+    file: OtherExpert | None,
+    on_step: OnStep | None,
 ) -> Iterator[Tensor]:
     job, device, options = trainer.job, trainer.device, shots[0].sampling
     chosen = preview_sample(job)
@@ -81,10 +89,10 @@ def _sample(
     noise = torch.cat([initial_noise((1, *shot.shape), shot.seed) for shot in shots]).to(device)
     context = _contexts([shot.text_path for shot in shots], device)
     negative = _contexts([shot.negative_path for shot in shots], device) if options.cfg != 1.0 else None
-    own, blocks = velocity_model(trainer, batch), ()
+    own, blocks = velocity_model(trainer, batch, file), ()
     if options.skip_scale > 0:
         blocks = block_numbers(job.previews.skip_layers, len(trainer.model.blocks))  # type: ignore[arg-type]
-    leaving_out = LeavingOut(trainer, blocks, other)
+    leaving_out = LeavingOut(trainer, blocks, [each for each in (other, file) if each is not None])
     if other is None:
         high, low = experts(job.stage, own, batch.latents, noise, leaving_out)
     else:
@@ -104,7 +112,7 @@ class LeavingOut:
 
     trainer: Trainer
     blocks: Sequence[int]
-    other: OtherExpert | None
+    from_files: Sequence[OtherExpert]
     is_on: bool = False
 
     def __call__(self) -> AbstractContextManager[None]:
@@ -114,8 +122,8 @@ class LeavingOut:
     def _within(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(without_blocks(self.trainer.model, self.blocks))  # type: ignore[arg-type]
-            if self.other is not None:
-                stack.enter_context(self.other.without_blocks(self.blocks))
+            for expert in self.from_files:
+                stack.enter_context(expert.without_blocks(self.blocks))
             self.is_on = True
             try:
                 yield
@@ -123,12 +131,14 @@ class LeavingOut:
                 self.is_on = False
 
 
-def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
-    """The trainer's model as the sampler calls it, given what `batch`, of one sample, is given besides text.
+def velocity_model(trainer: Trainer, batch: Batch, file: OtherExpert | None = None) -> VelocityModel:
+    """The trainer's model as the sampler calls it, or `file` in its place, given what `batch`, of one sample, is given.
 
-    It runs sample by sample, as guidance would else double the memory that a forward takes.
+    The model runs sample by sample, as guidance would else double the memory that a forward takes.
     """
-    given = batch.images
+    given, many = batch.images, None if file is None else partial(file.velocity, batch.images)
+    if many is not None and not trainer.given_frames:
+        return many
 
     def velocity(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         rows = zip(latents.split(1), timesteps.split(1), context.split(1), strict=True)
@@ -138,7 +148,7 @@ def velocity_model(trainer: Trainer, batch: Batch) -> VelocityModel:
         if not trainer.given_frames:
             return trainer.model(latents, timesteps, context, **given).float()
         noisy, by_frame = give_first_frame(latents, batch.latents, timesteps)
-        velocity = trainer.model(noisy, by_frame, context).float()
+        velocity = many(noisy, by_frame, context) if many else trainer.model(noisy, by_frame, context).float()
         sigmas = (timesteps / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
         velocity[:, :, :1] = (latents[:, :, :1] - batch.latents[:, :, :1]) / sigmas  # straight to the given frame
         return velocity
@@ -245,17 +255,32 @@ class Preview:
         job, world = trainer.job, trainer.team.world
         if job.other_expert is None:
             return None, ""
+        beside = [(Path(job.previews.other_lora), 1.0)] if job.previews.other_lora else []
         found = world.from_first(newest_lora(self._run, job) if world.is_first else None)
         for path, step in (found, (None, 0)) if found else ((None, 0),):
             try:
-                other = open_other(job.other_expert, trainer.device, path)
+                other = open_other(job.other_expert, trainer.device, path, beside=beside)
             except (OSError, WanTrainError) as error:
                 where = "alone" if path is None else f"without the other expert's LoRA {path.name}"
                 self._warn(f"previews go through the {job.stage} noise expert {where}: {first_line(error)}")
                 continue
             name = "plain" if path is None else f"with its LoRA of step {step}"
+            name += f", {beside[0][0].name} on it" if beside else ""
             return other, f", through both experts (the other one {name})"
         return None, ""
+
+    def _open_own(self, trainer: Trainer) -> OtherExpert | None:
+        """The expert that is trained as it is in previews alone; None: as it is in training."""
+        beside = beside_own(trainer.job)
+        if beside is None:
+            return None
+        try:
+            return open_own(trainer.job, trainer.model, trainer.device, beside)
+        except (OSError, WanTrainError) as error:
+            self._warn(
+                f"previews are made with the model as it is in training, without preview_lora: {first_line(error)}"
+            )
+            return None
 
     def _sample(self, trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None) -> list[Tensor] | None:
         """The latents of each; None where a stop was asked for meanwhile."""
@@ -266,7 +291,7 @@ class Preview:
                 raise _BrokenOffError
 
         try:
-            return sample_shots(trainer, shots, other=other, on_step=on_step)
+            return sample_shots(trainer, shots, other=other, own=self._open_own(trainer), on_step=on_step)
         except _BrokenOffError:
             return None
 

@@ -31,7 +31,7 @@ def frames(host, entry, node_id):
     return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
-def own_graph(lora):
+def own_graph(lora, *, steps=STEPS, cfg=2.0, switch=4):
     """What a user builds by hand: shift, LoRA, two KSamplerAdvanced, decode."""
     graph = {
         "positive": node("CLIPTextEncode", clip=["clip", 0], text="shp a red circle"),
@@ -47,14 +47,14 @@ def own_graph(lora):
             )
     used = "used" if lora else "shifted"
     # shift 5, 8 steps, "simple": sigma falls below 0.875 after 4 steps: 5s / (1 + 4s) with s = 1/2 gives 0.833
-    common = {"cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "steps": STEPS, "noise_seed": SEED}
+    common = {"cfg": cfg, "sampler_name": "euler", "scheduler": "simple", "steps": steps, "noise_seed": SEED}
     conditioning = {"positive": ["positive", 0], "negative": ["negative", 0]}
     graph["first"] = node(
         "KSamplerAdvanced", model=[f"high_{used}", 0], add_noise="enable", latent_image=["empty", 0], start_at_step=0,
-        end_at_step=4, return_with_leftover_noise="enable", **common, **conditioning,
+        end_at_step=switch, return_with_leftover_noise="enable", **common, **conditioning,
     )  # fmt: skip
     graph["second"] = node(
-        "KSamplerAdvanced", model=[f"low_{used}", 0], add_noise="disable", latent_image=["first", 0], start_at_step=4,
+        "KSamplerAdvanced", model=[f"low_{used}", 0], add_noise="disable", latent_image=["first", 0], start_at_step=switch,
         end_at_step=10000, return_with_leftover_noise="disable", **common, **conditioning,
     )  # fmt: skip
     graph["decoded"] = node("VAEDecode", samples=["second", 0], vae=["vae", 0])
@@ -81,6 +81,36 @@ def test_the_preview_is_the_users_own_graph(host, pair):
     shared = {name: pair[name] for name in ("vae", "clip")}
     for output, lora in (("on", True), ("off", False)):
         theirs = host.run({**shared, **models, **own_graph(lora)}, timeout=100)
+        assert succeeded(theirs)
+        assert np.array_equal(frames(host, ours, output), frames(host, theirs, "saved")), output
+    assert not np.array_equal(frames(host, ours, "on"), frames(host, ours, "off"))
+
+
+def test_the_preview_of_few_steps_has_the_loras_that_are_put_on_before_it(host, pair):
+    """As with lightx2v: LoraLoaderModelOnly before both experts, 4 steps, cfg 1, shift 5, two steps each."""
+    loras = host.base / "models" / "loras"
+    shutil.copy(loras / "shown_low_noise.safetensors", loras / "few_steps.safetensors")
+    models = {}
+    for stage in ("high", "low"):
+        name = f"wan_mini_{stage}_noise.safetensors"
+        models[f"{stage}_plain"] = node("UNETLoader", unet_name=name, weight_dtype="default")
+        models[f"{stage}_model"] = node(
+            "LoraLoaderModelOnly", model=[f"{stage}_plain", 0], lora_name="few_steps.safetensors", strength_model=1.0
+        )
+    shown = {**pair, **models}
+    shown["preview"] = node(
+        "PreviewLoRA", pair=["pair", 0], high=["high_model", 0], low=["low_model", 0], clip=["clip", 0], vae=["vae", 0],
+        prompt="[trigger] a red circle", negative_prompt="", width=64, height=64, num_frames=9, steps=4, cfg=1.0,
+        seed=SEED, shift=SHIFT, boundary=0.875, sampler="euler", scheduler="simple", strength=1.0, compare=True,
+        fps=16.0,
+    )  # fmt: skip
+    for number, name in enumerate(("on", "off")):
+        shown[name] = node("SaveImage", images=["preview", number], filename_prefix=name)
+    ours = host.run(shown, timeout=100)
+    assert succeeded(ours)
+    shared = {name: pair[name] for name in ("vae", "clip")}
+    for output, lora in (("on", True), ("off", False)):
+        theirs = host.run({**shared, **models, **own_graph(lora, steps=4, cfg=1.0, switch=2)}, timeout=100)
         assert succeeded(theirs)
         assert np.array_equal(frames(host, ours, output), frames(host, theirs, "saved")), output
     assert not np.array_equal(frames(host, ours, "on"), frames(host, ours, "off"))

@@ -13,6 +13,9 @@ COMMANDS = {
     "teach": "teach",
     "bench": "bench",
     "methods": "compare",
+    "distil": "distil",
+    "few_steps": "few_steps",
+    "tables": "tables",
 }
 
 

@@ -201,6 +201,11 @@ def test_layers_by_parts_of_their_names():
     assert outcome(nothing, "network.network_kwargs.only_if_contains")[0] == "not supported"
 
 
+def test_a_lora_for_its_samples_alone():
+    imported = bring(("name_or_path:", "inference_lora_path: /l/turbo.safetensors\n        name_or_path:"))
+    assert imported.recipe.previews.lora == "/l/turbo.safetensors"
+
+
 def test_loras_that_it_begins_with():
     assert with_network(["pretrained_lora_path: /l/a.safetensors"]).recipe.adapter.start_from == "/l/a.safetensors"
 
@@ -215,3 +220,5 @@ def test_contrastive_guidance_and_a_training_adapter(switch, scale):
     assert imported.recipe.loss.contrastive_guidance == scale
     assert imported.recipe.loss.contrastive_schedule == ("sigma" if scale else "constant")
     assert imported.recipe.adapter.merge_into_base == "/l/undo.safetensors"
+    assert imported.recipe.previews.every > 0
+    assert not imported.recipe.previews.with_merged

@@ -1,0 +1,257 @@
+"""How much a LoRA of ours learns on the nano family, and one of musubi-tuner's at equal steps.
+
+    python benchmarks/musubi_nano.py --musubi ~/musubi-tuner --work FOLDER --out nano/curves/peer.csv
+    python benchmarks/musubi_nano.py --out nano/curves/peer.csv --table
+
+musubi-tuner runs its own unmodified script (musubi_nano_launch.py changes the sizes of its model alone), on our cached latents
+and texts. Both have rank and alpha 16, AdamW, learning rate 1e-3, batches of 4, the timestep law shift 5 cut to each expert's
+side of 0.875, the same base in the same precision. The bench's exam asks every LoRA through our sampler.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if "wan_train" not in sys.modules:
+    import wantrain
+
+    wantrain.load_pack()
+
+from wan_train.benchmarks.musubi import ENVIRONMENT, run_logged, version
+from wan_train.core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS
+from wan_train.core.settings.job import DataSpec, stage_window
+from wan_train.core.train.batches import load_tensor
+from wan_train.tools.nano import world
+from wan_train.tools.nano.concepts import CONCEPTS, Concept
+from wan_train.tools.nano.evaluate import Family
+from wan_train.tools.nano.exam import Exam, answer, grade
+from wan_train.tools.nano.family import STAGES, T2V, Files
+from wan_train.tools.nano.lessons import teach, with_lora
+from wan_train.tools.nano.settings import Settings
+from wan_train.tools.nano.tables import peer_table
+from wan_train.tools.nano.workshop import Workshop
+
+COLUMNS = ("concept", "seed", "trainer", "steps", "learnt", "kept", "kept_base", "seconds", "precision", "version")
+TASK, SHIFT = "t2v-A14B", 5.0
+BATCH, RATE, RANK = 4, 1e-3, 16
+TRAINERS = ("ours", "musubi-tuner")
+
+
+def settings_of(seed: int, steps: int, every: int) -> Settings:
+    """Ours, with what the peer is given on its command line."""
+    usual = Settings()
+    return replace(
+        usual,
+        clips=16,
+        others=8,
+        adapter=replace(usual.adapter, rank=RANK, alpha=float(RANK)),
+        optimizer=replace(usual.optimizer, name="adamw", learning_rate=RATE, weight_decay=0.01),
+        timesteps=replace(usual.timesteps, sampling="shift", shift=SHIFT),
+        loop=replace(usual.loop, steps=steps, batch_size=BATCH, seed=seed, checkpoint_every=every, keep_last=steps),
+    )
+
+
+def command(
+    checkout: Path, stage: str, *, dit: Path, data: Path, out: Path, seed: int, steps: int, every: int
+) -> list[str]:
+    """The peer's training of one expert."""
+    launcher = Path(__file__).with_name("musubi_nano_launch.py")
+    sizes = {name: getattr(T2V, name) for name in ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim")}
+    low, high = (round(sigma * NUM_TIMESTEPS) for sigma in stage_window(stage, BOUNDARY_T2V_A14B))
+    told = {
+        "--task": TASK,
+        "--dit": dit,
+        "--dataset_config": data,
+        "--network_module": "networks.lora_wan",
+        "--network_dim": RANK,
+        "--network_alpha": RANK,
+        "--optimizer_type": "adamw",
+        "--learning_rate": RATE,
+        "--timestep_sampling": "shift",
+        "--discrete_flow_shift": SHIFT,
+        "--min_timestep": low,
+        "--max_timestep": high,
+        "--max_train_steps": steps,
+        "--save_every_n_steps": every,
+        "--seed": seed,
+        "--mixed_precision": precision()[0],
+        "--output_dir": out,
+        "--output_name": stage,
+        "--max_data_loader_n_workers": 0,
+    }
+    flags = ["--sdpa", "--preserve_distribution_shape"]
+    return [
+        *(sys.executable, str(launcher), str(checkout), json.dumps(sizes)),
+        *(str(part) for pair in told.items() for part in pair),
+        *flags,
+    ]
+
+
+def precision() -> tuple[str, torch.dtype]:
+    """What both train in, by the peer's name: that of ours where nothing is chosen."""
+    return ("bf16", torch.bfloat16) if torch.cuda.is_available() else ("no", torch.float32)
+
+
+def write_data(folder: Path, data: DataSpec) -> Path:
+    """Our cached latents and texts in the peer's form (its dataset/cache_io.py), and the file that names them."""
+    for part in ("source", "cache"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    name, dtype = precision()[0], precision()[1]
+    word = {"bf16": "bfloat16", "no": "float32"}[name]
+    size = f"{world.SIZE:04d}x{world.SIZE:04d}"
+    for number, sample in enumerate(data.samples):
+        latents = load_tensor(sample.latents_path, "latents", sample.name).to(dtype)
+        context = load_tensor(sample.text_path, "context", sample.name).to(dtype)
+        _, frames, height, width = latents.shape
+        meta = {"architecture": "wan", "width": str(world.SIZE), "height": str(world.SIZE), "format_version": "1.0.1"}
+        item = f"item{number:03d}"
+        save_file(
+            {f"latents_{frames}x{height}x{width}_{word}": latents},
+            folder / "cache" / f"{item}_00000-{world.NUM_FRAMES:03d}_{size}_wan.safetensors",
+            metadata={**meta, "frame_count": str(world.NUM_FRAMES)},
+        )
+        text_meta = {"architecture": "wan", "caption1": sample.caption, "format_version": "1.0.1"}
+        save_file({f"varlen_t5_{word}": context}, folder / "cache" / f"{item}_wan_te.safetensors", metadata=text_meta)
+    path = folder / "data.toml"
+    path.write_text(
+        f'[general]\ncaption_extension = ".txt"\nbatch_size = {BATCH}\nenable_bucket = false\n'
+        f"[[datasets]]\nresolution = [{world.SIZE}, {world.SIZE}]\nnum_repeats = 1\n"
+        f"cache_directory = {json.dumps(str(folder / 'cache'))}\nvideo_directory = {json.dumps(str(folder / 'source'))}\n"
+        f'target_frames = [{world.NUM_FRAMES}]\nframe_extraction = "head"\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def by_ours(workshop: Workshop, concept: Concept, settings: Settings) -> tuple[dict[int, dict[str, Path]], float]:
+    """The LoRAs of both experts by the number of steps, and the seconds of the steps."""
+    lessons = teach(concept, settings, workshop)
+    steps = settings.loop.steps
+    found = {step: {stage: lessons[stage].snapshots[step] for stage in STAGES} for step in measured(settings)[:-1]}
+    found[steps] = {stage: lessons[stage].lora for stage in STAGES}
+    return found, sum(lesson.seconds for lesson in lessons.values())
+
+
+def by_musubi(
+    checkout: Path, packages: Path | None, workshop: Workshop, concept: Concept, settings: Settings
+) -> tuple[dict[int, dict[str, Path]], float]:
+    """The same of the peer; its seconds are those of its process."""
+    folder = workshop.folder.absolute() / "musubi" / f"{concept.name}-{settings.loop.seed}"
+    data = write_data(folder, workshop.data(concept, settings))
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    if packages:
+        environment["PYTHONPATH"] = str(packages.absolute())
+    found: dict[int, dict[str, Path]] = {step: {} for step in measured(settings)}
+    seconds = 0.0
+    for stage in STAGES:
+        dit = folder / f"{stage}.safetensors"
+        save_file(
+            {name: tensor.to(precision()[1]) for name, tensor in load_file(workshop.files.dit(stage)).items()}, dit
+        )
+        out = folder / f"out-{stage}"
+        loop = settings.loop
+        told = command(
+            checkout, stage, dit=dit, data=data, out=out, seed=loop.seed, steps=loop.steps, every=loop.checkpoint_every
+        )
+        start = time.perf_counter()
+        if not (out / f"{stage}.safetensors").exists():
+            run_logged(f"musubi-tuner, {stage}", told, environment, folder, 3600)
+        seconds += time.perf_counter() - start
+        for step in found:
+            own = out / (f"{stage}.safetensors" if step == loop.steps else f"{stage}-step{step:08d}.safetensors")
+            if not own.exists():
+                raise SystemExit(f"musubi-tuner wrote no {own}: see {folder / 'peer.log'}")
+            found[step][stage] = own
+    return found, seconds
+
+
+def measured(settings: Settings) -> list[int]:
+    """The numbers of steps after which a LoRA is asked."""
+    return [
+        *range(settings.loop.checkpoint_every, settings.loop.steps, settings.loop.checkpoint_every),
+        settings.loop.steps,
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that are there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_row(path: Path, values: Sequence[object]) -> None:
+    """Append; it is in the file when this returns."""
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, values] if is_new else [values])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the rows that are not there, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    parser.add_argument("--musubi", type=Path, help="a checkout of musubi-tuner")
+    parser.add_argument("--packages", type=Path, help="a folder of packages that it alone sees")
+    parser.add_argument("--work", type=Path, help="folder for data, caches and runs")
+    parser.add_argument("--family", type=Path, default=Files().root)
+    parser.add_argument("--concepts", nargs="+", choices=CONCEPTS, default=["dive"], metavar="CONCEPT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--measure-every", type=int, default=125)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=TRAINERS)
+    options = parser.parse_args(arguments)
+    if not options.table:
+        if not (options.musubi and options.work):
+            parser.error("--musubi and --work are needed, or --table")
+        compare(options)
+    print(peer_table(read_rows(options.out)))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Teach by both, ask after every so many steps."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workshop = Workshop(files=Files(options.family), folder=options.work, device=device)
+    base = Family.load(workshop.files, device)
+    done = {(row["concept"], row["seed"], row["trainer"], row["steps"]) for row in read_rows(options.out)}
+    versions = {"ours": "", "musubi-tuner": version(options.musubi)}
+    for name in options.concepts:
+        concept, exam = CONCEPTS[name], Exam.of(CONCEPTS[name], options.prompts)
+        off = None
+        for seed in options.seeds:
+            settings = settings_of(seed, options.steps, options.measure_every)
+            for trainer in options.trainers:
+                missing = [step for step in measured(settings) if (name, str(seed), trainer, str(step)) not in done]
+                if not missing:
+                    continue
+                off = off or answer(base, exam)
+                if trainer == "ours":
+                    loras, seconds = by_ours(workshop, concept, settings)
+                else:
+                    loras, seconds = by_musubi(options.musubi, options.packages, workshop, concept, settings)
+                for step in missing:
+                    on = answer(with_lora(base, loras[step]["high"], loras[step]["low"]), exam)
+                    score = grade(exam, off=off, on=on)
+                    shares = (f"{value:.4g}" for value in (score.learnt, score.kept, score.kept_base))
+                    told = (f"{seconds:.1f}", str(precision()[1]).removeprefix("torch."), versions[trainer])
+                    values = (name, seed, trainer, step, *shares, *told)
+                    add_row(options.out, values)
+                    print(*values, flush=True)
+
+
+if __name__ == "__main__":
+    main()

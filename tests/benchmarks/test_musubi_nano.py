@@ -1,0 +1,73 @@
+"""What musubi-tuner is given on the nano family: our latents and texts in its form, and its command line."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from wan_train.benchmarks import musubi_nano
+from wan_train.core.settings.job import DataSpec, TrainSample
+
+
+@pytest.fixture
+def data(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file({"latents": torch.randn(16, 5, 8, 8)}, tmp_path / "latents.safetensors")
+    save_file({"context": torch.randn(7, 64)}, tmp_path / "text.safetensors")
+    sample = TrainSample(
+        name="clip",
+        latents_path=str(tmp_path / "latents.safetensors"),
+        latents_key="1",
+        shape=(16, 5, 8, 8),
+        text_path=str(tmp_path / "text.safetensors"),
+        text_key="2",
+        caption="a mulf",
+    )
+    text = str(tmp_path / "text.safetensors")
+    return DataSpec(samples=(sample, sample), empty_text_path=text, empty_text_key="2", text_dim=64)
+
+
+def test_latents_and_texts_are_ours(tmp_path, data):
+    toml = musubi_nano.write_data(tmp_path / "data", data)
+    cache = tmp_path / "data" / "cache"
+    assert f'cache_directory = "{cache}"' in toml.read_text("utf-8").replace("\\\\", "\\")
+    names = sorted(path.name for path in cache.iterdir())
+    assert names == [
+        "item000_00000-017_0064x0064_wan.safetensors",
+        "item000_wan_te.safetensors",
+        "item001_00000-017_0064x0064_wan.safetensors",
+        "item001_wan_te.safetensors",
+    ]
+    word = str(musubi_nano.precision()[1]).removeprefix("torch.")
+    for name, key in ((names[0], f"latents_5x8x8_{word}"), (names[1], f"varlen_t5_{word}")):
+        with safe_open(cache / name, "pt") as file:
+            assert list(file.keys()) == [key]
+            ours = "latents" if "latents" in key else "context"
+            path = data.samples[0].latents_path if ours == "latents" else data.samples[0].text_path
+            with safe_open(path, "pt") as own:
+                assert torch.equal(file.get_tensor(key), own.get_tensor(ours).to(musubi_nano.precision()[1]))
+
+
+@pytest.mark.parametrize(("stage", "window"), [("high", ("875", "1000")), ("low", ("0", "875"))])
+def test_both_trainers_have_the_same_settings(stage, window):
+    ours = musubi_nano.settings_of(3, 250, 125)
+    told = musubi_nano.command(
+        Path("checkout"), stage, dit=Path("dit"), data=Path("data"), out=Path("out"), seed=3, steps=250, every=125
+    )
+    given = dict(pairwise(told))
+    assert (given["--min_timestep"], given["--max_timestep"]) == window
+    assert float(given["--network_dim"]) == ours.adapter.rank
+    assert float(given["--network_alpha"]) == ours.adapter.alpha
+    assert float(given["--learning_rate"]) == ours.optimizer.learning_rate
+    assert (given["--timestep_sampling"], float(given["--discrete_flow_shift"])) == (
+        ours.timesteps.sampling,
+        ours.timesteps.shift,
+    )
+    assert int(given["--max_train_steps"]) == ours.loop.steps
+    assert json.loads(told[3])["text_dim"] == 64
+    assert ours.optimizer.max_grad_norm == 1.0  # its default
+    assert ours.schedule.kind == "constant"  # as well

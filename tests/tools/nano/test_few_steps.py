@@ -1,0 +1,77 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from wan_train.core.errors import ConfigError
+from wan_train.tools.nano import few_steps, few_steps_adapter
+from wan_train.tools.nano.distil import FewStepFiles
+from wan_train.tools.nano.family import STAGES, Files
+from wan_train.tools.nano.lessons import train_here
+
+
+@pytest.fixture(scope="module")
+def two_pairs(files, tmp_path_factory):
+    """The small family, and as its few-step pair the two experts the other way round."""
+    root = tmp_path_factory.mktemp("few") / "family"
+    shutil.copytree(files.root, root)
+    for stage, other in zip(STAGES, reversed(STAGES), strict=True):
+        shutil.copy(Files(root).dit(other), FewStepFiles(root).dit(stage))
+    return root
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(few_steps_adapter.make_adapters, "__defaults__", (2, 2, train_here))
+
+
+def arguments(root, out, work):
+    told = ["--family", str(root), "--out", str(out), "--work", str(work), "--devices", "cpu"]
+    return [*told, "--concepts", "dive", "--seeds", "1", "--steps", "2", "--prompts", "1"]
+
+
+def test_every_way_has_its_rows_and_none_is_made_twice(two_pairs, tmp_path, quick, capsys):
+    out = tmp_path / "rows.csv"
+    few_steps.main(arguments(two_pairs, out, tmp_path / "work"))
+    rows = few_steps.read_rows(out)
+    asked = [(row["way"], row["model"], row["strength"]) for row in rows]
+    assert asked == [
+        ("base", "base", "1"),
+        ("base", "few-step", "1"),
+        ("base", "few-step", "1.5"),
+        *((way, model, "1") for way in few_steps.WAYS[1:] for model in ("base", "few-step")),
+    ]
+    jobs = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "work" / "runs").glob("dive_*/job.json")]
+    assert len(jobs) == 2 * len(few_steps.WAYS)
+    merged = [
+        (job["stage"], Path(job["adapter"]["merge_into_base"]).parent.name.split("_")[2])
+        for job in jobs
+        if job["adapter"]["merge_into_base"]
+    ]
+    assert sorted(merged) == [("high", "high"), ("low", "low")]
+    assert sorted(job["loss"]["contrastive_guidance"] for job in jobs) == [0.0] * 6 + [2.5] * 2
+    before = out.read_bytes()
+    few_steps.main(arguments(two_pairs, out, tmp_path / "work"))
+    assert out.read_bytes() == before
+    assert capsys.readouterr().out.count("| contrastive | few-step |") == 2
+
+
+def test_motion_is_the_change_from_frame_to_frame():
+    still = np.full((1, 3, 4, 4, 3), 9, dtype=np.uint8)
+    moving = still.copy()
+    moving[:, 1] += 6
+    assert few_steps.motion(still) == 0
+    assert few_steps.motion(moving) == 6
+
+
+def test_the_table_has_means_and_the_spread():
+    common = {"concept": "dive", "way": "base", "model": "few-step", "strength": "1", "motion": "1"}
+    rows = [{**common, "learnt": "0.5", "kept": "0.9"}, {**common, "learnt": "0.7", "kept": "0.7"}]
+    assert few_steps.table(rows).splitlines()[-1] == "| base | few-step | 1 | 60% (50 to 70) | 80% | 100% |"
+
+
+def test_a_table_with_other_columns_is_left_alone(tmp_path):
+    (tmp_path / "rows.csv").write_text("concept,seed\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="other columns"):
+        few_steps.read_rows(tmp_path / "rows.csv")

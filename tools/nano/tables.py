@@ -1,0 +1,66 @@
+"""Writes the tables of nano/README.md that are made from files: `python -m tools.nano tables`.
+
+Each stands between <!-- FILE.csv --> and <!-- end -->, and is made of nano/curves/FILE.csv; without the file it is empty.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from . import few_steps
+from .family import ROOT
+
+Rows = Sequence[dict[str, str]]
+
+_PLACE = re.compile(r"(<!-- (\w+\.csv) -->\n).*?(<!-- end -->)", re.S)
+
+
+def judged_table(rows: Rows) -> str:
+    """What the few-step pair shows of what was asked, beside the base."""
+    names = [name for name in rows[0] if name != "model"]
+    lines = [f"| | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    return "\n".join(
+        [*lines, *(f"| {row['model']} | {' | '.join(f'{float(row[n]):.1%}' for n in names)} |" for row in rows)]
+    )
+
+
+def peer_table(rows: Rows) -> str:
+    """What LoRAs of several trainers have learnt after equal steps: seed by seed, and means."""
+    lines = ["| concept | steps | trainer | learnt, by seed | mean | the rest as asked |", "|---|---|---|---|---|---|"]
+    groups: dict[tuple[str, int, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["concept"], int(row["steps"]), row["trainer"]), []).append(row)
+    for (concept, steps, trainer), own in sorted(groups.items(), key=lambda item: (*item[0][:2], item[0][2] != "ours")):
+        learnt, kept = ([float(row[name]) for row in own] for name in ("learnt", "kept"))
+        each = ", ".join(f"{value:.0%}" for value in learnt)
+        lines.append(f"| {concept} | {steps} | {trainer} | {each} | {np.mean(learnt):.0%} | {np.mean(kept):.0%} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "distil.csv": judged_table,
+    "few_steps.csv": few_steps.table,
+    "peer.csv": peer_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """The text with each of its tables made anew."""
+
+    def made(found: re.Match[str]) -> str:
+        path = ROOT / "curves" / found[2]
+        if not path.exists():
+            return found[1] + found[3]
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return f"{found[1]}{TABLES[found[2]](rows)}\n{found[3]}"
+
+    return _PLACE.sub(made, text)
+
+
+def main(_arguments: list[str]) -> None:
+    """See the module's docstring."""
+    path = ROOT / "README.md"
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
