@@ -239,13 +239,18 @@ class _Replay(torch.autograd.Function):
 
 def _record_cuda(act: Act, pool: Any) -> Act:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    first: BaseException | None = None
     try:
         # Other threads copy batches meanwhile, which is none of the graph's business.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            act()
-    except BaseException:
+            try:
+                act()
+            except BaseException as error:
+                first = error  # the end of the recording raises another, which says nothing
+                raise
+    except BaseException as error:
         _leave_recording(stream, pool)
-        raise
+        raise (first or error) from None
     return graph.replay
 
 
