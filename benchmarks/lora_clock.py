@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_train.benchmarks.datasets import shares, sizes_of_steps
-from wan_train.core.launch.process import PACK
+from wan_train.core.launch.ahead import PACK
 from wan_train.core.settings.job import Job
 from wan_train.core.train.events import Event, EventReader
 from wan_train.core.train.run_folder import RunFolder

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..packages import unusable
 from ..settings.adapter import AdapterOptions
-from ..torch_compat import load_compiler
 from .light_import import import_peft
 from .places import Place
 
@@ -46,9 +45,9 @@ class Factors(NamedTuple):
 def import_adapters() -> None:
     """Import peft now rather than at the first use, in a process of ours: it takes seconds.
 
-    Most of them go to transformers, which peft does without here, and to packages that they import where they find them, for
-    what is not used here: they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a
-    ComfyUI, then does no harm.
+    Most of them go to transformers and its like, which peft does without here, and to packages that it imports where it finds
+    them, for what is not used here: it does not find them. One that does not fit the PyTorch beside it, as torchvision in many
+    a ComfyUI, then does no harm.
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
     try:
@@ -92,7 +91,6 @@ class _Importing:
         try:
             with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
                 import_adapters()
-                load_compiler()  # which the first optimizer imports, compiled or not
         finally:
             sys.setswitchinterval(usual)
 

@@ -19,6 +19,7 @@ import torch
 from ..adapters.peft_hooks import begin_importing_adapters
 from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
+from ..later_compiler import import_compiler_later
 from ..locks import FileLock
 from ..parallel.world import started_by_torchrun
 from ..plan.overhead import OtherPrograms
@@ -67,6 +68,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 
     With `follow_stdin` the run stops, with a checkpoint, when standard input closes: the parent has died.
     """
+    import_compiler_later()
     folder = RunFolder(path.resolve())
     check_run_folder(folder.path)
     folder.read_job()  # RunError where there is none, before anything is made there

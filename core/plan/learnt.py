@@ -20,7 +20,7 @@ from .card import Card, corrected, learnt_path, read_correction, write_correctio
 from .choice import Choice
 from .constants import constants
 from .decision import Decision
-from .host import process_age
+from .host import busy_seconds
 from .measure import ESTIMATES, MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
 from .plan import ONE_GPU, Gpus, is_graphed
@@ -152,7 +152,7 @@ class LearnCosts:
     def __call__(self, _trainer: object, report: MeasuredStep) -> None:
         if self._is_first:
             self._is_first = False
-            age = process_age()
+            age = busy_seconds()
             if age is not None and report.step == 1 and self._is_first_turn:
                 self._start = max(age - report.seconds, 0.0)
         self._seconds.setdefault(report.tokens, []).append(report.seconds)
