@@ -28,6 +28,7 @@ _DROPS = "rank_drops"
 _SWITCH_S = (
     0.0005  # so soon a thread that has read a piece of a file gets Python back; by default it waits ten times as long
 )
+_INJECTING = threading.Lock()  # what stands in a module's place while peft works is one for all threads
 _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
 
 
@@ -137,7 +138,7 @@ def inject_lora(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Place]],
         config._register_custom_module(dict.fromkeys(types, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
     silent = warnings.catch_warnings()
-    with torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
+    with _INJECTING, torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # said of every quantized layer
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)  # pyright: ignore[reportUnknownMemberType]
 

@@ -43,6 +43,7 @@ class Decision:
     is_known: bool = True  # no kind of attention had to be measured
     graphs: bool = False  # CUDA graphs of a step are worth their memory, where a plan allows them
     dropout: bool = False  # the adapter leaves something out at random
+    room: int = 0  # bytes of the device that the plan leaves free, where one was chosen
     warnings: tuple[str, ...] = ()  # what is otherwise than was asked for, a sentence each
 
 

@@ -309,10 +309,11 @@ class RunPlan:
         return choice
 
     def _load(self, choice: Choice) -> Prepared:
+        room = 0 if self._planner is None else max(self._planner.card.free - choice.vram, 0)
         return prepare(
             self._job,
             self._device,
-            decision=self._decision,
+            decision=replace(self._decision, room=room),
             plan=choice.plan,
             tell=self._warn,
             scratch=self._scratch,
