@@ -187,6 +187,7 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 def _train_locked(folder: RunFolder, events: EventWriter, job: Job, asked: _Asked) -> int:
     device = resolve_device(job.device)
     others = OtherPrograms() if device.type == "cuda" else None
+    begin_importing_adapters()  # while others answer
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
@@ -210,7 +211,6 @@ def _wait_for_turn(
             message = f"waiting for {device}: another run is training on it. {turn.holder()}"
             events.write("status", message=message.rstrip(" ."))
             waiting, others = True, None  # what is in use changes
-            begin_importing_adapters()  # slow, and there is time
         asked.stop.wait(0.2)
         if asked():
             raise RunStoppedError

@@ -27,7 +27,7 @@ from .plan import ONE_GPU, Gpus, is_graphed
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
 from .probe import DeviceProbe, keep_overhead, probe, version_of
-from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
+from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, learnt_end, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
 from .shortages import version_of as shortage_version
 
@@ -98,6 +98,12 @@ class Learnt:
         """What was beside the steps of a run."""
         with suppress(RunError):
             write_costs(self._costs_path(planner.card), costs)
+
+    def remember_end(self, planner: Planner, seconds: float) -> None:
+        """A run had its LoRA `seconds` after its last step."""
+        path = self._costs_path(planner.card)
+        with suppress(RunError):
+            write_costs(path, learnt_end(read_costs(path), seconds))
 
     def _with_overhead(self, card: Card) -> Card:
         """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""

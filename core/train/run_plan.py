@@ -169,6 +169,15 @@ class RunPlan:
             found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
         return found
 
+    def ended(self, seconds: float) -> None:
+        """The LoRA was there `seconds` after the last step, which the next run's plan reckons with.
+
+        With previews or a validation at the end they say nothing of a run without.
+        """
+        has_more = self._job.previews.every > 0 or bool(self._job.held_out_samples)
+        if self._planner is not None and self._world.size == 1 and not has_more:
+            self._learnt.remember_end(self._planner, seconds)
+
     def make_room(self) -> None:
         """Between two steps: free the GPU memory that only a step needs; the next step takes it again."""
         self._features.make_room()

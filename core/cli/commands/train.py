@@ -1,6 +1,8 @@
 """`wantrain train`: train a run folder, a job (job.json, or in a LoRA's metadata) or a recipe, or go on with it."""
 
 import argparse
+import logging
+import math
 from pathlib import Path
 
 from ...adapters.peft_hooks import begin_importing_adapters
@@ -9,9 +11,11 @@ from ...launch.ahead import WAITS, assigned
 from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
 from ...launch.ranks import train_here
 from ...parallel.world import started_by_torchrun
-from ...plan.host import note_idle
+from ...plan.host import note_idle, process_age
 from ...train.run import RunStoppedError
 from ..arguments import add_changes, add_devices, add_machines, machines_of
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +61,8 @@ def _assigned() -> Path:
     """The folder for a process that was started ahead, which gets ready for any while it waits."""
     import_compiler_later()
     begin_importing_adapters()
+    log.info("All is imported after %.1f s.", process_age() or math.nan)
     path, idle = assigned()
     note_idle(idle)
+    log.info("The folder was told %.1f s later.", idle)
     return path
