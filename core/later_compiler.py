@@ -90,7 +90,7 @@ class _StandIn(ModuleType):
         self._left_uncompiled.clear()
         compiler = importlib.import_module(_NAME)
         if not hasattr(compiler, "config"):  # it was there before
-            compiler.config = sys.modules[_CONFIG]
+            vars(compiler)["config"] = sys.modules[_CONFIG]
         return compiler
 
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..offline import OFFLINE
 
+Process: TypeAlias = subprocess.Popen[Any]
 WAITS = "-"  # in the place of the run folder's path
 PACK = Path(__file__).resolve().parents[2]
 # Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
@@ -44,7 +45,22 @@ def train_command(path: str, python: str = sys.executable) -> list[str]:
     return [python, *_same_flags(), str(PACK / "wantrain.py"), "train", path, "--follow-stdin"]
 
 
-def own_group() -> dict[str, Any]:
+def start_process(
+    command: Sequence[str], output: Any, environment: Mapping[str, str], folder: Path | None = None
+) -> Process:
+    """A training process, which prints to `output`, as subprocess takes it. OSError if it can't be started."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=environment,
+        **_own_group(),
+    )
+
+
+def _own_group() -> dict[str, Any]:
     """Keep Ctrl+C in the host's terminal from reaching the worker directly: the host decides how it ends."""
     if os.name == "nt":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
@@ -55,9 +71,9 @@ class _Ahead:
     """The process that was started ahead, if there is one."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
-    def take(self) -> subprocess.Popen[bytes] | None:
+    def take(self) -> Process | None:
         process, self.process = self.process, None
         return process
 
@@ -70,14 +86,7 @@ def start_ahead() -> None:
     if _AHEAD.process is not None:
         return
     with suppress(OSError):
-        _AHEAD.process = subprocess.Popen(
-            train_command(WAITS),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=worker_environment(os.environ),
-            **own_group(),
-        )
+        _AHEAD.process = start_process(train_command(WAITS), subprocess.DEVNULL, worker_environment(os.environ))
 
 
 def dismiss() -> None:
@@ -90,7 +99,7 @@ def dismiss() -> None:
             process.stdin.close()
 
 
-def take_ahead(folder: Path, log: Path) -> "subprocess.Popen[bytes] | None":
+def take_ahead(folder: Path, log: Path) -> Process | None:
     """The process that was started ahead, which trains `folder` from now on and prints into `log`; None: there is none."""
     process = _AHEAD.take()
     if process is None or process.stdin is None:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from ..train.events import Event, EventReader
 from ..train.requests import forget_requests
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder
-from .ahead import own_group, take_ahead, train_command, worker_environment
+from .ahead import Process, start_process, take_ahead, train_command, worker_environment
 
 
 def rank_command(folder: RunFolder, python: str = sys.executable) -> list[str]:
@@ -60,19 +59,9 @@ class Worker:
             ahead = take_ahead(folder.path, self.log_path) if is_usual else None
             self.process = ahead or self._start([*rank_command(folder, python), *arguments], log, environment or {})
 
-    def _start(
-        self, command: Sequence[str], log: BinaryIO, environment: Mapping[str, str]
-    ) -> "subprocess.Popen[bytes]":
+    def _start(self, command: Sequence[str], log: BinaryIO, environment: Mapping[str, str]) -> Process:
         try:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder.path,
-                env={**worker_environment(os.environ), **environment},
-                **own_group(),
-            )
+            return start_process(command, log, {**worker_environment(os.environ), **environment}, self.folder.path)
         except OSError as error:
             raise RunError(
                 f"the training process can't be started ({error}): {command[0]} must be there, and {self.folder.path}."

@@ -32,7 +32,7 @@ from ..memory.precision import (
 from ..memory.recompute import Kept
 from ..objective.crepa import Projection
 from ..parallel.world import ALONE, World
-from ..plan.decision import Decision, buckets_of, decide
+from ..plan.decision import Decision, decide, joined_buckets
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
@@ -148,7 +148,7 @@ def _trial(job: Job, decision: Decision, plan: Plan, held: Resolved) -> Trial:
         plan=plan,
         held=held,
         adapter=job.adapter,
-        buckets=buckets_of(job),
+        buckets=joined_buckets(job, decision.joined),
         given_frames=int(job.data.gives_first_frame),
     )
 

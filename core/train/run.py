@@ -148,7 +148,7 @@ def _train(
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         team=team,
     )
-    trainer.step = step
+    trainer.step, trainer.joined = step, plan.joined
     trainer.forwards.alignment = prepared.crepa
     trainer.shown = averages.shown
     trainer.after_update += [] if averages.ema is None else [averages.ema]

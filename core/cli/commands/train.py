@@ -61,8 +61,8 @@ def _assigned() -> Path:
     """The folder for a process that was started ahead, which gets ready for any while it waits."""
     import_compiler_later()
     begin_importing_adapters()
-    log.info("All is imported after %.1f s.", process_age() or math.nan)
+    age = process_age() or math.nan
     path, idle = assigned()
     note_idle(idle)
-    log.info("The folder was told %.1f s later.", idle)
+    log.info("All was imported after %.1f s, and the folder told %.1f s later.", age, idle)
     return path
