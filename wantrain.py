@@ -23,5 +23,6 @@ def load_pack() -> None:
 if __name__ == "__main__":
     load_pack()
     from wan_train.core.cli.main import main
+    from wan_train.core.processes import leave
 
-    sys.exit(main())
+    leave(main())

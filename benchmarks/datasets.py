@@ -25,6 +25,7 @@ DATASETS: dict[str, Mapping[str, int]] = {
         "832x1104x1": 1,
         "768x768x1": 1,
     },
+    "small": {"512x512x1": 20},  # of 1,024 tokens
     "portrait": {"480x832x33": 8, "832x480x33": 8},
 }
 SMALL = 16  # as many times smaller are the sides of what a dry run trains on
@@ -39,6 +40,7 @@ class RunSettings:
     steps: int
     precision: Precision = "auto"
     cap_gb: float = 0.0
+    accumulation: int = 1  # batches of a step
     second: bool = False  # the other expert
     options: Mapping[str, object] | None = None  # of the job's memory, beside the cap
 
@@ -69,7 +71,7 @@ def write_run(folder: Path, data: Path, model: Path, recipe: RunSettings, *, sma
         model=replace(job.model, label="wan2.2-t2v-a14b", precision=recipe.precision),
         data=replace(job.data, samples=tuple(samples)),
         timesteps=replace(job.timesteps, sigma_min=low, sigma_max=high),
-        loop=replace(job.loop, checkpoint_every=250),
+        loop=replace(job.loop, checkpoint_every=250, gradient_accumulation=recipe.accumulation),
         memory=MemoryOptions(budget_gb=recipe.cap_gb, **(recipe.options or {})),  # type: ignore[arg-type]
     )
     folder.mkdir(parents=True)

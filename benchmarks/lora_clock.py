@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wan_train.benchmarks.datasets import shares, sizes_of_steps
-from wan_train.core.launch.process import PACK
+from wan_train.core.launch.ahead import PACK
 from wan_train.core.settings.job import Job
 from wan_train.core.train.events import Event, EventReader
 from wan_train.core.train.run_folder import RunFolder
@@ -95,7 +96,31 @@ class CardWatch:
 def read_run(folder: Path, job: Job, clock: Clock) -> dict[str, Any]:
     """What a run took, whether or not it came to its end. Seconds from the command's start where nothing else is said."""
     events = EventReader(RunFolder(folder).events_path).read()
-    return summarize(events, sizes_of_steps(job, job.loop.steps), shares(job), clock, steps=job.loop.steps)
+    row = summarize(events, sizes_of_steps(job, job.loop.steps), shares(job), clock, steps=job.loop.steps)
+    told = timeline(RunFolder(folder).log_path.read_text(encoding="utf-8"), events, clock.start)
+    handed = (_since(clock.start, clock.starts.get("worker")) or 0.0, "the process that trains is told its folder")
+    return {**row, "timeline": sorted([handed, *told])}
+
+
+def timeline(log: str, events: Sequence[Event], start: float) -> list[tuple[float, str]]:
+    """What a run's process told of itself, and what its diary holds but for the later steps: seconds after `start`."""
+    found: list[tuple[float, str]] = []
+    for line in log.splitlines():
+        day, _, rest = line.partition(" ")
+        clock, _, told = rest.partition(" ")
+        with contextlib.suppress(ValueError):  # no line of the log's form
+            when = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S,%f")  # this machine's time
+            found.append((round(when.timestamp() - start, 2), told.partition(" ")[2]))
+    for event in events:
+        if event["event"] != "step" or event["step"] in (1, 2) or event is events_last_step(events):
+            words = " ".join(str(event[name]) for name in ("event", "step", "message") if name in event)
+            found.append((round(event["time"] - start, 2), words))
+    return sorted(found)
+
+
+def events_last_step(events: Sequence[Event]) -> Event | None:
+    """The last step of a diary."""
+    return next((event for event in reversed(events) if event["event"] == "step"), None)
 
 
 def summarize(
@@ -162,7 +187,8 @@ def longer(row: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
     if row.get("ours_s") is None or row.get("ours_step_s") is None:
         return None
     more = steps - row["steps"]
-    found = {**row, "steps": steps, "extrapolated": True, "ours_s": round(row["ours_s"] + more * row["ours_step_s"], 1)}
+    found = {name: value for name, value in row.items() if name != "timeline"}
+    found |= {"steps": steps, "extrapolated": True, "ours_s": round(row["ours_s"] + more * row["ours_step_s"], 1)}
     if row["plan_step_s"]:
         found["promised_s"] = round(row["promised_s"] + more * row["plan_step_s"], 1)
         found["off_s"] = round(found["ours_s"] / found["promised_s"] - 1, 3)

@@ -48,7 +48,7 @@ from wan_train.benchmarks.results import (  # noqa: E402
     write_report,
 )
 from wan_train.core.errors import ConfigError  # noqa: E402
-from wan_train.core.launch.process import worker_environment  # noqa: E402
+from wan_train.core.launch.ahead import worker_environment  # noqa: E402
 
 DEFAULT_OURS = ["precision=bf16 compile=static attention=auto", "precision=fp8_compute compile=static attention=auto"]
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}

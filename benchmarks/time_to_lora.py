@@ -4,9 +4,10 @@ python benchmarks/time_to_lora.py --out benchmarks/results/time-to-lora-h100.jso
     --run "pictures steps=100" --run "pictures steps=100 second" --run "pictures steps=100 warm" \\
     --run "mixed steps=16 cap=8 precision=fp8 weights=fp8" --peer musubi ~/musubi-tuner
 
-A run is a dataset (pictures, mixed, portrait) and what differs from the defaults: steps, cap (GB of the GPU's memory),
-precision, weights (bf16 or fp8: of the random checkpoint), options of the job's memory (compile=off), and when it starts:
-cold, with nothing kept of runs before (the default), warm, after the run before it, or second: as warm, the other expert.
+A run is a dataset (pictures, mixed, small, portrait) and what differs from the defaults: steps, accumulation, cap (GB of the
+GPU's memory), precision, weights (bf16 or fp8: of the random checkpoint), options of the job's memory (compile=off), and when
+it starts: cold, with nothing kept of runs before (the default), warm, after the run before it, or second: as warm, the other
+expert.
 Without --run: the runs above. Every row is written at once, and one that is extrapolated to 1,000 steps beside it. A GB
 is 2**30 bytes here, as caps and nvidia-smi have it. Models are written into main memory and kept until --clean.
 """
@@ -56,7 +57,7 @@ class Run:
     recipe: RunSettings
     weights: str = "bf16"
     start: When = "cold"
-    options: str = ""  # of the job's memory, as they were written
+    options: str = ""  # batches of a step, and the job's memory, as they were written
     memory: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -72,7 +73,7 @@ class Run:
             name, _, value = part.partition("=")
             if part in ("cold", "warm", "second"):
                 start = part  # type: ignore[assignment]
-            elif name in ("steps", "cap", "weights", "precision"):
+            elif name in ("steps", "cap", "weights", "precision", "accumulation"):
                 own[name] = value
             else:
                 rest.append(part)
@@ -83,14 +84,15 @@ class Run:
             steps=int(own.get("steps", 100)),
             precision=setting.precision,
             cap_gb=float(own.get("cap", 0)),
+            accumulation=int(own.get("accumulation", 1)),
             second=start == "second",
             options=memory,
         )
         if own.get("weights", "bf16") not in speed.DTYPES:
             raise ValueError(f"weights are one of {', '.join(speed.DTYPES)}, got {own['weights']}.")
-        return cls(
-            recipe=recipe, weights=own.get("weights", "bf16"), start=start, options=" ".join(rest), memory=memory
-        )
+        words = [f"accumulation={recipe.accumulation}"] if recipe.accumulation > 1 else []
+        options = " ".join([*words, *rest])
+        return cls(recipe=recipe, weights=own.get("weights", "bf16"), start=start, options=options, memory=memory)
 
     @property
     def head(self) -> dict[str, Any]:

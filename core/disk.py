@@ -7,6 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,8 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _QUOTA = getattr(errno, "EDQUOT", None)  # Windows has no such errno
 _REPLACE_TRIES, _REPLACE_PAUSE_S = 10, 0.05
 _CHUNK = 2**20
+_LARGE = 2**16  # bytes, from which on a second thread is worth its while
+_HASHING = ThreadPoolExecutor(4, thread_name_prefix="hash")  # has no thread before one is needed
 
 
 def is_full(error: OSError) -> bool:
@@ -55,7 +58,10 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
 
 
 class HashingWriter:
-    """A file that is written from its start to its end, and the size and sha256 of what was given to it."""
+    """A file that is written from its start to its end, and the size and sha256 of what was given to it.
+
+    What is large is hashed on one thread while it is written by another: each takes about as long.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash = file, hashlib.sha256()
@@ -63,9 +69,15 @@ class HashingWriter:
 
     def write(self, data: Any) -> int:
         """As the file's."""
-        self._hash.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        if len(data) < _LARGE:
+            self._hash.update(data)
+            return self._file.write(data)
+        hashed = _HASHING.submit(self._hash.update, data)
+        try:
+            return self._file.write(data)
+        finally:
+            hashed.result()
 
     def flush(self) -> None:
         """As the file's."""

@@ -1,10 +1,15 @@
 """Which process of which machine: for names of temporary files and for lock files, to see whether their maker still lives."""
 
+import atexit
 import functools
 import hashlib
 import os
 import socket
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 _PROC = Path("/proc")
 
@@ -59,3 +64,16 @@ def _birth_by_psutil(pid: int) -> str:
         return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:
         return ""
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, as at the end of its main module, but for taking its modules apart: with PyTorch that takes seconds.
+
+    Threads that are no daemons are awaited, exit functions called, and what was printed is written.
+    """
+    cast(Any, threading)._shutdown()  # as Python does at its end: executors' threads wait to be told
+    cast(Any, atexit)._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(code)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..packages import unusable
 from ..settings.adapter import AdapterOptions
-from ..torch_compat import load_compiler
 from .light_import import import_peft
 from .places import Place
 
@@ -29,6 +28,7 @@ _DROPS = "rank_drops"
 _SWITCH_S = (
     0.0005  # so soon a thread that has read a piece of a file gets Python back; by default it waits ten times as long
 )
+_INJECTING = threading.Lock()  # what stands in a module's place while peft works is one for all threads
 _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
 
 
@@ -46,9 +46,9 @@ class Factors(NamedTuple):
 def import_adapters() -> None:
     """Import peft now rather than at the first use, in a process of ours: it takes seconds.
 
-    Most of them go to transformers, which peft does without here, and to packages that they import where they find them, for
-    what is not used here: they do not find them. One that does not fit the PyTorch beside it, as torchvision in many a
-    ComfyUI, then does no harm.
+    Most of them go to transformers and its like, which peft does without here, and to packages that it imports where it finds
+    them, for what is not used here: it does not find them. One that does not fit the PyTorch beside it, as torchvision in many
+    a ComfyUI, then does no harm.
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
     try:
@@ -92,7 +92,6 @@ class _Importing:
         try:
             with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
                 import_adapters()
-                load_compiler()  # which the first optimizer imports, compiled or not
         finally:
             sys.setswitchinterval(usual)
 
@@ -139,7 +138,7 @@ def inject_lora(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Place]],
         config._register_custom_module(dict.fromkeys(types, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
     silent = warnings.catch_warnings()
-    with torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
+    with _INJECTING, torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # said of every quantized layer
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)  # pyright: ignore[reportUnknownMemberType]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..data.media import MEDIA_SUFFIXES
 from ..errors import DatasetError
-from ..launch.meeting import Meeting
+from ..launch.meeting import Called, Meeting
+from ..launch.rank_environment import Machines
 from ..paths import shown
 
 _RECIPES = (".toml", ".json")
@@ -62,6 +63,21 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     )
     add("--rendezvous", default="", metavar="HOST:PORT", help="address of machine 0, with a free port: the same on all")
     add("--meeting", default="", help=argparse.SUPPRESS)
+
+
+def called(options: argparse.Namespace) -> Called | None:
+    """What the command line says of several machines; None for one. ConfigError for what can't be."""
+    if options.nodes == 1 and not options.rendezvous and not options.node_rank:
+        return None
+    return Called(options.node_rank, options.nodes, options.rendezvous)
+
+
+def machines_of(options: argparse.Namespace) -> Machines | None:
+    """For the process that starts the ranks of this machine."""
+    if called(options) is None:
+        return None
+    devices = ",".join(options.devices)
+    return Machines(options.node_rank, options.nodes, options.rendezvous, options.meeting, devices)
 
 
 def worker_arguments(meeting: Meeting, name: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..encoders.weights import open_weights
 from ..errors import WanTrainError
-from ..launch.process import PACK
+from ..launch.ahead import PACK
 from ..wan.checkpoint import hints_expert, inspect
 from ..wan.identify import identify
 

@@ -1,6 +1,5 @@
 """Training over several machines from the command line: machine 0 leads, the others join its runs."""
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,28 +10,12 @@ from ..errors import ConfigError, RunError, advised
 from ..launch.exits import EXIT_STOPPED
 from ..launch.follow import POLL_SECONDS, FollowedRun
 from ..launch.meeting import Called, Meeting
-from ..launch.rank_environment import Machines
 from ..train.run import RunStoppedError
 from ..train.run_folder import RunFolder
 from .advice import ADVICE
 from .arguments import worker_arguments
 from .display import Display
 from .stage_queue import show_events, terminate_like_ctrl_c
-
-
-def called(options: argparse.Namespace) -> Called | None:
-    """What the command line says of several machines; None for one. ConfigError for what can't be."""
-    if options.nodes == 1 and not options.rendezvous and not options.node_rank:
-        return None
-    return Called(options.node_rank, options.nodes, options.rendezvous)
-
-
-def machines_of(options: argparse.Namespace) -> Machines | None:
-    """For the process that starts the ranks of this machine."""
-    if called(options) is None:
-        return None
-    devices = ",".join(options.devices)
-    return Machines(options.node_rank, options.nodes, options.rendezvous, options.meeting, devices)
 
 
 def own_devices(devices: Sequence[str]) -> list[str]:

@@ -5,11 +5,13 @@ import importlib
 import io
 import keyword
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from ..errors import WanTrainError, advised
+from ..launch.ahead import WAITS, await_folder, dismiss, start_ahead
 from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
 from .advice import ADVICE
@@ -55,6 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stay_offline()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if list(arguments[:2]) == ["train", WAITS]:
+        await_folder()
+    elif _will_train(arguments):
+        start_ahead()
+    try:
+        return _run(arguments)
+    finally:
+        dismiss()
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
@@ -66,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _will_train(arguments: Sequence[str]) -> bool:
+    """Whether the command, as far as can be seen before it is read, trains what is there, in a process that follows it."""
+    is_other = {"-h", "--help", "--follow-stdin", "--nodes"}.intersection(arguments) or "WORLD_SIZE" in os.environ
+    return list(arguments[:1]) == ["train"] and len(arguments) > 1 and not is_other
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

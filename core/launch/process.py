@@ -2,45 +2,24 @@
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..disk import disk_error
 from ..errors import RunError
-from ..offline import OFFLINE
 from ..train.events import Event, EventReader
 from ..train.requests import forget_requests
 from ..train.run_folder import RunFolder
 from ..train.start import check_run_folder
-
-PACK = Path(__file__).resolve().parents[2]
-# Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
-_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-# Large tensors in main memory in pages of 2 MB, where Linux has them: with those of 4 KB, filling takes three times as long.
-_ENVIRONMENT["THP_MEM_ALLOC_ENABLE"] = "1"
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # today's name, and the one of before
-
-
-def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "nt") -> dict[str, str]:
-    """The environment of a training process: `given`, and what suits training.
-
-    Segments that grow leave less of a GPU's memory reserved but unused, by which a plan could miss its limit. PyTorch has
-    them on Linux alone; where its allocator is set already, it stays so.
-    """
-    environment = {**given, **_ENVIRONMENT, **OFFLINE}
-    if not windows and not any(name in given for name in _ALLOCATOR):
-        environment[_ALLOCATOR[0]] = "expandable_segments:True"
-    return environment
+from .ahead import Process, start_process, take_ahead, train_command, worker_environment
 
 
 def rank_command(folder: RunFolder, python: str = sys.executable) -> list[str]:
     """The command of a process that trains a run folder until its standard input closes."""
-    return [python, *_same_flags(), str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"]
+    return train_command(str(folder.path), python)
 
 
 class Worker:
@@ -75,21 +54,17 @@ class Worker:
             log = self.log_path.open("ab")
         except OSError as error:
             raise disk_error(error, self.log_path, "nothing was started") from error
-        command = [*rank_command(folder, python), *arguments]
+        with log:
+            is_usual = python == sys.executable and not environment and not arguments
+            ahead = take_ahead(folder.path, self.log_path) if is_usual else None
+            self.process = ahead or self._start([*rank_command(folder, python), *arguments], log, environment or {})
+
+    def _start(self, command: Sequence[str], log: BinaryIO, environment: Mapping[str, str]) -> Process:
         try:
-            with log:
-                self.process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=folder.path,
-                    env={**worker_environment(os.environ), **(environment or {})},
-                    **_own_group(),
-                )
+            return start_process(command, log, {**worker_environment(os.environ), **environment}, self.folder.path)
         except OSError as error:
             raise RunError(
-                f"the training process can't be started ({error}): {python} must be there, and {folder.path}."
+                f"the training process can't be started ({error}): {command[0]} must be there, and {self.folder.path}."
             ) from error
 
     def poll(self) -> list[Event]:
@@ -150,15 +125,3 @@ def _kill_all(processes: Sequence[Any]) -> None:
     for process in processes:
         with suppress(Exception):  # psutil.Error: it is gone, or was never ours
             process.kill()
-
-
-def _same_flags() -> list[str]:
-    """Find packages where the host finds them: without the user's site folder if it goes without."""
-    return ["-s"] if sys.flags.no_user_site else []
-
-
-def _own_group() -> dict[str, Any]:
-    """Keep Ctrl+C in the host's terminal from reaching the worker directly: the host decides how it ends."""
-    if os.name == "nt":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
-    return {"start_new_session": True}

@@ -19,6 +19,7 @@ import torch
 from ..adapters.peft_hooks import begin_importing_adapters
 from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
+from ..later_compiler import import_compiler_later
 from ..locks import FileLock
 from ..parallel.world import started_by_torchrun
 from ..plan.overhead import OtherPrograms
@@ -67,6 +68,7 @@ def train(path: Path, *, follow_stdin: bool = False) -> int:
 
     With `follow_stdin` the run stops, with a checkpoint, when standard input closes: the parent has died.
     """
+    import_compiler_later()
     folder = RunFolder(path.resolve())
     check_run_folder(folder.path)
     folder.read_job()  # RunError where there is none, before anything is made there
@@ -185,6 +187,7 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 def _train_locked(folder: RunFolder, events: EventWriter, job: Job, asked: _Asked) -> int:
     device = resolve_device(job.device)
     others = OtherPrograms() if device.type == "cuda" else None
+    begin_importing_adapters()  # while others answer
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
         torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
@@ -208,7 +211,6 @@ def _wait_for_turn(
             message = f"waiting for {device}: another run is training on it. {turn.holder()}"
             events.write("status", message=message.rstrip(" ."))
             waiting, others = True, None  # what is in use changes
-            begin_importing_adapters()  # slow, and there is time
         asked.stop.wait(0.2)
         if asked():
             raise RunStoppedError

@@ -25,10 +25,12 @@ from ..wan.checkpoint import CheckpointInfo
 from .plan import Bucket
 from .probe import choose_kind
 from .sizes import Sizes
+from .words import label
 
 GRAPHED_SIZES = 8  # sizes of batches for which CUDA graphs of each are worth their memory
 GRAPH_SIZE = 8192 * 5120  # numbers in an activation [B, L, D] above which a GPU takes longer for a kernel than the host
 COMPILED = ("static", "dynamic")  # by torch.compile
+JOINED_TOKENS = 4096  # of batches that go through the model together: about so many fill the largest GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Decision:
     is_known: bool = True  # no kind of attention had to be measured
     graphs: bool = False  # CUDA graphs of a step are worth their memory, where a plan allows them
     dropout: bool = False  # the adapter leaves something out at random
+    joined: int = 1  # batches of a step that go through the model together
+    room: int = 0  # bytes of the device that the plan leaves free, where one was chosen
     warnings: tuple[str, ...] = ()  # what is otherwise than was asked for, a sentence each
 
 
@@ -58,6 +62,7 @@ def decide(
         finish_importing_adapters()
     dtype = arithmetic(job.model.precision, device)
     memory, of_context = for_context(job, context)
+    joined, of_joined = batches_joined(job, device) if context == 1 else (1, ())
     modes, warnings = _usable_modes(memory, device, scratch)
     shape = attention_shape(job, info.config, dtype, device)
     shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
@@ -74,7 +79,8 @@ def decide(
         is_known=is_known,
         graphs=context == 1 and may_use_graphs(job, info.config, device),
         dropout=job.adapter.is_random,
-        warnings=(*warnings, *of_context, *_kind_warning(job, device)),
+        joined=joined,
+        warnings=(*warnings, *of_context, *of_joined, *_kind_warning(job, device)),
     )
 
 
@@ -156,6 +162,38 @@ def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
         return False
     largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
     return num_batch_sizes(job) <= GRAPHED_SIZES and largest * sizes.dim <= GRAPH_SIZE
+
+
+def batches_joined(job: Job, device: torch.device) -> tuple[int, tuple[str, ...]]:
+    """How many batches of a step go through the model together, and a sentence where that was asked for and can't be.
+
+    As many as make groups of one size: a divisor of gradient_accumulation. 1: each alone.
+    """
+    mode, loop = job.memory.join_batches, job.loop
+    is_wanted = mode == "on" or (mode == "auto" and device.type == "cuda" and job.memory.plan == "auto")
+    if not is_wanted:
+        return 1, ()
+    shapes = {sample.shape for sample in job.training_samples}
+    problem = ""
+    if loop.gradient_accumulation == 1:
+        problem = f"{label('gradient_accumulation')} is 1, so that a step has one batch"
+    elif loop.batch_size > 1:
+        problem = f"{label('batch_size')} is {loop.batch_size}, which says how many samples go together"
+    elif len(shapes) > 1:
+        problem = f"the samples have {len(shapes)} sizes"
+    elif job.adapter.is_random:
+        problem = "the adapter leaves something out at random"
+    if problem:
+        return 1, ((f"join_batches has no effect: {problem}.",) if mode == "on" else ())
+    most = JOINED_TOKENS // num_tokens(next(iter(shapes)))
+    numbers = [number for number in range(1, most + 1) if loop.gradient_accumulation % number == 0]
+    return max(numbers, default=1), ()
+
+
+def joined_buckets(job: Job, joined: int) -> list[Bucket]:
+    """`buckets_of`, where so many batches of a step go through the model together."""
+    buckets = buckets_of(job)
+    return [replace(bucket, batch=bucket.batch * joined, share=bucket.share / joined) for bucket in buckets]
 
 
 def buckets_of(job: Job) -> list[Bucket]:

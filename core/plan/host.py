@@ -38,6 +38,23 @@ def pinnable_ram(root: Path = _ROOT) -> int:
     return available
 
 
+class _Idle:
+    """What this process waited for, before there was anything to do."""
+
+    seconds = 0.0
+
+
+def note_idle(seconds: float) -> None:
+    """So long the process waited with nothing to do: no part of what a start takes."""
+    _Idle.seconds += seconds
+
+
+def busy_seconds() -> float | None:
+    """Since this process was started, without what it waited; None where the system does not say."""
+    age = process_age()
+    return None if age is None else age - _Idle.seconds
+
+
 def process_age(root: Path = _ROOT) -> float | None:
     """Seconds since this process was started; None where the system does not say."""
     try:

@@ -20,14 +20,14 @@ from .card import Card, corrected, learnt_path, read_correction, write_correctio
 from .choice import Choice
 from .constants import constants
 from .decision import Decision
-from .host import process_age
+from .host import busy_seconds
 from .measure import ESTIMATES, MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
 from .plan import ONE_GPU, Gpus, is_graphed
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
 from .probe import DeviceProbe, keep_overhead, probe, version_of
-from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, read_costs, write_costs
+from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, learnt_end, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
 from .shortages import version_of as shortage_version
 
@@ -99,6 +99,12 @@ class Learnt:
         with suppress(RunError):
             write_costs(self._costs_path(planner.card), costs)
 
+    def remember_end(self, planner: Planner, seconds: float) -> None:
+        """A run had its LoRA `seconds` after its last step."""
+        path = self._costs_path(planner.card)
+        with suppress(RunError):
+            write_costs(path, learnt_end(read_costs(path), seconds))
+
     def _with_overhead(self, card: Card) -> Card:
         """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""
         if self.device.type != "cuda":
@@ -152,7 +158,7 @@ class LearnCosts:
     def __call__(self, _trainer: object, report: MeasuredStep) -> None:
         if self._is_first:
             self._is_first = False
-            age = process_age()
+            age = busy_seconds()
             if age is not None and report.step == 1 and self._is_first_turn:
                 self._start = max(age - report.seconds, 0.0)
         self._seconds.setdefault(report.tokens, []).append(report.seconds)

@@ -21,7 +21,7 @@ from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
 from .card import Card
-from .decision import Decision, buckets_of, memory_of
+from .decision import Decision, joined_buckets, memory_of
 from .plan import ONE_GPU, Gpus, Plan, Task
 from .planner import Planner
 from .run_costs import RunCosts
@@ -39,7 +39,7 @@ def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU)
         element_size=decision.dtype.itemsize,
         stored_block_bytes=stored_block_bytes(info, decision.dtype),
         rest_bytes=info.rest_bytes,
-        accumulation=job.loop.gradient_accumulation,
+        accumulation=job.loop.gradient_accumulation // decision.joined,
         passes=objective_of(job).passes,
         graphs=decision.graphs,
         gpus=gpus,
@@ -48,7 +48,7 @@ def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU)
     )
     return Planner(
         task=task,
-        buckets=buckets_of(job),
+        buckets=joined_buckets(job, decision.joined),
         card=within(card, job.memory),
         plan=plan_of(job, decision),
         options=memory_of(job),

@@ -34,6 +34,7 @@ class RunCosts:
     file_bytes: int = 0  # of the model
     is_probed: bool = True  # the device has been measured before
     start: float = 1.0  # times what is assumed of the start
+    end: float = 1.0  # times what is assumed of the end
     kinds: Mapping[str, float] = field(
         default_factory=dict[str, float]
     )  # times what is assumed of a kind, by way to compile
@@ -41,7 +42,7 @@ class RunCosts:
 
     def start_seconds(self) -> float:
         """To the first step, and from the last one to the LoRA."""
-        return self.start * assumed_start(self.file_bytes, is_probed=self.is_probed) + END
+        return self.start * assumed_start(self.file_bytes, is_probed=self.is_probed) + self.end * END
 
     def size_seconds(self, compile: str, kinds: Collection[str]) -> float:
         """How much longer the first step of a size takes than a later one; `kinds`: keys of its kinds of block."""
@@ -92,7 +93,8 @@ def read_costs(path: Path) -> RunCosts:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         kinds = {str(name): _limited(float(factor)) for name, factor in found["kinds"].items()}
-        return RunCosts(start=_limited(float(found["start"])), kinds=kinds, compiled=tuple(map(str, found["compiled"])))
+        start, end = (_limited(float(found.get(name, 1.0))) for name in ("start", "end"))  # older files have no end
+        return RunCosts(start=start, end=end, kinds=kinds, compiled=tuple(map(str, found["compiled"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return RunCosts()
 
@@ -100,7 +102,12 @@ def read_costs(path: Path) -> RunCosts:
 def write_costs(path: Path, costs: RunCosts) -> None:
     """Keep them for the next run. RunError if the folder cannot be written."""
     content = asdict(costs)
-    kept = {"start": content["start"], "kinds": content["kinds"], "compiled": sorted(costs.compiled)}
+    kept = {
+        "start": content["start"],
+        "end": content["end"],
+        "kinds": content["kinds"],
+        "compiled": sorted(costs.compiled),
+    }
     write_atomic(path, lambda file: file.write(json.dumps(kept, indent=1).encode()))
 
 
@@ -124,6 +131,11 @@ def learnt(
         factor = _limited(max(sum(measured for measured, _ in extras), 0.0) / assumed)
         costs = replace(costs, kinds={**costs.kinds, compile: factor})
     return replace(costs, compiled=tuple(sorted({*costs.compiled, *keys})))
+
+
+def learnt_end(costs: RunCosts, seconds: float) -> RunCosts:
+    """`costs` after a run that had its LoRA `seconds` after its last step."""
+    return replace(costs, end=_limited(seconds / END))
 
 
 def _limited(factor: float) -> float:

@@ -26,10 +26,10 @@ from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..devices import AUTO, device_list, resolve_device
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
+from ..launch.ahead import PACK
 from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
 from ..launch.planned import Planned, describe_devices, describe_turns, places_of
-from ..launch.process import PACK
 from ..launch.progress import NoDisplay, ProgressDisplay
 from ..locks import FileLock
 from ..plan.spread import run_seconds

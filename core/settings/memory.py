@@ -14,6 +14,8 @@ Compile = Literal["auto", "off", "kernels", "static", "dynamic"]
 
 CudaGraphs = Literal["auto", "off"]
 
+JoinBatches = Literal["auto", "on", "off"]
+
 # auto: what a plan of memory and time says is fastest, with what is chosen here; manual: as it is chosen here.
 PlanMode = Literal["auto", "manual"]
 
@@ -219,6 +221,19 @@ class MemoryOptions(Options, group="memory"):
         in_plans_off="no CUDA graphs",
         in_key=False,
         widget=Widget(MODEL, "cuda_graphs", 15),
+    )
+    join_batches: JoinBatches = option(
+        "auto",
+        help="Batches that gradient_accumulation adds up go through the model together, where they are small.",
+        more="A GPU is not full with one small image. auto: on a GPU, with batch_size 1 and samples of one size, where it"
+        " is expected to be faster. on: wherever that can be. off: one after another. A step is the same either way, up to"
+        " rounding.",
+        page="Together they have 4,096 tokens at most: four images of 512x512. Noise, noise levels, captions and the mean of"
+        " the losses are those of the batches apart. Without gradient_accumulation there is nothing to join: a larger"
+        " batch would be another step, which is what batch_size is for. Samples of several sizes, an adapter with dropout"
+        " and a run over several GPUs are trained one batch after another.",
+        in_key=False,
+        widget=Widget(MODEL, "join_batches", 17),
     )
     plan: PlanMode = option(
         "auto",

@@ -10,6 +10,7 @@ import errno
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,12 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             described = {**(metadata or {}), "format": "pt"}
-            files = {
-                ADAPTER: write_safetensors(temporary / ADAPTER, tensors, described, kept=kept),
-                STATE: _write_state(temporary / STATE, {**state, "manifest": _VERSION}, kept),
-            }
-            if average is not None:
-                write_safetensors(temporary / AVERAGE, average, described, kept=kept)
+            with ThreadPoolExecutor(2, thread_name_prefix="checkpoint") as pool:  # most of the time goes to hashes
+                of_state = pool.submit(_write_state, temporary / STATE, {**state, "manifest": _VERSION}, kept)
+                of_adapter = pool.submit(write_safetensors, temporary / ADAPTER, tensors, described, kept=kept)
+                if average is not None:
+                    write_safetensors(temporary / AVERAGE, average, described, kept=kept)
+            files = {ADAPTER: of_adapter.result(), STATE: of_state.result()}
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
             temporary.rename(target)
         except OSError as error:

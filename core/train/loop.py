@@ -23,6 +23,7 @@ from ..objective.objective import Objective, learnt_of, objective_of
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
 from .batches import Batch, load_context, make_draws
+from .joining import in_groups, join
 from .numbers import StepNumbers
 from .optimizers import Undo, clip_gradients, set_learning_rate, update_if
 from .regularizers import after_updates
@@ -185,6 +186,7 @@ class Trainer:
         self.device = parameters[0].device
         self.given_frames = int(job.data.gives_first_frame)  # latent frames that the model is given clean
         self.step = 0
+        self.joined = 1  # batches of a step that go through the model together
         self.attempt: Attempt = attempt_once
         self.objective: Objective = objective_of(job)
         self.learnt: Objective = learnt_of(job)  # what validation looks at
@@ -219,9 +221,9 @@ class Trainer:
         start, numbers, num_batches = Moment(self.device), StepNumbers(), self.job.loop.gradient_accumulation
         dealt = self.team.deal(self.step)
         with self.team.adding_up(dealt):
-            for index in dealt.indices:
-                batch = self.batches.get(index)
-                noisy = self.add_noise(batch, index)
+            for indices in in_groups(dealt.indices, self.joined):
+                batch = self.batch_of(indices)
+                noisy = self.add_noise(batch, indices[0])
                 numbers.begin(batch, noisy.sigmas)
                 first = (dealt.sizes or numbers.sizes)[0]
                 share = num_batches / (numbers.sizes[-1] / first)  # of the batch, beside the step's first
@@ -244,6 +246,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return PendingReport(self.step, learning_rate, numbers, undo, start)
+
+    def batch_of(self, indices: Sequence[int]) -> Batch:
+        """Batches of one shape, which go through the model together, each with its own draws."""
+        if len(indices) == 1:
+            return self.batches.get(indices[0])
+        found = [(index, self.batches.get(index)) for index in indices]
+        return join(
+            [b if b.draws is not None else replace(b, draws=make_draws(self.job, b, index)) for index, b in found]
+        )
 
     def add_noise(self, batch: Batch, index: int) -> NoisyBatch:
         """Batch number `index` at its noise; all randomness of it, dropout too, is a function of (seed, index)."""

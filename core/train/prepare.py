@@ -32,7 +32,7 @@ from ..memory.precision import (
 from ..memory.recompute import Kept
 from ..objective.crepa import Projection
 from ..parallel.world import ALONE, World
-from ..plan.decision import Decision, decide
+from ..plan.decision import Decision, decide, joined_buckets
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
@@ -46,6 +46,7 @@ from ..wan.walk import Look
 from .checks import check_job
 from .crepa import Crepa
 from .features import Features, Tell, apply_features, make_masters
+from .trial import Trial
 from .warm_up import WarmUp
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def prepare(
         tell(sentence)
     warming = _start_kernels(job, decision, plan)
     begin_importing_adapters()  # while the disk is read, which leaves Python to others
-    warm_up = WarmUp(decision, info.config) if device.type == "cuda" else None
+    warm_up = None
+    if device.type == "cuda":
+        warm_up = WarmUp(decision, info.config, _trial(job, decision, plan, held), warming)
     with timed("Reading the model"):
         merged = _merged(job, info, tell)
         maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
@@ -136,6 +139,18 @@ def _crepa(job: Job, model: WanTransformer, device: torch.device) -> tuple[Crepa
     projection = Projection(model.config.dim, width, seed=stream_seed(job.loop.seed, "crepa")).to(device)
     model.look = Look(job.crepa.block)
     return Crepa(projection, model.look, job.crepa), list(projection.parameters())
+
+
+def _trial(job: Job, decision: Decision, plan: Plan, held: Resolved) -> Trial:
+    """What is tried before the first step, while the model is read."""
+    return Trial(
+        decision=decision,
+        plan=plan,
+        held=held,
+        adapter=job.adapter,
+        buckets=joined_buckets(job, decision.joined),
+        given_frames=int(job.data.gives_first_frame),
+    )
 
 
 def _start_kernels(job: Job, decision: Decision, plan: Plan) -> "Warming | None":

@@ -20,6 +20,7 @@ from .label import lora_name
 from .length import checkpoints_due
 from .loop import StepReport, Trainer
 from .partway import checkpoint_lora
+from .prepare import timed
 from .run_folder import RunFolder
 from .state import ADAPTER, Stateful, check, collect, restore
 
@@ -53,16 +54,17 @@ class SaveCheckpoint:
         if self._average is not None:
             with self._average():
                 average = self._parts[ADAPTER].state_dict()
-        self._store.save(
-            trainer.step,
-            tensors,
-            state,
-            keep_last=job.loop.keep_last,
-            keep_also=self._best(trainer),
-            training=job.key,
-            metadata=self._describe(trainer.step),
-            average=average,
-        )
+        with timed(f"Writing the checkpoint of step {trainer.step}"):
+            self._store.save(
+                trainer.step,
+                tensors,
+                state,
+                keep_last=job.loop.keep_last,
+                keep_also=self._best(trainer),
+                training=job.key,
+                metadata=self._describe(trainer.step),
+                average=average,
+            )
         self._events.write("checkpoint", step=trainer.step)
         if job.loras_folder:
             self._copy(job, trainer.step)

@@ -34,7 +34,7 @@ from .history import read_long_history
 from .label import beside_name, describe_lora, lora_name
 from .loop import Callback, StepReport, Trainer
 from .optimizers import build_optimizer
-from .prepare import Prepared
+from .prepare import Prepared, timed
 from .previews import Preview
 from .requests import PREVIEW_FILE, SAVE_FILE
 from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
@@ -132,7 +132,8 @@ def _train(
         is_shared=plan.talks_within,
     )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
-    callbacks = _callbacks(folder, events, plan, checkpoint, preview, asked, world, step=step)
+    last = SinceLastStep()
+    callbacks = [last, *_callbacks(folder, events, plan, checkpoint, preview, asked, world, step=step)]
     if turns is not None:
         saves = folder.path / SAVE_FILE
         callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, save_file=saves)]
@@ -147,7 +148,7 @@ def _train(
         loss_scale=FP16_LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         team=team,
     )
-    trainer.step = step
+    trainer.step, trainer.joined = step, plan.joined
     trainer.forwards.alignment = prepared.crepa
     trainer.shown = averages.shown
     trainer.after_update += [] if averages.ema is None else [averages.ema]
@@ -163,7 +164,9 @@ def _train(
         trainer.train()
     finally:
         batches.close()
-    return save_lora(folder, job, prepared, averages, step=trainer.step, world=world)
+    lora = save_lora(folder, job, prepared, averages, step=trainer.step, world=world)
+    plan.ended(last.seconds)
+    return lora
 
 
 def _callbacks(
@@ -221,6 +224,23 @@ def _begin_from_file(folder: RunFolder, job: Job, prepared: Prepared, events: Ev
     said = start_from_file(prepared.model, job.adapter)
     for sentence in () if has_checkpoint else said:
         events.write("warning", message=sentence)
+
+
+class SinceLastStep:
+    """How long ago the last step was reported."""
+
+    def __init__(self) -> None:
+        self._reported = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._reported
+
+    def needs_weights(self, _trainer: Trainer) -> bool:
+        return False
+
+    def __call__(self, _trainer: Trainer, _report: StepReport) -> None:
+        self._reported = time.perf_counter()
 
 
 class LogStep:
@@ -354,7 +374,7 @@ def save_lora(
             path = folder.path / f"{beside_name(job)}.safetensors"
             write_adapter(path, prepared.model, metadata=lora_metadata(other))
     path = folder.path / f"{lora_name(job)}.safetensors"
-    with averages.saved():
+    with averages.saved(), timed("Writing the LoRA"):
         write_adapter(path, prepared.model, metadata=lora_metadata(described))
     folder.write_result(step=step, lora=path)
     return path

@@ -15,7 +15,7 @@ from ..plan.alternating import beside_another
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
-from ..plan.decision import decide
+from ..plan.decision import buckets_of, decide
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.link import link_of
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
@@ -80,6 +80,8 @@ class RunPlan:
         self._job = job
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
             self._decision = in_turn(world, lambda: decide(job, info, device, scratch, context=world.context))
+        if world.size > 1:
+            self._decision = replace(self._decision, joined=1)
         for sentence in self._decision.warnings:
             self._warn(sentence)
         if job.parallel.base == "sharded" and len(world.machine) == 1:
@@ -88,7 +90,8 @@ class RunPlan:
         self._prepared: Prepared | None = None
         self._features = Features()
         self._optimizer: torch.optim.Optimizer | None = None
-        self._planner, choice = world.from_first((self._planner, self._choose()) if world.is_first else None)
+        chosen = self._choose() if world.is_first else None
+        self._planner, choice = world.from_first((self._planner, chosen) if world.is_first else None)
         votes = Votes(world, talks_within=self.talks_within)
         self._descent = Descent(choice, self, events=events, device=device, votes=votes)
 
@@ -101,6 +104,11 @@ class RunPlan:
     def sizes(self) -> Sizes:
         """Of the model."""
         return self._decision.info.config
+
+    @property
+    def joined(self) -> int:
+        """How many batches of a step go through the model together."""
+        return self._decision.joined
 
     @property
     def is_sharded(self) -> bool:
@@ -168,6 +176,15 @@ class RunPlan:
         if peak() is not None and not is_disturbed:
             found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
         return found
+
+    def ended(self, seconds: float) -> None:
+        """The LoRA was there `seconds` after the last step, which the next run's plan reckons with.
+
+        With previews or a validation at the end they say nothing of a run without.
+        """
+        has_more = self._job.previews.every > 0 or bool(self._job.held_out_samples)
+        if self._planner is not None and self._world.size == 1 and not has_more:
+            self._learnt.remember_end(self._planner, seconds)
 
     def make_room(self) -> None:
         """Between two steps: free the GPU memory that only a step needs; the next step takes it again."""
@@ -298,6 +315,8 @@ class RunPlan:
             return Choice(plan_of(self._job, self._decision, self._world), {}, 0, 0, 0.0)
         with timed("Choosing a plan"):
             choice = planner.choose() or replace(planner, met=Met()).choose()  # what was short once may suffice now
+            if self._decision.joined > 1:
+                planner, choice = self._joined_or_apart(planner, choice)
         if choice is None:
             advice = what_would_fit(planner)
             if self._device.type != "cpu":
@@ -308,11 +327,24 @@ class RunPlan:
         tell_choice(self._events, choice, self.explain(choice), overhead=planner.card.overhead, **measured)
         return choice
 
+    def _joined_or_apart(self, joined: Planner, choice: Choice | None) -> tuple[Planner, Choice | None]:
+        """What is faster of batches that go through the model together, which takes more memory, and one after another."""
+        loop = self._job.loop
+        apart = replace(
+            joined, task=replace(joined.task, accumulation=loop.gradient_accumulation), buckets=buckets_of(self._job)
+        )
+        other = apart.choose()
+        if choice is not None and (other is None or choice.seconds < other.seconds):
+            return joined, choice
+        self._decision, self._planner = replace(self._decision, joined=1), apart
+        return apart, other
+
     def _load(self, choice: Choice) -> Prepared:
+        room = 0 if self._planner is None else max(self._planner.card.free - choice.vram, 0)
         return prepare(
             self._job,
             self._device,
-            decision=self._decision,
+            decision=replace(self._decision, room=room),
             plan=choice.plan,
             tell=self._warn,
             scratch=self._scratch,

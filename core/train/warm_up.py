@@ -1,11 +1,13 @@
 """Has a GPU's libraries ready before the first step, on a thread, while the model is read.
 
 cuBLAS, cuDNN and PyTorch's own kernels are loaded when they are first used, which takes seconds of the first step. Here each
-kind of thing that a step does is done once, small.
+kind of thing that a step does is done once, small; and where there is room, steps of a model of one block at each size.
 """
 
 import logging
 import threading
+import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +15,10 @@ from ..adapters.peft_hooks import finish_importing_adapters
 from ..memory.attention import load_attention
 from ..plan.decision import Decision
 from ..plan.sizes import Sizes
+from .trial import Trial
+
+if TYPE_CHECKING:
+    from ..kernels.warm import Warming
 
 log = logging.getLogger(__name__)
 ROWS = 128  # of the activations
@@ -21,20 +27,29 @@ ROWS = 128  # of the activations
 class WarmUp:
     """Under way from the start. `wait` before the first step."""
 
-    def __init__(self, decision: Decision, sizes: Sizes) -> None:
-        self._thread = threading.Thread(target=self._try, args=(decision, sizes), daemon=True, name="warm-up")
+    def __init__(self, decision: Decision, sizes: Sizes, trial: Trial, warming: "Warming | None") -> None:
+        """`warming`: the kernels that are made ready beside, which the trial needs."""
+        self._decision, self._sizes, self._trial, self._warming = decision, sizes, trial, warming
+        self._thread = threading.Thread(target=self._try, daemon=True, name="warm-up")
         self._thread.start()
 
     def wait(self) -> None:
         """Until it is done."""
         self._thread.join()
+        torch.cuda.empty_cache()  # of what was tried
 
-    def _try(self, decision: Decision, sizes: Sizes) -> None:
+    def _try(self) -> None:
         try:
-            with torch.cuda.device(decision.device):
-                use_once(decision, sizes)
+            with torch.cuda.device(self._decision.device):
+                use_once(self._decision, self._sizes)
+                if self._warming is not None:
+                    self._warming.wait()
+                begin = time.perf_counter()
+                count = self._trial.run()
+                torch.cuda.current_stream().synchronize()
+                log.info("Trying %d sizes with one block took %.1f s.", count, time.perf_counter() - begin)
         except Exception as error:  # whatever it is, the step that needs it can say more
-            log.info("The GPU's libraries could not be made ready: %s", error)
+            log.info("The GPU's libraries could not be made ready: %s: %s", type(error).__name__, error)
 
 
 def use_once(decision: Decision, sizes: Sizes) -> None:

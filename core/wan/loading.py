@@ -24,6 +24,7 @@ from .checkpoint import (
     read_scales,
     stays_stored,
 )
+from .config import WanConfig
 from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
 from .header import DTYPES, TensorEntry, read_ahead, read_in_order
 from .model import WanTransformer
@@ -96,6 +97,26 @@ def load_transformer(
         for index in _fill(model, source, params, device_of, place):
             if index is not None and loaded is not None:
                 loaded(index, model.blocks[index])
+    return model.eval()
+
+
+def blank_transformer(
+    config: WanConfig, *, dtype: torch.dtype, device: torch.device, linear: LinearFormat | None = None
+) -> WanTransformer:
+    """A transformer of these sizes as `load_transformer` makes it, of zeros, without a file."""
+    model = build_on_meta(config)
+    with torch.inference_mode(False), torch.no_grad():
+        place = _Placer(model, device, dtype=dtype, high_precision_dtype=torch.float32, linear=linear)
+        by_block = _by_block(params := dict(model.named_parameters()))
+        for index, names in by_block.items():
+            state: dict[str, Tensor] = {}
+            for name in names:
+                shape = tuple(params[name].shape)
+                zeros = torch.zeros(
+                    shape, dtype=dtype if _BLOCK_LINEAR.fullmatch(name) else torch.float32, device=device
+                )
+                state |= place(name, TensorEntry("F32", shape, 0, 0), zeros, None)
+            _assign(model, index, state)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_train.core.launch.process import worker_environment
+from wan_train.core.launch.ahead import worker_environment
 from wan_train.core.offline import OFFLINE, stay_offline
 from wan_train.core.settings.precision import PRECISIONS
 from wan_train.core.wan.recovery import file_identity

@@ -107,7 +107,7 @@ write_atomic(Path(sys.argv[2]), write)
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_it_knows_the_names_that_are_really_written(tmp_path):
-    from wan_train.core.launch.process import PACK
+    from wan_train.core.launch.ahead import PACK
 
     path = tmp_path / "a name.with dots.safetensors"
     assert subprocess.run([sys.executable, "-c", KILLED, str(PACK), str(path)], check=False).returncode == -9

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...launch.process import PACK
+from ...launch.ahead import PACK
 
 NAME = "ComfyUI-WanTrain"
 

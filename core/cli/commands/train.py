@@ -1,26 +1,21 @@
 """`wantrain train`: train a run folder, a job (job.json, or in a LoRA's metadata) or a recipe, or go on with it."""
 
 import argparse
-import json
+import logging
+import math
 from pathlib import Path
 
-from ...devices import device_name
-from ...errors import ConfigError
+from ...adapters.peft_hooks import begin_importing_adapters
+from ...later_compiler import import_compiler_later
+from ...launch.ahead import WAITS, assigned
 from ...launch.exits import EXIT_FINISHED, EXIT_STOPPED
-from ...launch.meeting import Meeting
-from ...launch.planned import describe_devices, gpus_of, pool_of
 from ...launch.ranks import train_here
 from ...parallel.world import started_by_torchrun
-from ...paths import shown
-from ...recipe.jobs import holds_job, places, plan_existing
-from ...recipe.recipe import read_recipe
+from ...plan.host import note_idle, process_age
 from ...train.run import RunStoppedError
-from ...train.spread import check_spread
-from ..arguments import add_changes, add_devices, add_machines
-from ..display import Display
-from ..machines import called, join, leading, machines_of
-from ..stage_queue import StageQueue, refuse
-from ..training import train_recipe
+from ..arguments import add_changes, add_devices, add_machines, machines_of
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,46 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train to the end, in processes that are followed here; with --follow-stdin in this one."""
     if options.follow_stdin or started_by_torchrun():
-        return train_here(options.path, machines_of(options), follow_stdin=options.follow_stdin)
+        path = _assigned() if options.path == Path(WAITS) else options.path
+        return train_here(path, machines_of(options), follow_stdin=options.follow_stdin)
+    from ..follow_train import train  # what the training process has no use for
+
     try:
-        _train(options)
+        train(options)
     except RunStoppedError:
         return EXIT_STOPPED
     return EXIT_FINISHED
 
 
-def _train(options: argparse.Namespace) -> None:
-    display, call = Display(), called(options)
-    if not holds_job(options.path):
-        work = [f"work={json.dumps(str(options.work.resolve()))}"] if options.work else []
-        train_recipe(
-            read_recipe(options.path, [*options.changes, *work]), options.devices, display, call, waits=options.waits
-        )
-        return
-    if options.changes:
-        raise ConfigError("--set is for recipes: the settings of a job decide its run, and stay as they are.")
-    if call is not None and call.number:
-        join(call, options.devices, options.path.resolve().parent, display)
-        return
-    if call is None:
-        _train_job(options, pool_of(options.devices), display)
-        return
-    with leading(call, options.devices, display) as (meeting, gpus):
-        _train_job(options, [device_name(meeting.devices)], display, meeting, gpus)
-
-
-def _train_job(
-    options: argparse.Namespace, pool: list[str], display: Display, meeting: Meeting | None = None, gpus: int = 0
-) -> None:
-    planned = plan_existing(options.path, options.work, options.devices if meeting is None else pool)
-    display.say(f"{shown(options.path)} has these files read:")
-    for place in places(planned.job):
-        display.say(f"  {place}")
-    count = gpus or gpus_of(planned.job.device, pool)
-    check_spread(planned.job, count)
-    for sentence in describe_devices([planned.job], pool, {planned.job.stage: count}):
-        display.say(sentence)
-    finished, problems = StageQueue([planned], pool, display, meeting, waits=options.waits).run()
-    refuse(problems)
-    for path in finished.values():
-        display.say(f"the LoRA is {path}")
+def _assigned() -> Path:
+    """The folder for a process that was started ahead, which gets ready for any while it waits."""
+    import_compiler_later()
+    begin_importing_adapters()
+    age = process_age() or math.nan
+    path, idle = assigned()
+    note_idle(idle)
+    log.info("All was imported after %.1f s, and the folder told %.1f s later.", age, idle)
+    return path

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan_train.core.errors import RunError
+from wan_train.core.launch.ahead import worker_environment
 from wan_train.core.launch.exits import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED
-from wan_train.core.launch.process import Worker, worker_environment
+from wan_train.core.launch.process import Worker
 from wan_train.core.launch.worker import train
 from wan_train.core.processes import this_machine
 from wan_train.core.train.events import EventWriter, read_history
