@@ -1,5 +1,7 @@
 """From a template to the finished pair, with the page loaded anew and the template opened again on the way."""
 
+import re
+
 import pytest
 from wan_train.tests.browser.desk import NOTES, REPORT, Desk, template
 from wan_train.tests.browser.test_training import run_of, training
@@ -40,6 +42,13 @@ def test_a_template_is_run_to_the_end_with_a_reload_in_between(desk: Desk):
     desk.page.wait_for_function("(id) => partOf(id, '.wan-train-previews img')?.naturalWidth > 0", arg=high)
     assert desk.text(data, REPORT) == report
     assert f"{name}_high_noise" in desk.text(pair, REPORT)
+
+    smoothed = re.search(r"smoothed loss \d+\.\d+", desk.text(high))
+    assert smoothed is not None
+    phone = desk.page.context.new_page()
+    phone.goto(f"{desk.host.url}/wan_train/watch#{runs[0]}")
+    phone.locator("#losses").filter(has_text=smoothed[0]).wait_for()  # the same number there
+    phone.close()
 
 
 @pytest.mark.renderer("vue")
