@@ -23,6 +23,7 @@ from ..core.train.chosen import run_of
 from ..core.train.compare import (
     At,
     Pair,
+    loras_of,
     num_cells,
     pairs_of,
     read_choice,
@@ -30,8 +31,10 @@ from ..core.train.compare import (
     read_strengths,
     run_names,
 )
+from ..core.train.copies import run_of_copy
 from ..core.train.run_folder import RunFolder
 from . import host
+from .host import folders
 from .host.identity import digest_of, model_digest
 from .host.sampling import (
     GivenImages,
@@ -106,7 +109,7 @@ class CompareCheckpoints(io.ComfyNode):
     def fingerprint_inputs(cls, high_run: str = NONE, low_run: str = NONE, **_: Any) -> str:
         """Other checkpoints make another grid."""
         runs = [_run(name, "high_run") for name in (high_run, low_run)]
-        steps = [[step for step, _ in run.checkpoints()] if run else [] for run in runs]
+        steps = [list(loras_of(run, folders.loras_paths())) if run else [] for run in runs]
         return f"{host.vanished()} {steps}"
 
     @classmethod
@@ -118,7 +121,7 @@ class CompareCheckpoints(io.ComfyNode):
         runs = _run_of(s.get("trained_high"), high_run, "high"), _run_of(s.get("trained_low"), low_run, "low")
         if runs[1] and low is None:
             raise ConfigError("low_run is chosen, but no low noise model is connected to low.")
-        pairs = pairs_of(*runs, s["checkpoints"])
+        pairs = pairs_of(*runs, s["checkpoints"], folders.loras_paths())
         strengths, texts = read_strengths(s["strengths"]), read_prompts(s["prompts"])
         number = num_cells(pairs, strengths, texts, with_base=s["with_base"])
         if number > MAX_CELLS:
@@ -227,10 +230,11 @@ def _run_of(trained: LoraHandle | None, name: str, which: str) -> RunFolder | No
     """That of the LoRA on the wire, else the chosen one."""
     if trained is None:
         return _run(name, f"{which}_run")
-    run = run_of(trained.path)
+    run = run_of(trained.path) or run_of_copy(trained.path, host.runs_path())
     if run is None:
         raise ConfigError(
-            f"trained_{which} is {trained.path.name}, which is of no run: connect the lora output of Train LoRA Stage."
+            f"trained_{which} is {trained.path.name}, which is of no run that is there: connect the lora output of Train LoRA"
+            " Stage, or a checkpoint that a run has copied to the loras folder."
         )
     return run
 
@@ -277,14 +281,15 @@ def _inputs() -> list[Any]:
         io.Clip.Input("clip", tooltip="The umT5 text encoder."),
         io.Vae.Input("vae", tooltip="The Wan VAE."),
         WanLora.Input("trained_high", optional=True,
-                      tooltip="In place of high_run: the lora output of Train LoRA Stage, whose run is compared at its end."),
+                      tooltip="In place of high_run: the lora output of Train LoRA Stage, whose run is compared at its end;"
+                      " or a checkpoint that was copied to the loras folder, by LoRA from File, whatever its name is now."),
         WanLora.Input("trained_low", optional=True, tooltip="In place of low_run."),
         io.Image.Input("start_image", optional=True, tooltip="For image-to-video models: the first frame."),
         io.Image.Input("end_image", optional=True, tooltip="For FLF2V and I2V-A14B: the last frame."),
         io.ClipVision.Input("clip_vision", optional=True, tooltip="For Wan 2.1 image-to-video: clip_vision_h."),
         io.String.Input("checkpoints", default="all",
                         tooltip="all; last 3; every 2; best; or steps such as 500, 1000. With two runs those of high_run, each"
-                        " with the nearest of low_run."),
+                        " with the nearest of low_run. Copies in the loras folder count, too."),
         io.String.Input("strengths", default="1", tooltip="Strengths of the LoRA, such as 0.8, 1. A row for each."),
         io.String.Input("prompts", multiline=True, default="",
                         tooltip="A prompt a line; each gets a row. [trigger] becomes the trigger word that the LoRA names."),

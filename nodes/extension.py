@@ -5,7 +5,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, check_routes, curve_routes, host, look_routes, routes, run_routes, watch_page
+from . import NODES, check_routes, curve_routes, host, look_routes, routes, run_routes, watch_page, words_routes
 from .host import folders
 from .old_values import renew_prompt
 
@@ -24,6 +24,7 @@ class WanTrainExtension(ComfyExtension):
         run_routes.register()
         check_routes.register()
         watch_page.register()
+        words_routes.register()
         host.on_prompt(renew_prompt)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

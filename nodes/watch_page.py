@@ -11,10 +11,12 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..core.look.page import WORDS, alone
 from . import host
 from .routes import guarded
 
 _FOLDER = Path(__file__).parent / "watch"
+_CURVE = Path(__file__).parent.parent / "web" / "curve.js"
 
 
 def register() -> None:
@@ -31,10 +33,11 @@ async def get_page(_: web.Request) -> web.Response:
 @cache
 def page() -> str:
     """The page's text."""
-    text, style, script = (
+    text, style, own = (
         (_FOLDER / name).read_text(encoding="utf-8") for name in ("watch.html", "watch.css", "watch.js")
     )
-    return text.replace("/*style*/", style).replace("/*script*/", script)
+    scripts = "\n".join(alone(one) for one in (*(path.read_text(encoding="utf-8") for path in (WORDS, _CURVE)), own))
+    return text.replace("/*style*/", style).replace("/*script*/", scripts)
 
 
 @cache

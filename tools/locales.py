@@ -3,7 +3,7 @@
 In the pack's folder, with the Python of the tests and a ComfyUI (as for the tests): python -m tools.locales
 It writes the texts to translate: those of nodes to locales/english.json, those of the page's scripts to
 locales/english_page.json. From the files in locales/LANGUAGE it takes what was made from another English text: nodeDefs.json is
-of nodes; main.json of what the scripts say, by the English text; commands.json and settings.json of what the scripts tell
+of nodes; main.json of what scripts and pages say, by the English text; commands.json and settings.json of what the scripts tell
 ComfyUI. The English text is shown where there is no translation.
 """
 
@@ -14,6 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .comfyui import find_host
 
 PACK = Path(__file__).resolve().parent.parent
 LOCALES = PACK / "locales"
-WEB = PACK / "web"
+PAGES = (PACK / "web", PACK / "core" / "look" / "page", PACK / "nodes" / "watch")
 PAGE = "wanTrain"  # the part of main.json that web/words.js reads
 Texts = dict[str, str]  # path of keys in ComfyUI's nodeDefs.json, joined by "/" -> text
 
@@ -120,12 +121,38 @@ def joined(literal: str) -> str:
     return "".join(json.loads(part) for part in re.findall(_TEXT, literal))
 
 
-def page_texts(folder: Path = WEB) -> dict[str, Texts]:
-    """All texts of the page's scripts, for each file of a language; ValueError if a call of `say` has none in it."""
+class _Marked(HTMLParser):
+    """Texts of the elements of a page that are marked with `data-say`, and of the attributes that words.js translates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: set[str] = set()
+        self._is_marked = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        found = dict(attrs)
+        self._is_marked = "data-say" in found
+        if self._is_marked:
+            self.texts |= {text for name in ("placeholder", "aria-label") if (text := found.get(name))}
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002
+        self._is_marked = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_marked and data.strip():
+            self.texts.add(data.strip())
+
+
+def page_texts(folders: Sequence[Path] = PAGES) -> dict[str, Texts]:
+    """All texts of the pages' scripts, for each file of a language; ValueError if a call of `say` has none in it."""
     said: set[str] = set()
     commands: Texts = {}
     settings: Texts = {}
-    for script in sorted(folder.glob("*.js")):
+    for page in (page for folder in folders for page in sorted(folder.glob("*.html"))):
+        marked = _Marked()
+        marked.feed(page.read_text(encoding="utf-8"))
+        said |= marked.texts
+    for script in (script for folder in folders for script in sorted(folder.glob("*.js"))):
         source = script.read_text(encoding="utf-8")
         for call in _CALL.finditer(source) if script.name != "words.js" else ():
             text = re.compile(_TEXTS).match(source, call.end())

@@ -8,10 +8,11 @@ import { download, savePicture } from "./chart_export.js";
 import { linesOf, shown, within } from "./chart_lines.js";
 import { axes, logRange, makeView, textSize } from "./chart_scale.js";
 import { drawTip } from "./chart_tip.js";
-import { Zoom } from "./chart_zoom.js";
+import { fitted, Zoom } from "./chart_zoom.js";
 import { lossRange, smooth, windowFor } from "./curve.js";
 import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
+import { keep, number, ofRun, recall } from "./kept.js";
 import { Previews } from "./previews.js";
 import { say } from "./words.js";
 
@@ -71,9 +72,17 @@ export class LossChart {
    * @param {() => void} onToggle
    * @param {(ask: string) => Promise<string>} onAsk
    * @param {import("./chart_curves.js").Server} server
+   * @param {() => string} place a name under which is kept what was chosen; "": nothing is
    */
-  constructor(addressOf = (file) => file, onToggle = () => {}, onAsk = async () => "", server = NO_SERVER) {
+  constructor(
+    addressOf = (file) => file,
+    onToggle = () => {},
+    onAsk = async () => "",
+    server = NO_SERVER,
+    place = () => "",
+  ) {
     this.server = server;
+    this.place = place;
     this.element = block("wan-train-chart");
     this.head = block("wan-train-head", this.element);
     this.alarm = block("wan-train-alarm", this.element);
@@ -94,7 +103,7 @@ export class LossChart {
     this.legend = block("wan-train-legend", this.element);
     this.legend.setAttribute("role", "list");
     this.plot = block("wan-train-plot", this.element);
-    this.previews = new Previews(this.element, addressOf, onToggle);
+    this.previews = new Previews(this.element, addressOf, onToggle, () => ofRun(server.run()));
     this.notes = block("wan-train-notes", this.element);
     this.svg = shape("svg", { width: "100%", height: "100%", "aria-hidden": "true" });
     this.tip = block("wan-train-tip", this.element);
@@ -148,8 +157,25 @@ export class LossChart {
     this.zoom.range = null;
     this.pointer = null;
     this.cursor = null;
-    this.previews.set([]);
+    this.previews.clear();
     this.schedule();
+  }
+
+  /** Choose again what was chosen before the page was loaded anew: of the node how it draws, of the run what is seen. */
+  recall() {
+    const run = recall(ofRun(this.server.run()));
+    this.controls.restore(recall(this.place()), run);
+    const [first, last] = Array.isArray(run.zoom) ? run.zoom.map(number) : [];
+    this.zoom.range = first !== undefined && last !== undefined && first < last ? [first, last] : null;
+    this.previews.chosen = number(run.preview);
+    this.schedule();
+  }
+
+  /** Keep what is chosen now. */
+  keep() {
+    const { of, window, isLog, others } = this.controls;
+    keep(this.place(), { of: [...of], window, isLog });
+    keep(ofRun(this.server.run()), { others: [...others], zoom: this.zoom.range });
   }
 
   /**
@@ -163,6 +189,7 @@ export class LossChart {
     this.known = new Map(history.smoothed ?? []);
     this.isThinned = this.known.size > 0;
     this.knownWindow = windowFor(history.steps || this.losses.size);
+    this.zoom.range = this.zoom.range && fitted(this.zoom.range, this.lastStep);
     this.curves.ask();
     this.schedule();
   }
@@ -226,7 +253,10 @@ export class LossChart {
 
   /** What was chosen is another: draw it, and ask for what is not here. */
   choose() {
-    if (!this.zoom.drag) this.curves.ask();
+    if (!this.zoom.drag) {
+      this.curves.ask();
+      this.keep();
+    }
     this.schedule();
   }
 
@@ -245,6 +275,8 @@ export class LossChart {
    */
   take(trouble) {
     this.controls.trouble.textContent = trouble;
+    const found = this.curves.whole?.runs.map(({ run }) => run);
+    if (found && !trouble) this.controls.keepOthers(found); // a run that was chosen may have been deleted
     const own = this.curves.whole?.runs[0]?.series.loss;
     if (own && this.isThinned) {
       const last = own.points.at(-1)?.[0] ?? 0;

@@ -1,6 +1,7 @@
 // The row of controls of a chart: which curves, which other runs, how smooth, PNG and CSV. Knows nothing of ComfyUI.
 
 import { block, button } from "./elements.js";
+import { number, texts } from "./kept.js";
 import { say } from "./words.js";
 
 /** @typedef {import("./chart_curves.js").Other} Other */
@@ -58,7 +59,12 @@ export class Controls {
       say("Curves"),
       say("Draw more than the loss, smoother, or on a logarithmic axis; how to zoom"),
     );
-    for (const [name, label, told] of series()) this.check(curves, label, told, (on) => this.choose(this.of, name, on));
+    /** @type {Map<string, HTMLInputElement>} */
+    this.boxes = new Map();
+    for (const [name, label, told] of series()) {
+      const box = this.check(curves, label, told, (on) => this.choose(this.of, name, on));
+      this.boxes.set(name, box);
+    }
     this.slider = this.addSlider(curves);
     this.log = this.check(curves, say("logarithmic axis"), say("Of the losses, which are often far apart"), (on) => {
       this.isLog = on;
@@ -178,6 +184,28 @@ export class Controls {
   /** Close the menus. */
   close() {
     for (const menu of this.element.querySelectorAll("details")) menu.open = false;
+  }
+
+  /**
+   * Choose what was chosen before, of this node and of this run.
+   * @param {import("./kept.js").Values} node
+   * @param {import("./kept.js").Values} run
+   */
+  restore(node, run) {
+    const of = texts(node.of);
+    this.of = new Set([...this.boxes.keys()].filter((name) => of.includes(name)));
+    for (const [name, box] of this.boxes) box.checked = this.of.has(name);
+    const place = WINDOWS.indexOf(number(node.window) ?? 0);
+    this.window = place < 0 ? null : WINDOWS[place];
+    this.slider.value = String(place + 1);
+    this.isLog = node.isLog === true;
+    this.log.checked = this.isLog;
+    this.others = new Set(texts(run.others).slice(0, MOST_OTHERS));
+  }
+
+  /** @param {string[]} there runs that can be drawn */
+  keepOthers(there) {
+    for (const run of this.others) if (!there.includes(run)) this.others.delete(run);
   }
 
   /** Forget other runs: the chart shows another. */

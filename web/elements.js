@@ -31,14 +31,14 @@ export function block(name, parent) {
 /**
  * @param {HTMLElement} parent
  * @param {string} label
- * @param {string} help
+ * @param {string} help more than the label; "": there is no more to say
  * @param {() => void} onClick
  */
 export function button(parent, label, help, onClick) {
   const made = document.createElement("button");
   made.type = "button";
   made.textContent = label;
-  made.title = help;
+  if (help) made.title = help;
   made.addEventListener("click", onClick);
   parent.append(made);
   return made;

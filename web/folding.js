@@ -1,4 +1,5 @@
-// Folds the advanced inputs of our nodes in ComfyUI's classic renderer, which shows them all. Nodes 2.0 folds them itself.
+// Folds the advanced inputs of our nodes. ComfyUI's classic renderer would show them all; Nodes 2.0 has a button of its own for
+// them, and of a node with many both show one part at a time.
 // Whether they are shown is the host's own `showAdvanced`, saved with the node: one state for both renderers.
 
 import { app } from "../../scripts/app.js";
@@ -15,7 +16,7 @@ const BLANK = 12 * 24; // pixels; version 0.1.0 had twenty advanced inputs, each
 const advancedOf = (node) =>
   (node.widgets ?? []).filter((widget) => /** @type {Comfy.Widget} */ (widget).options?.advanced);
 
-/** Parts of a node's many advanced inputs, of which the classic renderer shows one at a time: what their buttons say. */
+/** Parts of a node's many advanced inputs, of which one at a time is shown: what their buttons say. */
 const PARTS = {
   noise: () => say("Noise levels and loss"),
   adapter: () => say("LoRA"),
@@ -30,7 +31,7 @@ const FEW = 60; // inputs that are shown at once
 const OPEN = "wan_train_part"; // of an input: its part; among a node's properties: the one that is shown
 
 /**
- * The part that a widget is of; none in a node that has few, and in Nodes 2.0, which folds by itself.
+ * The part that a widget is of.
  * @param {Comfy.Node} node
  * @param {Comfy.Widget} widget
  * @returns {keyof typeof PARTS | undefined}
@@ -41,7 +42,7 @@ function partOf(node, widget) {
   return found?.[1]?.[OPEN];
 }
 
-const isModern = () => Boolean(/** @type {any} */ (window).LiteGraph?.vueNodesMode);
+const showsAlways = () => Boolean(app.extensionManager?.setting?.get(ALWAYS));
 
 /**
  * Whether a widget is folded away now. One with a wire stays: the wire ends at it.
@@ -50,8 +51,8 @@ const isModern = () => Boolean(/** @type {any} */ (window).LiteGraph?.vueNodesMo
  * @param {string | undefined} part
  */
 function isFolded(node, widget, part) {
-  if (app.extensionManager?.setting?.get(ALWAYS)) return false;
-  if (node.showAdvanced && (!part || isModern() || node.properties?.[OPEN] === part)) return false;
+  if (showsAlways()) return false;
+  if (node.showAdvanced && (!part || node.properties?.[OPEN] === part)) return false;
   return !node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
 }
 
@@ -77,6 +78,7 @@ export function addFolding(node) {
     const isHidden = widget.hidden === true; // by the host, for a reason of its own
     const part = hasParts ? partOf(node, widget) : undefined;
     compute(widget, "hidden", () => isHidden || isFolded(node, widget, part));
+    if (part) foldModern(widget, () => Boolean(node.showAdvanced) && isFolded(node, widget, part));
   }
   const button = node.addWidget("button", "show_advanced", "", () => toggle(node), { serialize: false });
   button.serialize = false;
@@ -87,7 +89,7 @@ export function addFolding(node) {
       ? say("Hide advanced")
       : say("Show advanced ({count})", { count: advanced.filter((one) => one.hidden).length }),
   );
-  compute(button, "hidden", () => Boolean(app.extensionManager?.setting?.get(ALWAYS)));
+  compute(button, "hidden", showsAlways);
   if (hasParts) addParts(node, advanced);
   const serialized = node.onSerialize;
   node.onSerialize = function (saved) {
@@ -98,21 +100,50 @@ export function addFolding(node) {
 }
 
 /**
+ * Hide a widget from Nodes 2.0, which looks at its options. What hides it there for a reason of the host's stays so.
+ * @param {Comfy.Widget} widget
+ * @param {() => boolean} isHidden
+ */
+function foldModern(widget, isHidden) {
+  const { options } = /** @type {{ options: { hidden?: boolean } }} */ (widget);
+  const isHiddenByHost = options.hidden === true;
+  compute(options, "hidden", () => isHiddenByHost || isHidden());
+}
+
+/**
  * A button for each part, which shows it in the place of the one that is shown. They are there while the node is unfolded.
  * @param {Comfy.Node} node
  * @param {Comfy.Widget[]} advanced
  */
 function addParts(node, advanced) {
+  /** @type {(() => void)[]} */
+  const labels = [];
   for (const [part, title] of Object.entries(PARTS)) {
     const count = advanced.filter((widget) => partOf(node, widget) === part).length;
     if (!count) continue;
     const button = node.addWidget("button", `show_${part}`, "", () => open(node, part), { serialize: false });
     button.serialize = false;
-    /** @type {Comfy.Widget} */ (button).options.canvasOnly = true;
-    compute(button, "label", () => `${node.properties?.[OPEN] === part ? "▾" : "▸"} ${title()} (${count})`);
-    compute(button, "hidden", () => !node.showAdvanced || Boolean(app.extensionManager?.setting?.get(ALWAYS)));
+    /** @type {any} */ (button).options.advanced = true; // Nodes 2.0 shows it with the others, when it is unfolded
+    compute(button, "hidden", () => !node.showAdvanced || showsAlways());
+    foldModern(/** @type {Comfy.Widget} */ (button), showsAlways);
+    labels.push(() => {
+      button.label = `${node.properties?.[OPEN] === part ? "▾" : "▸"} ${title()} (${count})`;
+    });
   }
+  const write = () => {
+    for (const label of labels) label(); // Nodes 2.0 draws a node anew when a label changes
+  };
+  const configured = node.onConfigure;
+  node.onConfigure = function (saved) {
+    configured?.call(this, saved);
+    write();
+  };
+  writers.set(node, write);
+  write();
 }
+
+/** @type {WeakMap<Comfy.Node, () => void>} */
+const writers = new WeakMap(); // write the labels of a node's parts
 
 /**
  * @param {Comfy.Node} node
@@ -121,6 +152,7 @@ function addParts(node, advanced) {
 function open(node, part) {
   change(node, () => {
     node.properties = { ...node.properties, [OPEN]: node.properties?.[OPEN] === part ? "" : part };
+    writers.get(node)?.();
   });
 }
 

@@ -1,8 +1,10 @@
 // The gallery of a run's previews: prompts by steps, all videos at the same moment, and two steps laid over each other.
 // Knows nothing of ComfyUI.
 
-import { block } from "./elements.js";
+import { Dialog } from "./dialog.js";
+import { block, button } from "./elements.js";
 import { Film } from "./film.js";
+import { keep, number, recall } from "./kept.js";
 import { say } from "./words.js";
 
 /**
@@ -39,6 +41,16 @@ export function pairOf(gallery, pair) {
 }
 
 /**
+ * @param {any} kept
+ * @returns {Pair | undefined}
+ */
+function keptPair(kept) {
+  const [prompt, left, right] = [kept?.prompt, kept?.left, kept?.right].map(number);
+  if (prompt === undefined || left === undefined || right === undefined) return undefined;
+  return { prompt, left, right };
+}
+
+/**
  * What a prompt is called: its nickname with its text, or what there is of them.
  * @param {{ name: string, prompt: string }} prompt
  */
@@ -47,26 +59,26 @@ export function titleOf({ name, prompt }) {
   return name && !/^\d+$/.test(name) ? `${name}: ${prompt}` : prompt;
 }
 
-/** A window over the page. It closes with Escape, with Close, and with a click beside it. */
+/** A window over the page; it has a button to close it, too. */
 export class GalleryWindow {
   /**
    * @param {() => Promise<Gallery>} fetchGallery
    * @param {(file: string) => string} addressOf where a video is fetched from
+   * @param {string} place a name under which is kept what was chosen
    */
-  constructor(fetchGallery, addressOf) {
+  constructor(fetchGallery, addressOf, place = "") {
+    this.place = place;
     this.fetchGallery = fetchGallery;
     this.addressOf = addressOf;
     this.film = new Film();
     /** @type {Gallery} */
     this.gallery = { prompts: [], steps: [] };
+    const kept = recall(place);
     /** @type {Pair | undefined} */
-    this.pair = undefined;
-    this.before = /** @type {HTMLElement | null} */ (document.activeElement);
-    this.shade = block("wan-train-shade", document.body);
-    this.box = block("wan-train-gallery", this.shade);
-    this.box.setAttribute("role", "dialog");
-    this.box.setAttribute("aria-modal", "true");
-    this.box.setAttribute("aria-label", say("Previews of this run"));
+    this.pair = keptPair(kept.pair);
+    this.divided = String(number(kept.divided) ?? 50); // percent that the left step has
+    this.dialog = new Dialog("wan-train-gallery", say("Previews of this run"), () => this.film.close());
+    this.box = this.dialog.box;
     this.closer = this.controls();
     this.told = block("wan-train-caption", this.box);
     this.told.setAttribute("role", "status");
@@ -75,22 +87,16 @@ export class GalleryWindow {
     this.grid.tabIndex = 0; // so that the arrow keys scroll it
     this.grid.setAttribute("role", "region");
     this.grid.setAttribute("aria-label", say("All previews, prompts by steps"));
-    this.onKey = (/** @type {KeyboardEvent} */ event) => this.key(event);
-    window.addEventListener("keydown", this.onKey, true);
-    this.shade.addEventListener("pointerdown", (event) => event.target === this.shade && this.close());
     this.closer.focus();
     this.ready = this.refresh();
   }
 
   get isOpen() {
-    return this.shade.isConnected;
+    return this.dialog.isOpen;
   }
 
   close() {
-    window.removeEventListener("keydown", this.onKey, true);
-    this.film.close();
-    this.shade.remove();
-    this.before?.focus?.();
+    this.dialog.close();
   }
 
   /** Show what there is now. What has not changed is not loaded again. */
@@ -109,7 +115,7 @@ export class GalleryWindow {
 
   controls() {
     const bar = block("wan-train-buttons", this.box);
-    const play = button(bar, say("Pause"), () => {
+    const play = button(bar, say("Pause"), "", () => {
       this.film.isPlaying = !this.film.isPlaying;
       play.textContent = this.film.isPlaying ? say("Pause") : say("Play");
     });
@@ -124,20 +130,7 @@ export class GalleryWindow {
     };
     moment.disabled = !this.film.isExact;
     play.disabled = !this.film.isExact;
-    return button(bar, say("Close"), () => this.close());
-  }
-
-  /** @param {KeyboardEvent} event */
-  key(event) {
-    event.stopPropagation(); // else the page takes it for the graph
-    if (event.key === "Escape") this.close();
-    if (event.key !== "Tab") return;
-    const all = [...this.box.querySelectorAll("button:enabled, select, input:enabled, [tabindex]")];
-    const [first, last] = [all[0], all[all.length - 1]];
-    const leaves = document.activeElement === (event.shiftKey ? first : last);
-    if (!leaves && this.box.contains(document.activeElement)) return;
-    event.preventDefault();
-    /** @type {HTMLElement} */ (event.shiftKey ? last : first).focus();
+    return button(bar, say("Close"), "", () => this.close());
   }
 
   showPair() {
@@ -159,12 +152,13 @@ export class GalleryWindow {
     const above = block("wan-train-above", stage);
     this.film.add(above, this.address(pair.prompt, pair.right), say("step {step}, on the right", { step: pair.right }));
     const divide = range(this.compare, say("Where the left step ends and the right one begins"), "0", "100");
-    divide.value = this.divided ?? "50";
+    divide.value = this.divided;
     const cut = () => {
       this.divided = divide.value;
       above.style.clipPath = `inset(0 0 0 ${divide.value}%)`;
     };
     divide.addEventListener("input", cut);
+    divide.addEventListener("change", () => keep(this.place, { divided: divide.valueAsNumber }));
     cut();
   }
 
@@ -182,7 +176,7 @@ export class GalleryWindow {
       for (const { step, files } of steps) {
         const cell = row.insertCell();
         if (!files[number]) continue;
-        const chooses = button(cell, "", () => this.choose(number, step));
+        const chooses = button(cell, "", "", () => this.choose(number, step));
         const title = say("Compare step {step} of {prompt}", { step, prompt: titleOf(prompt) });
         chooses.setAttribute("aria-label", title);
         chooses.setAttribute("aria-pressed", String(this.isChosen(number, step)));
@@ -207,8 +201,17 @@ export class GalleryWindow {
    */
   choose(prompt, step) {
     const left = this.pair?.prompt === prompt ? this.pair.right : stepsOf(this.gallery, prompt)[0];
-    this.pair = { prompt, left, right: step };
+    this.take({ prompt, left, right: step });
+  }
+
+  /**
+   * Compare these, and keep that.
+   * @param {Pair} pair
+   */
+  take(pair) {
+    this.pair = pair;
     this.show();
+    keep(this.place, { pair: this.pair });
   }
 
   /** Show what is chosen now; what has the focus keeps it. */
@@ -248,27 +251,10 @@ export class GalleryWindow {
     select.setAttribute("aria-label", name);
     for (const item of items) select.add(new Option(item.text, String(item.value)));
     select.value = String(value);
-    select.addEventListener("change", () => {
-      this.pair = change(Number(select.value));
-      this.show();
-    });
+    select.addEventListener("change", () => this.take(change(Number(select.value))));
     label.append(select);
     parent.append(label);
   }
-}
-
-/**
- * @param {HTMLElement} parent
- * @param {string} text
- * @param {() => void} act
- */
-function button(parent, text, act) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  made.addEventListener("click", act);
-  parent.append(made);
-  return made;
 }
 
 /**

@@ -2,6 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { Dialog } from "./dialog.js";
+import { block, button } from "./elements.js";
 import { say } from "./words.js";
 
 /** Endings that ComfyUI has no use for, and names of SimpleTuner's files; other .json are workflows. */
@@ -90,34 +92,18 @@ export async function importFiles(files, dropped) {
  * @param {Imported} result
  */
 function showReport(result) {
-  const dialog = document.createElement("dialog");
-  dialog.className = "wan-train-import";
+  const from = say("From your {trainer} setup", { trainer: result.trainer });
+  const dialog = new Dialog("wan-train-import", from);
   const title = document.createElement("h2");
-  title.textContent = say("From your {trainer} setup", { trainer: result.trainer });
+  title.textContent = from;
   const text = document.createElement("pre");
   text.textContent = result.report;
-  const buttons = document.createElement("div");
-  buttons.append(
-    button(say("Keep the report"), () => download(`${result.name}-report.txt`, result.report)),
-    button(say("Keep the recipe"), () => download(`${result.name}.toml`, result.recipe)),
-    button(say("Close"), () => dialog.close()),
-  );
-  dialog.append(title, text, buttons);
-  dialog.addEventListener("close", () => dialog.remove());
-  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // keys of the canvas stay out
-  document.body.append(dialog);
-  dialog.showModal();
-}
-
-/**
- * @param {string} label
- * @param {() => void} onClick
- */
-function button(label, onClick) {
-  const element = document.createElement("button");
-  element.textContent = label;
-  element.addEventListener("click", onClick);
-  return element;
+  text.tabIndex = 0; // so that the arrow keys scroll it
+  dialog.box.append(title, text);
+  const buttons = block("wan-train-buttons", dialog.box);
+  button(buttons, say("Keep the report"), "", () => download(`${result.name}-report.txt`, result.report));
+  button(buttons, say("Keep the recipe"), "", () => download(`${result.name}.toml`, result.recipe));
+  button(buttons, say("Close"), "", () => dialog.close()).focus();
 }
 
 /**

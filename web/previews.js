@@ -2,6 +2,7 @@
 
 import { block } from "./elements.js";
 import { GalleryWindow } from "./gallery.js";
+import { keep } from "./kept.js";
 import { say } from "./words.js";
 
 /** @typedef {[step: number, file: string]} Preview */
@@ -22,10 +23,12 @@ export class Previews {
    * @param {HTMLElement} parent
    * @param {(file: string) => string} addressOf where a preview is fetched from
    * @param {() => void} onToggle they have appeared or gone
+   * @param {() => string} place a name under which is kept what was chosen
    */
-  constructor(parent, addressOf, onToggle) {
+  constructor(parent, addressOf, onToggle, place) {
     this.addressOf = addressOf;
     this.onToggle = onToggle;
+    this.place = place;
     this.element = block("wan-train-previews", parent);
     this.picture = document.createElement("img");
     this.caption = block("wan-train-caption");
@@ -41,6 +44,7 @@ export class Previews {
     this.slider.addEventListener("input", () => {
       const index = this.slider.valueAsNumber;
       this.chosen = index < this.files.length - 1 ? this.files[index][0] : undefined; // at the end: the newest, always
+      keep(this.place(), { preview: this.chosen ?? null });
       this.show();
     });
     for (const kind of ["pointerdown", "pointermove"]) {
@@ -59,6 +63,12 @@ export class Previews {
     this.gallery = undefined;
     this.element.append(this.picture, this.caption, this.slider, buttons);
     this.element.hidden = true;
+  }
+
+  /** Forget them: another run is shown. */
+  clear() {
+    this.chosen = undefined;
+    this.set([]);
   }
 
   /**
@@ -89,7 +99,7 @@ export class Previews {
       if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
       return answer.json();
     };
-    this.gallery = new GalleryWindow(fetchGallery, addressOf);
+    this.gallery = new GalleryWindow(fetchGallery, addressOf, this.place());
   }
 
   show() {

@@ -1,7 +1,11 @@
 // The window that shows recipes: choose one, see what it changes and why, use it. Knows nothing of ComfyUI.
 
-import { block } from "./elements.js";
+import { Dialog } from "./dialog.js";
+import { block, button } from "./elements.js";
+import { keep, recall } from "./kept.js";
 import { say } from "./words.js";
+
+const KEPT = "recipes"; // which one was looked at
 
 /** @typedef {import("./presets.js").Preset} Preset */
 /** @typedef {import("./presets.js").Change} Change */
@@ -13,26 +17,9 @@ import { say } from "./words.js";
  * @param {(preset: Preset) => void} apply
  */
 export function openChooser(presets, changesOf, apply) {
-  const before = /** @type {HTMLElement | null} */ (document.activeElement);
-  const shade = block("wan-train-shade", document.body);
-  const box = block("wan-train-recipes", shade);
-  box.setAttribute("role", "dialog");
-  box.setAttribute("aria-modal", "true");
-  box.setAttribute("aria-label", say("Recipes"));
-
-  const close = () => {
-    window.removeEventListener("keydown", onKey, true);
-    shade.remove();
-    before?.focus?.();
-  };
-  /** @param {KeyboardEvent} event */
-  const onKey = (event) => {
-    event.stopPropagation(); // else the page takes it for the graph
-    if (event.key === "Escape") close();
-  };
-  window.addEventListener("keydown", onKey, true);
-  shade.addEventListener("pointerdown", (event) => event.target === shade && close());
-
+  const dialog = new Dialog("wan-train-recipes", say("Recipes"));
+  const { box } = dialog;
+  const close = () => dialog.close();
   if (!presets.length) block("", box).textContent = say("The server sent no recipes: reload the page.");
   const select = document.createElement("select");
   select.setAttribute("aria-label", say("Recipe"));
@@ -46,33 +33,29 @@ export function openChooser(presets, changesOf, apply) {
   const table = block("wan-train-recipe-table");
   const chosen = () => presets[Number(select.value)];
   const show = () => describe(chosen(), changesOf(chosen()), told, table);
-  select.addEventListener("change", show);
+  select.addEventListener("change", () => {
+    keep(KEPT, { title: chosen().title });
+    show();
+  });
   if (presets.length) {
+    select.value = String(
+      Math.max(
+        0,
+        presets.findIndex(({ title }) => title === recall(KEPT).title),
+      ),
+    );
     box.append(select, told, table);
     show();
   }
   const buttons = block("wan-train-buttons", box);
   if (presets.length) {
-    button(buttons, say("Use this recipe"), () => {
+    button(buttons, say("Use this recipe"), "", () => {
       apply(chosen());
       close();
     });
   }
-  button(buttons, say("Cancel"), close);
+  button(buttons, say("Cancel"), "", close);
   (presets.length ? select : buttons.querySelector("button"))?.focus();
-}
-
-/**
- * @param {HTMLElement} parent
- * @param {string} label
- * @param {() => void} onClick
- */
-function button(parent, label, onClick) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = label;
-  made.addEventListener("click", onClick);
-  parent.append(made);
 }
 
 /**

@@ -1,6 +1,7 @@
 // The list of all runs: a card each, with what it did and what can be done with it. Knows nothing of ComfyUI.
 
 import { block, button } from "./elements.js";
+import { keep, recall } from "./kept.js";
 import { chosen, expertOf, facts, GOING, orders, sizeOf, stateOf, words } from "./run_words.js";
 import { say } from "./words.js";
 
@@ -19,6 +20,8 @@ import { say } from "./words.js";
  * @property {(one: Run, other: Run) => Promise<Difference[]>} compare
  * @property {(text: string) => Promise<void>} copy
  */
+
+const KEPT = "runs"; // what is searched, and the order
 
 /** `element` is what is shown; `set` gives it the runs. */
 export class RunList {
@@ -43,8 +46,15 @@ export class RunList {
     this.order.setAttribute("aria-label", say("Sort runs by"));
     for (const [value, label] of Object.entries(orders())) this.order.add(new Option(label, value));
     bar.append(this.search, this.order);
-    this.search.addEventListener("input", () => this.show());
-    this.order.addEventListener("change", () => this.show());
+    const kept = recall(KEPT);
+    if (typeof kept.search === "string") this.search.value = kept.search;
+    if (typeof kept.order === "string" && kept.order in orders()) this.order.value = kept.order;
+    const choose = () => {
+      keep(KEPT, { search: this.search.value, order: this.order.value });
+      this.show();
+    };
+    this.search.addEventListener("input", choose);
+    this.order.addEventListener("change", choose);
     // Keys that are typed here are no shortcuts of the graph.
     this.element.addEventListener("keydown", (event) => this.onKey(event));
     this.status = block("wan-train-runs-status", top);

@@ -48,6 +48,7 @@ export function addChart(node, check) {
     () => makeRoom(node),
     (what) => ask(entry, what, check),
     { fetch: fetchJson, address: (path) => api.apiURL(path), run: () => entry.run },
+    () => (node.graph ? `chart/${node.graph.id}/${node.id}` : ""),
   );
   /** @type {Entry} */
   const entry = { chart, run: null, fetching: false, missed: [] };
@@ -136,6 +137,7 @@ function setRun(entry, run) {
   if (entry.run === run) return false;
   entry.run = run;
   entry.chart.clear();
+  entry.chart.recall();
   entry.chart.say("");
   return true;
 }

@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from .strips import StripStore
 
 _FOLDER = Path(__file__).parent / "page"
-_SCRIPTS = ("cards.js", "detail.js", "main.js")
+WORDS = _FOLDER / "words.js"  # of any page that stands alone
+_SCRIPTS = ("words.js", "cards.js", "detail.js", "main.js")
 _NO_DATA = "/*data*/null"
 # The scripts are modules of each other; in the page they are one.
 _MODULE = re.compile(r"^import [^;]+;$|^export ", re.MULTILINE)
@@ -83,10 +84,15 @@ def strips_beside(file: Path) -> StripStore:
     return StripStore(files_folder(file))
 
 
+def alone(script: str) -> str:
+    """A script as it stands in a page with those that it imports: without what makes it a module."""
+    return _MODULE.sub("", script)
+
+
 @cache
 def _page() -> str:
     """The page without data."""
     text = (_FOLDER / "page.html").read_text(encoding="utf-8")
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    scripts = "\n".join(_MODULE.sub("", (_FOLDER / name).read_text(encoding="utf-8")) for name in _SCRIPTS)
+    scripts = "\n".join(alone((_FOLDER / name).read_text(encoding="utf-8")) for name in _SCRIPTS)
     return text.replace("/*style*/", style).replace("/*script*/", scripts)

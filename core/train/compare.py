@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..names import in_short
 from ..settings.job import Stage
+from .copies import find_copies
 from .partway import checkpoint_lora
 from .run_folder import RunFolder
 from .scores import best_checkpoint
@@ -46,9 +47,17 @@ class Pair:
         return f"step {steps.pop()}"
 
 
-def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str) -> list[Pair]:
+def loras_of(run: RunFolder, folders: Sequence[Path] = ()) -> dict[int, Path]:
+    """A run's LoRAs by step: its checkpoints, and those that it has removed and of which a copy lies in `folders`."""
+    copies = find_copies(run, folders)
+    there = {step: lora for step, _ in run.checkpoints() if (lora := checkpoint_lora(run, step)) is not None}
+    return dict(sorted({**copies, **there}.items()))
+
+
+def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str, folders: Sequence[Path] = ()) -> list[Pair]:
     """The chosen checkpoints of `high`, each with the nearest of `low` (of two as near, the earlier); or those of the one run.
 
+    `folders`: where copies of checkpoints may lie.
     ConfigError where there is no run, one is of the wrong expert, or nothing fits `wanted` (see `choose_steps`).
     """
     for run, stages, name in ((high, ("high", "single"), "high_run"), (low, ("low",), "low_run")):
@@ -61,34 +70,33 @@ def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str) -> list
     first = high or low
     if first is None:
         raise ConfigError("no run is chosen: choose one for high_run, for low_run, or for both.")
-    steps = choose_steps(wanted, first)
+    found = loras_of(first, folders)
+    chosen = [At(step, found[step]) for step in choose_steps(wanted, first, list(found))]
     if high is None:
-        return [Pair(low=_at(first, step)) for step in steps]
+        return [Pair(low=one) for one in chosen]
     if low is None:
-        return [Pair(high=_at(high, step)) for step in steps]
-    others = [step for step, _ in low.checkpoints()]
+        return [Pair(high=one) for one in chosen]
+    others = [At(step, lora) for step, lora in loras_of(low, folders).items()]
     if not others:
         raise ConfigError(f"{low.path.name} has no checkpoint yet: let it train, or set low_run to none.")
-    nearest = {step: min(others, key=lambda other: (abs(other - step), other)) for step in steps}
-    return [Pair(_at(high, step), _at(low, other)) for step, other in nearest.items()]
+    return [Pair(one, min(others, key=lambda other: (abs(other.step - one.step), other.step))) for one in chosen]
 
 
-def choose_steps(wanted: str, run: RunFolder) -> list[int]:
+def choose_steps(wanted: str, run: RunFolder, there: Sequence[int]) -> list[int]:
     """Steps of the checkpoints that `wanted` names, in order: all; every 2 (the second, the fourth, ...); last 3; best; or a
-    list of steps such as 500, 1000. ConfigError for other words, and for steps that the run does not keep.
+    list of steps such as 500, 1000. `there`: what `loras_of` has found. ConfigError for other words, and for other steps.
     """
-    there = [step for step, _ in run.checkpoints()]
     if not there:
         raise ConfigError(f"{run.path.name} has no checkpoint yet: let it train for checkpoint_every steps.")
     kind, numbers = read_choice(wanted)
     if kind == "all":
-        return there
+        return list(there)
     if kind == "best":
         return [best_checkpoint(run, run.read_job()).step]
     if kind == "last":
-        return there[-numbers[0] :]
+        return list(there[-numbers[0] :])
     if kind == "every":
-        found = there[numbers[0] - 1 :: numbers[0]]
+        found = list(there[numbers[0] - 1 :: numbers[0]])
         if not found:
             raise ConfigError(f"checkpoints is 'every {numbers[0]}', but {run.path.name} keeps only {len(there)}.")
         return found
@@ -153,13 +161,6 @@ def run_names(runs: Path) -> list[str]:
         except OSError:  # none, or deleted meanwhile
             continue
     return [name for _, name in sorted(found)]
-
-
-def _at(run: RunFolder, step: int) -> At:
-    lora = checkpoint_lora(run, step)
-    if lora is None:
-        raise ConfigError(f"the checkpoint of step {step} of {run.path.name} has gone meanwhile: choose again.")
-    return At(step, lora)
 
 
 def num_cells(pairs: Sequence[Pair], strengths: Sequence[float], prompts: Sequence[str], *, with_base: bool) -> int:

@@ -15,7 +15,12 @@ NANO = Path(__file__).resolve().parents[2] / "nano"  # models and datasets that 
 
 def loras_path() -> Path:
     """The host's first `loras` folder: what is written there shows up in every LoRA loader."""
-    return Path(folder_paths.get_folder_paths("loras")[0])
+    return loras_paths()[0]
+
+
+def loras_paths() -> list[Path]:
+    """All of the host's `loras` folders."""
+    return [Path(path) for path in folder_paths.get_folder_paths("loras")]
 
 
 def offer_nano_models() -> None:

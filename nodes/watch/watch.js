@@ -1,20 +1,29 @@
 // A page for a phone: one run, its curve and newest pictures, and Stop. It asks its own server every few seconds.
 
+import { learn, say } from "../../core/look/page/words.js";
+import { smooth, windowFor } from "../../web/curve.js";
+
 const POLL_MS = 5000;
 const MOST_PICTURES = 6;
-const STATES = /** @type {Record<string, string>} */ ({
-  new: "not begun",
-  waiting: "starting",
-  training: "running",
-  error: "failed",
+/** @returns {Record<string, string>} */
+const states = () => ({
+  new: say("not begun"),
+  waiting: say("starting"),
+  training: say("running"),
+  stopping: say("stopping"),
+  paused: say("paused"),
+  stopped: say("stopped"),
+  finished: say("finished"),
+  error: say("failed"),
 });
-const STAGES = /** @type {Record<string, string>} */ ({ high: "high noise", low: "low noise", single: "single model" });
+/** @returns {Record<string, string>} */
+const stages = () => ({ high: say("high noise"), low: say("low noise"), single: say("single model") });
 
 /** @typedef {[step: number, loss: number]} Point */
 /**
  * @typedef {{ run: string, name: string, stage: string, state: string, why: string, step: number, steps: number,
  *   held_out: number | null, asks: string[], facts: string[], line?: string }} Run
- * @typedef {{ losses: Point[], smoothed: Point[], validation: Point[], previews: [number, string][], notes: string }} Story
+ * @typedef {{ steps: number, losses: Point[], smoothed?: Point[], validation: Point[], previews: [number, string][], notes: string }} Story
  */
 
 const part = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
@@ -33,9 +42,9 @@ const addressOf = (name) => `runs/${encodeURIComponent(name)}`;
  */
 async function ask(path, request) {
   const answer = await fetch(path, request).catch(() => null);
-  if (!answer) throw new Error("ComfyUI does not answer: is it still running?");
+  if (!answer) throw new Error(say("ComfyUI does not answer: is it still running?"));
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error ?? `ComfyUI answers with ${answer.status}.`);
+  if (!answer.ok) throw new Error(body.error ?? say("ComfyUI answers with {status}.", { status: answer.status }));
   return body;
 }
 
@@ -50,7 +59,7 @@ async function look() {
     fillSelect();
     const run = runs.find((one) => one.run === select.value);
     if (!run) {
-      write("state", "No run yet: what you train is shown here.");
+      write("state", say("No run yet: what you train is shown here."));
       return;
     }
     const story = await ask(addressOf(run.run));
@@ -63,7 +72,9 @@ async function look() {
 /** The run that was chosen; else one that goes on; else the newest. */
 function fillSelect() {
   const wanted = runs.find((run) => run.run === chosen()) ?? runs.find((run) => run.asks.length) ?? runs[0];
-  const told = runs.map((run) => `${run.name}, ${STAGES[run.stage] ?? run.stage}: ${STATES[run.state] ?? run.state}`);
+  const told = runs.map(
+    (run) => `${run.name}, ${stages()[run.stage] ?? run.stage}: ${states()[run.state] ?? run.state}`,
+  );
   if (told.join() !== [...select.options].map((option) => option.textContent).join()) {
     select.replaceChildren(...runs.map((run, i) => new Option(told[i], run.run)));
   }
@@ -72,12 +83,12 @@ function fillSelect() {
 
 /** @param {Run} run @param {Story} story */
 function show(run, story) {
-  const state = STATES[run.state] ?? run.state;
+  const state = states()[run.state] ?? run.state;
   write("state", [state, run.why || run.line].filter(Boolean).join(": "));
   part("state").className = run.state === "error" ? "failed" : "";
   part("done").max = Math.max(1, run.steps);
   part("done").value = run.step;
-  write("facts", [`step ${run.step} of ${run.steps}`, ...run.facts].join(" · "));
+  write("facts", [say("step {step} of {steps}", { step: run.step, steps: run.steps }), ...run.facts].join(" · "));
   document.title = `${Math.floor((100 * run.step) / Math.max(1, run.steps))}% ${run.name}`;
   part("stop").hidden = !run.asks.includes("stop");
   part("stop").disabled = isStopping;
@@ -96,27 +107,25 @@ function picture(run, step, file) {
   const figure = document.createElement("figure");
   const image = document.createElement("img");
   image.src = `${addressOf(run)}/previews/${file}`;
-  image.alt = `preview of step ${step}`;
+  image.alt = say("preview of step {step}", { step });
   image.loading = "lazy";
   const caption = document.createElement("figcaption");
-  caption.textContent = `step ${step}`;
+  caption.textContent = say("step {step}", { step });
   figure.append(image, caption);
   return figure;
 }
 
 /**
- * Averages of the losses: those of the server for a long run, and of the last points for a short one.
+ * Averages of the losses, as the node's chart has them: those of the server for a long run.
  * @param {Story} story
  * @returns {Point[]}
  */
-function averages({ losses, smoothed }) {
-  if (smoothed.length) return smoothed;
-  const share = 1 / Math.min(100, Math.max(8, losses.length / 25));
-  let mean = losses[0]?.[1] ?? 0;
-  return losses.map(([step, loss]) => {
-    mean += share * (loss - mean);
-    return [step, mean];
-  });
+function averages({ steps, losses, smoothed }) {
+  if (smoothed?.length) return smoothed;
+  const raw = losses.map(([, loss]) => loss);
+  const none = raw.map(() => undefined);
+  const means = smooth(raw, 1 - 1 / windowFor(steps || losses.length), none);
+  return losses.map(([step], i) => [step, means[i]]);
 }
 
 /** @param {Story} story */
@@ -146,15 +155,20 @@ function draw(story) {
   line("smooth", bold);
   line("held", validation);
   const held = validation.at(-1)?.[1];
-  const words = [`steps ${first} to ${last}`, `loss ${low.toFixed(3)} to ${high.toFixed(3)}`];
-  words.push(`average loss ${bold[bold.length - 1][1].toFixed(4)}`);
-  if (held !== undefined) words.push(`held-out loss ${held.toFixed(4)}, dashed`);
+  const words = [
+    say("steps {first} to {last}", { first, last }),
+    say("loss {low} to {high}", { low: low.toFixed(3), high: high.toFixed(3) }),
+    say("smoothed loss {loss}", { loss: bold[bold.length - 1][1].toFixed(4) }),
+  ];
+  if (held !== undefined) words.push(say("held-out loss {loss}, dashed", { loss: held.toFixed(4) }));
   write("losses", words.join(" · "));
 }
 
 async function stop() {
   const run = runs.find((one) => one.run === select.value);
-  if (!run || !confirm(`Stop ${run.name} after step ${run.step} of ${run.steps}? A checkpoint is kept.`)) return;
+  if (!run) return;
+  const { name, step, steps } = run;
+  if (!confirm(say("Stop {name} after step {step} of {steps}? A checkpoint is kept.", { name, step, steps }))) return;
   isStopping = true;
   part("stop").disabled = true;
   try {
@@ -173,5 +187,6 @@ select.addEventListener("change", () => {
 addEventListener("hashchange", look);
 document.addEventListener("visibilitychange", () => document.hidden || look());
 part("stop").addEventListener("click", stop);
+await learn(ask);
 setInterval(() => document.hidden || look(), POLL_MS);
 look();

@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 from wan_train.tools.screenshot import BROWSERS
 
-LONG_FORM = ("test_blueprint", "test_identity", "test_server_killed_often", "test_training")
+LONG_FORM = ("test_blueprint", "test_flows", "test_identity", "test_server_killed_often", "test_training")
 RENDERERS = {"canvas": False, "vue": True}
 
 

@@ -38,6 +38,7 @@ class Desk:
         self.modern = modern
         size = {"width": 1600, "height": 1000}
         self.page: Page = browser.new_context(viewport=size, locale=locale).new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine draws slowly
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self._note(message.text))
@@ -50,7 +51,7 @@ class Desk:
     def open(self) -> None:
         """Load the page anew, as F5 does."""
         self.page.goto(self.host.url)
-        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_function(READY)
         self.page.evaluate(
             f"""async (modern) => {{
               const settings = {APP}.extensionManager.setting;
@@ -111,7 +112,7 @@ class Desk:
         """What stands in a part of a node's chart or report."""
         return self.page.evaluate("([id, selector]) => partOf(id, selector)?.textContent ?? ''", [node, selector])
 
-    def until(self, node: int | str, words: str, selector: str = HEAD, timeout: float = 60.0) -> str:
+    def until(self, node: int | str, words: str, selector: str = HEAD, timeout: float = 120.0) -> str:
         """Wait until a part of a node's chart or report says `words`; all that it says then."""
         try:
             self.page.wait_for_function(
@@ -139,7 +140,7 @@ class Desk:
 
     def press(self, node: int | str, ask: str) -> None:
         """Press one of them, with the mouse."""
-        self.part(node, f"button[data-ask={ask}]").click(timeout=10_000)
+        self.part(node, f"button[data-ask={ask}]").click()
 
     def set_widget(self, node: int | str, name: str, value: Any) -> None:
         """What typing into a widget comes to."""
@@ -170,7 +171,7 @@ class Desk:
         self.page.context.close()
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def until(holds: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Poll until `holds()` is true; its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -69,6 +69,10 @@ def test_two_runs_are_compared_and_a_part_is_looked_at(desk: Desk, tmp_path: Pat
         "[...partOf(id, '.wan-train-controls').querySelectorAll('button')].find((b) => b.textContent === 'Whole run')"
     )
     desk.page.wait_for_function(f"(id) => !{whole}.hidden", arg=train)
+    desk.open()  # what was chosen is chosen still
+    desk.until(train, "gradient norm", LEGEND)
+    desk.until(train, "rank 2 (here 4)", LEGEND)
+    desk.page.wait_for_function(f"(id) => !{whole}.hidden", arg=train)
     picture = saved(desk, train, "Picture (PNG)", tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     with saved(desk, train, "Table (CSV)", tmp_path).open(newline="") as file:

@@ -14,7 +14,7 @@ ERRORS = f"""() => {APP}.lastNodeErrors && Object.fromEntries(
 def test_one_missing_folder_is_one_error(desk: Desk):
     ids = desk.load_prompt(changed(training("lost"), "data", folder="input/gone"))
     desk.queue()
-    until(lambda: desk.evaluate(ERRORS), "an error", 20)
+    until(lambda: desk.evaluate(ERRORS), "an error")
     assert desk.evaluate(ERRORS) == {str(ids["data"]): 1}
     desk.page.keyboard.press("Escape")
 

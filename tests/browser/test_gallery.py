@@ -63,3 +63,13 @@ def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
         assert page.evaluate("document.querySelector('.wan-train-gallery').contains(document.activeElement)")
     page.keyboard.press("Escape")
     assert gallery.count() == 0
+
+    desk.open()
+    desk.until(train, "finished")
+    page.wait_for_function("(id) => !partOf(id, '.wan-train-previews').hidden", arg=train)
+    desk.evaluate(OPEN, train)
+    cells.nth(5).wait_for()
+    assert (left.input_value(), right.input_value()) == ("0", "2")  # as it was left
+    assert cells.nth(4).get_attribute("aria-pressed") == "true"
+    assert divide.input_value() == "0"
+    page.keyboard.press("Escape")

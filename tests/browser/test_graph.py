@@ -1,6 +1,7 @@
 """What a person sees of the graph: templates that open readable, nodes that fold, values that stay."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ VALUES = "(id) => nodeOf(id).widgets.filter((one) => one.serialize !== false).ma
 HEIGHT = "(id) => nodeOf(id).size[1]"
 SHOWN = "(id) => nodeOf(id).widgets.filter((one) => !one.hidden).map((one) => one.name)"
 PART = "(id) => nodeOf(id).widgets.find((one) => one.name === 'show_optimizer')"
+LABELS = """(id) => nodeOf(id).widgets.filter((one) => one.name.startsWith("show_") && one.name !== "show_advanced")
+  .map((one) => one.label.replace(/^[▸▾] | \\(\\d+\\)$/g, ""))"""
 FOLD = "(id) => nodeOf(id).widgets.find((one) => one.name === 'show_advanced')"
 
 
@@ -76,7 +79,7 @@ def test_a_template_opens_readable(desk: Desk, name: str):
     desk.complaints.clear()  # the pictures and the runs that were made up are not there
 
 
-@pytest.mark.renderer("canvas")
+@pytest.mark.renderer("canvas", "vue")
 def test_advanced_inputs_fold_and_keep_their_values(desk: Desk):
     ui = template("wan2.1_t2v_1.3b_lora")
     desk.load(ui)
@@ -91,6 +94,19 @@ def test_advanced_inputs_fold_and_keep_their_values(desk: Desk):
         desk.look_at(train)
         desk.page.locator(f'[data-node-id="{train}"]').get_by_test_id("advanced-inputs-button").click()
         desk.page.wait_for_function("(id) => nodeOf(id).showAdvanced === true", arg=train)
+        node = desk.page.locator(f'[data-node-id="{train}"]')
+        parts = node.get_by_role("button", name=re.compile("[▸▾]"))
+        parts.filter(has_text="Optimizer").click()
+        node.get_by_text("weight_decay", exact=True).first.wait_for()
+        assert desk.evaluate(LABELS, train) == [
+            "Noise levels and loss", "LoRA", "Optimizer", "EMA, keep what the model knows", "TREAD, rollout, CREPA",
+            "Steps, checkpoints, device", "Previews", "Logs, several GPUs",
+        ]  # fmt: skip
+        assert node.get_by_text("timestep_sampling", exact=True).count() == 0
+        parts.filter(has_text="Previews").click()
+        node.get_by_text("preview_steps", exact=True).first.wait_for()
+        assert node.get_by_text("weight_decay", exact=True).count() == 0
+        assert dict(desk.evaluate(VALUES, train)) == dict(before)
         return
     label = desk.evaluate(f"(id) => ({FOLD})(id).label", train)
     hidden = len(before) - sum(name in dict(before) for name in folded)  # not counted: buttons and the chart

@@ -21,7 +21,7 @@ def card(desk: Desk, run: str):
 
 
 def await_card(desk: Desk, run: str, words: str) -> None:
-    card(desk, run).filter(has_text=words).wait_for(timeout=60_000)
+    card(desk, run).filter(has_text=words).wait_for()
 
 
 @pytest.mark.renderer("vue")

@@ -7,6 +7,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 DOCUMENTS = [PACK / "CONTRIBUTING.md", PACK / "README.md", *sorted((PACK / "docs").rglob("*.md"))]
+TABLES = [PACK / "tests" / "browser" / "README.md"]
 NAMED = re.compile(
     r"`((?:core|nodes|tools|tests|web|docs|benchmarks|nano|example_workflows)(?:/[\w.-]+)*)(?:::\w+)?/?`"
 )
@@ -18,6 +19,15 @@ def anchors(path: Path) -> set[str]:
     """Of the headings of a page, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_tests_that_a_table_names_are_there():
+    for path in TABLES:
+        named = re.findall(r"`(tests/[\w./]+)(?:::(\w+))?`", path.read_text(encoding="utf-8"))
+        assert len(named) > 50
+        for file, name in named:
+            assert (PACK / file).exists(), file
+            assert not name or f"def {name}(" in (PACK / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
 @each_document

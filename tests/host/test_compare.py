@@ -146,3 +146,17 @@ def test_the_training_names_the_best_checkpoint_and_merge_takes_it(host, trained
     assert average["wantrain.weights"] == "post_hoc_ema"
     assert (loras / "seen_low_noise_step000003.safetensors").is_file()
     assert read_lora(loras / "seen_low_noise_step000003.safetensors").metadata["modelspec.trigger_phrase"] == "shp"
+
+
+def test_a_copy_is_known_under_another_name_and_names_its_run(host, trained):
+    prompt, _high, _low = trained
+    loras = host.base / "models" / "loras"
+    (loras / "seen_low_noise_step000003.safetensors").rename(loras / "half way.safetensors")
+    grid = compare(prompt, "none", "none", prompts="a red circle", with_base=False)
+    grid["copy"] = node("WanLoRAFromFile", lora_file="half way.safetensors", stage="auto")
+    grid["compare"]["inputs"]["trained_low"] = ["copy", 0]
+    entry = host.run(grid, timeout=100)
+    assert succeeded(entry)
+    assert entry["outputs"]["labels"]["text"] == ["step 3, a red circle"]
+    grid["copy"] = node("WanLoRAFromFile", lora_file="seen_low_noise.safetensors", stage="auto")
+    assert "which is of no run that is there" in error_of(host.run(grid))

@@ -129,7 +129,7 @@ const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTrans
 document.querySelector("canvas").dispatchEvent(event);
 return event.defaultPrevented;
 """
-SHOWN = "document.querySelector('dialog.wan-train-import pre')?.textContent"
+SHOWN = "document.querySelector('.wan-train-import pre')?.textContent"
 
 
 async def drop(url, dropped):

@@ -295,3 +295,47 @@ def test_keys_go_through_frames_and_samples(host, mixed):
     assert (int(before[0]) - int(after[0])) % 17 == 1
     assert width == 192  # the frame in the size that is trained
     assert name.startswith("ok_03")
+
+
+@needs_browser
+def test_what_was_chosen_is_chosen_after_a_reload(host, mixed):
+    state = """return {
+      latents: document.getElementById('latents').value, costs: document.getElementById('costs').open,
+      search: document.getElementById('search').value, play: document.getElementById('play').textContent,
+      shown: document.getElementById('shown').textContent,
+      pressed: [...document.querySelectorAll('#kinds [aria-pressed=true]')].map((button) => button.textContent),
+    };"""
+
+    async def act():
+        asked = json.dumps({"folder": "input/mixed", "settings": SETTINGS})
+        address = f"{host.url}/wan_train/look#{urllib.parse.quote(asked)}"
+        async with open_browser(1400, 1000) as page:
+            await show(page, address)
+            await page.run("""
+                const change = (id, value, type) => {
+                  document.getElementById(id).value = value;
+                  document.getElementById(id).dispatchEvent(new Event(type));
+                };
+                change('latents', 'wan2.2', 'change');
+                change('search', 'a', 'input');
+                document.getElementById('costs').open = true;
+                document.getElementById('play').click();
+                [...document.querySelectorAll('#kinds button')].find((b) => b.textContent.startsWith('cut')).click();
+            """)
+            await page.wait_for("JSON.parse(localStorage.getItem('wan_train.look')).costs")
+            before = await page.run(state)
+            await page.send("Page.navigate", url="about:blank")
+            await show(page, address)
+            await page.wait_for("document.getElementById('shown').textContent.startsWith('1 ')")
+            after = await page.run(state)
+            await page.send("Page.navigate", url="about:blank")
+            other = urllib.parse.quote(json.dumps({"folder": "input/shapes", "settings": SETTINGS}))
+            await page.send("Page.navigate", url=f"{host.url}/wan_train/look#{other}")
+            await page.wait_for("document.querySelectorAll('.card').length > 0")
+            return before, after, await page.run(state)
+
+    before, after, other = asyncio.run(act())
+    assert before == after
+    assert after["pressed"] == ["cut (1)"]
+    assert (after["latents"], after["costs"], after["search"]) == ("wan2.2", True, "a")
+    assert (other["latents"], other["search"], other["pressed"]) == ("wan2.2", "", [])

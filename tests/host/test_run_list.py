@@ -167,5 +167,14 @@ def test_the_phones_page_stands_alone(host):
     assert status == 200
     assert b"/*script*/" not in page
     assert not re.findall(rb"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert b"import " not in re.sub(rb"//[^\n]*", b"", page)
     stranger = {"Host": "evil.example", "Origin": "http://evil.example"}
     refused(host, get(host, "/wan_train/watch", **stranger), 403)
+
+
+def test_pages_that_stand_alone_get_their_words(host):
+    assert host.server.request("/wan_train/words/de")["Stop"] == "Stop"
+    assert host.server.request("/wan_train/words/de")["Search"] == "Suchen"
+    assert host.server.request("/wan_train/words/zh-TW")["Search"] == "搜尋"
+    for none in ("en", "xx", "..%2F..", "de%2F..%2Ffr", "nodeDefs.json"):
+        assert get(host, f"/wan_train/words/{none}") == (200, b"{}"), none

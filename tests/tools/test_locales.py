@@ -118,8 +118,14 @@ class List {
 """,
         encoding="utf-8",
     )
-    assert page_texts(tmp_path) == {
-        "main": {"One, two \u2026": "One, two \u2026", "Three": "Three"},
+    (tmp_path / "page.html").write_text(
+        '<p data-say>Four</p><p>No</p><label data-say>Five</label><input data-say placeholder="Six" aria-label="Seven" '
+        'title="no"><i placeholder="no">no</i>',
+        encoding="utf-8",
+    )
+    said = ("One, two \u2026", "Three", "Four", "Five", "Six", "Seven")
+    assert page_texts([tmp_path]) == {
+        "main": {text: text for text in said},
         "commands": {"WanTrain_Import/label": "Open a setup"},
         "settings": {"WanTrain_Notify/name": "Tell me", "WanTrain_Notify/tooltip": 'When it "ends".'},
     }
@@ -129,7 +135,7 @@ class List {
 def test_what_can_not_be_found_is_refused(tmp_path, call):
     (tmp_path / "one.js").write_text(f"\n{call};\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"one\.js, line 2"):
-        page_texts(tmp_path)
+        page_texts([tmp_path])
 
 
 def test_a_text_of_the_page_that_changes_loses_its_translations(tmp_path):

@@ -23,6 +23,7 @@ class ResizeObserver {
 Object.assign(globalThis, {
   window,
   document: window.document,
+  localStorage: window.localStorage,
   sessionStorage: window.sessionStorage,
   MutationObserver: window.MutationObserver,
   Option: window.Option,

@@ -123,3 +123,35 @@ test("a node with many advanced inputs shows one part of them at a time", () => 
   named(node, "show_advanced").callback();
   assert.equal(node.size[1], height);
 });
+
+test("Nodes 2.0, which looks at a widget's options and has a button of its own, shows the same part", () => {
+  const names = [...Array(70).keys()].map((number) => `w${number}`);
+  const parts = Object.fromEntries(
+    names.map((name, index) => [name, ["INT", { wan_train_part: index < 40 ? "noise" : "adapter" }]]),
+  );
+  class Large extends OwnNode {
+    static nodeData = { input: { optional: parts } };
+  }
+  const node = app.rootGraph.add(
+    new Large(4, "WanLoadUMT5", Object.fromEntries(names.map((name) => [name, 0])), names),
+  );
+  // As ComfyUI's page decides it of each widget.
+  const isSeen = ({ options, name }) => {
+    const isLinked = node.inputs.some((input) => input.widget?.name === name && input.link != null);
+    return !options.canvasOnly && !options.hidden && (!options.advanced || node.showAdvanced || isLinked);
+  };
+  const seen = () => node.widgets.filter(isSeen).map(({ name }) => name);
+  assert.deepEqual(seen(), []);
+  node.inputs = [{ name: "w3", widget: { name: "w3" }, link: 3 }];
+  assert.deepEqual(seen(), ["w3"]);
+  node.showAdvanced = true; // its own button
+  assert.deepEqual(seen(), ["w3", "show_noise", "show_adapter"]);
+  named(node, "show_adapter").callback();
+  assert.deepEqual(seen(), ["w3", ...names.slice(40), "show_noise", "show_adapter"]);
+  node.properties = { wan_train_part: "noise" }; // as a workflow brings it
+  node.onConfigure({});
+  assert.deepEqual(seen(), [...names.slice(0, 40), "show_noise", "show_adapter"]);
+  assert.equal(named(node, "show_noise").label, "▾ Noise levels and loss (40)");
+  app.extensionManager.setting = { get: () => true };
+  assert.deepEqual(seen(), names);
+});

@@ -19,13 +19,6 @@ const RESULT = {
   recipe: 'name = "mine"',
 };
 
-window.HTMLDialogElement.prototype.showModal = function () {
-  this.open = true;
-};
-window.HTMLDialogElement.prototype.close = function () {
-  this.open = false;
-  this.dispatchEvent(new window.Event("close"));
-};
 listenForDrops();
 
 beforeEach(() => {
@@ -56,6 +49,8 @@ test("a setup opens its workflow and shows its report", async () => {
   const dialog = document.querySelector(".wan-train-import");
   assert.equal(dialog.querySelector("pre").textContent, "54 options");
   assert.equal(dialog.querySelector("h2").textContent, "From your AI-Toolkit setup");
+  assert.equal(dialog.getAttribute("aria-label"), "From your AI-Toolkit setup");
+  assert.equal(document.activeElement.textContent, "Close");
   [...dialog.querySelectorAll("button")].at(-1).click();
   assert.equal(document.querySelector(".wan-train-import"), null);
 });

@@ -68,6 +68,7 @@ const press = async (room, name) => {
 const said = (room) => room.querySelector("[role=status]").textContent;
 
 beforeEach(() => {
+  localStorage.clear();
   app.toasts.length = 0;
   app.queued = 0;
   app.isTaken = true;

@@ -76,6 +76,20 @@ def test_templates_are_there():
 
 
 @each_workflow
+def test_templates_make_previews_and_hold_a_sample_out(path: Path):
+    seen = []
+    for node in read(path)["nodes"]:
+        names = [item["widget"]["name"] for item in node.get("inputs", []) if "widget" in item]
+        values = dict(zip(names, node.get("widgets_values", ()), strict=False))
+        if node["type"] == "TrainLoRAStage":
+            wires = {item["name"]: item.get("link") for item in node["inputs"]}
+            seen.append((values["preview_every"] > 0, wires["vae"] is not None, values["validate_every"] > 0))
+        elif node["type"] == "DatasetFromFolder" and path.stem != "demo":  # which has four clips
+            assert values["held_out"] > 0
+    assert set(seen) == {(True, True, True)}
+
+
+@each_workflow
 def test_thumbnail_is_a_small_jpeg(path: Path):
     picture = path.with_suffix(".jpg").read_bytes()
     assert picture.startswith(b"\xff\xd8\xff")

@@ -9,6 +9,7 @@ const { api } = await import("./host/api.js");
 const { app, Graph, Node } = await import("./host/app.js");
 await import("../../web/wan_train.js");
 const { learn, say } = await import("../../web/words.js");
+const { languageOf, learn: learnAlone, say: sayAlone } = await import("../../core/look/page/words.js");
 
 const served = (words) => async () => ({ zh: { wanTrain: words }, fr: { nodeDefs: {} } });
 const setLanguage = (language) => {
@@ -66,4 +67,44 @@ test("ComfyUI waits for the words, and then nodes and the sidebar have them", as
   const cache = app.rootGraph.add(new Node(2, "CacheLatents"));
   assert.equal(cache.elements.report.textContent, "报告");
   assert.equal(app.tabs.at(-1).title, "WanTrain 训练");
+});
+
+test("a page that stands alone has the language that ComfyUI is set to, else the browser's", () => {
+  assert.equal(languageOf("ja", "de-DE"), "ja");
+  assert.equal(languageOf(null, "de-DE"), "de");
+  assert.equal(languageOf("", "zh-HK"), "zh-TW");
+  assert.equal(languageOf(undefined, "zh-CN"), "zh");
+  assert.equal(languageOf(3, "pt"), "pt");
+});
+
+test("a page that stands alone writes its marked elements and what it says in the language", async () => {
+  globalThis.navigator ??= window.navigator;
+  document.body.innerHTML =
+    '<p data-say>Stop</p><input data-say placeholder="Search"><div data-say aria-label="Stop"><b>Stop</b></div><i>Stop</i>';
+  const asked = [];
+  const fetchJson = async (path) => {
+    asked.push(path);
+    return path.startsWith("words/") ? { Stop: "Stopp", Search: "Suchen", "step {step}": "Schritt {step}" } : "de";
+  };
+  await learnAlone(fetchJson);
+  assert.deepEqual(asked, ["../settings/Comfy.Locale", "words/de"]);
+  assert.equal(document.querySelector("p").textContent, "Stopp");
+  assert.equal(document.querySelector("input").placeholder, "Suchen");
+  assert.equal(document.querySelector("div").getAttribute("aria-label"), "Stopp");
+  assert.equal(document.querySelector("b").textContent, "Stop");
+  assert.equal(document.querySelector("i").textContent, "Stop");
+  assert.equal(document.documentElement.lang, "de");
+  assert.equal(sayAlone("step {step}", { step: 3 }), "Schritt 3");
+});
+
+test("where ComfyUI gives no words a page that stands alone stays English", async () => {
+  document.documentElement.lang = "en";
+  document.body.innerHTML = "<p data-say>Stop</p>";
+  await learnAlone(async (path) => {
+    if (path.startsWith("words/")) throw new Error("it does not answer");
+    return "de";
+  });
+  assert.equal(document.querySelector("p").textContent, "Stop");
+  assert.equal(sayAlone("step {step}", { step: 3 }), "step 3");
+  assert.equal(document.documentElement.lang, "en");
 });

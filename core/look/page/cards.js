@@ -13,6 +13,8 @@
  * }} Sample
  */
 
+import { grouped, say } from "./words.js";
+
 const NEAR = "700px"; // how far from the window cards are filled
 const REST_MS = 120; // that the list stands still before pictures are loaded: a fast scroll passes by thousands
 
@@ -56,12 +58,14 @@ export function tokensOf(sample, latents) {
 /** @param {Sample} sample */
 export function sizeOf(sample) {
   const [width, height] = sample.bucket;
-  return sample.kind === "image" ? `${width}x${height}` : `${width}x${height}, ${sample.frames.length} frames`;
+  const size = `${width}x${height}`;
+  return sample.kind === "image" ? size : say("{size}, {count} frames", { size, count: sample.frames.length });
 }
 
 /** @param {Caption} caption */
 export function lengthOf(caption) {
-  return `${caption.is_estimate ? "about " : ""}${caption.num_tokens} tokens`;
+  const count = grouped(caption.num_tokens);
+  return caption.is_estimate ? say("about {count} tokens", { count }) : say("{count} tokens", { count });
 }
 
 /**
@@ -74,7 +78,7 @@ export function writeCaption(element, caption) {
   const letters = Array.from(caption.text); // the server counts whole signs
   element.replaceChildren(letters.slice(0, cut).join(""));
   if (letters.length > cut) element.append(make("del", "", letters.slice(cut).join("")));
-  if (!caption.text) element.append(make("em", "", "no caption"));
+  if (!caption.text) element.append(make("em", "", say("no caption")));
 }
 
 /**
@@ -176,7 +180,7 @@ export class Cards {
     const card = make("button", "card");
     card.setAttribute("type", "button");
     card.dataset.index = String(index);
-    card.title = "look closer";
+    card.title = say("look closer");
     card.addEventListener("click", () => this.open(index));
     return card;
   }
@@ -218,18 +222,19 @@ export class Cards {
       frame.append(picture);
       this.players.set(index, picture);
     } else if (!sample.seen) {
-      frame.textContent = sample.unreadable ? "cannot be read" : "is being read ...";
+      frame.textContent = sample.unreadable ? say("can't be read") : say("is being read ...");
     }
     const caption = make("span", "caption");
     writeCaption(caption, sample.captions[0]);
     const badges = make("span", "badges");
     for (const kind of new Set(badgesOf(sample).map((badge) => badge.kind))) badges.append(make("span", "", kind));
-    const tokens = tokensOf(sample, this.latents).toLocaleString("en");
+    const tokens = say("{count} tokens", { count: grouped(tokensOf(sample, this.latents)) });
+    const facts = [sizeOf(sample), tokens, ...(sample.held_out ? [say("held out")] : [])];
     this.cards[index].replaceChildren(
       frame,
       make("span", "name", sample.window),
-      make("span", "line", `${sizeOf(sample)} · ${tokens} tokens${sample.held_out ? " · held out" : ""}`),
-      make("span", "line", `caption: ${lengthOf(sample.captions[0])}`),
+      make("span", "line", facts.join(" · ")),
+      make("span", "line", say("caption: {length}", { length: lengthOf(sample.captions[0]) })),
       badges,
       caption,
     );

@@ -1,6 +1,7 @@
 // One sample closely: frame by frame in full size, its caption to edit, its in and out points.
 
 import { badgesOf, byId, lengthOf, make, setStrip, showFrame, sizeOf, tokensOf, writeCaption } from "./cards.js";
+import { grouped, say } from "./words.js";
 
 /** @typedef {import("./cards.js").Sample} Sample */
 /** @typedef {import("./cards.js").Strip} Strip */
@@ -69,7 +70,7 @@ export class Detail {
 
   /** Whether what is typed and not saved may be left. */
   mayLeave() {
-    return !this.isChanged || confirm("The caption is not saved. Leave it?");
+    return !this.isChanged || confirm(say("The caption is not saved. Leave it?"));
   }
 
   /** @param {number} index */
@@ -109,7 +110,14 @@ export class Detail {
         writeCaption(text, caption);
         return [
           text,
-          make("div", "line", `${lengthOf(caption)}, of which ${byId("detail").dataset.limit} are used at most`),
+          make(
+            "div",
+            "line",
+            say("{length}, of which {limit} are used at most", {
+              length: lengthOf(caption),
+              limit: byId("detail").dataset.limit,
+            }),
+          ),
         ];
       }),
     );
@@ -121,9 +129,8 @@ export class Detail {
     byId("caption").readOnly = sample.written.locked !== "";
     byId("save-caption").disabled = sample.written.locked !== "";
     byId("caption-locked").textContent = sample.written.locked;
-    byId("caption-file").textContent = sample.written.state
-      ? sample.written.file
-      : `${sample.written.file} (not there yet)`;
+    const { file, state } = sample.written;
+    byId("caption-file").textContent = state ? say("In {file}", { file }) : say("In {file} (not there yet)", { file });
     this.update();
   }
 
@@ -140,22 +147,24 @@ export class Detail {
     const [width, height] = sample.size;
     const clip =
       sample.kind === "image"
-        ? "picture"
-        : `${sample.source_frames} frames at ${sample.source_fps.toFixed(2)} a second`;
+        ? say("picture")
+        : say("{count} frames at {fps} a second", {
+            count: sample.source_frames,
+            fps: sample.source_fps.toFixed(2),
+          });
+    const tokens = say("{count} tokens", { count: grouped(tokensOf(sample, this.cards.latents)) });
+    const times = sample.repeats > 1 ? say("{count} times", { count: sample.repeats }) : say("once");
     const rows = [
-      ["File", `${sample.name}, ${width}x${height}, ${clip}`],
-      ["Trained as", sizeOf(sample)],
+      [say("File"), `${sample.name}, ${width}x${height}, ${clip}`],
+      [say("Trained as"), sizeOf(sample)],
+      [say("Latents"), `${sample.latent[this.cards.latents].join(" x ")}, ${tokens}`],
       [
-        "Latents",
-        `${sample.latent[this.cards.latents].join(" x ")}, ${tokensOf(sample, this.cards.latents).toLocaleString("en")} tokens`,
-      ],
-      [
-        "In an epoch",
+        say("In an epoch"),
         sample.held_out
-          ? "held out: measured, not trained on"
-          : [`${sample.repeats} time${sample.repeats > 1 ? "s" : ""}`, sample.treatment].filter(Boolean).join(", "),
+          ? say("held out: measured, not trained on")
+          : [times, sample.treatment].filter(Boolean).join(", "),
       ],
-      ...sample.notes.map((note) => ["Told by the scan", note]),
+      ...sample.notes.map((note) => [say("Told by the scan"), note]),
     ];
     byId("facts").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
   }
@@ -167,14 +176,14 @@ export class Detail {
     if (!seen) return;
     const width = Math.min(byId("stage").clientWidth, FRAME_SIDE, bucket[0] * 3);
     setStrip(picture, seen.strip, this.server.urlOf(seen.key), width, FRAME_SIDE * 0.75);
-    picture.setAttribute("aria-label", `Frames of ${this.sample.window}`);
+    picture.setAttribute("aria-label", say("Frames of {sample}", { sample: this.sample.window }));
   }
 
   /** @param {boolean} on */
   play(on) {
     this.playing = on;
     this.since = performance.now() - (this.frame / this.sample.fps) * 1000;
-    byId("detail-play").textContent = on ? "Pause" : "Play";
+    byId("detail-play").textContent = on ? say("Pause") : say("Play");
     byId("stage").querySelector("img").hidden = true;
     if (!on) this.showExact();
   }
@@ -192,8 +201,11 @@ export class Detail {
     this.frame = ((frame % count) + count) % count;
     if (this.sample.seen) showFrame(byId("stage").querySelector(".picture"), this.sample.seen.strip, this.frame);
     byId("frame").value = String(this.frame);
-    byId("frame-name").textContent =
-      `${this.frame + 1} of ${count}: frame ${this.sample.frames[this.frame]} of the file`;
+    byId("frame-name").textContent = say("{number} of {count}: frame {frame} of the file", {
+      number: this.frame + 1,
+      count,
+      frame: this.sample.frames[this.frame],
+    });
   }
 
   /** The frame in its full size, where a server can be asked for it. */
@@ -209,7 +221,10 @@ export class Detail {
       image.style.width = picture.style.width;
       image.hidden = false;
     };
-    image.alt = `Frame ${frame + 1} of ${this.sample.window} as the model sees it`;
+    image.alt = say("Frame {number} of {sample} as the model sees it", {
+      number: frame + 1,
+      sample: this.sample.window,
+    });
     image.src = url;
   }
 
@@ -221,7 +236,10 @@ export class Detail {
     const { index, sample } = this;
     this.sourceFrame = Math.max(0, Math.min(sample.source_frames - 1, frame));
     byId("source-frame").value = String(this.sourceFrame);
-    byId("source-name").textContent = `${this.sourceFrame} of ${sample.source_frames}`;
+    byId("source-name").textContent = say("{number} of {count}", {
+      number: this.sourceFrame,
+      count: sample.source_frames,
+    });
     const start = Math.floor(this.sourceFrame / SOURCE_FRAMES) * SOURCE_FRAMES;
     if (!this.sources.has(start)) this.sources.set(start, this.server.source(index, start));
     try {
@@ -230,7 +248,10 @@ export class Detail {
       const picture = byId("source").querySelector(".picture");
       setStrip(picture, strip, url, byId("source").clientWidth, 260);
       showFrame(picture, strip, this.sourceFrame - start);
-      picture.setAttribute("aria-label", `Frame ${this.sourceFrame} of ${sample.name}`);
+      picture.setAttribute(
+        "aria-label",
+        say("Frame {number} of {sample}", { number: this.sourceFrame, sample: sample.name }),
+      );
     } catch (error) {
       this.sources.delete(start);
       this.say(String(error instanceof Error ? error.message : error));
@@ -250,8 +271,9 @@ export class Detail {
     this.points = points && (points[0] > 0 || points[1] < all) ? points : null;
     const [first, last] = this.points ?? [0, all];
     const isSaved = String(this.points) === String(this.sample.points);
-    byId("part").textContent =
-      `frames ${first} to ${last - 1} of ${all} are used${isSaved ? "" : " once this is saved"}`;
+    byId("part").textContent = isSaved
+      ? say("frames {first} to {last} of {count} are used", { first, last: last - 1, count: all })
+      : say("frames {first} to {last} of {count} are used once this is saved", { first, last: last - 1, count: all });
     byId("save-points").disabled = isSaved;
   }
 

@@ -2,6 +2,7 @@
 
 import { badgesOf, byId, Cards, make } from "./cards.js";
 import { Detail } from "./detail.js";
+import { grouped, learn, say } from "./words.js";
 
 /** @typedef {import("./cards.js").Sample} Sample */
 /** @typedef {import("./detail.js").Server} Server */
@@ -18,6 +19,7 @@ const asked = given ? null : JSON.parse(decodeURIComponent(location.hash.slice(1
 let dataset;
 /** @type {Set<string>} */
 const chosen = new Set(); // kinds of badges
+let isLookedAt = false; // at every sample, so that all badges are known
 let reading = new AbortController();
 
 /**
@@ -29,7 +31,9 @@ async function post(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!answer.ok)
-    throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+    throw new Error(
+      (await answer.json().catch(() => ({}))).error ?? say("ComfyUI answers with {status}.", { status: answer.status }),
+    );
   return answer;
 }
 
@@ -44,7 +48,10 @@ const server = {
   async source(index, start) {
     const answer = await fetch(`look/${dataset?.look}/source/${index}/${start}`);
     if (!answer.ok)
-      throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+      throw new Error(
+        (await answer.json().catch(() => ({}))).error ??
+          say("ComfyUI answers with {status}.", { status: answer.status }),
+      );
     const strip = JSON.parse(answer.headers.get("X-Strip") ?? "{}");
     return { url: URL.createObjectURL(await answer.blob()), strip };
   },
@@ -78,7 +85,7 @@ function showProgress(done, total, what) {
   bar.hidden = done >= total;
   bar.querySelector("progress").max = total;
   bar.querySelector("progress").value = done;
-  bar.querySelector("span").textContent = `${what}: ${done} of ${total}`;
+  bar.querySelector("span").textContent = `${what}: ${say("{number} of {count}", { number: done, count: total })}`;
 }
 
 /** Which cards are shown, by search and badges. */
@@ -91,7 +98,7 @@ function filter() {
     cards.cards[index].hidden = !isShown;
     count += isShown ? 1 : 0;
   }
-  byId("shown").textContent = `${count} of ${cards.samples.length} shown`;
+  byId("shown").textContent = say("{number} of {count} shown", { number: count, count: cards.samples.length });
 }
 
 /** The buttons of badges, each with the number of its samples. */
@@ -102,7 +109,10 @@ function writeKinds() {
     for (const kind of new Set(badgesOf(sample).map((badge) => badge.kind)))
       counts.set(kind, (counts.get(kind) ?? 0) + 1);
   }
-  for (const kind of chosen) if (!counts.has(kind)) chosen.delete(kind);
+  for (const kind of [...chosen].filter((name) => !counts.has(name))) {
+    if (isLookedAt) chosen.delete(kind);
+    else counts.set(kind, 0); // it may still come
+  }
   byId("kinds").replaceChildren(
     ...[...counts].map(([kind, count]) => {
       const button = make("button", "", `${kind} (${count})`);
@@ -112,6 +122,7 @@ function writeKinds() {
         if (!chosen.delete(kind)) chosen.add(kind);
         button.setAttribute("aria-pressed", String(chosen.has(kind)));
         filter();
+        keep();
       });
       return button;
     }),
@@ -126,8 +137,9 @@ function writeCosts() {
     .replaceChildren(
       ...(dataset?.buckets[cards.latents] ?? []).map((row) => {
         const line = make("tr", "");
-        const size = row.frames > 1 ? `${row.width}x${row.height}, ${row.frames} frames` : `${row.width}x${row.height}`;
-        const cells = [size, row.latent.join(" x "), row.tokens.toLocaleString("en"), row.samples, row.held_out];
+        const flat = `${row.width}x${row.height}`;
+        const size = row.frames > 1 ? say("{size}, {count} frames", { size: flat, count: row.frames }) : flat;
+        const cells = [size, row.latent.join(" x "), grouped(row.tokens), row.samples, row.held_out];
         for (const cell of [...cells, percent(row.share_of_samples), percent(row.share_of_tokens)]) {
           line.append(make("td", "", String(cell)));
         }
@@ -139,17 +151,21 @@ function writeCosts() {
 /** @param {Dataset} found */
 function showDataset(found) {
   dataset = found;
-  document.title = `${found.name}: what the model will see`;
+  document.title = say("{name}: what the model will see", { name: found.name });
   const trained = found.samples.reduce((sum, sample) => sum + (sample.held_out ? 0 : sample.repeats), 0);
-  const tokens = found.counts_exactly ? "" : " Tokens of captions are estimated: no tokenizer of umT5 is at hand.";
-  const wired = (asked?.wired ?? []).map(
-    (/** @type {string} */ name) => `${name} comes over a wire: its last value on the node is used here.`,
+  const tokens = found.counts_exactly ? "" : say("Tokens of captions are estimated: no tokenizer of umT5 is at hand.");
+  const wired = (asked?.wired ?? []).map((/** @type {string} */ name) =>
+    say("{name} comes over a wire: its last value on the node is used here.", { name }),
   );
-  byId("about").textContent =
-    `${found.name}: ${trained} samples an epoch, played at ${found.fps.join(" or ")} frames a second.${tokens} ${[found.locked, ...wired, ...found.warnings].join(" ")}`;
+  const about = say("{name}: {count} samples an epoch, played at {fps} frames a second.", {
+    name: found.name,
+    count: trained,
+    fps: found.fps.join(" / "),
+  });
+  byId("about").textContent = [about, tokens, found.locked, ...wired, ...found.warnings].filter(Boolean).join(" ");
   byId("detail").dataset.limit = String(found.limit);
   byId("left").hidden = !found.left.length;
-  byId("left").querySelector("summary").textContent = `Not used (${found.left.length})`;
+  byId("left").querySelector("summary").textContent = say("Not used ({count})", { count: found.left.length });
   const items = found.left.map(({ name, notes }) => make("li", "", `${name}: ${notes.join("; ")}`));
   byId("left")
     .querySelector("ul")
@@ -163,7 +179,7 @@ function showDataset(found) {
 /** @param {any} event as `core/look/view.py` gives them */
 function take(event) {
   if (event.event === "error") throw new Error(event.text);
-  if (event.event === "scan") showProgress(event.done, event.total, "files read");
+  if (event.event === "scan") showProgress(event.done, event.total, say("files read"));
   if (event.event === "dataset") showDataset(event);
   for (const item of event.items ?? []) {
     const sample = cards.samples[item.i];
@@ -175,9 +191,12 @@ function take(event) {
   }
   if (event.event === "seen") {
     const done = cards.samples.filter((sample) => sample.seen || sample.unreadable).length;
-    showProgress(done, cards.samples.length, "samples looked at");
+    showProgress(done, cards.samples.length, say("samples looked at"));
   }
-  if (event.event === "done") showProgress(1, 1, "");
+  if (event.event === "done") {
+    isLookedAt = true;
+    showProgress(1, 1, "");
+  }
   if (["duplicates", "seen", "done"].includes(event.event)) settle();
 }
 
@@ -196,6 +215,7 @@ function settle() {
 async function read(onDataset = () => {}) {
   reading.abort();
   reading = new AbortController();
+  isLookedAt = false;
   const { signal } = reading;
   complain("");
   try {
@@ -240,29 +260,73 @@ async function reload(index) {
   });
 }
 
+/** What was chosen in this browser: `all`, for every dataset; `own`, for this one. */
+const STORE = "wan_train.look";
+const own = () => given?.dataset.name ?? String(asked.folder ?? "");
+
+function recall() {
+  let kept = /** @type {any} */ ({});
+  try {
+    kept = JSON.parse(localStorage.getItem(STORE) ?? "{}") ?? {};
+  } catch {
+    // a browser that keeps nothing for this page
+  }
+  if (!given && [...byId("latents").options].some((option) => option.value === kept.latents))
+    byId("latents").value = kept.latents;
+  cards.latents = byId("latents").value;
+  if (typeof kept.playing === "boolean" && !matchMedia("(prefers-reduced-motion: reduce)").matches)
+    cards.playing = kept.playing;
+  byId("costs").open = kept.costs === true;
+  if (kept.folder !== own()) return;
+  byId("search").value = typeof kept.search === "string" ? kept.search : "";
+  for (const kind of Array.isArray(kept.kinds) ? kept.kinds : []) chosen.add(String(kind));
+}
+
+function keep() {
+  const kept = { latents: cards.latents, playing: cards.playing, costs: byId("costs").open };
+  const ofThis = { folder: own(), search: byId("search").value, kinds: [...chosen] };
+  try {
+    localStorage.setItem(STORE, JSON.stringify({ ...kept, ...ofThis }));
+  } catch {
+    // as above
+  }
+}
+
 byId("fixed").hidden = !given;
-byId("search").addEventListener("input", filter);
+byId("search").addEventListener("input", () => {
+  filter();
+  keep();
+});
+byId("costs").addEventListener("toggle", keep);
 byId("latents").addEventListener("change", () => {
   cards.latents = byId("latents").value;
   for (const index of cards.near) cards.fill(index);
   writeCosts();
+  keep();
 });
 byId("play").addEventListener("click", () => {
   cards.playing = !cards.playing;
   writePlay();
+  keep();
 });
 /** The button says what a press does. */
 function writePlay() {
-  byId("play").textContent = cards.playing ? "Pause all" : "Play all";
+  byId("play").textContent = cards.playing ? say("Pause all") : say("Play all");
   byId("play").setAttribute("aria-pressed", String(cards.playing));
 }
-writePlay();
 addEventListener("beforeunload", (event) => {
   if (detail.dialog.open && detail.isChanged) event.preventDefault();
 });
+if (given) byId("latents").value = given.dataset.latents;
+else {
+  await learn(async (path) => {
+    const answer = await fetch(path);
+    return answer.ok ? answer.json() : null;
+  });
+}
+recall();
+writePlay();
 if (given) {
-  byId("latents").value = given.dataset.latents;
-  cards.latents = given.dataset.latents;
   showDataset(given.dataset);
   for (const event of given.events) take(event);
 } else {

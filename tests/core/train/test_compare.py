@@ -6,7 +6,8 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.generate.grid import video_grid
-from wan_train.core.train.compare import choose_steps, pairs_of, read_prompts, read_strengths, run_names
+from wan_train.core.train.compare import choose_steps, loras_of, pairs_of, read_prompts, read_strengths, run_names
+from wan_train.core.train.copies import copy_checkpoint, find_copies, run_of_copy
 from wan_train.core.train.run_folder import RunFolder
 
 
@@ -36,7 +37,8 @@ def make(tmp_path, job):
     ],
 )
 def test_words_choose_checkpoints(make, words, steps):
-    assert choose_steps(words, make("run", "single", range(10, 60, 10))) == steps
+    run = make("run", "single", range(10, 60, 10))
+    assert choose_steps(words, run, list(loras_of(run))) == steps
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_words_choose_checkpoints(make, words, steps):
 )
 def test_other_words_are_a_sentence(make, words, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        choose_steps(words, make("run", "single", (10, 20)))
+        choose_steps(words, make("run", "single", (10, 20)), [10, 20])
 
 
 def test_both_experts_are_paired_by_the_nearest_step(make):
@@ -67,6 +69,40 @@ def test_both_experts_are_paired_by_the_nearest_step(make):
     assert [pair.label for pair in pairs] == ["high 10, low 8", "high 20, low 25", "high 30, low 25"]
     alone = pairs_of(None, low, "last 1")
     assert (alone[0].high, alone[0].label) == (None, "step 25")
+
+
+def test_copies_of_checkpoints_that_a_run_has_removed_are_compared(make, tmp_path):
+    run, loras = make("run", "single", (30,)), tmp_path / "loras"
+    sources = {}
+    for step in (10, 20, 30):
+        sources[step] = tmp_path / f"{step}.safetensors"
+        sources[step].write_bytes(f"LoRA {step}".encode())
+        copy_checkpoint(run, sources[step], loras, f"cat_step{step}", step=step, keep=0)
+    (loras / "mine").mkdir()
+    (loras / "cat_step20.safetensors").rename(loras / "mine" / "best so far.safetensors")
+    (loras / "cat_step10.safetensors").write_bytes(b"LoRA 11")  # another of equal length
+    checkpoint = run.checkpoints()[0][1] / "adapter.safetensors"
+    assert loras_of(run, [loras]) == {20: loras / "mine" / "best so far.safetensors", 30: checkpoint}
+    assert [pair.label for pair in pairs_of(run, None, "20", [loras])] == ["step 20"]
+    assert loras_of(run) == {30: checkpoint}
+    assert run_of_copy(loras / "mine" / "best so far.safetensors", tmp_path / "runs") == run
+    assert run_of_copy(loras / "cat_step10.safetensors", tmp_path / "runs") is None
+
+
+def test_a_renamed_copy_stays_known_when_the_oldest_are_removed(make, tmp_path):
+    run, loras = make("run", "single", (30,)), tmp_path / "loras"
+    source = tmp_path / "one.safetensors"
+    for step in (10, 20, 30, 40):
+        source.write_bytes(f"LoRA {step}".encode())
+        copy_checkpoint(run, source, loras, f"cat_step{step}", step=step, keep=2)
+        if step == 10:
+            (loras / "cat_step10.safetensors").rename(loras / "first.safetensors")
+    assert sorted(path.name for path in loras.iterdir()) == [
+        "cat_step30.safetensors",
+        "cat_step40.safetensors",
+        "first.safetensors",
+    ]
+    assert list(find_copies(run, [loras])) == [10, 30, 40]
 
 
 def test_what_does_not_go_together_is_refused(make):
