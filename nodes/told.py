@@ -60,7 +60,7 @@ def _end(folder: RunFolder, job: Job, history: LongHistory) -> list[str]:
     if is_finished(folder, job, history):
         return [f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"]
     if history.state in ("stopped", "finished"):
-        return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: queue again to go on"]
+        return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: press Run to go on"]
     return []
 
 

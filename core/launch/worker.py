@@ -205,7 +205,9 @@ def _wait_for_turn(
     waiting = False
     while not turn.acquire():
         if not waiting:
-            message = f"waiting for {device}: another run is training on it. {turn.holder()}"
+            message = (
+                f"waiting for {device}: another run is training on it, such as the other expert's. {turn.holder()}"
+            )
             events.write("status", message=message.rstrip(" ."))
             waiting, others = True, None  # what is in use changes
             begin_importing_adapters()  # slow, and there is time
