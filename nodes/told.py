@@ -48,7 +48,9 @@ def _best(folder: RunFolder, job: Job) -> list[str]:
     if best is None or len(scores.checkpoints) < 2:
         return []
     others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
-    return [f"best checkpoint: step {best.step} (scores of 100: {others}); weights of Merge Stages takes it"]
+    return [
+        f"best checkpoint: step {best.step} (scores of 100: {others}); to use it, set weights of Merge Stages to best"
+    ]
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:

@@ -125,9 +125,7 @@ class TrainLoRAStage(io.ComfyNode):
             return _outputs(folder, job, node_id, lora, step)
         lora = folder.finished_lora(job.loop.steps)
         if lora is None:
-            raise RunError(
-                f"the run finished, but its LoRA is no longer in {folder.path}: press Run to write it anew."
-            )
+            raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: press Run to write it anew.")
         return _outputs(folder, job, node_id, lora, job.loop.steps)
 
 

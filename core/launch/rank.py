@@ -170,7 +170,7 @@ class _Rank:
         except RunStoppedError:
             if self._seat.rank == 0:
                 self._folder.clear_stop()
-            events.write("stopped", message="stopped; start again to go on")
+            events.write("stopped", message="stopped")
             return EXIT_STOPPED
         except StartAgainError:
             raise

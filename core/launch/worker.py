@@ -157,7 +157,7 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
         return _train_locked(folder, events, job, asked)
     except RunStoppedError:
         folder.clear_stop()
-        events.write("stopped", message="stopped; start again to go on")
+        events.write("stopped", message="stopped")
         return EXIT_STOPPED
     except WanTrainError as error:
         asked.refuse_deleted()

@@ -168,7 +168,7 @@ def _answer(flag: str, given: str | None, default: str | None, question: str, as
         default = input(f"{question[0].upper()}{question[1:]}{hint}: ").strip().strip("\"'") or default
     if not default:
         is_model = flag.replace("-", "_") in _LABELS
-        where = " It was not found in the model folders either." if is_model else ""
+        where = " It was not found in the model folders either; `wantrain download` fetches it." if is_model else ""
         raise ConfigError(f"the {question} is not known: give it with --{flag}.{where}")
     return default
 
