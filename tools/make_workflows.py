@@ -42,32 +42,36 @@ _FIRST = """
 ### 2. Press **R**, and choose the folder in *Dataset from Folder*. {captions}Choose a *trigger_word* and a *lora_name*."""
 _RUN = "Press **Run**. *Stop* keeps a checkpoint; *Run* goes on from there."
 
-STEPS = (
+_STEPS = (
     _FIRST.format(clips="10 to 50 clips or pictures", captions="")
     + f"""
-### 3. **Recipes** on a training node sets steps, sizes and *precision* for your GPU. **Check** tells what it will take.
+### 3. {{check}}
 ### 4. {_RUN}
 ### 5. The LoRA is in *models/loras*. *Preview LoRA* shows it: left without, right with it."""
 )
+EXPERTS_STEPS = _STEPS.format(
+    check="**Recipes** on a training node sets steps, sizes and *precision* for your GPU. **Check** tells what it will take."
+)
+SINGLE_STEPS = _STEPS.format(check="**Check** on the training node tells what it will take: steps, memory, time, disk.")
 
 NOTE_22 = f"""# Train a LoRA for Wan 2.2 T2V A14B: two experts, two files
-{STEPS}
+{EXPERTS_STEPS}
 
 *precision* auto is bf16: the weights of one expert then take 29 GB, whatever file is chosen, in fp8 half of that. What the GPU
 has no room for waits in main memory: each run chooses that by itself."""
 
 NOTE_21 = f"""# Train a LoRA for Wan 2.1 T2V 1.3B
-{STEPS}
+{SINGLE_STEPS}
 
 For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or, where there is
 less, of main memory."""
 
 NOTE_I2V = f"""# Train a LoRA for Wan 2.2 I2V A14B: two experts, two files
-{STEPS}
+{EXPERTS_STEPS}
 ### The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture."""
 
 NOTE_5B = f"""# Train a LoRA for Wan 2.2 TI2V 5B, from text
-{STEPS}
+{SINGLE_STEPS}
 ### It works at 24 frames a second, and in sizes that 32 divides.
 
 To train from pictures: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*."""
