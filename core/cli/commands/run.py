@@ -89,7 +89,7 @@ def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     if chosen is not PRESETS[_DEFAULT]:
         sys.stdout.write(f"{chosen.title}: {chosen.description}\n")
     dataset = _answer("dataset", options.dataset, None, "dataset folder", ask)
-    title = check_name(_answer("title", options.title, TITLE, "title suffix", ask), "title")
+    title = check_name(_answer("title", options.title, TITLE, "name of the LoRA (title suffix)", ask), "title")
     author = _answer("author", options.author, AUTHOR, "author", ask)
     tables: dict[str, Any] = chosen.tables()
     tables |= {
