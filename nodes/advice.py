@@ -15,7 +15,7 @@ from ..core.errors import (
 )
 
 ADVICE = {
-    START_AGAIN: "Here: queue again.",
+    START_AGAIN: "Here: press Run.",
     CONDITION_ON: "Here: set condition_on of Cache Latents.",
     CLIP_VISION: "Here: Load CLIP Vision gives it to clip_vision of Cache Latents.",
     TOKENIZER: "Here: put spiece.model into ComfyUI's models/text_encoders.",

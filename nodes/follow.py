@@ -230,7 +230,7 @@ class Follower:
             return False
         has_failed = run.has_begun and run.history.state == "error"
         if has_failed or not (run.is_stopping or run.worker.exit_code == EXIT_STOPPED):
-            raise run.problem() or RunError(f"{self.folder.path} was finished by another process: queue again.")
+            raise run.problem() or RunError(f"{self.folder.path} was finished by another process: press Run.")
         if self._wish in ("", STOP):
             raise host.Interrupted  # what was stopped has not failed, whoever stopped it
         self.is_partial = self._wish == USE

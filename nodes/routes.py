@@ -126,7 +126,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
         if follower is not None:
             state, line = follower.state, follower.line
         elif state in ("waiting", "training") and not is_in_use(folder):
-            state, line = "stopped", "the training process is gone: queue again to go on"
+            state, line = "stopped", "the training process is gone: press Run to go on"
         elif state == "finished" and not is_finished(folder, job, history):  # made longer, and not begun anew yet
             state, line = "stopped", ""
         return {

@@ -169,7 +169,7 @@ async def post_ask(request: web.Request) -> web.Response:
         return refusal(415, "a page must send this as JSON: reload it.")
     follower = followed(request.match_info["run"])
     if follower is None:
-        return refusal(404, "this run is not being trained here at the moment: queue again to go on with it.")
+        return refusal(404, "this run is not being trained here at the moment: press Run to go on with it.")
     try:
         follower.ask(request.match_info["what"])
     except WanTrainError as error:

@@ -48,7 +48,9 @@ def _best(folder: RunFolder, job: Job) -> list[str]:
     if best is None or len(scores.checkpoints) < 2:
         return []
     others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
-    return [f"best checkpoint: step {best.step} (scores of 100: {others}); weights of Merge Stages takes it"]
+    return [
+        f"best checkpoint: step {best.step} (scores of 100: {others}); to use it, set weights of Merge Stages to best"
+    ]
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:
@@ -60,7 +62,7 @@ def _end(folder: RunFolder, job: Job, history: LongHistory) -> list[str]:
     if is_finished(folder, job, history):
         return [f"finished: {counted(job.loop.steps, 'step')}, {counted(job_length(job).epochs, 'epoch')}"]
     if history.state in ("stopped", "finished"):
-        return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: queue again to go on"]
+        return [f"stopped at step {history.losses.last_step} of {job.loop.steps}: press Run to go on"]
     return []
 
 

@@ -52,7 +52,7 @@ class TrainLoRAStage(io.ComfyNode):
             display_name="Train LoRA Stage (Wan)",
             category=CATEGORY,
             description="Trains a LoRA for one expert of Wan 2.2 (high or low noise), or for a single model such as Wan 2.1."
-            " Stop keeps a checkpoint; queued again, the run goes on from there. A finished run returns at once.",
+            " Stop keeps a checkpoint; Run goes on from there. A finished run returns at once.",
             search_aliases=["train wan lora", "lora trainer", "fine-tune"],
             inputs=_inputs(),
             outputs=[
@@ -125,9 +125,7 @@ class TrainLoRAStage(io.ComfyNode):
             return _outputs(folder, job, node_id, lora, step)
         lora = folder.finished_lora(job.loop.steps)
         if lora is None:
-            raise RunError(
-                f"the run finished, but its LoRA is no longer in {folder.path}: queue again to write it anew."
-            )
+            raise RunError(f"the run finished, but its LoRA is no longer in {folder.path}: press Run to write it anew.")
         return _outputs(folder, job, node_id, lora, job.loop.steps)
 
 

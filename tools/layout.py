@@ -16,7 +16,7 @@ NOTE_HEIGHT = 360
 SCALE, CORNER = 0.85, (95, 150)  # how a graph opens; pixels of the window that the page's own bars take, left and above
 
 # Heights of parts of a node, the larger of the two renderers' (measured in both, ComfyUI front end 1.49).
-FRAME, SOCKET, WIDGET, TEXT, BUTTON, PICTURE = 36, 20, 30, 75, 24, 280
+FRAME, SOCKET, WIDGET, TEXT, BUTTON, PICTURE = 36, 20, 30, 95, 24, 280
 PROGRESS = 36  # the line that the host writes on a node while it works
 # Widgets that our page adds to a node (web/*.js), and nothing in the node's definition tells of.
 PAGE_WIDGETS = {
@@ -213,6 +213,7 @@ def _note(node_id: int, index: int, text: str, order: int, width: float) -> Json
     return {
         "id": node_id,
         "type": "MarkdownNote",
+        "title": "Read this first" if index == 0 else "Good to know",
         "pos": [index * (width + GAP / 2), TITLE - (NOTE_HEIGHT + TITLE + GAP / 2)],
         "size": [width, NOTE_HEIGHT],
         "flags": {},

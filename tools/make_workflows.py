@@ -37,59 +37,66 @@ COLUMNS = {
 }  # fmt: skip
 
 # Headings, since a note's plain text is too small to be read at the zoom that a graph opens with.
-STEPS = """
-### 1. Put clips or pictures into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *trigger_word* and a *lora_name*.
-### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
-### 4. The LoRA is in *models/loras*. *Preview LoRA* shows it: left without, right with it."""
+_FIRST = """
+### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. {captions}Choose a *trigger_word* and a *lora_name*."""
+_RUN = "Press **Run**. *Stop* keeps a checkpoint; *Run* goes on from there."
 
-_WEIGHTS = """
-In bf16 the weights of one expert take 29 GB, whatever file is chosen. What the GPU has no room for waits in main memory:
-each run chooses that by itself. A smaller *precision* in *Load Wan DiT* takes less of both."""
+_STEPS = (
+    _FIRST.format(clips="10 to 50 clips or pictures", captions="")
+    + f"""
+### 3. {{check}}
+### 4. {_RUN}
+### 5. The LoRA is in *models/loras*. *Preview LoRA* shows it: left without, right with it."""
+)
+EXPERTS_STEPS = _STEPS.format(
+    check="**Recipes** on a training node sets steps, sizes and *precision* for your GPU. **Check** tells what it will take."
+)
+SINGLE_STEPS = _STEPS.format(check="**Check** on the training node tells what it will take: steps, memory, time, disk.")
 
 NOTE_22 = f"""# Train a LoRA for Wan 2.2 T2V A14B: two experts, two files
-{STEPS}
-{_WEIGHTS}"""
+{EXPERTS_STEPS}
+
+*precision* auto is bf16: the weights of one expert then take 29 GB, whatever file is chosen, in fp8 half of that. What the GPU
+has no room for waits in main memory: each run chooses that by itself."""
 
 NOTE_21 = f"""# Train a LoRA for Wan 2.1 T2V 1.3B
-{STEPS}
+{SINGLE_STEPS}
 
 For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or, where there is
 less, of main memory."""
 
 NOTE_I2V = f"""# Train a LoRA for Wan 2.2 I2V A14B: two experts, two files
-{STEPS}
-### The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture.
-{_WEIGHTS}"""
+{EXPERTS_STEPS}
+### The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture."""
 
 NOTE_5B = f"""# Train a LoRA for Wan 2.2 TI2V 5B, from text
-{STEPS}
+{SINGLE_STEPS}
 ### It works at 24 frames a second, and in sizes that 32 divides.
 
 To train from pictures: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*."""
 
 
-RECIPE_STEPS = """
-### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. {captions}
-### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
-### 4. The LoRA is in *models/loras*. An earlier checkpoint is often better than the last: see the short videos.
-
-The values are those for a GPU of 24 GB. **Recipes** on the training node has those for 12, 48 and 80 GB, and says where each
-comes from."""
+RECIPE_STEPS = (
+    _FIRST
+    + f"""
+### 3. The values are for a GPU of 24 GB: **Recipes** on a training node has those for others. **Check** tells what it takes.
+### 4. {_RUN}
+### 5. The LoRA is in *models/loras*. An earlier checkpoint is often better: *Compare Checkpoints* shows them side by side."""
+)
 
 NOTE_MOTION = "# Train a motion or a camera move for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
-    clips="10 to 30 clips of 3 to 8 seconds that show the same movement of other subjects, cut to the movement,",
-    captions="Captions name the movement in the same words each time: *orbit 180 around a castle*.",
+    clips="10 to 30 clips of 3 to 8 seconds, cut to one movement of various subjects,",
+    captions="Captions name the movement in the same words each time: *orbit 180 around a castle*. ",
 )
 NOTE_STYLE = "# Train a style for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
     clips="10 to 40 pictures or clips that share a look, and nothing else,",
-    captions="Captions hold the *trigger_word* and say how it looks, not what it shows. The model is to keep what it knows of"
-    " the class word (*output_preservation*), which doubles the time of a step.",
+    captions="Captions hold the *trigger_word* and name the look, not what is shown. The class word keeps its meaning"
+    " (*output_preservation*): a step takes twice as long. ",
 )
 NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_STEPS.format(
     clips="10 to 30 clips of 3 to 8 seconds that begin just before the effect",
-    captions="Captions name the effect in the same words each time. The first frame of each clip is what the model is given.",
+    captions="Captions name the effect in the same words each time. Each clip's first frame is what the model is given. ",
 )
 
 

@@ -106,7 +106,10 @@ class Page:
         await self.send("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete'")
         await self.wait_for(READY)
+        await self.run(f"await ({APP}).extensionManager.setting.set('Comfy.TutorialCompleted', true)")
         await asyncio.sleep(2)
+        for kind in ("rawKeyDown", "keyUp"):  # a fresh ComfyUI greets with its templates, in a dialog
+            await self.send("Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape", windowsVirtualKeyCode=27)
 
     async def load(self, workflow: dict[str, Any], name: str) -> None:
         """Load a workflow file's content, as dropping the file onto the canvas does."""

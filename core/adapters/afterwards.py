@@ -76,7 +76,7 @@ def merge_files(
     ConfigError or ModelFileError before anything is written.
     """
     if len(sources) < 2:
-        raise ConfigError(f"{len(sources)} LoRA is given: to merge takes two or more.", about=ANOTHER_LORA)
+        raise ConfigError(f"{len(sources)} LoRA is given: merging takes two or more.", about=ANOTHER_LORA)
     check_writable(folder)
     files = [(read_lora(path), strength) for path, strength in sources]
     modules, report = combine(files, merging, device=device, progress=progress)

@@ -212,7 +212,7 @@ class _Running:
 
 
 def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
-    """Tell what is no step: what the run is busy with, how it holds the model, warnings, validation losses, previews."""
+    """Tell what is no step: what the run is busy with, how it holds the model, warnings, held-out losses, previews."""
     for event in events:
         if event["event"] in ("status", "plan"):
             display.say(f"{name}: {event['message']}")
@@ -221,7 +221,7 @@ def show_events(display: Display, name: str, events: Sequence[Event]) -> None:
         elif event["event"] == "start" and event["step"]:
             display.say(f"{name}: going on from step {event['step']}")
         elif event["event"] == "validation":
-            display.say(f"{name}: validation loss {event['loss']:.4f} at step {event['step']}")
+            display.say(f"{name}: held-out loss {event['loss']:.4f} at step {event['step']}")
         elif event["event"] == "preview":
             display.say(f"{name}: preview of step {event['step']}: {event['path']} ({duration(event['seconds'])})")
 

@@ -48,7 +48,7 @@ def title_strip(titles: Sequence[str], width: int, height: int) -> np.ndarray:
     for index, title in enumerate(titles):
         place = (index * each + each / 2, high / 2)
         draw.text(place, title, fill=(235, 235, 235), anchor="mm", font=ImageFont.load_default(size))
-    return np.asarray(strip)
+    return np.array(strip)  # a copy, which PyTorch may take over
 
 
 def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:

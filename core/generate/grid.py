@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from .film import title_strip
@@ -38,7 +37,7 @@ def _small(video: torch.Tensor, width: int) -> torch.Tensor:
 
 def _strip(titles: Sequence[str], shown: torch.Tensor, columns: int) -> torch.Tensor:
     height = min(shown.shape[1], shown.shape[2] // columns)
-    strip = torch.from_numpy(np.array(title_strip(titles, shown.shape[2], height))).to(shown) / 255
+    strip = torch.from_numpy(title_strip(titles, shown.shape[2], height)).to(shown) / 255
     return strip.expand(len(shown), *strip.shape)
 
 

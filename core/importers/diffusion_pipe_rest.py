@@ -21,7 +21,7 @@ REST: dict[str, Rule] = {
                "monitoring.wandb_run_name"),
     **needless(RESUMES, "resume_from_checkpoint"),
     **needless("its options are read, if you bring the file too.", "dataset"),
-    **needless("the validation loss is measured every loop.validate_every steps, where samples are held out.",
+    **needless("the held-out loss is measured every loop.validate_every steps, where samples are held out.",
                "eval_every_n_epochs", "eval_every_n_examples", "eval_before_first_step", "eval_micro_batch_size_per_gpu",
                "image_eval_micro_batch_size_per_gpu", "eval_gradient_accumulation_steps", "disable_block_swap_for_eval"),
     **needless("the LoRA computes in fp32.", "adapter.dtype"),

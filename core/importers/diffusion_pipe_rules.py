@@ -279,7 +279,7 @@ def _compile(_context: Context, _given: SetupOption) -> Answer:
 def _eval_sets(_context: Context, given: SetupOption) -> Answer:
     if is_off(given.value):
         return not_needed("there is none.")
-    return not_supported("the validation loss is of samples that a dataset holds out (dataset.held_out).")
+    return not_supported("the held-out loss is of samples that a dataset holds out (dataset.held_out).")
 
 
 RULES: dict[str, Rule] = {

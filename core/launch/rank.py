@@ -170,7 +170,7 @@ class _Rank:
         except RunStoppedError:
             if self._seat.rank == 0:
                 self._folder.clear_stop()
-            events.write("stopped", message="stopped; start again to go on")
+            events.write("stopped", message="stopped")
             return EXIT_STOPPED
         except StartAgainError:
             raise
@@ -257,7 +257,7 @@ class _Rank:
             self._wait(f"device/{seat.machine}/{place - 1}", asked, lambda: self._tell_waiting(events))
         turn = device_lock(self._device)
         while not turn.acquire():
-            message = f"waiting for {self._device}: another run is training on it. {turn.holder()}"
+            message = f"waiting for {self._device}: another run is training on it, such as the other expert's. {turn.holder()}"
             self._watch.say(f"waiting/{seat.rank}", message.rstrip(" ."))
             self._tell_waiting(events)
             self._stop_if(asked)

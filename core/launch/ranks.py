@@ -240,7 +240,7 @@ class _Diary:
 
     def stopped(self) -> None:
         """As the worker tells it."""
-        self._write("stopped", message="stopped; start again to go on")
+        self._write("stopped", message="stopped")
 
     def error(self, message: str, *, surely: bool) -> None:
         """Why the run has failed, unless a rank has told it. Of a rank that was killed the others know too little."""

@@ -159,7 +159,7 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
         return _train_locked(folder, events, job, asked)
     except RunStoppedError:
         folder.clear_stop()
-        events.write("stopped", message="stopped; start again to go on")
+        events.write("stopped", message="stopped")
         return EXIT_STOPPED
     except WanTrainError as error:
         asked.refuse_deleted()
@@ -208,7 +208,9 @@ def _wait_for_turn(
     waiting = False
     while not turn.acquire():
         if not waiting:
-            message = f"waiting for {device}: another run is training on it. {turn.holder()}"
+            message = (
+                f"waiting for {device}: another run is training on it, such as the other expert's. {turn.holder()}"
+            )
             events.write("status", message=message.rstrip(" ."))
             waiting, others = True, None  # what is in use changes
         asked.stop.wait(0.2)

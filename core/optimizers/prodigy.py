@@ -55,7 +55,7 @@ def _advice(options: OptimizerOptions) -> str:
 
 
 METHOD = OptimizerMethod(
-    help="adamw that finds its learning rate: set learning_rate to 1; needs the package prodigyopt;",
+    help="adamw that finds its learning rate: set learning_rate to 1; needs the package prodigyopt",
     build=_build,
     state_bytes=16,  # a matrix that is 0 at the start, such as B, takes 12
     state={"exp_avg": torch.float32, "exp_avg_sq": torch.float32},

@@ -91,8 +91,8 @@ class AdapterOptions(Options, group="adapter"):
     include: str = option(
         "",
         help="Train only the layers in whose names one of these patterns is found, one pattern a line.",
-        more="A pattern is a regular expression, or simply a part of a name, such as self_attn or blocks.1[0-9].; empty:"
-        " all that targets chooses.",
+        more="A pattern is a regular expression, or simply a part of a name, such as self_attn. Empty: all that targets"
+        " chooses.",
         page="Names are like `blocks.0.self_attn.q`, `blocks.0.cross_attn.k` and `blocks.0.ffn.2`.",
         born=2,
         at_birth="",

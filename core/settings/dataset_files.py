@@ -49,7 +49,7 @@ class SelectionOptions(Options, group="dataset"):
     )
     held_out: int = option(
         0,
-        help="Samples that are not trained on, but measured meanwhile: the validation loss.",
+        help="Samples that are not trained on, but measured meanwhile: the held-out loss.",
         zero="none",
         unit="samples",
         in_key=False,

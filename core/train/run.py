@@ -350,7 +350,7 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
         events.write(
-            "warning", message=f"the validation loss at step {trainer.step} is not finite: lower learning_rate."
+            "warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate."
         )
         return
     of_samples = {"by_sample": by_sample} if len(by_sample) <= MAX_SAMPLES_TOLD else {}

@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_and_its_curve_stays(desk: Desk):
     desk.look_at(train)
     desk.press(train, "stop")
     desk.until(train, "stopped")
-    assert "queue again to go on" in desk.until(train, "stopped at step", NOTES)
+    assert "press Run to go on" in desk.until(train, "stopped at step", NOTES)
     run = run_of(desk, train)
     done = max(e["step"] for e in events(desk, run) if e["event"] == "step")
     desk.set_widget(train, "steps", done + 5)

@@ -38,7 +38,7 @@ def test_advice_follows_the_sentence():
     error = ConfigError("the model needs CLIP features: give them.", about=CLIP_VISION)
     assert str(error) == "the model needs CLIP features: give them."
     assert advised(error, {CLIP_VISION: "Here: connect them."}) == f"{error} Here: connect them."
-    assert advised(error, {START_AGAIN: "Here: queue again."}) == str(error)
+    assert advised(error, {START_AGAIN: "Here: press Run."}) == str(error)
     assert advised(ConfigError("rank is 0: give 1."), ADVICE) == "rank is 0: give 1."
 
 

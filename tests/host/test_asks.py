@@ -60,9 +60,9 @@ def test_stop_ends_the_prompt_without_a_failure_and_keeps_a_checkpoint(host):
     assert list((folder / "checkpoints").glob("step-*"))
     told = describe(host, folder)
     assert (told["state"], told["asks"]) == ("stopped", [])
-    assert "queue again to go on" in told["notes"]
+    assert "press Run to go on" in told["notes"]
     status, answer = ask(host, folder.name, "stop")
-    assert (status, "queue again" in answer["error"]) == (404, True)
+    assert (status, "press Run" in answer["error"]) == (404, True)
 
 
 def test_stop_and_use_runs_what_follows_with_the_lora_of_now_and_queued_again_it_goes_on(host):

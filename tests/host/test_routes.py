@@ -159,7 +159,7 @@ def test_a_run_that_was_made_longer_is_not_called_finished(host, folder):
     (longer / "job.json").write_text(json.dumps(job))
     answer = json.loads(ask(host, f"/wan_train/runs/{longer.name}")[2])
     assert (answer["state"], answer["steps"]) == ("stopped", 5)
-    assert answer["notes"].startswith("stopped at step 1 of 5: queue again to go on")
+    assert answer["notes"].startswith("stopped at step 1 of 5: press Run to go on")
     assert json.loads(ask(host, f"/wan_train/runs/{folder.name}")[2])["state"] == "finished"
 
 

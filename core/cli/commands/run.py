@@ -89,7 +89,7 @@ def recipe_of(options: argparse.Namespace, *, ask: bool) -> Recipe:
     if chosen is not PRESETS[_DEFAULT]:
         sys.stdout.write(f"{chosen.title}: {chosen.description}\n")
     dataset = _answer("dataset", options.dataset, None, "dataset folder", ask)
-    title = check_name(_answer("title", options.title, TITLE, "title suffix", ask), "title")
+    title = check_name(_answer("title", options.title, TITLE, "name of the LoRA (title suffix)", ask), "title")
     author = _answer("author", options.author, AUTHOR, "author", ask)
     tables: dict[str, Any] = chosen.tables()
     tables |= {
@@ -168,7 +168,7 @@ def _answer(flag: str, given: str | None, default: str | None, question: str, as
         default = input(f"{question[0].upper()}{question[1:]}{hint}: ").strip().strip("\"'") or default
     if not default:
         is_model = flag.replace("-", "_") in _LABELS
-        where = " It was not found in the model folders either." if is_model else ""
+        where = " It was not found in the model folders either; `wantrain download` fetches it." if is_model else ""
         raise ConfigError(f"the {question} is not known: give it with --{flag}.{where}")
     return default
 

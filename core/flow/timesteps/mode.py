@@ -28,7 +28,7 @@ def _cumulative(sigma: float, options: TimestepOptions) -> float:
 
 
 METHOD = TimestepSampling(
-    help="mostly the middle noise levels but all of the others, too, as Stable Diffusion 3 tried; see mode_scale",
+    help="mostly the middle noise levels but all of the others, too, as Stable Diffusion 3 tried; see timestep_mode_scale",
     quantile=_quantile,
     cumulative=_cumulative,
     uses=("mode_scale",),

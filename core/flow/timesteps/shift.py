@@ -18,7 +18,7 @@ def _cumulative(sigma: float, options: TimestepOptions) -> float:
 
 
 METHOD = TimestepSampling(
-    help="as sigmoid, moved toward high noise by the option shift",
+    help="as sigmoid, moved toward high noise by timestep_shift",
     quantile=_quantile,
     cumulative=_cumulative,
     uses=("shift", "sigmoid_scale"),

@@ -16,7 +16,7 @@ def _cumulative(sigma: float, options: TimestepOptions) -> float:
 
 
 METHOD = TimestepSampling(
-    help="as beta, moved toward high noise by the option shift",
+    help="as beta, moved toward high noise by timestep_shift",
     quantile=_quantile,
     cumulative=_cumulative,
     uses=("beta_a", "beta_b", "shift"),

@@ -20,7 +20,7 @@ def _cumulative(sigma: float, options: TimestepOptions) -> float:
 
 
 METHOD = TimestepSampling(
-    help="all noise levels alike, then moved toward high noise by the option shift: AI-Toolkit's Shift",
+    help="all noise levels alike, then moved toward high noise by timestep_shift: AI-Toolkit's Shift",
     quantile=_quantile,
     cumulative=_cumulative,
     uses=("shift",),

@@ -22,7 +22,7 @@ PRESETS: dict[str, Preset] = {**MUSUBI, **AI_TOOLKIT, **IMAGE_TO_VIDEO, **SIMPLE
 def preset(name: str) -> Preset:
     """A preset by its name; ConfigError if there is none."""
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset '{name}': choose one of {', '.join(PRESETS)}.")
+        raise ConfigError(f"there is no recipe '{name}': choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

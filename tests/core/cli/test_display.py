@@ -55,7 +55,7 @@ def test_what_is_no_step_is_told():
         "high: loading wan.safetensors",
         "high: 14.3B fp8, 832x480x33: 14.7 of 16.0 GB, about 17 s a step",
         "high: warning: lr_floor has no effect.",
-        "high: validation loss 0.2500 at step 1",
+        "high: held-out loss 0.2500 at step 1",
         "high: preview of step 4: previews/step-00000004.webp (12 s)",
     ]
 

@@ -178,7 +178,7 @@ def test_questions_have_defaults(arguments, tmp_path, monkeypatch, capsys):
     answers = ["", f'"{arguments[1]}"', "", "Bo", "", str(tmp_path / "mine.safetensors"), "", ""]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(answers) + "\n"))
     recipe = run_command.recipe_of(options, ask=True)
-    assert "Title suffix [mylora]: " in capsys.readouterr().out
+    assert "Name of the LoRA (title suffix) [mylora]: " in capsys.readouterr().out
     assert (recipe.dataset[0].folder, recipe.name, recipe.author) == (str(arguments[1]), "mylora", "Bo")
     assert recipe.lora.high == "WAN2.2-HighNoise_mylora"
     assert (Path(recipe.models.high).name, Path(recipe.models.low).name) == (

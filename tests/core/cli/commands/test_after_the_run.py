@@ -103,7 +103,7 @@ def test_a_lora_is_checked(one, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["merge", "absent=1", "absent"], "absent does not exist"),
-        (["merge", "ONE"], "to merge takes two or more"),
+        (["merge", "ONE"], "merging takes two or more"),
         (["merge", "ONE", "ONE", "--low", "ONE"], "in one way at a time"),
         (["merge", "ONE", "ONE", "--method", "ties"], "rank must be at least 1"),
         (["change", "ONE", "--drop-blocks", "7"], "names 7, which the LoRA does not change"),

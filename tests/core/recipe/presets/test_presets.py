@@ -87,7 +87,7 @@ def test_the_recipe_of_the_guide(tables, tmp_path):
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="there is no preset 'x': choose one of wan2"):
+    with pytest.raises(ConfigError, match="there is no recipe 'x': choose one of wan2"):
         preset("x")
     with pytest.raises(ConfigError, match="unknown field 'lr'"):
         settings_from_names({"lr": 1})
