@@ -204,7 +204,8 @@ class Planner:
 
     def _evaluate(self, plan: Plan, kept: Mapping[Bucket, Kept]) -> Choice:
         held, works = held_by(self.task, plan), self._works(plan)
-        found = {b: works[b].estimate(keeping(plan, kept[b]), held) for b in self.buckets}
+        plans = {b: keeping(plan, kept[b]) for b in self.buckets}
+        found = {b: works[b].estimate(plans[b], held) for b in self.buckets}
         largest = max(self.buckets, key=lambda bucket: found[bucket].vram)
         shares = sum(bucket.share for bucket in self.buckets)
         by_tokens: dict[int, Kept] = {}
@@ -216,7 +217,7 @@ class Planner:
             start_seconds=self.costs.start_seconds() if self.steps else 0.0,
             sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
             sizes=sizes,
-            plan=keeping(plan, kept[largest]),
+            plan=plans[largest],
             kept=by_tokens,
             vram=found[largest].vram,
             ram=max(one.ram for one in found.values()),

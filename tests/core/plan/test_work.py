@@ -44,7 +44,7 @@ def test_a_plan_is_predicted_as_if_alone(these):
     assert found is not None
     plans = list(these.plans())
     assert len({way_of(these.task, plan) for plan in plans}) < len(plans) / 6
-    for plan in plans[::7]:
+    for plan in plans[::11]:
         for kept in (Kept(), Kept(3, 2)) if plan.checkpointing else (Kept(),):
             kept = Kept(kept.attention, 0 if plan.split_blocks else kept.linears)
             of_plan = keeping(plan, kept)
@@ -60,7 +60,7 @@ def test_a_plan_is_predicted_as_if_alone(these):
 
 def test_what_fits_is_what_is_chosen_of():
     """`fits` and `leanest` look at memory alone, `choose` at all."""
-    for free in (0.5, 1, 1.5, 2, 3):
+    for free in (0.5, 1.5, 3):
         these = planner("off", "bf16")
         these = replace(these, card=replace(these.card, free=int(free * 2**30)))
         assert these.fits() == (these.choose() is not None)
