@@ -84,5 +84,6 @@ def clip_size(shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
 
 def num_tokens(shape: Sequence[int], patch_size: Sequence[int] = (1, PATCH, PATCH)) -> int:
     """Tokens that the transformer makes of latents [..., F, H, W]; what is left of a patch at an edge is not counted."""
-    frames, height, width = (side // patch for side, patch in zip(shape[-3:], patch_size, strict=True))
-    return frames * height * width
+    frames, height, width = shape[-3:]
+    along, down, across = patch_size
+    return (frames // along) * (height // down) * (width // across)

@@ -1,6 +1,7 @@
 """Makes the pack importable as `wan_train`, without running its node entry, and finds the real ComfyUI."""
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,12 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     tempfile.tempdir = tempfile.mkdtemp(prefix=f"wantrain-{os.environ['PYTEST_XDIST_WORKER']}-")
     os.environ["TMPDIR"] = tempfile.tempdir
     atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
-LONG = ("test_learning", "test_killed")
+# Files that take longest, of those that use no running host.
+LONG = (
+    "functional/test_learning", "launch/test_rank", "launch/test_ranks", "launch/test_worker", "launch/test_training",
+    "launch/test_machines", "campaigns/test_short", "tools/test_headless_demo", "tools/test_demo", "core/test_offline",
+    "core/test_earlier_version", "docs/test_how_to_add", "tests/test_wheel",
+)  # fmt: skip
 
 
 def pytest_addoption(parser):
@@ -120,13 +126,21 @@ def host(host_path: Path, tmp_path_factory):
 def pytest_collection_modifyitems(config, items):
     """Those that are marked long only with --long.
 
-    The slow ones come first, then those that use the running host, so that no worker is left alone with one at the end.
+    Files that use the running host come first, then those that take long, so that no worker is left alone with one at the end.
     """
     if not config.getoption("--long"):
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
-    items.sort(key=lambda item: (item.path.stem not in LONG, "host" not in getattr(item, "fixturenames", ())))
+    with_host = {item.path for item in items if "host" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in with_host, not item.path.with_suffix("").as_posix().endswith(LONG)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

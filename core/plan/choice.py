@@ -16,6 +16,11 @@ class Limits:
     ram: int
     pinned: int
 
+    def have_ram(self, plan: Plan, ram: int, held_ram: int) -> bool:
+        """Whether main memory suffices for a plan that takes `ram`, also for what of it is pinned."""
+        pinned = held_ram if plan.stream_from == "pinned" else 0
+        return ram <= self.ram and pinned <= self.pinned
+
 
 @dataclass(frozen=True)
 class SizeTime:
@@ -71,6 +76,5 @@ class Choice:
         return max(one.exact_ram for one in self.estimates.values())
 
     def fits_ram(self, limits: Limits) -> bool:
-        """Whether main memory suffices, also for what is pinned."""
-        pinned = self.held_ram if self.plan.stream_from == "pinned" else 0
-        return self.ram <= limits.ram and pinned <= limits.pinned
+        """Whether main memory suffices."""
+        return limits.have_ram(self.plan, self.ram, self.held_ram)

@@ -4,6 +4,8 @@ Weights and the adapter's state are counted to the byte. What each block keeps a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
@@ -22,6 +24,7 @@ from .plan import (
     input_bytes,
     is_graphed,
     is_quantized,
+    keeping,
     kind_of,
     num_inputs,
     num_offloaded,
@@ -36,7 +39,7 @@ from .sizes import (
     update_bytes,
     working_bytes,
 )
-from .step_time import step_seconds
+from .step_time import BlockTime, block_seconds, step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
@@ -58,25 +61,56 @@ class Estimate:
 
 def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Correction | None = None) -> Estimate:
     """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `correction`."""
-    correction = correction or Correction()
-    return Estimate(
-        vram=estimate_vram(task, bucket, plan, correction),
-        ram=estimate_ram(task, bucket, plan),
-        seconds=correction.time * own_batches(task) * step_seconds(task, bucket, plan, card),
-        exact_vram=_exact_vram(task, plan),
-        exact_ram=_held_ram(task, plan),
-    )
+    return Work(task, bucket, plan, card, correction or Correction()).estimate(plan, held_by(task, plan))
 
 
-def estimate_vram(task: Task, bucket: Bucket, plan: Plan, correction: Correction) -> int:
-    """The part of `estimate` that is the peak on the device."""
-    return _exact_vram(task, plan) + round(correction.memory * _working_bytes(task, bucket, plan))
+class Peaks(NamedTuple):
+    """Bytes on the device and of main memory."""
+
+    vram: int
+    ram: int
 
 
-def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
-    """The part of `estimate` that is main memory."""
-    offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
-    return constants().runtime_ram + _held_ram(task, plan) + offloaded
+def held_by(task: Task, plan: Plan) -> Peaks:
+    """What the plan takes all the time, whatever the size of clips: weights, the adapter and its state."""
+    return Peaks(_exact_vram(task, plan), _held_ram(task, plan))
+
+
+class Work:
+    """What steps with clips of one size take, whose blocks are computed in one way, beside what is held.
+
+    Where the frozen blocks lie makes no difference to it: all plans with the same `way_of` share it, so that it is worked out
+    once for them.
+    """
+
+    def __init__(self, task: Task, bucket: Bucket, way: Plan, card: Card, correction: Correction) -> None:
+        self._task, self._bucket, self._way, self._card, self._correction = task, bucket, way, card, correction
+        self._peaks: dict[Kept, Peaks] = {}
+
+    @cached_property
+    def _block(self) -> BlockTime:
+        return block_seconds(self._task, self._bucket, self._way, self._card)
+
+    def peaks(self, kept: Kept) -> Peaks:
+        """Where so many blocks keep something."""
+        if kept not in self._peaks:
+            task, bucket, plan = self._task, self._bucket, keeping(self._way, kept)
+            offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+            vram = round(self._correction.memory * _working_bytes(task, bucket, plan))
+            self._peaks[kept] = Peaks(vram, constants().runtime_ram + offloaded)
+        return self._peaks[kept]
+
+    def estimate(self, plan: Plan, held: Peaks) -> Estimate:
+        """Of a plan that computes in this way and holds so much."""
+        peaks = self.peaks(Kept(plan.keep_attention, plan.keep_linears))
+        seconds = step_seconds(self._task, self._bucket, plan, self._card, self._block)
+        return Estimate(
+            vram=held.vram + peaks.vram,
+            ram=held.ram + peaks.ram,
+            seconds=self._correction.time * own_batches(self._task) * seconds,
+            exact_vram=held.vram,
+            exact_ram=held.ram,
+        )
 
 
 def _resident_bytes(task: Task, plan: Plan) -> int:

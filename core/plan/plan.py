@@ -3,11 +3,12 @@
 Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens, D width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
+from ..memory.recompute import Kept
 from ..objective.passes import ONE_FORWARD, Passes
 from ..parallel.parts import largest_part
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind
@@ -144,6 +145,28 @@ def allows_graphs(plan: Plan) -> bool:
 def is_graphed(task: Task, plan: Plan) -> bool:
     """Whether the host launches a forward or a backward as one CUDA graph."""
     return task.graphs and allows_graphs(plan)
+
+
+def keeping(plan: Plan, kept: Kept) -> Plan:
+    """The plan, of which so many blocks keep something."""
+    if (plan.keep_attention, plan.keep_linears) == kept:
+        return plan
+    return replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+
+
+def way_of(task: Task, plan: Plan) -> Plan:
+    """How the plan's blocks are computed: the plan without what they keep, and without where the frozen ones lie."""
+    return replace(
+        plan,
+        shards=1,
+        streamed_blocks=0,
+        stream_from="pinned",
+        mapped_blocks=0,
+        offload_optimizer=False,
+        keep_attention=0,
+        keep_linears=0,
+        cuda_graphs="auto" if is_graphed(task, plan) else "off",  # which moving blocks has to do with
+    )
 
 
 def num_inputs(task: Task, plan: Plan) -> int:

@@ -6,6 +6,8 @@ so that one large clip does not take that speed from the small ones.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
@@ -13,7 +15,7 @@ from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
-from .estimate import Estimate, estimate, estimate_ram, estimate_vram
+from .estimate import Estimate, Peaks, Work, held_by
 from .plan import (
     Bucket,
     Plan,
@@ -21,6 +23,8 @@ from .plan import (
     block_weights,
     clip_tokens,
     is_graphed,
+    keeping,
+    way_of,
 )
 from .run_costs import GRAPH, RunCosts, key, kinds_of_block
 from .shortages import Met
@@ -73,7 +77,7 @@ class Planner:
         limits = limits or self.limits()
         fitting: dict[Plan, Choice] = {}
         for plan in self.plans():
-            way = replace(plan, stream_from="pinned")
+            way = plan if plan.stream_from == "pinned" else replace(plan, stream_from="pinned")
             known = fitting.get(way)
             if known is not None and (known.plan.mapped_blocks == plan.mapped_blocks or plan.stream_from == "mapped"):
                 # Of the same plan with other memory to swap from, pinned memory came first and is the fastest. If it fits
@@ -87,15 +91,16 @@ class Planner:
     def fits(self) -> bool:
         """Whether `choose` would find a plan. Quicker than `choose`, since it looks at the leanest plans alone."""
         limits = self.limits()
-        leanest = (self._leanly(plan, limits) for plan in self.plans())
-        return any(choice.vram <= limits.vram and choice.fits_ram(limits) for choice in leanest)
+        return any(_fit(self._leanly(plan, limits), limits) for plan in self.plans())
 
     def leanest(self, limits: Limits | None = None) -> Choice:
         """The choice that takes the least of the GPU's memory; of those that fit into main memory, if any does."""
         limits = limits or self.limits()
-        all_choices = [self._leanly(plan, limits) for plan in self.plans()]
-        possible = [choice for choice in all_choices if choice.fits_ram(limits)]
-        return min(possible or all_choices, key=lambda choice: (choice.vram, choice.seconds))
+        every = [self._leanly(plan, limits) for plan in self.plans()]
+        every = [taken for taken in every if _fit_ram(taken, limits)] or every
+        least = min(taken.vram for taken in every)
+        choices = [self._evaluate(taken.plan, self._least(taken.plan)) for taken in every if taken.vram == least]
+        return min(choices, key=lambda choice: choice.seconds)
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
         """What to go on with after `failed` ran out of memory: the fastest choice that takes clearly less of that memory.
@@ -131,39 +136,38 @@ class Planner:
 
     def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
         """`plan`, keeping as many results of the forward as fit into memory; None if it does not fit at all."""
-        if self._least_vram(plan) > limits.vram:
+        taken = self._leanly(plan, limits)
+        if not _fit(taken, limits):
             return None
-        least = self._leanly(plan, limits)
-        if not least.fits_ram(limits):
-            return None
-        if not plan.checkpointing:
-            return least
-        plan = replace(plan, mapped_blocks=least.plan.mapped_blocks)
-        return self._evaluate(plan, {bucket: self._most_kept(plan, bucket, limits) for bucket in self.buckets})
+        kept = self._least(plan)
+        if plan.checkpointing:
+            kept = {b: self._most_kept(plan, taken.held, work, limits) for b, work in self._works(plan).items()}
+        return self._evaluate(taken.plan, kept)
 
-    def _least_vram(self, plan: Plan) -> int:
-        least = self._least(plan)
-        return max(
-            estimate_vram(self.task, b, _keeping(plan, kept), self.correction_of(plan)) for b, kept in least.items()
-        )
-
-    def _leanly(self, plan: Plan, limits: Limits) -> Choice:
+    def _leanly(self, plan: Plan, limits: Limits) -> "_Taken":
         """`plan` with as little kept as can be, and as few memory-mapped blocks as it takes to fit into main memory."""
-        least = self._evaluate(plan, self._least(plan))
-        if self.options.mapped_blocks is not None or plan.stream_from == "mapped" or least.fits_ram(limits):
+        least = self._taken(plan)
+        if self.options.mapped_blocks is not None or plan.stream_from == "mapped" or _fit_ram(least, limits):
             return least
         block, ram = block_weights(self.task, plan), least.ram
         pinned = 0
         if plan.stream_from == "pinned":  # with the first memory-mapped block, buffers are needed to stage blocks in
-            pinned = least.held_ram + NUM_STAGED * block
+            pinned = least.held.ram + NUM_STAGED * block
             ram += NUM_STAGED * block
         saved = block // self.task.gpus.holders  # of this process's part, by each block that is memory-mapped
         number = max(_blocks_above(ram, limits.ram, saved), _blocks_above(pinned, limits.pinned, saved))
         if number >= plan.streamed_blocks:  # that is stream_from "mapped"
             return least
-        return self._evaluate(replace(plan, mapped_blocks=number), self._least(plan))
+        return self._taken(replace(plan, mapped_blocks=number))
 
-    def _most_kept(self, plan: Plan, bucket: Bucket, limits: Limits) -> Kept:
+    def _taken(self, plan: Plan) -> "_Taken":
+        """What `plan` takes with as little kept as can be."""
+        held, works = held_by(self.task, plan), self._works(plan)
+        peaks = [works[bucket].peaks(kept) for bucket, kept in self._least(plan).items()]
+        vram, ram = (max(bytes) for bytes in zip(*peaks, strict=True))
+        return _Taken(plan, held, held.vram + vram, held.ram + ram)
+
+    def _most_kept(self, plan: Plan, held: Peaks, work: Work, limits: Limits) -> Kept:
         """As much as fits. Attention first, which saves more time for its memory; products once all attention is kept.
 
         Both memories count: a block in parts that keeps its attention has a second input, which may wait in main memory.
@@ -171,10 +175,8 @@ class Planner:
         chosen, layers = self.options, self.task.sizes.num_layers
 
         def fits(kept: Kept) -> bool:
-            kept_plan = _keeping(plan, kept)
-            if estimate_ram(self.task, bucket, kept_plan) > limits.ram:
-                return False
-            return estimate_vram(self.task, bucket, kept_plan, self.correction_of(plan)) <= limits.vram
+            peaks = work.peaks(kept)
+            return held.ram + peaks.ram <= limits.ram and held.vram + peaks.vram <= limits.vram
 
         linears, attention = chosen.keep_linears or 0, chosen.keep_attention
         if attention is None:
@@ -187,8 +189,23 @@ class Planner:
             linears = _most(attention, lambda number: fits(Kept(attention, number)))
         return Kept(attention, linears)
 
+    def _works(self, plan: Plan) -> Mapping[Bucket, Work]:
+        """Of each size of clips, under the plan's way to compute."""
+        way = way_of(self.task, plan)
+        if way not in self._known:
+            correction = self.correction_of(plan)
+            self._known[way] = {b: Work(self.task, b, way, self.card, correction) for b in self.buckets}
+        return self._known[way]
+
+    @cached_property
+    def _known(self) -> dict[Plan, Mapping[Bucket, Work]]:
+        """What has been worked out, by the way to compute."""
+        return {}
+
     def _evaluate(self, plan: Plan, kept: Mapping[Bucket, Kept]) -> Choice:
-        found = {b: self._estimate(_keeping(plan, kept[b]), b) for b in self.buckets}
+        held, works = held_by(self.task, plan), self._works(plan)
+        plans = {b: keeping(plan, kept[b]) for b in self.buckets}
+        found = {b: works[b].estimate(plans[b], held) for b in self.buckets}
         largest = max(self.buckets, key=lambda bucket: found[bucket].vram)
         shares = sum(bucket.share for bucket in self.buckets)
         by_tokens: dict[int, Kept] = {}
@@ -200,7 +217,7 @@ class Planner:
             start_seconds=self.costs.start_seconds() if self.steps else 0.0,
             sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
             sizes=sizes,
-            plan=_keeping(plan, kept[largest]),
+            plan=plans[largest],
             kept=by_tokens,
             vram=found[largest].vram,
             ram=max(one.ram for one in found.values()),
@@ -214,9 +231,6 @@ class Planner:
         if not self.alternate_every:
             return 0.0
         return switch_seconds(self.task, plan, self.card, keeps_weights=self.keeps_weights, sizes=sizes)
-
-    def _estimate(self, plan: Plan, bucket: Bucket) -> Estimate:
-        return estimate(self.task, bucket, plan, self.card, self.correction_of(plan))
 
     def correction_of(self, plan: Plan) -> Correction:
         """The correction of what is predicted of `plan`."""
@@ -240,7 +254,7 @@ class Planner:
         return sizes
 
     def _first_seconds(self, plan: Plan, kept: Kept, tokens: int) -> float:
-        kinds = kinds_of_block(_keeping(plan, kept), self.task.sizes.num_layers)
+        kinds = kinds_of_block(keeping(plan, kept), self.task.sizes.num_layers)
         keys = [key(self.version, plan, tokens, kind) for kind in kinds]
         return self.costs.size_seconds(plan.compile, keys) + (GRAPH if is_graphed(self.task, plan) else 0.0)
 
@@ -259,10 +273,21 @@ class Planner:
         return choice.sizes_seconds + steps + choice.all_switches(self.steps)
 
 
-def _keeping(plan: Plan, kept: Kept) -> Plan:
-    if (plan.keep_attention, plan.keep_linears) == kept:
-        return plan
-    return replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+class _Taken(NamedTuple):
+    """What a plan takes: what it holds all the time, and its peaks over all sizes of clips."""
+
+    plan: Plan
+    held: Peaks
+    vram: int
+    ram: int
+
+
+def _fit_ram(taken: _Taken, limits: Limits) -> bool:
+    return limits.have_ram(taken.plan, taken.ram, taken.held.ram)
+
+
+def _fit(taken: _Taken, limits: Limits) -> bool:
+    return taken.vram <= limits.vram and _fit_ram(taken, limits)
 
 
 def _most(high: int, fits: Callable[[int], bool]) -> int:

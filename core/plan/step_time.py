@@ -38,10 +38,13 @@ _EXCHANGED = 4  # activations: queries, keys, values and the result
 _PACKED = 4  # times that each is read or written to be sent, and when it has arrived
 
 
-def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> float:
-    """Of one batch: its forwards and backwards, each as long as the longest of computing, launching and copying."""
+def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "BlockTime | None" = None) -> float:
+    """Of one batch: its forwards and backwards, each as long as the longest of computing, launching and copying.
+
+    `block`: the time of one, where it is known.
+    """
     layers, streamed = task.sizes.num_layers, plan.streamed_blocks
-    block = _mean_seconds(task, bucket, plan, card)
+    block = block or block_seconds(task, bucket, plan, card)
     weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
     reading = _reading_seconds(task, plan, card)
     unit = task.mean_seen * input_bytes(task, bucket, plan)
@@ -94,7 +97,7 @@ def _adding_seconds(task: Task, card: Card, num_trained: int) -> float:
     return 2 * 4 * num_trained * (count - 1) / count / card.link_rate / own_batches(task) if count > 1 else 0.0
 
 
-class _BlockTime(NamedTuple):
+class BlockTime(NamedTuple):
     """Seconds of one block."""
 
     forward: float
@@ -110,7 +113,7 @@ class _BlockTime(NamedTuple):
     launch_down: float
 
 
-def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
+def _recompute_seconds(block: BlockTime, layers: int, plan: Plan) -> float:
     """Of all blocks: those that keep their products keep their attention too."""
     num_attention = max(plan.keep_attention, plan.keep_linears)
     again = block.forward - block.last
@@ -123,19 +126,22 @@ def _recompute_seconds(block: _BlockTime, layers: int, plan: Plan) -> float:
     return sum(number * max(seconds, block.launch_up) for number, seconds in kinds)
 
 
-def _mean_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
-    """The mean over the blocks, some of which may see a share of the tokens alone."""
+def block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> BlockTime:
+    """Of a block, the mean over all: some may see a share of the tokens alone.
+
+    The same for all plans that compute in one way (`way_of`).
+    """
     if not task.seen:
         return _block_seconds(task, bucket, plan, card)
     layers = task.sizes.num_layers
     each = [(number, _block_seconds(task, replace(bucket, seen=share), plan, card)) for number, share in task.seen]
     fields = zip(*(block for _, block in each), strict=True)
-    return _BlockTime(
+    return BlockTime(
         *(sum(number * value for (number, _), value in zip(each, values, strict=True)) / layers for values in fields)
     )
 
 
-def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _BlockTime:
+def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> BlockTime:
     sizes, size, eager = task.sizes, compute_size(task, plan), plan.compile == "off"
     tokens, dim = own_tokens(task, bucket), sizes.dim
     rate = _product_rate(plan, card, size) / bucket.batch
@@ -153,7 +159,7 @@ def _block_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> _Block
         up, down = up + kernels[0] * launch_s, down + kernels[1] * launch_s
     square = 2 * tokens * dim**2 / rate  # one of its linears
     cross_again = 2 * square + cross_attention + constants().part_traffic_cross_attn * up
-    return _BlockTime(
+    return BlockTime(
         forward=linears + attention + exchange + up,
         attention=self_attention,
         products=linears - last,

@@ -54,7 +54,7 @@ class Ways:
         if is_graphed(self.task, plan):
             modes = ("auto", "off") if self.graphs else ("off",)
         for mode in modes:
-            yield replace(plan, cuda_graphs=mode)
+            yield plan if mode == plan.cuda_graphs else replace(plan, cuda_graphs=mode)
 
     def _recomputing(self, base: Plan) -> Iterator[Plan]:
         """Blocks whole or in parts, with chunked feed-forward or not; their inputs, and the optimizer's state, offloaded."""

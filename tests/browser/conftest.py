@@ -90,6 +90,6 @@ def pytest_collection_modifyitems(config, items):
     """The short form leaves out the files of whole trainings, which take minutes: `run.py campaign page` has all."""
     if config.getoption("--both-renderers"):
         return
-    kept = [item for item in items if item.path.stem not in LONG_FORM or item.path.parent.name != "browser"]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+    left_out = {item for item in items if item.path.stem in LONG_FORM and item.path.parent.name == "browser"}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]

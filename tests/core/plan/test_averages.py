@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from wan_train.core.optimizers import OPTIMIZERS
-from wan_train.core.plan.card import Correction
-from wan_train.core.plan.estimate import estimate_vram
+from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planning import trained_by
 from wan_train.core.plan.sizes import Trained, adapter_params, average_bytes, optimizer_bytes, state_bytes, update_bytes
@@ -15,6 +14,7 @@ from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
 from wan_train.tests.core.optimizers.helpers import need
+from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import make_trainer
 
 SIZES = WanConfig()
@@ -58,7 +58,7 @@ def test_a_plan_counts_the_average_and_an_update_that_takes_more_than_the_backwa
 
     def vram(**trained):
         task = Task(sizes=SIZES, trained=Trained(rank=256, **trained))
-        return estimate_vram(task, image, Plan(), Correction())
+        return estimate(task, image, Plan(), CARD).vram
 
     number = adapter_params(SIZES, Trained(rank=256))
     assert vram(average=True) - vram() == 4 * number + 4 * 2**22

@@ -14,11 +14,18 @@ from safetensors.torch import save_file
 from wan_train.core.cli.display import Display
 from wan_train.core.cli.main import main
 from wan_train.core.errors import DatasetError
-from wan_train.core.recipe.pipeline import prepare_recipe, scan
+from wan_train.core.recipe.pipeline import cache, prepare_recipe, scan
 from wan_train.core.recipe.recipe import recipe_from_tables
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such names")
 ODD = os.fsdecode(b"caf\xe9")
+
+
+def encoded(recipe):
+    """The recipe, with all that it needs encoded by this process, so that no other has to be started for it."""
+    silent = Display(io.StringIO())
+    cache(recipe, scan(recipe, silent, report=False), silent)
+    return recipe
 
 
 def test_a_file_of_such_a_name_is_told_and_the_others_are_trained_on(recipe, tmp_path):
@@ -31,7 +38,7 @@ def test_a_file_of_such_a_name_is_told_and_the_others_are_trained_on(recipe, tmp
     shutil.copy(first, folder / ODD / "a.png")
     odd = dataclasses.replace(recipe, dataset=(dataclasses.replace(recipe.dataset[0], folder=str(folder)),))
     said = io.StringIO()
-    planned = prepare_recipe(odd, ["cpu"], Display(said))
+    planned = prepare_recipe(encoded(odd), ["cpu"], Display(said))
     said.getvalue().encode()
     assert "- 3 files: skipped: its name is not UTF-8" in said.getvalue()
     assert "caf\\xe9" in said.getvalue()
@@ -42,7 +49,7 @@ def test_a_file_of_such_a_name_is_told_and_the_others_are_trained_on(recipe, tmp
 def test_a_work_folder_of_such_a_name_carries_caches_and_runs(recipe, tmp_path):
     odd = dataclasses.replace(recipe, work=str(tmp_path / ODD))
     planned = prepare_recipe(odd, ["cpu"], Display(io.StringIO()))
-    assert planned[0].job.key == prepare_recipe(recipe, ["cpu"], Display(io.StringIO()))[0].job.key
+    assert planned[0].job.key == prepare_recipe(encoded(recipe), ["cpu"], Display(io.StringIO()))[0].job.key
     assert all(Path(sample.latents_path).is_file() for sample in planned[0].job.data.samples)
 
 
@@ -90,6 +97,6 @@ def test_a_missing_tokenizer_is_told_before_anything_is_scanned(recipe, tmp_path
         prepare_recipe(bare, ["cpu"], Display(said))
     assert said.getvalue() == ""
     named = dataclasses.replace(bare, models=dataclasses.replace(bare.models, tokenizer=recipe.models.text_encoder))
-    keys = [prepare_recipe(made, ["cpu"], Display(said))[0].job.key for made in (named, recipe)]
+    keys = [prepare_recipe(encoded(made), ["cpu"], Display(said))[0].job.key for made in (named, recipe)]
     assert keys[0] == keys[1]
     assert torch.is_tensor(state["spiece_model"])

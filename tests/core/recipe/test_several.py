@@ -136,6 +136,7 @@ def test_what_is_planned_is_what_is_said_before_the_start(tables, further, tmp_p
     said = io.StringIO()
     tables = several(tables, further, loop={"batch_size": 2, "steps": 6}, second={"repeats": 2})
     recipe = recipe_from_tables({**tables, "low": {"epochs": 3}}, tmp_path)
+    cache(recipe, scan(recipe, Display(io.StringIO()), report=False), Display(io.StringIO()))  # here: no other process
     planned = prepare_recipe(recipe, ["cpu"], Display(said))
     lengths = planned_lengths(recipe, scan(recipe, Display(io.StringIO()), report=False))
     assert lengths == {plan.job.stage: job_length(plan.job) for plan in planned}
