@@ -64,7 +64,7 @@ def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Cor
         ram=estimate_ram(task, bucket, plan),
         seconds=correction.time * own_batches(task) * step_seconds(task, bucket, plan, card),
         exact_vram=_exact_vram(task, plan),
-        exact_ram=_held_ram(task, plan),
+        exact_ram=held_ram(task, plan),
     )
 
 
@@ -76,7 +76,7 @@ def estimate_vram(task: Task, bucket: Bucket, plan: Plan, correction: Correction
 def estimate_ram(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The part of `estimate` that is main memory."""
     offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
-    return constants().runtime_ram + _held_ram(task, plan) + offloaded
+    return constants().runtime_ram + held_ram(task, plan) + offloaded
 
 
 def _resident_bytes(task: Task, plan: Plan) -> int:
@@ -98,7 +98,8 @@ def parked_bytes(task: Task, plan: Plan) -> int:
 
 
 def _exact_vram(task: Task, plan: Plan) -> int:
-    return _resident_bytes(task, plan) + adapter_bytes(task, plan)
+    beside = parked_bytes(task, plan) if task.second_base == "device" else 0
+    return _resident_bytes(task, plan) + beside + adapter_bytes(task, plan)
 
 
 def adapter_bytes(task: Task, plan: Plan) -> int:
@@ -195,14 +196,17 @@ def _inputs(task: Task, plan: Plan, done: int) -> int:
     return left + second
 
 
-def _held_ram(task: Task, plan: Plan) -> int:
+def held_ram(task: Task, plan: Plan) -> int:
+    """Main memory that is held all the time: what is swapped or offloaded, not what waits for its turn."""
     state = offloaded_bytes(adapter_params(task.sizes, task.trained))[1] if has_offloaded_state(task, plan) else 0
     return _streamed_ram(task, plan) + state
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
-    """Main memory of swapped blocks. Where the ranks of a machine hold them together, this process's share of it."""
+    """Main memory of swapped blocks, of both bases where two take turns. Where the ranks of a machine hold them together, this
+    process's share of it."""
     held = 0 if plan.stream_from == "mapped" else plan.streamed_blocks - plan.mapped_blocks
     is_staged = plan.streamed_blocks and (plan.stream_from != "pinned" or plan.mapped_blocks)
+    held *= 2 if task.second_base else 1
     holders, block = task.gpus.holders, block_weights(task, plan)
     return -(-shared_ram(block, swapped=held, staged=NUM_STAGED if is_staged else 0, ranks=holders) // holders)

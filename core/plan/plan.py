@@ -5,6 +5,7 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
@@ -64,6 +65,9 @@ class Gpus:
 ONE_GPU = Gpus()
 
 
+SecondBase = Literal["", "device", "host"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained."""
@@ -78,6 +82,7 @@ class Task:
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
     gpus: Gpus = ONE_GPU
     seen: tuple[tuple[int, float], ...] = ()  # blocks, and the share of a clip's tokens that they see (TREAD); (): all
+    second_base: SecondBase = ""  # where the weights of another base wait that shares the adapter; "": there is none
     features: int = 0  # width of the features that hidden states are aligned with (CREPA); 0: they are not
 
     @property

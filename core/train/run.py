@@ -152,6 +152,7 @@ def _train(
     trainer.shown = averages.shown
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt
+    trainer.use_expert = plan.use_expert
     prepared.model.train()
     try:
         asked.look()

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, RunError
+from ..facts import EXPERTS, Expert
 from ..memory.adamw import hold_state
 from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
-from ..plan.alternating import beside_another
+from ..plan.alternating import beside_another, two_bases
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
@@ -38,7 +39,7 @@ from .events import EventWriter
 from .features import Features, apply_features, make_masters
 from .loop import Callback
 from .parked import ParkedModel
-from .prepare import Prepared, prepare, timed
+from .prepare import Prepared, hold_bases, prepare, timed
 
 
 class RunPlan:
@@ -202,6 +203,18 @@ class RunPlan:
         left = self._descent.choice
         self._descent.reach(lambda choice: self._put_back(choice) if choice is left else self._apply(choice), step)
 
+    def use_expert(self, expert: Expert | None) -> None:
+        """Have the weights of this expert in the model, of a run that trains one LoRA through both; None: of its only one."""
+        if expert is None:
+            return
+        assert self._prepared is not None and self._prepared.bases is not None, "a run of one model has no other"
+        bases, number = self._prepared.bases, EXPERTS.index(expert)
+        if number == bases.present:
+            return
+        if self._keeps_weights:
+            self._features.make_room()  # graphs know the weights by their addresses
+        bases.use(number, self._features.streamer)
+
     def close(self) -> None:
         """Take everything off the model, which is not called any more."""
         self._take_off()
@@ -248,6 +261,8 @@ class RunPlan:
             return None
         try:
             planner = self._measure()
+            if self._job.turns is not None:
+                return two_bases(planner, self._job.turns.every)
             if self._other_is_there is None:
                 return planner
             with timed("Planning for turns with another run"):
@@ -318,6 +333,7 @@ class RunPlan:
             scratch=self._scratch,
             kept=choice.kept,
             world=self._world,
+            keeps_weights=self._keeps_weights,
         )
 
     def _apply(self, choice: Choice) -> None:
@@ -331,6 +347,14 @@ class RunPlan:
             model.run_block = call_block
             self._features = apply_features(
                 model, choice.plan, self._decision, kept=choice.kept, masters=maker, world=self._world, **told
+            )
+        if self._prepared.bases is not None:
+            hold_bases(
+                self._prepared.bases,
+                self._features,
+                self._device,
+                keeps_weights=self._keeps_weights,
+                scratch=self._scratch,
             )
 
     def _hold_state(self, choice: Choice) -> None:

@@ -31,6 +31,7 @@ from .checkpoints import Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
+from .shared import check_shared
 
 _FILES = (
     "job.json",
@@ -56,6 +57,7 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     check_packages(needed_packages(job.optimizer.name, job.model.precision))
     check_optimizer(job.optimizer, job.ema)
     check_data(job, info)
+    check_shared(job, info)
     check_previews(job)
     check_end(job, info)
     check_adapter_files(
