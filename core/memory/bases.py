@@ -21,21 +21,18 @@ from .streaming import BlockStreamer
 class TwoBases:
     """Base number 0 is in `model` at first; `other`, which runs never, has the weights of the one that waits."""
 
-    def __init__(
-        self, model: WanTransformer, other: WanTransformer, device: torch.device
-    ) -> None:
+    def __init__(self, model: WanTransformer, other: WanTransformer, device: torch.device) -> None:
         """Call `hold` next."""
         self._model, self._other, self._device = model, other, device
         self._copies: dict[str, list[FrozenCopy]] = {}  # of both bases, by the name of a part that is on the device
         self._waiting: dict[int, BlockMaster] = {}  # of swapped blocks: of the base that is not in the model
         self.present = 0
 
-    def hold(
-        self, swapped: Mapping[int, BlockMaster], kind: MasterKind | None, folder: Path | None = None
-    ) -> None:
+    def hold(self, swapped: Mapping[int, BlockMaster], kind: MasterKind | None, folder: Path | None = None) -> None:
         """After the model's features were put on, or changed. `swapped`: the masters of its swapped blocks.
 
-        `kind`: where both bases' weights of the other parts lie; None: on the device. `folder`: for what is mapped. ConfigError for models that are not of one build, RunError where memory or disk refuse.
+        `kind`: where both bases' weights of the other parts lie; None: on the device. `folder`: for what is mapped.
+        ConfigError for models that are not of one build, RunError where memory or disk refuse.
         """
         for index, master in swapped.items():
             self._copies.pop(f"blocks.{index}", None)
@@ -48,7 +45,7 @@ class TwoBases:
                 self._copies[name] = self._copies_of(name, part, waiting, kind, folder)
 
     def use(self, number: int, streamer: BlockStreamer | None) -> bool:
-        """Have base `number` in the model, between two forwards; whether it was not there. `streamer`: of its swapped blocks."""
+        """Have base `number` in the model, between two forwards; whether it was not there. `streamer`: the model's."""
         if number == self.present:
             return False
         with torch.inference_mode(False), torch.no_grad():

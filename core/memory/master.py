@@ -157,7 +157,6 @@ class BlockMaster:
         """Make the block's tensors those of the master."""
         self.bind(self._views)
 
-
     def exchange(self, other: "BlockMaster") -> None:
         """Let two blocks of one build have each other's weights. Both masters are of the same kind and layout."""
         assert (self.kind, self.layout) == (other.kind, other.layout), "only masters that are alike can be exchanged"

@@ -27,7 +27,9 @@ def two_bases(planner: Planner, every: int) -> Planner:
     The one that waits lies in main memory, or on the device: the one by which the run is over sooner.
     """
     apart = replace(planner, alternate_every=every, task=replace(planner.task, second_base="host"))
-    beside = replace(planner, alternate_every=every, task=replace(planner.task, second_base="device"), keeps_weights=True)
+    beside = replace(
+        planner, alternate_every=every, task=replace(planner.task, second_base="device"), keeps_weights=True
+    )
     return min((apart, beside), key=_run_seconds)
 
 

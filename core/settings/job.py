@@ -225,7 +225,8 @@ class Job(Groups, Subject):
         check_number(self.alternate_every, "alternate_every", 0, 1_000_000)
         if self.stage == "both" and (self.other_expert is None or self.turns is None):
             raise ConfigError(
-                "a job of the stage both needs other_expert, the low noise expert, and turns: start it from its recipe or graph."
+                "a job of the stage both needs other_expert, the low noise expert, and turns: start it from its recipe or"
+                " graph."
             )
         model = self.model
         check_texts(

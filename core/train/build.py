@@ -65,7 +65,9 @@ def build_job(
         check_shared_settings(settings, has_other=other is not None)
         other = None if other is None else replace(other, precision=settings.precision)
     elif settings.shared_lora and stage != "single":
-        raise ConfigError("shared_lora trains one LoRA through both experts, so that the stage is both, not one of them.")
+        raise ConfigError(
+            "shared_lora trains one LoRA through both experts, so that the stage is both, not one of them."
+        )
     else:
         other = other if settings.previews.every else None
     crepa = settings.crepa

@@ -107,8 +107,8 @@ def other_spec(
     own_stage = "high" if stage == "both" else stage
     if hints_expert(other.path) == own_stage and not allow_other:
         raise ConfigError(
-            f"{name} is the {own_stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]} noise "
-            "file. If you mean it, switch allow_other_expert on."
+            f"{name} is the {own_stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]}"
+            " noise file. If you mean it, switch allow_other_expert on."
         )
     return ModelSpec(path=str(other.path), identity=other.identity)
 

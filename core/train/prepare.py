@@ -87,14 +87,13 @@ def prepare(
     scratch: Path | None = None,
     kept: Mapping[int, Kept] | None = None,
     world: World = ALONE,
-    keeps_weights: bool = True,
 ) -> Prepared:
     """Load the base frozen onto `device`, add the adapter, and put `plan` on it; by default as the job's options have it.
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept` and `world`: see `apply_features`. `keeps_weights`:
-    of two experts that share the adapter, whether the one that waits stays on the device.
+    blocks, which need it. `kept` and `world`: see `apply_features`. Two experts that
+    share the adapter are to be held next: see `hold_bases`.
     """
     if decision is None:
         decision = decide(job, check_job(job), device, scratch, context=world.context)
@@ -115,7 +114,7 @@ def prepare(
         maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
         skips = _makes_unread(job.model.precision, held, info.config.dim)
         model, masters = _load(info, held, device, maker, merged, skips=skips)
-    bases = _two_bases(job, held, model, device, scratch)
+    bases = _two_bases(job, held, model, device)
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
@@ -129,8 +128,6 @@ def prepare(
         features = apply_features(
             model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters or maker, world=world
         )
-    if bases is not None:
-        hold_bases(bases, features, device, keeps_weights=keeps_weights, scratch=scratch)
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
             if under_way is not None:
@@ -153,9 +150,7 @@ def hold_bases(
         torch.cuda.empty_cache()
 
 
-def _two_bases(
-    job: Job, held: Resolved, model: WanTransformer, device: torch.device, scratch: Path | None
-) -> TwoBases | None:
+def _two_bases(job: Job, held: Resolved, model: WanTransformer, device: torch.device) -> TwoBases | None:
     """With the other expert, which is read into main memory block by block; None where a run has one model."""
     if job.stage != "both":
         return None
@@ -273,4 +268,4 @@ def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:
             f"{path} is not the recovery adapter that this run was started with (its content changed): restore it, or "
             "start a new run."
         )
-    return read_recovery_adapter(path, None if job.stage == "single" else job.stage)
+    return read_recovery_adapter(path, job.stage if job.stage in ("high", "low") else None)

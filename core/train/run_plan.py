@@ -207,8 +207,8 @@ class RunPlan:
         """Have the weights of this expert in the model, of a run that trains one LoRA through both; None: of its only one."""
         if expert is None:
             return
-        assert self._prepared is not None and self._prepared.bases is not None, "a run of one model has no other"
-        bases, number = self._prepared.bases, EXPERTS.index(expert)
+        bases, number = None if self._prepared is None else self._prepared.bases, EXPERTS.index(expert)
+        assert bases is not None, "a run of one model has no other"
         if number == bases.present:
             return
         if self._keeps_weights:
@@ -324,7 +324,7 @@ class RunPlan:
         return choice
 
     def _load(self, choice: Choice) -> Prepared:
-        return prepare(
+        prepared = prepare(
             self._job,
             self._device,
             decision=self._decision,
@@ -333,8 +333,14 @@ class RunPlan:
             scratch=self._scratch,
             kept=choice.kept,
             world=self._world,
-            keeps_weights=self._keeps_weights,
         )
+        self._hold_bases(prepared, prepared.features)
+        return prepared
+
+    def _hold_bases(self, prepared: Prepared, features: Features) -> None:
+        """Of two experts that share the adapter, after the features were put on."""
+        if prepared.bases is not None:
+            hold_bases(prepared.bases, features, self._device, keeps_weights=self._keeps_weights, scratch=self._scratch)
 
     def _apply(self, choice: Choice) -> None:
         """Put the choice on the model in the place of what is there."""
@@ -348,14 +354,7 @@ class RunPlan:
             self._features = apply_features(
                 model, choice.plan, self._decision, kept=choice.kept, masters=maker, world=self._world, **told
             )
-        if self._prepared.bases is not None:
-            hold_bases(
-                self._prepared.bases,
-                self._features,
-                self._device,
-                keeps_weights=self._keeps_weights,
-                scratch=self._scratch,
-            )
+        self._hold_bases(self._prepared, self._features)
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

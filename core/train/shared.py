@@ -12,9 +12,11 @@ from .checks import check_model_file
 
 
 def check_shared_settings(settings: StageSettings, *, has_other: bool) -> None:
-    """ConfigError for settings with which one LoRA can't be trained through both experts. `has_other`: whether both are given."""
+    """ConfigError for settings with which one LoRA can't go through both experts. `has_other`: whether both are given."""
     if not has_other:
-        raise ConfigError("shared_lora trains one LoRA through both experts, but one alone is given: give the other one, too.")
+        raise ConfigError(
+            "shared_lora trains one LoRA through both experts, but one alone is given: give the other one, too."
+        )
     _check_kinds(settings.adapter.kind, settings.precision, settings.adapter.merge_into_base)
 
 
@@ -26,7 +28,9 @@ def check_shared(job: Job, info: CheckpointInfo) -> None:
     other = check_model_file(job.other_expert)
     name = Path(job.other_expert.path).name
     if other.config != info.config:
-        raise ConfigError(f"{name} and {info.path.name} are not the two experts of one model: their sizes or kinds differ.")
+        raise ConfigError(
+            f"{name} and {info.path.name} are not the two experts of one model: their sizes or kinds differ."
+        )
     if other.weights != info.weights:
         raise ConfigError(
             f"{info.path.name} is stored as {info.weights} and {name} as {other.weights}, but with shared_lora both take turns"
@@ -55,5 +59,6 @@ def _check_kinds(adapter: str, precision: str, merge_into_base: str) -> None:
         )
     if needs_adapter(precision):
         raise ConfigError(
-            f"shared_lora does not go with the precision {precision}, whose file holds what one expert has lost: choose another."
+            f"shared_lora does not go with the precision {precision}, whose file holds what one expert has lost: choose"
+            " another."
         )

@@ -18,9 +18,9 @@ VALIDATION_SEED = 20250101  # not the run's: runs with different seeds stay comp
 def validation_loss(trainer: Trainer, *, equal_counts: bool = False) -> tuple[float, list[float], list[float]]:
     """Mean loss over the held-out samples, the mean at each of NUM_SIGMAS sigmas, and that of each sample.
 
-    Of two experts that share a LoRA each has half of the sigmas, in its own window. The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution,
-    for those that depend on it at each sample's own size. Several ranks share the samples, and all get the result of one.
-    `equal_counts`: each of them runs as many forwards as the others.
+    The sigmas are the midpoints of NUM_SIGMAS equally likely cells of the training distribution, for those that depend on it
+    at each sample's own size. Of two experts that share a LoRA each has half of them, in its own window. Several ranks share
+    the samples, and all get the result of one. `equal_counts`: each of them runs as many forwards as the others.
     """
     world, count = trainer.team.world, len(trainer.job.held_out_samples)
     own = list(range(world.data_rank, count, world.data_size))
@@ -52,7 +52,9 @@ def _losses(trainer: Trainer, numbers: list[int]) -> list[Tensor]:
             for number, losses in zip(numbers, found, strict=True):
                 sample = job.held_out_samples[number]
                 batch = load_batch([sample], [sample.text_path], job.data.conditioning)
-                for i, sigma in enumerate(sigma_at(middles, job.timesteps_of(expert), sample.shape).float(), place * each):
+                for i, sigma in enumerate(
+                    sigma_at(middles, job.timesteps_of(expert), sample.shape).float(), place * each
+                ):
                     noise = sample_noise(batch.latents.shape, seed=VALIDATION_SEED, draw=number * NUM_SIGMAS + i)
                     losses[i] = trainer.loss_at(batch, noise, sigma.view(1)).item()
     trainer.model.train()

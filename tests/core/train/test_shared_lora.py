@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from wan_train.core.adapters.setup import add_adapter, adapter_state
+from wan_train.core.adapters.setup import adapter_state, add_adapter
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, sample_noise
 from wan_train.core.flow.sigmas import sample_sigmas
-from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.plan.card import measure_card
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.estimate import parked_bytes
@@ -87,10 +86,12 @@ def plain_loop(job: Job):
     for spec in (job.model, job.other_expert):
         model = load_transformer(inspect(spec.path), dtype=torch.float32, device=lambda _: CPU)
         models.append((model, dict(add_adapter(model, job.adapter, seed=job.loop.seed))))
-    (_, weights), (low, also) = models
+    (_, weights), (_, also) = models
     for name, parameter in also.items():  # one tensor for both
         parameter.data = weights[name].data
-    optimizer = torch.optim.AdamW(weights.values(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay
+    )
     schedule, losses = BatchSchedule.of(job.data, job.loop), []
     for step in range(job.loop.steps):
         is_low = step // job.turns.every % 2 == 1
@@ -205,7 +206,9 @@ def test_a_run_that_was_stopped_is_one_that_was_not(tmp_path, shared, plainly, s
 
 def test_the_file_says_through_which_experts_it_was_trained(tmp_path, shared):
     job = replace(shared, loop=replace(shared.loop, steps=1))
-    path = run_job(begin(tmp_path, job, "named"), EventWriter(tmp_path / "runs" / "named" / "events.jsonl"), CPU, lambda: False)
+    path = run_job(
+        begin(tmp_path, job, "named"), EventWriter(tmp_path / "runs" / "named" / "events.jsonl"), CPU, lambda: False
+    )
     assert path.name == "test.safetensors"
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -296,7 +299,10 @@ def test_what_decides_the_weights_makes_another_run(shared, low_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda j: replace(j, adapter=replace(j.adapter, kind="dora")), "shared_lora does not go with the adapter dora"),
+        (
+            lambda j: replace(j, adapter=replace(j.adapter, kind="dora")),
+            "shared_lora does not go with the adapter dora",
+        ),
         (lambda j: replace(j, adapter=replace(j.adapter, merge_into_base="x.safetensors")), "merge_into_base"),
         (lambda j: replace(j, model=replace(j.model, precision="ara")), "precision ara"),
     ],
@@ -316,7 +322,7 @@ def test_files_of_two_formats_are_refused(tmp_path, shared):
     path = tmp_path / "bf16.safetensors"
     save_file({n: t.bfloat16() for n, t in wan_dit(SIZE, seed=1).items()}, path, metadata=dit_metadata(SIZE))
     job = replace(shared, other_expert=ModelSpec(path=str(path), identity=inspect(path).identity))
-    with pytest.raises(ConfigError, match="stored as fp32 and bf16.safetensors as bf16"):
+    with pytest.raises(ConfigError, match=r"stored as fp32 and bf16\.safetensors as bf16"):
         check_start(job, inspect(job.model.path))
 
 
