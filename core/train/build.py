@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
 from ..adapters.start_from import adapter_identity
 from ..errors import ConfigError
@@ -140,7 +139,6 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
         *(settings.warnings(job.stage) if settings else []),
         *_rate_warning(job),
         *_ema_warning(job),
-        *_lora_plus_warning(job),
         *_saving_warning(job),
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
@@ -179,13 +177,6 @@ def _saving_warning(job: Job) -> list[str]:
         f"checkpoint_every_epochs is {every}, but the run has {job_length(job).epochs:.3g} epochs: its only checkpoint is"
         " that of its end; lower checkpoint_every_epochs."
     ]
-
-
-def _lora_plus_warning(job: Job) -> list[str]:
-    kind = job.adapter.kind
-    if job.optimizer.lora_plus == OptimizerOptions().lora_plus or ADAPTER_KINDS.get(kind).knows_lora_plus:
-        return []
-    return [f"lora_plus_ratio has no effect with the adapter {kind}, which has no second matrix as a LoRA has."]
 
 
 def _rate_warning(job: Job) -> list[str]:

@@ -191,13 +191,12 @@ def test_a_tlora_starts_from_the_file_of_a_lora(tmp_path, job, lora):
     )
 
 
-def test_lora_plus_without_a_second_matrix_is_told(job):
-    for kind, is_told in (
-        *(("lora", False), ("dora", False), ("tlora", False)),
-        *(("loha", True), ("lokr", True), ("oft", True)),
-    ):
-        made = replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0))
-        assert any("lora_plus_ratio has no effect" in text for text in job_warnings(made)) == is_told
+def test_lora_plus_without_a_second_matrix_is_refused_before_the_model_loads(job):
+    for kind in ("lora", "dora", "tlora"):
+        check_methods(replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0)))
+    for kind in ("loha", "lokr", "oft"):
+        with pytest.raises(ConfigError, match=f"the adapter {kind} has no second matrix"):
+            check_methods(replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0)))
 
 
 def test_the_file_says_what_it_is(job):
