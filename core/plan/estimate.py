@@ -144,7 +144,9 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
             if task.seen:
                 peaks.append(routed_bytes(task, bucket, plan, Kept(attention, linears), done) + present)
                 continue
-            held = num_present(task, plan, done) * input_bytes(task, bucket, plan) + kept_bytes(task, bucket, plan, kept)
+            held = num_present(task, plan, done) * input_bytes(task, bucket, plan) + kept_bytes(
+                task, bucket, plan, kept
+            )
             peaks.append(own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
 

@@ -7,7 +7,14 @@ from wan_train.core.adapters.other_files import read_adapter
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.host.graphs import changed, dit, node, one_stage
 
-MERGE = {"precision": "bf16", "key_style": "comfyui", "rank": 0, "author": "", "description": "", "second_strength": 1.0}
+MERGE = {
+    "precision": "bf16",
+    "key_style": "comfyui",
+    "rank": 0,
+    "author": "",
+    "description": "",
+    "second_strength": 1.0,
+}
 
 
 def graph(**train):
