@@ -13,7 +13,6 @@ from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews, preview_warnings
 from ..settings.job import DataSpec, ExpertTurns, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
-from ..settings.optimizer import OptimizerOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity

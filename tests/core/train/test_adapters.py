@@ -17,7 +17,7 @@ from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.label import describe_lora
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.start import check_start
+from wan_train.core.train.start import check_methods, check_start
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules
 from wan_train.tests.core.train.helpers import SIZE, train_in_folder

@@ -1,4 +1,4 @@
-"""Every method alone and in mixes: it trains where it is not refused, goes on exactly, and is the same however the base is held."""
+"""Every method alone and in mixes: it trains where it is not refused, goes on exactly, and does so however the base is held."""
 
 from dataclasses import replace
 
