@@ -7,6 +7,7 @@ NUM_TIMESTEPS = 1000
 SIGMA_BINS = 40  # equal parts of [0, 1] by which a run's losses are counted; both boundaries below lie between two
 
 Expert = Literal["high", "low"]  # of Wan 2.2 A14B, by the noise that it is for
+EXPERTS: tuple[Expert, ...] = ("high", "low")  # in the order in which they generate
 
 # Where the high-noise expert hands over to the low-noise expert, as sigma (Wan2.2, wan/configs/wan_t2v_A14B.py and
 # wan_i2v_A14B.py).

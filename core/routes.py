@@ -71,10 +71,12 @@ def routes_among(routes: Sequence[Route], num_blocks: int) -> tuple[Route, ...]:
 
 
 def kept_share(routes: Sequence[Route], num_blocks: int) -> list[tuple[int, float]]:
-    """How many blocks see which share of the tokens; of a model of so many blocks."""
-    known = routes_among(routes, num_blocks)
-    routed = [(route.last - route.first + 1, 1 - route.left_out) for route in known]
-    return [(num_blocks - sum(number for number, _ in routed), 1.0), *routed]
+    """How many blocks see which share of the tokens, in the blocks' order; of a model of so many blocks."""
+    found, done = list[tuple[int, float]](), 0
+    for route in sorted(routes_among(routes, num_blocks), key=lambda route: route.first):
+        found += [(route.first - done, 1.0), (route.last - route.first + 1, 1 - route.left_out)]
+        done = route.last + 1
+    return [(number, share) for number, share in [*found, (num_blocks - done, 1.0)] if number]
 
 
 def _from_start(block: int, num_blocks: int) -> int:

@@ -40,7 +40,7 @@ from .model_nodes import LoadWanDiT
 from .old_values import renew_prompt
 from .routes import guarded, read_all, refusal, threads
 from .sockets import DitHandle
-from .train_nodes import STAGES, TrainLoRAStage, check_vae, stage_settings
+from .train_nodes import STAGES, TrainLoRAStage, check_vae, other_warnings, stage_models, stage_settings
 from .widgets import meanings
 
 log = logging.getLogger(__name__)
@@ -141,21 +141,25 @@ class _Graph:
             check_known(TrainLoRAStage, settings)
             wanted = stage_settings(dit, settings)
             data = expected_data(latents.dataset, dit.info.config, latents.conditioning, has_vision=latents.has_vision)
+            models = stage_models(STAGES[settings.get("stage", "")], dit, other, wanted)
             job = build_job(
-                dit.info,
+                models.model.info,
                 replace(data, prompts=prompts),
                 wanted,
                 name=settings.get("lora_name", ""),
-                stage=STAGES[settings.get("stage", "")],
+                stage=models.stage,
                 trigger_word=latents.dataset.trigger_words,
                 recovery_adapter=dit.recovery_adapter,
-                previews_with=PreviewModels(other=None if other is None else other.info),
+                previews_with=PreviewModels(other=None if models.other is None else models.other.info),
             )
-            check_start(job, dit.info)
+            check_start(job, models.model.info)
             check_vae(job.previews, has_vae=self._is_wired(key, "vae"))
             runs = host.runs_path()
-            lines = [_plan(job, dit, runs.parent / "cache"), *disk_lines(job, dit.info.config, runs / job.name)]
-            warnings = [f"- {sentence}" for sentence in job_warnings(job, wanted)]
+            lines = [
+                _plan(job, models.model, runs.parent / "cache"),
+                *disk_lines(job, models.model.info.config, runs / job.name),
+            ]
+            warnings = [f"- {sentence}" for sentence in [*job_warnings(job, wanted), *other_warnings(job, dit, other)]]
         self.found[key] = {"text": "\n".join([*lines, *warnings]), "failed": False}
         return job
 

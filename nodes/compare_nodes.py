@@ -122,6 +122,8 @@ class CompareCheckpoints(io.ComfyNode):
         if runs[1] and low is None:
             raise ConfigError("low_run is chosen, but no low noise model is connected to low.")
         pairs = pairs_of(*runs, s["checkpoints"], folders.loras_paths())
+        if low is None and any(pair.low for pair in pairs):
+            raise ConfigError("high_run is of one LoRA for both experts, but no low noise model is connected to low.")
         strengths, texts = read_strengths(s["strengths"]), read_prompts(s["prompts"])
         number = num_cells(pairs, strengths, texts, with_base=s["with_base"])
         if number > MAX_CELLS:

@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.adapters.formats import expert_of_name
-from ..core.adapters.other_files import read_adapter
+from ..core.adapters.formats import LoraFile, expert_of_name
+from ..core.adapters.other_files import OtherFile, read_adapter
 from ..core.adapters.post_hoc import LEAST_SIGMA, MOST_SIGMA
 from ..core.adapters.ship import (
     KEY_STYLES,
@@ -20,6 +20,8 @@ from ..core.adapters.ship import (
     ship,
 )
 from ..core.errors import ConfigError, WanTrainError
+from ..core.facts import EXPERTS
+from ..core.settings.job import Stage
 from ..core.train.checkpoints import ADAPTER, AVERAGE
 from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, ChosenLora, ChosenWeights, choose_lora, described_lora, run_of
 from ..core.train.partway import checkpoint_names, named_checkpoint
@@ -85,15 +87,17 @@ class MergeStages(FileMaker):
         average_width: float = AVERAGE_WIDTH,
         **settings: Any,
     ) -> io.NodeOutput:
+        if high and low and high.stage == low.stage == "both" and high.path == low.path:
+            low = None  # the one LoRA, connected to both
         _check_sockets(high, low, second_high, second_low)
         for handle in (high, low, second_high, second_low):
             if handle:
                 check_lora(handle.path)
         chosen: dict[Slot, ChosenLora] = {
-            first.stage: choose_lora(first.path, weights, average_width) for first in (high, low) if first
+            _slot(first): choose_lora(first.path, weights, average_width) for first in (high, low) if first
         }
         sources: dict[Slot, Source] = {
-            first.stage: Source(chosen[first.stage].path, second.path if second else None)
+            _slot(first): Source(chosen[_slot(first)].path, second.path if second else None)
             for first, second in ((high, second_high), (low, second_low))
             if first
         }
@@ -104,9 +108,17 @@ class MergeStages(FileMaker):
         lines = [*(f"{slot}: {found.note}" for slot, found in chosen.items() if found.note), *shipment.lines()]
         for line in lines:
             log.info("%s", line)
-        pair = PairHandle(high=files.get("high") or files.get("single"), low=files.get("low"))
+        is_shared = high is not None and high.stage == "both"
+        pair = PairHandle(
+            high=files.get("high") or files.get("single"), low=files.get("single" if is_shared else "low")
+        )
         names = [path.name if path else "" for path in (pair.high, pair.low)]
         return io.NodeOutput(pair, *names, ui={"text": ["\n".join(lines)]})
+
+
+def _slot(lora: LoraHandle) -> Slot:
+    """Whose file it becomes: one LoRA for both experts is one file."""
+    return "single" if lora.stage == "both" else lora.stage
 
 
 def _name_of(lora: LoraHandle | None) -> str:
@@ -119,7 +131,7 @@ def _check_sockets(*handles: LoraHandle | None) -> None:
     if not high and not low:
         raise ConfigError("nothing is connected to high or low: connect the lora output of Train LoRA Stage.")
     for socket, handle in (("high", high), ("low", low)):
-        if handle and handle.stage not in (socket, "single"):
+        if handle and handle.stage not in (socket, "single", "both"):
             raise ConfigError(
                 f"the LoRA connected to {socket} was trained for the {handle.stage} noise stage: swap them."
             )
@@ -127,6 +139,10 @@ def _check_sockets(*handles: LoraHandle | None) -> None:
         raise ConfigError("a single model's LoRA has no low noise half: connect it to high, and leave low empty.")
     if high and high.stage == "single" and low:
         raise ConfigError("high is a single model's LoRA and low is an expert's: they don't make a pair.")
+    if low and low.stage == "both":
+        raise ConfigError("a LoRA for both experts is one file: connect it to high, and leave low empty.")
+    if high and high.stage == "both" and low:
+        raise ConfigError("high is a LoRA for both experts and low is one expert's: they don't make a pair.")
     if (second_high and not high) or (second_low and not low):
         raise ConfigError("a second LoRA is connected where there is no first one.")
 
@@ -135,7 +151,8 @@ def _merge_inputs() -> list[Any]:
     return [
         WanLora.Input(
             "high", optional=True,
-            tooltip="LoRA of the high noise stage. The LoRA of a single model goes here too; leave low empty then.",
+            tooltip="LoRA of the high noise stage. The LoRA of a single model, or one for both experts, goes here too; leave"
+            " low empty then.",
         ),
         WanLora.Input("low", optional=True, tooltip="LoRA of the low noise stage."),
         io.String.Input(
@@ -194,7 +211,8 @@ class WanLoRAFromFile(io.ComfyNode):
                     tooltip="A LoRA in the loras folder, or a checkpoint of a training (RUN / step N). Press R for new ones."
                 ),
                 io.Combo.Input(
-                    "stage", options=["auto", "high noise", "low noise", "single model"], default="auto", advanced=True,
+                    "stage", options=["auto", "high noise", "low noise", "single model", "both experts"], default="auto",
+                    advanced=True,
                     tooltip="Which model the LoRA belongs to. auto: as the file's metadata or name says.",
                 ),
             ],
@@ -212,13 +230,18 @@ class WanLoRAFromFile(io.ComfyNode):
         source = _lora_path(lora_file)
         path = described_lora(source)
         file = read_adapter(path)
-        chosen = (file.expert or expert_of_name(lora_file) or "single") if stage == "auto" else stage.split()[0]
+        chosen = (file.expert or expert_of_name(lora_file) or _no_expert(file)) if stage == "auto" else stage.split()[0]
         text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
         text = "\n".join([text, *(f"- {note}" for note in file.notes)])
         run = run_of(source) if source.name in (ADAPTER, AVERAGE) else None
         step = int(source.parent.name.rpartition("-")[2]) if run else 0
         name = f"{run.read_job().name}_step{step}" if run else path.stem
         return io.NodeOutput(LoraHandle(path, chosen, name, step), ui={"text": [text]})  # type: ignore[arg-type]
+
+
+def _no_expert(file: LoraFile | OtherFile) -> Stage:
+    """Of a file that is no one expert's."""
+    return "both" if file.metadata.get("wantrain.experts") == ",".join(EXPERTS) else "single"
 
 
 def _lora_path(name: str) -> Path:

@@ -87,7 +87,7 @@ def find_shown(runs: Path, *, token: str, run: str, name: str, stage: Stage) -> 
     """The run that a node shows, as the name of its folder; "" where there is none.
 
     That is the one it has shown last by its token; else `run`, which its workflow names; else the newest run called `name`,
-    exactly, of `stage`.
+    exactly, of `stage`, or of both experts where that is one.
     """
     folders = [path for path in runs.glob("*") if (path / "job.json").is_file()]
     if token:
@@ -96,7 +96,8 @@ def find_shown(runs: Path, *, token: str, run: str, name: str, stage: Stage) -> 
             return max(times, key=lambda path: times[path]).name
     if any(path.name == run for path in folders):
         return run
-    called = re.compile(rf"{re.escape(name)}_{stage}(_\d+steps)?(_\d+)?_[0-9a-f]+")
+    stages = stage if stage == "single" else f"({stage}|both)"
+    called = re.compile(rf"{re.escape(name)}_{stages}(_\d+steps)?(_\d+)?_[0-9a-f]+")
     found = [path for path in folders if name and called.fullmatch(path.name)]
     return max(found, key=_changed).name if found else ""
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..core.data.links import is_file, leads_within
 from ..core.errors import WanTrainError
+from ..core.settings.job import Stage
 from ..core.train.catalogue import Catalogue, Entry
 from ..core.train.find_run import is_in_use
 from ..core.train.legend import settings_that_differ
@@ -117,7 +118,8 @@ async def get_workflow(request: web.Request) -> web.Response:
 
     def describe() -> dict[str, Any]:
         job = folder.read_job()
-        stage = next(name for name, stage in STAGES.items() if stage == job.stage)
+        own: Stage = "high" if job.stage == "both" else job.stage
+        stage = next(name for name, stage in STAGES.items() if stage == own)
         return {"workflow": as_run(graph, host.runs_path(), folder), "name": job.name, "stage": stage}
 
     return await _answer(describe)

@@ -38,6 +38,8 @@ def told(folder: RunFolder, job: Job, history: LongHistory, *more: str, is_over:
 def length_line(job: Job) -> str:
     """What an epoch is, and how many the steps are; of an expert, that the other has steps of its own."""
     (sentence,) = describe_lengths({job.stage: job_length(job)})
+    if job.turns is not None:
+        return f"{sentence}, of both experts together"
     return sentence if job.stage == "single" else f"{sentence}; the other expert has its own steps, on its node"
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 from comfy_api.latest import io
@@ -102,11 +102,12 @@ class TrainLoRAStage(io.ComfyNode):
         node_id = cls.hidden.unique_id
         wanted = stage_settings(dit, settings)
         job = stage_job(dit, latents, text, settings, other_dit)
-        check_start(job, dit.info)
+        trained = stage_models(STAGES[settings["stage"]], dit, other_dit, wanted).model
+        check_start(job, trained.info)
         decoder = _decoder(job.previews, vae, latents)
         runs = host.runs_path()
         check_writable(runs)
-        warnings = job_warnings(job, wanted)
+        warnings = [*job_warnings(job, wanted), *other_warnings(job, dit, other_dit)]
         log.info("%s: %s", job.name, length_line(job))
         gpus = gpus_of(job.device, host.auto_devices())
         spread = describe_devices([job], host.auto_devices(), {job.stage: gpus}) if gpus > 1 else []
@@ -117,7 +118,7 @@ class TrainLoRAStage(io.ComfyNode):
         graph = Graph(workflow=_workflow(cls.hidden.extra_pnginfo), prompt=cls.hidden.prompt)
         notes = [*spread, *warnings]
         follower = Follower(runs, job, node_id, decoder, graph=graph, notes=notes, track=wanted.track)
-        check_space_before(job, dit.info.config, follower.folder)
+        check_space_before(job, trained.info.config, follower.folder)
         folder = await follower.run()
         if follower.is_partial:
             step, lora = await asyncio.to_thread(keep_newest, folder, job)
@@ -137,20 +138,51 @@ def stage_job(
     other_dit: DitHandle | None = None,
 ) -> Job:
     """The job that the node's inputs describe; ConfigError for settings that can't work."""
+    wanted = stage_settings(dit, settings)
+    models = stage_models(STAGES[settings["stage"]], dit, other_dit, wanted)
     build = partial(
         build_job,
-        dit.info,
+        models.model.info,
         data_spec(latents, text),
         name=settings["lora_name"],
-        stage=STAGES[settings["stage"]],
+        stage=models.stage,
         trigger_word=latents.trigger_word,
         recovery_adapter=dit.recovery_adapter,
-        previews_with=PreviewModels(other=None if other_dit is None else other_dit.info),
+        previews_with=PreviewModels(other=None if models.other is None else models.other.info),
     )
-    wanted = stage_settings(dit, settings)
     names = places_of(wanted.device, host.auto_devices())[0].split(",")
     place = RunPlace(len(names), device=names[0], scratch=host.runs_path().parent / "cache")
-    return with_copies(build_over(build, wanted, dit.info, place, log.info), folders.loras_path())
+    return with_copies(build_over(build, wanted, models.model.info, place, log.info), folders.loras_path())
+
+
+class StageModels(NamedTuple):
+    """What a node trains: of the stage both the high noise expert, and the low noise one as the other."""
+
+    stage: Stage
+    model: DitHandle
+    other: DitHandle | None
+
+
+def stage_models(stage: Stage, dit: DitHandle, other_dit: DitHandle | None, wanted: StageSettings) -> StageModels:
+    """The node's models by its settings; with shared_lora `stage` says which of them dit is. ConfigError if one is missing."""
+    if not wanted.shared_lora or stage == "single":
+        return StageModels(stage, dit, other_dit)
+    if other_dit is None:
+        raise ConfigError(
+            "shared_lora trains one LoRA through both experts, but other_dit has no wire: connect Load Wan DiT of the other"
+            " expert to it."
+        )
+    high, low = (dit, other_dit) if stage == "high" else (other_dit, dit)
+    return StageModels("both", high, low)
+
+
+def other_warnings(job: Job, dit: DitHandle, other_dit: DitHandle | None) -> list[str]:
+    """A sentence where the other expert's node says otherwise how it is to be held, which has no effect."""
+    if job.stage != "both" or other_dit is None or other_dit.settings == dit.settings:
+        return []
+    return [
+        "precision and memory options of other_dit have no effect: with shared_lora both experts are held as dit says."
+    ]
 
 
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
@@ -214,7 +246,8 @@ def _inputs() -> list[Any]:
         "other_dit",
         optional=True,
         tooltip="For preview_every with Wan 2.2 A14B: Load Wan DiT of the other expert. Previews then go through both, the"
-        " other one with its newest LoRA of this name. Its file is read block by block for each step of a preview.",
+        " other one with its newest LoRA of this name. Its file is read block by block for each step of a preview. For"
+        " shared_lora: the other expert that is trained through.",
     )
     return inputs_of(
         "TrainLoRAStage", first, before={"preview_every": vae}, last=[other], choices={"device": host.device_names()}

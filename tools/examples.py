@@ -176,9 +176,11 @@ def add_experts(
     add_preview(sketch, data, {"pair": pair, "high": high_base, "low": low_base}, **preview)
 
 
-def add_single(sketch: Sketch, data: Sources, file: ModelFile, **preview: Any) -> None:
+def add_single(
+    sketch: Sketch, data: Sources, file: ModelFile, values: dict[str, Json] | None = None, **preview: Any
+) -> None:
     """Training of a model without experts, and its preview."""
-    run, base = add_stage(sketch, data, file, "single model")
+    run, base = add_stage(sketch, data, file, "single model", values)
     pair = sketch.add(RESULT, "MergeStages", high=(run, 0))
     add_preview(sketch, data, {"pair": pair, "high": base}, **preview)
 
@@ -222,7 +224,7 @@ def recipe_sketch(values: dict[str, Json], kind: str) -> Sketch:
     condition_on = values.get("CacheLatents", {}).get("condition_on", "none")
     dataset = values["DatasetFromFolder"]
     data = add_data(sketch, VAE_A14B if kind == "i2v" else VAE_21, condition_on, **dataset)
-    frames = max(33, dataset["num_frames"])
+    frames = max(33, dataset.get("num_frames", 33))
     image: Json = {"image": "example.png", "steps": 40} if kind == "i2v" else {"steps": 20}
     add_experts(sketch, data, kind, values, width=832, height=480, num_frames=frames, cfg=3.5, **image)
     return sketch
@@ -233,6 +235,14 @@ def t2v_1_3b_sketch() -> Sketch:
     sketch = Sketch()
     data = add_data(sketch, VAE_21, width=832, height=480, num_frames=33)
     add_single(sketch, data, T2V_1_3B, width=832, height=480, num_frames=33, steps=30, cfg=6.0, shift=8.0)
+    return sketch
+
+
+def quickstart_sketch(values: dict[str, Json]) -> Sketch:
+    """Wan 2.1 T2V 1.3B, with the values of a recipe in the nodes; the preview is that of its own previews."""
+    sketch = Sketch()
+    data = add_data(sketch, VAE_21, **values["DatasetFromFolder"])
+    add_single(sketch, data, T2V_1_3B, values, width=832, height=480, num_frames=81, steps=40, cfg=5.2, shift=3.0)
     return sketch
 
 

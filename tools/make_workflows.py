@@ -17,6 +17,7 @@ from .examples import (
     Sketch,
     demo_sketch,
     i2v_a14b_sketch,
+    quickstart_sketch,
     recipe_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
@@ -99,6 +100,26 @@ NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_S
     captions="Captions name the effect in the same words each time. Each clip's first frame is what the model is given. ",
 )
 
+NOTE_CHARACTER = "# Train a character for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
+    clips="10 to 30 pictures or short clips of one person or figure, in other poses, places and light,",
+    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen.",
+)
+_GUIDE_STEPS = """
+### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *lora_name*.
+### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
+### 4. {result}
+
+**Recipes** on the training node says where each value comes from."""
+NOTE_IMAGES = "# Train on pictures for Wan 2.2 T2V A14B, as AI_Characters does" + _GUIDE_STEPS.format(
+    clips="18 to 50 pictures",
+    result="After 100 epochs the LoRAs are in *models/loras*: *epochs* decides how long the runs are.",
+)
+NOTE_QUICKSTART = "# Train for Wan 2.1 T2V 1.3B, as SimpleTuner's quick start does" + _GUIDE_STEPS.format(
+    clips="clips of 75 frames or more",
+    result="Its 400,000 steps of warm-up are the whole run: press *Stop and use* when the short videos please you.",
+)
+
 
 def columns(sketch: Sketch) -> dict[str, int]:
     """Node id to its place in the group. Each stage's model stands on its training."""
@@ -123,6 +144,13 @@ def workflows(object_info: Json) -> dict[str, Json]:
         ("wan2.2_t2v_a14b_motion", recipe_sketch(preset("motion-24gb").values(), "t2v"), (NOTE_MOTION,)),
         ("wan2.2_t2v_a14b_style", recipe_sketch(preset("style-24gb").values(), "t2v"), (NOTE_STYLE,)),
         ("wan2.2_i2v_a14b_effect", recipe_sketch(preset("effect-24gb").values(), "i2v"), (NOTE_EFFECT,)),
+        ("wan2.2_t2v_a14b_character", recipe_sketch(preset("character-24gb").values(), "t2v"), (NOTE_CHARACTER,)),
+        ("wan2.2_t2v_a14b_images", recipe_sketch(preset("wan2.2-t2v-images").values(), "t2v"), (NOTE_IMAGES,)),
+        (
+            "wan2.1_t2v_1.3b_quickstart",
+            quickstart_sketch(preset("simpletuner-quickstart").values()),
+            (NOTE_QUICKSTART,),
+        ),
         ("demo", demo_sketch(), (DEMO_NOTE, DEMO_MODELS_NOTE)),
     ):
         page = Page(groups=sketch.groups, notes=notes, models=sketch.models, columns=columns(sketch))

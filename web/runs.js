@@ -198,7 +198,8 @@ function isRunOf(node, update) {
   if (node.properties.wan_run === update.run) return true;
   const name = inputOf(node, "lora_name");
   const stage = inputOf(node, "stage");
-  const isOfStage = stage === undefined || String(stage).split(" ")[0] === update.stage;
+  const own = String(stage).split(" ")[0];
+  const isOfStage = stage === undefined || own === update.stage || (update.stage === "both" && own !== "single");
   return isOfStage && (name === undefined || name === update.name);
 }
 

@@ -52,6 +52,8 @@ class AdapterKind:
     from_file: Callable[[Path], dict[str, Tensor]]  # a state again, whatever trainer wrote the file; ModelFileError
     # Bytes that the backward of one layer takes for a moment.
     working: Callable[[LayerShape, int], int] = nothing_beside
+    # Whether what is trained begins as numbers of the base's weights, and fits no other base.
+    begins_at_base: bool = False
     is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
     weight_traffic: float = (
         0.0  # bytes for each weight of its layers that forward and backward move, whatever the tokens

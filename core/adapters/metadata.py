@@ -68,6 +68,7 @@ class LoraDescription:
     resolution: tuple[int, int] | None = None  # width, height in pixels
     timestep_range: tuple[int, int] | None = None  # lowest and highest timestep trained, 0 to 1000
     weights: str = ""  # where the run kept an average (EMA): "ema" or "trained", whichever the file holds
+    experts: tuple[str, ...] = ()  # those that it was trained through, where it is one LoRA for several
     training: TrainingFacts | None = None  # None for files that were merged or converted
     job: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None  # as the host passes it in extra_pnginfo
@@ -110,6 +111,8 @@ def lora_metadata(description: LoraDescription) -> dict[str, str]:
     metadata = {**_modelspec(description), **_kohya(description)}
     if description.weights:
         metadata["wantrain.weights"] = description.weights
+    if description.experts:
+        metadata["wantrain.experts"] = ",".join(description.experts)
     left_out: list[str] = []
     for key, value in (
         ("wantrain.job", description.job),

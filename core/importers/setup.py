@@ -154,6 +154,6 @@ def _sorted_by_kind(files: Sequence[Parsed]) -> tuple[str, dict[SetupKind, list[
 
 def _warnings(recipe: Recipe) -> list[str]:
     found: list[str] = []
-    for stage in recipe.models.stages:
+    for stage in recipe.runs:
         found += recipe.settings(stage).warnings(stage)
     return list(dict.fromkeys(found))

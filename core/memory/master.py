@@ -84,6 +84,33 @@ def streamed_bytes(block: nn.Module) -> int:
     return BlockLayout.of(frozen_tensors(block)).num_bytes
 
 
+class FrozenCopy:
+    """A copy of some frozen tensors: of any kind that a master can be, or on the device.
+
+    `views`: the tensors in it, in their order.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor], kind: MasterKind | None, *, device: torch.device, folder: Path | None = None
+    ) -> None:
+        """`kind`: as of `BlockMaster`, and None for a copy on `device`. RunError if memory or disk refuse."""
+        self.layout = BlockLayout.of(tensors)
+        self.is_on_device = kind is None
+        # Views made in inference mode could be saved for no backward.
+        with torch.inference_mode(False), torch.no_grad():
+            if kind is None:
+                self.bytes = torch.empty(self.layout.num_bytes, dtype=torch.uint8, device=device)
+                fill(self.bytes, self.layout, tensors)
+            else:
+                self._buffer = HostBuffer(self.layout.num_bytes, pinned=kind == "pinned" and device.type == "cuda")
+                fill(self._buffer.bytes, self.layout, tensors)
+                self.bytes = self._buffer.bytes
+            if folder is not None and kind == "mapped":
+                self.bytes = _map_file(self.bytes, self.layout, folder)
+                del self._buffer
+            self.views = self.layout.views(self.bytes)
+
+
 class BlockMaster:
     """The permanent copy of a block's frozen tensors. From the start they are views of it."""
 
@@ -105,17 +132,10 @@ class BlockMaster:
         if (folder is None) == (kind == "mapped"):
             raise ConfigError("A folder is needed for mapped blocks, and is not used by any other kind.")
         self.tensors = frozen_tensors(block)
-        self.layout = BlockLayout.of(self.tensors)
         self.kind = kind
-        # Views made in inference mode could be saved for no backward.
-        with torch.inference_mode(False), torch.no_grad():
-            self._buffer = HostBuffer(self.layout.num_bytes, pinned=kind == "pinned" and device.type == "cuda")
-            fill(self._buffer.bytes, self.layout, self.tensors)
-            self.bytes = self._buffer.bytes
-            if folder is not None:
-                self.bytes = _map_file(self.bytes, self.layout, folder)
-                del self._buffer
-            self._views = self.layout.views(self.bytes)
+        self._copy = FrozenCopy(self.tensors, kind, device=device, folder=folder)
+        self.layout = self._copy.layout
+        self.bytes, self._views = self._copy.bytes, self._copy.views
         self.rest()
 
     @property
@@ -136,6 +156,14 @@ class BlockMaster:
     def rest(self) -> None:
         """Make the block's tensors those of the master."""
         self.bind(self._views)
+
+    def exchange(self, other: "BlockMaster") -> None:
+        """Let two blocks of one build have each other's weights. Both masters are of the same kind and layout."""
+        assert (self.kind, self.layout) == (other.kind, other.layout), "only masters that are alike can be exchanged"
+        self._copy, other._copy = other._copy, self._copy
+        for master in (self, other):
+            master.bytes, master._views = master._copy.bytes, master._copy.views
+            master.rest()
 
 
 def fill(buffer: Tensor, layout: BlockLayout, tensors: Sequence[Tensor]) -> None:

@@ -32,7 +32,8 @@ def draw_rollouts(job: Job, sigmas: Tensor, *, index: int, first_draw: int) -> t
     options = job.rollout
     if not options.steps:
         return ()
-    chance, highest = chance_at(options, index // job.loop.gradient_accumulation), int(_LAST * job.timesteps.sigma_max)
+    chance = chance_at(options, index // job.loop.gradient_accumulation)
+    highest = int(_LAST * job.timesteps_at(index).sigma_max)
     found: list[tuple[int, int]] = []
     for number, sigma in enumerate(map(float, sigmas)):
         chosen, length = map(float, torch.rand(2, generator=stream(job.loop.seed, "rollout", first_draw + number)))

@@ -37,6 +37,7 @@ class OptimizerMethod:
     waits: bool = False  # whether its update waits for the device anyway, so that a bad one need not be begun
     can_offload: bool = False  # whether `build` gives one with `core.memory.adamw.AdamW.offload`
     is_one_rate: bool = False  # whether all parameters must have one learning rate
+    is_for_matrices: bool = False  # whether all parameters must be matrices, as those of every adapter are
     # Whether the weights to use are not those in training, between which its `train` and `eval` switch.
     averages: bool | Callable[[OptimizerOptions], bool] = False
     packages: tuple[str, ...] = ()  # needed beside PyTorch, as `core.packages` knows them

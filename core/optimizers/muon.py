@@ -50,5 +50,6 @@ METHOD = OptimizerMethod(
     state={"momentum_buffer": torch.float32},
     uses=("beta1", "args"),
     arguments=tuple(_ARGUMENTS.rules),
+    is_for_matrices=True,
     problem=_problem,
 )

@@ -217,17 +217,20 @@ def kept_without_checkpointing(task: Task, bucket: Bucket, plan: Plan) -> float:
     return saved + constants().compiled_saved * input_bytes(task, bucket, plan) + dense
 
 
-def kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept) -> int:
-    """Bytes that all checkpointed blocks keep beside their inputs; what `own_bytes` counts already is left out."""
+def kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept, *, own: bool = True) -> int:
+    """Bytes that all checkpointed blocks keep beside their inputs.
+
+    `own`: one of them is the block that `own_bytes` is asked for, and what that counts already is left out.
+    """
     sizes, size = task.sizes, compute_size(task, plan)
     if plan.compile == "kernels":
         block = _by_kernels(task, bucket, plan)
-        is_own = Kept() if plan.split_blocks else Kept(min(kept.attention, 1), min(kept.linears, 1))
+        is_own = Kept() if plan.split_blocks or not own else Kept(min(kept.attention, 1), min(kept.linears, 1))
         return block.kept_by(kept) - block.kept_by(is_own)
     tokens = bucket.batch * own_tokens(task, bucket)
     attention = attention_bytes(tokens, sizes.dim, sizes.num_heads, size)
     keys = bucket.batch * (sizes.text_len + image_tokens(sizes))
     products = linears_bytes(tokens, keys, sizes.dim, sizes.ffn_dim, size)
-    is_own = kept.attention > 0 and not plan.split_blocks
-    num_products = kept.linears - (1 if kept.linears and plan.compile != "off" else 0)
+    is_own = own and kept.attention > 0 and not plan.split_blocks
+    num_products = kept.linears - (1 if own and kept.linears and plan.compile != "off" else 0)
     return (kept.attention - is_own) * attention + num_products * products

@@ -3,7 +3,7 @@
 Weights and the adapter's state are counted to the byte. What each block keeps and takes is in `block_bytes`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from .plan import (
     own_batches,
     own_tokens,
 )
+from .routed import num_present, past_route, positions, route_ends, routed_bytes
 from .sizes import (
     adapter_params,
     average_bytes,
@@ -43,9 +44,6 @@ from .step_time import BlockTime, block_seconds, step_seconds
 
 NUM_SLOTS = 2  # of the ring of streamed blocks
 _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized base is dequantized
-# Inputs that are on the device though all wait in main memory: at the last block, and at those before it, for which
-# some are brought back ahead and some are still in use.
-_ARRIVED = (3, 5)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Peaks(NamedTuple):
 
 def held_by(task: Task, plan: Plan) -> Peaks:
     """What the plan takes all the time, whatever the size of clips: weights, the adapter and its state."""
-    return Peaks(_exact_vram(task, plan), _held_ram(task, plan))
+    return Peaks(_exact_vram(task, plan), held_ram(task, plan))
 
 
 class Work:
@@ -97,7 +95,7 @@ class Work:
             task, bucket, plan = self._task, self._bucket, keeping(self._way, kept)
             offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
             vram = round(self._correction.memory * _working_bytes(task, bucket, plan))
-            self._peaks[kept] = Peaks(vram, constants().runtime_ram + offloaded)
+            self._peaks[kept] = Peaks(vram, constants().runtime_ram + round(task.mean_seen * offloaded))
         return self._peaks[kept]
 
     def estimate(self, plan: Plan, held: Peaks) -> Estimate:
@@ -132,7 +130,8 @@ def parked_bytes(task: Task, plan: Plan) -> int:
 
 
 def _exact_vram(task: Task, plan: Plan) -> int:
-    return _resident_bytes(task, plan) + adapter_bytes(task, plan)
+    beside = parked_bytes(task, plan) if task.second_base == "device" else 0
+    return _resident_bytes(task, plan) + beside + adapter_bytes(task, plan)
 
 
 def adapter_bytes(task: Task, plan: Plan) -> int:
@@ -163,6 +162,8 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     fixed = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan) + _weights_again(task, plan)
     fixed += _other_passes(task, bucket, plan) + working_bytes(sizes, task.trained, compute_size(task, plan))
     if not plan.checkpointing and plan.compile != "kernels":
+        if task.seen:
+            return round(fixed + max(_routed_without_checkpointing(task, bucket, plan)) + gradients)
         own = own_bytes(task, bucket, plan, Kept())
         return round(fixed + own + (sizes.num_layers - 1) * kept_without_checkpointing(task, bucket, plan) + gradients)
     layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
@@ -170,14 +171,31 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     fixed += gradients if task.gpus.count > 1 else 0  # the buffers in which several GPUs add theirs up
     at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
     peaks: list[float] = []
-    for done in {0, linears, attention, layers - 1}:  # blocks whose backward is done
+    for done in {0, linears, attention, layers - 1, *route_ends(task)}:  # blocks whose backward is done
         if done < layers:
             kept = Kept(max(attention - done, 0), max(linears - done, 0))
             present = max(at_start, gradients * (done + (done == layers - 1)) / layers)
-            held = 1 + (_inputs(task, plan, done) - 1) * task.mean_seen  # the block's own is whole
-            held = held * input_bytes(task, bucket, plan) + kept_bytes(task, bucket, plan, kept)
+            if task.seen:
+                peaks.append(routed_bytes(task, bucket, plan, Kept(attention, linears), done) + present)
+                continue
+            held = num_present(task, plan, done) * input_bytes(task, bucket, plan) + kept_bytes(
+                task, bucket, plan, kept
+            )
             peaks.append(own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
+
+
+def _routed_without_checkpointing(task: Task, bucket: Bucket, plan: Plan) -> list[float]:
+    """As in `_backward_bytes`, where blocks see different shares of the tokens: at the last block of each kind."""
+    shares = task.shares
+    kept = {s: kept_without_checkpointing(task, replace(bucket, seen=s), plan) for s in set(shares)}
+    found: list[float] = []
+    for done in route_ends(task):
+        *before, share = shares[: len(shares) - done]
+        own = own_bytes(task, replace(bucket, seen=share), plan, Kept())
+        beside = past_route(task, bucket, plan, share) + positions(task, bucket, len(shares) - done)
+        found.append(own + sum(kept[s] for s in before) + beside)
+    return found
 
 
 def _other_passes(task: Task, bucket: Bucket, plan: Plan) -> float:
@@ -220,23 +238,17 @@ def _weights_again(task: Task, plan: Plan) -> int:
     return (1 if one_pass else _DENSE) * compute_size(task, plan) * largest
 
 
-def _inputs(task: Task, plan: Plan, done: int) -> int:
-    """How many block inputs are on the device at a block's backward, when `done` blocks have had theirs."""
-    left = task.sizes.num_layers - done
-    second = max(plan.keep_attention - done, 0) if plan.split_blocks else 0
-    if plan.offload_inputs:
-        return min(_ARRIVED[done > 0], left + second + 1)
-    return left + second
-
-
-def _held_ram(task: Task, plan: Plan) -> int:
+def held_ram(task: Task, plan: Plan) -> int:
+    """Main memory that is held all the time: what is swapped or offloaded, not what waits for its turn."""
     state = offloaded_bytes(adapter_params(task.sizes, task.trained))[1] if has_offloaded_state(task, plan) else 0
     return _streamed_ram(task, plan) + state
 
 
 def _streamed_ram(task: Task, plan: Plan) -> int:
-    """Main memory of swapped blocks. Where the ranks of a machine hold them together, this process's share of it."""
+    """Main memory of swapped blocks, of both bases where two take turns. Where the ranks of a machine hold them together, this
+    process's share of it."""
     held = 0 if plan.stream_from == "mapped" else plan.streamed_blocks - plan.mapped_blocks
     is_staged = plan.streamed_blocks and (plan.stream_from != "pinned" or plan.mapped_blocks)
+    held *= 2 if task.second_base else 1
     holders, block = task.gpus.holders, block_weights(task, plan)
     return -(-shared_ram(block, swapped=held, staged=NUM_STAGED if is_staged else 0, ranks=holders) // holders)

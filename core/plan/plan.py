@@ -5,6 +5,7 @@ Shapes: C channels, F H W latent frames, height, width, B batch, L video tokens,
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal
 
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
@@ -65,6 +66,9 @@ class Gpus:
 ONE_GPU = Gpus()
 
 
+SecondBase = Literal["", "device", "host"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained."""
@@ -78,13 +82,21 @@ class Task:
     passes: Passes = ONE_FORWARD  # of a batch
     graphs: bool = False  # whether CUDA graphs are used where a plan allows it
     gpus: Gpus = ONE_GPU
-    seen: tuple[tuple[int, float], ...] = ()  # blocks, and the share of a clip's tokens that they see (TREAD); (): all
+    # How many blocks see which share of a clip's tokens (TREAD), in the blocks' order; (): all see all.
+    seen: tuple[tuple[int, float], ...] = ()
+    second_base: SecondBase = ""  # where the weights of another base wait that shares the adapter; "": there is none
     features: int = 0  # width of the features that hidden states are aligned with (CREPA); 0: they are not
 
     @property
     def mean_seen(self) -> float:
         """The share of a clip's tokens that a block sees, the mean over the blocks."""
         return sum(number * share for number, share in self.seen) / self.sizes.num_layers if self.seen else 1.0
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of a clip's tokens that each block sees."""
+        seen = self.seen or ((self.sizes.num_layers, 1.0),)
+        return tuple(share for number, share in seen for _ in range(number))
 
 
 def clip_tokens(sizes: Sizes, bucket: Bucket) -> int:

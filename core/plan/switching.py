@@ -6,7 +6,7 @@ wait in main memory; swapped blocks are there already.
 
 from ..settings.memory import MasterKind
 from .card import Card
-from .estimate import parked_bytes
+from .estimate import held_ram, parked_bytes
 from .plan import Plan, Task, is_graphed
 from .run_costs import GRAPH
 
@@ -27,4 +27,7 @@ def switch_seconds(task: Task, plan: Plan, card: Card, *, keeps_weights: bool, s
     if keeps_weights:
         return graphs
     waiting = parked_bytes(task, plan)
+    if task.second_base:  # the weights are written over where they lie, so that graphs go on knowing them
+        ram = card.free_ram - held_ram(task, plan)
+        return waiting / card.copy_rate(parking_kind(2 * waiting, ram, min(ram, card.pinnable_ram)))
     return SWITCH + waiting / card.copy_rate(parking_kind(waiting, card.free_ram, card.pinnable_ram)) + graphs

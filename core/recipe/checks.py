@@ -15,7 +15,9 @@ from ..plan.sizes import layer_paths
 from ..settings.job import Stage, stage_window
 from ..train.checks import CONDITIONINGS_OF, PAIRED_ADVICE, check_blocks, check_holding
 from ..train.crepa import check_crepa_files
-from ..train.start import check_optimizer, needed_packages
+from ..train.other_expert import other_spec
+from ..train.shared import check_shared_settings
+from ..train.start import check_methods, needed_packages
 from ..wan.checkpoint import CheckpointInfo, inspect
 from ..wan.config import Variant
 from ..wan.identify import identify
@@ -33,11 +35,15 @@ _KINDS: dict[Variant, str] = {
 
 def check_models(recipe: Recipe) -> dict[Stage, CheckpointInfo]:
     """What each model to train is. ConfigError or ModelFileError if models, encoders and conditioning do not fit."""
-    infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.models.stages.items()}
+    infos: dict[Stage, CheckpointInfo] = {stage: inspect(Path(path)) for stage, path in recipe.runs.items()}
     for stage, info in infos.items():
         settings = recipe.settings(stage)
+        if stage == "both":
+            other = inspect(Path(recipe.models.low))
+            other_spec(stage, info, other, allow_other=settings.allow_other_expert)
+            check_shared_settings(settings, has_other=True)
         check_packages(needed_packages(settings.optimizer.name, settings.precision))
-        check_optimizer(settings.optimizer, settings.ema)
+        check_methods(settings)
         stage_window(stage, settings.boundary or official_boundary(info.config.variant))
         check_holding(info, settings.precision, settings.memory, has_adapter=bool(recipe.models.recovery_adapter))
         check_patterns(settings.adapter, layer_paths(info.config))

@@ -26,7 +26,7 @@ def planned_lengths(recipe: Recipe, dataset: Dataset) -> dict[Stage, Length]:
     found: dict[Stage, Length] = {}
     if all(sample.held_out for sample in dataset.samples):  # which is refused before training
         return found
-    for stage, path in recipe.models.stages.items():
+    for stage, path in recipe.runs.items():
         settings = recipe.settings(stage)
         loop = settings.loop
         length = Length(

@@ -44,7 +44,7 @@ from ..train.other_expert import OTHER
 from ..train.space import check_space_before
 from ..train.spread import RunPlace, build_over
 from ..train.start import check_names_fit, check_run_folder, check_start
-from ..wan.checkpoint import CheckpointInfo
+from ..wan.checkpoint import CheckpointInfo, inspect
 from .checks import check_models, check_paired
 from .encoders import LazyTextEncoder, LazyVideoEncoder, LazyVisionEncoder, NotEncodedError, Turn
 from .recipe import Recipe, recipe_tables
@@ -198,14 +198,19 @@ def jobs(
             stage=stage,
             trigger_word=trigger,
             recovery_adapter=adapter,
-            previews_with=PreviewModels(
-                vae=recipe.models.vae, other=infos.get(OTHER[stage]) if stage in OTHER else None
-            ),
+            previews_with=PreviewModels(vae=recipe.models.vae, other=_other(recipe, stage, infos)),
         )
         job = build_over(build, recipe.settings(stage), info, places[stage], tell)
         made[stage] = with_copies(job, recipe.lora_folder.resolve())
         check_start(made[stage], info)
     return made
+
+
+def _other(recipe: Recipe, stage: Stage, infos: Mapping[Stage, CheckpointInfo]) -> CheckpointInfo | None:
+    """The other expert of a stage, if it is there."""
+    if stage == "both":
+        return inspect(Path(recipe.models.low))
+    return infos.get(OTHER[stage]) if stage in OTHER else None
 
 
 def _place(recipe: Recipe, device: str, pool: Sequence[str], gpus: int = 0) -> RunPlace:
@@ -264,11 +269,11 @@ def prepare_recipe(recipe: Recipe, devices: Sequence[str], display: ProgressDisp
 
 def ship_loras(recipe: Recipe, finished: dict[str, Path], display: ProgressDisplay) -> list[Path]:
     """Write the LoRAs into the recipe's folder under its names, with its author; never over another LoRA."""
-    slots: tuple[Slot, ...] = ("high", "low", "single")
+    slots: dict[Stage, Slot] = {"high": "high", "low": "low", "single": "single", "both": "single"}
     done: dict[Slot, Path] = {}
-    for slot in slots:
-        if slot in finished:
-            chosen = choose_lora(finished[slot], recipe.lora.weights)
+    for stage, slot in slots.items():
+        if stage in finished:
+            chosen = choose_lora(finished[stage], recipe.lora.weights)
             done[slot] = chosen.path
             if chosen.note:
                 display.say(f"{slot}: {chosen.note}")

@@ -73,14 +73,34 @@ class Recipe(StageSettings):
         for stage, override in (("high", self.high), ("low", self.low)):
             if override and stage not in self.models.stages:
                 raise ConfigError(f"[{stage}] has settings, but models.{stage} is not given, so they have no effect.")
-        for stage in self.models.stages:
+        if self.shared_lora and not self.models.single:
+            self._check_shared()
+        for stage in self.runs:
             self.settings(stage)
+
+    def _check_shared(self) -> None:
+        if not (self.models.high and self.models.low):
+            raise ConfigError(
+                "shared_lora trains one LoRA through both experts, but models names one alone: give models.high and models.low."
+            )
+        for stage, override in (("high", self.high), ("low", self.low)):
+            if override:
+                raise ConfigError(
+                    f"[{stage}] has settings, but with shared_lora there is one LoRA, with the same settings for both experts:"
+                    " move them to the recipe's own groups, or turn shared_lora off."
+                )
+
+    @property
+    def runs(self) -> dict[Stage, str]:
+        """The runs that are made of it, each with its model; of both experts with one LoRA the high noise one."""
+        shared = self.shared_lora and self.models.high and self.models.low
+        return {"both": self.models.high} if shared else self.models.stages
 
     def settings(self, stage: Stage) -> StageSettings:
         """The settings of one stage: those of the recipe, with the stage's own on top."""
         whole = to_dict(self)
         shared = {f.name: whole[f.name] for f in dataclasses.fields(StageSettings)}
-        override = {"high": self.high, "low": self.low, "single": {}}[stage]
+        override = {"high": self.high, "low": self.low}.get(stage, {})
         _check_length(override, f"[{stage}]")
         if "steps" in _table(override, "loop"):
             shared["epochs"] = 0

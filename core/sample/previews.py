@@ -32,6 +32,8 @@ def preview_sample(job: Job) -> TrainSample:
 
 def boundary_of(job: Job) -> float:
     """The sigma where the high noise expert hands over."""
+    if job.turns is not None:
+        return job.turns.boundary
     return job.timesteps.sigma_min if job.stage == "high" else job.timesteps.sigma_max
 
 

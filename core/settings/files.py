@@ -118,7 +118,9 @@ class LoraFiles(Options, group="lora"):
         "", help="Name of the high noise file, without folder and ending; empty: NAME_high_noise.", in_key=False
     )
     low: str = option("", help="Name of the low noise file; empty: NAME_low_noise.", in_key=False)
-    single: str = option("", help="Name of a single model's file; empty: NAME.", in_key=False)
+    single: str = option(
+        "", help="Name of a single model's file, or of one LoRA for both experts; empty: NAME.", in_key=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,12 +1,12 @@
 """The whole configuration of one training run, frozen: what `job.json` in a run folder holds."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import ConfigError, RunError
-from ..facts import NUM_TIMESTEPS
+from ..facts import EXPERTS, NUM_TIMESTEPS, Expert
 from ..limits import check_amount, check_number, check_shape, check_texts
 from ..names import check_name
 from ..paths import shown
@@ -20,6 +20,7 @@ from .plain import PLAIN, without_plain
 from .precision import Precision, check_precision
 from .samples import MOST_PROMPTS, SamplePrompt
 from .stage import Stage
+from .timesteps import TimestepOptions
 
 SCHEMA = 2  # 1: "auto" in the memory options was what equalled the default
 _FIRST_GROUPS = ("adapter", "timesteps", "optimizer", "schedule", "loop", "memory", "previews")  # of version 0.1.0
@@ -30,7 +31,8 @@ def stage_window(stage: Stage, boundary: float) -> tuple[float, float]:
     """The sigmas that the model of this stage sees when it generates. A LoRA is labelled with them in thousandths."""
     if not 0 < round(boundary * NUM_TIMESTEPS) < NUM_TIMESTEPS:
         raise ConfigError(f"boundary is a sigma between 0 and 1 (0.875 for T2V-A14B), got {boundary}.")
-    return {"high": (boundary, 1.0), "low": (0.0, boundary), "single": (0.0, 1.0)}[stage]
+    windows = {"high": (boundary, 1.0), "low": (0.0, boundary), "single": (0.0, 1.0), "both": (0.0, 1.0)}
+    return windows[stage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,19 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTurns:
+    """How one LoRA is trained through both experts."""
+
+    every: int  # steps after which the other expert has its turn
+    boundary: float  # the sigma where the high noise expert hands over
+
+    def __post_init__(self) -> None:
+        check_number(self.every, "turns.every", 1, 1_000_000)
+        check_number(self.boundary, "turns.boundary", 0, 1)
+        stage_window("high", self.boundary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +203,12 @@ class Job(Groups, Subject):
     """Everything that a run needs, and nothing that it finds out."""
 
     loras_folder: str = ""  # where its checkpoints are copied to, as LoRAs; "": nowhere
-    other_expert: ModelSpec | None = None  # the model of the other stage, for previews through both; None: not known
+    # The model of the other stage: for previews through both, or (stage both) the low noise expert. None: not known.
+    other_expert: ModelSpec | None = None
     preview_vae: str = ""  # file of the VAE for previews, where no node follows the run that decodes them with its own
     device: str = "auto"
     alternate_every: int = 0  # steps after which the device is handed to the other expert's run; 0: never
+    turns: ExpertTurns | None = None  # stage both: how the one LoRA goes through the two experts
     trigger_word: str = ""  # for the LoRA's metadata; the captions hold it already
     start_identity: str = ""  # digest of the content of adapter.start_from
     merge_identity: str = ""  # and of adapter.merge_into_base
@@ -206,6 +223,11 @@ class Job(Groups, Subject):
         """Whoever wrote them: names become names of files, numbers loops and sizes."""
         check_name(self.name)
         check_number(self.alternate_every, "alternate_every", 0, 1_000_000)
+        if self.stage == "both" and (self.other_expert is None or self.turns is None):
+            raise ConfigError(
+                "a job of the stage both needs other_expert, the low noise expert, and turns: start it from its recipe or"
+                " graph."
+            )
         model = self.model
         check_texts(
             "the job",
@@ -248,11 +270,28 @@ class Job(Groups, Subject):
             parts += [{"crepa": self.crepa_identity}]
         if self.regularizers.output_preservation:
             parts += [{"class_texts": [[text.key for text in s.class_texts] for s in self.data.samples]}]
+        if self.stage == "both" and self.other_expert is not None:
+            parts += [{"both": [self.other_expert.identity, to_dict(self.turns)]}]
         if self.model.recovery_identity:
             parts += [self.model.recovery_identity]
         if self.data.conditioning != "none":
             parts += [self.data.conditioning, [[s.known_key, s.vision_key] for s in self.data.samples]]
         return digest(parts)
+
+    def expert_at(self, step: int) -> Expert | None:
+        """The expert that the update after `step` of them goes through; None where a run has one model."""
+        return None if self.turns is None else EXPERTS[step // self.turns.every % len(EXPERTS)]
+
+    def timesteps_of(self, expert: Expert | None) -> TimestepOptions:
+        """The noise levels of an expert's steps; of the whole run for None."""
+        if expert is None or self.turns is None:
+            return self.timesteps
+        low, high = stage_window(expert, self.turns.boundary)
+        return replace(self.timesteps, sigma_min=low, sigma_max=high)
+
+    def timesteps_at(self, index: int) -> TimestepOptions:
+        """The noise levels that batch number `index` is drawn from."""
+        return self.timesteps_of(self.expert_at(index // self.loop.gradient_accumulation))
 
     @property
     def training_samples(self) -> tuple[TrainSample, ...]:

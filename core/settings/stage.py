@@ -13,7 +13,7 @@ from .option import MODEL, TRAIN, Option, Options, Widget, all_options, option, 
 from .precision import METHODS, PRECISIONS, Precision
 from .track import TrackOptions
 
-Stage = Literal["high", "low", "single"]
+Stage = Literal["high", "low", "single", "both"]  # both: one LoRA through both experts, by turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,17 @@ class StageSettings(Groups, Options):
         aitoolkit="train.switch_boundary_every",
     )
 
+    shared_lora: bool = option(
+        False,
+        help="Train one LoRA through both experts of Wan 2.2 A14B: one set of weights, one file, loaded on both.",
+        more="Steps alternate between the experts (alternate_every), each at its own noise levels; steps counts those of both"
+        " together. Off: each expert has a LoRA of its own. The frozen expert that waits lies in main memory, or on the GPU"
+        " where both fit.",
+        page="See *One LoRA for both experts* below.",
+        in_key=False,  # the stage is
+        widget=Widget(TRAIN, "shared_lora", 201),
+    )
+
     track: TrackOptions = field(default_factory=TrackOptions)  # not of the job, which a LoRA's metadata hold
 
     def __post_init__(self) -> None:
@@ -100,6 +111,11 @@ class StageSettings(Groups, Options):
                 " 'boundary': leave sigma_min and sigma_max out."
             )
         super().__post_init__()
+        if self.shared_lora and not self.alternate_every:
+            raise ConfigError(
+                "shared_lora trains one LoRA through both experts by turns, but alternate_every is 0: set it to 10, or to 1"
+                " where both experts fit on the GPU."
+            )
         if len(self.device) > MAX_WORD:
             raise ConfigError(f"device is a text of {len(self.device)} characters: use auto, all, or cuda:0.")
 
@@ -116,6 +132,8 @@ class StageSettings(Groups, Options):
             found.append(
                 "alternate_every has no effect with a single model: it switches between the experts of Wan 2.2 A14B."
             )
+        if stage == "single" and self.shared_lora:
+            found.append("shared_lora has no effect with a single model, which has no second expert.")
         return found
 
 

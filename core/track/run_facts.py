@@ -13,7 +13,7 @@ _GROUPS = (
     *("tread", "rollout", "crepa"),
 )
 _PATHS = ("start_from", "merge_into_base", "encoder", "vae")
-STAGES = {"high": "high noise", "low": "low noise", "single": "single model"}
+STAGES = {"high": "high noise", "low": "low noise", "single": "single model", "both": "both experts"}
 
 
 @dataclass(frozen=True, kw_only=True)

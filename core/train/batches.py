@@ -201,11 +201,12 @@ def _masks(samples: Sequence[TrainSample]) -> torch.Tensor | None:
 def make_draws(job: Job, batch: Batch, index: int) -> Draws:
     """Noise and sigmas of batch number `index` of a run, drawn on the CPU: a function of (seed, index) alone."""
     seed, first = job.loop.seed, index * job.loop.batch_size  # no batch is larger, so that no draw is used twice
+    levels = job.timesteps_at(index)
     first_sigma = first
     if job.timesteps.strata > 1 and batch.first_draw is not None:  # counted without gaps, so that no cell is left out
         first_sigma = batch.first_draw
     count, shape = len(batch.names), batch.latents.shape
-    sigmas = sample_sigmas(job.timesteps, seed=seed, first_draw=first_sigma, count=count, shape=shape)
+    sigmas = sample_sigmas(levels, seed=seed, first_draw=first_sigma, count=count, shape=shape)
     noise = [sample_noise(z.shape, seed=seed, draw=first + i) for i, z in enumerate(batch.latents)]
     kept = draw_kept(job, tuple(shape), seed=seed, first_draw=first)
     rollouts = draw_rollouts(job, sigmas, index=index, first_draw=first)
@@ -228,10 +229,12 @@ class BatchSchedule:
         *,
         with_class: bool = False,
         feature_path: Callable[[TrainSample], str] | None = None,
+        turn: int = 0,
     ) -> "BatchSchedule":
         """The sequence that a run with these options trains on.
 
-        `with_class`: with the class captions, too. `feature_path`: with the features that lie there for each sample.
+        `with_class`: with the class captions, too. `feature_path`: with the features that lie there for each sample. `turn`:
+        batches after which the other of two experts has its turn; 0: there is one model.
         """
         return cls(
             data,
@@ -241,6 +244,7 @@ class BatchSchedule:
             token_budget=loop.token_budget or None,
             with_class=with_class,
             feature_path=feature_path,
+            turn=turn,
         )
 
     def __init__(
@@ -253,7 +257,10 @@ class BatchSchedule:
         token_budget: int | None = None,
         with_class: bool = False,
         feature_path: Callable[[TrainSample], str] | None = None,
+        turn: int = 0,
     ):
+        self._turn = turn
+        self._own_draws = [0, 0]  # by the number of a turn: what was drawn before it for the same expert
         self._data = data
         self._samples = [s for s in data.samples if not s.held_out]
         self._batch_size = batch_size
@@ -293,6 +300,17 @@ class BatchSchedule:
         sizes = [len(batch) for batch in self._epoch(epoch)]
         return epoch * sum(sizes) + sum(sizes[:position])
 
+    def own_draws_before(self, index: int) -> int:
+        """As `draws_before`, of the batches of the same expert alone where two take turns."""
+        if not self._turn:
+            return self.draws_before(index)
+        number = index // self._turn
+        while len(self._own_draws) <= number:
+            last = (len(self._own_draws) - 2) * self._turn
+            drawn = self.draws_before(last + self._turn) - self.draws_before(last)
+            self._own_draws.append(self._own_draws[-2] + drawn)
+        return self._own_draws[number] + self.draws_before(index) - self.draws_before(number * self._turn)
+
     def load(self, index: int) -> Batch:
         """Read batch `index` from disk, with captions dropped at random as configured."""
         samples = self.samples_at(index)
@@ -308,7 +326,7 @@ class BatchSchedule:
         features = None
         if self._feature_path is not None:
             features = torch.stack([load_tensor(self._feature_path(s), "features", s.name) for s in samples])
-        return replace(batch, first_draw=self.draws_before(index), of_class=of_class, features=features)
+        return replace(batch, first_draw=self.own_draws_before(index), of_class=of_class, features=features)
 
     def _dropout_of(self, sample: TrainSample) -> float:
         return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import base_model_name
 from ..adapters.start_from import adapter_identity
 from ..errors import ConfigError
@@ -12,9 +11,8 @@ from ..facts import FPS, FPS_TI2V, latent_format, official_boundary
 from ..names import check_name
 from ..optimizers import OPTIMIZERS
 from ..sample.previews import check_previews, preview_warnings
-from ..settings.job import DataSpec, Job, ModelSpec, Stage, stage_window
+from ..settings.job import DataSpec, ExpertTurns, Job, ModelSpec, Stage, stage_window
 from ..settings.loop import LoopOptions
-from ..settings.optimizer import OptimizerOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
@@ -23,6 +21,7 @@ from .crepa import crepa_identity
 from .length import checkpoints_made, job_length, run_length
 from .other_expert import check_preview_loras, other_spec
 from .regularizers import regularizer_warnings
+from .shared import check_shared_settings
 
 _MOST_OF_THE_START = 0.2  # in the average at the end, without a word
 
@@ -48,19 +47,29 @@ def build_job(
 ) -> Job:
     """The job of one stage; ConfigError for settings that can't work.
 
-    `previews_with`: what previews need besides the model; by default they have the model alone, and somebody else's VAE.
+    `info`: the model, of the stage both the high noise expert. `previews_with`: what previews need besides the model; by
+    default they have the model alone, and somebody else's VAE. The stage both needs its `other`, the low noise expert.
     CREPA looks at what its VAE gives.
     """
-    check_expert(info.path, stage, allow_other=settings.allow_other_expert)
-    low, high = stage_window(stage, settings.boundary or official_boundary(info.config.variant))
+    check_expert(info.path, "high" if stage == "both" else stage, allow_other=settings.allow_other_expert)
+    boundary = settings.boundary or official_boundary(info.config.variant)
+    low, high = stage_window(stage, boundary)
     loop = settings.loop
     if settings.epochs:
         loop = replace(loop, steps=steps_of_epochs(settings.epochs, data, loop))
     beside = previews_with or PreviewModels()
     other = other_spec(stage, info, beside.other, allow_other=settings.allow_other_expert)
-    other = other if settings.previews.every else None
     if settings.previews.every:
         check_preview_loras(settings.previews, info)
+    if stage == "both":
+        check_shared_settings(settings, has_other=other is not None)
+        other = None if other is None else replace(other, precision=settings.precision)
+    elif settings.shared_lora and stage != "single":
+        raise ConfigError(
+            "shared_lora trains one LoRA through both experts, so that the stage is both, not one of them."
+        )
+    else:
+        other = other if settings.previews.every else None
     crepa = settings.crepa
     if crepa.weight:
         crepa = replace(crepa, vae=crepa.vae or beside.vae)
@@ -86,7 +95,8 @@ def build_job(
         other_expert=other,
         preview_vae=beside.vae if settings.previews.every else "",
         device=settings.device,
-        alternate_every=0 if stage == "single" else settings.alternate_every,
+        alternate_every=settings.alternate_every if stage in ("high", "low") else 0,
+        turns=ExpertTurns(every=settings.alternate_every, boundary=boundary) if stage == "both" else None,
         trigger_word=trigger_word,
         start_identity=adapter_identity(settings.adapter.start_from, "start_from"),
         merge_identity=adapter_identity(settings.adapter.merge_into_base, "merge_into_base"),
@@ -130,7 +140,6 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
         *(settings.warnings(job.stage) if settings else []),
         *_rate_warning(job),
         *_ema_warning(job),
-        *_lora_plus_warning(job),
         *_saving_warning(job),
     ]
     advice = OPTIMIZERS.get(job.optimizer.name).advice(job.optimizer)
@@ -138,7 +147,7 @@ def job_warnings(job: Job, settings: StageSettings | None = None) -> list[str]:
     found += [*regularizer_warnings(job), *preview_warnings(job)]
     path = Path(job.model.path)
     hint = hints_expert(path)
-    if hint in (None, job.stage):
+    if hint in (None, job.stage) or job.stage == "both":
         return found
     trained_as = "single model" if job.stage == "single" else f"{job.stage} noise"
     return [*found, f"{path.name} looks like the {hint} noise expert of Wan 2.2, but the stage is {trained_as}."]
@@ -169,13 +178,6 @@ def _saving_warning(job: Job) -> list[str]:
         f"checkpoint_every_epochs is {every}, but the run has {job_length(job).epochs:.3g} epochs: its only checkpoint is"
         " that of its end; lower checkpoint_every_epochs."
     ]
-
-
-def _lora_plus_warning(job: Job) -> list[str]:
-    kind = job.adapter.kind
-    if job.optimizer.lora_plus == OptimizerOptions().lora_plus or ADAPTER_KINDS.get(kind).knows_lora_plus:
-        return []
-    return [f"lora_plus_ratio has no effect with the adapter {kind}, which has no second matrix as a LoRA has."]
 
 
 def _rate_warning(job: Job) -> list[str]:

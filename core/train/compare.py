@@ -18,6 +18,7 @@ _STAGES: dict[Stage, str] = {
     "high": "of the high noise expert",
     "low": "of the low noise expert",
     "single": "of a single model",
+    "both": "of one LoRA for both experts",
 }
 
 
@@ -60,13 +61,15 @@ def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str, folders
     `folders`: where copies of checkpoints may lie.
     ConfigError where there is no run, one is of the wrong expert, or nothing fits `wanted` (see `choose_steps`).
     """
-    for run, stages, name in ((high, ("high", "single"), "high_run"), (low, ("low",), "low_run")):
+    for run, stages, name in ((high, ("high", "single", "both"), "high_run"), (low, ("low",), "low_run")):
         if run and (stage := run.read_job().stage) not in stages:
             raise ConfigError(
                 f"{name} is {run.path.name}, a run {_STAGES[stage]}: choose it for the other, or another run."
             )
     if high and low and high.read_job().stage == "single":
         raise ConfigError("high_run is of a single model, so that there is no low noise half: set low_run to none.")
+    if high and low and high.read_job().stage == "both":
+        raise ConfigError("high_run is of one LoRA for both experts: set low_run to none.")
     first = high or low
     if first is None:
         raise ConfigError("no run is chosen: choose one for high_run, for low_run, or for both.")
@@ -75,7 +78,8 @@ def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str, folders
     if high is None:
         return [Pair(low=one) for one in chosen]
     if low is None:
-        return [Pair(high=one) for one in chosen]
+        is_shared = high.read_job().stage == "both"
+        return [Pair(high=one, low=one if is_shared else None) for one in chosen]
     others = [At(step, lora) for step, lora in loras_of(low, folders).items()]
     if not others:
         raise ConfigError(f"{low.path.name} has no checkpoint yet: let it train, or set low_run to none.")

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from ..adapters.metadata import LoraDescription, TrainingFacts
 from ..adapters.places import effective_alpha
-from ..facts import NUM_TIMESTEPS, clip_size
+from ..facts import EXPERTS, NUM_TIMESTEPS, clip_size
 from ..flow.losses import LOSSES
 from ..flow.timesteps import SAMPLINGS
 from ..serial import to_dict
@@ -14,7 +14,7 @@ from ..settings.adapter import AdapterOptions
 from ..settings.job import Job, Stage
 from ..settings.option import options_of
 
-_SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": ""}
+_SUFFIXES: dict[Stage, str] = {"high": "_high_noise", "low": "_low_noise", "single": "", "both": ""}
 
 # The names of options in the metadata that musubi-tuner and kohya's sd-scripts write.
 _SAMPLING_KEYS = {
@@ -76,6 +76,7 @@ def describe_lora(
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         trigger_phrase=job.trigger_word,
         weights=job.ema.lora if job.ema.use else "",
+        experts=EXPERTS if job.stage == "both" else (),
         resolution=(width, height),
         timestep_range=(round(window[0] * NUM_TIMESTEPS), round(window[1] * NUM_TIMESTEPS)),
         training=TrainingFacts(

@@ -16,7 +16,7 @@ import torch
 
 from ..adapters.switch import without_adapter
 from ..errors import RunError
-from ..facts import SIGMA_BINS
+from ..facts import SIGMA_BINS, Expert
 from ..flow.random import stream_seed
 from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
 from ..objective.objective import Objective, learnt_of, objective_of
@@ -140,6 +140,10 @@ def attempt_once(act: Callable[[], T], _step: int) -> T:
     return act()
 
 
+def _have_one_model(_expert: Expert | None) -> None:
+    """The weights of a run's only model are always there."""
+
+
 class AfterUpdate(Protocol):
     """A part of the step that follows the update, on the device alone: an average of the weights, say.
 
@@ -188,6 +192,7 @@ class Trainer:
         self.step = 0
         self.joined = 1  # batches of a step that go through the model together
         self.attempt: Attempt = attempt_once
+        self.use_expert: Callable[[Expert | None], object] = _have_one_model  # have this expert's weights in the model
         self.objective: Objective = objective_of(job)
         self.learnt: Objective = learnt_of(job)  # what validation looks at
         self.after_update: list[AfterUpdate] = [*after_updates(job, model)]
@@ -202,6 +207,7 @@ class Trainer:
         """Run to the job's last step."""
         late: PendingReport | None = None
         while self.step < self.job.loop.steps:
+            self.use_expert(self.job.expert_at(self.step))
             pending = self.attempt(self.train_step, self.step)
             if late is not None:
                 self._call_back(late)

@@ -31,7 +31,7 @@ from .checkpoints import ADAPTER
 from .result import RESULT
 from .run_folder import RunFolder
 
-OTHER: Mapping[Stage, Stage] = {"high": "low", "low": "high"}
+OTHER: Mapping[Stage, Stage] = {"high": "low", "low": "high", "both": "low"}  # both: beside the high noise expert
 
 
 class OtherExpert:
@@ -121,10 +121,11 @@ def other_spec(
             f"{name} is not the other expert of {shown(own.path.name)}: their sizes or kinds differ; give the {OTHER[stage]} "
             "noise file of the same Wan 2.2 model."
         )
-    if hints_expert(other.path) == stage and not allow_other:
+    own_stage = "high" if stage == "both" else stage
+    if hints_expert(other.path) == own_stage and not allow_other:
         raise ConfigError(
-            f"{name} is the {stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]} noise "
-            "file. If you mean it, switch allow_other_expert on."
+            f"{name} is the {own_stage} noise expert by its name, but it is given as the other one: give the {OTHER[stage]}"
+            " noise file. If you mean it, switch allow_other_expert on."
         )
     return ModelSpec(path=str(other.path), identity=other.identity)
 
@@ -135,7 +136,7 @@ def newest_lora(folder: Path, job: Job) -> tuple[Path, int] | None:
     `folder`: of this run. The other one lies beside it, has the job's name, and trains the expert that the job names. Of
     several the one that was written last.
     """
-    if job.other_expert is None or job.stage == "single":
+    if job.other_expert is None or job.stage not in ("high", "low"):
         return None
     found: list[tuple[float, Path, int]] = []
     for other in folder.parent.glob(f"{job.name}_{OTHER[job.stage]}_*"):

@@ -1,5 +1,6 @@
 """From a job to a model ready to train: base, adapter, memory features."""
 
+import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from ..adapters.transfer import model_shapes
 from ..encoders.dino import feature_width
 from ..errors import ConfigError
 from ..flow.random import stream_seed
+from ..memory.bases import TwoBases
 from ..memory.int4 import LowRank
 from ..memory.master import BlockMaster
 from ..memory.masters import MasterMaker
@@ -33,9 +35,11 @@ from ..memory.recompute import Kept
 from ..objective.crepa import Projection
 from ..parallel.world import ALONE, World
 from ..plan.decision import Decision, decide, joined_buckets
+from ..plan.host import available_ram, pinnable_ram
 from ..plan.plan import Plan
 from ..plan.planning import plan_of
 from ..plan.sizes import Sizes
+from ..plan.switching import parking_kind
 from ..routes import read_routes, routes_among
 from ..settings.job import Job
 from ..wan.checkpoint import CheckpointInfo
@@ -43,7 +47,7 @@ from ..wan.loading import load_transformer
 from ..wan.model import WanTransformer
 from ..wan.recovery import file_identity, read_recovery_adapter
 from ..wan.walk import Look
-from .checks import check_job
+from .checks import check_job, check_model_file
 from .crepa import Crepa
 from .features import Features, Tell, apply_features, make_masters
 from .trial import Trial
@@ -66,6 +70,7 @@ class Prepared:
     features: Features
     crepa: Crepa | None = None
     beside: tuple[nn.Parameter, ...] = ()  # of the parameters: those that are no adapter's, and in no LoRA file
+    bases: TwoBases | None = None  # the frozen weights of both experts, where they share the adapter
 
     @property
     def of_adapter(self) -> list[nn.Parameter]:
@@ -88,7 +93,8 @@ def prepare(
 
     `decision` is made here where a run has not made it before. `tell` is given a sentence for everything that turned out
     otherwise than asked. `scratch` is a folder for what may be used again and may be deleted: compiled code, and mapped
-    blocks, which need it. `kept` and `world`: see `apply_features`.
+    blocks, which need it. `kept` and `world`: see `apply_features`. Two experts that
+    share the adapter are to be held next: see `hold_bases`.
     """
     if decision is None:
         decision = decide(job, check_job(job), device, scratch, context=world.context)
@@ -111,6 +117,7 @@ def prepare(
         maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
         skips = _makes_unread(job.model.precision, held, info.config.dim)
         model, masters = _load(info, held, device, maker, merged, skips=skips)
+    bases = _two_bases(job, held, model, device)
     with timed("Waiting for peft"):
         finish_importing_adapters()
     with timed("Adding the adapter"):
@@ -128,7 +135,34 @@ def prepare(
         for under_way in (warming, warm_up):
             if under_way is not None:
                 under_way.wait()
-    return Prepared(model, parameters, device, held.dtype, features, crepa, tuple(beside))
+    return Prepared(model, parameters, device, held.dtype, features, crepa, tuple(beside), bases)
+
+
+def hold_bases(
+    bases: TwoBases, features: Features, device: torch.device, *, keeps_weights: bool, scratch: Path | None
+) -> None:
+    """Have both experts' weights as the features that are on the model want them. `keeps_weights`: on the device."""
+    swapped = {} if features.streamer is None else features.streamer.masters
+    folder = None if scratch is None else scratch / "blocks"
+    kind = None if keeps_weights else parking_kind(2 * bases.bytes_beside(swapped), available_ram(), pinnable_ram())
+    if kind == "mapped" and folder is None:
+        kind = "pageable"
+    bases.hold(swapped, kind, folder)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _two_bases(job: Job, held: Resolved, model: WanTransformer, device: torch.device) -> TwoBases | None:
+    """With the other expert, which is read into main memory block by block; None where a run has one model."""
+    if job.stage != "both":
+        return None
+    assert job.other_expert is not None, "a job of both experts names the second"
+    info = check_model_file(job.other_expert)
+    with timed("Reading the other expert"):
+        maker = MasterMaker(dict.fromkeys(range(info.config.num_layers), "pageable"), device)
+        other, _ = _load(info, held, device, maker, None, skips=False)
+    return TwoBases(model, other, device)
 
 
 def _crepa(job: Job, model: WanTransformer, device: torch.device) -> tuple[Crepa | None, list[nn.Parameter]]:
@@ -249,4 +283,4 @@ def _recovery_adapter(job: Job) -> Mapping[str, LowRank]:
             f"{path} is not the recovery adapter that this run was started with (its content changed): restore it, or "
             "start a new run."
         )
-    return read_recovery_adapter(path, None if job.stage == "single" else job.stage)
+    return read_recovery_adapter(path, job.stage if job.stage in ("high", "low") else None)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..encoders.vae import load_video_encoder
 from ..errors import RunError, WanTrainError
-from ..facts import NUM_TIMESTEPS, clip_size, num_tokens
+from ..facts import EXPERTS, NUM_TIMESTEPS, Expert, clip_size, num_tokens
 from ..flow.objective import give_first_frame
 from ..plan.recovery import first_line
 from ..sample.previews import Shot, preview_sample, preview_shots
@@ -93,13 +93,25 @@ def _sample(
     if options.skip_scale > 0:
         blocks = block_numbers(job.previews.skip_layers, len(trainer.model.blocks))  # type: ignore[arg-type]
     leaving_out = LeavingOut(trainer, blocks, [each for each in (other, file) if each is not None])
-    if other is None:
+    if job.stage == "both":
+        high, low = (of_expert(trainer, own, expert) for expert in EXPERTS)
+    elif other is None:
         high, low = experts(job.stage, own, batch.latents, noise, leaving_out)
     else:
         away = partial(other.velocity, batch.images)
         high, low = (own, away) if job.stage == "high" else (away, own)
     skipping = leaving_out if blocks else None
     yield from sample(high, low, noise, context, negative, options, on_step, skipping).cpu()
+
+
+def of_expert(trainer: Trainer, model: VelocityModel, expert: Expert) -> VelocityModel:
+    """The trainer's model with the weights of an expert, of a LoRA that is trained through both."""
+
+    def velocity(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        trainer.use_expert(expert)
+        return model(latents, timesteps, context)
+
+    return velocity
 
 
 def _contexts(paths: Sequence[str], device: torch.device) -> Tensor:
@@ -253,6 +265,8 @@ class Preview:
     def _open_other(self, trainer: Trainer) -> tuple[OtherExpert | None, str]:
         """The expert that is not trained, with its newest LoRA, and a clause that says so; None where it is not there."""
         job, world = trainer.job, trainer.team.world
+        if job.stage == "both":
+            return None, ", through both experts"
         if job.other_expert is None:
             return None, ""
         beside = [(Path(job.previews.other_lora), 1.0)] if job.previews.other_lora else []

@@ -153,6 +153,7 @@ def _train(
     trainer.shown = averages.shown
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt
+    trainer.use_expert = plan.use_expert
     prepared.model.train()
     try:
         asked.look()
@@ -349,9 +350,7 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
         loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
-        events.write(
-            "warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate."
-        )
+        events.write("warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate.")
         return
     of_samples = {"by_sample": by_sample} if len(by_sample) <= MAX_SAMPLES_TOLD else {}
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds, **of_samples)

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, RunError
+from ..facts import EXPERTS, Expert
 from ..memory.adamw import hold_state
 from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
-from ..plan.alternating import beside_another
+from ..plan.alternating import beside_another, two_bases
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
@@ -38,7 +39,7 @@ from .events import EventWriter
 from .features import Features, apply_features, make_masters
 from .loop import Callback
 from .parked import ParkedModel
-from .prepare import Prepared, prepare, timed
+from .prepare import Prepared, hold_bases, prepare, timed
 
 
 class RunPlan:
@@ -219,6 +220,18 @@ class RunPlan:
         left = self._descent.choice
         self._descent.reach(lambda choice: self._put_back(choice) if choice is left else self._apply(choice), step)
 
+    def use_expert(self, expert: Expert | None) -> None:
+        """Have the weights of this expert in the model, of a run that trains one LoRA through both; None: of its only one."""
+        if expert is None:
+            return
+        bases, number = None if self._prepared is None else self._prepared.bases, EXPERTS.index(expert)
+        assert bases is not None, "a run of one model has no other"
+        if number == bases.present:
+            return
+        if self._keeps_weights:
+            self._features.make_room()  # graphs know the weights by their addresses
+        bases.use(number, self._features.streamer)
+
     def close(self) -> None:
         """Take everything off the model, which is not called any more."""
         self._take_off()
@@ -265,6 +278,8 @@ class RunPlan:
             return None
         try:
             planner = self._measure()
+            if self._job.turns is not None:
+                return two_bases(planner, self._job.turns.every)
             if self._other_is_there is None:
                 return planner
             with timed("Planning for turns with another run"):
@@ -341,7 +356,7 @@ class RunPlan:
 
     def _load(self, choice: Choice) -> Prepared:
         room = 0 if self._planner is None else max(self._planner.card.free - choice.vram, 0)
-        return prepare(
+        prepared = prepare(
             self._job,
             self._device,
             decision=replace(self._decision, room=room),
@@ -351,6 +366,13 @@ class RunPlan:
             kept=choice.kept,
             world=self._world,
         )
+        self._hold_bases(prepared, prepared.features)
+        return prepared
+
+    def _hold_bases(self, prepared: Prepared, features: Features) -> None:
+        """Of two experts that share the adapter, after the features were put on."""
+        if prepared.bases is not None:
+            hold_bases(prepared.bases, features, self._device, keeps_weights=self._keeps_weights, scratch=self._scratch)
 
     def _apply(self, choice: Choice) -> None:
         """Put the choice on the model in the place of what is there."""
@@ -364,6 +386,7 @@ class RunPlan:
             self._features = apply_features(
                 model, choice.plan, self._decision, kept=choice.kept, masters=maker, world=self._world, **told
             )
+        self._hold_bases(self._prepared, self._features)
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

@@ -17,6 +17,7 @@ from ..settings.job import Job
 from ..settings.parallel import ParallelOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo
+from .shared import check_one_gpu
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def build_over(
     job = build(settings)
     if place.gpus == 1:
         return job
+    check_one_gpu(job, place.gpus)
     device = resolve_device(place.device)
     spread = choose_context(job, info, place.gpus, device=device, folder=place.scratch, machine=place.machine)
     if tell is not None and not settings.parallel.context and (spread.gpus.context > 1 or spread.shards > 1):
@@ -68,6 +70,7 @@ def check_spread(job: Job, gpus: int, *, windows: bool = os.name == "nt") -> Non
     """ConfigError for a job that can't be trained over so many GPUs."""
     if gpus == 1:
         return
+    check_one_gpu(job, gpus)
     # With 0 the start chooses, and may have all of them share each clip.
     side_by_side = gpus // context_of(job.parallel, gpus) if job.parallel.context else 1
     batches = job.loop.gradient_accumulation

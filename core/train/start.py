@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.merged_base import merged_base
 from ..adapters.metadata import base_model_name, lora_metadata
 from ..adapters.start_from import check_file, check_start_file
@@ -24,6 +25,7 @@ from ..paths import GONE, path_problem, shown
 from ..plan.planning import stored_block_bytes
 from ..sample.previews import check_previews
 from ..settings.ema import EmaOptions
+from ..settings.groups import Groups
 from ..settings.job import Job
 from ..settings.optimizer import OptimizerOptions
 from ..wan.checkpoint import CheckpointInfo
@@ -31,6 +33,7 @@ from .checkpoints import Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
+from .shared import check_shared
 
 _FILES = (
     "job.json",
@@ -54,8 +57,9 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
     RunError for the folder.
     """
     check_packages(needed_packages(job.optimizer.name, job.model.precision))
-    check_optimizer(job.optimizer, job.ema)
+    check_methods(job)
     check_data(job, info)
+    check_shared(job, info)
     check_previews(job)
     check_end(job, info)
     check_adapter_files(
@@ -66,6 +70,22 @@ def check_start(job: Job, info: CheckpointInfo, folder: Path | None = None) -> N
         check_names_fit(folder, lora_name(job))
         if job.ema.use:
             check_names_fit(folder, beside_name(job))
+
+
+def check_methods(groups: Groups) -> None:
+    """ConfigError for an optimizer that does not go with its options, or with what is trained. Nothing has to be there."""
+    options, kind, crepa = groups.optimizer, groups.adapter.kind, groups.crepa.weight
+    check_optimizer(options, groups.ema)
+    if options.lora_plus != 1.0 and not ADAPTER_KINDS.get(kind).knows_lora_plus:
+        raise ConfigError(
+            f"lora_plus_ratio is {options.lora_plus:g}, but the adapter {kind} has no second matrix (B) that it could be for: "
+            "set lora_plus_ratio to 1, or choose lora."
+        )
+    if crepa and OPTIMIZERS.get(options.name).is_for_matrices:
+        raise ConfigError(
+            f"the optimizer {options.name} trains matrices alone, but CREPA (crepa_weight {crepa:g}) trains a projection that "
+            "has other tensors: choose another optimizer, or set crepa_weight to 0."
+        )
 
 
 def check_optimizer(options: OptimizerOptions, ema: EmaOptions) -> None:

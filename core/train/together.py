@@ -25,7 +25,8 @@ from .team import Team
 def schedule_of(job: Job) -> BatchSchedule:
     """The batches that the job trains, in their order."""
     with_class = job.regularizers.output_preservation > 0
-    return BatchSchedule.of(job.data, job.loop, with_class=with_class, feature_path=feature_path(job))
+    turn = 0 if job.turns is None else job.turns.every * job.loop.gradient_accumulation
+    return BatchSchedule.of(job.data, job.loop, with_class=with_class, feature_path=feature_path(job), turn=turn)
 
 
 def check_ranks(job: Job, world: World, *, is_sharded: bool) -> None:

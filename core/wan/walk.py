@@ -46,7 +46,7 @@ class Walk:
         """x [B, L, D] -> what the block is given: x [B, N, D] and its positions [2, N or B N, K/2]."""
         if block in self._starts:
             self._end, self._kept = self._starts[block]
-            self._whole, x = x, x.gather(1, _columns(self._kept, x))
+            self._whole, x = x, _rows(x, self._kept)
             self._rope = self._all_rope.index_select(1, self._kept.flatten())
         return x, self._rope
 
@@ -58,6 +58,13 @@ class Walk:
         if self._look is not None and block == self._look.block and torch.is_grad_enabled():
             self._look.seen = x
         return x
+
+
+def _rows(x: Tensor, tokens: Tensor) -> Tensor:
+    """x [B, L, D], tokens [B, N] -> [B, N, D]. By `index_select`, whose backward, unlike that of `gather`, keeps no x."""
+    batch, length, _ = x.shape
+    first = torch.arange(batch, device=tokens.device).unsqueeze(1) * length
+    return x.flatten(0, 1).index_select(0, (tokens + first).flatten()).unflatten(0, tokens.shape)
 
 
 def _columns(tokens: Tensor, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from wan_train.core.recipe.presets import preset
 from wan_train.tools.examples import (
     demo_sketch,
     i2v_a14b_sketch,
+    quickstart_sketch,
     recipe_sketch,
     t2v_1_3b_sketch,
     t2v_a14b_sketch,
@@ -188,6 +189,9 @@ def test_demo_nodes_do_not_overlap_and_lie_in_their_group(demo_ui):
         ("wan2.2_ti2v_5b_lora", ti2v_5b_sketch),
         ("wan2.2_t2v_a14b_motion", partial(recipe_sketch, preset("motion-24gb").values(), "t2v")),
         ("wan2.2_t2v_a14b_style", partial(recipe_sketch, preset("style-24gb").values(), "t2v")),
+        ("wan2.2_t2v_a14b_character", partial(recipe_sketch, preset("character-24gb").values(), "t2v")),
+        ("wan2.2_t2v_a14b_images", partial(recipe_sketch, preset("wan2.2-t2v-images").values(), "t2v")),
+        ("wan2.1_t2v_1.3b_quickstart", partial(quickstart_sketch, preset("simpletuner-quickstart").values())),
         ("wan2.2_i2v_a14b_effect", partial(recipe_sketch, preset("effect-24gb").values(), "i2v")),
     ],
 )

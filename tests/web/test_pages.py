@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wan_train.core.recipe.presets import PRESETS
 
 PACK = Path(__file__).resolve().parents[2]
 WEB = PACK / "web"
@@ -71,8 +72,16 @@ def test_script_patches_no_prototype(path: Path):
 def test_templates_are_there():
     names = {path.stem for path in WORKFLOWS}
     models = ("wan2.1_t2v_1.3b", "wan2.2_t2v_a14b", "wan2.2_i2v_a14b", "wan2.2_ti2v_5b")
-    kinds = ("wan2.2_t2v_a14b_motion", "wan2.2_t2v_a14b_style", "wan2.2_i2v_a14b_effect")
-    assert names == {"demo", *(f"{model}_lora" for model in models), *kinds}
+    kinds = {
+        "images": "wan2.2_t2v_a14b_images",
+        "character": "wan2.2_t2v_a14b_character",
+        "style": "wan2.2_t2v_a14b_style",
+        "motion": "wan2.2_t2v_a14b_motion",
+        "effect": "wan2.2_i2v_a14b_effect",
+        "quickstart": "wan2.1_t2v_1.3b_quickstart",
+    }
+    assert kinds.keys() == {preset.kind for preset in PRESETS.values()}, "each kind of recipe is a template"
+    assert names == {"demo", *(f"{model}_lora" for model in models), *kinds.values()}
 
 
 @each_workflow

@@ -141,6 +141,7 @@ METHOD = AdapterKind(
     to_file=write_state,
     from_file=lambda path: read_state(path, kind=KIND),
     weight_traffic=68.0,  # of a 14B model in bf16: benchmarks/results/methods-h200.json
+    begins_at_base=True,
     is_plain=False,
     is_up=lora.METHOD.is_up,
 )

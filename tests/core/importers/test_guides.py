@@ -15,11 +15,72 @@ ROWS = [
 ]
 ROWS = [row for row in ROWS if len(row) > 2]
 HOW = ("works", "differs", "by itself", "not here")
-COMMANDS = ("wantrain import", "wantrain run", "wantrain push")
+COMMANDS = ("wantrain import", "wantrain run", "wantrain push", "wantrain caption", "wantrain preview")
+# What the three guides have people write or set, by the names that stand there.
+WRITTEN = {
+    "musubi-tuner": """
+        batch_size blocks_to_swap bucket_no_upscale cache_directory caption_extension dataset_config discrete_flow_shift
+        enable_bucket fp8_base gradient_accumulation_steps gradient_checkpointing image_directory learning_rate lr_scheduler
+        lr_scheduler_min_lr_ratio lr_scheduler_power max_data_loader_n_workers max_grad_norm max_timestep max_train_epochs
+        metadata_author metadata_title min_timestep mixed_precision network_alpha network_dim network_module
+        num_cpu_threads_per_process num_repeats optimizer_args optimizer_type output_dir output_name
+        preserve_distribution_shape resolution save_every_n_epochs sdpa seed task timestep_sampling xformers
+        run_wan_training.sh vast_provision.sh train_helper.py SillyCaption""",
+    "AI-Toolkit": """
+        Job Name, Output Directory, GPU ID, Trigger Word, Architecture, Name or Path, Low VRAM, Layer Offloading,
+        4 bit with ARA, float8, Text Encoder, Stages to Train, Switch Every, Steps, Target Type, Linear Rank,
+        Data Type, Save Every, Max Step Saves to Keep, Batch Size, Gradient Accumulation, Optimizer, Learning Rate,
+        Loss Type, Timestep Type Linear, Sigmoid, Timestep Type Shift, Timestep Type Weighted, Timestep Bias,
+        Use EMA, Unload TE, Cache Text Embeddings, Differential Output Preservation, multiplier and class,
+        Do Differential Guidance, Scale, Target Dataset, LoRA Weight, Default Caption, Caption Dropout,
+        Cache Latents, Is Regularization, Flip X, Flip Y, Resolutions, Num Frames, Sample Every, Guidance Scale,
+        negative prompt, training queue, Run LoRA""",
+    "SimpleTuner": """
+        aspect_bucket_rounding attention_mechanism base_model_default_dtype base_model_precision bucket_strategy cache_dir
+        cache_dir_conditioning_image_embeds cache_dir_vae caption_dropout_probability caption_strategy
+        checkpoint_step_interval checkpoints_total_limit compress_disk_cache conditioning_image_embeds crop
+        data_backend_config dataset_type delete_problematic_images disable_benchmark disable_bucket_pruning disabled
+        ema_update_interval ema_validation enable_chunked_feed_forward enable_group_offload enable_model_cpu_offload
+        end_layer_idx feed_forward_chunk_size flow_schedule_auto_shift flow_schedule_shift frame_interval grad_clip_method
+        gradient_accumulation_steps gradient_checkpointing group_offload_blocks_per_group group_offload_to_disk_path
+        group_offload_type group_offload_use_stream hub_model_id ignore_final_epochs instance_data_dir learning_rate
+        lora_rank lora_type lr_scheduler lr_warmup_steps lycoris_config max_frames max_grad_norm max_train_steps
+        maximum_image_size metadata_backend min_frames minimum_image_size mixed_precision model_family model_flavour
+        model_type num_frames num_train_epochs offload_during_startup optimizer output_dir pretrained_model_name_or_path
+        pretrained_t5_model_name_or_path pretrained_transformer_model_name_or_path pretrained_transformer_subfolder
+        pretrained_vae_model_name_or_path push_checkpoints_to_hub push_to_hub quantize_via repeats report_to resolution
+        resolution_type resume_from_checkpoint routes seed selection_ratio start_layer_idx target_downsample_size
+        text_encoder_1_precision text_encoder_2_precision tracker_project_name tracker_run_name train_batch_size
+        tread_config type use_ema user_prompt_library vae_batch_size validation_guidance validation_guidance_skip_layers
+        validation_guidance_skip_layers_start validation_guidance_skip_layers_stop validation_negative_prompt
+        validation_num_inference_steps validation_num_video_frames validation_preview validation_preview_steps
+        validation_prompt validation_prompt_library validation_resolution validation_seed validation_step_interval
+        wan_force_2_1_time_embedding wan_validation_load_other_stage webhook_config write_batch_size crepa_enabled
+        scheduled_sampling_max_step_offset""",
+}
 
 
 def test_there_are_rows():
     assert len(ROWS) > 100
+
+
+def test_every_name_that_a_guide_has_people_write_has_its_row():
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert len(sections) == len(WRITTEN)
+    for (guide, names), section in zip(WRITTEN.items(), sections, strict=True):
+        assert section.startswith(guide)
+        told = " ".join(line.split(" | ")[0] for line in section.splitlines() if line.startswith("| "))
+        missing = [
+            name
+            for name in (names.split() if "," not in names else re.split(r",\s*", names.strip()))
+            if not re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", told)
+        ]
+        assert missing == [], guide
+
+
+def test_what_is_not_here_says_why():
+    for row in ROWS:
+        assert row[2] != "not here" or len(row[3].strip()) > 20, row[0]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])

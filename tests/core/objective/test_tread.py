@@ -149,7 +149,7 @@ def test_gpus_do_not_share_clips_then(job):
 
 def test_the_planner_counts_fewer_tokens(job):
     task = make_planner(job, decide(job, inspect(job.model.path), CPU), CARD).task
-    assert task.seen == ((2, 1.0), (2, 0.5))
+    assert task.seen == ((1, 1.0), (2, 0.5), (1, 1.0))
     plain, bucket, plan = Task(sizes=T2V_14B), Bucket((16, 21, 60, 104)), Plan(streamed_blocks=0)
     routed = replace(plain, seen=((4, 1.0), (36, 0.5)))
     one, other = (estimate(each, bucket, plan, CARD) for each in (plain, routed))

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
 from wan_train.core.plan.advice import explain
-from wan_train.core.plan.alternating import beside_another
-from wan_train.core.plan.estimate import parked_bytes
+from wan_train.core.plan.alternating import beside_another, two_bases
+from wan_train.core.plan.estimate import estimate_ram, estimate_vram, parked_bytes
 from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.switching import SWITCH, parking_kind, switch_seconds
 from wan_train.core.settings.memory import MemoryOptions
@@ -65,3 +66,34 @@ def test_who_switches_often_rather_swaps_blocks_all_the_time():
 def test_without_a_plan_that_fits_it_is_said_as_for_a_run_alone():
     none = beside_another(replace(on(0.5), options=MemoryOptions(checkpointing=False)), 10, is_there=False)
     assert none.choose() is None
+
+
+def test_of_two_experts_with_one_adapter_one_waits_on_the_card_where_there_is_room():
+    large = two_bases(on(12), 10)
+    assert (large.keeps_weights, large.task.second_base) == (True, "device")
+    found = large.choose()
+    assert found.switch_seconds == 0.0
+    alone = replace(large, task=replace(large.task, second_base="")).describe(found.plan)
+    assert found.vram - alone.vram == parked_bytes(large.task, found.plan), "both are on the card"
+    small = two_bases(on(1.5), 10)
+    assert (small.keeps_weights, small.task.second_base) == (False, "host")
+    assert small.choose().vram <= small.limits().vram
+
+
+def test_the_other_experts_swapped_blocks_take_main_memory_and_no_time():
+    found = two_bases(on(1.5), 10)
+    (bucket,) = found.buckets
+    layers = found.task.sizes.num_layers
+    swapped = replace(found.plan, streamed_blocks=layers, cuda_graphs="off")
+    one = replace(found.task, second_base="")
+    more = estimate_ram(found.task, bucket, swapped) - estimate_ram(one, bucket, swapped)
+    assert more == pytest.approx(
+        parked_bytes(one, replace(swapped, streamed_blocks=0)) - parked_bytes(one, swapped), rel=0.01
+    )
+    assert estimate_vram(found.task, bucket, swapped, found.correction) == estimate_vram(
+        one, bucket, swapped, found.correction
+    )
+    whole = replace(swapped, streamed_blocks=0)
+    often = switch_seconds(found.task, whole, found.card, keeps_weights=False, sizes=1)
+    assert often == parked_bytes(found.task, whole) / found.card.to_device
+    assert switch_seconds(found.task, swapped, found.card, keeps_weights=False, sizes=1) < 0.2 * often

@@ -17,7 +17,7 @@ from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.label import describe_lora
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.start import check_start
+from wan_train.core.train.start import check_methods, check_start
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules
 from wan_train.tests.core.train.helpers import SIZE, train_in_folder
@@ -191,13 +191,12 @@ def test_a_tlora_starts_from_the_file_of_a_lora(tmp_path, job, lora):
     )
 
 
-def test_lora_plus_without_a_second_matrix_is_told(job):
-    for kind, is_told in (
-        *(("lora", False), ("dora", False), ("tlora", False)),
-        *(("loha", True), ("lokr", True), ("oft", True)),
-    ):
-        made = replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0))
-        assert any("lora_plus_ratio has no effect" in text for text in job_warnings(made)) == is_told
+def test_lora_plus_without_a_second_matrix_is_refused_before_the_model_loads(job):
+    for kind in ("lora", "dora", "tlora"):
+        check_methods(replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0)))
+    for kind in ("loha", "lokr", "oft"):
+        with pytest.raises(ConfigError, match=f"the adapter {kind} has no second matrix"):
+            check_methods(replace(with_adapter(job, kind=kind), optimizer=replace(job.optimizer, lora_plus=16.0)))
 
 
 def test_the_file_says_what_it_is(job):
