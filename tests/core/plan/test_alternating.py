@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from wan_train.core.plan.advice import explain
 from wan_train.core.plan.alternating import beside_another, two_bases
-from wan_train.core.plan.estimate import estimate_ram, estimate_vram, parked_bytes
+from wan_train.core.plan.estimate import estimate, parked_bytes
 from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.switching import SWITCH, parking_kind, switch_seconds
 from wan_train.core.settings.memory import MemoryOptions
@@ -86,13 +86,11 @@ def test_the_other_experts_swapped_blocks_take_main_memory_and_no_time():
     layers = found.task.sizes.num_layers
     swapped = replace(found.plan, streamed_blocks=layers, cuda_graphs="off")
     one = replace(found.task, second_base="")
-    more = estimate_ram(found.task, bucket, swapped) - estimate_ram(one, bucket, swapped)
-    assert more == pytest.approx(
+    both, alone = (estimate(task, bucket, swapped, found.card, found.correction) for task in (found.task, one))
+    assert both.ram - alone.ram == pytest.approx(
         parked_bytes(one, replace(swapped, streamed_blocks=0)) - parked_bytes(one, swapped), rel=0.01
     )
-    assert estimate_vram(found.task, bucket, swapped, found.correction) == estimate_vram(
-        one, bucket, swapped, found.correction
-    )
+    assert both.vram == alone.vram
     whole = replace(swapped, streamed_blocks=0)
     often = switch_seconds(found.task, whole, found.card, keeps_weights=False, sizes=1)
     assert often == parked_bytes(found.task, whole) / found.card.to_device
