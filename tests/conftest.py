@@ -148,6 +148,10 @@ def pytest_collection_finish():
     _leave_to_the_end()
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()  # else libraries say at the exit that something of theirs is left
+
+
 @pytest.fixture(scope="session")
 def _rank_processes(tmp_path_factory):
     from wan_train.tests.ranks import Ranks
