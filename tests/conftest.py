@@ -74,6 +74,12 @@ def host_path() -> Path:
     return path
 
 
+def _leave_to_the_end() -> None:
+    """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def comfy(host_path: Path):
     """The host's `comfy` package, imported in this process on the CPU."""
@@ -92,6 +98,7 @@ def comfy(host_path: Path):
         sys.argv = argv
     import comfy
 
+    _leave_to_the_end()
     return comfy
 
 
@@ -138,9 +145,11 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
-    gc.collect()
-    gc.freeze()
+    _leave_to_the_end()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # else libraries say at the exit that something of theirs is left
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,19 @@ def run(tmp_path, job):
     return folder
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """Where the forks print."""
+    return tmp_path_factory.mktemp("forks")
+
+
+@pytest.fixture(scope="module")
+def workers(scratch):
+    """Forks of one process, which imports everything once for all tests of this file."""
+    with forks(scratch) as started:
+        yield started
+
+
 def long(run, job):
     run.write_job(replace(job, loop=replace(job.loop, steps=100_000)))
 
@@ -139,35 +152,34 @@ def test_a_folder_deleted_while_it_is_trained_in_is_one_sentence(run, job):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
-@pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "job.json", ".lock"])
-def test_what_is_deleted_of_a_folder_is_made_anew(run, job, tmp_path, name):
+def test_what_is_deleted_of_a_folder_is_made_anew(job, tmp_path, workers):
     job = replace(job, loop=replace(job.loop, steps=60, checkpoint_every=5))
-    run.write_job(job)
-    whole = RunFolder(tmp_path / "whole")
-    whole.path.mkdir()
-    whole.write_job(job)
-    with forks(tmp_path) as workers:
-        workers.start(whole.path)
-        assert workers.wait() == EXIT_FINISHED
+    loras = {}
+    for name in ("", "checkpoints", "events.jsonl", "job.json", ".lock"):
+        run = RunFolder(tmp_path / f"without {name}")
+        run.path.mkdir()
+        run.write_job(job)
         workers.start(run.path)
-        first_checkpoint(run)
-        path = run.path / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        assert workers.wait() == EXIT_FINISHED
-    assert path.exists()
-    ours, theirs = load_file(run.finished_lora(60)), load_file(whole.finished_lora(60))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        if name:
+            first_checkpoint(run)
+            path = run.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert workers.wait() == EXIT_FINISHED, name
+        assert (run.path / name).exists()
+        loras[name] = load_file(run.finished_lora(60))
+    whole = loras[""]
+    for name, lora in loras.items():
+        assert all(torch.equal(lora[key], whole[key]) for key in whole), name
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
-def test_a_deleted_folder_ends_the_worker_with_its_own_error(run, job, tmp_path):
+def test_a_deleted_folder_ends_the_worker_with_its_own_error(run, job, tmp_path, workers, scratch):
     long(run, job)
-    with forks(tmp_path) as workers:
-        workers.start(run.path)
-        first_checkpoint(run)
-        run.path.rename(tmp_path / "elsewhere")
-        assert workers.wait() == EXIT_ERROR
-    assert f"RunError: the run folder {run.path} was deleted" in (tmp_path / "printed.log").read_text()
+    workers.start(run.path)
+    first_checkpoint(run)
+    run.path.rename(tmp_path / "elsewhere")
+    assert workers.wait() == EXIT_ERROR
+    assert f"RunError: the run folder {run.path} was deleted" in (scratch / "printed.log").read_text()
 
 
 def test_a_folder_that_holds_more_steps_than_its_job_says_is_refused(run, job):
