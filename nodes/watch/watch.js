@@ -8,7 +8,12 @@ const STATES = /** @type {Record<string, string>} */ ({
   training: "running",
   error: "failed",
 });
-const STAGES = /** @type {Record<string, string>} */ ({ high: "high noise", low: "low noise", single: "single model", both: "both experts" });
+const STAGES = /** @type {Record<string, string>} */ ({
+  high: "high noise",
+  low: "low noise",
+  single: "single model",
+  both: "both experts",
+});
 
 /** @typedef {[step: number, loss: number]} Point */
 /**
