@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.adapters.formats import LoraFile, expert_of_name
+from ..core.adapters.named_expert import is_for_both
 from ..core.adapters.other_files import OtherFile, read_adapter
 from ..core.adapters.post_hoc import LEAST_SIGMA, MOST_SIGMA
 from ..core.adapters.ship import (
@@ -20,7 +21,6 @@ from ..core.adapters.ship import (
     ship,
 )
 from ..core.errors import ConfigError, WanTrainError
-from ..core.facts import EXPERTS
 from ..core.settings.job import Stage
 from ..core.train.checkpoints import ADAPTER, AVERAGE
 from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, ChosenLora, ChosenWeights, choose_lora, described_lora, run_of
@@ -241,7 +241,7 @@ class WanLoRAFromFile(io.ComfyNode):
 
 def _no_expert(file: LoraFile | OtherFile) -> Stage:
     """Of a file that is no one expert's."""
-    return "both" if file.metadata.get("wantrain.experts") == ",".join(EXPERTS) else "single"
+    return "both" if is_for_both(file.metadata) else "single"
 
 
 def _lora_path(name: str) -> Path:

@@ -30,7 +30,12 @@ import { say } from "./words.js";
 
 export const GOING = ["waiting", "training", "stopping", "paused"];
 /** @returns {Record<string, string>} */
-const stages = () => ({ high: say("high noise"), low: say("low noise"), single: say("single model"), both: say("both experts") });
+const stages = () => ({
+  high: say("high noise"),
+  low: say("low noise"),
+  single: say("single model"),
+  both: say("both experts"),
+});
 /** @returns {Record<string, string>} */
 const states = () => ({
   new: say("not begun"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..wan.config import WanConfig
+from .named_expert import TRAINED_THROUGH
 
 # The server's limit is 1 MiB for the whole header; the entries of a 14B LoRA's tensors take about 150 KiB of it.
 MAX_METADATA_BYTES = 768 * 1024
@@ -112,7 +113,7 @@ def lora_metadata(description: LoraDescription) -> dict[str, str]:
     if description.weights:
         metadata["wantrain.weights"] = description.weights
     if description.experts:
-        metadata["wantrain.experts"] = ",".join(description.experts)
+        metadata[TRAINED_THROUGH] = ",".join(description.experts)
     left_out: list[str] = []
     for key, value in (
         ("wantrain.job", description.job),

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..facts import Expert
+from ..facts import EXPERTS, Expert
+
+TRAINED_THROUGH = "wantrain.experts"  # of a file's metadata: the experts, where it is one LoRA for several
 
 # What follows "high" or "low" in the name of a subject, a look or a setting.
 _NO_NOISE = (
@@ -22,6 +24,11 @@ def expert_of_metadata(metadata: Mapping[str, str]) -> Expert | None:
     if start >= 800:
         return "high"
     return "low" if stop <= 950 else None
+
+
+def is_for_both(metadata: Mapping[str, str]) -> bool:
+    """Whether the file says that it is one LoRA, trained through both experts."""
+    return metadata.get(TRAINED_THROUGH) == ",".join(EXPERTS)
 
 
 def expert_of_name(path: str | Path) -> Expert | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.formats import LoraModule
+from ..adapters.named_expert import is_for_both
 from ..adapters.other_files import OtherModule
 from ..adapters.transfer import SIZES, Adapter
 from .findings import Finding, Weight
@@ -51,7 +52,7 @@ def base_of(file: Adapter) -> str:
     width = widths.pop() if len(widths) == 1 else 0
     name = file.architecture or ("a Wan 2.1 image-to-video model" if has_image_layers(file) else "a Wan model")
     size = f" ({SIZES[width]}, width {width})" if width in SIZES else f" (width {width})" if width else ""
-    expert = f", {file.expert} noise expert" if file.expert else ""
+    expert = f", {file.expert} noise expert" if file.expert else ", both experts" if is_for_both(file.metadata) else ""
     return f"{name}{size}{expert}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..adapters.named_expert import Expert, expert_of_name
+from ..adapters.named_expert import Expert, expert_of_name, is_for_both
 from .file import Adapter, size_of
 from .findings import Finding, Weight
 from .graph import BYPASSED, Graph, Node, downstream, upstream
@@ -109,7 +109,14 @@ def _check_kind(use: Use, file: Adapter) -> Iterator[Finding]:
 
 
 def _check_experts(uses: list[Use], file: Adapter) -> list[Finding]:
-    if {use.expert for use in uses} != {"high", "low"} or file.expert:
+    on = {use.expert for use in uses}
+    if is_for_both(file.metadata):
+        (*missing,) = {"high", "low"} - on
+        if None in on or len(missing) != 1:
+            return []
+        sentence = f"The LoRA was trained through both experts, and the {missing[0]} noise one is not given it."
+        return [Finding(Weight.HINT, sentence, "Load it on both models, at the same strength.")]
+    if on != {"high", "low"} or file.expert:
         return []  # a file that says whose it is has been told of already
     sentence = "Both experts are given this one file."
     remedy = "Where the training made a pair (high_noise and low_noise), give each expert its own."

@@ -81,11 +81,23 @@ def check_methods(groups: Groups) -> None:
             f"lora_plus_ratio is {options.lora_plus:g}, but the adapter {kind} has no second matrix (B) that it could be for: "
             "set lora_plus_ratio to 1, or choose lora."
         )
-    if crepa and OPTIMIZERS.get(options.name).is_for_matrices:
+    if crepa and not _takes_vectors(options):
         raise ConfigError(
-            f"the optimizer {options.name} trains matrices alone, but CREPA (crepa_weight {crepa:g}) trains a projection that "
-            "has other tensors: choose another optimizer, or set crepa_weight to 0."
+            f"the optimizer {options.path or options.name} trains matrices alone, but CREPA (crepa_weight {crepa:g}) trains a "
+            "projection that has other tensors: choose another optimizer, or set crepa_weight to 0."
         )
+
+
+def _takes_vectors(options: OptimizerOptions) -> bool:
+    """Whether an optimizer trains other tensors than matrices, too; of a class that is not known beforehand by trying."""
+    method = OPTIMIZERS.get(options.name)
+    if method.more_state is not None:
+        return not method.is_for_matrices
+    try:
+        method.build([torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))], options)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_optimizer(options: OptimizerOptions, ema: EmaOptions) -> None:

@@ -1,7 +1,6 @@
 """One LoRA for both experts through the graph: one file, which the host's loader puts on both models."""
 
 import json
-import re
 
 from wan_train.core.adapters.other_files import read_adapter
 from wan_train.core.train.run_folder import RunFolder
@@ -46,8 +45,8 @@ def test_one_file_is_trained_merged_and_put_on_both_models(host):
     file = host.base / "models" / "loras" / "one.safetensors"
     assert read_adapter(file).metadata["wantrain.experts"] == "high,low"
     assert "one LoRA" not in json.dumps(entry["outputs"])  # nothing is complained of
-    shown = "\n".join(entry["outputs"]["low_train"]["text"])
-    assert re.search(r"6 steps are .* of both experts together", shown), shown
+    assert "finished: 6 steps" in "\n".join(entry["outputs"]["low_train"]["text"])
+    assert "of both experts together" in host.log_text()
     again = host.run(changed(graph(), "pair", author="again"), timeout=240)
     assert again["status"]["status_str"] == "success", again["status"]
 

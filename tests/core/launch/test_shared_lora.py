@@ -68,7 +68,7 @@ def of_both(tables, **changes):  # noqa: F811
 def test_a_recipe_makes_one_file_of_both_experts(tables, tmp_path, wantrain):  # noqa: F811
     path = tmp_path / "both.json"
     path.write_text(json.dumps(of_both(tables, loop={**tables.get("loop", {}), "steps": 4})))
-    code, said = wantrain("run", path)
+    code, said = wantrain("train", path)
     assert code == 0, said
     work = tmp_path / tables.get("work", "wan_train")
     (file,) = work.rglob("loras/*.safetensors")
@@ -80,7 +80,7 @@ def test_a_recipe_makes_one_file_of_both_experts(tables, tmp_path, wantrain):  #
     job = run.read_job()
     assert (job.stage, job.turns) == ("both", ExpertTurns(every=2, boundary=0.875))
     assert job.other_expert.path == tables["models"]["low"]
-    code, said = wantrain("run", path)
+    code, said = wantrain("train", path)
     assert code == 0, said
     assert "finished before" in said
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -109,6 +110,13 @@ def test_one_file_for_both_experts_is_said():
     data = graph("cat.safetensors", "cat.safetensors")
     assert first(data, lora("cat.safetensors")).sentence == "Both experts are given this one file."
     assert "puts it on the low noise one" in first(graph(lora_low="cat_high_noise.safetensors")).sentence
+
+
+def test_one_file_that_was_trained_through_both_belongs_on_both():
+    shared = replace(lora("cat.safetensors"), metadata={"wantrain.experts": "high,low"})
+    assert first(graph("cat.safetensors", "cat.safetensors"), shared) is None
+    alone = first(graph("cat.safetensors", "dog.safetensors"), shared)
+    assert alone.sentence == "The LoRA was trained through both experts, and the low noise one is not given it."
 
 
 def test_the_loader_with_many_rows_is_read():

@@ -93,6 +93,7 @@ ELSEWHERE = {
     "epochs": "becomes the steps: tests/core/data/test_counting.py",
     "device": "which device is taken: tests/core/test_devices.py",
     "alternate_every": "when the device is handed over: tests/core/launch/test_alternating.py",
+    "shared_lora": "another run, through both experts: tests/core/train/test_shared_lora.py",
     "allow_other_expert": "a refusal: tests/core/train",
     "adapter.start_from": "below, with files", "adapter.merge_into_base": "below, with files",
     "adapter.merge_strength": "below, with files",

@@ -99,3 +99,5 @@ def test_a_single_model_has_none_to_take_turns_with():
     (sentence,) = StageSettings(alternate_every=10).warnings("single")
     assert sentence.startswith("alternate_every has no effect with a single model")
     assert StageSettings(alternate_every=10).warnings("low") == []
+    (*_, sentence) = StageSettings(alternate_every=10, shared_lora=True).warnings("single")
+    assert sentence.startswith("shared_lora has no effect with a single model")

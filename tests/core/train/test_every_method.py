@@ -11,6 +11,7 @@ from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.parallel.world import ALONE
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.train.average import averages_of
 from wan_train.core.train.crepa import feature_path, make_features
 from wan_train.core.train.events import EventReader, EventWriter
@@ -142,6 +143,14 @@ def test_what_cant_be_is_refused_before_any_model_loads(job, others, optimizer, 
     need(*OPTIMIZERS.get(optimizer).packages)
     made = others[other](adapters()[adapter](optimizers()[optimizer](job)))
     assert sentence in refusal(made)
+
+
+def test_a_class_that_takes_matrices_alone_is_refused_with_crepa(job, others):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("PyTorch 2.9 or newer")
+    made = replace(job, optimizer=OptimizerOptions(name="custom", path="torch.optim.Muon", learning_rate=1e-3))
+    assert refusal(made) == ""
+    assert "torch.optim.Muon trains matrices alone" in refusal(others["crepa"](made))
 
 
 def train(folder, job, stop_at=None):
