@@ -29,19 +29,19 @@ def import_compiler_later() -> None:
     """Let the compiler be imported when it is needed, unless it is there already."""
     if _NAME in sys.modules:
         return
-    stand_in = _StandIn()
+    stand_in = _Compiler()
     sys.modules[_NAME] = stand_in
     setattr(torch, _ATTRIBUTE, stand_in)
     sys.meta_path.insert(0, stand_in.finder)
 
 
-class _StandIn(ModuleType):
+class _Compiler(ModuleType):
     """In the place of the compiler."""
 
     def __init__(self) -> None:
         super().__init__(_NAME, __doc__)
         self.__path__ = list[str]()  # a package, whose modules `finder` finds
-        self.finder = _Finder(self)
+        self.finder = _ModuleFinder(self)
         self._left_uncompiled: list[Any] = []
 
     def graph_break(self, *_args: object, **_named: object) -> None:
@@ -94,10 +94,10 @@ class _StandIn(ModuleType):
         return compiler
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _ModuleFinder(importlib.abc.MetaPathFinder):
     """Finds the compiler's modules while something else stands in its place."""
 
-    def __init__(self, stand_in: _StandIn) -> None:
+    def __init__(self, stand_in: _Compiler) -> None:
         self._stand_in = stand_in
 
     def find_spec(

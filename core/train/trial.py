@@ -72,9 +72,9 @@ class Trial:
             return 0
         model = self._model()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        features = apply_features(
-            model, replace(self.plan, cuda_graphs="off"), self.decision, tell=_silent, scratch=None
-        )
+        kept = {name: min(getattr(self.plan, name), 1) for name in ("keep_attention", "keep_linears")}  # of one block
+        plan = replace(self.plan, cuda_graphs="off", **kept)
+        features = apply_features(model, plan, self.decision, tell=_silent, scratch=None)
         model.train()
         try:
             for bucket in sizes:

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from wan_train.benchmarks.datasets import RunSettings, clips_of, shares, sizes_of_steps, write_run
-from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize
+from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize, timeline
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
 from wan_train.benchmarks.time_to_lora import Run, add_row, table
 from wan_train.core.errors import ConfigError
@@ -160,3 +161,26 @@ def test_a_row_takes_the_place_of_the_same_run(tmp_path, capsys):
     ]
     assert "| pictures | auto | none | 1,000 | cold | about 2000 s |" in table(rows)
     assert '"ours_s": 10.0' in capsys.readouterr().out
+
+
+def test_a_timeline_is_in_the_order_of_the_clock():
+    start = datetime(2026, 1, 2, 3, 4, 5).timestamp()  # a log has this machine's time
+    log = "2026-01-02 03:04:07,250 INFO Reading the model took 1.0 s.\nno line of a log\n"
+    events = [{"event": "step", "step": number, "time": start + 3.0 + number} for number in range(1, 6)]
+    told = timeline(log, [{"event": "start", "step": 0, "time": start + 3.0}, *events], start)
+    assert told == [
+        (2.25, "Reading the model took 1.0 s."),
+        (3.0, "start 0"),
+        (4.0, "step 1"),
+        (5.0, "step 2"),
+        (8.0, "step 5"),
+    ]
+
+
+def test_accumulation_is_read_and_is_part_of_a_rows_name(tmp_path):
+    run = Run.parse("small steps=8 accumulation=4 join_batches=off")
+    assert run.recipe.accumulation == 4
+    assert run.head["options"] == "accumulation=4 join_batches=off"
+    write_checkpoint(tmp_path / "model.safetensors", MODELS["toy"], torch.float32)
+    job = write_run(tmp_path / "run", tmp_path, tmp_path / "model.safetensors", run.recipe, small=True)
+    assert (job.loop.gradient_accumulation, job.memory.join_batches) == (4, "off")

@@ -28,6 +28,7 @@ LEVELS = {
     "paths": 0,
     "processes": 0,
     "devices": 1,
+    "later_compiler": 1,
     "limits": 1,
     "lock_file": 1,
     "methods": 1,

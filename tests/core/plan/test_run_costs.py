@@ -1,5 +1,6 @@
 """What is beside the steps of a run: assumed, corrected, and part of what is chosen and promised."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from wan_train.core.plan.run_costs import (
     key,
     kinds_of_block,
     learnt,
+    learnt_end,
     read_costs,
     write_costs,
 )
@@ -116,3 +118,15 @@ def test_wild_measurements_are_limited():
     found = learnt(RunCosts(), start=10_000.0, compile="off", extras=[(-5.0, 0.1)], keys=[])
     assert found.start == 10.0
     assert found.kinds == {"off": 0.1}
+
+
+def test_the_end_of_a_run_is_learnt_and_counted(tmp_path):
+    path = tmp_path / "costs.json"
+    before = RunCosts()
+    write_costs(path, learnt_end(before, 3.5))
+    after = read_costs(path)
+    assert after.start_seconds() - before.start_seconds() == pytest.approx(3.5 - END)
+    content = json.loads(path.read_text())
+    del content["end"]  # a file of before
+    path.write_text(json.dumps(content))
+    assert read_costs(path) == before

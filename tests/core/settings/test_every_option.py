@@ -101,6 +101,7 @@ ELSEWHERE = {
     "timesteps.sigma_min": "comes of the stage: refused in a recipe", "timesteps.sigma_max": "as sigma_min",
     "memory.attention": "only GPUs have several kinds: tests/core/memory", "memory.compile": "kernels run on GPUs",
     "memory.cuda_graphs": "GPUs alone", "memory.plan": "below", "memory.budget_gb": "below",
+    "memory.join_batches": "tests/core/train/test_joining.py",
     "parallel.context": "several processes: tests/core/parallel", "parallel.base": "several processes: tests/core/parallel",
     **dict.fromkeys(
         (f"crepa.{name}" for name in

@@ -83,3 +83,18 @@ def test_image_to_video_is_given_what_its_model_takes():
     assert given["conditioning"].shape == (1, 20, 2, 4, 4)
     assert given["clip_features"].shape == (1, 257, 1280)
     assert images_of(WanConfig(), latents) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpointing": True},
+        {"keep_attention": 40},
+        {"keep_attention": 40, "keep_linears": 38},
+        {"split_blocks": True},
+        {"ffn_pieces": 4},
+        {"offload_inputs": True},
+    ],
+)
+def test_a_plan_for_many_blocks_is_tried_with_one(job, options):
+    assert trial_of(job, buckets_of(job), plan=Plan(**options)).run() == 2
