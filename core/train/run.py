@@ -329,9 +329,7 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
         loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
-        events.write(
-            "warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate."
-        )
+        events.write("warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate.")
         return
     of_samples = {"by_sample": by_sample} if len(by_sample) <= MAX_SAMPLES_TOLD else {}
     events.write("validation", step=trainer.step, loss=loss, by_sigma=by_sigma, seconds=seconds, **of_samples)
