@@ -123,7 +123,8 @@ function addParts(node, advanced) {
     if (!count) continue;
     const button = node.addWidget("button", `show_${part}`, "", () => open(node, part), { serialize: false });
     button.serialize = false;
-    /** @type {any} */ (button).options.advanced = true; // Nodes 2.0 shows it with the others, when it is unfolded
+    // Nodes 2.0 shows it with the others, when they are unfolded; its side panel lists inputs alone.
+    Object.assign(/** @type {any} */ (button).options, { advanced: true, hideInPanel: true });
     compute(button, "hidden", () => !node.showAdvanced || showsAlways());
     foldModern(/** @type {Comfy.Widget} */ (button), showsAlways);
     labels.push(() => {

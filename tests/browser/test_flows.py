@@ -22,11 +22,12 @@ def test_a_template_is_run_to_the_end_with_a_reload_in_between(desk: Desk):
         for widget, value in {**SHORT, "lora_name": name, "seed": 81 if desk.modern else 82}.items():
             desk.set_widget(train, widget, value)
     desk.queue()
-    desk.until(high, "step ")
+    begun = "(ids) => ids.some((id) => partOf(id, '.wan-train-head').textContent.includes('of 30'))"
+    desk.page.wait_for_function(begun, arg=[high, low], timeout=400_000)  # ComfyUI chooses which is first
     desk.open()  # the page brings its workflow back
-    told = desk.until(high, "step ")
-    assert "of 30" in told
-    desk.until(low, "finished", timeout=400)
+    desk.page.wait_for_function(begun, arg=[high, low])
+    for train in (high, low):
+        desk.until(train, "finished", timeout=400)
     assert f"{name}_low_noise" in desk.until(pair, f"{name}_high_noise", REPORT)
     runs = [run_of(desk, train) for train in (high, low)]
     assert None not in runs
