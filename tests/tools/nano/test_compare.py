@@ -10,7 +10,7 @@ from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 from wan_train.tools.nano.compare import BEGIN, END, OURS, README, document, main, planned_runs, with_table
 from wan_train.tools.nano.method_rows import read_rows
-from wan_train.tools.nano.method_runs import Asked, MethodRun, Runner
+from wan_train.tools.nano.method_runs import Looking, MethodRun, Runner
 from wan_train.tools.nano.method_table import SHARES
 from wan_train.tools.nano.methods import METHODS
 from wan_train.tools.nano.pairs import GRID, Pair
@@ -26,7 +26,7 @@ def runner(tmp_path_factory):
     size = DiTSize(dim=32, ffn_dim=64, num_heads=2, num_layers=4, text_dim=64)
     for seed, stage in enumerate(("high", "low")):
         save_file(wan_dit(size, seed), files.dit(stage), metadata=dit_metadata(size))
-    return Runner.of(files, tmp_path_factory.mktemp("work"), Asked(prompts=1, marks=1), "cpu")
+    return Runner.of(files, tmp_path_factory.mktemp("work"), Looking(prompts=1, marks=1), "cpu")
 
 
 @pytest.mark.parametrize("name", METHODS)
