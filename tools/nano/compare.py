@@ -24,7 +24,7 @@ from .exam import PROMPTS, check_count
 from .family import Files
 from .method_plot import draw
 from .method_rows import MethodRows, read_rows
-from .method_runs import Asked, MethodRun, Row, Runner
+from .method_runs import Looking, MethodRun, Row, Runner
 from .method_table import table
 from .methods import GROUPS, METHODS
 from .pairs import GRID, MAIN_PAIR, Pair
@@ -63,18 +63,18 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(1)
         work(
             lambda: Runner.of(
-                Files(options.family), options.work, _asked(options), options.device[0], options.pairs[:1]
+                Files(options.family), options.work, _looking(options), options.device[0], options.pairs[:1]
             )
         )
     else:
         run_command(lambda: _show(options.table) if options.table else _compare(options))
 
 
-def _asked(options: argparse.Namespace) -> Asked:
+def _looking(options: argparse.Namespace) -> Looking:
     check_count(options.prompts)
     if options.marks < 1:
         raise ConfigError(f"--marks is a number of times, at least 1; got {options.marks}.")
-    return Asked(options.prompts, options.marks)
+    return Looking(options.prompts, options.marks)
 
 
 def _show(path: Path) -> None:
@@ -117,10 +117,10 @@ def _compare(options: argparse.Namespace) -> None:
         raise ConfigError("--out says which file the rows are added to.")
     if options.processes < 1:
         raise ConfigError(f"--processes is at least 1; got {options.processes}.")
-    planned, asked = planned_runs(options), _asked(options)
+    planned, looking = planned_runs(options), _looking(options)
     rows = MethodRows(options.out)
     models = digest(Workshop(files=Files(options.family), folder=options.work).identities())
-    runs = [run for run in planned if run.key(asked, models) not in rows.keys]
+    runs = [run for run in planned if run.key(looking, models) not in rows.keys]
     print(f"{len(runs)} runs of {len(planned)} are to be made.", flush=True)
     shift = Shift(runs, options.total, lambda run, found, seconds: _add(rows, run, found, seconds))
     arguments = [

@@ -25,7 +25,7 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Looking:
     """How closely a run is looked at."""
 
     prompts: int = PROMPTS  # of each kind
@@ -57,10 +57,10 @@ class MethodRun:
         }
         return {stage: settings for stage, settings in found.items() if stage in settings.stages}
 
-    def key(self, asked: "Asked", models: str) -> str:
+    def key(self, looking: "Looking", models: str) -> str:
         """Digest of what decides the rows."""
         settings = {stage: to_dict(settings) for stage, settings in self.settings().items()}
-        return digest([to_dict(Pair.of(self.pair)), settings, to_dict(asked), to_dict(SAMPLING), models])
+        return digest([to_dict(Pair.of(self.pair)), settings, to_dict(looking), to_dict(SAMPLING), models])
 
     def as_json(self) -> dict[str, object]:
         """To be sent to a worker."""
@@ -90,13 +90,13 @@ class Runner:
 
     school: QuickSchool
     folder: Path  # of encodings
-    asked: Asked
+    looking: Looking
     _examiners: dict[str, Examiner] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Files, folder: Path, asked: Asked, device: str, pairs: Sequence[str] = ()) -> "Runner":
+    def of(cls, files: Files, folder: Path, looking: Looking, device: str, pairs: Sequence[str] = ()) -> "Runner":
         """With the models of the files; what the base shows of these pairs is known from the start."""
-        found = cls(QuickSchool(files, device), folder, asked)
+        found = cls(QuickSchool(files, device), folder, looking)
         for pair in pairs:
             found._examiner(Pair.of(pair))
         return found
@@ -111,7 +111,7 @@ class Runner:
             pupils[stage] = self.school.pupil(self.school.job(stage, own, data))
         marks = list(self._marks(pupils, examiner))
         lowest = min((mark.loss for mark in marks), key=lambda loss: loss.loss)
-        key = run.key(self.asked, self.school.identity)
+        key = run.key(self.looking, self.school.identity)
         rows = []
         for mark in marks:
             score = scored(mark.step, Path(), mark.loss, lowest, mark.moves).score
@@ -132,7 +132,7 @@ class Runner:
 
     def _examiner(self, pair: Pair) -> Examiner:
         if pair.name not in self._examiners:
-            self._examiners[pair.name] = Examiner(self.school, PairExam.of(pair, self.asked.prompts))
+            self._examiners[pair.name] = Examiner(self.school, PairExam.of(pair, self.looking.prompts))
         return self._examiners[pair.name]
 
     def _marks(self, pupils: Mapping[str, Pupil], examiner: Examiner) -> Sequence[_Mark]:
@@ -140,7 +140,7 @@ class Runner:
         shown = job.held_out_samples[-1]  # of the movement
         (own,) = movements(self.school.latents_of(shown)[None])
         marks, seconds = [], 0.0
-        for step in self.asked.steps(job.loop.steps):
+        for step in self.looking.steps(job.loop.steps):
             seconds += sum(self.school.train(pupil, step) for pupil in pupils.values())
             grades, moves = examiner.look(pupils, shown.caption)
             loss = _mean_loss([held_out_loss(pupil) for pupil in pupils.values()])

@@ -136,7 +136,7 @@ def _sentences(rows: Sequence[Row]) -> str:
         ]),
     ):  # fmt: skip
         listed = [f"{name} ({sure[name]:+.1%})" if name in sure else name for name in names]
-        told.append(f"{words}: {', '.join(listed) or 'none'}.")
+        told.append(f"{words}: {'; '.join(listed) or 'none'}.")
     return "\n".join(told) if sure else ""
 
 

@@ -55,7 +55,7 @@ from .workshop import Workshop
 AT_ONCE = 96  # clips that are sampled in one batch
 
 
-class Kept:
+class ReadOnce:
     """The batches of one data set in one order, on the device: read once for all trainings that have them alike."""
 
     def __init__(self, schedule: BatchSchedule, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class Drawn:
     """Batches with the draws of a job: `core.train.loop.Batches`."""
 
     job: Job
-    kept: Kept
+    kept: ReadOnce
 
     def get(self, index: int) -> Batch:
         """Batch number `index`."""
@@ -103,7 +103,7 @@ class QuickSchool:
         self.family = Family.load(files, device)
         self.identity = digest(Workshop(files=files, folder=Path()).identities())
         self._infos = {stage: inspect(files.dit(stage).absolute()) for stage in STAGES}
-        self._kept: dict[object, Kept] = {}
+        self._kept: dict[object, ReadOnce] = {}
         self.text = lru_cache(maxsize=None)(self._text)
 
     def pupil(self, job: Job) -> Pupil:
@@ -129,12 +129,12 @@ class QuickSchool:
         model.train()
         return Pupil(trainer, model, job)
 
-    def _batches(self, job: Job) -> Kept:
+    def _batches(self, job: Job) -> ReadOnce:
         loop = job.loop
         with_class = job.regularizers.output_preservation > 0
         key = job.data, loop.batch_size, loop.seed, loop.caption_dropout, with_class
         if key not in self._kept:
-            self._kept[key] = Kept(schedule_of(job), self.device)
+            self._kept[key] = ReadOnce(schedule_of(job), self.device)
         return self._kept[key]
 
     def _text(self, prompt: str) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,7 @@ class Shift:
 def work_side_by_side(shift: Shift, *, devices: Sequence[str], processes: int, arguments: Sequence[str]) -> None:
     """Make the runs of a shift, `processes` at a time, spread over the devices; returns when all are made or time is over."""
     leaders = [
-        threading.Thread(
-            target=_lead, args=(shift, [*arguments, "--device", devices[number % len(devices)]]), daemon=True
-        )
+        threading.Thread(target=_lead, args=(shift, devices[number % len(devices)], arguments), daemon=True)
         for number in range(processes)
     ]
     for leader in leaders:
@@ -74,12 +72,22 @@ def work_side_by_side(shift: Shift, *, devices: Sequence[str], processes: int, a
         leader.join()
 
 
-def _lead(shift: Shift, arguments: Sequence[str]) -> None:
+def alone_on(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """What a process calls a device that is all it sees, and what of its environment says so: "cuda:1" becomes "cuda"."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return device, {}
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return kind, {"CUDA_VISIBLE_DEVICES": visible[int(number)] if visible != [""] else number}
+
+
+def _lead(shift: Shift, device: str, arguments: Sequence[str]) -> None:
     """Keep one worker busy; one that ended within a run is replaced, one that can't start is not."""
+    device, seen = alone_on(device, os.environ)
     while shift.runs and shift.left_s > 0:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tools.nano", "methods", "--worker", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACK, env={**os.environ, **ONE_THREAD},
+            [sys.executable, "-m", "tools.nano", "methods", "--worker", *arguments, "--device", device],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACK, env={**os.environ, **ONE_THREAD, **seen},
         )  # fmt: skip
         watch = threading.Timer(max(0.0, shift.left_s), worker.kill)
         watch.start()

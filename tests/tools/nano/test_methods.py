@@ -23,3 +23,8 @@ def test_what_is_set_for_one_expert_is_not_set_for_the_other():
     )
     with pytest.raises(ConfigError, match="x sets mid:loop"):
         Method("x", "y", {"mid:loop.steps": "3"}).settings("high")
+
+
+def test_no_two_methods_are_one():
+    found = [str([method.settings(stage) for stage in ("high", "low")]) for method in METHODS.values()]
+    assert len(set(found)) == len(found)

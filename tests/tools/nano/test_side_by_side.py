@@ -4,7 +4,7 @@ import sys
 import pytest
 from wan_train.tools.nano.method_runs import MethodRun
 from wan_train.tools.nano.methods import METHODS
-from wan_train.tools.nano.side_by_side import Shift, lead_worker
+from wan_train.tools.nano.side_by_side import Shift, alone_on, lead_worker
 
 # What a worker says: it is ready, and then something to each run.
 SPEAKS = """
@@ -63,6 +63,13 @@ def test_a_run_that_can_not_be_made_does_not_end_a_worker():
 def test_a_worker_that_can_not_start_is_not_replaced():
     goes_on, shift, seeds = led("import sys; sys.exit(1)")
     assert (goes_on, len(shift.runs), seeds) == (False, 3, [])
+
+
+def test_a_worker_sees_its_own_gpu_alone():
+    assert alone_on("cpu", {}) == ("cpu", {})
+    assert alone_on("cuda", {}) == ("cuda", {})
+    assert alone_on("cuda:1", {}) == ("cuda", {"CUDA_VISIBLE_DEVICES": "1"})
+    assert alone_on("cuda:1", {"CUDA_VISIBLE_DEVICES": "5,7"}) == ("cuda", {"CUDA_VISIBLE_DEVICES": "7"})
 
 
 def test_no_run_is_begun_that_would_not_end_in_time():
