@@ -14,7 +14,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -150,28 +152,31 @@ def by_musubi(
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     if packages:
         environment["PYTHONPATH"] = str(packages.absolute())
-    found: dict[int, dict[str, Path]] = {step: {} for step in measured(settings)}
-    seconds = 0.0
-    for stage in STAGES:
-        dit = folder / f"{stage}.safetensors"
-        save_file(
-            {name: tensor.to(precision()[1]) for name, tensor in load_file(workshop.files.dit(stage)).items()}, dit
-        )
-        out = folder / f"out-{stage}"
-        loop = settings.loop
+    loop, seconds = settings.loop, []
+
+    def train(stage: str) -> Path:
+        dit, out = folder / f"{stage}.safetensors", folder / f"out-{stage}"
+        tensors = load_file(workshop.files.dit(stage))
+        save_file({name: tensor.to(precision()[1]) for name, tensor in tensors.items()}, dit)
         told = command(
             checkout, stage, dit=dit, data=data, out=out, seed=loop.seed, steps=loop.steps, every=loop.checkpoint_every
         )
+        out.mkdir(exist_ok=True)
         start = time.perf_counter()
         if not (out / f"{stage}.safetensors").exists():
-            run_logged(f"musubi-tuner, {stage}", told, environment, folder, 3600)
-        seconds += time.perf_counter() - start
-        for step in found:
-            own = out / (f"{stage}.safetensors" if step == loop.steps else f"{stage}-step{step:08d}.safetensors")
-            if not own.exists():
-                raise SystemExit(f"musubi-tuner wrote no {own}: see {folder / 'peer.log'}")
-            found[step][stage] = own
-    return found, seconds
+            run_logged(f"musubi-tuner, {stage}", told, environment, out, 3600)
+        seconds.append(time.perf_counter() - start)
+        return out
+
+    with ThreadPoolExecutor(len(STAGES)) as pool:  # side by side
+        outs = dict(zip(STAGES, pool.map(train, STAGES), strict=True))
+    found: dict[int, dict[str, Path]] = {step: {} for step in measured(settings)}
+    for step, (stage, out) in product(found, outs.items()):
+        own = out / (f"{stage}.safetensors" if step == loop.steps else f"{stage}-step{step:08d}.safetensors")
+        if not own.exists():
+            raise SystemExit(f"musubi-tuner wrote no {own.name}: see {out / 'peer.log'}")
+        found[step][stage] = own
+    return found, sum(seconds)
 
 
 def measured(settings: Settings) -> list[int]:

@@ -4,7 +4,7 @@ N samples, C channels, F H W latent frames, height, width, S text tokens, D text
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class ExpertModel:
 
     info: CheckpointInfo
     lora: dict[str, LoraModule | OtherModule]
+    beside: dict[str, LoraModule | OtherModule] = field(default_factory=dict)  # of another LoRA, that is always on
 
 
 class Experts:
@@ -68,6 +69,7 @@ class Experts:
             self.close()
             dtype = native_dtype(self._device)
             model = load_transformer(expert.info, dtype=dtype, device=self._device)
+            attach(model, expert.beside)
             self._loaded = (expert, model, attach(model, expert.lora, self._strength))
         return self._loaded[1:]
 

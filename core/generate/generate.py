@@ -4,14 +4,15 @@ F frames, H W pixels, C channels, f h w latent frames, height, width, S text tok
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapters.other_files import read_adapter
+from ..adapters.formats import LoraModule
+from ..adapters.other_files import OtherModule, read_adapter
 from ..adapters.ship import Slot
 from ..adapters.transfer import model_shapes, transfer_report
 from ..data.types import TextEncoder
@@ -40,6 +41,9 @@ class Files(GivenFrames):
 
     models: Mapping[Slot, Path]
     loras: Mapping[Slot, Path]
+    beside: Mapping[Slot, Path] = field(
+        default_factory=dict
+    )  # LoRAs that are on without and with those, as of few steps
     vae: Path
     text_encoder: Path
     tokenizer: Path | None = None  # None: inside the text encoder or beside it
@@ -50,7 +54,7 @@ class Files(GivenFrames):
             raise ConfigError(
                 f"the models given are: {given}; give a single model, or the high and the low noise expert."
             )
-        for slot in self.loras:
+        for slot in (*self.loras, *self.beside):
             if slot not in self.models:
                 raise ConfigError(
                     f"a LoRA is given for '{slot}', but the models are {' and '.join(self.models)}: give that one too."
@@ -63,6 +67,7 @@ class Files(GivenFrames):
         files = {"the VAE": self.vae, "the text encoder": self.text_encoder, "the tokenizer": self.tokenizer}
         files |= {f"the model ({slot})": path for slot, path in self.models.items()}
         files |= {f"the LoRA ({slot})": path for slot, path in self.loras.items()}
+        files |= {f"the LoRA beside it ({slot})": path for slot, path in self.beside.items()}
         files |= {f"the {name}": path for name, path in self.images.items()} | {"CLIP vision": self.clip_vision}
         for name, path in files.items():
             problem = path_problem(path, folders=True) if path is not None else ""
@@ -146,15 +151,15 @@ def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
     options = replace(options, **prompts)
     experts: dict[Slot, ExpertModel] = {}
     notes: list[str] = []
-    for slot, path in files.models.items():
-        info = inspect(path)
-        lora = {}
-        if slot in files.loras:
-            file = read_adapter(files.loras[slot])
-            report = transfer_report(file, model_shapes(info.config))
-            lora = {name: file.modules[name] for name in report.placed}
-            notes += report.notes
-        experts[slot] = ExpertModel(info, lora)
+    for slot, model in files.models.items():
+        info = inspect(model)
+        loras: list[dict[str, LoraModule | OtherModule]] = []
+        for path in (files.loras.get(slot), files.beside.get(slot)):
+            file = None if path is None else read_adapter(path)
+            report = None if file is None else transfer_report(file, model_shapes(info.config))
+            loras.append({} if file is None or report is None else {name: file.modules[name] for name in report.placed})
+            notes += () if report is None else report.notes
+        experts[slot] = ExpertModel(info, *loras)
     first, *others = experts.values()
     if others and others[0].info.config != first.info.config:
         raise ConfigError(

@@ -186,7 +186,11 @@ def check_preview_loras(options: PreviewOptions, info: CheckpointInfo) -> None:
     for name, path in (("preview_lora", options.lora), ("preview_other_lora", options.other_lora)):
         if not adapter_identity(path, name):
             continue
-        if not transfer_report(read_adapter(path), model_shapes(info.config)).placed:
+        try:
+            fits = bool(transfer_report(read_adapter(path), model_shapes(info.config)).placed)
+        except (ConfigError, ModelFileError) as error:
+            raise ConfigError(f"{name} can't be put on this model: {error}") from error
+        if not fits:
             raise ConfigError(f"{name} is {shown(path)}, of which nothing fits this model: choose another file.")
 
 

@@ -78,15 +78,15 @@ class Bench:
         if way == "contrastive":
             settings = replace(settings, loss=replace(settings.loss, contrastive_guidance=GUIDANCE))
         workshop = self.base if way == "base" else self.few
-        loras, seconds = {}, 0.0
-        for stage in STAGES:
-            own = replace(settings, stages=(stage,))
-            if way == "training adapter":
-                own = replace(own, adapter=replace(own.adapter, merge_into_base=str(self.adapters[stage])))
-            lesson = teach(concept, own, workshop, train_here)[stage]
-            loras[stage] = lesson.lora
-            seconds += lesson.seconds
-        return loras, seconds
+        if way == "training adapter":  # each expert has its own
+            merged = {stage: replace(settings.adapter, merge_into_base=str(self.adapters[stage])) for stage in STAGES}
+            parts = [replace(settings, stages=(stage,), adapter=merged[stage]) for stage in STAGES]
+        else:
+            parts = [settings]
+        lessons = {
+            stage: lesson for part in parts for stage, lesson in teach(concept, part, workshop, train_here).items()
+        }
+        return {stage: lesson.lora for stage, lesson in lessons.items()}, sum(each.seconds for each in lessons.values())
 
     def key(self, concept: Concept, way: str, seed: int) -> str:
         """Digest of what decides the rows of a lesson."""

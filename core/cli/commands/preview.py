@@ -35,6 +35,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     for slot, name in zip(SLOTS, ("the high noise expert", "the low noise expert", "a single model"), strict=True):
         add(f"--{slot}", type=Path, metavar="FILE", help=f"{name}: the diffusion model file")
         add(f"--lora-{slot}", type=Path, metavar="FILE", help=f"LoRA of {name}")
+        add(
+            f"--beside-{slot}",
+            type=Path,
+            metavar="FILE",
+            help=f"another LoRA of {name}, on in both videos: such as one of 4 steps, with --steps 4 --cfg 1 --shift 5",
+        )
     add("--vae", type=Path, required=True, metavar="FILE", help="the Wan VAE")
     add("--text-encoder", type=Path, required=True, metavar="FILE", help="the umT5 text encoder")
     add(
@@ -99,6 +105,7 @@ def _files(options: argparse.Namespace) -> Files:
     return Files(
         models={slot: path for slot in SLOTS if (path := getattr(options, slot))},
         loras={slot: path for slot in SLOTS if (path := getattr(options, f"lora_{slot}"))},
+        beside={slot: path for slot in SLOTS if (path := getattr(options, f"beside_{slot}"))},
         vae=options.vae,
         text_encoder=options.text_encoder,
         tokenizer=options.tokenizer,

@@ -108,6 +108,10 @@ ELSEWHERE = {
          ("weight", "encoder", "vae", "block", "distance", "tau", "neighbours", "image_size")),
         "with models in files: tests/core/train/test_crepa.py",
     ),
+    **dict.fromkeys(
+        ("previews.lora", "previews.other_lora", "previews.with_merged"),
+        "with files: tests/core/train/test_preview_lora.py",
+    ),
     "saving.copies": "files elsewhere: tests/core/train/test_saving.py", "saving.keep_copies": "as saving.copies",
     "track.tensorboard": "another process: tests/core/track", "track.wandb": "tests/core/track",
     "track.wandb_name": "tests/core/track", "track.webhook": "tests/core/track",

@@ -360,7 +360,7 @@ def test_options_by_their_names_on_nodes(job):
         ({"every": -1}, "preview_every must be 0 .* got -1"),
         ({"steps": 0}, "preview_steps must be at least 1, got 0"),
         ({"cfg": float("nan")}, "preview_cfg must be at least 0, got nan; 1 is no guidance"),
-        ({"shift": -1.0}, r"previews\.shift must be 0 \(the official one .*\) or more, got -1"),
+        ({"shift": -1.0}, r"preview_shift must be 0 \(the official one .*\) or more, got -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):

@@ -347,3 +347,16 @@ def test_the_trigger_word_of_a_checkpoint_is_that_of_its_job(named, job, tmp_pat
     assert trigger_word_of(adapter) == "shp"
     (run / "job.json").write_text("{", encoding="utf-8")
     assert trigger_word_of(adapter) == ""
+
+
+def test_a_lora_beside_is_on_in_both_videos(files, folder):
+    """The one without the new LoRA is that with the one beside it alone; the other has both."""
+    few = {slot: folder / f"lora_{name}.safetensors" for slot, name in (("high", "low"), ("low", "high"))}
+    both = generate(plan_video(files(PAIR, PAIR, beside=few), SHORT), CPU)
+    alone = generate(plan_video(files(PAIR, {"high": "low", "low": "high"}), replace(SHORT, compare=False)), CPU)
+    assert np.array_equal(both[0], alone[0])
+    plain = generate(plan_video(files(PAIR, PAIR), SHORT), CPU)
+    assert not np.array_equal(both[0], plain[0])
+    assert not np.array_equal(both[1], plain[1])
+    with pytest.raises(ConfigError, match="a LoRA is given for 'single'"):
+        files(PAIR, PAIR, beside={"single": few["high"]})
