@@ -1,7 +1,7 @@
 """Which checkpoints of a run, or of the runs of both experts, are compared: chosen by words, paired by nearest step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ..settings.job import Stage
 from .partway import checkpoint_lora
 from .run_folder import RunFolder
 from .scores import best_checkpoint
+from .sound import damaged_lora, refuse_damaged, sound_steps
 
 MAX_STRENGTHS, MAX_STRENGTH = 32, 10.0
 _STAGES: dict[Stage, str] = {
@@ -66,21 +67,40 @@ def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str) -> list
         return [Pair(low=_at(first, step)) for step in steps]
     if low is None:
         return [Pair(high=_at(high, step)) for step in steps]
-    others = [step for step, _ in low.checkpoints()]
+    others = sound_steps(low)
     if not others:
-        raise ConfigError(f"{low.path.name} has no checkpoint yet: let it train, or set low_run to none.")
+        raise ConfigError(f"{_has_none(low)}, or set low_run to none.")
     nearest = {step: min(others, key=lambda other: (abs(other - step), other)) for step in steps}
     return [Pair(_at(high, step), _at(low, other)) for step, other in nearest.items()]
 
 
+def _has_none(run: RunFolder) -> str:
+    which = "no checkpoint but damaged ones" if run.checkpoints() else "no checkpoint yet"
+    return f"{run.path.name} has {which}: let it train"
+
+
+def left_out(runs: Iterable[RunFolder | None]) -> list[str]:
+    """A sentence for each damaged checkpoint of these runs: none is compared."""
+    return [
+        f"the checkpoint of step {step} of {run.path.name} is damaged and left out ({why})"
+        for run in runs
+        if run is not None
+        for step, _ in run.checkpoints()
+        if (why := damaged_lora(run, step))
+    ]
+
+
 def choose_steps(wanted: str, run: RunFolder) -> list[int]:
     """Steps of the checkpoints that `wanted` names, in order: all; every 2 (the second, the fourth, ...); last 3; best; or a
-    list of steps such as 500, 1000. ConfigError for other words, and for steps that the run does not keep.
+    list of steps such as 500, 1000. Damaged ones are not among them. ConfigError for other words, and for steps that the
+    run does not keep, or that are damaged.
     """
-    there = [step for step, _ in run.checkpoints()]
-    if not there:
-        raise ConfigError(f"{run.path.name} has no checkpoint yet: let it train for checkpoint_every steps.")
     kind, numbers = read_choice(wanted)
+    there = sound_steps(run)
+    for step in numbers if kind == "steps" else ():
+        refuse_damaged(run, step)
+    if not there:
+        raise ConfigError(f"{_has_none(run)} for checkpoint_every steps.")
     if kind == "all":
         return there
     if kind == "best":

@@ -43,7 +43,10 @@ def find_run(runs: Path, job: Job) -> RunFolder:
 
 
 def find_origins(runs: Path, job: Job, own: RunFolder) -> list[Origin]:
-    """Checkpoints in other folders that are further than those of `own`, and not beyond the job's length; best first."""
+    """Checkpoints in other folders that are further than those of `own`, and not beyond the job's length; the furthest first.
+
+    Which of them are damaged shows when one is taken.
+    """
     newest = max((step for step, _ in own.checkpoints()), default=0)
     found = [
         Origin(folder, step, path)
