@@ -90,9 +90,10 @@ class SaveCheckpoint:
     def _copy(self, job: Job, step: int) -> None:
         """To the folder of LoRAs. A disk that refuses is told, and the run goes on."""
         lora = checkpoint_lora(self._folder, step)
-        assert lora is not None
         name, folder = copy_name(lora_name(job), step), Path(job.loras_folder)
         try:
+            if lora is None:
+                raise FileNotFoundError("it was removed meanwhile")
             copy_checkpoint(self._folder, lora, folder, name, step=step, keep=job.saving.keep_copies)
         except (OSError, RunError) as error:
             self._events.write("warning", message=f"the checkpoint of step {step} was not copied to {folder}: {error}")
