@@ -170,7 +170,8 @@ def check_writable(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise disk_error(error, folder, "nothing was started") from error
+        place = folder / "a file" if is_full(error) else folder
+        raise disk_error(error, place, "nothing was started") from error
 
 
 def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) -> None:

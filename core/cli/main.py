@@ -14,7 +14,7 @@ from ..errors import WanTrainError, advised
 from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
 from ..paths import shown
-from .advice import ADVICE
+from .advice import advice_of
 
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
 COMMANDS = {
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except WanTrainError as error:
-        log.error("%s", advised(error, ADVICE))
+        log.error("%s", advised(error, advice_of(options.command)))
         log.debug("%s", traceback.format_exc())
         return EXIT_ERROR
     except KeyboardInterrupt:

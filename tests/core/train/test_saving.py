@@ -101,6 +101,17 @@ def test_a_folder_that_refuses_does_not_end_the_run(folder, job, tmp_path):
     assert any("step 1 was not copied" in sentence for sentence in warnings)
 
 
+def test_a_full_disk_gets_no_half_copy_and_the_run_goes_on(folder, job, small_disk):
+    with (small_disk / "filler").open("wb") as file:
+        file.write(bytes(2**20 - 20_000))
+    made = with_copies(with_loop(job, SavingOptions(copies=True), steps=2, checkpoint_every=1), small_disk)
+    assert train(folder, made).is_file()
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    warnings = [event["message"] for event in EventReader(folder.events_path).read() if event["event"] == "warning"]
+    assert [("is full" in sentence, "was not copied" in sentence) for sentence in warnings] == [(True, True)] * 2
+    assert [step for step, _ in folder.checkpoints()] == [1, 2]
+
+
 def that_gets_worse(job):
     first, second, third = job.data.samples
     data = replace(job.data, samples=(first, second, replace(third, held_out=True)))

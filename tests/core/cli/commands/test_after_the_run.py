@@ -170,3 +170,12 @@ def test_an_unknown_command_is_answered_with_the_right_one(name, meant, capsys):
         main([name])
     assert caught.value.code == 2
     assert meant in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_without_a_word_of_checkpoints(one, small_disk, caplog):
+    with (small_disk / "filler").open("wb") as file:
+        file.write(bytes(2**20 - 8_000))
+    assert main(["merge", "--low", str(one), "--out", str(small_disk)]) == 1
+    assert f"The disk with {small_disk} is full" in caplog.text
+    assert "checkpoint" not in caplog.text
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
