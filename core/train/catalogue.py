@@ -146,6 +146,8 @@ def size_of(folder: Path) -> int:
 def _end_of(diary: Path) -> tuple[RunHistory, float | None, float | None]:
     """What the end of a diary says; the newest held-out loss; seconds of a step."""
     history = RunHistory()
+    if not is_file(diary):
+        return history, None, None
     try:
         with diary.open("rb") as file:
             size = file.seek(0, 2)

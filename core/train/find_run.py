@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.links import is_file
 from ..locks import FileLock
 from ..safe_json import read_object
 from ..settings.job import Job
@@ -77,6 +78,8 @@ def steps_done(folder: RunFolder) -> int:
 
 def began(folder: RunFolder) -> float | None:
     """When the run began, in seconds since the epoch: the time of its diary's first line. None if that is not known."""
+    if not is_file(folder.events_path):
+        return None
     try:
         with folder.events_path.open("rb") as file:
             time = json.loads(file.readline(_TAIL_BYTES))["time"]

@@ -17,6 +17,7 @@ from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.scores import score_run
+from wan_train.tests.core.train.test_run import fill, run
 
 CPU = torch.device("cpu")
 
@@ -102,14 +103,17 @@ def test_a_folder_that_refuses_does_not_end_the_run(folder, job, tmp_path):
 
 
 def test_a_full_disk_gets_no_half_copy_and_the_run_goes_on(folder, job, small_disk):
-    with (small_disk / "filler").open("wb") as file:
-        file.write(bytes(2**20 - 20_000))
-    made = with_copies(with_loop(job, SavingOptions(copies=True), steps=2, checkpoint_every=1), small_disk)
-    assert train(folder, made).is_file()
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    made = with_copies(with_loop(job, SavingOptions(copies=True), steps=3, checkpoint_every=1), small_disk)
+    folder.path.parent.mkdir()
+    _, lora = run(folder.path, made, at_step={2: lambda: fill(small_disk)})
+    assert lora.is_file()
+    assert sorted(path.name for path in small_disk.iterdir()) == [
+        "filler",
+        *(f"test_low_noise_step00000{step}.safetensors" for step in (1, 2)),
+    ]
     warnings = [event["message"] for event in EventReader(folder.events_path).read() if event["event"] == "warning"]
-    assert [("is full" in sentence, "was not copied" in sentence) for sentence in warnings] == [(True, True)] * 2
-    assert [step for step, _ in folder.checkpoints()] == [1, 2]
+    assert [("is full" in sentence, "was not copied" in sentence) for sentence in warnings] == [(True, True)]
+    assert [step for step, _ in folder.checkpoints()] == [2, 3]
 
 
 def that_gets_worse(job):
