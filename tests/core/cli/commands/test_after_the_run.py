@@ -105,7 +105,7 @@ def test_a_lora_is_checked(one, tmp_path, capsys):
         (["merge", "absent=1", "absent"], "absent does not exist"),
         (["merge", "ONE"], "to merge takes two or more"),
         (["merge", "ONE", "ONE", "--low", "ONE"], "in one way at a time"),
-        (["merge", "ONE", "ONE", "--method", "ties"], "rank must be at least 1"),
+        (["merge", "ONE", "ONE", "--method", "ties"], "cuts the result to a rank"),
         (["change", "ONE", "--drop-blocks", "7"], "names 7, which the LoRA does not change"),
         (["change", "ONE", "--energy", "2"], "energy is the share to keep"),
         (["change", "ONE", "--name", "a/b"], "name is 'a/b'"),
