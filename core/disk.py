@@ -53,6 +53,10 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
             f"{path} cannot be written because its disk reports an error ({error.strerror or error}): check the disk, its "
             f"cable or its network, and copy what is there; {kept}."
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return RunError(
+            f"{path} cannot be written, as a file is where a folder is wanted: choose another folder; {kept}."
+        )
     advice = "choose another folder or change its permissions" if error.errno in _FORBIDDEN else "check the disk"
     return RunError(f"{path} cannot be written ({error.strerror or error}): {advice}; {kept}.")
 
@@ -178,7 +182,8 @@ def check_writable(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise disk_error(error, folder / "anything", "nothing was started") from error
+        place = folder / "a file" if is_full(error) else folder
+        raise disk_error(error, place, "nothing was started") from error
 
 
 def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) -> None:

@@ -47,6 +47,8 @@ def parse_object(data: bytes, *, finite: bool = True) -> dict[str, Any]:
 def read_object(path: Path, *, finite: bool = True) -> dict[str, Any] | None:
     """The object in a file, without its seal; None where the file is missing, or not what was written."""
     try:
+        if not path.is_file():  # a pipe would be read for ever
+            return None
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         return unseal(parse_object(data, finite=finite)) if len(data) <= MAX_BYTES else None

@@ -23,6 +23,10 @@ _WORDS = (
 AUTO = "auto"  # how a person writes None, which TOML has not: the value is left to the program
 
 
+class UnknownFieldError(ConfigError):
+    """A field that this version does not know."""
+
+
 def to_dict(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values."""
     if type(value) in _PLAIN:  # nearly everything, in data of thousands of samples
@@ -48,7 +52,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     hints, fields = _declared(cls)
     unknown = sorted(map(str, set(data) - set(fields)))
     if unknown:
-        raise ConfigError(f"{where} has the unknown field '{shown(unknown[0])}'; known fields: {', '.join(fields)}.")
+        raise UnknownFieldError(
+            f"{where} has the unknown field '{shown(unknown[0])}'; known fields: {', '.join(fields)}."
+        )
     values = {}
     for name, field in fields.items():
         if name in data:

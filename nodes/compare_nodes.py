@@ -23,6 +23,7 @@ from ..core.train.chosen import run_of
 from ..core.train.compare import (
     At,
     Pair,
+    left_out,
     loras_of,
     num_cells,
     pairs_of,
@@ -129,6 +130,7 @@ class CompareCheckpoints(io.ComfyNode):
         if number > MAX_CELLS:
             raise ConfigError(f"that is {number} videos, and {MAX_CELLS} are the most: choose fewer checkpoints.")
         maker = _Maker(high, low, _options(s, high, has_low=low is not None), number)
+        maker.notes += [f"- {sentence}" for sentence in left_out(runs)]
         given = GivenImages(s.get("start_image"), s.get("end_image"), s.get("clip_vision"))
         prompts = [_prompt(text, s["negative_prompt"], pairs, clip, vae, maker, given) for text in texts]
         columns = [*([Pair()] if s["with_base"] else []), *pairs]

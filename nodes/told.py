@@ -45,7 +45,7 @@ def length_line(job: Job) -> str:
 
 def _best(folder: RunFolder, job: Job) -> list[str]:
     """Which of the kept checkpoints is best by its numbers; [] where nothing tells, or there is one alone."""
-    scores = score_run(folder, job)
+    scores = score_run(folder, job, read=False)
     best = scores.best
     if best is None or len(scores.checkpoints) < 2:
         return []

@@ -15,7 +15,7 @@ from .combine import MergeOptions, combine
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
 from .formats import LoraFile, LoraModule, read_lora
 from .low_rank import check_cut
-from .merge import resize
+from .merge import check_strengths, resize
 from .other_files import OtherFile, read_adapter
 from .ship import DIFFUSERS_ONLY
 from .strip import without
@@ -51,6 +51,7 @@ class Changes:
 
     def __post_init__(self) -> None:
         check_cut(self.rank or None, self.energy or None)
+        check_strengths([("the LoRA", self.strength)])
 
 
 @dataclass(frozen=True)

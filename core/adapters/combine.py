@@ -46,10 +46,13 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method is '{self.method}': choose one of {', '.join(METHODS)}.")
+        if self.rank < 0:
+            raise ConfigError(f"rank must be at least 1, got {self.rank}.")
         if self.method == "linear" and (self.rank or self.energy is not None):
             raise ConfigError("'linear' always adds the ranks: choose svd, or leave rank and energy empty.")
-        if self.method != "linear":
-            check_cut(self.rank, self.energy)
+        if self.method != "linear" and not self.rank:
+            raise ConfigError(f"'{self.method}' cuts the result to a rank: give rank, such as 32.")
+        check_cut(self.rank or None, self.energy)
         if not 0.0 < self.density <= 1.0:
             raise ConfigError(f"density is the share to keep, above 0 and at most 1; got {self.density}.")
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..safetensors_file import write_one_by_one
-from ..wan.checkpoint import CheckpointInfo
+from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.gguf import QUANTS
 from ..wan.header import DTYPES
 from ..wan.quantized import FORMAT_METADATA, LAYER_FORMAT, SCALE
 from ..wan.stored import StoredWeights
 from .formats import LoraModule
+from .merge import check_expert, check_strengths
 from .merged_base import MergedBase
 from .other_files import OtherModule, read_adapter
 from .transfer import model_shapes, transfer_report
@@ -143,6 +144,7 @@ def _check(loras: Sequence[tuple[Path, float]], out: Path, precision: str) -> No
         raise ConfigError(f"precision is '{precision}': choose one of {', '.join(FOLD_PRECISIONS)}.")
     if not loras:
         raise ConfigError("no LoRA is given: there is nothing to fold in.")
+    check_strengths([(path.name, strength) for path, strength in loras])
     if out.suffix.lower() != ".safetensors":
         raise ConfigError(f"the file to write is {out}: name one that ends in .safetensors.")
     if out.exists():
@@ -164,6 +166,8 @@ def _read(info: CheckpointInfo, loras: Sequence[tuple[Path, float]]) -> tuple[li
         file = read_adapter(path)
         report = transfer_report(file, shapes)
         notes += report.notes
+        expert = hints_expert(info.path)
+        notes += check_expert(file, expert) if expert else []
         modules: dict[str, LoraModule | OtherModule] = {name: file.modules[name] for name in report.placed}
         added.append(MergedBase(modules, strength, ()))
     return added, tuple(notes)

@@ -98,7 +98,8 @@ def read_lora(path: str | Path) -> LoraFile:
     """
     path = Path(path)
     if not _is_file(path):
-        raise ModelFileError(f"{path} does not exist: choose a LoRA file (.safetensors).")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"{path} {what}: choose a LoRA file (.safetensors).")
     try:
         header = read_header(path)
         refuse_other_files(list(header.entries), str(path))

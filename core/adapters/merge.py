@@ -5,18 +5,20 @@ matrix is never formed: with up = Qu Ru and down^T = Qd Rd, up @ down = Qu (Ru R
 has its singular values.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ..errors import ANOTHER_LORA, ConfigError
-from .formats import LoraFile, LoraModule, expert_of_metadata, expert_of_name
+from .formats import Expert, LoraFile, LoraModule, expert_of_metadata, expert_of_name
 from .keys import sort_key
 from .low_rank import check_cut, num_kept
 from .other_files import OtherFile, OtherModule
+
+MAX_STRENGTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,7 @@ def merge(
     """
     if not files:
         raise ConfigError("There is nothing to merge: give at least one LoRA.", about=ANOTHER_LORA)
-    for file, strength in files:
-        if not math.isfinite(strength):
-            raise ConfigError(f"the strength of {file.path} is {strength}: give a number, such as 1.")
+    check_strengths([(Path(file.path).name, strength) for file, strength in files])
     if method == "concat" and rank is not None:
         raise ConfigError(f"rank is {rank}, but 'concat' always adds the ranks: choose 'svd', or leave rank empty.")
     if method == "svd":
@@ -61,6 +61,17 @@ def merge(
     if method == "svd":
         return _truncate_all(modules, rank, None)
     return modules, ResizeReport(ranks={p: m.rank for p, m in modules.items()}, errors=dict.fromkeys(modules, 0.0))
+
+
+def check_strengths(strengths: Sequence[tuple[str, float]]) -> None:
+    """(what it is the strength of, the strength). ConfigError for one that is no sensible number, and where all are 0."""
+    for name, strength in strengths:
+        if not abs(strength) <= MAX_STRENGTH:  # NaN too
+            raise ConfigError(
+                f"the strength of {name} is {strength:g}: give a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, such as 1."
+            )
+    if not any(strength for _, strength in strengths):
+        raise ConfigError("the strength is 0, which leaves nothing of the LoRA: give a number, such as 1.")
 
 
 def resize(
@@ -77,13 +88,19 @@ def resize(
     return _truncate_all(file.modules, rank, energy)
 
 
+def check_expert(file: LoraFile | OtherFile, wanted: Expert) -> list[str]:
+    """A sentence for each sign that the file is of the other expert."""
+    signs = (("metadata", expert_of_metadata(file.metadata)), ("name", expert_of_name(file.path)))
+    return [
+        f"{file.path} is used for the {wanted}-noise expert, but its {source} says {found}."
+        for source, found in signs
+        if found not in (None, wanted)
+    ]
+
+
 def check_pair(high: LoraFile | OtherFile, low: LoraFile | OtherFile) -> list[str]:
     """What looks wrong with a pair for the high- and low-noise experts, one sentence each; [] if nothing does."""
-    warnings: list[str] = []
-    for file, wanted in ((high, "high"), (low, "low")):
-        for source, found in (("metadata", expert_of_metadata(file.metadata)), ("name", expert_of_name(file.path))):
-            if found not in (None, wanted):
-                warnings.append(f"{file.path} is used for the {wanted}-noise expert, but its {source} says {found}.")
+    warnings = [*check_expert(high, "high"), *check_expert(low, "low")]
     if high.modules.keys() != low.modules.keys():
         only_high, only_low = set(high.modules) - set(low.modules), set(low.modules) - set(high.modules)
         example = min(only_high | only_low, key=sort_key)

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..names import check_name
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
 from .formats import LoraFile, read_lora
-from .merge import check_pair, merge, resize
+from .merge import check_expert, check_pair, merge, resize
 from .other_files import OtherFile, read_adapter
 
 DIFFUSERS_ONLY = "ComfyUI's loaders do not know the names in diffusers' style: this file is for diffusers."
@@ -68,9 +68,15 @@ def ship(folder: Path, sources: Mapping[Slot, Source], options: ShipOptions) -> 
     """
     _check_slots(sources)
     check_writable(folder)
-    warnings = []
     if "high" in sources and "low" in sources:
         warnings = check_pair(read_adapter(sources["high"].first), read_adapter(sources["low"].first))
+    else:
+        warnings = [
+            sentence
+            for slot, source in sources.items()
+            if slot != "single"
+            for sentence in check_expert(read_adapter(source.first), slot)
+        ]
     if options.key_style == "diffusers":
         warnings.append(DIFFUSERS_ONLY)
     drafts: dict[Slot, Draft] = {slot: _draft(source, options) for slot, source in sources.items()}

@@ -2,6 +2,7 @@
 
 from ..errors import CLIP_VISION, CONDITION_ON, START_AGAIN, TOKENIZER
 
+TRAINS = ("run", "train")  # commands that go on where they were
 ADVICE = {
     START_AGAIN: "The same command starts it again, from its last checkpoint if there is one.",
     CONDITION_ON: "In a recipe that is the line conditioning.",
@@ -9,3 +10,8 @@ ADVICE = {
     TOKENIZER: "`wantrain download tokenizer --to FOLDER` fetches it. In a recipe it is models.tokenizer; `wantrain preview` "
     "takes it by --tokenizer.",
 }
+
+
+def advice_of(command: str) -> dict[str, str]:
+    """What is added to the errors of a command: those that train go on from a checkpoint, others begin anew."""
+    return ADVICE if command in TRAINS else {about: text for about, text in ADVICE.items() if about != START_AGAIN}

@@ -1,7 +1,6 @@
 """Arguments of the commands that make LoRA files."""
 
 import argparse
-import math
 from pathlib import Path
 
 from ..adapters.afterwards import FileOptions
@@ -10,15 +9,17 @@ from ..errors import ConfigError
 
 
 def weighted(text: str) -> tuple[Path, float]:
-    """ "FILE=0.8" or "FILE", whose strength is 1. A name that holds "=" itself stays whole where no number follows."""
+    """ "FILE=0.8" or "FILE", whose strength is 1. A file whose name holds "=" itself stays whole."""
     name, _, number = text.rpartition("=")
-    try:
-        strength = float(number) if name else math.nan
-    except ValueError:
-        strength = math.nan
-    if math.isnan(strength) or Path(text).is_file():
+    if not name or Path(text).is_file():
         return Path(text), 1.0
-    return Path(name), strength
+    try:
+        return Path(name), float(number)
+    except ValueError:
+        if Path(name).is_file():
+            said = f"the strength of {name} is '{number}': write a number, as in {name}=0.8"
+            raise argparse.ArgumentTypeError(said) from None
+        return Path(text), 1.0
 
 
 def add_writing(parser: argparse.ArgumentParser, name: str) -> None:

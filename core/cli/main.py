@@ -1,6 +1,7 @@
 """The command line: `wantrain COMMAND ...`, the same training core without ComfyUI."""
 
 import argparse
+import difflib
 import importlib
 import io
 import keyword
@@ -14,7 +15,8 @@ from ..errors import WanTrainError, advised
 from ..launch.ahead import WAITS, await_folder, dismiss, start_ahead
 from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
-from .advice import ADVICE
+from ..paths import shown
+from .advice import advice_of
 
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
 COMMANDS = {
@@ -47,6 +49,21 @@ FIRST_STEPS = """First steps:
   wantrain train job.toml                      and train it; the same command goes on after a stop
 
 `wantrain COMMAND --help` tells the options of a command."""
+# What others call a command, or a part of one: the right one, as it is typed.
+OTHER_NAMES = {
+    "resize": "change FILE --rank 16 --out FOLDER",
+    "convert": "change FILE --key-style kohya --out FOLDER",
+    "strip": "change FILE --drop-blocks 0-9 --out FOLDER",
+    "check": "check-lora FILE, or scan FOLDER",
+    "inspect": "check-lora FILE",
+    "encode": "cache RECIPE",
+    "generate": "preview --prompt TEXT",
+    "resume": "train RUN_FOLDER",
+    "best": "checkpoints RUN_FOLDER",
+    "ema": "average RUN_FOLDER --out FILE",
+    "upload": "push",
+    "install": "link",
+}
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +90,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         return options.run(options)
     except WanTrainError as error:
-        log.error("%s", advised(error, ADVICE))
+        log.error("%s", advised(error, advice_of(options.command)))
         log.debug("%s", traceback.format_exc())
         return EXIT_ERROR
     except KeyboardInterrupt:
@@ -97,6 +114,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     chosen = arguments[0] if arguments else ""
+    if chosen and not chosen.startswith("-") and chosen not in COMMANDS:
+        parser.error(_unknown(chosen))
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
@@ -106,6 +125,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser.parse_args(arguments)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+    meant = OTHER_NAMES.get(name.lower()) or (near[0] if near else "")
+    told = f"you may want: wantrain {meant}" if meant else "wantrain --help lists all"
+    return f"there is no command {shown(name)}; {told}"
 
 
 def _description(docstring: str) -> str:

@@ -123,9 +123,10 @@ class FollowedRun:
                 f"the run finished, but its LoRA is no longer in {self.folder.path}: start it again to write it anew."
             )
             return RunError(message, about=START_AGAIN)
+        killed = " When main memory runs out, the system kills so." if code == -9 else ""
         return RunError(
-            f"the training process ended unexpectedly (code {code}): start it again to go on from the last checkpoint. The end "
-            f"of {self.worker.log_path}: {self.worker.log_tail(3)}",
+            f"the training process ended unexpectedly (code {code}): start it again to go on from the last checkpoint.{killed} "
+            f"The end of {self.worker.log_path}: {self.worker.log_tail(3)}",
             about=START_AGAIN,
         )
 

@@ -21,7 +21,7 @@ from ..wan.config import MASK_CHANNELS, WanConfig
 from ..wan.loading import load_transformer
 from ..wan.stored import StoredWeights
 from .file import Adapter, Layer, change_norm
-from .findings import Finding, Weight
+from .findings import Finding, Weight, is_distilled, on_distilled
 
 SIGMAS = tuple(step / 10 for step in range(1, 10))
 _FRAMES, _SIDE, _TOKENS = 3, 16, 64
@@ -57,7 +57,8 @@ def check_base(
     except ConfigError as error:
         sentence, _, remedy = str(error).rpartition("; ")
         return OnBase(0, {}, {}, [Finding(Weight.NO_EFFECT, f"{sentence}.", f"{remedy[:1].upper()}{remedy[1:]}")])
-    found = [*_wrong_expert(file, info), *(Finding(Weight.HINT, note, "") for note in report.notes)]
+    fast = [on_distilled(info.path.name)] if is_distilled(info.path.stem) else []
+    found = [*_wrong_expert(file, info), *fast, *(Finding(Weight.HINT, note, "") for note in report.notes)]
     progress("reading the model's weights")
     by_block = _by_block(file, layers, report, info, device)
     progress("running the model on fixed noise")

@@ -102,11 +102,13 @@ def _zeros(layers: Sequence[Layer]) -> list[Finding]:
     zero = [layer for layer in known if layer.rms == 0]
     if known and len(zero) == len(known):
         is_alpha = all(layer.scale == 0 for layer in zero)
-        why = "alpha is 0 in every layer" if is_alpha else "a matrix of every layer is zero"
+        if is_alpha:
+            remedy = "Write the file again where it was made, with the alpha that it was trained with."
+            return [Finding(Weight.NO_EFFECT, "The LoRA changes nothing: alpha is 0 in every layer.", remedy)]
         return [
             Finding(
                 Weight.NO_EFFECT,
-                f"The LoRA changes nothing: {why}.",
+                "The LoRA changes nothing: a matrix of every layer is zero.",
                 "It was saved before the first step, or its average is too young: take a later checkpoint.",
             )
         ]

@@ -1,7 +1,12 @@
 """What a check says: a sentence, what to do about it, and how bad it is."""
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
+
+_DISTILLED = re.compile(
+    r"light(?:x2v|ning)|distill|causvid|self.?forcing|fusionx|rapid|turbo|[48].?steps?(?![a-z])", re.IGNORECASE
+)
 
 
 class Weight(IntEnum):
@@ -22,3 +27,17 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.remedy}".strip()
+
+
+def is_distilled(name: str) -> bool:
+    """Whether a model's or a LoRA's file is by its name one that makes videos in few steps."""
+    return _DISTILLED.search(name) is not None
+
+
+def on_distilled(name: str) -> Finding:
+    """That a LoRA is used on such a model."""
+    return Finding(
+        Weight.HINT,
+        f"The model is distilled to few steps ({name}), on which LoRAs that were trained on the plain model lose effect.",
+        "Try it without the distilled part at 20 steps and cfg 3.5; with it raise the strength to 1.3 or 1.5.",
+    )

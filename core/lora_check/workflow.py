@@ -8,14 +8,12 @@ from typing import Any
 
 from ..adapters.named_expert import Expert, expert_of_name, is_for_both
 from .file import Adapter, size_of
-from .findings import Finding, Weight
+from .findings import Finding, Weight, is_distilled, on_distilled
 from .graph import BYPASSED, Graph, Node, downstream, upstream
 
 _MODEL_FILE = re.compile(r"\.(safetensors|gguf|sft|pt|pth|ckpt|bin)$", re.IGNORECASE)
+_MUCH = 3.0
 _MODEL_NAMES = ("unet_name", "model_name", "ckpt_name", "model")
-_DISTILLED = re.compile(
-    r"light(?:x2v|ning)|distill|causvid|self.?forcing|fusionx|rapid|turbo|[48].?steps?(?![a-z])", re.I
-)
 _SIZE = re.compile(r"(?<![\d.])(1[._]3|14|5)b(?![a-z])", re.IGNORECASE)
 _KIND = re.compile(r"(?<![a-z])(t2v|i2v|flf2v)(?![a-z])", re.IGNORECASE)
 _MAKERS = {  # nodes of this pack, which put no LoRA on a model
@@ -81,6 +79,9 @@ def _check_use(graph: Graph, use: Use, file: Adapter) -> Iterator[Finding]:
         yield Finding(Weight.NO_EFFECT, f"The strength is 0 in {where}.", "Set it to 1.")
     elif use.strength is not None and abs(use.strength) < 0.2:
         yield Finding(Weight.HINT, f"The strength is {use.strength:g} in {where}, which is little.", "Try 1.")
+    elif use.strength is not None and abs(use.strength) > _MUCH:
+        sentence = f"The strength is {use.strength:g} in {where}, which is much: videos may break."
+        yield Finding(Weight.HINT, sentence, "Try 1.")
     if not downstream(graph, use.node.key):
         sentence = f"Nothing is connected to the output of {where}, so that the LoRA is not used."
         yield Finding(
@@ -134,16 +135,10 @@ def _check_distilled(graph: Graph, uses: list[Use], own: str) -> list[Finding]:
             for value, strength, is_on in _loras(node)
             if is_on and strength != 0
         ]
-    fast = next((name for name in names if _DISTILLED.search(_stem(name)) and _stem(name) != _stem(own)), None)
+    fast = next((name for name in names if is_distilled(_stem(name)) and _stem(name) != _stem(own)), None)
     if fast is None:
         return []
-    return [
-        Finding(
-            Weight.HINT,
-            f"The model is distilled to few steps ({fast}), on which LoRAs that were trained on the plain model lose effect.",
-            "Try it without the distilled part at 20 steps and cfg 3.5; with it raise the strength to 1.3 or 1.5.",
-        )
-    ]
+    return [on_distilled(fast)]
 
 
 def _after(graph: Graph, node: Node) -> Iterator[Node]:

@@ -10,8 +10,8 @@ from ..facts import EXPERTS, NUM_TIMESTEPS, Expert
 from ..limits import check_amount, check_number, check_shape, check_texts
 from ..names import check_name
 from ..paths import shown
-from ..safe_json import as_table, parse_json, unseal
-from ..serial import check_depth, digest, from_dict, to_dict
+from ..safe_json import SEAL, as_table, parse_json, unseal
+from ..serial import UnknownFieldError, check_depth, digest, from_dict, to_dict
 from .dataset import Conditioning
 from .groups import Groups
 from .loop import LoopOptions
@@ -355,6 +355,7 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
     schema = as_table(data).get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise newer_schema(where, schema)
+    is_sealed = SEAL in as_table(data)  # as a program wrote it
     try:
         data = _upgraded(unseal(cast(dict[str, Any], data))) if isinstance(data, dict) else data
     except ValueError as error:
@@ -362,7 +363,13 @@ def job_from_json(text: str | bytes, path: Path | None = None) -> Job:
             f"{where} is damaged or was changed ({error}): start the run from its graph or recipe, which write it anew; if the "
             "change is yours, delete the field sha256."
         ) from error
-    return from_dict(Job, data, where)
+    try:
+        return from_dict(Job, data, where)
+    except UnknownFieldError as error:
+        if not is_sealed:
+            raise
+        told = str(error).partition(";")[0]
+        raise RunError(f"{told}: it was written by a newer version. Update ComfyUI-WanTrain.") from error
 
 
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:

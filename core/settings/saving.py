@@ -42,7 +42,7 @@ class SavingOptions(Options, group="saving"):
     )
     keep_best: bool = option(
         False,
-        help="Also keep the checkpoint with the lowest held-out loss, however old it is.",
+        help="Also keep the best checkpoint, the one with the highest score, however old it is.",
         more="The held-out samples (see held_out of the dataset) are then measured at each checkpoint too.",
         born=2,
         in_key=False,

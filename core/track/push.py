@@ -13,6 +13,7 @@ from ..errors import ConfigError, RunError
 from ..paths import shown
 from ..train.partway import checkpoint_lora
 from ..train.run_folder import RunFolder
+from ..train.sound import refuse_damaged
 from ..wan.header import read_header
 from .card import MARK, Uploaded, model_card
 from .packages import imported
@@ -96,6 +97,8 @@ def _staged(path: Path, order: Order, folder: Path) -> list[Uploaded]:
     facts, job = read_facts(run.path), run.read_job()
     lora = run.finished_lora(job.loop.steps)
     steps = [step for step, _ in run.checkpoints()] if order.checkpoints else []
+    for step in steps:
+        refuse_damaged(run, step)
     if lora is None and not steps:
         raise ConfigError(
             f"{run.path} has no finished LoRA: finish the run, or push its checkpoints with --checkpoints, or one by its file."

@@ -116,7 +116,7 @@ def load_tensor(path: str, key: str, name: str, shape: Sequence[int] | None = No
         if is_out_of_memory(error):
             raise
         _damaged[path] = (
-            f"the cached {key} of {name} are damaged in {path} ({error}): that file is now called "
+            f"{_cached(key, name)} damaged in {path} ({error}): that file is now called "
             f"{set_aside(Path(path)).name}; start again, and it is encoded anew."
         )
         raise DatasetError(_damaged[path], about=START_AGAIN) from error
@@ -133,9 +133,16 @@ def _read_checked(path: str) -> dict[str, torch.Tensor]:
 
 
 def _unreadable(path: str, key: str, name: str, error: OSError) -> str:
+    said = _cached(key, name)
     if isinstance(error, FileNotFoundError):
-        return f"the cached {key} of {name} are gone from {path}: start again, and they are encoded anew."
-    return f"the cached {key} of {name} can't be read from {path} ({error}): delete that file and start again."
+        return (
+            f"{said} gone from {path}: start again, and {'they are' if said.endswith('are') else 'it is'} encoded anew."
+        )
+    return f"{said} not readable in {path} ({error}): delete that file and start again."
+
+
+def _cached(key: str, name: str) -> str:
+    return f"the cached text of {name} is" if key == "context" else f"the cached {key} of {name} are"
 
 
 def load_context(path: str, name: str) -> torch.Tensor:

@@ -19,6 +19,7 @@ from .events import RunHistory, parse_event
 from .find_run import began, is_in_use
 from .preview_folder import PreviewFolder
 from .run_folder import RunFolder
+from .sound import damage
 
 TAIL_BYTES = 2**14  # of a diary: some 100 lines
 MOST_TAIL_BYTES = 2**20  # where the newest held-out loss, or the newest step, lies further back
@@ -38,7 +39,7 @@ class Entry:
     name: str
     stage: str
     state: str  # as `RunHistory.state`
-    why: str = ""  # of a run that failed or whose process is gone: one sentence
+    why: str = ""  # of a run that failed, whose process is gone, or that has a damaged checkpoint: one sentence
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -98,7 +99,7 @@ def read_entry(folder: RunFolder) -> Entry:
         name=_text(job.get("name")) or folder.path.name,
         stage=_text(job.get("stage")),
         state=state,
-        why=why if job else "its job.json is damaged or was changed",
+        why=(why or _damaged(folder)) if job else "its job.json is damaged or was changed",
         step=step,
         steps=steps,
         loss=loss,
@@ -112,6 +113,15 @@ def read_entry(folder: RunFolder) -> Entry:
         latents=_text(first.get("latents_path")),
         model=_text(as_table(job.get("model")).get("label")),
     )
+
+
+def _damaged(folder: RunFolder) -> str:
+    """Which checkpoints are not what was written, as far as that is seen without reading them."""
+    steps = [str(step) for step, path in folder.checkpoints() if damage(path, read=False)]
+    if not steps:
+        return ""
+    which = f"checkpoint of step {steps[0]} is" if len(steps) == 1 else f"checkpoints of steps {', '.join(steps)} are"
+    return f"the {which} damaged: the others, and the LoRA, are not touched by that"
 
 
 def sentence(message: str, folder: RunFolder) -> str:
@@ -136,6 +146,8 @@ def size_of(folder: Path) -> int:
 def _end_of(diary: Path) -> tuple[RunHistory, float | None, float | None]:
     """What the end of a diary says; the newest held-out loss; seconds of a step."""
     history = RunHistory()
+    if not is_file(diary):
+        return history, None, None
     try:
         with diary.open("rb") as file:
             size = file.seek(0, 2)

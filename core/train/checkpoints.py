@@ -1,8 +1,8 @@
 """The checkpoints of a run: a folder each, `step-00000250`, whole or not there at all, and checked when read.
 
 A folder holds `adapter.safetensors`, `state.pt` with everything else that has state, and `manifest.json`, written last,
-with the size and sha256 of both. Where a run shows an average of its weights, `average.safetensors` holds that, for LoRA
-tools: it is not read again. Folders of earlier versions have no manifest and are read without that check. What is
+with the size and sha256 of each. Where a run shows an average of its weights, `average.safetensors` holds that, for LoRA
+tools: a resume does not read it. Folders of earlier versions have no manifest and are read without that check. What is
 found damaged is renamed to `damaged-step-00000250` and kept.
 """
 
@@ -78,9 +78,10 @@ class Checkpoints:
             with ThreadPoolExecutor(2, thread_name_prefix="checkpoint") as pool:  # most of the time goes to hashes
                 of_state = pool.submit(_write_state, temporary / STATE, {**state, "manifest": _VERSION}, kept)
                 of_adapter = pool.submit(write_safetensors, temporary / ADAPTER, tensors, described, kept=kept)
+                own = {}
                 if average is not None:
-                    write_safetensors(temporary / AVERAGE, average, described, kept=kept)
-            files = {ADAPTER: of_adapter.result(), STATE: of_state.result()}
+                    own[AVERAGE] = write_safetensors(temporary / AVERAGE, average, described, kept=kept)
+            files = {ADAPTER: of_adapter.result(), STATE: of_state.result(), **own}
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
             temporary.rename(target)
         except OSError as error:
@@ -98,9 +99,9 @@ class Checkpoints:
         DamagedCheckpointError if it is not what was written, ShortageError if memory is too small for it, RunError if it
         can't be read or is of another training.
         """
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if manifest is not None:
-            _check_place(manifest, folder, training)
+            check_place(manifest, folder, training)
         for name in (ADAPTER, STATE):
             _check_file(folder / name, manifest)
         tensors = _decode(folder / ADAPTER, load_file, is_checked=manifest is not None)
@@ -191,8 +192,8 @@ def _write_manifest(path: Path, step: int, training: str, files: dict[str, tuple
     write_atomic(path, lambda file: file.write(json.dumps(manifest, indent=2).encode()), kept=kept)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What was noted of the files; None in folders of earlier versions."""
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What was noted of the files; None in folders of earlier versions. DamagedCheckpointError if it was damaged."""
     path = folder / MANIFEST
     try:
         manifest = unseal(sealed := parse_object(path.read_bytes()))
@@ -209,7 +210,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _check_place(manifest: dict[str, Any], folder: Path, training: str) -> None:
+def check_place(manifest: dict[str, Any], folder: Path, training: str) -> None:
+    """DamagedCheckpointError for another step's, RunError for another training's."""
     if folder.name != f"step-{manifest['step']:08d}":
         raise DamagedCheckpointError(f"{folder} holds the checkpoint of step {manifest['step']}")
     if training and manifest["training"] not in ("", training):

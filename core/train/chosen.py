@@ -21,6 +21,7 @@ from .partway import keep_newest
 from .run import describe
 from .run_folder import RunFolder
 from .scores import best_checkpoint
+from .sound import damaged_lora, refuse_damaged
 from .start import check_run_folder
 
 ChosenWeights = Literal["last", "best", "average"]
@@ -83,14 +84,16 @@ def lora_of_run(run: RunFolder) -> Path:
 def described_lora(lora: Path) -> Path:
     """The file; for a checkpoint of an earlier version, which says nothing of itself, a copy that does.
 
-    The copy lies in the run's folder as NAME_stepN.
+    The copy lies in the run's folder as NAME_stepN. ConfigError for a checkpoint that is damaged.
     """
     run = run_of(lora)
     if run is None or lora.name not in (ADAPTER, AVERAGE) or not lora.is_file():
         return lora
+    step = int(lora.parent.name.rpartition("-")[2])
+    refuse_damaged(run, step)
     if "modelspec.architecture" in read_header(lora).metadata:
         return lora
-    job, step = run.read_job(), int(lora.parent.name.rpartition("-")[2])
+    job = run.read_job()
     target = run.path / f"{lora_name(job)}_step{step}.safetensors"
     metadata = {**lora_metadata(_described(run, job, step, target.stem)), "format": "pt"}
     write_safetensors(target, load_file(lora), metadata)
@@ -98,7 +101,9 @@ def described_lora(lora: Path) -> Path:
 
 
 def average_checkpoints(run: RunFolder, decays: Sequence[float], name: str) -> tuple[LoraFile, dict[str, str]]:
-    """The mean of the checkpoints that a run keeps, and the metadata of its file. ConfigError for fewer than two."""
+    """The mean of the checkpoints that a run keeps, and the metadata of its file. ConfigError for fewer than two,
+    and where one is damaged.
+    """
     check_run_folder(run.path)
     found = run.checkpoints()
     if len(found) < 2:
@@ -106,6 +111,13 @@ def average_checkpoints(run: RunFolder, decays: Sequence[float], name: str) -> t
             f"{run.path} keeps {len(found)} checkpoints, and an average needs two or more: train with a larger keep_last "
             "or a smaller checkpoint_every."
         )
+    for step, _ in found:
+        why = damaged_lora(run, step)
+        if why:
+            raise ConfigError(
+                f"the checkpoint of step {step} of {run.path.name} is damaged ({why}): move its folder away, and the average "
+                "is that of the others."
+            )
     mean = average_loras([path / ADAPTER for _, path in found], decays)
     described = _described(run, run.read_job(), found[-1][0], name)
     return mean, lora_metadata(replace(described, weights=_POST_HOC))

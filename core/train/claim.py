@@ -15,6 +15,7 @@ from ..settings.job import Job
 from .events import Event, EventReader, EventWriter, format_event
 from .find_run import Origin, belongs_to, claim_lock, find_origins, find_run, steps_done
 from .run_folder import RunFolder
+from .sound import damage
 
 _POLL_S = 0.05
 
@@ -44,8 +45,8 @@ class Claim:
 def claim_run(runs: Path, job: Job) -> Claim:
     """Find or make the folder of this training in `runs`, and write the job there.
 
-    What another run of the same content did is copied: its best checkpoint, and its losses up to there. InUseError if
-    somebody has the folder at the moment; RunError if it can't be written, or is of a newer version.
+    What another run of the same content did is copied: its furthest checkpoint that is sound, and its losses up to there.
+    InUseError if somebody has the folder at the moment; RunError if it can't be written, or is of a newer version.
     """
     with placing(runs):
         folder = find_run(runs, job)
@@ -85,7 +86,7 @@ def _claim(folder: RunFolder, job: Job, origins: Sequence[Origin]) -> Claim:
         try:
             folder.refuse_newer_job()
             folder.write_job(job)
-            origin = _start_from_best(folder, origins)
+            origin = _start_from_furthest(folder, origins)
         finally:
             workers.release()
     except BaseException:
@@ -94,12 +95,14 @@ def _claim(folder: RunFolder, job: Job, origins: Sequence[Origin]) -> Claim:
     return Claim(folder, origin, lock)
 
 
-def _start_from_best(folder: RunFolder, origins: Sequence[Origin]) -> Origin | None:
+def _start_from_furthest(folder: RunFolder, origins: Sequence[Origin]) -> Origin | None:
     return next((origin for origin in origins if _start_from(folder, origin)), None)
 
 
 def _start_from(folder: RunFolder, origin: Origin) -> bool:
-    """Give the folder a checkpoint in one move, after the losses up to it; False if it went away meanwhile."""
+    """Give the folder a checkpoint in one move, after the losses up to it; False if it went away meanwhile, or is damaged."""
+    if damage(origin.checkpoint, remember=False):
+        return False
     target = folder.checkpoints_path / origin.checkpoint.name
     known = max((step for step, _ in folder.checkpoints()), default=0)
     aside = temporary_sibling(target)
@@ -119,12 +122,16 @@ def _start_from(folder: RunFolder, origin: Origin) -> bool:
 def _copy_files(source: Path, target: Path) -> bool:
     """False if the source is not whole: its run keeps only the newest checkpoints, and may be removing it."""
     try:
-        for file in source.iterdir():
+        for file in _files(source):
             with file.open("rb") as stream:
                 write_atomic(target / file.name, lambda out, stream=stream: shutil.copyfileobj(stream, out))
-        return {file.name for file in source.iterdir()} == {file.name for file in target.iterdir()}
+        return {file.name for file in _files(source)} == {file.name for file in target.iterdir()}
     except FileNotFoundError:
         return False
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return [file for file in checkpoint.iterdir() if not file.name.startswith(".")]
 
 
 def _losses(origin: Origin, known: int) -> list[Event]:

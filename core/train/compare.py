@@ -1,7 +1,7 @@
 """Which checkpoints of a run, or of the runs of both experts, are compared: chosen by words, paired by nearest step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from .copies import find_copies
 from .partway import checkpoint_lora
 from .run_folder import RunFolder
 from .scores import best_checkpoint
+from .sound import damaged_lora, refuse_damaged, sound_steps
 
 MAX_STRENGTHS, MAX_STRENGTH = 32, 10.0
 _STAGES: dict[Stage, str] = {
@@ -49,9 +50,9 @@ class Pair:
 
 
 def loras_of(run: RunFolder, folders: Sequence[Path] = ()) -> dict[int, Path]:
-    """A run's LoRAs by step: its checkpoints, and those that it has removed and of which a copy lies in `folders`."""
+    """A run's LoRAs by step: its checkpoints, and copies in `folders` of those that it has removed or that are damaged."""
     copies = find_copies(run, folders)
-    there = {step: lora for step, _ in run.checkpoints() if (lora := checkpoint_lora(run, step)) is not None}
+    there = {step: lora for step in sound_steps(run) if (lora := checkpoint_lora(run, step)) is not None}
     return dict(sorted({**copies, **there}.items()))
 
 
@@ -82,17 +83,36 @@ def pairs_of(high: RunFolder | None, low: RunFolder | None, wanted: str, folders
         return [Pair(high=one, low=one if is_shared else None) for one in chosen]
     others = [At(step, lora) for step, lora in loras_of(low, folders).items()]
     if not others:
-        raise ConfigError(f"{low.path.name} has no checkpoint yet: let it train, or set low_run to none.")
+        raise ConfigError(f"{_has_none(low)}, or set low_run to none.")
     return [Pair(one, min(others, key=lambda other: (abs(other.step - one.step), other.step))) for one in chosen]
+
+
+def _has_none(run: RunFolder) -> str:
+    which = "no checkpoint but damaged ones" if run.checkpoints() else "no checkpoint yet"
+    return f"{run.path.name} has {which}: let it train"
+
+
+def left_out(runs: Iterable[RunFolder | None]) -> list[str]:
+    """A sentence for each damaged checkpoint of these runs: none is compared."""
+    return [
+        f"the checkpoint of step {step} of {run.path.name} is damaged and left out ({why})"
+        for run in runs
+        if run is not None
+        for step, _ in run.checkpoints()
+        if (why := damaged_lora(run, step))
+    ]
 
 
 def choose_steps(wanted: str, run: RunFolder, there: Sequence[int]) -> list[int]:
     """Steps of the checkpoints that `wanted` names, in order: all; every 2 (the second, the fourth, ...); last 3; best; or a
-    list of steps such as 500, 1000. `there`: what `loras_of` has found. ConfigError for other words, and for other steps.
+    list of steps such as 500, 1000. `there`: what `loras_of` has found. ConfigError for other words, for other steps, and for
+    damaged ones.
     """
-    if not there:
-        raise ConfigError(f"{run.path.name} has no checkpoint yet: let it train for checkpoint_every steps.")
     kind, numbers = read_choice(wanted)
+    for step in set(numbers) - set(there) if kind == "steps" else ():
+        refuse_damaged(run, step)
+    if not there:
+        raise ConfigError(f"{_has_none(run)} for checkpoint_every steps.")
     if kind == "all":
         return list(there)
     if kind == "best":

@@ -230,6 +230,8 @@ class EventReader:
 
     def _lines(self) -> Iterator[bytes]:
         try:
+            if not self.path.is_file():  # a pipe would be read for ever
+                return
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self.position:  # another file, or one that was cut
                     self.position = 0

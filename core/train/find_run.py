@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.links import is_file
 from ..locks import FileLock
 from ..safe_json import read_object
 from ..settings.job import Job
@@ -43,7 +44,10 @@ def find_run(runs: Path, job: Job) -> RunFolder:
 
 
 def find_origins(runs: Path, job: Job, own: RunFolder) -> list[Origin]:
-    """Checkpoints in other folders that are further than those of `own`, and not beyond the job's length; best first."""
+    """Checkpoints in other folders that are further than those of `own`, and not beyond the job's length; the furthest first.
+
+    Which of them are damaged shows when one is taken.
+    """
     newest = max((step for step, _ in own.checkpoints()), default=0)
     found = [
         Origin(folder, step, path)
@@ -74,6 +78,8 @@ def steps_done(folder: RunFolder) -> int:
 
 def began(folder: RunFolder) -> float | None:
     """When the run began, in seconds since the epoch: the time of its diary's first line. None if that is not known."""
+    if not is_file(folder.events_path):
+        return None
     try:
         with folder.events_path.open("rb") as file:
             time = json.loads(file.readline(_TAIL_BYTES))["time"]

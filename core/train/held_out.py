@@ -86,12 +86,6 @@ def at_step(measured: dict[int, HeldOutLoss], step: int) -> HeldOutLoss | None:
     return measured[before].between(measured[after], (step - before) / (after - before))
 
 
-def lowest_step(measured: dict[int, HeldOutLoss], steps: list[int]) -> int | None:
-    """Which of these steps has the lowest held-out loss, the earliest of equal ones; None where none was measured."""
-    losses = {step: value.loss for step in sorted(steps) if (value := at_step(measured, step))}
-    return min(losses, key=lambda step: losses[step], default=None)
-
-
 def difference(one: HeldOutLoss, other: HeldOutLoss) -> tuple[float, float | None]:
     """How much higher the loss of `one` is, and the standard error of that; None for the error where pairs are missing."""
     pairs = one.pairs(other)

@@ -11,6 +11,7 @@ from ..settings.job import Job
 from .checkpoints import ADAPTER, AVERAGE
 from .label import lora_name
 from .run_folder import RunFolder
+from .sound import refuse_damaged, sound_steps
 
 _NAME = re.compile(r"([\w .+()-]*\w[\w .+()-]*) / step (\d{1,8})")
 
@@ -41,24 +42,28 @@ def _changed(folder: RunFolder) -> float:
 
 
 def named_checkpoint(runs: Path, name: str) -> Path | None:
-    """The LoRA file behind one of `checkpoint_names`; None for another name. ConfigError if the checkpoint is gone."""
+    """The LoRA file behind one of `checkpoint_names`; None for another name. ConfigError if the checkpoint is gone
+    or damaged.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    lora = checkpoint_lora(RunFolder(runs / match[1]), int(match[2]))
+    run, step = RunFolder(runs / match[1]), int(match[2])
+    lora = checkpoint_lora(run, step)
     if lora is None:
         raise ConfigError(
             f"the checkpoint '{name}' is gone: a run keeps the newest ones (see keep_last). Choose another."
         )
+    refuse_damaged(run, step)
     return lora
 
 
 def keep_newest(folder: RunFolder, job: Job) -> tuple[int, Path]:
-    """The newest checkpoint's step, and a copy of its LoRA in the run's folder, which outlives the checkpoint.
+    """The step of the newest checkpoint that is sound, and a copy of its LoRA in the run's folder, which outlives it.
 
     It is named NAME_stepN. RunError where there is no checkpoint, or it can't be copied.
     """
-    newest = max((step for step, _ in folder.checkpoints() if step <= job.loop.steps), default=0)
+    newest = max((step for step in sound_steps(folder) if step <= job.loop.steps), default=0)
     source = checkpoint_lora(folder, newest)
     if source is None:
         raise RunError(

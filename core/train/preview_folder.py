@@ -73,12 +73,13 @@ class PreviewFolder:
     def write_all(self, step: int, latents: Sequence[torch.Tensor], shown: Sequence[Shown] = ()) -> list[Path]:
         """Keep the latents of each prompt, in the place of what there was of this step; drop the oldest beyond KEEP_LAST.
 
-        Raises RunError when the disk refuses.
+        Those of steps with a checkpoint stay as long as it does. Raises RunError when the disk refuses.
         """
         known = {file.name[:13] for file in self.path.glob("step-*.safetensors")} | {_stem(step)}
         new = [self.latents_path(step, number) for number in range(len(latents))]
         outdated = [file for file in self.path.glob(f"{_stem(step)}*") if file not in new]
-        for stem in sorted(known)[:-KEEP_LAST]:
+        with_checkpoint = {folder.name for folder in (self.path.parent / "checkpoints").glob("step-*")}
+        for stem in sorted(known - with_checkpoint)[:-KEEP_LAST]:
             outdated += self.path.glob(f"{stem}*")
         for path, one in zip(new, latents, strict=True):
             write_safetensors(path, {"latents": one}, {"format": "pt"}, kept="the run goes on")

@@ -9,8 +9,8 @@ B samples, C channels, F H W latent frames, height, width, S text tokens, D text
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from ..encoders.vae import load_video_encoder
-from ..errors import RunError, WanTrainError
+from ..errors import DatasetError, RunError, WanTrainError
 from ..facts import EXPERTS, NUM_TIMESTEPS, Expert, clip_size, num_tokens
 from ..flow.objective import give_first_frame
+from ..paths import shown
 from ..plan.recovery import first_line
 from ..sample.previews import Shot, preview_sample, preview_shots
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from ..settings.job import Job, Stage
-from ..shortage import free_caches, is_out_of_memory
+from ..shortage import free_caches, is_out_of_memory, shortage_of
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .loop import StepReport, Trainer
@@ -58,9 +59,12 @@ def sample_shots(
 ) -> list[Tensor]:
     """Normalised latents [C, F, H, W] float32 on the CPU of each shot, by the weights as they are.
 
-    `other`: the expert that is not trained. `own`: the one that is, from its file, in the place of the trainer's model.
-    `on_step` may raise to end it. The model is left in training.
+    `other`: the expert that is not trained. Without it the low noise expert starts from its sample, and makes videos of that
+    one's size. `own`: the one that is trained, from its file, in the place of the trainer's model. `on_step` may raise to end
+    it. The model is left in training.
     """
+    if trainer.job.stage == "low" and other is None:
+        shots = [replace(shot, shape=preview_sample(trainer.job).shape) for shot in shots]
     trainer.model.eval()
     try:
         most = SHOTS_AT_ONCE if other is not None or own is not None else 1
@@ -247,13 +251,15 @@ class Preview:
     def make(self, trainer: Trainer) -> None:
         """The preview of the trainer's step, now."""
         step, start, world = trainer.step, time.perf_counter(), trainer.team.world
-        shots = preview_shots(trainer.job, step)
+        shots = self._readable(trainer, preview_shots(trainer.job, step))
+        if not shots:
+            return
         other, told = self._open_other(trainer)
         several = f" of {len(shots)} prompts" if len(shots) > 1 else ""
         self._events.write("status", message=f"step {step}: sampling a preview{several}{told}")
         is_busy = world.is_first or self._is_shared
         with trainer.shown():
-            act = partial(self._sample, trainer, shots, other) if is_busy else _nothing
+            act = partial(self._sample_or_tell, trainer, shots, other) if is_busy else _nothing
             if is_busy and not self._is_shared and _is_larger(shots, trainer.job):
                 latents = self._sample_if_it_fits(act, shots)
             else:
@@ -261,6 +267,21 @@ class Preview:
         if latents is not None and world.is_first:
             self._keep(trainer, shots, latents, start)
         world.wait_for_all()
+
+    def _readable(self, trainer: Trainer, shots: Sequence[Shot]) -> list[Shot]:
+        """Those whose texts are there: a cache may be emptied while a run goes on."""
+        world = trainer.team.world
+        are_there = world.from_first([self._has_texts(shot) for shot in shots] if world.is_first else None)
+        return [shot for shot, is_there in zip(shots, are_there, strict=True) if is_there]
+
+    def _has_texts(self, shot: Shot) -> bool:
+        try:
+            for path in [shot.text_path, *([shot.negative_path] if shot.sampling.cfg != 1.0 else [])]:
+                load_context(path, f"the prompt {shown(shot.name)}" if shot.name else "a preview's caption")
+        except DatasetError as error:
+            self._warn(f"previews go on without this one: {error}")
+            return False
+        return True
 
     def _open_other(self, trainer: Trainer) -> tuple[OtherExpert | None, str]:
         """The expert that is not trained, with its newest LoRA, and a clause that says so; None where it is not there."""
@@ -295,6 +316,20 @@ class Preview:
                 f"previews are made with the model as it is in training, without preview_lora: {first_line(error)}"
             )
             return None
+
+    def _sample_or_tell(
+        self, trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None
+    ) -> list[Tensor] | None:
+        """As `_sample`; a file that is gone or was replaced costs the other expert, or this preview, and not the run."""
+        for one in (other, None) if other is not None else (None,):
+            try:
+                return self._sample(trainer, shots, one)
+            except (OSError, WanTrainError) as error:
+                if self._is_shared or shortage_of(error):  # the other ranks are within the same forward
+                    raise
+                how = "are left out" if one is None else f"go through the {trainer.job.stage} noise expert alone"
+                self._warn(f"previews {how}: {first_line(error)}")
+        return None
 
     def _sample(self, trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None) -> list[Tensor] | None:
         """The latents of each; None where a stop was asked for meanwhile."""
@@ -370,11 +405,12 @@ class Preview:
 
     def _await_decoder(self, step: int, patience_s: float = WAIT_S) -> None:
         mark, end = self._folder.mark_path(step), time.monotonic() + patience_s
-        while not mark.exists() and time.monotonic() < end:
-            if self._should_stop() or not self._folder.has_decoder():
-                return
-            time.sleep(POLL_S)
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that has become somebody else's
+            while not mark.exists() and time.monotonic() < end:
+                if self._should_stop() or not self._folder.has_decoder():
+                    return
+                time.sleep(POLL_S)
+            mark.unlink(missing_ok=True)
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self._warned:

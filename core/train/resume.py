@@ -15,13 +15,13 @@ from .average import Show
 from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
 from .copies import copy_checkpoint, copy_name
 from .events import MAX_WAITING, EventWriter
-from .held_out import HeldOut, lowest_step
 from .label import lora_name
 from .length import checkpoints_due
 from .loop import StepReport, Trainer
 from .partway import checkpoint_lora
 from .prepare import timed
 from .run_folder import RunFolder
+from .scores import score_run
 from .state import ADAPTER, Stateful, check, collect, restore
 
 
@@ -41,7 +41,7 @@ class SaveCheckpoint:
         average that is kept beside it, for LoRA tools."""
         self._store, self._events, self._parts = folder.checkpoint_store, events, parts
         self._describe, self._average = describe, average
-        self._folder, self._held_out = folder, HeldOut(folder.events_path)
+        self._folder = folder
         self._rhythm: Callable[[int], bool] | None = None
 
     def save(self, trainer: Trainer) -> None:
@@ -82,19 +82,20 @@ class SaveCheckpoint:
             self.save(trainer)
 
     def _best(self, trainer: Trainer) -> list[int]:
-        """The step of the checkpoint with the lowest held-out loss, where it is to be kept."""
+        """The step of the best checkpoint, where it is to be kept: of those before this one, which is kept anyway, and whose
+        preview is yet to come."""
         if not trainer.job.saving.keep_best:
             return []
-        steps = [step for step, _ in self._store.all()]
-        best = lowest_step(self._held_out.read(), [*steps, trainer.step])
-        return [] if best is None else [best]
+        best = score_run(self._folder, trainer.job, read=False).best
+        return [] if best is None else [best.step]
 
     def _copy(self, job: Job, step: int) -> None:
         """To the folder of LoRAs. A disk that refuses is told, and the run goes on."""
         lora = checkpoint_lora(self._folder, step)
-        assert lora is not None
         name, folder = copy_name(lora_name(job), step), Path(job.loras_folder)
         try:
+            if lora is None:
+                raise FileNotFoundError("it was removed meanwhile")
             copy_checkpoint(self._folder, lora, folder, name, step=step, keep=job.saving.keep_copies)
         except (OSError, RunError) as error:
             self._events.write("warning", message=f"the checkpoint of step {step} was not copied to {folder}: {error}")

@@ -16,6 +16,7 @@ import torch
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
+from ..errors import DatasetError
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
@@ -344,10 +345,21 @@ class WhenAsked:
 
 
 def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: bool = False) -> None:
-    """Compute the held-out loss and write it to the diary; `equal_counts`: see `validation_loss`."""
+    """Compute the held-out loss and write it to the diary; `equal_counts`: see `validation_loss`.
+
+    A held-out sample that is gone from the cache is told, and the run goes on: nothing is trained on it.
+    """
     start = time.perf_counter()
-    with trainer.shown():
-        loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
+    try:
+        with trainer.shown():
+            loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
+    except DatasetError as error:
+        if trainer.team.world.size > 1:  # the other ranks wait for this one's part
+            raise
+        events.write("warning", message=f"the held-out loss at step {trainer.step} is not measured: {error}")
+        return
+    finally:
+        trainer.model.train()
     seconds = round(time.perf_counter() - start, 4)
     if not math.isfinite(loss):
         events.write("warning", message=f"the held-out loss at step {trainer.step} is not finite: lower learning_rate.")

@@ -6,7 +6,7 @@ min(r, 1 / r) with r their ratio; 1 where there is no preview of that step, or w
 highest score.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from ..errors import ConfigError
 from ..settings.job import Job
+from .checkpoints import STATE
 from .held_out import HeldOutLoss, at_step, chance_of_no_difference, difference, read_held_out
 from .partway import checkpoint_lora
 from .preview_folder import PreviewFolder
 from .previews import preview_sample
 from .run_folder import RunFolder
+from .sound import LORA, damage
 
 NOT_MEASURED = (
     "no held-out loss was measured: set held_out of the dataset to 1 or more, and the checkpoints can be compared"
@@ -37,6 +39,8 @@ class Scored:
     error: float | None = None  # the standard error of that
     motion: float | None = None  # of its preview, as a share of the sample's
     score: float | None = None  # 0 to 100
+    damage: str = ""  # why its LoRA is not what was written: a clause; it is not compared then
+    no_resume: str = ""  # the same of what a resume needs beside it
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,19 @@ class Scores:
         return max(scored, key=lambda one: (one.score or 0.0, -one.step), default=None)
 
 
-def score_run(folder: RunFolder, job: Job) -> Scores:
-    """Score the checkpoints that a run has kept."""
-    found = {step: lora for step, _ in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}
+def score_run(folder: RunFolder, job: Job, *, read: bool = True) -> Scores:
+    """Score the checkpoints that a run has kept, but for those whose LoRA is damaged. `read`: see `damage`."""
+    found = {step: (path, lora) for step, path in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}
+    damaged = {step: why for step, (path, _) in found.items() if (why := damage(path, LORA, read=read))}
     known = read_held_out(folder.events_path)
-    measured = {step: value for step in found if (value := at_step(known, step))}
+    measured = {step: value for step in found if step not in damaged and (value := at_step(known, step))}
     lowest = min(measured.values(), key=lambda value: value.loss, default=None)
-    moves = _motions(folder, job, list(found))
-    return Scores([
-        scored(step, lora, measured.get(step), lowest, moves.get(step), is_between=step not in known)
-        for step, lora in found.items()
-    ])  # fmt: skip
+    moves = _motions(folder, job, [step for step in found if step not in damaged])
+    made: list[Scored] = []
+    for step, (path, lora) in found.items():
+        one = scored(step, lora, measured.get(step), lowest, moves.get(step), is_between=step not in known)
+        made.append(replace(one, damage=damaged.get(step, ""), no_resume=damage(path, [STATE], read=read)))
+    return Scores(made)
 
 
 def best_checkpoint(folder: RunFolder, job: Job) -> Scored:

@@ -43,12 +43,12 @@ def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
     number = adapter_params(sizes, trained)
     weights = _FLOAT32 * number
     averages = OPTIMIZERS.get(job.optimizer.name).averages_with(job.optimizer)
-    written = checkpoints_made(job)
+    kept = min(checkpoints_made(job), job.loop.keep_last + 1 + job.saving.keep_best)
     return SpaceNeed(
         checkpoint=weights * (3 if job.ema.use else 2 if averages else 1) + optimizer_bytes(sizes, trained),
-        checkpoints=min(written, job.loop.keep_last + 1 + job.saving.keep_best),
+        checkpoints=kept,
         lora=weights * (2 if job.ema.use else 1),
-        previews=_previews(job),
+        previews=_previews(job, kept),
         diary=job.loop.steps * _EVENT,
     )
 
@@ -90,9 +90,9 @@ def check_space_before(job: Job, sizes: Sizes, folder: RunFolder) -> None:
         check_space(job, sizes, folder.path)
 
 
-def _previews(job: Job) -> int:
+def _previews(job: Job, checkpoints: int) -> int:
     if not job.previews.every:
         return 0
     shapes = [shot.shape for shot in preview_shots(job)]
     each = sum(_FLOAT32 * prod(shape) + round(prod(clip_size(shape)) * _PIXEL) for shape in shapes)
-    return min(KEEP_LAST + 1, ceil(job.loop.steps / job.previews.every) + job.previews.at_start) * each
+    return min(KEEP_LAST + 1 + checkpoints, ceil(job.loop.steps / job.previews.every) + job.previews.at_start) * each

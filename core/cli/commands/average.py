@@ -11,6 +11,7 @@ from ...adapters.post_hoc import constant_decays, power_decays
 from ...errors import ConfigError
 from ...train.chosen import average_checkpoints, average_files
 from ...train.run_folder import RunFolder
+from ..loras import check_files
 
 _BETA = 0.95
 log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
     folder = RunFolder(options.paths[0].resolve()) if options.paths[0].is_dir() else None
     if folder is not None and len(options.paths) > 1:
         raise ConfigError("one run folder is averaged alone: name nothing beside it.")
+    if folder is not None and not folder.is_there:
+        raise ConfigError(f"{folder.path} is no run folder: name one, or LoRA files.")
+    check_files(*options.paths)
     paths: list[Path] = [path for _, path in folder.checkpoints()] if folder is not None else options.paths
     sigma = options.sigma_rel
     decays = constant_decays(len(paths), options.beta) if sigma is None else power_decays(len(paths), sigma)

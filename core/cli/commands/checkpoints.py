@@ -45,6 +45,11 @@ def table(scores: Scores) -> str:
     ]
     if any(one.is_between and one.loss is not None for one in scores.checkpoints):
         lines.append("~: not measured at this step, but between two that were")
+    for one in scores.checkpoints:
+        if one.damage:
+            lines.append(f"step {one.step} is damaged ({one.damage}): it is not compared, and no LoRA is taken from it")
+        elif one.no_resume:
+            lines.append(f"step {one.step}: its LoRA is sound, but no run can go on from it ({one.no_resume})")
     best = scores.best
     return "\n".join([*lines, f"best: step {best.step}" if best else f"{NOT_MEASURED}."])
 
@@ -54,7 +59,7 @@ def _row(one: Scored) -> tuple[str, ...]:
     if one.loss is not None:
         loss = f"{'~' if one.is_between else ''}{one.loss:.5f}"
         loss += f" (+{one.behind:.5f} ± {one.error:.5f})" if one.behind and one.error is not None else ""
-    score = "-" if one.score is None else f"{one.score:.0f}"
+    score = "damaged" if one.damage else "-" if one.score is None else f"{one.score:.0f}"
     return str(one.step), loss, score, "-" if one.motion is None else f"{one.motion:.2f}", str(one.lora)
 
 

@@ -113,7 +113,7 @@ def test_the_largest_singular_values_of_a_large_matrix_are_found():
     ("settings", "message"),
     [
         ({"method": "mean"}, "choose one of linear, svd"),
-        ({"method": "ties"}, "rank must be at least 1"),
+        ({"method": "ties"}, "cuts the result to a rank: give rank"),
         ({"method": "linear", "rank": 4}, "always adds the ranks"),
         ({"method": "ties", "rank": 4, "density": 0.0}, "density is the share to keep"),
         ({"method": "svd", "rank": 4, "energy": 1.5}, "energy is the share to keep"),

@@ -106,3 +106,10 @@ def test_the_wrong_expert_and_the_wrong_size_are_said(base, tmp_path):
     assert "Choose the model that it was trained on" in found.verdict
     assert found.on_base.effect == {}
     assert found.lines()
+
+
+def test_a_base_that_is_distilled_by_its_name_is_told(tmp_path):
+    path, _ = lora(tmp_path / "x.safetensors")
+    for name, is_told in (("wan2.2_t2v_high_noise_lightx2v_4steps", True), ("wan2.2_t2v_high_noise_14B", False)):
+        found = check_lora(path, base=inspect(write_model(tmp_path / f"{name}.safetensors", SIZE)))
+        assert any("distilled to few steps" in str(finding) for finding in found.findings) == is_told

@@ -16,6 +16,18 @@ def end(folder, kind, **fields):
     EventWriter(folder.events_path).write(kind, **fields)
 
 
+def test_pipes_and_folders_in_the_place_of_files_hold_nobody_up(tmp_path, job):
+    folder = make(tmp_path, job, steps=(1,), checkpoints=(2,))
+    for path in (folder.events_path, folder.result_path, folder.workflow_path):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if hasattr(os, "mkfifo") else path.mkdir()
+    entry = only(tmp_path)
+    assert (entry.step, entry.began, entry.steps) == (0, None, 6)
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other" / "job.json") if hasattr(os, "mkfifo") else (tmp_path / "other" / "job.json").mkdir()
+    assert only(tmp_path).folder == folder.path
+
+
 def only(runs):
     (entry,) = Catalogue(runs).entries()
     return entry

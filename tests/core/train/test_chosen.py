@@ -9,7 +9,7 @@ from wan_train.core.adapters.formats import read_lora
 from wan_train.core.adapters.ship import ShipOptions, Source, ship
 from wan_train.core.cli.main import main
 from wan_train.core.errors import ConfigError
-from wan_train.core.train.checkpoints import ADAPTER
+from wan_train.core.train.checkpoints import ADAPTER, MANIFEST
 from wan_train.core.train.chosen import choose_lora, described_lora, lora_of_run
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.partway import checkpoint_lora
@@ -65,6 +65,7 @@ def test_a_checkpoint_of_an_earlier_version_gets_what_it_does_not_say(run, tmp_p
     assert now is not None
     assert described_lora(now) == now
     modern = read_lora(now).metadata
+    (now.parent / MANIFEST).unlink()
     save_file(load_file(now), now, metadata={"format": "pt"})
     before = now.read_bytes()
     path = described_lora(now)

@@ -57,6 +57,16 @@ def test_a_wrong_job_is_refused_by_name(job, edit, message):
         job_from_json(json.dumps(data))
 
 
+def test_a_field_of_a_newer_version_is_told_from_a_mistake(job):
+    """A program sealed it; what a person wrote has no seal."""
+    data = json.loads(job_to_json(job))
+    data["loop"]["warp"] = 9
+    with pytest.raises(RunError, match=r"loop has the unknown field 'warp': .* newer version\. Update"):
+        job_from_json(json.dumps(seal(data)))
+    with pytest.raises(ConfigError, match="known fields"):
+        job_from_json(json.dumps(data))
+
+
 def test_broken_json_is_refused():
     with pytest.raises(RunError, match="not valid JSON"):
         job_from_json('{"schema": 1,')

@@ -38,7 +38,10 @@ def test_a_run_that_is_trained_in_stays(tmp_path, job, whose):
     assert not folder.path.exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../runs", "a/b", "a\\b", "/etc", "C:\\x", "\0", ".deleted-1", "a\n"])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../runs", "a/b", "a\\b", "/etc", "C:\\x", "\0", ".deleted-1", "a\n", "x" * 300, "caf\udce9"],
+)
 def test_no_other_place_is_deleted(tmp_path, job, name):
     runs = tmp_path / "runs"
     outside = make(tmp_path, job, name="outside")

@@ -13,8 +13,11 @@ from wan_train.core.train.build import with_copies
 from wan_train.core.train.copies import read_copies
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.length import checkpoints_due, checkpoints_made
+from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.core.train.scores import score_run
+from wan_train.tests.core.train.test_run import fill, run
 
 CPU = torch.device("cpu")
 
@@ -99,12 +102,30 @@ def test_a_folder_that_refuses_does_not_end_the_run(folder, job, tmp_path):
     assert any("step 1 was not copied" in sentence for sentence in warnings)
 
 
-def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(folder, job):
+def test_a_full_disk_gets_no_half_copy_and_the_run_goes_on(folder, job, small_disk):
+    made = with_copies(with_loop(job, SavingOptions(copies=True), steps=3, checkpoint_every=1), small_disk)
+    folder.path.parent.mkdir()
+    _, lora = run(folder.path, made, at_step={2: lambda: fill(small_disk)})
+    assert lora.is_file()
+    assert sorted(path.name for path in small_disk.iterdir()) == [
+        "filler",
+        *(f"test_low_noise_step00000{step}.safetensors" for step in (1, 2)),
+    ]
+    warnings = [event["message"] for event in EventReader(folder.events_path).read() if event["event"] == "warning"]
+    assert [("is full" in sentence, "was not copied" in sentence) for sentence in warnings] == [(True, True)]
+    assert [step for step, _ in folder.checkpoints()] == [2, 3]
+
+
+def that_gets_worse(job):
     first, second, third = job.data.samples
     data = replace(job.data, samples=(first, second, replace(third, held_out=True)))
-    rate = replace(job.optimizer, learning_rate=0.3)  # so that it gets worse and worse
+    rate = replace(job.optimizer, learning_rate=0.3)
     loop = LoopOptions(steps=5, checkpoint_every=1, keep_last=1, validate_every=100, seed=job.loop.seed)
-    plain = replace(job, data=data, optimizer=rate, loop=loop)
+    return replace(job, data=data, optimizer=rate, loop=loop)
+
+
+def test_the_best_checkpoint_is_kept(folder, job):
+    plain = that_gets_worse(job)
     train(folder, replace(plain, saving=SavingOptions(keep_best=True)))
     losses = {
         event["step"]: event["loss"]
@@ -121,3 +142,26 @@ def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(folder, job):
     assert steps_of(without, "validation") == [0, 5]
     with safe_open(folder.checkpoints()[0][1] / "adapter.safetensors", "pt") as file:
         assert file.metadata()["ss_steps"] == str(best)
+
+
+def test_what_is_kept_is_what_the_score_proposes(folder, job):
+    """Of two the one with the lower loss has a preview that stands still."""
+    plain = replace(that_gets_worse(job), saving=SavingOptions(keep_best=True))
+    plain = replace(plain, schedule=replace(plain.schedule, kind="constant"))
+    train(folder, replace(plain, loop=replace(plain.loop, steps=2, keep_last=2)))
+    lower = score_run(folder, plain).best.step
+    other = 3 - lower
+    PreviewFolder.of(folder).write(lower, torch.ones(16, 2, 4, 4))
+    assert score_run(folder, plain).best.step == other
+    train(folder, replace(plain, loop=replace(plain.loop, steps=3)))
+    assert [step for step, _ in folder.checkpoints()] == [other, 3]
+
+
+def test_previews_of_kept_checkpoints_stay(folder, job):
+    """Else their motion would not count in the score any more."""
+    folder.checkpoint_store.save(1, {"a": torch.zeros(1)}, {"step": 1}, keep_last=9)
+    previews = PreviewFolder.of(folder)
+    for step in range(1, KEEP_LAST + 4):
+        previews.write(step, torch.zeros(16, 1, 2, 2))
+    there = [step for step in range(1, KEEP_LAST + 4) if previews.latents_path(step).is_file()]
+    assert there == [1, *range(4, KEEP_LAST + 4)]

@@ -105,7 +105,7 @@ def test_a_lora_is_checked(one, tmp_path, capsys):
         (["merge", "absent=1", "absent"], "absent does not exist"),
         (["merge", "ONE"], "merging takes two or more"),
         (["merge", "ONE", "ONE", "--low", "ONE"], "in one way at a time"),
-        (["merge", "ONE", "ONE", "--method", "ties"], "rank must be at least 1"),
+        (["merge", "ONE", "ONE", "--method", "ties"], "cuts the result to a rank"),
         (["change", "ONE", "--drop-blocks", "7"], "names 7, which the LoRA does not change"),
         (["change", "ONE", "--energy", "2"], "energy is the share to keep"),
         (["change", "ONE", "--name", "a/b"], "name is 'a/b'"),
@@ -116,3 +116,66 @@ def test_what_cannot_be_is_one_sentence(one, tmp_path, caplog, arguments, senten
     assert main([*given, "--out", str(tmp_path / "out")]) == 1
     assert sentence in caplog.text
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("merge {one}=nan {two}", "the strength of one_low_noise.safetensors is nan: give a number from -100 to 100"),
+        ("merge {one}=1e30 {two}", "is 1e+30: give a number"),
+        ("merge {one}=0 {two}=0", "the strength is 0, which leaves nothing"),
+        ("merge {one} {two} --method ties", "'ties' cuts the result to a rank: give rank"),
+        ("merge {one} {two} --rank -3", "rank must be at least 1, got -3"),
+        ("change {one} --strength nan", "the strength of the LoRA is nan"),
+        ("change {one} --strength 0", "the strength is 0"),
+        ("change {folder}", "is a folder: choose a LoRA file"),
+        ("merge --high {folder}", "is a folder: choose a LoRA file"),
+        ("average {folder}", "is no run folder"),
+        ("average {folder}/nosuch {one}", "does not exist"),
+        ("fold {one}=0 --model {base}", "the strength is 0"),
+    ],
+)
+def test_what_makes_no_file_is_refused(one, two, tmp_path, caplog, arguments, sentence):
+    base = write_model(tmp_path / "wan_low_noise.safetensors", SIZE)
+    (tmp_path / "folder").mkdir()
+    words = arguments.format(one=one, two=two, base=base, folder=tmp_path / "folder").split()
+    out = tmp_path / ("x.safetensors" if words[0] in ("average", "fold") else "out")
+    assert main([*words, "--out", str(out)]) == 1
+    assert sentence in caplog.text
+    assert not out.is_file()
+
+
+def test_a_strength_that_is_no_number_is_told(one, capsys):
+    with pytest.raises(SystemExit):
+        main(["merge", f"{one}=strong", "--out", "x"])
+    assert "is 'strong': write a number" in capsys.readouterr().err
+
+
+def test_the_other_experts_lora_is_told(one, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert main(["merge", "--high", str(one), "--out", str(tmp_path / "out")]) == 0
+        assert "used for the high-noise expert, but its name says low" in caplog.text
+        caplog.clear()
+        base = write_model(tmp_path / "wan_high_noise.safetensors", SIZE)
+        assert main(["fold", str(one), "--model", str(base), "--out", str(tmp_path / "m.safetensors")]) == 0
+    assert "used for the high-noise expert, but its name says low" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("resize", "wantrain change FILE --rank"), ("chekpoints", "wantrain checkpoints"), ("xyzzy", "--help lists all")],
+)
+def test_an_unknown_command_is_answered_with_the_right_one(name, meant, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name])
+    assert caught.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_without_a_word_of_checkpoints(one, small_disk, caplog):
+    with (small_disk / "filler").open("wb") as file:
+        file.write(bytes(2**20 - 8_000))
+    assert main(["merge", "--low", str(one), "--out", str(small_disk)]) == 1
+    assert f"The disk with {small_disk} is full" in caplog.text
+    assert "checkpoint" not in caplog.text
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
