@@ -6,7 +6,7 @@ import pytest
 from wan_train.tests.browser.desk import NOTES, REPORT, Desk, template
 from wan_train.tests.browser.test_training import run_of, training
 
-SHORT = {"steps": 30, "checkpoint_every": 10, "preview_every": 15, "preview_steps": 2}
+SHORT = {"steps": 30, "checkpoint_every": 10, "preview_every": 15}
 
 
 @pytest.mark.renderer("canvas")

@@ -23,7 +23,8 @@ def test_the_page_has_the_language_of_comfyui(browser, host):
         page = desk.page.context.new_page()  # the pages that stand alone, too
         page.goto(f"{host.url}/wan_train/watch")
         page.get_by_label(words["Run"], exact=True).wait_for()
-        shown = {"folder": "input/shapes", "settings": {"width": 64, "height": 64, "num_frames": 9}}
+        settings = {"width": 64, "height": 64, "num_frames": 9, "trigger_word": "shp"}
+        shown = {"folder": "input/shapes", "settings": settings}
         page.goto(f"{host.url}/wan_train/look#{urllib.parse.quote(json.dumps(shown))}")
         page.get_by_role("heading", name=words["What the model will see"]).wait_for()
         page.get_by_text(words["{number} of {count} shown"].format(number=3, count=3)).wait_for()

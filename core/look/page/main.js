@@ -237,6 +237,7 @@ async function read(onDataset = () => {}) {
   } catch (error) {
     if (signal.aborted) return;
     showProgress(1, 1, "");
+    if (!dataset) byId("about").textContent = ""; // nothing is being read any more
     complain(String(error instanceof Error ? error.message : error));
   }
 }
