@@ -17,7 +17,12 @@ const states = () => ({
   error: say("failed"),
 });
 /** @returns {Record<string, string>} */
-const stages = () => ({ high: say("high noise"), low: say("low noise"), single: say("single model"), both: say("both experts") });
+const stages = () => ({
+  high: say("high noise"),
+  low: say("low noise"),
+  single: say("single model"),
+  both: say("both experts"),
+});
 
 /** @typedef {[step: number, loss: number]} Point */
 /**
