@@ -36,6 +36,7 @@ from .family import STAGES, Files
 from .few_steps_adapter import make_adapters
 from .lessons import teach, train_here, with_lora
 from .settings import Settings
+from .side_by_side import alone_on
 from .workshop import Workshop
 
 COLUMNS = (
@@ -242,11 +243,16 @@ def _side_by_side(options: argparse.Namespace, adapters: dict[str, Path], stop: 
         command += ["--family", str(options.family), "--concepts", name, "--seeds", str(seed)]
         command += ["--steps", str(options.steps), "--prompts", str(options.prompts)]
         command += ["--adapters", *(str(adapters[stage]) for stage in STAGES)]
-        command += ["--devices", options.devices[next(numbers) % len(options.devices)]]
+        device, seen = alone_on(options.devices[next(numbers) % len(options.devices)], os.environ)
+        command += ["--devices", device]
         command += ["--stop", f"{max(0.0, stop - (time.perf_counter() - started)):.0f}"]
         with (options.work / f"log-{name}-{seed}.txt").open("w", encoding="utf-8") as log:
             code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **seen},
+                check=False,
             ).returncode
         print(f"{name}, seed {seed}: {'done' if code == 0 else f'failed, see {log.name}'}", flush=True)
         return read_rows(own)
