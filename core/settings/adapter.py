@@ -24,7 +24,8 @@ class AdapterOptions(Options, group="adapter"):
     rank: int = option(
         16,
         help="Rank of the LoRA: its capacity, and its file size.",
-        page="16 or 32 is enough for most concepts.",
+        page="16 or 32 is enough for most concepts. On the nano bench (miniature models, 160 steps, 3 seeds) rank 4 came to"
+        " 44 %, 16 to 52, 32 to 55 and 64 to 53 %; of the last three none differs from another by more than seeds do.",
         least=1,
         most=MOST_RANK,
         widget=Widget(TRAIN, "rank", 3, advanced=False, is_required=True, most=1024),
@@ -50,6 +51,8 @@ class AdapterOptions(Options, group="adapter"):
     targets: tuple[str, ...] = option(
         PARTS,
         help="Which linear layers of the blocks get a LoRA.",
+        page="On the nano bench (miniature models, 160 steps, 3 seeds) self attention alone came to 29 %, the feed-forward"
+        " alone to 31, attention to 50 and all to 52 %; a model that has learnt nothing has 25 %.",
         values=PARTS,
         widget=Widget(TRAIN, "targets", 12, is_required=True, values=tuple(TARGET_SETS.items())),
         musubi="network_args",
@@ -70,6 +73,9 @@ class AdapterOptions(Options, group="adapter"):
     kind: str = option(
         "lora",
         help="What is trained on the frozen model.",
+        page="On the nano bench (miniature models, 160 steps, all at the same learning rate) lora came to 52 %, oft to 44 (2"
+        " seeds), lokr to 25, which is nothing learnt (3 seeds), and with lokr_full to 41 (2 seeds): at a LoRA's learning rate"
+        " LoKr hardly moves in so short a run. The others differed from lora by no more than seeds do.",
         methods="adapters.kinds",
         born=2,
         at_birth="lora",
@@ -167,7 +173,10 @@ class AdapterOptions(Options, group="adapter"):
         page="Such as a LoRA of few steps or of a style, beside which the new one will be used. A training adapter"
         " (AI-Toolkit's assistant_lora_path) takes the distillation out of a distilled model while you train. Switch"
         " preview_with_merged off then. It is faster than contrastive_guidance, but in long runs the distillation gets lost;"
-        " there is no such adapter for distilled Wan models yet. GGUF models and the precision ara can't take one in.",
+        " there is no such adapter for distilled Wan models of full size yet. For distilled miniature models one was made (six"
+        " trainings): LoRAs taught with it showed their concept in 33 % of videos there, and 80 % had the rest as asked; taught"
+        " there without it 23 and 66 %, taught on the plain model 29 and 85 %. GGUF models and the precision ara can't take one"
+        " in.",
         born=2,
         at_birth="",
         in_key=False,  # the file's content is

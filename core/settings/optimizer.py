@@ -13,6 +13,9 @@ class OptimizerOptions(Options, group="optimizer"):
     name: str = option(
         "adamw",
         help="The optimizer: how gradients become updates.",
+        page="On the nano bench (miniature models, 160 steps) adamw at learning_rate 1.5e-3 came to 52 %, lion at 3e-4 to 44 (3"
+        " seeds), muon at 1.5e-3 to 43 (2 seeds). One rate of each was tried; adafactor, ademamix and schedulefree differed"
+        " from adamw by no more than seeds do.",
         values=("adamw", "adamw8bit"),
         methods="optimizers",
         widget=Widget(TRAIN, "optimizer", 15, is_required=True),
@@ -25,7 +28,9 @@ class OptimizerOptions(Options, group="optimizer"):
         1e-4,
         help="Size of an update.",
         more="1e-4 to 3e-4 are usual for rank 16.",
-        page="A too high one shows as a loss that jumps or rises.",
+        page="A too high one shows as a loss that jumps or rises. On the nano bench (miniature models, 160 steps, 3 seeds) half"
+        " the rate came to 45 %, the rate to 52, twice the rate to 55 %, which is within what seeds do: a low one learns less"
+        " in so short a run. Its own rate, 1.5e-3, is one for models that small.",
         above=0.0,
         most=1.0,
         widget=Widget(TRAIN, "learning_rate", 2, advanced=False, is_required=True, least=1e-8, step=1e-6, round=False),

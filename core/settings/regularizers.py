@@ -13,7 +13,10 @@ class RegularizerOptions(Options, group="regularizers"):
         0.0,
         help="Differential output preservation (DOP): how much the class word must keep its meaning.",
         more="Needs class_word of the dataset. A step takes about twice as long.",
-        page="1 is usual.",
+        page="1 is usual. On the nano bench (miniature models, 160 steps), with nothing else to keep what the model knows, 98 %"
+        " of videos without the trigger word stayed as asked with it, and 92 % without it (2 seeds). Where clips of known"
+        " things were trained too, all stayed so either way, and what else was asked beside the trigger word fell from 91 to"
+        " 82 % (3 seeds).",
         zero="off",
         most=1e6,
         born=2,
@@ -25,7 +28,8 @@ class RegularizerOptions(Options, group="regularizers"):
         0.0,
         help="Blank prompt preservation: how much the model must stay as it was without a caption.",
         more="A step takes about twice as long.",
-        page="1 is usual.",
+        page="1 is usual. On the nano bench (miniature models, 160 steps, 2 seeds), where clips of known things were trained"
+        " too, 94 % of videos without the trigger word stayed as asked with it, and all without it.",
         zero="off",
         most=1e6,
         born=2,

@@ -12,6 +12,9 @@ class ScheduleOptions(Options, group="schedule"):
     kind: str = option(
         "constant",
         help="How the learning rate falls over the run.",
+        page="On the nano bench (miniature models, 160 steps) constant came to 52 %, cosine to 42 (3 seeds), linear to 42 (2"
+        " seeds), and polynomial with lr_power 8 to 25, which is nothing learnt (3 seeds); rex and warmup_stable_decay differed"
+        " from constant by no more than seeds do. A rate that falls early learns less in so short a run.",
         values=("constant", "cosine", "linear", "polynomial"),
         methods="schedules",
         widget=Widget(TRAIN, "lr_schedule", 18, is_required=True),
@@ -43,6 +46,7 @@ class ScheduleOptions(Options, group="schedule"):
     power: float = option(
         1.0,
         help="Exponent of the polynomial schedule: 1 is linear, larger falls faster at first.",
+        page="Without a floor the mean rate of a run is learning_rate / (lr_power + 1): with 8 a ninth.",
         least=1e-4,
         most=1000.0,
         widget=Widget(TRAIN, "lr_power", 21, is_required=True, least=0.01, most=100.0, step=0.1),

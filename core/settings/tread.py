@@ -18,7 +18,8 @@ class TreadOptions(Options, group="tread"):
         page="The paper (arXiv:2501.04765) trains image models from the start, faster and to better results. For"
         " LoRAs nothing has been published. SimpleTuner's authors report steps that are 20 to 40 % faster, a loss that"
         " jumps up at the start, and worse results with large shares. Which tokens are left out is drawn anew for each sample"
-        " and step.",
+        " and step. On the nano bench (6 blocks, clips of 80 tokens, 160 steps, 3 seeds) `1 to -2: 0.5` came to 39 %, and 52 %"
+        " without it.",
         born=2,
         at_birth="",
         widget=Widget(TRAIN, "tread_routes", 180),

@@ -5,13 +5,13 @@ python -m tools.nano methods --out nano/curves/methods.csv --processes 14 --tota
 Each run teaches both experts a look and a movement by words of their own, is looked at four times, and is a run of that
 method: tools/nano/methods.py has the list. Rows are added as runs end; a run that has its rows is not made again, and none is
 begun that would not end before --total seconds are over. First comes the first seed of all methods, then the second.
-`--table` makes no runs: it prints what a file says, and draws it beside the file as SVG; by default the repository's, whose
-table then goes into nano/README.md.
+`--table` makes no runs: it prints what a file says, and draws it beside the file as SVG; by default the repository's. The
+tables of nano/curves/methods.csv and nano/curves/grid.csv then go into nano/README.md.
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -25,15 +25,17 @@ from .family import Files
 from .method_plot import draw
 from .method_rows import MethodRows, read_rows
 from .method_runs import Looking, MethodRun, Row, Runner
-from .method_table import table
+from .method_table import table, table_of_pairs
 from .methods import GROUPS, METHODS
 from .pairs import GRID, MAIN_PAIR, Pair
 from .results import percent
 from .side_by_side import Shift, work, work_side_by_side
 from .workshop import Workshop
 
-OURS, README = Files().root / "curves" / "methods.csv", Files().root / "README.md"
+CURVES, README = Files().root / "curves", Files().root / "README.md"
+OURS, OUR_GRID = CURVES / "methods.csv", CURVES / "grid.csv"
 BEGIN, END = "<!-- made by python -m tools.nano methods --table -->", "<!-- end -->"
+BEGIN_GRID = "<!-- made by python -m tools.nano methods --table nano/curves/grid.csv -->"
 
 
 def main(arguments: list[str]) -> None:
@@ -81,8 +83,9 @@ def _show(path: Path) -> None:
     rows = read_rows(path)
     print(table(rows))
     path.with_suffix(".svg").write_text(draw(rows), encoding="utf-8")
-    if path.resolve() == OURS:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), document(rows)), encoding="utf-8")
+    if path.resolve() in PLACES:
+        begin, made = PLACES[path.resolve()]
+        README.write_text(with_table(README.read_text(encoding="utf-8"), made(rows), begin), encoding="utf-8")
 
 
 def document(rows: Sequence[Row]) -> str:
@@ -90,11 +93,18 @@ def document(rows: Sequence[Row]) -> str:
     return f"![What each method taught](curves/methods.svg)\n\n{table(rows)}"
 
 
-def with_table(text: str, made: str) -> str:
+# By file: where its table begins in nano/README.md, and what makes it.
+PLACES: dict[Path, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    OURS: (BEGIN, document),
+    OUR_GRID: (BEGIN_GRID, table_of_pairs),
+}
+
+
+def with_table(text: str, made: str, begin: str = BEGIN) -> str:
     """A document with the table in its place."""
-    before, _, rest = text.partition(BEGIN)
+    before, _, rest = text.partition(begin)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+    return f"{before}{begin}\n{made}\n{END}{after}"
 
 
 def planned_runs(options: argparse.Namespace) -> list[MethodRun]:

@@ -101,6 +101,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in (_methods(rows), _sentences(rows), _pairs(rows), _choices(rows)) if part)
 
 
+def table_of_pairs(rows: Sequence[Row]) -> str:
+    """Markdown: the pairs, the choices; for a file with the baseline alone, which has no methods to compare."""
+    return "\n\n".join(part for part in (_pairs(rows), _choices(rows)) if part)
+
+
 def _methods(rows: Sequence[Row]) -> str:
     found = found_in(rows)
     if BASELINE not in found:

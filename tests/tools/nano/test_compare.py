@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
-from wan_train.tools.nano.compare import BEGIN, END, OURS, README, document, main, planned_runs, with_table
+from wan_train.tools.nano.compare import BEGIN, END, PLACES, README, main, planned_runs, with_table
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_runs import Looking, MethodRun, Runner
 from wan_train.tools.nano.method_table import SHARES
@@ -110,12 +110,15 @@ def test_the_first_seed_of_all_methods_comes_first():
     assert [each.pair for each in grid] == [*GRID, *GRID]
 
 
-def test_the_readme_has_the_table_of_the_file():
+@pytest.mark.parametrize("path", PLACES, ids=lambda path: path.stem)
+def test_the_readme_has_the_table_of_the_file(path):
     text = README.read_text(encoding="utf-8")
-    assert BEGIN in text
-    assert with_table(text, document(read_rows(OURS)) if OURS.exists() else "") == text
+    begin, made = PLACES[path]
+    assert begin in text
+    assert with_table(text, made(read_rows(path)), begin) == text, f"run python -m tools.nano methods --table {path}"
 
 
 def test_a_table_takes_its_place():
-    text = f"before\n{BEGIN}\nold\n{END}\nafter"
-    assert with_table(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter"
+    other = f"<!-- other -->\nkept\n{END}\n"
+    text = f"before\n{other}{BEGIN}\nold\n{END}\nafter\n{other}"
+    assert with_table(text, "new") == f"before\n{other}{BEGIN}\nnew\n{END}\nafter\n{other}"
