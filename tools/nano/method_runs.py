@@ -14,7 +14,7 @@ from .family import STAGES, Files
 from .methods import METHODS, Method
 from .pairs import Pair, PairExam, movements
 from .quick import Examiner, Pupil, QuickSchool, held_out_loss
-from .settings import Settings, changed
+from .settings import Settings, changed, differing
 
 GRADES = ("look", "move", "both", "bled", "leaked", "kept", "aligned", "moves", "moves_plain")
 COLUMNS: tuple[str, ...] = (
@@ -58,8 +58,8 @@ class MethodRun:
         return {stage: settings for stage, settings in found.items() if stage in settings.stages}
 
     def key(self, looking: "Looking", models: str) -> str:
-        """Digest of what decides the rows."""
-        settings = {stage: to_dict(settings) for stage, settings in self.settings().items()}
+        """Digest of what decides the rows. Where a default changes, rows of before would pass for today's: make them anew."""
+        settings = {stage: differing(settings) for stage, settings in self.settings().items()}
         return digest([to_dict(Pair.of(self.pair)), settings, to_dict(looking), to_dict(SAMPLING), models])
 
     def as_json(self) -> dict[str, object]:

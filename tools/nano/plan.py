@@ -9,7 +9,7 @@ from ...core.errors import ConfigError
 from .command import common_settings
 from .concepts import CONCEPTS, Concept
 from .family import STAGES
-from .settings import Settings, changed, flat
+from .settings import Settings, changed, differing, flat
 
 STAGE_SETS = {"high": "high", "low": "low", "both": "+".join(STAGES)}
 # Settings that an argument of the command decides.
@@ -31,9 +31,8 @@ class Run:
     @property
     def setting(self) -> str:
         """The stages and what differs from the defaults, the seed apart: "adapter.rank=4 stages=high+low"."""
-        usual, own = flat(Settings()), flat(self.settings)
-        told = {name for name in own if own[name] != usual[name]} - {"loop.seed"} | {"stages"}
-        return " ".join(f"{name}={value}" for name, value in own.items() if name in told)
+        told = set(differing(self.settings)) - {"loop.seed"} | {"stages"}
+        return " ".join(f"{name}={value}" for name, value in flat(self.settings).items() if name in told)
 
 
 def planned(options: argparse.Namespace) -> list[Run]:

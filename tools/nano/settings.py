@@ -54,6 +54,12 @@ def flat(settings: Settings) -> dict[str, str]:
     return {name: AUTO if values[name] is None else text for name, text in texts.items()}
 
 
+def differing(settings: Settings) -> dict[str, str]:
+    """As `flat`, but what is as the defaults say is left out, so that an option that is new changes nothing."""
+    usual, own = flat(Settings()), flat(settings)
+    return {name: own[name] for name in own if own[name] != usual[name]}
+
+
 def changed(settings: Settings, name: str, text: str) -> Settings:
     """The settings with the field `name` ("adapter.rank") set to what `text` says; lists are written a+b.
 

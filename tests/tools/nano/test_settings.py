@@ -1,6 +1,6 @@
 import pytest
 from wan_train.core.errors import ConfigError
-from wan_train.tools.nano.settings import Settings, changed, field_hints, flat
+from wan_train.tools.nano.settings import Settings, changed, differing, field_hints, flat
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,8 @@ def test_every_setting_can_be_set_to_what_it_is():
     assert set(values) == set(field_hints())
     for name, text in values.items():
         assert changed(Settings(), name, text) == Settings()
+
+
+def test_what_is_as_the_defaults_say_is_left_out_of_a_key():
+    assert differing(Settings()) == {}
+    assert differing(changed(Settings(), "adapter.rank", "4")) == {"adapter.rank": "4"}
