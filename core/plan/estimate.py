@@ -59,7 +59,7 @@ class Estimate:
 
 def estimate(task: Task, bucket: Bucket, plan: Plan, card: Card, correction: Correction | None = None) -> Estimate:
     """What one step with clips of `bucket` takes under `plan` on `card`, corrected by `correction`."""
-    return Work(task, bucket, plan, card, correction or Correction()).estimate(plan, held_by(task, plan))
+    return SizeWork(task, bucket, plan, card, correction or Correction()).estimate(plan, held_by(task, plan))
 
 
 class Peaks(NamedTuple):
@@ -74,7 +74,7 @@ def held_by(task: Task, plan: Plan) -> Peaks:
     return Peaks(_exact_vram(task, plan), held_ram(task, plan))
 
 
-class Work:
+class SizeWork:
     """What steps with clips of one size take, whose blocks are computed in one way, beside what is held.
 
     Where the frozen blocks lie makes no difference to it: all plans with the same `way_of` share it, so that it is worked out

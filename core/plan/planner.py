@@ -15,7 +15,7 @@ from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
-from .estimate import Estimate, Peaks, Work, held_by
+from .estimate import Estimate, Peaks, SizeWork, held_by
 from .plan import (
     Bucket,
     Plan,
@@ -167,7 +167,7 @@ class Planner:
         vram, ram = (max(bytes) for bytes in zip(*peaks, strict=True))
         return _Taken(plan, held, held.vram + vram, held.ram + ram)
 
-    def _most_kept(self, plan: Plan, held: Peaks, work: Work, limits: Limits) -> Kept:
+    def _most_kept(self, plan: Plan, held: Peaks, work: SizeWork, limits: Limits) -> Kept:
         """As much as fits. Attention first, which saves more time for its memory; products once all attention is kept.
 
         Both memories count: a block in parts that keeps its attention has a second input, which may wait in main memory.
@@ -189,16 +189,16 @@ class Planner:
             linears = _most(attention, lambda number: fits(Kept(attention, number)))
         return Kept(attention, linears)
 
-    def _works(self, plan: Plan) -> Mapping[Bucket, Work]:
+    def _works(self, plan: Plan) -> Mapping[Bucket, SizeWork]:
         """Of each size of clips, under the plan's way to compute."""
         way = way_of(self.task, plan)
         if way not in self._known:
             correction = self.correction_of(plan)
-            self._known[way] = {b: Work(self.task, b, way, self.card, correction) for b in self.buckets}
+            self._known[way] = {b: SizeWork(self.task, b, way, self.card, correction) for b in self.buckets}
         return self._known[way]
 
     @cached_property
-    def _known(self) -> dict[Plan, Mapping[Bucket, Work]]:
+    def _known(self) -> dict[Plan, Mapping[Bucket, SizeWork]]:
         """What has been worked out, by the way to compute."""
         return {}
 

@@ -81,15 +81,15 @@ class ForkedWorker:
     """As core.launch.process.Worker, but a fork of this process instead of a new interpreter."""
 
     def __new__(cls, folder, **_):
-        from wan_train.core.launch import process
+        from wan_train.core.launch import ahead, process
 
         made = object.__new__(process.Worker)
-        starter = process.subprocess.Popen
-        process.subprocess.Popen = _fork
+        starter = ahead.subprocess.Popen
+        ahead.subprocess.Popen = _fork
         try:
             made.__init__(folder)
         finally:
-            process.subprocess.Popen = starter
+            ahead.subprocess.Popen = starter
         return made
 
 

@@ -13,7 +13,7 @@ from wan_train.core.train.catalogue import Catalogue
 from wan_train.core.train.checkpoints import ADAPTER, AVERAGE, MANIFEST, STATE
 from wan_train.core.train.chosen import average_checkpoints, described_lora
 from wan_train.core.train.claim import claim_run
-from wan_train.core.train.compare import choose_steps, left_out, pairs_of
+from wan_train.core.train.compare import choose_steps, left_out, loras_of, pairs_of
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.partway import keep_newest, named_checkpoint
 from wan_train.core.train.run_folder import RunFolder
@@ -117,10 +117,11 @@ def test_no_lora_is_taken_from_a_damaged_one(folder, job):
         described_lora(at(folder, 6) / ADAPTER)
     with pytest.raises(ConfigError, match="move its folder away"):
         average_checkpoints(folder, [1.0] * 3, "mean")
-    assert choose_steps("all", folder) == [2, 4]
-    assert choose_steps("last 1", folder) == [4]
+    there = list(loras_of(folder))
+    assert choose_steps("all", folder, there) == [2, 4]
+    assert choose_steps("last 1", folder, there) == [4]
     with pytest.raises(ConfigError, match=r"step 6 of .* is damaged"):
-        choose_steps("2, 6", folder)
+        choose_steps("2, 6", folder, there)
     (sentence,) = left_out([folder, None])
     assert "step 6" in sentence
     assert [pair.low.step for pair in pairs_of(None, folder, "all")] == [2, 4]
