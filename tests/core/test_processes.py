@@ -17,10 +17,10 @@ def run(code):
 
 def test_what_python_does_at_an_end_is_done():
     done = run(
-        "import atexit, threading, time\n"
+        "import atexit, threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "atexit.register(print, 'exit function')\n"
-        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\n"
         "ThreadPoolExecutor(1).submit(print, 'executor')\n"
         "sys.stdout.write('no line')\n"
         "leave(3)"

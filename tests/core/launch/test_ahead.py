@@ -70,8 +70,8 @@ def test_it_is_told_while_it_imports_and_what_fails_then_is_in_the_log(tmp_path)
         f"import sys; sys.path.insert(0, {str(PACK)!r}); import wantrain; wantrain.load_pack()\n"
         "from wan_train.core.launch.ahead import await_folder\n"
         "await_folder()\n"
-        "import time, os\n"
-        f"while os.getcwd() != {str(tmp_path)!r}: time.sleep(0.01)\n"
+        "import os\n"
+        f"while os.getcwd() != {str(tmp_path)!r}: pass\n"
         "raise ImportError('no such library')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=os.sep)
