@@ -94,13 +94,11 @@ def steps(job, folder, count=2):
     return losses, adapter_state(trainer.model)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names)
-def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, name):
-    need(*OPTIMIZERS.get(name).packages)
-    pairs = {**{f"adapter {kind}": change for kind, change in adapters().items()}, **others}
+def assert_accepted_ones_train(name, job, pairs, tmp_path):
+    """What `check_start` accepts of these makes a step."""
     tried = 0
     for which, change in pairs.items():
-        made = change(optimizers()[name](job))
+        made = change(job)
         if refusal(made):
             continue
         try:
@@ -112,20 +110,16 @@ def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job,
     assert tried >= len(pairs) - 4, "hardly anything was accepted"
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, name):
+    need(*OPTIMIZERS.get(name).packages)
+    pairs = {**{f"adapter {kind}": change for kind, change in adapters().items()}, **others}
+    assert_accepted_ones_train(name, optimizers()[name](job), pairs, tmp_path)
+
+
 @pytest.mark.parametrize("kind", list(adapters()))
 def test_an_adapter_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, kind):
-    tried = 0
-    for which, change in others.items():
-        made = change(adapters()[kind](job))
-        if refusal(made):
-            continue
-        try:
-            losses, _ = steps(made, tmp_path, count=1)
-        except Exception as error:
-            raise AssertionError(f"{kind} with {which} is accepted, and fails: {error}") from error
-        assert 0 < losses[0] < 1e4, which
-        tried += 1
-    assert tried >= len(others) - 4, "hardly anything was accepted"
+    assert_accepted_ones_train(kind, adapters()[kind](job), others, tmp_path)
 
 
 @pytest.mark.parametrize(
