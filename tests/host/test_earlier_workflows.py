@@ -57,7 +57,7 @@ def jobs_of(host, prompt, count: int) -> list[Job]:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_saved_workflow_trains_the_same_jobs(host, path):
-    prompt = small(ui_to_api(json.loads(path.read_text(encoding="utf-8")), host.object_info()))
+    prompt = small(ui_to_api(json.loads(path.read_text(encoding="utf-8")), host.object_info()), of_previews={})
     provide_models(host, prompt)
     for item in prompt.values():
         if item["class_type"] == "LoadImage":

@@ -225,7 +225,10 @@ OF_PREVIEWS = {
 }  # fmt: skip
 
 
-def small(prompt):
+LATER = {"min_megapixels"}  # widgets that workflows of earlier versions do not have
+
+
+def small(prompt, of_previews=OF_PREVIEWS):
     """An example workflow made small enough for the CPU: miniature files under the names that it asks for."""
     sizes = {
         "DatasetFromFolder": {
@@ -241,9 +244,9 @@ def small(prompt):
     }
     for item in prompt.values():
         values = sizes.get(item["class_type"], {})
-        assert set(values) <= set(item["inputs"])
-        item["inputs"].update(values)
-        for name, value in OF_PREVIEWS.items():
+        assert set(values) - LATER <= set(item["inputs"])
+        item["inputs"].update({name: value for name, value in values.items() if name in item["inputs"]})
+        for name, value in of_previews.items():
             if item["inputs"].get(name):
                 item["inputs"][name] = value
     return prompt

@@ -166,8 +166,28 @@ def test_loaders_know_where_to_download(path: Path):
         assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
 
 
-def test_readme_names_only_files_that_exist():
-    text = (PACK / "README.md").read_text(encoding="utf-8")
-    links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith(("http", "#"))]
-    assert links
-    assert [target for target in links if not (PACK / target).is_file()] == []
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings: lower case, words joined by hyphens, other signs left out."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+PAGES = [
+    PACK / "README.md",
+    *(page for name in ("docs", "nano", "benchmarks", "tests") for page in (PACK / name).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PACK)))
+def test_pages_name_only_files_and_headings_that_exist(page: Path):
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_has_links():
+    assert "](docs/" in (PACK / "README.md").read_text(encoding="utf-8")
