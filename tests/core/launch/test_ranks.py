@@ -231,3 +231,48 @@ def test_it_waits_for_all_its_devices(endless):
     worker.request_stop()
     assert worker.process.wait(PATIENCE_S) == EXIT_STOPPED
     other.release()
+
+
+SCARCE = '''"""AdamW whose second update of a LoRA finds no memory on rank 1, the first time that such a run is started."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    updates = 0
+
+    def step(self, *args, **options):
+        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
+        self.updates += 1
+        met = Path(os.environ["SCARCE"])
+        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 2 and not met.exists():
+            met.touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return super().step(*args, **options)
+'''
+
+
+def test_memory_that_runs_out_in_one_update_starts_all_again_with_less(whole, wantrain, tmp_path):
+    """From the last checkpoint, without anybody's help, and to the end: some ranks alone have updated their weights."""
+    (tmp_path / "scarce.py").write_text(SCARCE, encoding="utf-8")
+    spread, work = whole[0], tmp_path / "scarce"
+    shutil.copytree(whole[1] / "cache", work / "cache")
+    settings = (
+        "optimizer.name=custom",
+        "optimizer.path=scarce.AdamW",
+        "loop.steps=4",
+        "loop.checkpoint_every=1",
+        "memory.budget_gb=3.0",
+    )
+    changes = [part for setting in settings for part in ("--set", setting)]
+    environment = {"WANTRAIN_OPTIMIZERS": "scarce", "PYTHONPATH": str(tmp_path), "SCARCE": str(tmp_path / "met")}
+    code, said = wantrain("train", spread, "--work", work, *changes, **environment)
+    assert code == 0, said
+    assert "starting all GPUs again from the last checkpoint, with less memory" in said
+    folder = folder_of(work)
+    assert sorted(read_history(folder.events_path).losses) == [1, 2, 3, 4]
+    plans = [event for event in EventReader(folder.events_path).read() if event["event"] == "plan"]
+    assert plans[0]["vram"] > plans[-1]["vram"]
