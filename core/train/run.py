@@ -17,6 +17,7 @@ from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
 from ..errors import DatasetError
+from ..memory.deterministic import same_bits
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
@@ -53,6 +54,10 @@ log = logging.getLogger(__name__)
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
 MAX_SAMPLES_TOLD = 1000  # of held-out samples, each of which has its loss in the diary
+_UNKNOWN_OPTIMIZER = (
+    "deterministic: PyTorch's operators give the same bits each time, but whether kernels of {} do, if it has its own, is not "
+    "known here."
+)
 _NO_TURNS = "alternate_every has no effect on a run over several GPUs: the experts are trained one after the other."
 
 
@@ -77,6 +82,21 @@ def run_job(
     """
     log.info("The process has started after %.1f s.", process_age() or math.nan)
     job = folder.read_job()
+    with same_bits(job.memory.deterministic):
+        return _run_job(folder, job, events, device, should_stop, others=others, world=world, turns=turns)
+
+
+def _run_job(
+    folder: RunFolder,
+    job: Job,
+    events: EventWriter,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    *,
+    others: OtherPrograms | None,
+    world: World,
+    turns: Turns | None,
+) -> Path:
     info = check_model_file(job.model)
     check_start(job, info, folder.path)
     if world.is_first:
@@ -89,6 +109,8 @@ def run_job(
         events.write("warning", message=_NO_TURNS)
     beside = None if turns is None or not job.alternate_every else turns
     scratch, is_there = folder.scratch_path, None if beside is None else beside.has_waited
+    if job.memory.deterministic and job.optimizer.path and world.is_first:
+        events.write("warning", message=_UNKNOWN_OPTIMIZER.format(job.optimizer.path))
     plan = RunPlan(
         job, info, device, events=events, scratch=scratch, others=others, world=world, other_is_there=is_there
     )
