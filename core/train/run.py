@@ -186,9 +186,13 @@ def _train(
             write_validation(trainer, events, equal_counts=plan.is_sharded)
         preview.before_first_step(trainer)
         trainer.train()
+        batches.close()
+        lora = save_lora(
+            folder, job, prepared, averages, step=trainer.step, world=world, before_result=checkpoint.finish
+        )
     finally:
         batches.close()
-    lora = save_lora(folder, job, prepared, averages, step=trainer.step, world=world)
+        checkpoint.finish()
     plan.ended(last.seconds)
     return lora
 
@@ -391,11 +395,19 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
 
 
 def save_lora(
-    folder: RunFolder, job: Job, prepared: Prepared, averages: Averages, *, step: int, world: World = ALONE
+    folder: RunFolder,
+    job: Job,
+    prepared: Prepared,
+    averages: Averages,
+    *,
+    step: int,
+    world: World = ALONE,
+    before_result: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the final LoRA into the run folder, with its metadata, and mark the run as finished; its path.
 
-    With an average (EMA), the weights that it does not hold are written beside it. Of several ranks the first writes.
+    `before_result` is called in between, to wait for what is written meanwhile. With an average (EMA), the weights that the
+    file does not hold are written beside it. Of several ranks the first writes.
     """
     if not world.is_first:
         return folder.path / f"{lora_name(job)}.safetensors"
@@ -409,6 +421,7 @@ def save_lora(
     path = folder.path / f"{lora_name(job)}.safetensors"
     with averages.saved(), timed("Writing the LoRA"):
         write_adapter(path, prepared.model, metadata=lora_metadata(described))
+    before_result()
     folder.write_result(step=step, lora=path)
     return path
 

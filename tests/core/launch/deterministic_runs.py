@@ -80,7 +80,6 @@ def _train(folder: RunFolder, job: Job, steps: int) -> None:
         env=worker_environment(os.environ),
     )
     assert done.returncode == EXIT_FINISHED, done.stderr
-    folder.log_path.write_text(done.stderr)
 
 
 def _tensors(value: object, name: str) -> Bits:
