@@ -1,8 +1,12 @@
 """Checks that need a GPU: gradients in bf16 against fp32, and what resume costs in exactness there.
 
 python benchmarks/gpu_checks.py
+python benchmarks/gpu_checks.py --deterministic
+
+With --deterministic all three runs have that option, and must have the same bits.
 """
 
+import argparse
 import sys
 import tempfile
 from dataclasses import replace
@@ -18,6 +22,7 @@ wantrain.load_pack()
 from safetensors.torch import load_file  # noqa: E402
 from wan_train.benchmarks.full_size import make_job  # noqa: E402
 from wan_train.benchmarks.material import Clip, write_checkpoint  # noqa: E402
+from wan_train.core.memory.deterministic import set_environment  # noqa: E402
 from wan_train.core.train.batches import BatchSchedule  # noqa: E402
 from wan_train.core.train.events import EventReader, EventWriter  # noqa: E402
 from wan_train.core.train.loop import Trainer  # noqa: E402
@@ -74,9 +79,10 @@ def compare_precisions(folder: Path) -> None:
     )
 
 
-def compare_resume(folder: Path) -> None:
+def compare_resume(folder: Path, *, deterministic: bool) -> None:
     """Largest difference between a run that was stopped and one that was not."""
     job = make_job(folder, folder / "small.safetensors", Clip(416, 240, 17), 12)
+    job = replace(job, memory=replace(job.memory, deterministic=deterministic))
     loras = {}
     for name in ("whole", "again", "parts"):
         run = RunFolder(folder / name)
@@ -96,9 +102,16 @@ def compare_resume(folder: Path) -> None:
     for other in ("again", "parts"):
         worst = max((weights["whole"][k] - weights[other][k]).abs().max().item() for k in weights["whole"])
         print(f"largest difference between 'whole' and '{other}': {worst:g}")
+        if deterministic and worst:
+            sys.exit("deterministic is on, and the bits are not the same")
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deterministic", action="store_true")
+    options = parser.parse_args()
+    if options.deterministic:
+        set_environment()  # before the first product
     place = Path(tempfile.mkdtemp())
     compare_precisions(place)
-    compare_resume(place)
+    compare_resume(place, deterministic=options.deterministic)

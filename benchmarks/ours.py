@@ -26,6 +26,7 @@ from wan_train.core.facts import TEXT_TOKENS
 from wan_train.core.flow.objective import flow_loss, velocity_target
 from wan_train.core.memory.adamw import hold_state
 from wan_train.core.memory.compile import use_compile_cache
+from wan_train.core.memory.deterministic import same_bits
 from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from wan_train.core.serial import digest, from_dict, to_dict
 from wan_train.core.settings.job import Job, ModelSpec
@@ -96,6 +97,11 @@ class Task:
 
 def run_task(task: Task) -> None:
     """Prepare once, then measure each clip, and write its row. One that does not fit into memory is passed over."""
+    with same_bits(task.setting.memory.deterministic):
+        _run_task(task)
+
+
+def _run_task(task: Task) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # what preparing took
     import_adapters()  # as a worker does, outside of what preparing takes
     clips = [Clip.parse(text) for text in task.clips]

@@ -62,6 +62,11 @@ def mm_to_fp32(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32)  # type: ignore[call-overload]
 
 
+def set_deterministic(on: bool, *, warn_only: bool = False) -> None:
+    """What `torch.use_deterministic_algorithms` does, without its import of the compiler's settings, which takes seconds."""
+    _torch._C._set_deterministic_algorithms(on, warn_only=warn_only)
+
+
 def is_view(tensor: Tensor) -> bool:
     """Whether autograd takes it for a view of another tensor."""
     return bool(tensor._is_view())

@@ -7,7 +7,6 @@ package do not need it.
 
 import contextlib
 import re
-import sys
 import threading
 import warnings
 from collections import Counter
@@ -17,17 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..hidden import hidden
 from ..packages import unusable
 from ..settings.adapter import AdapterOptions
+from ..switching import switching_soon
 from .light_import import import_peft
 from .places import Place
 
 TESTED = ("0.16.0", "0.21.2")  # oldest and newest
 _ADAPTER = "default"  # peft's own name for the first
 _DROPS = "rank_drops"
-_SWITCH_S = (
-    0.0005  # so soon a thread that has read a piece of a file gets Python back; by default it waits ten times as long
-)
 _INJECTING = threading.Lock()  # what stands in a module's place while peft works is one for all threads
 _NOT_FOR_ADAPTERS = ("bitsandbytes", "scipy", "sklearn", "torchaudio", "torchvision")
 
@@ -52,22 +50,10 @@ def import_adapters() -> None:
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
     try:
-        with _hidden(*_NOT_FOR_ADAPTERS):
+        with hidden(*_NOT_FOR_ADAPTERS):
             import_peft()
     except Exception as error:  # a package that does not fit its neighbours raises anything
         raise unusable("peft", error) from error
-
-
-@contextlib.contextmanager
-def _hidden(*packages: str) -> Iterator[None]:
-    """Within it nobody finds these packages, unless they are imported already."""
-    hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such a module is not found
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 class _Importing:
@@ -87,13 +73,11 @@ class _Importing:
         import_adapters()
 
     def _try(self) -> None:
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
-        try:
-            with contextlib.suppress(Exception):  # of whatever is installed: it is tried again, and told, by `finish`
-                import_adapters()
-        finally:
-            sys.setswitchinterval(usual)
+        with (
+            switching_soon(),
+            contextlib.suppress(Exception),
+        ):  # of whatever is installed: `finish` tries again, and tells
+            import_adapters()
 
 
 _IMPORTING = _Importing()
@@ -138,7 +122,7 @@ def inject_lora(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Place]],
         config._register_custom_module(dict.fromkeys(types, LoraLinear))
     # peft's own draws, which the caller overwrites, must not advance the global state
     silent = warnings.catch_warnings()
-    with _INJECTING, torch.random.fork_rng(devices=[]), silent, _without_config(model), _hidden("bitsandbytes"):
+    with _INJECTING, torch.random.fork_rng(devices=[]), silent, _without_config(model), hidden("bitsandbytes"):
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # said of every quantized layer
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)  # pyright: ignore[reportUnknownMemberType]
 

@@ -13,6 +13,7 @@ from ..packages import advice, installed_version
 from ..serial import digest
 from ..shortage import is_out_of_memory
 from ..wan.recovery import file_identity
+from .light_import import for_encoders
 
 # Of ImageNet, as DINOv2 was trained (dinov2/data/transforms.py).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -101,7 +102,8 @@ def _whole(config: dict[str, Any], name: str, folder: Path) -> int:
 
 def _load(folder: Path) -> Any:
     """In float32, from files of the folder alone: nothing is downloaded, and no code of the folder is run."""
-    from transformers import AutoModel
+    with for_encoders():
+        from transformers import AutoModel
 
     try:
         model: Any = AutoModel.from_pretrained(

@@ -15,6 +15,7 @@ from ..wan.identify import identify
 from ..wan.quantized import SCALE, convert, scale_name
 from .batches import encode_in_batches
 from .identity import as_stored, text_identity
+from .light_import import for_encoders
 from .tokenizer import find_tokenizer
 from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
@@ -185,7 +186,7 @@ def _transformers_names(weights: EncoderWeights) -> dict[str, str]:
 
 def _build_on_meta(weights: EncoderWeights, stored: Mapping[str, str]) -> Any:
     """transformers' encoder in the sizes of the file, without memory for its weights."""
-    with headless_packages():
+    with headless_packages(), for_encoders():
         from transformers import UMT5Config, UMT5EncoderModel
     for name in (_SHARED, _FINAL_NORM, _BIAS, _QUERY, _GATE):
         if len(weights.shapes.get(stored.get(name, ""), ())) != (1 if name == _FINAL_NORM else 2):

@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..facts import PIXELS_PER_LATENT, LatentFormat
 from ..shortage import free_caches, is_out_of_memory, try_twice
 from ..wan.identify import identify
 from .identity import video_identity
+from .light_import import wan_vae_class
 from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
 log = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ def _official_names(weights: EncoderWeights, latent_format: LatentFormat) -> dic
 def _build_on_meta(weights: EncoderWeights, stored: dict[str, str], latent_format: LatentFormat) -> Any:
     """diffusers' VAE in the sizes of the file, without memory for its weights."""
     with headless_packages():
-        from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
+        autoencoder = wan_vae_class()
     sizes = {}
     for key, name in (("base_dim", "encoder.conv1.weight"), ("decoder_base_dim", "decoder.head.0.gamma")):
         if name not in stored:
@@ -222,6 +223,4 @@ def _build_on_meta(weights: EncoderWeights, stored: dict[str, str], latent_forma
             )
         sizes[key] = weights.shapes[stored[name]][0]
     with torch.device("meta"):
-        return cast(Any, AutoencoderKLWan)(
-            **sizes, temperal_downsample=[False, True, True], **_ARCHITECTURES[latent_format]
-        )
+        return autoencoder(**sizes, temperal_downsample=[False, True, True], **_ARCHITECTURES[latent_format])

@@ -14,6 +14,7 @@ from ..facts import CLIP_DIM, CLIP_TOKENS
 from ..wan.identify import identify
 from ..wan.quantized import is_extra
 from .identity import vision_identity
+from .light_import import for_encoders
 from .weights import EncoderWeights, check_weights, headless_packages, open_weights
 
 # ViT-H/14 as it was trained: open_clip, model_configs/ViT-H-14.json and constants.py.
@@ -183,7 +184,7 @@ def _file_shapes(groups: Mapping[str, list[str]], shapes: Mapping[str, tuple[int
 
 def _build_on_meta(num_layers: int, hidden: int) -> Any:
     """transformers' vision model without memory for its weights."""
-    with headless_packages():
+    with headless_packages(), for_encoders():
         from transformers import CLIPVisionConfig, CLIPVisionModel
     config = cast(Any, CLIPVisionConfig)(  # its signature leaves out what every configuration takes
         hidden_size=CLIP_DIM,

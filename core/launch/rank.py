@@ -21,6 +21,7 @@ import torch
 from ..devices import resolve_device
 from ..errors import START_AGAIN, WanTrainError
 from ..locks import FileLock
+from ..memory.deterministic import set_environment
 from ..parallel.agree import StartAgainError
 from ..parallel.watch import SILENCE_S, Farewell, LostRank, LostRankError, Watch, open_stores
 from ..parallel.world import open_world
@@ -202,6 +203,8 @@ class _Rank:
             raise LostRankError(loss) from error
 
     def _run(self, job: Job, asked: Asked, events: EventWriter, store: object) -> Path:
+        if job.memory.deterministic:
+            set_environment()  # before the ranks meet
         device, others = self._device, None
         if device.type == "cuda":
             others = OtherPrograms()

@@ -21,6 +21,7 @@ from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
 from ..later_compiler import import_compiler_later
 from ..locks import FileLock
+from ..memory.deterministic import set_environment
 from ..parallel.world import started_by_torchrun
 from ..plan.overhead import OtherPrograms
 from ..plan.words import label
@@ -185,6 +186,8 @@ def _tell_error(events: EventWriter, message: str, about: str = "") -> None:
 
 
 def _train_locked(folder: RunFolder, events: EventWriter, job: Job, asked: _Asked) -> int:
+    if job.memory.deterministic:
+        set_environment()  # before the device is used
     device = resolve_device(job.device)
     others = OtherPrograms() if device.type == "cuda" else None
     begin_importing_adapters()  # while others answer

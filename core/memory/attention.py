@@ -4,6 +4,7 @@ Shapes: B batch, L query tokens, S key tokens, N heads, K head dim.
 """
 
 import importlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,11 +18,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError
 from ..wan.layers import Attend
+from .deterministic import is_deterministic
 
 # Largest relative error of out, dq, dk, dv. Right backends show about one rounding of the dtype: 2e-3 in bf16 on an H100.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 TIMED_ROUNDS, RUNS = 2, 4  # runs of each round
 TIMED_TOKENS = {"cuda": 8192, "cpu": 256}  # at most; beyond, the time per token pair changes little
+REPEATED_TOKENS, REPEATS = (
+    {"cuda": 4096, "cpu": 300},
+    4,
+)  # where the same bits are asked for, and how often that is tried
+ANY_ORDER = ("cudnn",)  # kinds whose backward can't be had with the same bits each time
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,16 @@ class AttentionShape:
     device: torch.device
 
 
-def candidates(device: torch.device) -> tuple[Candidate, ...]:
-    """What may be tried on `device`; only on CUDA is there a choice. "math" comes last: it needs [N, L, S] scores."""
+def candidates(device: torch.device, *, same_bits: bool = False) -> tuple[Candidate, ...]:
+    """What may be tried on `device`; only on CUDA is there a choice. "math" comes last: it needs [N, L, S] scores.
+
+    `same_bits`: those alone that can be had so that they give the same bits each time.
+    """
+    found = _candidates(device)
+    return tuple(one for one in found if one.name not in ANY_ORDER) if same_bits else found
+
+
+def _candidates(device: torch.device) -> tuple[Candidate, ...]:
     if device.type != "cuda":
         return (Candidate("sdpa", lambda: sdpa_attention(None)),)
     backends = {
@@ -72,13 +87,16 @@ def candidates(device: torch.device) -> tuple[Candidate, ...]:
     return (*packages, *built_in)
 
 
-def choose_attention(name: str, shape: AttentionShape, *, compiled: bool = False) -> AttentionChoice:
+def choose_attention(
+    name: str, shape: AttentionShape, *, compiled: bool = False, same_bits: bool = False
+) -> AttentionChoice:
     """The candidate `name`, or with "auto" the fastest of those that are right.
 
-    `compiled`: it must also be traceable by torch.compile without a break.
+    `compiled`: it must also be traceable by torch.compile without a break. `same_bits`: see `candidates`; within
+    `deterministic.same_bits` it is tried whether they are the same.
     Raises ConfigError if `name` is not known or not usable here; the reason is in the message.
     """
-    known = candidates(shape.device)
+    known = candidates(shape.device, same_bits=same_bits)
     if name == "auto":
         fast = [candidate for candidate in known if candidate.name != "math"]
         try:
@@ -228,8 +246,22 @@ def _check(attend: Attend, shape: AttentionShape, *, compiled: bool) -> None:
                 f"its result or gradients are wrong here: relative error {error:.2g} with {num_keys} keys, where "
                 f"{TOLERANCES[shape.dtype]:g} is the most that rounding to {shape.dtype} explains"
             )
+    if is_deterministic():
+        _check_bits(attend, replace(shape, tokens=min(shape.tokens, REPEATED_TOKENS.get(shape.device.type, 300))))
     if compiled:
         _trace(attend, shape)
+
+
+def _check_bits(attend: Attend, shape: AttentionShape) -> None:
+    """_RefusedError unless the result and the gradients are the same to the bit each time."""
+    size = (1, shape.tokens, shape.num_heads, shape.head_dim)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(size, generator=generator).to(shape.device, shape.dtype) for _ in range(4))
+    first = _with_gradients(attend, q, k, v, grad)
+    for _ in range(REPEATS):
+        again = _with_gradients(attend, q, k, v, grad)
+        if not all(torch.equal(one, other) for one, other in zip(first, again, strict=True)):
+            raise _RefusedError("its gradients are not the same to the bit each time, and deterministic is on")
 
 
 def _trace(attend: Attend, shape: AttentionShape) -> None:
@@ -273,9 +305,15 @@ def _package_attention(module_name: str) -> Attend:
     if not hasattr(module, "flash_attn_func"):  # flash-attn-4 shares the folder "flash_attn" with version 2
         raise ImportError(f"{module_name} has no flash_attn_func")
     function = module.flash_attn_func
+    can_repeat = "deterministic" in inspect.signature(function).parameters
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = function(q, k, v)
+        if is_deterministic():
+            if not can_repeat:
+                raise ConfigError(f"this version of {module_name} knows no deterministic backward: install a newer one")
+            out = function(q, k, v, deterministic=True)
+        else:
+            out = function(q, k, v)
         return out[0] if isinstance(out, tuple) else out  # FlashAttention 3 of before 2025-10 returns the logsumexp too
 
     return attend

@@ -6,10 +6,15 @@ Shapes: B batch, L query tokens, S key tokens, N heads, K head dim.
 """
 
 import importlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import ConfigError
+from .deterministic import is_deterministic
 
 MODULE = "flash_attn.cute.interface"
 
@@ -36,8 +41,20 @@ def backward(
     """The gradients of q, k and v, from `grad` of the output."""
     flash = importlib.import_module(MODULE)
     q, k, v, grad = q.contiguous(), k.contiguous(), v.contiguous(), grad.contiguous()
-    dq, dk, dv, *_ = flash._flash_attn_bwd(q, k, v, out, grad, logsumexp)
+    dq, dk, dv, *_ = flash._flash_attn_bwd(q, k, v, out, grad, logsumexp, **order_of(flash._flash_attn_bwd))
     return dq, dk, dv
+
+
+def order_of(flash_backward: Callable[..., Any]) -> dict[str, bool]:
+    """What the package's backward is told besides, so that it gives the same bits each time where that is wanted.
+
+    ConfigError where it can't be told.
+    """
+    if not is_deterministic():
+        return {}
+    if "deterministic" not in inspect.signature(flash_backward).parameters:
+        raise ConfigError("this version of flash-attn-4 knows no deterministic backward: install a newer one")
+    return {"deterministic": True}
 
 
 @backward.register_fake

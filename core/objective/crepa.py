@@ -5,6 +5,7 @@ frame, P places of the encoder in a frame, D width, E width of the features.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +61,24 @@ def _to_places(tokens: Tensor, places: int) -> Tensor:
     if tokens.shape[2] == places:
         return tokens
     flat = tokens.flatten(0, 1).transpose(1, 2)  # [B F, E, N]
-    side, new = math.isqrt(tokens.shape[2]), math.isqrt(places)
-    if side**2 == tokens.shape[2] and new**2 == places:
-        found = functional.interpolate(
+    if torch.are_deterministic_algorithms_enabled():  # the backward of `interpolate` adds up in any order on a GPU
+        found = flat @ _resizing(flat.shape[2], places, flat.device)
+    else:
+        found = _resize(flat, places)
+    return found.transpose(1, 2).view(*tokens.shape[:2], places, -1)
+
+
+@lru_cache
+def _resizing(length: int, places: int, device: torch.device) -> Tensor:
+    """`_resize` as a matrix [`length`, `places`], float32."""
+    return _resize(torch.eye(length)[:, None], places)[:, 0].to(device)
+
+
+def _resize(flat: Tensor, places: int) -> Tensor:
+    """[..., E, N] -> [..., E, `places`], the same linear map of each row."""
+    side, new = math.isqrt(flat.shape[2]), math.isqrt(places)
+    if side**2 == flat.shape[2] and new**2 == places:
+        return functional.interpolate(
             flat.reshape(*flat.shape[:2], side, side), size=(new, new), mode="bilinear"
         ).flatten(2)
-    else:
-        found = functional.interpolate(flat, size=places, mode="linear")
-    return found.transpose(1, 2).view(*tokens.shape[:2], places, -1)
+    return functional.interpolate(flat, size=places, mode="linear")

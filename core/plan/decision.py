@@ -68,7 +68,12 @@ def decide(
     shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
     compiled = any(mode in COMPILED for mode in modes)
     kind, is_known = choose_kind(
-        job.memory.attention, shape, scratch, compiled=compiled, first=finish_importing_adapters
+        job.memory.attention,
+        shape,
+        scratch,
+        compiled=compiled,
+        same_bits=job.memory.deterministic,
+        first=finish_importing_adapters,
     )
     return Decision(
         info=info,

@@ -28,7 +28,8 @@ ESTIMATES = 2  # version of the predictions that are corrected: a correction of 
 
 def correction_kind(planner: Planner, mode: BlockMode | None = None) -> str:
     """What predictions may be off alike for: the key of a correction; by default with blocks as in `planner.plan`."""
-    return f"{planner.plan.precision} {mode or planner.plan.compile} {ESTIMATES}"
+    order = " deterministic" if planner.options.deterministic else ""
+    return f"{planner.plan.precision} {mode or planner.plan.compile}{order} {ESTIMATES}"
 
 
 def cuda_peak(device: torch.device) -> Peak:

@@ -119,9 +119,11 @@ class Planner:
             found = found if found.vram < failed.vram and found.fits_ram(lower) else None
         return found
 
-    def describe(self, plan: Plan) -> Choice:
-        """`plan` as it is, for every size."""
-        return self._evaluate(plan, dict.fromkeys(self.buckets, Kept(plan.keep_attention, plan.keep_linears)))
+    def describe(self, plan: Plan, by_tokens: Mapping[int, Kept] | None = None) -> Choice:
+        """`plan` as it is; what is kept as `by_tokens` of a batch has it, and for any other size as the plan has it."""
+        found, other = by_tokens or {}, Kept(plan.keep_attention, plan.keep_linears)
+        sizes = {bucket: bucket.batch * clip_tokens(self.task.sizes, bucket) for bucket in self.buckets}
+        return self._evaluate(plan, {bucket: found.get(tokens, other) for bucket, tokens in sizes.items()})
 
     def plans(self) -> Iterator[Plan]:
         """All plans that the options allow; see `Ways.plans`."""

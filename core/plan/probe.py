@@ -15,7 +15,8 @@ import torch
 
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
-from ..memory.attention import AttentionShape, choose_attention, load_attention
+from ..memory.attention import ANY_ORDER, AttentionShape, choose_attention, load_attention
+from ..memory.deterministic import is_deterministic
 from ..torch_compat import cuda_driver_version
 from .card import RATES, Card, attention_rate, card_of, measure_rates
 
@@ -48,17 +49,18 @@ def probe(device: torch.device, kind: str, folder: Path, *, first: Callable[[], 
     """
     path, version = device_path(folder, device), version_of(device)
     now = known = read_remembered(path, version)
-    if not known.rates or kind not in known.attention_rates:
+    name = f"{kind}, deterministic" if is_deterministic() else kind  # which takes longer
+    if not known.rates or name not in known.attention_rates:
         first()
     if not now.rates:
         now = replace(now, rates=measure_rates(device))
-    if kind not in now.attention_rates:
+    if name not in now.attention_rates:
         rate = attention_rate(load_attention(kind, device), device)
-        now = replace(now, attention_rates={**now.attention_rates, kind: rate})
+        now = replace(now, attention_rates={**now.attention_rates, name: rate})
     if now != known:
         with suppress(RunError):  # it is measured again then
             write_remembered(path, version, now)
-    card = card_of(device, {**now.rates, "attention": now.attention_rates[kind]})
+    card = card_of(device, {**now.rates, "attention": now.attention_rates[name]})
     return DeviceProbe(card=replace(card, overhead=now.overhead), is_known=now == known)
 
 
@@ -68,22 +70,23 @@ def choose_kind(
     folder: Path | None,
     *,
     compiled: bool = False,
+    same_bits: bool = False,
     first: Callable[[], None] = lambda: None,
 ) -> tuple[str, bool]:
     """The kind of attention that the option `name` comes to for clips of `shape`, and whether it was known from `folder`.
 
-    "" is PyTorch's own. `compiled`: torch.compile has to take it. What has to be tried takes some seconds, and is kept;
-    `first` as in `probe`. ConfigError if it can't be had.
+    "" is PyTorch's own. `compiled`: torch.compile has to take it. `same_bits`: it is one that can give the same bits each
+    time. What has to be tried takes some seconds, and is kept; `first` as in `probe`. ConfigError if it can't be had.
     """
     if name == "default" or (name == "auto" and shape.device.type != "cuda"):
         return "", True
     path, version = folder and device_path(folder, shape.device), version_of(shape.device)
     known = read_remembered(path, version) if path else Remembered()
-    key = _shape_class(name, shape, compiled=compiled)
+    key = _shape_class(name, shape, compiled=compiled) + _order(same_bits)
     if key in known.attention and _is_there(known.attention[key], shape.device):
         return known.attention[key], True
     first()
-    kind = choose_attention(name, shape, compiled=compiled).name
+    kind = choose_attention(name, shape, compiled=compiled, same_bits=same_bits).name
     if path:
         with suppress(RunError):  # it is tried again then
             write_remembered(path, version, replace(known, attention={**known.attention, key: kind}))
@@ -147,6 +150,13 @@ def _shape_class(name: str, shape: AttentionShape, *, compiled: bool) -> str:
     dtype = str(shape.dtype).removeprefix("torch.")
     how = ", compiled" if compiled else ""
     return f"{name}: {tokens} tokens, {shape.num_heads} heads of {shape.head_dim}, {dtype}{how}"
+
+
+def _order(same_bits: bool) -> str:
+    """What makes a choice another one. In a process that does not compute so itself, as the host, the bits are not tried."""
+    if not same_bits:
+        return ""
+    return ", deterministic" if is_deterministic() else f", but for {' and '.join(ANY_ORDER)}"
 
 
 def device_path(folder: Path, device: torch.device) -> Path:

@@ -236,6 +236,19 @@ class MemoryOptions(Options, group="memory"):
         in_key=False,
         widget=Widget(MODEL, "join_batches", 17),
     )
+    deterministic: bool = option(
+        False,
+        help="The same run gives the same LoRA, bit for bit, also where it was stopped and resumed.",
+        more="On the same kind of GPU, with the same driver and PyTorch. Without it a GPU adds numbers up in any order, and two"
+        " runs differ by rounding, which grows with the steps. Steps take longer, those of clips most.",
+        page="Attention is one whose backward can be told so: flash, efficient, or a package of FlashAttention that knows"
+        " deterministic. cudnn is refused, and so is compile static or dynamic, which choose their kernels by timing. The plan"
+        " that was chosen at the start is kept in the run's folder (plan.json), and a resumed run takes it again. What makes"
+        " the bits others is told: another GPU, driver, PyTorch or memory options than before, or memory that runs out. Runs"
+        " on a CPU are so in any case.",
+        in_key=False,
+        widget=Widget(MODEL, "deterministic", 18),
+    )
     plan: PlanMode = option(
         "auto",
         help="Who chooses the memory options that are auto.",
@@ -264,11 +277,26 @@ class MemoryOptions(Options, group="memory"):
         super().__post_init__()
         self._check_pieces()
         self._check_mapped()
+        self._check_deterministic()
         for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
             if getattr(self, name) and self.checkpointing is False:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
         if self.split_blocks and self.keep_linears:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
+
+    def _check_deterministic(self) -> None:
+        if not self.deterministic:
+            return
+        if self.attention == "cudnn":
+            raise ConfigError(
+                "deterministic is on, but attention is cudnn, whose backward does not give the same bits each time: set"
+                " attention to auto, flash or efficient."
+            )
+        if self.compile in ("static", "dynamic"):
+            raise ConfigError(
+                f"deterministic is on, but compile is {self.compile}: torch.compile chooses its kernels by timing them, and so"
+                " others in another process. Set compile to auto, kernels or off."
+            )
 
     def _check_mapped(self) -> None:
         streamed, mapped = self.streamed_blocks or 0, self.mapped_blocks or 0

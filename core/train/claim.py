@@ -14,6 +14,7 @@ from ..locks import FileLock
 from ..settings.job import Job
 from .events import Event, EventReader, EventWriter, format_event
 from .find_run import Origin, belongs_to, claim_lock, find_origins, find_run, steps_done
+from .kept_plan import copy_kept_plan
 from .run_folder import RunFolder
 from .sound import damage
 
@@ -111,6 +112,7 @@ def _start_from(folder: RunFolder, origin: Origin) -> bool:
         if not _copy_files(origin.checkpoint, aside):
             return False
         _tell(folder, origin, _losses(origin, known))
+        copy_kept_plan(origin.run.path, folder.path)
         aside.rename(target)
     except OSError as error:
         raise disk_error(error, target, f"{origin.run.path} was not changed") from error

@@ -1,6 +1,7 @@
 """Checkpoints in a run: written between steps, and found again by the next process."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from .state import ADAPTER, Stateful, check, collect, restore
 
 
 class SaveCheckpoint:
-    """A checkpoint every `checkpoint_every` steps, or so many epochs, and at the end."""
+    """A checkpoint every `checkpoint_every` steps, or so many epochs, and at the end.
+
+    That at the end is written beside what is still to be done, until `finish`. If the process is killed before, the run goes
+    on from the checkpoint before it.
+    """
 
     def __init__(
         self,
@@ -43,31 +48,65 @@ class SaveCheckpoint:
         self._describe, self._average = describe, average
         self._folder = folder
         self._rhythm: Callable[[int], bool] | None = None
+        self._under_way: tuple[Future[None], Callable[[], None]] | None = None  # the last one, and what tells of it
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the trainer's step now. Of several ranks the first does: all have the same."""
+        self.finish()
         if not trainer.team.world.is_first:
             return
+        write, tell = self._prepare(trainer)
+        write()
+        tell()
+
+    def begin(self, trainer: Trainer) -> None:
+        """As `save`, but on a thread, until `finish`: after the last step, when nothing changes what is written any more."""
+        self.finish()
+        if not trainer.team.world.is_first:
+            return
+        write, tell = self._prepare(trainer)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="last checkpoint")
+        written = pool.submit(write)
+        pool.shutdown(wait=False)
+        self._under_way = written, tell
+
+    def finish(self) -> None:
+        """Wait for what `begin` began, and tell of it. RunError where the disk refused."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            written, tell = under_way
+            written.result()
+            tell()
+
+    def _prepare(self, trainer: Trainer) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What writes the trainer's step as it is now, and what then tells of it and copies it."""
         tensors, states = collect(self._parts)
-        state, job = {"step": trainer.step, **states}, trainer.job
+        step, state, job = trainer.step, {"step": trainer.step, **states}, trainer.job
         average = None
         if self._average is not None:
             with self._average():
                 average = self._parts[ADAPTER].state_dict()
-        with timed(f"Writing the checkpoint of step {trainer.step}"):
-            self._store.save(
-                trainer.step,
-                tensors,
-                state,
-                keep_last=job.loop.keep_last,
-                keep_also=self._best(trainer),
-                training=job.key,
-                metadata=self._describe(trainer.step),
-                average=average,
-            )
-        self._events.write("checkpoint", step=trainer.step)
-        if job.loras_folder:
-            self._copy(job, trainer.step)
+        best, metadata = self._best(trainer), self._describe(step)
+
+        def write() -> None:
+            with timed(f"Writing the checkpoint of step {step}"):
+                self._store.save(
+                    step,
+                    tensors,
+                    state,
+                    keep_last=job.loop.keep_last,
+                    keep_also=best,
+                    training=job.key,
+                    metadata=metadata,
+                    average=average,
+                )
+
+        def tell() -> None:
+            self._events.write("checkpoint", step=step)
+            if job.loras_folder:
+                self._copy(job, step)
+
+        return write, tell
 
     def is_due(self, trainer: Trainer, step: int) -> bool:
         """Whether the run makes one after this step by itself."""
@@ -78,7 +117,11 @@ class SaveCheckpoint:
         return self.is_due(trainer, trainer.step)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if self.is_due(trainer, report.step):
+        if not self.is_due(trainer, report.step):
+            return
+        if report.step == trainer.job.loop.steps:
+            self.begin(trainer)  # beside what is done at the end: previews, and the LoRA
+        else:
             self.save(trainer)
 
     def _best(self, trainer: Trainer) -> list[int]:

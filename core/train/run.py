@@ -17,6 +17,7 @@ from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
 from ..errors import DatasetError
+from ..memory.deterministic import same_bits
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
@@ -53,6 +54,10 @@ log = logging.getLogger(__name__)
 # The gradient of a mean over a clip's million latents is near 1e-6 for each, of which fp16 keeps no digits.
 FP16_LOSS_SCALE = 2.0**16
 MAX_SAMPLES_TOLD = 1000  # of held-out samples, each of which has its loss in the diary
+_UNKNOWN_OPTIMIZER = (
+    "deterministic: PyTorch's operators give the same bits each time, but whether kernels of {} do, if it has its own, is not "
+    "known here."
+)
 _NO_TURNS = "alternate_every has no effect on a run over several GPUs: the experts are trained one after the other."
 
 
@@ -77,6 +82,21 @@ def run_job(
     """
     log.info("The process has started after %.1f s.", process_age() or math.nan)
     job = folder.read_job()
+    with same_bits(job.memory.deterministic):
+        return _run_job(folder, job, events, device, should_stop, others=others, world=world, turns=turns)
+
+
+def _run_job(
+    folder: RunFolder,
+    job: Job,
+    events: EventWriter,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    *,
+    others: OtherPrograms | None,
+    world: World,
+    turns: Turns | None,
+) -> Path:
     info = check_model_file(job.model)
     check_start(job, info, folder.path)
     if world.is_first:
@@ -89,6 +109,8 @@ def run_job(
         events.write("warning", message=_NO_TURNS)
     beside = None if turns is None or not job.alternate_every else turns
     scratch, is_there = folder.scratch_path, None if beside is None else beside.has_waited
+    if job.memory.deterministic and job.optimizer.path and world.is_first:
+        events.write("warning", message=_UNKNOWN_OPTIMIZER.format(job.optimizer.path))
     plan = RunPlan(
         job, info, device, events=events, scratch=scratch, others=others, world=world, other_is_there=is_there
     )
@@ -164,9 +186,13 @@ def _train(
             write_validation(trainer, events, equal_counts=plan.is_sharded)
         preview.before_first_step(trainer)
         trainer.train()
+        batches.close()
+        lora = save_lora(
+            folder, job, prepared, averages, step=trainer.step, world=world, before_result=checkpoint.finish
+        )
     finally:
         batches.close()
-    lora = save_lora(folder, job, prepared, averages, step=trainer.step, world=world)
+        checkpoint.finish()
     plan.ended(last.seconds)
     return lora
 
@@ -369,11 +395,19 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
 
 
 def save_lora(
-    folder: RunFolder, job: Job, prepared: Prepared, averages: Averages, *, step: int, world: World = ALONE
+    folder: RunFolder,
+    job: Job,
+    prepared: Prepared,
+    averages: Averages,
+    *,
+    step: int,
+    world: World = ALONE,
+    before_result: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the final LoRA into the run folder, with its metadata, and mark the run as finished; its path.
 
-    With an average (EMA), the weights that it does not hold are written beside it. Of several ranks the first writes.
+    `before_result` is called in between, to wait for what is written meanwhile. With an average (EMA), the weights that the
+    file does not hold are written beside it. Of several ranks the first writes.
     """
     if not world.is_first:
         return folder.path / f"{lora_name(job)}.safetensors"
@@ -387,6 +421,7 @@ def save_lora(
     path = folder.path / f"{lora_name(job)}.safetensors"
     with averages.saved(), timed("Writing the LoRA"):
         write_adapter(path, prepared.model, metadata=lora_metadata(described))
+    before_result()
     folder.write_result(step=step, lora=path)
     return path
 

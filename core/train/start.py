@@ -42,6 +42,7 @@ _FILES = (
     "result.json",
     "workflow.json",
     "page.json",
+    "plan.json",
     "stop",
     *REQUEST_FILES,
     ".lock",

@@ -15,6 +15,7 @@ from ..adapters.peft_hooks import finish_importing_adapters
 from ..memory.attention import load_attention
 from ..plan.decision import Decision
 from ..plan.sizes import Sizes
+from ..switching import switching_soon
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class WarmUp:
         torch.cuda.empty_cache()  # of what was tried
 
     def _try(self) -> None:
-        try:
-            with torch.cuda.device(self._decision.device):
+        try:  # the adapter is put on the model beside it
+            with switching_soon(), torch.cuda.device(self._decision.device):
                 use_once(self._decision, self._sizes)
                 if self._warming is not None:
                     self._warming.wait()

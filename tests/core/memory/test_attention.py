@@ -6,6 +6,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.attention import (
+    ANY_ORDER,
     TOLERANCES,
     AttentionShape,
     Candidate,
@@ -16,6 +17,7 @@ from wan_train.core.memory.attention import (
     largest_error,
     sdpa_attention,
 )
+from wan_train.core.memory.deterministic import same_bits
 from wan_train.core.wan.layers import attention
 
 CPU = torch.device("cpu")
@@ -148,3 +150,74 @@ def test_backend_of_choice_is_traced_whole_and_untraceable_attention_refused():
     choice = fastest([candidate("flash", flash), candidate("breaks", untraceable)], make_shape(), compiled=True)
     assert choice.name == "flash"
     assert "graph_break" in choice.refused["breaks"]
+
+
+class OtherBitsEachTime(torch.autograd.Function):
+    """A backward that is right and adds up in another order each time."""
+
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        return exact_attention(q, k, v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = exact_attention(*leaves)
+        dq, dk, dv = torch.autograd.grad(out, leaves, grad)
+        OtherBitsEachTime.calls += 1
+        return dq * (1 + 1e-6 * (OtherBitsEachTime.calls % 2)), dk, dv
+
+
+def test_bits_that_change_are_refused_where_they_are_asked_to_stay():
+    tried = [candidate("any_order", OtherBitsEachTime.apply), candidate("exact", exact_attention)]
+    assert fastest(tried, make_shape()).refused == {}
+    with same_bits(True):
+        choice = fastest(tried, make_shape())
+    assert choice.name == "exact"
+    assert choice.refused == {
+        "any_order": "its gradients are not the same to the bit each time, and deterministic is on"
+    }
+
+
+def test_kinds_without_a_fixed_order_are_no_candidates_where_the_bits_shall_stay():
+    cuda = torch.device("cuda")
+    every, fixed = ([one.name for one in candidates(cuda, same_bits=same)] for same in (False, True))
+    assert [name for name in every if name not in ANY_ORDER] == fixed
+    assert {"cudnn"} == set(every) - set(fixed)
+    assert [one.name for one in candidates(CPU, same_bits=True)] == ["sdpa"]
+    assert choose_attention("auto", make_shape(), same_bits=True).name == "sdpa"
+
+
+@pytest.mark.parametrize("module", ["flash_attn", "flash_attn_interface"])
+def test_a_package_is_asked_for_the_same_bits_where_they_are_wanted(module, monkeypatch):
+    asked = []
+
+    def flash_attn_func(q, k, v, deterministic=False):
+        asked.append(deterministic)
+        return exact_attention(q, k, v)
+
+    package = types.ModuleType(module)
+    package.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, module, package)
+    name = {"flash_attn": "flash_attn_2", "flash_attn_interface": "flash_attn_3"}[module]
+    (one,) = (each for each in candidates(torch.device("cuda")) if each.name == name)
+    attend = one.load()
+    q = torch.zeros(1, 4, 2, 8)
+    attend(q, q, q)
+    with same_bits(True):
+        attend(q, q, q)
+    assert asked == [False, True]
+
+
+def test_a_package_that_knows_nothing_of_it_is_refused_then(monkeypatch):
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_func = lambda q, k, v: exact_attention(q, k, v)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    (two,) = (each for each in candidates(torch.device("cuda"), same_bits=True) if each.name == "flash_attn_2")
+    assert fastest([two], make_shape()).name == "flash_attn_2"
+    with same_bits(True), pytest.raises(ConfigError, match="version of flash_attn knows no deterministic backward"):
+        fastest([two], make_shape())

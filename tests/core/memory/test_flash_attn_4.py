@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from wan_train.core.errors import ConfigError
 from wan_train.core.memory import flash_attn_4
 from wan_train.core.memory.attention import TOLERANCES, AttentionShape, choose_attention, largest_error
+from wan_train.core.memory.deterministic import same_bits
 from wan_train.core.memory.recompute import ATTENTION_OPS
 
 QUERIES, KEYS = (2, 300, 4, 64), (2, 77, 4, 64)
@@ -20,6 +22,20 @@ def test_the_compiler_is_told_the_right_shapes():
 
 def test_checkpointing_knows_the_operator():
     assert flash_attn_4.forward._opoverload.name() in ATTENTION_OPS
+
+
+def test_its_backward_is_asked_for_the_same_bits_where_they_are_wanted():
+    def today(q, k, v, out, grad, logsumexp, deterministic=False):
+        return q, k, v, out, grad, logsumexp, deterministic
+
+    def before(q, k, v, out, grad, logsumexp):
+        return q, k, v, out, grad, logsumexp
+
+    assert flash_attn_4.order_of(today) == flash_attn_4.order_of(before) == {}
+    with same_bits(True):
+        assert flash_attn_4.order_of(today) == {"deterministic": True}
+        with pytest.raises(ConfigError, match="flash-attn-4 knows no deterministic backward"):
+            flash_attn_4.order_of(before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

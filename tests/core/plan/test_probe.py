@@ -7,6 +7,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.attention import AttentionShape
+from wan_train.core.memory.deterministic import same_bits
 from wan_train.core.plan import probe as module
 from wan_train.core.plan.card import RATES
 from wan_train.core.plan.probe import choose_kind, keep_overhead, probe
@@ -75,9 +76,9 @@ def test_the_most_overhead_is_kept(tmp_path, measured):
 def test_a_kind_of_attention_is_tried_once_for_its_class_of_shapes(tmp_path, measured, monkeypatch):
     tried, choose = [], module.choose_attention
 
-    def watch(name, shape, *, compiled):
+    def watch(name, shape, *, compiled, same_bits):
         tried.append((shape.tokens, compiled))
-        return choose(name, shape, compiled=compiled)
+        return choose(name, shape, compiled=compiled, same_bits=same_bits)
 
     monkeypatch.setattr(module, "choose_attention", watch)
     shape = replace(SHAPE, num_heads=2, head_dim=16)
@@ -104,3 +105,17 @@ def test_a_kind_whose_package_has_gone_is_chosen_anew(tmp_path):
     assert choose_kind("sdpa", shape, tmp_path) == ("sdpa", False)
     with pytest.raises(ConfigError, match="There is no attention 'flash_attn_9' on the device cpu"):
         choose_kind("flash_attn_9", shape, tmp_path)
+
+
+def test_what_is_chosen_and_measured_for_the_same_bits_is_kept_apart(tmp_path, measured):
+    shape = AttentionShape(64, 2, 16, torch.float32, CPU)
+    assert choose_kind("sdpa", shape, tmp_path) == ("sdpa", False)
+    assert choose_kind("sdpa", shape, tmp_path, same_bits=True) == ("sdpa", False)  # by a process that tries no bits
+    probe(CPU, "sdpa", tmp_path)
+    with same_bits(True):
+        assert choose_kind("sdpa", shape, tmp_path, same_bits=True) == ("sdpa", False)
+        assert choose_kind("sdpa", shape, tmp_path, same_bits=True) == ("sdpa", True)
+        assert not probe(CPU, "sdpa", tmp_path).is_known
+        assert probe(CPU, "sdpa", tmp_path).is_known
+    assert probe(CPU, "sdpa", tmp_path).is_known
+    assert choose_kind("sdpa", shape, tmp_path) == ("sdpa", True)

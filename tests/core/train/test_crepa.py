@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.encoders import dino
 from wan_train.core.encoders.vae import load_video_encoder
 from wan_train.core.errors import ConfigError, ModelFileError
+from wan_train.core.memory.deterministic import same_bits
 from wan_train.core.objective.crepa import similarity
 from wan_train.core.objective.objective import objective_of
 from wan_train.core.plan.decision import decide, may_use_graphs
@@ -195,6 +196,22 @@ def test_neighbours_by_hand():
         torch.testing.assert_close(similarity(projected, features, options), expected[None] / 4)
     single = similarity(projected[:, :1], features[:, :1], CrepaOptions(distance=1))
     torch.testing.assert_close(single, cosine[0, 0][None])
+
+
+@pytest.mark.parametrize("places", [(16, 4), (15, 6), (4, 16)], ids=str)
+def test_with_the_same_bits_each_time_tokens_come_to_the_encoders_places_by_a_product(places):
+    """Squares of tokens, and a row of them: the same numbers and gradients, by an operator that has a fixed order on a GPU."""
+    tokens, of_encoder = places
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, of_encoder, 8, generator=generator)
+    projected = torch.randn(2, 3, tokens, 8, generator=generator, requires_grad=True)
+    found = []
+    for wanted in (False, True):
+        with same_bits(wanted):
+            value = similarity(projected, features, CrepaOptions(distance=1))
+            found.append((value, *torch.autograd.grad(value.sum(), projected)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_planner_and_the_graphs_know(job):

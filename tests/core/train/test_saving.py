@@ -1,5 +1,6 @@
 """Checkpoints by epochs, their copies among the LoRAs, and the best one that is kept."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.formats import read_lora
+from wan_train.core.errors import RunError
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.saving import SavingOptions
+from wan_train.core.train import run as run_module
 from wan_train.core.train.build import with_copies
+from wan_train.core.train.checkpoints import Checkpoints
 from wan_train.core.train.copies import read_copies
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.length import checkpoints_due, checkpoints_made
@@ -165,3 +169,72 @@ def test_previews_of_kept_checkpoints_stay(folder, job):
         previews.write(step, torch.zeros(16, 1, 2, 2))
     there = [step for step in range(1, KEEP_LAST + 4) if previews.latents_path(step).is_file()]
     assert there == [1, *range(4, KEEP_LAST + 4)]
+
+
+def test_the_last_checkpoint_and_the_lora_are_written_at_the_same_time(folder, job, monkeypatch):
+    """Each waits here for the other to begin; the run is finished when both are there, and not before."""
+    begun = {"checkpoint": threading.Event(), "LoRA": threading.Event()}
+    save, write, finish = Checkpoints.save, run_module.write_adapter, RunFolder.write_result
+    last = job.loop.steps
+
+    def save_beside(self, step, *others, **options):
+        if step == last:
+            begun["checkpoint"].set()
+            assert begun["LoRA"].wait(60)
+        return save(self, step, *others, **options)
+
+    def write_beside(*others, **options):
+        begun["LoRA"].set()
+        assert begun["checkpoint"].wait(60)
+        assert last not in dict(folder.checkpoints())
+        return write(*others, **options)
+
+    def write_result(self, *, step, lora):
+        assert last in dict(folder.checkpoints())
+        assert lora.is_file()
+        finish(self, step=step, lora=lora)
+
+    monkeypatch.setattr(Checkpoints, "save", save_beside)
+    monkeypatch.setattr(run_module, "write_adapter", write_beside)
+    monkeypatch.setattr(RunFolder, "write_result", write_result)
+    lora = train(folder, job)
+    assert folder.finished_lora(last) == lora
+    assert steps_of(folder, "checkpoint") == [2, 4, 6]
+    written = load_file(folder.checkpoints()[-1][1] / "adapter.safetensors")
+    assert all(torch.equal(tensor, written[name]) for name, tensor in load_file(lora).items())
+
+
+def test_a_lora_that_can_not_be_written_leaves_the_last_checkpoint_whole(folder, job, monkeypatch):
+    def refuse(*_others, **_options):
+        raise RunError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_adapter", refuse)
+        with pytest.raises(RunError, match="no room"):
+            train(folder, job)
+    assert [step for step, _ in folder.checkpoints()] == [4, 6]
+    assert folder.finished_lora(6) is None
+    assert train(folder, job).is_file()
+    assert steps_of(folder, "start") == [0, 6]
+
+
+def test_a_last_checkpoint_that_can_not_be_written_ends_the_run_which_goes_on_from_the_one_before(
+    folder, job, monkeypatch
+):
+    save = Checkpoints.save
+
+    def refuse(self, step, *others, **options):
+        if step == job.loop.steps:
+            raise RunError("no room for it")
+        return save(self, step, *others, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", refuse)
+        with pytest.raises(RunError, match="no room for it"):
+            train(folder, job)
+    assert folder.finished_lora(6) is None
+    assert steps_of(folder, "checkpoint") == [2, 4]
+    lora = load_file(train(folder, job))
+    assert steps_of(folder, "start") == [0, 4]
+    whole = load_file(train(RunFolder(folder.path.with_name("whole")), job))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in lora.items())

@@ -1,5 +1,7 @@
 """What makes a GPU's libraries ready does so with what a run has, and changes nothing of it."""
 
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 from wan_train.core.memory.precision import resolve
 from wan_train.core.plan.decision import buckets_of, decide
 from wan_train.core.plan.plan import Bucket, Plan
+from wan_train.core.switching import SOON_S
 from wan_train.core.train import trial as trial_module
+from wan_train.core.train import warm_up
 from wan_train.core.train.checks import check_job
 from wan_train.core.train.trial import Trial, images_of
 from wan_train.core.train.warm_up import WarmUp, use_once
@@ -37,6 +41,17 @@ def test_what_fails_is_left_to_the_step_that_needs_it(job, caplog):
     trial = Trial(decision=decision, plan=Plan(), held=resolve("fp32", CPU), adapter=job.adapter, buckets=[])
     WarmUp(decision, None, trial, None).wait()
     assert "could not be made ready" in caplog.text
+
+
+def test_the_thread_beside_it_gets_python_back_soon(job, monkeypatch):
+    seen, usual = [], sys.getswitchinterval()
+    monkeypatch.setattr(warm_up, "use_once", lambda *_: seen.append(sys.getswitchinterval()))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    decision = decide(job, check_job(job), CPU)
+    trial = Trial(decision=decision, plan=Plan(), held=resolve("fp32", CPU), adapter=job.adapter, buckets=[])
+    WarmUp(decision, decision.info.config, trial, None).wait()
+    assert seen == [pytest.approx(SOON_S)]
+    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8"])
