@@ -9,6 +9,8 @@ CLIP_VISION = "clip vision"
 TOKENIZER = "tokenizer"  # of the text encoder
 SAME_DATASET = "same dataset"  # for latents and for captions
 ANOTHER_LORA = "another lora"
+# Of a file that only the host's own loaders read: whoever says what is wrong with a LoRA does not say it of this.
+FOR_THE_HOST = "for the host"
 
 
 class WanTrainError(Exception):

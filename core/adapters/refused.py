@@ -2,7 +2,7 @@
 
 import re
 
-from ..errors import ModelFileError
+from ..errors import FOR_THE_HOST, ModelFileError
 from ..wan.limits import shown
 from .keys import FOREIGN_METHODS, split_part
 
@@ -24,7 +24,8 @@ def refuse_other_files(keys: list[str], where: str) -> None:
         if key is not None:
             raise ModelFileError(
                 f"{where} is a {method} file (key '{shown(key)}'), and only plain LoRA can be read here: "
-                "load it with the host's own LoRA loader instead."
+                "load it with the host's own LoRA loader instead.",
+                about=FOR_THE_HOST,
             )
     if any(split is not None and split[1] != "alpha" for split in map(split_part, keys)):
         return
