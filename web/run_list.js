@@ -15,7 +15,7 @@ import { say } from "./words.js";
  * @property {(run: Run) => Promise<string>} open
  * @property {(run: Run) => Promise<string>} resume
  * @property {(run: Run, more: number) => Promise<string>} extend
- * @property {(run: Run) => Promise<{ path: string, size: number, holds: string }>} about
+ * @property {(run: Run) => Promise<{ path: string, size: number, holds: string, settings: [string, string][] }>} about
  * @property {(run: Run) => Promise<string>} remove
  * @property {(one: Run, other: Run) => Promise<Difference[]>} compare
  * @property {(text: string) => Promise<void>} copy
@@ -187,6 +187,9 @@ export class RunList {
       (now) => this.act(card, () => this.actions.resume(now)),
     );
     add("extend", say("Extend"), say("Train more steps than were planned."), (now) => this.askHowMany(card, now));
+    add("settings", say("Settings"), say("What the run is trained with, where that is not the default."), (now) =>
+      this.showSettings(card, now),
+    );
     add("compare", say("Compare"), say("See in which settings two runs differ: press it on both."), (now) =>
       this.pick(card, now),
     );
@@ -287,6 +290,22 @@ export class RunList {
     }
   }
 
+  /**
+   * @param {HTMLElement} card
+   * @param {Run} run
+   */
+  async showSettings(card, run) {
+    const more = this.unfold(card);
+    try {
+      const { settings } = await this.actions.about(run);
+      if (!settings.length) this.say(say("The settings of this run can't be read: its job.json is damaged."));
+      else tabled(more, [[say("Setting"), say("Value")], ...settings]);
+      button(more, say("Close"), "", () => this.fold(card)).focus();
+    } catch (error) {
+      this.say(error instanceof Error ? error.message : String(error));
+    }
+  }
+
   /** @param {HTMLInputElement} field */
   async copy(field) {
     try {
@@ -354,21 +373,29 @@ export class RunList {
     if (!found.length) {
       block("", more).textContent = say("{run} and this run have the same settings and data.", { run: one.run });
     } else {
-      const table = document.createElement("table");
-      const lines = [
+      tabled(more, [
         [say("Setting"), one.run, other.run],
         ...found.map((line) => [line.name, words(line.one), words(line.other)]),
-      ];
-      for (const [index, texts] of lines.entries()) {
-        const row = table.insertRow();
-        for (const text of texts) {
-          const cell = document.createElement(index ? "td" : "th");
-          cell.textContent = text;
-          row.append(cell);
-        }
-      }
-      more.append(table);
+      ]);
     }
     button(more, say("Close"), "", () => this.fold(/** @type {HTMLElement} */ (more.closest("li"))));
   }
+}
+
+/**
+ * A table; its first line is the head.
+ * @param {HTMLElement} parent
+ * @param {string[][]} lines
+ */
+function tabled(parent, lines) {
+  const table = document.createElement("table");
+  for (const [index, texts] of lines.entries()) {
+    const row = table.insertRow();
+    for (const text of texts) {
+      const cell = document.createElement(index ? "td" : "th");
+      cell.textContent = text;
+      row.append(cell);
+    }
+  }
+  parent.append(table);
 }
