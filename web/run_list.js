@@ -11,6 +11,7 @@ import { say } from "./words.js";
 /**
  * What the buttons do. Each gives a sentence of how it went; "" for none.
  * @typedef {object} Actions
+ * @property {string} [watch] address of the page for a phone
  * @property {(run: Run) => string} pictureOf address of its picture; "" where there is none
  * @property {(run: Run) => Promise<string>} open
  * @property {(run: Run) => Promise<string>} resume
@@ -62,6 +63,19 @@ export class RunList {
     this.list = document.createElement("ul");
     this.list.setAttribute("aria-label", say("Runs"));
     this.element.append(this.list);
+    if (actions.watch) {
+      const link = document.createElement("a");
+      Object.assign(link, {
+        href: actions.watch,
+        target: "_blank",
+        rel: "noopener",
+        textContent: say("Page for a phone"),
+      });
+      link.title = say(
+        "One run at a time: curve, newest previews and Stop. On your phone, open it by this machine's address.",
+      );
+      block("wan-train-runs-watch", this.element).append(link);
+    }
     this.say(say("Reading the runs …"));
   }
 

@@ -110,12 +110,12 @@ def proposals(runs: Iterable[RunFolder | None]) -> list[str]:
         scores = score_run(run, run.read_job(), read=False)
         if len(scores.checkpoints) < 2:
             continue
-        best = best_in_words(scores)
-        found.append(
-            f"best checkpoint of {run.path.name} by its numbers: {best}; compare it with the last one"
-            if best
-            else f"which checkpoint of {run.path.name} is best is not told by numbers: {NOT_MEASURED}"
-        )
+        if scores.best is None:
+            found.append(f"which checkpoint of {run.path.name} is best is not told by numbers: {NOT_MEASURED}")
+            continue
+        is_last = scores.best.step == scores.checkpoints[-1].step
+        said = f"best checkpoint of {run.path.name} by its numbers: {best_in_words(scores)}"
+        found.append(said if is_last else f"{said}; compare it with the last one")
     return found
 
 

@@ -118,6 +118,13 @@ test("a card says what a run did, and offers what can be done with it", async ()
   assert.match(room.querySelector("ul").textContent, /No run has all these words/);
 });
 
+test("the page for a phone is found", async () => {
+  const room = await open(run("cat"));
+  const link = room.querySelector("a");
+  assert.equal(link.textContent, "Page for a phone");
+  assert.equal(link.getAttribute("href"), "/api/wan_train/watch");
+});
+
 test("a card stays the same element while its run goes on", async () => {
   const list = new RunList({ pictureOf: () => "" });
   list.set([run("cat")]);
