@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeByExecutionId } from "./graph.js";
+import { allNodes, nodeByExecutionId } from "./graph.js";
 import { showFailure, showsText, showText } from "./reports.js";
 import { chartOf } from "./runs.js";
 import { say } from "./words.js";
@@ -79,8 +79,7 @@ async function checkQuietly() {
 
 /** The prompt as it would be queued; null where it trains nothing. */
 async function trainings() {
-  const isThere = app.rootGraph.nodes.some((node) => node.comfyClass === TRAIN || node.isSubgraphNode?.());
-  if (!isThere) return null;
+  if (!allNodes().some((node) => node.comfyClass === TRAIN)) return null;
   const { output } = await app.graphToPrompt();
   return Object.values(output).some((node) => node.class_type === TRAIN) ? output : null;
 }

@@ -113,15 +113,15 @@ def test_what_is_told_without_being_asked_opens_and_measures_nothing(host):
     assert "9 steps are 3 epochs" in said
     assert "memory and time: press Check" in said
     assert "on the CPU: " not in said
-    assert found["data"]["text"].startswith("2 clips, 1 images")
+    assert "buckets: 64x64x1 (1), 64x64x9 (2)" in found["data"]["text"]
     assert "width is 8" in failures(check(host, changed(prompt, "data", width=8), light=True))["data"]
     clip = host.base / "input" / "fresh" / "new.png"
     clip.parent.mkdir()
     shutil.copy(next((host.base / "input" / "shapes").glob("*.png")), clip)
     fresh = changed(prompt, "data", folder="input/fresh", default_caption="x")
     assert set(check(host, fresh, light=True)) == {"high_dit"}  # of files that nobody has opened nothing is said
-    assert check(host, fresh)["data"]["text"].startswith("1 image")
-    assert check(host, fresh, light=True)["data"]["text"].startswith("1 image")
+    assert "buckets: 64x64x1 (1)" in check(host, fresh)["data"]["text"]
+    assert "buckets: 64x64x1 (1)" in check(host, fresh, light=True)["data"]["text"]
 
 
 def test_what_is_yet_to_be_connected_is_no_failure_that_nobody_asked_for(host):
