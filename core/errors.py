@@ -9,8 +9,6 @@ CLIP_VISION = "clip vision"
 TOKENIZER = "tokenizer"  # of the text encoder
 SAME_DATASET = "same dataset"  # for latents and for captions
 ANOTHER_LORA = "another lora"
-# Of a file that only the host's own loaders read: whoever says what is wrong with a LoRA does not say it of this.
-FOR_THE_HOST = "for the host"
 
 
 class WanTrainError(Exception):
@@ -38,6 +36,10 @@ class DatasetError(WanTrainError):
 
 class ModelFileError(WanTrainError):
     """A weight file that is missing, damaged, or not what was asked for."""
+
+
+class HostOnlyError(ModelFileError):
+    """A LoRA that only the host's own loaders read: nothing need be wrong with it."""
 
 
 class RunError(WanTrainError):

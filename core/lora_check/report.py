@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..adapters.other_files import read_adapter
-from ..errors import FOR_THE_HOST, ModelFileError
+from ..errors import HostOnlyError, ModelFileError
 from ..wan.checkpoint import CheckpointInfo
 from .base import OnBase, check_base
 from .file import Adapter, Layer, base_of, check_file, layers_of
@@ -75,7 +75,7 @@ def check_lora(
     try:
         file = read_adapter(path)
     except ModelFileError as error:
-        weight = Weight.HINT if error.about == FOR_THE_HOST else Weight.NO_EFFECT
+        weight = Weight.HINT if isinstance(error, HostOnlyError) else Weight.NO_EFFECT
         return Check(path.name, None, (), None, [Finding(weight, str(error), "")])
     layers = layers_of(file)
     found = check_file(file, layers)
