@@ -38,6 +38,10 @@ class ModelFileError(WanTrainError):
     """A weight file that is missing, damaged, or not what was asked for."""
 
 
+class HostOnlyError(ModelFileError):
+    """A LoRA that only the host's own loaders read: nothing need be wrong with it."""
+
+
 class RunError(WanTrainError):
     """A run folder that cannot be used: locked by another run, unreadable, unwritable, from a newer version."""
 

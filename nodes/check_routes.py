@@ -18,7 +18,7 @@ from ..core.data.counting import describe_lengths
 from ..core.data.join import join
 from ..core.data.report import describe_dataset
 from ..core.data.sample_prompts import read_prompts
-from ..core.data.scan import scan_folder
+from ..core.data.scan import NotOpenedError, scan_folder
 from ..core.data.types import Dataset
 from ..core.errors import SAME_DATASET, ConfigError, WanTrainError
 from ..core.safe_json import parse_object
@@ -46,6 +46,7 @@ from .widgets import meanings
 log = logging.getLogger(__name__)
 _MOST_BYTES = 20_000_000  # of a prompt
 _TRAIN = "TrainLoRAStage"
+_NO_PLAN = "memory and time: press Check"
 _MOST_JOINED = 50  # joined datasets in each other: beyond, it is a circle
 Found = dict[str, dict[str, Any]]
 
@@ -58,17 +59,19 @@ def register() -> None:
 async def post_check(request: web.Request) -> web.Response:
     """{"prompt": as it would be queued} to {"nodes": {id: {"text", "failed"}}}: what each node has to say.
 
-    400 for a request without a prompt, 415 for what is no JSON, 422 with a sentence for one without trainings.
+    With "light": true of what is known without opening files and without measuring the GPU, and without what is yet to be
+    connected. 400 for a request without a prompt, 415 for what is no JSON, 422 with a sentence for one without trainings.
     """
     if request.content_type != "application/json":  # a page of another site can't send that without asking first
         return refusal(415, "the request must be JSON")
     body = await read_all(request, _MOST_BYTES)
     try:
-        prompt = parse_object(body or b"")["prompt"]
+        asked = parse_object(body or b"")
+        prompt, light = asked["prompt"], asked.get("light") is True
     except (KeyError, ValueError):
         return refusal(400, "the request holds no workflow, or too large a one.")
     try:
-        found = await asyncio.get_running_loop().run_in_executor(threads, check, prompt)
+        found = await asyncio.get_running_loop().run_in_executor(threads, check, prompt, light)
     except WanTrainError as error:
         return refusal(422, str(error))
     except Exception:
@@ -77,18 +80,21 @@ async def post_check(request: web.Request) -> web.Response:
     return web.json_response({"nodes": found})
 
 
-def check(prompt: Any) -> Found:
-    """All trainings of a prompt, each on its node: {"text", "failed"}. ConfigError if it has none."""
-    graph = _Graph(prompt)
+def check(prompt: Any, light: bool = False) -> Found:
+    """All trainings of a prompt, each on its node: {"text", "failed"}. ConfigError if it has none. `light`: see post_check."""
+    graph = _Graph(prompt, light)
     trainings = [key for key, node in graph.nodes.items() if node["class_type"] == _TRAIN]
-    if not trainings:
+    if not trainings and not light:
         raise ConfigError("the workflow has no training: add Train LoRA Stage, or unmute it.")
     jobs: dict[str, Job] = {}
     for key in trainings:
         try:
             jobs[key] = graph.tell_training(key)
+        except NotOpenedError:  # where it is light alone
+            continue
         except _NodeError as error:
-            graph.found[error.node] = {"text": error.sentence, "failed": True}
+            if not (light and isinstance(error, _UnknownError)):
+                graph.found[error.node] = {"text": error.sentence, "failed": True}
     _tell_lengths(graph.found, jobs)
     return graph.found
 
@@ -110,6 +116,10 @@ class _NodeError(Exception):
         self.node, self.sentence = node, sentence
 
 
+class _UnknownError(_NodeError):
+    """Nothing is wrong yet: it is not connected, or known in the run alone."""
+
+
 @dataclass(frozen=True)
 class _Latents:
     """What Cache Latents would make."""
@@ -123,7 +133,8 @@ class _Latents:
 class _Graph:
     """A prompt, followed from its trainings back to what they read."""
 
-    def __init__(self, prompt: Any) -> None:
+    def __init__(self, prompt: Any, light: bool = False) -> None:
+        self.light = light
         renewed = renew_prompt({"prompt": prompt})["prompt"]
         nodes = renewed if isinstance(renewed, dict) else {}
         self.nodes = {key: node for key, node in nodes.items() if _is_node(node)}
@@ -156,7 +167,7 @@ class _Graph:
             check_vae(job.previews, has_vae=self._is_wired(key, "vae"))
             runs = host.runs_path()
             lines = [
-                _plan(job, models.model, runs.parent / "cache"),
+                _NO_PLAN if self.light else _plan(job, models.model, runs.parent / "cache"),
                 *disk_lines(job, models.model.info.config, runs / job.name),
             ]
             warnings = [f"- {sentence}" for sentence in [*job_warnings(job, wanted), *other_warnings(job, dit, other)]]
@@ -220,11 +231,12 @@ class _Graph:
             folder = folders.resolve_dataset_folder(values.pop("folder", ""))
             options = DatasetOptions(**meanings("DatasetFromFolder", values))
             places = [root for _, root in folders.dataset_roots()]
-            return scan_folder(folder, options, index_path=host.cache_path() / "files.json", within=places)
+            index = host.cache_path() / "files.json"
+            return scan_folder(folder, options, index_path=index, within=places, known_only=self.light)
 
     def _must_be(self, key: str, kind: str, title: str) -> None:
         if self.nodes[key]["class_type"] != kind:
-            raise _NodeError(key, f"Check knows {title} only, and can't follow what this node gives.")
+            raise _UnknownError(key, f"Check knows {title} only, and can't follow what this node gives.")
 
     def _is_wired(self, key: str, name: str) -> bool:
         value = self.nodes[key]["inputs"].get(name)
@@ -233,7 +245,7 @@ class _Graph:
     def _source(self, key: str, name: str, title: str) -> str:
         """The node that an input is wired to."""
         if not self._is_wired(key, name):
-            raise _NodeError(key, f"{name} has no wire: connect {title}.")
+            raise _UnknownError(key, f"{name} has no wire: connect {title}.")
         return self.nodes[key]["inputs"][name][0]
 
     def _values(self, key: str) -> dict[str, Any]:
@@ -250,7 +262,7 @@ class _Graph:
         inputs = self.nodes.get(source, {}).get("inputs", {})
         held = [value for own, value in inputs.items() if own in ("value", name) and not _is_link(value)]
         if len(held) != 1:
-            raise _NodeError(key, f"{name} comes over a wire, so that Check can't know it before the run.")
+            raise _UnknownError(key, f"{name} comes over a wire, so that Check can't know it before the run.")
         return held[0]
 
 
@@ -264,7 +276,7 @@ class _on:  # noqa: N801 - reads as a word
         """Nothing to do."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, WanTrainError):
+        if isinstance(error, WanTrainError) and not isinstance(error, NotOpenedError):
             raise _NodeError(self.node, str(error)) from error
 
 

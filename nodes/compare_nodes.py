@@ -27,6 +27,7 @@ from ..core.train.compare import (
     loras_of,
     num_cells,
     pairs_of,
+    proposals,
     read_choice,
     read_prompts,
     read_strengths,
@@ -144,10 +145,11 @@ class CompareCheckpoints(io.ComfyNode):
         grid = video_grid(
             list(zip(titles, frames, strict=True)), [pair.label for pair in columns], width=s["cell_width"]
         )
-        show("\n".join([f"{len(rows)} x {len(columns)} videos, {maker.num_made} new", *maker.notes]), 1, 1)
+        made = f"{len(rows)} x {len(columns)} videos, {maker.num_made} new"
+        text = "\n".join([made, *proposals(runs), *maker.notes])
         labels = [f"{pair.label}, {title}" for title in titles for pair in columns]
         cells = [one for row in frames for one in row]
-        return io.NodeOutput(video(grid, s["fps"]), grid, cells, labels)
+        return io.NodeOutput(video(grid, s["fps"]), grid, cells, labels, ui={"text": [text]})
 
 
 @dataclass(frozen=True)

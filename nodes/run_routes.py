@@ -14,7 +14,7 @@ from ..core.errors import WanTrainError
 from ..core.settings.job import Stage
 from ..core.train.catalogue import Catalogue, Entry
 from ..core.train.find_run import is_in_use
-from ..core.train.legend import settings_that_differ
+from ..core.train.legend import settings_of, settings_that_differ
 from ..core.train.remove_run import contents, remove_run
 from ..core.train.run_folder import RunFolder
 from . import host
@@ -83,7 +83,7 @@ def _line(entry: Entry) -> dict[str, Any]:
 
 
 async def get_about(request: web.Request) -> web.Response:
-    """What a run's folder holds and where it is: {"path", "size", "holds", "in_use"}.
+    """What a run's folder holds and where it is: {"path", "size", "holds", "in_use"}, and "settings", [name, value] of each.
 
     The whole path goes to programs on this machine alone; others get its end.
     """
@@ -94,7 +94,17 @@ async def get_about(request: web.Request) -> web.Response:
     def describe() -> dict[str, Any]:
         held = contents(folder)
         path = folder.path if host.listens_locally() else Path(*folder.path.parts[-4:])
-        return {"path": str(path), "size": held.size, "holds": str(held), "in_use": is_in_use(folder)}
+        try:
+            settings = settings_of(folder.read_job())
+        except WanTrainError:  # a run can be deleted whose job is damaged
+            settings = []
+        return {
+            "path": str(path),
+            "size": held.size,
+            "holds": str(held),
+            "in_use": is_in_use(folder),
+            "settings": settings,
+        }
 
     return await _answer(describe)
 

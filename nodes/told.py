@@ -12,7 +12,7 @@ from ..core.train.find_run import began, steps_done
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
-from ..core.train.scores import score_run
+from ..core.train.scores import best_in_words, score_run
 from .page_file import notes_of
 
 
@@ -45,14 +45,8 @@ def length_line(job: Job) -> str:
 
 def _best(folder: RunFolder, job: Job) -> list[str]:
     """Which of the kept checkpoints is best by its numbers; [] where nothing tells, or there is one alone."""
-    scores = score_run(folder, job, read=False)
-    best = scores.best
-    if best is None or len(scores.checkpoints) < 2:
-        return []
-    others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
-    return [
-        f"best checkpoint: step {best.step} (scores of 100: {others}); to use it, set weights of Merge Stages to best"
-    ]
+    best = best_in_words(score_run(folder, job, read=False))
+    return [f"best checkpoint: {best}; to use it, set weights of Merge Stages to best"] if best else []
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:

@@ -138,14 +138,15 @@ def keep_file(path: Path, title: str, base: Path) -> Path:
 
 
 def lora_files(base: Path, name: str) -> list[Path]:
-    """The newest LoRA file of each expert with this name, wherever the host keeps LoRAs."""
+    """The newest LoRA file of each expert with this name, or this name and a number, wherever the host keeps LoRAs."""
     found = []
     for stage in ("high", "low"):
+        pattern = re.compile(rf"{re.escape(name)}(_v\d+)?_{stage}_noise\.safetensors")
         paths = [
             path
             for folder in (base / "models" / "loras", base / "output")
-            for path in folder.rglob(f"{name}_{stage}_noise*.safetensors")
-            if "wan_train" not in path.relative_to(base).parts
+            for path in folder.rglob("*.safetensors")
+            if pattern.fullmatch(path.name) and "wan_train" not in path.relative_to(base).parts
         ]
         found += sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
     return found

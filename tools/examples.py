@@ -52,7 +52,9 @@ NEGATIVE = (
 # The demo: the nano family learns a motion that it has never seen. Its settings are here, and nowhere else.
 DEMO_NAME = "demo_dive"
 DEMO_WORD = "mulf"  # in the captions of the clips that show it
-DEMO_DATASET: Json = {"folder": "nano/dive", "width": 64, "height": 64, "num_frames": 17, "trigger_word": ""}
+DEMO_DATASET: Json = {
+    "folder": "nano/dive", "width": 64, "height": 64, "num_frames": 17, "trigger_word": "", "held_out": 1,
+}  # fmt: skip
 DEMO_TRAINING: Json = {
     "steps": 250, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "batch_size": 4, "seed": 1, "lr_schedule": "constant",
 }  # fmt: skip

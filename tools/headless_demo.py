@@ -60,7 +60,7 @@ def run(wantrain: Wantrain, pack: Path, base: Path, *, changes: tuple[str, ...] 
     say(f"The job: {path}")
     _call(wantrain, ["train", str(path), *(argument for change in changes for argument in ("--set", change))])
     folder, out = base / "models" / "loras", base / "output" / "video"
-    loras = {stage: _newest(folder, f"{DEMO_NAME}_{stage}_noise*.safetensors") for stage in STAGES}
+    loras = {stage: newest_lora(folder, stage) for stage in STAGES}
     _call(wantrain, preview_arguments(tables["models"], loras, out))
     say(f"Done in {time.monotonic() - start:.0f} s. The results:")
     for lora in loras.values():
@@ -78,6 +78,11 @@ def command_line(python: Path, pack: Path) -> Wantrain:
 def _call(wantrain: Wantrain, arguments: list[str]) -> None:
     if wantrain(arguments) != 0:
         raise SetupError(f"`wantrain {arguments[0]}` failed; it has said why.")
+
+
+def newest_lora(folder: Path, stage: str) -> Path:
+    """The demo's LoRA of an expert that was written last: demo_dive_high_noise, demo_dive_v2_high_noise, ..."""
+    return _newest(folder, f"{DEMO_NAME}*_{stage}_noise.safetensors")
 
 
 def _newest(folder: Path, pattern: str) -> Path:

@@ -113,7 +113,9 @@ _TEXT = r'"(?:[^"\\]|\\.)*"'  # in a script, as its formatter writes it
 _TEXTS = rf"{_TEXT}(?:\s*\+\s*{_TEXT})*"
 _CALL = re.compile(r"(?<![.\w])say\(\s*(?!\w+\) \{)")  # not of a method of this name, nor the head of one
 _COMMAND = re.compile(rf"id: ({_TEXT}),\s*label: ({_TEXTS}),")
-_SETTING = re.compile(rf"id: [^\n]*?(\w+)\)?,\n(?:(?!\bid: ).)*?name: ({_TEXTS}),\s*tooltip: ({_TEXTS}),", re.DOTALL)
+_SETTING = re.compile(
+    rf"id: [^\n]*?(\w+)\)?,\n(?:(?!\bid: ).)*?name:\s+({_TEXTS}),\s*tooltip:\s+({_TEXTS}),", re.DOTALL
+)
 
 
 def joined(literal: str) -> str:

@@ -66,6 +66,14 @@ export class Buttons {
     if (!asks.length) this.answer.textContent = "";
   }
 
+  /**
+   * A sentence beside Check, if that is what can be asked now.
+   * @param {string} text
+   */
+  remark(text) {
+    if (!this.buttons.get("check")?.hidden) this.answer.textContent = text;
+  }
+
   /** @param {string} ask */
   async press(ask) {
     const button = this.buttons.get(ask);

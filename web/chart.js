@@ -227,6 +227,16 @@ export class LossChart {
   }
 
   /**
+   * What is said of the inputs without being asked: below the curve where no run is shown, its first line beside the buttons
+   * of a run that has ended, nowhere while one goes on.
+   * @param {string} text
+   */
+  remark(text) {
+    if (this.run.state === "new" && !this.losses.size) this.say(text);
+    else this.buttons.remark(text.split("\n")[0]);
+  }
+
+  /**
    * The node has failed: its sentence, in the place of a state.
    * @param {string} sentence
    */

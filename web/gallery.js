@@ -128,8 +128,14 @@ export class GalleryWindow {
     this.film.onMoment = (share) => {
       moment.value = String(Math.round(1000 * share));
     };
-    moment.disabled = !this.film.isExact;
-    play.disabled = !this.film.isExact;
+    for (const control of [moment, play]) {
+      control.disabled = !this.film.isExact;
+      if (!this.film.isExact)
+        control.title = say(
+          "This browser plays the videos by themselves here: to have all at the same moment, open ComfyUI as localhost or over " +
+            "https, in a browser that can take videos apart, such as Chrome, Edge or Firefox.",
+        );
+    }
     return button(bar, say("Close"), "", () => this.close());
   }
 

@@ -91,7 +91,11 @@ function tellEnd(run, name, state, line) {
   toast(severity, summary, detail || say("See WanTrain runs in the sidebar."));
   const isWanted = app.extensionManager.setting.get(NOTIFY);
   if (isWanted && "Notification" in window && Notification.permission === "granted") {
-    new Notification(summary, { body: detail, tag: `wan_train/${run}` }); // of several tabs, one
+    try {
+      new Notification(summary, { body: detail, tag: `wan_train/${run}` }); // of several tabs, one
+    } catch (error) {
+      console.warn("[wan_train] this browser shows no notifications of pages", error); // Chrome on Android
+    }
   }
 }
 

@@ -21,6 +21,7 @@ const HEIGHTS = {
   WanExtractLoRA: 60,
   WanFoldLoRA: 60,
   WanCheckLoRA: 320,
+  WanCompareCheckpoints: 90,
 };
 
 /** @type {WeakMap<Comfy.Node, HTMLElement>} */

@@ -11,11 +11,12 @@ import { say } from "./words.js";
 /**
  * What the buttons do. Each gives a sentence of how it went; "" for none.
  * @typedef {object} Actions
+ * @property {string} [watch] address of the page for a phone
  * @property {(run: Run) => string} pictureOf address of its picture; "" where there is none
  * @property {(run: Run) => Promise<string>} open
  * @property {(run: Run) => Promise<string>} resume
  * @property {(run: Run, more: number) => Promise<string>} extend
- * @property {(run: Run) => Promise<{ path: string, size: number, holds: string }>} about
+ * @property {(run: Run) => Promise<{ path: string, size: number, holds: string, settings: [string, string][] }>} about
  * @property {(run: Run) => Promise<string>} remove
  * @property {(one: Run, other: Run) => Promise<Difference[]>} compare
  * @property {(text: string) => Promise<void>} copy
@@ -62,6 +63,19 @@ export class RunList {
     this.list = document.createElement("ul");
     this.list.setAttribute("aria-label", say("Runs"));
     this.element.append(this.list);
+    if (actions.watch) {
+      const link = document.createElement("a");
+      Object.assign(link, {
+        href: actions.watch,
+        target: "_blank",
+        rel: "noopener",
+        textContent: say("Page for a phone"),
+      });
+      link.title = say(
+        "One run at a time: curve, newest previews and Stop. On your phone, open it by this machine's address.",
+      );
+      block("wan-train-runs-watch", this.element).append(link);
+    }
     this.say(say("Reading the runs …"));
   }
 
@@ -187,6 +201,9 @@ export class RunList {
       (now) => this.act(card, () => this.actions.resume(now)),
     );
     add("extend", say("Extend"), say("Train more steps than were planned."), (now) => this.askHowMany(card, now));
+    add("settings", say("Settings"), say("What the run is trained with, where that is not the default."), (now) =>
+      this.showSettings(card, now),
+    );
     add("compare", say("Compare"), say("See in which settings two runs differ: press it on both."), (now) =>
       this.pick(card, now),
     );
@@ -287,6 +304,22 @@ export class RunList {
     }
   }
 
+  /**
+   * @param {HTMLElement} card
+   * @param {Run} run
+   */
+  async showSettings(card, run) {
+    const more = this.unfold(card);
+    try {
+      const { settings } = await this.actions.about(run);
+      if (!settings.length) this.say(say("The settings of this run can't be read: its job.json is damaged."));
+      else tabled(more, [[say("Setting"), say("Value")], ...settings]);
+      button(more, say("Close"), "", () => this.fold(card)).focus();
+    } catch (error) {
+      this.say(error instanceof Error ? error.message : String(error));
+    }
+  }
+
   /** @param {HTMLInputElement} field */
   async copy(field) {
     try {
@@ -354,21 +387,29 @@ export class RunList {
     if (!found.length) {
       block("", more).textContent = say("{run} and this run have the same settings and data.", { run: one.run });
     } else {
-      const table = document.createElement("table");
-      const lines = [
+      tabled(more, [
         [say("Setting"), one.run, other.run],
         ...found.map((line) => [line.name, words(line.one), words(line.other)]),
-      ];
-      for (const [index, texts] of lines.entries()) {
-        const row = table.insertRow();
-        for (const text of texts) {
-          const cell = document.createElement(index ? "td" : "th");
-          cell.textContent = text;
-          row.append(cell);
-        }
-      }
-      more.append(table);
+      ]);
     }
     button(more, say("Close"), "", () => this.fold(/** @type {HTMLElement} */ (more.closest("li"))));
   }
+}
+
+/**
+ * A table; its first line is the head.
+ * @param {HTMLElement} parent
+ * @param {string[][]} lines
+ */
+function tabled(parent, lines) {
+  const table = document.createElement("table");
+  for (const [index, texts] of lines.entries()) {
+    const row = table.insertRow();
+    for (const text of texts) {
+      const cell = document.createElement(index ? "td" : "th");
+      cell.textContent = text;
+      row.append(cell);
+    }
+  }
+  parent.append(table);
 }

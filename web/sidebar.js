@@ -45,6 +45,7 @@ export function addSidebar() {
     type: "custom",
     render: (element) => {
       list ??= new RunList({
+        watch: api.apiURL("/wan_train/watch"),
         pictureOf,
         open: async (run) => (await openWorkflow(run)).told,
         resume: (run) => queue(run, null),

@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { checkWorkflow } from "./check.js";
+import { checkSettings, checkWorkflow, takeInputs, watchInputs } from "./check.js";
 import { addFolding, fitHeight } from "./folding.js";
 import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
@@ -63,6 +63,7 @@ function listen() {
     const node = nodeByExecutionId(node_id);
     if (node && node.comfyClass === node_type && showsText(node)) showFailure(node, exception_message);
   });
+  events.addEventListener("graphChanged", watchInputs);
   for (const kind of ["reconnected", "execution_success", "execution_interrupted"]) {
     events.addEventListener(kind, recallRuns);
     events.addEventListener(kind, refresh);
@@ -84,7 +85,7 @@ const extension = {
     },
   ],
 
-  settings,
+  settings: [...settings, ...checkSettings],
 
   menuCommands: [{ path: ["File", "WanTrain"], commands: ["WanTrain.Import"] }],
 
@@ -126,6 +127,7 @@ const extension = {
       recallText(node);
       recallRun(node);
     }
+    takeInputs();
   },
 
   onNodeOutputsUpdated(/** @type {Record<string, Comfy.Output> | null} */ outputs) {

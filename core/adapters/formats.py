@@ -21,6 +21,7 @@ from .keys import (
     component,
     diffusers_key,
     kohya_key,
+    names_a_module,
     official_key,
     parse_key,
     sort_key,
@@ -124,10 +125,12 @@ def parse_modules(
     for key, tensor in tensors.items():
         parsed = parse_key(key)
         if parsed is None:
-            raise ModelFileError(
-                f"{where} has the key '{shown(key)}', which belongs to no module of a Wan transformer: "
-                "it was made for another model."
+            why = (
+                "whose first part no trainer known here writes: export it with other names."
+                if names_a_module(key)
+                else "which belongs to no module of a Wan transformer: it was made for another model."
             )
+            raise ModelFileError(f"{where} has the key '{shown(key)}', {why}")
         module = parts.setdefault(parsed.path, {})
         if parsed.part in module:
             raise ModelFileError(f"{where} holds {parsed.path} twice, as a file with two LoRAs does: split it first.")

@@ -56,11 +56,14 @@ _TOP_LOOKUP = _lookup(_TOP_LEVEL)
 
 _BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>[0-9]{1,6})(?P=sep)(?P<leaf>.+)")
 _FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_|lycoris_)")
-_PEFT_PREFIX = "base_model.model."
-_WRAPPER = re.compile(r"(?<![a-z_])_orig_mod\.|^module\.|(?<=^base_model\.model\.)module\.")  # of torch.compile, of DDP
+_COMPILED = re.compile(r"(?<![a-z_])_orig_mod\.")  # of torch.compile, which wraps blocks, too
 _FLAT_WRAPPER = re.compile(r"_*orig_mod_|^module_")
-_COMPONENT = re.compile(r"(?:base_model\.model\.)?(transformer(?:_2)?|unet|text_encoder(?:_2)?)\.")
-_DOTTED_PREFIX = re.compile(r"(?:model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet)\.")
+# What stands before a module's name, in any order: peft's, torch's for several GPUs, and what a trainer calls its model.
+_AROUND = re.compile(
+    r"(?:(?P<peft>base_model\.model)|(?P<parallel>module)"
+    r"|(?P<model>model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet|model))\."
+)
+_COMPONENTS = ("transformer", "transformer_2", "unet")
 
 _SUFFIXES: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"\.lora_A(?:\.weight|\.(?P<name>[^.]+)\.weight)?$"), "down"),
@@ -107,23 +110,20 @@ def official_path(name: str) -> tuple[str, Style] | None:
     if flat:
         found = _find(_FLAT_WRAPPER.sub("_", name[flat.end() :]).lstrip("_"))
         return (found[0], "kohya") if found else None
-    name = _WRAPPER.sub("", name)
-    bare = name.removeprefix(_PEFT_PREFIX)
-    style: Style = "peft" if bare != name else "bare"
-    prefix = _DOTTED_PREFIX.match(bare)
-    if prefix:
-        bare = bare[prefix.end() :]
-        style = style if style == "peft" else "official"
+    around, bare = _split_around(name)
     found = _find(bare)
     if found is None:
         return None
-    return found[0], "diffusers" if found[1] else style
+    if found[1]:
+        return found[0], "diffusers"
+    kinds = {one.lastgroup for one in around}
+    return found[0], "peft" if "peft" in kinds else "official" if "model" in kinds else "bare"
 
 
 def component(key: str) -> str:
-    """The part of a diffusers pipeline that a key names first: "transformer", "transformer_2", ...; "" for none."""
-    found = _COMPONENT.match(key)
-    return found[1] if found else ""
+    """The part of a diffusers pipeline that a key names first: "transformer", "transformer_2" or "unet"; "" for none."""
+    named = (one["model"] for one in _split_around(key)[0])
+    return next((name for name in named if name in _COMPONENTS), "")
 
 
 def is_known_to_host(name: str) -> bool:
@@ -142,6 +142,23 @@ def is_read_by_host(key: str) -> bool:
     """The same for the full key of a plain LoRA's tensor."""
     split = split_part(key)
     return split is not None and is_known_to_host(split[0])
+
+
+def names_a_module(key: str) -> bool:
+    """Whether a layer of one of Wan's blocks stands in the key behind names that are not known here."""
+    split = split_part(key)
+    pieces = split[0].split(".") if split else []
+    tails = (".".join(pieces[-number:]) for number in range(3, 7) if number < len(pieces))
+    return any(_BLOCK.fullmatch(tail) and _find(tail) for tail in tails)
+
+
+def _split_around(name: str) -> tuple[list[re.Match[str]], str]:
+    """What stands before a module's name, and the name."""
+    bare, around, at = _COMPILED.sub("", name), list[re.Match[str]](), 0
+    while (found := _AROUND.match(bare, at)) is not None:
+        around.append(found)
+        at = found.end()
+    return around, bare[at:]
 
 
 def parse_key(key: str) -> LoraKey | None:

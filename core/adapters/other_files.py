@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ModelFileError, RunError
+from ..errors import HostOnlyError, ModelFileError, RunError
 from ..safetensors_file import content_hashes, write_safetensors
 from ..wan.header import HeaderError, read_header, read_in_order
 from ..wan.limits import shown
@@ -133,9 +133,9 @@ class OtherModule:
                 " trained: train it again without rescale."
             )
         if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or len(self.parts) > 2 or alpha.numel() != 1:
-            raise ModelFileError(
+            raise HostOnlyError(
                 f"{where} has blocks of BOFT, or of another kind of OFT than LyCORIS's diag-oft, which alone is read here: load"
-                " it with the host's own LoRA loader instead."
+                " it with the host's own LoRA loader instead.",
             )
 
     def check(self, where: str) -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from ..errors import ModelFileError
+from ..errors import HostOnlyError, ModelFileError
 from ..wan.limits import shown
 from .keys import FOREIGN_METHODS, split_part
 
@@ -22,9 +22,9 @@ def refuse_other_files(keys: list[str], where: str) -> None:
     for pattern, method in FOREIGN_METHODS:
         key = next((key for key in keys if pattern.search(key)), None)
         if key is not None:
-            raise ModelFileError(
+            raise HostOnlyError(
                 f"{where} is a {method} file (key '{shown(key)}'), and only plain LoRA can be read here: "
-                "load it with the host's own LoRA loader instead."
+                "load it with the host's own LoRA loader instead.",
             )
     if any(split is not None and split[1] != "alpha" for split in map(split_part, keys)):
         return

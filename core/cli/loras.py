@@ -6,17 +6,24 @@ from pathlib import Path
 from ..adapters.afterwards import FileOptions
 from ..adapters.drafts import KEY_STYLES, PRECISIONS
 from ..errors import ConfigError
+from ..train.checkpoints import ADAPTER, AVERAGE
+
+
+def lora_path(text: str) -> Path:
+    """A LoRA's file; for the folder of a checkpoint the LoRA inside, the average where the run averages its weights."""
+    path = Path(text)
+    return next((path / name for name in (AVERAGE, ADAPTER) if (path / name).is_file()), path)
 
 
 def weighted(text: str) -> tuple[Path, float]:
     """ "FILE=0.8" or "FILE", whose strength is 1. A file whose name holds "=" itself stays whole."""
     name, _, number = text.rpartition("=")
-    if not name or Path(text).is_file():
-        return Path(text), 1.0
+    if not name or Path(text).exists():
+        return lora_path(text), 1.0
     try:
-        return Path(name), float(number)
+        return lora_path(name), float(number)
     except ValueError:
-        if Path(name).is_file():
+        if Path(name).exists():
             said = f"the strength of {name} is '{number}': write a number, as in {name}=0.8"
             raise argparse.ArgumentTypeError(said) from None
         return Path(text), 1.0

@@ -1,4 +1,4 @@
-"""The prompts of previews, as a person writes them: lines, or a JSON library."""
+"""The prompts of previews, as a person writes them: lines, a JSON library, or a JSON list."""
 
 import json
 import re
@@ -19,6 +19,7 @@ FLAGS = {
     "w": "width", "h": "height", "f": "frames", "d": "seed", "s": "steps", "l": "cfg", "fs": "shift", "n": "negative",
 }  # fmt: skip
 _FLAG = re.compile(r"(?:^|\s)--([a-z]+)(?=\s|$)")
+_LIST = re.compile(r"\[\s*[\"{]")  # and not [trigger]
 _WHOLE = ("width", "height", "frames", "seed", "steps")
 
 
@@ -34,7 +35,7 @@ def read_prompts(options: SamplePromptOptions, trigger_word: str = "") -> tuple[
                 "sample_negative is for sample_prompts, which are empty: write a prompt, or leave it empty."
             )
         return ()
-    found = list(_library(text)) if text.startswith("{") else list(_lines(text))
+    found = list(_library(text) if text.startswith("{") else _list(text) if _LIST.match(text) else _lines(text))
     if len(found) > MOST_PROMPTS:
         raise ConfigError(
             f"sample_prompts has {len(found)} prompts, more than {MOST_PROMPTS}: previews would never end."
@@ -79,9 +80,8 @@ def line_of(text: str, where: str) -> dict[str, Any]:
 
 
 def _is_plain(text: str) -> bool:
-    return (
-        bool(text.strip()) and "\n" not in text and not text.lstrip().startswith(("{", "#")) and not _FLAG.search(text)
-    )
+    begins_otherwise = text.lstrip().startswith(("{", "#")) or _LIST.match(text.lstrip())
+    return bool(text.strip()) and "\n" not in text and not begins_otherwise and not _FLAG.search(text)
 
 
 def _lines(text: str) -> Iterator[SamplePrompt]:
@@ -95,20 +95,32 @@ def _lines(text: str) -> Iterator[SamplePrompt]:
 
 
 def _library(text: str) -> Iterator[SamplePrompt]:
+    data = _json(text)
+    if not isinstance(data, dict) or not data:
+        raise ConfigError('sample_prompts must be a table {"nickname": "prompt", ...}, or lines.')
+    for name, entry in cast(dict[str, Any], data).items():
+        yield _entry(name, entry, f"sample_prompts.{shown(name)}")
+
+
+def _list(text: str) -> Iterator[SamplePrompt]:
+    for number, entry in enumerate(cast(list[Any], _json(text)), start=1):
+        yield _entry(str(number), entry, f"prompt {number} of sample_prompts")
+
+
+def _entry(name: str, entry: Any, where: str) -> SamplePrompt:
+    table = {"prompt": entry} if isinstance(entry, str) else entry
+    if not isinstance(table, dict):
+        raise ConfigError(f'{where} must be a prompt, or a table such as {{"prompt": "...", "seed": 7}}.')
+    return from_dict(SamplePrompt, {"name": name, **cast(dict[str, Any], table)}, where)
+
+
+def _json(text: str) -> Any:
     try:
-        data: Any = parse_json(text.encode("utf-8", "surrogatepass"), unique=True)
+        return parse_json(text.encode("utf-8", "surrogatepass"), unique=True)
     except ValueError as error:
         raise ConfigError(
             f"sample_prompts begins like JSON, but is not valid JSON ({error}): correct it, or write a prompt on each line."
         ) from error
-    if not isinstance(data, dict) or not data:
-        raise ConfigError('sample_prompts must be a table {"nickname": "prompt", ...}, or lines.')
-    for name, entry in cast(dict[str, Any], data).items():
-        where = f"sample_prompts.{shown(name)}"
-        table = {"prompt": entry} if isinstance(entry, str) else entry
-        if not isinstance(table, dict):
-            raise ConfigError(f'{where} must be a prompt, or a table such as {{"prompt": "...", "seed": 7}}.')
-        yield from_dict(SamplePrompt, {"name": name, **cast(dict[str, Any], table)}, where)
 
 
 def _number(name: str, text: str, where: str) -> int | float:

@@ -22,6 +22,11 @@ from .sampling import Selection, mean_fps, select_frames
 from .types import Dataset, MediaFile, Note, Sample, Treatment
 from .watch import Interrupt
 
+
+class NotOpenedError(DatasetError):
+    """Files of a folder would have to be opened to answer."""
+
+
 Progress = Callable[[int, int], None]  # files done, files in all
 
 
@@ -33,6 +38,7 @@ def scan_folder(
     progress: Progress | None = None,
     within: Sequence[Path] | None = None,
     check: Callable[[], object] | None = None,
+    known_only: bool = False,
 ) -> Dataset:
     """Find every image and clip under `folder` and turn it into samples; nothing is left out without a note.
 
@@ -40,7 +46,8 @@ def scan_folder(
     and probes are remembered there, and unchanged files are not opened again. `progress` is called after each file and
     may raise to abort: what was probed so far is remembered. `check` may do so too, and is called several times a second
     on the caller's thread, also while a file is read. `within`: the only places that links in the folder may lead to,
-    besides the folder itself; None: anywhere. Raises DatasetError for a folder that gives no samples, a file that the
+    besides the folder itself; None: anywhere. `known_only`: open no file, and raise NotOpenedError where one is new or has
+    changed. Raises DatasetError for a folder that gives no samples, a file that the
     options refuse, or too many held-out samples.
     """
     folder = Path(folder).absolute()
@@ -65,6 +72,8 @@ def scan_folder(
     except DatasetError as error:  # names are relative to the folder, and a run may have several
         raise DatasetError(f"{folder}: {error}") from error
     media = {name: path for name, path in found.media.items() if name in captions}
+    if known_only:
+        _check_known(folder, [*media.values(), *given.paths.values(), *masks.values()], index_path)
     probes = _probe_all(folder, media, index_path, progress, Interrupt(check))
     given_probes = _probe_all(folder, given.paths, index_path, None, Interrupt(check)) if given.paths else {}
     mask_probes = _probe_all(folder, masks, index_path, None, Interrupt(check)) if masks else {}
@@ -92,6 +101,14 @@ def scan_folder(
     order = {name: i for i, name in enumerate(found.media)}
     notes.sort(key=lambda note: order.get(note.name, len(order)))
     return Dataset(folder=str(folder), options=options, samples=tuple(flat), notes=tuple(notes))
+
+
+def _check_known(folder: Path, paths: Sequence[Path], index_path: Path | None) -> None:
+    """NotOpenedError if one of the files is not remembered as it is now."""
+    index = ProbeIndex(index_path)
+    unknown = sum(index.get(path) is None for path in paths)
+    if unknown:
+        raise NotOpenedError(f"{unknown} of {len(paths)} files in {folder} have not been opened yet.")
 
 
 def _probe_all(

@@ -21,7 +21,7 @@ from ..wan.config import MASK_CHANNELS, WanConfig
 from ..wan.loading import load_transformer
 from ..wan.stored import StoredWeights
 from .file import Adapter, Layer, change_norm
-from .findings import Finding, Weight, is_distilled, on_distilled
+from .findings import EMPTY, Finding, Weight, is_distilled, on_distilled
 
 SIGMAS = tuple(step / 10 for step in range(1, 10))
 _FRAMES, _SIDE, _TOKENS = 3, 16, 64
@@ -167,7 +167,7 @@ def _judge_blocks(by_block: dict[str, float]) -> list[Finding]:
     shares = list(by_block.values())
     if shares and max(shares) < _TINY_CHANGE:
         sentence = f"The LoRA changes no block by more than {100 * max(shares):.2g} % of its weights."
-        return [Finding(Weight.NO_EFFECT, sentence, "Train longer, or with a higher learning rate or alpha.")]
+        return [Finding(Weight.NO_EFFECT, sentence, "Train longer, or with a higher learning rate or alpha.", EMPTY)]
     huge = [block for block, share in by_block.items() if share > _HUGE_CHANGE]
     if huge:
         sentence = f"The change is larger than the weights themselves in {len(huge)} blocks, the first is {huge[0]}."
@@ -183,7 +183,7 @@ def _judge_effect(effect: list[float]) -> list[Finding]:
         return [Finding(Weight.WRONG, "With the LoRA the model gives no numbers (NaN).", "Take an earlier checkpoint.")]
     if most < _NOTHING:
         sentence = f"On fixed noise the LoRA moves the model's output by {100 * most:.2g} % at most, which nobody sees."
-        return [Finding(Weight.NO_EFFECT, sentence, "Train longer, or with a higher learning rate or alpha.")]
+        return [Finding(Weight.NO_EFFECT, sentence, "Train longer, or with a higher learning rate or alpha.", EMPTY)]
     if most < _LITTLE:
         sentence = f"On fixed noise the LoRA moves the model's output by {100 * most:.2g} % at most, which is little."
         return [Finding(Weight.HINT, sentence, "Try a strength of 2, then train longer.")]

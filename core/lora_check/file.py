@@ -11,7 +11,7 @@ from ..adapters.formats import LoraModule
 from ..adapters.named_expert import is_for_both
 from ..adapters.other_files import OtherModule
 from ..adapters.transfer import SIZES, Adapter
-from .findings import Finding, Weight
+from .findings import EMPTY, Finding, Weight
 
 _TINY = 1e-6  # root mean square of a change; that of Wan's weights is 0.01 to 0.05
 _TO_WIDTH = re.compile(r"blocks\.\d+\.(?:(?:self|cross)_attn\.[qo]|ffn\.2)$")  # their output is as wide as the model
@@ -104,12 +104,13 @@ def _zeros(layers: Sequence[Layer]) -> list[Finding]:
         is_alpha = all(layer.scale == 0 for layer in zero)
         if is_alpha:
             remedy = "Write the file again where it was made, with the alpha that it was trained with."
-            return [Finding(Weight.NO_EFFECT, "The LoRA changes nothing: alpha is 0 in every layer.", remedy)]
+            return [Finding(Weight.NO_EFFECT, "The LoRA changes nothing: alpha is 0 in every layer.", remedy, EMPTY)]
         return [
             Finding(
                 Weight.NO_EFFECT,
                 "The LoRA changes nothing: a matrix of every layer is zero.",
                 "It was saved before the first step, or its average is too young: take a later checkpoint.",
+                EMPTY,
             )
         ]
     tiny = [layer for layer in known if layer.rms is not None and layer.rms < _TINY]
@@ -120,6 +121,7 @@ def _zeros(layers: Sequence[Layer]) -> list[Finding]:
                 Weight.NO_EFFECT,
                 f"The changes of all layers are tiny (at most {most:.1e}; the weights are about 0.03).",
                 "Train longer, or with a higher learning rate or alpha.",
+                EMPTY,
             )
         ]
     if zero:

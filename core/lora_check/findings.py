@@ -1,6 +1,7 @@
 """What a check says: a sentence, what to do about it, and how bad it is."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,6 +18,9 @@ class Weight(IntEnum):
     HINT = 2  # worth knowing
 
 
+EMPTY = "empty"  # there is nothing, or next to nothing, in the file
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is not as it should be."""
@@ -24,9 +28,21 @@ class Finding:
     weight: Weight
     sentence: str  # what is wrong, whole
     remedy: str  # what to do, whole
+    about: str = ""  # of several findings about the same, the first alone is told
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.remedy}".strip()
+
+
+def once(findings: Iterable[Finding]) -> list[Finding]:
+    """Without those that say again what one before them has said."""
+    told: set[str] = set()
+    kept: list[Finding] = []
+    for finding in findings:
+        if finding.about not in told:
+            kept.append(finding)
+        told |= {finding.about} - {""}
+    return kept
 
 
 def is_distilled(name: str) -> bool:

@@ -139,7 +139,10 @@ class _Levels:
                 inner |= {(str(item["id"]), slot): key for slot, key in outputs.items()}
         for item in nodes:
             named = {s.get("name", ""): source(s.get("link")) for s in item.get("inputs", [])}
-            self.graph[f"{prefix}{item['id']}"].sources = {name: found for name, found in named.items() if found}
+            node = self.graph[f"{prefix}{item['id']}"]
+            node.sources = {name: found for name, found in named.items() if found}
+            for name in node.sources:  # a widget whose value comes over a wire keeps an old one
+                node.values.pop(name, None)
         ends = [link for link in links.values() if link["target_id"] == _OUTPUTS]
         return {link["target_slot"]: found for link in ends if (found := source(link["id"]))}
 

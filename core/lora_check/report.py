@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ..adapters.other_files import read_adapter
-from ..errors import ModelFileError
+from ..errors import HostOnlyError, ModelFileError
 from ..wan.checkpoint import CheckpointInfo
 from .base import OnBase, check_base
 from .file import Adapter, Layer, base_of, check_file, layers_of
-from .findings import Finding, Weight
+from .findings import Finding, Weight, once
 from .graph import Graph
 from .workflow import check_workflow, uses_of
 
@@ -32,7 +32,7 @@ class Check:
     @property
     def verdict(self) -> str:
         """One sentence, and the remedy."""
-        if self.findings and self.findings[0].weight != Weight.HINT:
+        if self.findings and (self.file is None or self.findings[0].weight != Weight.HINT):
             return str(self.findings[0])
         if self.on_base is None:
             sound = f"{self.name} is sound: {len(self.layers)} layers, none of them empty."
@@ -57,7 +57,7 @@ class Check:
             lines += ["", "Effect on fixed noise, as a share of the model's output", *_effect_lines(self.on_base)]
         if self.uses:
             lines += ["", "In the workflow", *(f"  {use}" for use in self.uses)]
-        others = self.findings if self.is_well else self.findings[1:]
+        others = self.findings if self.is_well and self.file is not None else self.findings[1:]
         if others:
             lines += ["", "Also", *(f"  - {finding}" for finding in others)]
         return lines
@@ -75,7 +75,8 @@ def check_lora(
     try:
         file = read_adapter(path)
     except ModelFileError as error:
-        return Check(path.name, None, (), None, [Finding(Weight.NO_EFFECT, str(error), "")])
+        weight = Weight.HINT if isinstance(error, HostOnlyError) else Weight.NO_EFFECT
+        return Check(path.name, None, (), None, [Finding(weight, str(error), "")])
     layers = layers_of(file)
     found = check_file(file, layers)
     on_base = None
@@ -86,7 +87,7 @@ def check_lora(
     if workflow is not None:
         found += check_workflow(workflow, file)
         uses = [str(use) for use in uses_of(workflow, path.name)]
-    return Check(path.name, file, layers, on_base, sorted(found, key=lambda finding: finding.weight), uses)
+    return Check(path.name, file, layers, on_base, sorted(once(found), key=lambda finding: finding.weight), uses)
 
 
 def _file_lines(file: Adapter, layers: Sequence[Layer]) -> list[str]:

@@ -13,6 +13,7 @@ from .graph import BYPASSED, Graph, Node, downstream, upstream
 
 _MODEL_FILE = re.compile(r"\.(safetensors|gguf|sft|pt|pth|ckpt|bin)$", re.IGNORECASE)
 _MUCH = 3.0
+_DEEPEST = 3  # of lists in lists
 _MODEL_NAMES = ("unet_name", "model_name", "ckpt_name", "model")
 _SIZE = re.compile(r"(?<![\d.])(1[._]3|14|5)b(?![a-z])", re.IGNORECASE)
 _KIND = re.compile(r"(?<![a-z])(t2v|i2v|flf2v)(?![a-z])", re.IGNORECASE)
@@ -156,15 +157,27 @@ def _loras(node: Node) -> Iterator[tuple[str, float | None, bool]]:
     """(file, strength, whether it is on) of each LoRA that a node loads."""
     if "lora" not in node.kind.lower() or node.kind in _MAKERS:
         return
-    for value in node.loose:  # rgthree's loader has a table for each
-        if isinstance(value, dict) and isinstance(value.get("lora"), str):
-            yield value["lora"], _number(value.get("strength")), bool(value.get("on", True))
+    for table in _tables(node.loose):  # of rgthree's loader, and of LoRA Manager's
+        name = table.get("lora", table.get("name") if "strength" in table else None)
+        if isinstance(name, str):
+            yield name, _number(table.get("strength")), bool(table.get("on", table.get("active", True)))
     for name, value in node.values.items():
         if isinstance(value, str) and _MODEL_FILE.search(value):
             number = re.search(r"\d+$", name)
-            strengths = (f"strength_{number[0]}",) if number else ("strength_model", "strength")
+            end = f"_{number[0]}" if number else ""
+            strengths = [f"{start}{end}" for start in ("strength_model", "strength", "model_weight")]
             found = next((_number(node.values[key]) for key in strengths if key in node.values), None)
-            yield value, found, True
+            yield value, found, node.values.get(f"switch{end}") not in ("Off", False)
+
+
+def _tables(values: Any, deep: int = 0) -> Iterator[dict[str, Any]]:
+    """The tables among values, also in lists, as LoRA Manager has them: {"__value__": [...]} for the API."""
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, dict):
+            yield value
+        inner = value.get("__value__") if isinstance(value, dict) else value
+        if deep < _DEEPEST:
+            yield from _tables(inner, deep + 1)
 
 
 def _model_of(graph: Graph, node: Node) -> str:

@@ -23,7 +23,8 @@ class SamplePromptOptions(Options, group="samples"):
         more='Or a JSON library: {"nickname": "prompt", ...}, where an entry may also be {"prompt": ..., "negative": ...,'
         ' "width": ..., "height": ..., "frames": ..., "seed": ..., "steps": ..., "cfg": ...}. A line may end with'
         " musubi-tuner's --w --h --f --d --s --l --n for the same. [trigger] becomes the trigger word.",
-        page="Without a value of its own a prompt has those of the training node (preview_width and so on). An image-to-video"
+        page='A JSON list is read, too: ["prompt", {"prompt": ..., "seed": 7}].'
+        " Without a value of its own a prompt has those of the training node (preview_width and so on). An image-to-video"
         " model is given the frame of the first held-out sample, so its previews have that sample's size; so have those of the"
         " low noise stage where the other expert is not known.",
         in_key=False,

@@ -11,7 +11,7 @@ from ..settings.job import Stage
 from .copies import find_copies
 from .partway import checkpoint_lora
 from .run_folder import RunFolder
-from .scores import best_checkpoint
+from .scores import NOT_MEASURED, best_checkpoint, best_in_words, score_run
 from .sound import damaged_lora, refuse_damaged, sound_steps
 
 MAX_STRENGTHS, MAX_STRENGTH = 32, 10.0
@@ -101,6 +101,22 @@ def left_out(runs: Iterable[RunFolder | None]) -> list[str]:
         for step, _ in run.checkpoints()
         if (why := damaged_lora(run, step))
     ]
+
+
+def proposals(runs: Iterable[RunFolder | None]) -> list[str]:
+    """A sentence for each run with several checkpoints: which is best by its numbers, or why these do not tell."""
+    found: list[str] = []
+    for run in filter(None, runs):
+        scores = score_run(run, run.read_job(), read=False)
+        if len(scores.checkpoints) < 2:
+            continue
+        if scores.best is None:
+            found.append(f"which checkpoint of {run.path.name} is best is not told by numbers: {NOT_MEASURED}")
+            continue
+        is_last = scores.best.step == scores.checkpoints[-1].step
+        said = f"best checkpoint of {run.path.name} by its numbers: {best_in_words(scores)}"
+        found.append(said if is_last else f"{said}; compare it with the last one")
+    return found
 
 
 def choose_steps(wanted: str, run: RunFolder, there: Sequence[int]) -> list[int]:

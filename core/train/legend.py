@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..data.counting import counted
@@ -30,16 +31,31 @@ def settings_that_differ(jobs: Sequence[Job]) -> list[Setting]:
     ]
 
 
+def settings_of(job: Job) -> list[tuple[str, str]]:
+    """What a run is trained with, by the names of widgets: model and data, and the options that are not at their defaults."""
+    found = [(name, _shown(value)) for name, value in _about(job)]
+    for _, group in job.groups():
+        for item in options_of(type(group)):
+            value = getattr(group, item.name)
+            if value != item.default:
+                found.append((item.label, _shown(_of_widget(item, value))))
+    return found
+
+
 def _settings(job: Job) -> Iterator[tuple[str, Any]]:
+    yield from _about(job)
+    for _, group in job.groups():
+        for item in options_of(type(group)):
+            yield item.label, _of_widget(item, getattr(group, item.name))
+
+
+def _about(job: Job) -> Iterator[tuple[str, Any]]:
     yield "stage", job.stage
     yield "model", _Content(job.model.label, job.model.identity)
     yield "precision", job.model.precision
     samples = [[sample.latents_key, sample.text_key, sample.repeats] for sample in job.training_samples]
     yield "data", _Content(counted(len(samples), "sample"), digest(samples))
     yield "held out", counted(len(job.held_out_samples), "sample")
-    for _, group in job.groups():
-        for item in options_of(type(group)):
-            yield item.label, _of_widget(item, getattr(group, item.name))
 
 
 @dataclass(frozen=True)
@@ -65,4 +81,6 @@ def _shown(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, str) and any(kind(value).is_absolute() for kind in (PurePosixPath, PureWindowsPath)):
+        return PureWindowsPath(value).name  # both kinds of slashes; where files lie is nobody's business
     return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -56,6 +56,15 @@ class Scores:
         return max(scored, key=lambda one: (one.score or 0.0, -one.step), default=None)
 
 
+def best_in_words(scores: Scores) -> str:
+    """ "step 200 (scores of 100: step 100: 41, step 200: 100)"; "" where nothing tells, or there is one checkpoint alone."""
+    best = scores.best
+    if best is None or len(scores.checkpoints) < 2:
+        return ""
+    others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
+    return f"step {best.step} (scores of 100: {others})"
+
+
 def score_run(folder: RunFolder, job: Job, *, read: bool = True) -> Scores:
     """Score the checkpoints that a run has kept, but for those whose LoRA is damaged. `read`: see `damage`."""
     found = {step: (path, lora) for step, path in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}

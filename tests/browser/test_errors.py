@@ -58,3 +58,18 @@ def test_check_says_what_a_training_will_take_and_where_it_fails(desk: Desk):
     desk.evaluate("(id) => nodeOf(id).disconnectInput(nodeOf(id).findInputSlot('vae'))", train)
     desk.press(train, "check")
     desk.until(train, "previews need a VAE")
+
+
+@pytest.mark.renderer("vue")
+def test_what_is_wrong_is_said_as_soon_as_an_input_changes(desk: Desk):
+    ids = desk.load_prompt(training("glanced", steps=30))
+    train, data = ids["high_train"], ids["data"]
+    desk.look_at(train)
+    desk.press(train, "check")  # after which the files are known
+    desk.until(train, "Nothing is in the way.", ANSWER)
+    desk.set_widget(train, "steps", 60)
+    assert "memory and time: press Check" in desk.until(train, "60 steps are 20 epochs", NOTES)
+    desk.set_widget(data, "folder", "input/gone")
+    desk.until(data, "gone", ".wan-train-failed")
+    desk.set_widget(data, "folder", "input/shapes")
+    desk.until(data, "buckets: 64x64x1 (1), 64x64x9 (2)", REPORT)

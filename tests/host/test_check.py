@@ -1,6 +1,7 @@
 """Check: what the trainings of a workflow will take, and what is wrong with them, on the nodes that mend it."""
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 
@@ -20,8 +21,8 @@ def post(host, body, kind="application/json"):
         return error.code, json.loads(error.read())
 
 
-def check(host, prompt):
-    status, body = post(host, {"prompt": prompt})
+def check(host, prompt, **how):
+    status, body = post(host, {"prompt": prompt, **how})
     assert status == 200, body
     return body["nodes"]
 
@@ -101,3 +102,31 @@ def test_circles_and_other_nonsense_end_in_a_sentence(host):
         prompt = changed(prompt, cache, dataset=["joined", 0])
     assert "circle" in failures(check(host, prompt))["joined"]
     assert failures(check(host, changed(one_stage(), "high_train", stage="both")))["high_train"]
+
+
+def test_what_is_told_without_being_asked_opens_and_measures_nothing(host):
+    prompt = one_stage(lora_name="glanced", steps=6)
+    check(host, prompt)  # its files are known from now on
+    found = check(host, changed(prompt, "high_train", steps=9), light=True)
+    assert failures(found) == {}
+    said = found["high_train"]["text"]
+    assert "9 steps are 3 epochs" in said
+    assert "memory and time: press Check" in said
+    assert "on the CPU: " not in said
+    assert "buckets: 64x64x1 (1), 64x64x9 (2)" in found["data"]["text"]
+    assert "width is 8" in failures(check(host, changed(prompt, "data", width=8), light=True))["data"]
+    clip = host.base / "input" / "fresh" / "new.png"
+    clip.parent.mkdir()
+    shutil.copy(next((host.base / "input" / "shapes").glob("*.png")), clip)
+    fresh = changed(prompt, "data", folder="input/fresh", default_caption="x")
+    assert set(check(host, fresh, light=True)) == {"high_dit"}  # of files that nobody has opened nothing is said
+    assert "buckets: 64x64x1 (1)" in check(host, fresh)["data"]["text"]
+    assert "buckets: 64x64x1 (1)" in check(host, fresh, light=True)["data"]["text"]
+
+
+def test_what_is_yet_to_be_connected_is_no_failure_that_nobody_asked_for(host):
+    prompt = one_stage(lora_name="half")
+    del prompt["high_train"]["inputs"]["text"]
+    assert "text has no wire" in failures(check(host, prompt))["high_train"]
+    assert failures(check(host, prompt, light=True)) == {}
+    assert check(host, {"vae": prompt["vae"]}, light=True) == {}

@@ -94,6 +94,10 @@ def test_cells_are_previews_and_are_kept(host, trained):
     assert np.array_equal(cells[0], frames(host, theirs, "off"))
     assert len({cell.tobytes() for cell in cells}) == 6
     assert len(kept(host)) == 6
+    text = entry["outputs"]["compare"]["text"][0].splitlines()
+    assert text[0] == "2 x 3 videos, 6 new"
+    assert text[1].startswith(f"best checkpoint of {high} by its numbers: step ")
+    assert "scores of 100: step 2: " in text[1]
     before = kept(host)
     more = changed(grid, "compare", checkpoints="4", strengths="1, 0.5", with_base=False)
     assert succeeded(host.run(more, timeout=100))

@@ -56,6 +56,10 @@ def test_its_workflow_its_place_and_its_picture_are_given(host, folder):
     assert about["path"] == str(folder)  # to this machine alone: the host listens to no other
     assert re.match(r"1 checkpoint, the LoRA listed_high.*\.safetensors, its settings", about["holds"]), about
     assert not about["in_use"]
+    settings = dict(about["settings"])
+    assert (settings["stage"], settings["steps"], settings["validate_every"]) == ("high", "3", "2")
+    assert settings["held out"] == "1 sample"
+    assert str(host.base) not in json.dumps(about["settings"])
     status, picture = get(host, f"/wan_train/runs/{folder.name}/picture")
     assert status == 200
     assert Image.open(io.BytesIO(picture)).size == (8, 8)  # a pixel for each place of the latents

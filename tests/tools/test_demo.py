@@ -1,6 +1,7 @@
 """The parts of `run.py` that need no server."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -91,6 +92,10 @@ def test_newest_lora_of_each_expert_is_found(tmp_path):
     (loras / "a_high_noise.safetensors").touch()
     (loras / "b_low_noise.safetensors").touch()
     assert lora_files(tmp_path, "a") == [loras / "a_high_noise.safetensors"]
+    for name, time in (("a_v2_high_noise", 2e9), ("a_v2_low_noise", 2e9), ("a_vase_high_noise", 3e9)):
+        (loras / f"{name}.safetensors").touch()
+        os.utime(loras / f"{name}.safetensors", (time, time))
+    assert lora_files(tmp_path, "a") == [loras / "a_v2_high_noise.safetensors", loras / "a_v2_low_noise.safetensors"]
 
 
 def test_failures_name_the_node():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -102,3 +103,11 @@ def test_where_no_comfyui_can_be_had_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "fetch_host", unreachable)
     assert demo.find_or_fetch(tmp_path) is None
     assert capsys.readouterr().out.startswith("No ComfyUI was found. Until then the same job runs without ComfyUI")
+
+
+def test_the_lora_that_was_written_last_is_shown(tmp_path):
+    for time, name in enumerate(("demo_dive_high_noise", "demo_dive_low_noise", "demo_dive_v2_high_noise"), 10):
+        (tmp_path / f"{name}.safetensors").touch()
+        os.utime(tmp_path / f"{name}.safetensors", (time, time))
+    assert headless_demo.newest_lora(tmp_path, "high").stem == "demo_dive_v2_high_noise"
+    assert headless_demo.newest_lora(tmp_path, "low").stem == "demo_dive_low_noise"

@@ -103,7 +103,8 @@ const settings = [{
     id: /** @type {any} */ (NOTIFY),
     category: ["WanTrain"],
     name: "Tell me",
-    tooltip: "When it \\"ends\\".",
+    tooltip:
+      "When it \\"ends\\".",
   }];
 const commands = [{ id: "WanTrain.Import", label: "Open a setup", icon: "pi" }];
 say(

@@ -212,6 +212,24 @@ def test_a_workflow_file_is_its_sketch(name, make):
         assert all(value in nodes[key]["widgets_values"] for value in values)
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_template_holds_a_sample_out_and_shows_previews(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (dataset,) = (node for node in nodes if node["type"] == "DatasetFromFolder")
+    assert values_of(dataset)["held_out"] >= 1
+    trainings = [node for node in nodes if node["type"] == "TrainLoRAStage"]
+    for node in trainings:
+        assert values_of(node)["preview_every"] > 0
+        assert values_of(node)["validate_every"] > 0
+        wired = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
+        assert {"vae", *(["other_dit"] if len(trainings) > 1 else [])} <= wired
+
+
+def values_of(node):
+    names = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
+    return dict(zip(names, node["widgets_values"], strict=False))
+
+
 def test_ti2v_is_sampled_as_it_is_trained():
     """Where the miniature models of the host's tests cannot tell: sides for patches of 32 pixels, and 24 frames/s."""
     prompt = ti2v_5b_sketch().prompt.values()

@@ -1,14 +1,14 @@
 // Check: the answers reach their nodes, and what is said beside the button.
 
 import assert from "node:assert/strict";
-import test, { beforeEach } from "node:test";
+import test, { beforeEach, mock } from "node:test";
 import "./dom.js";
 import "./host/hooks.js";
 
 const { api } = await import("./host/api.js");
 const { app, Graph, Node } = await import("./host/app.js");
 await import("../../web/wan_train.js");
-const { checkWorkflow } = await import("../../web/check.js");
+const { AT_ONCE, PAUSE_MS, checkWorkflow } = await import("../../web/check.js");
 
 beforeEach(() => {
   app.rootGraph = new Graph("root");
@@ -42,4 +42,67 @@ test("the workflow is sent as it would be queued", async () => {
 test("a refusal is said beside the button", async () => {
   api.answers["/wan_train/check"] = { status: 422, body: { error: "the workflow has no training." } };
   assert.equal(await checkWorkflow(), "the workflow has no training.");
+});
+
+/** A workflow with a training and its dataset, opened; `change` sets an input, and the page tells of it. */
+function opened(t) {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  t.after(() => mock.timers.reset());
+  app.extension.setup();
+  app.extensionManager.setting.get = (id) => id === AT_ONCE;
+  const train = app.rootGraph.add(new Node(1, "TrainLoRAStage", { lora_name: "a", stage: "high noise" }));
+  const data = app.rootGraph.add(new Node(2, "DatasetFromFolder"));
+  const output = { 1: { class_type: "TrainLoRAStage", inputs: { steps: 1 } } };
+  app.graphToPrompt = async () => ({ output: structuredClone(output) });
+  const rest = async () => {
+    mock.timers.tick(PAUSE_MS);
+    await new Promise(setImmediate);
+  };
+  const change = (steps) => {
+    output[1].inputs.steps = steps;
+    api.send("graphChanged");
+  };
+  const words = () => train.elements.loss_curve.querySelector(".wan-train-notes").textContent;
+  const beside = () => train.elements.loss_curve.querySelector(".wan-train-answer").textContent;
+  return { train, data, change, rest, words, beside };
+}
+const asked = () => api.sent.map(({ body }) => JSON.parse(body));
+
+test("inputs that change are checked at once, when they rest, and others are not", async (t) => {
+  const { data, change, rest, words } = opened(t);
+  api.sent.length = 0;
+  answer({ 1: { text: "3 epochs", failed: false }, 2: { text: "no such folder", failed: true } });
+  app.extension.afterConfigureGraph();
+  await new Promise(setImmediate);
+  api.send("graphChanged"); // a node was moved
+  await rest();
+  assert.deepEqual(asked(), []);
+  change(2);
+  change(3);
+  await rest();
+  const prompt = { 1: { class_type: "TrainLoRAStage", inputs: { steps: 3 } } };
+  assert.deepEqual(asked(), [{ prompt, light: true }]);
+  assert.equal(words(), "3 epochs");
+  assert.match(data.elements.report.className, /wan-train-failed/);
+  app.extensionManager.setting.get = () => false;
+  change(4);
+  await rest();
+  assert.equal(asked().length, 1, "whoever does not want it has none");
+});
+
+test("the report of a run stays, and what goes on is left alone", async (t) => {
+  const { train, change, rest, words, beside } = opened(t);
+  const told = { node_id: "1", token: "", name: "a", stage: "high", run: "a_high_1", steps: 9, losses: [[9, 0.5]] };
+  api.send("wan_train.update", { ...told, state: "training", asks: ["stop"], notes: "run a" });
+  answer({ 1: { text: "3 epochs\ndisk: 1 GB", failed: false } });
+  change(2);
+  await rest();
+  assert.equal(words(), "run a");
+  assert.equal(beside(), "");
+  assert.ok(train.elements.loss_curve.querySelector("[data-ask=check]").hidden);
+  api.send("wan_train.update", { ...told, state: "finished", asks: [], notes: "finished" });
+  change(3);
+  await rest();
+  assert.equal(words(), "finished");
+  assert.equal(beside(), "3 epochs");
 });

@@ -74,6 +74,9 @@ test("the window shows prompts by steps, is worked by keys, and gives the focus 
   fire(left, "change");
   assert.deepEqual(pictures(), ["at/b8", "at/b8"]);
   assert.equal(document.activeElement.getAttribute("aria-label"), "Left");
+  const play = [...document.querySelectorAll("[role=dialog] button")].find((b) => b.textContent === "Pause");
+  assert.ok(play.disabled); // here is no decoder of pictures
+  assert.match(play.title, /to have all at the same moment, open ComfyUI as localhost or over https/);
   const divide = document.querySelector(".wan-train-compare input");
   divide.value = "80";
   fire(divide, "input");

@@ -118,6 +118,13 @@ test("a card says what a run did, and offers what can be done with it", async ()
   assert.match(room.querySelector("ul").textContent, /No run has all these words/);
 });
 
+test("the page for a phone is found", async () => {
+  const room = await open(run("cat"));
+  const link = room.querySelector("a");
+  assert.equal(link.textContent, "Page for a phone");
+  assert.equal(link.getAttribute("href"), "/api/wan_train/watch");
+});
+
 test("a card stays the same element while its run goes on", async () => {
   const list = new RunList({ pictureOf: () => "" });
   list.set([run("cat")]);
@@ -200,6 +207,27 @@ test("a run is deleted after a question that says what is lost, and not before",
   assert.match(room.querySelector("ul").textContent, /No runs yet/);
 });
 
+test("what a run is trained with is shown in a table", async () => {
+  const room = await open(run("cat"));
+  const answer = (settings) => {
+    api.answers["/wan_train/runs/cat_high_1/about"] = { body: { path: "/x", size: 1, holds: "", settings } };
+  };
+  answer([
+    ["stage", "high"],
+    ["rank", "64"],
+  ]);
+  await press(room, "settings");
+  const cells = [...room.querySelectorAll("td")].map((cell) => cell.textContent);
+  assert.deepEqual(cells, ["stage", "high", "rank", "64"]);
+  assert.equal(document.activeElement.textContent, "Close");
+  document.activeElement.click();
+  assert.ok(room.querySelector(".wan-train-run-more").hidden);
+  answer([]);
+  await press(room, "settings");
+  assert.match(said(room), /can't be read: its job\.json is damaged/);
+  assert.equal(room.querySelectorAll("td").length, 0);
+});
+
 test("two runs are compared in a table", async () => {
   const room = await open(run("cat"), run("dog"));
   const [one, other] = room.querySelectorAll("[data-do=compare]");
@@ -280,4 +308,12 @@ test("a failure is told, and stays; notifications are sent where they are wanted
   app.extensionManager.setting.get = (id) => id === "WanTrain.Notify";
   fail();
   assert.deepEqual(sent, [["cat has failed", "no memory."]]);
+  window.Notification = globalThis.Notification = class {
+    static permission = "granted";
+    constructor() {
+      throw new TypeError("Illegal constructor");
+    }
+  };
+  fail();
+  assert.equal(app.toasts.length, 3, "a browser without them loses the notification alone");
 });

@@ -2,10 +2,9 @@
 
 import argparse
 import logging
-from pathlib import Path
 
 from ...adapters.afterwards import Changes, change_file
-from ..loras import add_writing, check_files, writing
+from ..loras import add_writing, check_files, lora_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     defaults = Changes()
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="the LoRA, of any trainer")
+    add("file", type=lora_path, metavar="FILE", help="the LoRA, of any trainer, or a checkpoint's folder")
     add(
         "--rank",
         type=int,

@@ -10,7 +10,7 @@ from ...devices import resolve_device
 from ...lora_check.graph import read_graph
 from ...lora_check.report import Check, check_lora
 from ...wan.checkpoint import inspect
-from ..loras import check_files
+from ..loras import check_files, lora_path
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="the LoRA, of any trainer")
+    add("file", type=lora_path, metavar="FILE", help="the LoRA, of any trainer, or a checkpoint's folder")
     add(
         "--model",
         type=Path,

@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...train.chosen import AVERAGE_WIDTH, WEIGHTS, choose_lora, lora_of_run
 from ...train.run_folder import RunFolder
 from ..display import Display
-from ..loras import check_files, weighted
+from ..loras import check_files, lora_path, weighted
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--high",
-        type=Path,
+        type=lora_path,
         metavar="FILE",
-        help="LoRA of the high noise expert: a file, a checkpoint's, or a run folder",
+        help="LoRA of the high noise expert: a file, or the folder of a checkpoint or of a run",
     )
-    add("--low", type=Path, metavar="FILE", help="LoRA of the low noise expert")
-    add("--single", type=Path, metavar="FILE", help="LoRA of a single model (Wan 2.1, TI2V-5B)")
+    add("--low", type=lora_path, metavar="FILE", help="LoRA of the low noise expert")
+    add("--single", type=lora_path, metavar="FILE", help="LoRA of a single model (Wan 2.1, TI2V-5B)")
     choices = "; ".join(f"{name}: {text}" for name, text in WEIGHTS.items())
     add("--weights", choices=WEIGHTS, default="last", help=f"of a run, which to take (%(default)s). {choices}")
     add(
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the average, as a share of the way from the first checkpoint to the last (%(default)s)",
     )
     for slot in SLOTS:
-        add(f"--second-{slot}", type=Path, metavar="FILE", help=f"another LoRA, merged into that of --{slot}")
+        add(f"--second-{slot}", type=lora_path, metavar="FILE", help=f"another LoRA, merged into that of --{slot}")
     add("--second-strength", type=float, default=defaults.second_strength, help="of the second LoRAs (%(default)s)")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder for the files, such as ComfyUI/models/loras")
     add("--name", default=defaults.name, help="start of the file names (%(default)s)")

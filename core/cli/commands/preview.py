@@ -19,6 +19,7 @@ from ...generate.film import free_stem, title_strip, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
 from ...sample.sampler import Sampler
+from ..loras import lora_path
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     for slot, name in zip(SLOTS, ("the high noise expert", "the low noise expert", "a single model"), strict=True):
         add(f"--{slot}", type=Path, metavar="FILE", help=f"{name}: the diffusion model file")
-        add(f"--lora-{slot}", type=Path, metavar="FILE", help=f"LoRA of {name}")
+        add(f"--lora-{slot}", type=lora_path, metavar="FILE", help=f"LoRA of {name}")
         add(
             f"--beside-{slot}",
             type=Path,

@@ -7,8 +7,15 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from wan_train.core.adapters.formats import diffusers_tensors, kohya_tensors, read_lora, to_tensors, write_lora
-from wan_train.core.adapters.keys import is_read_by_host, parse_key
+from wan_train.core.adapters.formats import (
+    diffusers_tensors,
+    kohya_tensors,
+    parse_modules,
+    read_lora,
+    to_tensors,
+    write_lora,
+)
+from wan_train.core.adapters.keys import component, is_read_by_host, parse_key
 from wan_train.core.errors import ModelFileError, RunError
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules, write_model
 from wan_train.tools.miniature import T2V
@@ -62,6 +69,11 @@ def test_every_spelling_is_read_and_what_the_host_leaves_out_is_told(comfy, host
         "lora_unet_blocks_0__orig_mod_self_attn_q.lora_down.weight",
         "base_model.model._orig_mod.blocks.0.self_attn.q.lora_A.weight",
         "module.diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+        "diffusion_model.module.blocks.0.self_attn.q.lora_A.weight",
+        "module.base_model.model.blocks.0.self_attn.q.lora_A.weight",
+        "transformer.base_model.model.blocks.0.attn1.to_q.lora_A.default.weight",
+        "unet.base_model.model._orig_mod.blocks.0._orig_mod.self_attn.q.lora_A.weight",
+        "model.blocks.0.self_attn.q.lora_A.weight",
     ],
 )
 def test_wrappers_names_are_passed_over(key):
@@ -69,6 +81,25 @@ def test_wrappers_names_are_passed_over(key):
     assert parsed is not None
     assert parsed.path == "blocks.0.self_attn.q"
     assert not is_read_by_host(key)
+
+
+def test_another_name_before_the_modules_is_refused_for_what_it_is():
+    tensors = renamed(lambda key: key.replace("diffusion_model.", "my_net."))
+    with pytest.raises(ModelFileError, match=r"'my_net\.blocks.*', whose first part no trainer known here writes"):
+        parse_modules(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("transformer_2.base_model.model.", "transformer_2"),
+        ("base_model.model.transformer_2.", "transformer_2"),
+        ("module.transformer.", "transformer"),
+        ("diffusion_model.", ""),
+    ],
+)
+def test_the_part_of_a_pipeline_is_known_whatever_is_around_it(name, part):
+    assert component(f"{name}blocks.0.self_attn.q.lora_A.weight") == part
 
 
 @pytest.mark.parametrize(("alpha", "times"), [(8.0, "0.25"), (0.5, "4"), (2.0, None)])

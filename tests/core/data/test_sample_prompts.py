@@ -33,6 +33,14 @@ def test_a_library_has_nicknames_and_entries_of_their_own():
     assert (dog.name, dog.seed, dog.cfg, dog.negative) == ("dog", 5, 3.0, "")
 
 
+def test_a_json_list_is_a_list_of_prompts():
+    text = json.dumps(["a cat", {"prompt": "[trigger] runs", "seed": 5, "name": "run"}])
+    cat, run = read(text, trigger="sks")
+    assert (cat.name, cat.prompt) == ("1", "a cat")
+    assert (run.name, run.prompt, run.seed) == ("run", "sks runs", 5)
+    assert [one.prompt for one in read("[trigger] runs\n[a cat]", trigger="sks")] == ["sks runs", "[a cat]"]
+
+
 def test_the_trigger_word_takes_its_place():
     (one,) = read("[Trigger] runs", trigger="sks", negative="no [trigger]")
     assert (one.prompt, one.negative) == ("sks runs", "no sks")
@@ -52,6 +60,7 @@ def test_what_is_encoded_is_each_text_once():
         [{"prompt": "a"}, {"prompt": "b"}],
         [{"prompt": "a", "name": "one", "seed": 3}, {"prompt": "two\nlines", "name": "two"}],
         [{"prompt": "a --w is no flag here", "negative": "n"}],
+        [{"prompt": '["a sign", 3]'}],
     ],
 )
 def test_entries_survive_as_text(entries):
@@ -72,6 +81,9 @@ def test_entries_survive_as_text(entries):
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
         ('{"a": ', "begins like JSON, but is not valid JSON"),
         ("{}", "must be a table"),
+        ('["a", 3]', "prompt 2 of sample_prompts must be a prompt, or a table"),
+        ('["a", "b"', "begins like JSON, but is not valid JSON"),
+        ('[{"promt": "a"}]', "prompt 1 of sample_prompts has the unknown field 'promt'"),
         ('{"a": "one", "a": "two"}', "a name occurs twice, 'a'"),
         ('{"a": {"prompt": "x", "seed": 1, "seed": 2}}', "a name occurs twice, 'seed'"),
         (r'{"a": "half \ud800 letter"}', "holds the caption 'half . letter' with halves of letters"),

@@ -7,7 +7,7 @@ import pytest
 from wan_train.core.data import pictures
 from wan_train.core.data import scan as scan_module
 from wan_train.core.data.folder import natural_key
-from wan_train.core.data.scan import scan_folder
+from wan_train.core.data.scan import NotOpenedError, scan_folder
 from wan_train.core.errors import ConfigError, DatasetError
 from wan_train.core.settings.dataset import DatasetOptions
 
@@ -209,6 +209,24 @@ def test_a_second_scan_reads_no_media(folder, tmp_path, make, monkeypatch):
     assert probed == ["a.mp4"]
     assert changed.samples[0].file.num_frames == 13
     assert changed.digest != first.digest
+
+
+def test_what_is_known_is_scanned_without_opening_a_file(folder, tmp_path, make, monkeypatch):
+    make.image(folder / "a.png")
+    index_path = tmp_path / "index.json"
+    options = DatasetOptions(width=64, height=64, num_frames=1, default_caption="x")
+
+    def known():
+        return scan_folder(folder, options, index_path=index_path, known_only=True)
+
+    with pytest.raises(NotOpenedError, match=r"1 of 1 files in .* have not been opened yet"):
+        known()
+    first = scan_folder(folder, options, index_path=index_path)
+    monkeypatch.setattr(scan_module, "probe_file", None)  # whoever opens a file fails
+    assert known() == first
+    make.image(folder / "b.png")
+    with pytest.raises(NotOpenedError, match="1 of 2 files"):
+        known()
 
 
 def test_the_index_may_lie_in_the_folder_without_a_note(folder, make):

@@ -113,3 +113,13 @@ def test_a_base_that_is_distilled_by_its_name_is_told(tmp_path):
     for name, is_told in (("wan2.2_t2v_high_noise_lightx2v_4steps", True), ("wan2.2_t2v_high_noise_14B", False)):
         found = check_lora(path, base=inspect(write_model(tmp_path / f"{name}.safetensors", SIZE)))
         assert any("distilled to few steps" in str(finding) for finding in found.findings) == is_told
+
+
+def test_a_lora_of_zeros_is_told_of_once(single, tmp_path):
+    modules = {p: replace(m, up=torch.zeros_like(m.up)) for p, m in random_modules(linear_layers(SIZE)).items()}
+    path = write_lora(tmp_path / "x.safetensors", modules, metadata={}, dtype=torch.float32)
+    found = check_lora(path, base=inspect(single))
+    assert [finding.sentence for finding in found.findings] == [
+        "The LoRA changes nothing: a matrix of every layer is zero."
+    ]
+    assert set(found.on_base.effect.values()) == {0.0}

@@ -91,6 +91,17 @@ def test_what_is_no_lora_is_named(tmp_path):
     assert "a whole model, not a LoRA" in check_lora(tmp_path / "x.safetensors").verdict
 
 
+def test_a_file_for_the_hosts_loader_alone_is_not_said_to_have_no_effect(tmp_path):
+    tensors = to_tensors(random_modules(linear_layers(SIZE)))
+    tensors["diffusion_model.blocks.0.ffn.0.diff_b"] = torch.ones(4)
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = check_lora(tmp_path / "x.safetensors")
+    assert found.is_well
+    assert "load it with the host's own LoRA loader instead" in found.verdict
+    assert "sound" not in found.verdict
+    assert found.lines() == [found.verdict, ""]
+
+
 def test_one_layer_is_enough(tmp_path):
     module = LoraModule(down=torch.ones(1, 4), up=torch.ones(4, 1), alpha=1.0)
     assert check_lora(write_lora(tmp_path / "x.safetensors", {"blocks.0.ffn.0": module}, metadata={})).is_well

@@ -129,6 +129,38 @@ def test_the_loader_with_many_rows_is_read():
     assert "is switched off" in first({"nodes": [node], "links": []}).sentence
 
 
+@pytest.mark.parametrize("form", ["saved", "api"])
+@pytest.mark.parametrize(("active", "said"), [(False, "is switched off"), (True, "The strength is 0 in node 5")])
+def test_lora_managers_loader_is_read(form, active, said):
+    rows = [{"name": "dog", "strength": 1, "active": True}, {"name": "cat_high_noise", "strength": 0, "active": active}]
+    kind, text = "Lora Loader (LoraManager)", "<lora:dog:1> <lora:cat_high_noise:0>"
+    if form == "saved":
+        node = {"id": 5, "type": kind, "mode": 0, "inputs": [], "widgets_values": [text, rows]}
+        data = {"nodes": [node], "links": []}
+    else:
+        data = {"5": {"class_type": kind, "inputs": {"text": text, "loras": {"__value__": rows}}}}
+    assert said in first(data).sentence
+
+
+@pytest.mark.parametrize(("switch", "said"), [("Off", "is switched off"), ("On", "The strength is 0 in node 5")])
+def test_a_stack_with_numbered_rows_is_read(switch, said):
+    values = {"switch_1": "On", "lora_name_1": "dog.safetensors", "model_weight_1": 1.0}
+    values |= {"switch_2": switch, "lora_name_2": "cat_high_noise.safetensors", "model_weight_2": 0.0}
+    assert said in first({"5": {"class_type": "CR LoRA Stack", "inputs": values}}).sentence
+
+
+def test_a_strength_that_comes_over_a_wire_is_not_what_the_widget_says():
+    data = saved(graph(strength=0.0))
+    loaders = [node for node in data["nodes"] if node["type"] == "LoraLoaderModelOnly"]
+    for number, node in enumerate(loaders, 90):
+        data["nodes"].append({"id": number, "type": "PrimitiveFloat", "inputs": [], "widgets_values": [1.0]})
+        data["links"].append([number, number, 0, node["id"], len(node["inputs"]), "FLOAT"])
+        node["inputs"].append({"name": "strength_model", "link": number, "widget": {"name": "strength_model"}})
+    assert first(data) is None
+    (use,) = uses_of(graph_of(data), "cat_high_noise.safetensors")
+    assert (use.strength, use.model) == (None, HIGH)
+
+
 @pytest.fixture(scope="module")
 def template():
     folder = files("comfyui_workflow_templates_json")

@@ -6,8 +6,17 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.generate.grid import video_grid
-from wan_train.core.train.compare import choose_steps, loras_of, pairs_of, read_prompts, read_strengths, run_names
+from wan_train.core.train.compare import (
+    choose_steps,
+    loras_of,
+    pairs_of,
+    proposals,
+    read_prompts,
+    read_strengths,
+    run_names,
+)
 from wan_train.core.train.copies import copy_checkpoint, find_copies, run_of_copy
+from wan_train.core.train.events import EventWriter
 from wan_train.core.train.run_folder import RunFolder
 
 
@@ -69,6 +78,20 @@ def test_both_experts_are_paired_by_the_nearest_step(make):
     assert [pair.label for pair in pairs] == ["high 10, low 8", "high 20, low 25", "high 30, low 25"]
     alone = pairs_of(None, low, "last 1")
     assert (alone[0].high, alone[0].label) == (None, "step 25")
+
+
+def test_the_best_is_proposed_with_the_score_of_each(make):
+    high, low = make("one", "high", (10, 20)), make("two", "low", (10, 20))
+    diary = EventWriter(low.events_path)
+    diary.write("start", step=0)
+    for step, loss in ((10, 1.0), (20, 2.0)):
+        diary.write("validation", step=step, loss=loss, by_sample=[loss, loss + 0.1, loss - 0.1])
+    said = proposals([high, None, low, make("three", "single", (10,))])
+    assert len(said) == 2  # of one checkpoint alone there is nothing to say
+    assert said[0].startswith("which checkpoint of one is best is not told by numbers: no held-out loss was measured")
+    assert said[1].startswith(
+        "best checkpoint of two by its numbers: step 10 (scores of 100: step 10: 100, step 20: 0)"
+    )
 
 
 def test_copies_of_checkpoints_that_a_run_has_removed_are_compared(make, tmp_path):

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from wan_train.core.train.legend import settings_that_differ
+import pytest
+from wan_train.core.settings.adapter import AdapterOptions
+from wan_train.core.train.legend import settings_of, settings_that_differ
 
 
 def of(*jobs):
@@ -35,3 +37,19 @@ def test_other_data_differs_though_it_is_as_much(job):
 
 def test_another_model_of_the_same_kind_differs(job):
     assert list(of(job, replace(job, model=replace(job.model, identity="0" * 8), stage="high"))) == ["stage", "model"]
+
+
+def test_what_a_run_is_trained_with_is_told_without_what_is_usual(job):
+    found = dict(settings_of(replace(job, adapter=replace(job.adapter, rank=64, alpha=AdapterOptions().alpha))))
+    assert found["rank"] == "64"
+    assert found["learning_rate"] == "0.01"
+    assert found["data"].startswith(f"{len(job.training_samples)} samples (")
+    assert found["held out"] == "0 samples"
+    assert "alpha" not in found
+
+
+@pytest.mark.parametrize("place", ["/home/me/secret/fast.safetensors", "C:\\secret\\fast.safetensors"])
+def test_where_a_file_lies_is_not_told(job, place):
+    previews = replace(job.previews, every=2, lora=place)
+    assert dict(settings_of(replace(job, previews=previews)))["preview_lora"] == "fast.safetensors"
+    assert of(job, replace(job, previews=previews))["preview_lora"] == ("", "fast.safetensors")

@@ -86,6 +86,10 @@ export const app = {
     workflow(app.rootGraph);
   },
 
+  async graphToPrompt() {
+    return { output: {} };
+  },
+
   async queuePrompt() {
     app.queued += 1;
     return app.isTaken;

@@ -179,3 +179,19 @@ def test_a_full_disk_is_told_without_a_word_of_checkpoints(one, small_disk, capl
     assert f"The disk with {small_disk} is full" in caplog.text
     assert "checkpoint" not in caplog.text
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "average.safetensors"])
+def test_the_folder_of_a_checkpoint_is_its_lora(one, tmp_path, name):
+    folder = tmp_path / "run=1" / "step-00000250"
+    folder.mkdir(parents=True)
+    if name == "average.safetensors":
+        write_random(folder / "adapter.safetensors", SIZE, 2, rank=3)
+    one.rename(folder / name)
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["change", str(folder), "--name", "kept", *out]) == 0
+    assert main(["merge", f"{folder}=0.5", str(folder), "--name", "sum", *out]) == 0
+    assert main(["merge", "--single", str(folder), "--name", "shipped", *out]) == 0
+    ranks = {path.stem: read_lora(path).ranks for path in (tmp_path / "out").iterdir()}
+    assert ranks == {"kept": (4,), "sum": (8,), "shipped": (4,)}
+    assert main(["check-lora", str(folder)]) == 0
