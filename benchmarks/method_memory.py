@@ -181,7 +181,7 @@ class Bench:
         if not vae.exists():
             from safetensors.torch import save_file
 
-            save_file(wan_vae(0), vae)
+            save_file(wan_vae(6), vae)
         options = replace(job.crepa, weight=0.5, encoder=str(folder), vae=str(vae), block=1, image_size=224)
         return replace(job, crepa=options, crepa_identity=crepa_identity(options))
 

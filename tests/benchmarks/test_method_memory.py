@@ -5,6 +5,7 @@ import json
 import pytest
 from wan_train.benchmarks import method_memory
 from wan_train.benchmarks.material import Clip
+from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.train.start import check_start
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.optimizers.helpers import need
@@ -32,8 +33,9 @@ def bench(tmp_path_factory):
 
 @pytest.mark.parametrize("method", method_memory.METHODS)
 def test_each_is_a_job_that_may_start(bench, method):
-    if method.startswith("optimizer "):
-        need(*method_memory.OPTIMIZERS.get(method.split()[1]).packages if method.split()[1] in optimizers() else ())
+    optimizer = method.removeprefix("optimizer ")
+    if optimizer in OPTIMIZERS.names:
+        need(*OPTIMIZERS.get(optimizer).packages)
     job = bench.job(method, CLIP, "bf16")
     check_start(job, inspect(bench.model()))
     plain = bench.job("lora", CLIP, "bf16")
