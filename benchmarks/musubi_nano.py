@@ -1,7 +1,11 @@
 """How much a LoRA of ours learns on the nano family, and one of musubi-tuner's at equal steps.
 
     python benchmarks/musubi_nano.py --musubi ~/musubi-tuner --work FOLDER --out nano/curves/peer.csv
+    python benchmarks/musubi_nano.py --musubi ~/musubi-tuner --work FOLDER --out nano/curves/peer.csv --processes 9
     python benchmarks/musubi_nano.py --out nano/curves/peer.csv --table
+
+Rows are kept as they are made; a command that is given again makes what is missing. With --processes each concept, seed and
+trainer has a process of its own, so many at a time. Both trainers have the same device. --table also writes nano/README.md.
 
 musubi-tuner runs its own unmodified script (musubi_nano_launch.py changes the sizes of its model alone), on our cached latents
 and texts. Both have rank and alpha 16, AdamW, learning rate 1e-3, batches of 4, the timestep law shift 5 cut to each expert's
@@ -10,10 +14,14 @@ side of 0.875, the same base in the same precision. The bench's exam asks every 
 
 import argparse
 import csv
+import io
 import json
+import os
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -29,20 +37,25 @@ if "wan_train" not in sys.modules:
     wantrain.load_pack()
 
 from wan_train.benchmarks.musubi import ENVIRONMENT, run_logged, version
+from wan_train.core.errors import ConfigError
 from wan_train.core.facts import BOUNDARY_T2V_A14B, NUM_TIMESTEPS
 from wan_train.core.settings.job import DataSpec, stage_window
 from wan_train.core.train.batches import load_tensor
-from wan_train.tools.nano import world
+from wan_train.tools.nano import tables, world
 from wan_train.tools.nano.concepts import CONCEPTS, Concept
 from wan_train.tools.nano.evaluate import Family
-from wan_train.tools.nano.exam import Exam, answer, grade
+from wan_train.tools.nano.exam import Answers, Exam, answer, grade
 from wan_train.tools.nano.family import STAGES, T2V, Files
 from wan_train.tools.nano.lessons import teach, with_lora
 from wan_train.tools.nano.settings import Settings
+from wan_train.tools.nano.side_by_side import ONE_THREAD
 from wan_train.tools.nano.tables import peer_table
 from wan_train.tools.nano.workshop import Workshop
 
-COLUMNS = ("concept", "seed", "trainer", "steps", "learnt", "kept", "kept_base", "seconds", "precision", "version")
+COLUMNS = (
+    "concept", "seed", "trainer", "steps", "learnt", "leaked", "kept", "kept_base", "seconds", "device", "precision", "version",
+)  # fmt: skip
+CONCEPTS_ASKED = ("dive", "barred", "star")
 TASK, SHIFT = "t2v-A14B", 5.0
 BATCH, RATE, RANK = 4, 1e-3, 16
 TRAINERS = ("ours", "musubi-tuner")
@@ -188,20 +201,35 @@ def measured(settings: Settings) -> list[int]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows that are there."""
+    """The rows that are there. ConfigError for a file with other columns."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ConfigError(f"{path} has other columns than this version writes: choose another file for --out.")
+        return [row for row in reader if None not in row and None not in row.values()]  # not what a crash cut off
 
 
-def add_row(path: Path, values: Sequence[object]) -> None:
-    """Append; it is in the file when this returns."""
+def add_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Append; they are in the file when this returns."""
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if is_new:
+        writer.writeheader()
+    writer.writerows(rows)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, values] if is_new else [values])
+        file.write(text.getvalue())
+
+
+def name_of(row: Mapping[str, object]) -> tuple[str, ...]:
+    """What a row is of, its device too: figures of a CPU do not stand for those of a GPU."""
+    return tuple(str(row[name]) for name in ("concept", "seed", "trainer", "steps", "device"))
+
+
+Lesson = tuple[str, int, str]  # concept, seed, trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,49 +241,126 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--packages", type=Path, help="a folder of packages that it alone sees")
     parser.add_argument("--work", type=Path, help="folder for data, caches and runs")
     parser.add_argument("--family", type=Path, default=Files().root)
-    parser.add_argument("--concepts", nargs="+", choices=CONCEPTS, default=["dive"], metavar="CONCEPT")
+    parser.add_argument("--concepts", nargs="+", choices=CONCEPTS, default=list(CONCEPTS_ASKED), metavar="CONCEPT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--measure-every", type=int, default=125)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=TRAINERS)
+    parser.add_argument("--processes", type=int, default=0, help="trainings side by side; 0: one after another, here")
+    parser.add_argument("--stop", type=float, default=1e9, help="seconds after which no training begins")
     options = parser.parse_args(arguments)
     if not options.table:
         if not (options.musubi and options.work):
             parser.error("--musubi and --work are needed, or --table")
         compare(options)
+    elif (Files().root / "curves" / "peer.csv").resolve() == options.out.resolve():
+        tables.main([])
     print(peer_table(read_rows(options.out)))
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Teach by both, ask after every so many steps."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(files=Files(options.family), folder=options.work, device=device)
-    base = Family.load(workshop.files, device)
-    done = {(row["concept"], row["seed"], row["trainer"], row["steps"]) for row in read_rows(options.out)}
-    versions = {"ours": "", "musubi-tuner": version(options.musubi)}
-    for name in options.concepts:
-        concept, exam = CONCEPTS[name], Exam.of(CONCEPTS[name], options.prompts)
-        off = None
-        for seed in options.seeds:
-            settings = settings_of(seed, options.steps, options.measure_every)
-            for trainer in options.trainers:
-                missing = [step for step in measured(settings) if (name, str(seed), trainer, str(step)) not in done]
-                if not missing:
-                    continue
-                off = off or answer(base, exam)
-                if trainer == "ours":
-                    loras, seconds = by_ours(workshop, concept, settings)
-                else:
-                    loras, seconds = by_musubi(options.musubi, options.packages, workshop, concept, settings)
-                for step in missing:
-                    on = answer(with_lora(base, loras[step]["high"], loras[step]["low"]), exam)
-                    score = grade(exam, off=off, on=on)
-                    shares = (f"{value:.4g}" for value in (score.learnt, score.kept, score.kept_base))
-                    told = (f"{seconds:.1f}", str(precision()[1]).removeprefix("torch."), versions[trainer])
-                    values = (name, seed, trainer, step, *shares, *told)
-                    add_row(options.out, values)
-                    print(*values, flush=True)
+    """Teach by both, ask after every so many steps; the trainers of one concept and seed one after the other."""
+    end = time.perf_counter() + options.stop
+    lessons = missing_lessons(options, read_rows(options.out))
+    print(f"{len(lessons)} trainings are to be made.", flush=True)
+    if options.processes:
+        side_by_side(options, lessons, end)
+        return
+    workshop = Workshop(files=Files(options.family), folder=options.work, device=device_kind())
+    base = Family.load(workshop.files, workshop.device) if lessons else None
+    off: dict[str, Answers] = {}
+    for name, seed, trainer in lessons:
+        if time.perf_counter() > end:
+            return
+        assert base is not None
+        concept, exam, settings = CONCEPTS[name], Exam.of(CONCEPTS[name], options.prompts), settings_from(options, seed)
+        if trainer == "ours":
+            loras, seconds = by_ours(workshop, concept, settings)
+        else:
+            loras, seconds = by_musubi(options.musubi, options.packages, workshop, concept, settings)
+        if name not in off:
+            off[name] = answer(base, exam)
+        there = {name_of(row) for row in read_rows(options.out)}
+        for step in measured(settings):
+            told = {"concept": name, "seed": seed, "trainer": trainer, "steps": step, "device": device_name()}
+            if name_of(told) in there:
+                continue
+            score = grade(
+                exam, off=off[name], on=answer(with_lora(base, loras[step]["high"], loras[step]["low"]), exam)
+            )
+            shares = {each: f"{getattr(score, each):.4g}" for each in ("learnt", "leaked", "kept", "kept_base")}
+            row = {
+                **told, **shares, "seconds": f"{seconds:.1f}", "precision": str(precision()[1]).removeprefix("torch."),
+                "version": "" if trainer == "ours" else version(options.musubi),
+            }  # fmt: skip
+            add_rows(options.out, [row])
+            print(*row.values(), flush=True)
+
+
+def settings_from(options: argparse.Namespace, seed: int) -> Settings:
+    """Those of the command line."""
+    return settings_of(seed, options.steps, options.measure_every)
+
+
+def missing_lessons(options: argparse.Namespace, rows: Sequence[Mapping[str, str]]) -> list[Lesson]:
+    """What lacks a row: seed by seed, of each concept by each trainer, so that pairs are whole as early as may be."""
+    there = {name_of(row) for row in rows}
+    found: list[Lesson] = []
+    for seed, concept, trainer in product(options.seeds, options.concepts, options.trainers):
+        steps = measured(settings_from(options, seed))
+        if any((concept, str(seed), trainer, str(step), device_name()) not in there for step in steps):
+            found.append((concept, seed, trainer))
+    return found
+
+
+def side_by_side(options: argparse.Namespace, lessons: Sequence[Lesson], end: float) -> None:
+    """Each in a process of its own; the rows of each go into the one file when it ends, also of one that failed."""
+    work, one_at_a_time = options.work.absolute(), threading.Lock()
+    work.mkdir(parents=True, exist_ok=True)
+    workshop = Workshop(files=Files(options.family), folder=work, device=device_kind())
+    for name, seed in dict.fromkeys((name, seed) for name, seed, _ in lessons):  # once, and not by two at a time
+        workshop.data(CONCEPTS[name], settings_from(options, seed))
+
+    def one(lesson: Lesson) -> None:
+        name, seed, trainer = lesson
+        if time.perf_counter() > end:
+            return
+        own = work / f"rows-{name}-{seed}-{trainer}.csv"
+        told = {
+            "--out": own, "--work": work, "--musubi": options.musubi.absolute(), "--family": options.family.absolute(),
+            "--concepts": name, "--seeds": seed, "--trainers": trainer, "--steps": options.steps,
+            "--measure-every": options.measure_every, "--prompts": options.prompts,
+        }  # fmt: skip
+        if options.packages:
+            told["--packages"] = options.packages.absolute()
+        log = work / f"log-{name}-{seed}-{trainer}.txt"
+        with log.open("w", encoding="utf-8") as file:
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                *(str(part) for pair in told.items() for part in pair),
+            ]
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **ONE_THREAD}, check=False
+            ).returncode
+        with one_at_a_time:
+            there = {name_of(row) for row in read_rows(options.out)}
+            add_rows(options.out, [row for row in read_rows(own) if name_of(row) not in there])
+        print(f"{name}, seed {seed}, {trainer}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+
+    with ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(one, lessons))
+
+
+def device_kind() -> str:
+    """Both trainers' device, as PyTorch calls it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name() -> str:
+    """Of the table."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -178,6 +178,13 @@ def _type(_context: Context, given: SetupOption) -> Answer:
     return not_supported("a dataset is a folder on this machine: download it first.")
 
 
+def _is_regularisation(_context: Context, given: SetupOption) -> Answer:
+    """helpers/training/trainer.py: with a LoRA the target of such a set is what the model says without it."""
+    if not truth(given.value):
+        return mapped(dataset__regularization=False)
+    return mapped(dataset__regularization=True, regularizers__prior_preservation=True)
+
+
 DATASET_RULES: dict[str, Rule] = {
     "resolution": _resolution,
     "resolution_type": _resolution_type,
@@ -198,4 +205,5 @@ DATASET_RULES: dict[str, Rule] = {
     "minimum_image_size": _least_size,
     "maximum_image_size": _most_size,
     "type": _type,
+    "is_regularisation_data": _is_regularisation,
 }

@@ -3,7 +3,7 @@
 B batch, C channels, F latent frames, H W latent size, S text tokens, D text width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -50,6 +50,7 @@ class NoisyBatch:
         tuple[int, int], ...
     ] = ()  # of each sample: where its rollout begins and ends; equal: none. (): of none
     of_class: ClassContext | None = None  # None: no sample has one, or nobody asked for them
+    priors: Tensor | None = None  # [B] bool: samples of regularization sets; None: none is
 
     def of_sample(self, number: int) -> "NoisyBatch":
         """What a forward of one sample needs: a batch of it alone, without masks, routes and rollouts."""
@@ -64,6 +65,20 @@ class NoisyBatch:
             context=self.context[own],
             images={name: tensor[own] for name, tensor in self.images.items()},
             given_frames=self.given_frames,
+        )
+
+    def times(self, count: int) -> "NoisyBatch":
+        """What a forward of so many copies needs, one after another; the texts apart, which are those of one."""
+
+        def repeated(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor] * count)
+
+        return replace(
+            self,
+            noisy_latents=repeated(self.noisy_latents),
+            timesteps=repeated(self.timesteps),
+            images={name: repeated(tensor) for name, tensor in self.images.items()},
+            kept_tokens=None if self.kept_tokens is None else repeated(self.kept_tokens),
         )
 
 
@@ -122,6 +137,11 @@ class Forwards:
     def pred(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:
         """By the model as it is trained, with a gradient. [B, C, F, H, W]."""
         return predict(self._model, noisy, context)
+
+    def preds(self, noisy: NoisyBatch, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """As `pred` for each of the contexts, in one forward of so many copies of the batch."""
+        copies = noisy.times(len(contexts))
+        return predict(self._model, copies, torch.cat(list(contexts))).chunk(len(contexts))
 
     @torch.no_grad()
     def peek(self, noisy: NoisyBatch, context: Tensor | None = None) -> Tensor:

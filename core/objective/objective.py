@@ -4,8 +4,10 @@ B batch, C channels, F latent frames, H W latent size.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+from torch import Tensor
 
 from ..flow.objective import flow_loss, guided_target, place_weights, weigh
 from ..settings.job import Job
@@ -13,7 +15,8 @@ from ..settings.loss import LossOptions
 from .contrastive import ContrastiveGuidance
 from .forwards import Forwards, NoisyBatch
 from .passes import ONE_FORWARD, Pass, Passes
-from .regularizers import regularizers_of
+from .prior import PriorTarget
+from .regularizers import Regularizer, regularizers_of
 from .rollout import RollOut, direction_loss
 from .terms import Group, Term
 
@@ -57,7 +60,10 @@ class FlowMatching:
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """That of the flow, and those beside it of the same forward."""
-        pred = forwards.pred(noisy)
+        yield self.terms_of(forwards.pred(noisy), noisy, forwards)
+
+    def terms_of(self, pred: Tensor, noisy: NoisyBatch, forwards: Forwards) -> list[Term]:
+        """The terms, of what the model predicts, [B, C, F, H, W]."""
         target = guided_target(pred, noisy.target, self.options.differential_guidance)
         masks = place_weights(noisy.latents, self.options, noisy.masks)
         losses = flow_loss(
@@ -68,7 +74,7 @@ class FlowMatching:
             found.append(Term("direction", direction_loss(pred, noisy), self.direction))
         if self.alignment:
             found.append(Term("crepa", forwards.aligned(noisy), self.alignment))
-        yield found
+        return found
 
 
 class Sum:
@@ -83,6 +89,30 @@ class Sum:
         """Those of each."""
         for objective in self._objectives:
             yield from objective.terms(noisy, forwards)
+
+
+class AtOnce:
+    """As `Sum`, with one forward: copies of the batch, each with captions of its own, go through the model together.
+
+    It gives the same gradients. Small batches take less time so, as there are fewer steps from kernel to kernel; the memory is
+    that of a batch as many times as large.
+    """
+
+    def __init__(self, learnt: FlowMatching, *regularizers: Regularizer) -> None:
+        self._learnt, self._regularizers = learnt, regularizers
+        priors: tuple[Pass, ...] = ("forward without gradient",) * len(regularizers)
+        self.passes = Passes((*priors, *learnt.passes.order), copies=1 + len(regularizers))
+        self.names = (*learnt.names, *(name for each in regularizers for name in each.names))
+
+    def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
+        """All terms, of one group."""
+        contexts = [each.context(noisy, forwards) for each in self._regularizers]
+        chosen = [(each, own) for each, own in zip(self._regularizers, contexts, strict=True) if own is not None]
+        priors = [forwards.base(noisy, own) for _, own in chosen]
+        learnt, *others = forwards.preds(noisy, [noisy.context, *(own for _, own in chosen)])
+        found = self._learnt.terms_of(learnt, noisy, forwards)
+        found += [each.term(noisy, pred, prior) for (each, _), pred, prior in zip(chosen, others, priors, strict=True)]
+        yield found
 
 
 class Preparation(Protocol):
@@ -105,7 +135,7 @@ class PreparedObjective:
         self._objective, self._preparations = objective, preparations
         self.names = objective.names
         first: tuple[Pass, ...] = tuple(each for preparation in preparations for each in preparation.passes)
-        self.passes = Passes(first + objective.passes.order)
+        self.passes = replace(objective.passes, order=first + objective.passes.order)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """Those of the objective."""
@@ -122,12 +152,16 @@ def learnt_of(job: Job) -> FlowMatching:
 def objective_of(job: Job) -> Objective:
     """What this job minimises. ConfigError for a loss or a weighting that is not known."""
     direction = job.rollout.direction if job.rollout.steps else 0.0
-    learnt: Objective = FlowMatching(job.loss, direction=direction, alignment=job.crepa.weight)
+    learnt = FlowMatching(job.loss, direction=direction, alignment=job.crepa.weight)
     regularizers = regularizers_of(job.regularizers)
-    objective = Sum(learnt, *regularizers) if regularizers else learnt
+    objective: Objective = learnt
+    if regularizers:
+        objective = (AtOnce if job.regularizers.single_pass else Sum)(learnt, *regularizers)
     preparations: list[Preparation] = []
     if job.rollout.steps:
         preparations.append(RollOut(job.rollout))
     if job.loss.contrastive_guidance:
         preparations.append(ContrastiveGuidance(job.loss))
+    if job.regularizers.prior_preservation:
+        preparations.append(PriorTarget())
     return PreparedObjective(objective, *preparations) if preparations else objective

@@ -11,12 +11,14 @@ class Passes:
     """The passes of one batch. A backward is that of all forwards with a gradient since the backward before."""
 
     order: tuple[Pass, ...] = ("forward", "backward")
+    copies: int = 1  # of the batch, that go through the forward with a gradient together; through the others goes one
 
     def __post_init__(self) -> None:
         assert self.order[-1:] == ("backward",), "what no backward follows is not trained on"
 
     def __add__(self, other: "Passes") -> "Passes":
-        """First these, then those."""
+        """First these, then those; both of one copy."""
+        assert self.copies == other.copies == 1, "what goes through together is one objective"
         return Passes(self.order + other.order)
 
     @property

@@ -13,6 +13,8 @@ from .forwards import Forwards, NoisyBatch
 from .passes import Passes
 from .terms import Group, Term
 
+OUTPUT_PRESERVATION, BLANK_PRESERVATION = "output_preservation", "blank_preservation"
+
 # The base first: nothing waits for its backward then.
 BESIDE_THE_BASE = Passes(("forward without gradient", "forward", "backward"))
 
@@ -28,14 +30,24 @@ class OutputPreservation:
 
     weight: float
     passes: Passes = BESIDE_THE_BASE
-    names: tuple[str, ...] = ("output_preservation",)
+    names: tuple[str, ...] = (OUTPUT_PRESERVATION,)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term, where a sample of the batch has a class caption."""
-        if noisy.of_class is None:
-            return
-        losses = distance_from_base(noisy, forwards, noisy.of_class.context)
-        yield [Term(self.names[0], losses * noisy.of_class.is_there, self.weight)]
+        context = self.context(noisy, forwards)
+        if context is not None:
+            prior = forwards.base(noisy, context)
+            yield [self.term(noisy, forwards.pred(noisy, context), prior)]
+
+    def context(self, noisy: NoisyBatch, _forwards: Forwards) -> Tensor | None:
+        """The captions that it compares on, [B, S, D]; None: it adds nothing to this batch."""
+        return None if noisy.of_class is None else noisy.of_class.context
+
+    def term(self, noisy: NoisyBatch, pred: Tensor, prior: Tensor) -> Term:
+        """What model and base predict on these captions, [B, C, F, H, W]."""
+        assert noisy.of_class is not None
+        losses = mean_square(pred, prior, noisy.given_frames) * noisy.of_class.is_there
+        return Term(self.names[0], losses, self.weight)
 
 
 @dataclass(frozen=True)
@@ -44,22 +56,29 @@ class BlankPreservation:
 
     weight: float
     passes: Passes = BESIDE_THE_BASE
-    names: tuple[str, ...] = ("blank_preservation",)
+    names: tuple[str, ...] = (BLANK_PRESERVATION,)
 
     def terms(self, noisy: NoisyBatch, forwards: Forwards) -> Iterator[Group]:
         """The one term."""
-        losses = distance_from_base(noisy, forwards, forwards.empty_context(noisy))
-        yield [Term(self.names[0], losses, self.weight)]
+        context = self.context(noisy, forwards)
+        prior = forwards.base(noisy, context)
+        yield [self.term(noisy, forwards.pred(noisy, context), prior)]
+
+    def context(self, noisy: NoisyBatch, forwards: Forwards) -> Tensor:
+        """The empty captions, [B, S, D]."""
+        return forwards.empty_context(noisy)
+
+    def term(self, noisy: NoisyBatch, pred: Tensor, prior: Tensor) -> Term:
+        """What model and base predict on them, [B, C, F, H, W]."""
+        return Term(self.names[0], mean_square(pred, prior, noisy.given_frames), self.weight)
 
 
-def distance_from_base(noisy: NoisyBatch, forwards: Forwards, context: Tensor) -> Tensor:
-    """Mean squared difference, [B] float32, between model and base on another caption `context` [B, S, D].
+def mean_square(pred: Tensor, prior: Tensor, given_frames: int) -> Tensor:
+    """Mean squared difference of each sample, [B] float32, between what model and base predict.
 
     Frames that the model is given are left out, since nothing is made of what it predicts there.
     """
-    prior = forwards.base(noisy, context)
-    pred = forwards.pred(noisy, context)
-    difference = (pred.float() - prior.float())[:, :, noisy.given_frames :]
+    difference = (pred.float() - prior.float())[:, :, given_frames:]
     return difference.square().flatten(1).mean(1)
 
 

@@ -12,7 +12,7 @@ class Term:
 
     name: str  # by which the event log has it
     losses: Tensor  # [B] float32, of each sample
-    weight: float = 1.0
+    weight: float | Tensor = 1.0  # one number
 
 
 Group = Sequence[Term]  # terms of the same forwards, which one backward serves

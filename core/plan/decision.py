@@ -165,7 +165,7 @@ def may_use_graphs(job: Job, sizes: Sizes, device: torch.device) -> bool:
         return False
     if device.type != "cuda" or memory_of(job).cuda_graphs == "off" or job.adapter.is_random:
         return False
-    largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in buckets_of(job))
+    largest = max(bucket.batch * num_tokens(bucket.shape) for bucket in joined_buckets(job, 1))
     return num_batch_sizes(job) <= GRAPHED_SIZES and largest * sizes.dim <= GRAPH_SIZE
 
 
@@ -190,15 +190,17 @@ def batches_joined(job: Job, device: torch.device) -> tuple[int, tuple[str, ...]
         problem = "the adapter leaves something out at random"
     if problem:
         return 1, ((f"join_batches has no effect: {problem}.",) if mode == "on" else ())
-    most = JOINED_TOKENS // num_tokens(next(iter(shapes)))
+    most = JOINED_TOKENS // (num_tokens(next(iter(shapes))) * objective_of(job).passes.copies)
     numbers = [number for number in range(1, most + 1) if loop.gradient_accumulation % number == 0]
     return max(numbers, default=1), ()
 
 
 def joined_buckets(job: Job, joined: int) -> list[Bucket]:
-    """`buckets_of`, where so many batches of a step go through the model together."""
-    buckets = buckets_of(job)
-    return [replace(bucket, batch=bucket.batch * joined, share=bucket.share / joined) for bucket in buckets]
+    """`buckets_of`, where so many batches of a step go through the model together, in the copies that the objective takes."""
+    copies = objective_of(job).passes.copies
+    return [
+        replace(bucket, batch=bucket.batch * joined * copies, share=bucket.share / joined) for bucket in buckets_of(job)
+    ]
 
 
 def buckets_of(job: Job) -> list[Bucket]:

@@ -64,7 +64,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
     down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
     passes = task.passes
-    return (passes.num_forwards + passes.num_without) * (up + first) + passes.num_forwards * down + update
+    without = passes.num_without / passes.copies  # which take one copy of the batch each
+    return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update
 
 
 def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:

@@ -13,6 +13,7 @@ class LoopOptions(Options, group="loop"):
         2000,
         help="Number of optimizer updates.",
         more="With the constant schedule a finished run can be made longer later.",
+        page="They are those of one expert. AI-Toolkit counts both together: its 3000 are 1500 of each here.",
         least=1,
         most=100_000_000,
         widget=Widget(TRAIN, "steps", 1, advanced=False, is_required=True, most=1_000_000),

@@ -37,6 +37,41 @@ class RegularizerOptions(Options, group="regularizers"):
         widget=Widget(TRAIN, "blank_preservation", 101, most=1000.0, step=0.1, round=0.001),
         aitoolkit="train.blank_prompt_preservation_multiplier",
     )
+    preservation_target: float = option(
+        0.0,
+        help="Adaptive DOP: how far the predictions with the class word may move. The weight of DOP grows or falls to hold it.",
+        more="A mean squared difference, which the chart shows as output_preservation: a run without a target tells its size."
+        " output_preservation is then the weight to begin with.",
+        page="After each step the weight is multiplied by exp(0.1 (m / target - 1)), m the mean of about 20 steps; it stays"
+        " within a hundredth and a hundred times of what it began with. So has it a fork of musubi-tuner, there relative to the"
+        " size of the prediction. Nothing has been published of how it does, and it was not measured here.",
+        zero="the weight stays",
+        most=1e6,
+        born=2,
+        at_birth=0.0,
+        widget=Widget(TRAIN, "preservation_target", 214, most=1000.0, step=0.001, round=1e-05),
+        not_with={"output_preservation": (0.0,)},
+    )
+    single_pass: bool = option(
+        False,
+        help="Preservation in one pass: the captions and those that are preserved go through the model together.",
+        more="The gradients are the same. Faster for pictures and small clips; activations take two to three times the memory.",
+        page="Of output_preservation and blank_preservation; with both, three captions go together. It does not go with CREPA.",
+        born=2,
+        at_birth=False,
+        widget=Widget(TRAIN, "preservation_single_pass", 215),
+    )
+    prior_preservation: bool = option(
+        False,
+        help="Prior preservation: from regularization sets the model learns what it says of them itself, not what they show.",
+        more="So they keep its own look, whatever their clips are like. A batch of such a set takes about a third longer.",
+        page="AI-Toolkit's prior_reg, and what SimpleTuner does with is_regularisation_data. Without it the sets are trained"
+        " plainly. It was not measured here.",
+        born=2,
+        at_birth=False,
+        widget=Widget(TRAIN, "prior_preservation", 216),
+        aitoolkit="datasets.prior_reg",
+    )
     max_weight_norm: float = option(
         0.0,
         help="The most that the LoRA may change the weights of a layer, as the norm of the change.",

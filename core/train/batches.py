@@ -62,6 +62,7 @@ class Batch:
     )
     masks: torch.Tensor | None = None  # [B, 1, F, H, W] float32: what the error at each latent counts; None: the same
     of_class: ClassContext | None = None  # the captions with the class word, where an objective asks for them
+    priors: torch.Tensor | None = None  # [B] bool: samples of regularization sets; None: none is
     draws: Draws | None = None  # where they were made ahead
     first_draw: int | None = None  # how many samples the run has seen before it; None: not known
 
@@ -88,6 +89,7 @@ class Batch:
             masks=None if self.masks is None else change(self.masks),
             features=None if self.features is None else change(self.features),
             of_class=None if self.of_class is None else self.of_class.map(change),
+            priors=None if self.priors is None else change(self.priors),
             draws=None if self.draws is None else self.draws.map(change),
             first_draw=self.first_draw,
         )
@@ -330,10 +332,14 @@ class BatchSchedule:
         ]
         batch = load_batch(samples, paths, self._data.conditioning)
         of_class = load_class_context(samples, drawn) if self._with_class else None
+        of_sets = [sample.is_regularization for sample in samples]
+        priors = torch.tensor(of_sets) if any(of_sets) else None
         features = None
         if self._feature_path is not None:
             features = torch.stack([load_tensor(self._feature_path(s), "features", s.name) for s in samples])
-        return replace(batch, first_draw=self.own_draws_before(index), of_class=of_class, features=features)
+        return replace(
+            batch, first_draw=self.own_draws_before(index), of_class=of_class, features=features, priors=priors
+        )
 
     def _dropout_of(self, sample: TrainSample) -> float:
         return self._caption_dropout if sample.caption_dropout is None else sample.caption_dropout

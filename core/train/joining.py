@@ -44,6 +44,14 @@ def join(batches: Sequence[Batch]) -> Batch:
         of_class=ClassContext(torch.cat([c.context for c in classes]), torch.cat([c.is_there for c in classes]))
         if has_class
         else None,
+        priors=None
+        if all(b.priors is None for b in batches)
+        else torch.cat(
+            [
+                torch.zeros_like(b.latents[:, 0, 0, 0, 0], dtype=torch.bool) if b.priors is None else b.priors
+                for b in batches
+            ]
+        ),
         draws=Draws(
             torch.cat([d.noise for d in draws]),
             torch.cat([d.sigmas for d in draws]),

@@ -22,6 +22,7 @@ from ..objective.forwards import Forwards, NoisyBatch, noisy_batch
 from ..objective.objective import Objective, learnt_of, objective_of
 from ..settings.job import Job
 from ..torch_compat import foreach_mul_
+from .adaptive import adaptive_weight
 from .batches import Batch, load_context, make_draws
 from .joining import in_groups, join
 from .numbers import StepNumbers
@@ -195,6 +196,7 @@ class Trainer:
         self.use_expert: Callable[[Expert | None], object] = _have_one_model  # have this expert's weights in the model
         self.objective: Objective = objective_of(job)
         self.learnt: Objective = learnt_of(job)  # what validation looks at
+        self.adaptive = adaptive_weight(job, self.device)  # of output preservation; None: its weight stays as chosen
         self.after_update: list[AfterUpdate] = [*after_updates(job, model)]
         self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
@@ -235,7 +237,7 @@ class Trainer:
                 share = num_batches / (numbers.sizes[-1] / first)  # of the batch, beside the step's first
                 groups = self.objective.terms(noisy, self.forwards)
                 while terms := next(groups, None):
-                    loss = numbers.add(terms)  # [B]
+                    loss = numbers.add(terms if self.adaptive is None else self.adaptive.weighed(terms))  # [B]
                     if batch.loss_weights is not None:
                         loss = loss * batch.loss_weights.to(loss)
                     (loss.mean() / share * self.loss_scale).backward()
@@ -249,6 +251,8 @@ class Trainer:
         undo = update_if(is_good, self.optimizer)
         for act in self.after_update:
             act(is_good)
+        if self.adaptive is not None:
+            self.adaptive.follow(numbers.mean_of(self.adaptive.name), is_good)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return PendingReport(self.step, learning_rate, numbers, undo, start)
@@ -279,6 +283,8 @@ class Trainer:
         noisy = noisy_batch(latents, noise, sigmas, context, images, given_frames=self.given_frames, masks=masks)
         if batch.features is not None:
             noisy = replace(noisy, features=batch.features.to(self.device))
+        if batch.priors is not None:
+            noisy = replace(noisy, priors=batch.priors.to(self.device))
         of_class = batch.of_class
         return noisy if of_class is None else replace(noisy, of_class=of_class.map(lambda t: t.to(self.device)))
 

@@ -61,6 +61,11 @@ class StepNumbers:
         """Samples of each batch."""
         return [len(sigmas) for sigmas in self._sigmas]
 
+    def mean_of(self, name: str) -> Tensor | None:
+        """Of a term over the samples of the step; None where no batch of this rank, nan where none of any has it."""
+        values = self._terms.get(name)
+        return torch.cat(values).mean() if values else None
+
     def finish(self, grad_norm: Tensor) -> Tensor:
         """All batches are there: whether the update is to be made, one bool on the device."""
         losses, sigmas = torch.cat(self._losses), torch.cat(self._sigmas)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.norms import NormLimit
 from ..errors import ConfigError
+from ..objective.regularizers import regularizers_of
 from ..optimizers import OPTIMIZERS
 from ..settings.job import Job
 
@@ -23,6 +24,11 @@ def check_regularizers(job: Job) -> None:
             f"max_weight_norm is for plain LoRAs, and adapter is {job.adapter.kind}: set max_weight_norm to 0, or adapter "
             "to lora."
         )
+    if job.regularizers.single_pass and job.crepa.weight and regularizers_of(job.regularizers):
+        raise ConfigError(
+            "preservation_single_pass does not go with crepa_weight, which looks at one caption's hidden states: set one of "
+            "them off."
+        )
     weight = job.regularizers.output_preservation
     if weight and not any(sample.class_texts for sample in job.training_samples):
         raise ConfigError(
@@ -35,11 +41,17 @@ def regularizer_warnings(job: Job) -> list[str]:
     """Samples that take no part in output preservation, and a class word that nothing is done with."""
     samples = job.training_samples
     without = [sample for sample in samples if not sample.class_texts]
+    found: list[str] = []
+    if job.regularizers.single_pass and not regularizers_of(job.regularizers):
+        found.append("preservation_single_pass has no effect: output_preservation and blank_preservation are 0.")
+    if job.regularizers.prior_preservation and not any(sample.is_regularization for sample in samples):
+        found.append("prior_preservation has no effect: no dataset is a regularization set.")
     if not job.regularizers.output_preservation:
-        return [] if len(without) == len(samples) else ["class_word has no effect: output_preservation is 0."]
+        if len(without) < len(samples):
+            found.append("class_word has no effect: output_preservation is 0.")
+        return found
     kept = sum(sample.is_regularization for sample in without)
     others = [sample.name for sample in without if not sample.is_regularization]
-    found: list[str] = []
     if kept:
         found.append(
             f"output_preservation leaves out the regularization sets (samples: {kept}), which have no trigger word."

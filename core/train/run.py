@@ -25,6 +25,7 @@ from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import OtherPrograms
 from ..settings.job import Job
+from .adaptive import adaptive_weight
 from .alternate import RunStoppedError, TakeTurns, Turns
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
@@ -44,7 +45,7 @@ from .run_folder import RunFolder
 from .run_plan import RunPlan
 from .space import check_space
 from .start import check_start
-from .state import CREPA, EMA, Stateful, stateful_parts
+from .state import ADAPTIVE, CREPA, EMA, Stateful, stateful_parts
 from .team import Team
 from .together import check_ranks, schedule_of, team_of, what_is_asked
 from .validation import validation_loss
@@ -135,9 +136,11 @@ def _train(
     recovery = plan.recovery(optimizer)
     _begin_from_file(folder, job, prepared, events)
     copy_from_first(prepared.parameters, world)
+    adaptive = adaptive_weight(job, prepared.parameters[0].device)
     averages = averages_of(job, prepared.model, prepared.of_adapter, optimizer)
     others: dict[str, Stateful] = {} if averages.ema is None else {EMA: averages.ema}
     others |= {} if prepared.crepa is None else {CREPA: prepared.crepa}
+    others |= {} if adaptive is None else {ADAPTIVE: adaptive}
     parts = stateful_parts(prepared.model, optimizer, OPTIMIZERS.get(job.optimizer.name), **others)
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key, world=world)
     if step == 0:  # also where a run's checkpoints were all damaged
@@ -173,7 +176,7 @@ def _train(
     )
     trainer.step, trainer.joined = step, plan.joined
     trainer.forwards.alignment = prepared.crepa
-    trainer.shown = averages.shown
+    trainer.shown, trainer.adaptive = averages.shown, adaptive
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt
     trainer.use_expert = plan.use_expert

@@ -13,6 +13,7 @@ from .optimizers import check_optimizer_state, load_optimizer
 ADAPTER = "adapter"  # lies in a file of its own, which LoRA tools can read
 EMA = "ema"
 CREPA = "crepa"  # its projection
+ADAPTIVE = "adaptive"  # the weight of output preservation
 
 
 class Stateful(Protocol):

@@ -40,6 +40,13 @@ def check_ranks(job: Job, world: World, *, is_sharded: bool) -> None:
             "with the model spread over the GPUs (base sharded), all GPUs run as many forwards, and rollouts differ from "
             "sample to sample: set rollout_steps to 0, or base to whole."
         )
+    if is_sharded and job.regularizers.prior_preservation:
+        kinds = {sample.is_regularization for sample in job.training_samples}
+        if len(kinds) > 1:
+            raise ConfigError(
+                "with the model spread over the GPUs (base sharded), all GPUs run as many forwards, and with "
+                "prior_preservation only regularization sets have one more: set prior_preservation off, or base to whole."
+            )
     if is_sharded and job.regularizers.output_preservation:
         without = [sample for sample in job.training_samples if not sample.class_texts]
         if without:

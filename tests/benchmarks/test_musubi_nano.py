@@ -1,5 +1,6 @@
 """What musubi-tuner is given on the nano family: our latents and texts in its form, and its command line."""
 
+import argparse
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from wan_train.benchmarks import musubi_nano
+from wan_train.core.errors import ConfigError
 from wan_train.core.settings.job import DataSpec, TrainSample
+from wan_train.tests.tools.nano.small import write_small_family
 
 
 @pytest.fixture
@@ -71,3 +74,52 @@ def test_both_trainers_have_the_same_settings(stage, window):
     assert json.loads(told[3])["text_dim"] == 64
     assert ours.optimizer.max_grad_norm == 1.0  # its default
     assert ours.schedule.kind == "constant"  # as well
+
+
+def row(**values):
+    usual = {"concept": "dive", "seed": 1, "trainer": "ours", "steps": 2, "device": musubi_nano.device_name()}
+    return {**dict.fromkeys(musubi_nano.COLUMNS, "0"), **usual, **values}
+
+
+def wanted(**values):
+    usual = {
+        "concepts": ["dive", "star"],
+        "seeds": [1],
+        "trainers": musubi_nano.TRAINERS,
+        "steps": 4,
+        "measure_every": 2,
+    }
+    return argparse.Namespace(**{**usual, **values})
+
+
+def test_what_is_there_is_not_trained_again(tmp_path):
+    out = tmp_path / "peer.csv"
+    assert len(musubi_nano.missing_lessons(wanted(), musubi_nano.read_rows(out))) == 4
+    musubi_nano.add_rows(out, [row(), row(steps=4), row(concept="star"), row(trainer="musubi-tuner", device="another")])
+    musubi_nano.add_rows(out, [row(trainer="musubi-tuner", steps=4, device="another")])
+    left = [("dive", 1, "musubi-tuner"), ("star", 1, "ours"), ("star", 1, "musubi-tuner")]
+    assert musubi_nano.missing_lessons(wanted(), musubi_nano.read_rows(out)) == left
+    with out.open("a", encoding="utf-8") as file:
+        file.write("star,1,ours")  # broken off
+    assert musubi_nano.missing_lessons(wanted(), musubi_nano.read_rows(out)) == left
+
+
+def test_a_table_of_an_older_form_is_left_alone(tmp_path):
+    (tmp_path / "peer.csv").write_text("concept,seed\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="other columns"):
+        musubi_nano.read_rows(tmp_path / "peer.csv")
+
+
+def test_trainings_side_by_side_put_their_rows_into_one_file(tmp_path, capsys):
+    """Ours alone: the peer is no part of this repository."""
+    files, out, work = write_small_family(tmp_path / "family"), tmp_path / "peer.csv", tmp_path / "work"
+    told = ["--family", str(files.root), "--out", str(out), "--work", str(work), "--musubi", str(tmp_path)]
+    told += ["--trainers", "ours", "--concepts", "dive", "--seeds", "1", "2", "--steps", "2", "--measure-every", "1"]
+    musubi_nano.main([*told, "--prompts", "1", "--processes", "2"])
+    rows = musubi_nano.read_rows(out)
+    assert sorted((each["seed"], each["steps"]) for each in rows) == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+    assert "2 trainings are to be made." in capsys.readouterr().out
+    before = out.read_bytes()
+    musubi_nano.main([*told, "--prompts", "1", "--processes", "2"])
+    assert "0 trainings are to be made." in capsys.readouterr().out
+    assert out.read_bytes() == before

@@ -4,28 +4,35 @@ Teaches concepts in several ways, and asks each LoRA on the base (16 steps, with
 `distil` made (4 steps, without). The ways: on the base; on the few-step pair; on the few-step pair with a training
 adapter (few_steps_adapter.py) merged into it; on the few-step pair with contrastive guidance.
 
-A row is written as it is there, and rows that are there are not made again. With --processes each concept and seed has a
-process of its own.
+Rows are written as a lesson ends. Lessons that have their rows are not given again, so that a command that was stopped goes
+on where it was; rows of other settings or files give way to new ones. With --processes each concept and seed that lacks a
+lesson has a process of its own.
 """
 
 import argparse
 import csv
+import hashlib
+import io
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import cached_property
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ...core.disk import write_atomic
 from ...core.errors import ConfigError
 from ...core.sample.sampler import SampleOptions
 from ...core.serial import digest, to_dict
+from ...core.train.run_folder import RunFolder
 from . import world
 from .command import run_command
 from .concepts import CONCEPTS, Concept
@@ -35,14 +42,16 @@ from .exam import Answers, Exam, Score, answer, grade
 from .family import STAGES, Files
 from .few_steps_adapter import make_adapters
 from .lessons import teach, train_here, with_lora
-from .settings import Settings
-from .side_by_side import alone_on
+from .settings import Settings, differing
+from .side_by_side import ONE_THREAD, PACK, alone_on
 from .workshop import Workshop
 
 COLUMNS = (
     "concept", "seed", "way", "model", "strength", "learnt", "leaked", "kept", "kept_base", "motion", "motion_base",
     "seconds", "key",
 )  # fmt: skip
+Row = dict[str, str]
+Part = tuple[Concept, int, str]  # a lesson: the concept, the seed, the way
 WAYS = ("base", "few-step", "training adapter", "contrastive")
 GUIDANCE = SAMPLING.cfg  # of the contrastive way: what the pair was distilled with
 STRONGER = 1.5  # a LoRA of the base is also asked on the few-step pair at this strength
@@ -91,11 +100,32 @@ class Bench:
 
     def key(self, concept: Concept, way: str, seed: int) -> str:
         """Digest of what decides the rows of a lesson."""
-        adapters = [path.parent.name for path in self.adapters.values()] if way == "training adapter" else []
+        adapters = [_maker_of(path) for path in self.adapters.values()] if way == "training adapter" else []
         own = [way, GUIDANCE, STRONGER, self.num_prompts, adapters]
         sampling = [to_dict(SAMPLING), to_dict(FEW_STEPS)]
-        files = [self.base.identities(), self.few.identities()]
-        return digest([to_dict(concept), to_dict(taught_settings(seed, self.steps)), own, sampling, files])
+        return digest([to_dict(concept), differing(taught_settings(seed, self.steps)), own, sampling, self._files])
+
+    def missing(self, concepts: Sequence[Concept], seeds: Sequence[int], rows: Sequence[Row]) -> list[Part]:
+        """The lessons that have no rows yet, seed by seed."""
+        done = {(row["concept"], row["seed"], row["way"], row["key"]) for row in rows}
+        return [
+            (concept, seed, way)
+            for seed, concept, way in product(seeds, concepts, WAYS)
+            if (concept.name, str(seed), way, self.key(concept, way, seed)) not in done
+        ]
+
+    @cached_property
+    def _files(self) -> list[list[str]]:
+        return [self.base.identities(), self.few.identities()]
+
+
+def _maker_of(adapter: Path) -> list[str | int]:
+    """What a training adapter was made by: ours anew is as good as the old one, though a GPU rounds it otherwise."""
+    folder = RunFolder(adapter.parent)
+    if not folder.job_path.exists():
+        return [hashlib.sha256(adapter.read_bytes()).hexdigest()[:16]]
+    job = folder.read_job()
+    return [job.name, job.stage, job.loop.steps, len(job.data.samples)]
 
 
 def motion(clips: np.ndarray) -> float:
@@ -117,26 +147,25 @@ def compare(bench: Bench, concepts: Sequence[Concept], seeds: Sequence[int], out
         Model("base", Family.load(bench.base.files, bench.base.device), SAMPLING),
         Model("few-step", Family.load(bench.few.files, bench.few.device), FEW_STEPS),
     ]
-    done = {(row["concept"], row["seed"], row["way"], row["key"]) for row in read_rows(out)}
-    for concept in concepts:
+    missing = bench.missing(concepts, seeds, read_rows(out))
+    for concept in dict.fromkeys(concept for concept, _, _ in missing):
         exam = Exam.of(concept, bench.num_prompts)
         drawn = motion(np.stack([world.draw(scene) for scene, _ in exam.triggered]))
         off = {model.name: answer(model.family, exam, model.sampling) for model in models}
-        for seed in seeds:
-            for way in WAYS:
-                key = bench.key(concept, way, seed)
-                if (concept.name, str(seed), way, key) in done or time.perf_counter() > end:
-                    continue
-                loras, seconds = bench.lesson(concept, way, seed)
-                rows = []
-                for model, strength in asked(models, way):
-                    on = answer(with_lora(model.family, loras["high"], loras["low"], strength), exam, model.sampling)
-                    score = grade(exam, off=off[model.name], on=on)
-                    told = {"concept": concept.name, "seed": str(seed), "way": way, "model": model.name}
-                    told |= {"strength": f"{strength:g}", "seconds": f"{seconds:.1f}", "key": key}
-                    rows.append(told | row_of(score, on, off[model.name], drawn))
-                    print(*(rows[-1][name] for name in COLUMNS[:-1]), flush=True)
-                add_rows(out, rows)
+        for seed, way in [(seed, way) for own, seed, way in missing if own == concept]:
+            if time.perf_counter() > end:
+                return
+            key = bench.key(concept, way, seed)
+            loras, seconds = bench.lesson(concept, way, seed)
+            rows = []
+            for model, strength in asked(models, way):
+                on = answer(with_lora(model.family, loras["high"], loras["low"], strength), exam, model.sampling)
+                score = grade(exam, off=off[model.name], on=on)
+                told = {"concept": concept.name, "seed": str(seed), "way": way, "model": model.name}
+                told |= {"strength": f"{strength:g}", "seconds": f"{seconds:.1f}", "key": key}
+                rows.append(told | row_of(score, on, off[model.name], drawn))
+                print(*(rows[-1][name] for name in COLUMNS[:-1]), flush=True)
+            put_rows(out, rows)
 
 
 def asked(models: Sequence[Model], way: str) -> Iterator[tuple[Model, float]]:
@@ -158,18 +187,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def add_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Append; they are in the file when this returns."""
-    is_new = not path.exists()
+def put_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Rows of whole lessons in the place of those that the lessons had; they are in the file when this returns."""
+    made = {_lesson_of(row) for row in rows}
+    kept = [row for row in read_rows(path) if _lesson_of(row) not in made]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*kept, *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_new:
-            writer.writerow(COLUMNS)
-        writer.writerows([row[name] for name in COLUMNS] for row in rows)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
+def _lesson_of(row: Row) -> tuple[str, str, str]:
+    return row["concept"], row["seed"], row["way"]
+
+
+def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each way, model and strength, means over concepts and seeds, and the spread of the seeds."""
     lines = ["| taught | asked on | strength | concept | the rest as asked | motion |", "|---|---|---|---|---|---|"]
     groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
@@ -213,51 +247,68 @@ def main(arguments: list[str]) -> None:
 def _few_steps(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     if options.work:
+        options.family, options.work = options.family.absolute(), options.work.absolute()  # of other processes, too
         base = Workshop(files=Files(options.family), folder=options.work, device=options.devices[0])
         few = replace(base, files=FewStepFiles(options.family))
         adapters: dict[str, Path] = dict(zip(STAGES, options.adapters or (), strict=False)) or make_adapters(few)
         print(f"training adapter: {time.perf_counter() - start:.0f} s", flush=True)
         stop = options.stop - (time.perf_counter() - start)
+        bench = Bench(base=base, few=few, adapters=adapters, num_prompts=options.prompts, steps=options.steps)
+        concepts = [CONCEPTS[name] for name in options.concepts]
         if options.processes:
-            _side_by_side(options, adapters, stop)
+            _side_by_side(options, bench, concepts, stop)
         else:
-            bench = Bench(base=base, few=few, adapters=adapters, num_prompts=options.prompts, steps=options.steps)
-            concepts = [CONCEPTS[name] for name in options.concepts]
             compare(bench, concepts, options.seeds, options.out, stop)
     print(table(read_rows(options.out)))
 
 
-def _side_by_side(options: argparse.Namespace, adapters: dict[str, Path], stop: float) -> None:
-    """A process for each concept and seed, so many at a time; their rows go into one file, in order."""
-    parts = [(name, seed) for seed in options.seeds for name in options.concepts]
-    numbers = count()
-    known = read_rows(options.out)
-    started = time.perf_counter()
+def _side_by_side(options: argparse.Namespace, bench: Bench, concepts: Sequence[Concept], stop: float) -> None:
+    """A process for each concept and seed that lacks a lesson, so many at a time; the rows of each go into the one file."""
+    numbers, one_at_a_time, started = count(), threading.Lock(), time.perf_counter()
 
-    def one(part: tuple[str, int]) -> list[dict[str, str]]:
-        name, seed = part
-        own = options.work / f"rows-{name}-{seed}.csv"
-        if not own.exists():
-            add_rows(own, [row for row in known if (row["concept"], row["seed"]) == (name, str(seed))])
+    def rows_file(concept: Concept, seed: int) -> Path:
+        return options.work / f"rows-{concept.name}-{seed}.csv"
+
+    def take(concept: Concept, seed: int) -> None:
+        """What its process has made, also one that was broken off."""
+        with one_at_a_time:
+            wanted = {(way, bench.key(concept, way, seed)) for _, _, way in bench.missing(
+                [concept], [seed], read_rows(options.out)
+            )}  # fmt: skip
+            found = [row for row in read_rows(rows_file(concept, seed)) if (row["way"], row["key"]) in wanted]
+            if found:
+                put_rows(options.out, found)
+
+    for seed, concept in product(options.seeds, concepts):
+        take(concept, seed)
+    missing = bench.missing(concepts, options.seeds, read_rows(options.out))
+    parts = list(dict.fromkeys((concept, seed) for concept, seed, _ in missing))
+    print(f"{len(missing)} lessons are to be given, in {len(parts)} processes.", flush=True)
+
+    def one(part: tuple[Concept, int]) -> None:
+        concept, seed = part
+        own = rows_file(concept, seed)
+        known = [row for row in read_rows(options.out) if _lesson_of(row)[:2] == (concept.name, str(seed))]
+        put_rows(own, known)
         command = [sys.executable, "-m", "tools.nano", "few_steps", "--out", str(own), "--work", str(options.work)]
-        command += ["--family", str(options.family), "--concepts", name, "--seeds", str(seed)]
+        command += ["--family", str(options.family), "--concepts", concept.name, "--seeds", str(seed)]
         command += ["--steps", str(options.steps), "--prompts", str(options.prompts)]
-        command += ["--adapters", *(str(adapters[stage]) for stage in STAGES)]
+        command += ["--adapters", *(str(bench.adapters[stage]) for stage in STAGES)]
         device, seen = alone_on(options.devices[next(numbers) % len(options.devices)], os.environ)
         command += ["--devices", device]
         command += ["--stop", f"{max(0.0, stop - (time.perf_counter() - started)):.0f}"]
-        with (options.work / f"log-{name}-{seed}.txt").open("w", encoding="utf-8") as log:
+        log = options.work / f"log-{concept.name}-{seed}.txt"
+        with log.open("w", encoding="utf-8") as file:
             code = subprocess.run(
                 command,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **seen},
+                cwd=PACK,
+                env={**os.environ, **ONE_THREAD, **seen},
                 check=False,
             ).returncode
-        print(f"{name}, seed {seed}: {'done' if code == 0 else f'failed, see {log.name}'}", flush=True)
-        return read_rows(own)
+        take(concept, seed)
+        print(f"{concept.name}, seed {seed}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
 
     with ThreadPoolExecutor(options.processes) as pool:
-        found = list(pool.map(one, parts))
-    options.out.unlink(missing_ok=True)
-    add_rows(options.out, [row for rows in found for row in rows])
+        list(pool.map(one, parts))

@@ -161,6 +161,11 @@ _REST = (
     _one("averages", "EMA .995", "ema.use", "true"),
     _one("data", "6 clips of each", "clips", "6"),
     _one("losses", "contrastive guidance 3", "loss.contrastive_guidance", "3"),
+    Method(
+        "DOP adaptive .01", "preservation",
+        {"regularizers.output_preservation": "1", "regularizers.preservation_target": "0.01"},
+    ),
+    _one("preservation", "prior preservation", "regularizers.prior_preservation", "true", SIMPLETUNER),
     Method("rollout 5", "rollout", {"rollout.steps": "5", "rollout.probability": "0.25"}, SIMPLETUNER),
 )  # fmt: skip
 

@@ -49,6 +49,7 @@ class Shown:
     caption: str
     class_caption: str = ""  # with the class word in place of the concept's; "": it has none
     held_out: bool = False
+    is_known: bool = False  # the base knows it already
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class Pair:
                 of_class = with_class_word(caption, concept.trigger, CLASS_WORDS.get(concept.attribute, ""))
                 name = f"{concept.name}_{number:02d}"
                 found.append(Shown(name, scene, caption, of_class, held_out=number >= clips))
-        known = (Shown(f"other_{number:02d}", *each) for number, each in enumerate(other_scenes(others, seed)))
+        known = (
+            Shown(f"other_{number:02d}", *each, is_known=True) for number, each in enumerate(other_scenes(others, seed))
+        )
         return [*found, *known]
 
     def together(self, count: int, seed: int) -> list[Asked]:

@@ -61,6 +61,7 @@ def _sample(one: Shown, texts: dict[str, CaptionText], *, path: str, key: str, s
         text_key=text.key,
         caption=one.caption,
         held_out=one.held_out,
+        is_regularization=one.is_known,
         class_texts=(texts[one.class_caption],) if one.class_caption else (),
     )
 

@@ -27,15 +27,20 @@ def judged_table(rows: Rows) -> str:
 
 
 def peer_table(rows: Rows) -> str:
-    """What LoRAs of several trainers have learnt after equal steps: seed by seed, and means."""
-    lines = ["| concept | steps | trainer | learnt, by seed | mean | the rest as asked |", "|---|---|---|---|---|---|"]
-    groups: dict[tuple[str, int, str], list[dict[str, str]]] = {}
+    """What LoRAs of several trainers have learnt after equal steps on one device: seed by seed, and means."""
+    lines = [
+        "| concept | device | steps | trainer | learnt, by seed | mean | the rest as asked |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, int, str], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["concept"], int(row["steps"]), row["trainer"]), []).append(row)
-    for (concept, steps, trainer), own in sorted(groups.items(), key=lambda item: (*item[0][:2], item[0][2] != "ours")):
+        groups.setdefault((row["concept"], row["device"], int(row["steps"]), row["trainer"]), []).append(row)
+    for group, own in sorted(groups.items(), key=lambda item: (*item[0][:3], item[0][3] != "ours")):
+        own.sort(key=lambda row: int(row["seed"]))
         learnt, kept = ([float(row[name]) for row in own] for name in ("learnt", "kept"))
-        each = ", ".join(f"{value:.0%}" for value in learnt)
-        lines.append(f"| {concept} | {steps} | {trainer} | {each} | {np.mean(learnt):.0%} | {np.mean(kept):.0%} |")
+        each = ", ".join(f"{row['seed']}: {value:.0%}" for row, value in zip(own, learnt, strict=True))
+        cells = [*map(str, group), each, f"{np.mean(learnt):.0%}", f"{np.mean(kept):.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

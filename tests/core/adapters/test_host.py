@@ -221,3 +221,49 @@ def test_the_host_takes_the_strength_of_oft_twice(comfy, trained, host_model, tm
     )
     ours = merged("blocks.1.cross_attn.k", base.clone())
     torch.testing.assert_close(ours, base + half, atol=1e-6, rtol=0)
+
+
+def by_wan_video_wrapper(patch, weight):
+    """What ComfyUI-WanVideoWrapper makes of a LoRA that it does not merge (custom_linear.py, 3317577, apply_lora).
+
+    Of the host's patch it takes two matrices and alpha, whatever the kind. Merged ones are the host's own, as above.
+    """
+    up, down, alpha, *_ = patch.weights
+    scale = float(alpha) / down.shape[0] if alpha is not None and float(alpha) != 0.0 else 1.0
+    return weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * scale
+
+
+def in_wan_video_wrapper(comfy, host_model, options, tmp_path):
+    """What a model with an adapter of random numbers gives, what the wrapper gives of its file, and the base."""
+    model = make_transformer()
+    generator = torch.Generator().manual_seed(5)
+    parameters = add_adapter(model, AdapterOptions(**{"rank": 4, "alpha": 2.0, **options}), seed=1)
+    with torch.no_grad():
+        for _, p in parameters:
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    patches = load_in_host(comfy, host_model, write_adapter(tmp_path / "x.safetensors", model.eval(), metadata={}))
+    wrapped = make_transformer()
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if patch := patches.get(f"diffusion_model.{name}"):
+                weight.copy_(by_wan_video_wrapper(patch, weight))
+    return forward(model), forward(wrapped), forward(make_transformer())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rslora": True}, {"kind": "tlora"}, {"ranks": "ffn = 2, 3"}, {"targets": ("self_attn",)}], ids=str
+)
+def test_a_lora_gives_the_trained_model_in_wan_video_wrapper(comfy, host_model, options, tmp_path):
+    wanted, found, plain = in_wan_video_wrapper(comfy, host_model, options, tmp_path)
+    assert (wanted - plain).abs().max() > 0.02
+    assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
+def test_wan_video_wrapper_takes_other_kinds_only_where_it_merges_them(comfy, host_model, kind, tmp_path):
+    """As the help says; where this fails, the help is to be mended."""
+    try:
+        wanted, found, _ = in_wan_video_wrapper(comfy, host_model, {"kind": kind}, tmp_path)
+    except (RuntimeError, AttributeError, ValueError):
+        return  # shapes that do not fit, or a matrix that is not there
+    assert (found - wanted).abs().max() > 0.01

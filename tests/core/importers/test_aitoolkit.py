@@ -108,6 +108,13 @@ def test_several_datasets():
     ]
 
 
+def test_a_regularization_set_with_the_priors_of_the_model():
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    other = block.replace("is_reg: false", "is_reg: true\n          prior_reg: true")
+    assert bring((block, block + other)).recipe.regularizers.prior_preservation
+    assert not bring().recipe.regularizers.prior_preservation
+
+
 @pytest.mark.parametrize(
     ("qtype", "precision"), [("qfloat8", "fp8"), ("float8", "fp8"), ("int8", "int8"), ("uint4", "nf4")]
 )

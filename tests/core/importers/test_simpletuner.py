@@ -139,6 +139,16 @@ def test_a_dataset_that_is_switched_off():
     assert [(one.folder, one.enabled) for one in recipe.dataset] == [("datasets/films", True), ("datasets/off", False)]
 
 
+def test_a_regularization_set_learns_what_the_model_says_itself():
+    both = json.loads(dataset(id="on"))
+    both.append({**both[0], "id": "set", "instance_data_dir": "datasets/known", "is_regularisation_data": True})
+    recipe = bring(json.dumps(both)).recipe
+    assert [one.regularization for one in recipe.dataset] == [False, True]
+    assert recipe.regularizers.prior_preservation
+    both[1]["is_regularisation_data"] = False
+    assert not bring(json.dumps(both)).recipe.regularizers.prior_preservation
+
+
 def test_the_name_is_that_of_the_hub():
     imported = bring(hub_model_id="ann/wan-films")
     assert imported.recipe.name == "wan-films"

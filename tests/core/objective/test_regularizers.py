@@ -8,15 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from wan_train.core.errors import ConfigError
 from wan_train.core.memory.graphs import Graphs
+from wan_train.core.objective.forwards import noisy_batch
 from wan_train.core.objective.objective import FlowMatching, objective_of
-from wan_train.core.objective.passes import ONE_FORWARD
+from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.objective.regularizers import BESIDE_THE_BASE
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train.batches import make_draws
+from wan_train.core.train.regularizers import check_regularizers, regularizer_warnings
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.loading import load_transformer
 from wan_train.tests.core.memory.helpers import CPU
@@ -89,6 +92,71 @@ def test_loss_and_gradients_are_ai_toolkits(job, options):
     assert all(report.terms[name] > 1e-4 for name in options)
     for one, other in zip(found, gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+@EACH
+def test_in_one_pass_the_gradients_are_the_same(job, options):
+    job = chosen(job, **options, single_pass=True)
+    trainer = trained(make_trainer(job))
+    loss, gradients = by_aitoolkit(job, trainer, options)
+    report, found = stepped(trainer)
+    assert report.loss == pytest.approx(loss, rel=1e-5)
+    assert report.terms.keys() == {"flow", *options}
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+@EACH
+def test_in_one_pass_copies_of_the_batch_go_through_together(job, options):
+    job, number = chosen(job, **options, single_pass=True), len(options)
+    passes = Passes((*["forward without gradient"] * number, "forward", "backward"), copies=1 + number)
+    assert objective_of(job).passes == passes
+    trainer = make_trainer(job)
+    rows = rows_of_forwards(trainer)
+    assert replace(observed_passes(trainer), copies=1 + number) == passes
+    assert rows == [2] * number + [2 + 2 * number]
+    planner = make_planner(job, decide(job, inspect(job.model.path), CPU), CARD)
+    assert [bucket.batch for bucket in planner.buckets] == [2 + 2 * number]
+    assert planner.task.passes == passes
+
+
+def rows_of_forwards(trainer):
+    """Samples of each forward that the trainer does from now on."""
+    rows = []
+    trainer.model.register_forward_pre_hook(lambda _model, args: rows.append(len(args[0])))
+    return rows
+
+
+def test_in_one_pass_a_batch_without_a_class_word_goes_alone(job):
+    first, second = job.data.samples
+    data = replace(job.data, samples=(first, replace(second, class_texts=())))
+    job = chosen(replace(job, data=data, loop=replace(job.loop, batch_size=1)), **DOP, single_pass=True)
+    trainer = make_trainer(job)
+    rows = rows_of_forwards(trainer)
+    terms = [set(trainer.train_step().read().terms) for _ in range(2)]
+    assert sorted(terms, key=len) == [set(), {"flow", "output_preservation"}]
+    assert sorted(rows) == [1, 1, 2]
+
+
+def test_one_pass_keeps_routes_and_what_an_image_to_video_model_is_given():
+    noisy = noisy_batch(
+        torch.randn(2, 3, 2, 4, 4), torch.randn(2, 3, 2, 4, 4), torch.tensor([0.2, 0.7]), torch.randn(2, 5, 6),
+        {"y": torch.randn(2, 1, 2, 4, 4)}, given_frames=1,
+    )  # fmt: skip
+    copies = replace(noisy, kept_tokens=torch.tensor([[0, 3], [1, 2]])).times(3)
+    for name in ("noisy_latents", "timesteps", "kept_tokens"):
+        whole = getattr(copies, name)
+        assert len(whole) == 6
+        assert all(torch.equal(part, whole[:2]) for part in whole.chunk(3))
+    assert torch.equal(copies.images["y"], torch.cat([noisy.images["y"]] * 3))
+
+
+def test_one_pass_is_refused_beside_crepa_and_told_without_a_term(job):
+    crepa = replace(job, crepa=replace(job.crepa, weight=0.5))
+    with pytest.raises(ConfigError, match="preservation_single_pass does not go with crepa_weight"):
+        check_regularizers(chosen(crepa, **BLANK, single_pass=True))
+    sentences = regularizer_warnings(chosen(job, single_pass=True))
+    assert sentences[0] == "preservation_single_pass has no effect: output_preservation and blank_preservation are 0."
 
 
 @EACH

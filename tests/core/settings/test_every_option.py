@@ -72,6 +72,9 @@ CHANGES = {
     "ema.shown": ("none", {"ema.use": True, "loop.validate_every": 1}), "ema.lora": ("trained", {"ema.use": True}),
     "regularizers.output_preservation": (1.0, {}), "regularizers.blank_preservation": (1.0, {}),
     "regularizers.max_weight_norm": (1e-3, {}),
+    "regularizers.preservation_target": (1e-6, {"regularizers.output_preservation": 1.0}),
+    "regularizers.prior_preservation": (True, {"optimizer.learning_rate": 1e-2}),
+    "regularizers.single_pass": (True, {"regularizers.output_preservation": 1.0, "adapter.module_dropout": 0.5}),
     "saving.every_epochs": (9, {}), "saving.keep_best": (True, {"loop.keep_last": 1, "optimizer.learning_rate": 0.5}),
     "previews.every": (2, {}), "previews.steps": (3, {"previews.every": 4}), "previews.cfg": (1.0, {"previews.every": 4}),
     "previews.shift": (50.0, {"previews.every": 4}), "previews.width": (64, {"previews.every": 4}),
@@ -142,7 +145,8 @@ def seen():
 def trains(job, tmp_path, seen):
     """What is seen of the job with these values: weights, losses, validation, previews, names of files."""
     first, second, third = job.data.samples  # the first and the third have one shape
-    samples = (with_class(tmp_path, first), replace(second, held_out=True), with_class(tmp_path, third))
+    third = replace(with_class(tmp_path, third), is_regularization=True)
+    samples = (with_class(tmp_path, first), replace(second, held_out=True), third)
     single = replace(job, stage="single", data=replace(job.data, samples=samples))  # whose previews have any size
     base = with_values(single, {"loop.caption_dropout": 0.0, **BASE})
 

@@ -74,6 +74,19 @@ def beside(folder: Path, encoder: Path, vae: Path, low: Path) -> dict[str, Chang
         job = replace(job, data=replace(job.data, samples=samples))
         return replace(job, regularizers=replace(job.regularizers, output_preservation=0.5))
 
+    def adaptive(job: Job) -> Job:
+        job = dop(job)
+        return replace(job, regularizers=replace(job.regularizers, preservation_target=0.01))
+
+    def single_pass(job: Job) -> Job:
+        job = dop(job)
+        return replace(job, regularizers=replace(job.regularizers, blank_preservation=0.5, single_pass=True))
+
+    def prior(job: Job) -> Job:
+        first, *rest = job.data.samples
+        data = replace(job.data, samples=(replace(first, is_regularization=True), *rest))
+        return replace(job, data=data, regularizers=replace(job.regularizers, prior_preservation=True))
+
     def crepa(job: Job) -> Job:
         options = CrepaOptions(weight=0.5, encoder=str(encoder), vae=str(vae), block=0, image_size=42)
         return replace(job, crepa=options, crepa_identity=crepa_identity(options))
@@ -87,6 +100,9 @@ def beside(folder: Path, encoder: Path, vae: Path, low: Path) -> dict[str, Chang
     return {
         "output preservation": dop,
         "blank preservation": lambda job: replace(job, regularizers=RegularizerOptions(blank_preservation=0.5)),
+        "adaptive preservation": adaptive,
+        "single pass": single_pass,
+        "prior preservation": prior,
         "weight norms": group("regularizers", max_weight_norm=0.01),
         "crepa": crepa,
         "tread": lambda job: replace(job, tread=TreadOptions(routes="1 to 1: 0.5")),

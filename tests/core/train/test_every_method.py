@@ -29,7 +29,9 @@ from wan_train.tools.miniature import dit_metadata, wan_dit
 
 CPU = torch.device("cpu")
 BESIDE = (
-    "output preservation", "blank preservation", "weight norms", "crepa", "tread", "rollout", "direction", "contrastive",
+    "output preservation", "blank preservation", "adaptive preservation", "single pass", "prior preservation",
+    "weight norms", "crepa",
+    "tread", "rollout", "direction", "contrastive",
     "differential", "ema", "dropout", "lora plus", "clip by value", "accumulation", "strata", "shared lora",
 )  # fmt: skip
 SEEDS = (11, 23, 37)  # of the mixes

@@ -14,25 +14,45 @@ from wan_train.core.settings.option import options_of
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.settings.stage import settings_from_names
 from wan_train.core.train.average import Ema
-from wan_train.core.train.batches import BatchSchedule
+from wan_train.core.train.batches import BatchSchedule, make_draws
 from wan_train.core.train.build import build_job, job_warnings
 from wan_train.core.train.checks import check_job
 from wan_train.core.train.events import EventWriter, read_history
 from wan_train.core.train.label import describe_lora
+from wan_train.core.train.regularizers import regularizer_warnings
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.validation import validation_loss
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, make_trainer, train_in_folder, with_class
+from wan_train.core.wan.loading import load_transformer
+from wan_train.tests.core.objective.test_objective import trained
+from wan_train.tests.core.train.helpers import SIZE, make_sample, make_trainer, train_in_folder, with_class
 
 CPU = torch.device("cpu")
-TRIED = {"output_preservation": 2.0, "blank_preservation": 2.0, "max_weight_norm": 0.001}
+# Option -> the value that must change the losses, and what is set beside it.
+TRIED = {
+    "output_preservation": (2.0, {}),
+    "blank_preservation": (2.0, {}),
+    "max_weight_norm": (0.001, {}),
+    "preservation_target": (1e-6, {"output_preservation": 2.0}),
+    "single_pass": (True, {"output_preservation": 2.0}),
+    "prior_preservation": (True, {}),
+}
+ALONE = [{**beside, name: value} for name, (value, beside) in TRIED.items()]
+TOGETHER = {name: value for name, (value, _) in TRIED.items()}
+OF_NO_TERM = {"max_weight_norm", "preservation_target", "single_pass", "prior_preservation"}
 
 
 @pytest.fixture
 def job(job, tmp_path):
     samples = tuple(with_class(tmp_path, sample) for sample in job.data.samples)
     return replace(job, data=replace(job.data, samples=samples))
+
+
+def with_set(job):
+    """The job with its second sample in a regularization set."""
+    first, second, *others = job.data.samples
+    return replace(job, data=replace(job.data, samples=(first, replace(second, is_regularization=True), *others)))
 
 
 def chosen(job, **options):
@@ -50,10 +70,15 @@ def test_every_option_is_tried():
 
 @pytest.mark.parametrize("name", TRIED)
 def test_an_option_changes_the_losses_and_the_key_of_a_run(job, name):
-    changed = chosen(job, **{name: TRIED[name]})
-    assert changed.key != job.key
-    assert chosen(job, **{name: 0.0}).key == job.key
-    assert losses_of(changed) != losses_of(job)
+    value, beside = TRIED[name]
+    if name == "prior_preservation":
+        job = with_set(job)
+    if name == "single_pass":  # the same but for what is drawn
+        job = replace(job, adapter=replace(job.adapter, dropout=0.5))
+    plain, changed = chosen(job, **beside), chosen(job, **beside, **{name: value})
+    assert changed.key != plain.key
+    assert chosen(job, **beside, **{name: type(value)()}).key == plain.key
+    assert losses_of(changed) != losses_of(plain)
     assert job_from_json(job_to_json(changed)) == changed
 
 
@@ -81,15 +106,15 @@ def test_no_layer_is_above_the_limit_after_any_step(job):
         assert max(norms) > 0.0005  # the update itself was far larger
 
 
-@pytest.mark.parametrize(
-    "options", [*({name: value} for name, value in TRIED.items()), TRIED], ids=lambda o: "-".join(o)
-)
+@pytest.mark.parametrize("options", [*ALONE, TOGETHER], ids=lambda o: "-".join(o))
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, job, options):
+    job = with_set(job) if "prior_preservation" in options else job
     job = replace(chosen(job, **options), adapter=replace(job.adapter, dropout=0.1))
     job = replace(job, loop=replace(job.loop, batch_size=2, gradient_accumulation=2))
     losses, lora, events = train_in_folder(tmp_path, job, "whole", CPU)
     terms = {name for event in events if event["event"] == "step" for name in event.get("terms", {})}
-    assert terms == ({"flow", *options} - {"max_weight_norm"} if options.keys() != {"max_weight_norm"} else set())
+    of_terms = options.keys() - OF_NO_TERM
+    assert terms == ({"flow", *of_terms} if of_terms else set())
     folder = RunFolder(tmp_path / "runs" / "stopped")
     folder.path.mkdir(parents=True)
     folder.write_job(job)
@@ -201,10 +226,52 @@ def test_a_class_caption_that_is_gone_or_something_else_is_told(job, tmp_path):
 
 
 def test_settings_come_to_the_job_and_to_the_lora(job):
-    settings = settings_from_names(TRIED)
+    names = {"single_pass": "preservation_single_pass"}
+    settings = settings_from_names({names.get(name, name): value for name, value in TOGETHER.items()})
     built = build_job(inspect(job.model.path), job.data, settings, name="x", stage="low")
-    assert built.regularizers == RegularizerOptions(**TRIED)
+    assert built.regularizers == RegularizerOptions(**TOGETHER)
     description = describe_lora(built, step=1)
     assert description.training.levels["ss_scale_weight_norms"] == 0.001
-    assert description.job["regularizers"] == TRIED
+    assert description.job["regularizers"] == TOGETHER
     assert "ss_scale_weight_norms" not in describe_lora(job, step=1).training.levels
+
+
+def test_a_regularization_set_learns_what_the_base_says(job, tmp_path):
+    """Loss and gradients of a batch of a set and a plain sample: the base's prediction is the target of the first alone."""
+    first = make_sample(tmp_path, "of a set", is_regularization=True)
+    samples = (first, make_sample(tmp_path, "plain"))
+    loop = replace(job.loop, batch_size=2, caption_dropout=0.0)
+    job = chosen(replace(job, data=replace(job.data, samples=samples), loop=loop), prior_preservation=True)
+    trainer = trained(make_trainer(job))
+    batch = trainer.batches.get(0)
+    assert batch.priors.tolist() == [name == "of a set" for name in batch.names]
+    draws = make_draws(job, batch, 0)
+    t = draws.sigmas.view(-1, 1, 1, 1, 1)
+    mixed, target = (1 - t) * batch.latents + t * draws.noise, draws.noise - batch.latents
+    base = load_transformer(inspect(job.model.path), dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        said = base(mixed, draws.sigmas * 1000, batch.context)
+    place = batch.names.index("of a set")
+    target[place] = said[place]
+    loss = (trainer.model(mixed, draws.sigmas * 1000, batch.context) - target).square().mean()
+    wanted = torch.autograd.grad(loss, trainer.parameters)
+    seen, step = [], trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.extend(p.grad.clone() for p in trainer.parameters), step())
+    trainer.job = replace(job, optimizer=replace(job.optimizer, max_grad_norm=0.0))
+    report = trainer.train_step().read()
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+    for one, other in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_a_lora_that_changes_nothing_has_nothing_to_learn_from_a_set(job):
+    samples = tuple(replace(sample, is_regularization=True) for sample in job.data.samples)
+    job = chosen(replace(job, data=replace(job.data, samples=samples)), prior_preservation=True)
+    assert losses_of(job, steps=1) == [0.0]
+
+
+def test_prior_preservation_without_a_set_is_told(job):
+    plain = chosen(replace(job, data=replace(job.data, samples=tuple(replace(s, class_texts=()) for s in job.data.samples))),
+                   prior_preservation=True)  # fmt: skip
+    assert regularizer_warnings(plain) == ["prior_preservation has no effect: no dataset is a regularization set."]
+    assert regularizer_warnings(with_set(plain)) == []

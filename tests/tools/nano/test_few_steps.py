@@ -1,14 +1,17 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from wan_train.core.errors import ConfigError
 from wan_train.tools.nano import few_steps, few_steps_adapter
+from wan_train.tools.nano.concepts import CONCEPTS
 from wan_train.tools.nano.distil import FewStepFiles
 from wan_train.tools.nano.family import STAGES, Files
 from wan_train.tools.nano.lessons import train_here
+from wan_train.tools.nano.workshop import Workshop
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,51 @@ def test_every_way_has_its_rows_and_none_is_made_twice(two_pairs, tmp_path, quic
     few_steps.main(arguments(two_pairs, out, tmp_path / "work"))
     assert out.read_bytes() == before
     assert capsys.readouterr().out.count("| contrastive | few-step |") == 2
+
+
+def test_what_is_done_is_taken_up_and_only_the_rest_has_processes(two_pairs, tmp_path, quick, capsys):
+    out, work = tmp_path / "rows.csv", tmp_path / "work"
+    few_steps.main(arguments(two_pairs, out, work))
+    first = few_steps.read_rows(out)
+    of_others = {**first[0], "concept": "star"}
+    stale = {**first[-1], "learnt": "9", "key": "of other settings"}
+    few_steps.put_rows(out, [of_others])
+    few_steps.put_rows(out, [{**stale, "seed": "2"}])
+    capsys.readouterr()
+    told = arguments(two_pairs, out, work)
+    told[told.index("--seeds") + 1 : told.index("--steps")] = ["1", "2"]
+    few_steps.main([*told, "--processes", "2"])
+    assert "4 lessons are to be given, in 1 processes." in capsys.readouterr().out
+    assert [path.name for path in work.glob("log-*")] == ["log-dive-2.txt"]
+    rows = few_steps.read_rows(out)
+    assert rows[: len(first) + 1] == [*first, of_others]
+    assert {row["seed"] for row in rows[len(first) + 1 :]} == {"2"}
+    assert len(rows) == 2 * len(first) + 1
+    assert all(row["learnt"] != "9" for row in rows)
+    # rows of a process that was broken off before they were taken
+    few_steps.put_rows(out, [stale])
+    few_steps.put_rows(work / "rows-dive-1.csv", first)
+    few_steps.main([*told, "--processes", "2"])
+    assert "0 lessons are to be given, in 0 processes." in capsys.readouterr().out
+    assert sorted(map(str, few_steps.read_rows(out))) == sorted(map(str, rows))
+
+
+def test_the_rows_that_are_here_are_those_of_todays_settings_and_files(tmp_path, monkeypatch):
+    """Where this fails, lessons would be given again: either something that decides them changed, or their digest."""
+    base = Workshop(files=Files(), folder=tmp_path)
+    adapters = {stage: tmp_path / stage / "adapter.safetensors" for stage in STAGES}
+    bench = few_steps.Bench(
+        base=base, few=replace(base, files=FewStepFiles(Files().root)), adapters=adapters, num_prompts=64, steps=250
+    )
+    rows = few_steps.read_rows(Files().root / "curves" / "few_steps.csv")
+    made = {stage: ["training_adapter", stage, few_steps_adapter.STEPS, few_steps_adapter.CLIPS] for stage in STAGES}
+    monkeypatch.setattr(few_steps, "_maker_of", lambda path: made[path.parent.name])
+    missing = bench.missing([CONCEPTS[name] for name in ("dive", "barred", "star")], [1, 2, 3], rows)
+    there = {(row["concept"], row["seed"], row["way"]) for row in rows}
+    again = {(concept.name, str(seed), way) for concept, seed, way in missing} & there
+    assert {lesson[:2] for lesson in again} <= {("star", "2"), ("star", "3")}, (
+        "made by an older version: give these again"
+    )
 
 
 def test_motion_is_the_change_from_frame_to_frame():

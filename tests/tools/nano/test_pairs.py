@@ -43,6 +43,7 @@ def test_a_training_set_holds_both_concepts_each_with_its_word():
             concept.trigger, {"frun": "plain", "mulf": "at rest"}[concept.trigger]
         )
     assert all(not one.class_caption for one in shown[2 * (3 + HELD_OUT) :])
+    assert [one.is_known for one in shown] == [False] * 2 * (3 + HELD_OUT) + [True] * (len(shown) - 2 * (3 + HELD_OUT))
 
 
 def test_one_alone_is_taught_as_it_is_beside_the_other():

@@ -18,12 +18,15 @@ def test_the_table_of_the_few_step_pair():
 
 
 def test_the_table_of_a_peer_has_ours_first_and_every_seed():
-    common = {"concept": "dive", "steps": "250", "kept": "0.9"}
+    common = {"concept": "dive", "device": "cpu", "steps": "250", "kept": "0.9", "seed": "1"}
     rows = [
         {**common, "trainer": "musubi-tuner", "learnt": "0.5"},
-        *({**common, "trainer": "ours", "learnt": learnt} for learnt in ("0.6", "0.8")),
+        {**common, "trainer": "ours", "seed": "3", "learnt": "0.8"},
+        {**common, "trainer": "ours", "learnt": "0.6"},
+        {**common, "trainer": "ours", "device": "a GPU", "learnt": "0.1"},
     ]
     assert peer_table(rows).splitlines()[2:] == [
-        "| dive | 250 | ours | 60%, 80% | 70% | 90% |",
-        "| dive | 250 | musubi-tuner | 50% | 50% | 90% |",
+        "| dive | a GPU | 250 | ours | 1: 10% | 10% | 90% |",
+        "| dive | cpu | 250 | ours | 1: 60%, 3: 80% | 70% | 90% |",
+        "| dive | cpu | 250 | musubi-tuner | 1: 50% | 50% | 90% |",
     ]
