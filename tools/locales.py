@@ -145,7 +145,7 @@ class _Marked(HTMLParser):
 
 
 def page_texts(folders: Sequence[Path] = PAGES) -> dict[str, Texts]:
-    """All texts of the pages' scripts, for each file of a language; ValueError if a call of `say` or `sayCount` has none in it."""
+    """All texts of the pages' scripts, for each file of a language; ValueError if `say` or `sayCount` is called without."""
     said: set[str] = set()
     commands: Texts = {}
     settings: Texts = {}

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.counting import counted
 from ..serial import AUTO, digest
 from ..settings.job import Job
 from ..settings.option import Option, options_of
+from ..words import counted
 
 
 @dataclass(frozen=True)
