@@ -15,6 +15,7 @@ from ..core.adapters.fold import FOLD_PRECISIONS, fold
 from ..core.errors import ConfigError
 from ..core.names import check_name
 from ..core.wan.checkpoint import inspect
+from ..core.words import counted
 from . import host
 from .host import folders
 from .inputs import checked
@@ -167,7 +168,7 @@ class FoldLoRA(FileMaker):
         progress = _progress(cls.hidden.unique_id, "writing")
         folded = fold(inspect(model), [(lora.path, strength)], out, precision=precision, progress=progress)
         host.remember([out])
-        lines = [f"{out.name}: {folded.num_changed} layers changed", *(f"- {note}" for note in folded.notes)]
+        lines = [f"{out.name}: {counted(folded.num_changed, 'layer')} changed", *(f"- {note}" for note in folded.notes)]
         return io.NodeOutput(out.name, ui={"text": ["\n".join(lines)]})
 
 

@@ -19,6 +19,7 @@ from ..core.errors import WanTrainError
 from ..core.settings.dataset import Conditioning, DatasetOptions
 from ..core.settings.previews import SamplePromptOptions
 from ..core.sweep import sweep_temporaries
+from ..core.words import counted
 from . import host
 from .host import folders
 from .inputs import check_known, checked
@@ -165,7 +166,9 @@ class CacheLatents(io.ComfyNode):
         host.remember(paths)
         size = sum(path.stat().st_size for path in paths) / 1e6
         given = "" if condition_on == "none" else f", with the {condition_on} given"
-        summary = f"{len(cache.entries)} samples in the cache, {size:.1f} MB, {cache.latent_format} latents{given}"
+        summary = (
+            f"{counted(len(cache.entries), 'sample')} in the cache, {size:.1f} MB, {cache.latent_format} latents{given}"
+        )
         return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
 
 
@@ -237,9 +240,9 @@ class CacheT5(io.ComfyNode):
         )
         host.remember(Path(entry.path) for entry in cache.entries)
         longest = max(entry.num_tokens for entry in cache.entries)
-        summary = f"{len(cache.entries)} captions in the cache, the longest has {longest} of 512 tokens"
+        summary = f"{counted(len(cache.entries), 'caption')} in the cache, the longest has {longest} of 512 tokens"
         if prompts:
-            summary += f"\n{len(prompts)} sample prompts for previews (preview_every of the training node)"
+            summary += f"\n{counted(len(prompts), 'sample prompt')} for previews (preview_every of the training node)"
         return io.NodeOutput(cache, ui=_cached(node_id, summary, notes))
 
 

@@ -26,6 +26,7 @@ from ..core.train.checkpoints import ADAPTER, AVERAGE
 from ..core.train.chosen import AVERAGE_WIDTH, WEIGHTS, ChosenLora, ChosenWeights, choose_lora, described_lora, run_of
 from ..core.train.partway import checkpoint_names, named_checkpoint
 from ..core.train.result import check_lora
+from ..core.words import counted
 from . import host
 from .host import folders
 from .inputs import checked
@@ -231,7 +232,7 @@ class WanLoRAFromFile(io.ComfyNode):
         path = described_lora(source)
         file = read_adapter(path)
         chosen = (file.expert or expert_of_name(lora_file) or _no_expert(file)) if stage == "auto" else stage.split()[0]
-        text = f"{len(file.modules)} modules, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
+        text = f"{counted(len(file.modules), 'module')}, rank {'/'.join(map(str, file.ranks))}, {file.style} keys, {chosen}"
         text = "\n".join([text, *(f"- {note}" for note in file.notes)])
         run = run_of(source) if source.name in (ADAPTER, AVERAGE) else None
         step = int(source.parent.name.rpartition("-")[2]) if run else 0

@@ -19,6 +19,7 @@ from ..core.facts import (
 from ..core.generate.film import title_strip
 from ..core.generate.trigger import fill_prompts
 from ..core.settings.dataset import DatasetOptions
+from ..core.words import counted
 from . import host
 from .host.sampling import (
     GivenImages,
@@ -118,7 +119,9 @@ class PreviewLoRA(io.ComfyNode):
         for number, (title, (first, second)) in enumerate(runs.items(), 1):
             host.show_text(node_id, f"{number} / {len(runs)}: sampling {title}")
             frames.append(decode(vae, sample_latents(first, second, start, options)))
-        host.show_text(node_id, "\n".join([f"{options.steps} steps, shift {shift:g}, seed {options.seed}", *notes]))
+        host.show_text(
+            node_id, "\n".join([f"{counted(options.steps, 'step')}, shift {shift:g}, seed {options.seed}", *notes])
+        )
         shown = torch.cat(frames, dim=2)  # [F, H, W or 2W, 3]
         if s["compare"]:
             shown = _below_titles(shown, tuple(runs))

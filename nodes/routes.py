@@ -19,6 +19,7 @@ from aiohttp import web
 
 from ..core.data.links import is_file
 from ..core.errors import WanTrainError
+from ..core.importers.families import FAMILIES, families_like
 from ..core.importers.report import report
 from ..core.importers.setup import import_setup
 from ..core.importers.texts import MAX_BYTES, SetupFile
@@ -30,6 +31,7 @@ from ..core.train.find_run import is_in_use
 from ..core.train.history import MAX_ALARMS, Histories
 from ..core.train.preview_folder import VIDEO_NAME, PreviewFolder
 from ..core.train.run_folder import RunFolder
+from ..core.wan.checkpoint import inspect
 from . import host
 from .follow import followed
 from .host import folders
@@ -40,6 +42,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
+_MOST_MODELS = 20  # that are asked for at once
 _RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 histories = Histories()
@@ -53,6 +56,7 @@ def register() -> None:
     routes.get("/wan_train/runs/{run}/previews")(guarded(get_gallery))
     routes.get("/wan_train/runs/{run}/previews/{name}")(guarded(get_preview))
     routes.get("/wan_train/presets")(guarded(get_presets))
+    routes.get("/wan_train/families")(guarded(get_families))
     routes.post("/wan_train/import")(guarded(post_import))
 
 
@@ -184,6 +188,8 @@ async def get_presets(_: web.Request) -> web.Response:
             "name": name,
             "title": preset.title,
             "description": preset.description,
+            "family": preset.family,
+            "model": FAMILIES[preset.family].title,
             "asks": preset.asks,
             "source": preset.source,
             "values": node_values(preset),
@@ -192,6 +198,27 @@ async def get_presets(_: web.Request) -> web.Response:
         for name, preset in PRESETS.items()
     ]
     return web.json_response(presets)
+
+
+async def get_families(request: web.Request) -> web.Response:
+    """Which families the model files of the query (`name`, each as a loader offers it) can be of: {name: {family: title}}.
+
+    {} of one that nothing is known of: no file of this name is there, and the name does not tell. {"other": ""} of one with
+    sizes that no published model has, such as the miniatures.
+    """
+    names = request.query.getall("name", [])[:_MOST_MODELS]
+    running = asyncio.get_running_loop()
+    return web.json_response({name: await running.run_in_executor(threads, families_of, name) for name in names})
+
+
+def families_of(name: str) -> dict[str, str]:
+    """The families that a model file can be of, each with its title."""
+    try:
+        config = inspect(folders.diffusion_model_path(name)).config
+    except WanTrainError:  # it is not there, or no model: the training will say which
+        config = None
+    found = {family: FAMILIES[family].title for family in families_like(config, name)}
+    return found or ({} if config is None else {"other": ""})
 
 
 async def post_import(request: web.Request) -> web.Response:

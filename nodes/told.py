@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 
-from ..core.data.counting import counted, describe_lengths
+from ..core.data.counting import describe_lengths
 from ..core.launch.follow import FollowedRun, gpus_of_step
 from ..core.launch.pace import duration
 from ..core.settings.job import Job
@@ -13,6 +13,7 @@ from ..core.train.history import LongHistory
 from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
 from ..core.train.scores import best_in_words, score_run
+from ..core.words import counted
 from .page_file import notes_of
 
 

@@ -16,7 +16,8 @@ from . import host
 from .routes import guarded
 
 _FOLDER = Path(__file__).parent / "watch"
-_CURVE = Path(__file__).parent.parent / "web" / "curve.js"
+_WEB = Path(__file__).parent.parent / "web"
+_SHARED = (WORDS, _WEB / "curve.js", _WEB / "run_states.js")  # with other pages
 
 
 def register() -> None:
@@ -36,7 +37,7 @@ def page() -> str:
     text, style, own = (
         (_FOLDER / name).read_text(encoding="utf-8") for name in ("watch.html", "watch.css", "watch.js")
     )
-    scripts = "\n".join(alone(one) for one in (*(path.read_text(encoding="utf-8") for path in (WORDS, _CURVE)), own))
+    scripts = "\n".join(alone(one) for one in (*(path.read_text(encoding="utf-8") for path in _SHARED), own))
     return text.replace("/*style*/", style).replace("/*script*/", scripts)
 
 

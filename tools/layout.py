@@ -69,7 +69,10 @@ def api_to_ui(prompt: Json, object_info: Json, page: Page | None = None) -> Json
         "links": links,
         "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": SCALE, "offset": [CORNER[0] / SCALE, CORNER[1] / SCALE - top]}},
+        "extra": {
+            "ds": {"scale": SCALE, "offset": [CORNER[0] / SCALE, CORNER[1] / SCALE - top]},
+            **({"wan_train_opens_at_ds": True} if page.notes else {}),  # read by web/view.js
+        },
         "version": 0.4,
     }
 

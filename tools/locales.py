@@ -112,6 +112,7 @@ def keep_true(english: Mapping[str, str], folder: Path = LOCALES) -> dict[str, l
 _TEXT = r'"(?:[^"\\]|\\.)*"'  # in a script, as its formatter writes it
 _TEXTS = rf"{_TEXT}(?:\s*\+\s*{_TEXT})*"
 _CALL = re.compile(r"(?<![.\w])say\(\s*(?!\w+\) \{)")  # not of a method of this name, nor the head of one
+_COUNTED = re.compile(r"(?<![.\w])sayCount\(\s*(?!one, )")
 _COMMAND = re.compile(rf"id: ({_TEXT}),\s*label: ({_TEXTS}),")
 _SETTING = re.compile(
     rf"id: [^\n]*?(\w+)\)?,\n(?:(?!\bid: ).)*?name:\s+({_TEXTS}),\s*tooltip:\s+({_TEXTS}),", re.DOTALL
@@ -146,7 +147,7 @@ class _Marked(HTMLParser):
 
 
 def page_texts(folders: Sequence[Path] = PAGES) -> dict[str, Texts]:
-    """All texts of the pages' scripts, for each file of a language; ValueError if a call of `say` has none in it."""
+    """All texts of the pages' scripts, for each file of a language; ValueError if `say` or `sayCount` is called without."""
     said: set[str] = set()
     commands: Texts = {}
     settings: Texts = {}
@@ -162,6 +163,12 @@ def page_texts(folders: Sequence[Path] = PAGES) -> dict[str, Texts]:
                 line = source.count("\n", 0, call.start()) + 1
                 raise ValueError(f"{script.name}, line {line}: say() is not given a text in double quotes.")
             said.add(joined(text[0]))
+        for call in _COUNTED.finditer(source) if script.name != "words.js" else ():
+            texts = re.compile(rf"({_TEXTS}),\s*({_TEXTS}),").match(source, call.end())
+            if texts is None:
+                line = source.count("\n", 0, call.start()) + 1
+                raise ValueError(f"{script.name}, line {line}: sayCount() is not given two texts in double quotes.")
+            said |= {joined(texts[1]), joined(texts[2])}
         for name, label in _COMMAND.findall(source):
             commands[f"{_key(joined(name))}/label"] = joined(label)
         for constant, name, tooltip in _SETTING.findall(source):

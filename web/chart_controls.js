@@ -2,7 +2,7 @@
 
 import { block, button } from "./elements.js";
 import { number, texts } from "./kept.js";
-import { say } from "./words.js";
+import { say, sayCount } from "./words.js";
 
 /** @typedef {import("./chart_curves.js").Other} Other */
 
@@ -174,7 +174,10 @@ export class Controls {
    */
   show(window, isPart) {
     const steps = Math.round(window);
-    const many = this.window === null ? say("{steps} steps (auto)", { steps }) : say("{steps} steps", { steps });
+    const many =
+      this.window === null
+        ? sayCount("{count} step (auto)", "{count} steps (auto)", steps)
+        : sayCount("{count} step", "{count} steps", steps);
     const words = window <= 1 ? say("one step") : many;
     if (this.smoothness) this.smoothness.textContent = words;
     this.slider.setAttribute("aria-valuetext", words);
@@ -241,7 +244,7 @@ export class Controls {
   /** @param {Other} other */
   addOther({ run, name, stage, steps, changed, is_other_expert }) {
     const when = new Date(changed * 1000).toLocaleDateString(undefined, { dateStyle: "medium" });
-    const told = `${name} ${stage}, ${say("{steps} steps", { steps })}, ${when}`;
+    const told = `${name} ${stage}, ${sayCount("{count} step", "{count} steps", steps)}, ${when}`;
     const label = is_other_expert ? say("the other expert: {run}", { run: told }) : told;
     const toggle = (/** @type {boolean} */ on) => {
       if (on && this.others.size >= MOST_OTHERS) {

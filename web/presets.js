@@ -4,15 +4,19 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, makeRoom } from "./graph.js";
 import { openChooser } from "./recipes.js";
-import { say } from "./words.js";
+import { say, sayCount } from "./words.js";
 
 const TRAIN = "TrainLoRAStage";
+const LOADER = "LoadWanDiT";
+const OFF = [2, 4]; // modes of a node that is muted or bypassed
 const PREVIEW = /^preview_/; // of a training node without a VAE, which makes no previews
 
 /**
  * @typedef {object} Preset
  * @property {string} title
  * @property {string} description
+ * @property {string} family of models that it is for
+ * @property {string} model what that is called
  * @property {string} [asks] what the user has to give
  * @property {string} [source] what the sentences of `why` name by numbers
  * @property {Record<string, Record<string, string | number | boolean>>} values class of node to its inputs
@@ -37,6 +41,48 @@ export async function fetchPresets() {
   } catch (error) {
     console.warn("[wan_train] the presets could not be fetched", error);
   }
+}
+
+/** @typedef {Record<string, string>} Families those that a model can be of, each with its title ("": it is of no published one); {}: not known */
+
+/**
+ * The models that the open workflow trains, by what they are called there.
+ * @returns {Promise<Map<string, Families>>}
+ */
+export async function fetchModels() {
+  const nodes = allNodes().filter((node) => !OFF.includes(node.mode ?? 0));
+  const names = nodes
+    .filter(
+      (node) => node.comfyClass === LOADER && node.inputs?.find(({ name }) => name === "model_name")?.link == null,
+    )
+    .map((node) => String(node.widgets?.find(({ name }) => name === "model_name")?.value ?? ""));
+  /** @type {Record<string, Families>} */
+  let found = {};
+  if (names.length) {
+    try {
+      const query = new URLSearchParams(names.map((name) => ["name", name]));
+      const answer = await api.fetchApi(`/wan_train/families?${query}`);
+      if (answer.ok) found = await answer.json();
+    } catch (error) {
+      console.warn("[wan_train] it could not be asked which models these are", error);
+    }
+  }
+  return new Map(Object.entries(found));
+}
+
+/**
+ * Why a preset can't be used with these models; "" where it can, or where no one knows.
+ * @param {Preset} preset
+ * @param {Map<string, Families>} models
+ */
+export function refusalOf(preset, models) {
+  for (const [file, families] of models) {
+    const titles = Object.values(families);
+    if (!titles.length || Object.hasOwn(families, preset.family)) continue;
+    const values = { model: preset.model, file, found: titles.join(" / ") || say("a model of another size") };
+    return say("This recipe is for {model}. {file} is {found}: choose a recipe for it, or other model files.", values);
+  }
+  return "";
 }
 
 /**
@@ -73,7 +119,7 @@ export function apply(preset) {
   app.extensionManager?.toast?.add({
     severity: "info",
     summary: preset.title,
-    detail: `${preset.description} ${say("{count} settings were changed.", { count: changes.length })}`,
+    detail: `${preset.description} ${sayCount("{count} setting was changed.", "{count} settings were changed.", changes.length)}`,
     life: 8000,
   });
 }
@@ -85,7 +131,14 @@ export function apply(preset) {
  */
 export function presetMenu(node) {
   if (!presets.some((preset) => preset.values[node.comfyClass ?? ""])) return [];
-  const options = presets.map((preset) => ({ content: preset.title, callback: () => apply(preset) }));
+  const options = presets.map((preset) => ({
+    content: `${preset.title} (${preset.model})`,
+    callback: async () => {
+      const refusal = refusalOf(preset, await fetchModels());
+      if (!refusal) apply(preset);
+      else app.extensionManager?.toast?.add({ severity: "warn", summary: preset.title, detail: refusal, life: 8000 });
+    },
+  }));
   return [null, { content: say("WanTrain preset"), has_submenu: true, submenu: { options } }];
 }
 
@@ -99,7 +152,10 @@ export function hasPresets(nodeClass) {
 
 /** @param {Comfy.Node} node */
 export function addPresets(node) {
-  const open = () => openChooser(presets, changesOf, apply);
+  const open = async () => {
+    const models = await fetchModels();
+    openChooser(presets, changesOf, apply, (preset) => refusalOf(preset, models));
+  };
   const widget = node.addWidget("button", "recipes", "recipes", open, { serialize: false });
   widget.label = say("Recipes: a character, a style, a motion ...");
   widget.tooltip = say("Shows what a recipe would change in this workflow, and puts its values into the nodes.");

@@ -11,50 +11,61 @@ const KEPT = "recipes"; // which one was looked at
 /** @typedef {import("./presets.js").Change} Change */
 
 /**
- * Open the window; it closes with Escape, with Cancel, with a click beside it, and when a recipe is used.
+ * Open the window; it closes with Escape, with Cancel, with a click beside it, and when a recipe is used. Those for the
+ * workflow's model come first; the others can be read, not used.
  * @param {Preset[]} presets
  * @param {(preset: Preset) => Change[]} changesOf what a recipe would change now
  * @param {(preset: Preset) => void} apply
+ * @param {(preset: Preset) => string} refusalOf why it can't be used in this workflow; "" where it can
  */
-export function openChooser(presets, changesOf, apply) {
+export function openChooser(presets, changesOf, apply, refusalOf) {
   const dialog = new Dialog("wan-train-recipes", say("Recipes"));
   const { box } = dialog;
   const close = () => dialog.close();
   if (!presets.length) block("", box).textContent = say("The server sent no recipes: reload the page.");
   const select = document.createElement("select");
   select.setAttribute("aria-label", say("Recipe"));
-  for (const [index, { title }] of presets.entries()) {
+  const fitting = presets.filter((preset) => !refusalOf(preset));
+  /** @type {Map<string, HTMLOptGroupElement>} */
+  const groups = new Map();
+  for (const preset of [...fitting, ...presets.filter((one) => !fitting.includes(one))]) {
+    const group = groups.get(preset.model) ?? document.createElement("optgroup");
+    group.label = say("For {model}", { model: preset.model });
+    groups.set(preset.model, group);
     const option = document.createElement("option");
-    option.value = String(index);
-    option.textContent = title;
-    select.append(option);
+    option.value = String(presets.indexOf(preset));
+    option.textContent = preset.title;
+    group.append(option);
   }
+  select.append(...groups.values());
   const told = block("wan-train-recipe-told");
   const table = block("wan-train-recipe-table");
   const chosen = () => presets[Number(select.value)];
-  const show = () => describe(chosen(), changesOf(chosen()), told, table);
+  const buttons = block("wan-train-buttons");
+  const use = presets.length
+    ? button(buttons, say("Use this recipe"), "", () => {
+        apply(chosen());
+        close();
+      })
+    : undefined;
+  button(buttons, say("Cancel"), "", close);
+  const show = () => {
+    const refusal = refusalOf(chosen());
+    describe(chosen(), refusal ? [] : changesOf(chosen()), refusal, told, table);
+    if (use) use.disabled = Boolean(refusal);
+  };
   select.addEventListener("change", () => {
     keep(KEPT, { title: chosen().title });
     show();
   });
   if (presets.length) {
-    select.value = String(
-      Math.max(
-        0,
-        presets.findIndex(({ title }) => title === recall(KEPT).title),
-      ),
-    );
+    const offered = fitting.length ? fitting : presets;
+    const kept = offered.find(({ title }) => title === recall(KEPT).title);
+    select.value = String(presets.indexOf(kept ?? offered[0]));
     box.append(select, told, table);
     show();
   }
-  const buttons = block("wan-train-buttons", box);
-  if (presets.length) {
-    button(buttons, say("Use this recipe"), "", () => {
-      apply(chosen());
-      close();
-    });
-  }
-  button(buttons, say("Cancel"), "", close);
+  box.append(buttons);
   (presets.length ? select : buttons.querySelector("button"))?.focus();
 }
 
@@ -62,13 +73,21 @@ export function openChooser(presets, changesOf, apply) {
  * Say what a recipe is for, and what it changes: nodes that are set alike have one line.
  * @param {Preset} preset
  * @param {Change[]} changes
+ * @param {string} refusal why it can't be used here, which stands in the place of the changes
  * @param {HTMLElement} told
  * @param {HTMLElement} table
  */
-function describe(preset, changes, told, table) {
+function describe(preset, changes, refusal, told, table) {
   told.textContent = preset.description;
   if (preset.source) block("", told).textContent = preset.source;
   if (preset.asks) block("", told).textContent = say("You give: {what}.", { what: preset.asks });
+  if (refusal) {
+    const why = block("wan-train-recipe-refused");
+    why.setAttribute("role", "status");
+    why.textContent = refusal;
+    table.replaceChildren(why);
+    return;
+  }
   /** @type {Map<string, { becomes: unknown, now: Set<string>, why: string }>} */
   const lines = new Map();
   for (const { name, now, becomes } of changes) {

@@ -2,7 +2,8 @@
 
 import { block, button } from "./elements.js";
 import { keep, recall } from "./kept.js";
-import { chosen, expertOf, facts, GOING, orders, sizeOf, stateOf, words } from "./run_words.js";
+import { expertOf, stateOf } from "./run_states.js";
+import { chosen, facts, GOING, orders, sizeOf, words } from "./run_words.js";
 import { say } from "./words.js";
 
 /** @typedef {import("./run_words.js").Run} Run */

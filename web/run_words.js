@@ -1,5 +1,6 @@
 // What the list of runs says of each, how it is sorted and searched. Knows nothing of ComfyUI.
 
+import { expertOf, stateOf } from "./run_states.js";
 import { say } from "./words.js";
 
 /**
@@ -29,24 +30,6 @@ import { say } from "./words.js";
 /** @typedef {{ name: string, one: unknown, other: unknown }} Difference */
 
 export const GOING = ["waiting", "training", "stopping", "paused"];
-/** @returns {Record<string, string>} */
-const stages = () => ({
-  high: say("high noise"),
-  low: say("low noise"),
-  single: say("single model"),
-  both: say("both experts"),
-});
-/** @returns {Record<string, string>} */
-const states = () => ({
-  new: say("not begun"),
-  waiting: say("starting"),
-  training: say("running"),
-  stopping: say("stopping"),
-  paused: say("paused"),
-  stopped: say("stopped"),
-  finished: say("finished"),
-  error: say("failed"),
-});
 /** @type {Record<string, (a: Run, b: Run) => number>} */
 const ORDERS = {
   changed: (a, b) => b.changed - a.changed,
@@ -72,7 +55,7 @@ export function sizeOf(bytes) {
   ])) {
     if (bytes >= size) return `${(bytes / size).toFixed(bytes < 10 * size ? 1 : 0)} ${unit}`;
   }
-  return say("{count} bytes", { count: bytes });
+  return `${bytes} B`;
 }
 
 /**
@@ -91,11 +74,6 @@ export function chosen(runs, search, order) {
 }
 
 /** @param {Run} run */
-export function stateOf(run) {
-  return states()[run.state] ?? run.state;
-}
-
-/** @param {Run} run */
 export function facts(run) {
   const found = [say("step {step} of {steps}", { step: run.step, steps: run.steps })];
   if (run.held_out !== null) found.push(say("held-out loss {loss}", { loss: run.held_out.toFixed(4) }));
@@ -108,11 +86,6 @@ export function facts(run) {
     new Date(1000 * (run.began ?? run.changed)).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
   );
   return found;
-}
-
-/** @param {Run} run */
-export function expertOf(run) {
-  return stages()[run.stage] ?? run.stage;
 }
 
 /** @param {unknown} value */

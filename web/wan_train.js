@@ -13,6 +13,7 @@ import { addPresets, fetchPresets, hasPresets, presetMenu } from "./presets.js";
 import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
 import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
 import { addSidebar, refresh } from "./sidebar.js";
+import { noteView, showView } from "./view.js";
 import { learn } from "./words.js";
 
 const TRAIN = "TrainLoRAStage";
@@ -122,7 +123,10 @@ const extension = {
     if (isOurs(node)) fitHeight(node);
   },
 
+  beforeConfigureGraph: (workflow) => noteView(workflow),
+
   afterConfigureGraph() {
+    showView();
     for (const node of allNodes().filter(showsText)) {
       recallText(node);
       recallRun(node);

@@ -4,6 +4,7 @@
 
 /** @type {Record<string, string>} */
 let translations = {};
+let spoken = "en";
 
 /**
  * Learn a language, before anything is shown. Where there are no words of it, or they can't be fetched, all stays English.
@@ -13,6 +14,7 @@ let translations = {};
 export async function learn(language, fetchAll) {
   translations = {};
   if (typeof language !== "string" || !language || language === "en") return;
+  spoken = language;
   try {
     translations = (await fetchAll())[language]?.wanTrain ?? {};
   } catch (error) {
@@ -29,4 +31,16 @@ export async function learn(language, fetchAll) {
 export function say(text, values = {}) {
   const said = Object.hasOwn(translations, text) ? translations[text] : text;
   return said.replace(/\{(\w+)\}/g, (place, name) => (Object.hasOwn(values, name) ? String(values[name]) : place));
+}
+
+/**
+ * A text about a number of things, in the form that the reader's language has for that number; `{count}` is its place.
+ * @param {string} one in English, of one thing
+ * @param {string} many in English, of any other number
+ * @param {number} count
+ * @param {Record<string, string | number>} [values] others, and `count` where it is to be written in another way
+ */
+export function sayCount(one, many, count, values = {}) {
+  const rules = new Intl.PluralRules(Object.hasOwn(translations, one) ? spoken : "en");
+  return say(rules.select(count) === "one" ? one : many, { count, ...values });
 }

@@ -11,6 +11,7 @@ import torch
 from ..disk import check_writable
 from ..errors import ANOTHER_LORA, ConfigError
 from ..names import check_name
+from ..words import counted
 from .combine import MergeOptions, combine
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
 from .formats import LoraFile, LoraModule, read_lora
@@ -110,10 +111,12 @@ def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptio
             raise ConfigError(
                 f"{source.name} is a {file.kind} adapter, of which only names and precision can be changed."
             )
-        return _write(folder, file, file.metadata, slot, writing, [f"{len(file.modules)} modules of a {file.kind}"])
+        return _write(
+            folder, file, file.metadata, slot, writing, [f"{counted(len(file.modules), 'module')} of a {file.kind}"]
+        )
     before = len(file.modules)
     modules = without(file.modules, blocks=changes.drop_blocks, layers=changes.drop_layers)
-    notes = [f"{len(modules)} of {before} modules" if len(modules) < before else f"{before} modules"]
+    notes = [f"{len(modules)} of {counted(before, 'module')}" if len(modules) < before else counted(before, "module")]
     if changes.rank or changes.energy:
         kept = LoraFile(path=file.path, modules=modules, style=file.style, metadata={})
         modules, report = resize(kept, changes.rank or None, changes.energy or None)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from ..errors import ANOTHER_LORA, ConfigError
+from ..words import counted
 from .formats import Expert, LoraFile, LoraModule, expert_of_metadata, expert_of_name
 from .keys import sort_key
 from .low_rank import check_cut, num_kept
@@ -37,7 +38,7 @@ class ResizeReport:
         ranks = sorted(set(self.ranks.values()))
         span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         worst = max(self.errors, key=lambda path: self.errors[path])
-        return f"{len(self.ranks)} modules of rank {span}; largest relative error {self.errors[worst]:.2e} ({worst})"
+        return f"{counted(len(self.ranks), 'module')} of rank {span}; largest relative error {self.errors[worst]:.2e} ({worst})"
 
 
 def merge(

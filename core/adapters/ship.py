@@ -8,6 +8,7 @@ from typing import Literal
 from ..disk import check_writable
 from ..errors import ConfigError
 from ..names import check_name
+from ..words import counted
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
 from .formats import LoraFile, read_lora
 from .merge import check_expert, check_pair, merge, resize
@@ -97,7 +98,7 @@ def _draft(source: Source, options: ShipOptions) -> Draft:
         return _other_draft(file, source, options)
     modules, metadata = file.modules, dict(file.metadata)
     rank = options.rank or None
-    note = f"{len(modules)} modules, rank {max(file.ranks)}"
+    note = f"{counted(len(modules), 'module')}, rank {max(file.ranks)}"
     if source.second:
         parts: list[tuple[LoraFile, float]] = [(file, 1.0), (read_lora(source.second), options.second_strength)]
         modules, report = merge(parts, rank=rank, method="svd" if rank else "concat")
@@ -119,7 +120,7 @@ def _other_draft(file: OtherFile, source: Source, options: ShipOptions) -> Draft
             f"{source.first.name} is a {file.kind} adapter, which can't be {what}: only plain LoRAs can; leave second LoRA and"
             " rank empty."
         )
-    note = f"{len(file.modules)} modules, {file.kind} of rank {max(file.ranks)}"
+    note = f"{counted(len(file.modules), 'module')}, {file.kind} of rank {max(file.ranks)}"
     return Draft(file, {**file.metadata, **_texts(options)}, note)
 
 

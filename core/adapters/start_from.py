@@ -14,6 +14,7 @@ from ..paths import path_problem, shown
 from ..settings.adapter import AdapterOptions
 from ..wan.header import HeaderError
 from ..wan.recovery import file_identity
+from ..words import counted, some
 from .formats import LoraFile, LoraModule, parse_modules, to_tensors
 from .kind import ADAPTER_KINDS, LORA
 from .merge import resize
@@ -84,14 +85,16 @@ def start_from_file(model: nn.Module, options: AdapterOptions) -> list[str]:
         modules[path], error = _fitted(path, file, wanted[path])
         lost = max(lost, error)
     load_adapter(model, to_tensors(modules, torch.float32))
-    said = [f"The training starts from {name}: {len(both)} of {len(wanted)} layers have a part in it."]
+    said = [f"The training starts from {name}: {some(len(both), len(wanted), 'layer', 'has', 'have')} a part in it."]
     if (ranks := {file.modules[path].rank for path in both}) != {wanted[path].rank for path in both}:
         said.append(
             f"{name} has rank {'/'.join(map(str, sorted(ranks)))}, which was brought to that of this run; of the largest change"
             f" of a layer {100 * lost:.2g} % is lost."
         )
     if len(both) < len(file.modules):
-        said.append(f"{len(file.modules) - len(both)} layers of {name} are not trained here, and are left out.")
+        rest = len(file.modules) - len(both)
+        are = "is" if rest == 1 else "are"
+        said.append(f"{counted(rest, 'layer')} of {name} {are} not trained here, and {are} left out.")
     return said
 
 

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..wan.config import WanConfig
 from ..wan.identify import Shapes, identify
 from ..wan.model import WanTransformer
+from ..words import counted
 from .formats import LoraFile
 from .other_files import OtherFile, OtherModule
 
@@ -93,11 +94,12 @@ def _check_depth(lora: Adapter, shapes: Shapes, placed: Sequence[str]) -> None:
     depth = _depth(shapes)
     too_deep = [path for path in lora.modules if (block := _BLOCK.match(path)) and int(block[1]) >= depth]
     if too_deep or not placed:
+        belong = "belongs" if len(placed) == 1 else "belong"
         example = f", and there is no {too_deep[0]}" if too_deep else ""
         raise ConfigError(
-            f"{Path(lora.path).name} has {len(lora.modules)} modules, but only {len(placed)} of them belong to this model: "
-            f"it is a LoRA for {_lora_name(lora)}, and the model is {_model_name(shapes)} with {depth} blocks{example}; "
-            "choose the model that the LoRA was trained on."
+            f"{Path(lora.path).name} has {counted(len(lora.modules), 'module')}, but only {len(placed)} of them {belong} to "
+            f"this model: it is a LoRA for {_lora_name(lora)}, and the model is {_model_name(shapes)} with {depth} "
+            f"blocks{example}; choose the model that the LoRA was trained on."
         )
 
 
@@ -108,8 +110,9 @@ def _kind_notes(lora: Adapter, shapes: Shapes, missing: Sequence[str]) -> list[s
         return []
     kinds = {False: "text-to-video", True: "image-to-video"}
     architecture = f" ({lora.architecture})" if lora.architecture else ""
+    whole = f"all {len(lora.modules)} modules have" if len(lora.modules) > 1 else "its one module has"
     text = f"was trained for {kinds[was]}{architecture}, and the model is {_model_name(shapes)}: "
-    text += "it is used as far as it fits" if missing else f"all {len(lora.modules)} modules have a place in it"
+    text += "it is used as far as it fits" if missing else f"{whole} a place in it"
     if is_now and any(_IMAGE.search(name.removesuffix(".weight")) for name in shapes):
         text += ", and the layers that read the start image (k_img, v_img, img_emb) stay as they were"
     return [text + "."]
@@ -119,7 +122,8 @@ def _missing_notes(lora: Adapter, missing: Sequence[str]) -> list[str]:
     if not missing:
         return []
     counts = Counter(_part(path) for path in missing)
-    text = f"has {len(missing)} modules without a place in this model, of {len(lora.modules)}; they have no effect: "
+    have = "it has" if len(missing) == 1 else "they have"
+    text = f"has {counted(len(missing), 'module')} without a place in this model, of {len(lora.modules)}; {have} no effect: "
     text += ", ".join(f"{count} {part}" for part, count in counts.items())
     if all(_IMAGE.search(path) for path in missing):
         text += ". They read a start image, which this model does not take in that way"

@@ -19,6 +19,7 @@ from ..errors import DatasetError
 from ..limits import MAX_TEXT, MAX_WORD
 from ..settings.captioning import CaptioningOptions
 from ..settings.dataset import DatasetOptions
+from ..words import counted
 from .frames import shown_frames
 from .questions import caption_of, question_for
 from .written import MachineCaptions
@@ -52,7 +53,7 @@ class Captioned:
     def __str__(self) -> str:
         kept = f", {self.kept} kept as they are" if self.kept else ""
         failed = f", {len(self.notes)} noted" if self.notes else ""
-        return f"{len(self.written)} captions written{kept}{failed}"
+        return f"{counted(len(self.written), 'caption')} written{kept}{failed}"
 
 
 @dataclass(frozen=True, kw_only=True)

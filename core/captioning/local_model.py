@@ -12,6 +12,7 @@ from ..devices import resolve_device
 from ..errors import ModelFileError, RunError
 from ..packages import advice, installed_version, release
 from ..shortage import is_out_of_memory
+from ..words import counted
 
 _LEAST = "4.57"  # of transformers: its `dtype`, and AutoModelForImageTextToText with today's models
 
@@ -71,8 +72,8 @@ class LocalModel:
             if not is_out_of_memory(error):
                 raise
             raise RunError(
-                f"The model ran out of memory with {len(shown)} files at once: lower batch_size, num_frames or picture_size; "
-                "the captions so far are kept."
+                f"The model ran out of memory with {counted(len(shown), 'file')} at once: lower batch_size, num_frames or "
+                "picture_size; the captions so far are kept."
             ) from error
         new = tokens[:, inputs["input_ids"].shape[1] :]  # [B, S]
         answers = self._processor.batch_decode(new, skip_special_tokens=True)

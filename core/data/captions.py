@@ -59,8 +59,9 @@ def assign_captions(
         reason = f"no caption is a list of tags with '{options.tag_separator.strip()}' between them: shuffle_tags and "
         notes.append(Note(name="captions", action="note", reason=f"{reason}tag_dropout change nothing"))
     if not any(map(any, captions.values())):
+        none = f"none of the {len(captions)} files has a caption" if len(captions) > 1 else "the only file has none"
         raise DatasetError(
-            f"no captions: none of the {len(captions)} files has a caption ({names[0]}: {missing[names[0]]}); "
+            f"no captions: {none} ({names[0]}: {missing[names[0]]}); "
             f"{_how_to_write(options, unread)}, or set a default caption or a trigger word."
         )
     for name, why in missing.items():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..serial import digest
 from ..settings.dataset import DatasetOptions
 from ..settings.dataset_frames import aspect_ratios
+from ..words import counted
 from .buckets import cover_box
 from .types import CENTER, MediaFile, Note, Sample
 
@@ -28,7 +29,9 @@ def why_left_out(file: MediaFile, seconds: float, options: DatasetOptions) -> st
         ("max_megapixels", megapixels, f"it is {size}" + ", {:.3g} million"),
     ]
     if file.kind == "video":
-        checks += [(f"{end}_frames", file.num_frames, "it has {} frames") for end in ("min", "max")]
+        checks += [
+            (f"{end}_frames", file.num_frames, f"it has {counted(file.num_frames, 'frame')}") for end in ("min", "max")
+        ]
         checks += [(f"{end}_seconds", seconds, "it is {:.3g} seconds long") for end in ("min", "max")]
     for name, value, words in checks:
         limit = getattr(options, name)

@@ -11,6 +11,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from ..words import counted
 from .clip_pixels import colours_of, has_alpha, quarter_turns
 from .fields import deinterlaced
 from .media import BadMediaError, decoding, each_decoded
@@ -148,7 +149,7 @@ def _demux(container: InputContainer, stream: VideoStream, work: Work) -> _Packe
     for packet in each_decoded("clip", container.demux(stream)):
         work.packet()
         if packet.is_corrupt or _is_blank(packet):
-            raise BadMediaError(f"the file breaks off after {len(found)} frames")
+            raise BadMediaError(f"the file breaks off after {counted(len(found), 'frame')}")
         if packet.size and not packet.is_discard:  # empty: a repeated frame or the flush; discard: cut by an edit list
             found.append((packet.pts, max(packet.duration or 0, 0), packet.is_keyframe))
     pts, durations, keyframes = zip(*found, strict=True) if found else ((), (), ())

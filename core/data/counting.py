@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, LatentFormat, latent_shape, num_tokens
+from ..words import counted
 from .types import Dataset
 
 LatentShape = tuple[int, int, int, int]  # C, F, H, W of latents
@@ -89,12 +90,6 @@ def describe_lengths(lengths: Mapping[Any, Length]) -> list[str]:
         total = sum(length.steps for length in lengths.values())
         return [*lines, f"in all: {counted(total, 'step')}"] if len(stages) > 1 else lines
     return [f"{_sentence(first)}; {' and '.join(stages)} each, {counted(first.steps * len(stages), 'step')} in all"]
-
-
-def counted(number: float, what: str) -> str:
-    """1 step, 1,500 steps, or 16.7 steps for what is no whole number."""
-    shown = f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
-    return f"{shown} {what}{'' if number == 1 else 's'}"
 
 
 def _stage(name: str, stages: int) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from ..facts import PIXELS_PER_LATENT, LatentFormat
+from ..words import counted
 from .ahead import on_threads
 from .buckets import cover_box
 from .clip_pixels import frame_to_alpha, frame_to_rgb
@@ -132,7 +133,7 @@ def _unchanged(sample: Sample, file: MediaFile, interrupt: Interrupt | None) -> 
         ) from error
     except MemoryError as error:
         raise DatasetError(
-            f"{file.path} cannot be used: main memory is too small for {len(sample.frame_indices)} frames of "
+            f"{file.path} cannot be used: main memory is too small for {counted(len(sample.frame_indices), 'frame')} of "
             f"{sample.width}x{sample.height} in one sample; use fewer frames or a smaller size."
         ) from error
 

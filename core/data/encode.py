@@ -12,6 +12,7 @@ from ..facts import TEXT_TOKENS
 from ..settings.dataset import Conditioning
 from ..settings.samples import SamplePrompt
 from ..shortage import is_out_of_memory
+from ..words import counted
 from .ahead import AHEAD, WriteBehind, read_ahead
 from .encodings import Encodings
 from .join import frame_rates
@@ -107,7 +108,7 @@ def _check_room(dataset: Dataset, encodings: Encodings) -> list[Note]:
     if free is None or _sum_bytes(dataset, encodings, absent_only=False) <= free / 2:
         return []  # without a look at each file
     needed = _sum_bytes(dataset, encodings, absent_only=True)
-    what = f"the latents of {len(dataset.samples)} samples"
+    what = f"the latents of {counted(len(dataset.samples), 'sample')}"
     warning = check_room(root, needed, what, "use fewer or smaller samples")
     return [Note(name=str(root), action="note", reason=warning)] if warning else []
 

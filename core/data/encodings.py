@@ -11,6 +11,7 @@ from ..errors import CLIP_VISION, CONDITION_ON, ConfigError, DatasetError, Model
 from ..facts import CLIP_DIM, CLIP_TOKENS, LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..settings.dataset import Conditioning
 from ..shortage import is_out_of_memory
+from ..words import counted
 from .conditioning import hide_unknown, known_frames
 from .decode import read_frames, read_given, read_mask, read_paired
 from .store import Store, latent_key, mask_key, vision_key
@@ -327,9 +328,9 @@ class Encodings:
     def _tiled_note(self, sample: Sample, keys: list[str]) -> Note:
         paths = " and ".join(str(self.store.path("latents", key)) for key in keys)
         reason = (
-            f"memory was too small for {len(sample.frame_indices)} frames of {sample.width}x{sample.height}: encoded in tiles "
-            f"of {TILE} pixels, whose latents differ a little from those of the whole picture; to encode it whole, free memory "
-            f"and delete {paths}"
+            f"memory was too small for {counted(len(sample.frame_indices), 'frame')} of {sample.width}x{sample.height}: "
+            f"encoded in tiles of {TILE} pixels, whose latents differ a little from those of the whole picture; to encode it "
+            f"whole, free memory and delete {paths}"
         )
         return Note(name=sample.name, action="note", reason=reason)
 
@@ -360,6 +361,6 @@ class Encodings:
 def _no_memory(sample: Sample, size: tuple[int, ...], tried: str) -> RunError:
     num_frames, height, width = size
     return RunError(
-        f"The VAE ran out of memory for {sample.name}, {num_frames} frames of {width}x{height}{tried}: close other programs "
-        "that use the GPU, or use fewer frames; what was cached so far is kept."
+        f"The VAE ran out of memory for {sample.name}, {counted(num_frames, 'frame')} of {width}x{height}{tried}: close "
+        "other programs that use the GPU, or use fewer frames; what was cached so far is kept."
     )

@@ -11,6 +11,7 @@ from ..names import in_short
 from ..paths import shown
 from ..safe_json import parse_json
 from ..settings.dataset import DatasetOptions
+from ..words import counted
 from .links import leads_within
 from .media import PICTURE_SUFFIXES, BadMediaError, check_plain_file
 from .probe import Probe
@@ -114,7 +115,9 @@ def _checked(what: str, file: MediaFile, path: Path, probe: Probe, *, moves: boo
     if num_frames > 1 and not moves:
         raise BadMediaError(f"{what} moves: give a single picture")
     if num_frames not in (1, file.num_frames):
-        raise BadMediaError(f"{what} has {num_frames} frames, and the clip has {file.num_frames}: give as many")
+        raise BadMediaError(
+            f"{what} has {counted(num_frames, 'frame')}, and the clip has {file.num_frames}: give as many"
+        )
     if moves and _has_other_aspect(file, probe):
         size = f"{probe.width}x{probe.height}"
         raise BadMediaError(f"{what} is {size}, another aspect ratio than {file.width}x{file.height}: make it fit")

@@ -10,6 +10,7 @@ from ..errors import DatasetError
 from ..facts import FRAMES_PER_LATENT
 from ..paths import shown
 from ..settings.dataset import DatasetOptions
+from ..words import counted
 from .links import files_below, leads_within
 from .media import MEDIA_SUFFIXES
 from .probe import Probe
@@ -115,7 +116,7 @@ def mask_of(
         return None, [_unused(file, path, probe.problem)]
     num_frames = len(probe.times_us)
     if num_frames not in (1, file.num_frames):
-        return None, [_unused(file, path, f"it has {num_frames} frames, and the clip has {file.num_frames}")]
+        return None, [_unused(file, path, f"it has {counted(num_frames, 'frame')}, and the clip has {file.num_frames}")]
     notes = []
     if abs(probe.width * file.height / (probe.height * file.width) - 1) > _OTHER_ASPECT:
         reason = f"its mask {path.name} is {probe.width}x{probe.height}, and is stretched to {file.width}x{file.height}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..words import counted
 from .icc import profile_changes, to_srgb
 from .media import BadMediaError, check_plain_file, decoding
 from .reading import ANIMATION, ICC, READINGS, Contents
@@ -69,7 +70,7 @@ def read_picture(
     with _open(path) as image:
         skipped, num_frames, work = _start(image, interrupt)
         if indices[-1] >= num_frames:
-            raise BadMediaError(f"it has {num_frames} frames, but frame {indices[-1]} was expected")
+            raise BadMediaError(f"it has {counted(num_frames, 'frame')}, but frame {indices[-1]} was expected")
         work.expect(skipped + indices[-1] + 1, *image.size)
         wanted = set(indices)
         for index in range(indices[-1] + 1):

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..disk import write_atomic
 from ..errors import DatasetError
 from ..safe_json import parse_object
+from ..words import counted
 from .media import BadMediaError, check_plain_file
 
 POINTS_SUFFIX = ".inout.json"
@@ -29,8 +30,8 @@ class Points:
         """Why a clip of so many frames has no such part, as a clause; "" if it has."""
         if not 0 <= self.in_frame < self.out_frame <= num_frames:
             return (
-                f"in_frame {self.in_frame} and out_frame {self.out_frame} must be a part of its {num_frames} frames: "
-                f"0 <= in_frame < out_frame <= {num_frames}"
+                f"in_frame {self.in_frame} and out_frame {self.out_frame} must be a part of its "
+                f"{counted(num_frames, 'frame')}: 0 <= in_frame < out_frame <= {num_frames}"
             )
         return ""
 

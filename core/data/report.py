@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from ..words import counted
 from .counting import Length, batches_of, describe_epoch
 from .join import join_warnings, split
 from .types import Dataset, JoinedPart, Note, Sample
@@ -88,9 +89,8 @@ def _amounts(samples: Sequence[Sample]) -> str:
     kinds = Counter(files.values())
     held_out = sum(s.held_out for s in samples)
     training = sum(s.repeats for s in samples if not s.held_out)
-    return f"{kinds['video']} clips, {kinds['image']} images: {training} samples an epoch" + (
-        f", {held_out} held out" if held_out else ""
-    )
+    files_of = f"{counted(kinds['video'], 'clip')}, {counted(kinds['image'], 'image')}"
+    return f"{files_of}: {counted(training, 'sample')} an epoch" + (f", {held_out} held out" if held_out else "")
 
 
 def _buckets(samples: Sequence[Sample]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..facts import longest_clip
 from ..settings.dataset import DatasetOptions
+from ..words import counted
 from .types import Action
 
 _SAME_RATE = 0.01  # rates that differ by less are taken as equal: 15.98 is 16
@@ -81,14 +82,16 @@ def select_frames(times_us: Sequence[int], end_us: int, options: DatasetOptions)
         notes.append(("resampled", f"from a variable rate to a steady {options.fps:g} frames per second"))
     total = len(frames)
     if options.frame_sampling != "full" and total < options.num_frames:
-        at_rate = f"{total} frames at {options.fps:g} fps, fewer than num_frames {options.num_frames}"
+        at_rate = f"{counted(total, 'frame')} at {options.fps:g} fps, fewer than num_frames {options.num_frames}"
         return _select_short(frames, at_rate, options, notes)
     starts, length = window_starts(total, options)
     if length > MAX_SAMPLE_FRAMES or len(starts) * length > MAX_INDICES:
         return Selection(windows=(), problem=_too_much(len(starts), length))
     unused = total - starts[-1] - length
     if unused and options.frame_sampling != "uniform":
-        notes.append(("cropped", f"{unused} of {total} frames at the end are in no window"))
+        notes.append(
+            ("cropped", f"{unused} of {total} frames at the end {'is' if unused == 1 else 'are'} in no window")
+        )
     windows = tuple(frames[start : start + length] for start in starts)
     return Selection(windows=windows, notes=tuple(notes))
 
@@ -120,7 +123,9 @@ def window_starts(total: int, options: DatasetOptions) -> tuple[tuple[int, ...],
 def _select_even(times_us: Sequence[int], end_us: int, options: DatasetOptions) -> Selection:
     total, length = len(times_us), options.num_frames
     if total < length:
-        return _select_short(tuple(range(total)), f"{total} frames, fewer than num_frames {length}", options, [])
+        return _select_short(
+            tuple(range(total)), f"{counted(total, 'frame')}, fewer than num_frames {length}", options, []
+        )
     span = times_us[-1]
     window = tuple(_nearest(times_us, i * span / max(1, length - 1)) for i in range(length))
     notes: list[tuple[Action, str]] = []

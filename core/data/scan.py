@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..settings.dataset import DatasetOptions
+from ..words import counted
 from .buckets import buckets_of, held_out_indices
 from .captions import assign_captions
 from .choice import scale_note, shape_for, why_left_out, with_crop, with_flips
@@ -97,7 +98,9 @@ def scan_folder(
     notes.extend([*held_notes, *flip_notes])
     if not flat:
         why = next((str(n) for n in notes if n.action in ("dropped", "skipped")), "none gives a sample")
-        raise DatasetError(f"None of the {len(found.media)} files in {folder} can be used; the first: {why}.")
+        number = len(found.media)
+        none = f"None of the {number} files in {folder} can be used; the first"
+        raise DatasetError(f"{none if number > 1 else f'The only file in {folder} cannot be used'}: {why}.")
     order = {name: i for i, name in enumerate(found.media)}
     notes.sort(key=lambda note: order.get(note.name, len(order)))
     return Dataset(folder=str(folder), options=options, samples=tuple(flat), notes=tuple(notes))
@@ -260,9 +263,10 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
     if not options.held_out or not flat:
         return flat, []
     if options.held_out >= len(flat):
+        are = "is" if len(flat) == 1 else "are"
         raise DatasetError(
-            f"held_out is {options.held_out}, but there are only {len(flat)} samples: "
-            f"some must be left to train on, so use {len(flat) - 1} or fewer."
+            f"held_out is {options.held_out}, but there {are} only {counted(len(flat), 'sample')}: some must be left to train "
+            f"on, so use {len(flat) - 1} or fewer."
         )
     groups = [of_file for of_file in samples if of_file]
     held = held_out_indices([len(group) for group in groups], options.held_out)

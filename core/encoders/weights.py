@@ -13,6 +13,7 @@ from ..wan.files import find_files, read_first_bytes
 from ..wan.header import DTYPES, FileHeader, TensorEntry, read_header, read_in_order
 from ..wan.identify import PICKLE, identify_bytes
 from ..wan.limits import shown
+from ..words import counted
 
 _FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FLOAT_DTYPES = tuple(DTYPES[name] for name in _FLOATS)
@@ -77,8 +78,8 @@ def check_weights(weights: EncoderWeights, names: dict[str, str], expected: dict
     missing = [name for name in expected if name not in names]
     if missing:
         raise ModelFileError(
-            f"The model file '{weights.path}' is incomplete: {len(missing)} weights are missing, such as "
-            f"'{missing[0]}'; download it again."
+            f"The model file '{weights.path}' is incomplete: {counted(len(missing), 'weight is', 'weights are')} missing, such "
+            f"as '{missing[0]}'; download it again."
         )
     for name, shape in expected.items():
         stored = names[name]

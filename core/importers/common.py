@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..settings.loop import LoopOptions
+from ..words import counted
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .declared import PEERS, choice_of, declared, exists, number, truth, whole
 
@@ -128,7 +129,7 @@ def checkpoints_by_time(_context: Context, given: SetupOption) -> Answer:
     every = LoopOptions().checkpoint_every
     return changed(
         f"checkpoints are counted in steps or epochs here, and what {given.shown} comes to depends on your machine: there is"
-        f" one every {every} steps (loop.checkpoint_every)."
+        f" one every {counted(every, 'step')} (loop.checkpoint_every)."
     )
 
 

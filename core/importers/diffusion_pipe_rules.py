@@ -1,5 +1,6 @@
 """What becomes of each option of diffusion-pipe. Names that mean the same here stand in the declarations of core/settings."""
 
+from ..words import counted
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
     betas,
@@ -72,7 +73,7 @@ def _frame_buckets(_context: Context, given: SetupOption) -> Answer:
     clips = [count for count in counts if count > 1]
     if len(clips) > 1:
         return changed(
-            f"clips have {most} frames, and shorter ones as many as they have.",
+            f"clips have {counted(most, 'frame')}, and shorter ones as many as they have.",
             dataset__num_frames=most,
             dataset__short_clips="shorten",
         )

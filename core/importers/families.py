@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..facts import FPS, FPS_TI2V
 from ..settings.dataset import Conditioning
 from ..settings.stage import Stage
+from ..wan.config import Variant, WanConfig
 
 VAE_21, VAE_22 = "wan_2.1_vae.safetensors", "wan2.2_vae.safetensors"
 TEXT_ENCODER = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
@@ -25,6 +26,8 @@ class Family:
     workflow: str  # the example workflow that is filled in
     fps: float = FPS
     num_blocks: int = 40
+    width: int = 5120
+    variant: Variant = "t2v"
 
     @property
     def has_experts(self) -> bool:
@@ -44,7 +47,13 @@ _SINGLE = "wan2.1_t2v_1.3b_lora"
 
 FAMILIES: dict[str, Family] = {
     "t2v-a14b": Family(title="Wan 2.2 T2V A14B", files=_experts("t2v"), workflow=_T2V),
-    "i2v-a14b": Family(title="Wan 2.2 I2V A14B", files=_experts("i2v"), conditioning="first frame", workflow=_I2V),
+    "i2v-a14b": Family(
+        title="Wan 2.2 I2V A14B",
+        files=_experts("i2v"),
+        conditioning="first frame",
+        workflow=_I2V,
+        variant="i2v",
+    ),
     "ti2v-5b": Family(
         title="Wan 2.2 TI2V 5B",
         files={"single": "wan2.2_ti2v_5B_fp16.safetensors"},
@@ -52,12 +61,15 @@ FAMILIES: dict[str, Family] = {
         workflow="wan2.2_ti2v_5b_lora",
         fps=FPS_TI2V,
         num_blocks=30,
+        width=3072,
+        variant="ti2v",
     ),
     "t2v-1.3b": Family(
         title="Wan 2.1 T2V 1.3B",
         files={"single": "wan2.1_t2v_1.3B_fp16.safetensors"},
         workflow=_SINGLE,
         num_blocks=30,
+        width=1536,
     ),
     "t2v-14b": Family(
         title="Wan 2.1 T2V 14B",
@@ -70,6 +82,7 @@ FAMILIES: dict[str, Family] = {
         conditioning="first frame",
         clip_vision=CLIP_VISION,
         workflow=_SINGLE,
+        variant="i2v",
     ),
     "i2v-14b-720p": Family(
         title="Wan 2.1 I2V 14B 720p",
@@ -77,6 +90,7 @@ FAMILIES: dict[str, Family] = {
         conditioning="first frame",
         clip_vision=CLIP_VISION,
         workflow=_SINGLE,
+        variant="i2v",
     ),
     "flf2v-14b": Family(
         title="Wan 2.1 FLF2V 14B",
@@ -84,6 +98,7 @@ FAMILIES: dict[str, Family] = {
         conditioning="first and last frame",
         clip_vision=CLIP_VISION,
         workflow=_SINGLE,
+        variant="flf2v",
     ),
 }
 
@@ -105,6 +120,26 @@ def family_of(text: str) -> str:
     if "14b" in name:
         return kind + "-14b" + ("" if kind == "t2v" else "-720p" if "720" in name else "-480p")
     return ""
+
+
+def families_like(config: WanConfig | None, name: str) -> tuple[str, ...]:
+    """The families that a model can be of by its sizes, and by its file's name where they leave several; () for none.
+
+    Wan 2.1 T2V 14B and each expert of Wan 2.2 have the same sizes. None: the file is not there, so that its name alone tells.
+    """
+    named = family_of(name)
+    if config is None:
+        return (named,) if named else ()
+    shape = (config.variant, config.dim, config.num_layers, config.image_dim is not None)
+    like = tuple(
+        key
+        for key, family in FAMILIES.items()
+        if (family.variant, family.width, family.num_blocks, bool(family.clip_vision)) == shape
+    )
+    if named in like:
+        return (named,)
+    experts = tuple(key for key in like if FAMILIES[key].has_experts)
+    return experts if experts and stage_of(name) else like
 
 
 def stage_of(text: str) -> Stage | None:

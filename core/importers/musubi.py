@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..words import counted
 from .answers import SetupOption
 from .common import SLOWED
 from .families import FAMILIES, family_of, stage_of
@@ -245,4 +246,6 @@ def _list(file: Parsed) -> list[SetupOption]:
     """Lines of image_path or video_path, and caption: told as one option, since they are data."""
     paths = [str(item.get("image_path") or item.get("video_path") or "") for item in file.data]
     folders = {posixpath.dirname(path.replace("\\", "/")) for path in paths if path}
-    return [SetupOption(key="list", name=f"{len(paths)} lines", value=sorted(folders), file=file.name, dataset=0)]
+    return [
+        SetupOption(key="list", name=f"{counted(len(paths), 'line')}", value=sorted(folders), file=file.name, dataset=0)
+    ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..paths import shown
 from ..serial import to_dict
+from ..words import counted
 from .answers import FURTHER, OUTCOMES, PREVIEW, Outcome
 from .setup import Imported, Line
 
@@ -22,10 +23,8 @@ def report(imported: Imported) -> str:
     counts = ", ".join(
         f"{number} {outcome}" for outcome in OUTCOMES if (number := len(_of(imported.given, outcome)))
     )  # fmt: skip
-    lines = [
-        f"{imported.trainer}, {imported.family.title}: {len(imported.given)} options in {_and(list(map(shown, files)))}"
-        f" ({counts})."
-    ]
+    given = counted(len(imported.given), "option")
+    lines = [f"{imported.trainer}, {imported.family.title}: {given} in {_and(list(map(shown, files)))} ({counts})."]
     lines += _section("To do before it can be trained", imported.to_fill)
     lines += _section("Notes", imported.notes)
     for outcome in reversed(OUTCOMES):

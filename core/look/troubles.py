@@ -12,6 +12,7 @@ from ..data.types import Sample
 from ..facts import TEXT_TOKENS
 from ..prompts import whole_word
 from ..settings.dataset import DatasetOptions
+from ..words import counted, some
 from .measure import Measured
 from .tokens import Counted
 
@@ -48,7 +49,7 @@ def picture_troubles(sample: Sample, measured: Measured) -> list[Trouble]:
         tell("cut", f"another scene begins at frame {at}: use in and out points, or shorter windows")
     if any(measured.bars):
         left, top, right, bottom = measured.bars
-        sides = f"{top} pixels at the top and {bottom} at the bottom" if top else ""
+        sides = f"{counted(top, 'pixel')} at the top and {bottom} at the bottom" if top else ""
         sides += (" and " if top and left else "") + (f"{left} at the left and {right} at the right" if left else "")
         tell("black bars", f"black in all frames: {sides}; the model would learn them")
     if measured.change is not None and measured.change < _STILL:
@@ -69,7 +70,8 @@ def sampling_troubles(sample: Sample, options: DatasetOptions) -> list[Trouble]:
             found.append(Trouble(kind="speed", text=f"it is trained at {speed:.2g} times its own speed"))
         repeats = len(frames) - len(set(frames))
         if repeats > _MANY_REPEATS * len(frames):
-            text = f"{repeats} of {len(frames)} frames are shown twice: it has {file.fps:.3g} a second, not {options.fps:g}"
+            shown = some(repeats, len(frames), "frame", "is", "are")
+            text = f"{shown} shown twice: it has {file.fps:.3g} a second, not {options.fps:g}"
             found.append(Trouble(kind="repeated frames", text=text))
     scale = max(sample.width / file.width, sample.height / file.height)
     if scale > _MUCH_ENLARGED:

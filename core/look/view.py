@@ -21,6 +21,7 @@ from ..data.watch import Interrupt
 from ..errors import DatasetError
 from ..facts import TEXT_TOKENS, LatentFormat
 from ..serial import to_dict
+from ..words import counted
 from .captions import CaptionFiles, CaptionOnDisk
 from .costs import bucket_costs, latent_size
 from .masked import shaded
@@ -150,7 +151,7 @@ def exact_frame(sample: Sample, number: int, latent_format: LatentFormat = "wan2
     DatasetError if it has none, or can't be read.
     """
     if not 0 <= number < len(sample.frame_indices):
-        raise DatasetError(f"{sample.name} has {len(sample.frame_indices)} frames, and no frame {number}.")
+        raise DatasetError(f"{sample.name} has {counted(len(sample.frame_indices), 'frame')}, and no frame {number}.")
     if sample.follows_motion or sample.mask:  # of all of its frames
         frame = shaded(read_frames(sample).numpy(), sample, latent_format)[number]
     else:
@@ -163,7 +164,7 @@ def source_strip(sample: Sample, start: int) -> tuple[bytes, dict[str, int]]:
     file = sample.file
     indices = tuple(range(start, min(start + SOURCE_FRAMES, file.num_frames)))
     if start < 0 or not indices:
-        raise DatasetError(f"{file.name} has {file.num_frames} frames, and no frame {start}.")
+        raise DatasetError(f"{file.name} has {counted(file.num_frames, 'frame')}, and no frame {start}.")
     scale = min(1.0, _SOURCE_SIDE / max(file.width, file.height))
     width, height = max(1, round(file.width * scale)), max(1, round(file.height * scale))
     whole = Sample(file=file, frame_indices=indices, width=width, height=height)  # neither cut nor flipped

@@ -20,6 +20,7 @@ from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.config import MASK_CHANNELS, WanConfig
 from ..wan.loading import load_transformer
 from ..wan.stored import StoredWeights
+from ..words import counted
 from .file import Adapter, Layer, change_norm
 from .findings import EMPTY, Finding, Weight, is_distilled, on_distilled
 
@@ -170,7 +171,7 @@ def _judge_blocks(by_block: dict[str, float]) -> list[Finding]:
         return [Finding(Weight.NO_EFFECT, sentence, "Train longer, or with a higher learning rate or alpha.", EMPTY)]
     huge = [block for block, share in by_block.items() if share > _HUGE_CHANGE]
     if huge:
-        sentence = f"The change is larger than the weights themselves in {len(huge)} blocks, the first is {huge[0]}."
+        sentence = f"The change is larger than the weights themselves in {counted(len(huge), 'block')}, the first is {huge[0]}."
         return [
             Finding(Weight.WRONG, sentence, "Lower the strength, or take an earlier checkpoint: it is overtrained.")
         ]

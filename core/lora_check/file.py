@@ -11,6 +11,7 @@ from ..adapters.formats import LoraModule
 from ..adapters.named_expert import is_for_both
 from ..adapters.other_files import OtherModule
 from ..adapters.transfer import SIZES, Adapter
+from ..words import some
 from .findings import EMPTY, Finding, Weight
 
 _TINY = 1e-6  # root mean square of a change; that of Wan's weights is 0.01 to 0.05
@@ -90,8 +91,8 @@ def _bad_numbers(file: Adapter) -> list[Finding]:
     return [
         Finding(
             Weight.WRONG,
-            f"{len(bad)} of {len(file.modules)} layers hold numbers that are not finite (NaN or infinite), such as {bad[0]}:"
-            " videos become black or noise.",
+            f"{some(len(bad), len(file.modules), 'layer', 'holds', 'hold')} numbers that are not finite (NaN or infinite), "
+            f"such as {bad[0]}: videos become black or noise.",
             "Take an earlier checkpoint, and train with a lower learning rate.",
         )
     ]
@@ -125,7 +126,7 @@ def _zeros(layers: Sequence[Layer]) -> list[Finding]:
             )
         ]
     if zero:
-        sentence = f"{len(zero)} of {len(known)} layers are zero, the first is {zero[0].path}."
+        sentence = f"{some(len(zero), len(known), 'layer', 'is', 'are')} zero, the first is {zero[0].path}."
         return [Finding(Weight.HINT, sentence, "They have no effect: they were not trained, or were left out.")]
     return []
 

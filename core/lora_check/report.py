@@ -9,6 +9,7 @@ import torch
 from ..adapters.other_files import read_adapter
 from ..errors import HostOnlyError, ModelFileError
 from ..wan.checkpoint import CheckpointInfo
+from ..words import counted
 from .base import OnBase, check_base
 from .file import Adapter, Layer, base_of, check_file, layers_of
 from .findings import Finding, Weight, once
@@ -35,7 +36,7 @@ class Check:
         if self.findings and (self.file is None or self.findings[0].weight != Weight.HINT):
             return str(self.findings[0])
         if self.on_base is None:
-            sound = f"{self.name} is sound: {len(self.layers)} layers, none of them empty."
+            sound = f"{self.name} is sound: {counted(len(self.layers), 'layer')}, none of them empty."
             return (
                 f"{sound} {self.findings[0]}" if self.findings else f"{sound} Name its base to see what it does there."
             )

@@ -23,9 +23,10 @@ def _build(parameters: list[torch.nn.Parameter], options: OptimizerOptions) -> t
         raise ConfigError(problem)
     others = [parameter for parameter in parameters if parameter.ndim != 2]
     if others:
+        are = "is" if len(others) == 1 else "are"
         raise ConfigError(
-            f"the optimizer muon trains matrices alone, and {len(others)} of the adapter's {len(parameters)} tensors are none: "
-            "choose another optimizer, or the adapter lora."
+            f"the optimizer muon trains matrices alone, and {len(others)} of the adapter's {len(parameters)} tensors {are} "
+            "none: choose another optimizer, or the adapter lora."
         )
     return torch.optim.Muon(
         parameters,

@@ -6,6 +6,7 @@ A function of what every rank knows, so that nobody needs to be asked.
 from collections.abc import Sequence
 
 from ..errors import ConfigError
+from ..words import counted
 
 
 def batch_cost(tokens: int, count: int, *, dim: int, ffn_dim: int) -> float:
@@ -43,11 +44,11 @@ def check_deal(num_batches: int, ranks: int, *, equal_counts: bool = False) -> N
     """ConfigError if a step's batches do not go round."""
     if num_batches < ranks:
         raise ConfigError(
-            f"a step has {num_batches} {'batch' if num_batches == 1 else 'batches'}, and there are {ranks} GPUs to train them: "
+            f"a step has {counted(num_batches, 'batch', 'batches')}, and there are {ranks} GPUs to train them: "
             f"set gradient_accumulation to {ranks} or more, or use fewer GPUs."
         )
     if equal_counts and num_batches % ranks:
         raise ConfigError(
-            f"a step has {num_batches} batches for {ranks} GPUs, and with the model spread over them (base sharded) each must "
-            f"train as many as the others: set gradient_accumulation to a multiple of {ranks}."
+            f"a step has {counted(num_batches, 'batch', 'batches')} for {ranks} GPUs, and with the model spread over them "
+            f"(base sharded) each must train as many as the others: set gradient_accumulation to a multiple of {ranks}."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..words import counted
 
 
 def largest_part(tokens: int, frames: int, ranks: int) -> int:
@@ -29,8 +30,8 @@ def check_grid(frame_tokens: int, ranks: int) -> None:
     """ConfigError where a frame has fewer tokens than there are ranks."""
     if frame_tokens < ranks:
         raise ConfigError(
-            f"{ranks} GPUs can't share a clip with {frame_tokens} tokens a frame: use larger clips (a token is 16 x 16 pixels, "
-            "32 x 32 in TI2V 5B), or a smaller context_parallel."
+            f"{ranks} GPUs can't share a clip with {counted(frame_tokens, 'token')} a frame: use larger clips (a "
+            "token is 16 x 16 pixels, 32 x 32 in TI2V 5B), or a smaller context_parallel."
         )
 
 

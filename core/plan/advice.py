@@ -8,6 +8,7 @@ from ..facts import PATCH, clip_size, num_frames
 from ..memory.precision import precision_kind
 from ..settings.memory import MemoryOptions
 from ..settings.plain import chosen
+from ..words import counted
 from .choice import Choice
 from .plan import Bucket
 from .planner import Planner
@@ -51,7 +52,7 @@ def _sharing(planner: Planner) -> str:
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
     """ "about 1 min 10 s in all for 100 steps: start 15 s, first steps of 3 sizes 12 s, steps 43 s"."""
     if not planner.steps:
-        return f"{_duration(choice.seconds * steps)} for {steps:,} steps"
+        return f"{_duration(choice.seconds * steps)} for {counted(steps, 'step')}"
     parts = {
         "start": choice.start_seconds,
         f"first step of {'the size' if len(choice.sizes) == 1 else f'{len(choice.sizes)} sizes'}": choice.sizes_seconds,
@@ -60,7 +61,7 @@ def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
     if choice.switch_every:
         parts[_switching(planner, choice)] = choice.all_switches(steps)
     said = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
-    return f"about {_duration(sum(parts.values()))} in all for {steps:,} steps: {said}"
+    return f"about {_duration(sum(parts.values()))} in all for {counted(steps, 'step')}: {said}"
 
 
 def _switching(planner: Planner, choice: Choice) -> str:
@@ -125,7 +126,7 @@ def _fewer_frames(planner: Planner) -> Iterator[str]:
     side = max(max(bucket.shape[2:]) for bucket in planner.buckets)
     found = _most(1, frames - 1, lambda count: _with_shapes(planner, (count, side, side)).fits())
     if found:
-        yield (f"at most {num_frames(found)} frames instead of {num_frames(frames)}")
+        yield (f"at most {counted(num_frames(found), 'frame')} instead of {num_frames(frames)}")
 
 
 def _smaller_side(planner: Planner) -> Iterator[str]:

@@ -9,6 +9,7 @@ from ..limits import MAX_TOKENS
 from ..paths import shown
 from ..settings.job import Job, TrainSample
 from ..settings.samples import SamplePrompt
+from ..words import counted
 from .sampler import SampleOptions, check_solvers, schedule, sigma_after, switch_step
 
 
@@ -109,7 +110,7 @@ def preview_warnings(job: Job) -> list[str]:
     )
     return [
         *found,
-        f"previews have the size of the first held-out sample, {width}x{height} and {frames} frames, {why}.",
+        f"previews have the size of the first held-out sample, {width}x{height} and {counted(frames, 'frame')}, {why}.",
     ]
 
 
@@ -169,8 +170,8 @@ def _shape(job: Job, asked: SamplePrompt) -> tuple[int, int, int, int]:
     shape = latent_shape(sample[0], frames, height, width)
     if math.prod(shape[1:]) > PATCH**2 * MAX_TOKENS:
         raise ConfigError(
-            f"previews of {width}x{height} with {frames} frames are larger than anything a model takes: lower preview_width, "
-            f"preview_height or preview_frames, or those of the sample prompt {shown(asked.name)}."
+            f"previews of {width}x{height} with {counted(frames, 'frame')} are larger than anything a model takes: lower "
+            f"preview_width, preview_height or preview_frames, or those of the sample prompt {shown(asked.name)}."
         )
     return shape
 

@@ -12,6 +12,7 @@ from ..names import check_name
 from ..paths import shown
 from ..safe_json import SEAL, as_table, parse_json, unseal
 from ..serial import UnknownFieldError, check_depth, digest, from_dict, to_dict
+from ..words import counted
 from .dataset import Conditioning
 from .groups import Groups
 from .loop import LoopOptions
@@ -116,8 +117,8 @@ class TrainSample:
     def __post_init__(self) -> None:
         if len(self.class_texts) not in (0, 1 + len(self.more_texts)):
             raise ConfigError(
-                f"{shown(self.name)} has {1 + len(self.more_texts)} captions, but {len(self.class_texts)} with the class word: "
-                "give one for each, or none."
+                f"{shown(self.name)} has {counted(1 + len(self.more_texts), 'caption')}, but {len(self.class_texts)} with the "
+                "class word: give one for each, or none."
             )
         check_texts(
             "a sample",
@@ -311,8 +312,8 @@ class Job(Groups, Subject):
         if warmup >= self.loop.steps:
             share = self.loop.steps / warmup
             found.append(
-                f"warmup_steps ({warmup}) is not shorter than the run ({self.loop.steps} steps): the learning rate rises to "
-                f"{share:.3g} of learning_rate, and lr_schedule has no effect."
+                f"warmup_steps ({warmup}) is not shorter than the run ({counted(self.loop.steps, 'step')}): the learning rate "
+                f"rises to {share:.3g} of learning_rate, and lr_schedule has no effect."
             )
         falls, cycles = self.loop.steps - warmup, self.schedule.cycles
         if self.schedule.kind == "cosine_restarts" and cycles > 1 and cycles >= falls:

@@ -164,7 +164,8 @@ class Option:
         is_least = self.is_number and value == (self.least or 0)
         if not value or value == "off" or is_least:
             return self.in_plans_off
-        return self.in_plans.format(self.widget.shows(value) if self.widget else value)
+        said = self.in_plans.format(self.widget.shows(value) if self.widget else value)
+        return said.replace("blocks", "block") if self.unit == "blocks" and value == 1 else said
 
     @property
     def tooltip(self) -> str:

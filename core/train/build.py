@@ -16,6 +16,7 @@ from ..settings.loop import LoopOptions
 from ..settings.stage import StageSettings
 from ..wan.checkpoint import CheckpointInfo, hints_expert
 from ..wan.recovery import file_identity
+from ..words import counted
 from .average import start_left
 from .crepa import crepa_identity
 from .length import checkpoints_made, job_length, run_length
@@ -159,12 +160,12 @@ def _ema_warning(job: Job) -> list[str]:
         return []
     left = start_left(job.loop.steps, job.ema)
     if left == 1:
-        every = f"ema_update_interval ({job.ema.every}) is longer than the run ({job.loop.steps} steps)"
+        every = f"ema_update_interval ({job.ema.every}) is longer than the run ({counted(job.loop.steps, 'step')})"
         return [f"{every}: the average stays as untrained as at the start; lower ema_update_interval, or turn ema off."]
     if left <= _MOST_OF_THE_START:
         return []
     return [
-        f"after {job.loop.steps} steps {left:.0%} of the average is still the untrained start: lower ema_decay or "
+        f"after {counted(job.loop.steps, 'step')} {left:.0%} of the average is still the untrained start: lower ema_decay or "
         "ema_update_interval, turn ema_warmup on, or turn ema off."
     ]
 
@@ -175,8 +176,8 @@ def _saving_warning(job: Job) -> list[str]:
     if not every or checkpoints_made(job) > 1 or job_length(job).epochs >= every:
         return []
     return [
-        f"checkpoint_every_epochs is {every}, but the run has {job_length(job).epochs:.3g} epochs: its only checkpoint is"
-        " that of its end; lower checkpoint_every_epochs."
+        f"checkpoint_every_epochs is {every}, but the run has {counted(job_length(job).epochs, 'epoch')}: its only "
+        "checkpoint is that of its end; lower checkpoint_every_epochs."
     ]
 
 

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..safetensors_file import write_safetensors
 from ..settings.job import Job
 from ..wan.header import read_header
+from ..words import counted
 from .checkpoints import ADAPTER, AVERAGE
 from .label import lora_name
 from .partway import keep_newest
@@ -108,8 +109,8 @@ def average_checkpoints(run: RunFolder, decays: Sequence[float], name: str) -> t
     found = run.checkpoints()
     if len(found) < 2:
         raise ConfigError(
-            f"{run.path} keeps {len(found)} checkpoints, and an average needs two or more: train with a larger keep_last "
-            "or a smaller checkpoint_every."
+            f"{run.path} keeps {counted(len(found), 'checkpoint')}, and an average needs two or more: train with a larger "
+            "keep_last or a smaller checkpoint_every."
         )
     for step, _ in found:
         why = damaged_lora(run, step)

@@ -12,6 +12,7 @@ from ..disk import disk_error, temporary_sibling, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
 from ..settings.job import Job
+from ..words import counted
 from .events import Event, EventReader, EventWriter, format_event
 from .find_run import Origin, belongs_to, claim_lock, find_origins, find_run, steps_done
 from .kept_plan import copy_kept_plan
@@ -57,10 +58,11 @@ def claim_run(runs: Path, job: Job) -> Claim:
 def claim_folder(folder: RunFolder, job: Job) -> Claim:
     """As `claim_run`, in this folder, wherever it lies. RunError if the folder belongs to another training."""
     if not belongs_to(folder, job):
+        done = counted(steps_done(folder), "step is", "steps are")
         raise RunError(
-            f"{folder.path} belongs to another training: {folder.read_job().name}, of which {steps_done(folder)} steps are "
-            f"done. {job.name} with {job.loop.steps} steps needs a folder of its own: train it from its recipe or its graph, "
-            "or raise its steps."
+            f"{folder.path} belongs to another training: {folder.read_job().name}, of which {done} done. {job.name} with "
+            f"{counted(job.loop.steps, 'step')} needs a folder of its own: train it from its recipe or its graph, or raise its "
+            "steps."
         )
     return _claim(folder, job, [])
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from ..data.counting import counted
 from ..data.join import frame_rates
 from ..data.types import Dataset, Sample
 from ..disk import free_bytes, gigabytes
@@ -18,6 +17,7 @@ from ..settings.dataset import Conditioning
 from ..settings.job import CaptionText, DataSpec, Job, TrainSample
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.config import WanConfig
+from ..words import counted
 from .space import check_space, space_needed
 
 _LATER = "?"  # in the place of a path or key of what is not cached yet

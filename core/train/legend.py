@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..data.counting import counted
 from ..serial import AUTO, digest
 from ..settings.job import Job
 from ..settings.option import Option, options_of
+from ..words import counted
 
 
 @dataclass(frozen=True)

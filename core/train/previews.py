@@ -28,6 +28,7 @@ from ..sample.previews import Shot, preview_sample, preview_shots
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from ..settings.job import Job, Stage
 from ..shortage import free_caches, is_out_of_memory, shortage_of
+from ..words import counted
 from .batches import Batch, load_batch, load_context
 from .events import EventWriter
 from .loop import StepReport, Trainer
@@ -355,7 +356,7 @@ class Preview:
         free_caches()
         frames, height, width = clip_size(max((shot.shape for shot in shots), key=num_tokens))
         self._warn(
-            f"previews of {width}x{height} with {frames} frames do not fit into memory, and are left out: lower "
+            f"previews of {width}x{height} with {counted(frames, 'frame')} do not fit into memory, and are left out: lower "
             "preview_width, preview_height or preview_frames."
         )
         return None

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.counting import counted
 from ..disk import disk_error
 from ..errors import RunError
 from ..locks import FileLock
 from ..names import in_short
+from ..words import counted
 from .catalogue import size_of
 from .claim import placing
 from .find_run import claim_lock

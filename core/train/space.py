@@ -11,6 +11,7 @@ from ..plan.planning import trained_by
 from ..plan.sizes import Sizes, adapter_params, optimizer_bytes
 from ..sample.previews import preview_shots
 from ..settings.job import Job
+from ..words import counted
 from .checkpoints import Checkpoints
 from .length import checkpoints_made
 from .preview_folder import KEEP_LAST
@@ -64,7 +65,7 @@ def check_space(job: Job, sizes: Sizes, folder: Path) -> list[str]:
     epochs = job.saving.every_epochs
     rhythm = f"checkpoint_every_epochs {epochs}" if epochs else f"checkpoint_every {job.loop.checkpoint_every}"
     what = (
-        f"{rhythm} with keep_last {job.loop.keep_last} ({checkpoints} checkpoints of "
+        f"{rhythm} with keep_last {job.loop.keep_last} ({counted(checkpoints, 'checkpoint')} of "
         f"{gigabytes(need.checkpoint)}), the LoRA and {'the previews' if need.previews else 'the diary'}"
     )
     warning = check_room(
@@ -80,7 +81,7 @@ def _check_copies(job: Job, need: SpaceNeed) -> str | None:
     number = checkpoints_made(job)
     number = min(number, job.saving.keep_copies + 1) if job.saving.keep_copies else number
     one = need.lora // (2 if job.ema.use else 1)
-    what = f"checkpoints_to_loras ({number} copies of {gigabytes(one)})"
+    what = f"checkpoints_to_loras ({counted(number, 'copy', 'copies')} of {gigabytes(one)})"
     return check_room(Path(job.loras_folder), number * one, what, "lower keep_copies")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ModelFileError
 from ..facts import Expert
+from ..words import counted
 from .config import TRAINABLE, WanConfig
 from .detect import detect_config, read_overrides, stated_kind
 from .files import find_files
@@ -171,14 +172,14 @@ def _check_params(path: Path, params: Mapping[str, TensorEntry], model: WanTrans
     missing = [name for name in expected if name not in params]
     if missing:
         raise ModelFileError(
-            f"The model file '{path}' is incomplete: {len(missing)} weights are missing, such as {_names(missing)}; "
-            "download it again."
+            f"The model file '{path}' is incomplete: {counted(len(missing), 'weight is', 'weights are')} missing, "
+            f"such as {_names(missing)}; download it again."
         )
     unexpected = [name for name in params if name not in expected]
     if unexpected:
         raise ModelFileError(
-            f"The model file '{path}' is not a plain Wan model: it has {len(unexpected)} unknown "
-            f"weights, such as {_names(unexpected)}; use the original model file."
+            f"The model file '{path}' is not a plain Wan model: it has "
+            f"{counted(len(unexpected), 'unknown weight')}, such as {_names(unexpected)}; use the original model file."
         )
     for name, shape in expected.items():
         if params[name].shape != shape:

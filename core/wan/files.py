@@ -88,9 +88,10 @@ def _existing(folder: Path, names: list[str]) -> tuple[Path, ...]:
     files = tuple(folder / name for name in names)
     missing = [shown(file.name) for file in files if not _is_file(file)]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise ModelFileError(
-            f"{len(missing)} of the {len(files)} parts of the model in '{folder}' are missing, the first is "
-            f"'{missing[0]}'; download them too."
+            f"{len(missing)} of the {len(files)} parts of the model in '{folder}' {are} missing, "
+            f"the first is '{missing[0]}'; download them too."
         )
     for file in files:
         _refuse_other_formats(file)

@@ -21,6 +21,7 @@ from ...core.adapters.other_files import read_adapter
 from ...core.adapters.transfer import transfer_report
 from ...core.errors import ConfigError
 from ...core.facts import LATENT_CHANNELS, latent_shape
+from ...core.words import counted
 
 TI2V_CHANNELS = LATENT_CHANNELS["wan2.2"]  # of Wan 2.2 TI2V 5B
 comfy_nodes: Any = _host_nodes  # the host's nodes.py; type checkers take it for our own folder
@@ -60,7 +61,7 @@ def with_lora(model: Any, path: Path, strength: float) -> tuple[Any, tuple[str, 
     expected = len(report.placed) + len(report.reshaped)
     if len(loaded) != expected:
         raise ConfigError(
-            f"ComfyUI finds a place for {len(loaded)} modules of {path.name} in this model instead of {expected}: "
+            f"ComfyUI finds a place for {counted(len(loaded), 'module')} of {path.name} in this model instead of {expected}: "
             "connect the model that the LoRA was trained on, loaded by Load Diffusion Model."
         )
     return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0], report.notes

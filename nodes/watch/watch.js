@@ -2,27 +2,10 @@
 
 import { learn, say } from "../../core/look/page/words.js";
 import { smooth, windowFor } from "../../web/curve.js";
+import { expertOf, stateOf } from "../../web/run_states.js";
 
 const POLL_MS = 5000;
 const MOST_PICTURES = 6;
-/** @returns {Record<string, string>} */
-const states = () => ({
-  new: say("not begun"),
-  waiting: say("starting"),
-  training: say("running"),
-  stopping: say("stopping"),
-  paused: say("paused"),
-  stopped: say("stopped"),
-  finished: say("finished"),
-  error: say("failed"),
-});
-/** @returns {Record<string, string>} */
-const stages = () => ({
-  high: say("high noise"),
-  low: say("low noise"),
-  single: say("single model"),
-  both: say("both experts"),
-});
 
 /** @typedef {[step: number, loss: number]} Point */
 /**
@@ -77,9 +60,7 @@ async function look() {
 /** The run that was chosen; else one that goes on; else the newest. */
 function fillSelect() {
   const wanted = runs.find((run) => run.run === chosen()) ?? runs.find((run) => run.asks.length) ?? runs[0];
-  const told = runs.map(
-    (run) => `${run.name}, ${stages()[run.stage] ?? run.stage}: ${states()[run.state] ?? run.state}`,
-  );
+  const told = runs.map((run) => `${run.name}, ${expertOf(run)}: ${stateOf(run)}`);
   if (told.join() !== [...select.options].map((option) => option.textContent).join()) {
     select.replaceChildren(...runs.map((run, i) => new Option(told[i], run.run)));
   }
@@ -88,8 +69,7 @@ function fillSelect() {
 
 /** @param {Run} run @param {Story} story */
 function show(run, story) {
-  const state = states()[run.state] ?? run.state;
-  write("state", [state, run.why || run.line].filter(Boolean).join(": "));
+  write("state", [stateOf(run), run.why || run.line].filter(Boolean).join(": "));
   part("state").className = run.state === "error" ? "failed" : "";
   part("done").max = Math.max(1, run.steps);
   part("done").value = run.step;

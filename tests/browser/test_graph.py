@@ -58,11 +58,15 @@ def within(inner: list[float], outer: list[float]) -> bool:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_opens_readable(desk: Desk, name: str):
     ui = template(name)
-    desk.page.evaluate(f"async ([ui, name]) => {APP}.loadGraphData(ui, true, true, name)", [ui, name])
+    # As ComfyUI's window of templates opens it.
+    desk.page.evaluate(
+        f"async ([ui, name]) => {APP}.loadGraphData(ui, true, true, name, {{ openSource: 'template' }})", [ui, name]
+    )
     desk.page.wait_for_timeout(700)
     scale, offset = desk.evaluate(f"() => [{APP}.canvas.ds.scale, [...{APP}.canvas.ds.offset]]")
     assert scale >= LEGIBLE
     assert desk.evaluate(f"() => {APP}.rootGraph.nodes.every((node) => node.type !== 'LossGraphNode')")
+    assert "wan_train_opens_at_ds" not in desk.workflow()["extra"]  # saved, it opens as it was left
     note = next(node for node in ui["nodes"] if node["type"] == "MarkdownNote")
     assert (note["pos"][0] + offset[0]) * scale > 60  # right of the page's side bar, and below its tabs
     assert (note["pos"][1] + offset[1]) * scale > 100

@@ -97,7 +97,7 @@ def test_s2_clips_of_75_frames(follow, scanned):
     recipe, report = follow(draw_s2, s2_files)
     assert "73" in report
     lines = scanned(recipe)
-    assert lines[0] == "1 clips, 0 images: 1 samples an epoch"
+    assert lines[0] == "1 clip, 0 images: 1 sample an epoch"
     assert lines[1] == "buckets: 480x480x73 (1)"
     assert any(line.startswith("- boat.mp4: skipped: ") for line in lines)  # min_frames is 75
     dataset = scan(read_recipe(recipe), Display(), report=False)

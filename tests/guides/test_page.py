@@ -71,7 +71,7 @@ def test_s2_clips_of_75_frames(host):
     only["text"] = node("CacheT5", dataset=[key, 0], clip=["clip", 0])
     only["out"] = node("PreviewAny", source=["text", 0])
     found = reports(host, only)
-    assert found["DatasetFromFolder"].startswith("1 clips, 0 images: 1 samples an epoch")
+    assert found["DatasetFromFolder"].startswith("1 clip, 0 images: 1 sample an epoch")
     assert "480x480x73 (1)" in found["DatasetFromFolder"]
     assert "boat.mp4: skipped" in found["DatasetFromFolder"]
     assert found["CacheT5"].startswith("2 captions in the cache")

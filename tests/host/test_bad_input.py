@@ -98,7 +98,7 @@ def test_a_truncated_clip_is_skipped_and_named_or_refused(warm, folder):
     entry = warm.run(caching(folder=name, bad_files="skip"))
     assert succeeded(entry)
     report = entry["outputs"]["data"]["text"][0]
-    assert report.startswith("1 clips")
+    assert report.startswith("1 clip,")
     assert f"{victim.name}: dropped" in report or f"{victim.name}: skipped" in report
 
 

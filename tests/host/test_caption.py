@@ -69,7 +69,7 @@ def test_captions_are_written_and_then_read(host, folder, model_folder, kind):
     report = entry["outputs"]["captions"]["text"][0].splitlines()
     assert report[0] == "2 captions written, 1 kept as they are"
     assert sorted(report[1:]) == sorted(f"{name}: {text}" for name, text in texts.items())
-    assert entry["outputs"]["data"]["text"][0].startswith("2 clips, 1 images: 3 samples")
+    assert entry["outputs"]["data"]["text"][0].startswith("2 clips, 1 image: 3 samples")
     assert entry["outputs"]["text"]["text"][0].startswith("4 captions")  # these three, and the empty one
     again = host.run(prompt(given, redo=True, must_say="pan left"), timeout=200)
     assert again["outputs"]["captions"]["text"][0].startswith("2 captions written, 1 kept")

@@ -44,7 +44,7 @@ def test_both_experts_are_told_and_nothing_is_started(host):
         assert "in all: 18 steps" in said
         assert "on the CPU: " in said
         assert "disk: " in said
-    assert found["data"]["text"].startswith("2 clips, 1 images: 3 samples an epoch")
+    assert found["data"]["text"].startswith("2 clips, 1 image: 3 samples an epoch")
     assert run_folders(host) == before
     assert all(event.type != "execution_start" for event in host.events[seen:])
 

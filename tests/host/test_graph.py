@@ -151,7 +151,7 @@ def test_progress_bar_and_chart_events(finished):
 def test_reports_are_on_the_nodes(finished):
     _, entry, _ = finished
     text = {name: entry["outputs"][name]["text"][0] for name in ("data", "latents", "text", "high_dit", "pair")}
-    assert text["data"].startswith("2 clips, 1 images: 3 samples an epoch")
+    assert text["data"].startswith("2 clips, 1 image: 3 samples an epoch")
     assert "3 samples in the cache" in text["latents"]
     assert "captions in the cache" in text["text"]
     assert "3 blocks, width 96, 456 k parameters" in text["high_dit"]

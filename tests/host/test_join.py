@@ -50,8 +50,8 @@ def test_two_datasets_are_joined_and_trained(host):
     assert len(job.held_out_samples) == 1
     assert job.trigger_word == "shp"
     lines = entry["outputs"]["join"]["text"][0].splitlines()
-    assert lines[0].startswith("shapes (1): 2 clips, 1 images: 3 samples an epoch; buckets 64x64x1 (1), 64x64x9 (2); ")
-    assert lines[1].startswith("shapes (2): 2 clips, 1 images: 5 samples an epoch, 1 held out; ")
+    assert lines[0].startswith("shapes (1): 2 clips, 1 image: 3 samples an epoch; buckets 64x64x1 (1), 64x64x9 (2); ")
+    assert lines[1].startswith("shapes (2): 2 clips, 1 image: 5 samples an epoch, 1 held out; ")
     assert lines[1].endswith("keeps what the model knows")
     assert lines[2] == "together: 4 clips, 2 images: 8 samples an epoch, 1 held out"
     assert lines[4].endswith("8 steps with batch_size 1")
@@ -66,7 +66,7 @@ def test_one_dataset_passes_through(host):
     prompt["high_dit"] = one_stage()["high_dit"]
     entry = host.run(prompt, timeout=200)
     assert succeeded(entry)
-    assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 images: 3 samples an epoch\n")
+    assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 image: 3 samples an epoch\n")
 
 
 def test_another_type_on_a_wire_is_refused_before_anything_runs(host):
@@ -95,7 +95,7 @@ def test_the_first_may_be_absent(host):
     del prompt["join"]["inputs"]["datasets.dataset_0"]
     entry = host.run(prompt, timeout=200)
     assert succeeded(entry)
-    assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 images: 5 samples an epoch, 1 held out\n")
+    assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 image: 5 samples an epoch, 1 held out\n")
 
 
 def test_a_size_that_is_none_is_refused_by_its_node(host):

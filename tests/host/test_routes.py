@@ -72,6 +72,21 @@ def test_addresses_and_localhost_are_answered(host, kind):
     assert ask(host, "/wan_train/presets", Host=kind)[0] == 200
 
 
+def test_models_are_told_by_their_files_and_else_by_their_names(host):
+    names = ("wan_mini_high_noise.safetensors", "wan2.1_t2v_1.3B_fp16.safetensors", "../mine.safetensors")
+    query = "&".join(f"name={name}" for name in names)
+    found = json.loads(ask(host, f"/wan_train/families?{query}")[2])
+    assert found == {names[0]: {"other": ""}, names[1]: {"t2v-1.3b": "Wan 2.1 T2V 1.3B"}, names[2]: {}}
+    assert json.loads(ask(host, "/wan_train/families")[2]) == {}
+
+
+def test_every_recipe_says_which_model_it_is_for(host):
+    presets = {one["name"]: one for one in json.loads(ask(host, "/wan_train/presets")[2])}
+    assert presets["effect-24gb"]["model"] == "Wan 2.2 I2V A14B"
+    assert presets["simpletuner-quickstart"]["family"] == "t2v-1.3b"
+    assert all(one["model"] for one in presets.values())
+
+
 def test_a_job_that_cannot_be_read_is_a_sentence(host, folder):
     text = (folder / "job.json").read_text()
     try:

@@ -111,6 +111,8 @@ say(
   "One, " +
     "two \\u2026", { a: 1 });
 list.say(given);
+sayCount("{count} eight",
+  "{count} eights", 2);
 class List {
   say(text) {
     this.say(say("Three"));
@@ -124,7 +126,7 @@ class List {
         'title="no"><i placeholder="no">no</i>',
         encoding="utf-8",
     )
-    said = ("One, two \u2026", "Three", "Four", "Five", "Six", "Seven")
+    said = ("One, two \u2026", "Three", "Four", "Five", "Six", "Seven", "{count} eight", "{count} eights")
     assert page_texts([tmp_path]) == {
         "main": {text: text for text in said},
         "commands": {"WanTrain_Import/label": "Open a setup"},
@@ -132,7 +134,7 @@ class List {
     }
 
 
-@pytest.mark.parametrize("call", ["say(text)", "say(`step ${step}`)", 'x + say(ok ? "a" : "b")'])
+@pytest.mark.parametrize("call", ["say(text)", "say(`step ${step}`)", 'sayCount("1 a", n)', 'x + say(ok ? "a" : "b")'])
 def test_what_can_not_be_found_is_refused(tmp_path, call):
     (tmp_path / "one.js").write_text(f"\n{call};\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"one\.js, line 2"):

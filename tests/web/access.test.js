@@ -96,13 +96,17 @@ test("the list of runs with all that unfolds", async () => {
 });
 
 test("the window of recipes", async () => {
-  const preset = { title: "A style", description: "Of pictures.", values: {} };
-  openChooser(
-    [preset],
-    () => [{ node: {}, name: "rank", now: 1, becomes: 2 }],
-    () => {},
-  );
-  assert.deepEqual(await faults(document.querySelector("[role=dialog]")), []);
+  const preset = { title: "A style", description: "Of pictures.", family: "a", model: "A", values: {} };
+  for (const refusal of ["", "It is for another model."]) {
+    document.body.replaceChildren();
+    openChooser(
+      [preset],
+      () => [{ node: {}, name: "rank", now: 1, becomes: 2 }],
+      () => {},
+      () => refusal,
+    );
+    assert.deepEqual(await faults(document.querySelector("[role=dialog]")), []);
+  }
 });
 
 for (const file of ["core/look/page/page.html", "nodes/watch/watch.html"]) {

@@ -12,9 +12,18 @@ const PRESETS = [
   {
     title: "Likeness",
     description: "For a face.",
+    family: "t2v-a14b",
+    model: "Wan 2.2 T2V A14B",
     asks: "a word",
     why: { rank: "A face has much detail." },
     values: { TrainLoRAStage: { rank: 32, unknown: 1 }, LoadWanDiT: {} },
+  },
+  {
+    title: "Quick start",
+    description: "For a small model.",
+    family: "t2v-1.3b",
+    model: "Wan 2.1 T2V 1.3B",
+    values: { TrainLoRAStage: { rank: 64 } },
   },
 ];
 api.answers["/wan_train/presets"] = { body: PRESETS };
@@ -195,16 +204,16 @@ test("a report is shown, and the host's progress line goes", () => {
   assert.ok(!node.widgets.some((widget) => widget.name === "$$node-text-preview"));
 });
 
-test("a preset changes the values it names and says how many", () => {
+test("a preset changes the values it names and says how many", async () => {
   const node = addTrain(1, "lora");
   let called;
   node.widgets.find((widget) => widget.name === "rank").callback = (value) => (called = value);
   const [gap, item] = app.extension.getNodeMenuItems(node);
   assert.equal(gap, null);
-  item.submenu.options[0].callback();
+  await item.submenu.options[0].callback();
   assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 32);
   assert.equal(called, 32);
-  assert.match(app.toasts[0].detail, /1 settings were changed/);
+  assert.match(app.toasts[0].detail, /1 setting was changed/);
   assert.deepEqual(app.extension.getNodeMenuItems(new Node(2, "KSampler")), []);
 });
 
@@ -212,10 +221,10 @@ const recipes = () => document.querySelector(".wan-train-recipes");
 const press = (node) => node.widgets.find((widget) => widget.name === "recipes").callback();
 const button = (label) => [...recipes().querySelectorAll("button")].find((made) => made.textContent === label);
 
-test("the button shows what a recipe changes and why, and one that is used changes it", () => {
+test("the button shows what a recipe changes and why, and one that is used changes it", async () => {
   const node = addTrain(1, "lora");
   addTrain(2, "other");
-  press(node);
+  await press(node);
   assert.match(recipes().textContent, /For a face\..*You give: a word\./);
   const rows = [...recipes().querySelectorAll("tr")].map((row) => [...row.children].map((cell) => cell.textContent));
   assert.deepEqual(rows.slice(1), [["rank", "16", "32", "A face has much detail."]]); // one line for both nodes
@@ -226,17 +235,17 @@ test("the button shows what a recipe changes and why, and one that is used chang
     [32, 32],
   );
   node.widgets.find((widget) => widget.name === "rank").value = 8; // what is changed later stays
-  press(node);
+  await press(node);
   assert.equal(recipes().querySelectorAll("tr").length, 2);
   button("Cancel").click();
   assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 8);
 });
 
-test("the window of recipes closes with Escape, and keys do not reach the graph", () => {
+test("the window of recipes closes with Escape, and keys do not reach the graph", async () => {
   let reached = 0;
   const count = () => (reached += 1);
   document.body.addEventListener("keydown", count);
-  press(addTrain(1, "lora"));
+  await press(addTrain(1, "lora"));
   fire(recipes(), "keydown", { key: "Delete" });
   assert.ok(recipes());
   fire(recipes(), "keydown", { key: "Escape" });
@@ -244,6 +253,65 @@ test("the window of recipes closes with Escape, and keys do not reach the graph"
   fire(document.body, "keydown", { key: "a" });
   assert.equal(reached, 1);
   document.body.removeEventListener("keydown", count);
+});
+
+const SMALL = "wan2.1_t2v_1.3B_fp16.safetensors";
+const ofSmall = (families) => {
+  api.answers[`/wan_train/families?name=${SMALL}`] = { body: { [SMALL]: families } };
+};
+
+test("the recipes for the workflow's model come first, and another one is not used", async () => {
+  ofSmall({ "t2v-1.3b": "Wan 2.1 T2V 1.3B" });
+  const node = addTrain(1, "lora");
+  app.rootGraph.add(new Node(2, "LoadWanDiT", { model_name: SMALL }));
+  await press(node);
+  const select = recipes().querySelector("select");
+  assert.deepEqual(
+    [...select.querySelectorAll("optgroup")].map((group) => [group.label, group.textContent]),
+    [
+      ["For Wan 2.1 T2V 1.3B", "Quick start"],
+      ["For Wan 2.2 T2V A14B", "Likeness"],
+    ],
+  );
+  assert.match(recipes().textContent, /For a small model/); // and not the one that was looked at last
+  assert.equal(button("Use this recipe").disabled, false);
+  select.value = "0";
+  fire(select, "change");
+  assert.match(
+    recipes().textContent,
+    /This recipe is for Wan 2\.2 T2V A14B\. wan2\.1_t2v_1\.3B_fp16\.safetensors is Wan 2\.1 T2V 1\.3B/,
+  );
+  assert.equal(recipes().querySelectorAll("tr").length, 0);
+  assert.equal(button("Use this recipe").disabled, true);
+  button("Cancel").click();
+
+  const [, item] = app.extension.getNodeMenuItems(node);
+  assert.equal(item.submenu.options[0].content, "Likeness (Wan 2.2 T2V A14B)");
+  await item.submenu.options[0].callback();
+  assert.match(app.toasts[0].detail, /is Wan 2\.1 T2V 1\.3B/);
+  assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 16);
+  await item.submenu.options[1].callback();
+  assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 64);
+});
+
+test("where the model is not known every recipe can be used; one that is off or comes over a wire does not count", async () => {
+  const node = addTrain(1, "lora");
+  const model = app.rootGraph.add(new Node(2, "LoadWanDiT", { model_name: SMALL }));
+  const refused = async () => {
+    await press(node);
+    const is = button("Use this recipe").disabled;
+    button("Cancel").click();
+    return is;
+  };
+  ofSmall({});
+  assert.equal(await refused(), false);
+  ofSmall({ other: "" }); // a miniature
+  assert.equal(await refused(), true);
+  model.mode = 4;
+  assert.equal(await refused(), false);
+  model.mode = 0;
+  model.inputs = [{ name: "model_name", link: 7 }];
+  assert.equal(await refused(), false);
 });
 
 test("without a VAE no previews are asked for", () => {

@@ -77,7 +77,7 @@ beforeEach(() => {
 });
 
 test("sizes are told in their unit", () => {
-  assert.deepEqual([0, 999, 1500, 25e6, 1.25e9].map(sizeOf), ["0 bytes", "999 bytes", "1.5 kB", "25 MB", "1.3 GB"]);
+  assert.deepEqual([0, 999, 1500, 25e6, 1.25e9].map(sizeOf), ["0 B", "999 B", "1.5 kB", "25 MB", "1.3 GB"]);
 });
 
 test("a search finds every word, wherever it stands, and orders are those that are chosen", () => {

@@ -8,8 +8,9 @@ import "./host/hooks.js";
 const { api } = await import("./host/api.js");
 const { app, Graph, Node } = await import("./host/app.js");
 await import("../../web/wan_train.js");
-const { learn, say } = await import("../../web/words.js");
-const { languageOf, learn: learnAlone, say: sayAlone } = await import("../../core/look/page/words.js");
+const { learn, say, sayCount } = await import("../../web/words.js");
+const alone = await import("../../core/look/page/words.js");
+const { languageOf, learn: learnAlone, say: sayAlone } = alone;
 
 const served = (words) => async () => ({ zh: { wanTrain: words }, fr: { nodeDefs: {} } });
 const setLanguage = (language) => {
@@ -39,6 +40,22 @@ test("what has no translation is English: a text, a language, and all when nothi
     throw new TypeError("no server");
   });
   assert.equal(say("Stop"), "Stop");
+});
+
+const counts = (sayIt) => [0, 1, 2].map((count) => sayIt("{count} step", "{count} steps", count));
+
+test("a number of things has the form that the language has for it", async () => {
+  assert.deepEqual(counts(sayCount), ["0 steps", "1 step", "2 steps"]);
+  assert.equal(sayCount("{count} token", "{count} tokens", 1500, { count: "1,500" }), "1,500 tokens");
+  const french = { "{count} step": "{count} étape", "{count} steps": "{count} étapes" };
+  const chinese = { "{count} step": "{count} 步", "{count} steps": "{count} 步" };
+  const all = async () => ({ fr: { wanTrain: french }, zh: { wanTrain: chinese }, de: { wanTrain: {} } });
+  await learn("fr", all);
+  assert.deepEqual(counts(sayCount), ["0 étape", "1 étape", "2 étapes"]);
+  await learn("zh", all);
+  assert.deepEqual(counts(sayCount), ["0 步", "1 步", "2 步"]);
+  await learn("de", all);
+  assert.deepEqual(counts(sayCount), ["0 steps", "1 step", "2 steps"]); // not translated
 });
 
 test("English asks for nothing", async () => {
@@ -84,7 +101,10 @@ test("a page that stands alone writes its marked elements and what it says in th
   const asked = [];
   const fetchJson = async (path) => {
     asked.push(path);
-    return path.startsWith("words/") ? { Stop: "Stopp", Search: "Suchen", "step {step}": "Schritt {step}" } : "de";
+    const words = { Stop: "Stopp", Search: "Suchen", "step {step}": "Schritt {step}" };
+    return path.startsWith("words/")
+      ? { ...words, "{count} step": "{count} Schritt", "{count} steps": "{count} Schritte" }
+      : "de";
   };
   await learnAlone(fetchJson);
   assert.deepEqual(asked, ["../settings/Comfy.Locale", "words/de"]);
@@ -95,6 +115,7 @@ test("a page that stands alone writes its marked elements and what it says in th
   assert.equal(document.querySelector("i").textContent, "Stop");
   assert.equal(document.documentElement.lang, "de");
   assert.equal(sayAlone("step {step}", { step: 3 }), "Schritt 3");
+  assert.deepEqual(counts(alone.sayCount), ["0 Schritte", "1 Schritt", "2 Schritte"]);
 });
 
 test("where ComfyUI gives no words a page that stands alone stays English", async () => {

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from ...core.errors import ConfigError
+from ...core.words import counted
 from . import world
 from .concepts import CONCEPTS, write_dataset
 
@@ -54,4 +55,4 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"Failed: {error}")
     size = sum(path.stat().st_size for path in options.folder.iterdir())
     word = CONCEPTS[options.concept].trigger
-    print(f"{len(paths)} clips, {size / 1e3:.0f} kB, trigger word '{word}': {options.folder}")
+    print(f"{counted(len(paths), 'clip')}, {size / 1e3:.0f} kB, trigger word '{word}': {options.folder}")

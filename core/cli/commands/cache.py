@@ -6,6 +6,7 @@ from pathlib import Path
 from ...data.report import list_notes
 from ...recipe.pipeline import cache, check_recipe, scan
 from ...recipe.recipe import read_recipe
+from ...words import counted
 from ..arguments import add_changes
 from ..display import Display
 
@@ -26,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     if cached.notes and not options.no_report:
         display.say(list_notes(cached.notes, limit=None))
     num_samples, num_captions = len(cached.latents.entries), len(cached.text.entries)
-    display.say(f"{num_samples} samples and {num_captions} captions are in {recipe.cache_path}")
+    display.say(f"{counted(num_samples, 'sample')} and {counted(num_captions, 'caption')} are in {recipe.cache_path}")
     return 0

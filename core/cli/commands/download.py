@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     remotes = ask_hub(files)
     for file in files:
         fetch(file, remotes[file], options.to, on_state=_say)
-    _say(f"all {len(files)} files are in {options.to}")
+    _say(f"{'the file is' if len(files) == 1 else f'all {len(files)} files are'} in {options.to}")
     return 0
 
 

@@ -9,6 +9,7 @@ from ...errors import ConfigError, RunError
 from ...settings.track import TrackOptions
 from ...track.process import follow
 from ...track.tracker import ENDS, Tracker
+from ...words import counted
 
 POLL_S = 2.0
 
@@ -60,6 +61,6 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         raise RunError(" ".join(problems))
     sys.stdout.write(
-        f"{tracker.run.title}: {count} events read for {', '.join(names)}; what was logged before is not again\n"
+        f"{tracker.run.title}: {counted(count, 'event')} read for {', '.join(names)}; what was logged before is not again\n"
     )
     return 0

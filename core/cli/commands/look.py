@@ -19,6 +19,7 @@ from ...recipe.recipe import Recipe, apply_changes, read_recipe
 from ...serial import from_dict
 from ...settings.dataset import DatasetOptions
 from ...wan.checkpoint import inspect
+from ...words import counted
 from ..arguments import add_changes, check_folder_or_recipe
 from ..display import Display
 
@@ -88,7 +89,7 @@ def _summary(written: dict[str, Any]) -> str:
         for item in event.get("items", []):
             kinds[item["i"]] |= {badge["kind"] for badge in item["badges"]}
     counts = Counter(kind for of_sample in kinds.values() for kind in of_sample)
-    return "".join(f"- {kind}: {count} of {len(kinds)} samples\n" for kind, count in counts.most_common())
+    return "".join(f"- {kind}: {count} of {counted(len(kinds), 'sample')}\n" for kind, count in counts.most_common())
 
 
 def _tokenizer(recipe: Recipe | None) -> Tokenizer | None:

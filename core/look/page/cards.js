@@ -13,7 +13,7 @@
  * }} Sample
  */
 
-import { grouped, say } from "./words.js";
+import { grouped, say, sayCount } from "./words.js";
 
 const NEAR = "700px"; // how far from the window cards are filled
 const REST_MS = 120; // that the list stands still before pictures are loaded: a fast scroll passes by thousands
@@ -59,13 +59,18 @@ export function tokensOf(sample, latents) {
 export function sizeOf(sample) {
   const [width, height] = sample.bucket;
   const size = `${width}x${height}`;
-  return sample.kind === "image" ? size : say("{size}, {count} frames", { size, count: sample.frames.length });
+  return sample.kind === "image"
+    ? size
+    : sayCount("{size}, {count} frame", "{size}, {count} frames", sample.frames.length, { size });
 }
 
 /** @param {Caption} caption */
 export function lengthOf(caption) {
-  const count = grouped(caption.num_tokens);
-  return caption.is_estimate ? say("about {count} tokens", { count }) : say("{count} tokens", { count });
+  const number = caption.num_tokens;
+  const values = { count: grouped(number) };
+  return caption.is_estimate
+    ? sayCount("about {count} token", "about {count} tokens", number, values)
+    : sayCount("{count} token", "{count} tokens", number, values);
 }
 
 /**
@@ -228,7 +233,8 @@ export class Cards {
     writeCaption(caption, sample.captions[0]);
     const badges = make("span", "badges");
     for (const kind of new Set(badgesOf(sample).map((badge) => badge.kind))) badges.append(make("span", "", kind));
-    const tokens = say("{count} tokens", { count: grouped(tokensOf(sample, this.latents)) });
+    const number = tokensOf(sample, this.latents);
+    const tokens = sayCount("{count} token", "{count} tokens", number, { count: grouped(number) });
     const facts = [sizeOf(sample), tokens, ...(sample.held_out ? [say("held out")] : [])];
     this.cards[index].replaceChildren(
       frame,

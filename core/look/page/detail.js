@@ -1,7 +1,7 @@
 // One sample closely: frame by frame in full size, its caption to edit, its in and out points.
 
 import { badgesOf, byId, lengthOf, make, setStrip, showFrame, sizeOf, tokensOf, writeCaption } from "./cards.js";
-import { grouped, say } from "./words.js";
+import { grouped, say, sayCount } from "./words.js";
 
 /** @typedef {import("./cards.js").Sample} Sample */
 /** @typedef {import("./cards.js").Strip} Strip */
@@ -148,11 +148,11 @@ export class Detail {
     const clip =
       sample.kind === "image"
         ? say("picture")
-        : say("{count} frames at {fps} a second", {
-            count: sample.source_frames,
+        : sayCount("{count} frame at {fps} a second", "{count} frames at {fps} a second", sample.source_frames, {
             fps: sample.source_fps.toFixed(2),
           });
-    const tokens = say("{count} tokens", { count: grouped(tokensOf(sample, this.cards.latents)) });
+    const number = tokensOf(sample, this.cards.latents);
+    const tokens = sayCount("{count} token", "{count} tokens", number, { count: grouped(number) });
     const times = sample.repeats > 1 ? say("{count} times", { count: sample.repeats }) : say("once");
     const rows = [
       [say("File"), `${sample.name}, ${width}x${height}, ${clip}`],

@@ -2,7 +2,7 @@
 
 import { badgesOf, byId, Cards, make } from "./cards.js";
 import { Detail } from "./detail.js";
-import { grouped, learn, say } from "./words.js";
+import { grouped, learn, say, sayCount } from "./words.js";
 
 /** @typedef {import("./cards.js").Sample} Sample */
 /** @typedef {import("./detail.js").Server} Server */
@@ -138,7 +138,10 @@ function writeCosts() {
       ...(dataset?.buckets[cards.latents] ?? []).map((row) => {
         const line = make("tr", "");
         const flat = `${row.width}x${row.height}`;
-        const size = row.frames > 1 ? say("{size}, {count} frames", { size: flat, count: row.frames }) : flat;
+        const size =
+          row.frames > 1
+            ? sayCount("{size}, {count} frame", "{size}, {count} frames", row.frames, { size: flat })
+            : flat;
         const cells = [size, row.latent.join(" x "), grouped(row.tokens), row.samples, row.held_out];
         for (const cell of [...cells, percent(row.share_of_samples), percent(row.share_of_tokens)]) {
           line.append(make("td", "", String(cell)));
@@ -157,11 +160,12 @@ function showDataset(found) {
   const wired = (asked?.wired ?? []).map((/** @type {string} */ name) =>
     say("{name} comes over a wire: its last value on the node is used here.", { name }),
   );
-  const about = say("{name}: {count} samples an epoch, played at {fps} frames a second.", {
-    name: found.name,
-    count: trained,
-    fps: found.fps.join(" / "),
-  });
+  const about = sayCount(
+    "{name}: {count} sample an epoch, played at {fps} frames a second.",
+    "{name}: {count} samples an epoch, played at {fps} frames a second.",
+    trained,
+    { name: found.name, fps: found.fps.join(" / ") },
+  );
   byId("about").textContent = [about, tokens, found.locked, ...wired, ...found.warnings].filter(Boolean).join(" ");
   byId("detail").dataset.limit = String(found.limit);
   byId("left").hidden = !found.left.length;

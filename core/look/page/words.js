@@ -2,6 +2,7 @@
 
 /** @type {Record<string, string>} */
 let translations = {};
+let spoken = "en";
 const SHOWN = ["placeholder", "aria-label"]; // attributes with words
 
 /**
@@ -13,6 +14,18 @@ const SHOWN = ["placeholder", "aria-label"]; // attributes with words
 export function say(text, values = {}) {
   const said = Object.hasOwn(translations, text) ? translations[text] : text;
   return said.replace(/\{(\w+)\}/g, (place, name) => (Object.hasOwn(values, name) ? String(values[name]) : place));
+}
+
+/**
+ * A text about a number of things, in the form that the reader's language has for that number; `{count}` is its place.
+ * @param {string} one in English, of one thing
+ * @param {string} many in English, of any other number
+ * @param {number} count
+ * @param {Record<string, string | number>} [values] others, and `count` where it is to be written in another way
+ */
+export function sayCount(one, many, count, values = {}) {
+  const rules = new Intl.PluralRules(Object.hasOwn(translations, one) ? spoken : "en");
+  return say(rules.select(count) === "one" ? one : many, { count, ...values });
 }
 
 /**
@@ -35,6 +48,7 @@ export async function learn(fetchJson) {
   if (language !== "en")
     translations = (await fetchJson(`words/${encodeURIComponent(language)}`).catch(() => null)) ?? {};
   if (!Object.keys(translations).length) return;
+  spoken = language;
   document.documentElement.lang = language;
   for (const element of document.querySelectorAll("[data-say]")) {
     const text = element.textContent?.trim() ?? "";

@@ -157,9 +157,9 @@ def test_the_report_has_a_line_for_each_and_the_sum(folders):
     )
     assert describe_dataset(joined).splitlines() == [
         "shots: 2 clips, 0 images: 4 samples an epoch; buckets 64x64x9 (2); loss weight 1; trigger word ohwx",
-        "plain: 2 clips, 1 images: 2 samples an epoch, 1 held out; buckets 64x64x1 (1), 64x64x9 (2); loss weight 0.5; "
+        "plain: 2 clips, 1 image: 2 samples an epoch, 1 held out; buckets 64x64x1 (1), 64x64x9 (2); loss weight 0.5; "
         "keeps what the model knows",
-        "together: 4 clips, 1 images: 6 samples an epoch, 1 held out",
+        "together: 4 clips, 1 image: 6 samples an epoch, 1 held out",
         "buckets: 64x64x1 (1), 64x64x9 (4)",
         "an epoch uses each sample once, times its repeats: 6 steps with batch_size 1",
         "- plain: slide_stride has no effect with frame_sampling head; it belongs to slide.",

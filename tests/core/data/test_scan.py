@@ -146,7 +146,7 @@ def test_a_picture_has_no_motion_to_follow(folder, make):
 
 def test_a_folder_of_bad_files_only_is_an_error(folder):
     (folder / "a.png").write_text("x")
-    with pytest.raises(DatasetError, match=r"None of the 1 files in .* can be used; the first: a\.png: skipped"):
+    with pytest.raises(DatasetError, match=r"The only file in .* cannot be used: a\.png: skipped"):
         scan(folder, default_caption="x")
 
 
@@ -416,7 +416,7 @@ def test_an_error_about_captions_names_the_folder(folder, make):
     make.image(folder / "a.png")
     with pytest.raises(DatasetError) as error:
         scan(folder)
-    assert str(error.value).startswith(f"{folder}: no captions: none of the 1 files")
+    assert str(error.value).startswith(f"{folder}: no captions: the only file has none")
 
 
 def test_clips_cannot_be_caption_files(folder, make):

@@ -129,7 +129,7 @@ def test_other_files_are_refused_by_their_headers(save, change, sentence):
 def test_damaged_files_are_refused(save, layout):
     tensors = clip_vision() if layout == "transformers" else open_clip(clip_vision())
     missing = next(name for name in tensors if "fc2.bias" in name or "c_proj.bias" in name)
-    with pytest.raises(ModelFileError, match=f"is incomplete: 1 weights are missing, such as '{missing}'"):
+    with pytest.raises(ModelFileError, match=f"is incomplete: 1 weight is missing, such as '{missing}'"):
         load_vision_encoder(save({name: tensor for name, tensor in tensors.items() if name != missing}), "cpu")
     with pytest.raises(ModelFileError, match="contradicts itself"):
         load_vision_encoder(save(resized(tensors, missing, 7)), "cpu")

@@ -2,7 +2,9 @@
 
 import pytest
 from wan_train.core.cli.catalog import SETS
-from wan_train.core.importers.families import FAMILIES, family_of, stage_of
+from wan_train.core.importers.families import FAMILIES, families_like, family_of, stage_of
+from wan_train.core.recipe.presets.fits import MODELS
+from wan_train.core.wan.config import WanConfig
 
 NAMES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "t2v-1.3b",
@@ -35,6 +37,32 @@ def test_names(name, family):
 )
 def test_stages(path, stage):
     assert stage_of(path) == stage
+
+
+T2V_14B, I2V_A14B, T2V_1_3B = (MODELS[name] for name in ("t2v-a14b", "i2v-a14b", "t2v-1.3b"))
+TI2V_5B = WanConfig(variant="ti2v", dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48)
+I2V_14B = WanConfig(variant="i2v", in_dim=36, image_dim=1280)
+I2V_BOTH = ("i2v-14b-480p", "i2v-14b-720p")
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "families"),
+    [
+        (T2V_14B, "wan2.2_t2v_high_noise_14B_fp16.safetensors", ("t2v-a14b",)),
+        (T2V_14B, "wan2.1_t2v_14B_fp16.safetensors", ("t2v-14b",)),
+        (T2V_14B, "mine_high_noise.safetensors", ("t2v-a14b",)),
+        (T2V_14B, "mine.safetensors", ("t2v-a14b", "t2v-14b")),
+        (I2V_A14B, "mine.safetensors", ("i2v-a14b",)),
+        (I2V_14B, "mine.safetensors", I2V_BOTH),
+        (T2V_1_3B, "wan2.2_t2v_high_noise_14B_fp16.safetensors", ("t2v-1.3b",)),  # it was renamed: its sizes tell
+        (TI2V_5B, "mine.safetensors", ("ti2v-5b",)),
+        (WanConfig(dim=256, num_heads=2, num_layers=4), "wan_nano_t2v_high_noise.safetensors", ()),
+        (None, "wan2.1_t2v_1.3B_fp16.safetensors", ("t2v-1.3b",)),  # it is not there
+        (None, "mine.safetensors", ()),
+    ],
+)
+def test_models_are_told_by_their_sizes_then_by_their_names(config, name, families):
+    assert families_like(config, name) == families
 
 
 def test_the_files_are_those_that_can_be_downloaded():

@@ -132,5 +132,5 @@ def too_small(world):
 
 
 def test_a_frame_with_fewer_tokens_than_ranks_is_refused(ranks):
-    with pytest.raises(RankError, match="2 GPUs can't share a clip with 1 tokens a frame"):
+    with pytest.raises(RankError, match="2 GPUs can't share a clip with 1 token a frame"):
         ranks(2, context=2)(too_small)

@@ -255,7 +255,7 @@ def test_the_event_says_what_happened(tmp_path, job):
     assert event["step"] == 0
     assert event["plan"]["streamed_blocks"] == 1
     assert event["message"] == (
-        "The GPU's memory ran out at step 1: the run goes on with block swap of 1 blocks, optimizer state in "
+        "The GPU's memory ran out at step 1: the run goes on with block swap of 1 block, optimizer state in "
         "main memory. The result does not change; no step is lost. Plan 3."
     )
 

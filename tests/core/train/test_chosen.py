@@ -110,7 +110,7 @@ def test_what_cannot_be_chosen_is_a_sentence(tmp_path, job):
     folder.path.mkdir()
     folder.write_job(replace(job, loop=replace(job.loop, steps=1)))
     made = run_job(folder, EventWriter(folder.events_path), torch.device("cpu"), lambda: False)
-    with pytest.raises(ConfigError, match="keeps 1 checkpoints, and an average needs two or more"):
+    with pytest.raises(ConfigError, match="keeps 1 checkpoint, and an average needs two or more"):
         choose_lora(made, "average")
     with pytest.raises(ConfigError, match="no held-out loss was measured"):
         choose_lora(made, "best")

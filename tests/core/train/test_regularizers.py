@@ -212,7 +212,7 @@ def test_samples_that_take_no_part_are_told(job):
 
 def test_class_captions_that_do_not_go_with_the_captions_are_refused(job):
     (text,) = job.data.samples[0].class_texts
-    with pytest.raises(ConfigError, match="has 1 captions, but 2 with the class word"):
+    with pytest.raises(ConfigError, match="has 1 caption, but 2 with the class word"):
         replace(job.data.samples[0], class_texts=(text, text))
 
 

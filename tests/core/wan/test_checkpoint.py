@@ -436,7 +436,7 @@ def test_missing_and_unknown_weights_are_named(save, weights):
         inspect(save(some))
     with pytest.raises(ModelFileError, match=r"it lacks the weight 'text_embedding.0.weight'"):
         inspect(save({name: value for name, value in weights.items() if not name.startswith("text_embedding")}))
-    with pytest.raises(ModelFileError, match=r"has 1 unknown weights, such as 'blocks.0.gate.weight'"):
+    with pytest.raises(ModelFileError, match=r"has 1 unknown weight, such as 'blocks.0.gate.weight'"):
         inspect(save(weights | {"blocks.0.gate.weight": torch.ones(3)}))
     with pytest.raises(ModelFileError, match=r"'blocks.1.ffn.2.bias' has the shape \[64\], but \[128\] is expected"):
         inspect(save(weights | {"blocks.1.ffn.2.bias": torch.ones(64)}))

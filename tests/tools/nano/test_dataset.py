@@ -45,7 +45,7 @@ def test_the_command_says_what_it_made_or_why_not(tmp_path, capsys):
     arguments = [str(tmp_path / "set"), "--concept", "dive", "--clips", "1"]
     dataset.main(arguments)
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["dive_00.mp4", "dive_00.txt"]
-    assert capsys.readouterr().out.startswith("1 clips, ")
+    assert capsys.readouterr().out.startswith("1 clip, ")
     with pytest.raises(SystemExit, match=r"Failed: .* has files in it"):
         dataset.main(arguments)
 

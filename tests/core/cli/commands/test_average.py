@@ -65,4 +65,4 @@ def test_what_cannot_be_is_a_sentence(run_folder, caplog, arguments, sentence):
 def test_a_single_checkpoint_is_no_mean(run_folder, caplog, tmp_path):
     shutil.rmtree(run_folder / "checkpoints" / "step-00000004")
     assert main(["average", str(run_folder), "--out", str(tmp_path / "mean.safetensors")]) == 1
-    assert "keeps 1 checkpoints, and an average needs two or more" in caplog.text
+    assert "keeps 1 checkpoint, and an average needs two or more" in caplog.text
