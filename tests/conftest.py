@@ -19,6 +19,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     tempfile.tempdir = tempfile.mkdtemp(prefix=f"wantrain-{os.environ['PYTEST_XDIST_WORKER']}-")
     os.environ["TMPDIR"] = tempfile.tempdir
     atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+LEFT_OUT = pytest.StashKey[int]()  # number of tests of grids
 # Files that take longest, of those that use no running host.
 LONG = (
     "functional/test_learning", "launch/test_rank", "launch/test_ranks", "launch/test_worker", "launch/test_training",
@@ -29,6 +30,8 @@ LONG = (
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the tests that take minutes")
+    parser.addoption("--grids", action="store_true", help="all of the grids, of which a run tries a part (grids.py)")
+    parser.addoption("--seed", type=int, help="which part of the grids; default: another with each commit")
     parser.addoption("--breaks", action="store_true", help="put faults into the training; functional tests must fail")
     parser.addoption(
         "--both-renderers", action="store_true", help="tests of the page: each in both of ComfyUI's renderers"
@@ -37,6 +40,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes; runs with --long alone")
+    config.addinivalue_line("markers", "grid(n): of many combinations about one of n is tried, each time another")
+    if config.option.seed is None:  # before other processes are started, which then have the same one
+        from wan_train.tests.grids import seed_of
+
+        config.option.seed = seed_of(PACK)
 
 
 def _register_pack() -> None:
@@ -74,10 +82,23 @@ def host_path() -> Path:
     return path
 
 
+_LEFT = {"modules": 0}
+
+
 def _leave_to_the_end() -> None:
     """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
     gc.collect()
     gc.freeze()
+    _LEFT["modules"] = len(sys.modules)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Some libraries are imported by the first test that needs them."""
+    if item.path != _LEFT.get("path"):
+        _LEFT["path"] = item.path
+        if len(sys.modules) > _LEFT["modules"] + 100:
+            _leave_to_the_end()
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +152,7 @@ def host(host_path: Path, tmp_path_factory):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Those that are marked long only with --long.
+    """Those that are marked long only with --long, and of grids a part.
 
     Files that use the running host come first, then those that take long, so that no worker is left alone with one at the end.
     """
@@ -139,8 +160,30 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+    from wan_train.tests.grids import is_whole_run, sift
+
+    if not config.getoption("--grids") and is_whole_run(config.args, config.option.keyword, PACK):
+        items[:], left_out = sift(items, config.option.seed)
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["of_grids"] = len(left_out)
     with_host = {item.path for item in items if "host" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: (item.path not in with_host, not item.path.with_suffix("").as_posix().endswith(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a process of pytest-xdist has left out."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("of_grids", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out, seed = config.stash.get(LEFT_OUT, 0), config.option.seed
+    if left_out:
+        terminalreporter.write_line(
+            f"{left_out} combinations of grids were left to other runs: --seed {seed} tries the same part, --grids all."
+        )
 
 
 @pytest.hookimpl(trylast=True)

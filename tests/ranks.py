@@ -3,12 +3,17 @@
     def gradients_of(world, job_path): ...          # on the module's top level; runs in each rank
     def test_x(ranks): first, second = ranks(2)(gradients_of, path)
 
-The processes are started once for all tests of a session, since each has PyTorch to import.
+The processes are started once for all tests of a session, since each has PyTorch to import. Where there are forks, one
+process imports it, and the ranks are forks of that.
 """
 
+import contextlib
+import gc
 import importlib.util
+import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 _KEY = "WANTRAIN_TEST_RANKS"
+_FORKS = hasattr(os, "fork")
 PATIENCE_S = 300.0  # a test that hangs fails in the end
 
 
@@ -31,17 +37,18 @@ class Ranks:
 
     def __init__(self) -> None:
         self._pipes: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._ids: list[int] = []
+        self._processes: list[subprocess.Popen[bytes]] = []  # the ranks', or the one whose forks they are
         self._round = 0
 
     def of(self, size: int, *, context: int = 1) -> Callable[..., list[Any]]:
         """A caller for functions `f(world, *args)` of a test module, in `size` ranks: what each gives, by rank."""
 
         def call(function: Callable[..., Any], *args: Any) -> list[Any]:
-            self._start(size)
+            where = str(sys.modules[function.__module__].__file__), function.__name__
+            self._start(size, where[0])
             self._round += 1
             store = Path(self._folder) / f"store_{os.getpid()}_{self._round}"
-            where = sys.modules[function.__module__].__file__, function.__name__
             for rank, pipe in enumerate(self._pipes[:size]):
                 pipe.send((rank, size, context, str(store), where, args))
             return self._collect(size)
@@ -55,21 +62,43 @@ class Ranks:
 
     def close(self) -> None:
         """End the processes."""
+        self._end_ranks()
         for process in self._processes:
             process.kill()
             process.wait()
-        self._pipes, self._processes = [], []
+            if process.stdin is not None:
+                process.stdin.close()
+        self._processes = []
 
-    def _start(self, size: int) -> None:
-        missing = size - len(self._processes)
+    def _end_ranks(self) -> None:
+        for number in self._ids if _FORKS else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self._pipes, self._ids = [], []
+
+    def _start(self, size: int, module: str) -> None:
+        missing = size - len(self._pipes)
         if missing <= 0:
             return
         key = secrets.token_hex(16)
         with Listener(authkey=key.encode()) as listener:
-            command = [sys.executable, __file__, str(listener.address)]
             for _ in range(missing):
-                self._processes.append(subprocess.Popen(command, env={**os.environ, _KEY: key}))
-            self._pipes += [listener.accept() for _ in range(missing)]
+                self._start_one(str(listener.address), key, module)
+            new = [listener.accept() for _ in range(missing)]
+        self._pipes += new
+        self._ids += [pipe.recv() for pipe in new]
+
+    def _start_one(self, address: str, key: str, module: str) -> None:
+        if not _FORKS:
+            command = [sys.executable, __file__, address]
+            self._processes.append(subprocess.Popen(command, env={**os.environ, _KEY: key}))
+            return
+        if not self._processes:
+            self._processes.append(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE))
+        pipe = self._processes[0].stdin
+        assert pipe is not None
+        pipe.write(json.dumps([address, key, module]).encode() + b"\n")
+        pipe.flush()
 
     def _collect(self, size: int) -> list[Any]:
         results, problems = [], []
@@ -84,20 +113,17 @@ class Ranks:
             if not is_good:
                 problems.append(f"rank {rank}: {value}")
         if problems:
-            self.close()  # the others may wait for one that is gone
+            (self._end_ranks if _FORKS else self.close)()  # the others may wait for one that is gone
             raise RankError("\n".join(problems))
         return results
 
 
 def serve(pipe: Connection) -> None:
     """A rank's process: does what it is sent until the pipe closes."""
-    import torch
     from torch import distributed as dist
-
-    torch.set_num_threads(1)
-    _load("conftest", Path(__file__).with_name("conftest.py"))  # the pack as `wan_train`
     from wan_train.core.parallel.world import World, with_groups
 
+    pipe.send(os.getpid())
     while True:
         try:
             rank, size, context, store, (file, name), args = pipe.recv()
@@ -108,7 +134,7 @@ def serve(pipe: Connection) -> None:
             world = World(
                 rank=rank, size=size, local_rank=rank, local_size=size, host_group=dist.new_group(backend="gloo")
             )
-            function = getattr(_load(f"ranked_{Path(file).stem}", Path(file)), name)
+            function = getattr(_load(_name_of(file), Path(file)), name)
             answer = True, function(with_groups(world, context), *args)
         except BaseException:
             answer = False, traceback.format_exc()
@@ -116,6 +142,36 @@ def serve(pipe: Connection) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
         pipe.send(answer)
+
+
+def _import_all() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _load("conftest", Path(__file__).with_name("conftest.py"))  # the pack as `wan_train`
+
+
+def _fork_for_orders() -> None:
+    """A process that imports everything, and for each line that it is sent becomes a rank's process, too."""
+    _import_all()
+    import torch._dynamo  # noqa: F401 - checkpoints bring it in, in seconds
+    from wan_train.core.adapters.peft_hooks import import_adapters
+
+    import_adapters()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the ranks
+    for line in sys.stdin:
+        address, key, module = json.loads(line)
+        _load(_name_of(module), Path(module))  # once for all of them
+        gc.freeze()  # else each fork's collections walk through, and copy, all that was imported
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            with contextlib.suppress(BrokenPipeError):
+                serve(Client(address, authkey=key.encode()))
+            os._exit(0)
+
+
+def _name_of(module: str) -> str:
+    return f"ranked_{Path(module).stem}"
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -135,4 +191,8 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    serve(Client(sys.argv[1], authkey=os.environ[_KEY].encode()))
+    if len(sys.argv) == 1:
+        _fork_for_orders()
+    else:
+        _import_all()
+        serve(Client(sys.argv[1], authkey=os.environ[_KEY].encode()))

@@ -16,6 +16,7 @@ Scheduler = Literal["simple", "normal", "beta"]
 
 _BETA = 0.6  # both parameters of the distribution (arXiv:2407.12173)
 _HALVINGS = 60
+_TERMS = 40  # of the distribution's function, which for parameters as small as these is exact after ten
 
 
 def _levels(shift: float) -> Tensor:
@@ -53,7 +54,7 @@ def _beta_levels(steps: int) -> tuple[int, ...]:
     low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        is_below = incomplete_beta(middle, _BETA, _BETA) < wanted
+        is_below = incomplete_beta(middle, _BETA, _BETA, _TERMS) < wanted
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     levels = torch.round(high * (NUM_TIMESTEPS - 1), decimals=9)  # the middle is a half exactly
     return tuple(int(level) for level in torch.round(levels).tolist())

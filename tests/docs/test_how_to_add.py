@@ -13,8 +13,8 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 PAGES = sorted((PACK / "docs" / "how-to-add").glob("*.md"))
 COPIED = (
-    "core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/pytest.ini", "__init__.py",
-    "wantrain.py", "pyproject.toml",
+    "core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/grids.py",
+    "tests/pytest.ini", "__init__.py", "wantrain.py", "pyproject.toml",
 )  # fmt: skip
 BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^python run\.py test -- (.+)$", re.MULTILINE)
@@ -76,6 +76,7 @@ def test_the_index_names_every_page():
     assert sorted(re.findall(r"\]\(how-to-add/([\w-]+)\.md\)", index)) == [page.stem for page in PAGES]
 
 
+@pytest.mark.grid(2)
 @each_tried
 def test_the_page_works_as_it_stands(page: Path, copy: Path):
     follow(page, copy)

@@ -225,7 +225,7 @@ OF_PREVIEWS = {
 }  # fmt: skip
 
 
-LATER = {"min_megapixels"}  # widgets that workflows of earlier versions do not have
+LATER = {"epochs", "min_megapixels"}  # widgets that workflows of earlier versions do not have
 
 
 def small(prompt, of_previews=OF_PREVIEWS):
@@ -239,7 +239,14 @@ def small(prompt, of_previews=OF_PREVIEWS):
             "num_frames": 9,
             "trigger_word": "shp",
         },
-        "TrainLoRAStage": {"steps": 2, "rank": 4, "alpha": 4.0, "optimizer": "adamw", "lora_name": "example"},
+        "TrainLoRAStage": {
+            "steps": 2,
+            "epochs": 0,
+            "rank": 4,
+            "alpha": 4.0,
+            "optimizer": "adamw",
+            "lora_name": "example",
+        },
         "PreviewLoRA": {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "cfg": 1.0},
     }
     for item in prompt.values():
@@ -279,6 +286,7 @@ def provide_models(host, prompt):
             target.write_bytes((host.base / "models" / folder / f"{source}.safetensors").read_bytes())
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_workflow_runs(host, path):
     """TI2V 5B with a text-to-video model and the Wan 2.1 VAE in its place: a Wan 2.2 VAE cannot be made small."""

@@ -14,7 +14,7 @@ _TERMS = 400  # of the continued fraction; it needs about the square root of the
 _TINY = 1e-300
 
 
-def incomplete_beta(x: Tensor, a: float, b: float) -> Tensor:
+def incomplete_beta(x: Tensor, a: float, b: float, terms: int = _TERMS) -> Tensor:
     """The regularised incomplete beta function I_x(a, b) of x [K] in (0, 1), float64.
 
     By the continued fraction of DLMF 8.17.22, evaluated as Lentz does, on the side of the mean where it converges fast.
@@ -27,7 +27,7 @@ def incomplete_beta(x: Tensor, a: float, b: float) -> Tensor:
     c = torch.ones_like(x)
     d = 1 / _away(1 - (p + q) * x / (p + 1))
     fraction = d
-    for m in range(1, _TERMS):
+    for m in range(1, terms):
         even = m * (q - m) * x / ((p + 2 * m - 1) * (p + 2 * m))
         odd = -(p + m) * (p + q + m) * x / ((p + 2 * m) * (p + 2 * m + 1))
         for term in (even, odd):

@@ -140,6 +140,7 @@ def test_a_stop_that_one_rank_hears_stops_all_at_one_step(run, job, start):
     assert run.checkpoints()[-1][0] == max(history.losses)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_rank_ends_the_run_with_a_sentence(run, job, start, lost):
     long(run, job, checkpoint_every=2)

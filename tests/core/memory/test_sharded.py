@@ -65,6 +65,7 @@ def steps_are_the_same(world, kinds, dtype, quant, slots, folder):
     streamer.close()
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("kinds", MIXED.values(), ids=MIXED)
 def test_loss_and_gradients_are_bit_equal(ranks, tmp_path, kinds, size):

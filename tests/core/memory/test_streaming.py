@@ -125,6 +125,7 @@ def mixed(model, kinds, folder, *, streamer=BlockStreamer, **options):
     return made
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("kinds", MIXED.values(), ids=MIXED)
 def test_blocks_from_different_places_give_the_same_bits(tmp_path, monkeypatch, kinds, slots):

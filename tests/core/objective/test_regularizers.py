@@ -94,6 +94,7 @@ def test_loss_and_gradients_are_ai_toolkits(job, options):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.grid(3)
 @EACH
 def test_in_one_pass_the_gradients_are_the_same(job, options):
     job = chosen(job, **options, single_pass=True)

@@ -50,6 +50,7 @@ def predicted(plan: Plan, routes: str) -> int:
 PLAIN = Plan(precision="fp32")
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "plan",
     [PLAIN, replace(PLAIN, keep_attention=5), replace(PLAIN, checkpointing=False)],

@@ -182,6 +182,7 @@ def test_every_option_is_listed_once():
     assert all(place.partition(".")[0] in Groups.__dataclass_fields__ for place in CHANGES)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("place", CHANGES)
 def test_a_change_is_seen(place, trains):
     value, others = CHANGES[place]

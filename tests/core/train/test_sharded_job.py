@@ -62,6 +62,7 @@ def test_every_adapter_trains_on_a_sharded_base(ranks, job: Job, tmp_path, kind)
     assert ranks(2)(prepared_alike, job, tmp_path) == [[ShardedMaster] * 2] * 2
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("precision", "memory", "found"),
     [

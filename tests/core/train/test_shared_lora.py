@@ -326,6 +326,7 @@ def test_files_of_two_formats_are_refused(tmp_path, shared):
         check_start(job, inspect(job.model.path))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "oft", "tlora"])
 def test_every_other_adapter_goes_through_both(tmp_path, shared, kind):
     job = replace(shared, adapter=replace(shared.adapter, kind=kind), loop=replace(shared.loop, steps=3))

@@ -72,6 +72,7 @@ def compare(ranks, tmp_path, job, *, kept=None, size=2, loss=1e-6, gradient=1e-6
     return found
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "memory",
     [
