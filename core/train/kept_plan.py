@@ -5,22 +5,30 @@ whose sums are rounded in other places.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..disk import write_atomic
 from ..errors import ConfigError, RunError
 from ..memory.recompute import Kept
+from ..parallel.world import World
+from ..plan.choice import Choice
 from ..plan.decision import Decision
 from ..plan.plan import Plan
+from ..plan.probe import version_of
 from ..safe_json import parse_object, seal, unseal
 from ..serial import from_dict, to_dict
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
 
 FILE = "plan.json"
+_OTHER_BITS = (
+    "deterministic: {}. The run goes on as well as ever, but from here on not with the bits that it would have had."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +111,54 @@ def copy_kept_plan(source: Path, target: Path) -> None:
     if kept is not None:
         with suppress(RunError):
             write_kept_plan(target, kept)
+
+
+class PlanOfBefore:
+    """What a run that is asked for the same bits takes from the process before, and keeps for the next; else nothing."""
+
+    def __init__(
+        self, job: Job, device: torch.device, folder: Path, *, world: World, warn: Callable[[str], object]
+    ) -> None:
+        """`folder`: the run's. `warn`: tells once where its bits become others."""
+        self._job, self._world, self._warn = job, world, warn
+        self._folder = folder if job.memory.deterministic else None
+        spread = f", {world.size} GPUs, {world.context} for each clip" if world.size > 1 else ""
+        self._version = version_of(device) + spread  # what the bits depend on beside job and plan
+        before = read_kept_plan(folder) if self._folder is not None and world.is_first else None
+        self._before = world.from_first(before)
+        is_same = (
+            self._before is not None
+            and self._before.version == self._version
+            and self._before.options == self._job.memory
+        )
+        self.held = self._before if is_same else None  # the plan, if it can be taken again
+
+    def asked(self, job: Job) -> Job:
+        """The job, with the attention of before asked for."""
+        return job if self.held is None else self.held.asked(job)
+
+    def settled(self, decision: Decision) -> Decision:
+        """As it was before; where that can't be any more, `decision`, and the plan of before is let go."""
+        found = None if self.held is None else self.held.settled(decision)
+        if found is None:
+            self.held = None
+            return decision
+        return found
+
+    def keep(self, decision: Decision, choice: Choice) -> None:
+        """For the next process. Where it is not what was there, that is told."""
+        if self._folder is None or not self._world.is_first:
+            return
+        now = describe(self._job, decision, choice.plan, choice.kept, self._version)
+        difference = "" if self._before is None else self._before.difference(now)
+        if difference:
+            self._warn(_OTHER_BITS.format(difference))
+        if self._before != now:
+            write_kept_plan(self._folder, now)
+        self._before = now
+
+    def forget(self, why: str) -> None:
+        """The next process chooses anew."""
+        if self._folder is not None:
+            forget_kept_plan(self._folder)
+            self._warn(_OTHER_BITS.format(why))

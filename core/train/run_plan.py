@@ -24,7 +24,7 @@ from ..plan.overhead import OtherPrograms
 from ..plan.plan import Gpus
 from ..plan.planner import Planner
 from ..plan.planning import budget_bytes, plan_of, within
-from ..plan.probe import DeviceProbe, version_of
+from ..plan.probe import DeviceProbe
 from ..plan.recovery import Descent, Recovery, step_down, tell_choice
 from ..plan.shortages import Met
 from ..plan.sizes import Sizes
@@ -37,14 +37,10 @@ from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block
 from .events import EventWriter
 from .features import Features, apply_features, make_masters
-from .kept_plan import KeptPlan, describe, forget_kept_plan, read_kept_plan, write_kept_plan
+from .kept_plan import PlanOfBefore
 from .loop import Callback
 from .parked import ParkedModel
 from .prepare import Prepared, hold_bases, prepare, timed
-
-_OTHER_BITS = (
-    "deterministic: {}. The run goes on as well as ever, but from here on not with the bits that it would have had."
-)
 
 
 class RunPlan:
@@ -84,14 +80,13 @@ class RunPlan:
         self._other_is_there = other_is_there
         self._parked = ParkedModel(device, scratch / "blocks")
         self._job = job
-        self._folder = events.path.parent if job.memory.deterministic else None  # of the run: there its plan is kept
-        self._before, self._held = self._read_held()
-        asked = job if self._held is None else self._held.asked(job)
+        self._before = PlanOfBefore(job, device, events.path.parent, world=world, warn=self._warn)
+        asked = self._before.asked(job)
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
             self._decision = in_turn(world, lambda: decide(asked, info, device, scratch, context=world.context))
         if world.size > 1:
             self._decision = replace(self._decision, joined=1)
-        self._settle_held()
+        self._decision = self._before.settled(self._decision)
         for sentence in self._decision.warnings:
             self._warn(sentence)
         if job.parallel.base == "sharded" and len(world.machine) == 1:
@@ -265,9 +260,8 @@ class RunPlan:
         if planner is None:
             return False
         _, lower = self._below(planner, failed, "vram", planner.card.free)
-        if self._folder is not None and lower is not None:
-            forget_kept_plan(self._folder)
-            self._warn(_OTHER_BITS.format("its plan took too much memory"))
+        if lower is not None:
+            self._before.forget("its plan took too much memory")
         return lower is not None
 
     def _below(self, planner: Planner, failed: Choice, shortage: Shortage, free: int) -> tuple[Planner, Choice | None]:
@@ -333,49 +327,13 @@ class RunPlan:
             world=self._world,
         )
 
-    @property
-    def _version(self) -> str:
-        """What the bits of a run depend on beside its job and plan."""
-        world = self._world
-        spread = f", {world.size} GPUs, {world.context} for each clip" if world.size > 1 else ""
-        return version_of(self._device) + spread
-
-    def _read_held(self) -> tuple[KeptPlan | None, KeptPlan | None]:
-        """The plan that the run had when it was here last; and the same if it can be taken again."""
-        before = read_kept_plan(self._folder) if self._folder is not None and self._world.is_first else None
-        before = self._world.from_first(before)
-        if before is None:
-            return None, None
-        is_same = before.version == self._version and before.options == self._job.memory
-        return before, before if is_same else None
-
-    def _settle_held(self) -> None:
-        """Take up the decision of before, or let its plan go."""
-        settled = None if self._held is None else self._held.settled(self._decision)
-        if settled is None:
-            self._held = None
-        else:
-            self._decision = settled
-
-    def _keep(self, choice: Choice) -> None:
-        """In the run's folder, for the next process. Where it is not what was there, that is told."""
-        if self._folder is None or not self._world.is_first:
-            return
-        now = describe(self._job, self._decision, choice.plan, choice.kept, self._version)
-        difference = "" if self._before is None else self._before.difference(now)
-        if difference:
-            self._warn(_OTHER_BITS.format(difference))
-        if self._before != now:
-            write_kept_plan(self._folder, now)
-        self._before = now
-
     def _remember_success(self) -> None:
         assert self._planner is not None, "only what was planned is watched"
         self._learnt.remember_success(self._job, self._planner, self._descent.choice)
 
     def _choose(self) -> Choice:
         """The plan to begin with, told where it was chosen."""
-        planner, held = self._planner, self._held
+        planner, held = self._planner, self._before.held
         if planner is None:
             plan = plan_of(self._job, self._decision, self._world)
             return Choice(plan, {}, 0, 0, 0.0) if held is None else Choice(held.plan, held.kept, 0, 0, 0.0)
@@ -425,7 +383,7 @@ class RunPlan:
             world=self._world,
         )
         self._hold_bases(prepared, prepared.features)
-        self._keep(choice)
+        self._before.keep(self._decision, choice)
         return prepared
 
     def _hold_bases(self, prepared: Prepared, features: Features) -> None:
@@ -446,7 +404,7 @@ class RunPlan:
                 model, choice.plan, self._decision, kept=choice.kept, masters=maker, world=self._world, **told
             )
         self._hold_bases(self._prepared, self._features)
-        self._keep(choice)
+        self._before.keep(self._decision, choice)
 
     def _hold_state(self, choice: Choice) -> None:
         """Put the optimizer's state where the choice has it."""

@@ -16,7 +16,7 @@ from wan_train.core.plan.planning import make_planner
 from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.train import run_plan
+from wan_train.core.train import kept_plan
 from wan_train.core.train.claim import claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.kept_plan import FILE, read_kept_plan
@@ -164,7 +164,7 @@ def test_what_makes_the_bits_others_is_told(tmp_path, deep, change, monkeypatch)
         folder.write_job(replace(deep, memory=replace(ON, checkpointing=True, keep_attention=1)))
         said = "other options were chosen since it was begun \\(checkpointing, keep_attention\\)"
     elif change == "version":
-        monkeypatch.setattr(run_plan, "version_of", lambda _: "another card")
+        monkeypatch.setattr(kept_plan, "version_of", lambda _: "another card")
         said = "it was begun on cpu, .*, and this is another card"
     else:
         monkeypatch.setattr(Trainer, "train_step", failing(Trainer.train_step))
