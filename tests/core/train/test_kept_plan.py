@@ -16,7 +16,7 @@ from wan_train.core.plan.planning import make_planner
 from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.train import kept_plan
+from wan_train.core.train import kept_plan, run_plan
 from wan_train.core.train.claim import claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.kept_plan import FILE, read_kept_plan
