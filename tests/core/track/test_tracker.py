@@ -174,7 +174,7 @@ def test_an_address_that_is_none_is_refused(address):
 
 
 def test_wandb_offline_keeps_the_run_on_the_disk(diary, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     diary.steps(1, 3)
     diary.events.write("validation", step=3, loss=0.25, by_sigma={}, seconds=1.0)
@@ -183,6 +183,7 @@ def test_wandb_offline_keeps_the_run_on_the_disk(diary, tmp_path, monkeypatch):
     said = []
     once(diary, said, wandb="wan", wandb_name="mine")
     assert said == []
+    wandb.teardown()  # as at the end of a process: its own one writes to the end
     (offline,) = (diary.folder.path / "wandb").glob("offline-run-*")
     (file,) = offline.glob("*.wandb")
     records = wandb_records(file)
