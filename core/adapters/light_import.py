@@ -26,7 +26,8 @@ def import_peft() -> None:
 
     Afterwards whoever imports them gets them. Raises what peft's own import raises.
     """
-    left_out = tuple(name for name in _PACKAGES if name not in sys.modules)
+    has_begun = "transformers" in sys.modules  # whose parts, imported one by one, would keep a stand-in for good
+    left_out = () if has_begun else tuple(name for name in _PACKAGES if name not in sys.modules)
     if left_out and "peft" not in sys.modules:
         with suppress(Exception):  # whatever a release of peft does with what it finds: it is imported as usual then
             _import_light(left_out)

@@ -7,6 +7,7 @@ package do not need it.
 
 import contextlib
 import re
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -50,7 +51,8 @@ def import_adapters() -> None:
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
     try:
-        with hidden(*_NOT_FOR_ADAPTERS):
+        # transformers, where it is there already, has looked for the others and relies on them.
+        with hidden(*(() if "transformers" in sys.modules else _NOT_FOR_ADAPTERS)):
             import_peft()
     except Exception as error:  # a package that does not fit its neighbours raises anything
         raise unusable("peft", error) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters.peft_hooks import finish_importing_adapters
 from ..data.store import Store
 from ..encoders.dino import DinoEncoder, check_image_size, folder_identity
 from ..encoders.vae import WanVideoEncoder, load_video_encoder
@@ -135,6 +136,7 @@ def _make_absent(job: Job, device: torch.device, events: EventWriter, should_sto
             f"{job.crepa.encoder} is not the model that this run was started with (its content changed): restore it, or start "
             "a new run."
         )
+    finish_importing_adapters()  # which goes on beside, with other things in the place of transformers
     vae = load_video_encoder(Path(job.crepa.vae), device)
     dino = DinoEncoder(Path(job.crepa.encoder), device, side=job.crepa.image_size)
     for number, sample in enumerate(absent, start=1):

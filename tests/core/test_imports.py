@@ -24,9 +24,11 @@ FOREIGN = {
 LEVELS = {
     "errors": 0,
     "facts": 0,
+    "hidden": 0,
     "offline": 0,
     "paths": 0,
     "processes": 0,
+    "switching": 0,
     "devices": 1,
     "later_compiler": 1,
     "limits": 1,

@@ -65,3 +65,12 @@ assert peft.tuners.tuners_utils.PreTrainedModel is transformers.PreTrainedModel
 def test_a_transformers_that_is_there_is_used():
     code = "import transformers\nimport_peft()\nfrom peft.tuners.tuners_utils import PreTrainedModel as Known\n"
     assert run(f"{code}print(Known.__module__)").strip() == "transformers.modeling_utils"
+
+
+def test_beside_transformers_that_is_there_already_it_is_imported_as_usual():
+    """transformers imports its parts one by one, and what stood in a package's place then would stay in them."""
+    run(
+        "import transformers\nfrom wan_train.core.adapters.peft_hooks import import_adapters\nimport_adapters()\n"
+        "from transformers.modeling_utils import unwrap_model\nlayer = torch.nn.Linear(1, 1)\n"
+        "assert unwrap_model(layer) is layer\n"
+    )

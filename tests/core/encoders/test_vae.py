@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.data.latents import normalise_latents
 from wan_train.core.encoders.identity import video_identity
+from wan_train.core.encoders.light_import import wan_vae_class
 from wan_train.core.encoders.vae import default_dtype, denormalise_latents, load_video_encoder, official_name
 from wan_train.core.errors import ConfigError, DatasetError, ModelFileError
 from wan_train.tools.miniature import wan_dit
@@ -210,6 +211,7 @@ def test_a_dtype_that_cannot_compute_is_refused(vae_path):
 
 
 def test_a_missing_package_is_named(vae_path, monkeypatch):
+    wan_vae_class.cache_clear()  # as in a process that has not imported it yet
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ConfigError, match=r"diffusers is missing or too old: .*wan-train\[headless\]"):
         load_video_encoder(vae_path, "cpu")

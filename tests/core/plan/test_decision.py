@@ -55,7 +55,7 @@ def test_a_run_makes_each_trial_once(tmp_path, job: Job, counted, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", step)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # inductor takes a minute here
     own = attention.Candidate("flash", lambda: attention.sdpa_attention(None))  # the CPU has a name of its own for it
-    monkeypatch.setattr(attention, "candidates", lambda _: (own,))
+    monkeypatch.setattr(attention, "candidates", lambda *_, **__: (own,))
     memory = MemoryOptions(attention="flash", compile="static", budget_gb=3.0)
     _, _, events = train_in_folder(tmp_path, replace(job, memory=memory), "counted", CPU)
     assert len([event for event in events if event["event"] == "plan"]) == 2
