@@ -34,7 +34,7 @@ WRITTEN = {
         Use EMA, Unload TE, Cache Text Embeddings, Differential Output Preservation, multiplier and class,
         Do Differential Guidance, Scale, Target Dataset, LoRA Weight, Default Caption, Caption Dropout,
         Cache Latents, Is Regularization, Flip X, Flip Y, Resolutions, Num Frames, Sample Every, Guidance Scale,
-        negative prompt, training queue, Run LoRA""",
+        negative prompt, training queue, Run LoRA, a Mac""",
     "SimpleTuner": """
         aspect_bucket_rounding attention_mechanism base_model_default_dtype base_model_precision bucket_strategy cache_dir
         cache_dir_conditioning_image_embeds cache_dir_vae caption_dropout_probability caption_strategy
@@ -56,7 +56,7 @@ WRITTEN = {
         validation_num_inference_steps validation_num_video_frames validation_preview validation_preview_steps
         validation_prompt validation_prompt_library validation_resolution validation_seed validation_step_interval
         wan_force_2_1_time_embedding wan_validation_load_other_stage webhook_config write_batch_size crepa_enabled
-        scheduled_sampling_max_step_offset""",
+        scheduled_sampling_max_step_offset HF_ENDPOINT ROCm Apple NF4 INT4 DeepSpeed CLIP masks""",
 }
 
 
@@ -98,7 +98,8 @@ def test_values_it_names_are_choices():
     places = {"ara": "precision", "fp8": "precision", "shifted_uniform": "timesteps.sampling", "even": "dataset.frame_sampling",
               "auto_shift": "timesteps.sampling", "soft_l1": "loss.kind", "pseudo_huber": "loss.kind",
               "paged_lion8bit": "optimizer.name", "squeezed": "timesteps.window", "trigger": "dataset.caption_source",
-              "sidecar": "dataset.caption_source", "weighted": "loss.weighting"}  # fmt: skip
+              "sidecar": "dataset.caption_source", "weighted": "loss.weighting",
+              "int4_svd": "precision", "nf4": "precision"}  # fmt: skip
     text = PAGE.read_text(encoding="utf-8")
     for value, place in places.items():
         assert f"`{value}`" in text

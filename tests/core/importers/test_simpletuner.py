@@ -145,7 +145,7 @@ def test_a_regularization_set_learns_what_the_model_says_itself():
     recipe = bring(json.dumps(both)).recipe
     assert [one.regularization for one in recipe.dataset] == [False, True]
     assert recipe.regularizers.prior_preservation
-    both[1]["is_regularisation_data"] = False
+    both[-1]["is_regularisation_data"] = False
     assert not bring(json.dumps(both)).recipe.regularizers.prior_preservation
 
 

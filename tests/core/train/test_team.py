@@ -73,6 +73,22 @@ def test_regularizers_with_forwards_of_their_own(ranks, many, tmp_path):
     assert_like_one(found, wanted)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output_preservation": 0.5, "preservation_target": 0.05},
+        {"output_preservation": 0.5, "blank_preservation": 0.25, "single_pass": True},
+        {"output_preservation": 0.5, "preservation_target": 0.05, "single_pass": True, "prior_preservation": True},
+    ],
+    ids=["adaptive", "one pass", "all"],
+)
+def test_regularizers_that_adapt_go_together_or_change_the_target(ranks, many, tmp_path, options):
+    samples = [with_class(tmp_path, s) if n % 2 else s for n, s in enumerate(many.data.samples)]
+    samples[0] = replace(samples[0], is_regularization=True)
+    job = replace(many, data=replace(many.data, samples=tuple(samples)), regularizers=RegularizerOptions(**options))
+    assert_like_one(ranks(2)(steps, job, 3), steps(ALONE, job, 3))
+
+
 def test_a_step_without_class_captions_tells_no_such_term(ranks, many, tmp_path):
     samples = (with_class(tmp_path, many.data.samples[0]), *many.data.samples[1:])
     regularizers = RegularizerOptions(output_preservation=0.5)
@@ -190,3 +206,9 @@ def test_a_step_that_does_not_go_round_is_refused(ranks, many, tmp_path):
     job = replace(many, regularizers=RegularizerOptions(output_preservation=1.0))
     with pytest.raises(ConfigError, match="needs a class word for every caption, and a has none"):
         check_ranks(job, World(size=2), is_sharded=True)
+    first, *rest = many.data.samples
+    data = replace(many.data, samples=(replace(first, is_regularization=True), *rest))
+    job = replace(many, data=data, regularizers=RegularizerOptions(prior_preservation=True))
+    with pytest.raises(ConfigError, match="prior_preservation only regularization sets have one more"):
+        check_ranks(job, World(size=2), is_sharded=True)
+    check_ranks(job, World(size=2), is_sharded=False)
