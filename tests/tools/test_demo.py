@@ -152,7 +152,8 @@ def test_types_are_checked_beside_the_others_and_told_in_their_turn(tmp_path, ca
     assert run_each(checks, tmp_path, os.environ) == ["types", "tests"]
     said = capfd.readouterr().out
     places = [
-        said.index(words) for words in ("lint is fine", "page is fine", "== types", "types are wrong", "tests ran")
+        said.index(f"\n{words}")
+        for words in ("lint is fine", "page is fine", "== types", "types are wrong", "tests ran")
     ]
     assert places == sorted(places)
     assert run_each(checks[1:2], tmp_path, os.environ) == ["types"]
