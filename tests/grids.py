@@ -4,6 +4,8 @@
     @pytest.mark.parametrize("a", ...)
     @pytest.mark.parametrize("b", ...)
 
+    @pytest.mark.grid(2, "resumed")         # of different tests under one name, likewise
+
 Where a grid has several axes, each value of each is tried at least once. Whoever names a file or a test gets all of it, and
 `--grids` or `run.py campaign grids` tries everything.
 """
@@ -54,11 +56,17 @@ def sift(items: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
     grids: dict[tuple[str, str], list[Any]] = {}
     for item in items:
         mark = item.get_closest_marker("grid")
-        if mark is not None and hasattr(item, "callspec"):
-            grids.setdefault((item.nodeid.partition("[")[0], str(mark.args[0])), []).append(item)
+        if mark is None:
+            continue
+        share, *names = mark.args
+        if names:
+            grids.setdefault((names[0], str(share)), []).append(item)
+        elif hasattr(item, "callspec"):
+            grids.setdefault((item.nodeid.partition("[")[0], str(share)), []).append(item)
     left_out: set[int] = set()
     for (name, share), grid in grids.items():
-        places = [dict(item.callspec.indices) for item in grid]
+        is_one = len({item.nodeid.partition("[")[0] for item in grid}) == 1
+        places = [dict(item.callspec.indices) if is_one else {"test": place} for place, item in enumerate(grid)]
         kept = set(chosen(places, int(share), random.Random(f"{seed} {name}")))
         left_out |= {id(item) for place, item in enumerate(grid) if place not in kept}
     return [item for item in items if id(item) not in left_out], [item for item in items if id(item) in left_out]

@@ -64,7 +64,10 @@ def test_each_commit_has_its_own_number(tmp_path):
 
 @pytest.fixture
 def collected(tmp_path):
-    """What pytest would run of a grid of nine and one other test, with this pack's conftest: its names, and what it says."""
+    """What pytest runs of a grid of nine, of four tests that take turns, and of one other test: their names, and what it says.
+
+    It has this pack's conftest.
+    """
     folder = tmp_path / "made"
     folder.mkdir()
     (folder / "conftest.py").write_text((PACK / "tests" / "conftest.py").read_text(encoding="utf-8").replace(
@@ -72,7 +75,8 @@ def collected(tmp_path):
     (folder / "test_made.py").write_text(
         "import pytest\n\n"
         "@pytest.mark.grid(3)\n@pytest.mark.parametrize('value', range(9))\ndef test_grid(value):\n    pass\n\n"
-        "def test_other():\n    pass\n",
+        + "".join(f"@pytest.mark.grid(2, 'in turns')\ndef test_turn_{name}():\n    pass\n\n" for name in "abcd")
+        + "def test_other():\n    pass\n",
         encoding="utf-8",
     )
 
@@ -88,13 +92,13 @@ def collected(tmp_path):
 @pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["alone", "side by side"])
 def test_a_run_tries_a_part_and_says_which(collected, processes):
     names, said = collected("--seed", "5", *processes)
-    assert len(names) == 4
-    assert "test_made.py::test_other" in names
-    assert "6 combinations of grids were left to other runs: --seed 5 tries the same part, --grids all." in said
+    kinds = [name.partition("::test_")[2].partition("_")[0].partition("[")[0] for name in names]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"grid": 3, "turn": 2, "other": 1}
+    assert "8 combinations of grids were left to other runs: --seed 5 tries the same part, --grids all." in said
 
 
 def test_all_are_tried_where_they_are_asked_for(collected):
     names, said = collected("--grids")
-    assert len(names) == 10
+    assert len(names) == 14
     assert "left to other runs" not in said
-    assert len(collected("test_made.py")[0]) == 10
+    assert len(collected("test_made.py")[0]) == 14

@@ -6,6 +6,7 @@ Standard library only.
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def list_checks(python: Path, pack: Path, pytest_args: list[str], cores: int, np
 
     `npm`: None where there is none, and the page's JavaScript is not checked.
     """
-    workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
+    # One more than two cores: tests of a running ComfyUI wait for it, and it for its training processes.
+    workers = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if cores >= 2 else []
     places = [] if any((pack / arg.split("::")[0]).exists() for arg in pytest_args) else ["tests"]
     tests = [str(python), "-m", "pytest", "-c", "tests/pytest.ini", *places, *workers, *pytest_args]
     if pytest_args:
@@ -63,19 +65,40 @@ def run_checks(
         }  # two test processes that each take every core wait for each other
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
-    failed = []
     npm = find_npm(pack, environ) if "page" in only and not pytest_args else None
     checks = list_checks(python, pack, pytest_args, os.cpu_count() or 1, npm)
     checks = [check for check in checks if check[0].split()[0] in only]
-    for name, command in checks:
-        say(f"\n== {name}: {' '.join(command)}")
-        status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
-        if status != 0:
-            failed.append(name)
+    failed = run_each(checks, pack, environ)
     say("")
     for name, _ in checks:
         say(f"{'FAILED' if name in failed else 'ok':6}  {name}")
     return 1 if failed else 0
+
+
+def run_each(checks: list[Check], pack: Path, environ: Mapping[str, str]) -> list[str]:
+    """Run them in order; the names of those that failed.
+
+    Types, which keep one core busy for a minute, are checked beside those before the tests, and told after them.
+    """
+    failed = []
+    first, rest = [check for check in checks if check[0] != "tests"], [check for check in checks if check[0] == "tests"]
+    types = next((check for check in first if check[0] == "types" and len(first) > 1), None)
+    with tempfile.TemporaryFile() as said:
+        beside = None
+        if types is not None:
+            beside = subprocess.Popen(types[1], cwd=pack, env=dict(environ), stdout=said, stderr=subprocess.STDOUT)
+            first.remove(types)
+        for name, command in [*first, *([types] if types else []), *rest]:
+            say(f"\n== {name}: {' '.join(command)}")
+            if beside is not None and name == "types":
+                status = beside.wait()
+                said.seek(0)
+                say(said.read().decode(errors="replace").rstrip())
+            else:
+                status = subprocess.run(command, cwd=pack, env=dict(environ), check=False).returncode
+            if status != 0:
+                failed.append(name)
+    return failed
 
 
 def main(

@@ -54,6 +54,7 @@ def within(inner: list[float], outer: list[float]) -> bool:
     )  # fmt: skip
 
 
+@pytest.mark.grid(3)
 @pytest.mark.renderer("canvas", "vue")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_opens_readable(desk: Desk, name: str):

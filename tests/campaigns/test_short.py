@@ -4,6 +4,7 @@ import pytest
 from wan_train.tests.campaigns.campaign import NAMES, load
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name not in ("page", "grids")]
 )  # these are tests themselves

@@ -149,6 +149,7 @@ for folder in {folders!r}:
     assert all(RunFolder(Path(folder)).finished_lora(1) for folder in folders)
 
 
+@pytest.mark.grid(2, "the demo without ComfyUI")
 def test_the_demo_without_comfyui_stays_offline(environment, tmp_path, monkeypatch):
     """`python run.py demo --headless` in miniature: the command line, and every process that it starts for encoding, for
     training either expert and for the video."""

@@ -21,6 +21,7 @@ from wan_train.tests.host.runs import (
 STEPS, KILLS = 45, 2  # the second in an attempt that went on
 
 
+@pytest.mark.grid(2, "killed")
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL and /proc are POSIX")
 def test_killed_and_queued_again_the_lora_is_bit_identical(host):
     prompt = one_stage("low", lora_name="killed", steps=STEPS, checkpoint_every=3, dropout=0.1, caption_dropout=0.2)

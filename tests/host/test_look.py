@@ -21,12 +21,17 @@ WORKFLOW = json.loads((PACK / "example_workflows" / "demo.json").read_text(encod
 needs_browser = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return write_mixed(tmp_path_factory.mktemp("drawn") / "mixed")
+
+
 @pytest.fixture
-def mixed(host):
-    """24 files in the input folder, made anew for each test that changes them."""
+def mixed(host, drawn):
+    """24 files in the input folder, put there anew for each test, which may change them."""
     folder = host.base / "input" / "mixed"
     shutil.rmtree(folder, ignore_errors=True)
-    return write_mixed(folder)
+    return shutil.copytree(drawn, folder, copy_function=shutil.copyfile)
 
 
 def post(host, path, body, kind="application/json", **headers):

@@ -8,7 +8,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from wan_train.tools.checks import find_or_fetch, list_checks
+from wan_train.tools.checks import find_or_fetch, list_checks, run_each
 from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files
 from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW, DEMO_WORD
 from wan_train.tools.nano import world
@@ -137,9 +137,30 @@ def test_extra_arguments_run_only_pytest(tmp_path):
     assert [name for name, _ in list_checks(Path("py"), tmp_path, [], 1)] == ["lint", "format", "types", "tests"]
     ((name, command),) = list_checks(Path("py"), tmp_path, ["-k", "x"], 4)
     assert name == "tests"
-    assert command[-8:] == ["tests", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x"]
+    assert command[-8:] == ["tests", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x"]
     ((_, command),) = list_checks(Path("py"), tmp_path, ["core::test_x"], 1)
     assert command[-2:] == ["tests/pytest.ini", "core::test_x"]  # a place alone
+
+
+def test_types_are_checked_beside_the_others_and_told_in_their_turn(tmp_path, capfd):
+    def python(code):
+        return [sys.executable, "-c", f"from pathlib import Path\n{code}"]
+
+    wait = "while not Path('linted').exists(): pass\n"
+    checks = [
+        ("lint", python("Path('linted').touch(); print('lint is fine', flush=True)")),
+        ("types", python(f"{wait}print('types are wrong', flush=True); raise SystemExit(1)")),
+        ("page lint", python("print('page is fine', flush=True)")),
+        ("tests", python("print('tests ran', flush=True); raise SystemExit(2)")),
+    ]
+    assert run_each(checks, tmp_path, os.environ) == ["types", "tests"]
+    said = capfd.readouterr().out
+    places = [
+        said.index(f"\n{words}")
+        for words in ("lint is fine", "page is fine", "== types", "types are wrong", "tests ran")
+    ]
+    assert places == sorted(places)
+    assert run_each(checks[1:2], tmp_path, os.environ) == ["types"]
 
 
 def test_found_host_is_used_for_the_tests(tmp_path):

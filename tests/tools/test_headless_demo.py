@@ -70,6 +70,7 @@ def in_this_process(arguments):
     return main(arguments)
 
 
+@pytest.mark.grid(2, "the demo without ComfyUI")
 def test_clips_become_a_pair_of_loras_and_a_video(tmp_path, capsys):
     (tmp_path / "clips").mkdir()
     for path in (PACK / "nano" / "datasets" / "dive").glob("dive_00.*"):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACK = Path(__file__).parents[3]
 _START = """
 import sys, torch
@@ -43,11 +45,13 @@ def test_the_same_layers_without_transformers():
     assert "lora_A" in light
 
 
+@pytest.mark.grid(2, "other ways to import peft")
 def test_transformers_is_there_for_whoever_imports_it_afterwards():
     said = run("import_peft()\nfrom transformers import AutoConfig, PreTrainedModel\nprint(PreTrainedModel.__module__)")
     assert said.strip() == "transformers.modeling_utils"
 
 
+@pytest.mark.grid(2, "other ways to import peft")
 def test_a_peft_that_does_not_do_without_it_is_imported_as_usual():
     code = """
 from wan_train.core.adapters import light_import
@@ -62,6 +66,7 @@ assert peft.tuners.tuners_utils.PreTrainedModel is transformers.PreTrainedModel
     run(code)
 
 
+@pytest.mark.grid(2, "other ways to import peft")
 def test_a_transformers_that_is_there_is_used():
     code = "import transformers\nimport_peft()\nfrom peft.tuners.tuners_utils import PreTrainedModel as Known\n"
     assert run(f"{code}print(Known.__module__)").strip() == "transformers.modeling_utils"

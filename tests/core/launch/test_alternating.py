@@ -121,6 +121,7 @@ def await_turn(run, timeout=90.0):
         time.sleep(0.02)
 
 
+@pytest.mark.grid(2, "turns of two processes")
 @NO_FORKS
 def test_two_processes_in_turns_learn_what_each_learns_alone(tmp_path, job):
     """Also when one is stopped on the way: it goes on from its checkpoint, and the other meanwhile alone."""

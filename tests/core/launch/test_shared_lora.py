@@ -43,6 +43,7 @@ def begin(folder, job):
     return run
 
 
+@pytest.mark.grid(2, "killed")
 def test_killed_halfway_it_ends_where_one_run_ends(tmp_path, shared):
     """Between two checkpoints, in the middle of a turn: it goes on from a step of one expert's, to the same bits."""
     whole, killed = begin(tmp_path / "whole", shared), begin(tmp_path / "killed", shared)

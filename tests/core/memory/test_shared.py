@@ -41,6 +41,7 @@ def steps_are_the_same(world, kinds, quant):
     return streamer.bytes_on_host - (0 if streamer._staged is None else streamer._staged.bytes_on_host)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("kind", ["pinned", "pageable"])
 def test_loss_and_gradients_are_bit_equal_and_memory_counts_once(ranks, kind, size):
@@ -219,6 +220,7 @@ def one_fails(world, where, number):
     return found, True
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(("where", "number"), [(0, 0), (1, 3), (1, 5), (0, None), (1, None)])
 def test_one_rank_that_runs_out_of_memory_lets_the_others_go(ranks, where, number):
     found = ranks(2)(one_fails, where, number)

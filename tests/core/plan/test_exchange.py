@@ -69,6 +69,7 @@ def peak(dtype, run_of, *, is_shared):
     return sums.max().item() / grad.nbytes
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", EAGER)
 def test_of_blocks_by_pytorchs_operators(dtype, how):
