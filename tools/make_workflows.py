@@ -106,7 +106,7 @@ NOTE_CHARACTER = "# Train a character for Wan 2.2 T2V A14B" + RECIPE_STEPS.forma
 )
 _GUIDE_STEPS = """
 ### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *lora_name*.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *trigger_word*, or empty it, and a *lora_name*.
 ### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
 ### 4. {result}
 
