@@ -102,7 +102,7 @@ NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_S
 
 NOTE_CHARACTER = "# Train a character for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
     clips="10 to 30 pictures or short clips of one person or figure, in other poses, places and light,",
-    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen.",
+    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen. ",
 )
 _GUIDE_STEPS = """
 ### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
