@@ -224,7 +224,8 @@ def _merge_inputs() -> list[Any]:
         _energy(),
         io.Float.Input("density", default=0.5, min=0.01, max=1.0, step=0.01, advanced=True,
                        tooltip="Share of the numbers that TIES and DARE keep."),
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, advanced=True, tooltip="Of what DARE drops."),
+        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
+                     advanced=True, tooltip="Of what DARE drops."),
     ]  # fmt: skip
 
 

@@ -102,11 +102,11 @@ NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_S
 
 NOTE_CHARACTER = "# Train a character for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
     clips="10 to 30 pictures or short clips of one person or figure, in other poses, places and light,",
-    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen.",
+    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen. ",
 )
 _GUIDE_STEPS = """
 ### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *lora_name*.
+### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *trigger_word*, or empty it, and a *lora_name*.
 ### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
 ### 4. {result}
 

@@ -7,12 +7,22 @@ import { say } from "./words.js";
 /** @typedef {import("./chart_curves.js").Answer} Answer */
 /** @typedef {import("./chart_curves.js").Series} Series */
 
-// Told apart by most who see colours otherwise, and against light and dark: after Okabe and Ito, Color Universal Design, 2008.
-const OTHERS = ["#cc79a7", "#009e73", "#d55e00", "#8c6bd8", "#b8860b", "#56b4e9", "#a0522d"];
-const SIGMAS = ["#56b4e9", "#009e73", "#b8860b", "#d55e00", "#cc79a7"];
-const OWN_SCALES = /** @type {const} */ ([
-  ["learning_rate", "#8c6bd8"],
-  ["gradient_norm", "#a0522d"],
+// Of wan_train.css, by the page's theme: they can be read as words, too. Told apart by most who see colours otherwise: after Okabe
+// and Ito, Color Universal Design, 2008.
+const [PINK, GREEN, ORANGE, VIOLET, GOLD, SKY, BROWN] = [
+  "pink",
+  "green",
+  "orange",
+  "violet",
+  "gold",
+  "sky",
+  "brown",
+].map((name) => `var(--wan-train-${name})`);
+const OTHERS = [PINK, GREEN, ORANGE, VIOLET, GOLD, SKY, BROWN];
+const SIGMAS = [SKY, GREEN, GOLD, ORANGE, PINK];
+const OWN_SCALES = /** @type {[series: "learning_rate" | "gradient_norm", colour: string][]} */ ([
+  ["learning_rate", VIOLET],
+  ["gradient_norm", BROWN],
 ]);
 const MOST_DIFFERENCES = 3;
 

@@ -16,6 +16,13 @@ const BLANK = 12 * 24; // pixels; version 0.1.0 had twenty advanced inputs, each
 const advancedOf = (node) =>
   (node.widgets ?? []).filter((widget) => /** @type {Comfy.Widget} */ (widget).options?.advanced);
 
+/**
+ * What the host puts beside a widget: below a seed, what becomes of it after a run.
+ * @param {Comfy.Widget} widget
+ * @returns {(Comfy.Widget & { label?: string })[]}
+ */
+const linkedTo = (widget) => /** @type {any} */ (widget).linkedWidgets ?? [];
+
 /** Parts of a node's many advanced inputs, of which one at a time is shown: what their buttons say. */
 const PARTS = {
   noise: () => say("Noise levels and loss"),
@@ -78,6 +85,10 @@ export function addFolding(node) {
     const isHidden = widget.hidden === true; // by the host, for a reason of its own
     const part = hasParts ? partOf(node, widget) : undefined;
     compute(widget, "hidden", () => isHidden || isFolded(node, widget, part));
+    for (const linked of linkedTo(widget)) {
+      compute(linked, "hidden", () => isHidden || isFolded(node, widget, part));
+      linked.label = "control_after_generate"; // the host calls it by its value, where that is given
+    }
     if (part) foldModern(widget, () => Boolean(node.showAdvanced) && isFolded(node, widget, part));
   }
   const button = node.addWidget("button", "show_advanced", "", () => toggle(node), { serialize: false });

@@ -80,7 +80,9 @@ export function refusalOf(preset, models) {
     const titles = Object.values(families);
     if (!titles.length || Object.hasOwn(families, preset.family)) continue;
     const values = { model: preset.model, file, found: titles.join(" / ") || say("a model of another size") };
-    return say("This recipe is for {model}. {file} is {found}: choose a recipe for it, or other model files.", values);
+    return presets.some(({ family }) => Object.hasOwn(families, family))
+      ? say("This recipe is for {model}. {file} is {found}: choose a recipe for it, or other model files.", values)
+      : say("This recipe is for {model}. {file} is {found}, and no recipe is for that.", values);
   }
   return "";
 }

@@ -49,6 +49,18 @@ test("advanced inputs fold behind a button that counts them, and keep their valu
   assert.deepEqual([named(node, "x").value, named(node, "y").value], [1, 2]);
 });
 
+test("what the host puts below a seed folds with it", () => {
+  const control = { name: "fixed", value: "fixed" };
+  const node = new OwnNode(1, "WanLoadUMT5", { name: "a", x: 1 }, ["x"]);
+  named(node, "x").linkedWidgets = [control];
+  node.widgets.push(control);
+  app.rootGraph.add(node);
+  assert.deepEqual(shown(node), ["name", "show_advanced"]);
+  named(node, "show_advanced").callback();
+  assert.deepEqual(shown(node), ["name", "x", "fixed", "show_advanced"]);
+  assert.equal(control.label, "control_after_generate");
+});
+
 test("an input with a wire stays, and so does all with ComfyUI's own setting", () => {
   const node = add();
   node.inputs = [{ name: "x", widget: { name: "x" }, link: 3 }];

@@ -307,6 +307,9 @@ test("where the model is not known every recipe can be used; one that is off or 
   assert.equal(await refused(), false);
   ofSmall({ other: "" }); // a miniature
   assert.equal(await refused(), true);
+  await press(node);
+  assert.match(recipes().textContent, /is a model of another size, and no recipe is for that\./);
+  button("Cancel").click();
   model.mode = 4;
   assert.equal(await refused(), false);
   model.mode = 0;

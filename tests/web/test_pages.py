@@ -105,6 +105,11 @@ def test_thumbnail_is_a_small_jpeg(path: Path):
     assert len(picture) <= 60_000
 
 
+def test_each_template_has_a_thumbnail_of_its_own():
+    pictures = [path.with_suffix(".jpg").read_bytes() for path in WORKFLOWS]
+    assert len(set(pictures)) == len(pictures)
+
+
 @each_workflow
 def test_workflow_is_version_04(path: Path):
     ui = read(path)

@@ -13,7 +13,7 @@ _HEAD = """\
 
 A recipe is a set of values that has proved itself. In the graph press **Recipes** on the training node: it shows
 what each would change, and puts the values into the widgets of dataset, model and training. What you change after
-that stays. On the command line:
+that stays. A recipe is for one model, and is not put into a workflow that trains another. On the command line:
 
 ```
 wantrain run                                  # asks which

@@ -59,7 +59,7 @@ def without_numbers(path, module):
         (zeroed, "changes nothing: a matrix of every layer is zero. It was saved before the first step"),
         (lambda _, m: replace(m, alpha=0.0), "changes nothing: alpha is 0 in every layer. Write the file again"),
         (lambda _, m: replace(m, up=m.up * 1e-7), "changes of all layers are tiny"),
-        (without_numbers, "1 of 20 layers hold numbers that are not finite (NaN or infinite), such as blocks.1.ffn.0"),
+        (without_numbers, "1 of 20 layers holds numbers that are not finite (NaN or infinite), such as blocks.1.ffn.0"),
         (lambda _, m: replace(m, alpha=float("nan")), "has the alpha nan for"),
     ],
 )

@@ -58,7 +58,7 @@ def test_its_arguments_reach_it():
 
 @needs_muon
 def test_what_is_no_matrix_is_refused():
-    with pytest.raises(ConfigError, match="muon trains matrices alone, and 1 of the adapter's 2 tensors are none"):
+    with pytest.raises(ConfigError, match="muon trains matrices alone, and 1 of the adapter's 2 tensors is none"):
         build_optimizer(make_parameters(((4, 8), (8,))), OPTIONS)
 
 

@@ -145,7 +145,7 @@ def test_prompts_that_no_preview_shows_are_told(with_prompts):
 
 
 def test_a_preview_that_no_model_takes_is_refused(with_prompts):
-    with pytest.raises(ConfigError, match=r"previews of 4096x4096 with 1025 frames .* those of the sample prompt 1"):
+    with pytest.raises(ConfigError, match=r"previews of 4096x4096 with 1,025 frames .* those of the sample prompt 1"):
         check_previews(with_prompts({"width": 4096, "height": 4096, "frames": 1025}))
 
 

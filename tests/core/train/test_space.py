@@ -51,7 +51,7 @@ def test_what_cannot_fit_is_refused_with_gigabytes(tmp_path, job, sizes, monkeyp
     needed = space_needed(job, sizes).total / 1e9
     with pytest.raises(RunError) as caught:
         check_space(job, sizes, tmp_path)
-    assert "checkpoint_every 1 with keep_last 2000 (2001 checkpoints of 0.1 GB)" in str(caught.value)
+    assert "checkpoint_every 1 with keep_last 2000 (2,001 checkpoints of 0.1 GB)" in str(caught.value)
     assert f"would take {math.floor(needed + 0.5)} GB, and 40.0 GB are free" in str(caught.value)
     assert "lower keep_last or raise checkpoint_every" in str(caught.value)
 
