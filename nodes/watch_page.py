@@ -17,7 +17,7 @@ from .routes import guarded
 
 _FOLDER = Path(__file__).parent / "watch"
 _WEB = Path(__file__).parent.parent / "web"
-_SHARED = (WORDS, _WEB / "curve.js", _WEB / "run_states.js")  # with other pages
+_SHARED = (WORDS, _WEB / "curve.js", _WEB / "prompt_title.js", _WEB / "run_states.js")  # with other pages
 
 
 def register() -> None:

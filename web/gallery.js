@@ -5,6 +5,7 @@ import { Dialog } from "./dialog.js";
 import { block, button } from "./elements.js";
 import { Film } from "./film.js";
 import { keep, number, recall } from "./kept.js";
+import { titleOf } from "./prompt_title.js";
 import { say } from "./words.js";
 
 /**
@@ -48,15 +49,6 @@ function keptPair(kept) {
   const [prompt, left, right] = [kept?.prompt, kept?.left, kept?.right].map(number);
   if (prompt === undefined || left === undefined || right === undefined) return undefined;
   return { prompt, left, right };
-}
-
-/**
- * What a prompt is called: its nickname with its text, or what there is of them.
- * @param {{ name: string, prompt: string }} prompt
- */
-export function titleOf({ name, prompt }) {
-  if (!prompt) return say("caption of the first sample");
-  return name && !/^\d+$/.test(name) ? `${name}: ${prompt}` : prompt;
 }
 
 /** A window over the page; it has a button to close it, too. */

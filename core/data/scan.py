@@ -275,8 +275,9 @@ def _hold_out(samples: Sequence[Sequence[Sample]], options: DatasetOptions) -> t
     for group in groups:
         count = sum(start + i in held for i in range(len(group)))
         if 0 < count < len(group):
-            what = "samples" if group[0].is_of_sizes else "windows"
-            reason = f"its last {count} of {len(group)} {what} are held out, the others are trained on"
+            what = "sample" if group[0].is_of_sizes else "window"
+            last = f"its last {what} is" if count == 1 else f"its last {count} {what}s are"
+            reason = f"{last} held out, of {len(group)}; the others are trained on"
             notes.append(Note(name=group[0].file.name, action="note", reason=reason))
         start += len(group)
     return marked, notes

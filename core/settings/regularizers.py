@@ -39,7 +39,7 @@ class RegularizerOptions(Options, group="regularizers"):
     )
     preservation_target: float = option(
         0.0,
-        help="Adaptive DOP: how far the predictions with the class word may move. The weight of DOP grows or falls to hold it.",
+        help="Adaptive DOP: how far predictions with the class word may move. DOP's weight changes to hold it.",
         more="A mean squared difference, which the chart shows as output_preservation: a run without a target tells its size."
         " output_preservation is then the weight to begin with.",
         page="After each step the weight is multiplied by exp(0.1 (m / target - 1)), m the mean of about 20 steps; it stays"

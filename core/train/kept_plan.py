@@ -123,12 +123,12 @@ class PlanOfBefore:
         self._job, self._world, self._warn = job, world, warn
         self._folder = folder if job.memory.deterministic else None
         spread = f", {world.size} GPUs, {world.context} for each clip" if world.size > 1 else ""
-        self._version = version_of(device) + spread  # what the bits depend on beside job and plan
+        self._made_by = version_of(device) + spread  # what the bits depend on beside job and plan
         before = read_kept_plan(folder) if self._folder is not None and world.is_first else None
         self._before = world.from_first(before)
         is_same = (
             self._before is not None
-            and self._before.version == self._version
+            and self._before.version == self._made_by
             and self._before.options == self._job.memory
         )
         self.held = self._before if is_same else None  # the plan, if it can be taken again
@@ -149,7 +149,7 @@ class PlanOfBefore:
         """For the next process. Where it is not what was there, that is told."""
         if self._folder is None or not self._world.is_first:
             return
-        now = describe(self._job, decision, choice.plan, choice.kept, self._version)
+        now = describe(self._job, decision, choice.plan, choice.kept, self._made_by)
         difference = "" if self._before is None else self._before.difference(now)
         if difference:
             self._warn(_OTHER_BITS.format(difference))

@@ -2,16 +2,18 @@
 
 import { learn, say } from "../../core/look/page/words.js";
 import { smooth, windowFor } from "../../web/curve.js";
+import { titleOf } from "../../web/prompt_title.js";
 import { expertOf, stateOf } from "../../web/run_states.js";
 
 const POLL_MS = 5000;
-const MOST_PICTURES = 6;
+const MOST_PICTURES = 6; // of each prompt
 
 /** @typedef {[step: number, loss: number]} Point */
 /**
  * @typedef {{ run: string, name: string, stage: string, state: string, why: string, step: number, steps: number,
  *   held_out: number | null, asks: string[], facts: string[], line?: string }} Run
- * @typedef {{ steps: number, losses: Point[], smoothed?: Point[], validation: Point[], previews: [number, string][], notes: string }} Story
+ * @typedef {{ steps: number, losses: Point[], smoothed?: Point[], validation: Point[], notes: string }} Story
+ * @typedef {{ prompts: { name: string, prompt: string }[], steps: { step: number, files: (string | null)[] }[] }} Gallery
  */
 
 const part = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
@@ -50,8 +52,10 @@ async function look() {
       write("state", say("No run yet: what you train is shown here."));
       return;
     }
-    const story = await ask(addressOf(run.run));
-    if (run.run === select.value) show(run, story);
+    const [story, gallery] = await Promise.all([ask(addressOf(run.run)), ask(`${addressOf(run.run)}/previews`)]);
+    if (run.run !== select.value) return;
+    show(run, story);
+    showPreviews(run.run, gallery);
   } catch (error) {
     write("state", error instanceof Error ? error.message : String(error));
   }
@@ -78,13 +82,35 @@ function show(run, story) {
   part("stop").hidden = !run.asks.includes("stop");
   part("stop").disabled = isStopping;
   draw(story);
-  const pictures = story.previews.slice(-MOST_PICTURES).reverse();
-  const files = pictures.map(([, file]) => file).join();
-  if (part("previews").dataset.files !== files) {
-    part("previews").dataset.files = files;
-    part("previews").replaceChildren(...pictures.map(([step, file]) => picture(run.run, step, file)));
-  }
   write("notes", story.notes);
+}
+
+/**
+ * The newest pictures of each prompt, under its words where there are several.
+ * @param {string} run
+ * @param {Gallery} gallery
+ */
+function showPreviews(run, { prompts, steps }) {
+  const rows = prompts.map((prompt, number) => {
+    const there = steps.flatMap(({ step, files }) =>
+      files[number] ? [/** @type {const} */ ([step, files[number]])] : [],
+    );
+    return { title: titleOf(prompt), pictures: there.slice(-MOST_PICTURES).reverse() };
+  });
+  const shown = JSON.stringify([run, rows]);
+  if (part("previews").dataset.shown === shown) return;
+  part("previews").dataset.shown = shown;
+  part("previews").replaceChildren(
+    ...rows.flatMap(({ title, pictures }) => {
+      const row = document.createElement("div");
+      row.className = "row";
+      row.append(...pictures.map(([step, file]) => picture(run, step, file)));
+      if (rows.length < 2) return [row];
+      const heading = document.createElement("h2");
+      heading.textContent = title;
+      return [heading, row];
+    }),
+  );
 }
 
 /** @param {string} run @param {number} step @param {string} file */

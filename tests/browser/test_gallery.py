@@ -2,6 +2,7 @@
 
 import pytest
 from wan_train.tests.browser.desk import Desk
+from wan_train.tests.browser.test_training import run_of
 from wan_train.tests.host.graphs import one_stage
 
 PROMPTS = "[trigger] turns\na square waits --d 7"
@@ -42,6 +43,16 @@ def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
     assert lit == [True] * 8
     tops = {gallery.get_by_role("button", name=name).bounding_box()["y"] for name in ("Pause", "Close")}
     assert len(tops) == 1, "they are in a row"
+
+    phone = page.context.new_page()
+    phone.goto(f"{desk.host.url}/wan_train/watch")
+    phone.locator("#run").select_option(run_of(desk, train))
+    for prompt in ("shp turns", "a square waits"):
+        pictures = phone.locator(f"h2:text-is('{prompt}') + .row img")
+        pictures.nth(2).wait_for()
+        alts = [pictures.nth(i).get_attribute("alt") for i in range(pictures.count())]
+        assert alts == [f"preview of step {step}" for step in (4, 2, 0)]
+    phone.close()
 
     moment = gallery.get_by_role("slider", name="Moment of all videos")
     moment.focus()

@@ -75,7 +75,7 @@ def test_clips_become_a_pair_of_loras_and_a_video(tmp_path, capsys):
     (tmp_path / "clips").mkdir()
     for path in (PACK / "nano" / "datasets" / "dive").glob("dive_00.*"):
         shutil.copy(path, tmp_path / "clips")
-    changes = ("loop.steps=1", "loop.batch_size=1", f"dataset.folder={tmp_path / 'clips'}")
+    changes = ("loop.steps=1", "loop.batch_size=1", f"dataset.folder={tmp_path / 'clips'}", "dataset.held_out=0")
     headless_demo.run(in_this_process, PACK, tmp_path / "base", changes=changes)
     names = sorted(path.name for path in (tmp_path / "base" / "models" / "loras").iterdir())
     assert names == ["demo_dive_high_noise.safetensors", "demo_dive_low_noise.safetensors"]

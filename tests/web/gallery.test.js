@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { fire } from "./dom.js";
 
-const { GalleryWindow, pairOf, stepsOf, titleOf } = await import("../../web/gallery.js");
+const { GalleryWindow, pairOf, stepsOf } = await import("../../web/gallery.js");
+const { titleOf } = await import("../../web/prompt_title.js");
 const { frameAt } = await import("../../web/film.js");
 const { LossChart } = await import("../../web/chart.js");
 

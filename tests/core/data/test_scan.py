@@ -191,7 +191,7 @@ def test_a_clip_divided_by_held_out_is_noted(folder, make):
     make.clip(folder / "a.mp4", 27)
     dataset = scan(folder, default_caption="x", frame_sampling="chunk", held_out=1)
     assert [s.held_out for s in dataset.samples] == [False, False, True]
-    assert notes(dataset) == ["a.mp4: note: its last 1 of 3 windows are held out, the others are trained on"]
+    assert notes(dataset) == ["a.mp4: note: its last window is held out, of 3; the others are trained on"]
 
 
 def test_a_second_scan_reads_no_media(folder, tmp_path, make, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_size_that_is_the_same_for_a_small_file_is_left_out_and_told(scan):
 
 def test_a_divided_file_is_told_in_samples(scan):
     told = [str(note) for note in scan(more_sizes="32, 96", held_out=1).notes]
-    assert "wide.mp4: note: its last 1 of 3 samples are held out, the others are trained on" in told
+    assert "wide.mp4: note: its last sample is held out, of 3; the others are trained on" in told
 
 
 @pytest.mark.parametrize(

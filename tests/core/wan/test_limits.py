@@ -158,7 +158,7 @@ def test_an_index_of_other_places_and_of_too_many(tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(to_bytes({"a": torch.ones(1)}))
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "..", "", "a\0b", "x" * 5000):
         path.write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises(ModelFileError, match=r"1 of the 1 parts of the model in .* are missing"):
+        with pytest.raises(ModelFileError, match=r"1 of the 1 parts of the model in .* is missing"):
             find_files(path)
     path.write_text(json.dumps({"weight_map": {f"a{i}": f"{i}.safetensors" for i in range(2000)}}))
     with pytest.raises(ModelFileError, match="is said to have 2000 parts, and 1000 are the limit"):
