@@ -14,8 +14,12 @@ NUMBERS, LEGEND, PLOT, TIP = ".wan-train-controls", ".wan-train-legend", ".wan-t
 def trained(desk: Desk, **options: Any) -> Json:
     """A short training, to its end; the ids of its nodes."""
     ids = desk.load_prompt(one_stage(lora_name="charted", steps=40, seed=173, **options))
+    train = ids["high_train"]
     desk.queue()
-    desk.until(ids["high_train"], "finished")
+    desk.page.wait_for_function(
+        "(id) => nodeOf(id).properties.wan_run", arg=train
+    )  # before, an older run of its name is shown
+    desk.until(train, "finished")
     return ids
 
 
