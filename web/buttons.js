@@ -74,6 +74,14 @@ export class Buttons {
     if (!this.buttons.get("check")?.hidden) this.answer.textContent = text;
   }
 
+  /**
+   * That sentence is no longer so.
+   * @param {string} text
+   */
+  dropRemark(text) {
+    if (this.answer.textContent === text) this.answer.textContent = "";
+  }
+
   /** @param {string} ask */
   async press(ask) {
     const button = this.buttons.get(ask);

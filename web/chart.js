@@ -65,6 +65,10 @@ export class LossChart {
   frame = null; // the drawing that is asked for
   /** @type {View | null} */
   drawn = null; // how the plot lies now
+  /** @type {LossChart["run"] | undefined} */
+  failed; // what the node's failure has put in the place of the run
+  /** @type {LossChart["run"] | undefined} */
+  sound; // the run in whose place it stands
 
   /**
    * See Previews, and Buttons.
@@ -241,9 +245,25 @@ export class LossChart {
    * @param {string} sentence
    */
   fail(sentence) {
+    if (this.run !== this.failed) this.sound = this.run;
     this.run = { ...this.run, state: "error", line: sentence, facts: [] };
+    this.failed = this.run;
     this.buttons.set([]);
     this.schedule();
+  }
+
+  /**
+   * A failure is mended: what was there before stands there again, if it is still shown.
+   * @param {string} sentence of the failure
+   */
+  dropFailure(sentence) {
+    if (this.sound && this.run === this.failed && this.run.line === sentence) {
+      this.run = this.sound;
+      this.buttons.set([], this.run.state);
+      this.schedule();
+    }
+    if (this.notes.textContent === sentence) this.say("");
+    this.buttons.dropRemark(sentence.split("\n")[0]);
   }
 
   /** Draw once before the next frame, however many changes there were. */

@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, nodeByExecutionId } from "./graph.js";
-import { showFailure, showsText, showText } from "./reports.js";
+import { dropFailure, showFailure, showsText, showText } from "./reports.js";
 import { chartOf } from "./runs.js";
 import { say } from "./words.js";
 
@@ -28,13 +28,19 @@ export const checkSettings = [
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 let known = ""; // the inputs that were looked at last
+let turn = 0; // of whoever asks, or opens a workflow: an answer to what was asked quietly before is not shown any more
+/** What was found wrong last, by the execution id of its node. @type {Map<string, string>} */
+let wrong = new Map();
 
 /**
  * Ask the server about the workflow as it would be queued, and write each answer on its node.
  * Returns what to say beside the button.
  */
 export async function checkWorkflow() {
+  clearTimeout(timer);
+  turn++;
   const { output } = await app.graphToPrompt();
+  known = inputsOf(output);
   const answer = await ask({ prompt: output });
   const { nodes, error } = await answer.json();
   if (!answer.ok) return error;
@@ -50,6 +56,8 @@ function ask(body) {
 /** A workflow was opened: its inputs have not changed. */
 export async function takeInputs() {
   clearTimeout(timer);
+  turn++;
+  wrong = new Map();
   try {
     known = inputsOf(await trainings());
   } catch (error) {
@@ -64,14 +72,16 @@ export function watchInputs() {
 }
 
 async function checkQuietly() {
+  const before = turn;
   try {
     const prompt = await trainings();
     const inputs = inputsOf(prompt);
-    if (!prompt || inputs === known) return;
+    if (!prompt || inputs === known || before !== turn) return;
     known = inputs;
+    const mine = ++turn;
     const answer = await ask({ prompt, light: true });
     const { nodes } = await answer.json();
-    if (answer.ok && known === inputs) remark(nodes);
+    if (answer.ok && mine === turn) remark(nodes);
   } catch (error) {
     console.warn("[wan_train] the inputs were not checked", error);
   }
@@ -91,10 +101,24 @@ function inputsOf(prompt) {
 }
 
 /**
+ * What was wrong and is so no longer goes, also where nothing else is said of the node now.
+ * @param {Record<string, { text: string, failed: boolean }>} answers by the execution id of their node
+ */
+function forgetMended(answers) {
+  for (const [id, sentence] of wrong) {
+    const node = nodeByExecutionId(id);
+    if (node && !answers[id]?.failed) dropFailure(node, sentence);
+  }
+  wrong = new Map();
+  for (const [id, { text, failed }] of Object.entries(answers)) if (failed) wrong.set(id, text);
+}
+
+/**
  * Write answers that nobody has asked for: where no run is shown, or beside the buttons of one that has ended.
  * @param {Record<string, { text: string, failed: boolean }>} answers by the execution id of their node
  */
 function remark(answers) {
+  forgetMended(answers);
   for (const [id, { text, failed }] of Object.entries(answers)) {
     const node = nodeByExecutionId(id);
     if (!node || !showsText(node)) continue;
@@ -108,6 +132,7 @@ function remark(answers) {
 /** @param {Record<string, { text: string, failed: boolean }>} answers by the execution id of their node */
 function tell(answers) {
   const titles = [];
+  forgetMended(answers);
   for (const [id, { text, failed }] of Object.entries(answers)) {
     const node = nodeByExecutionId(id);
     if (failed) titles.push(node?.title ?? id);

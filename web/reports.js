@@ -106,6 +106,20 @@ export function showFailure(node, sentence) {
 }
 
 /**
+ * A failure is mended: in its place what was there before, if it is still shown.
+ * @param {Comfy.Node} node
+ * @param {string} sentence of the failure
+ */
+export function dropFailure(node, sentence) {
+  const report = reports.get(node);
+  if (!report) chartOf(node)?.dropFailure(sentence.trim());
+  else if (report.classList.contains("wan-train-failed") && report.textContent === sentence.trim()) {
+    write(report, "");
+    recallText(node);
+  }
+}
+
+/**
  * Write what was kept of a node's report, if it is of the values that the node has now.
  * @param {Comfy.Node} node
  */

@@ -106,3 +106,111 @@ test("the report of a run stays, and what goes on is left alone", async (t) => {
   assert.equal(words(), "finished");
   assert.equal(beside(), "3 epochs");
 });
+
+/** As `opened`, with inputs that are known. */
+async function begun(t) {
+  const found = opened(t);
+  app.extension.afterConfigureGraph();
+  await new Promise(setImmediate);
+  return found;
+}
+
+test("what a person has asked for stays: a quiet check of the same inputs does not come after it", async (t) => {
+  const { data, change, rest, words } = await begun(t);
+  api.sent.length = 0;
+  change(2);
+  answer({ 1: { text: "14B fp8: 11.2 of 12 GB", failed: false } });
+  await checkWorkflow();
+  answer({ 1: { text: "memory and time: press Check", failed: false } });
+  await rest();
+  api.send("graphChanged"); // a node was moved
+  await rest();
+  assert.equal(asked().length, 1);
+  assert.equal(words(), "14B fp8: 11.2 of 12 GB");
+  assert.equal(data.elements.report.textContent, "The report appears here after a run.");
+});
+
+/** Lets the test give the next answer of a check itself. */
+function late(t) {
+  const fetchApi = api.fetchApi;
+  t.after(() => {
+    api.fetchApi = fetchApi;
+  });
+  let give;
+  api.fetchApi = () => {
+    api.fetchApi = fetchApi;
+    return new Promise((resolve) => {
+      give = (nodes) => resolve({ ok: true, json: async () => ({ nodes }) });
+    });
+  };
+  return (nodes) => give(nodes);
+}
+
+test("an answer that comes late is not shown: of other inputs, of a check before, of a workflow before", async (t) => {
+  const { change, rest, words } = await begun(t);
+  const old = { 1: { text: "of before", failed: false } };
+  let number = 10;
+  for (const then of [
+    async () => {
+      change(3);
+      await rest();
+    },
+    checkWorkflow,
+    () => app.extension.afterConfigureGraph(),
+  ]) {
+    change(number++);
+    const give = late(t);
+    await rest();
+    answer({ 1: { text: "of now", failed: false } });
+    const done = then();
+    give(old);
+    await done;
+    await rest();
+    assert.notEqual(words(), "of before");
+  }
+});
+
+test("an answer is shown also where a node was moved meanwhile", async (t) => {
+  const { change, rest, words } = await begun(t);
+  change(2);
+  const give = late(t);
+  await rest();
+  api.send("graphChanged");
+  await rest();
+  give({ 1: { text: "3 epochs", failed: false } });
+  await rest();
+  assert.equal(words(), "3 epochs");
+});
+
+test("what was wrong goes when it is mended, also where nothing else is known yet", async (t) => {
+  const { train, data, change, rest, words } = await begun(t);
+  answer({ 2: { text: "no such folder", failed: true } });
+  change(2);
+  await rest();
+  assert.match(data.elements.report.className, /wan-train-failed/);
+  answer({}); // its files have not been opened
+  change(3);
+  await rest();
+  assert.doesNotMatch(data.elements.report.className, /wan-train-failed/);
+  assert.equal(data.elements.report.textContent, "The report appears here after a run.");
+  answer({ 1: { text: "rank is 0", failed: true } });
+  change(4);
+  await rest();
+  assert.equal(words(), "rank is 0");
+  answer({});
+  change(5);
+  await rest();
+  assert.equal(words(), "");
+  const head = () => train.elements.loss_curve.querySelector(".wan-train-head").textContent;
+  for (const sentence of ["rank is 0", "alpha is 0"]) {
+    answer({ 1: { text: sentence, failed: true } });
+    await checkWorkflow();
+    await new Promise(requestAnimationFrame);
+    assert.match(head(), new RegExp(sentence));
+  }
+  answer({ 1: { text: "fits", failed: false } });
+  await checkWorkflow();
+  await new Promise(requestAnimationFrame);
+  assert.doesNotMatch(head(), /is 0/);
+  assert.equal(words(), "fits");
+});
