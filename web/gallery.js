@@ -124,7 +124,7 @@ export class GalleryWindow {
       control.disabled = !this.film.isExact;
       if (!this.film.isExact)
         control.title = say(
-          "This browser plays the videos by themselves here: to have all at the same moment, open ComfyUI as localhost or over " +
+          "This browser plays each video on its own here: to have all at the same moment, open ComfyUI as localhost or over " +
             "https, in a browser that can take videos apart, such as Chrome, Edge or Firefox.",
         );
     }

@@ -126,7 +126,7 @@ def parse_modules(
         parsed = parse_key(key)
         if parsed is None:
             why = (
-                "whose first part no trainer known here writes: export it with other names."
+                "which begins as no known trainer's do: save the LoRA with the names of ComfyUI, diffusers or kohya."
                 if names_a_module(key)
                 else "which belongs to no module of a Wan transformer: it was made for another model."
             )

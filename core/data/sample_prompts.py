@@ -97,7 +97,9 @@ def _lines(text: str) -> Iterator[SamplePrompt]:
 def _library(text: str) -> Iterator[SamplePrompt]:
     data = _json(text)
     if not isinstance(data, dict) or not data:
-        raise ConfigError('sample_prompts must be a table {"nickname": "prompt", ...}, or lines.')
+        raise ConfigError(
+            'sample_prompts must be lines, a list ["prompt", ...], or a table {"nickname": "prompt", ...}.'
+        )
     for name, entry in cast(dict[str, Any], data).items():
         yield _entry(name, entry, f"sample_prompts.{shown(name)}")
 

@@ -70,7 +70,8 @@ class SelectionOptions(Options, group="dataset"):
         False,
         help="Whether these files show what the model knows already, so that it keeps it.",
         more="They are trained plainly beside the concept: no trigger word is put into their captions. Give the set a"
-        " loss_weight, or repeats, to balance it. With prior_preservation the model learns what it says of them itself.",
+        " loss_weight, or repeats, to balance it. With prior_preservation the model learns what it predicts for them without"
+        " the LoRA.",
         born=2,
         in_key=False,
         widget=Widget(DATASET, "regularization", 22),

@@ -43,8 +43,8 @@ class RegularizerOptions(Options, group="regularizers"):
         more="A mean squared difference, which the chart shows as output_preservation: a run without a target tells its size."
         " output_preservation is then the weight to begin with.",
         page="After each step the weight is multiplied by exp(0.1 (m / target - 1)), m the mean of about 20 steps; it stays"
-        " within a hundredth and a hundred times of what it began with. So has it a fork of musubi-tuner, there relative to the"
-        " size of the prediction. Nothing has been published of how it does, and it was not measured here.",
+        " between a hundredth and a hundred times what it began with. A fork of musubi-tuner does the same, relative to the"
+        " size of the prediction. No results have been published, and it was not measured here.",
         zero="the weight stays",
         most=1e6,
         born=2,
@@ -56,15 +56,17 @@ class RegularizerOptions(Options, group="regularizers"):
         False,
         help="Preservation in one pass: the captions and those that are preserved go through the model together.",
         more="The gradients are the same. Faster for pictures and small clips; activations take two to three times the memory.",
-        page="Of output_preservation and blank_preservation; with both, three captions go together. It does not go with CREPA.",
+        page="It is for output_preservation and blank_preservation; with both, three captions go together. It does not go with"
+        " CREPA. It was not measured here.",
         born=2,
         at_birth=False,
         widget=Widget(TRAIN, "preservation_single_pass", 215),
     )
     prior_preservation: bool = option(
         False,
-        help="Prior preservation: from regularization sets the model learns what it says of them itself, not what they show.",
-        more="So they keep its own look, whatever their clips are like. A batch of such a set takes about a third longer.",
+        help="Prior preservation: for regularization sets the model learns what it predicts without the LoRA.",
+        more="It does not learn what they show, so it keeps its own look. Each batch of such a set goes through the"
+        " model once more.",
         page="AI-Toolkit's prior_reg, and what SimpleTuner does with is_regularisation_data. Without it the sets are trained"
         " plainly. It was not measured here.",
         born=2,

@@ -111,10 +111,10 @@ def proposals(runs: Iterable[RunFolder | None]) -> list[str]:
         if len(scores.checkpoints) < 2:
             continue
         if scores.best is None:
-            found.append(f"which checkpoint of {run.path.name} is best is not told by numbers: {NOT_MEASURED}")
+            found.append(f"which checkpoint of {run.path.name} is best can't be told: {NOT_MEASURED}")
             continue
         is_last = scores.best.step == scores.checkpoints[-1].step
-        said = f"best checkpoint of {run.path.name} by its numbers: {best_in_words(scores)}"
+        said = f"best checkpoint of {run.path.name} by its score: {best_in_words(scores)}"
         found.append(said if is_last else f"{said}; compare it with the last one")
     return found
 

@@ -27,7 +27,7 @@ from ..settings.memory import MemoryOptions
 
 FILE = "plan.json"
 _OTHER_BITS = (
-    "deterministic: {}. The run goes on as well as ever, but from here on not with the bits that it would have had."
+    "deterministic: {}. The run goes on, but from here on it differs by rounding from one that was never stopped."
 )
 
 

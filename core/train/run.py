@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 2.0**16
 MAX_SAMPLES_TOLD = 1000  # of held-out samples, each of which has its loss in the diary
 _UNKNOWN_OPTIMIZER = (
-    "deterministic: PyTorch's operators give the same bits each time, but whether kernels of {} do, if it has its own, is not "
-    "known here."
+    "deterministic: PyTorch's operators give the same bits each time; if {} has kernels of its own, it is not known whether "
+    "they do."
 )
 _NO_TURNS = "alternate_every has no effect on a run over several GPUs: the experts are trained one after the other."
 

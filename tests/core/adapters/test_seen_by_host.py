@@ -85,7 +85,7 @@ def test_wrappers_names_are_passed_over(key):
 
 def test_another_name_before_the_modules_is_refused_for_what_it_is():
     tensors = renamed(lambda key: key.replace("diffusion_model.", "my_net."))
-    with pytest.raises(ModelFileError, match=r"'my_net\.blocks.*', whose first part no trainer known here writes"):
+    with pytest.raises(ModelFileError, match=r"'my_net\.blocks.*', which begins as no known trainer's do: save"):
         parse_modules(tensors)
 
 

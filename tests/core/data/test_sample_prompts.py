@@ -80,7 +80,7 @@ def test_entries_survive_as_text(entries):
         ('{"a": 3}', "sample_prompts.a must be a prompt"),
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
         ('{"a": ', "begins like JSON, but is not valid JSON"),
-        ("{}", "must be a table"),
+        ("{}", r"must be lines, a list \[\"prompt\", ...\], or a table"),
         ('["a", 3]', "prompt 2 of sample_prompts must be a prompt, or a table"),
         ('["a", "b"', "begins like JSON, but is not valid JSON"),
         ('[{"promt": "a"}]', "prompt 1 of sample_prompts has the unknown field 'promt'"),
