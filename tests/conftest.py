@@ -162,7 +162,9 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     from wan_train.tests.grids import is_whole_run, sift
 
-    if not config.getoption("--grids") and is_whole_run(config.args, config.option.keyword, PACK):
+    is_again = any(config.getoption(name, False) for name in ("lf", "failedfirst", "stepwise"))  # what failed before
+    is_whole = is_whole_run(config.args, config.option.keyword, PACK) and not is_again
+    if not config.getoption("--grids") and is_whole:
         items[:], left_out = sift(items, config.option.seed)
         config.hook.pytest_deselected(items=left_out)
         config.stash[LEFT_OUT] = len(left_out)

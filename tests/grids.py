@@ -6,8 +6,8 @@
 
     @pytest.mark.grid(2, "resumed")         # of different tests under one name, likewise
 
-Where a grid has several axes, each value of each is tried at least once. Whoever names a file or a test gets all of it, and
-`--grids` or `run.py campaign grids` tries everything.
+Where a grid has several axes, each value of each is tried at least once. Whoever names a file or a test, or asks for what
+failed before (`--lf`), gets all of it, and `--grids` or `run.py campaign grids` tries everything.
 """
 
 import math
@@ -65,7 +65,7 @@ def sift(items: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
             grids.setdefault((item.nodeid.partition("[")[0], str(share)), []).append(item)
     left_out: set[int] = set()
     for (name, share), grid in grids.items():
-        is_one = len({item.nodeid.partition("[")[0] for item in grid}) == 1
+        is_one = len({item.nodeid.partition("[")[0] for item in grid}) == 1 and hasattr(grid[0], "callspec")
         places = [dict(item.callspec.indices) if is_one else {"test": place} for place, item in enumerate(grid)]
         kept = set(chosen(places, int(share), random.Random(f"{seed} {name}")))
         left_out |= {id(item) for place, item in enumerate(grid) if place not in kept}

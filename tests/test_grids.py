@@ -97,8 +97,17 @@ def test_a_run_tries_a_part_and_says_which(collected, processes):
     assert "8 combinations of grids were left to other runs: --seed 5 tries the same part, --grids all." in said
 
 
+def test_of_tests_that_take_turns_one_may_be_alone_in_its_folder(collected, tmp_path):
+    """The others are in folders that are not run."""
+    (tmp_path / "made" / "test_alone.py").write_text(
+        "import pytest\n\n@pytest.mark.grid(2, 'turns of others')\ndef test_it():\n    pass\n", encoding="utf-8"
+    )
+    assert "test_alone.py::test_it PASSED" in collected()[1]
+
+
 def test_all_are_tried_where_they_are_asked_for(collected):
     names, said = collected("--grids")
     assert len(names) == 14
+    assert len(collected("-p", "cacheprovider", "--lf")[0]) == 14
     assert "left to other runs" not in said
     assert len(collected("test_made.py")[0]) == 14

@@ -51,8 +51,9 @@ def import_adapters() -> None:
     ConfigError with the command to run if peft is not there, or can't be imported.
     """
     try:
-        # transformers, where it is there already, has looked for the others and relies on them.
-        with hidden(*(() if "transformers" in sys.modules else _NOT_FOR_ADAPTERS)):
+        # transformers, where it is there already, has looked for the others and relies on them; and where peft is, nobody need
+        # miss them.
+        with hidden(*(() if {"transformers", "peft"} & sys.modules.keys() else _NOT_FOR_ADAPTERS)):
             import_peft()
     except Exception as error:  # a package that does not fit its neighbours raises anything
         raise unusable("peft", error) from error

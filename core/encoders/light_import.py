@@ -44,7 +44,7 @@ def _light() -> Any:
         with hidden(*_NOT_FOR_A_VAE):
             return _whole()
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        for name in [name for name in list(sys.modules) if name.partition(".")[0] == "diffusers"]:
             del sys.modules[name]
 
 

@@ -92,6 +92,16 @@ def _is_reg(_context: Context, given: SetupOption) -> Answer:
     )
 
 
+def _prior_reg(context: Context, given: SetupOption) -> Answer:
+    """Each set has its own there; here it is one for all regularization sets."""
+    is_elsewhere = any(item.key == given.key and truth(item.value) for item in context.given)
+    if truth(given.value) or not is_elsewhere:
+        return mapped(regularizers__prior_preservation=truth(given.value))
+    if truth(context.get("datasets.is_reg", False, given.dataset)):
+        return not_supported("another set has it on, and all regularization sets of a run have it here, or none.")
+    return not_needed("it is for regularization sets.")
+
+
 def _weight(_context: Context, given: SetupOption) -> Answer:
     return loss_weight(given.value, "weight of its own")
 
@@ -127,6 +137,7 @@ DATASET_RULES: dict[str, Rule] = {
     "trigger_word": _trigger,
     "datasets.caption_dropout_rate": _dropout,
     "datasets.is_reg": _is_reg,
+    "datasets.prior_reg": _prior_reg,
     "datasets.loss_multiplier": _weight,
     "datasets.network_weight": _network_weight,
     "datasets.num_repeats": _repeats,

@@ -46,8 +46,9 @@ class OutputPreservation:
     def term(self, noisy: NoisyBatch, pred: Tensor, prior: Tensor) -> Term:
         """What model and base predict on these captions, [B, C, F, H, W]."""
         assert noisy.of_class is not None
-        losses = mean_square(pred, prior, noisy.given_frames) * noisy.of_class.is_there
-        return Term(self.names[0], losses, self.weight)
+        is_there = noisy.of_class.is_there
+        losses = mean_square(pred, prior, noisy.given_frames) * is_there
+        return Term(self.names[0], losses, self.weight, is_there)
 
 
 @dataclass(frozen=True)

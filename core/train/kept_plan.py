@@ -24,11 +24,13 @@ from ..safe_json import parse_object, seal, unseal
 from ..serial import from_dict, to_dict
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
+from .run_folder import RunFolder
 
 FILE = "plan.json"
 _OTHER_BITS = (
     "deterministic: {}. The run goes on, but from here on it differs by rounding from one that was never stopped."
 )
+_UNKNOWN = f"it has steps without the option, or its {FILE} is missing or damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +124,20 @@ class PlanOfBefore:
         """`folder`: the run's. `warn`: tells once where its bits become others."""
         self._job, self._world, self._warn = job, world, warn
         self._folder = folder if job.memory.deterministic else None
-        spread = f", {world.size} GPUs, {world.context} for each clip" if world.size > 1 else ""
-        self._made_by = version_of(device) + spread  # what the bits depend on beside job and plan
+        if self._folder is None and world.is_first:
+            forget_kept_plan(folder)  # from here on the bits are any
+        cards = sorted(set(world.tell(version_of(device))))  # the same on every rank: all take the plan, or none
+        self._made_by = " and ".join(cards) + _spread(job, world)  # what the bits depend on beside options and plan
         before = read_kept_plan(folder) if self._folder is not None and world.is_first else None
         self._before = world.from_first(before)
         is_same = (
             self._before is not None
             and self._before.version == self._made_by
             and self._before.options == self._job.memory
+            and len(cards) == 1  # else what one has, another need not
         )
+        is_chosen = device.type == "cuda" or bool(job.memory.budget_gb)  # and not the job's alone
+        self._is_unknown = is_chosen and self._before is None and bool(RunFolder(folder).checkpoints())
         self.held = self._before if is_same else None  # the plan, if it can be taken again
 
     def asked(self, job: Job) -> Job:
@@ -150,15 +157,23 @@ class PlanOfBefore:
         if self._folder is None or not self._world.is_first:
             return
         now = describe(self._job, decision, choice.plan, choice.kept, self._made_by)
-        difference = "" if self._before is None else self._before.difference(now)
+        difference = _UNKNOWN if self._is_unknown else "" if self._before is None else self._before.difference(now)
         if difference:
             self._warn(_OTHER_BITS.format(difference))
         if self._before != now:
             write_kept_plan(self._folder, now)
-        self._before = now
+        self._before, self._is_unknown = now, False
 
     def forget(self, why: str) -> None:
         """The next process chooses anew."""
         if self._folder is not None:
             forget_kept_plan(self._folder)
             self._warn(_OTHER_BITS.format(why))
+
+
+def _spread(job: Job, world: World) -> str:
+    """How a run is spread, which its memory options do not say, and for which its plan was chosen."""
+    if world.size > 1:
+        base = "spread over them" if job.parallel.base == "sharded" else "whole"
+        return f", {world.size} GPUs, {world.context} for each clip, base {base}"
+    return ", in turns with another run" if job.alternate_every else ""

@@ -1,5 +1,6 @@
 """The numbers that a step reports (losses, noise levels), gathered on the device so that nothing waits for it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from ..facts import SIGMA_BINS
 from ..objective.objective import Group
 from .batches import Batch
+
+OfBatch = tuple[Tensor, Tensor | None]  # values [B] of a term, and which samples have a part in it: see `Term`
 
 
 class StepNumbers:
@@ -21,8 +24,8 @@ class StepNumbers:
         self.stacked = torch.empty(0)
         self._losses: list[Tensor] = []  # [B] of each batch
         self._sigmas: list[Tensor] = []
-        self._terms: dict[str, list[Tensor]] = {}
-        self._terms_of_batch: list[dict[str, Tensor]] = []
+        self._terms: dict[str, list[Tensor]] = {}  # nan: of a sample that has no part in it
+        self._terms_of_batch: list[dict[str, OfBatch]] = []
 
     @classmethod
     def known(
@@ -43,8 +46,10 @@ class StepNumbers:
     def add(self, terms: Group) -> Tensor:
         """Terms of the batch; what of its loss they are, [B], with its gradient."""
         for term in terms:
-            self._terms.setdefault(term.name, []).append(term.losses.detach())
-            self._terms_of_batch[-1][term.name] = term.losses.detach()
+            values = term.losses.detach()
+            known = values if term.there is None else values.masked_fill(term.there == 0, math.nan)
+            self._terms.setdefault(term.name, []).append(known)
+            self._terms_of_batch[-1][term.name] = values, term.there
         loss = reduce(torch.add, [term.weight * term.losses for term in terms])
         if len(self._losses) < len(self._sigmas):
             self._losses.append(loss.detach())
@@ -52,7 +57,7 @@ class StepNumbers:
             self._losses[-1] = self._losses[-1] + loss.detach()
         return loss
 
-    def of_batch(self, place: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    def of_batch(self, place: int) -> tuple[Tensor, Tensor, Mapping[str, OfBatch]]:
         """Losses, sigmas and terms of one of the batches, each [B]."""
         return self._losses[place], self._sigmas[place], self._terms_of_batch[place]
 
@@ -62,9 +67,12 @@ class StepNumbers:
         return [len(sigmas) for sigmas in self._sigmas]
 
     def mean_of(self, name: str) -> Tensor | None:
-        """Of a term over the samples of the step; None where no batch of this rank, nan where none of any has it."""
+        """Of a term over the samples of the step that have it; None where no batch of this rank, nan where none of any has.
+
+        So it does not depend on which samples go through the model together.
+        """
         values = self._terms.get(name)
-        return torch.cat(values).mean() if values else None
+        return torch.cat(values).nanmean() if values else None
 
     def finish(self, grad_norm: Tensor) -> Tensor:
         """All batches are there: whether the update is to be made, one bool on the device."""
@@ -73,7 +81,7 @@ class StepNumbers:
         numbers, terms = [loss, grad_norm, sigmas.mean()], []
         if len(self._terms) > 1:
             self.names = list(self._terms)
-            terms = [torch.cat(values).mean() for values in self._terms.values()]
+            terms = [torch.cat(values).nanmean() for values in self._terms.values()]
         self.stacked = torch.cat([torch.stack(numbers), *_in_bins(losses, sigmas), *(term.view(1) for term in terms)])
         return grad_norm.isfinite() & loss.isfinite()
 

@@ -16,7 +16,7 @@ from ..plan.alternating import beside_another, two_bases
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
 from ..plan.constants import constants
-from ..plan.decision import buckets_of, decide
+from ..plan.decision import decide, joined_buckets
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.link import link_of
 from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
@@ -362,7 +362,9 @@ class RunPlan:
         """What is faster of batches that go through the model together, which takes more memory, and one after another."""
         loop = self._job.loop
         apart = replace(
-            joined, task=replace(joined.task, accumulation=loop.gradient_accumulation), buckets=buckets_of(self._job)
+            joined,
+            task=replace(joined.task, accumulation=loop.gradient_accumulation),
+            buckets=joined_buckets(self._job, 1),
         )
         other = apart.choose()
         if choice is not None and (other is None or choice.seconds < other.seconds):

@@ -122,8 +122,9 @@ class Team:
         yield 1, sigmas
         for number, name in enumerate(self._names):
             if name in terms:
-                yield 2 + 2 * number, terms[name]
-                yield 3 + 2 * number, self._there.expand(len(loss))
+                values, there = terms[name]
+                yield 2 + 2 * number, values
+                yield 3 + 2 * number, self._there.expand(len(loss)) if there is None else there
 
     def _read(self, table: Tensor, dealt: Dealt) -> StepNumbers:
         losses, sigmas, *rest = table

@@ -79,3 +79,17 @@ def test_beside_transformers_that_is_there_already_it_is_imported_as_usual():
         "from transformers.modeling_utils import unwrap_model\nlayer = torch.nn.Linear(1, 1)\n"
         "assert unwrap_model(layer) is layer\n"
     )
+
+
+@pytest.mark.grid(2, "other ways to import peft")
+def test_nothing_is_hidden_once_peft_is_there():
+    """Threads wait for it together, and one of them may import what the other would hide."""
+    run("""
+from wan_train.core.adapters import peft_hooks
+asked = []
+hidden = peft_hooks.hidden
+peft_hooks.hidden = lambda *names: asked.append(bool(names)) or hidden(*names)
+peft_hooks.import_adapters()
+peft_hooks.import_adapters()
+assert asked == [True, False], asked
+""")

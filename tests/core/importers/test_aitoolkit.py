@@ -108,11 +108,23 @@ def test_several_datasets():
     ]
 
 
+def outcomes(imported, name):
+    return [line.answer.outcome for line in imported.lines if line.given.key.endswith(name)]
+
+
 def test_a_regularization_set_with_the_priors_of_the_model():
     block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
     other = block.replace("is_reg: false", "is_reg: true\n          prior_reg: true")
     assert bring((block, block + other)).recipe.regularizers.prior_preservation
     assert not bring().recipe.regularizers.prior_preservation
+    plain = block.replace("is_reg: false", "is_reg: false\n          prior_reg: false")
+    imported = bring((block, other + plain))  # what is off in one set is not off in the others
+    assert imported.recipe.regularizers.prior_preservation
+    assert outcomes(imported, "prior_reg") == ["mapped", "not needed"]
+    imported = bring((block, other + other.replace("prior_reg: true", "prior_reg: false")))
+    assert imported.recipe.regularizers.prior_preservation
+    assert outcomes(imported, "prior_reg") == ["mapped", "not supported"]
+    assert not bring((block, plain)).recipe.regularizers.prior_preservation
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import torch
 from wan_train.core.plan.decision import batches_joined, decide, joined_buckets
 from wan_train.core.plan.plan import Bucket
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train.checks import check_job
 from wan_train.core.train.joining import in_groups
 
-from .helpers import make_sample, make_trainer, train_in_folder
+from .helpers import make_sample, make_trainer, train_in_folder, with_class
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -112,3 +113,26 @@ def test_the_plan_counts_the_memory_and_the_forwards_of_what_is_joined(one_size)
 
 def test_groups_keep_the_order():
     assert in_groups((4, 5, 6, 7, 8), 2) == [(4, 5), (6, 7), (8,)]
+
+
+@pytest.mark.parametrize("joined", [2, 4])
+def test_the_weight_of_preservation_follows_the_samples_that_have_a_class_caption(one_size, tmp_path, joined):
+    """Others, which are joined with them, are none at the target."""
+    first, *rest = one_size.data.samples
+    data = replace(one_size.data, samples=(with_class(tmp_path, first), *rest))
+    options = RegularizerOptions(output_preservation=0.5, preservation_target=0.05)
+
+    def steps(number):
+        trainer = make_trainer(replace(one_size, data=data, regularizers=options))
+        trainer.joined = number
+        for weight in trainer.parameters:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(weight.numel()))
+        found = [trainer.train_step().read() for _ in range(3)]
+        return [report.terms["output_preservation"] for report in found], float(trainer.adaptive.state_dict()["weight"])
+
+    terms, weight = steps(1)
+    others, same = steps(joined)
+    assert min(terms) > 0
+    assert others == pytest.approx(terms, rel=1e-4)
+    assert same == pytest.approx(weight, rel=1e-4)
+    assert weight != 0.5

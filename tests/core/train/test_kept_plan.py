@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,16 +11,18 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.memory.deterministic import is_deterministic
 from wan_train.core.plan import learnt
 from wan_train.core.plan.card import measure_card
+from wan_train.core.plan.choice import Choice
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
-from wan_train.core.plan.planning import make_planner
+from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train import kept_plan, run_plan
 from wan_train.core.train.claim import claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.kept_plan import FILE, read_kept_plan
+from wan_train.core.train.kept_plan import FILE, PlanOfBefore, read_kept_plan
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
@@ -28,6 +31,9 @@ from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
 CPU = torch.device("cpu")
+UNKNOWN = re.compile(
+    r"deterministic: it has steps without the option, or its plan\.json is missing or damaged\. The run goes on"
+)
 ON = MemoryOptions(budget_gb=3.0, deterministic=True)  # a budget: else nothing is planned on a CPU
 
 
@@ -206,6 +212,50 @@ def test_a_damaged_one_is_chosen_anew(tmp_path, deep):
     assert read_kept_plan(folder.path) is None
     go_on(folder)
     assert read_kept_plan(folder.path).joined == plan["joined"]
+    assert [UNKNOWN.match(told) is not None for told in warnings(folder)] == [True]
+
+
+def test_steps_without_the_option_are_told(tmp_path, deep):
+    without = replace(deep, memory=replace(ON, deterministic=False), loop=replace(deep.loop, steps=8))
+    folder = folder_of(tmp_path, without, "run")
+    stop(folder)
+    folder.write_job(replace(without, memory=ON))
+    stop(folder, 4)
+    assert [UNKNOWN.match(told) is not None for told in warnings(folder)] == [True]
+    stop(folder, 5)
+    assert len(warnings(folder)) == 1  # from there on it is the plan of before
+    folder.write_job(without)
+    stop(folder, 6)
+    assert read_kept_plan(folder.path) is None
+    folder.write_job(replace(without, memory=ON))
+    go_on(folder)
+    assert [UNKNOWN.match(told) is not None for told in warnings(folder)] == [True, True]
+
+
+def test_a_run_that_takes_turns_from_now_on_has_a_plan_of_its_own(tmp_path, deep):
+    folder = folder_of(tmp_path, deep, "run")
+    stop(folder)
+    folder.write_job(replace(deep, alternate_every=1))
+    go_on(folder)
+    assert any("and this is cpu, " in told and "in turns with another run" in told for told in warnings(folder))
+
+
+def taken(world, job, others, folder, cards):
+    """On one rank: keeps a plan of `job`, then of each of `others`: whether it would be taken."""
+    with patch.object(kept_plan, "version_of", lambda _: cards[world.rank]):
+        before = PlanOfBefore(job, CPU, folder, world=world, warn=print)
+        decision = decide(job, inspect(job.model.path), CPU)
+        before.keep(decision, Choice(plan_of(job, decision, world), {}, 0, 0, 0.0))
+        world.wait_for_all()
+        return [PlanOfBefore(other, CPU, folder, world=world, warn=print).held is not None for other in others]
+
+
+def test_ranks_take_it_together_and_not_where_they_are_spread_in_another_way(ranks, tmp_path, deep):
+    sharded = replace(deep, parallel=ParallelOptions(base="sharded"))
+    of_both = ranks(2)
+    assert of_both(taken, deep, [deep, sharded], tmp_path, ["card", "card"]) == [[True, False]] * 2
+    assert of_both(taken, sharded, [deep, sharded], tmp_path, ["card", "card"]) == [[False, True]] * 2
+    assert of_both(taken, deep, [deep], tmp_path, ["card", "other card"]) == [[False]] * 2
 
 
 def test_a_run_that_starts_from_anothers_checkpoint_takes_its_plan_along(tmp_path, deep):

@@ -17,6 +17,7 @@ from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
 from wan_train.core.settings.job import Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train import loop, run_plan
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.loop import Trainer
@@ -402,6 +403,21 @@ def test_a_system_that_does_not_tell_its_memory_trains_all_the_same(tmp_path, de
     assert len(warnings) == 1
     assert "install psutil. No plan can be chosen without" in warnings[0]
     assert plans(tmp_path, "unknown") == []
+
+
+def test_batches_apart_are_planned_in_the_copies_that_the_objective_takes_too(tmp_path, deep: Job, monkeypatch):
+    sample = replace(deep.data.samples[0], held_out=False)
+    job = replace(
+        deep,
+        data=replace(deep.data, samples=(sample,)),
+        loop=replace(deep.loop, gradient_accumulation=4),
+        memory=replace(LARGE, join_batches="on"),
+        regularizers=RegularizerOptions(blank_preservation=0.5, single_pass=True),
+    )
+    seen, choose = [], Planner.choose
+    monkeypatch.setattr(Planner, "choose", lambda self: (seen.append(self), choose(self))[1])
+    RunPlan(job, inspect(job.model.path), CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
+    assert [(planner.buckets[0].batch, planner.task.accumulation) for planner in seen] == [(8, 1), (2, 4)]
 
 
 def test_the_plan_that_is_not_chosen_is_the_jobs(tmp_path, job: Job):
