@@ -66,7 +66,7 @@ def test_a_warning_stands_on_the_node_before_its_first_step(desk: Desk):
         train,
     )
     desk.queue()
-    desk.until(train, "warmup_steps (4000) is not shorter than the run (3000 steps)", NOTES)
+    desk.until(train, "warmup_steps (4000) is not shorter than the run (3,000 steps)", NOTES)
     desk.until(train, "step 1")
     before = [notes for head, notes in desk.evaluate("() => window.wanSeen") if "step " not in head]
     assert any("warmup_steps (4000)" in notes for notes in before)
