@@ -162,7 +162,8 @@ def test_the_demo_without_comfyui_stays_offline(environment, tmp_path, monkeypat
     (tmp_path / "clips").mkdir()
     for path in (PACK / "nano" / "datasets" / "dive").glob("dive_00.*"):
         shutil.copy(path, tmp_path / "clips")
-    changes = ("loop.steps=1", "loop.batch_size=1", "device=cpu", f"dataset.folder={tmp_path / 'clips'}")
+    folder = (f"dataset.folder={tmp_path / 'clips'}", "dataset.held_out=0")
+    changes = ("loop.steps=1", "loop.batch_size=1", "device=cpu", *folder)
     headless_demo.run(headless_demo.command_line(Path(sys.executable), PACK), PACK, tmp_path / "base", changes=changes)
     commands = [line.partition("wantrain.py ")[2] for line in told.read_text(encoding="utf-8").splitlines()]
     started = Counter(command.split()[0] for command in commands if command)
