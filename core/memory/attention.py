@@ -24,10 +24,8 @@ from .deterministic import is_deterministic
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 TIMED_ROUNDS, RUNS = 2, 4  # runs of each round
 TIMED_TOKENS = {"cuda": 8192, "cpu": 256}  # at most; beyond, the time per token pair changes little
-REPEATED_TOKENS, REPEATS = (
-    {"cuda": 4096, "cpu": 300},
-    4,
-)  # where the same bits are asked for, and how often that is tried
+# Where the same bits are asked for: tokens, and how often it is tried whether they are the same.
+REPEATED_TOKENS, REPEATS = {"cuda": 4096, "cpu": 300}, 4
 ANY_ORDER = ("cudnn",)  # kinds whose backward can't be had with the same bits each time
 
 

@@ -1,17 +1,19 @@
 """A miniature model and two samples on disk, and jobs over them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from wan_train.core.plan.card import Card, measure_card
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.job import DataSpec, Job, ModelSpec
 from wan_train.core.settings.loop import LoopOptions
 from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, make_sample
+from wan_train.tests.core.train.helpers import DEEP, SIZE, make_sample
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
 
@@ -46,3 +48,18 @@ def job(tmp_path, model_path) -> Job:
         loop=LoopOptions(steps=6, checkpoint_every=2, keep_last=2, caption_dropout=0.2),
         device="cpu",
     )
+
+
+@pytest.fixture(scope="session")
+def deep_model(tmp_path_factory) -> ModelSpec:
+    """A model with blocks enough for plans to differ."""
+    size = replace(SIZE, num_layers=DEEP)
+    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
+    save_file(wan_dit(size, seed=0), path, metadata=dit_metadata(size))
+    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.2-t2v-a14b")
+
+
+@pytest.fixture(scope="session")
+def card() -> Card:
+    """The CPU, measured once."""
+    return measure_card(torch.device("cpu"))

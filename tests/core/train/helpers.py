@@ -15,6 +15,7 @@ from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tools.miniature import DiTSize
 
+DEEP = 6  # blocks: two streamed ones have two slots, so what is gained begins with the third
 SIZE = DiTSize(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16)
 
 

@@ -7,16 +7,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from wan_train.core.memory.deterministic import is_deterministic
 from wan_train.core.plan import learnt
-from wan_train.core.plan.card import measure_card
 from wan_train.core.plan.choice import Choice
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
-from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train import kept_plan, run_plan
@@ -27,27 +25,12 @@ from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE
-from wan_train.tools.miniature import dit_metadata, wan_dit
 
 CPU = torch.device("cpu")
 UNKNOWN = re.compile(
     r"deterministic: it has steps without the option, or its plan\.json is missing or damaged\. The run goes on"
 )
 ON = MemoryOptions(budget_gb=3.0, deterministic=True)  # a budget: else nothing is planned on a CPU
-
-
-@pytest.fixture(scope="session")
-def deep_model(tmp_path_factory):
-    size = replace(SIZE, num_layers=6)
-    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
-    save_file(wan_dit(size, seed=0), path, metadata=dit_metadata(size))
-    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.2-t2v-a14b")
-
-
-@pytest.fixture(scope="session")
-def card():
-    return measure_card(CPU)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.objective.forwards import Forwards
 from wan_train.core.plan import learnt
@@ -15,7 +14,7 @@ from wan_train.core.plan.measure import correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
-from wan_train.core.settings.job import Job, ModelSpec
+from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train import loop, run_plan
@@ -24,26 +23,11 @@ from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.run_plan import RunPlan
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE, compute_loss
+from wan_train.tests.core.train.helpers import DEEP, compute_loss
 from wan_train.tests.core.train.test_features import train
-from wan_train.tools.miniature import dit_metadata, wan_dit
 
 CPU = torch.device("cpu")
-LAYERS = 6  # two streamed blocks have two slots: what is gained begins with the third
 LARGE = MemoryOptions(budget_gb=3.0)  # for a miniature
-
-
-@pytest.fixture(scope="session")
-def deep_model(tmp_path_factory):
-    size = replace(SIZE, num_layers=LAYERS)
-    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
-    save_file(wan_dit(size, seed=0), path, metadata=dit_metadata(size))
-    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.2-t2v-a14b")
-
-
-@pytest.fixture(scope="session")
-def card():
-    return measure_card(CPU)
 
 
 @pytest.fixture
@@ -149,9 +133,9 @@ def test_a_small_budget_streams_and_gives_the_same_to_the_bit(tmp_path, deep: Jo
     assert same(lora, other)
     assert warnings == []
     (event,) = plans(tmp_path, "small")
-    assert event["plan"]["streamed_blocks"] == LAYERS
+    assert event["plan"]["streamed_blocks"] == DEEP
     assert event["vram"] <= least + 100
-    assert f"block swap of {LAYERS} of {LAYERS} blocks" in event["message"]
+    assert f"block swap of {DEEP} of {DEEP} blocks" in event["message"]
 
 
 def test_what_the_user_has_set_stays(tmp_path, deep: Job):
@@ -168,7 +152,7 @@ def test_each_size_keeps_its_own_attention(tmp_path, deep: Job, card, monkeypatc
     losses, lora, _ = train(tmp_path, deep, "plain")
     pins = {"offload_inputs": True, "streamed_blocks": 1, "stream_from": "pageable"}
     planner = replace(planner_of(deep, card), options=MemoryOptions(**pins))
-    half = planner.describe(replace(planner.plan, keep_attention=LAYERS // 2, **pins))
+    half = planner.describe(replace(planner.plan, keep_attention=DEEP // 2, **pins))
     memory = within(half.vram + 1, **pins)
     marks = {}
     pred = Forwards.pred
@@ -181,7 +165,7 @@ def test_each_size_keeps_its_own_attention(tmp_path, deep: Job, card, monkeypatc
 
     monkeypatch.setattr(Forwards, "pred", look)
     found, other, _ = train(tmp_path, replace(deep, memory=memory), "by_size")
-    assert marks[8] == LAYERS // 2 < marks[6]
+    assert marks[8] == DEEP // 2 < marks[6]
     assert found == losses
     assert same(lora, other)
     (event,) = plans(tmp_path, "by_size")
@@ -211,7 +195,7 @@ def test_the_cpu_goes_on_with_the_leanest_plan(tmp_path, deep: Job, plain):
     assert same(lora, other)
     assert [w for w in warnings if "does not fit" in w and w.endswith("goes on with the leanest plan.")] == warnings
     assert len(warnings) == 1
-    assert plans(tmp_path, "tiny")[0]["plan"]["streamed_blocks"] == LAYERS
+    assert plans(tmp_path, "tiny")[0]["plan"]["streamed_blocks"] == DEEP
 
 
 @pytest.mark.parametrize(

@@ -5,37 +5,19 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from wan_train.core.plan import learnt, recovery
-from wan_train.core.plan.card import common_card, measure_card
+from wan_train.core.plan.card import common_card
 from wan_train.core.plan.probe import DeviceProbe
-from wan_train.core.settings.job import ModelSpec
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import previews, run_plan, validation
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_plan import RunPlan
-from wan_train.core.wan.checkpoint import inspect
-from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.train.team_runs import folder_of, lora, losses, run, spread, told
 from wan_train.tests.ranks import RankError
-from wan_train.tools.miniature import dit_metadata, wan_dit
 
 OUT = "CUDA out of memory. Tried to allocate 1.00 GiB."
-
-
-@pytest.fixture(scope="session")
-def deep_model(tmp_path_factory):
-    size = replace(SIZE, num_layers=6)
-    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
-    save_file(wan_dit(size, seed=0), path, metadata=dit_metadata(size))
-    return ModelSpec(path=str(path), identity=inspect(path).identity, label="wan2.2-t2v-a14b")
-
-
-@pytest.fixture(scope="session")
-def card():
-    return measure_card(torch.device("cpu"))
 
 
 @pytest.fixture
