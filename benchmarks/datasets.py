@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wan_train.benchmarks.material import Clip, make_job, write_sample
-from wan_train.core.facts import BOUNDARY_T2V_A14B, clip_size
+from wan_train.benchmarks.material import MODELS, Clip, make_job, write_sample
+from wan_train.core.facts import BOUNDARY_I2V_A14B, BOUNDARY_T2V_A14B, clip_size
 from wan_train.core.settings.job import Job, Stage, stage_window
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.precision import Precision
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import WanConfig
 
 # How many samples of each size. A picture of 960x960 has 3,600 tokens, those of its other aspect ratios 3,572 and 3,588.
 DATASETS: dict[str, Mapping[str, int]] = {
@@ -29,6 +30,7 @@ DATASETS: dict[str, Mapping[str, int]] = {
     "portrait": {"480x832x33": 8, "832x480x33": 8},
 }
 SMALL = 16  # as many times smaller are the sides of what a dry run trains on
+BOUNDARIES = {"wan2.2-t2v-a14b": BOUNDARY_T2V_A14B, "wan2.2-i2v-a14b": BOUNDARY_I2V_A14B}  # of two experts
 STAGES: dict[bool, Stage] = {False: "high", True: "low"}
 
 
@@ -57,18 +59,19 @@ def _smaller(clip: Clip) -> Clip:
 
 
 def write_run(folder: Path, data: Path, model: Path, recipe: RunSettings, *, small: bool = False) -> Job:
-    """A run folder with the job of one expert of Wan 2.2 on the whole dataset, whose caches are in `data`."""
+    """A run folder with a job on the whole dataset, whose caches are in `data`. A model of two experts is one of them."""
     config = inspect(model).config
+    label = label_of(config)
     clips = clips_of(recipe.dataset, small=small)
     samples = [write_sample(data, clip, config, number) for clip, count in clips.items() for number in range(count)]
     job = make_job(data, model, list(clips)[:1], recipe.steps)
-    stage = STAGES[recipe.second]
-    low, high = stage_window(stage, BOUNDARY_T2V_A14B)
+    stage: Stage = STAGES[recipe.second] if label in BOUNDARIES else "single"
+    low, high = stage_window(stage, BOUNDARIES.get(label, BOUNDARY_T2V_A14B))
     job = replace(
         job,
         name=recipe.dataset,
         stage=stage,
-        model=replace(job.model, label="wan2.2-t2v-a14b", precision=recipe.precision),
+        model=replace(job.model, label=label, precision=recipe.precision),
         data=replace(job.data, samples=tuple(samples)),
         timesteps=replace(job.timesteps, sigma_min=low, sigma_max=high),
         loop=replace(job.loop, checkpoint_every=250, gradient_accumulation=recipe.accumulation),
@@ -77,6 +80,15 @@ def write_run(folder: Path, data: Path, model: Path, recipe: RunSettings, *, sma
     folder.mkdir(parents=True)
     RunFolder(folder).write_job(job)
     return job
+
+
+def label_of(config: WanConfig) -> str:
+    """The base that a random model of this form stands for."""
+    if config.variant == "i2v":
+        return "wan2.2-i2v-a14b"
+    if config.variant == "ti2v":
+        return "wan2.2-ti2v-5b"
+    return "wan2.1-t2v-1.3b" if config.dim == MODELS["1.3b"].dim else "wan2.2-t2v-a14b"
 
 
 def sizes_of_steps(job: Job, steps: int) -> list[str]:

@@ -22,6 +22,7 @@ from wan_train.core.wan.model import WanTransformer
 
 MODELS = {
     "14b": WanConfig(),
+    "i2v-14b": WanConfig(variant="i2v", in_dim=36),  # of Wan 2.2: no CLIP features
     "1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     "5b": WanConfig(variant="ti2v", dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48),
     "toy": WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=3),  # for a dry run on a CPU
@@ -131,13 +132,17 @@ def random_pair(clip: Clip, config: WanConfig, number: int = 0) -> tuple[torch.T
 
 
 def write_sample(folder: Path, clip: Clip, config: WanConfig, number: int = 0) -> TrainSample:
-    """The pair of this `number` in our cache's form."""
+    """The pair of this `number` in our cache's form; for image-to-video with the latents of its first frame."""
     folder.mkdir(parents=True, exist_ok=True)
     latents, text = random_pair(clip, config, number)
     name = f"{clip}-{number}" if number else str(clip)
     paths = folder / f"{name}.latents.safetensors", folder / f"{name}.text.safetensors"
     save_file({"latents": latents.float()}, paths[0])
     save_file({"context": text.float()}, paths[1])
+    known = ""
+    if config.conditioning_dim:
+        known = str(folder / f"{name}.known.safetensors")
+        save_file({"latents": latents.float()}, known)
     return TrainSample(
         name=name,
         latents_path=str(paths[0]),
@@ -146,6 +151,8 @@ def write_sample(folder: Path, clip: Clip, config: WanConfig, number: int = 0) -
         text_path=str(paths[1]),
         text_key=f"text-{name}",
         caption="random",
+        known_path=known,
+        known_key=f"known-{name}" if known else "",
     )
 
 
@@ -162,6 +169,7 @@ def make_job(folder: Path, model: Path, clips: list[Clip], steps: int, *, rank: 
             empty_text_path=samples[0].text_path,  # no caption is dropped
             empty_text_key=samples[0].text_key,
             text_dim=info.config.text_dim,
+            conditioning="first frame" if info.config.conditioning_dim else "none",
         ),
         adapter=AdapterOptions(rank=rank, alpha=float(rank)),
         loop=LoopOptions(steps=steps, checkpoint_every=steps),

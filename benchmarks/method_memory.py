@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -212,7 +213,7 @@ class Bench:
 
 
 def measured(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Promise and peak of a run in GB, and by how much the peak is off."""
+    """Promise and peak of a run in GB, by how much the peak is off, and the median seconds of the later half of its steps."""
     plan = next((event for event in events if event["event"] == "plan"), None)
     steps = [event for event in events if event["event"] == "step"]
     found: dict[str, Any] = {
@@ -221,6 +222,9 @@ def measured(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "shortages": sum(event["event"] == "plan" and "step" in event for event in events),
         "promised_gb": None if plan is None else round((plan["vram"] + plan.get("overhead", 0)) / GIB, 3),
     }
+    seconds = [event["seconds"] for event in steps if "seconds" in event]
+    if len(seconds) > 1:
+        found["step_s"] = round(statistics.median(seconds[-(len(seconds) // 2) :]), 5)
     for name in ("reserved", "allocated"):
         peaks = [event[f"{name}_gib"] for event in steps if f"{name}_gib" in event]
         found[f"{name}_gb"] = round(max(peaks), 3) if peaks else None

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from wan_train.benchmarks.datasets import RunSettings, clips_of, shares, sizes_of_steps, write_run
+from wan_train.benchmarks.datasets import BOUNDARIES, RunSettings, clips_of, label_of, shares, sizes_of_steps, write_run
 from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize, timeline
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
 from wan_train.benchmarks.time_to_lora import Run, add_row, table
 from wan_train.core.errors import ConfigError
+from wan_train.core.train.batches import BatchSchedule
+from wan_train.core.train.events import EventReader, EventWriter
+from wan_train.core.train.run import run_job
+from wan_train.core.train.run_folder import RunFolder
 
 PACK = Path(__file__).resolve().parents[2]
 NAMES = {
@@ -63,6 +67,34 @@ def test_the_dry_run_writes_a_row_and_one_for_a_longer_run(tmp_path):
     assert (row["shortages"], row["errors"], "extrapolated" in row) == (0, [], False)
     assert (long["steps"], long["extrapolated"]) == (1000, True)
     assert long["ours_s"] == pytest.approx(row["ours_s"] + 996 * row["ours_step_s"], abs=0.1)
+
+
+def test_an_image_to_video_model_is_given_the_first_frame(tmp_path):
+    model, folder = tmp_path / "i2v.safetensors", tmp_path / "runs" / "run"
+    write_checkpoint(model, replace(MODELS["toy"], variant="i2v", in_dim=36))
+    job = write_run(folder, tmp_path / "data", model, RunSettings(dataset="mixed", steps=2), small=True)
+    assert (job.model.label, job.stage, job.timesteps.sigma_min) == ("wan2.2-i2v-a14b", "high", 0.9)
+    batch = BatchSchedule.of(job.data, job.loop).load(0)
+    assert batch.conditioning is not None
+    shape = batch.latents.shape
+    assert batch.conditioning.shape == (shape[0], 20, *shape[2:])
+    run_job(RunFolder(folder), EventWriter(folder / "events.jsonl"), torch.device("cpu"), lambda: False)
+    steps = [event for event in EventReader(folder / "events.jsonl").read() if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "stage"),
+    [
+        ("14b", "wan2.2-t2v-a14b", "high"),
+        ("i2v-14b", "wan2.2-i2v-a14b", "high"),
+        ("1.3b", "wan2.1-t2v-1.3b", "single"),
+        ("5b", "wan2.2-ti2v-5b", "single"),
+    ],
+)
+def test_a_model_of_full_size_is_trained_as_what_it_is(name, label, stage):
+    assert label_of(MODELS[name]) == label
+    assert ("high" if label in BOUNDARIES else "single") == stage
 
 
 def test_a_row_is_what_the_diary_says():
