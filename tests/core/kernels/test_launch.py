@@ -1,5 +1,9 @@
 """A kernel is launched directly the second time, and by Triton's own way where that is not possible."""
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -14,6 +18,9 @@ class Kernel:
 
     def __init__(self, takes=3):
         self.calls, self.takes = [], takes
+
+    def warmup(self, *_, grid, **__):
+        assert grid == GRID
 
     def __getitem__(self, grid):
         def run(*args, num_warps):
@@ -65,3 +72,30 @@ def test_another_triton():
     for _ in range(3):
         run(kernel, x, 7)
     assert kernel.calls == ["triton"] * 3
+
+
+@pytest.mark.usefixtures("fresh")
+def test_threads_compile_side_by_side_and_launch_for_the_first_time_one_by_one():
+    """Triton loads a module at a first launch; two threads that load one at once may get each other's."""
+    compiling, launching, met = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=1), []
+
+    class Slow(Kernel):
+        def warmup(self, *_, **__):
+            compiling.wait()  # of which a lock would keep the other thread away
+
+        def __getitem__(self, grid):
+            launch = super().__getitem__(grid)
+
+            def run(*args, **options):
+                with contextlib.suppress(threading.BrokenBarrierError):  # nobody came
+                    launching.wait()
+                    met.append(self)
+                return launch(*args, **options)
+
+            return run
+
+    kernels = Slow(), Slow()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda kernel: run(kernel, torch.empty(64), 7), kernels))
+    assert met == []
+    assert [kernel.calls for kernel in kernels] == [["triton"], ["triton"]]
