@@ -6,7 +6,8 @@ a release lacks is tried here, and answered by what does without.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ PRODUCT_OPS = {"aten::mm": 1, "aten::addmm": 2, "aten::_scaled_mm": 1}
 
 _TRACES_OPTION = "autograd_cache_allow_custom_autograd_functions"
 _torch: Any = torch  # whose private names a type checker does not know
+
+
+@contextmanager
+def saving_without_checksums() -> Iterator[None]:
+    """`torch.save` leaves out the CRC-32 of each tensor, which takes longer than a fast disk. For files with a hash of ours."""
+    serialization = _torch.serialization
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 def has_bf16(device: torch.device) -> bool:

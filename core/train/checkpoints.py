@@ -24,6 +24,7 @@ from ..errors import START_AGAIN, RunError
 from ..safe_json import parse_object, seal, unseal
 from ..safetensors_file import write_safetensors
 from ..shortage import ShortageError, is_out_of_memory
+from ..torch_compat import saving_without_checksums
 
 ADAPTER, AVERAGE, STATE, MANIFEST = "adapter.safetensors", "average.safetensors", "state.pt", "manifest.json"
 _VERSION = 1  # of the manifest
@@ -177,7 +178,8 @@ def _save_state(state: dict[str, Any], file: HashingWriter) -> None:
             file.flush()
 
     try:
-        torch.save(state, Recorder())  # type: ignore[arg-type]
+        with saving_without_checksums():  # the manifest has the file's sha256
+            torch.save(state, Recorder())  # type: ignore[arg-type]
     except Exception as error:
         raise (failures[0] if failures else error) from error
 

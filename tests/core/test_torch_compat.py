@@ -1,12 +1,14 @@
 """What may change with a release of PyTorch stands in one file."""
 
 import ast
+import zipfile
 from pathlib import Path
 
 import torch
 from wan_train.core import torch_compat
 from wan_train.core.adapters import peft_hooks
 from wan_train.core.packages import NEEDS
+from wan_train.core.torch_compat import saving_without_checksums
 from wan_train.tools import versions
 
 PACK = Path(__file__).resolve().parents[2]
@@ -72,3 +74,20 @@ def test_the_versions_that_are_tested_are_those_that_are_stated():
     assert NEEDS["peft"].minimum == peft_hooks.TESTED[0].removesuffix(".0")
     for name in ("requirements.txt", "pyproject.toml"):
         assert f"peft>={NEEDS['peft'].minimum}" in (PACK / name).read_text(encoding="utf-8")
+
+
+def test_a_file_is_saved_without_checksums_of_its_parts(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    state = {"moments": torch.arange(1000.0)}
+    with saving_without_checksums():
+        torch.save(state, tmp_path / "without.pt")
+    assert torch.serialization.get_crc32_options() == before
+    torch.save(state, tmp_path / "with.pt")
+
+    def checksums(name):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            return {Path(info.filename).name: info.CRC for info in archive.infolist() if info.file_size == 4000}
+
+    assert checksums("without.pt") != checksums("with.pt")
+    found = torch.load(tmp_path / "without.pt", weights_only=True)
+    assert torch.equal(found["moments"], state["moments"])
