@@ -1,7 +1,7 @@
 """From a Wan checkpoint on disk to a model in memory: the frozen transformer, read block by block."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, groupby, repeat
@@ -26,7 +26,7 @@ from .checkpoint import (
 )
 from .config import WanConfig
 from .gguf import QUANTS, dequantize, keep_quantized, open_header, read_stored
-from .header import DTYPES, TensorEntry, read_ahead, read_in_order
+from .header import DTYPES, Read, TensorEntry, read_ahead, read_in_order
 from .model import WanTransformer
 from .quantized import column, convert, is_extra, scale_name
 
@@ -150,7 +150,11 @@ def _fill(
     The mode of autograd is left to the caller: one that is set here would last while the caller has a part.
     """
     scales = read_scales(source)
-    tensors = read_ahead(_read_by_block(source, params, device_of))
+    by_block = _by_block(params)
+    to_gpu = [name for index, of_block in by_block.items() if device_of(index).type == "cuda" for name in of_block]
+    # Held here to the end: the thread that reads into it is done while the last tensor is still copied from it.
+    staging = _staging(max((params[name].num_bytes for name in to_gpu), default=0))
+    tensors = read_ahead(_read_by_block(source, by_block, device_of, staging))
     for index, of_block in groupby(tensors, key=itemgetter(0)):
         place = placer(device_of(index))
         state: dict[str, Tensor] = {}
@@ -178,38 +182,37 @@ def _everywhere(device: torch.device) -> DeviceOf:
 
 
 def _read_by_block(
-    source: TensorSource, params: Mapping[str, TensorEntry], device_of: DeviceOf
+    source: TensorSource,
+    by_block: Mapping[int | None, Sequence[str]],
+    device_of: DeviceOf,
+    staging: Sequence[HostBuffer],
 ) -> Iterator[tuple[int | None, str, Tensor]]:
     """Block (None: outside of them), name and content of each tensor, block by block.
 
-    On its way to a GPU a tensor is in memory that the one after the next is read into.
+    On its way to a GPU a tensor is in one of the buffers of `staging`, that the one after the next is read into.
     """
-    by_block = _by_block(params)
-    to_gpu = [index for index in by_block if device_of(index).type == "cuda"]
-    staging = _staging(max((params[name].num_bytes for index in to_gpu for name in by_block[index]), default=0))
+    buffers = cycle(staging) if staging else repeat(None)
+    reads: dict[str, Read] = {"cuda": partial(_read_into, buffers), "meta": _shape_of}
     for index, of_block in by_block.items():
-        read = partial(_read_into, staging) if index in to_gpu else read_stored
-        if device_of(index).type == "meta":
-            read = _shape_of
+        read = reads.get(device_of(index).type, read_stored)
         for name, stored in read_in_order(source.tensors, of_block, read):
             yield index, name, stored
 
 
-def _staging(num_bytes: int) -> Iterator[HostBuffer | None]:
-    """Two buffers of pinned memory in turn: one is read into while the other is copied from. None where there is none.
+def _staging(num_bytes: int) -> list[HostBuffer]:
+    """Two buffers of pinned memory: one is read into while the other is copied from. None where there is none.
 
-    Its pages are there already, and a GPU copies from it several times as fast as from ordinary memory.
+    Its pages are there already, and a GPU copies from it several times as fast as from ordinary memory. The pages must last as
+    long as a copy from them: a GPU that finds none stops the process with "unspecified launch failure".
     """
-    if not num_bytes:
-        return repeat(None)
     try:
-        return cycle([HostBuffer(num_bytes, pinned=True) for _ in range(2)])
+        return [HostBuffer(num_bytes, pinned=True) for _ in range(2 if num_bytes else 0)]
     except RunError:  # the driver gives no pinned memory, or no more of it
-        return repeat(None)
+        return []
 
 
-def _read_into(staging: Iterator[HostBuffer | None], stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
-    buffer = next(staging)
+def _read_into(buffers: Iterator[HostBuffer | None], stream: BinaryIO, entry: TensorEntry, path: Path) -> Tensor:
+    buffer = next(buffers)
     return read_stored(stream, entry, path, None if buffer is None else buffer.bytes)
 
 

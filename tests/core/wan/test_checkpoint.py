@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import threading
 import weakref
 
 import pytest
@@ -9,10 +10,12 @@ from wan_train.core.errors import ConfigError, ModelFileError
 from wan_train.core.memory.frozen_linear import FrozenLinear
 from wan_train.core.memory.precisions.fp8 import make_fp8
 from wan_train.core.memory.precisions.int8 import make_int8
+from wan_train.core.pinned import HostBuffer
+from wan_train.core.wan import loading
 from wan_train.core.wan.checkpoint import hints_expert, inspect
 from wan_train.core.wan.keys import to_official
 from wan_train.core.wan.layers import StoredLinear, run_layer
-from wan_train.core.wan.loading import load_transformer
+from wan_train.core.wan.loading import _Placer, load_transformer
 
 FP8 = torch.float8_e4m3fn
 BLOCK_LINEAR = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.([qkvo02]|k_img|v_img)\.(weight|bias)")
@@ -523,3 +526,34 @@ def test_of_a_model_that_is_loaded_no_more_than_one_block_need_stay(save, weight
     load_transformer(inspect(save(weights)), dtype=torch.float32, device="cpu", loaded=loaded)
     assert len(alive) == 2
     assert all(storage() is None for block in alive for storage in block)
+
+
+def test_pinned_memory_lasts_until_the_last_tensor_is_copied_from_it(weights, save, monkeypatch):
+    """The thread that reads ahead is done before; a GPU that copies from memory that is no longer pinned stops the process."""
+    buffers, are_there, all_read = [], [], threading.Event()
+
+    class Buffer(HostBuffer):
+        def __init__(self, num_bytes, *, pinned):
+            assert pinned
+            super().__init__(num_bytes, pinned=False)  # there is no GPU
+            buffers.append(weakref.ref(self))
+
+    class OnCpu(_Placer):
+        def __call__(self, name, entry, stored, scale):
+            if len(are_there) == len(weights) - 1:
+                assert all_read.wait(60)
+            are_there.append([buffer() is not None for buffer in buffers])
+            return super().__call__(name, entry, stored.clone(), scale)  # as a copy to a GPU
+
+    def read(*args, _read=loading._read_by_block):
+        items = _read(*args)
+        del args
+        yield from items
+        all_read.set()
+
+    monkeypatch.setattr(loading, "HostBuffer", Buffer)
+    monkeypatch.setattr(loading, "_read_by_block", read)
+    monkeypatch.setattr(loading, "_Placer", lambda model, _, **options: OnCpu(model, torch.device("cpu"), **options))
+    assert_weights(load_transformer(inspect(save(weights)), dtype=torch.float32, device="cuda"), weights)
+    assert are_there[-1] == [True, True]
+    assert [buffer() for buffer in buffers] == [None, None]
