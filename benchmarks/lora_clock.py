@@ -106,7 +106,7 @@ def timeline(log: str, events: Sequence[Event], start: float) -> list[tuple[floa
     """What a run's process told of itself, and what its diary holds but for the later steps: seconds after `start`."""
     found: list[tuple[float, str]] = []
     for line in log.splitlines():
-        day, _, rest = line.partition(" ")
+        day, _, rest = line.removeprefix("[rank 0] ").partition(" ")
         clock, _, told = rest.partition(" ")
         with contextlib.suppress(ValueError):  # no line of the log's form
             when = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S,%f")  # this machine's time

@@ -220,6 +220,7 @@ def measured(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steps": len(steps),
         "plan": "" if plan is None else plan["message"],
         "shortages": sum(event["event"] == "plan" and "step" in event for event in events),
+        "warnings": [event["message"] for event in events if event["event"] == "warning"],
         "promised_gb": None if plan is None else round((plan["vram"] + plan.get("overhead", 0)) / GIB, 3),
     }
     seconds = [event["seconds"] for event in steps if "seconds" in event]

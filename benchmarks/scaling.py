@@ -21,7 +21,7 @@ from typing import Any
 
 from time_to_lora import start_report  # also makes the pack importable
 from wan_train.benchmarks import speed
-from wan_train.benchmarks.lora_clock import run_ours
+from wan_train.benchmarks.lora_clock import run_ours, timeline
 from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint
 from wan_train.core.adapters.metadata import base_model_name
 from wan_train.core.settings.job import Job
@@ -108,6 +108,7 @@ def measure(row: Row, gpus: int, model: Path, work: Path, options: argparse.Name
         "shortages": sum("step" in event for event in events if event["event"] == "plan"),
         "errors": [event["message"] for event in events if event["event"] == "error"],
         "warnings": [event["message"] for event in events if event["event"] == "warning"],
+        "timeline": timeline(RunFolder(folder).log_path.read_text(encoding="utf-8"), events, clock.start),
     }
     if found["s_step"]:
         found["samples_s"] = round(job.loop.gradient_accumulation / found["s_step"], 4)
@@ -161,7 +162,10 @@ def main() -> None:
             if gpus > 1:
                 compare(found, find(report, row, name))
             report["rows"] = [old for old in report["rows"] if any(old[key] != found[key] for key in KEY)] + [found]
-            print(json.dumps({key: value for key, value in found.items() if value != []}), flush=True)
+            print(
+                json.dumps({key: value for key, value in found.items() if value != [] and key != "timeline"}),
+                flush=True,
+            )
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -7,7 +7,9 @@ that the first steps ran, so the numbers are the same.
 
 import contextlib
 import gc
+import logging
 import math
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_compat import end_allocating_to_pool, foreach_add_, foreach_copy_, foreach_zero_
+
+log = logging.getLogger(__name__)
 
 Act = Callable[[], None]
 Recorder = Callable[[Act], Act]  # an act, not yet done -> what does it, as often as wanted
@@ -119,6 +123,7 @@ class Graphs:
     def _make_all(self, signatures: Sequence[InputSignature], device: torch.device) -> None:
         """Record these sizes, the largest first."""
         self.release()
+        begin = time.perf_counter()
         try:
             self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
             record = self._record or self._cuda_recorder()
@@ -131,6 +136,7 @@ class Graphs:
             self._failed = True
             reason = str(error).strip().splitlines()[0][:200].rstrip(".")
         else:
+            log.info("Recording CUDA graphs of %d sizes took %.1f s.", len(signatures), time.perf_counter() - begin)
             return
         self.release()
         torch.cuda.empty_cache()

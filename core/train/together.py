@@ -1,5 +1,6 @@
 """How a run is spread over its ranks: what is checked before, and who does what of a step."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +21,8 @@ from .requests import PREVIEW_FILE, SAVE_FILE
 from .run_folder import RunFolder
 from .run_plan import RunPlan
 from .team import Team
+
+log = logging.getLogger(__name__)
 
 
 def schedule_of(job: Job) -> BatchSchedule:
@@ -76,6 +79,10 @@ def team_of(
         equal_counts=plan.is_sharded,
     )
     early = sends_early(sum(parameter.numel() for parameter in parameters), world.size, plan.link)
+    when = "during" if early else "after"
+    log.info(
+        "Gradients are added up %s the backward; %.0f GB/s between the GPUs (0: not known).", when, plan.link / 1e9
+    )
     return Team(
         world,
         dealing,
