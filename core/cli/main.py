@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import importlib
 import io
 import keyword
@@ -16,6 +17,7 @@ from ..launch.ahead import WAITS, await_folder, dismiss, start_ahead
 from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
 from ..offline import stay_offline
 from ..paths import shown
+from ..processes import postpone_collections, resume_collections
 from .advice import advice_of
 
 # Name -> what it does. A command's file is imported when the command is used: some take seconds.
@@ -69,7 +71,9 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code. What the user can mend ends with one sentence, not a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # the process is this command's own
+        postpone_collections()
+        arguments = sys.argv[1:]
     if list(arguments[:1]) not in (["download"], ["push"]):
         stay_offline()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
@@ -86,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
+    if not gc.isenabled():
+        resume_collections()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         return options.run(options)

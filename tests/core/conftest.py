@@ -26,6 +26,11 @@ def model_path(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def job(tmp_path, model_path) -> Job:
+    return job_in(tmp_path, model_path)
+
+
+def job_in(tmp_path: Path, model_path: Path) -> Job:
+    """A job over samples that are written there."""
     save_file({"context": torch.zeros(1, SIZE.text_dim)}, tmp_path / "empty.safetensors")
     samples = (
         make_sample(tmp_path, "a"),

@@ -1,4 +1,4 @@
-"""How a process of ours ends."""
+"""How a process of ours imports, and how it ends."""
 
 import subprocess
 import sys
@@ -13,6 +13,24 @@ def run(code):
     return subprocess.run(
         [sys.executable, "-c", BEGIN + code], capture_output=True, text=True, timeout=120, check=False
     )
+
+
+COMMAND = """
+import gc
+from wan_train.core.cli import main
+from wan_train.core.cli.commands import link
+link.run = lambda options: print(options.comfyui, gc.isenabled(), gc.get_freeze_count() > 1000) or 0
+"""
+
+
+def test_a_command_collects_garbage_but_not_among_what_was_imported():
+    done = run(f"{COMMAND}sys.argv = ['wantrain', 'link', 'here']\nsys.exit(main.main())")
+    assert done.stdout == "here True True\n", done.stderr
+
+
+def test_who_calls_the_command_line_keeps_his_own_collections():
+    done = run(f"{COMMAND}sys.exit(main.main(['link', 'here']))")
+    assert done.stdout == "here True False\n", done.stderr
 
 
 def test_what_python_does_at_an_end_is_done():

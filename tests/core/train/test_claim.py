@@ -2,24 +2,20 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed as dist
 from wan_train.core.errors import RunError
-from wan_train.core.settings.job import job_to_json
 from wan_train.core.train.claim import InUseError, claim_folder, claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 
 CPU = torch.device("cpu")
-PACK = Path(__file__).resolve().parents[3]
 
 
 def long(job, steps, name="test"):
@@ -50,16 +46,16 @@ def starts(folder):
 
 
 def test_a_shorter_training_under_another_name_leaves_the_finished_one_as_it_is(tmp_path, job):
-    first, lora, _ = train(tmp_path / "runs", long(job, 260, "first"))
+    first, lora, _ = train(tmp_path / "runs", long(job, 16, "first"))
     before = content(first)
-    second, shorter, origin = train(tmp_path / "runs", long(job, 40, "second"))
+    second, shorter, origin = train(tmp_path / "runs", long(job, 4, "second"))
     assert content(first) == before
     assert second.path.name == f"second_low_{job.key}"
     assert origin is None  # the first keeps only its last two checkpoints, both beyond
-    _, fresh, _ = train(tmp_path / "elsewhere", long(job, 40, "second"))
+    _, fresh, _ = train(tmp_path / "elsewhere", long(job, 4, "second"))
     assert same_weights(shorter, fresh)
     assert not same_weights(shorter, lora)
-    assert sorted(read_history(second.events_path).losses) == list(range(1, 41))
+    assert sorted(read_history(second.events_path).losses) == list(range(1, 5))
 
 
 def test_a_shorter_training_of_the_same_name_takes_a_kept_checkpoint(tmp_path, job):
@@ -156,50 +152,30 @@ def test_a_given_folder_takes_no_other_training(tmp_path, job):
     assert folder.job_path.read_bytes() == before
 
 
-CLAIM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import wantrain
-wantrain.load_pack()
-from pathlib import Path
-from wan_train.core.train.claim import InUseError, claim_run
-from wan_train.core.settings.job import job_from_json
-job = job_from_json(Path(sys.argv[3]).read_text())
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    claim = claim_run(Path(sys.argv[2]), job)
-    print(claim.folder.path.name, claim.folder.read_job() == job, flush=True)
-    sys.stdin.readline()
-except InUseError:
-    print("in use", flush=True)
-"""
+def claim_at_once(world, runs, jobs):
+    """In a process of several: what it gets when all ask at the same moment, and keep it until all have asked."""
+    job = jobs[world.rank]
+    dist.barrier(group=world.host_group)
+    try:
+        claim = claim_run(runs, job)
+    except InUseError:
+        claim = None
+    found = claim and (claim.folder.path.name, claim.folder.read_job() == job)
+    dist.barrier(group=world.host_group)
+    if claim is not None:
+        claim.release()
+    return found
 
 
-def test_processes_at_the_same_moment_never_share_a_folder(tmp_path, job):
+def test_processes_at_the_same_moment_never_share_a_folder(tmp_path, job, ranks):
     """Of those that ask for the same training one gets it; another length, and another name, get folders of their own."""
     jobs = [long(job, 20), long(job, 20), long(job, 10), long(job, 20, "other")]
-    processes = []
-    for number, asked in enumerate(jobs):
-        path = tmp_path / f"{number}.json"
-        path.write_text(job_to_json(asked))
-        command = [sys.executable, "-c", CLAIM, str(PACK), str(tmp_path / "runs"), str(path)]
-        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-    try:
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        said = [process.stdout.readline().strip() for process in processes]
-    finally:
-        for process in processes:
-            process.communicate("\n")
-    claimed = [line for line in said if line != "in use"]
-    assert all(line.endswith(" True") for line in claimed)
-    assert len(set(claimed)) == len(claimed)
-    assert sorted(said[:2])[0] == "in use" or said[2] == "in use"
-    assert said[3].startswith("other_low_")
+    found = ranks(4)(claim_at_once, tmp_path / "runs", jobs)
+    claimed = [one for one in found if one is not None]
+    assert all(is_its_own for _, is_its_own in claimed)
+    assert len({name for name, _ in claimed}) == len(claimed)
+    assert None in found[:3]
+    assert found[3][0].startswith("other_low_")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

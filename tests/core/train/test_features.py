@@ -18,9 +18,18 @@ from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.prepare import prepare
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.model import call_block
+from wan_train.tests.core.conftest import job_in
 from wan_train.tests.core.train.helpers import train_in_folder
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, model_path):
+    """Losses and LoRA of the job as it is, trained once for all that is to be the same; nobody changes them."""
+    folder = tmp_path_factory.mktemp("plain")
+    losses, lora, _ = train(folder, job_in(folder, model_path), "plain")
+    return losses, lora
 
 
 def train(tmp_path, job, name):
@@ -50,9 +59,9 @@ def train(tmp_path, job, name):
     ],
     ids=str,
 )
-def test_the_same_to_the_bit(tmp_path, job: Job, memory):
+def test_the_same_to_the_bit(tmp_path, job: Job, plain, memory):
     """attention auto is PyTorch's own on the CPU."""
-    losses, lora, _ = train(tmp_path, job, "plain")
+    losses, lora = plain
     found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(**memory)), "other")
     assert found == losses
     assert lora.keys() == other.keys()
