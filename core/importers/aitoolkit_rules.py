@@ -82,7 +82,9 @@ def _switch(context: Context, given: SetupOption) -> Answer:
     """extensions_built_in/sd_trainer/SDTrainer.py: after so many steps the other expert trains, where both are trained."""
     if not context.facts.get("has_experts") or context.facts.get("stage") is not None:
         return not_needed("one model is trained, so that nothing is switched.")
-    return mapped(alternate_every=need_number(given.value, is_whole=True))
+    batches = max(number(context.get(f"train.gradient_accumulation{end}")) or 1 for end in ("", "_steps"))  # of a step
+    why = "AI-Toolkit counts batches, so that an expert may change within a step; here whole steps are counted."
+    return either(why if batches > 1 else "", alternate_every=need_number(given.value, is_whole=True))
 
 
 def _accumulation(context: Context, given: SetupOption) -> Answer:

@@ -41,11 +41,11 @@ REST: dict[str, Rule] = {
     **needless("the metadata tell what was trained, in the form that ComfyUI and its managers read.", "metadata_reso",
                "metadata_arch", "no_metadata"),
     **needless("it is for other models.", "guidance_scale", "img_in_txt_in_offloading", "one_frame"),
+    **needless("the model's file says which embedding of time it has.", "force_v2_1_time_embedding"),
     **needless("settings of the GPU's arithmetic are chosen here.", "cuda_allow_tf32", "cuda_cudnn_benchmark"),
     **unsupported("previews are counted in steps here (previews.every).", "sample_every_n_epochs"),
     **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).",
                   "control_directory", "multiple_target", "no_resize_control", "control_resolution"),
     **unsupported("the LoRA's metadata hold no such text here.", "metadata_description",
                   "metadata_license", "metadata_tags", "training_comment"),
-    **unsupported("the model is built as its file says.", "force_v2_1_time_embedding"),
 }  # fmt: skip

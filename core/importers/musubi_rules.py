@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from ..data.sample_prompts import line_of
+from ..facts import NUM_TIMESTEPS
 from . import samples
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
@@ -84,7 +85,7 @@ def _sampling(context: Context, given: SetupOption) -> Answer:
         found = choice_of("timesteps.sampling", scheme) if scheme in ("logit_normal", "mode") else "uniform"
         if scheme == "logit_normal":
             if number(context.get("logit_mean", 0.0)):
-                return changed("logit_normal is shift here, by e to the logit_mean.", timesteps__sampling="shift")
+                return changed("logit_normal is shift here, by e to minus logit_mean.", timesteps__sampling="shift")
             return changed("logit_normal is sigmoid here.", timesteps__sampling="sigmoid")
         if found is None:
             return not_supported(f"there is no {scheme} here: uniform is taken.")
@@ -114,7 +115,10 @@ def _law(context: Context, given: SetupOption) -> Answer:
         return not_needed("its law is not used.")
     if given.key == "logit_std":
         return mapped(timesteps__sigmoid_scale=value)
-    return changed("a shift by e to it is the same law.", timesteps__shift=math.exp(value)) if value else mapped()
+    # training/trainer_base.py draws a place in a table that falls from 1000 to 1: a higher mean is less noise.
+    return (
+        changed("a shift by e to minus it is the same law.", timesteps__shift=math.exp(-value)) if value else mapped()
+    )
 
 
 def _shift(context: Context, given: SetupOption) -> Answer:
@@ -132,7 +136,17 @@ def _weighting(_context: Context, given: SetupOption) -> Answer:
 
 
 def _window(context: Context, given: SetupOption) -> Answer:
-    return window(context, given, context.get("min_timestep"), context.get("max_timestep"), of_thousand=True)
+    ends = context.get("min_timestep"), context.get("max_timestep")
+    found = window(context, given, *ends, of_thousand=True)
+    if found.outcome != "mapped" or str(context.get("timestep_sampling")) != "sigma":
+        return found
+    # training/trainer_base.py: the ends are places in a table that falls from 1000 to 1, so that they change sides.
+    low, high = (last if end is None else need_number(end) for end, last in zip(ends, (0, NUM_TIMESTEPS), strict=True))
+    why = (
+        f"with --timestep_sampling sigma musubi-tuner counts from the other end, and trains {NUM_TIMESTEPS - high:g} to"
+        f" {NUM_TIMESTEPS - low:g}; here each expert is trained on its own noise levels."
+    )
+    return Answer("changed", found.values, why)
 
 
 def _shape(context: Context, given: SetupOption) -> Answer:
@@ -140,6 +154,9 @@ def _shape(context: Context, given: SetupOption) -> Answer:
     is_cut = truth(given.value)
     if _sampling(context, _as("timestep_sampling", context.get("timestep_sampling"))).values == _EVEN:
         return not_needed("with every noise level as likely it is the same either way.")
+    if str(context.get("timestep_sampling")) == "sigma":
+        why = "with --timestep_sampling sigma it is not read, and the law is squeezed." if is_cut else ""
+        return either(why, timesteps__window="squeezed")
     if exists("timesteps.window"):
         return mapped(timesteps__window="cut" if is_cut else "squeezed")
     if is_cut:

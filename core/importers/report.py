@@ -54,7 +54,10 @@ def sentence(line: Line, *, with_file: bool) -> str:
     where = f"{shown(given.file)}: " if with_file and given.file else ""
     text = f"{where}{shown(given.name)} = {given.shown}"
     if answer.values:
-        text += "  ->  " + ", ".join(f"{_place(place)} = {_value(value)}" for place, value in answer.values.items())
+        own = [f"{_place(place)} = {_value(value)}" for place, value in answer.values.items() if not _is_further(place)]
+        number = len(answer.values) - len(own)
+        more = [f"a note with {counted(number, 'further prompt')}"] if number else []
+        text += "  ->  " + ", ".join([*own, *more])
     return f"{text}: {answer.why}" if answer.why else text
 
 
@@ -62,9 +65,11 @@ def _of(lines: tuple[Line, ...], outcome: Outcome) -> list[Line]:
     return [line for line in lines if line.answer.outcome == outcome]
 
 
+def _is_further(place: str) -> bool:
+    return place.startswith(FURTHER)
+
+
 def _place(place: str) -> str:
-    if place.startswith(FURTHER):
-        return f"note: {shown(place.removeprefix(FURTHER))}"
     return f"Preview LoRA: {place.removeprefix(PREVIEW)}" if place.startswith(PREVIEW) else place
 
 

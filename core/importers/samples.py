@@ -28,6 +28,12 @@ def prompts(entries: Sequence[Mapping[str, Any]]) -> Answer:
     return Answer("mapped", {PROMPTS: text, f"{PREVIEW}prompt": first["prompt"], **further})
 
 
+def told_once(context: Context, given: SetupOption, keys: Sequence[str], answer: Answer) -> Answer:
+    """`answer` for the first option of these keys, which says what all of them are; the others say no more than that."""
+    first = next((item for item in context.given if item.key in keys and str(item.value or "").strip()), given)
+    return answer if given is first else Answer("mapped")
+
+
 def negative(has_prompts: bool, text: str) -> Answer:
     """The negative prompt of all."""
     if not text.strip():

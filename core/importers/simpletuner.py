@@ -47,6 +47,7 @@ _DEFAULTS = {
     "grad_clip_method": "value",
     "flow_schedule_shift": 3.0,
     "flow_use_uniform_schedule": False,
+    "validation_noise_scheduler": "unipc",
     "peft_lora_target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
 }
 _LEAST_FRAMES = 125  # of a clip of a dataset that does not say how many
@@ -86,6 +87,11 @@ def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     notes = _dataset_notes(shared) if backends else []
     if not backends:
         notes.append("Your files name no dataset: bring multidatabackend.json too, it holds folder, size and frames.")
+    if any(stages):
+        notes.append(
+            "SimpleTuner trains an expert of Wan 2.2 on all noise levels. Here it is trained on those that it has when a video"
+            " is made."
+        )
     if not runs:
         notes.append("Your files hold the datasets alone. The training has its defaults: bring config.json too.")
     return Reading(families[0], trainings, shared, max(1, count), notes)

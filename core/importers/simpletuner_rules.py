@@ -67,6 +67,13 @@ _SAID = {
     "optimizer_beta1": ("beta1",),
     "optimizer_beta2": ("beta2",),
 }
+# What it sets for a flavour of one expert (WAN_STAGE_OVERRIDES of helpers/models/wan/model.py).
+_OF_STAGES = {
+    "flow_schedule_shift": ("timesteps.shift", 5.0),
+    "validation_num_inference_steps": ("previews.steps", 40),
+    "validation_guidance": ("previews.cfg", 3.5),
+}
+_SAMPLERS = {"dpm++": "dpm++2m", "flow_matching": "euler"}
 _LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # helpers/models/common.py
 
 
@@ -185,10 +192,33 @@ def _max_grad_norm(context: Context, given: SetupOption) -> Answer:
     return mapped(optimizer__max_grad_norm=found)
 
 
+def _shift_of(context: Context) -> float:
+    """The shift that is trained with; 0: none."""
+    if context.facts.get("stage"):
+        return _OF_STAGES["flow_schedule_shift"][1]
+    return number(context.get("flow_schedule_shift")) or 0
+
+
+def _of_stages(inner: Rule) -> Rule:
+    """helpers/models/wan/model.py: a flavour of one expert sets these itself, whatever the configuration says."""
+
+    def rule(context: Context, given: SetupOption) -> Answer:
+        place, own = _OF_STAGES[given.key]
+        if not context.facts.get("stage") or number(given.value) == own:
+            return inner(context, given)
+        return Answer("changed", {place: own}, f"with this model_flavour SimpleTuner itself takes {own:g}.")
+
+    return rule
+
+
+def _by_name(_context: Context, given: SetupOption) -> Answer:
+    return by_declaration("simpletuner", given.key, given.value)
+
+
 def _uniform(context: Context, given: SetupOption) -> Answer:
     if truth(given.value):
         return mapped(timesteps__sampling="uniform")
-    shift = number(context.get("flow_schedule_shift")) or 0
+    shift = _shift_of(context)
     if truth(context.get("flow_use_beta_schedule", False)):
         return not_needed("flow_use_beta_schedule is on.")
     if shift > 0 and shift != 1:
@@ -220,7 +250,7 @@ def _beta_schedule(_context: Context, given: SetupOption) -> Answer:
 def _auto_shift(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
-    if (number(context.get("flow_schedule_shift")) or 0) > 0:
+    if _shift_of(context) > 0:
         return not_needed("flow_schedule_shift is given, and goes first.")
     found = choice_of("timesteps.sampling", "auto_shift", "resolution_shift", "shift_by_resolution", "flux_shift")
     if found is None:
@@ -257,8 +287,11 @@ def _entries(context: Context) -> list[dict[str, Any]]:
     ]
 
 
-def _prompts(context: Context, _given: SetupOption) -> Answer:
-    return samples.prompts(_entries(context))
+def _prompts(context: Context, given: SetupOption) -> Answer:
+    if not str(given.value or "").strip():
+        return not_needed("it is empty.")
+    keys = ("validation_prompt", "prompt_library")
+    return samples.told_once(context, given, keys, samples.prompts(_entries(context)))
 
 
 def _negative(context: Context, given: SetupOption) -> Answer:
@@ -276,6 +309,13 @@ def _skipped(_context: Context, given: SetupOption) -> Answer:
     if not blocks:
         return not_needed("no layer is left out.")
     return mapped(previews__skip_layers=", ".join(blocks))
+
+
+def _sampler(_context: Context, given: SetupOption) -> Answer:
+    found = choice_of("previews.sampler", _SAMPLERS.get(str(given.value), str(given.value)))
+    if found is None:
+        return not_supported(f"there is no {given.value} for previews here: euler is taken.")
+    return mapped(previews__sampler=found)
 
 
 def _steps_between(_context: Context, given: SetupOption) -> Answer:
@@ -335,7 +375,9 @@ RULES: dict[str, Rule] = {
     "max_grad_norm": _max_grad_norm,
     "flow_use_uniform_schedule": _uniform,
     "flow_use_beta_schedule": _beta_schedule,
-    "flow_schedule_shift": _shift,
+    "flow_schedule_shift": _of_stages(_shift),
+    "validation_num_inference_steps": _of_stages(_by_name),
+    "validation_guidance": _of_stages(_by_name),
     "flow_schedule_auto_shift": _auto_shift,
     "gradient_checkpointing": gradient_checkpointing,
     "pretrained_model_name_or_path": _model_name,
@@ -347,6 +389,7 @@ RULES: dict[str, Rule] = {
     "validation_prompt": _prompts,
     "validation_negative_prompt": _negative,
     "validation_seed": samples.seed,
+    "validation_noise_scheduler": _sampler,
     "validation_num_video_frames": samples.size("frames"),
     "validation_resolution": _preview_size,
     "validation_guidance_skip_layers": _skipped,

@@ -55,6 +55,21 @@ def test_an_unloaded_text_encoder_leaves_the_trigger_word_alone(unload, on_disk,
     assert imported.recipe.dataset[0].caption_source == source
 
 
+@pytest.mark.parametrize(("batches", "told"), [(1, "mapped"), (4, "changed")])
+def test_an_expert_changes_after_batches_there(batches, told):
+    """SDTrainer.py, hook_train_loop: every batch of an accumulated step counts."""
+    imported = bring(("gradient_accumulation: 1", f"gradient_accumulation: {batches}"))
+    assert outcome(imported, "train.switch_boundary_every") == (told, {"alternate_every": 10})
+
+
+def test_image_to_video_has_the_boundary_of_its_model():
+    """wan22_14b_i2v_model.py keeps that of T2V, 875."""
+    imported = bring(("arch: 'wan22_14b'", "arch: 'wan22_14b_i2v'"))
+    assert any("set boundary to 0.875" in note for note in imported.notes)
+    assert imported.recipe.boundary == 0.0  # the official one
+    assert not any("boundary" in note for note in bring().notes)
+
+
 def test_steps_count_both_experts():
     imported = bring()
     assert outcome(imported, "train.steps") == ("changed", {"loop.steps": 1500})

@@ -1,19 +1,29 @@
 """docs/guides.md: what it names exists, and each of its rows says how."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from wan_train.core.importers.declared import options_by_place
 from wan_train.core.recipe.recipe import Recipe
+from wan_train.tests.core.importers.given import import_files
+from wan_train.tests.core.recipe.presets.guides import CONFIG, MUSUBI_FILES, SIMPLETUNER_FILES
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides.md"
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in re.sub(r"\| \|(?= )", "|  |", PAGE.read_text(encoding="utf-8")).splitlines()
-    if line.startswith("| ") and not line.startswith(("| The guide", "| Word"))
-]
-ROWS = [row for row in ROWS if len(row) > 2]
+
+
+def rows_of(text):
+    """The cells of each row of its tables."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in re.sub(r"\| \|(?= )", "|  |", text).splitlines()
+        if line.startswith("| ") and not line.startswith(("| The guide", "| Word"))
+    ]
+    return [row for row in rows if len(row) > 2]
+
+
+ROWS = rows_of(PAGE.read_text(encoding="utf-8"))
 HOW = ("works", "differs", "by itself", "not here")
 COMMANDS = ("wantrain import", "wantrain run", "wantrain push", "wantrain caption", "wantrain preview")
 # What the three guides have people write or set, by the names that stand there.
@@ -76,6 +86,65 @@ def test_every_name_that_a_guide_has_people_write_has_its_row():
             if not re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", told)
         ]
         assert missing == [], guide
+
+
+# Rows whose word is of what the option stands for, where the import has another one of the value that the guide gives it.
+OTHERWISE = {
+    "attention_mechanism": "sageattention can't train: an attention that can is taken",
+    "base_model_default_dtype": "bf16 is what there is without it", "mixed_precision": "as base_model_default_dtype",
+    "compress_disk_cache": "the training is the same without it",
+    "data_backend_config": "the file that it names is read",
+    "lycoris_config": "lora_type is standard in the guide",
+    "max_timestep": "one end of a window is the boundary, the other is not needed", "min_timestep": "as max_timestep",
+    "metadata_title": "it is the name of the file in the guide",
+    "minimum_image_size": "it is 0 in one file, and the side of a square in the other",
+    "num_train_epochs": "max_train_steps says how long in the guide",
+    "report_to": "an import turns no tracker on", "tracker_project_name": "as report_to", "tracker_run_name": "as report_to",
+    "resolution_type": "resolution is read by it",
+    "task": "the model's file says it, and the import reads it",
+    "validation_prompt_library": "it is false in the guide",
+}  # fmt: skip
+OUTCOMES = {
+    "works": {"mapped"}, "differs": {"changed", "mapped", "not needed"}, "by itself": {"not needed", "changed"},
+    "not here": {"not supported"},
+}  # fmt: skip
+
+
+def guide_lines():
+    """(guide, name, outcome) of every option of the files that the guides for musubi-tuner and SimpleTuner have."""
+    more = {
+        "crepa_enabled": True, "crepa_lambda": 0.5, "crepa_block_index": 8, "crepa_adjacent_distance": 1,
+        "crepa_adjacent_tau": 1.0, "crepa_drop_vae_encoder": True, "scheduled_sampling_max_step_offset": 10,
+        "enable_group_offload": True, "group_offload_type": "block_level", "group_offload_blocks_per_group": 1,
+        "group_offload_use_stream": True, "group_offload_to_disk_path": "/x", "enable_chunked_feed_forward": True,
+        "feed_forward_chunk_size": 2, "validation_preview": True, "base_model_default_dtype": "bf16",
+        "text_encoder_1_precision": "no_change", "text_encoder_2_precision": "no_change",
+        "wan_force_2_1_time_embedding": True, "pretrained_transformer_subfolder": "none",
+    }  # fmt: skip
+    config = json.dumps({**CONFIG, **more})
+    for guide, files in (
+        ("musubi-tuner", MUSUBI_FILES),
+        ("SimpleTuner", {**SIMPLETUNER_FILES, "config.json": config}),
+    ):
+        for line in import_files(files).given:
+            name = re.split(r"[\s.]", line.given.name.lstrip("-"))[-1].lstrip("-")
+            yield guide, name, line.answer.outcome
+
+
+def test_a_row_says_what_the_import_says():
+    """Of options that stand in the first cell by their name: a word that the importer contradicts is no true word."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    words = {}
+    for section in sections:
+        guide = section.split(":")[0]
+        for row in rows_of(section):
+            for name in re.findall(r"`(?:--)?([a-z_0-9]+)`", row[0]):
+                words.setdefault((guide, name), row[2])
+    found = [(guide, name, words[guide, name], said) for guide, name, said in guide_lines() if (guide, name) in words]
+    assert len({name for _, name, _, _ in found}) > 90
+    other = [entry for entry in found if entry[3] not in OUTCOMES[entry[2]]]
+    assert [entry for entry in other if entry[1] not in OTHERWISE] == []
+    assert {entry[1] for entry in other} == OTHERWISE.keys()
 
 
 def test_what_is_not_here_says_why():

@@ -60,6 +60,35 @@ def test_what_differs_between_the_experts_is_theirs():
     assert (recipe.settings("high").adapter.rank, recipe.settings("low").adapter.rank) == (16, 8)
 
 
+@pytest.mark.parametrize(
+    ("stage", "window", "trained"), [("high", "875, 1000", "0 to 125"), ("low", "0, 875", "125 to 1000")]
+)
+def test_a_window_with_sigma_is_at_the_other_end_there(stage, window, trained):
+    """training/trainer_base.py: indices = u (max - min) + min of a table of timesteps that falls from 1000 to 1."""
+    low, high = window.split(", ")
+    command = FLAGS.format(stage=stage, name=stage, low=low, high=high).replace("--timestep_sampling shift", "")
+    imported = bring(command)
+    answer = line(imported, "min_timestep" if stage == "high" else "max_timestep").answer
+    assert (answer.outcome, dict(answer.values)) == ("changed", {"boundary": 0.875})
+    assert f"trains {trained};" in answer.why
+    table = [1000 - index for index in range(1000)]
+    inside = [table[index] for index in range(int(low), int(high))]
+    assert trained == f"{min(inside) - 1} to {max(inside)}"
+
+
+def test_a_bell_with_sigma_is_squeezed_whatever_is_said():
+    flags = FLAGS.format(stage="low", name="low", low=0, high=875)
+    bell = flags.replace("--timestep_sampling shift", "--timestep_sampling sigma --weighting_scheme logit_normal")
+    assert outcome(bring(bell), "preserve_distribution_shape") == ("changed", {"timesteps.window": "squeezed"})
+    assert bring(bell).recipe.timesteps.window == "squeezed"
+    plain = bell.replace("--preserve_distribution_shape", "")
+    assert outcome(bring(plain), "preserve_distribution_shape") == ("mapped", {"timesteps.window": "squeezed"})
+
+
+def test_the_embedding_of_time_is_that_of_the_file():
+    assert outcome(one("--force_v2_1_time_embedding"), "force_v2_1_time_embedding")[0] == "not needed"
+
+
 def test_the_limit_of_weights_is_ours():
     assert one("--scale_weight_norms 1.5").recipe.regularizers.max_weight_norm == 1.5
 

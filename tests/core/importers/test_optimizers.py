@@ -1,8 +1,11 @@
 """Optimizers, losses and schedules of other trainers: by every name that they have for them, and with what they take."""
 
 import json
+import math
 
 import pytest
+import torch
+from wan_train.core.flow.sigmas import sigma_at
 from wan_train.tests.core.importers.given import (
     AITOOLKIT,
     DIFFUSION_PIPE,
@@ -115,9 +118,15 @@ def test_a_floor_that_musubi_does_not_read_is_told():
 
 
 def test_a_bell_with_a_mean_is_a_shift():
+    """training/trainer_base.py of 30c658c, in its own words: the draw is a place in a table that falls from 1000 to 1."""
     made = musubi("--timestep_sampling sigma --weighting_scheme logit_normal --logit_mean 0.6931471805599453").recipe
     assert made.timesteps.sampling == "shift"
-    assert made.timesteps.shift == pytest.approx(2.0)
+    assert made.timesteps.shift == pytest.approx(0.5)
+    u = torch.sigmoid(torch.normal(math.log(2), 1.0, (200_000,), generator=torch.Generator().manual_seed(0)))
+    table = torch.linspace(1, 0, 1001)[:-1]
+    theirs = table[(u * 1000).long()].quantile(torch.tensor([0.1, 0.5, 0.9]))
+    ours = sigma_at(torch.tensor([0.1, 0.5, 0.9]), made.timesteps)
+    assert ours.tolist() == pytest.approx(theirs.tolist(), abs=5e-3)
     assert outcome(musubi("--timestep_sampling shift --logit_mean 1"), "logit_mean")[0] == "not needed"
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from wan_train.core.errors import ConfigError
+from wan_train.core.importers.report import report
 from wan_train.tests.core.importers.given import (
     PROMPTS,
     SETUPS,
@@ -99,6 +100,50 @@ def test_experts_have_a_shift_of_their_own():
     imported = bring(model_flavour="i2v-14b-2.2-low", flow_schedule_shift=None)
     assert imported.recipe.timesteps.shift == 5.0
     assert (list(imported.recipe.models.stages), imported.recipe.conditioning) == (["low"], "first frame")
+
+
+def test_what_a_flavour_of_one_expert_sets_by_itself():
+    """helpers/models/wan/model.py, setup_model_flavour: whatever the configuration says."""
+    imported = bring(model_flavour="i2v-14b-2.2-high", flow_schedule_auto_shift=True)
+    recipe = imported.recipe
+    assert (recipe.timesteps.sampling, recipe.timesteps.shift) == ("shift", 5.0)
+    assert (recipe.previews.steps, recipe.previews.cfg) == (40, 3.5)
+    assert outcome(imported, "flow_schedule_shift")[0] == outcome(imported, "validation_guidance")[0] == "changed"
+    assert outcome(imported, "flow_schedule_auto_shift")[0] == "not needed"
+    assert any("all noise levels" in note for note in imported.notes)
+    without = bring(model_flavour="i2v-14b-2.2-high", flow_schedule_shift=0).recipe
+    assert (without.timesteps.sampling, without.timesteps.shift) == ("shift", 5.0)
+    single = bring()
+    assert outcome(single, "flow_schedule_shift") == ("mapped", {"timesteps.shift": 3.0})
+    assert not any("all noise levels" in note for note in single.notes)
+
+
+def test_previews_are_by_unipc_unless_something_else_is_said():
+    assert bring().recipe.previews.sampler == "unipc"
+    assert bring(validation_noise_scheduler="euler").recipe.previews.sampler == "euler"
+    assert outcome(bring(validation_noise_scheduler="ddim"), "validation_noise_scheduler")[0] == "not supported"
+
+
+def test_a_library_is_told_once():
+    text = report(bring(prompts=PROMPTS))
+    assert text.count("samples.prompts = ") == 1
+    assert "a note with 2 further prompts" in text
+    assert "chef_mine = mine as a cook\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("wan_force_2_1_time_embedding", True, "not needed"),
+        ("pretrained_transformer_subfolder", "none", "not needed"),
+        ("wan_validation_load_other_stage", True, "not needed"),
+        ("validation_preview", True, "not supported"),
+        ("validation_preview", False, "not needed"),
+        ("validation_preview_steps", 3, "not needed"),  # without validation_preview
+    ],
+)
+def test_what_the_guide_has_and_nothing_has_to_be_said_for(name, value, told):
+    assert outcome(bring(**{name: value}), name)[0] == told
 
 
 def test_both_experts():

@@ -4,6 +4,7 @@ A new option fails here until it says how it is seen, or why it cannot be seen o
 """
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.start_from import adapter_identity
 from wan_train.core.errors import WanTrainError
+from wan_train.core.recipe.recipe import Recipe
+from wan_train.core.settings.files import DatasetSource
 from wan_train.core.settings.groups import Groups
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
@@ -24,6 +27,7 @@ from wan_train.tests.core.plan.test_planner import SHORT, planner
 from wan_train.tests.core.train.helpers import with_class
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 BASE = {"loop.steps": 4, "loop.checkpoint_every": 2, "optimizer.max_grad_norm": 0.5}
 _SKIPPED = {"previews.every": 4, "previews.skip_layers": "1"}
 # Option -> its other value, and what else has to be chosen for it to have an effect.
@@ -101,12 +105,13 @@ ELSEWHERE = {
     "adapter.start_from": "below, with files", "adapter.merge_into_base": "below, with files",
     "adapter.merge_strength": "below, with files",
     "timesteps.shift_cap": "the miniature's samples are too small to reach it: tests/core/flow",
-    "timesteps.sigma_min": "comes of the stage: refused in a recipe", "timesteps.sigma_max": "as sigma_min",
+    "timesteps.sigma_min": "comes of the stage: refused in a recipe", "timesteps.sigma_max": "as timesteps.sigma_min",
     "memory.attention": "only GPUs have several kinds: tests/core/memory", "memory.compile": "kernels run on GPUs",
     "memory.cuda_graphs": "GPUs alone", "memory.plan": "below", "memory.budget_gb": "below",
     "memory.join_batches": "tests/core/train/test_joining.py",
     "memory.deterministic": "tests/core/train/test_kept_plan.py, tests/core/launch/test_deterministic.py; the bits: GPUs alone",
-    "parallel.context": "several processes: tests/core/parallel", "parallel.base": "several processes: tests/core/parallel",
+    "parallel.context": "several processes: tests/core/parallel",
+    "parallel.base": "several processes: tests/core/train/test_sharded_job.py",
     **dict.fromkeys(
         (f"crepa.{name}" for name in
          ("weight", "encoder", "vae", "block", "distance", "tau", "neighbours", "image_size")),
@@ -119,6 +124,21 @@ ELSEWHERE = {
     "saving.copies": "files elsewhere: tests/core/train/test_saving.py", "saving.keep_copies": "as saving.copies",
     "track.tensorboard": "another process: tests/core/track", "track.wandb": "tests/core/track",
     "track.wandb_name": "tests/core/track", "track.webhook": "tests/core/track",
+}  # fmt: skip
+
+
+# The recipe's own, beside those of a stage and of a dataset -> where they are seen.
+OF_THE_RECIPE = {
+    **dict.fromkeys(("name", "author", "work", "lora.folder", "lora.precision", "lora.high", "lora.low"),
+                    "tests/core/recipe/test_recipe.py"),
+    "conditioning": "tests/core/recipe/test_image_to_video.py", "lora.weights": "tests/core/train/test_chosen.py",
+    "lora.single": "tests/core/recipe/test_recipe.py",
+    **dict.fromkeys(("models.high", "models.low", "models.vae", "models.text_encoder"),
+                    "tests/core/recipe/test_pipeline.py"),
+    "models.single": "tests/core/recipe/test_recipe.py", "models.tokenizer": "tests/core/recipe/test_odd_names.py",
+    "models.clip_vision": "tests/core/recipe/test_image_to_video.py",
+    "models.recovery_adapter": "tests/core/recipe/test_jobs.py",
+    "samples.prompts": "tests/core/recipe/test_previews.py", "samples.negative": "tests/core/recipe/test_previews.py",
 }  # fmt: skip
 
 
@@ -180,6 +200,34 @@ def test_every_option_is_listed_once():
     assert declared == {*CHANGES, *planned, *ELSEWHERE}
     assert len(CHANGES) + len(planned) + len(ELSEWHERE) == len(declared)
     assert all(place.partition(".")[0] in Groups.__dataclass_fields__ for place in CHANGES)
+
+
+def named_in(where: str) -> list[Path]:
+    """The files that a sentence of ELSEWHERE names, also by their folder."""
+    found = [ROOT / path for path in re.findall(r"tests/[\w/.]*\w", where)]
+    return [file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
+
+
+def test_every_option_of_the_recipe_is_listed():
+    others = {item.place for item in (*all_options(StageSettings), *all_options(DatasetSource))}
+    assert {i.place for i in all_options(Recipe)} - others - {f"dataset.{place}" for place in others} == {
+        *OF_THE_RECIPE
+    }
+
+
+@pytest.mark.parametrize("place", {**ELSEWHERE, **OF_THE_RECIPE})
+def test_what_is_seen_elsewhere_is_there(place):
+    where = {**ELSEWHERE, **OF_THE_RECIPE}[place]
+    if "tests/" not in where:  # of this file, or as another option
+        named = where.removeprefix("as ")
+        assert named in ELSEWHERE or where.startswith(
+            ("below", "GPUs alone", "kernels run on", "only GPUs", "comes of the stage")
+        )
+        return
+    name = place.rpartition(".")[2]
+    option = {item.place: item for item in all_options(Recipe)}[place]
+    word = re.compile(rf"\b({re.escape(name)}|{re.escape(option.label)})\b")
+    assert any(word.search(file.read_text(encoding="utf-8")) for file in named_in(where)), where
 
 
 @pytest.mark.grid(2)

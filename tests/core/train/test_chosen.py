@@ -9,6 +9,10 @@ from wan_train.core.adapters.formats import read_lora
 from wan_train.core.adapters.ship import ShipOptions, Source, ship
 from wan_train.core.cli.main import main
 from wan_train.core.errors import ConfigError
+from wan_train.core.launch.progress import NoDisplay
+from wan_train.core.recipe.pipeline import ship_loras
+from wan_train.core.recipe.recipe import Recipe
+from wan_train.core.settings.files import DatasetSource, LoraFiles, ModelFiles
 from wan_train.core.train.checkpoints import ADAPTER, MANIFEST
 from wan_train.core.train.chosen import choose_lora, described_lora, lora_of_run
 from wan_train.core.train.events import EventWriter
@@ -89,6 +93,26 @@ def test_the_command_merges_runs_and_checkpoints(run, tmp_path):
     assert [file.metadata["ss_steps"] for file in (last, best, first)] == ["6", "4", "4"]
     assert best.metadata["sshs_model_hash"] == first.metadata["sshs_model_hash"] != last.metadata["sshs_model_hash"]
     assert {file.metadata["modelspec.trigger_phrase"] for file in (last, best, first)} == {"shp"}
+
+
+@pytest.mark.parametrize(("weights", "step"), [("last", "6"), ("best", "4"), ("average", "6")])
+def test_a_recipe_ships_the_weights_that_it_names(run, tmp_path, weights, step):
+    files = LoraFiles(folder=str(tmp_path / "loras"), precision="fp32", weights=weights)
+    recipe = Recipe(
+        name="mine",
+        author="Ann",
+        dataset=(DatasetSource(folder="x"),),
+        models=ModelFiles(low="low", vae="v", text_encoder="t"),
+        lora=files,
+    )
+    (shipped,) = ship_loras(recipe, {"low": run.finished_lora(6)}, NoDisplay())
+    assert (shipped.parent, shipped.name) == (tmp_path / "loras", "mine_low_noise.safetensors")
+    found = read_lora(shipped)
+    assert (found.metadata["ss_steps"], found.metadata["modelspec.author"]) == (step, "Ann")
+    assert found.metadata.get("wantrain.weights") == ("post_hoc_ema" if weights == "average" else None)
+    wanted = choose_lora(run.finished_lora(6), weights).path
+    assert same_weights(shipped, wanted)
+    assert same_weights(shipped, run.finished_lora(6)) == (weights == "last")
 
 
 def test_the_command_lists_checkpoints_and_the_best(run, capsys, tmp_path):

@@ -22,7 +22,7 @@ from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.together import schedule_of
 from wan_train.tests.core.optimizers.helpers import need
-from wan_train.tests.core.train.every_method import adapters, beside, laws, mix, optimizers, refusal
+from wan_train.tests.core.train.every_method import adapters, assert_same_losses, beside, laws, mix, optimizers, refusal
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.train.test_crepa import encoder, vae  # noqa: F401
 from wan_train.tools.miniature import dit_metadata, wan_dit
@@ -110,6 +110,23 @@ def assert_accepted_ones_train(name, job, pairs, tmp_path):
         assert 0 < losses[0] < 1e4, which
         tried += 1
     assert tried >= len(pairs) - 4, "hardly anything was accepted"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (2.462e-5, 2.565e-5, True), (0.0, 1e-7, True),  # of a LoRA near its base: rounding
+        (2.462e-5, 0.0, False), (2.462e-5, 3.2e-5, False), (0.0, 1e-6, False),  # and more than that
+        (1.0, 1.015, True), (1.0, 1.03, False), (1.0, -1.0, False),
+    ],
+)  # fmt: skip
+def test_losses_that_begin_at_nothing_are_compared_as_closely_as_rounding_is(one, other, is_same):
+    """What the tests on a GPU take for the same."""
+    if is_same:
+        assert_same_losses([one], [other], rel=2e-2)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same_losses([one], [other], rel=2e-2)
 
 
 @pytest.mark.grid(3)
