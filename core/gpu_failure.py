@@ -20,6 +20,7 @@ _SIGNS = (
     "HIP error:",
     "Triton Error [CUDA]",
     "Triton Error [HIP]",
+    "Cuda failure",  # of NCCL
     "CUDNN_STATUS_EXECUTION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR",
 )

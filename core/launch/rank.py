@@ -20,7 +20,7 @@ import torch
 
 from ..devices import resolve_device
 from ..errors import START_AGAIN, WanTrainError
-from ..gpu_failure import telling_failures
+from ..gpu_failure import GpuFailedError, telling_failures
 from ..locks import FileLock
 from ..memory.deterministic import set_environment
 from ..parallel.agree import StartAgainError
@@ -193,10 +193,13 @@ class _Rank:
             events.write("error", message=message, **({"about": about} if about else {}))
 
     def _explained(self, act: Callable[[], Path]) -> Path:
-        """What `act` gives; LostRankError, or StartAgainError, for what torch says when another rank is gone."""
+        """What `act` gives; LostRankError, or StartAgainError, for what torch says when another rank is gone.
+
+        A GPU may fail because another's memory, which it reads, has gone with its process.
+        """
         try:
             return act()
-        except RuntimeError as error:
+        except (RuntimeError, GpuFailedError) as error:
             loss = self._watch.explain()
             if loss is None:
                 raise

@@ -28,6 +28,12 @@ AcceleratorError = getattr(torch, "AcceleratorError", RuntimeError)  # from torc
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_EXECUTION_FAILED"),
         ("HIP error: the launch timed out and was terminated", "HIP error: the launch timed out and was terminated"),
         ("CUDA error: uncorrectable ECC error encountered", "CUDA error: uncorrectable ECC error encountered"),
+        (
+            "NCCL error in: x.cpp:1, unhandled cuda error\nLast error:\nCuda failure 719 'unspecified launch failure'",
+            "Cuda failure 719 'unspecified launch failure'",
+        ),
+        ("NCCL error in: x.cpp:1, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", ""),
+        ("NCCL error in: x.cpp:1, remote process exited or there was a network error", ""),
         ("CUDA error: out of memory", ""),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", ""),
         ("CUDA error: no kernel image is available for execution on the device", ""),
