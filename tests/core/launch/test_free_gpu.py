@@ -105,9 +105,9 @@ def test_of_several_devices_the_one_that_is_full_is_named(job: Job, monkeypatch)
     assert server.gpus.first_shortage(job, ["cpu", "cuda:1"]) == ""
 
 
-def test_gpus_that_share_the_base_or_a_clip_need_less_each(job: Job, monkeypatch):
+def test_gpus_that_share_the_base_or_a_clip_need_less_each(job: Job, deep_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    by_hand = replace(job, memory=MemoryOptions(plan="manual"))
+    by_hand = replace(job, model=replace(deep_model, precision="bf16"), memory=MemoryOptions(plan="manual"))
     whole = least_memory(by_hand, CUDA, 24 * GIB, 2)
     assert whole >= least_memory(by_hand, CUDA, 24 * GIB)  # gradients are gathered in buffers
     sharded = replace(by_hand, parallel=ParallelOptions(context=1, base="sharded"))
