@@ -21,6 +21,8 @@ Shortage = Literal["vram", "ram"]  # which memory is out: the GPU's, or the mach
 VRAM_SIGNS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "Cuda failure 2 'out of memory'",  # of NCCL
     "cudaErrorMemoryAllocation",
     "STATUS_ALLOC_FAILED",
     "MPS backend out of memory",

@@ -4,13 +4,16 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..gpu_failure import failed_line
 from .exits import EXIT_LESS_MEMORY, EXIT_LOST_RANK
 
+_WAITED = "caught collective operation timeout"  # of PyTorch's watchdog
 
-def failure(ended: Sequence[Any], places: Sequence[Any], machine: int, last_line: Callable[[int], str]) -> str:
+
+def failure(ended: Sequence[Any], places: Sequence[Any], machine: int, printed: Callable[[int], str]) -> str:
     """One sentence about the ranks of machine number `machine` that ended first (`Ended`), on `places` (`Place`).
 
-    `last_line`: what the rank with a local number printed last.
+    `printed`: what the rank with a local number printed.
     """
     kept = "The last checkpoint is kept: start again to go on from there."
     if not ended:
@@ -19,8 +22,8 @@ def failure(ended: Sequence[Any], places: Sequence[Any], machine: int, last_line
     place = places[machine]
     who = f"rank {told.rank} ({place.devices[told.local_rank]} of {place.host})"
     if told.code < 0:
-        return f"{who} {_killed(-told.code)}, and the others ended with it. {kept}"
-    line = last_line(told.local_rank)
+        return f"{who} {_killed(-told.code)}{_by_nccl(printed(told.local_rank))}, and the others ended with it. {kept}"
+    line = _last_line(printed(told.local_rank))
     if told.code == EXIT_LOST_RANK:
         return f"{who} lost another rank of the run, which is gone or hangs: {line or 'it said no more'}. {kept}"
     if told.code == EXIT_LESS_MEMORY:
@@ -35,6 +38,20 @@ def _killed(number: int) -> str:
         name = f"signal {number}"
     why = " (when main memory runs out, the system kills so)" if name == "SIGKILL" else ""
     return f"was killed by {name}{why}"
+
+
+def _by_nccl(printed: str) -> str:
+    """What a process said that NCCL's thread has ended: its GPU failed, or nobody came to what all do together."""
+    if any(_WAITED in line for line in printed.splitlines()):
+        return ", after it had waited for the others in vain: one of them hangs, or the GPUs don't reach each other"
+    line = failed_line(printed)
+    return f", after its GPU had failed ({line})" if line else ""
+
+
+def _last_line(printed: str) -> str:
+    """The last one that is not empty; nothing for none."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
 
 
 def lost_machine(address: str) -> str:

@@ -6,6 +6,7 @@ ComfyUI, their memory has to be looked at before a training starts, or it would 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from ..devices import gpu_uuid, resolve_device
 from ..errors import WanTrainError
 from ..plan.card import Card
 from ..plan.constants import constants
-from ..plan.decision import Decision, arithmetic, memory_of, wanted_modes
+from ..plan.decision import Decision, arithmetic, for_context, wanted_modes
 from ..plan.host import available_ram, pinnable_ram
+from ..plan.plan import Gpus
 from ..plan.planner import MARGIN, MARGIN_BYTES
 from ..plan.planning import make_planner, plan_of
 from ..settings.job import Job
@@ -42,16 +44,16 @@ class FreeGpus:
         self._read, self._uuid_of, self._clock = read, uuid_of or gpu_uuid, clock
         self._gpus: Mapping[str, GpuMemory] = {}
         self._read_at = float("-inf")
-        self._needs: dict[tuple[str, str, int], int | None] = {}
+        self._needs: dict[tuple[str, str, int, int], int | None] = {}
         self._said: dict[tuple[torch.device, int, frozenset[int]], str] = {}
 
     def first_shortage(self, job: Job, devices: Sequence[str]) -> str:
         """Why one of the `devices` that are to train the job together has to be waited for; "" where none has."""
-        sentences = (self.shortage(job, resolve_device(device)) for device in devices)
+        sentences = (self.shortage(job, resolve_device(device), len(devices)) for device in devices)
         return next(filter(None, sentences), "")
 
-    def shortage(self, job: Job, device: torch.device) -> str:
-        """Why a free `device` has to be waited for: sentences with the programs on it. "" where the job can start.
+    def shortage(self, job: Job, device: torch.device, count: int = 1) -> str:
+        """Why a free `device`, one of `count`, has to be waited for: sentences with the programs on it. "" where it can start.
 
         It can where nobody knows better (no nvidia-smi, a CPU), and where it would not fit an empty card either: then it is
         refused with advice when it starts. The sentence stays the same while the same programs are there.
@@ -59,7 +61,7 @@ class FreeGpus:
         gpu = self._look().get(self._uuid_of(device)) if device.type == "cuda" else None
         if gpu is None or gpu.free >= _EMPTY * gpu.total:
             return ""
-        need = self._need(job, device, gpu.total)
+        need = self._need(job, device, gpu.total, count)
         if need is None or need <= gpu.free or need > gpu.total:
             return ""
         key = (device, need, frozenset(program.pid for program in gpu.programs))
@@ -70,21 +72,22 @@ class FreeGpus:
             self._gpus, self._read_at = self._read(), self._clock()
         return self._gpus
 
-    def _need(self, job: Job, device: torch.device, total: int) -> int | None:
-        key = (job.key, str(job.memory), total)  # a run's key leaves out how it holds the model
+    def _need(self, job: Job, device: torch.device, total: int, count: int) -> int | None:
+        key = (job.key, f"{job.memory} {job.parallel}", total, count)  # a run's key leaves out how it holds the model
         if key not in self._needs:
             try:
-                self._needs[key] = least_memory(job, device, total)
+                self._needs[key] = least_memory(job, device, total, count)
             except (WanTrainError, OSError):  # it is told when the training starts
                 self._needs[key] = None
         return self._needs[key]
 
 
-def least_memory(job: Job, device: torch.device, total: int) -> int:
+def least_memory(job: Job, device: torch.device, total: int, count: int = 1) -> int:
     """Bytes that must be free on a GPU of `total` bytes before the leanest plan that the job allows can be chosen.
 
-    With the driver's context and the planner's margin. Kernels and attention are taken to work, and nothing is measured: a
-    plan's memory does not depend on the card's speed. Errors as from reading the model's file.
+    `count`: GPUs that train it together; where they share clips, or the base, each needs less. With the driver's context and
+    the planner's margin. Kernels and attention are taken to work, and nothing is measured: a plan's memory does not depend on
+    the card's speed. Errors as from reading the model's file.
     """
     card = Card(
         name="",
@@ -94,16 +97,18 @@ def least_memory(job: Job, device: torch.device, total: int) -> int:
         pinnable_ram=pinnable_ram(),
         **dict.fromkeys(_RATES, 1e12),
     )
+    context = job.parallel.context or 1
     decision = Decision(
         info=inspect(Path(job.model.path)),
         device=device,
         dtype=arithmetic(job.model.precision, device),
-        modes=wanted_modes(memory_of(job), device),
+        modes=wanted_modes(for_context(job, context)[0], device),
         dropout=job.adapter.dropout > 0,
     )
-    planner = make_planner(job, decision, card)
+    planner = make_planner(job, decision, card, Gpus(count, context))
+    plan = replace(plan_of(job, decision), shards=count if job.parallel.base == "sharded" else 1)
     is_chosen = job.memory.plan == "manual"
-    choice = planner.describe(plan_of(job, decision)) if is_chosen else planner.leanest()
+    choice = planner.describe(plan) if is_chosen else replace(planner, plan=plan).leanest()
     return int((choice.vram + MARGIN_BYTES) / (1 - MARGIN)) + constants().overhead_vram
 
 

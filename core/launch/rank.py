@@ -20,6 +20,7 @@ import torch
 
 from ..devices import resolve_device
 from ..errors import START_AGAIN, WanTrainError
+from ..gpu_failure import GpuFailedError, telling_failures
 from ..locks import FileLock
 from ..memory.deterministic import set_environment
 from ..parallel.agree import StartAgainError
@@ -30,6 +31,7 @@ from ..plan.spread import choose_context
 from ..settings.job import Job
 from ..train.checks import check_model_file
 from ..train.events import EventWriter
+from ..train.find_run import progress_of
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
 from ..train.silent import Silent
@@ -191,10 +193,13 @@ class _Rank:
             events.write("error", message=message, **({"about": about} if about else {}))
 
     def _explained(self, act: Callable[[], Path]) -> Path:
-        """What `act` gives; LostRankError, or StartAgainError, for what torch says when another rank is gone."""
+        """What `act` gives; LostRankError, or StartAgainError, for what torch says when another rank is gone.
+
+        A GPU may fail because another's memory, which it reads, has gone with its process.
+        """
         try:
             return act()
-        except RuntimeError as error:
+        except (RuntimeError, GpuFailedError) as error:
             loss = self._watch.explain()
             if loss is None:
                 raise
@@ -209,7 +214,8 @@ class _Rank:
         if device.type == "cuda":
             others = OtherPrograms()
             others.wait()  # the device has none of this process's memory until here
-            torch.cuda.set_device(device)
+            with telling_failures(device, lambda: progress_of(self._folder), rank=self._seat.rank):
+                torch.cuda.set_device(device)
         with self._holding_device(asked, events):
             self._watch.say(f"ready/{self._seat.rank}")
             for rank in range(self._seat.size):

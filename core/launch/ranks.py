@@ -212,19 +212,16 @@ class _Ranks:
             self._tell.stopped()
             return EXIT_STOPPED
         kind = KilledError if any(end.code < 0 for end in outcome.ended) else RunError
-        raise kind(failure(outcome.ended, outcome.places, machines.number, self._last_line))
+        raise kind(failure(outcome.ended, outcome.places, machines.number, self._printed))
 
     def _code(self, ends: Path) -> int:
         codes = {int(path.name): int(path.read_text(encoding="utf-8")) for path in ends.iterdir()}
         return codes[min(codes)]
 
-    def _last_line(self, local_rank: int) -> str:
-        """The last thing that a rank of this machine printed; "" for nothing."""
+    def _printed(self, local_rank: int) -> str:
+        """What a rank of this machine printed; "" for nothing."""
         files = sorted(self._logs.glob(f"out/*/*/{local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)
-        lines = [
-            line for path in files for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        return lines[-1].strip() if lines else ""
+        return "\n".join(path.read_text("utf-8", errors="replace") for path in files)
 
 
 class _Diary:

@@ -19,6 +19,7 @@ import torch
 from ..adapters.peft_hooks import begin_importing_adapters
 from ..devices import gpu_uuid, resolve_device
 from ..errors import START_AGAIN, RunError, WanTrainError
+from ..gpu_failure import telling_failures
 from ..later_compiler import import_compiler_later
 from ..locks import FileLock
 from ..memory.deterministic import set_environment
@@ -28,7 +29,7 @@ from ..plan.words import label
 from ..settings.job import Job
 from ..sweep import sweep_temporaries
 from ..train.events import EventWriter
-from ..train.find_run import steps_done
+from ..train.find_run import progress_of, steps_done
 from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder, deleted_message
 from ..train.start import check_run_folder
@@ -193,7 +194,8 @@ def _train_locked(folder: RunFolder, events: EventWriter, job: Job, asked: _Aske
     begin_importing_adapters()  # while others answer
     if others is not None:
         others.wait()  # the device has none of this process's memory until here
-        torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
+        with telling_failures(device, lambda: progress_of(folder)):
+            torch.cuda.set_device(device)  # for libraries that use the current device, such as bitsandbytes
     turn = AlternatingTurn(device_lock(device), alternates=job.alternate_every > 0)
     try:
         others = _wait_for_turn(turn, device, events, asked, others)

@@ -2,6 +2,7 @@
 
 The forks, and who decides:
 - Memory has run out, of a GPU or of the machine: whoever notices. All step down to one plan, and do the same again (`Votes`).
+- The dtype of the arithmetic and how blocks run: what all of them have (`core.plan.alike`).
 - How the base is held, at the start and when stepping down: the first rank, by what all cards have (`core.train.run_plan`).
 - A stop, a checkpoint now, a preview now, and whether the host waits for the device after a step: anyone (`Agreement`).
 - A loss that is not finite: the step's numbers are the same on all ranks, to the bit, and so is what is made of them.

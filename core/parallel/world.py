@@ -17,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..errors import ConfigError
+from ..gpu_failure import GpuFailedError
 from .shards import machines_of
 
 # A rank that is lost is noticed by its silence (see `watch.py`), so that waiting may take as long as work does: for a batch
@@ -118,7 +119,7 @@ def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> 
     """Join the ranks that torchrun has started; on the GPU through NCCL, on the CPU through gloo.
 
     `context`: see `World`. `store`: of torch.distributed, where the ranks have met already. ConfigError where `context` does
-    not divide the number of ranks. Closed at the end, whatever happens.
+    not divide the number of ranks. Closed at the end, unless this rank's GPU has failed: what closes it would wait for that.
     """
     environment = os.environ
     rank, size = int(environment[_RANK]), int(environment[_SIZE])
@@ -127,6 +128,7 @@ def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
     met = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+    is_answering = True
     dist.init_process_group(backend, timeout=PATIENCE, **cast(dict[str, Any], {**bound, **met}))
     try:
         world = World(
@@ -139,8 +141,12 @@ def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> 
         world = with_groups(world, context)
         world.add_(torch.zeros(1, device=device))  # opens the links, so that what they take is not counted as free
         yield world
+    except GpuFailedError:
+        is_answering = False
+        raise
     finally:
-        dist.destroy_process_group()
+        if is_answering:
+            dist.destroy_process_group()
 
 
 def with_groups(world: World, context: int) -> World:

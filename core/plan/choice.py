@@ -29,6 +29,7 @@ class SizeTime:
     share: float  # of all steps
     seconds: float  # of each
     first: float  # how much longer the first one takes
+    tokens: int = 0  # of each batch, in the copies in which it goes through the model
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Choice:
     estimates: Mapping[Bucket, Estimate] = field(default_factory=dict[Bucket, Estimate])
     start_seconds: float = 0.0
     sizes_seconds: float = 0.0
-    sizes: Mapping[int, SizeTime] = field(default_factory=dict[int, SizeTime])  # by the tokens of a batch
+    sizes: Mapping[int, SizeTime] = field(
+        default_factory=dict[int, SizeTime]
+    )  # by the tokens of a step, as it tells them
     switch_every: int = 0
     switch_seconds: float = 0.0
 

@@ -4,6 +4,7 @@ Kernels, the compiler and the kinds of attention are tried here and nowhere else
 the model is made to compute with it, also after memory has run out.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,11 +197,19 @@ def batches_joined(job: Job, device: torch.device) -> tuple[int, tuple[str, ...]
 
 
 def joined_buckets(job: Job, joined: int) -> list[Bucket]:
-    """`buckets_of`, where so many batches of a step go through the model together, in the copies that the objective takes."""
-    copies = objective_of(job).passes.copies
-    return [
-        replace(bucket, batch=bucket.batch * joined * copies, share=bucket.share / joined) for bucket in buckets_of(job)
-    ]
+    """`buckets_of`, where so many batches of a step go through the model together, in the copies that the objective takes.
+
+    A batch in which no sample has a caption with the class word goes in one copy fewer, and is a size of its own.
+    """
+    copies, found = objective_of(job).passes.copies, list[Bucket]()
+    for bucket in buckets_of(job):
+        batch, share = bucket.batch * joined, bucket.share / joined
+        without = _share_without_class(job, bucket.shape, batch) if copies > 1 else 0.0
+        if without:
+            found.append(replace(bucket, batch=batch * (copies - 1), share=share * without, fewer=1))
+        if without < 1:
+            found.append(replace(bucket, batch=batch * copies, share=share * (1 - without)))
+    return found
 
 
 def buckets_of(job: Job) -> list[Bucket]:
@@ -215,9 +224,36 @@ def buckets_of(job: Job) -> list[Bucket]:
 
 
 def num_batch_sizes(job: Job) -> int:
-    """Different sizes of the job's batches: of some shapes the last batch of an epoch is smaller."""
-    samples = _samples_by_shape(job)
-    return len(samples) + sum(samples[bucket.shape] % bucket.batch > 0 for bucket in buckets_of(job))
+    """Different sizes in which the job's batches go through the model.
+
+    Of some shapes the last batch of an epoch is smaller; and where copies of a batch go together, one in which no sample has
+    a caption with the class word goes in one copy fewer.
+    """
+    samples, copies, number = _samples_by_shape(job), objective_of(job).passes.copies, 0
+    for bucket in buckets_of(job):
+        sizes = {bucket.batch, samples[bucket.shape] % bucket.batch} - {0}
+        rows = set[int]()
+        for size in sizes:
+            without = _share_without_class(job, bucket.shape, size) if copies > 1 else 0.0
+            rows |= {size * copies} if without < 1 else set()
+            rows |= {size * (copies - 1)} if without else set()
+        number += len(rows)
+    return number
+
+
+def _share_without_class(job: Job, shape: tuple[int, int, int, int], batch: int) -> float:
+    """Share of the batches of one shape, each of so many samples, in which none has a caption with the class word.
+
+    0 where nobody asks for such captions.
+    """
+    if not job.regularizers.output_preservation:
+        return 0.0
+    alike = [sample for sample in job.training_samples if sample.shape == shape]
+    total = sum(sample.repeats for sample in alike)
+    without = sum(sample.repeats for sample in alike if not sample.class_texts)
+    if batch > total:  # joined, over epochs
+        return (without / total) ** batch
+    return math.comb(without, batch) / math.comb(total, batch)
 
 
 def _samples_by_shape(job: Job) -> Counter[tuple[int, int, int, int]]:

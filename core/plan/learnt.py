@@ -15,6 +15,7 @@ import torch
 
 from ..adapters.peft_hooks import finish_importing_adapters
 from ..errors import RunError
+from ..memory.by_size import kept_for
 from ..settings.job import Job
 from .card import Card, corrected, learnt_path, read_correction, write_correction
 from .choice import Choice
@@ -174,11 +175,12 @@ class LearnCosts:
         extras: list[tuple[float, float]] = []
         keys: list[str] = []
         for number, (tokens, seconds) in enumerate(self._seconds.items()):
-            kept = self._started.kept.get(tokens)
-            if kept is None:  # the smaller last batch of an epoch
+            size = self._started.sizes.get(tokens)
+            if size is None:  # the smaller last batch of an epoch, or batches of several sizes
                 continue
+            kept = kept_for(self._started.kept, size.tokens)
             kept_plan = replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
-            found = [key(planner.version, plan, tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
+            found = [key(planner.version, plan, size.tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
             keys += found
             if number and len(seconds) > 1:  # the run's very first step has more to do
                 assumed = sum(assumed_kind(plan.compile, again=kind in planner.costs.compiled) for kind in found)

@@ -4,7 +4,7 @@ A plan is shared by all buckets except for `keep_attention` and `keep_linears`: 
 so that one large clip does not take that speed from the small ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -218,7 +218,7 @@ class Planner:
         return Choice(
             start_seconds=self.costs.start_seconds() if self.steps else 0.0,
             sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
-            sizes=sizes,
+            sizes=self._by_step(sizes.values()),
             plan=plans[largest],
             kept=by_tokens,
             vram=found[largest].vram,
@@ -252,8 +252,25 @@ class Planner:
             if known := sizes.get(tokens):
                 seconds = (known.share * known.seconds + share * seconds) / (known.share + share)
                 share += known.share
-            sizes[tokens] = SizeTime(share, seconds, first)
+            sizes[tokens] = SizeTime(share, seconds, first, tokens)
         return sizes
+
+    def _by_step(self, sizes: Iterable[SizeTime]) -> dict[int, SizeTime]:
+        """By the tokens that a step tells whose batches are all of one size: without copies of them.
+
+        What differs in the number of copies alone is one to those who read that: the larger, at their mean time.
+        """
+        found: dict[int, SizeTime] = {}
+        fewer = {bucket.batch * clip_tokens(self.task.sizes, bucket): bucket.fewer for bucket in self.buckets}
+        for size in sorted(sizes, key=lambda size: size.tokens):
+            step = size.tokens // (self.task.passes.copies - fewer[size.tokens]) * self.task.accumulation
+            known = found.get(step)
+            if known is not None:
+                share = known.share + size.share
+                seconds = (known.share * known.seconds + size.share * size.seconds) / share
+                size = replace(size, share=share, seconds=seconds, first=max(known.first, size.first))
+            found[step] = size
+        return found
 
     def _first_seconds(self, plan: Plan, kept: Kept, tokens: int) -> float:
         kinds = kinds_of_block(keeping(plan, kept), self.task.sizes.num_layers)

@@ -64,7 +64,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
     down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
     passes = task.passes
-    without = passes.num_without / passes.copies  # which take one copy of the batch each
+    copies = passes.copies - bucket.fewer
+    without = (passes.num_without - bucket.fewer) / copies  # which take one copy of the batch each
     return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update
 
 

@@ -76,6 +76,11 @@ def steps_done(folder: RunFolder) -> int:
     return max(newest, result if isinstance(result, int) else 0, _last_step(folder.events_path))
 
 
+def progress_of(folder: RunFolder) -> tuple[int, int]:
+    """The last step that the diary of this folder tells of, and that of its newest checkpoint; 0 for none."""
+    return _last_step(folder.events_path), max((step for step, _ in folder.checkpoints()), default=0)
+
+
 def began(folder: RunFolder) -> float | None:
     """When the run began, in seconds since the epoch: the time of its diary's first line. None if that is not known."""
     if not is_file(folder.events_path):

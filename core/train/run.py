@@ -17,6 +17,7 @@ from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.setup import up_parameters, write_adapter
 from ..adapters.start_from import check_file, start_from_file
 from ..errors import DatasetError
+from ..gpu_failure import telling_failures
 from ..memory.deterministic import same_bits
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
@@ -33,6 +34,7 @@ from .checks import check_model_file
 from .crepa import make_features
 from .divergence import WatchDivergence
 from .events import EventReader, EventWriter
+from .find_run import progress_of
 from .history import read_long_history
 from .label import beside_name, describe_lora, lora_name
 from .loop import Callback, StepReport, Trainer
@@ -79,11 +81,12 @@ def run_job(
     it over to another run.
 
     Raises RunStoppedError when `should_stop` says so between two steps: the checkpoint is then on disk. ConfigError
-    before the model is loaded if the job cannot be trained here.
+    before the model is loaded if the job cannot be trained here. GpuFailedError when the device fails.
     """
     log.info("The process has started after %.1f s.", process_age() or math.nan)
     job = folder.read_job()
-    with same_bits(job.memory.deterministic):
+    rank = world.rank if world.size > 1 else None
+    with telling_failures(device, lambda: progress_of(folder), rank=rank), same_bits(job.memory.deterministic):
         return _run_job(folder, job, events, device, should_stop, others=others, world=world, turns=turns)
 
 

@@ -12,6 +12,7 @@ from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
 from ..parallel.world import ALONE, World
 from ..plan.advice import explain, what_would_fit
+from ..plan.alike import alike
 from ..plan.alternating import beside_another, two_bases
 from ..plan.card import common_card, measure_free
 from ..plan.choice import Choice
@@ -85,7 +86,7 @@ class RunPlan:
         with timed("Trying the kernels, or the compiler, and the kinds of attention"):
             self._decision = in_turn(world, lambda: decide(asked, info, device, scratch, context=world.context))
         if world.size > 1:
-            self._decision = replace(self._decision, joined=1)
+            self._decision = alike(replace(self._decision, joined=1), world, job.model.precision)
         self._decision = self._before.settled(self._decision)
         for sentence in self._decision.warnings:
             self._warn(sentence)

@@ -45,6 +45,7 @@ LEVELS = {
     "sweep": 1,
     "torch_compat": 1,
     "disk": 2,
+    "gpu_failure": 2,
     "locks": 2,
     "safe_json": 2,
     "safetensors_file": 3,

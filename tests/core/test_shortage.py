@@ -1,6 +1,6 @@
 import pytest
 import torch
-from wan_train.core.shortage import free_caches, is_out_of_memory, try_twice
+from wan_train.core.shortage import free_caches, is_out_of_memory, shortage_of, try_twice
 
 
 def too_large():
@@ -19,6 +19,18 @@ def test_what_counts_as_out_of_memory():
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_which_memory_is_out_by_what_libraries_say():
+    for text in (
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "NCCL error in: x.cpp:1, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert shortage_of(RuntimeError(text)) == "vram", text
+    assert shortage_of(RuntimeError("CUDA error: unspecified launch failure")) is None
+    assert shortage_of(too_large()) == "ram"
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

@@ -12,6 +12,7 @@ from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.plan.test_estimate import CARD
 
@@ -102,6 +103,20 @@ def test_of_several_devices_the_one_that_is_full_is_named(job: Job, monkeypatch)
     server = Server(OTHER, free=0)
     assert server.gpus.first_shortage(job, ["cpu", "cuda:1", "cuda:0"]).startswith("cuda:0 has 0.0 of")
     assert server.gpus.first_shortage(job, ["cpu", "cuda:1"]) == ""
+
+
+def test_gpus_that_share_the_base_or_a_clip_need_less_each(job: Job, deep_model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    by_hand = replace(job, model=replace(deep_model, precision="bf16"), memory=MemoryOptions(plan="manual"))
+    whole = least_memory(by_hand, CUDA, 24 * GIB, 2)
+    assert whole >= least_memory(by_hand, CUDA, 24 * GIB)  # gradients are gathered in buffers
+    sharded = replace(by_hand, parallel=ParallelOptions(context=1, base="sharded"))
+    assert least_memory(sharded, CUDA, 24 * GIB, 2) < whole
+    shared = replace(by_hand, parallel=ParallelOptions(context=2, base="whole"))
+    assert least_memory(shared, CUDA, 24 * GIB, 2) < whole
+    server = Server(OTHER, free=whole - 1)
+    assert server.gpus.first_shortage(by_hand, ["cuda:0", "cpu"]).startswith("cuda:0 has ")
+    assert server.gpus.first_shortage(sharded, ["cuda:0", "cpu"]) == ""
 
 
 def test_nobody_waits_for_a_card_that_is_too_small(job: Job):

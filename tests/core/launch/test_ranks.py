@@ -278,3 +278,45 @@ def test_memory_that_runs_out_in_one_update_starts_all_again_with_less(whole, wa
     assert sorted(read_history(folder.events_path).losses) == [1, 2, 3, 4]
     plans = [event for event in EventReader(folder.events_path).read() if event["event"] == "plan"]
     assert plans[0]["vram"] > plans[-1]["vram"]
+
+
+FAILING = '''"""AdamW whose third update of a LoRA fails on the GPU of rank 1, the first time that such a run is started."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    updates = 0
+
+    def step(self, *args, **options):
+        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
+        self.updates += is_of_a_lora
+        met = Path(os.environ["FAILING"])
+        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 3 and not met.exists():
+            met.touch()
+            raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")
+        return super().step(*args, **options)
+'''
+
+
+def test_a_gpu_that_fails_on_one_rank_ends_the_run_with_its_sentence(whole, wantrain, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
+    spread, work = whole[0], tmp_path / "failing"
+    shutil.copytree(whole[1] / "cache", work / "cache")
+    settings = ("optimizer.name=custom", "optimizer.path=failing.AdamW", "loop.steps=4", "loop.checkpoint_every=1")
+    changes = [part for setting in settings for part in ("--set", setting)]
+    environment = {"WANTRAIN_OPTIMIZERS": "failing", "PYTHONPATH": str(tmp_path), "FAILING": str(tmp_path / "met")}
+    code, said = wantrain("train", spread, "--work", work, *changes, **environment)
+    assert code == EXIT_ERROR, said
+    folder = folder_of(work)
+    message = read_history(folder.events_path).message
+    assert message.startswith("rank 1 (cpu:1 of "), message
+    assert "the device cpu:1 of rank 1 failed after step " in message
+    assert "(CUDA error: unspecified launch failure)" in message
+    assert folder.checkpoints()
+    code, said = wantrain("train", spread, "--work", work, *changes, **environment)
+    assert code == 0, said
+    assert sorted(read_history(folder.events_path).losses) == [1, 2, 3, 4]

@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from wan_train.core.errors import RunError
+from wan_train.core.errors import START_AGAIN, RunError
+from wan_train.core.gpu_failure import GpuFailedError
 from wan_train.core.launch.ahead import worker_environment
 from wan_train.core.launch.exits import EXIT_ERROR, EXIT_FINISHED, EXIT_STOPPED
 from wan_train.core.launch.process import Worker
 from wan_train.core.launch.worker import train
 from wan_train.core.processes import this_machine
 from wan_train.core.train.events import EventWriter, read_history
+from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.core.train.run_plan import RunPlan
 from wan_train.tests.core.launch.forks import forks
 
 PACK = Path(__file__).resolve().parents[3]
@@ -126,6 +129,50 @@ def test_errors_reach_the_diary(run, job):
     history = read_history(run.events_path)
     assert history.state == "error"
     assert "its content changed" in history.message
+
+
+def test_a_gpu_that_fails_ends_the_process_and_the_next_goes_on(run, job, monkeypatch):
+    """As with a driver that was reset: from then on each call to the GPU gives the same error, also those that clean up."""
+    whole = RunFolder(run.path.with_name("whole"))
+    whole.path.mkdir()
+    whole.write_job(job)
+    assert train(whole.path) == EXIT_FINISHED
+
+    failed, step, take_off = [], Trainer.train_step, RunPlan._take_off
+
+    def fail():
+        raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure\nSearch for it.")
+
+    def train_step(self):
+        if self.step == 3:
+            failed.append("step")
+            fail()
+        return step(self)
+
+    def clean(self):
+        if failed:
+            failed.append("cleaning")
+            fail()
+        take_off(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(RunPlan, "_take_off", clean)
+        with pytest.raises(GpuFailedError):
+            train(run.path)
+    assert failed == ["step", "cleaning"]
+    history = read_history(run.events_path)
+    assert history.state == "error"
+    assert history.message.startswith(
+        "the device cpu failed after step 3 (CUDA error: unspecified launch failure): the driver may have been reset"
+    )
+    assert "the checkpoint of step 2 is kept" in history.message
+    assert history.about == START_AGAIN
+    assert [step for step, _ in run.checkpoints()] == [2]
+    worker = Worker(run)  # another process: nothing of the failure is left
+    assert worker.process.wait(90) == EXIT_FINISHED, worker.log_tail(30)
+    same, other = (load_file(each.finished_lora(6)) for each in (run, whole))
+    assert all(torch.equal(same[name], other[name]) for name in other)
 
 
 def first_checkpoint(run, timeout=90.0):

@@ -14,7 +14,7 @@ from wan_train.core.objective.forwards import noisy_batch
 from wan_train.core.objective.objective import FlowMatching, objective_of
 from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.objective.regularizers import BESIDE_THE_BASE
-from wan_train.core.plan.decision import decide
+from wan_train.core.plan.decision import decide, joined_buckets, num_batch_sizes
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
@@ -137,6 +137,47 @@ def test_in_one_pass_a_batch_without_a_class_word_goes_alone(job):
     terms = [set(trainer.train_step().read().terms) for _ in range(2)]
     assert sorted(terms, key=len) == [set(), {"flow", "output_preservation"}]
     assert sorted(rows) == [1, 1, 2]
+    assert num_batch_sizes(job) == 2
+    (alone, together) = joined_buckets(job, 1)
+    assert (alone.batch, alone.share, alone.fewer) == (1, 1.0, 1)
+    assert (together.batch, together.share, together.fewer) == (2, 1.0, 0)
+
+
+def test_in_one_pass_sizes_are_counted_as_they_go_through_the_model(job):
+    first, second = job.data.samples
+    plain, other = replace(first, class_texts=()), {"shape": (16, 1, 4, 6)}
+
+    def sizes(*samples, batch_size=1, **options):
+        loop = replace(job.loop, batch_size=batch_size)
+        changed = chosen(replace(job, data=replace(job.data, samples=samples), loop=loop), **options, single_pass=True)
+        found = {(bucket.shape, bucket.batch): bucket.share for bucket in joined_buckets(changed, 1)}
+        return num_batch_sizes(changed), sorted(found.items())
+
+    shape = first.shape
+    assert sizes(first, second, **DOP) == (1, [((shape, 2), 2.0)])
+    assert sizes(plain, plain, **DOP) == (1, [((shape, 1), 2.0)])
+    assert sizes(plain, replace(second, **other), **DOP) == (2, sorted([((shape, 1), 1.0), ((other["shape"], 2), 1.0)]))
+    assert sizes(plain, second, **BLANK) == (1, [((shape, 2), 2.0)])  # nobody asks for the class word
+    assert sizes(plain, second, **DOP, **BLANK) == (2, [((shape, 2), 1.0), ((shape, 3), 1.0)])
+    # Two of three at a time: of the three pairs one has none with a class word, and the last batch may be either.
+    number, found = sizes(plain, plain, second, batch_size=2, **DOP)
+    assert found == [((shape, 2), pytest.approx(1.5 / 3)), ((shape, 4), pytest.approx(1.5 * 2 / 3))]
+    assert number == 3  # 4 and 2 rows of two samples, 2 and 1 of one
+
+
+def test_in_one_pass_a_step_without_a_class_word_is_planned_shorter(job):
+    first, second = job.data.samples
+    data = replace(job.data, samples=(first, replace(second, class_texts=())))
+    job = chosen(replace(job, data=data, loop=replace(job.loop, batch_size=1, steps=10)), **DOP, single_pass=True)
+    planner = make_planner(job, decide(job, inspect(job.model.path), CPU), CARD)
+    choice = planner.describe(planner.plan)
+    alone, together = (choice.estimates[bucket].seconds for bucket in planner.buckets)
+    ordinary = chosen(job)
+    plain = make_planner(ordinary, decide(ordinary, inspect(job.model.path), CPU), CARD)
+    (expected,) = (found.seconds for found in plain.describe(plain.plan).estimates.values())
+    assert alone == pytest.approx(expected, rel=1e-9)
+    assert alone < together
+    assert len(choice.sizes) == 2
 
 
 def test_one_pass_keeps_routes_and_what_an_image_to_video_model_is_given():

@@ -13,11 +13,12 @@ from wan_train.core.plan import probe
 from wan_train.core.plan.decision import arithmetic, decide, may_use_graphs, num_batch_sizes
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train import checks, features
 from wan_train.core.train.loop import Trainer
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
-from wan_train.tests.core.train.helpers import train_in_folder
+from wan_train.tests.core.train.helpers import train_in_folder, with_class
 
 CPU = torch.device("cpu")
 
@@ -142,3 +143,19 @@ def test_cuda_graphs_are_for_few_sizes_of_small_batches(job: Job):
 def test_arithmetic(precision):
     named = {"bf16": torch.bfloat16, "fp16": torch.float16}
     assert arithmetic(precision, CPU) == named.get(precision, torch.float32)
+
+
+def test_batches_with_and_without_a_class_word_are_two_sizes_for_cuda_graphs(job: Job, tmp_path):
+    """Nine sizes are one too many, though there are five shapes."""
+    cuda, sample = torch.device("cuda"), with_class(tmp_path, job.data.samples[0])
+    options = RegularizerOptions(output_preservation=1.0, single_pass=True)
+
+    def may(shapes, plain):
+        samples = tuple(replace(sample, shape=(16, 1, 4, 2 * n)) for n in range(1, shapes + 1))
+        samples += tuple(replace(sample, shape=(16, 1, 4, 2 * n), class_texts=()) for n in range(1, plain + 1))
+        changed = replace(job, data=replace(job.data, samples=samples), regularizers=options)
+        return num_batch_sizes(changed), may_use_graphs(changed, WanConfig(), cuda)
+
+    assert may(5, 0) == (5, True)
+    assert may(5, 3) == (8, True)
+    assert may(5, 4) == (9, False)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from wan_train.core.objective.passes import Passes
 from wan_train.core.plan.advice import explain
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Planner
@@ -71,6 +72,30 @@ def test_all_sizes_count_each_as_likely_as_it_comes():
     assert choice.sizes_seconds == pytest.approx(ONCE["static"] + 3 * kinds * KIND["static"], rel=1e-6)
     one = planner(1, ("static",)).choose()
     assert one.sizes_seconds == pytest.approx(ONCE["static"] + kinds * KIND["static"], rel=1e-6)
+
+
+def test_sizes_are_told_by_the_tokens_of_a_whole_step():
+    """As steps tell theirs: with all their batches, and each batch once in however many copies it goes through the model."""
+    these = planner(1000, ("static",))
+    alone = these.choose()
+    four = replace(these, task=replace(these.task, accumulation=4)).choose()
+    assert sorted(four.sizes) == [4 * 3572, 4 * 3588, 4 * 3600]
+    assert [size.tokens for _, size in sorted(four.sizes.items())] == [3572, 3588, 3600]
+    assert four.sizes[4 * 3600].seconds > 3.9 * alone.sizes[3600].seconds
+    passes = Passes(("forward without gradient", "forward", "backward"), copies=2)
+    buckets = [
+        *(replace(bucket, batch=2) for bucket in PICTURES[:2]),
+        replace(PICTURES[0], batch=1, share=4.0, fewer=1),
+    ]
+    both = replace(these, task=replace(these.task, passes=passes), buckets=buckets)
+    choice = both.choose()
+    assert sorted(choice.sizes) == [3572, 3600]
+    assert choice.sizes[3600].tokens == 2 * 3600
+    assert choice.sizes[3600].share == pytest.approx(0.5)
+    together, alone = (choice.estimates[bucket].seconds for bucket in (buckets[0], buckets[2]))
+    assert choice.sizes[3600].seconds == pytest.approx((together + alone) / 2)
+    kinds = len(kinds_of_block(choice.plan, 40))
+    assert choice.sizes_seconds == pytest.approx(ONCE["static"] + 3 * kinds * KIND["static"], rel=1e-6)
 
 
 def test_the_message_says_the_whole_time_and_its_parts():

@@ -32,9 +32,9 @@ def digest(tensors):
     return found.hexdigest()
 
 
-def team_trainer(world, job, *, cost=lambda tokens, count: tokens * count, equal_counts=False):
-    """As a run makes it, without a folder; alone for a world of one."""
-    prepared = prepare(job, CPU)
+def team_trainer(world, job, *, scratch=None, cost=lambda tokens, count: tokens * count, equal_counts=False):
+    """As a run makes it, without a folder but `scratch`; alone for a world of one."""
+    prepared = prepare(job, CPU, scratch=scratch, world=world)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     team = None
     if world.size > 1:
@@ -67,12 +67,13 @@ def team_trainer(world, job, *, cost=lambda tokens, count: tokens * count, equal
     averages = averages_of(job, prepared.model, prepared.parameters, optimizer)
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     prepared.model.train()
-    return trainer, averages
+    return trainer, averages, prepared
 
 
-def steps(world, job, count):
+def steps(world, job, count, scratch=None):
     """Of some steps: gradients at the update, reports, a hash of the weights, and the average's."""
-    trainer, averages = team_trainer(world, job)
+    equal_counts = job.parallel.base == "sharded"
+    trainer, averages, prepared = team_trainer(world, job, scratch=scratch, equal_counts=equal_counts)
     gradients, step = [], trainer.optimizer.step
 
     def spy():
@@ -85,6 +86,8 @@ def steps(world, job, count):
         report = trainer.train_step().read()
         reports.append((report.loss, report.grad_norm, report.sigma, report.tokens, dict(report.terms)))
     average = digest(averages.ema._averages) if averages.ema else ""
+    prepared.features.reset()
+    prepared.features.close()
     return gradients, reports, digest(trainer.parameters), average
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from wan_train.core.errors import ConfigError, RunError
+from wan_train.core.facts import num_tokens
 from wan_train.core.objective.forwards import Forwards
 from wan_train.core.plan import learnt
 from wan_train.core.plan.card import Correction, measure_card, read_correction
@@ -402,6 +403,26 @@ def test_batches_apart_are_planned_in_the_copies_that_the_objective_takes_too(tm
     monkeypatch.setattr(Planner, "choose", lambda self: (seen.append(self), choose(self))[1])
     RunPlan(job, inspect(job.model.path), CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
     assert [(planner.buckets[0].batch, planner.task.accumulation) for planner in seen] == [(8, 1), (2, 4)]
+
+
+@pytest.mark.parametrize("join", ["off", "on"])
+def test_steps_tell_the_sizes_that_the_plan_has_told(tmp_path, deep: Job, join):
+    """Else the time that is left would be that of sizes which never come, and nothing would be learnt of their first steps."""
+    job = replace(
+        deep,
+        data=replace(deep.data, samples=(replace(deep.data.samples[0], held_out=False),)),
+        loop=replace(deep.loop, gradient_accumulation=4, steps=4),
+        memory=replace(LARGE, join_batches=join),
+        regularizers=RegularizerOptions(blank_preservation=0.5, single_pass=True),
+    )
+    train(tmp_path, job, "run")
+    (told,) = plans(tmp_path, "run")
+    steps = [e for e in EventReader(tmp_path / "runs" / "run" / "events.jsonl").read() if e["event"] == "step"]
+    assert {str(step["tokens"]) for step in steps} == told["sizes"].keys()
+    (costs,) = (tmp_path / "cache").glob("costs-*")
+    (compiled,) = json.loads(costs.read_text())["compiled"]
+    rows = {"off": 2, "on": 8}[join]
+    assert f"; {rows * num_tokens(deep.data.samples[0].shape)}; " in compiled
 
 
 def test_the_plan_that_is_not_chosen_is_the_jobs(tmp_path, job: Job):

@@ -11,6 +11,7 @@ from wan_train.core.parallel.world import ALONE
 from wan_train.core.plan.decision import decide
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
@@ -62,7 +63,7 @@ def trained(world, job, scratch, kept=None):
 
 def compare(ranks, tmp_path, job, *, kept=None, size=2, loss=1e-6, gradient=1e-6):
     """With plain blocks in one process."""
-    plain = replace(job, memory=MemoryOptions(checkpointing=False))
+    plain = replace(job, memory=MemoryOptions(checkpointing=False), parallel=ParallelOptions())
     losses, expected, _ = trained(ALONE, plain, tmp_path)
     found = ranks(size, context=2)(trained, job, tmp_path, kept)
     assert found[0][0] == found[1][0] == pytest.approx(losses, rel=loss)
@@ -123,7 +124,26 @@ def test_all_ranks_keep_as_much(ranks, tmp_path, job, compile):
     compare(ranks, tmp_path, replace(job, memory=memory), kept=kept)
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int8", "nf4", "int4_svd"])
+@pytest.mark.grid(2)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    "memory",
+    [{}, {"streamed_blocks": 1}, {"offload_inputs": True, "keep_attention": 1}],
+    ids=["plain", "swapped", "kept"],
+)
+def test_with_a_base_that_lies_spread_over_the_ranks(ranks, tmp_path, job, memory, size):
+    job = replace(job, memory=MemoryOptions(**memory))
+    compare(ranks, tmp_path, replace(job, parallel=ParallelOptions(base="sharded")), size=size)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "nf4"])
+def test_quantized_swapped_and_spread(ranks, tmp_path, job, precision):
+    model, memory = replace(job.model, precision=precision), MemoryOptions(streamed_blocks=1)
+    job = replace(job, model=model, memory=memory, parallel=ParallelOptions(base="sharded"))
+    compare(ranks, tmp_path, job, size=4, loss=1e-3, gradient=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_compute", "int8", "nf4", "int4_svd"])
 def test_quantized(ranks, tmp_path, job, precision):
     """The weights are rounded alike in every rank; the arithmetic is bf16's or fp32's."""
     found = compare(

@@ -7,6 +7,8 @@ import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.parallel.world import ALONE, World
 from wan_train.core.settings.ema import EmaOptions
+from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train.batches import Prefetcher
@@ -53,6 +55,46 @@ def test_batches_of_different_sizes_and_weights(ranks, many, size):
     wanted = steps(ALONE, many, 3)
     assert len({loss for loss, *_ in wanted[1]}) == 3
     assert_like_one(ranks(size)(steps, many, 3), wanted)
+
+
+@pytest.mark.grid(2)
+@pytest.mark.parametrize(
+    ("precision", "memory", "size"),
+    [
+        ("bf16", {"streamed_blocks": 2}, 2),
+        ("fp16", {"checkpointing": False}, 2),
+        ("fp8", {"streamed_blocks": 1, "stream_from": "mapped"}, 2),
+        ("fp8_compute", {"streamed_blocks": 2, "split_blocks": True}, 2),
+        ("int8", {"streamed_blocks": 2, "stream_from": "pageable", "offload_inputs": True}, 4),
+        ("nf4", {"streamed_blocks": 1, "keep_attention": 1}, 2),
+        ("int4_svd", {"streamed_blocks": 2, "ffn_pieces": 2}, 2),
+        ("fp32", {"streamed_blocks": 2}, 4),
+    ],
+    ids=str,
+)
+def test_with_each_precision_and_blocks_that_are_swapped(ranks, many, tmp_path, precision, memory, size):
+    job = replace(many, model=replace(many.model, precision=precision), memory=MemoryOptions(**memory))
+    assert_like_one(ranks(size)(steps, job, 2, tmp_path / "ranks"), steps(ALONE, job, 2, tmp_path / "alone"))
+
+
+@pytest.mark.grid(2)
+@pytest.mark.parametrize(
+    ("precision", "memory", "size"),
+    [
+        ("fp32", {}, 2),
+        ("fp32", {"streamed_blocks": 1}, 4),
+        ("fp8", {"streamed_blocks": 1, "offload_inputs": True}, 2),
+        ("bf16", {}, 4),
+        ("int8", {"keep_attention": 1}, 2),
+        ("nf4", {}, 2),
+    ],
+    ids=str,
+)
+def test_with_a_base_that_lies_spread_over_the_ranks(ranks, many, tmp_path, precision, memory, size):
+    """Each rank trains samples of its own by blocks of which it holds a share."""
+    job = replace(many, model=replace(many.model, precision=precision), memory=MemoryOptions(**memory))
+    sharded = replace(job, parallel=ParallelOptions(base="sharded"))
+    assert_like_one(ranks(size)(steps, sharded, 2, tmp_path / "ranks"), steps(ALONE, job, 2, tmp_path / "alone"))
 
 
 def test_three_batches_on_two_ranks(ranks, many):
