@@ -63,6 +63,14 @@ class KernelBlock:
         }
 
 
+def dropout_bytes(element_size: int) -> int:
+    """What a dropout keeps of each number: the result and its mask, one byte on a GPU.
+
+    In fp32 the mask is counted as on a CPU, where it is as large as the number.
+    """
+    return element_size + (1 if element_size < 4 else element_size)
+
+
 @lru_cache
 def kernel_block(
     sizes: Sizes, trained: Trained, *, tokens: int, batch: int = 1, element_size: int = 2, is_shared: bool = False
@@ -79,7 +87,7 @@ def kernel_block(
     if sizes.image_dim is not None:
         own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn.o" in adapted else 0)
     for name, ((_, inner), rank) in adapted.items():
-        of_adapter = e * (rank + (2 * inner if trained.dropout else 0))  # x A^T; dropout's result and its mask
+        of_adapter = e * rank + (dropout_bytes(e) * inner if trained.dropout else 0)  # x A^T
         if name in _ON_TEXT:
             per_key += of_adapter // (1 if sizes.image_dim is None else 2)
         else:

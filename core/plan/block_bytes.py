@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..adapters.kind import ADAPTER_KINDS
 from ..memory.precision import precision_kind
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
-from .block_by_kernels import KernelBlock, kernel_block
+from .block_by_kernels import KernelBlock, dropout_bytes, kernel_block
 from .constants import constants
 from .plan import (
     Bucket,
@@ -50,7 +50,7 @@ def saved_by_part(
     """The bytes of `saved_bytes`, for each part of the block.
 
     Eager, with the light LoRA forward and an attention that never has its scores in memory. `tokens` of one clip;
-    `element_size` 2 for bf16 and fp16, 4 for fp32. A dropout's mask is counted as large as its input, as the CPU has it.
+    `element_size` 2 for bf16 and fp16, 4 for fp32.
     """
     e, dim, heads = element_size, sizes.dim, sizes.num_heads
     copy = 4 * dim if e < 4 else 0  # of the block's input, in fp32 for its norm; in fp32 it is the input itself
@@ -88,8 +88,8 @@ def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
     total = sum(kept_of(each, trained, element_size).per_token for each in on_video.values())
     if not ADAPTER_KINDS.get(trained.adapter).keeps_input:
         return total
-    if trained.dropout:  # each has an input and a mask of its own
-        return total + element_size * sum(2 * each.shape[1] for each in on_video.values())
+    if trained.dropout:  # each has an input of its own
+        return total + dropout_bytes(element_size) * sum(each.shape[1] for each in on_video.values())
     # The input of q, k and v is one; that of an attention's last layer is kept as the attention's result.
     inputs = {_input_of(name): each.shape[1] for name, each in on_video.items() if not name.endswith("attn.o")}
     return total + element_size * sum(inputs.values())
