@@ -89,6 +89,7 @@ def test_of_blocks_by_kernels(monkeypatch, pieces, checkpointing):
 
     monkeypatch.setattr(ops, "INTERPRETED", True)
     monkeypatch.setattr(jit.JITFunction, "__getitem__", lambda _kernel, _grid: lambda *_args, **_options: None)
+    monkeypatch.setattr(jit.JITFunction, "warmup", lambda *_args, **_options: None)
 
     def run_of(model):
         return kernel_mode.whole_blocks(kernel_mode.put_on(model), checkpointing=checkpointing, pieces=pieces)
