@@ -39,6 +39,7 @@ from .concepts import CONCEPTS, Concept
 from .distil import FEW_STEPS, FewStepFiles
 from .evaluate import SAMPLING, Family
 from .exam import Answers, Exam, Score, answer, grade
+from .failure import why_failed
 from .family import STAGES, Files
 from .few_steps_adapter import make_adapters
 from .lessons import teach, train_here, with_lora
@@ -308,7 +309,7 @@ def _side_by_side(options: argparse.Namespace, bench: Bench, concepts: Sequence[
                 check=False,
             ).returncode
         take(concept, seed)
-        print(f"{concept.name}, seed {seed}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+        print(f"{concept.name}, seed {seed}: {'done' if code == 0 else f'failed: {why_failed(code, log)}'}", flush=True)
 
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(one, parts))

@@ -9,6 +9,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.tools.nano import few_steps, few_steps_adapter
 from wan_train.tools.nano.concepts import CONCEPTS
 from wan_train.tools.nano.distil import FewStepFiles
+from wan_train.tools.nano.failure import error_line
 from wan_train.tools.nano.family import STAGES, Files
 from wan_train.tools.nano.lessons import train_here
 from wan_train.tools.nano.workshop import Workshop
@@ -85,6 +86,20 @@ def test_what_is_done_is_taken_up_and_only_the_rest_has_processes(two_pairs, tmp
     few_steps.main([*told, "--processes", "2"])
     assert "0 lessons are to be given, in 0 processes." in capsys.readouterr().out
     assert sorted(map(str, few_steps.read_rows(out))) == sorted(map(str, rows))
+
+
+def test_lessons_that_fail_say_why_in_their_line(two_pairs, tmp_path, capsys):
+    root, work = tmp_path / "family", tmp_path / "work"
+    shutil.copytree(two_pairs, root)
+    Files(root).vae.write_bytes(b"no model")
+    adapter = str(Files(root).text_encoder)  # any file: none of it is read before the models are
+    told = arguments(root, tmp_path / "rows.csv", work)
+    work.mkdir()
+    few_steps.main([*told, "--adapters", adapter, adapter, "--processes", "1"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dive, seed 1")]
+    log = work / "log-dive-1.txt"
+    assert line == f"dive, seed 1: failed: {error_line(log.read_text('utf-8'))} (all of it: {log})"
+    assert "SafetensorError: " in line
 
 
 def test_the_rows_that_are_here_are_those_of_todays_settings_and_files(tmp_path, monkeypatch):
