@@ -134,6 +134,20 @@ def test_the_table_has_means_and_the_spread():
     assert few_steps.table(rows).splitlines()[-1] == "| base | few-step | 1 | 60% (50 to 70) | 80% | 100% |"
 
 
+def test_the_table_tells_the_ways_apart_lesson_by_lesson():
+    def row(way, model, seed, learnt, kept):
+        return {"concept": "dive", "seed": seed, "way": way, "model": model, "strength": "1", "motion": "1"} | {
+            "learnt": learnt, "kept": kept,
+        }  # fmt: skip
+
+    rows = [row("base", "few-step", "1", "0.5", "0.9"), row("base", "few-step", "2", "0.7", "0.8")]
+    rows += [row("contrastive", "few-step", "1", "0.6", "0.5"), row("contrastive", "few-step", "2", "0.6", "0.4")]
+    rows += [row("contrastive", "base", "1", "0.0", "0.0")]
+    head, _, line = few_steps.table(rows).splitlines()[-3:]
+    assert head.startswith("| on the few-step pair, beside base at strength 1 |")
+    assert line == "| contrastive | 1 | +0 ± 10 | -40 ± 0 ▼ | +0 ± 0 | 2 |"
+
+
 def test_a_table_with_other_columns_is_left_alone(tmp_path):
     (tmp_path / "rows.csv").write_text("concept,seed\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="other columns"):

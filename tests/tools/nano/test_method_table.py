@@ -13,14 +13,14 @@ from wan_train.tools.nano.methods import METHODS, PLAIN
 from wan_train.tools.nano.pairs import MAIN_PAIR
 
 
-def run(method, seed, look, *, losses=(2.0, 1.0), scores=(0.0, 100.0)):
+def run(method, seed, look, *, losses=(2.0, 1.0), moves=(1.0, 1.0)):
     """Two marks of a run, at whose first half as much was learnt."""
     rows = []
-    for number, (loss, score) in enumerate(zip(losses, scores, strict=True), start=1):
+    for number, (loss, moved) in enumerate(zip(losses, moves, strict=True), start=1):
         values = dict.fromkeys(COLUMNS, "0.5") | {
             "method": method, "group": "x", "pair": MAIN_PAIR, "seed": str(seed), "step": str(number * 10),
             "look": str(look * number / 2), "held_out": str(loss),
-            "score": str(score), "is_end": str(number - 1), "key": f"{method} {seed}",
+            "preview": str(moved), "is_end": str(number - 1), "key": f"{method} {seed}",
         }  # fmt: skip
         rows.append(values)
     return rows
@@ -113,13 +113,15 @@ def test_every_method_names_a_row_of_the_bench_of_memory_or_none():
 
 def test_the_table_says_which_choice_of_checkpoint_is_best():
     rows = rows_of(
-        run("baseline", 1, 0.8, losses=(1.0, 2.0), scores=(100.0, 50.0)),
-        run("baseline", 2, 0.8, losses=(1.0, 2.0), scores=(50.0, 100.0)),
+        run("baseline", 1, 0.8, losses=(1.0, 1.5), moves=(0.5, 0.9)),
+        run("baseline", 2, 0.8, losses=(1.0, 9.0), moves=(0.9, 1.2)),
     )
     lines = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in table(rows).splitlines() if "|" in line}
     assert lines["the last"] == "80.0%"
     assert lines["lowest held-out loss"] == "40.0%"
-    assert lines["highest score (loss and motion)"] == "60.0%"
+    assert lines["motion nearest to the sample's"] == "60.0%"  # the second of the first run, the first of the second
+    assert lines["loss and motion, each as near as may be"] == "60.0%"  # as well
+    assert lines["highest score"] == "60.0%"  # the second run's last has nine times the lowest loss
     assert lines["the best of all, as the exam says"] == "80.0%"
 
 
