@@ -15,6 +15,7 @@ from .methods import PLAIN
 
 MEASURED = Files().root.parent / "benchmarks" / "results" / "method-memory-h200.json"
 PRECISION = "bf16"
+SAME = ("adapter lora", "optimizer adamw", "loss mse", "weighting none")  # rows of the plain LoRA's very own training
 
 
 def read_costs(path: Path = MEASURED) -> dict[str, float]:
@@ -33,3 +34,12 @@ def costs_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return {}
     seconds = by_clip[max(clips, key=lambda clip: math.prod(map(int, clip.split("x"))))]
     return {method: own / seconds[PLAIN] for method, own in seconds.items()}
+
+
+def spread_in_words(costs: Mapping[str, float]) -> str:
+    """How far a cost may be off, by those that are 1 but for chance; "" where none of them is known."""
+    same = [costs[name] for name in SAME if name in costs]
+    if not same:
+        return ""
+    least, most = min(1.0, *same), max(1.0, *same)
+    return f"The plain LoRA's own training, taken {len(same) + 1} times, has costs of {least:.2f} to {most:.2f}."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ...core.train.scores import score_of
+from .method_costs import spread_in_words
 from .method_runs import Row
 from .methods import BASELINE, GROUPS, METHODS
 from .pairs import MAIN_PAIR
@@ -111,7 +112,8 @@ def at_equal_seconds(column: str, costs: Mapping[str, float]) -> Values:
 
 def table(rows: Sequence[Row], costs: Mapping[str, float] = MappingProxyType({})) -> str:
     """Markdown: the methods, the pairs, the choices. `costs`: of a step, see method_costs.py."""
-    return "\n\n".join(part for part in (_methods(rows, costs), _sentences(rows), _pairs(rows), _choices(rows)) if part)
+    parts = (_methods(rows, costs), spread_in_words(costs), _sentences(rows), _pairs(rows), _choices(rows))
+    return "\n\n".join(part for part in parts if part)
 
 
 def table_of_pairs(rows: Sequence[Row]) -> str:

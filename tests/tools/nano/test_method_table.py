@@ -3,8 +3,9 @@ from xml.etree import ElementTree
 
 import pytest
 from wan_train.benchmarks import method_memory
+from wan_train.benchmarks.material import Clip
 from wan_train.core.errors import ConfigError
-from wan_train.tools.nano.method_costs import costs_of, read_costs
+from wan_train.tools.nano.method_costs import SAME, costs_of, read_costs, spread_in_words
 from wan_train.tools.nano.method_plot import draw
 from wan_train.tools.nano.method_rows import MethodRows
 from wan_train.tools.nano.method_runs import COLUMNS
@@ -104,6 +105,18 @@ def test_costs_are_those_of_the_largest_clip_that_has_the_plain_lora(tmp_path):
     assert read_costs(path) == {}
     path.write_text(json.dumps({"device": "a card", "rows": rows}), encoding="utf-8")
     assert read_costs(path) == {"lora": 1.0, "output preservation": 2.5}
+
+
+def test_how_far_costs_may_be_off_is_told():
+    told = spread_in_words({"lora": 1.0, "adapter lora": 1.04, "loss mse": 0.98, "output preservation": 2.0})
+    assert told == "The plain LoRA's own training, taken 3 times, has costs of 0.98 to 1.04."
+    assert spread_in_words({"lora": 1.0}) == ""
+
+
+def test_the_rows_of_the_same_training_are_that(tmp_path):
+    bench = method_memory.Bench(tmp_path, "toy", 2)
+    plain, *same = (bench.job(name, Clip(64, 64, 1), "bf16") for name in (PLAIN, *SAME))
+    assert all(job == plain for job in same)
 
 
 def test_every_method_names_a_row_of_the_bench_of_memory_or_none():
