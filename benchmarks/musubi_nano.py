@@ -45,6 +45,7 @@ from wan_train.tools.nano import tables, world
 from wan_train.tools.nano.concepts import CONCEPTS, Concept
 from wan_train.tools.nano.evaluate import Family
 from wan_train.tools.nano.exam import Answers, Exam, answer, grade
+from wan_train.tools.nano.failure import error_line, why_failed
 from wan_train.tools.nano.family import STAGES, T2V, Files
 from wan_train.tools.nano.lessons import teach, with_lora
 from wan_train.tools.nano.settings import Settings
@@ -187,7 +188,9 @@ def by_musubi(
     for step, (stage, out) in product(found, outs.items()):
         own = out / (f"{stage}.safetensors" if step == loop.steps else f"{stage}-step{step:08d}.safetensors")
         if not own.exists():
-            raise SystemExit(f"musubi-tuner wrote no {own.name}: see {out / 'peer.log'}")
+            log = out / "peer.log"
+            said = error_line(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
+            raise SystemExit(f"musubi-tuner wrote no {own.name}: {said or 'it said nothing'} (all of it: {log})")
         found[step][stage] = own
     return found, sum(seconds)
 
@@ -347,7 +350,9 @@ def side_by_side(options: argparse.Namespace, lessons: Sequence[Lesson], end: fl
         with one_at_a_time:
             there = {name_of(row) for row in read_rows(options.out)}
             add_rows(options.out, [row for row in read_rows(own) if name_of(row) not in there])
-        print(f"{name}, seed {seed}, {trainer}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+        print(
+            f"{name}, seed {seed}, {trainer}: {'done' if code == 0 else f'failed: {why_failed(code, log)}'}", flush=True
+        )
 
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(one, lessons))

@@ -46,8 +46,15 @@ def length_line(job: Job) -> str:
 
 def _best(folder: RunFolder, job: Job) -> list[str]:
     """Which of the kept checkpoints is best by its numbers; [] where nothing tells, or there is one alone."""
-    best = best_in_words(score_run(folder, job, read=False))
-    return [f"best checkpoint: {best}; to use it, set weights of Merge Stages to best"] if best else []
+    scores = score_run(folder, job, read=False)
+    best = best_in_words(scores)
+    if not best or scores.best is None:
+        return []
+    if scores.best.step == scores.checkpoints[-1].step:
+        return [f"best checkpoint: {best}"]
+    return [
+        f"best checkpoint: {best}; the last one may be broken: to use the best, set weights of Merge Stages to best"
+    ]
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:

@@ -241,12 +241,12 @@ class MemoryOptions(Options, group="memory"):
         help="The same run gives the same LoRA, bit for bit, also where it was stopped and resumed.",
         more="On the same kind of GPU, with the same driver and PyTorch. Without it a GPU adds numbers up in any order, and two"
         " runs differ by rounding, which grows with the steps. Steps take longer, those of clips most.",
-        page="It was written for GPUs and has not been tried on one yet; how much longer steps take was not measured. Attention"
-        " is flash, efficient, or a package of FlashAttention whose backward can be deterministic. cudnn is refused, and so is"
-        " compile static or dynamic, which choose their kernels by timing. The plan that was chosen at the start is kept in the"
-        " run's folder (plan.json), and a resumed run takes it again. You are told when the result will differ all the same:"
-        " with another GPU, driver, PyTorch or memory options than before, or when memory runs out. On a CPU runs are so in any"
-        " case.",
+        page="On one H200 a small model gave the same bits after 12 steps: in one go, again, and stopped and resumed. Larger"
+        " models were not tried; how much longer steps take was not measured. Attention is flash, efficient, or a package of"
+        " FlashAttention whose backward can be deterministic. cudnn is refused, and so is compile static or dynamic,"
+        " which choose their kernels by timing. The plan that was chosen at the start is kept in the run's folder (plan.json),"
+        " and a resumed run takes it again. You are told when the result will differ all the same: with another GPU, driver,"
+        " PyTorch or memory options than before, or when memory runs out. On a CPU runs are so in any case.",
         in_key=False,
         widget=Widget(MODEL, "deterministic", 18),
     )

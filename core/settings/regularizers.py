@@ -13,10 +13,10 @@ class RegularizerOptions(Options, group="regularizers"):
         0.0,
         help="Differential output preservation (DOP): how much the class word must keep its meaning.",
         more="Needs class_word of the dataset. A step takes about twice as long.",
-        page="1 is usual. On the nano bench (miniature models, 160 steps), with nothing else to keep what the model knows, 98 %"
-        " of videos without the trigger word stayed as asked with it, and 92 % without it (2 seeds). Where clips of known"
+        page="1 is usual. On the nano bench (miniature models, 160 steps, 3 seeds), with nothing else to keep what the model"
+        " knows, 99 % of videos without the trigger word stayed as asked with it, and 90 % without it. Where clips of known"
         " things were trained too, all stayed so either way, and what else was asked beside the trigger word fell from 91 to"
-        " 82 % (3 seeds).",
+        " 82 %.",
         zero="off",
         most=1e6,
         born=2,
@@ -28,8 +28,8 @@ class RegularizerOptions(Options, group="regularizers"):
         0.0,
         help="Blank prompt preservation: how much the model must stay as it was without a caption.",
         more="A step takes about twice as long.",
-        page="1 is usual. On the nano bench (miniature models, 160 steps, 2 seeds), where clips of known things were trained"
-        " too, 94 % of videos without the trigger word stayed as asked with it, and all without it.",
+        page="1 is usual. On the nano bench (miniature models, 160 steps, 3 seeds), where clips of known things were trained"
+        " too, 96 % of videos without the trigger word stayed as asked with it, and all without it.",
         zero="off",
         most=1e6,
         born=2,
@@ -44,7 +44,8 @@ class RegularizerOptions(Options, group="regularizers"):
         " output_preservation is then the weight to begin with.",
         page="After each step the weight is multiplied by exp(0.1 (m / target - 1)), m the mean of about 20 steps; it stays"
         " between a hundredth and a hundred times what it began with. A fork of musubi-tuner does the same, relative to the"
-        " size of the prediction. No results have been published, and it was not measured here.",
+        " size of the prediction. No results have been published. Too low a target keeps the LoRA from learning: on the nano"
+        " bench (miniature models, 160 steps, 3 seeds) 0.01 came to 34 %, and to 51 with the weight left at 1.",
         zero="the weight stays",
         most=1e6,
         born=2,
@@ -68,7 +69,8 @@ class RegularizerOptions(Options, group="regularizers"):
         more="It does not learn what they show, so it keeps its own look. Each batch of such a set goes through the"
         " model once more.",
         page="AI-Toolkit's prior_reg, and what SimpleTuner does with is_regularisation_data. Without it the sets are trained"
-        " plainly. It was not measured here.",
+        " plainly. On the nano bench (miniature models, 160 steps, 3 seeds) it came to 53 %, plain clips of known things to 52:"
+        " no more than seeds differ.",
         born=2,
         at_birth=False,
         widget=Widget(TRAIN, "prior_preservation", 216),

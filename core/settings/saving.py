@@ -42,11 +42,12 @@ class SavingOptions(Options, group="saving"):
     )
     keep_best: bool = option(
         False,
-        help="Also keep the best checkpoint, the one with the highest score, however old it is.",
+        help="Also keep the best checkpoint by its score, and that of the lowest held-out loss, however old they are.",
         more="The held-out samples (see held_out of the dataset) are then measured at each checkpoint too.",
-        page="The score is a proposal for long runs that learn their clips by heart. In short runs the last checkpoint may be"
-        " better: in 211 on the nano bench (miniature models, 160 steps, 2 held-out clips of each concept) the last came to"
-        " 48.5 %, that of the highest score to 37.8, the best that there was to 48.7 %. Look at the previews.",
+        page="The last checkpoint is the best unless its numbers say that something broke: in 264 runs on the nano bench"
+        " (miniature models, 160 steps, 2 held-out clips of each concept) the last came to 48.7 %, that of the lowest held-out"
+        " loss to 36.3, the best that there was to 48.9 %. In a long run that learns its clips by heart an older one may be"
+        " better: look at the previews.",
         born=2,
         in_key=False,
         widget=Widget(TRAIN, "keep_best", 173),

@@ -115,7 +115,7 @@ def proposals(runs: Iterable[RunFolder | None]) -> list[str]:
             continue
         is_last = scores.best.step == scores.checkpoints[-1].step
         said = f"best checkpoint of {run.path.name} by its score: {best_in_words(scores)}"
-        found.append(said if is_last else f"{said}; compare it with the last one")
+        found.append(said if is_last else f"{said}; the last one may be broken: compare them")
     return found
 
 

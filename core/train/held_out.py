@@ -97,29 +97,6 @@ def difference(one: HeldOutLoss, other: HeldOutLoss) -> tuple[float, float | Non
     return one.loss - other.loss, math.sqrt(variance / len(gaps))
 
 
-def chance_of_no_difference(one: HeldOutLoss, other: HeldOutLoss) -> float | None:
-    """The two-sided p of the paired t-test (Student, 1908): how often chance alone makes as large a difference.
-
-    None where pairs are missing.
-    """
-    gap, error = difference(one, other)
-    if error is None:
-        return None
-    if error == 0:
-        return 1.0 if gap == 0 else 0.0
-    return _two_sided(abs(gap) / error, len(one.pairs(other)) - 1)
-
-
-def _two_sided(t: float, freedom: int) -> float:
-    """2 P(T > t) of Student's t. With T = sqrt(freedom) tan(a) the density becomes cos(a) to the freedom - 1."""
-    end, pieces = math.atan(t / math.sqrt(freedom)), 400  # Simpson's rule
-    width = end / pieces
-    weights = [1 if i in (0, pieces) else 4 if i % 2 else 2 for i in range(pieces + 1)]
-    inner = sum(w * math.cos(i * width) ** (freedom - 1) for i, w in enumerate(weights)) * width / 3
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    return max(0.0, 1 - 2 * scale * inner)
-
-
 def _measured(event: Event) -> HeldOutLoss:
     return HeldOutLoss(float(event["loss"]), _numbers(event.get("by_sample")), _numbers(event.get("by_sigma")))
 

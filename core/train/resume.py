@@ -125,12 +125,12 @@ class SaveCheckpoint:
             self.save(trainer)
 
     def _best(self, trainer: Trainer) -> list[int]:
-        """The step of the best checkpoint, where it is to be kept: of those before this one, which is kept anyway, and whose
-        preview is yet to come."""
+        """The steps of the best checkpoint and of that with the lowest held-out loss, where they are to be kept: of those
+        before this one, which is kept anyway, and whose preview is yet to come."""
         if not trainer.job.saving.keep_best:
             return []
-        best = score_run(self._folder, trainer.job, read=False).best
-        return [] if best is None else [best.step]
+        scores = score_run(self._folder, trainer.job, read=False)
+        return [one.step for one in (scores.best, scores.lowest) if one is not None]
 
     def _copy(self, job: Job, step: int) -> None:
         """To the folder of LoRAs. A disk that refuses is told, and the run goes on."""

@@ -1,9 +1,13 @@
 """Which checkpoint of a run is best, as far as its numbers tell.
 
-score = 100 p m. p: how often chance alone would make the held-out loss differ as much from the lowest as it does (paired
-t-test), so 1 for the lowest. m: how near the motion of the step's preview is to that of the sample it was made after,
-min(r, 1 / r) with r their ratio; 1 where there is no preview of that step, or where previews show prompts. The best is the
-highest score.
+score = 100 l m, and the best is the highest score, of equal ones the latest. l: 1 up to LOSS_ROOM times the lowest held-out
+loss of the run's checkpoints, and beyond it the share that is left. m: the same of the motion of the step's preview, as a share
+of that of the sample it was made after, in MOTION_ROOM both ways; 1 where there is no preview of that step, or where previews
+show prompts.
+
+So the last is best unless its numbers say that something broke. Neither number says which of two sound ones has learnt more:
+held-out loss rises while a LoRA still learns what it is taught (nano/README.md, "Which checkpoint"). There is as much room as
+the 288 runs measured there took, and a little more: up to 1.8 times the lowest loss, 0.5 to 2.2 of the sample's motion.
 """
 
 from dataclasses import dataclass, replace
@@ -15,13 +19,14 @@ from safetensors.torch import load_file
 from ..errors import ConfigError
 from ..settings.job import Job
 from .checkpoints import STATE
-from .held_out import HeldOutLoss, at_step, chance_of_no_difference, difference, read_held_out
+from .held_out import HeldOutLoss, at_step, difference, read_held_out
 from .partway import checkpoint_lora
 from .preview_folder import PreviewFolder
 from .previews import preview_sample
 from .run_folder import RunFolder
 from .sound import LORA, damage
 
+LOSS_ROOM, MOTION_ROOM = 2.0, 2.5
 NOT_MEASURED = (
     "no held-out loss was measured: set held_out of the dataset to 1 or more, and the checkpoints can be compared"
 )
@@ -51,18 +56,27 @@ class Scores:
 
     @property
     def best(self) -> Scored | None:
-        """The one with the highest score, of equal ones the earliest; None where nothing was measured."""
+        """The one with the highest score, of equal ones the latest; None where nothing was measured."""
         scored = [one for one in self.checkpoints if one.score is not None]
-        return max(scored, key=lambda one: (one.score or 0.0, -one.step), default=None)
+        return max(scored, key=lambda one: (one.score or 0.0, one.step), default=None)
+
+    @property
+    def lowest(self) -> Scored | None:
+        """The one with the lowest held-out loss; None where nothing was measured."""
+        measured = [one for one in self.checkpoints if one.score is not None]
+        return min(measured, key=lambda one: one.loss or 0.0, default=None)
 
 
 def best_in_words(scores: Scores) -> str:
-    """ "step 200 (scores of 100: step 100: 41, step 200: 100)"; "" where nothing tells, or there is one checkpoint alone."""
-    best = scores.best
-    if best is None or len(scores.checkpoints) < 2:
+    """ "step 200 (scores of 100: step 100: 100, step 200: 100; lowest held-out loss: step 100)".
+
+    "" where nothing tells, or there is one checkpoint alone.
+    """
+    best, lowest = scores.best, scores.lowest
+    if best is None or lowest is None or len(scores.checkpoints) < 2:
         return ""
     others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
-    return f"step {best.step} (scores of 100: {others})"
+    return f"step {best.step} (scores of 100: {others}; lowest held-out loss: step {lowest.step})"
 
 
 def score_run(folder: RunFolder, job: Job, *, read: bool = True) -> Scores:
@@ -110,14 +124,10 @@ def scored(
     *,
     is_between: bool = False,
 ) -> Scored:
-    """A checkpoint with its score. `value`: its held-out loss; `lowest`: that of the best; `moves`: see `Scored.motion`."""
+    """A checkpoint with its score. `value`: its held-out loss; `lowest`: the lowest; `moves`: see `Scored.motion`."""
     if value is None or lowest is None:
         return Scored(step=step, lora=lora, motion=moves)
     behind, error = difference(value, lowest)
-    chance = chance_of_no_difference(value, lowest)
-    if chance is None:
-        chance = 1.0 if behind == 0 else 0.0  # the lowest is all that there is to go by
-    still = 1.0 if moves is None else min(moves, 1 / moves) if moves > 0 else 0.0
     return Scored(
         step=step,
         lora=lora,
@@ -126,8 +136,15 @@ def scored(
         behind=behind,
         error=error,
         motion=moves,
-        score=100 * chance * still,
+        score=score_of(value.loss, lowest.loss, moves),
     )
+
+
+def score_of(loss: float, lowest: float, moves: float | None) -> float:
+    """0 to 100, of a held-out loss, the lowest of the checkpoints, and the preview's motion as a share of the sample's."""
+    fits = 1.0 if loss <= LOSS_ROOM * lowest else LOSS_ROOM * lowest / loss
+    still = 1.0 if moves is None else min(1.0, MOTION_ROOM * moves, MOTION_ROOM / moves) if moves > 0 else 0.0
+    return 100 * fits * still
 
 
 def _motions(folder: RunFolder, job: Job, steps: list[int]) -> dict[int, float]:

@@ -12,6 +12,7 @@ from wan_train.benchmarks import musubi_nano
 from wan_train.core.errors import ConfigError
 from wan_train.core.settings.job import DataSpec, TrainSample
 from wan_train.tests.tools.nano.small import write_small_family
+from wan_train.tools.nano.failure import error_line
 
 
 @pytest.fixture
@@ -123,3 +124,15 @@ def test_trainings_side_by_side_put_their_rows_into_one_file(tmp_path, capsys):
     musubi_nano.main([*told, "--prompts", "1", "--processes", "2"])
     assert "0 trainings are to be made." in capsys.readouterr().out
     assert out.read_bytes() == before
+
+
+def test_a_training_that_fails_says_why_in_its_line(tmp_path, capsys):
+    """musubi-tuner's, of which there is nothing in the folder that is named."""
+    files, work = write_small_family(tmp_path / "family"), tmp_path / "work"
+    told = ["--family", str(files.root), "--out", str(tmp_path / "peer.csv"), "--work", str(work)]
+    told += ["--musubi", str(tmp_path), "--trainers", "musubi-tuner", "--concepts", "dive", "--seeds", "1"]
+    musubi_nano.main([*told, "--steps", "2", "--measure-every", "1", "--prompts", "1", "--processes", "1"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dive, seed 1, musubi-tuner")]
+    log = work / "log-dive-1-musubi-tuner.txt"
+    assert line == f"dive, seed 1, musubi-tuner: failed: {error_line(log.read_text('utf-8'))} (all of it: {log})"
+    assert "Error: " in line

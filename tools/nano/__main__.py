@@ -15,6 +15,7 @@ COMMANDS = {
     "methods": "compare",
     "distil": "distil",
     "few_steps": "few_steps",
+    "held_out": "held_out",
     "tables": "tables",
 }
 

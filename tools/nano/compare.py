@@ -22,6 +22,7 @@ from ...core.serial import digest
 from .command import run_command
 from .exam import PROMPTS, check_count
 from .family import Files
+from .method_costs import read_costs
 from .method_plot import draw
 from .method_rows import MethodRows, read_rows
 from .method_runs import Looking, MethodRun, Row, Runner
@@ -81,7 +82,7 @@ def _looking(options: argparse.Namespace) -> Looking:
 
 def _show(path: Path) -> None:
     rows = read_rows(path)
-    print(table(rows))
+    print(table(rows, read_costs()))
     path.with_suffix(".svg").write_text(draw(rows), encoding="utf-8")
     if path.resolve() in PLACES:
         begin, made = PLACES[path.resolve()]
@@ -90,7 +91,7 @@ def _show(path: Path) -> None:
 
 def document(rows: Sequence[Row]) -> str:
     """What stands in nano/README.md."""
-    return f"![What each method taught](curves/methods.svg)\n\n{table(rows)}"
+    return f"![What each method taught](curves/methods.svg)\n\n{table(rows, read_costs())}"
 
 
 # By file: where its table begins in nano/README.md, and what makes it.
@@ -138,7 +139,7 @@ def _compare(options: argparse.Namespace) -> None:
         "--marks", str(options.marks), "--pairs", planned[0].pair,
     ]  # fmt: skip
     count = min(options.processes, max(1, len(runs)))
-    work_side_by_side(shift, devices=options.device, processes=count, arguments=arguments)
+    work_side_by_side(shift, devices=options.device, processes=count, arguments=arguments, logs=options.work)
     for run, why in shift.failed:
         print(f"failed: {run.told}: {why}", flush=True)
     print(f"{len(shift.runs)} runs are left; {options.total - shift.left_s:.0f} s.")

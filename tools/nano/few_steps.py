@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,9 +39,11 @@ from .concepts import CONCEPTS, Concept
 from .distil import FEW_STEPS, FewStepFiles
 from .evaluate import SAMPLING, Family
 from .exam import Answers, Exam, Score, answer, grade
+from .failure import why_failed
 from .family import STAGES, Files
 from .few_steps_adapter import make_adapters
 from .lessons import teach, train_here, with_lora
+from .paired import paired
 from .settings import Settings, differing
 from .side_by_side import ONE_THREAD, PACK, alone_on
 from .workshop import Workshop
@@ -214,7 +216,26 @@ def table(rows: Sequence[Row]) -> str:
         least, most = (100 * each([float(row["learnt"]) for row in own]) for each in (min, max))
         learnt = f"{shares[0]:.0%} ({least:.0f} to {most:.0f})"
         lines.append(f"| {way} | {model} | {strength} | {learnt} | {shares[1]:.0%} | {shares[2]:.0%} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside(groups)])
+
+
+def _beside(groups: Mapping[tuple[str, str, str], Sequence[Row]]) -> list[str]:
+    """Markdown: what each way shows on the few-step pair more or less than a LoRA of the base, lesson by lesson."""
+    here = {(way, strength): own for (way, model, strength), own in groups.items() if model == "few-step"}
+    usual = here.pop(("base", "1"), [])
+    lines: list[str] = []
+    for (way, strength), own in here.items():
+        found = [paired(_by_lesson(own, name), _by_lesson(usual, name)) for name in ("learnt", "kept", "motion")]
+        if found[0] is not None:
+            lines.append(f"| {way} | {strength} | {' | '.join(map(str, found))} | {found[0].count} |")
+    head = (
+        "| on the few-step pair, beside base at strength 1 | strength | concept | the rest as asked | motion | pairs |"
+    )
+    return ["", head, "|---|---|---|---|---|---|", *lines] if lines else []
+
+
+def _by_lesson(rows: Sequence[Row], name: str) -> dict[Hashable, float]:
+    return {(row["concept"], row["seed"]): float(row[name]) for row in rows}
 
 
 # The command -------------------------------------------------------------------------------------------------------
@@ -308,7 +329,7 @@ def _side_by_side(options: argparse.Namespace, bench: Bench, concepts: Sequence[
                 check=False,
             ).returncode
         take(concept, seed)
-        print(f"{concept.name}, seed {seed}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+        print(f"{concept.name}, seed {seed}: {'done' if code == 0 else f'failed: {why_failed(code, log)}'}", flush=True)
 
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(one, parts))

@@ -6,9 +6,12 @@ by seed, and how far those of one method spread, averaged over all methods, says
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from ...core.train.scores import score_of
+from .method_costs import spread_in_words
 from .method_runs import Row
 from .methods import BASELINE, GROUPS, METHODS
 from .pairs import MAIN_PAIR
@@ -35,22 +38,23 @@ class Found:
         """By seed, after as many steps as all have."""
         return {seed: value_of(rows[-1], column) for seed, rows in self.runs.items()}
 
-    def at(self, column: str, seconds: float) -> dict[str, float]:
-        """By seed, after so many seconds of training, between the marks on a straight line; at most the end's."""
-        return {seed: _between(rows, column, seconds) for seed, rows in self.runs.items()}
+    def at(self, column: str, share: float) -> dict[str, float]:
+        """By seed, after this share of its steps, between the marks on a straight line; at most the end's."""
+        return {seed: _between(rows, column, share) for seed, rows in self.runs.items()}
 
     def mean(self, column: str) -> float:
         """At the end."""
         return statistics.fmean(self.ends(column).values())
 
 
-def _between(rows: Sequence[Row], column: str, seconds: float) -> float:
+def _between(rows: Sequence[Row], column: str, share: float) -> float:
+    steps = share * int(rows[-1]["step"])
     before, last = 0.0, float(rows[0]["base_kept"]) / (len(QUALITY) if column == MEAN else 1)
     last = last if column in (MEAN, "kept") else 0.0  # what the base has
     for row in rows:
-        after, value = float(row["seconds"]), value_of(row, column)
-        if after >= seconds:
-            return last + (value - last) * (seconds - before) / (after - before)
+        after, value = int(row["step"]), value_of(row, column)
+        if after >= steps:
+            return last + (value - last) * (steps - before) / (after - before)
         before, last = after, value
     return last
 
@@ -70,7 +74,7 @@ def found_in(rows: Iterable[Row], pair: str = MAIN_PAIR) -> dict[str, Found]:
     return {name: found[name] for name in sorted(found, key=lambda name: GROUPS.index(METHODS[name].group))}
 
 
-Values = Callable[[Found], dict[str, float]]  # by seed
+Values = Callable[[Found], dict[str, float]]  # by seed; {} where nothing is known
 
 
 def gaps(found: dict[str, Found], values: Values) -> dict[str, list[float]]:
@@ -96,9 +100,20 @@ def beyond_chance(found: dict[str, Found], values: Values) -> dict[str, float]:
     return {name: mean for name, mean in means.items() if abs(mean) > SURE * spread / math.sqrt(len(all_gaps[name]))}
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: the methods, the pairs, the choices."""
-    return "\n\n".join(part for part in (_methods(rows), _sentences(rows), _pairs(rows), _choices(rows)) if part)
+def at_equal_seconds(column: str, costs: Mapping[str, float]) -> Values:
+    """After as many steps as a method makes while a plain LoRA makes all of its own. `costs`: see method_costs.py."""
+
+    def values(one: Found) -> dict[str, float]:
+        cost = costs.get(METHODS[one.method].cost)
+        return {} if cost is None else one.at(column, 1 / cost)
+
+    return values
+
+
+def table(rows: Sequence[Row], costs: Mapping[str, float] = MappingProxyType({})) -> str:
+    """Markdown: the methods, the pairs, the choices. `costs`: of a step, see method_costs.py."""
+    parts = (_methods(rows, costs), spread_in_words(costs), _sentences(rows), _pairs(rows), _choices(rows))
+    return "\n\n".join(part for part in parts if part)
 
 
 def table_of_pairs(rows: Sequence[Row]) -> str:
@@ -106,25 +121,28 @@ def table_of_pairs(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in (_pairs(rows), _choices(rows)) if part)
 
 
-def _methods(rows: Sequence[Row]) -> str:
+def _methods(rows: Sequence[Row], costs: Mapping[str, float]) -> str:
     found = found_in(rows)
     if BASELINE not in found:
         return ""
-    equal_s = found[BASELINE].mean("seconds")
     columns: dict[str, Values] = {name: (lambda one, name=name: one.ends(name)) for name in GRADED}
-    for name in (MEAN, "look", "move"):
-        columns[f"{name} at equal seconds"] = lambda one, name=name: one.at(name, equal_s)
+    columns |= {f"{name} at equal seconds": at_equal_seconds(name, costs) for name in (MEAN, "look", "move")}
     sure = {name: beyond_chance(found, values) for name, values in columns.items()}
-    head = ["method", "advised by", "seeds", *(SHARES.get(name, name) for name in columns), "time"]
+    head = ["method", "advised by", "seeds", *(SHARES.get(name, name) for name in columns), "cost of a step"]
     lines = [head, ["---"] * len(head)]
     for method, one in found.items():
         cells = []
         for name, values in columns.items():
-            mean = statistics.fmean(values(one).values())
+            own = values(one).values()
+            if not own:
+                cells.append("")
+                continue
+            mean = statistics.fmean(own)
             mark = {True: " ▲", False: " ▼"}[sure[name][method] > 0] if method in sure[name] else ""
             cells.append((f"{mean:.2f}" if name == "moves" else percent(mean)) + mark)
-        time = f"{one.mean('seconds') / equal_s:.2f}"
-        lines.append([method, METHODS[method].advised_by, str(len(one.runs)), *cells, time])
+        cost = costs.get(METHODS[method].cost)
+        told = "" if cost is None else f"{cost:.2f}"
+        lines.append([method, METHODS[method].advised_by, str(len(one.runs)), *cells, told])
     return _markdown(lines)
 
 
@@ -159,10 +177,31 @@ def _pairs(rows: Sequence[Row]) -> str:
     return _markdown(lines)
 
 
+def _lowest(marks: Sequence[Row]) -> float:
+    return min(float(row["held_out"]) for row in marks)
+
+
+def _nearness(row: Row) -> float:
+    """1 where the preview moves as its sample does."""
+    return min(float(row["preview"]), 1 / float(row["preview"]))
+
+
+def _by_score(marks: Sequence[Row]) -> Row:
+    """Today's score, of equal ones the latest, as the core chooses; what it was when the rows were made is in their `score`."""
+    lowest = _lowest(marks)
+    return max(
+        marks, key=lambda row: (score_of(float(row["held_out"]), lowest, float(row["preview"])), int(row["step"]))
+    )
+
+
 CHOICES: dict[str, Callable[[list[Row]], Row]] = {
     "the last": lambda marks: marks[-1],
     "lowest held-out loss": lambda marks: min(marks, key=lambda row: float(row["held_out"])),
-    "highest score (loss and motion)": lambda marks: max(marks, key=lambda row: float(row["score"] or 0)),
+    "motion nearest to the sample's": lambda marks: max(marks, key=_nearness),
+    "loss and motion, each as near as may be": lambda marks: max(
+        marks, key=lambda row: _lowest(marks) / float(row["held_out"]) * _nearness(row)
+    ),
+    "highest score": _by_score,
     "the best of all, as the exam says": lambda marks: max(marks, key=lambda row: value_of(row, MEAN)),
 }
 

@@ -248,10 +248,10 @@ class Examiner:
         return grade_pair(self._exam, verdicts, moves)
 
 
-def held_out_loss(pupil: Pupil) -> HeldOutLoss:
-    """What `core.train.validation` measures, of all samples and noise levels in one forward."""
+def held_out_loss(pupil: Pupil, others: Sequence[TrainSample] = ()) -> HeldOutLoss:
+    """What `core.train.validation` measures, of all samples and noise levels in one forward. `others`: in their place."""
     trainer, job = pupil.trainer, pupil.job
-    samples, middles = job.held_out_samples, (torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS
+    samples, middles = others or job.held_out_samples, (torch.arange(NUM_SIGMAS) + 0.5) / NUM_SIGMAS
     batch = load_batch(samples, [sample.text_path for sample in samples], job.data.conditioning)
     shape = batch.latents.shape[1:]
     sigmas = sigma_at(middles, job.timesteps, samples[0].shape).float().repeat(len(samples))

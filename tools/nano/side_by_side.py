@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import WanTrainError
+from .failure import error_line, why_failed
 from .method_runs import MethodRun, Row, Runner
 
 PACK = Path(__file__).resolve().parent.parent.parent
@@ -60,10 +61,20 @@ class Shift:
             self.done(run, answer["rows"], seconds)
 
 
-def work_side_by_side(shift: Shift, *, devices: Sequence[str], processes: int, arguments: Sequence[str]) -> None:
-    """Make the runs of a shift, `processes` at a time, spread over the devices; returns when all are made or time is over."""
+def work_side_by_side(
+    shift: Shift, *, devices: Sequence[str], processes: int, arguments: Sequence[str], logs: Path
+) -> None:
+    """Make the runs of a shift, `processes` at a time, spread over the devices; returns when all are made or time is over.
+
+    `logs`: folder of what the workers print.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
     leaders = [
-        threading.Thread(target=_lead, args=(shift, devices[number % len(devices)], arguments), daemon=True)
+        threading.Thread(
+            target=_lead,
+            args=(shift, devices[number % len(devices)], arguments, logs / f"log-methods-{number}.txt"),
+            daemon=True,
+        )
         for number in range(processes)
     ]
     for leader in leaders:
@@ -81,18 +92,21 @@ def alone_on(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str
     return kind, {"CUDA_VISIBLE_DEVICES": visible[int(number)] if visible != [""] else number}
 
 
-def _lead(shift: Shift, device: str, arguments: Sequence[str]) -> None:
+def _lead(shift: Shift, device: str, arguments: Sequence[str], log: Path) -> None:
     """Keep one worker busy; one that ended within a run is replaced, one that can't start is not."""
     device, seen = alone_on(device, os.environ)
+    log.write_text("", encoding="utf-8")
     while shift.runs and shift.left_s > 0:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "tools.nano", "methods", "--worker", *arguments, "--device", device],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACK, env={**os.environ, **ONE_THREAD, **seen},
-        )  # fmt: skip
+        with log.open("a", encoding="utf-8") as errors:  # one after another
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "tools.nano", "methods", "--worker", *arguments, "--device", device],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PACK,
+                env={**os.environ, **ONE_THREAD, **seen},
+            )  # fmt: skip
         watch = threading.Timer(max(0.0, shift.left_s), worker.kill)
         watch.start()
         try:
-            if not lead_worker(shift, worker):
+            if not lead_worker(shift, worker, log):
                 return
         finally:
             watch.cancel()
@@ -100,11 +114,13 @@ def _lead(shift: Shift, device: str, arguments: Sequence[str]) -> None:
             worker.wait()
 
 
-def lead_worker(shift: Shift, worker: subprocess.Popen[str]) -> bool:
-    """Have it work until there is no more: False. True where it ended before, and another is to go on."""
+def lead_worker(shift: Shift, worker: subprocess.Popen[str], log: Path) -> bool:
+    """Have it work until there is no more: False. True where it ended before, and another is to go on. `log`: its errors."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     if not worker.stdout.readline():  # "ready"
+        if shift.left_s > 0:
+            print(f"a worker could not start: {why_failed(worker.wait(), log)}", flush=True)
         return False
     while (run := shift.take()) is not None:
         start = time.perf_counter()
@@ -113,9 +129,11 @@ def lead_worker(shift: Shift, worker: subprocess.Popen[str]) -> bool:
         line = worker.stdout.readline()
         if not line:
             if shift.left_s > 0:
-                shift.end(run, {"error": f"the worker ended with the code {worker.wait()}"}, 0.0)
+                shift.end(run, {"error": why_failed(worker.wait(), log)}, 0.0)
             return shift.left_s > 0
         answer = json.loads(line)
+        if "ends" in answer:
+            answer["error"] = f"{error_line(answer['error'])} (all of it: {log})"
         shift.end(run, answer, time.perf_counter() - start)
         if answer.get("ends"):
             return True

@@ -5,12 +5,13 @@ Each stands between <!-- FILE.csv --> and <!-- end -->, and is made of nano/curv
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from . import few_steps
+from . import few_steps, held_out
 from .family import ROOT
+from .paired import paired
 
 Rows = Sequence[dict[str, str]]
 
@@ -41,12 +42,32 @@ def peer_table(rows: Rows) -> str:
         each = ", ".join(f"{row['seed']}: {value:.0%}" for row, value in zip(own, learnt, strict=True))
         cells = [*map(str, group), each, f"{np.mean(learnt):.0%}", f"{np.mean(kept):.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside_ours(rows)])
+
+
+def _beside_ours(rows: Rows) -> list[str]:
+    """Sentences: what ours have more or less than each other trainer's, where both have the same concept and seed."""
+    values: dict[tuple[str, int, str], dict[str, dict[Hashable, float]]] = {}
+    for row in rows:
+        own = values.setdefault((row["device"], int(row["steps"]), row["trainer"]), {"learnt": {}, "kept": {}})
+        for name, by_training in own.items():
+            by_training[row["concept"], row["seed"]] = float(row[name])
+    told: list[str] = []
+    for (device, steps, trainer), others in sorted(values.items()):
+        mine = values.get((device, steps, "ours"))
+        learnt, kept = (paired(mine[name], others[name]) if mine else None for name in ("learnt", "kept"))
+        if trainer != "ours" and learnt is not None:
+            told.append(
+                f"Ours less {trainer}'s after {steps} steps, {device}, in points, with the standard error of {learnt.count} "
+                f"pairs: concept {learnt}, the rest as asked {kept}."
+            )
+    return ["", *told] if told else []
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "distil.csv": judged_table,
     "few_steps.csv": few_steps.table,
+    "held_out.csv": held_out.table,
     "peer.csv": peer_table,
 }
 

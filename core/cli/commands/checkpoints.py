@@ -1,9 +1,9 @@
 """`wantrain checkpoints`: list the checkpoints of a run with their held-out loss and a score, and say which is best.
 
-score = 100 p m. p says how likely the held-out loss differs by chance alone from the lowest (paired t-test: noise and noise
-levels are the same at each step), m how near the motion of the step's preview is to that of its sample. 100 is as good as
-it gets, and near 0 clearly worse. Few held-out samples tell little, and no number sees whether a style or a face is right:
-look at the best ones.
+The score, of 100, is below 100 only where the held-out loss is more than twice the lowest, or a step's preview moves less than
+0.4 or more than 2.5 times as much as its sample: something may have broken then. The best is the highest score, of equal ones
+the latest, so nearly always the last. No number sees whether a style, a face or a motion is right: look at them, also at the
+one with the lowest held-out loss.
 """
 
 import argparse
@@ -50,8 +50,10 @@ def table(scores: Scores) -> str:
             lines.append(f"step {one.step} is damaged ({one.damage}): it is not compared, and no LoRA is taken from it")
         elif one.no_resume:
             lines.append(f"step {one.step}: its LoRA is sound, but no run can go on from it ({one.no_resume})")
-    best = scores.best
-    return "\n".join([*lines, f"best: step {best.step}" if best else f"{NOT_MEASURED}."])
+    best, lowest = scores.best, scores.lowest
+    if best is None or lowest is None:
+        return "\n".join([*lines, f"{NOT_MEASURED}."])
+    return "\n".join([*lines, f"best: step {best.step}; lowest held-out loss: step {lowest.step}"])
 
 
 def _row(one: Scored) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ SAME = ("modelspec.architecture", "modelspec.trigger_phrase", "modelspec.timeste
 
 @pytest.fixture
 def run(tmp_path, job):
-    """With checkpoints of its steps 4 and 6, of which 4 has the lower held-out loss."""
+    """With checkpoints of its steps 4 and 6, of which 6 has four times the held-out loss."""
     first, *others, last = job.data.samples
     data = replace(job.data, samples=(first, *others, replace(last, held_out=True)))
     made = replace(job, data=data, trigger_word="shp", loop=replace(job.loop, validate_every=2))
@@ -34,7 +34,7 @@ def run(tmp_path, job):
     folder = RunFolder(tmp_path / "runs" / "run")
     diary = EventWriter(folder.events_path)
     diary.write("validation", step=4, loss=1.0)
-    diary.write("validation", step=6, loss=2.0)
+    diary.write("validation", step=6, loss=4.0)
     return folder
 
 
@@ -120,8 +120,8 @@ def test_the_command_lists_checkpoints_and_the_best(run, capsys, tmp_path):
     head, first, second, best = capsys.readouterr().out.splitlines()
     assert head.split() == ["step", "held-out", "loss", "score", "motion", "file"]
     assert first.split() == ["4", "1.00000", "100", "-", str(checkpoint_lora(run, 4))]
-    assert second.split()[:4] == ["6", "2.00000", "0", "-"]
-    assert best == "best: step 4"
+    assert second.split()[:4] == ["6", "4.00000", "50", "-"]
+    assert best == "best: step 4; lowest held-out loss: step 4"
     assert main(["checkpoints", str(tmp_path)]) == 1
 
 

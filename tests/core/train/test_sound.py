@@ -102,7 +102,7 @@ def test_the_list_says_which_are_damaged_and_proposes_none_of_them(folder, job, 
     said = capsys.readouterr().out
     assert "step 6 is damaged (adapter.safetensors has another sha256" in said
     assert "step 4: its LoRA is sound, but no run can go on from it (state.pt has another sha256" in said
-    assert said.rstrip().endswith("best: step 4")
+    assert said.rstrip().endswith("best: step 4; lowest held-out loss: step 4")
     assert main(["checkpoints", str(folder.path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [bool(row["damage"]) for row in rows] == [False, False, True]

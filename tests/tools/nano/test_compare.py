@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.adapters.setup import adapter_state
+from wan_train.core.train.scores import score_of
 from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 from wan_train.tools.nano.compare import BEGIN, END, PLACES, README, main, planned_runs, with_table
@@ -52,7 +53,7 @@ def test_a_run_comes_to_its_rows(runner, name):
     assert all(0 <= float(rows[0][share]) <= 1 for share in SHARES)
     assert all(float(rows[0][amount]) > 0 for amount in ("moves", "seconds", "held_out", "preview"))
     moves = float(rows[0]["preview"])  # of the only mark, whose held-out loss is the lowest
-    assert float(rows[0]["score"]) == pytest.approx(100 * min(moves, 1 / moves), rel=1e-3)
+    assert float(rows[0]["score"]) == pytest.approx(score_of(1.0, 1.0, moves), rel=1e-3)
 
 
 def test_rows_of_runs_side_by_side_and_on(runner, tmp_path, capsys):

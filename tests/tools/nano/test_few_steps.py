@@ -9,6 +9,7 @@ from wan_train.core.errors import ConfigError
 from wan_train.tools.nano import few_steps, few_steps_adapter
 from wan_train.tools.nano.concepts import CONCEPTS
 from wan_train.tools.nano.distil import FewStepFiles
+from wan_train.tools.nano.failure import error_line
 from wan_train.tools.nano.family import STAGES, Files
 from wan_train.tools.nano.lessons import train_here
 from wan_train.tools.nano.workshop import Workshop
@@ -87,6 +88,20 @@ def test_what_is_done_is_taken_up_and_only_the_rest_has_processes(two_pairs, tmp
     assert sorted(map(str, few_steps.read_rows(out))) == sorted(map(str, rows))
 
 
+def test_lessons_that_fail_say_why_in_their_line(two_pairs, tmp_path, capsys):
+    root, work = tmp_path / "family", tmp_path / "work"
+    shutil.copytree(two_pairs, root)
+    Files(root).vae.write_bytes(b"no model")
+    adapter = str(Files(root).text_encoder)  # any file: none of it is read before the models are
+    told = arguments(root, tmp_path / "rows.csv", work)
+    work.mkdir()
+    few_steps.main([*told, "--adapters", adapter, adapter, "--processes", "1"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dive, seed 1")]
+    log = work / "log-dive-1.txt"
+    assert line == f"dive, seed 1: failed: {error_line(log.read_text('utf-8'))} (all of it: {log})"
+    assert "SafetensorError: " in line
+
+
 def test_the_rows_that_are_here_are_those_of_todays_settings_and_files(tmp_path, monkeypatch):
     """Where this fails, lessons would be given again: either something that decides them changed, or their digest."""
     base = Workshop(files=Files(), folder=tmp_path)
@@ -117,6 +132,20 @@ def test_the_table_has_means_and_the_spread():
     common = {"concept": "dive", "way": "base", "model": "few-step", "strength": "1", "motion": "1"}
     rows = [{**common, "learnt": "0.5", "kept": "0.9"}, {**common, "learnt": "0.7", "kept": "0.7"}]
     assert few_steps.table(rows).splitlines()[-1] == "| base | few-step | 1 | 60% (50 to 70) | 80% | 100% |"
+
+
+def test_the_table_tells_the_ways_apart_lesson_by_lesson():
+    def row(way, model, seed, learnt, kept):
+        return {"concept": "dive", "seed": seed, "way": way, "model": model, "strength": "1", "motion": "1"} | {
+            "learnt": learnt, "kept": kept,
+        }  # fmt: skip
+
+    rows = [row("base", "few-step", "1", "0.5", "0.9"), row("base", "few-step", "2", "0.7", "0.8")]
+    rows += [row("contrastive", "few-step", "1", "0.6", "0.5"), row("contrastive", "few-step", "2", "0.6", "0.4")]
+    rows += [row("contrastive", "base", "1", "0.0", "0.0")]
+    head, _, line = few_steps.table(rows).splitlines()[-3:]
+    assert head.startswith("| on the few-step pair, beside base at strength 1 |")
+    assert line == "| contrastive | 1 | +0 ± 10 | -40 ± 0 ▼ | +0 ± 0 | 2 |"
 
 
 def test_a_table_with_other_columns_is_left_alone(tmp_path):

@@ -22,20 +22,26 @@ def run(name, seed):
     return MethodRun(METHODS[name], "barred+dive", seed)
 
 
-def led(code):
-    """Whether another worker is to go on after this one; the shift; the seeds of what was done."""
-    done = []
-    shift = Shift([run("baseline", seed) for seed in (1, 2, 3)], 1000.0, lambda *told: done.append(told[1]))
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
-    with worker:
-        goes_on = lead_worker(shift, worker)
-        worker.stdin.close()
-    return goes_on, shift, [row["seed"] for rows in done for row in rows]
+@pytest.fixture
+def led(tmp_path):
+    """Has a worker with this code; whether another is to go on after it; the shift; the seeds of what was done."""
+
+    def lead(code):
+        done = []
+        shift = Shift([run("baseline", seed) for seed in (1, 2, 3)], 1000.0, lambda *told: done.append(told[1]))
+        with (tmp_path / "log.txt").open("w", encoding="utf-8") as errors:
+            worker = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )  # fmt: skip
+        with worker:
+            goes_on = lead_worker(shift, worker, tmp_path / "log.txt")
+            worker.stdin.close()
+        return goes_on, shift, [row["seed"] for rows in done for row in rows]
+
+    return lead
 
 
-def test_a_worker_makes_all_runs():
+def test_a_worker_makes_all_runs(led):
     goes_on, shift, seeds = led(SPEAKS.format(ends_at=0, how="pass"))
     assert (goes_on, shift.runs, shift.failed, seeds) == (False, [], [], [1, 2, 3])
 
@@ -43,26 +49,29 @@ def test_a_worker_makes_all_runs():
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("sys.exit(7)", "the worker ended with the code 7"),
+        ("sys.exit(7)", "ended with the code 7"),
+        ("raise MemoryError('the card is full')", "MemoryError: the card is full"),
         ("print(json.dumps({'error': 'no', 'ends': True}), flush=True); sys.exit()", "no"),
     ],
 )
-def test_one_that_ends_within_a_run_is_replaced_and_the_run_is_told(how, why):
+def test_one_that_ends_within_a_run_is_replaced_and_the_run_is_told(led, tmp_path, how, why):
     goes_on, shift, seeds = led(SPEAKS.format(ends_at=2, how=how))
     assert (goes_on, seeds) == (True, [1])
-    assert shift.failed == [(run("baseline", 2), why)]
+    assert shift.failed == [(run("baseline", 2), f"{why} (all of it: {tmp_path / 'log.txt'})")]
     assert shift.runs == [run("baseline", 3)]
 
 
-def test_a_run_that_can_not_be_made_does_not_end_a_worker():
+def test_a_run_that_can_not_be_made_does_not_end_a_worker(led):
     how = "print(json.dumps({'error': 'no'}), flush=True); continue"
     goes_on, shift, seeds = led(SPEAKS.format(ends_at=2, how=how))
     assert (goes_on, seeds, shift.failed) == (False, [1, 3], [(run("baseline", 2), "no")])
 
 
-def test_a_worker_that_can_not_start_is_not_replaced():
-    goes_on, shift, seeds = led("import sys; sys.exit(1)")
+def test_a_worker_that_can_not_start_is_not_replaced_and_says_why(led, tmp_path, capsys):
+    goes_on, shift, seeds = led("import a_package_that_is_missing")
     assert (goes_on, len(shift.runs), seeds) == (False, 3, [])
+    missing = "ModuleNotFoundError: No module named 'a_package_that_is_missing'"
+    assert capsys.readouterr().out == f"a worker could not start: {missing} (all of it: {tmp_path / 'log.txt'})\n"
 
 
 def test_a_worker_sees_its_own_gpu_alone():

@@ -29,4 +29,7 @@ def test_the_table_of_a_peer_has_ours_first_and_every_seed():
         "| dive | a GPU | 250 | ours | 1: 10% | 10% | 90% |",
         "| dive | cpu | 250 | ours | 1: 60%, 3: 80% | 70% | 90% |",
         "| dive | cpu | 250 | musubi-tuner | 1: 50% | 50% | 90% |",
+        "",
+        "Ours less musubi-tuner's after 250 steps, cpu, in points, with the standard error of 1 pairs: "
+        "concept +10, the rest as asked +0.",
     ]
