@@ -1,13 +1,14 @@
 """The whole check, and its text: one sentence of verdict first, then what was found."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from ..adapters.other_files import read_adapter
-from ..errors import HostOnlyError, ModelFileError
+from ..errors import TWO_LORAS, HostOnlyError, ModelFileError
+from ..facts import EXPERTS
 from ..wan.checkpoint import CheckpointInfo
 from ..words import counted
 from .base import OnBase, check_base
@@ -17,6 +18,7 @@ from .graph import Graph
 from .workflow import check_workflow, uses_of
 
 _BAR = 24
+_SPLIT = "The node Split LoRA does that, and `wantrain split FILE --out FOLDER`."
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Check:
     on_base: OnBase | None
     findings: Sequence[Finding]  # the worst first
     uses: Sequence[str] = field(default_factory=tuple)
+    halves: Sequence[tuple[Adapter, Sequence[Layer]]] = ()  # of a file with two LoRAs, the high noise expert's first
 
     @property
     def verdict(self) -> str:
@@ -53,6 +56,8 @@ class Check:
         lines = [self.verdict, ""]
         if self.file is not None:
             lines += _file_lines(self.file, self.layers)
+        for half, layers in self.halves:
+            lines += [f"The {half.of_names} noise half", *(f"  {line}" for line in _file_lines(half, layers)), ""]
         if self.on_base is not None and self.on_base.by_block:
             lines += ["", "Change beside the weights, by block", *_bars(self.on_base.by_block)]
             lines += ["", "Effect on fixed noise, as a share of the model's output", *_effect_lines(self.on_base)]
@@ -76,6 +81,8 @@ def check_lora(
     try:
         file = read_adapter(path)
     except ModelFileError as error:
+        if error.about == TWO_LORAS:
+            return _two_loras(path, error)
         weight = Weight.HINT if isinstance(error, HostOnlyError) else Weight.NO_EFFECT
         return Check(path.name, None, (), None, [Finding(weight, str(error), "")])
     layers = layers_of(file)
@@ -89,6 +96,22 @@ def check_lora(
         found += check_workflow(workflow, file)
         uses = [str(use) for use in uses_of(workflow, path.name)]
     return Check(path.name, file, layers, on_base, sorted(once(found), key=lambda finding: finding.weight), uses)
+
+
+def _two_loras(path: Path, error: ModelFileError) -> Check:
+    """Of a file with two LoRAs: how to split it, and what each half holds."""
+    found = [Finding(Weight.NO_EFFECT, str(error), _SPLIT)]
+    halves: list[tuple[Adapter, Sequence[Layer]]] = []
+    try:
+        for expert in EXPERTS:
+            half = read_adapter(path, expert)
+            layers = layers_of(half)
+            halves.append((half, layers))
+            of_half = check_file(replace(half, notes=()), layers)  # the names are changed by splitting
+            found += [replace(one, sentence=f"The {expert} noise half: {one.sentence}") for one in of_half]
+    except ModelFileError as why:
+        found.append(Finding(Weight.NO_EFFECT, str(why), ""))
+    return Check(path.name, None, (), None, found, halves=halves)
 
 
 def _file_lines(file: Adapter, layers: Sequence[Layer]) -> list[str]:
