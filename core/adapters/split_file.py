@@ -20,7 +20,6 @@ from .other_files import OtherFile, read_adapter
 from .ship import DIFFUSERS_ONLY
 
 SAME = "same"
-Precision = Literal["bf16", "fp16", "fp32"]
 _RANGE = "modelspec.timestep_range"
 
 
@@ -70,7 +69,7 @@ def _draft(file: LoraFile | OtherFile, source: Path) -> Draft:
     return Draft(content, with_dimensions(content, metadata), note)
 
 
-def _own_precision(files: list[LoraFile | OtherFile]) -> Precision:
+def _own_precision(files: list[LoraFile | OtherFile]) -> Literal["bf16", "fp16", "fp32"]:
     """The number format that keeps every bit of both."""
     found: set[torch.dtype] = set()
     for file in files:
