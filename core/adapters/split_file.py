@@ -45,14 +45,12 @@ def split_file(folder: Path, source: Path, options: SplitOptions) -> list[Writte
     ConfigError or ModelFileError before anything is written, also where the file holds one LoRA alone.
     """
     check_writable(folder)
-    files = {expert: read_adapter(source, expert) for expert in EXPERTS}
+    files: dict[Slot, LoraFile | OtherFile] = {expert: read_adapter(source, expert) for expert in EXPERTS}
     precision = _own_precision(list(files.values())) if options.precision == SAME else options.precision
     writing = FileOptions(
         name=options.name or check_name(source.stem), precision=precision, key_style=options.key_style
     )
-    drafts: dict[Slot, Draft] = {}
-    for expert, file in files.items():
-        drafts[expert] = _draft(file, source)
+    drafts = {slot: _draft(file, source) for slot, file in files.items()}
     paths = write_drafts(folder, drafts, writing)
     also = (f"- {DIFFUSERS_ONLY}",) if options.key_style == "diffusers" else ()
     return [WrittenFile(paths[slot], slot, (f"{paths[slot].name}: {drafts[slot].note}", *also)) for slot in drafts]
