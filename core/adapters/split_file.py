@@ -50,7 +50,7 @@ def split_file(folder: Path, source: Path, options: SplitOptions) -> list[Writte
     writing = FileOptions(
         name=options.name or check_name(source.stem), precision=precision, key_style=options.key_style
     )
-    drafts = {slot: _draft(file, source) for slot, file in files.items()}
+    drafts: dict[Slot, Draft] = {slot: _draft(file, source) for slot, file in files.items()}
     paths = write_drafts(folder, drafts, writing)
     also = (f"- {DIFFUSERS_ONLY}",) if options.key_style == "diffusers" else ()
     return [WrittenFile(paths[slot], slot, (f"{paths[slot].name}: {drafts[slot].note}", *also)) for slot in drafts]
