@@ -1,8 +1,9 @@
 """The whole check, and its text: one sentence of verdict first, then what was found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -18,7 +19,6 @@ from .graph import Graph
 from .workflow import check_workflow, uses_of
 
 _BAR = 24
-_SPLIT = "The node Split LoRA does that, and `wantrain split FILE --out FOLDER`."
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,17 @@ def check_lora(
     workflow: Graph | None = None,
     device: torch.device | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    advice: Mapping[str, str] = MappingProxyType({}),
 ) -> Check:
-    """Look at a LoRA's file, at what it does to `base`, and at what `workflow` does with it. Nothing is refused."""
+    """Look at a LoRA's file, at what it does to `base`, and at what `workflow` does with it. Nothing is refused.
+
+    `advice`: how whoever asks does what an error is about, as for `advised`.
+    """
     try:
         file = read_adapter(path)
     except ModelFileError as error:
         if error.about == TWO_LORAS:
-            return _two_loras(path, error)
+            return _two_loras(path, error, advice.get(TWO_LORAS, ""))
         weight = Weight.HINT if isinstance(error, HostOnlyError) else Weight.NO_EFFECT
         return Check(path.name, None, (), None, [Finding(weight, str(error), "")])
     layers = layers_of(file)
@@ -98,9 +102,9 @@ def check_lora(
     return Check(path.name, file, layers, on_base, sorted(once(found), key=lambda finding: finding.weight), uses)
 
 
-def _two_loras(path: Path, error: ModelFileError) -> Check:
+def _two_loras(path: Path, error: ModelFileError, remedy: str) -> Check:
     """Of a file with two LoRAs: how to split it, and what each half holds."""
-    found = [Finding(Weight.NO_EFFECT, str(error), _SPLIT)]
+    found = [Finding(Weight.NO_EFFECT, str(error), remedy)]
     halves: list[tuple[Adapter, Sequence[Layer]]] = []
     try:
         for expert in EXPERTS:

@@ -174,7 +174,8 @@ def test_a_file_of_two_loras_is_split_and_used(host, loras):
 
 def test_a_file_of_two_loras_is_refused_with_the_node_that_splits_it(host, loras):
     tensors = load_file(loras / "after_one_high_noise.safetensors")
-    double = {k.replace("diffusion_model", n): t for n in ("transformer", "transformer_2") for k, t in tensors.items()}
+    names = ("transformer", "transformer_2")
+    double = {k.replace("diffusion_model", name): t.clone() for name in names for k, t in tensors.items()}
     save_file(double, loras / "after_refused.safetensors")
     entry = host.run(
         {
@@ -187,6 +188,9 @@ def test_a_file_of_two_loras_is_refused_with_the_node_that_splits_it(host, loras
     )  # fmt: skip
     assert not succeeded(entry)
     assert "Here: choose the file in Split LoRA" in str(entry["status"]["messages"])
+    entry = host.run({"check": node("WanCheckLoRA", lora_file="after_refused.safetensors", look_at_workflow=False)})
+    assert "choose the file in Split LoRA" in text(entry, "check")
+    assert "The low noise half" in text(entry, "check")
 
 
 def test_an_empty_name_is_one_sentence(host, loras):
