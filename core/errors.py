@@ -9,6 +9,7 @@ CLIP_VISION = "clip vision"
 TOKENIZER = "tokenizer"  # of the text encoder
 SAME_DATASET = "same dataset"  # for latents and for captions
 ANOTHER_LORA = "another lora"
+TWO_LORAS = "two loras"  # in one file
 
 
 class WanTrainError(Exception):

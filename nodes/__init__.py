@@ -12,6 +12,7 @@ from . import (
     nano_nodes,
     preview_nodes,
     routes,
+    split_nodes,
     timestep_nodes,
     train_nodes,
 )
@@ -28,6 +29,7 @@ NODES = [
     *compare_nodes.NODES,
     *nano_nodes.NODES,
     *after_nodes.NODES,
+    *split_nodes.NODES,
     *check_nodes.NODES,
 ]
 

@@ -10,6 +10,7 @@ from ..core.errors import (
     SAME_DATASET,
     START_AGAIN,
     TOKENIZER,
+    TWO_LORAS,
     WanTrainError,
     advised,
 )
@@ -21,6 +22,7 @@ ADVICE = {
     TOKENIZER: "Here: put spiece.model into ComfyUI's models/text_encoders.",
     SAME_DATASET: "Here: connect one Dataset from Folder to Cache Latents and to Cache T5.",
     ANOTHER_LORA: "Here: connect a LoRA to Merge Stages.",
+    TWO_LORAS: "Here: choose the file in Split LoRA; it gives both LoRAs, and writes a file of each.",
 }
 
 

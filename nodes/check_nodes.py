@@ -12,6 +12,7 @@ from ..core.lora_check.report import check_lora
 from ..core.lora_check.workflow import loads_loras
 from ..core.train.partway import checkpoint_names, named_checkpoint
 from . import host
+from .advice import ADVICE
 from .host import folders
 from .inputs import checked
 from .model_nodes import CATEGORY
@@ -78,6 +79,7 @@ class CheckLoRA(io.ComfyNode):
             workflow=graph,
             device=torch.device(host.auto_devices()[0]),
             progress=progress,
+            advice=ADVICE,
         )
         report = "\n".join(check.lines())
         log.info("%s", check.verdict)

@@ -6,7 +6,7 @@ read as the nodes read them; nothing is encoded, and no process is started.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ async def post_check(request: web.Request) -> web.Response:
     except (KeyError, ValueError):
         return refusal(400, "the request holds no workflow, or too large a one.")
     try:
-        found = await asyncio.get_running_loop().run_in_executor(threads, check, prompt, light)
+        found = await asyncio.get_running_loop().run_in_executor(
+            threads, check, prompt, light, lambda: _is_gone(request)
+        )
     except WanTrainError as error:
         return refusal(422, str(error))
     except Exception:
@@ -80,14 +82,24 @@ async def post_check(request: web.Request) -> web.Response:
     return web.json_response({"nodes": found})
 
 
-def check(prompt: Any, light: bool = False) -> Found:
-    """All trainings of a prompt, each on its node: {"text", "failed"}. ConfigError if it has none. `light`: see post_check."""
+def _is_gone(request: web.Request) -> bool:
+    """Whether nobody waits for the answer any more: the page asks anew when inputs change."""
+    return request.transport is None or request.transport.is_closing()
+
+
+def check(prompt: Any, light: bool = False, is_gone: Callable[[], bool] = lambda: False) -> Found:
+    """All trainings of a prompt, each on its node: {"text", "failed"}. ConfigError if it has none. `light`: see post_check.
+
+    It ends early, with what was found, where the answer `is_gone`.
+    """
     graph = _Graph(prompt, light)
     trainings = [key for key, node in graph.nodes.items() if node["class_type"] == _TRAIN]
     if not trainings and not light:
         raise ConfigError("the workflow has no training: add Train LoRA Stage, or unmute it.")
     jobs: dict[str, Job] = {}
     for key in trainings:
+        if is_gone():
+            break
         try:
             jobs[key] = graph.tell_training(key)
         except NotOpenedError:  # where it is light alone

@@ -11,6 +11,8 @@ import { say } from "./words.js";
 export const AT_ONCE = "WanTrain.CheckAtOnce"; // in ComfyUI's settings
 export const PAUSE_MS = 1000; // after the last change
 const TRAIN = "TrainLoRAStage";
+/** Classes of nodes whose inputs a check reads. */
+const READ = [TRAIN, "CacheLatents", "CacheT5", "DatasetFromFolder", "JoinDatasets", "LoadWanDiT"];
 
 /** What ComfyUI's settings dialog offers. */
 export const checkSettings = [
@@ -28,7 +30,8 @@ export const checkSettings = [
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 let known = ""; // the inputs that were looked at last
-let turn = 0; // of whoever asks, or opens a workflow: an answer to what was asked quietly before is not shown any more
+let turn = 0; // of whoever asks, or opens a workflow: an answer to what was asked before is not shown any more
+let quiet = new AbortController(); // of the request that nobody has asked for
 /** What was found wrong last, by the execution id of its node. @type {Map<string, string>} */
 let wrong = new Map();
 
@@ -37,26 +40,48 @@ let wrong = new Map();
  * Returns what to say beside the button.
  */
 export async function checkWorkflow() {
-  clearTimeout(timer);
-  turn++;
+  const mine = begin();
   const { output } = await app.graphToPrompt();
   known = inputsOf(output);
   const answer = await ask({ prompt: output });
   const { nodes, error } = await answer.json();
+  if (mine !== turn || (await areOthers(output))) return say("The inputs have changed meanwhile: press Check again.");
   if (!answer.ok) return error;
   return tell(nodes);
 }
 
-/** @param {object} body */
-function ask(body) {
+/** Another check, or another workflow: what was asked before is of no use any more. Returns the turn. */
+function begin() {
+  clearTimeout(timer);
+  quiet.abort();
+  return ++turn;
+}
+
+/**
+ * Whether the inputs that a check reads are others by now than those of a prompt. Nodes of other packs may give another value
+ * each time that they are asked.
+ * @param {Prompt} prompt
+ */
+async function areOthers(prompt) {
+  /** @param {Prompt} all */
+  const read = (all) =>
+    inputsOf(Object.fromEntries(Object.entries(all).filter(([, one]) => READ.includes(one.class_type))));
+  const { output } = await app.graphToPrompt();
+  return read(output) !== read(prompt);
+}
+
+/**
+ * @param {object} body
+ * @param {AbortSignal} [signal] ends the request, and the work for it
+ */
+function ask(body, signal) {
   const headers = { "Content-Type": "application/json" };
-  return api.fetchApi("/wan_train/check", { method: "POST", headers, body: JSON.stringify(body) });
+  return api.fetchApi("/wan_train/check", { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
 /** A workflow was opened: its inputs have not changed. */
 export async function takeInputs() {
-  clearTimeout(timer);
-  turn++;
+  begin();
   wrong = new Map();
   try {
     known = inputsOf(await trainings());
@@ -73,17 +98,22 @@ export function watchInputs() {
 
 async function checkQuietly() {
   const before = turn;
+  /** @type {AbortSignal | undefined} */
+  let signal;
   try {
     const prompt = await trainings();
     const inputs = inputsOf(prompt);
-    if (!prompt || inputs === known || before !== turn) return;
+    if (before !== turn || inputs === known) return;
+    const mine = begin(); // also where nothing is trained any more
     known = inputs;
-    const mine = ++turn;
-    const answer = await ask({ prompt, light: true });
+    if (!prompt) return;
+    quiet = new AbortController();
+    signal = quiet.signal;
+    const answer = await ask({ prompt, light: true }, signal);
     const { nodes } = await answer.json();
-    if (answer.ok && mine === turn) remark(nodes);
+    if (answer.ok && mine === turn && !(await areOthers(prompt)) && mine === turn) remark(nodes);
   } catch (error) {
-    console.warn("[wan_train] the inputs were not checked", error);
+    if (!signal?.aborted) console.warn("[wan_train] the inputs were not checked", error);
   }
 }
 
@@ -94,7 +124,9 @@ async function trainings() {
   return Object.values(output).some((node) => node.class_type === TRAIN) ? output : null;
 }
 
-/** @param {Record<string, { class_type: string, inputs: object }> | null} prompt */
+/** @typedef {Record<string, { class_type: string, inputs: object }>} Prompt */
+
+/** @param {Prompt | null} prompt */
 function inputsOf(prompt) {
   const told = Object.entries(prompt ?? {}).map(([id, { class_type, inputs }]) => [id, class_type, inputs]);
   return JSON.stringify(told);

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { allNodes, makeRoom } from "./graph.js";
-import { openChooser } from "./recipes.js";
+import { isChooserOpen, openChooser } from "./recipes.js";
 import { say, sayCount } from "./words.js";
 
 const TRAIN = "TrainLoRAStage";
@@ -154,9 +154,17 @@ export function hasPresets(nodeClass) {
 
 /** @param {Comfy.Node} node */
 export function addPresets(node) {
+  let isOpening = false; // a second click meanwhile opens no second window
   const open = async () => {
-    const models = await fetchModels();
-    openChooser(presets, changesOf, apply, (preset) => refusalOf(preset, models));
+    if (isOpening || isChooserOpen()) return;
+    isOpening = true;
+    try {
+      const models = await fetchModels();
+      if (allNodes().includes(node) && !isChooserOpen())
+        openChooser(presets, changesOf, apply, (preset) => refusalOf(preset, models));
+    } finally {
+      isOpening = false;
+    }
   };
   const widget = node.addWidget("button", "recipes", "recipes", open, { serialize: false });
   widget.label = say("Recipes: a character, a style, a motion ...");

@@ -10,6 +10,14 @@ const KEPT = "recipes"; // which one was looked at
 /** @typedef {import("./presets.js").Preset} Preset */
 /** @typedef {import("./presets.js").Change} Change */
 
+/** @type {Dialog | undefined} */
+let shown;
+
+/** Whether the window is there, of whichever node's button. */
+export function isChooserOpen() {
+  return Boolean(shown?.isOpen);
+}
+
 /**
  * Open the window; it closes with Escape, with Cancel, with a click beside it, and when a recipe is used. Those for the
  * workflow's model come first; the others can be read, not used.
@@ -20,6 +28,7 @@ const KEPT = "recipes"; // which one was looked at
  */
 export function openChooser(presets, changesOf, apply, refusalOf) {
   const dialog = new Dialog("wan-train-recipes", say("Recipes"));
+  shown = dialog;
   const { box } = dialog;
   const close = () => dialog.close();
   if (!presets.length) block("", box).textContent = say("The server sent no recipes: reload the page.");

@@ -18,6 +18,7 @@ const HEIGHTS = {
   WanLoRAFromFile: LINE,
   WanMergeLoRAs: 90,
   WanChangeLoRA: 90,
+  WanSplitLoRA: 90,
   WanExtractLoRA: 60,
   WanFoldLoRA: 60,
   WanCheckLoRA: 320,

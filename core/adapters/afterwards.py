@@ -1,7 +1,7 @@
 """What one does with LoRA files after the run: merged, changed and written anew, never over another file."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from .ship import DIFFUSERS_ONLY
 from .strip import without
 
 _DIMENSIONS = ("ss_network_dim", "ss_network_alpha")
-_MADE = "wantrain.made"  # how the file was made, in JSON
+MADE = "wantrain.made"  # how the file was made, in JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def merge_files(
     modules, report = combine(files, merging, device=device, progress=progress)
     names = [Path(file.path).name for file, _ in files]
     made = {**merging.facts(), "files": names, "strengths": [strength for _, strength in files]}
-    metadata = {**files[0][0].metadata, "modelspec.merged_from": ",".join(names), _MADE: json.dumps(made)}
+    metadata = {**files[0][0].metadata, "modelspec.merged_from": ",".join(names), MADE: json.dumps(made)}
     notes = [f"merged of {' and '.join(names)} by {merging.method}: {report}"]
     experts = {file.expert for file, _ in files}
     if len(experts) > 1:
@@ -125,7 +125,7 @@ def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptio
         modules = {p: LoraModule(down=m.down, up=m.up, alpha=m.alpha * changes.strength) for p, m in modules.items()}
         notes.append(f"times {changes.strength:g}")
     notes = ["; ".join(notes), *(f"- {note} This has been done." for note in file.notes)]
-    metadata = {**file.metadata, _MADE: json.dumps({"from": source.name, **vars(changes)})}
+    metadata = {**file.metadata, MADE: json.dumps({"from": source.name, **vars(changes)})}
     return _write(folder, modules, metadata, slot, writing, notes)
 
 
@@ -137,6 +137,15 @@ def write_made(
     return _write(folder, modules, metadata, slot, writing, [note])
 
 
+def with_dimensions(content: dict[str, LoraModule] | OtherFile, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata with the rank and alpha of what is written; of another kind than plain LoRA without them."""
+    kept = {key: text for key, text in metadata.items() if key not in _DIMENSIONS}
+    if not isinstance(content, OtherFile):
+        kept["ss_network_dim"] = str(max(module.rank for module in content.values()))
+        kept["ss_network_alpha"] = f"{max(module.alpha for module in content.values()):g}"
+    return kept
+
+
 def _write(
     folder: Path,
     content: dict[str, LoraModule] | OtherFile,
@@ -145,11 +154,7 @@ def _write(
     writing: FileOptions,
     notes: list[str],
 ) -> WrittenFile:
-    metadata = {key: text for key, text in metadata.items() if key not in _DIMENSIONS}
-    if not isinstance(content, OtherFile):
-        metadata["ss_network_dim"] = str(max(module.rank for module in content.values()))
-        metadata["ss_network_alpha"] = f"{max(module.alpha for module in content.values()):g}"
-    path = write_drafts(folder, {slot: Draft(content, metadata, notes[0])}, writing)[slot]
+    path = write_drafts(folder, {slot: Draft(content, with_dimensions(content, metadata), notes[0])}, writing)[slot]
     if writing.key_style == "diffusers":
         notes = [*notes, f"- {DIFFUSERS_ONLY}"]
     return WrittenFile(path, slot, (f"{path.name}: {notes[0]}", *notes[1:]))

@@ -30,6 +30,7 @@ from .named_expert import Expert, expert_of_metadata, expert_of_name
 from .peft_settings import METADATA, Settings, adapter_config, config_alpha
 from .refused import refuse_other_files
 from .seen_by_host import host_notes
+from .two_experts import expert_of_keys, keys_of
 
 KeyStyle = Literal["official", "kohya", "diffusers"]  # of what is written
 
@@ -71,6 +72,7 @@ class LoraFile:
     style: Style
     metadata: dict[str, str]
     notes: tuple[str, ...] = ()  # what ComfyUI's loaders make of the file as it is, where that is not what it means
+    of_names: Expert | None = None  # the expert that the names of its tensors tell
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -84,18 +86,19 @@ class LoraFile:
 
     @property
     def expert(self) -> Expert | None:
-        """Which expert it is for, as far as the metadata or else the file name tells."""
-        return expert_of_metadata(self.metadata) or expert_of_name(self.path)
+        """Which expert it is for, as far as its tensors' names, the metadata or else the file name tell."""
+        return self.of_names or expert_of_metadata(self.metadata) or expert_of_name(self.path)
 
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks))
         return f"LoraFile({Path(self.path).name!r}, {len(self.modules)} modules, rank {ranks}, {self.style})"
 
 
-def read_lora(path: str | Path) -> LoraFile:
-    """Read a LoRA for Wan from a .safetensors file written by any trainer.
+def read_lora(path: str | Path, half: Expert | None = None) -> LoraFile:
+    """Read a LoRA for Wan from a .safetensors file written by any trainer; of a file that holds two, one `half`.
 
-    ModelFileError if the file is missing, damaged, not a LoRA, of a method other than plain LoRA, or for another model.
+    ModelFileError if the file is missing, damaged, not a LoRA, of a method other than plain LoRA, or for another model, and
+    for two LoRAs without `half`.
     """
     path = Path(path)
     if not _is_file(path):
@@ -104,14 +107,18 @@ def read_lora(path: str | Path) -> LoraFile:
     try:
         header = read_header(path)
         refuse_other_files(list(header.entries), str(path))
-        tensors = dict(read_in_order({name: (header, entry) for name, entry in header.entries.items()}, header.entries))
+        entries = {name: header.entries[name] for name in keys_of(header.entries, half, str(path))}
+        tensors = dict(read_in_order({name: (header, entry) for name, entry in entries.items()}, entries))
     except HeaderError as error:
         raise ModelFileError(
             f"{path} is damaged, cut short or not a .safetensors file ({error.reason}): download or copy it again."
         ) from error
     modules, style = parse_modules(tensors, header.metadata, where=str(path))
     notes = host_notes(path, tensors, {module.scale for module in modules.values()})
-    return LoraFile(path=str(path), modules=modules, style=style, metadata=header.metadata, notes=notes)
+    of_names = half or expert_of_keys(tensors)
+    return LoraFile(
+        path=str(path), modules=modules, style=style, metadata=header.metadata, notes=notes, of_names=of_names
+    )
 
 
 def parse_modules(
@@ -119,6 +126,7 @@ def parse_modules(
 ) -> tuple[dict[str, LoraModule], Style]:
     """Key dict in any dialect -> modules by official path, and the dialect. `where` names the file in errors."""
     refuse_other_files(list(tensors), where)
+    keys_of(tensors, None, where)
     parts: dict[str, dict[Part, torch.Tensor]] = {}
     components: dict[str, str] = {}
     styles: set[Style] = set()
@@ -133,7 +141,10 @@ def parse_modules(
             raise ModelFileError(f"{where} has the key '{shown(key)}', {why}")
         module = parts.setdefault(parsed.path, {})
         if parsed.part in module:
-            raise ModelFileError(f"{where} holds {parsed.path} twice, as a file with two LoRAs does: split it first.")
+            raise ModelFileError(
+                f"{where} holds {parsed.path} twice, the second time as '{shown(key)}': two LoRAs whose names do not tell which"
+                " is whose; save each as a file of its own with the program that made it."
+            )
         module[parsed.part] = tensor
         components[parsed.path] = component(key)
         styles.add(parsed.style)

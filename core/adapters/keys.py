@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..facts import Expert
+
 Style = Literal["official", "kohya", "diffusers", "peft", "bare", "mixed"]
 Part = Literal["down", "up", "alpha"]
 
@@ -55,15 +57,18 @@ _BLOCK_LOOKUP = _lookup(_BLOCK_LEAVES)
 _TOP_LOOKUP = _lookup(_TOP_LEVEL)
 
 _BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks)(?P<sep>[._])(?P<index>[0-9]{1,6})(?P=sep)(?P<leaf>.+)")
-_FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_|lycoris_)")
+_FLAT_PREFIX = re.compile(r"(?:lora_unet_{1,2}|lora_transformer_(?![12]\.)(?:(?P<number>[12])_)?|lycoris_)")
 _COMPILED = re.compile(r"(?<![a-z_])_orig_mod\.")  # of torch.compile, which wraps blocks, too
 _FLAT_WRAPPER = re.compile(r"_*orig_mod_|^module_")
 # What stands before a module's name, in any order: peft's, torch's for several GPUs, and what a trainer calls its model.
 _AROUND = re.compile(
     r"(?:(?P<peft>base_model\.model)|(?P<parallel>module)"
-    r"|(?P<model>model\.diffusion_model|diffusion_model|transformer(?:_2)?|pipe\.dit|dit|unet|model))\."
+    r"|(?P<model>model\.diffusion_model|diffusion_model(?:_2)?|(?:lora_)?transformer(?:_[12])?|(?:pipe\.)?dit2?|unet|model))\."
 )
 _COMPONENTS = ("transformer", "transformer_2", "unet")
+# What trainers call the second of two models, the low noise expert: diffusers and AI-Toolkit; OneTrainer; DiffSynth.
+_SECOND = ("transformer_2", "lora_transformer_2", "diffusion_model_2", "dit2", "pipe.dit2")
+_FIRST = "transformer_1"  # AI-Toolkit's name of the high noise expert; others give it no number
 
 _SUFFIXES: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"\.lora_A(?:\.weight|\.(?P<name>[^.]+)\.weight)?$"), "down"),
@@ -124,6 +129,15 @@ def component(key: str) -> str:
     """The part of a diffusers pipeline that a key names first: "transformer", "transformer_2" or "unet"; "" for none."""
     named = (one["model"] for one in _split_around(key)[0])
     return next((name for name in named if name in _COMPONENTS), "")
+
+
+def expert_of_key(key: str) -> Expert | None:
+    """Which expert of Wan 2.2 a key names by the name of its model; None where that may be the only model."""
+    flat = _FLAT_PREFIX.match(key)
+    if flat:
+        return "high" if flat["number"] == "1" else "low" if flat["number"] == "2" else None
+    named = {one["model"] for one in _split_around(key)[0]}
+    return "low" if named.intersection(_SECOND) else "high" if _FIRST in named else None
 
 
 def is_known_to_host(name: str) -> bool:

@@ -91,9 +91,13 @@ def resize(
 
 def check_expert(file: LoraFile | OtherFile, wanted: Expert) -> list[str]:
     """A sentence for each sign that the file is of the other expert."""
-    signs = (("metadata", expert_of_metadata(file.metadata)), ("name", expert_of_name(file.path)))
+    signs = (
+        ("metadata says", expert_of_metadata(file.metadata)),
+        ("name says", expert_of_name(file.path)),
+        ("tensors' names say", file.of_names),
+    )
     return [
-        f"{file.path} is used for the {wanted}-noise expert, but its {source} says {found}."
+        f"{file.path} is used for the {wanted}-noise expert, but its {source} {found}."
         for source, found in signs
         if found not in (None, wanted)
     ]

@@ -19,6 +19,7 @@ from .formats import Expert, LoraFile, expert_of_metadata, expert_of_name, read_
 from .keys import official_path, sort_key
 from .peft_settings import METADATA
 from .seen_by_host import other_notes
+from .two_experts import expert_of_keys, keys_of
 
 # What the keys of each kind end with; the first kind that has one of its own in a file is the file's.
 _OWN = {
@@ -168,6 +169,7 @@ class OtherFile:
     metadata: dict[str, str]
     style: str = "official"
     notes: tuple[str, ...] = ()  # as of a LoraFile
+    of_names: Expert | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -181,8 +183,8 @@ class OtherFile:
 
     @property
     def expert(self) -> Expert | None:
-        """Which expert it is for, as far as the metadata or else the file name tells."""
-        return expert_of_metadata(self.metadata) or expert_of_name(self.path)
+        """Which expert it is for, as far as its tensors' names, the metadata or else the file name tell."""
+        return self.of_names or expert_of_metadata(self.metadata) or expert_of_name(self.path)
 
     def tensors(self, dtype: torch.dtype, key_style: str = "official") -> dict[str, Tensor]:
         """As they go into a file; alpha stays float32."""
@@ -193,9 +195,12 @@ class OtherFile:
         }
 
 
-def read_adapter(path: str | Path) -> "LoraFile | OtherFile":
-    """A file of any kind of adapter that can be trained here. ModelFileError for every other file."""
-    return read_lora(path) if kind_of_file(Path(path)) is None else read_other(Path(path))
+def read_adapter(path: str | Path, half: Expert | None = None) -> "LoraFile | OtherFile":
+    """A file of any kind of adapter that can be trained here, or one `half` of a file that holds two.
+
+    ModelFileError for every other file.
+    """
+    return read_lora(path, half) if kind_of_file(Path(path)) is None else read_other(Path(path), half)
 
 
 def kind_of_file(path: Path) -> str | None:
@@ -206,11 +211,12 @@ def kind_of_file(path: Path) -> str | None:
         return None
 
 
-def read_other(path: Path) -> OtherFile:
-    """ModelFileError if the file is damaged, of another kind, or for another model."""
+def read_other(path: Path, half: Expert | None = None) -> OtherFile:
+    """ModelFileError if the file is damaged, of another kind, or for another model, and for two adapters without `half`."""
     try:
         header = read_header(path)
-        tensors = dict(read_in_order({name: (header, entry) for name, entry in header.entries.items()}, header.entries))
+        entries = {name: header.entries[name] for name in keys_of(header.entries, half, str(path))}
+        tensors = dict(read_in_order({name: (header, entry) for name, entry in entries.items()}, entries))
     except (HeaderError, OSError) as error:
         raise ModelFileError(
             f"{path} is damaged or no .safetensors file ({error}): download or copy it again."
@@ -229,12 +235,21 @@ def read_other(path: Path) -> OtherFile:
             )
         if not (tensor.dtype.is_floating_point and bool(tensor.float().isfinite().all())):
             raise ModelFileError(f"{path} holds something else than finite numbers as '{shown(key)}': export it again.")
-        parts.setdefault(found[0], {})[_ENDS[parsed["end"]]] = tensor
+        module = parts.setdefault(found[0], {})
+        if _ENDS[parsed["end"]] in module:
+            raise ModelFileError(
+                f"{path} holds {found[0]} twice, the second time as '{shown(key)}': save each adapter as a file of its own with"
+                " the program that made it."
+            )
+        module[_ENDS[parsed["end"]]] = tensor
     modules = {name: OtherModule(kind=kind, parts=parts[name]) for name in sorted(parts, key=sort_key)}
     for name, module in modules.items():
         module.check(f"{path}, {name},")
     notes = other_notes(path, [match["name"] for key in tensors if (match := _KEY.fullmatch(key))])
-    return OtherFile(path=str(path), kind=kind, modules=modules, metadata=header.metadata, notes=notes)
+    of_names = half or expert_of_keys(tensors)
+    return OtherFile(
+        path=str(path), kind=kind, modules=modules, metadata=header.metadata, notes=notes, of_names=of_names
+    )
 
 
 def _key(path: str, end: str, style: str) -> str:

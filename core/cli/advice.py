@@ -1,6 +1,6 @@
 """What the command line adds to an error of the core: which option, or which line of the recipe, mends it."""
 
-from ..errors import CLIP_VISION, CONDITION_ON, START_AGAIN, TOKENIZER
+from ..errors import CLIP_VISION, CONDITION_ON, START_AGAIN, TOKENIZER, TWO_LORAS
 
 TRAINS = ("run", "train")  # commands that go on where they were
 ADVICE = {
@@ -9,6 +9,7 @@ ADVICE = {
     CLIP_VISION: "In a recipe that is models.clip_vision; `wantrain preview` takes it by --clip-vision.",
     TOKENIZER: "`wantrain download tokenizer --to FOLDER` fetches it. In a recipe it is models.tokenizer; `wantrain preview` "
     "takes it by --tokenizer.",
+    TWO_LORAS: "`wantrain split FILE --out FOLDER` does that.",
 }
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "push": "upload a run's LoRA, or a file, to Hugging Face, with a model card",
     "merge": "write the LoRA files to keep: checked, merged, named and labelled; or merge several LoRAs into one",
     "change": "resize a LoRA, leave out blocks, or write it in the names of another program",
+    "split": "make two files of a LoRA file that holds both experts of Wan 2.2",
     "extract": "make a LoRA of the difference between a fine-tuned model and its base",
     "fold": "add LoRAs to a model for good, and write the model",
     "check-lora": "say why a LoRA has no effect: its file, its base, and what a workflow does with it",
@@ -55,6 +56,7 @@ FIRST_STEPS = """First steps:
 OTHER_NAMES = {
     "resize": "change FILE --rank 16 --out FOLDER",
     "convert": "change FILE --key-style kohya --out FOLDER",
+    "halves": "split FILE --out FOLDER",
     "strip": "change FILE --drop-blocks 0-9 --out FOLDER",
     "check": "check-lora FILE, or scan FOLDER",
     "inspect": "check-lora FILE",

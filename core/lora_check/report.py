@@ -1,13 +1,15 @@
 """The whole check, and its text: one sentence of verdict first, then what was found."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from ..adapters.other_files import read_adapter
-from ..errors import HostOnlyError, ModelFileError
+from ..errors import TWO_LORAS, HostOnlyError, ModelFileError
+from ..facts import EXPERTS
 from ..wan.checkpoint import CheckpointInfo
 from ..words import counted
 from .base import OnBase, check_base
@@ -29,6 +31,7 @@ class Check:
     on_base: OnBase | None
     findings: Sequence[Finding]  # the worst first
     uses: Sequence[str] = field(default_factory=tuple)
+    halves: Sequence[tuple[Adapter, Sequence[Layer]]] = ()  # of a file with two LoRAs, the high noise expert's first
 
     @property
     def verdict(self) -> str:
@@ -53,6 +56,8 @@ class Check:
         lines = [self.verdict, ""]
         if self.file is not None:
             lines += _file_lines(self.file, self.layers)
+        for half, layers in self.halves:
+            lines += [f"The {half.of_names} noise half", *(f"  {line}" for line in _file_lines(half, layers)), ""]
         if self.on_base is not None and self.on_base.by_block:
             lines += ["", "Change beside the weights, by block", *_bars(self.on_base.by_block)]
             lines += ["", "Effect on fixed noise, as a share of the model's output", *_effect_lines(self.on_base)]
@@ -71,11 +76,17 @@ def check_lora(
     workflow: Graph | None = None,
     device: torch.device | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    advice: Mapping[str, str] = MappingProxyType({}),
 ) -> Check:
-    """Look at a LoRA's file, at what it does to `base`, and at what `workflow` does with it. Nothing is refused."""
+    """Look at a LoRA's file, at what it does to `base`, and at what `workflow` does with it. Nothing is refused.
+
+    `advice`: how whoever asks does what an error is about, as for `advised`.
+    """
     try:
         file = read_adapter(path)
     except ModelFileError as error:
+        if error.about == TWO_LORAS:
+            return _two_loras(path, error, advice.get(TWO_LORAS, ""))
         weight = Weight.HINT if isinstance(error, HostOnlyError) else Weight.NO_EFFECT
         return Check(path.name, None, (), None, [Finding(weight, str(error), "")])
     layers = layers_of(file)
@@ -89,6 +100,22 @@ def check_lora(
         found += check_workflow(workflow, file)
         uses = [str(use) for use in uses_of(workflow, path.name)]
     return Check(path.name, file, layers, on_base, sorted(once(found), key=lambda finding: finding.weight), uses)
+
+
+def _two_loras(path: Path, error: ModelFileError, remedy: str) -> Check:
+    """Of a file with two LoRAs: how to split it, and what each half holds."""
+    found = [Finding(Weight.NO_EFFECT, str(error), remedy)]
+    halves: list[tuple[Adapter, Sequence[Layer]]] = []
+    try:
+        for expert in EXPERTS:
+            half = read_adapter(path, expert)
+            layers = layers_of(half)
+            halves.append((half, layers))
+            of_half = check_file(replace(half, notes=()), layers)  # the names are changed by splitting
+            found += [replace(one, sentence=f"The {expert} noise half: {one.sentence}") for one in of_half]
+    except ModelFileError as why:
+        found.append(Finding(Weight.NO_EFFECT, str(why), ""))
+    return Check(path.name, None, (), None, found, halves=halves)
 
 
 def _file_lines(file: Adapter, layers: Sequence[Layer]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.formats import read_lora, write_lora
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules
@@ -127,6 +127,70 @@ def test_a_lora_is_checked_with_its_base_and_this_workflow(host, loras):
     del prompt["check"]["inputs"]["dit"]
     entry = host.run(changed(prompt, "lora", strength_model=0.0))
     assert text(entry, "check").startswith("The strength is 0 in node lora (LoraLoaderModelOnly). Set it to 1.")
+
+
+def test_a_file_of_two_loras_is_split_and_used(host, loras):
+    one, two = (load_file(loras / f"{name}_high_noise.safetensors") for name in ("after_one", "after_two"))
+    names = ("transformer", "transformer_2")
+    double = {
+        key.replace("diffusion_model", name): tensor
+        for name, tensors in zip(names, (one, two), strict=True)
+        for key, tensor in tensors.items()
+    }
+    save_file(double, loras / "after_double.safetensors")
+    prompt = {
+        "split": node(
+            "WanSplitLoRA", lora_file="after_double.safetensors", name="", precision="same", key_style="comfyui"
+        ),
+        "pair": node(
+            "MergeStages", high=["split", 0], low=["split", 1], name="after_pair", rank=0, author="", description="",
+            second_strength=1.0, **FILE,
+        ),
+    }  # fmt: skip
+    entry = host.run(prompt)
+    assert succeeded(entry)
+    assert text(entry, "split").startswith("after_double_high_noise.safetensors: ")
+    for name, tensors in (("after_pair_high_noise", one), ("after_pair_low_noise", two)):
+        made = load_file(loras / f"{name}.safetensors")
+        assert made.keys() == tensors.keys()
+        assert all(torch.equal(made[key], tensor) for key, tensor in tensors.items())
+    model = {
+        "model": node("UNETLoader", unet_name=BASE, weight_dtype="default"),
+        "lora": node(
+            "LoraLoaderModelOnly",
+            model=["model", 0],
+            lora_name="after_double_high_noise.safetensors",
+            strength_model=1.0,
+        ),
+        "save": node("ModelSave", model=["lora", 0], filename_prefix="from_split"),
+    }
+    assert succeeded(host.run(model))
+    changed_model = load_file(next((host.base / "output").glob("from_split_*")))
+    plain = load_file(host.base / "models" / "diffusion_models" / BASE)
+    for path, module in read_lora(loras / "after_one_high_noise.safetensors").modules.items():
+        change = changed_model[f"model.diffusion_model.{path}.weight"].float() - plain[f"{path}.weight"].float()
+        assert (change - module.delta()).norm() < 0.05 * module.delta().norm(), path
+
+
+def test_a_file_of_two_loras_is_refused_with_the_node_that_splits_it(host, loras):
+    tensors = load_file(loras / "after_one_high_noise.safetensors")
+    names = ("transformer", "transformer_2")
+    double = {k.replace("diffusion_model", name): t.clone() for name in names for k, t in tensors.items()}
+    save_file(double, loras / "after_refused.safetensors")
+    entry = host.run(
+        {
+            "file": node("WanLoRAFromFile", lora_file="after_refused.safetensors", stage="high noise"),
+            "less": node(
+                "WanChangeLoRA", lora=["file", 0], rank=2, energy=0.0, drop_blocks="", drop_layers="", strength=1.0,
+                name="never", **FILE,
+            ),
+        }
+    )  # fmt: skip
+    assert not succeeded(entry)
+    assert "Here: choose the file in Split LoRA" in str(entry["status"]["messages"])
+    entry = host.run({"check": node("WanCheckLoRA", lora_file="after_refused.safetensors", look_at_workflow=False)})
+    assert "choose the file in Split LoRA" in text(entry, "check")
+    assert "The low noise half" in text(entry, "check")
 
 
 def test_an_empty_name_is_one_sentence(host, loras):

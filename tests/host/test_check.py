@@ -1,5 +1,6 @@
 """Check: what the trainings of a workflow will take, and what is wrong with them, on the nodes that mend it."""
 
+import http.client
 import json
 import shutil
 import urllib.error
@@ -130,3 +131,24 @@ def test_what_is_yet_to_be_connected_is_no_failure_that_nobody_asked_for(host):
     assert "text has no wire" in failures(check(host, prompt))["high_train"]
     assert failures(check(host, prompt, light=True)) == {}
     assert check(host, {"vae": prompt["vae"]}, light=True) == {}
+
+
+def test_a_check_that_nobody_waits_for_any_more_ends(comfy):
+    """The page ends its request when inputs change; the folder of a training that was not looked at yet is left alone."""
+    from wan_train.nodes.check_routes import check as tell
+
+    both = two_stages(lora_name="left")
+    assert tell(both, light=True, is_gone=lambda: True) == {}
+    asked = []
+    tell(both, light=True, is_gone=lambda: asked.append("") or len(asked) > 1)
+    assert len(asked) == 2  # before each of the two trainings
+
+
+def test_a_request_that_is_broken_off_leaves_the_route_free(host):
+    """Two threads answer: were those that nobody waits for kept busy, the next check would wait for them."""
+    body = json.dumps({"prompt": two_stages(lora_name="broken_off"), "light": True}).encode()
+    for _ in range(4):
+        connection = http.client.HTTPConnection(host.url.removeprefix("http://"), timeout=60)
+        connection.request("POST", "/wan_train/check", body, {"Content-Type": "application/json"})
+        connection.close()
+    assert failures(check(host, two_stages(lora_name="asked_for", steps=6), light=True)) == {}

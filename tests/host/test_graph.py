@@ -21,7 +21,7 @@ NODE_IDS = {
     "LoadWanDiT", "DatasetFromFolder", "CacheLatents", "CacheT5", "TrainLoRAStage", "MergeStages", "PreviewLoRA",
     "WanLoadUMT5", "WanLoRAFromFile", "WanNanoFamily", "JoinDatasets", "CaptionDataset",
     "WanTimestepCurve", "WanTimestepDensity", "WanMergeLoRAs", "WanChangeLoRA", "WanExtractLoRA", "WanFoldLoRA", "WanCheckLoRA",
-    "WanCompareCheckpoints",
+    "WanCompareCheckpoints", "WanSplitLoRA",
 }  # fmt: skip
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 

@@ -170,6 +170,109 @@ test("an answer that comes late is not shown: of other inputs, of a check before
   }
 });
 
+test("an answer of inputs that have changed since is not shown, also before the next is asked for", async (t) => {
+  const { change, rest, words } = await begun(t);
+  change(2);
+  const give = late(t);
+  await rest();
+  answer({ 1: { text: "of now", failed: false } });
+  change(3); // the page waits until it rests
+  give({ 1: { text: "of before", failed: false } });
+  await new Promise(setImmediate);
+  assert.notEqual(words(), "of before");
+  await rest();
+  assert.equal(words(), "of now");
+});
+
+test("a request that nobody has asked for ends when inputs change, and when the workflow is left", async (t) => {
+  const { change, rest } = await begun(t);
+  let number = 20;
+  for (const then of [
+    async () => {
+      change(number++);
+      await rest();
+    },
+    checkWorkflow,
+    () => app.extension.afterConfigureGraph(),
+  ]) {
+    const { fetchApi } = api;
+    let signal;
+    api.fetchApi = (_, request) => {
+      signal = request.signal;
+      api.fetchApi = fetchApi;
+      return new Promise((_resolve, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+    };
+    const warned = mock.method(console, "warn", () => {});
+    change(number++);
+    await rest();
+    assert.equal(signal.aborted, false);
+    answer({});
+    await then();
+    assert.equal(signal.aborted, true);
+    await new Promise(setImmediate);
+    assert.equal(warned.mock.callCount(), 0, "that is no failure");
+    warned.mock.restore();
+  }
+});
+
+test("a request goes on where a node was moved", async (t) => {
+  const { change, rest, words } = await begun(t);
+  const { fetchApi } = api;
+  let give;
+  let signal;
+  api.fetchApi = (_, request) => {
+    signal = request.signal;
+    api.fetchApi = fetchApi;
+    return new Promise((resolve) => {
+      give = () => resolve({ ok: true, json: async () => ({ nodes: { 1: { text: "3 epochs", failed: false } } }) });
+    });
+  };
+  change(40);
+  await rest();
+  api.send("graphChanged");
+  await rest();
+  assert.equal(signal.aborted, false);
+  give();
+  await rest();
+  assert.equal(words(), "3 epochs");
+});
+
+test("what a person asked for is not shown of other inputs, nor in another workflow", async (t) => {
+  const { change, rest, words } = await begun(t);
+  const slow = (then) => {
+    const give = late(t);
+    const said = checkWorkflow();
+    return new Promise(setImmediate).then(then).then(() => {
+      give({ 1: { text: "of before", failed: false } });
+      return said;
+    });
+  };
+  const meanwhile = "The inputs have changed meanwhile: press Check again.";
+  assert.equal(await slow(() => change(50)), meanwhile);
+  assert.notEqual(words(), "of before");
+  answer({ 1: { text: "of now", failed: false } });
+  await rest();
+  assert.equal(words(), "of now");
+  assert.equal(await slow(() => app.extension.afterConfigureGraph()), meanwhile);
+  assert.equal(words(), "of now");
+  assert.equal(await slow(() => {}), "Nothing is in the way.");
+  assert.equal(words(), "of before"); // it is of these inputs
+});
+
+test("a node of another pack that gives another value each time does not make inputs others", async (t) => {
+  const { words } = await begun(t);
+  let seed = 0;
+  app.graphToPrompt = async () => ({
+    output: {
+      1: { class_type: "TrainLoRAStage", inputs: { steps: 1 } },
+      7: { class_type: "Seed (another pack)", inputs: { seed: seed++ } },
+    },
+  });
+  answer({ 1: { text: "fits", failed: false } });
+  assert.equal(await checkWorkflow(), "Nothing is in the way.");
+  assert.equal(words(), "fits");
+});
+
 test("an answer is shown also where a node was moved meanwhile", async (t) => {
   const { change, rest, words } = await begun(t);
   change(2);

@@ -241,6 +241,31 @@ test("the button shows what a recipe changes and why, and one that is used chang
   assert.equal(node.widgets.find((widget) => widget.name === "rank").value, 8);
 });
 
+test("a double click on the button opens one window, and so do two nodes", async () => {
+  const nodes = [addTrain(1, "lora"), addTrain(2, "other")];
+  addTrain(3, "loader");
+  const windows = () => document.querySelectorAll(".wan-train-recipes").length;
+  await Promise.all([press(nodes[0]), press(nodes[0])]);
+  assert.equal(windows(), 1);
+  await press(nodes[1]);
+  assert.equal(windows(), 1);
+  button("Cancel").click();
+  await Promise.all([press(nodes[0]), press(nodes[1])]);
+  assert.equal(windows(), 1);
+  button("Cancel").click();
+  await press(nodes[0]); // it opens again
+  assert.equal(windows(), 1);
+  button("Cancel").click();
+  assert.equal(windows(), 0);
+});
+
+test("the window of recipes does not open over another workflow", async () => {
+  const opening = press(addTrain(1, "lora"));
+  app.rootGraph = new Graph("other");
+  await opening;
+  assert.equal(recipes(), null);
+});
+
 test("the window of recipes closes with Escape, and keys do not reach the graph", async () => {
   let reached = 0;
   const count = () => (reached += 1);

@@ -10,6 +10,7 @@ from ...devices import resolve_device
 from ...lora_check.graph import read_graph
 from ...lora_check.report import Check, check_lora
 from ...wan.checkpoint import inspect
+from ..advice import ADVICE
 from ..loras import check_files, lora_path
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         workflow=read_graph(options.workflow) if options.workflow else None,
         device=resolve_device(options.device) if options.model else None,
         progress=log.info,
+        advice=ADVICE,
     )
     text = json.dumps(_data(check), indent=2) if options.json else "\n".join(check.lines())
     sys.stdout.write(text + "\n")

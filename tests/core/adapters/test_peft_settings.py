@@ -88,9 +88,11 @@ def test_each_part_of_a_pipeline_has_its_own_alpha(model):
     half = {key: value for key, value in tensors.items() if ".blocks.0." in key}
     other = {re.sub("^transformer", "transformer_2", k): v for k, v in tensors.items() if k not in half}
     header = {"transformer.lora_alpha": 2, "transformer_2.lora_alpha": 1, "text_encoder.lora_alpha": 64}
-    found, _ = parse_modules({**half, **other}, {"lora_adapter_metadata": json.dumps(header)})
-    assert {m.alpha for path, m in found.items() if path.startswith("blocks.0.")} == {2.0}
-    assert {m.alpha for path, m in found.items() if path.startswith("blocks.1.")} == {1.0}
+    for part, alpha in ((half, 2.0), (other, 1.0)):
+        found, _ = parse_modules(part, {"lora_adapter_metadata": json.dumps(header)})
+        assert {module.alpha for module in found.values()} == {alpha}
+    with pytest.raises(ModelFileError, match="holds two LoRAs"):
+        parse_modules({**half, **other}, {"lora_adapter_metadata": json.dumps(header)})
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.cli.main import main
 from wan_train.core.wan.checkpoint import inspect
@@ -97,6 +97,58 @@ def test_a_lora_is_checked(one, tmp_path, capsys):
     assert len(data["layers"]) == 20
     assert set(data["by_block"]) == {"block 0", "block 1"}
     assert len(data["effect"]) == 9
+
+
+@pytest.fixture
+def double(one, two, tmp_path):
+    """Both as AI-Toolkit writes them into one file."""
+    tensors = {}
+    for number, path in enumerate((one, two), 1):
+        tensors |= {
+            key.replace("diffusion_model.", f"diffusion_model.transformer_{number}."): tensor
+            for key, tensor in load_file(path).items()
+        }
+    save_file(tensors, tmp_path / "double.safetensors")
+    return tmp_path / "double.safetensors"
+
+
+def test_a_file_of_two_loras_is_split(one, two, double, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert main(["split", str(double), "--out", str(tmp_path / "out")]) == 0
+    assert "double_high_noise.safetensors: 20 modules, rank 4" in caplog.text
+    for expert, source in (("high", one), ("low", two)):
+        made = read_lora(tmp_path / "out" / f"double_{expert}_noise.safetensors")
+        assert all(torch.equal(module.up, read_lora(source).modules[path].up) for path, module in made.modules.items())
+    arguments = ["--name", "k", "--key-style", "kohya", "--precision", "bf16"]
+    assert main(["split", str(double), "--out", str(tmp_path / "out"), *arguments]) == 0
+    assert read_lora(tmp_path / "out" / "k_low_noise.safetensors").style == "kohya"
+    assert main(["split", str(one), "--out", str(tmp_path / "out")]) == 1
+    assert "nothing to split" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["change FILE", "merge FILE FILE", "merge --high FILE", "fold FILE --model BASE"])
+def test_other_commands_say_how_to_split(double, tmp_path, caplog, command):
+    base = write_model(tmp_path / "wan_low_noise.safetensors", SIZE)
+    out = tmp_path / ("out.safetensors" if command.startswith("fold") else "out")
+    words = [{"FILE": str(double), "BASE": str(base)}.get(word, word) for word in command.split()]
+    assert main([*words, "--out", str(out)]) == 1
+    assert "split it into a file for each. `wantrain split FILE --out FOLDER` does that." in caplog.text
+
+
+def test_what_a_file_of_two_loras_holds_is_told(double, two, tmp_path, capsys):
+    assert main(["check-lora", str(double)]) == 1
+    said = capsys.readouterr().out
+    assert (
+        said.index("holds two LoRAs")
+        < said.index("`wantrain split FILE --out FOLDER`")
+        < said.index("The high noise half")
+    )
+    assert said.count("Layers    20, LoRA of rank 4") == 2
+    assert "Also" not in said
+    empty = {key: tensor * 0 if "transformer_2" in key else tensor for key, tensor in load_file(double).items()}
+    save_file(empty, tmp_path / "empty.safetensors")
+    assert main(["check-lora", str(tmp_path / "empty.safetensors")]) == 1
+    assert "The low noise half: The LoRA changes nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
