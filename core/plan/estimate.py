@@ -244,6 +244,11 @@ def held_ram(task: Task, plan: Plan) -> int:
     return _streamed_ram(task, plan) + state
 
 
+def pinned_ram(task: Task, plan: Plan) -> int:
+    """Of `held_ram`, what is pinned."""
+    return held_ram(task, plan) if plan.stream_from == "pinned" else 0
+
+
 def _streamed_ram(task: Task, plan: Plan) -> int:
     """Main memory of swapped blocks, of both bases where two take turns. Where the ranks of a machine hold them together, this
     process's share of it."""

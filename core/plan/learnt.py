@@ -21,6 +21,7 @@ from .card import Card, corrected, learnt_path, read_correction, write_correctio
 from .choice import Choice
 from .constants import constants
 from .decision import Decision
+from .estimate import pinned_ram
 from .host import busy_seconds
 from .measure import ESTIMATES, MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
@@ -185,7 +186,8 @@ class LearnCosts:
             if number and len(seconds) > 1:  # the run's very first step has more to do
                 assumed = sum(assumed_kind(plan.compile, again=kind in planner.costs.compiled) for kind in found)
                 extras.append((seconds[0] - median(seconds[1:]) - graph, assumed))
-        costs = learnt(planner.costs, start=self._start, compile=plan.compile, extras=extras, keys=keys)
+        pinned = pinned_ram(planner.task, plan)
+        costs = learnt(planner.costs, start=self._start, compile=plan.compile, extras=extras, keys=keys, pinned=pinned)
         self._learnt.remember_costs(planner, costs)
 
     def _correct_predictions(self) -> None:

@@ -15,7 +15,7 @@ from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
-from .estimate import Estimate, Peaks, SizeWork, held_by
+from .estimate import Estimate, Peaks, SizeWork, held_by, pinned_ram
 from .plan import (
     Bucket,
     Plan,
@@ -216,7 +216,7 @@ class Planner:
             by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
         sizes = self._sizes(plan, kept, found) if self.steps else {}
         return Choice(
-            start_seconds=self.costs.start_seconds() if self.steps else 0.0,
+            start_seconds=self.costs.start_seconds(pinned_ram(self.task, plan)) if self.steps else 0.0,
             sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
             sizes=self._by_step(sizes.values()),
             plan=plans[largest],

@@ -16,6 +16,9 @@ from .plan import Plan
 START = 11.0
 PROBE = 8.0  # more where the device has not been measured yet
 READ_RATE = 3e9  # bytes of model files a second, onto the device in the form that they are held in
+PIN_RATE = (
+    2.4e9  # bytes of swapped blocks a second that are brought into pinned memory besides: 14 GB took 6 s on an H200
+)
 END = 1.0  # the LoRA's file, and the checkpoint of the last step
 GRAPH = 0.5  # to record the CUDA graphs of one size
 # More than a steady step, by how blocks are compiled: once in a run, and for each kind of block at each size. What the
@@ -40,9 +43,13 @@ class RunCosts:
     )  # times what is assumed of a kind, by way to compile
     compiled: Collection[str] = ()  # keys of what was compiled before; see `key`
 
-    def start_seconds(self) -> float:
-        """To the first step, and from the last one to the LoRA."""
-        return self.start * assumed_start(self.file_bytes, is_probed=self.is_probed) + self.end * END
+    def start_seconds(self, pinned: int = 0) -> float:
+        """To the first step, and from the last one to the LoRA; with `pinned` bytes of swapped blocks."""
+        return self.start * self.assumed_start(pinned) + self.end * END
+
+    def assumed_start(self, pinned: int = 0) -> float:
+        """To the first step, for what the machine has not shown yet."""
+        return assumed_start(self.file_bytes, is_probed=self.is_probed, pinned=pinned)
 
     def size_seconds(self, compile: str, kinds: Collection[str]) -> float:
         """How much longer the first step of a size takes than a later one; `kinds`: keys of its kinds of block."""
@@ -54,9 +61,9 @@ class RunCosts:
         return ONCE.get(compile, ONCE[_OTHER])
 
 
-def assumed_start(file_bytes: int, *, is_probed: bool) -> float:
-    """From the process's start to the first step."""
-    return START + (0.0 if is_probed else PROBE) + file_bytes / READ_RATE
+def assumed_start(file_bytes: int, *, is_probed: bool, pinned: int = 0) -> float:
+    """From the process's start to the first step. `pinned`: bytes of swapped blocks in pinned memory."""
+    return START + (0.0 if is_probed else PROBE) + file_bytes / READ_RATE + pinned / PIN_RATE
 
 
 def assumed_kind(compile: str, *, again: bool) -> float:
@@ -118,14 +125,14 @@ def learnt(
     compile: str,
     extras: Collection[tuple[float, float]],
     keys: Collection[str],
+    pinned: int = 0,
 ) -> RunCosts:
-    """`costs` after a run, whose start took `start` seconds.
+    """`costs` after a run, whose start took `start` seconds, with `pinned` bytes of swapped blocks.
 
     `extras`: of first steps, seconds beyond a steady one, as they were and as they are assumed.
     """
     if start is not None:
-        assumed = assumed_start(costs.file_bytes, is_probed=costs.is_probed)
-        costs = replace(costs, start=_limited(start / assumed))
+        costs = replace(costs, start=_limited(start / costs.assumed_start(pinned)))
     assumed = sum(expected for _, expected in extras)
     if assumed:
         factor = _limited(max(sum(measured for measured, _ in extras), 0.0) / assumed)
