@@ -36,8 +36,8 @@ DEVICE = torch.device("cuda:0")
 SMALL = WanConfig(dim=512, ffn_dim=1024, num_heads=4, num_layers=4)
 
 
-def gradients(job, precision: str, rounds: int = 2) -> list[torch.Tensor]:
-    """LoRA gradients after `rounds` steps, so that a stale attention graph would show."""
+def gradients(job, precision: str, rounds: int = 2) -> dict[str, torch.Tensor]:
+    """LoRA gradients by name after `rounds` steps, so that a stale attention graph would show."""
     prepared = prepare(replace(job, model=replace(job.model, precision=precision)), DEVICE)
     schedule = BatchSchedule(job.data, batch_size=1, seed=1, caption_dropout=0.0)
 
@@ -62,7 +62,8 @@ def gradients(job, precision: str, rounds: int = 2) -> list[torch.Tensor]:
         noisy = trainer.add_noise(trainer.batches.get(index), index)
         for terms in trainer.objective.terms(noisy, trainer.forwards):
             sum(term.weight * term.losses for term in terms).mean().backward()
-    return [p.grad.float().cpu() for p in prepared.parameters]
+    names = {id(parameter): name for name, parameter in prepared.model.named_parameters()}
+    return {names[id(p)]: p.grad.float().cpu() for p in prepared.parameters}
 
 
 def compare_precisions(folder: Path) -> None:
@@ -71,11 +72,14 @@ def compare_precisions(folder: Path) -> None:
     write_checkpoint(model, SMALL)
     job = make_job(folder, model, Clip(416, 240, 17), 4)
     exact, rounded = gradients(job, "fp32"), gradients(job, "bf16")
-    each = [((a - b).norm() / a.norm()).item() for a, b in zip(exact, rounded, strict=True)]
-    whole = torch.cat([a.flatten() for a in exact])
-    difference = torch.cat([(a - b).flatten() for a, b in zip(exact, rounded, strict=True)])
+    each = {name: ((a - rounded[name]).norm() / a.norm()).item() for name, a in exact.items()}
+    whole = torch.cat([a.flatten() for a in exact.values()])
+    difference = torch.cat([(a - rounded[name]).flatten() for name, a in exact.items()])
+    worst = max(each, key=each.__getitem__)
+    largest = max(a.norm() for a in exact.values())
     print(
-        f"bf16 against fp32 gradients: overall {(difference.norm() / whole.norm()).item():.4f}, worst {max(each):.4f}"
+        f"bf16 against fp32 gradients: overall {(difference.norm() / whole.norm()).item():.4f}, worst {each[worst]:.4f} "
+        f"in {worst}, whose gradient is {(exact[worst].norm() / largest).item():.1e} of the largest one"
     )
 
 
