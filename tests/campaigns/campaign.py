@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMES = ("kills", "disk", "damage", "fuzz", "jobs", "workflows", "soak", "page", "grids")
+NAMES = ("kills", "disk", "damage", "fuzz", "jobs", "workflows", "soak", "page", "grids", "gpu")
 
 
 @dataclass
