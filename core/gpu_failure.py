@@ -34,7 +34,17 @@ _REFUSED = (
     "invalid resource handle",
     "not supported",
     "driver version is insufficient",
+    "unsupported toolchain",
+    "kernel image is invalid",
+    "PTX JIT compilation failed",
+    "too many resources requested for launch",
+    "capture",
     "capturing",
+    # Of cuBLAS, which has "CUDA error:" before it, too; it can't begin where memory is out.
+    "STATUS_NOT_SUPPORTED",
+    "STATUS_INVALID_VALUE",
+    "STATUS_ARCH_MISMATCH",
+    "STATUS_NOT_INITIALIZED",
 )
 _CAUSE = (
     "the driver may have been reset or updated meanwhile, another program may have disturbed it, the card may be overclocked, "

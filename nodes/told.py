@@ -12,7 +12,7 @@ from ..core.train.find_run import began, steps_done
 from ..core.train.history import LongHistory
 from ..core.train.length import job_length
 from ..core.train.run_folder import RunFolder
-from ..core.train.scores import best_in_words, score_run
+from ..core.train.scores import best_in_words, last_in_words, score_run
 from ..core.words import counted
 from .page_file import notes_of
 
@@ -48,13 +48,11 @@ def _best(folder: RunFolder, job: Job) -> list[str]:
     """Which of the kept checkpoints is best by its numbers; [] where nothing tells, or there is one alone."""
     scores = score_run(folder, job, read=False)
     best = best_in_words(scores)
-    if not best or scores.best is None:
+    if not best:
         return []
-    if scores.best.step == scores.checkpoints[-1].step:
-        return [f"best checkpoint: {best}"]
-    return [
-        f"best checkpoint: {best}; the last one may be broken: to use the best, set weights of Merge Stages to best"
-    ]
+    clause, is_bad = last_in_words(scores)
+    advice = f"{clause}: to use the best, set weights of Merge Stages to best" if is_bad else clause
+    return ["; ".join(filter(None, [f"best checkpoint: {best}", advice]))]
 
 
 def is_finished(folder: RunFolder, job: Job, history: LongHistory) -> bool:

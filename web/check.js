@@ -40,6 +40,7 @@ let wrong = new Map();
  * Returns what to say beside the button.
  */
 export async function checkWorkflow() {
+  clearTimeout(timer);
   const mine = begin();
   const { output } = await app.graphToPrompt();
   known = inputsOf(output);
@@ -52,7 +53,6 @@ export async function checkWorkflow() {
 
 /** Another check, or another workflow: what was asked before is of no use any more. Returns the turn. */
 function begin() {
-  clearTimeout(timer);
   quiet.abort();
   return ++turn;
 }
@@ -81,6 +81,7 @@ function ask(body, signal) {
 
 /** A workflow was opened: its inputs have not changed. */
 export async function takeInputs() {
+  clearTimeout(timer);
   begin();
   wrong = new Map();
   try {
@@ -104,7 +105,7 @@ async function checkQuietly() {
     const prompt = await trainings();
     const inputs = inputsOf(prompt);
     if (before !== turn || inputs === known) return;
-    const mine = begin(); // also where nothing is trained any more
+    const mine = begin(); // also where nothing is trained any more; what has changed since waits for its own check
     known = inputs;
     if (!prompt) return;
     quiet = new AbortController();

@@ -38,7 +38,7 @@ _ENDS = {
     **{end: end for ends in _OWN.values() for end in ends},
 }
 _KEY = re.compile(rf"(?P<name>.+)\.(?P<end>{'|'.join(map(re.escape, _ENDS))})")
-_ALPHA = "alpha"
+ALPHA = "alpha"
 _INNER = ("lora_A.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # their rows are the rank
 
 
@@ -73,7 +73,7 @@ class OtherModule:
     def alpha(self) -> float:
         """The strength is alpha / rank; a file without it means the rank. Of OFT it is the constraint, and 0 none."""
         usual = 0.0 if self.kind == "oft" else float(self.rank)
-        return float(self.parts[_ALPHA]) if _ALPHA in self.parts else usual
+        return float(self.parts[ALPHA]) if ALPHA in self.parts else usual
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether the layer may have this shape (out, in)."""
@@ -122,8 +122,8 @@ class OtherModule:
                 a, b = self.parts[f"{name}_a"], self.parts[f"{name}_b"]
                 found.append(a @ b)
         inner = next((self.parts[end] for end in _INNER if end in self.parts), None)
-        if inner is not None and _ALPHA in self.parts:
-            found[1] = found[1] * (float(self.parts[_ALPHA]) / inner.shape[0])
+        if inner is not None and ALPHA in self.parts:
+            found[1] = found[1] * (float(self.parts[ALPHA]) / inner.shape[0])
         return found[0], found[1]
 
     def _check_blocks(self, where: str, alpha: Tensor) -> None:
@@ -141,10 +141,10 @@ class OtherModule:
 
     def check(self, where: str) -> None:
         """ModelFileError if a tensor is missing, or they do not fit together."""
-        alpha = self.parts.get(_ALPHA, torch.ones(()))
+        alpha = self.parts.get(ALPHA, torch.ones(()))
         if self.kind == "oft":
             return self._check_blocks(where, alpha)
-        bare = {end: part.to("meta") for end, part in self.parts.items() if end != _ALPHA}
+        bare = {end: part.to("meta") for end, part in self.parts.items() if end != ALPHA}
         shapes = OtherModule(kind=self.kind, parts=bare)  # sizes alone: the change is as large as the layer's weight
         try:
             is_whole = {part.ndim for part in bare.values()} == {2} and self.rank > 0 and alpha.numel() == 1
@@ -189,7 +189,7 @@ class OtherFile:
     def tensors(self, dtype: torch.dtype, key_style: str = "official") -> dict[str, Tensor]:
         """As they go into a file; alpha stays float32."""
         return {
-            _key(path, end, key_style): tensor.to(torch.float32 if end == _ALPHA else dtype)
+            _key(path, end, key_style): tensor.to(torch.float32 if end == ALPHA else dtype)
             for path, module in self.modules.items()
             for end, tensor in module.parts.items()
         }
@@ -272,8 +272,7 @@ def write_state(
 ) -> Path:
     """A state as a file that ComfyUI loads. RunError if a weight is not finite in `dtype`, or the disk refuses."""
     held = {
-        key: (tensor if key.endswith(f".{_ALPHA}") else tensor.to(dtype)).contiguous()
-        for key, tensor in tensors.items()
+        key: (tensor if key.endswith(f".{ALPHA}") else tensor.to(dtype)).contiguous() for key, tensor in tensors.items()
     }
     for key, tensor in held.items():
         if not bool(tensor.isfinite().all()):

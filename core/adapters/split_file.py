@@ -16,7 +16,7 @@ from .afterwards import MADE, FileOptions, WrittenFile, with_dimensions
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
 from .formats import LoraFile, LoraModule, expert_of_metadata
 from .named_expert import TRAINED_THROUGH
-from .other_files import OtherFile, read_adapter
+from .other_files import ALPHA, OtherFile, read_adapter
 from .ship import DIFFUSERS_ONLY
 
 SAME = "same"
@@ -68,12 +68,12 @@ def _draft(file: LoraFile | OtherFile, source: Path) -> Draft:
 
 
 def _own_precision(files: list[LoraFile | OtherFile]) -> Literal["bf16", "fp16", "fp32"]:
-    """The number format that keeps every bit of both."""
+    """The number format that keeps every bit of both; alphas stay float32 in any."""
     found: set[torch.dtype] = set()
     for file in files:
         for module in file.modules.values():
-            parts = (module.down, module.up) if isinstance(module, LoraModule) else module.parts.values()
-            found |= {part.dtype for part in parts}
+            parts = {"down": module.down, "up": module.up} if isinstance(module, LoraModule) else module.parts
+            found |= {part.dtype for end, part in parts.items() if end != ALPHA}
     if found == {torch.bfloat16}:
         return "bf16"
     return "fp16" if found == {torch.float16} else "fp32"

@@ -1,6 +1,7 @@
 """What becomes of each option of SimpleTuner. Names that mean the same here stand in the declarations of core/settings."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from . import samples
@@ -69,10 +70,11 @@ _SAID = {
 }
 # What it sets for a flavour of one expert (WAN_STAGE_OVERRIDES of helpers/models/wan/model.py).
 _OF_STAGES = {
-    "flow_schedule_shift": ("timesteps.shift", 5.0),
-    "validation_num_inference_steps": ("previews.steps", 40),
-    "validation_guidance": ("previews.cfg", 3.5),
+    "flow_schedule_shift": 5.0,
+    "validation_num_inference_steps": 40,
+    "validation_guidance": 3.5,
 }
+_SHIFTED = ("shifted_uniform", "uniform_shift")
 _SAMPLERS = {"dpm++": "dpm++2m", "flow_matching": "euler"}
 _LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # helpers/models/common.py
 
@@ -195,7 +197,7 @@ def _max_grad_norm(context: Context, given: SetupOption) -> Answer:
 def _shift_of(context: Context) -> float:
     """The shift that is trained with; 0: none."""
     if context.facts.get("stage"):
-        return _OF_STAGES["flow_schedule_shift"][1]
+        return _OF_STAGES["flow_schedule_shift"]
     return number(context.get("flow_schedule_shift")) or 0
 
 
@@ -203,10 +205,11 @@ def _of_stages(inner: Rule) -> Rule:
     """helpers/models/wan/model.py: a flavour of one expert sets these itself, whatever the configuration says."""
 
     def rule(context: Context, given: SetupOption) -> Answer:
-        place, own = _OF_STAGES[given.key]
+        own = _OF_STAGES[given.key]
         if not context.facts.get("stage") or number(given.value) == own:
             return inner(context, given)
-        return Answer("changed", {place: own}, f"with this model_flavour SimpleTuner itself takes {own:g}.")
+        found = inner(context, replace(given, value=own))
+        return Answer("changed", found.values, f"with this model_flavour SimpleTuner itself takes {own:g}.")
 
     return rule
 
@@ -216,9 +219,10 @@ def _by_name(_context: Context, given: SetupOption) -> Answer:
 
 
 def _uniform(context: Context, given: SetupOption) -> Answer:
-    if truth(given.value):
-        return mapped(timesteps__sampling="uniform")
     shift = _shift_of(context)
+    if truth(given.value):  # with the shift, as `_shift` has it: of two options with one place the later counts
+        shifted = choice_of("timesteps.sampling", *_SHIFTED) if shift > 0 else None
+        return mapped(timesteps__sampling=shifted or "uniform")
     if truth(context.get("flow_use_beta_schedule", False)):
         return not_needed("flow_use_beta_schedule is on.")
     if shift > 0 and shift != 1:
@@ -229,7 +233,7 @@ def _uniform(context: Context, given: SetupOption) -> Answer:
 def _shift(context: Context, given: SetupOption) -> Answer:
     found = need_number(given.value)
     if truth(context.get("flow_use_uniform_schedule", False)):
-        place = choice_of("timesteps.sampling", "shifted_uniform", "uniform_shift")
+        place = choice_of("timesteps.sampling", *_SHIFTED)
         if place is not None and found > 0:
             return mapped(timesteps__sampling=place, timesteps__shift=float(found))
         return not_supported("uniform noise levels are not shifted here.")

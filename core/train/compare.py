@@ -11,7 +11,7 @@ from ..settings.job import Stage
 from .copies import find_copies
 from .partway import checkpoint_lora
 from .run_folder import RunFolder
-from .scores import NOT_MEASURED, best_checkpoint, best_in_words, score_run
+from .scores import NOT_MEASURED, best_checkpoint, best_in_words, last_in_words, score_run
 from .sound import damaged_lora, refuse_damaged, sound_steps
 
 MAX_STRENGTHS, MAX_STRENGTH = 32, 10.0
@@ -113,9 +113,9 @@ def proposals(runs: Iterable[RunFolder | None]) -> list[str]:
         if scores.best is None:
             found.append(f"which checkpoint of {run.path.name} is best can't be told: {NOT_MEASURED}")
             continue
-        is_last = scores.best.step == scores.checkpoints[-1].step
+        clause, is_bad = last_in_words(scores)
         said = f"best checkpoint of {run.path.name} by its score: {best_in_words(scores)}"
-        found.append(said if is_last else f"{said}; the last one may be broken: compare them")
+        found.append("; ".join(filter(None, [said, f"{clause}: compare them" if is_bad else clause])))
     return found
 
 

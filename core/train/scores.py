@@ -79,6 +79,22 @@ def best_in_words(scores: Scores) -> str:
     return f"step {best.step} (scores of 100: {others}; lowest held-out loss: step {lowest.step})"
 
 
+def last_in_words(scores: Scores) -> tuple[str, bool]:
+    """What is to be said of the last checkpoint where another one is best, a clause, and whether it is better left alone.
+
+    "" where it is best itself, or nothing tells.
+    """
+    best, last = scores.best, scores.checkpoints[-1] if scores.checkpoints else None
+    if best is None or last is None or best.step == last.step:
+        return "", False
+    newest = max(one.step for one in scores.checkpoints if one.score is not None)
+    if newest != best.step:
+        return "the last one may be broken" if newest == last.step else f"step {newest} may be broken", True
+    if last.damage:
+        return f"step {last.step} is damaged", True
+    return f"step {last.step}, the last one, was not measured", False
+
+
 def score_run(folder: RunFolder, job: Job, *, read: bool = True) -> Scores:
     """Score the checkpoints that a run has kept, but for those whose LoRA is damaged. `read`: see `damage`."""
     found = {step: (path, lora) for step, path in folder.checkpoints() if (lora := checkpoint_lora(folder, step))}

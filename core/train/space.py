@@ -44,7 +44,8 @@ def space_needed(job: Job, sizes: Sizes) -> SpaceNeed:
     number = adapter_params(sizes, trained)
     weights = _FLOAT32 * number
     averages = OPTIMIZERS.get(job.optimizer.name).averages_with(job.optimizer)
-    also = 2 if job.saving.keep_best else 0  # the best by its score, and that of the lowest held-out loss
+    is_scored = job.saving.keep_best and bool(job.held_out_samples)
+    also = 2 if is_scored else 0  # the best by its score, and that of the lowest held-out loss
     kept = min(checkpoints_made(job), job.loop.keep_last + 1 + also)
     return SpaceNeed(
         checkpoint=weights * (3 if job.ema.use else 2 if averages else 1) + optimizer_bytes(sizes, trained),

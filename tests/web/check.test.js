@@ -184,6 +184,29 @@ test("an answer of inputs that have changed since is not shown, also before the 
   assert.equal(words(), "of now");
 });
 
+test("inputs that change while the page still makes the prompt of those before are checked, too", async (t) => {
+  const { change, rest, words } = await begun(t);
+  const { graphToPrompt } = app;
+  let go;
+  app.graphToPrompt = async () => {
+    app.graphToPrompt = graphToPrompt;
+    const made = await graphToPrompt();
+    await new Promise((resolve) => {
+      go = resolve;
+    });
+    return made;
+  };
+  change(60);
+  await rest();
+  answer({ 1: { text: "of now", failed: false } });
+  change(61);
+  go();
+  await new Promise(setImmediate);
+  await rest();
+  assert.equal(asked().at(-1).prompt[1].inputs.steps, 61);
+  assert.equal(words(), "of now");
+});
+
 test("a request that nobody has asked for ends when inputs change, and when the workflow is left", async (t) => {
   const { change, rest } = await begun(t);
   let number = 20;

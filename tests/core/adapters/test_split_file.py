@@ -144,6 +144,24 @@ def test_the_number_format_stays_unless_another_is_asked_for(tmp_path, dtype):
         assert {module.up.dtype for module in read_lora(one.path).modules.values()} == {torch.bfloat16}
 
 
+def test_an_alpha_of_another_kind_in_float32_makes_no_file_larger(tmp_path):
+    tensors = {}
+    for prefix in ("transformer.", "transformer_2."):
+        name = f"{prefix}blocks.0.self_attn.q"
+        tensors[f"{name}.lokr_w1"] = torch.randn(2, 2).bfloat16()
+        tensors |= {
+            f"{name}.lokr_w2_a": torch.randn(8, 2).bfloat16(),
+            f"{name}.lokr_w2_b": torch.randn(2, 8).bfloat16(),
+        }
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
+    source = saved(tmp_path / "x.safetensors", tensors)
+    for one in split_file(tmp_path / "out", source, SplitOptions()):
+        (module,) = read_other(one.path).modules.values()
+        dtypes = {end: part.dtype for end, part in module.parts.items()}
+        assert dtypes.pop("alpha") == torch.float32
+        assert set(dtypes.values()) == {torch.bfloat16}
+
+
 def test_formats_that_differ_are_kept_whole(tmp_path):
     tensors = {
         key: value.half() if "lora_A" in key else value.bfloat16() for key, value in spelled("diffusers").items()

@@ -93,6 +93,8 @@ def test_clipping_by_value_is_no_clipping_of_the_length():
 def test_without_a_shift_it_is_sigmoid():
     assert bring(flow_schedule_shift=0).recipe.timesteps.sampling == "sigmoid"
     assert bring(flow_use_uniform_schedule=True, flow_schedule_shift=0).recipe.timesteps.sampling == "uniform"
+    shifted = bring(flow_schedule_shift=3, flow_use_uniform_schedule=True).recipe.timesteps
+    assert (shifted.sampling, shifted.shift) == ("shifted_uniform", 3.0)
 
 
 def test_experts_have_a_shift_of_their_own():
@@ -113,6 +115,9 @@ def test_what_a_flavour_of_one_expert_sets_by_itself():
     assert any("all noise levels" in note for note in imported.notes)
     without = bring(model_flavour="i2v-14b-2.2-high", flow_schedule_shift=0).recipe
     assert (without.timesteps.sampling, without.timesteps.shift) == ("shift", 5.0)
+    even = bring(model_flavour="i2v-14b-2.2-high", flow_use_uniform_schedule=True, flow_schedule_shift=3)
+    assert (even.recipe.timesteps.sampling, even.recipe.timesteps.shift) == ("shifted_uniform", 5.0)
+    assert outcome(even, "flow_schedule_shift")[0] == "changed"
     single = bring()
     assert outcome(single, "flow_schedule_shift") == ("mapped", {"timesteps.shift": 3.0})
     assert not any("all noise levels" in note for note in single.notes)

@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.settings.job import CaptionText, PreviewPrompt
 from wan_train.core.settings.samples import SamplePrompt
+from wan_train.core.train.compare import proposals
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.held_out import HeldOut, HeldOutLoss, at_step, difference
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.previews import preview_sample
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.train.scores import best_checkpoint, best_in_words, motion, score_of, score_run
+from wan_train.core.train.scores import best_checkpoint, best_in_words, last_in_words, motion, score_of, score_run
 from wan_train.tools.nano.compare import CURVES
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_table import CHOICES, MEAN, value_of
@@ -89,6 +90,27 @@ def test_a_loss_that_is_more_than_twice_the_lowest_does(folder, job):
     scores = score_run(folder, job)
     assert [one.score for one in scores.checkpoints] == pytest.approx([100, 100, 50])
     assert best_checkpoint(folder, job).step == 20
+
+
+def test_a_last_checkpoint_that_was_not_measured_is_not_called_broken(folder, job):
+    """A run that is stopped between two measurements ends with one."""
+    measure(folder, {10: (1.0, 2.0, 3.0, 4.0), 20: (0.9, 1.8, 2.95, 3.9)})
+    scores = score_run(folder, job)
+    assert (scores.best and scores.best.step) == 20
+    assert last_in_words(scores) == ("step 30, the last one, was not measured", False)
+    (said,) = proposals([folder])
+    assert said.endswith("lowest held-out loss: step 20); step 30, the last one, was not measured")
+    (folder.checkpoint_store.path / "step-00000030" / "adapter.safetensors").write_bytes(b"")
+    assert last_in_words(score_run(folder, job)) == ("step 30 is damaged", True)
+
+
+def test_one_that_its_numbers_call_broken_is_named(folder, job):
+    measure(folder, {10: (1.0, 2.0, 3.0, 4.0), 20: (4.0, 8.0, 12.0, 16.0)})
+    assert last_in_words(score_run(folder, job)) == ("step 20 may be broken", True)
+    measure(folder, {30: (4.0, 8.0, 12.0, 16.0)})
+    assert last_in_words(score_run(folder, job)) == ("the last one may be broken", True)
+    measure(folder, {30: (1.0, 2.0, 3.0, 4.0)})
+    assert last_in_words(score_run(folder, job)) == ("", False)
 
 
 def clip(strength):

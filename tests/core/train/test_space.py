@@ -43,7 +43,10 @@ def test_checkpoints_that_are_never_at_once_are_not_counted(job, sizes):
     assert space_needed(replace(job, loop=loop), sizes).checkpoints == 4  # an old one waits for the new one
     assert space_needed(replace(job, loop=replace(loop, steps=15)), sizes).checkpoints == 2
     best = replace(job, loop=loop, saving=replace(job.saving, keep_best=True))
-    assert space_needed(best, sizes).checkpoints == 6  # the best, and that of the lowest held-out loss
+    assert space_needed(best, sizes).checkpoints == 4  # nothing is held out, and none is kept for its score
+    first, *others = job.data.samples
+    held = replace(best, data=replace(best.data, samples=(replace(first, held_out=True), *others)))
+    assert space_needed(held, sizes).checkpoints == 6  # the best, and that of the lowest held-out loss
 
 
 def test_what_cannot_fit_is_refused_with_gigabytes(tmp_path, job, sizes, monkeypatch):
