@@ -206,7 +206,7 @@ def _of_stages(inner: Rule) -> Rule:
         place, own = _OF_STAGES[given.key]
         if not context.facts.get("stage") or number(given.value) == own:
             return inner(context, given)
-        return Answer("changed", {place: own}, f"with this model_flavour SimpleTuner itself takes {own:g}.")
+        return Answer("changed", {place: own}, f"with this model_flavour SimpleTuner always takes {own:g}.")
 
     return rule
 
