@@ -63,12 +63,13 @@ def run_ours(folder: Path, kept: Path, *, limit: float, tell: bool = True) -> Cl
 
 
 class CardWatch:
-    """The most memory of the first card that is in use, twice a second, by nvidia-smi."""
+    """The most memory of the first card that is in use, twice a second, by nvidia-smi: of those that CUDA_VISIBLE_DEVICES has."""
 
     def __init__(self) -> None:
         self._readings: list[int] = []
         self._process: subprocess.Popen[str] | None = None
-        command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+        command = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         with contextlib.suppress(FileNotFoundError):
             before = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
             self._before = int(before) if before.isdigit() else 0

@@ -47,8 +47,8 @@ _REFUSED = (
     "STATUS_NOT_INITIALIZED",
 )
 _CAUSE = (
-    "the driver may have been reset or updated meanwhile, another program may have disturbed it, the card may be overclocked, "
-    "too hot or short of power, or a program for it has a fault"
+    "Possible causes: the driver was reset or updated meanwhile, another program disturbed the GPU, the card is overclocked, "
+    "too hot or short of power, or a program that runs on it has a fault"
 )
 
 
@@ -80,16 +80,16 @@ def failed_line(text: str) -> str:
 
 
 def failed_sentence(name: str, reason: str, *, done: int, checkpoint: int) -> str:
-    """Of the device `name`, after `done` steps; the newest checkpoint is that of step `checkpoint`, 0 where there is none."""
+    """One line: the device `name` failed after `done` steps; the newest checkpoint is of step `checkpoint` (0: none)."""
     when = f"after step {done}" if done else "before the first step was done"
     kept = (
-        f"the checkpoint of step {checkpoint} is kept, and the run goes on from there when it is started again"
+        f"The checkpoint of step {checkpoint} is kept: start the run again, and it goes on from there"
         if checkpoint
-        else "there is no checkpoint yet, so that the run begins anew when it is started again"
+        else "There is no checkpoint yet: start the run again, and it begins from the start"
     )
     return (
-        f"{name} failed {when} ({reason}): {_CAUSE}; {kept}. If it fails again, restart the machine, take back any "
-        "overclocking, and look at the driver."
+        f"{name} failed {when} ({reason}). {_CAUSE}. {kept}. If it fails again, restart the machine, undo any overclocking, "
+        "and update the driver."
     )
 
 
@@ -97,7 +97,7 @@ def failed_sentence(name: str, reason: str, *, done: int, checkpoint: int) -> st
 def telling_failures(
     device: torch.device, progress: Callable[[], tuple[int, int]], *, rank: int | None = None
 ) -> Iterator[None]:
-    """GpuFailedError, one sentence, in the place of what torch raises when `device` fails within it.
+    """GpuFailedError, on one line, in the place of what torch raises when `device` fails within it.
 
     `progress`: steps done, and the step of the newest checkpoint. `rank`: the device's, where several train together.
     """

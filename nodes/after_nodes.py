@@ -151,7 +151,8 @@ class FoldLoRA(FileMaker):
                     "precision", options=list(FOLD_PRECISIONS), default="same",
                     tooltip="Of the blocks' layers. fp8_scaled has a scale for each layer; same: as the model's file.",
                 ),
-                io.String.Input("name", default="folded_model", tooltip="Of the file. Nothing is overwritten: it counts up."),
+                io.String.Input("name", default="folded_model", tooltip="Of the file. Nothing is overwritten: a number is"
+                                " added to the name."),
             ],
             outputs=[io.String.Output("model_file", display_name="model_file", tooltip="Name in diffusion_models.")],
             hidden=[io.Hidden.unique_id],
@@ -251,7 +252,7 @@ def _energy() -> Any:
 def _file_inputs(name: str) -> list[Any]:
     return [
         io.String.Input("name", default=name, tooltip="Start of the file's name in the loras folder; _high_noise or _low_noise"
-                        " follows where the LoRA is an expert's. Nothing is overwritten: it counts up."),
+                        " follows where the LoRA is an expert's. Nothing is overwritten: a number is added to the name."),
         io.Combo.Input("precision", options=list(PRECISIONS), default="bf16", advanced=True, tooltip="Number format."),
         io.Combo.Input("key_style", options=list(KEY_STYLES), default="comfyui", advanced=True,
                        tooltip="Names of the tensors. ComfyUI reads comfyui and kohya; diffusers is for diffusers alone."),

@@ -33,7 +33,7 @@ class SplitLoRA(FileMaker):
                 io.Combo.Input("lora_file", options=folders.lora_names(),
                                tooltip="A LoRA file in the loras folder that holds both LoRAs. Press R for new ones."),
                 io.String.Input("name", default="", tooltip="Start of the files' names in the loras folder. Empty: that of the"
-                                " file. Nothing is overwritten: it counts up."),
+                                " file. Nothing is overwritten: a number is added to the name."),
                 io.Combo.Input("precision", options=[SAME, *PRECISIONS], default=SAME, advanced=True,
                                tooltip="Number format of the files. same: as in the file that is split."),
                 io.Combo.Input("key_style", options=list(KEY_STYLES), default="comfyui", advanced=True,

@@ -142,8 +142,9 @@ def parse_modules(
         module = parts.setdefault(parsed.path, {})
         if parsed.part in module:
             raise ModelFileError(
-                f"{where} holds {parsed.path} twice, the second time as '{shown(key)}': two LoRAs whose names do not tell which"
-                " is whose; save each as a file of its own with the program that made it."
+                f"{where} holds {parsed.path} twice, the second time as '{shown(key)}'. These look like two LoRAs, and"
+                " their names do not tell which tensor belongs to which: save each LoRA as a file of its own with the program"
+                " that made it."
             )
         module[parsed.part] = tensor
         components[parsed.path] = component(key)

@@ -3,7 +3,7 @@
 - diffusers, of both models of a pipeline: `transformer.` and `transformer_2.`
 - AI-Toolkit with `split_multistage_loras: false`: `diffusion_model.transformer_1.` and `diffusion_model.transformer_2.`
 - OneTrainer: `lora_transformer` and `lora_transformer_2`, or `diffusion_model.` and `diffusion_model_2.`
-- DiffSynth, of a whole pipeline: `pipe.dit.` and `pipe.dit2.`
+- DiffSynth-Studio, if it writes such files (none was seen): `pipe.dit.` and `pipe.dit2.`, its names for the two models
 
 The second is the low noise expert in all of them. ComfyUI's loaders know none of these names.
 """

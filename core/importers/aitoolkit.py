@@ -65,7 +65,7 @@ def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
     if family == "i2v-a14b":  # its class for I2V has the boundary of T2V (wan22_14b_i2v_model.py)
         notes.append(
             "AI-Toolkit divides the noise levels of image-to-video between the experts at 875 of 1000, and Wan 2.2 does at 900."
-            " Here it is 900: for AI-Toolkit's set boundary to 0.875."
+            " Here it is 900. To divide them as AI-Toolkit does, set boundary to 0.875."
         )
     return Reading(family, [_training(given, model)], [], max(1, datasets), notes, problem)
 

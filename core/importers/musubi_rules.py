@@ -85,7 +85,7 @@ def _sampling(context: Context, given: SetupOption) -> Answer:
         found = choice_of("timesteps.sampling", scheme) if scheme in ("logit_normal", "mode") else "uniform"
         if scheme == "logit_normal":
             if number(context.get("logit_mean", 0.0)):
-                return changed("logit_normal is shift here, by e to minus logit_mean.", timesteps__sampling="shift")
+                return changed("logit_normal is shift here, by exp(-logit_mean).", timesteps__sampling="shift")
             return changed("logit_normal is sigmoid here.", timesteps__sampling="sigmoid")
         if found is None:
             return not_supported(f"there is no {scheme} here: uniform is taken.")
@@ -116,9 +116,8 @@ def _law(context: Context, given: SetupOption) -> Answer:
     if given.key == "logit_std":
         return mapped(timesteps__sigmoid_scale=value)
     # training/trainer_base.py draws a place in a table that falls from 1000 to 1: a higher mean is less noise.
-    return (
-        changed("a shift by e to minus it is the same law.", timesteps__shift=math.exp(-value)) if value else mapped()
-    )
+    why = "a shift of exp(-logit_mean) draws noise levels in the same way."
+    return changed(why, timesteps__shift=math.exp(-value)) if value else mapped()
 
 
 def _shift(context: Context, given: SetupOption) -> Answer:
@@ -155,8 +154,8 @@ def _shape(context: Context, given: SetupOption) -> Answer:
     if _sampling(context, _as("timestep_sampling", context.get("timestep_sampling"))).values == _EVEN:
         return not_needed("with every noise level as likely it is the same either way.")
     if str(context.get("timestep_sampling")) == "sigma":
-        why = "with --timestep_sampling sigma it is not read, and the law is squeezed." if is_cut else ""
-        return either(why, timesteps__window="squeezed")
+        why = "with --timestep_sampling sigma musubi-tuner does not read it, and squeezes all noise levels into the range."
+        return either(why if is_cut else "", timesteps__window="squeezed")
     if exists("timesteps.window"):
         return mapped(timesteps__window="cut" if is_cut else "squeezed")
     if is_cut:

@@ -89,8 +89,8 @@ def read(files: Mapping[SetupKind, list[Parsed]]) -> Reading:
         notes.append("Your files name no dataset: bring multidatabackend.json too, it holds folder, size and frames.")
     if any(stages):
         notes.append(
-            "SimpleTuner trains an expert of Wan 2.2 on all noise levels. Here it is trained on those that it has when a video"
-            " is made."
+            "SimpleTuner trains an expert of Wan 2.2 on all noise levels. Here it is trained on those that it gets when a"
+            " video is made."
         )
     if not runs:
         notes.append("Your files hold the datasets alone. The training has its defaults: bring config.json too.")

@@ -50,7 +50,7 @@ REST: dict[str, Rule] = {
     **needless("models are files, and not folders with parts.", "pretrained_transformer_subfolder"),
     **needless("a preview is made once for each prompt.", "num_validation_images", "validation_torch_compile"),
     **part_of("validation_preview", "validation_preview_steps"),
-    **unsupported("a preview is shown once it is sampled, not on the way.", "validation_preview"),
+    **unsupported("a preview is shown when it is finished, and not while it is sampled.", "validation_preview"),
     **needless("no code of others is run.", "trust_remote_code"),
     **needless("the rate of each clip is read from it, and brought to that of the model.", "framerate"),
     **part_of("use_ema", "ema_cpu_only", "ema_device",

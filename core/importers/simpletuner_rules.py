@@ -209,7 +209,7 @@ def _of_stages(inner: Rule) -> Rule:
         if not context.facts.get("stage") or number(given.value) == own:
             return inner(context, given)
         found = inner(context, replace(given, value=own))
-        return Answer("changed", found.values, f"with this model_flavour SimpleTuner itself takes {own:g}.")
+        return Answer("changed", found.values, f"with this model_flavour SimpleTuner always takes {own:g}.")
 
     return rule
 

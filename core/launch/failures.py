@@ -22,7 +22,7 @@ def failure(ended: Sequence[Any], places: Sequence[Any], machine: int, printed: 
     place = places[machine]
     who = f"rank {told.rank} ({place.devices[told.local_rank]} of {place.host})"
     if told.code < 0:
-        return f"{who} {_killed(-told.code)}{_by_nccl(printed(told.local_rank))}, and the others ended with it. {kept}"
+        return f"{who} {_killed(-told.code)}, and the others ended with it. {_by_nccl(printed(told.local_rank))}{kept}"
     line = _last_line(printed(told.local_rank))
     if told.code == EXIT_LOST_RANK:
         return f"{who} lost another rank of the run, which is gone or hangs: {line or 'it said no more'}. {kept}"
@@ -43,9 +43,9 @@ def _killed(number: int) -> str:
 def _by_nccl(printed: str) -> str:
     """What a process said that NCCL's thread has ended: its GPU failed, or nobody came to what all do together."""
     if any(_WAITED in line for line in printed.splitlines()):
-        return ", after it had waited for the others in vain: one of them hangs, or the GPUs don't reach each other"
+        return "Before, it had waited for the others in vain: one of them hangs, or the GPUs don't reach each other. "
     line = failed_line(printed)
-    return f", after its GPU had failed ({line})" if line else ""
+    return f"Before, its GPU had failed ({line}). " if line else ""
 
 
 def _last_line(printed: str) -> str:

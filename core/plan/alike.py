@@ -50,5 +50,5 @@ def _check_dtypes(told: Sequence[tuple[str, str]], precision: str) -> None:
     lesser = "fp32" if "fp32" in (dtype, other[1]) else "fp16"
     raise ConfigError(
         f"with precision {precision}, {first} computes in {dtype} and {other[0]} in {other[1]}, and GPUs that train together "
-        f"must compute in one: set precision to {lesser}, which both have, or leave one of them out."
+        f"must compute in the same dtype: set precision to {lesser}, which both have, or leave one of these GPUs out."
     )

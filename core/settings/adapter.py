@@ -176,9 +176,9 @@ class AdapterOptions(Options, group="adapter"):
         " preview_with_merged off then. It is faster than contrastive_guidance, but in long runs the distillation gets lost;"
         " there is no such adapter for distilled Wan models of full size yet. For distilled miniature models one was made (nine"
         " trainings): LoRAs taught with it showed their concept in 35 % of videos there, and 81 % had the rest as asked; taught"
-        " there without it 23 and 68 %, taught on the plain model 31 and 86 %. So the plain model is the better place to train"
-        " where you have it, and an adapter far better than none where you have not. GGUF models and the precision ara can't"
-        " take one in.",
+        " there without it 23 and 68 %, taught on the plain model 31 and 86 %. So train on the plain model if there is one; if"
+        " there is none, an adapter is clearly better than training without it. GGUF models and the precision ara can't take"
+        " one in.",
         born=2,
         at_birth="",
         in_key=False,  # the file's content is

@@ -45,7 +45,7 @@ class RegularizerOptions(Options, group="regularizers"):
         page="After each step the weight is multiplied by exp(0.1 (m / target - 1)), m the mean of about 20 steps; it stays"
         " between a hundredth and a hundred times what it began with. A fork of musubi-tuner does the same, relative to the"
         " size of the prediction. No results have been published. Too low a target keeps the LoRA from learning: on the nano"
-        " bench (miniature models, 160 steps, 3 seeds) 0.01 came to 34 %, and to 51 with the weight left at 1.",
+        " bench (miniature models, 160 steps, 3 seeds) a target of 0.01 came to 34 %; with the weight left at 1 it was 51 %.",
         zero="the weight stays",
         most=1e6,
         born=2,

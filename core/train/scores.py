@@ -68,7 +68,7 @@ class Scores:
 
 
 def best_in_words(scores: Scores) -> str:
-    """ "step 200 (scores of 100: step 100: 100, step 200: 100; lowest held-out loss: step 100)".
+    """ "step 200 (scores out of 100: step 100: 100, step 200: 100; lowest held-out loss: step 100)".
 
     "" where nothing tells, or there is one checkpoint alone.
     """
@@ -76,7 +76,7 @@ def best_in_words(scores: Scores) -> str:
     if best is None or lowest is None or len(scores.checkpoints) < 2:
         return ""
     others = ", ".join(f"step {one.step}: {one.score:.0f}" for one in scores.checkpoints if one.score is not None)
-    return f"step {best.step} (scores of 100: {others}; lowest held-out loss: step {lowest.step})"
+    return f"step {best.step} (scores out of 100: {others}; lowest held-out loss: step {lowest.step})"
 
 
 def last_in_words(scores: Scores) -> tuple[str, bool]:

@@ -81,11 +81,11 @@ def test_it_is_told_with_what_is_kept():
         fail((41, 40))
     said = str(caught.value)
     assert said.startswith(
-        "the GPU cuda:1 of rank 3 failed after step 41 (CUDA error: unspecified launch failure): the driver"
+        "the GPU cuda:1 of rank 3 failed after step 41 (CUDA error: unspecified launch failure). Possible causes: the driver"
     )
-    assert "the checkpoint of step 40 is kept, and the run goes on from there when it is started again" in said
+    assert "The checkpoint of step 40 is kept: start the run again, and it goes on from there." in said
     assert caught.value.about == START_AGAIN
-    with pytest.raises(GpuFailedError, match=r"failed before the first step was done .* there is no checkpoint yet"):
+    with pytest.raises(GpuFailedError, match=r"failed before the first step was done .* There is no checkpoint yet"):
         fail((0, 0))
     assert "\n" not in failed_sentence("the GPU cuda:0", "why", done=1, checkpoint=0)
 

@@ -97,7 +97,7 @@ def test_cells_are_previews_and_are_kept(host, trained):
     text = entry["outputs"]["compare"]["text"][0].splitlines()
     assert text[0] == "2 x 3 videos, 6 new"
     assert text[1].startswith(f"best checkpoint of {high} by its score: step ")
-    assert "scores of 100: step 2: " in text[1]
+    assert "scores out of 100: step 2: " in text[1]
     before = kept(host)
     more = changed(grid, "compare", checkpoints="4", strengths="1, 0.5", with_base=False)
     assert succeeded(host.run(more, timeout=100))

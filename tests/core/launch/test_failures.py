@@ -14,12 +14,13 @@ def test_the_sentence_names_the_rank_its_gpu_and_its_machine():
     assert "The last checkpoint is kept" in killed
     aborted = sentence(Ended(1, 3, -6), line="terminate called: CUDA error: an illegal memory access was encountered")
     assert aborted.startswith(
-        "rank 3 (cuda:3 of host-b) was killed by SIGABRT, after its GPU had failed (CUDA error: an illegal memory access was "
-        "encountered), and the others ended with it. The last checkpoint is kept"
+        "rank 3 (cuda:3 of host-b) was killed by SIGABRT, and the others ended with it. Before, its GPU had failed (CUDA "
+        "error: an illegal memory access was encountered). The last checkpoint is kept"
     )
     waited = sentence(Ended(0, 2, -6), line="[rank2]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)")
     assert waited.startswith(
-        "rank 2 (cuda:2 of host-b) was killed by SIGABRT, after it had waited for the others in vain: one of them hangs"
+        "rank 2 (cuda:2 of host-b) was killed by SIGABRT, and the others ended with it. Before, it had waited for the others "
+        "in vain: one of them hangs"
     )
     assert sentence(Ended(0, 2, 1)) == "rank 2 (cuda:2 of host-b) ended with an error: it broke"
     assert "lost another rank of the run, which is gone or hangs: it broke." in sentence(Ended(0, 2, EXIT_LOST_RANK))

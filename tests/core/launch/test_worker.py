@@ -164,9 +164,9 @@ def test_a_gpu_that_fails_ends_the_process_and_the_next_goes_on(run, job, monkey
     history = read_history(run.events_path)
     assert history.state == "error"
     assert history.message.startswith(
-        "the device cpu failed after step 3 (CUDA error: unspecified launch failure): the driver may have been reset"
+        "the device cpu failed after step 3 (CUDA error: unspecified launch failure). Possible causes: the driver was reset"
     )
-    assert "the checkpoint of step 2 is kept" in history.message
+    assert "The checkpoint of step 2 is kept" in history.message
     assert history.about == START_AGAIN
     assert [step for step, _ in run.checkpoints()] == [2]
     worker = Worker(run)  # another process: nothing of the failure is left

@@ -47,7 +47,7 @@ def test_those_that_compute_in_different_dtypes_are_refused_by_all(ranks, job, d
     found = ranks(2)(decided, job.model.path, (new, old))
     sentence = (
         f"with precision auto, rank 0 (cpu) computes in bf16 and rank 1 (cpu) in {name}, and GPUs that train together must "
-        f"compute in one: set precision to {advised}, which both have, or leave one of them out."
+        f"compute in the same dtype: set precision to {advised}, which both have, or leave one of these GPUs out."
     )
     assert found == [sentence] * 2
 

@@ -89,7 +89,7 @@ def test_the_best_is_proposed_with_the_score_of_each(make):
     said = proposals([high, None, low, make("three", "single", (10,))])
     assert len(said) == 2  # of one checkpoint alone there is nothing to say
     assert said[0].startswith("which checkpoint of one is best can't be told: no held-out loss was measured")
-    scores = "scores of 100: step 10: 100, step 20: 50; lowest held-out loss: step 10"
+    scores = "scores out of 100: step 10: 100, step 20: 50; lowest held-out loss: step 10"
     assert (
         said[1] == f"best checkpoint of two by its score: step 10 ({scores}); the last one may be broken: compare them"
     )

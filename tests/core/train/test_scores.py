@@ -81,7 +81,7 @@ def test_a_loss_that_rises_while_a_lora_learns_takes_nothing_from_the_last(folde
     assert scores.checkpoints[0].error == pytest.approx(0.0314576, rel=1e-5)  # scipy.stats.sem of the four differences
     assert best_checkpoint(folder, job).step == 30
     assert best_in_words(scores) == (
-        "step 30 (scores of 100: step 10: 100, step 20: 100, step 30: 100; lowest held-out loss: step 20)"
+        "step 30 (scores out of 100: step 10: 100, step 20: 100, step 30: 100; lowest held-out loss: step 20)"
     )
 
 
