@@ -63,7 +63,7 @@ def run_ours(folder: Path, kept: Path, *, limit: float, tell: bool = True) -> Cl
 
 
 class CardWatch:
-    """The most memory of the first card that is in use, twice a second, by nvidia-smi: of those that CUDA_VISIBLE_DEVICES has."""
+    """The most memory that is in use of the first card of CUDA_VISIBLE_DEVICES, twice a second, by nvidia-smi."""
 
     def __init__(self) -> None:
         self._readings: list[int] = []
