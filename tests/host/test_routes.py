@@ -73,7 +73,7 @@ def test_addresses_and_localhost_are_answered(host, kind):
 
 
 def test_models_are_told_by_their_files_and_else_by_their_names(host):
-    names = ("wan_mini_high_noise.safetensors", "wan2.1_t2v_1.3B_fp16.safetensors", "../mine.safetensors")
+    names = ("wan_mini_high_noise.safetensors", "wan2.1_t2v_1.3B_absent.safetensors", "../mine.safetensors")
     query = "&".join(f"name={name}" for name in names)
     found = json.loads(ask(host, f"/wan_train/families?{query}")[2])
     assert found == {names[0]: {"other": ""}, names[1]: {"t2v-1.3b": "Wan 2.1 T2V 1.3B"}, names[2]: {}}
