@@ -27,6 +27,7 @@ def sums_of_groups(world):
 
 
 def fail_in_second(world):
+    world.wait_for_all()  # the groups of both are there: the first leaves at once
     if world.rank == 1:
         raise ValueError("this rank fails")
 
