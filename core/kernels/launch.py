@@ -22,9 +22,9 @@ Grid = tuple[int, int, int]
 
 # Compiled kernels take all arguments of their function, constants included, since 3.3; before that, something else.
 _direct = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
-_compiled: dict[Any, Any] = {}
+_compiled: dict[Any, Any] = {}  # None: by Triton's own way alone
 _get_stream: Any = current_raw_stream
-_first_launch = threading.RLock()  # held by the thread that makes one
+_first_launch = threading.Lock()  # held by the thread that makes one
 ALIGNMENT = 16  # bytes: what Triton asks of all addresses to load several numbers at once
 LARGEST = 2**31  # whole numbers from here on have another type
 
@@ -46,29 +46,35 @@ def launch(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tuple[Any,
             largest |= each
     device = args[0].get_device()
     if places % ALIGNMENT or largest >= LARGEST:
-        compile_first(kernel, grid, args, constants, warps)
+        _by_triton(kernel, grid, args, constants, warps)
         return
     key = (id(kernel), device, warps, constants, *kinds)  # the kernels of this folder last as long as the process
-    found = _compiled.get(key)
+    if key not in _compiled:
+        _compiled[key] = compile_first(kernel, grid, args, constants, warps)
+        return
+    found = _compiled[key]
     if found is None:
-        found = compile_first(kernel, grid, args, constants, warps)
-        if found is not None:
-            _compiled[key] = found
+        _by_triton(kernel, grid, args, constants, warps)
         return
     try:
         found[grid](*args, *constants, stream=_get_stream(device) if device >= 0 else None)
     except TypeError:  # other arguments than are known here
         _forget()
-        compile_first(kernel, grid, args, constants, warps)
+        _by_triton(kernel, grid, args, constants, warps)
 
 
 def compile_first(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tuple[Any, ...], warps: int) -> Any:
     """Launch by Triton's own way; what can be launched directly from now on, or None."""
     kernel.warmup(*args, *constants, grid=grid, num_warps=warps)  # compiles, and launches nothing
-    with _first_launch:
-        found = kernel[grid](*args, *constants, num_warps=warps)
+    found = _by_triton(kernel, grid, args, constants, warps)
     usable = _direct and _get_stream is not None and hasattr(found, "__getitem__")
     return found if usable else None
+
+
+def _by_triton(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: tuple[Any, ...], warps: int) -> Any:
+    """Launch by Triton's own way, which may be this kernel's first launch."""
+    with _first_launch:
+        return kernel[grid](*args, *constants, num_warps=warps)
 
 
 def _forget() -> None:

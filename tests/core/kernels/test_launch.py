@@ -17,10 +17,11 @@ class Kernel:
     """In the place of a Triton kernel, and of what it is compiled to."""
 
     def __init__(self, takes=3):
-        self.calls, self.takes = [], takes
+        self.calls, self.takes, self.compiled = [], takes, 0
 
     def warmup(self, *_, grid, **__):
         assert grid == GRID
+        self.compiled += 1
 
     def __getitem__(self, grid):
         def run(*args, num_warps):
@@ -72,6 +73,10 @@ def test_another_triton():
     for _ in range(3):
         run(kernel, x, 7)
     assert kernel.calls == ["triton"] * 3
+    assert kernel.compiled == 1
+    run(kernel, x.double(), 7)
+    run(kernel, x.double(), 7)
+    assert (kernel.calls, kernel.compiled) == (["triton"] * 5, 2)
 
 
 @pytest.mark.usefixtures("fresh")
