@@ -73,10 +73,10 @@ def test_another_triton():
     for _ in range(3):
         run(kernel, x, 7)
     assert kernel.calls == ["triton"] * 3
-    assert kernel.compiled == 1
-    run(kernel, x.double(), 7)
-    run(kernel, x.double(), 7)
-    assert (kernel.calls, kernel.compiled) == (["triton"] * 5, 2)
+    compiled = kernel.compiled
+    for _ in range(3):
+        run(kernel, x, 7)
+    assert (kernel.calls, kernel.compiled) == (["triton"] * 6, compiled)  # nothing is looked up in every launch
 
 
 @pytest.mark.usefixtures("fresh")
