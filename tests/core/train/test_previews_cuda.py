@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from wan_train.core.encoders.vae import load_video_encoder
 from wan_train.core.plan.card import measure_card
+from wan_train.core.plan.decision import decide
 from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
@@ -36,7 +37,8 @@ def as_single(job: Job, **changes) -> Job:
 
 def within_budget(job: Job) -> Job:
     """The job with a budget that nothing but the leanest plan fits."""
-    planner = make_planner(job, inspect(job.model.path), CUDA, measure_card(CUDA, job.memory.attention))
+    decision = decide(job, inspect(job.model.path), CUDA)
+    planner = make_planner(job, decision, measure_card(CUDA, job.memory.attention))
     return replace(job, memory=replace(job.memory, budget_gb=budget(planner.leanest().vram + 2**20)))
 
 
