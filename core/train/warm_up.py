@@ -4,6 +4,7 @@ cuBLAS, cuDNN and PyTorch's own kernels are loaded when they are first used, whi
 kind of thing that a step does is done once, small; and where there is room, steps of a model of one block at each size.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -47,6 +48,7 @@ class WarmUp:
                     self._warming.wait()
                 begin = time.perf_counter()
                 count = self._trial.run()
+                gc.collect()  # a block that runs by kernels refers to itself, and would stay for long: 0.7 GB in bf16
                 torch.cuda.current_stream().synchronize()
                 log.info("Trying %d sizes with one block took %.1f s.", count, time.perf_counter() - begin)
         except Exception as error:  # whatever it is, the step that needs it can say more

@@ -1,6 +1,8 @@
 """What makes a GPU's libraries ready does so with what a run has, and changes nothing of it."""
 
+import gc
 import sys
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -71,6 +73,28 @@ def test_each_size_goes_through_a_block_in_both_directions(job, precision, monke
     buckets = [Bucket((16, 1, 4, 6), batch=2), Bucket((16, 3, 4, 4))]
     assert trial_of(job, buckets, precision=precision).run() == 2
     assert seen == [((2, 16, 1, 4, 6), True), ((1, 16, 3, 4, 4), True)]
+
+
+def test_the_block_that_was_tried_is_gone(job, monkeypatch):
+    """Also where it refers to itself, as one that runs by kernels does."""
+    seen = []
+    apply = trial_module.apply_features
+
+    def watched(model, *args, **options):
+        vars(model)["itself"] = model
+        seen.extend(map(weakref.ref, model.blocks.parameters()))
+        return apply(model, *args, **options)
+
+    monkeypatch.setattr(trial_module, "apply_features", watched)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    gc.disable()
+    try:
+        trial = trial_of(job, buckets_of(job))
+        WarmUp(trial.decision, trial.decision.info.config, trial, None).wait()
+        assert seen
+        assert not any(weight() is not None for weight in seen)
+    finally:
+        gc.enable()
 
 
 def test_all_sizes_of_a_job_are_tried_and_no_random_number_is_used_up(job):
