@@ -16,7 +16,7 @@ from wan_train.core.train.run_folder import RunFolder
 PACK = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2 or os.name == "nt", reason="two GPUs on Linux")
 
-SPINNING = '''"""AdamW after whose fourth update of a LoRA the GPU of rank 1 spins for an hour, the first time that it is used so."""
+SPINNING = '''"""AdamW at whose fourth update of a LoRA the GPU of rank 1 spins for an hour, the first time that it is used."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,8 @@ def test_a_gpu_that_spins_ends_the_run_which_goes_on_with_the_same_loss(tmp_path
     loop = replace(job.loop, steps=6, gradient_accumulation=2, checkpoint_every=2)
     folder = RunFolder(tmp_path / "two")
     folder.path.mkdir()
-    folder.write_job(replace(job, device="cuda:0,cuda:1", optimizer=optimizer, loop=loop))
+    data = replace(job.data, samples=tuple(s for s in job.data.samples if s.shape == job.data.samples[0].shape))
+    folder.write_job(replace(job, device="cuda:0,cuda:1", data=data, optimizer=optimizer, loop=loop))
 
     def train() -> int:
         environment = {
