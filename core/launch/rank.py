@@ -24,7 +24,8 @@ from ..gpu_failure import GpuFailedError, telling_failures
 from ..locks import FileLock
 from ..memory.deterministic import set_environment
 from ..parallel.agree import StartAgainError
-from ..parallel.watch import SILENCE_S, Farewell, LostRank, LostRankError, Watch, open_stores
+from ..parallel.progress import Progress
+from ..parallel.watch import Farewell, LostRank, LostRankError, Watch, open_stores
 from ..parallel.world import open_world
 from ..plan.overhead import OtherPrograms
 from ..plan.spread import choose_context
@@ -36,7 +37,7 @@ from ..train.run import RunStoppedError, run_job
 from ..train.run_folder import RunFolder
 from ..train.silent import Silent
 from .exits import EXIT_ERROR, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_LESS_MEMORY, EXIT_LOST_RANK, EXIT_STOPPED
-from .rank_environment import DEVICES, SILENCE
+from .rank_environment import DEVICES, silence_s, standstill_limits
 
 log = logging.getLogger(__name__)
 Asked = Callable[[], bool]
@@ -83,12 +84,21 @@ def train_rank(folder: RunFolder, begin: Callable[[RunFolder], tuple[Job, Asked,
     name = f"{seat.device} of {socket.gethostname()}"
     for_watch, for_groups = open_stores()
     events: list[EventWriter] = []
-    silence = float(os.environ.get(SILENCE, SILENCE_S))
-    watch = Watch(for_watch, seat.rank, seat.size, name, on_loss=lambda loss: _end(loss, events), silence=silence)
+    progress = Progress()
+    watch = Watch(
+        for_watch,
+        seat.rank,
+        seat.size,
+        name,
+        on_loss=lambda loss: _end(loss, events),
+        silence=silence_s(),
+        progress=progress,
+        limits=standstill_limits(),
+    )
     watch.begin()
     farewell = Farewell(EXIT_ERROR, "it failed; see the log")
     try:
-        rank = _Rank(seat, resolve_device(seat.device), watch, folder, stop, events)
+        rank = _Rank(seat, resolve_device(seat.device), watch, progress, folder, stop, events)
         code = rank.train(begin, for_groups)
         farewell = Farewell(code)
         _wait_for_first(seat, watch)
@@ -145,12 +155,13 @@ class _Rank:
         seat: Seat,
         device: torch.device,
         watch: Watch,
+        progress: Progress,
         folder: RunFolder,
         stop: Asked,
         events: list[EventWriter],
     ) -> None:
         self._seat, self._device, self._watch, self._folder = seat, device, watch, folder
-        self._stop, self._events = stop, events
+        self._progress, self._stop, self._events = progress, stop, events
         self._told: set[str] = set()
 
     def train(self, begin: Callable[[RunFolder], tuple[Job, Asked, FileLock]], store: object) -> int:
@@ -221,7 +232,7 @@ class _Rank:
             for rank in range(self._seat.size):
                 self._wait(f"ready/{rank}", asked, lambda: self._tell_waiting(events))
             context = self._settled(job, asked, events).parallel.context
-            with open_world(device, context=context, store=store) as world:
+            with open_world(device, context=context, store=store, progress=self._progress) as world:
                 return run_job(self._folder, events, device, asked, others=others, world=world)
 
     def _settled(self, job: Job, asked: Asked, events: EventWriter) -> Job:

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..parallel.standstill import Limits
+
 DEVICES = "WANTRAIN_DEVICES"  # of this machine: a rank has the one of its local number
 AGENT = "WANTRAIN_AGENT"  # the process that started the rank
 ENDS = "WANTRAIN_ENDS"  # the folder for a file with the rank's exit code
 SILENCE = "WANTRAIN_SILENCE"  # seconds after which a rank or a machine that does not answer is lost
+STANDSTILL = "WANTRAIN_STANDSTILL"  # seconds after which a run hangs that stands still in a step whose size is known
 _SILENCE_S = 45.0
 
 
@@ -38,6 +41,12 @@ class Machines:
 def silence_s() -> float:
     """Seconds after which who does not answer is lost: a run ends within a minute."""
     return float(os.environ.get(SILENCE, _SILENCE_S))
+
+
+def standstill_limits() -> Limits:
+    """How long a run may stand still before it is ended: other seconds for a link, or a debugger, that takes longer."""
+    named = os.environ.get(STANDSTILL)
+    return Limits() if named is None else Limits(still_s=float(named), host_s=float(named))
 
 
 def rank_environment(

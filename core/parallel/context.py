@@ -45,6 +45,7 @@ class TokenShare:
         """ConfigError where the heads can't be dealt to the ranks of a group."""
         check_heads(num_heads, world.context)
         self._rank, self._ranks, self._group = world.context_rank, world.context, world.context_group
+        self._progress = world.progress
         self._parts: dict[int, Parts] = {}  # of the newest forward, by this rank's tokens
         self._is_on = True
 
@@ -99,7 +100,8 @@ class TokenShare:
             x.contiguous() if x.shape[1] == largest else torch.nn.functional.pad(x, (0, 0, 0, largest - x.shape[1]))
         )
         found = x.new_empty(self._ranks, *padded.shape)
-        dist.all_gather_into_tensor(found.flatten(0, 1), padded, group=self._group)
+        with self._progress.exchanging():
+            dist.all_gather_into_tensor(found.flatten(0, 1), padded, group=self._group)
         return [each[:, :tokens] for each, tokens in zip(found.unbind(0), parts.tokens, strict=True)]
 
     def own_part(self, x: Tensor, parts: Parts) -> Tensor:
@@ -110,16 +112,18 @@ class TokenShare:
         """Each [B, l, N, K], of this rank's tokens -> [B, L, N/W, K], of its heads: tokens by rank."""
         own = parts.tokens[self._rank]
         send, receive = [own] * self._ranks, list(parts.tokens)
-        under_way = [self._exchange(_by_rank_of_head(x, self._ranks), send, receive) for x in tensors]
-        return [_arrived(each).transpose(0, 1).contiguous() for each in under_way]
+        with self._progress.exchanging():
+            under_way = [self._exchange(_by_rank_of_head(x, self._ranks), send, receive) for x in tensors]
+            return [_arrived(each).transpose(0, 1).contiguous() for each in under_way]
 
     def to_tokens(self, tensors: Sequence[Tensor], parts: Parts) -> list[Tensor]:
         """Each [B, L, N/W, K], of this rank's heads, tokens by rank -> [B, l, N, K], of its tokens."""
         own = parts.tokens[self._rank]
         send, receive = list(parts.tokens), [own] * self._ranks
-        under_way = [self._exchange(x.transpose(0, 1).contiguous(), send, receive) for x in tensors]
-        arrived = (_arrived(each).unflatten(0, (self._ranks, own)) for each in under_way)  # [W, l, B, N/W, K]
-        return [each.permute(2, 1, 0, 3, 4).flatten(2, 3) for each in arrived]
+        with self._progress.exchanging():
+            under_way = [self._exchange(x.transpose(0, 1).contiguous(), send, receive) for x in tensors]
+            arrived = (_arrived(each).unflatten(0, (self._ranks, own)) for each in under_way)  # [W, l, B, N/W, K]
+            return [each.permute(2, 1, 0, 3, 4).flatten(2, 3) for each in arrived]
 
     def _exchange(self, x: Tensor, send: list[int], receive: list[int]) -> tuple[Tensor, Any]:
         """Send so many rows of x to each rank; what will have arrived from each, and the work that is under way."""

@@ -123,8 +123,9 @@ class GradientSum:
         self._waiting.append(dist.all_reduce(bucket.flat, async_op=True))
 
     def _wait(self) -> None:
-        for work in self._waiting:
-            work.wait()
+        with self._world.progress.waiting():
+            for work in self._waiting:
+                work.wait()
         self._waiting = []
 
 

@@ -5,7 +5,9 @@ watchdog's time is over, which must be as long as the slowest batch. So the rank
 holds. One that ends says why; one that falls silent was killed, hangs, or its machine is gone. Both end this process, too, with
 a sentence that names the rank.
 
-What Python can't notice is left to NCCL's watchdog (`world.PATIENCE`): a rank that lives, and whose GPU never ends its work.
+Each also says how far it has come in its step (`progress.py`). The first rank looks whether the run hangs, though all of them
+live (`standstill.py`), and says so; that ends all of them, too. What hangs outside of steps is left to torch.distributed's own
+limits (`world.PATIENCE`).
 """
 
 import json
@@ -21,6 +23,8 @@ from typing import Any
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ..errors import START_AGAIN, RunError
+from .progress import Place, Progress
+from .standstill import Limits, Standstill
 
 SILENCE_S = 45.0  # of a rank, after which the others take it for lost: a run ends within a minute
 START_S = 600.0  # as long may a process take to start, until it is heard for the first time
@@ -70,13 +74,17 @@ class Watch:
         *,
         on_loss: Callable[[LostRank], None],
         silence: float = SILENCE_S,
+        progress: Progress | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`store`: of torch.distributed, a connection for this object alone. `name`: of the rank's GPU, for people.
 
+        `progress`: of this rank. `limits`: how long the run may stand still; the first rank's hold.
         `on_loss`: called once, in a thread, when another is lost and this rank has not ended for `GRACE_S` since.
         """
         self._store, self._rank, self._size, self._name = store, rank, size, name
         self._on_loss, self._silence = on_loss, silence
+        self._progress, self._standstill = progress or Progress(), Standstill(limits or Limits())
         self._lock = threading.Lock()  # a connection takes one question at a time
         self._over = threading.Event()
         self._heard: dict[int, tuple[bytes, float]] = {}
@@ -143,6 +151,8 @@ class Watch:
             number += 1
             self._beat(number)
             self._loss = self._loss or self._look(self._silence)
+            if self._rank == 0 and self._loss is None:
+                self._judge()
             if self._loss is None:
                 continue
             found = found or time.monotonic()
@@ -152,13 +162,26 @@ class Watch:
 
     def _beat(self, number: int) -> None:
         try:
-            self.say(f"alive/{self._rank}", str(number))
+            self.say(f"alive/{self._rank}", f"{number} {self._progress.place().written()}")
         except RuntimeError:
             self._loss = self._loss or _lost_store()
 
+    def _judge(self) -> None:
+        """Say it, for all ranks, if the run hangs."""
+        places = {self._rank: self._progress.place()}
+        for rank, (value, _) in self._heard.items():
+            places[rank] = Place.read(value.decode().partition(" ")[2])
+        with suppress(RuntimeError):  # the store is gone, which is seen next
+            if len(places) == self._size and not self.others_left():
+                hang = self._standstill.look(places, time.monotonic())
+                if hang is not None:
+                    self.say("hang", hang.sentence(self._called))
+
     def _look(self, silence: float) -> LostRank | None:
-        """The first who is gone. Those who have left well are not."""
+        """The first who is gone, or hangs. Those who have left well are not."""
         try:
+            if hang := self.hear("hang"):
+                return LostRank(hang)
             left = self.others_left()
             for rank in self._others:
                 if rank not in left and self._is_silent(rank, silence):

@@ -8,7 +8,7 @@ torch.distributed; torchrun gives each process its number (docs.pytorch.org, "to
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch import distributed as dist
 
 from ..errors import ConfigError
 from ..gpu_failure import GpuFailedError
+from .progress import Progress
 from .shards import machines_of
 
 # A rank that is lost is noticed by its silence (see `watch.py`), so that waiting may take as long as work does: for a batch
@@ -40,6 +41,7 @@ class World:
     host_group: Any = None  # all ranks, by way of main memory: for words and votes, which wait for no GPU
     machine: tuple[int, ...] = (0,)  # the ranks of this machine, which share its main memory
     machine_group: Any = None  # the same, of torch.distributed; None: all ranks
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -64,7 +66,8 @@ class World:
     def add_(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, in place, on the device. Every rank gets the same bits."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.progress.waiting():
+                dist.all_reduce(tensor)
         return tensor
 
     def most(self, *numbers: int) -> list[int]:
@@ -72,7 +75,8 @@ class World:
         if self.size == 1:
             return list(numbers)
         found = torch.tensor(numbers)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.host_group)
+        with self.progress.waiting():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.host_group)
         return found.tolist()
 
     def gather(self, *numbers: float) -> list[list[float]]:
@@ -81,7 +85,8 @@ class World:
         if self.size == 1:
             return [own.tolist()]
         found = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(found, own, group=self.host_group)
+        with self.progress.waiting():
+            dist.all_gather(found, own, group=self.host_group)
         return [each.tolist() for each in found]
 
     def tell(self, value: Any) -> list[Any]:
@@ -89,7 +94,8 @@ class World:
         if self.size == 1:
             return [value]
         told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, value, group=self.host_group)
+        with self.progress.waiting():
+            dist.all_gather_object(told, value, group=self.host_group)
         return told
 
     def from_first(self, value: Any) -> Any:
@@ -97,13 +103,15 @@ class World:
         if self.size == 1:
             return value
         held = [value]
-        dist.broadcast_object_list(held, src=0, group=self.host_group)
+        with self.progress.waiting():
+            dist.broadcast_object_list(held, src=0, group=self.host_group)
         return held[0]
 
     def wait_for_all(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
-            dist.barrier(group=self.host_group)
+            with self.progress.waiting():
+                dist.barrier(group=self.host_group)
 
 
 ALONE = World()
@@ -115,10 +123,13 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> Iterator[World]:
+def open_world(
+    device: torch.device, *, context: int = 1, store: Any = None, progress: Progress | None = None
+) -> Iterator[World]:
     """Join the ranks that torchrun has started; on the GPU through NCCL, on the CPU through gloo.
 
-    `context`: see `World`. `store`: of torch.distributed, where the ranks have met already. ConfigError where `context` does
+    `context`: see `World`. `store`: of torch.distributed, where the ranks have met already. `progress`: what notes how far this
+    rank has come. ConfigError where `context` does
     not divide the number of ranks. Closed at the end, unless this rank's GPU has failed: what closes it would wait for that.
     """
     environment = os.environ
@@ -137,8 +148,10 @@ def open_world(device: torch.device, *, context: int = 1, store: Any = None) -> 
             local_rank=int(environment.get(_LOCAL_RANK, rank)),
             local_size=int(environment.get(_LOCAL_SIZE, size)),
             host_group=dist.new_group(backend="gloo", timeout=HOST_PATIENCE),
+            progress=progress or Progress(),
         )
         world = with_groups(world, context)
+        world.progress.open(device, world.data_rank if context > 1 else 0)
         world.add_(torch.zeros(1, device=device))  # opens the links, so that what they take is not counted as free
         yield world
     except GpuFailedError:

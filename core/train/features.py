@@ -6,7 +6,8 @@ feed-forward. A feature that is off is not in the chain. Where the parts of a bl
 run_block = streaming(by_size(split(compile(run_part), offload))). In the mode "kernels" one checkpoint of our own takes the
 place of both compile and checkpointing; see `kernel_mode`. CUDA graphs go around the whole model, where no block is swapped,
 offloaded or in parts. Where ranks share a sample's tokens (context parallel), the exchange is around the attention itself,
-innermost of all: whatever runs a block again exchanges again, in every rank alike.
+innermost of all: whatever runs a block again exchanges again, in every rank alike. Around all of it, several ranks note how far
+they have come.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,6 +140,8 @@ def apply_features(
         run_block = with_kept_by_size(run_block, list(model.blocks), kept, whole=whole)
     if streamer is not None:
         run_block = streamer.wrap(run_block)
+    if world.size > 1:
+        run_block = world.progress.marking(run_block, list(model.blocks), are_gathered=plan.shards > 1)
     model.run_block = run_block
     graphs = None
     if allows_graphs(plan) and decision.graphs:

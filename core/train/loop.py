@@ -210,7 +210,7 @@ class Trainer:
         late: PendingReport | None = None
         while self.step < self.job.loop.steps:
             self.use_expert(self.job.expert_at(self.step))
-            pending = self.attempt(self.train_step, self.step)
+            pending = self.attempt(self.team.watched(self.train_step), self.step)
             if late is not None:
                 self._call_back(late)
             late = pending
@@ -295,7 +295,10 @@ class Trainer:
         return learnt.losses
 
     def _call_back(self, pending: PendingReport) -> None:
-        report = pending.read()
+        progress = self.team.world.progress
+        with progress.waiting():
+            report = pending.read()
+        progress.ended(report.tokens)
         for callback in self.callbacks:
             callback(self, report)
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .dealing import Dealing, Dealt
 from .numbers import StepNumbers
 
 Agree = Callable[[bool], bool]
+T = TypeVar("T")
 
 
 class Alone:
@@ -27,6 +29,10 @@ class Alone:
     def __init__(self, num_batches: int) -> None:
         """`num_batches` of a step."""
         self._num_batches = num_batches
+
+    def watched(self, act: Callable[[], T]) -> Callable[[], T]:
+        """`act`, a step, which nobody watches."""
+        return act
 
     def deal(self, step: int) -> Dealt:
         """The batches of the update that follows `step` updates."""
@@ -74,6 +80,15 @@ class Team:
         self._table = torch.zeros(2 + 2 * len(self._names), most_samples, device=gradients.device)
         self._there = torch.ones(1, device=gradients.device)
 
+    def watched(self, act: Callable[[], T]) -> Callable[[], T]:
+        """`act`, a step, of which the others see how far it has come."""
+
+        def watched_act() -> T:
+            with self.world.progress.step():
+                return act()
+
+        return watched_act
+
     def deal(self, step: int) -> Dealt:
         """This rank's batches of the update that follows `step` updates."""
         return self._dealing.of(step)
@@ -90,6 +105,8 @@ class Team:
         another: ElsewhereError. Then no rank has made the update. With several backwards a batch, a batch may have fewer, and
         which is the last is known when all are over.
         """
+        progress = self.world.progress
+        progress.begun(dealt.tokens)
         self._sum.begin(len(dealt.indices) if self._backwards == 1 else 0)
         try:
             yield
@@ -98,6 +115,7 @@ class Team:
                 self._sum.finish_without()
                 self.world.most(1)
             raise
+        progress.mark("sum")
         self._sum.finish()
         if self.world.most(0)[0]:
             raise ElsewhereError
@@ -113,6 +131,7 @@ class Team:
                 for row, values in self._rows(numbers, place):
                     self._table[row, start : start + len(values)] = values
         self.world.add_(self._table)
+        self.world.progress.mark("work")
         return self._read(self._table[:, : sum(dealt.sizes)].clone(), dealt)
 
     def _rows(self, numbers: StepNumbers, place: int) -> Iterator[tuple[int, Tensor]]:

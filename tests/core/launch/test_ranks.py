@@ -320,3 +320,49 @@ def test_a_gpu_that_fails_on_one_rank_ends_the_run_with_its_sentence(whole, want
     code, said = wantrain("train", spread, "--work", work, *changes, **environment)
     assert code == 0, said
     assert sorted(read_history(folder.events_path).losses) == [1, 2, 3, 4]
+
+
+HANGING = '''"""AdamW whose fourth update of a LoRA never ends on rank 1, the first time that such a run is started."""
+
+import os
+import threading
+from pathlib import Path
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    updates = 0
+
+    def step(self, *args, **options):
+        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
+        self.updates += is_of_a_lora
+        met = Path(os.environ["HANGING"])
+        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 4 and not met.exists():
+            met.touch()
+            threading.Event().wait()
+        return super().step(*args, **options)
+'''
+
+
+def test_a_rank_that_hangs_in_its_step_ends_the_run_which_goes_on_with_the_same_loss(whole, wantrain, tmp_path):
+    (tmp_path / "hanging.py").write_text(HANGING, encoding="utf-8")
+    spread, work = whole[0], tmp_path / "hanging"
+    shutil.copytree(whole[1] / "cache", work / "cache")
+    settings = ("optimizer.name=custom", "optimizer.path=hanging.AdamW")
+    changes = [part for setting in settings for part in ("--set", setting)]
+    environment = {"WANTRAIN_OPTIMIZERS": "hanging", "PYTHONPATH": str(tmp_path), "HANGING": str(tmp_path / "met")}
+    code, said = wantrain("train", spread, "--work", work, *changes, WANTRAIN_STANDSTILL="10", **environment)
+    assert code == EXIT_ERROR, said
+    folder = folder_of(work)
+    message = read_history(folder.events_path).message
+    assert message.startswith("rank 1 (cpu:1 of "), message
+    assert " hangs: its process has not got on within a step for " in message
+    assert message in said
+    assert [step for step, _ in folder.checkpoints()] == [2]
+    code, said = wantrain("train", spread, "--work", work, *changes, **environment)
+    assert code == 0, said
+    assert "going on from step 2" in said
+    steps = [event for event in EventReader(folder.events_path).read() if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2, 3, 3, 4, 5, 6]
+    assert steps[2]["loss"] == steps[3]["loss"]

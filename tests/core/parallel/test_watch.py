@@ -2,6 +2,8 @@
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
+from wan_train.core.parallel.progress import Progress
+from wan_train.core.parallel.standstill import Limits
 from wan_train.core.parallel.watch import Farewell, LostRank, LostRankError, Watch, open_stores
 
 ENDED = Farewell(5, "memory ran out", "start again")
@@ -101,6 +103,43 @@ def test_a_loss_is_told_once_unless_this_rank_ends_first(pair, monkeypatch):
     second.leave(ENDED)
     first._thread.join(30)
     assert [loss.farewell for loss in lost] == [ENDED]
+
+
+def test_a_rank_that_hangs_is_named_by_the_first_to_all():
+    store, ours, theirs = Table(), Progress(), Progress()
+    at_once = Limits(host_s=-1.0)
+    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=at_once)
+    second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail, progress=theirs)
+    second.say("name/1", "cuda:1 of b")
+
+    def look():
+        second._beat(0)
+        found = first._look(silence=3600.0)
+        first._judge()
+        return found
+
+    assert look() is None
+    assert look() is None  # neither is in a step
+    with ours.step(), theirs.step():
+        with ours.waiting():
+            look()
+            loss = look()
+        assert loss.message.startswith("rank 1 (cuda:1 of b) hangs: its process has not got on within a step for ")
+        assert loss.farewell is None
+        assert second._look(silence=3600.0) == first.explain() == loss
+
+
+def test_who_has_left_can_not_hang():
+    store, ours = Table(), Progress()
+    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=Limits(still_s=-1.0))
+    second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail)
+    second._beat(0)
+    second.leave(Farewell(0))
+    with ours.waiting():
+        for _ in range(2):
+            assert first._look(silence=3600.0) is None
+            first._judge()
+    assert first._look(silence=3600.0) is None
 
 
 def test_all_alive_explains_nothing(pair):

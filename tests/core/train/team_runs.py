@@ -83,12 +83,29 @@ def steps(world, job, count, scratch=None):
     trainer.optimizer.step = spy
     reports = []
     for _ in range(count):
-        report = trainer.train_step().read()
+        report = trainer.team.watched(trainer.train_step)().read()
         reports.append((report.loss, report.grad_norm, report.sigma, report.tokens, dict(report.terms)))
     average = digest(averages.ema._averages) if averages.ema else ""
     prepared.features.reset()
     prepared.features.close()
     return gradients, reports, digest(trainer.parameters), average
+
+
+def places(world, job):
+    """Where the others see a rank: within the second step, at its sum, and after it."""
+    trainer, _, prepared = team_trainer(world, job, equal_counts=job.parallel.base == "sharded")
+    trainer.team.watched(trainer.train_step)().read()
+    finish, found = trainer.team._sum.finish, []
+
+    def watched_finish():
+        found.append(world.progress.place())
+        finish()
+
+    trainer.team._sum.finish = watched_finish
+    trainer.team.watched(trainer.train_step)()
+    prepared.features.reset()
+    prepared.features.close()
+    return *found, world.progress.place()
 
 
 def run(world, path, stop_at=0, job=None):

@@ -16,7 +16,7 @@ from wan_train.core.train.dealing import Dealing
 from wan_train.core.train.requests import PREVIEW_FILE, SAVE_FILE
 from wan_train.core.train.together import check_ranks, schedule_of
 from wan_train.tests.core.train.helpers import make_sample, with_class
-from wan_train.tests.core.train.team_runs import folder_of, lora, losses, run, spread, steps, told
+from wan_train.tests.core.train.team_runs import folder_of, lora, losses, places, run, spread, steps, told
 
 
 @pytest.fixture
@@ -95,6 +95,18 @@ def test_with_a_base_that_lies_spread_over_the_ranks(ranks, many, tmp_path, prec
     job = replace(many, model=replace(many.model, precision=precision), memory=MemoryOptions(**memory))
     sharded = replace(job, parallel=ParallelOptions(base="sharded"))
     assert_like_one(ranks(size)(steps, sharded, 2, tmp_path / "ranks"), steps(ALONE, job, 2, tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(("base", "context"), [("whole", 1), ("whole", 2), ("sharded", 1)])
+def test_ranks_see_each_other_at_the_same_places(ranks, many, base, context):
+    """Those that share clips, or the base, reach the same marks: who has fewer of them is behind."""
+    job = replace(many, parallel=ParallelOptions(base=base, context=context))
+    found = ranks(2, context=context)(places, job)
+    for at_sum, after in found:
+        assert (at_sum.host, at_sum.mark, at_sum.is_first) == ("own", "sum", True)
+        assert (after.host, after.mark, after.reached) == ("elsewhere", "rest", after.queued)
+    if base == "sharded" or context > 1:
+        assert found[0] == found[1]
 
 
 def test_three_batches_on_two_ranks(ranks, many):
