@@ -6,45 +6,86 @@ true of a part. Each input is copied out while its block computes, and back whil
 Nothing is rounded, so the numbers stay the same.
 """
 
+import queue
+import threading
 import weakref
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..errors import RunError
 from ..pinned import HostBuffer
 from ..wan.model import RunBlock
 from .copies import CudaEvent, Stream, open_stream
 
 
 class HostPool:
-    """Buffers in main memory that are used again in every step."""
+    """Buffers in main memory that are used again in every step; pinned for a GPU."""
 
-    def __init__(self, *, pinned: bool, drain: Callable[[], None]) -> None:
-        """`drain` waits for the copies under way, before a buffer is freed."""
-        self._pinned = pinned
-        self._drain = drain
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._free: list[HostBuffer] = []
-        self.num_bytes = 0  # of all buffers, in use or not
+        self._coming: _Made | None = None
+        self.num_bytes = 0  # of all buffers that were taken, in use or not
 
-    def take(self, num_bytes: int) -> HostBuffer:
-        """The smallest free buffer that is large enough; else a new one, in the place of one that is too small."""
-        fitting = [buffer for buffer in self._free if buffer.bytes.numel() >= num_bytes]
-        if fitting:
-            buffer = min(fitting, key=lambda buffer: buffer.bytes.numel())
-            self._free.remove(buffer)
-            return buffer
+    def prepare(self, num_bytes: int, count: int) -> None:
+        """Make so many buffers on a thread, from now on: to pin 6 GB takes 3 seconds. `take` waits for them."""
+        self._coming = made = queue.SimpleQueue()
+        of_this = weakref.ref(self)
+        threading.Thread(target=_make, args=(self._device, num_bytes, count, made, of_this), daemon=True).start()
+
+    def take(self, num_bytes: int, drain: Callable[[], None]) -> HostBuffer:
+        """The smallest free buffer that is large enough; else a new one, in the place of one that is too small.
+
+        `drain` waits for the copies under way, before a buffer is freed.
+        """
+        while True:
+            fitting = [buffer for buffer in self._free if buffer.bytes.numel() >= num_bytes]
+            if fitting:
+                buffer = min(fitting, key=lambda buffer: buffer.bytes.numel())
+                self._free.remove(buffer)
+                return buffer
+            if self._coming is None:
+                break
+            self._receive(self._coming)
         if self._free:
-            self._drain()
+            drain()
             self.num_bytes -= self._free.pop().bytes.numel()
         self.num_bytes += num_bytes
-        return HostBuffer(num_bytes, pinned=self._pinned)
+        return HostBuffer(num_bytes, pinned=self._device.type == "cuda")
 
     def give(self, buffer: HostBuffer) -> None:
         """Take a buffer back. Copies out of it may be under way: those into it come after them."""
         self._free.append(buffer)
+
+    def _receive(self, coming: "_Made") -> None:
+        buffer = coming.get()
+        if buffer is None:
+            self._coming = None
+            return
+        self.num_bytes += buffer.bytes.numel()
+        self._free.append(buffer)
+
+
+_Made = queue.SimpleQueue[HostBuffer | None]  # None: no more
+
+
+def _make(device: torch.device, num_bytes: int, count: int, made: _Made, pool: Callable[[], HostPool | None]) -> None:
+    """Buffers for `pool`, as long as it is there and memory can be had: the step that needs more can say what it lacks."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        try:
+            for _ in range(count):
+                if pool() is None:
+                    break
+                made.put(HostBuffer(num_bytes, pinned=device.type == "cuda"))
+        except (RunError, RuntimeError):  # of the driver; of PyTorch, which has no memory left
+            pass
+        finally:
+            made.put(None)
 
 
 class ActivationOffload:
@@ -68,9 +109,13 @@ class ActivationOffload:
         self._blocks = set(blocks)
         self._check_saved = check_saved or _same
         self._stream = open_stream(device)
-        self._pool = HostPool(pinned=device.type == "cuda", drain=self._stream.drain)
+        self._pool = HostPool(device)
         self._leaving: tuple[Tensor, CudaEvent] | None = None
         self._newest: Callable[[], _Parked | None] = lambda: None
+
+    def use(self, pool: HostPool) -> None:
+        """Take buffers from there. Before the first step."""
+        self._pool = pool
 
     @property
     def bytes_on_host(self) -> int:
@@ -110,7 +155,7 @@ class ActivationOffload:
 
     def _park(self, x: Tensor) -> "_Parked":
         self._release()
-        buffer = self._pool.take(x.numel() * x.element_size())
+        buffer = self._pool.take(x.numel() * x.element_size(), self._stream.drain)
         parked = _Parked(x, buffer, self._pool, self._stream, self._newest)
         self._leaving = x, parked.leave(x)
         self._newest = weakref.ref(parked)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import ConfigError
+from ..facts import num_tokens
 from ..memory.attention import load_attention
 from ..memory.by_size import with_kept_by_size
 from ..memory.checkpointing import with_checkpointing
@@ -28,7 +29,7 @@ from ..memory.compile import with_compile
 from ..memory.graphs import Graphs
 from ..memory.master import BlockMaster, HeldKind
 from ..memory.masters import MasterMaker
-from ..memory.offload import ActivationOffload
+from ..memory.offload import ActivationOffload, HostPool
 from ..memory.order import spread, spread_mapped
 from ..memory.recompute import Kept, mark_kept, with_selective_recompute
 from ..memory.rerun import Rerun
@@ -36,7 +37,7 @@ from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, hold_blocks
 from ..parallel.world import ALONE, World
 from ..plan.decision import COMPILED, Decision
-from ..plan.plan import Plan, allows_graphs
+from ..plan.plan import Bucket, Plan, allows_graphs
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from ..wan.walk import Look
@@ -215,6 +216,20 @@ def make_masters(
     if plan.shards > 1:
         kinds |= dict.fromkeys(sorted(set(range(num_blocks)) - set(streamed)), "sharded")
     return MasterMaker(kinds, device, folder=blocks_folder(plan, scratch), world=world, tell=tell)
+
+
+def memory_for_inputs(plan: Plan, decision: Decision, buckets: Sequence[Bucket], dtype: torch.dtype) -> HostPool | None:
+    """Buffers for the inputs of all blocks at the largest size, made from now on; None where the plan moves no inputs.
+
+    Else the first step of each larger size would pin them anew. One or two blocks' are left out: a step makes what it lacks.
+    """
+    if not plan.offload_inputs:
+        return None
+    config = decision.info.config
+    tokens = max(bucket.batch * num_tokens(bucket.shape, config.patch_size) for bucket in buckets)
+    pool = HostPool(decision.device)
+    pool.prepare(tokens * config.dim * dtype.itemsize, config.num_layers - 2)
+    return pool
 
 
 def _hold(model: WanTransformer, maker: MasterMaker, device: torch.device) -> BlockStreamer | None:

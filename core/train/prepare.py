@@ -49,7 +49,7 @@ from ..wan.recovery import file_identity, read_recovery_adapter
 from ..wan.walk import Look
 from .checks import check_job, check_model_file
 from .crepa import Crepa
-from .features import Features, Tell, apply_features, make_masters
+from .features import Features, Tell, apply_features, make_masters, memory_for_inputs
 from .trial import Trial
 from .warm_up import WarmUp
 
@@ -112,6 +112,9 @@ def prepare(
     warm_up = None
     if device.type == "cuda":
         warm_up = WarmUp(decision, info.config, _trial(job, decision, plan, held), warming)
+    inputs = None
+    if world.context == 1 and not job.tread.routes:  # else blocks see fewer tokens
+        inputs = memory_for_inputs(plan, decision, joined_buckets(job, decision.joined), held.dtype)
     with timed("Reading the model"):
         merged = _merged(job, info, tell)
         maker = make_masters(plan, info.config.num_layers, device, scratch=scratch, tell=tell, world=world)
@@ -131,6 +134,8 @@ def prepare(
         features = apply_features(
             model, plan, decision, tell=tell, scratch=scratch, kept=kept, masters=masters or maker, world=world
         )
+        if features.offload is not None and inputs is not None:
+            features.offload.use(inputs)
     with timed("Waiting for the kernels and libraries"):
         for under_way in (warming, warm_up):
             if under_way is not None:

@@ -1,13 +1,14 @@
 """Block inputs that wait in main memory: the same gradients, less on the device, buffers used again."""
 
 import gc
+import queue
 import weakref
 
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory.checkpointing import with_checkpointing
-from wan_train.core.memory.offload import ActivationOffload
+from wan_train.core.memory.offload import ActivationOffload, HostPool, _make
 from wan_train.core.memory.streaming import stream_blocks
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.memory.helpers import (
@@ -174,3 +175,36 @@ def test_without_checkpointing_the_gradients_are_the_same():
     model.run_block = offload.wrap(call_block)
     assert_same(step(model, SHAPES[0]), expected)
     assert offload.bytes_on_host == 5 * 12 * model.config.dim * 4  # the first has nothing to train below it
+
+
+def test_buffers_that_are_made_beforehand_are_used_for_every_size():
+    model = make_model()
+    pool = HostPool(CPU)
+    tokens = max(shape[0] * shape[2] * shape[3] * shape[4] // 4 for shape in SHAPES)
+    pool.prepare(tokens * model.config.dim * 4, 5)
+    expected = plain_steps(make_model(), SHAPES)
+    offload = ActivationOffload(CPU, list(model.blocks)[:5])
+    offload.use(pool)
+    model.run_block = offload.wrap(with_checkpointing(call_block))
+    held = set()
+    for seed, (shape, plain) in enumerate(zip(SHAPES, expected, strict=True)):
+        assert_same(step(model, shape, seed), plain)
+        held |= {buffer.bytes.data_ptr() for buffer in pool._free}
+    assert len(held) == 5
+    assert offload.bytes_on_host == 5 * tokens * model.config.dim * 4
+
+
+def test_what_cannot_be_made_beforehand_is_made_by_the_step():
+    pool = HostPool(CPU)
+    pool.prepare(2**62, 3)  # no machine has so much
+    buffer = pool.take(16, lambda: None)
+    assert buffer.bytes.numel() == 16
+    assert pool.num_bytes == 16
+
+
+def test_no_more_is_made_for_a_pool_that_is_gone():
+    made, pool = queue.SimpleQueue(), HostPool(CPU)
+    of_this = weakref.ref(pool)
+    del pool
+    _make(CPU, 16, 3, made, of_this)
+    assert made.get() is None
