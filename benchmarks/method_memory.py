@@ -4,9 +4,10 @@
     python benchmarks/method_memory.py --table benchmarks/results/method-memory-h200.json
 
 A model of 14B's width with few blocks, random, so that a run takes seconds: all methods one after another in this process, each
-for a few steps on pictures of one size. Small pictures have CUDA graphs, larger ones none. Rows are written as they are made; a
-command that is given again makes what is missing, and what failed. `off`: what was taken, beside the promise; the promise of a
-method that is off by more than 7 % is a fault of the planner's.
+on pictures of one size. Each is the beginning of a run of 1,000 steps, and is stopped after a few: a plan for few steps would do
+without kernels and CUDA graphs, which take seconds to make. Small pictures have CUDA graphs, larger ones none. Rows are written
+as they are made; a command that is given again makes what is missing, and what failed. `off`: what was taken, beside the
+promise; the promise of a method that is off by more than 7 % is a fault of the planner's.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from wan_train.core.settings.job import CaptionText, ExpertTurns, Job, ModelSpec
 from wan_train.core.settings.memory import MemoryOptions  # noqa: E402
 from wan_train.core.train.crepa import crepa_identity  # noqa: E402
 from wan_train.core.train.events import EventReader, EventWriter  # noqa: E402
-from wan_train.core.train.run import run_job  # noqa: E402
+from wan_train.core.train.run import RunStoppedError, run_job  # noqa: E402
 from wan_train.core.train.run_folder import RunFolder  # noqa: E402
 from wan_train.core.wan.checkpoint import inspect  # noqa: E402
 from wan_train.core.wan.config import WanConfig  # noqa: E402
@@ -54,6 +56,8 @@ MODELS = {
 PRECISIONS = ("bf16", "fp8")
 LABEL = "wan2.2-t2v-a14b"
 LIMIT = 0.07  # of the promise
+PLANNED_STEPS = 1000  # of the run, of which the first few are made
+KNOWN = ("card-*.json", "compiled")  # of a run's cache: what was measured of the card, and what was compiled
 Change = Callable[[Job], Job]
 
 
@@ -141,6 +145,7 @@ class Bench:
         self._work, self._steps, self._config = work, steps, MODELS[model]
         self._files = [work / f"{model}-{number}.safetensors" for number in range(2)]
         self._is_small = model == "toy"
+        self._known = work / "known"
 
     def model(self, number: int = 0) -> Path:
         """The first or the second expert, random."""
@@ -151,7 +156,7 @@ class Bench:
 
     def job(self, method: str, clip: Clip, precision: str) -> Job:
         """That of a method, on two pictures."""
-        base = make_job(self._work / "data", self.model(), [clip], self._steps)
+        base = make_job(self._work / "data", self.model(), [clip], PLANNED_STEPS)
         (sample,) = base.data.samples
         data = replace(base.data, samples=(sample, replace(sample, name="second")))
         chosen = "auto" if self._is_small else precision
@@ -194,10 +199,13 @@ class Bench:
         return replace(job, stage="both", timesteps=window, other_expert=other, turns=turns)
 
     def row(self, method: str, clip: Clip, precision: str, device: torch.device) -> dict[str, Any]:
-        """Of one run. Each has a folder of its own above it, so that no plan learns of another's run."""
+        """Of one run. Each has a folder of its own above it: a plan knows the card, and learns of no other run."""
         folder = RunFolder(self._work / "runs" / f"{method} {clip} {precision}".replace(" ", "_") / "runs" / "run")
         shutil.rmtree(folder.path.parents[1], ignore_errors=True)
         folder.path.mkdir(parents=True)
+        folder.scratch_path.mkdir(parents=True)
+        self._known.mkdir(exist_ok=True)
+        _move_known(self._known, folder.scratch_path)
         job = self.job(method, clip, precision)
         folder.write_job(job)
         if device.type == "cuda":
@@ -205,11 +213,28 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         head = {"method": method, "clip": str(clip), "precision": precision}
+        reader, seen = EventReader(folder.events_path), list[Mapping[str, Any]]()
+
+        def is_over() -> bool:
+            seen.extend(reader.read())
+            return sum(event["event"] == "step" for event in seen) >= self._steps
+
         try:
-            run_job(folder, EventWriter(folder.events_path), device, lambda: False)
+            with suppress(RunStoppedError):
+                run_job(folder, EventWriter(folder.events_path), device, is_over)
         except Exception as error:  # of any method: the others go on
             return {**head, "error": f"{type(error).__name__}: {error}"}
-        return {**head, **measured(EventReader(folder.events_path).read())}
+        finally:
+            _move_known(folder.scratch_path, self._known)
+        return {**head, **measured([*seen, *reader.read()])}
+
+
+def _move_known(source: Path, target: Path) -> None:
+    """What any run may know, from one cache to another."""
+    for pattern in KNOWN:
+        for path in source.glob(pattern):
+            shutil.rmtree(target / path.name, ignore_errors=True)
+            shutil.move(path, target / path.name)
 
 
 def measured(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
