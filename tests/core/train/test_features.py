@@ -7,6 +7,7 @@ import pytest
 import torch
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import ConfigError
+from wan_train.core.facts import num_tokens
 from wan_train.core.memory import chunking
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.planning import plan_of
@@ -242,3 +243,15 @@ def test_the_adapter_is_whole_after_streaming(job: Job):
     ours, theirs = adapter_state(prepared.model), adapter_state(plain.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     prepared.features.close()
+
+
+def test_memory_for_the_inputs_of_blocks_is_there_before_the_first_step(job: Job, deep_model):
+    """As many buffers as fit any plan, of the largest size: no size makes others in their place."""
+    prepared = prepare(replace(job, model=deep_model, memory=MemoryOptions(offload_inputs=True)), CPU)
+    config, offload = prepared.model.config, prepared.features.offload
+    assert offload is not None
+    largest = max(num_tokens(sample.shape, config.patch_size) for sample in job.training_samples)
+    pool = offload._pool
+    taken = [pool.take(1, pytest.fail) for _ in range(config.num_layers - 2)]
+    assert {buffer.bytes.numel() for buffer in taken} == {largest * config.dim * 4}
+    assert pool.take(1, pytest.fail).bytes.numel() == 1
