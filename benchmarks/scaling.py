@@ -204,7 +204,7 @@ def main() -> None:
         if not model.exists():
             speed.apart(f"writing {model.name}", write_checkpoint, model, MODELS[name], speed.DTYPES[row.weights])
         for peer in peers_of(row, options):
-            for gpus in (options.gpus,) if find(report, row, name, peer) else (1, options.gpus):
+            for gpus in (options.gpus,) if find(report, row, name, peer) else sorted({1, options.gpus}):
                 if options.total and time.monotonic() - begun > options.total:
                     print(f"no time is left for {row} on {gpus}", flush=True)
                     return
