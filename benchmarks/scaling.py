@@ -7,6 +7,8 @@ A row is weights (bf16, fp8: a file in fp8, multiplied in fp8), a clip and a way
 tokens of each sample over all), sharded (data parallel, with the base spread over the GPUs), with cap=24 for a GPU of 24 GB.
 Every run is `wantrain train` on a folder, as a user starts it; its steps are read from its diary, without the first ones. The
 same on one GPU is measured once for each clip and weights. A GB is 2**30 bytes.
+
+With --diffsynth a checkout of DiffSynth-Studio does the same by its own script, for each row of bf16 and data.
 """
 
 import argparse
@@ -14,22 +16,29 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from time_to_lora import start_report  # also makes the pack importable
-from wan_train.benchmarks import speed
-from wan_train.benchmarks.lora_clock import run_ours, timeline
-from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint
-from wan_train.core.adapters.metadata import base_model_name
-from wan_train.core.settings.job import Job
-from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.settings.parallel import ParallelOptions
-from wan_train.core.train.events import Event, EventReader
-from wan_train.core.train.run_folder import RunFolder
-from wan_train.core.wan.checkpoint import inspect
+PACK = Path(__file__).resolve().parents[1]
+if "wan_train" not in sys.modules:
+    sys.path.insert(0, str(PACK))
+    import wantrain
+
+    wantrain.load_pack()
+from wan_train.benchmarks import diffsynth, musubi, speed  # noqa: E402
+from wan_train.benchmarks.lora_clock import CardWatch, run_ours, timeline  # noqa: E402
+from wan_train.benchmarks.material import MODELS, Clip, make_job, write_checkpoint  # noqa: E402
+from wan_train.benchmarks.time_to_lora import start_report  # noqa: E402
+from wan_train.core.adapters.metadata import base_model_name  # noqa: E402
+from wan_train.core.settings.job import Job  # noqa: E402
+from wan_train.core.settings.memory import MemoryOptions  # noqa: E402
+from wan_train.core.settings.parallel import ParallelOptions  # noqa: E402
+from wan_train.core.train.events import Event, EventReader  # noqa: E402
+from wan_train.core.train.run_folder import RunFolder  # noqa: E402
+from wan_train.core.wan.checkpoint import inspect  # noqa: E402
 
 ROWS = [
     "fp8 1024x1024x1 data",
@@ -42,7 +51,7 @@ ROWS = [
 ]
 SKIPPED = 3  # steps before those that are counted
 PRECISIONS = {"bf16": "bf16", "fp8": "fp8_compute"}
-KEY = ("model", "weights", "shape", "way", "gpus", "cap_gb")
+KEY = ("peer", "model", "weights", "shape", "way", "gpus", "cap_gb")
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,42 @@ def measure(row: Row, gpus: int, model: Path, work: Path, options: argparse.Name
     return found
 
 
+def measure_peer(row: Row, gpus: int, model: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One run of DiffSynth-Studio, each GPU with its own sample."""
+    name = "toy" if options.cpu else "14b"
+    steps = row.steps or options.steps
+    peer = musubi.Peer(
+        checkout=options.diffsynth.expanduser().absolute(),
+        packages=options.diffsynth_packages,
+        model_name=name,
+        model=model,
+        clips=[row.clip],
+        work=work,
+        steps=steps - SKIPPED,
+        warmup=SKIPPED,
+    )
+    watch, start = CardWatch(), time.monotonic()
+    done = diffsynth.measure(peer, gpus, options.limit)
+    seconds, smi = time.monotonic() - start, watch.stop()
+    return {
+        "peer": diffsynth.NAME,
+        "peer_version": musubi.version(peer.checkout),
+        "peer_packages": peer.package_versions(),
+        "model": name,
+        "weights": row.weights,
+        "shape": str(row.clip),
+        "way": "data" if gpus > 1 else "one",
+        "gpus": gpus,
+        "cap_gb": 0.0,
+        "s_step": done.get("s"),
+        "samples_s": round(gpus / done["s"], 4) if done else None,
+        "peak_reserved_gb": max(done["peaks_gb"], default=0.0) if done else None,
+        "smi_gb": smi,
+        "run_s": round(seconds, 1),
+        **{name: done[name] for name in ("s_min", "s_max", "first_step_s", "peaks_gb") if name in done},
+    }
+
+
 def peaks(steps: list[Event]) -> list[float]:
     """The most that each GPU had reserved, where the diary has it."""
     found: list[float] = []
@@ -141,6 +186,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=150, help="seconds that one run may take")
     parser.add_argument("--total", type=float, default=0, help="seconds after which no further run is started; 0: none")
     parser.add_argument("--work", type=Path, help="folder for models, data and runs; default: in memory")
+    parser.add_argument("--diffsynth", type=Path, metavar="CHECKOUT", help="measure DiffSynth-Studio, too")
+    parser.add_argument(
+        "--diffsynth-packages", type=Path, metavar="FOLDER", help="what 'pip install --target' made for it"
+    )
+    parser.add_argument("--no-ours", action="store_true", help="measure the peer alone")
     parser.add_argument("--cpu", action="store_true", help="a dry run: a toy model, ranks on the CPU")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -153,27 +203,36 @@ def main() -> None:
         model = work / f"random-{name}-{row.weights}.safetensors"
         if not model.exists():
             speed.apart(f"writing {model.name}", write_checkpoint, model, MODELS[name], speed.DTYPES[row.weights])
-        one = find(report, row, name)
-        for gpus in (options.gpus,) if one else (1, options.gpus):
-            if options.total and time.monotonic() - begun > options.total:
-                print(f"no time is left for {row} on {gpus}", flush=True)
-                return
-            found = measure(row, gpus, model, work, options)
-            if gpus > 1:
-                compare(found, find(report, row, name))
-            report["rows"] = [old for old in report["rows"] if any(old[key] != found[key] for key in KEY)] + [found]
-            print(
-                json.dumps({key: value for key, value in found.items() if value != [] and key != "timeline"}),
-                flush=True,
-            )
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for peer in peers_of(row, options):
+            for gpus in (options.gpus,) if find(report, row, name, peer) else sorted({1, options.gpus}):
+                if options.total and time.monotonic() - begun > options.total:
+                    print(f"no time is left for {row} on {gpus}", flush=True)
+                    return
+                found = (measure_peer if peer else measure)(row, gpus, model, work, options)
+                if gpus > 1:
+                    compare(found, find(report, row, name, peer))
+                add_row(report, found, options.out)
 
 
-def find(report: dict[str, Any], row: Row, model: str) -> dict[str, Any] | None:
-    """The run on one GPU that a row is compared with."""
-    wanted = {"model": model, "weights": row.weights, "shape": str(row.clip), "way": "one"}
-    return next((old for old in report["rows"] if all(old[key] == value for key, value in wanted.items())), None)
+def peers_of(row: Row, options: argparse.Namespace) -> list[str | None]:
+    """Who is measured on a row; None is ours."""
+    is_peers = options.diffsynth and (row.weights, row.way) == ("bf16", "data")
+    return [*([] if options.no_ours else [None]), *([diffsynth.NAME] if is_peers else [])]
+
+
+def add_row(report: dict[str, Any], found: dict[str, Any], out: Path) -> None:
+    """Put a row in the place of the same one of before, print it, and write the file."""
+    report["rows"] = [old for old in report["rows"] if any(old.get(key) != found.get(key) for key in KEY)] + [found]
+    short = {key: value for key, value in found.items() if value != [] and key != "timeline"}
+    print(json.dumps(short), flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def find(report: dict[str, Any], row: Row, model: str, peer: str | None) -> dict[str, Any] | None:
+    """The run on one GPU that a row is compared with: ours, or that of the same peer."""
+    wanted = {"peer": peer, "model": model, "weights": row.weights, "shape": str(row.clip), "way": "one"}
+    return next((old for old in report["rows"] if all(old.get(key) == value for key, value in wanted.items())), None)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ DEFAULT_RUNS = [
 ]
 LONG = 1000  # steps of the rows that are extrapolated
 KEY = ("dataset", "model", "weights", "precision", "cap_gb", "steps", "start", "options")
+PEER_KEY = ("peer", "peer_setting")
 When = Literal["cold", "warm", "second"]
 
 
@@ -125,6 +126,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="musubi or aitoolkit: measured on each dataset and steps that is run cold without a cap",
     )
     parser.add_argument("--peer-packages", type=Path, help="what 'pip install --target' made for the peers")
+    parser.add_argument("--no-ours", action="store_true", help="the peers alone, beside ours that the file holds")
     parser.add_argument("--peer-args", help="in place of its fastest settings")
     parser.add_argument("--model", choices=list(MODELS), default="14b")
     parser.add_argument(
@@ -185,14 +187,25 @@ def measure(
         shutil.rmtree(kept, ignore_errors=True)
     folder = kept / "runs" / f"{number}-{run.recipe.dataset}-{run.start}"
     shutil.rmtree(folder, ignore_errors=True)
-    job = write_run(folder, work / "data", model, run.recipe, small=options.small)
     print(f"== {json.dumps({'model': name, **run.head})}", flush=True)
-    clock = run_ours(folder, kept / "compiled", limit=limit)
-    row = {"model": name, **run.head, **read_run(folder, job, clock)}
-    add_row(report, row, options.out)
+    if options.no_ours:
+        row = known_row(report, {"model": name, **run.head})
+    else:
+        job = write_run(folder, work / "data", model, run.recipe, small=options.small)
+        clock = run_ours(folder, kept / "compiled", limit=limit)
+        row = {"model": name, **run.head, **read_run(folder, job, clock)}
+        add_row(report, row, options.out)
     if run.start == "cold" and not run.recipe.cap_gb:
         for peer, checkout in options.peer:
             add_row(report, row | measure_peer(peer, Path(checkout), run, model, work, options), options.out)
+
+
+def known_row(report: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """Ours of the same run, which the file holds already. SystemExit if it does not."""
+    found = next((row for row in report["rows"] if all(row[name] == head[name] for name in KEY)), None)
+    if found is None:
+        sys.exit(f"the file holds no run of ours that is {head}: leave out --no-ours.")
+    return found
 
 
 def measure_peer(
@@ -255,7 +268,7 @@ def add_row(report: dict[str, Any], row: dict[str, Any], out: Path) -> None:
     """Put a row, and the longer run that it makes known, in the place of those of the same run; write the file."""
     for new in filter(None, (row, longer(row, LONG) if row["steps"] < LONG else None)):
         same = [old for old in report["rows"] if all(old[name] == new[name] for name in KEY)]
-        alone = [old for old in same if old.get("peer") == new.get("peer") or not old.get("peer")]
+        alone = [old for old in same if all(old.get(key) == new.get(key) for key in PEER_KEY) or not old.get("peer")]
         report["rows"] = [old for old in report["rows"] if old not in alone] + [new]
     short = {name: value for name, value in row.items() if name not in ("warnings", "errors") or value}
     print(json.dumps(short), flush=True)

@@ -12,7 +12,7 @@ import torch
 from wan_train.benchmarks.datasets import BOUNDARIES, RunSettings, clips_of, label_of, shares, sizes_of_steps, write_run
 from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize, timeline
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
-from wan_train.benchmarks.time_to_lora import Run, add_row, table
+from wan_train.benchmarks.time_to_lora import Run, add_row, known_row, table
 from wan_train.core.errors import ConfigError
 from wan_train.core.train.batches import BatchSchedule
 from wan_train.core.train.events import EventReader, EventWriter
@@ -194,6 +194,27 @@ def test_a_row_takes_the_place_of_the_same_run(tmp_path, capsys):
     ]
     assert "| pictures | auto | none | 1,000 | cold | about 2000 s |" in table(rows)
     assert '"ours_s": 10.0' in capsys.readouterr().out
+
+
+def test_each_setting_of_a_peer_has_a_row(tmp_path):
+    head = {"model": "toy", **Run.parse("pictures steps=1000").head, "ours_s": 9.0}
+    report = {"rows": [head]}
+    for setting, seconds in (("compile=true", 3.0), ("compile=false", 4.0), ("compile=false", 5.0)):
+        add_row(
+            report, head | {"peer": "AI-Toolkit", "peer_setting": setting, "peer_s": seconds}, tmp_path / "out.json"
+        )
+    assert [(row["peer_setting"], row["peer_s"]) for row in report["rows"]] == [
+        ("compile=true", 3.0),
+        ("compile=false", 5.0),
+    ]
+
+
+def test_a_peer_alone_is_put_beside_ours_of_the_same_run():
+    head = {"model": "toy", **Run.parse("pictures steps=5").head}
+    report = {"rows": [{**head, "start": "warm", "ours_s": 1.0}, {**head, "ours_s": 2.0}]}
+    assert known_row(report, head)["ours_s"] == 2.0
+    with pytest.raises(SystemExit, match="leave out --no-ours"):
+        known_row(report, head | {"steps": 6})
 
 
 def test_a_timeline_is_in_the_order_of_the_clock():
