@@ -2,7 +2,7 @@
 
 After such an error nothing more can be done on the GPU in this process: every later call gives the same error, also those
 that would only clean up. So the process ends, its last checkpoint stays as it is, and a new process goes on from there. Out of
-memory is another thing (`core.shortage`).
+memory is another thing (`core.shortage`), also where cuDNN calls it an internal error.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,6 +46,7 @@ _REFUSED = (
     "STATUS_ARCH_MISMATCH",
     "STATUS_NOT_INITIALIZED",
 )
+_TAKEN = "busy or unavailable"  # cudaErrorDevicesUnavailable: the GPU gives this process no context
 _CAUSE = (
     "Possible causes: the driver was reset or updated meanwhile, another program disturbed the GPU, the card is overclocked, "
     "too hot or short of power, or a program that runs on it has a fault"
@@ -87,6 +88,12 @@ def failed_sentence(name: str, reason: str, *, done: int, checkpoint: int) -> st
         if checkpoint
         else "There is no checkpoint yet: start the run again, and it begins from the start"
     )
+    if _TAKEN in reason:
+        return (
+            f"{name} can't be used now ({reason}): another program has it to itself (compute mode Exclusive Process), or the "
+            "mode is Prohibited, or its memory is full. nvidia-smi shows mode and programs: end that program, or choose "
+            f"another device. {kept}."
+        )
     return (
         f"{name} failed {when} ({reason}). {_CAUSE}. {kept}. If it fails again, restart the machine, undo any overclocking, "
         "and update the driver."

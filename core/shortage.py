@@ -6,6 +6,7 @@ What a training run does about it stands in `core.plan.recovery`; what encoders 
 
 import errno
 import gc
+import re
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -25,6 +26,7 @@ VRAM_SIGNS = (
     "Cuda failure 2 'out of memory'",  # of NCCL
     "cudaErrorMemoryAllocation",
     "STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
     "MPS backend out of memory",
     "unable to find an engine",  # of cuDNN: torch takes an allocation that fails for a plan that does not suit, and says this
 )
@@ -36,6 +38,10 @@ RAM_SIGNS = (
     "Cannot allocate memory",
 )
 _SIGNS = ("out of memory", *VRAM_SIGNS, *RAM_SIGNS)
+# What cuDNN and cuBLAS say where the GPU has no room for their kernels or their handle, but of other faults as well. Loading
+# cuDNN's kernels took up to 500 MB (github.com/pytorch/pytorch/issues/81620).
+_DISGUISED = re.compile(r"CUDNN_STATUS_INTERNAL_ERROR\b|STATUS_NOT_INITIALIZED\b")
+_ROOM = 2**30  # bytes free on the GPU, beside what torch holds, with which these errors have another cause
 
 
 class ShortageError(RunError):
@@ -48,7 +54,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, (RuntimeError, SafetensorError)) and any(sign in str(error) for sign in _SIGNS)
+    if not isinstance(error, (RuntimeError, SafetensorError)):
+        return False
+    return any(sign in str(error) for sign in _SIGNS) or _is_disguised(str(error))
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
@@ -63,13 +71,23 @@ def shortage_of(error: BaseException) -> Shortage | None:
             return "ram"
         if isinstance(current, (RuntimeError, RunError, OSError)):
             text = str(current)
-            if any(sign in text for sign in VRAM_SIGNS):
+            if any(sign in text for sign in VRAM_SIGNS) or _is_disguised(text):
                 return "vram"
             if any(sign in text for sign in RAM_SIGNS):
                 return "ram"
         # torch.compile's errors carry what the compiler met.
         current = getattr(current, "inner_exception", None) or current.__cause__
     return None
+
+
+def _is_disguised(text: str) -> bool:
+    """Whether a library's error of many causes is due to a GPU that is full."""
+    if not _DISGUISED.search(text):
+        return False
+    try:
+        return torch.cuda.mem_get_info()[0] < _ROOM
+    except (RuntimeError, AssertionError):  # a GPU that has failed does not answer; where there is none, none is full
+        return False
 
 
 def try_twice(act: Callable[[], T], free: Callable[[], None]) -> T:

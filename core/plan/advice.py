@@ -146,10 +146,10 @@ def _smaller_side(planner: Planner) -> Iterator[str]:
 
 
 def _smaller_batch(planner: Planner) -> Iterator[str]:
-    if any(bucket.batch > 1 for bucket in planner.buckets):
-        alone = replace(planner, buckets=[replace(bucket, batch=1) for bucket in planner.buckets])
-        if alone.fits():
-            yield f"{label('batch_size')} 1"
+    copies = [(bucket.passes or planner.task.passes).copies for bucket in planner.buckets]  # of each sample
+    alone = [replace(bucket, batch=number) for bucket, number in zip(planner.buckets, copies, strict=True)]
+    if alone != list(planner.buckets) and replace(planner, buckets=alone).fits():
+        yield f"{label('batch_size')} 1"
 
 
 def _lower_precision(planner: Planner) -> Iterator[str]:

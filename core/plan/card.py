@@ -1,6 +1,5 @@
 """What a device can do: memory that is free, rates measured in about a second, and how far predictions were off before."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import TypeVar
 
 import torch
 
-from ..disk import write_atomic
 from ..errors import ConfigError
 from ..memory.attention import Attend, AttentionShape, choose_attention, sdpa_attention, time_attention
 from ..memory.precision import native_dtype, precision_kind
@@ -19,6 +17,7 @@ from ..memory.precisions.fp8_compute import find_kernel, multiply
 from ..safe_json import as_table
 from ..settings.memory import MasterKind
 from .host import available_ram, pinnable_ram
+from .kept import read_kept, write_kept
 
 LINK_RATE = 12e9  # bytes/s that a GPU sends to others where it was not measured: over PCIe 4.0, by way of main memory
 LINK_LATENCY_S = 40e-6  # until what is sent to other GPUs begins to arrive
@@ -26,7 +25,7 @@ DISK_RATE = 2e9  # bytes/s of a mapped file: an NVMe disk; what is still in main
 _TIMED_S, _TIMED_RUNS = 0.04, 100  # a rate is taken over so many seconds, or so many runs
 _DIVISORS = (1, 4, 16)  # of the measured sizes, one after another until they fit
 _FITS = (0.5, 3.0)  # factors outside are a measurement of something else
-
+_CORRECTIONS = "corrections"
 
 RATES = ("matmul", "matmul_fp32", "bandwidth", "to_device", "staged", "matmul_fp8", "launch_s")
 T = TypeVar("T")
@@ -184,12 +183,12 @@ def measure_free(card: Card, device: torch.device) -> Card:
     return replace(card, free=free, total=total, free_ram=free_ram, pinnable_ram=pinnable)
 
 
-def read_correction(folder: Path, card: Card, kind: str) -> Correction:
-    """What was learnt of `card` in runs of this `kind` (see `correction_kind`); none where there is nothing, or damage."""
+def read_correction(folder: Path, card: Card, kind: str, version: str) -> Correction:
+    """What was learnt of `card` in runs of this `kind` (see `correction_kind`); none of another `version`, or damaged."""
     try:
-        found = json.loads(learnt_path(folder, card).read_text(encoding="utf-8"))[kind]
+        found = as_table(read_kept(learnt_path(folder, card), version).get(_CORRECTIONS))[kind]
         correction = Correction(float(found["memory"]), float(found["time"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return Correction()
     return (
         correction
@@ -198,16 +197,11 @@ def read_correction(folder: Path, card: Card, kind: str) -> Correction:
     )
 
 
-def write_correction(folder: Path, card: Card, kind: str, correction: Correction) -> None:
+def write_correction(folder: Path, card: Card, kind: str, version: str, correction: Correction) -> None:
     """Keep `correction` for the next run. RunError if the folder cannot be written."""
     path = learnt_path(folder, card)
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = None
-    known = {**as_table(known), kind: asdict(correction)}
-    content = json.dumps(known, indent=1).encode()
-    write_atomic(path, lambda file: file.write(content))
+    known = as_table(read_kept(path, version).get(_CORRECTIONS))
+    write_kept(path, version, {_CORRECTIONS: {**known, kind: asdict(correction)}})
 
 
 def corrected(correction: Correction, *, memory: float | None = None, seconds: float | None = None) -> Correction:

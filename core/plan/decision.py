@@ -6,7 +6,9 @@ the model is made to compute with it, also after memory has run out.
 
 import math
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -19,7 +21,8 @@ from ..memory.attention import AttentionShape
 from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cache
 from ..memory.precision import AUTO, needed_by_precision, needs_adapter, resolve
 from ..objective.objective import objective_of
-from ..settings.job import Job
+from ..objective.passes import Passes
+from ..settings.job import Job, TrainSample
 from ..settings.memory import BlockMode, MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo
@@ -199,16 +202,15 @@ def batches_joined(job: Job, device: torch.device) -> tuple[int, tuple[str, ...]
 def joined_buckets(job: Job, joined: int) -> list[Bucket]:
     """`buckets_of`, where so many batches of a step go through the model together, in the copies that the objective takes.
 
-    A batch in which no sample has a caption with the class word goes in one copy fewer, and is a size of its own.
+    Batches that take fewer passes than others of their shape are a bucket of their own.
     """
-    copies, found = objective_of(job).passes.copies, list[Bucket]()
+    whole, found = objective_of(job).passes, list[Bucket]()
     for bucket in buckets_of(job):
-        batch, share = bucket.batch * joined, bucket.share / joined
-        without = _share_without_class(job, bucket.shape, batch) if copies > 1 else 0.0
-        if without:
-            found.append(replace(bucket, batch=batch * (copies - 1), share=share * without, fewer=1))
-        if without < 1:
-            found.append(replace(bucket, batch=batch * copies, share=share * (1 - without)))
+        batch = bucket.batch * joined
+        for passes, share in _kinds_of_batches(job, bucket.shape, batch):
+            own = None if passes == whole else passes
+            share *= bucket.share / joined
+            found.append(replace(bucket, batch=batch * passes.copies, share=share, passes=own))
     return found
 
 
@@ -229,31 +231,49 @@ def num_batch_sizes(job: Job) -> int:
     Of some shapes the last batch of an epoch is smaller; and where copies of a batch go together, one in which no sample has
     a caption with the class word goes in one copy fewer.
     """
-    samples, copies, number = _samples_by_shape(job), objective_of(job).passes.copies, 0
+    samples, number = _samples_by_shape(job), 0
     for bucket in buckets_of(job):
         sizes = {bucket.batch, samples[bucket.shape] % bucket.batch} - {0}
-        rows = set[int]()
-        for size in sizes:
-            without = _share_without_class(job, bucket.shape, size) if copies > 1 else 0.0
-            rows |= {size * copies} if without < 1 else set()
-            rows |= {size * (copies - 1)} if without else set()
-        number += len(rows)
+        number += len({s * passes.copies for s in sizes for passes, _ in _kinds_of_batches(job, bucket.shape, s)})
     return number
 
 
-def _share_without_class(job: Job, shape: tuple[int, int, int, int], batch: int) -> float:
-    """Share of the batches of one shape, each of so many samples, in which none has a caption with the class word.
+def _kinds_of_batches(job: Job, shape: tuple[int, int, int, int], batch: int) -> Iterator[tuple[Passes, float]]:
+    """The passes that batches of one shape, each of so many samples, take, with the share of the batches that take them.
 
-    0 where nobody asks for such captions.
+    Output preservation takes none where no sample has a caption with the class word, prior preservation none where no sample is
+    of a regularization set.
     """
-    if not job.regularizers.output_preservation:
-        return 0.0
+    chosen = job.regularizers
+    if not (chosen.output_preservation or chosen.prior_preservation):
+        yield objective_of(job).passes, 1.0
+        return
     alike = [sample for sample in job.training_samples if sample.shape == shape]
-    total = sum(sample.repeats for sample in alike)
-    without = sum(sample.repeats for sample in alike if not sample.class_texts)
-    if batch > total:  # joined, over epochs
-        return (without / total) ** batch
-    return math.comb(without, batch) / math.comb(total, batch)
+    no_class = {s for s in alike if not (chosen.output_preservation and s.class_texts)}
+    no_prior = {s for s in alike if not (chosen.prior_preservation and s.is_regularization)}
+
+    def share_of(samples: Collection[TrainSample]) -> Fraction:
+        """Of the batches whose samples are all among these."""
+        total, number = (sum(s.repeats for s in alike if s in which) for which in (alike, samples))
+        if batch > total:  # joined, over epochs
+            return Fraction(number, total) ** batch
+        return Fraction(math.comb(number, batch), math.comb(total, batch))
+
+    neither, without, plain = share_of(no_class & no_prior), share_of(no_class), share_of(no_prior)
+    shares = {
+        (False, False): neither,
+        (False, True): without - neither,
+        (True, False): plain - neither,
+        (True, True): 1 - without - plain + neither,
+    }
+    for (has_class, has_prior), share in shares.items():
+        if share:
+            asked = replace(
+                chosen,
+                output_preservation=chosen.output_preservation * has_class,
+                prior_preservation=chosen.prior_preservation and has_prior,
+            )
+            yield objective_of(replace(job, regularizers=asked)).passes, float(share)
 
 
 def _samples_by_shape(job: Job) -> Counter[tuple[int, int, int, int]]:

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
@@ -23,7 +24,8 @@ from .constants import constants
 from .decision import Decision
 from .estimate import pinned_ram
 from .host import busy_seconds
-from .measure import ESTIMATES, MeasuredStep, Peak, correction_kind
+from .kept import predictions_version
+from .measure import MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
 from .plan import ONE_GPU, Gpus, is_graphed
 from .planner import STEP_DOWN, Planner
@@ -31,7 +33,6 @@ from .planning import make_planner
 from .probe import DeviceProbe, keep_overhead, probe, version_of
 from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, learnt_end, read_costs, write_costs
 from .shortages import Met, kind_of, read_met, write_met
-from .shortages import version_of as shortage_version
 
 log = logging.getLogger(__name__)
 SAME = 0.97  # of the memory that was free: less is missing because of another program
@@ -49,6 +50,11 @@ class Learnt:
     others: int | None = None
     ranks: int = 1
 
+    @cached_property
+    def version(self) -> str:
+        """Of all that what is learnt depends on: card, driver, packages, and what is predicted."""
+        return f"{version_of(self.device)}; predictions {predictions_version()}"
+
     def probe(self, decision: Decision) -> DeviceProbe:
         """The device for this run: measured where it is not known yet, its memory as it is now."""
         found = probe(self.device, decision.attention, self.folder, first=finish_importing_adapters)
@@ -58,16 +64,16 @@ class Learnt:
     def planner(self, job: Job, decision: Decision, probe: DeviceProbe, gpus: Gpus = ONE_GPU) -> Planner:
         """For the job over `gpus`, with its options and all that earlier runs have shown."""
         planner = make_planner(job, decision, probe.card, gpus)
-        costs = read_costs(self._costs_path(planner.card))
+        costs = read_costs(self._costs_path(planner.card), self.version)
         return replace(
             planner,
             corrections={
-                mode: read_correction(self.folder, planner.card, correction_kind(planner, mode))
+                mode: read_correction(self.folder, planner.card, correction_kind(planner, mode), self.version)
                 for mode in decision.modes
             },
             costs=replace(costs, file_bytes=planner.costs.file_bytes, is_probed=probe.is_known),
-            version=version_of(self.device),
-            met=read_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES)),
+            version=self.version,
+            met=read_met(self._shortages_path(planner), _kind(job, planner, self.ranks), self.version),
         )
 
     def remember_shortage(self, job: Job, planner: Planner, failed: Choice, lower: Choice, free: int) -> Planner:
@@ -99,13 +105,13 @@ class Learnt:
     def remember_costs(self, planner: Planner, costs: RunCosts) -> None:
         """What was beside the steps of a run."""
         with suppress(RunError):
-            write_costs(self._costs_path(planner.card), costs)
+            write_costs(self._costs_path(planner.card), self.version, costs)
 
     def remember_end(self, planner: Planner, seconds: float) -> None:
         """A run had its LoRA `seconds` after its last step."""
         path = self._costs_path(planner.card)
         with suppress(RunError):
-            write_costs(path, learnt_end(read_costs(path), seconds))
+            write_costs(path, self.version, learnt_end(read_costs(path, self.version), seconds))
 
     def _with_overhead(self, card: Card) -> Card:
         """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""
@@ -117,7 +123,7 @@ class Learnt:
 
     def _write_met(self, job: Job, planner: Planner, met: Met) -> None:
         try:
-            write_met(self._shortages_path(planner), _kind(job, planner, self.ranks), shortage_version(ESTIMATES), met)
+            write_met(self._shortages_path(planner), _kind(job, planner, self.ranks), self.version, met)
         except RunError as error:
             log.warning("That memory ran out is not kept for the next run: %s", error)
 
@@ -181,7 +187,7 @@ class LearnCosts:
                 continue
             kept = kept_for(self._started.kept, size.tokens)
             kept_plan = replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
-            found = [key(planner.version, plan, size.tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
+            found = [key(plan, size.tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
             keys += found
             if number and len(seconds) > 1:  # the run's very first step has more to do
                 assumed = sum(assumed_kind(plan.compile, again=kind in planner.costs.compiled) for kind in found)
@@ -193,7 +199,9 @@ class LearnCosts:
     def _correct_predictions(self) -> None:
         """Of time, by the sizes that came more than once; of memory, where all sizes have come."""
         planner, choice = self._planner, self._started
-        later = {tokens: median(seconds[1:]) for tokens, seconds in self._seconds.items() if len(seconds) > 2}
+        one_kind = len({bucket.passes for bucket in planner.buckets}) == 1
+        middle = median if one_kind else fmean  # of steps that take unlike passes, the time expected is the mean
+        later = {tokens: middle(seconds[1:]) for tokens, seconds in self._seconds.items() if len(seconds) > 2}
         shares = {tokens: choice.sizes[tokens].share for tokens in later if tokens in choice.sizes}
         expected = sum(share * choice.sizes[tokens].seconds for tokens, share in shares.items())
         if not expected:
@@ -205,9 +213,8 @@ class LearnCosts:
             memory = max(peak - exact, 1) / (choice.vram - exact)
         correction = corrected(planner.correction_of(choice.plan), memory=memory, seconds=seconds)
         with suppress(RunError):
-            write_correction(
-                self._learnt.folder, planner.card, correction_kind(planner, choice.plan.compile), correction
-            )
+            kind = correction_kind(planner, choice.plan.compile)
+            write_correction(self._learnt.folder, planner.card, kind, planner.version, correction)
 
 
 def _kind(job: Job, planner: Planner, ranks: int) -> str:

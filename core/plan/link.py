@@ -1,8 +1,6 @@
 """How fast the GPUs of a run send to each other: measured once for a card and a number of them, and kept for the next start."""
 
-import json
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from ..disk import write_atomic
 from ..errors import RunError
 from ..parallel.world import World
 from ..safe_json import as_table
+from .kept import read_kept, write_kept
 from .probe import device_path, version_of
 
 _BYTES = {"cuda": 128 * 2**20, "cpu": 2**20}  # that a GPU sends to all others, itself among them
@@ -53,26 +51,19 @@ def measure_link(device: torch.device) -> float:
 
 def read_link(folder: Path, device: torch.device, count: int) -> float:
     """What is known of so many GPUs of this kind; 0 for nothing, or damage."""
-    found = _read(_path(folder, device))
     try:
-        return float(as_table(found["rates"])[str(count)]) if found["version"] == version_of(device) else 0.0
+        return float(_rates(folder, device)[str(count)])
     except (KeyError, TypeError, ValueError):
         return 0.0
 
 
 def _write_link(folder: Path, device: torch.device, count: int, rate: float) -> None:
-    path, version = _path(folder, device), version_of(device)
-    known = _read(path)
-    rates = as_table(known.get("rates")) if known.get("version") == version else {}
-    content = json.dumps({"version": version, "rates": {**rates, str(count): rate}}, indent=1).encode()
-    write_atomic(path, lambda file: file.write(content))
+    rates = {**_rates(folder, device), str(count): rate}
+    write_kept(_path(folder, device), version_of(device), {"rates": rates})
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        return as_table(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+def _rates(folder: Path, device: torch.device) -> dict[str, Any]:
+    return as_table(read_kept(_path(folder, device), version_of(device)).get("rates"))
 
 
 def _path(folder: Path, device: torch.device) -> Path:

@@ -23,13 +23,10 @@ NUM_MEASURED = 8
 Peak = Callable[[], int | None]
 
 
-ESTIMATES = 2  # version of the predictions that are corrected: a correction of others says nothing
-
-
 def correction_kind(planner: Planner, mode: BlockMode | None = None) -> str:
     """What predictions may be off alike for: the key of a correction; by default with blocks as in `planner.plan`."""
     order = " deterministic" if planner.options.deterministic else ""
-    return f"{planner.plan.precision} {mode or planner.plan.compile}{order} {ESTIMATES}"
+    return f"{planner.plan.precision} {mode or planner.plan.compile}{order}"
 
 
 def cuda_peak(device: torch.device) -> Peak:
@@ -110,6 +107,7 @@ class Measure:
         plan = self._started.plan
         correction = corrected(self._planner.correction_of(plan), memory=memory, seconds=seconds / found.seconds)
         try:
-            write_correction(self._folder, self._planner.card, correction_kind(self._planner, plan.compile), correction)
+            kind = correction_kind(self._planner, plan.compile)
+            write_correction(self._folder, self._planner.card, kind, self._planner.version, correction)
         except RunError as error:
             log.warning("What this run took is not kept for the next plan: %s", error)

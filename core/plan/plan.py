@@ -47,7 +47,7 @@ class Bucket:
     batch: int = 1
     share: float = 1.0
     seen: float = 1.0  # of its tokens, by the blocks that are looked at
-    fewer: int = 0  # copies, and forwards without a gradient, that such a batch takes fewer than `Task.passes` has
+    passes: Passes | None = None  # of such a batch, where they are fewer than `Task.passes`
 
 
 @dataclass(frozen=True)

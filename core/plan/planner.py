@@ -61,7 +61,7 @@ class Planner:
     steps: int = 0
     costs: RunCosts = field(default_factory=RunCosts)
     compiles: tuple[BlockMode, ...] = ()
-    version: str = ""  # of what compiled code depends on
+    version: str = ""  # of all that what is learnt of runs depends on
     met: Met = field(default_factory=Met)
     alternate_every: int = 0  # steps after which the device is handed to another run
     keeps_weights: bool = False  # there meanwhile
@@ -261,9 +261,12 @@ class Planner:
         What differs in the number of copies alone is one to those who read that: the larger, at their mean time.
         """
         found: dict[int, SizeTime] = {}
-        fewer = {bucket.batch * clip_tokens(self.task.sizes, bucket): bucket.fewer for bucket in self.buckets}
+        copies = {
+            bucket.batch * clip_tokens(self.task.sizes, bucket): (bucket.passes or self.task.passes).copies
+            for bucket in self.buckets
+        }
         for size in sorted(sizes, key=lambda size: size.tokens):
-            step = size.tokens // (self.task.passes.copies - fewer[size.tokens]) * self.task.accumulation
+            step = size.tokens // copies[size.tokens] * self.task.accumulation
             known = found.get(step)
             if known is not None:
                 share = known.share + size.share
@@ -274,7 +277,7 @@ class Planner:
 
     def _first_seconds(self, plan: Plan, kept: Kept, tokens: int) -> float:
         kinds = kinds_of_block(keeping(plan, kept), self.task.sizes.num_layers)
-        keys = [key(self.version, plan, tokens, kind) for kind in kinds]
+        keys = [key(plan, tokens, kind) for kind in kinds]
         return self.costs.size_seconds(plan.compile, keys) + (GRAPH if is_graphed(self.task, plan) else 0.0)
 
     def _all_firsts(self, plan: Plan, sizes: Mapping[int, SizeTime]) -> float:

@@ -3,7 +3,6 @@
 Free memory is never kept: it is asked for anew.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ..disk import write_atomic
 from ..errors import ConfigError, RunError
 from ..memory.attention import ANY_ORDER, AttentionShape, choose_attention, load_attention
 from ..memory.deterministic import is_deterministic
 from ..torch_compat import cuda_driver_version
 from .card import RATES, Card, attention_rate, card_of, measure_rates
+from .kept import read_kept, write_kept
 
-_PACKAGES = ("triton", "flash-attn-4", "flash_attn_3", "flash_attn")
+_PACKAGES = ("triton", "triton-windows", "flash-attn-4", "flash_attn_3", "flash_attn")
 _LEAST_CLASS, _MOST_CLASS = 1024, 8192  # tokens; beyond, which attention is fastest does not change
 
 
@@ -104,22 +103,19 @@ def keep_overhead(folder: Path, device: torch.device, overhead: int) -> None:
 def read_remembered(path: Path, version: str) -> Remembered:
     """What `path` holds for this `version`; nothing if there is nothing, or damage."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["version"] != version:
-            return Remembered()
+        found = read_kept(path, version)
         rates = {name: float(found["rates"][name]) for name in RATES} if found["rates"] else {}
         of_kinds = {str(name): float(rate) for name, rate in found["attention_rates"].items()}
         attention = {str(key): str(value["name"]) for key, value in found["attention"].items()}
         return Remembered(rates, of_kinds, attention, int(found["overhead"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return Remembered()
 
 
 def write_remembered(path: Path, version: str, known: Remembered) -> None:
     """RunError if the folder cannot be written."""
     attention = {key: {"name": kind} for key, kind in known.attention.items()}
-    content = json.dumps({"version": version, **asdict(known), "attention": attention}, indent=1).encode()
-    write_atomic(path, lambda file: file.write(content))
+    write_kept(path, version, {**asdict(known), "attention": attention})
 
 
 def version_of(device: torch.device) -> str:

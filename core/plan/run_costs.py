@@ -4,12 +4,11 @@ The numbers are those of the 14B model on an H100 (fp8 files in the page cache);
 before takes their place.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..disk import write_atomic
+from .kept import read_kept, write_kept
 from .plan import Plan
 
 # From the process's start to the first step, without reading the model: imports, the GPU's context, the adapter.
@@ -90,23 +89,23 @@ def kinds_of_block(plan: Plan, num_layers: int) -> list[str]:
     return [f"{name} in {plan.ffn_pieces}" for name, number in numbers.items() if number]
 
 
-def key(version: str, plan: Plan, tokens: int, kind: str) -> str:
-    """Of a kind of block at a size, in what is kept of machines; `version` of all that compiled code depends on."""
-    return f"{version}; {plan.precision}; {plan.compile}; {tokens}; {kind}"
+def key(plan: Plan, tokens: int, kind: str) -> str:
+    """Of a kind of block at a size, in what is kept of machines."""
+    return f"{plan.precision}; {plan.compile}; {tokens}; {kind}"
 
 
-def read_costs(path: Path) -> RunCosts:
-    """What runs before have shown; nothing where there is nothing, or damage."""
+def read_costs(path: Path, version: str) -> RunCosts:
+    """What runs before have shown; nothing where there is nothing of this `version`, or damage."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_kept(path, version)
         kinds = {str(name): _limited(float(factor)) for name, factor in found["kinds"].items()}
-        start, end = (_limited(float(found.get(name, 1.0))) for name in ("start", "end"))  # older files have no end
+        start, end = (_limited(float(found[name])) for name in ("start", "end"))
         return RunCosts(start=start, end=end, kinds=kinds, compiled=tuple(map(str, found["compiled"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return RunCosts()
 
 
-def write_costs(path: Path, costs: RunCosts) -> None:
+def write_costs(path: Path, version: str, costs: RunCosts) -> None:
     """Keep them for the next run. RunError if the folder cannot be written."""
     content = asdict(costs)
     kept = {
@@ -115,7 +114,7 @@ def write_costs(path: Path, costs: RunCosts) -> None:
         "kinds": content["kinds"],
         "compiled": sorted(costs.compiled),
     }
-    write_atomic(path, lambda file: file.write(json.dumps(kept, indent=1).encode()))
+    write_kept(path, version, kept)
 
 
 def learnt(

@@ -1,22 +1,21 @@
 """Where memory ran out although a plan was expected to fit: kept for the next run of its kind, which plans below it.
 
-A kind is a card, a model, its precision, what is trained and the sizes of the clips. What is kept is forgotten when PyTorch
-or the predictions change, and when a plan that takes more has since come to its end.
+A kind is a card, a model, its precision, what is trained and the sizes of the clips. What is kept is forgotten when the
+version changes (see `Learnt.version`), and when a plan that takes more has since come to its end.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..adapters.kind import LORA
-from ..disk import write_atomic
 from ..safe_json import as_table
+from .kept import read_kept, write_kept
 from .plan import Task
 from .sizes import adapter_params
+
+_SHORTAGES = "shortages"
 
 
 @dataclass(frozen=True)
@@ -50,31 +49,21 @@ def kind_of(task: Task, shapes: Mapping[tuple[int, ...], int], precision: str, b
 def read_met(path: Path, kind: str, version: str) -> Met:
     """What is kept at `path` of runs of this kind; nothing if it is of another `version`, or damaged."""
     try:
-        found = _read(path)[kind]
+        found = _read(path, version)[kind]
         met = Met(float(found["share"]), float(found["failed"]), bool(found["graphs"]))
     except (KeyError, TypeError, ValueError):
         return Met()
-    return met if found.get("version") == version and 0.0 < met.share <= 1.0 else Met()
+    return met if 0.0 < met.share <= 1.0 else Met()
 
 
 def write_met(path: Path, kind: str, version: str, met: Met) -> None:
     """Keep `met`; what says nothing is forgotten. RunError if the folder cannot be written."""
-    known = _read(path)
+    known = _read(path, version)
     known.pop(kind, None)
     if met != Met():
-        known[kind] = {**asdict(met), "version": version}
-    content = json.dumps(known, indent=1).encode()
-    write_atomic(path, lambda file: file.write(content))
+        known[kind] = asdict(met)
+    write_kept(path, version, {_SHORTAGES: known})
 
 
-def version_of(estimates: int) -> str:
-    """What a shortage depends on beside its kind; `estimates`: the version of the predictions."""
-    return f"torch {torch.__version__}, estimates {estimates}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return as_table(found)
+def _read(path: Path, version: str) -> dict[str, Any]:
+    return as_table(read_kept(path, version).get(_SHORTAGES))

@@ -63,9 +63,8 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     gathered = (layers - streamed) * gather_seconds(task, plan, card)
     up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
     down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
-    passes = task.passes
-    copies = passes.copies - bucket.fewer
-    without = (passes.num_without - bucket.fewer) / copies  # which take one copy of the batch each
+    passes = bucket.passes or task.passes
+    without = passes.num_without / passes.copies  # which take one copy of the batch each
     return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update
 
 

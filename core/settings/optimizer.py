@@ -77,8 +77,10 @@ class OptimizerOptions(Options, group="optimizer"):
     eps: float = option(
         1e-8,
         help="Added to the root of the squared gradients, so that nothing is divided by zero.",
+        page="AI-Toolkit has 1e-6.",
         least=1e-30,
         most=1.0,
+        widget=Widget(TRAIN, "optimizer_eps", 217, least=1e-12, step=1e-9, round=False),
         only_with={"name": ("adamw", "adamw8bit")},
         musubi="optimizer_args.eps",
         aitoolkit="train.optimizer_params.eps",

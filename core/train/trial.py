@@ -62,7 +62,8 @@ class Trial:
         block = 2 * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim) * self.held.dtype.itemsize
         left = self.decision.room - block - _OUTSIDE_BYTES
         largest = left // (_ACTIVATIONS * config.dim * self.held.dtype.itemsize)
-        frequent = sorted(self.buckets, key=lambda bucket: -bucket.share)[:_MOST_SIZES]
+        once = {(bucket.shape, bucket.batch): bucket for bucket in self.buckets}  # whatever passes they take
+        frequent = sorted(once.values(), key=lambda bucket: -bucket.share)[:_MOST_SIZES]
         return [bucket for bucket in frequent if bucket.batch * num_tokens(bucket.shape, config.patch_size) <= largest]
 
     def run(self) -> int:

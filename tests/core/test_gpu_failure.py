@@ -90,6 +90,25 @@ def test_it_is_told_with_what_is_kept():
     assert "\n" not in failed_sentence("the GPU cuda:0", "why", done=1, checkpoint=0)
 
 
+def test_a_gpu_that_another_program_has_to_itself_has_not_failed():
+    error = AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nSearch for ...")
+    with pytest.raises(GpuFailedError) as caught, telling_failures(torch.device("cuda:0"), lambda: (0, 40)):
+        raise error
+    said = str(caught.value)
+    assert said.startswith(
+        "the GPU cuda:0 can't be used now (CUDA error: CUDA-capable device(s) is/are busy or unavailable): another program"
+    )
+    assert "choose another device. The checkpoint of step 40 is kept" in said
+    assert "overclock" not in said
+
+
+def test_an_internal_error_of_cudnn_is_a_failure_unless_the_gpu_is_full(monkeypatch):
+    error = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR")
+    for free, reason in ((400 * 2**20, ""), (8 * 2**30, "CUDNN_STATUS_INTERNAL_ERROR")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 * 2**30))
+        assert gpu_failure(error) == reason
+
+
 def test_other_errors_pass():
     for error in (
         ConfigError("x"),

@@ -33,6 +33,37 @@ def test_which_memory_is_out_by_what_libraries_say():
     assert shortage_of(too_large()) == "ram"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_what_has_many_causes_is_a_shortage_where_the_gpu_is_full(monkeypatch, text):
+    error = RuntimeError(text)
+
+    def broken():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    for info, found in (
+        (lambda: (400 * 2**20, 80 * 2**30), "vram"),
+        (lambda: (8 * 2**30, 80 * 2**30), None),
+        (broken, None),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+        assert shortage_of(error) == found
+        assert is_out_of_memory(error) == (found is not None)
+
+
+def test_cudnn_says_whose_memory_it_was():
+    said = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_{}_ALLOCATION_FAILED"
+    assert shortage_of(RuntimeError(said.format("HOST"))) == "ram"
+    assert shortage_of(RuntimeError(said.format("DEVICE"))) == "vram"
+    assert shortage_of(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED")) is None
+
+
 @pytest.mark.parametrize("failures", [0, 1, 2])
 def test_a_second_try_after_freeing(failures):
     calls = []

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from wan_train.core.adapters.formats import LoraModule, kohya_tensors, read_lora, write_lora
+from wan_train.core.adapters.formats import LoraModule, read_lora, write_lora
 from wan_train.core.adapters.merged_base import merged_base
 from wan_train.core.adapters.other_files import read_other
 from wan_train.core.adapters.setup import adapter_state, add_adapter, write_adapter
@@ -71,29 +71,67 @@ def test_a_higher_rank_is_cut_to_the_best_that_fits_and_what_is_lost_is_told(tmp
     assert "0 % is lost" not in said[1]
 
 
-def test_every_dialect_gives_the_same_start(tmp_path):
+def diffusers_name(path):
+    for own, other in {
+        "self_attn": "attn1",
+        "cross_attn": "attn2",
+        "ffn.0": "ffn.net.0.proj",
+        "ffn.2": "ffn.net.2",
+    }.items():
+        path = path.replace(own, other)
+    stem, _, leaf = path.rpartition(".")
+    return f"{stem}.{ {'q': 'to_q', 'k': 'to_k', 'v': 'to_v', 'o': 'to_out.0'}.get(leaf, leaf) }"
+
+
+def flat(path):
+    return path.replace(".", "_")
+
+
+# Who writes it -> a layer's name, the ends of its two matrices; whether an alpha lies beside them.
+PEFT, PLAIN = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
+DIALECTS = {
+    "AI-Toolkit, diffusion-pipe": (lambda path: f"diffusion_model.{path}", PEFT, False),
+    "musubi": (lambda path: f"lora_unet_{flat(path)}", PLAIN, True),
+    "SimpleTuner": (lambda path: f"transformer.{diffusers_name(path)}", PEFT, False),
+    "WanVideoWrapper": (lambda path: f"diffusion_model.{path}", PLAIN, True),
+    "LyCORIS": (lambda path: f"lycoris_{flat(path)}", PLAIN, True),
+    "LyCORIS in SimpleTuner": (lambda path: f"lycoris_{flat(diffusers_name(path))}", PLAIN, True),
+    "peft": (lambda path: f"base_model.model.{path}", PEFT, False),
+    "peft in training": (
+        lambda path: f"base_model.model.{path}",
+        ("lora_A.default.weight", "lora_B.default.weight"),
+        False,
+    ),
+    "bare": (lambda path: path, PEFT, False),
+    "a whole checkpoint": (lambda path: f"model.diffusion_model.{path}", PEFT, False),
+}
+
+
+@pytest.mark.parametrize("who", DIALECTS)
+def test_every_dialect_gives_the_same_start(tmp_path, who):
     modules = random_modules(LAYERS, 4)
-    path = file_of(tmp_path, 4)
-    save_file(kohya_tensors(modules), tmp_path / "musubi.safetensors")
-    peft = {}
-    for name, module in modules.items():
-        diffusers = name.replace("self_attn", "attn1").replace("cross_attn", "attn2").replace("ffn.0", "ffn.net.0.proj")
-        diffusers = diffusers.replace("ffn.2", "ffn.net.2")
-        for own, other in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")):
-            diffusers = (
-                diffusers.replace(f"attn1.{own}", f"attn1.{other}") if diffusers.endswith(f"attn1.{own}") else diffusers
-            )
-            diffusers = (
-                diffusers.replace(f"attn2.{own}", f"attn2.{other}") if diffusers.endswith(f"attn2.{own}") else diffusers
-            )
-        peft[f"transformer.{diffusers}.lora_A.weight"] = module.down
-        peft[f"transformer.{diffusers}.lora_B.weight"] = module.up
+    name, (down, up), has_alpha = DIALECTS[who]
+    tensors = {}
+    for path, module in modules.items():
+        tensors |= {f"{name(path)}.{down}": module.down, f"{name(path)}.{up}": module.up}
+        tensors |= {f"{name(path)}.alpha": torch.tensor(2.0)} if has_alpha else {}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = started(tmp_path / "x.safetensors")[2]
+    scale = 2.0 / 4 if has_alpha else 1.0
+    for path, module in modules.items():
+        torch.testing.assert_close(found[path].delta(), scale * module.up @ module.down, atol=1e-6, rtol=1e-5)
+
+
+def test_diffusers_alpha_lies_in_the_metadata(tmp_path):
+    modules, tensors = random_modules(LAYERS, 4), {}
+    for path, module in modules.items():
+        name = f"transformer.{diffusers_name(path)}"
+        tensors |= {f"{name}.lora_A.weight": module.down, f"{name}.lora_B.weight": module.up}
     config = {"transformer.lora_alpha": 2.0, "transformer.r": 4}
-    save_file(peft, tmp_path / "diffusers.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
-    wanted = started(path)[2]
-    for other in ("musubi", "diffusers"):
-        found = started(tmp_path / f"{other}.safetensors")[2]
-        assert all(torch.allclose(found[name].delta(), wanted[name].delta(), atol=1e-6) for name in LAYERS), other
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
+    found = started(tmp_path / "x.safetensors")[2]
+    for path, module in modules.items():
+        torch.testing.assert_close(found[path].delta(), 2.0 / 4 * module.up @ module.down, atol=1e-6, rtol=1e-5)
 
 
 def test_layers_that_are_not_trained_are_told_and_those_without_a_part_are_new(tmp_path):

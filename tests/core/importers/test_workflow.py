@@ -135,8 +135,18 @@ def test_prompts_are_for_the_preview_and_a_note():
 
 
 def test_what_has_no_field_is_told():
-    _, notes = made(SETUPS["diffusion_pipe"])
-    assert any("Nodes have no field for optimizer.eps = 1e-06" in note for note in notes)
+    config = json.loads(SIMPLETUNER) | {
+        "validation_guidance_skip_layers": [1],
+        "validation_guidance_skip_layers_stop": 0.3,
+    }
+    _, notes = made({"config.json": json.dumps(config)})
+    assert any("Nodes have no field for previews.skip_stop = 0.3" in note for note in notes)
+
+
+def test_the_optimizers_eps_has_its_field():
+    graph, notes = made(SETUPS["diffusion_pipe"])
+    assert 1e-6 in {values(node)["optimizer_eps"] for node in nodes(graph, "TrainLoRAStage")}
+    assert not any("eps" in note for note in notes)
 
 
 def test_image_to_video_of_wan_2_1_has_clip_vision():

@@ -139,8 +139,8 @@ def test_in_one_pass_a_batch_without_a_class_word_goes_alone(job):
     assert sorted(rows) == [1, 1, 2]
     assert num_batch_sizes(job) == 2
     (alone, together) = joined_buckets(job, 1)
-    assert (alone.batch, alone.share, alone.fewer) == (1, 1.0, 1)
-    assert (together.batch, together.share, together.fewer) == (2, 1.0, 0)
+    assert (alone.batch, alone.share, alone.passes) == (1, 1.0, ONE_FORWARD)
+    assert (together.batch, together.share, together.passes) == (2, 1.0, None)
 
 
 def test_in_one_pass_sizes_are_counted_as_they_go_through_the_model(job):
@@ -179,6 +179,40 @@ def test_in_one_pass_a_step_without_a_class_word_is_planned_shorter(job):
     assert alone < together
     (size,) = choice.sizes.values()  # to those who read a step, which tells the clip's tokens alone
     assert size.seconds == pytest.approx((alone + together) / 2)
+
+
+@pytest.mark.parametrize("options", [DOP, {**DOP, **BLANK}])
+def test_a_step_without_a_class_word_is_planned_with_the_passes_that_it_takes(job, options):
+    first, second = job.data.samples
+    data = replace(job.data, samples=(first, replace(second, class_texts=())))
+    job = chosen(replace(job, data=data, loop=replace(job.loop, batch_size=1, steps=10)), **options)
+    trainer = make_trainer(job)
+    steps = {observed_passes(trainer) for _ in range(2)}
+    buckets = joined_buckets(job, 1)
+    assert {bucket.passes or objective_of(job).passes for bucket in buckets} == steps
+    assert [bucket.share for bucket in buckets] == [1.0, 1.0]
+    assert num_batch_sizes(job) == 1  # of rows that go through the model
+    planner = make_planner(job, decide(job, inspect(job.model.path), CPU), CARD)
+    less, more = sorted(found.seconds for found in planner.describe(planner.plan).estimates.values())
+    assert more > 1.5 * less
+
+
+def test_a_step_without_a_regularization_set_is_planned_without_the_forward_of_the_base(job):
+    first, second = job.data.samples
+    data = replace(job.data, samples=(first, replace(second, is_regularization=True, class_texts=())))
+    job = replace(job, data=data, loop=replace(job.loop, batch_size=1))
+    job = chosen(job, prior_preservation=True)
+    trainer = make_trainer(job)
+    found = {bucket.passes or objective_of(job).passes: bucket.share for bucket in joined_buckets(job, 1)}
+    assert found == dict.fromkeys((observed_passes(trainer) for _ in range(2)), 1.0)
+    # With output preservation, too, no batch takes all passes: a sample has a class word, or is of a set.
+    both = chosen(job, prior_preservation=True, **DOP)
+    trainer = make_trainer(both)
+    found = {bucket.passes or objective_of(both).passes: bucket.share for bucket in joined_buckets(both, 1)}
+    assert found == dict.fromkeys((observed_passes(trainer) for _ in range(2)), 1.0)
+    pairs = replace(both, loop=replace(job.loop, batch_size=2))
+    (whole,) = joined_buckets(pairs, 1)
+    assert whole.passes is None
 
 
 def test_one_pass_keeps_routes_and_what_an_image_to_video_model_is_given():

@@ -81,6 +81,6 @@ def test_arguments_are_for_those_that_take_some_and_the_page_lists_them(name):
 
 def test_each_constant_without_effect_is_told():
     told = without_effect(OptimizerOptions(name="lion", eps=1e-6))
-    assert told[0].startswith("optimizer.eps has no effect with optimizer lion; it belongs to adamw and adamw8bit")
+    assert told[0].startswith("optimizer_eps has no effect with optimizer lion; it belongs to adamw and adamw8bit")
     assert without_effect(OptimizerOptions(name="prodigy", eps=1e-6, beta1=0.8, beta2=0.9)) == []
     assert len(without_effect(OptimizerOptions(name="adafactor", eps=1e-6, beta1=0.8, beta2=0.9))) == 3

@@ -1,7 +1,5 @@
 """Rates of this machine, and what is learnt of a card."""
 
-import json
-
 import pytest
 import torch
 from wan_train.core.plan import card as card_module
@@ -48,23 +46,33 @@ def test_gradients_are_left_on_by_the_measurement():
 def test_a_fit_is_kept_by_card_and_kind(tmp_path):
     correction = corrected(Correction(), memory=1.2, seconds=0.9)
     assert correction == Correction(1.2, 0.9)
-    write_correction(tmp_path, CARD, "fp8 static", correction)
-    write_correction(tmp_path, CARD, "bf16 off", Correction(1.1, 1.1))
-    assert read_correction(tmp_path, CARD, "fp8 static") == correction
-    assert read_correction(tmp_path, CARD, "nf4 off") == Correction()
+    write_correction(tmp_path, CARD, "fp8 static", "1", correction)
+    write_correction(tmp_path, CARD, "bf16 off", "1", Correction(1.1, 1.1))
+    assert read_correction(tmp_path, CARD, "fp8 static", "1") == correction
+    assert read_correction(tmp_path, CARD, "nf4 off", "1") == Correction()
+    assert read_correction(tmp_path, CARD, "fp8 static", "2") == Correction()
+    write_correction(tmp_path, CARD, "bf16 off", "2", Correction(1.3, 1.3))
+    assert read_correction(tmp_path, CARD, "fp8 static", "1") == Correction()
     assert corrected(correction, memory=1.1).memory == pytest.approx(1.32)
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"k": {"memory": "x", "time": 1}}', '{"k": {"memory": 99, "time": 1}}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"version": "1", "corrections": {"k": {"memory": "x", "time": 1}}}',
+        '{"version": "1", "corrections": {"k": {"memory": 99, "time": 1}}}',
+        '{"k": {"memory": 1.2, "time": 1.2}}',  # of before files had a version
+    ],
 )
 def test_a_damaged_fit_is_no_fit(tmp_path, content):
-    write_correction(tmp_path, CARD, "k", Correction(1.5, 1.5))
+    write_correction(tmp_path, CARD, "k", "1", Correction(1.5, 1.5))
     (path,) = tmp_path.iterdir()
     path.write_text(content)
-    assert read_correction(tmp_path, CARD, "k") == Correction()
-    write_correction(tmp_path, CARD, "k", Correction(1.5, 1.5))
-    assert json.loads(path.read_text())["k"] == {"memory": 1.5, "time": 1.5}
+    assert read_correction(tmp_path, CARD, "k", "1") == Correction()
+    write_correction(tmp_path, CARD, "k", "1", Correction(1.5, 1.5))
+    assert read_correction(tmp_path, CARD, "k", "1") == Correction(1.5, 1.5)
 
 
 def test_wild_measurements_are_limited():

@@ -23,7 +23,7 @@ def measure(planner, choice, folder, monkeypatch, *, seconds, peak, calls=WARM_U
     for number in range(calls):
         now[0] += 60.0 if number < WARM_UP else seconds  # the first ones compile
         callback(None, None)
-    return read_correction(folder, CARD, correction_kind(planner))
+    return read_correction(folder, CARD, correction_kind(planner), planner.version)
 
 
 def test_the_next_prediction_is_right(tmp_path, monkeypatch):

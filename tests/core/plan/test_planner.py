@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from wan_train.core.objective.passes import Passes
 from wan_train.core.plan.advice import clip_name, explain, what_would_fit
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task, block_weights
@@ -234,6 +235,18 @@ def test_the_users_own_options_are_named_where_they_stand_in_the_way():
     alone = what_would_fit(replace(these, options=MemoryOptions(checkpointing=False)))
     assert "It would with checkpointing left at auto" in alone
     assert "left at" not in what_would_fit(planner(LONG, precision="bf16", vram=4))
+
+
+def test_a_smaller_batch_is_one_of_samples_and_not_of_their_copies():
+    passes = Passes(("forward without gradient", "forward", "backward"), copies=2)
+    task = Task(sizes=WanConfig(), passes=passes)
+    pair = planner(LONG, ram=256, task=task)
+    advice = {
+        rows: what_would_fit(replace(pair, buckets=[Bucket(LONG, rows)], card=replace(pair.card, free=vram)))
+        for rows, vram in ((2, GIB * 11), (4, GIB * 20))
+    }
+    assert "batch_size 1" in advice[4]
+    assert "batch_size" not in advice[2]
 
 
 def test_it_fits_where_something_is_chosen():

@@ -1,6 +1,5 @@
 """What is beside the steps of a run: assumed, corrected, and part of what is chosen and promised."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -58,7 +57,7 @@ def test_what_was_compiled_before_is_cheap_enough_for_a_shorter_run():
     assert cold.plan.compile == "off"
     static = planner(60, ("static",)).choose()
     kinds = kinds_of_block(static.plan, 40)
-    keys = [key("", static.plan, tokens, kind) for tokens in static.sizes for kind in kinds]
+    keys = [key(static.plan, tokens, kind) for tokens in static.sizes for kind in kinds]
     costs = RunCosts(file_bytes=14 * 10**9, compiled=keys, kinds={"static": 0.2})
     warm = replace(planner(60), costs=costs).choose()
     assert warm.sizes_seconds < static.sizes_seconds
@@ -86,7 +85,7 @@ def test_sizes_are_told_by_the_tokens_of_a_whole_step():
     passes = Passes(("forward without gradient", "forward", "backward"), copies=2)
     buckets = [
         *(replace(bucket, batch=2) for bucket in PICTURES[:2]),
-        replace(PICTURES[0], batch=1, share=4.0, fewer=1),
+        replace(PICTURES[0], batch=1, share=4.0, passes=Passes()),
     ]
     both = replace(these, task=replace(these.task, passes=passes), buckets=buckets)
     choice = both.choose()
@@ -129,9 +128,10 @@ def test_what_a_machine_has_shown_takes_the_place_of_what_is_assumed(tmp_path):
     found = learnt(found, start=None, compile="static", extras=[(6.0, 12.0)], keys=["b"])
     assert found.size_seconds("static", ["a"]) == pytest.approx(KIND_AGAIN["static"] / 2)
     assert found.size_seconds("off", []) == 0.0
-    write_costs(tmp_path / "costs.json", found)
-    kept = read_costs(tmp_path / "costs.json")
+    write_costs(tmp_path / "costs.json", "1", found)
+    kept = read_costs(tmp_path / "costs.json", "1")
     assert replace(kept, file_bytes=found.file_bytes, is_probed=False) == found
+    assert read_costs(tmp_path / "costs.json", "2") == RunCosts()
 
 
 def test_blocks_that_are_swapped_from_pinned_memory_take_a_while_to_get_there():
@@ -146,10 +146,19 @@ def test_blocks_that_are_swapped_from_pinned_memory_take_a_while_to_get_there():
     assert found.start_seconds(swapped) == pytest.approx(30.0 + END)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"start": "fast", "kinds": {}, "compiled": []}', '{"start": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"version": "1", "start": "fast", "end": 1, "kinds": {}, "compiled": []}',
+        '{"version": "1", "start": 1}',
+        '{"start": 2, "end": 1, "kinds": {}, "compiled": []}',  # of before files had a version
+    ],
+)
 def test_a_damaged_file_says_nothing(tmp_path, content):
     (tmp_path / "costs.json").write_text(content)
-    assert read_costs(tmp_path / "costs.json") == RunCosts()
+    assert read_costs(tmp_path / "costs.json", "1") == RunCosts()
 
 
 def test_wild_measurements_are_limited():
@@ -161,10 +170,6 @@ def test_wild_measurements_are_limited():
 def test_the_end_of_a_run_is_learnt_and_counted(tmp_path):
     path = tmp_path / "costs.json"
     before = RunCosts()
-    write_costs(path, learnt_end(before, 3.5))
-    after = read_costs(path)
+    write_costs(path, "1", learnt_end(before, 3.5))
+    after = read_costs(path, "1")
     assert after.start_seconds() - before.start_seconds() == pytest.approx(3.5 - END)
-    content = json.loads(path.read_text())
-    del content["end"]  # a file of before
-    path.write_text(json.dumps(content))
-    assert read_costs(path) == before

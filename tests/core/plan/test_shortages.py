@@ -34,10 +34,20 @@ def test_a_shortage_is_kept_by_kind_and_for_one_version(tmp_path):
     write_met(path, kinds[0], "torch 2", Met())
     assert read_met(path, kinds[0], "torch 2") == Met()
     assert read_met(path, kinds[1], "torch 2") == Met(graphs=False)
+    write_met(path, kinds[0], "torch 3", Met(0.8, 0.9))
+    assert read_met(path, kinds[1], "torch 3") == Met()
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"kind": {"share": 7, "failed": 1, "graphs": true, "version": "1"}}', '{"kind": 3}']
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"version": "1", "shortages": {"kind": {"share": 7, "failed": 1, "graphs": true}}}',
+        '{"version": "1", "shortages": {"kind": 3}}',
+        '{"kind": {"share": 0.5, "failed": 1, "graphs": true, "version": "1"}}',  # of before a file had one version
+    ],
 )
 def test_a_damaged_file_says_nothing(tmp_path, content):
     path = tmp_path / "shortages.json"

@@ -74,7 +74,7 @@ def test_a_boundary_of_a_single_model_is_told(job):
         (lambda: AdapterOptions(rank=5000), "rank must be at most 4096, got 5000."),
         (lambda: AdapterOptions(alpha=float("nan")), "alpha must be 0 (the rank) or more, got nan; the usual choice is the"),
         (lambda: OptimizerOptions(learning_rate=0.0), "learning_rate must be above 0, got 0.0."),
-        (lambda: OptimizerOptions(eps=float("inf")), "optimizer.eps must be at most 1, got inf."),
+        (lambda: OptimizerOptions(eps=float("inf")), "optimizer_eps must be at most 1, got inf."),
         (lambda: OptimizerOptions(name="lion\n"), "optimizer is 'lion\N{REPLACEMENT CHARACTER}': choose one of adamw"),
         (lambda: MemoryOptions(budget_gb=-1.0), "budget_gb must be 0 (what is free) or a number of GB, got -1.0."),
         (lambda: MemoryOptions(streamed_blocks=-1), "streamed_blocks must be 0 (none) or a number of blocks, got -1."),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.plan.card import Correction, measure_card, read_correction
 from wan_train.core.plan.decision import decide
+from wan_train.core.plan.learnt import Learnt
 from wan_train.core.plan.measure import correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES
 from wan_train.core.plan.planning import make_planner
@@ -90,7 +91,7 @@ def test_what_a_run_took_is_kept_for_the_next(tmp_path, large: Job):
     planner = make_planner(job, decide(job, inspect(job.model.path), CUDA), measure_card(CUDA))
     (first,) = of_kind(events, "plan")
     kind = correction_kind(planner, first["plan"]["compile"])
-    correction = read_correction(tmp_path / "cache", planner.card, kind)
+    correction = read_correction(tmp_path / "cache", planner.card, kind, Learnt(CUDA, tmp_path / "cache").version)
     assert correction != Correction()
     peak = max(event["allocated_gib"] for event in of_kind(events, "step")) * 2**30
     _, _, events = train(tmp_path, replace(job, loop=replace(job.loop, steps=1)), "second")

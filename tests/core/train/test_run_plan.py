@@ -9,7 +9,7 @@ from wan_train.core.errors import ConfigError, RunError
 from wan_train.core.facts import num_tokens
 from wan_train.core.objective.forwards import Forwards
 from wan_train.core.plan import learnt
-from wan_train.core.plan.card import Correction, measure_card, read_correction
+from wan_train.core.plan.card import read_correction
 from wan_train.core.plan.decision import decide
 from wan_train.core.plan.measure import correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
@@ -304,13 +304,17 @@ def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkey
     peak = found.exact_vram + round(1.25 * (found.vram - found.exact_vram))
     monkeypatch.setattr(run_plan, "cuda_peak", lambda _: lambda: peak)
     train(tmp_path, job, "first")
-    correction = read_correction(tmp_path / "cache", card, correction_kind(planner))
+    version = learnt.Learnt(CPU, tmp_path / "cache").version
+    correction = read_correction(tmp_path / "cache", card, correction_kind(planner), version)
     assert correction.memory == pytest.approx(1.25, rel=1e-4)
     assert correction.time != 1.0
     train(tmp_path, job, "second")
     first, second = (plans(tmp_path, name)[0] for name in ("first", "second"))
     assert second["vram"] == pytest.approx(peak, rel=1e-4)
     assert second["seconds"] == pytest.approx(first["seconds"] * correction.time, abs=2.5e-4)  # of rounded ones
+    monkeypatch.setattr(learnt, "version_of", lambda _: "another driver")
+    train(tmp_path, job, "third")
+    assert plans(tmp_path, "third")[0]["vram"] == first["vram"]
 
 
 def test_the_next_run_does_not_meet_the_same_shortage(tmp_path, deep: Job, plain, short_of_memory):
@@ -363,7 +367,7 @@ def test_graphs_are_the_first_to_go(tmp_path, deep: Job, card):
 def test_time_alone_is_learnt_where_memory_is_not_counted(tmp_path, deep: Job):
     train(tmp_path, replace(deep, loop=replace(deep.loop, steps=12), memory=LARGE), "run")
     (path,) = (tmp_path / "cache").glob("planner-*")
-    assert {correction["memory"] for correction in json.loads(path.read_text()).values()} == {1.0}
+    assert {correction["memory"] for correction in json.loads(path.read_text())["corrections"].values()} == {1.0}
 
 
 def test_options_without_effect_on_the_cpu_are_told(tmp_path, job: Job):
@@ -429,4 +433,4 @@ def test_the_plan_that_is_not_chosen_is_the_jobs(tmp_path, job: Job):
     plan = RunPlan(job, inspect(job.model.path), CPU, events=EventWriter(tmp_path / "events.jsonl"), scratch=tmp_path)
     assert asdict(plan._descent.choice.plan) == asdict(plan_of(job, plan._decision))
     assert plan.callbacks() == []
-    assert Correction() == read_correction(tmp_path, measure_card(CPU), "fp32 off")
+    assert not list(tmp_path.glob("planner-*"))
