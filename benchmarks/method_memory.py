@@ -4,7 +4,7 @@
     python benchmarks/method_memory.py --table benchmarks/results/method-memory-h200.json
 
 A model of 14B's width with few blocks, random, so that a run takes seconds: all methods one after another in this process, each
-on pictures of one size. Each is the beginning of a run of 1,000 steps, and is stopped after a few: a plan for few steps would do
+on pictures of one size. Each is the beginning of a run of 1,000 steps and is stopped after a few: a plan for few steps would do
 without kernels and CUDA graphs, which take seconds to make. Small pictures have CUDA graphs, larger ones none. Rows are written
 as they are made; a command that is given again makes what is missing, and what failed. `off`: what was taken, beside the
 promise; the promise of a method that is off by more than 7 % is a fault of the planner's.
