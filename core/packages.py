@@ -36,6 +36,9 @@ NEEDS = {
         Need("prodigyopt", "1.1", "the optimizer prodigy", instead=" Or choose the optimizer adamw."),
         Need("schedulefree", "1.4", "the optimizer schedulefree", instead=" Or choose the optimizer adamw."),
         Need("transformers", "4.50", "the optimizer adafactor", instead=" Or choose the optimizer adamw8bit."),
+        Need(
+            "torchsde", "0.2.6", "the samplers dpmpp_sde and dpmpp_2m_sde", instead=" Or choose the sampler dpmpp_2m."
+        ),
     )
 }
 ALWAYS = ("peft", "av")

@@ -110,7 +110,7 @@ def refusal(status: int, sentence: str) -> web.Response:
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """The history of one run: losses (thinned, with averages, if there are many), validation losses, previews, state."""
+    """The history of one run: losses (thinned, with averages, if there are many), held-out losses, previews, state."""
     name = request.match_info["run"]
     folder = run_folder(name)
     if folder is None:

@@ -62,6 +62,10 @@ DEMO_PREVIEW: Json = {
     "prompt": f"a large red diamond {DEMO_WORD} on a black background", "negative_prompt": "",
     "width": 64, "height": 64, "num_frames": 17, "steps": 16, "cfg": 2.5, "shift": 5.0, "seed": 7,
 }  # fmt: skip
+# While it trains: what the miniature was measured with. At Wan's own 5 and 12 its colours burn out.
+DEMO_PREVIEWS: Json = {
+    "preview_steps": 8, **{f"preview_{name}": DEMO_PREVIEW[name] for name in ("cfg", "shift")},
+}  # fmt: skip
 
 DEMO_NOTE = f"""# Train a LoRA and use it, in one graph
 
@@ -271,7 +275,7 @@ def demo_sketch() -> Sketch:
         runs[stage] = sketch.add(
             TRAINING, "TrainLoRAStage", f"Train LoRA Stage ({stage} noise)",
             dit=(dit, 0), latents=(latents, 0), text=(text, 0), stage=f"{stage} noise", lora_name=DEMO_NAME,
-            vae=models["vae"], preview_every=125, preview_steps=8, **DEMO_TRAINING,
+            vae=models["vae"], preview_every=125, **DEMO_PREVIEWS, **DEMO_TRAINING,
         )  # fmt: skip
     show_through_both(sketch, runs["high"], runs["low"])
     pair = sketch.add(RESULT, "MergeStages", high=(runs["high"], 0), low=(runs["low"], 0))

@@ -29,6 +29,12 @@ export const OLD_VALUES = {
       [true, "on"],
     ],
   },
+  TrainLoRAStage: {
+    preview_sampler: [
+      ["unipc", "uni_pc"],
+      ["dpm++2m", "dpmpp_2m"],
+    ],
+  },
 };
 
 /**

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ..errors import WanTrainError, advised
 from ..launch.ahead import WAITS, await_folder, dismiss, start_ahead
-from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
+from ..launch.exits import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
 from ..offline import stay_offline
 from ..paths import shown
 from ..processes import postpone_collections, resume_collections
@@ -52,6 +52,7 @@ FIRST_STEPS = """First steps:
   wantrain train job.toml                      and train it; the same command goes on after a stop
 
 `wantrain COMMAND --help` tells the options of a command."""
+FIRST_COMMANDS = ("doctor", "download", "run", "train", "preview")
 # What others call a command, or a part of one: the right one, as it is typed.
 OTHER_NAMES = {
     "resize": "change FILE --rank 16 --out FOLDER",
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stay_offline()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if not arguments:
+        sys.stderr.write(f"{_first_help()}\n")
+        return EXIT_USAGE
     if list(arguments[:2]) == ["train", WAITS]:
         await_folder()
     elif _will_train(arguments):
@@ -110,6 +114,16 @@ def _will_train(arguments: Sequence[str]) -> bool:
     """Whether the command, as far as can be seen before it is read, trains what is there, in a process that follows it."""
     is_other = {"-h", "--help", "--follow-stdin", "--nodes"}.intersection(arguments) or "WORLD_SIZE" in os.environ
     return list(arguments[:1]) == ["train"] and len(arguments) > 1 and not is_other
+
+
+def _first_help() -> str:
+    """What stands there where no command is given."""
+    lines = "\n".join(f"  {name:<10}{COMMANDS[name]}" for name in FIRST_COMMANDS)
+    return (
+        "Train LoRAs for the Wan 2.1 and 2.2 video models, without ComfyUI: wantrain COMMAND ...\n\n"
+        f"The commands that you need first:\n{lines}\n\n"
+        "`wantrain --help` lists all of them, `wantrain COMMAND --help` the options of one."
+    )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

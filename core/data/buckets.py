@@ -87,7 +87,7 @@ def held_out_indices(windows_per_file: Sequence[int], count: int) -> frozenset[i
     """Indices of `count` samples to hold out, where file i contributed windows_per_file[i] consecutive samples.
 
     Whole files are held out, evenly spread over the list, because two windows of one clip look alike and would make the
-    validation loss follow the training loss. Where the count does not allow for whole files, one file is divided: its
+    held-out loss follow the training loss. Where the count does not allow for whole files, one file is divided: its
     last windows are held out. `count` must be smaller than the number of samples.
     """
     total, num_files = sum(windows_per_file), len(windows_per_file)

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..facts import PATCH, latent_shape, official_boundary, official_shift, pixels_per_latent
 from ..limits import MAX_TEXT, check_number
 from ..paths import path_problem, shown
-from ..sample.sampler import OnStep, SampleOptions, Sampler, initial_noise, sample
+from ..sample.sampler import OnStep, SampleOptions, initial_noise, sample
 from ..settings.dataset import DatasetOptions
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
@@ -90,7 +90,7 @@ class VideoOptions:
     steps: int = 20
     cfg: float = 3.5
     seed: int = 1
-    sampler: Sampler = "euler"
+    sampler: str = "euler"  # ComfyUI's of the same name
     shift: float = 0.0
     boundary: float = 0.0
     strength: float = 1.0  # of the LoRA
@@ -116,6 +116,7 @@ class VideoOptions:
             cfg=self.cfg,
             sampler=self.sampler,
             boundary=self.boundary or official_boundary(variant),
+            seeds=(self.seed,),
         )
 
 

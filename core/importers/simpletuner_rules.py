@@ -75,7 +75,7 @@ _OF_STAGES = {
     "validation_guidance": 3.5,
 }
 _SHIFTED = ("shifted_uniform", "uniform_shift")
-_SAMPLERS = {"dpm++": "dpm++2m", "flow_matching": "euler"}
+_SAMPLERS = {"unipc": "uni_pc", "dpm++": "dpmpp_2m", "flow_matching": "euler"}
 _LOSSES = {"l2": "mse", "huber": "pseudo_huber", "smooth_l1": "soft_l1"}  # helpers/models/common.py
 
 

@@ -131,7 +131,7 @@ class FollowedRun:
         )
 
     def words(self) -> str:
-        """Loss, learning rate, seconds a step, time left, memory, validation loss; "" before this worker's first step."""
+        """Loss, learning rate, seconds a step, time left, memory, held-out loss; "" before this worker's first step."""
         step = self.history.last_step
         if not step or not self.pace.num_steps:
             return ""
@@ -140,8 +140,8 @@ class FollowedRun:
         parts += [f"{self.pace.seconds:.2f} s/it"]
         parts += [f"{duration(self.pace.left(self.steps - step['step']) or 0.0)} left"]
         parts += memory_words(step)
-        validation = self.history.validation
-        parts += [f"validation {validation[validation.last_step]:.4f}"] if validation else []
+        held_out = self.history.validation
+        parts += [f"held-out loss {held_out[held_out.last_step]:.4f}"] if held_out else []
         return "  ".join(parts)
 
 

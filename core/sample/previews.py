@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from ..errors import ConfigError
 from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
 from ..limits import MAX_TOKENS
+from ..packages import check_packages
 from ..paths import shown
 from ..settings.job import Job, TrainSample
 from ..settings.samples import SamplePrompt
 from ..words import counted
-from .sampler import SampleOptions, check_solvers, schedule, sigma_after, switch_step
+from .sampler import SampleOptions, check_steps, schedule, switch_step
+from .samplers import SAMPLERS
+from .shares import sigma_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,13 @@ def check_previews(job: Job) -> None:
     """ConfigError for previews that can't be made: of a size that the model has not, or without a step."""
     if not job.previews.every:
         return
+    check_packages(SAMPLERS.get(job.previews.sampler).packages)
     for shot in preview_shots(job):
-        check_solvers(shot.sampling)
-        if job.stage == "low":
-            _check_low(job, shot)
+        sigmas = schedule(shot.sampling)
+        switch = len(sigmas) - 1 if job.stage == "single" else switch_step(sigmas, shot.sampling.boundary)
+        check_steps(shot.sampling, sigmas, switch)
+        if job.stage == "low" and switch >= len(sigmas) - 1:
+            raise _none_below(shot.sampling)
 
 
 def preview_warnings(job: Job) -> list[str]:
@@ -144,13 +150,11 @@ def _is_of_sample(job: Job) -> bool:
     return job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
 
 
-def _check_low(job: Job, shot: Shot) -> None:
-    boundary, steps = job.timesteps.sigma_max, shot.sampling.steps
-    if switch_step(schedule(shot.sampling), boundary) >= steps:
-        raise ConfigError(
-            f"preview_steps is {steps}, and none of these steps is below the boundary {boundary:g}, "
-            "where the low noise expert works: raise preview_steps, or set preview_every to 0."
-        )
+def _none_below(sampling: SampleOptions) -> ConfigError:
+    return ConfigError(
+        f"preview_steps is {sampling.steps}, and none of these steps is below the boundary {sampling.boundary:g}, "
+        "where the low noise expert works: raise preview_steps, or set preview_every to 0."
+    )
 
 
 def _shape(job: Job, asked: SamplePrompt) -> tuple[int, int, int, int]:

@@ -1,6 +1,6 @@
 """Steps along the flow, high noise expert then low, as ComfyUI's usual Wan 2.2 graph makes them.
 
-That graph is ModelSamplingSD3, then one KSamplerAdvanced an expert; sampler "euler", "uni_pc" or "dpmpp_2m".
+That graph is ModelSamplingSD3, then one KSamplerAdvanced an expert, with the sampler and the scheduler of the same names.
 B samples, C channels, F H W latent frames, height, width, S text tokens, D text width.
 """
 
@@ -8,29 +8,19 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS
-from .dpm import DpmPlusPlus2M
-from .schedulers import SCHEDULERS, Scheduler
-from .unipc import UniPC
+from .samplers import SAMPLERS, Walk
+from .schedulers import SCHEDULERS
+from .shares import sigma_after
 
 VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents [B, C, F, H, W], timesteps [B], context [B, S, D]
 OnStep = Callable[[int, int], None]  # (steps made, steps in all)
 Skipping = Callable[[], AbstractContextManager[None]]  # within it the models leave blocks out
-Sampler = Literal["euler", "unipc", "dpm++2m"]
-
-
-class Solver(Protocol):
-    """The steps of one model from its first sigma to its last."""
-
-    def step(self, latents: Tensor, velocity: Tensor) -> Tensor:
-        """Latents [B, C, F, H, W] at the next sigma, from those at this one and the velocity there."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +31,22 @@ class SampleOptions:
     shift: float = 5.0  # time shift of the sigmas: officially 5 for Wan 2.1, 12 for Wan 2.2 T2V-A14B
     cfg: float = 1.0  # guidance: negative + cfg (positive - negative); at 1 the negative prompt has no effect
     boundary: float = 0.875  # two experts: the sigma at and above which the high noise expert works
-    sampler: Sampler = "euler"  # the others: closer to the true path in as many steps; each expert has its own history
-    scheduler: Scheduler = "simple"  # how the sigmas are spaced
+    sampler: str = "euler"  # a file of `samplers`; each expert has its own history
+    scheduler: str = "simple"  # how the sigmas are spaced: a file of `schedulers`
+    seeds: tuple[int, ...] = (0,)  # of the noise that a sampler adds: one for each sample, or one for all
     skip_scale: float = 0.0  # skip-layer guidance: how far away from what the models say without some blocks; 0: off
     skip_start: float = 0.01  # the share of the way from noise to video after which it begins
     skip_stop: float = 0.15  # and ends
 
     def __post_init__(self) -> None:
-        if self.sampler not in get_args(Sampler):
-            raise ConfigError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}.")
-        most = NUM_TIMESTEPS - _spare_steps(self.sampler)
+        SCHEDULERS.get(self.scheduler)
+        most = NUM_TIMESTEPS - SAMPLERS.get(self.sampler).spare_steps
         if not 1 <= self.steps <= most:
             raise ConfigError(f"steps must lie between 1 and {most} for {self.sampler}, got {self.steps}.")
         if not 0.0 < self.shift < math.inf:
             raise ConfigError(f"shift must be above 0 (5 for Wan 2.1, 12 for Wan 2.2 T2V-A14B), got {self.shift}.")
         if not 0.0 <= self.cfg < math.inf:
             raise ConfigError(f"cfg must be 0 or more (1 for no guidance), got {self.cfg}.")
-        if self.scheduler not in get_args(Scheduler):
-            raise ConfigError(f"scheduler must be one of {', '.join(get_args(Scheduler))}, got {self.scheduler!r}.")
         for name in ("skip_scale", "skip_start", "skip_stop"):
             most = math.inf if name == "skip_scale" else 1.0
             if not 0.0 <= getattr(self, name) <= most or math.isinf(getattr(self, name)):
@@ -67,18 +55,13 @@ class SampleOptions:
             raise ConfigError(f"boundary is a sigma between 0 and 1 (0.875 for T2V-A14B), got {self.boundary}.")
 
 
-def _spare_steps(sampler: Sampler) -> int:
-    """Steps that the host adds for UniPC; it then leaves out their last sigma before 0 (DISCARD_PENULTIMATE_SIGMA)."""
-    return 1 if sampler == "unipc" else 0
-
-
 def schedule(options: SampleOptions) -> Tensor:
     """Sigmas from noise to data, [steps + 1] float32, the last one 0: the host's for this scheduler, bit for bit.
 
-    The scheduler "beta" leaves out sigmas that fall together where there are hundreds of steps.
+    The scheduler "beta" has fewer where there are hundreds of steps, and "ddim_uniform" may have some more.
     """
-    spare = _spare_steps(options.sampler)
-    sigmas = SCHEDULERS[options.scheduler](options.steps + spare, options.shift)
+    spare = SAMPLERS.get(options.sampler).spare_steps
+    sigmas = SCHEDULERS.get(options.scheduler).sigmas(options.steps + spare, options.shift)
     return torch.cat([sigmas[:-2], sigmas[-1:]]) if spare else sigmas
 
 
@@ -87,13 +70,10 @@ def switch_step(sigmas: Tensor, boundary: float) -> int:
     return int((sigmas[:-1] >= boundary - 1e-6).sum())
 
 
-def check_solvers(options: SampleOptions) -> None:
-    """ConfigError for sigmas that the sampler can't step along."""
-    sigmas = schedule(options)
-    switch = switch_step(sigmas, options.boundary)
-    for part in (sigmas, sigmas[: switch + 1], sigmas[switch:]):
-        if len(part) > 1:
-            _solver(options.sampler, part)
+def check_steps(options: SampleOptions, sigmas: Tensor, switch: int) -> None:
+    """ConfigError for sigmas [steps + 1] that the sampler can't step along, before and after the switch of experts."""
+    for part in (sigmas[: switch + 1], sigmas[switch:]):
+        SAMPLERS.get(options.sampler).check(part, options.sampler)
 
 
 def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -125,43 +105,23 @@ def sample(
     switch = steps if low is None else switch_step(sigmas, options.boundary)
     skip_from, skip_to = (sigma_after(share, options.shift) for share in (options.skip_start, options.skip_stop))
     texts = _texts(context, negative, noise.shape[0], options.cfg).to(noise.device)
-    latents = sigmas[0] * noise.float()
-    for model, first, last in ((high, 0, switch), (high if low is None else low, switch, steps)):
-        solver = _solver(options.sampler, sigmas[first : last + 1])
-        for step in range(first, last):
-            is_skipping = (
-                skipping is not None and options.skip_scale > 0 and skip_to <= float(sigmas[step]) <= skip_from
-            )
+    check_steps(options, sigmas, switch)
+
+    def walk_of(model: VelocityModel, part: Tensor) -> Walk:
+        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+            is_skipping = options.skip_scale > 0 and skip_to <= float(sigma) <= skip_from
             skip = (skipping, options.skip_scale) if skipping is not None and is_skipping else None
-            velocity = _velocity(model, latents, sigmas[step], texts, options.cfg, skip)
-            latents = solver.step(latents, velocity)
+            return _velocity(model, latents, sigma, texts, options.cfg, skip)
+
+        return Walk(sigmas=part, velocity=velocity, shift=options.shift, seeds=options.seeds)
+
+    latents, made = sigmas[0] * noise.float(), 0
+    for model, part in ((high, sigmas[: switch + 1]), (high if low is None else low, sigmas[switch:])):
+        for moved in SAMPLERS.get(options.sampler).path(latents, walk_of(model, part)):
+            latents, made = moved, made + 1
             if on_step is not None:
-                on_step(step + 1, steps)
+                on_step(made, steps)
     return latents
-
-
-class Euler:
-    """Steps as if the velocity stayed what it is. sigmas [steps + 1] float32."""
-
-    def __init__(self, sigmas: Tensor) -> None:
-        self._widths = iter(sigmas.diff())
-
-    def step(self, latents: Tensor, velocity: Tensor) -> Tensor:
-        """See Solver."""
-        return latents + next(self._widths) * velocity
-
-
-def _solver(sampler: Sampler, sigmas: Tensor) -> Solver:
-    if sampler == "euler":
-        return Euler(sigmas)
-    return UniPC(sigmas.tolist()) if sampler == "unipc" else DpmPlusPlus2M(sigmas)
-
-
-def sigma_after(share: float, shift: float) -> float:
-    """The sigma after this share of the way from noise to data: the host's percent_to_sigma."""
-    if share <= 0.0 or share >= 1.0:
-        return 1.0 if share <= 0.0 else 0.0
-    return shift * (1.0 - share) / (1.0 + (shift - 1.0) * (1.0 - share))
 
 
 def _texts(context: Tensor, negative: Tensor | None, num_samples: int, cfg: float) -> Tensor:

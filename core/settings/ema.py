@@ -54,7 +54,7 @@ class EmaOptions(Options, group="ema"):
     )
     shown: Literal["ema_only", "none"] = option(
         "ema_only",
-        help="Weights that validation and previews use: the average (ema_only), or those in training (none).",
+        help="Weights that the held-out loss and previews use: the average (ema_only), or those in training (none).",
         born=2,
         in_key=False,
         widget=Widget(TRAIN, "ema_validation", 65),

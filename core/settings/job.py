@@ -218,7 +218,7 @@ class Job(Groups, Subject):
     def __post_init__(self) -> None:
         self._check_fields()
         if not any(not sample.held_out for sample in self.data.samples):
-            raise ConfigError("there is no sample to train on: every one is held out for validation.")
+            raise ConfigError("there is no sample to train on: every one is held out (see held_out of the dataset).")
 
     def _check_fields(self) -> None:
         """Whoever wrote them: names become names of files, numbers loops and sizes."""
@@ -301,7 +301,7 @@ class Job(Groups, Subject):
 
     @property
     def held_out_samples(self) -> tuple[TrainSample, ...]:
-        """Samples kept for the validation loss."""
+        """Samples kept for the held-out loss."""
         return tuple(s for s in self.data.samples if s.held_out)
 
     def warnings(self) -> list[str]:

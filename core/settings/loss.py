@@ -99,10 +99,10 @@ class LossOptions(Options, group="loss"):
         more="For distilled models that run without guidance (cfg 1), so that a LoRA does not undo their distillation. 3 to 4"
         " is usual. A step takes about a third longer.",
         page="AI-Toolkit's do_guidance_loss: target = u + scale (target - u), u what the model with its LoRA predicts for the"
-        " empty caption. It is slower than a training adapter (see merge_into_base). Validation compares with the plain target."
-        " Not measured on distilled Wan models of full size. On miniature ones (4 steps, scale 2.5, nine trainings) a LoRA so"
-        " taught showed its concept in 32 % of videos, and 64 % had the rest as asked; a LoRA taught on the plain model and"
-        " used there 31 and 86 %. So it taught no more, and much of the rest was lost; things also moved more than they should"
+        " empty caption. It is slower than a training adapter (see merge_into_base). The held-out loss is of the plain"
+        " target. Not measured on distilled Wan models of full size. On miniature ones (4 steps, scale 2.5, nine trainings) a"
+        " LoRA so taught showed its concept in 32 % of videos, and 64 % had the rest as asked; one of the plain model, used"
+        " there, 31 and 86 %. So it taught no more, and much of the rest was lost; things also moved more than they should"
         " (155 % of what drawn clips have, 116 with the other). On a model that is not distilled it harms: with 3 the nano"
         " bench (160 steps, 3 seeds) gives 36 %, without it 52 %.",
         zero="off",

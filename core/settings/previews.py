@@ -10,6 +10,7 @@ from .option import TEXT, TRAIN, Options, Widget, option
 
 SeedWalk = Literal["fixed", "prompts", "steps"]
 _MOST_PIXELS, _MOST_FRAMES = 4096, 1025
+OLD_SAMPLERS = {"unipc": "uni_pc", "dpm++2m": "dpmpp_2m"}  # recipes, jobs and workflows from before the host's names
 _BLOCKS = re.compile(r"\s*(\d+\s*(,\s*\d+\s*)*)?")
 
 
@@ -153,16 +154,24 @@ class PreviewOptions(Options, group="previews"):
         aitoolkit="!train.skip_first_sample",
         simpletuner="!disable_benchmark",
     )
-    sampler: Literal["euler", "unipc", "dpm++2m"] = option(
+    sampler: str = option(
         "euler",
-        help="Sampler of previews.",
-        more="Those of ComfyUI: euler, uni_pc and dpmpp_2m.",
+        help="Sampler of previews: ComfyUI's of the same name.",
+        more="Choose the one that you will generate with, else leave euler, or uni_pc for fewer steps. Previews with heun and"
+        " dpmpp_sde take twice as long.",
+        page="Those that add noise take it from the seed, as ComfyUI does. A preview of one expert alone, without the other one"
+        " (other_dit), goes straight where the other one would work.",
+        values=("euler", "uni_pc", "dpmpp_2m"),
+        methods="sample.samplers",
         in_key=False,
-        widget=Widget(TRAIN, "preview_sampler", 156),
+        widget=Widget(TRAIN, "preview_sampler", 156, old=tuple(OLD_SAMPLERS.items())),
     )
-    scheduler: Literal["simple", "normal", "beta"] = option(
+    scheduler: str = option(
         "simple",
-        help="How the noise levels of previews are spaced, as ComfyUI's schedulers of these names do.",
+        help="How the noise levels of previews are spaced: ComfyUI's scheduler of the same name.",
+        more="Choose the one that you will generate with, else leave simple.",
+        values=("simple", "normal", "beta"),
+        methods="sample.schedulers",
         in_key=False,
         widget=Widget(TRAIN, "preview_scheduler", 157),
     )
@@ -227,6 +236,7 @@ class PreviewOptions(Options, group="previews"):
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sampler", OLD_SAMPLERS.get(self.sampler, self.sampler))
         super().__post_init__()
         check_sample_size(self.width, self.height, self.frames, "preview_")
         if not _BLOCKS.fullmatch(self.skip_layers):

@@ -14,7 +14,7 @@ class TreadOptions(Options, group="tread"):
         "",
         help="TREAD: a share of a video's tokens skips some blocks, so that steps are faster. Such as 2 to -2: 0.5.",
         more="The first and the last block that they skip, counted from 0 (negative: from the end); then the share. Several"
-        " routes have commas between. Empty: off. Validation and previews use all tokens.",
+        " routes have commas between. Empty: off. The held-out loss and previews use all tokens.",
         page="The paper (arXiv:2501.04765) trains image models from the start, faster and to better results. For"
         " LoRAs nothing has been published. SimpleTuner's authors report steps that are 20 to 40 % faster, a loss that"
         " jumps up at the start, and worse results with large shares. Which tokens are left out is drawn anew for each sample"

@@ -88,7 +88,8 @@ def _sample(
     file: OtherExpert | None,
     on_step: OnStep | None,
 ) -> Iterator[Tensor]:
-    job, device, options = trainer.job, trainer.device, shots[0].sampling
+    job, device = trainer.job, trainer.device
+    options = replace(shots[0].sampling, seeds=tuple(shot.seed for shot in shots))
     chosen = preview_sample(job)
     batch = load_batch([chosen], [chosen.text_path], job.data.conditioning).map(lambda tensor: tensor.to(device))
     noise = torch.cat([initial_noise((1, *shot.shape), shot.seed) for shot in shots]).to(device)
@@ -101,7 +102,7 @@ def _sample(
     if job.stage == "both":
         high, low = (of_expert(trainer, own, expert) for expert in EXPERTS)
     elif other is None:
-        high, low = experts(job.stage, own, batch.latents, noise, leaving_out)
+        high, low = experts(job.stage, own, batch.latents, leaving_out)
     else:
         away = partial(other.velocity, batch.images)
         high, low = (own, away) if job.stage == "high" else (away, own)
@@ -166,29 +167,27 @@ def velocity_model(trainer: Trainer, batch: Batch, file: OtherExpert | None = No
             return trainer.model(latents, timesteps, context, **given).float()
         noisy, by_frame = give_first_frame(latents, batch.latents, timesteps)
         velocity = many(noisy, by_frame, context) if many else trainer.model(noisy, by_frame, context).float()
-        sigmas = (timesteps / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
-        velocity[:, :, :1] = (latents[:, :, :1] - batch.latents[:, :, :1]) / sigmas  # straight to the given frame
+        velocity[:, :, :1] = _straight_to(batch.latents[:, :, :1], latents[:, :, :1], timesteps)
         return velocity
 
     return velocity
 
 
 def experts(
-    stage: Stage, model: VelocityModel, latents: Tensor, noise: Tensor, skipping: "LeavingOut | None" = None
+    stage: Stage, model: VelocityModel, latents: Tensor, skipping: "LeavingOut | None" = None
 ) -> tuple[VelocityModel, VelocityModel | None]:
     """Who leads above the boundary, and who below, where `model` is the stage's; None: `model` leads all the way.
 
-    High: below the boundary its last velocity v is held, which ends at its estimate of the video, x - sigma v; also what
-    it said without the blocks of `skipping`. Low: above the boundary the way is that of the sample's own `latents`
-    [1, C, F, H, W] and `noise` [B, C, F, H, W]. Under Euler's steps both lines are followed exactly.
+    High: below the boundary its last estimate of the video is held, x - sigma v; also that without the blocks of
+    `skipping`. Low: above the boundary the way leads to the sample's own `latents` [1, C, F, H, W]. Both are straight
+    lines, which every sampler follows, also one that adds noise on the way.
     """
     if stage == "single":
         return model, None
     if stage == "low":
-        straight = noise - latents
 
-        def along(noisy: Tensor, _timesteps: Tensor, _context: Tensor) -> Tensor:
-            return straight.repeat(noisy.shape[0] // straight.shape[0], 1, 1, 1, 1)
+        def along(noisy: Tensor, timesteps: Tensor, _context: Tensor) -> Tensor:
+            return _straight_to(latents, noisy, timesteps)
 
         return along, model
     last: dict[bool, Tensor] = {}
@@ -199,13 +198,23 @@ def experts(
     def remember(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         if not is_less():
             last.clear()
-        last[is_less()] = model(noisy, timesteps, context)
-        return last[is_less()]
+        velocity = model(noisy, timesteps, context)
+        last[is_less()] = noisy - _sigmas(timesteps) * velocity
+        return velocity
 
-    def hold(noisy: Tensor, _timesteps: Tensor, _context: Tensor) -> Tensor:
-        return last.get(is_less(), last[False])[: noisy.shape[0]]
+    def hold(noisy: Tensor, timesteps: Tensor, _context: Tensor) -> Tensor:
+        return _straight_to(last.get(is_less(), last[False])[: noisy.shape[0]], noisy, timesteps)
 
     return remember, hold
+
+
+def _straight_to(data: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """The velocity [B, C, F, H, W] of the line from noisy latents [B, C, F, H, W] to the data; timesteps [B] above 0."""
+    return (noisy - data) / _sigmas(timesteps)
+
+
+def _sigmas(timesteps: Tensor) -> Tensor:
+    return (timesteps / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
 
 
 class Preview:

@@ -17,6 +17,7 @@ LAZY = {
     "schedulefree",
     "tensorboard",
     "wandb",
+    "torchsde",
 }  # imported inside functions only
 FOREIGN = {
     "torch", "safetensors", "numpy", "PIL", "av", "peft", "bitsandbytes", "psutil", "tqdm", "packaging", "triton",

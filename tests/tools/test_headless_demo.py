@@ -35,7 +35,7 @@ def test_the_recipe_says_what_the_graph_says(tmp_path):
     path.write_text(json.dumps(headless_demo.recipe(PACK, tmp_path)), encoding="utf-8")
     recipe = read_recipe(path)
     (dataset,), (high, low), dits = map(inputs_of, ("DatasetFromFolder", "TrainLoRAStage", "LoadWanDiT"))
-    previews = {"preview_every", "preview_steps"}  # for the page
+    previews = {"preview_every", "preview_steps", "preview_cfg", "preview_shift"}  # for the page
     assert set(high) - {"stage", "lora_name"} - previews == set(headless_demo.PLACES)
     assert {**high, "stage": "low noise"} == low
     assert (recipe.name, recipe.loop.steps, recipe.schedule.kind) == (

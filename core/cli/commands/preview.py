@@ -5,7 +5,6 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from ...facts import FPS, FPS_TI2V
 from ...generate.film import free_stem, title_strip, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
-from ...sample.sampler import Sampler
+from ...sample.samplers import SAMPLERS
+from ...settings.previews import OLD_SAMPLERS
 from ..loras import lora_path
 
 SLOTS: tuple[Slot, ...] = ("high", "low", "single")
@@ -68,7 +68,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=defaults.steps, help="sampling steps, over both experts (%(default)s)")
     add("--cfg", type=float, default=defaults.cfg, help="guidance scale; 1: off, twice as fast (%(default)s)")
     add("--seed", type=int, default=defaults.seed, help="seed of the noise (%(default)s)")
-    add("--sampler", choices=get_args(Sampler), default=defaults.sampler, help="how steps are made (%(default)s)")
+    add(
+        "--sampler",
+        type=lambda name: OLD_SAMPLERS.get(name, name),
+        choices=SAMPLERS.names,
+        default=defaults.sampler,
+        help="ComfyUI's sampler of this name (%(default)s)",
+    )
     add("--shift", type=float, default=defaults.shift, help="time shift; 0: the model's official one (%(default)s)")
     add(
         "--boundary",

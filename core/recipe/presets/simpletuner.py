@@ -38,7 +38,7 @@ _TRAIN = {
     "preview_frames": (81, f"{_CONFIG}: validation_num_video_frames 81."),
     "preview_seed": (42, f"{_CONFIG}: validation_seed 42."),
     "preview_at_start": (True, f"{_CONFIG}: disable_benchmark false."),
-    "preview_sampler": ("unipc", f"{_DEFAULT} for Wan."),
+    "preview_sampler": ("uni_pc", f"{_DEFAULT} for Wan."),
     "preview_skip_layers": ("9", f"{_CONFIG}: validation_guidance_skip_layers [9]."),
     "optimizer": ("lion", f"{_CONFIG}: optimizer optimi-lion."),
     "beta2": (0.99, f"{_DEFAULT} for optimi-lion."),

@@ -123,8 +123,8 @@ def test_what_a_flavour_of_one_expert_sets_by_itself():
     assert not any("all noise levels" in note for note in single.notes)
 
 
-def test_previews_are_by_unipc_unless_something_else_is_said():
-    assert bring().recipe.previews.sampler == "unipc"
+def test_previews_are_by_uni_pc_unless_something_else_is_said():
+    assert bring().recipe.previews.sampler == "uni_pc"
     assert bring(validation_noise_scheduler="euler").recipe.previews.sampler == "euler"
     assert outcome(bring(validation_noise_scheduler="ddim"), "validation_noise_scheduler")[0] == "not supported"
 

@@ -1,9 +1,11 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample, schedule, switch_step
+from wan_train.core.sample.samplers import SAMPLERS
 
 SHAPE = (2, 16, 2, 4, 6)
 CONTEXT = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(1))
@@ -161,8 +163,8 @@ def test_noise_leaves_the_global_random_state_alone():
     [
         ({"steps": 0}, "steps must lie between 1 and 1000 for euler, got 0"),
         ({"steps": 1001}, "steps must lie between"),
-        ({"steps": 1000, "sampler": "unipc"}, "steps must lie between 1 and 999 for unipc, got 1000"),
-        ({"sampler": "heun"}, "sampler must be one of euler, unipc, dpm"),
+        ({"steps": 1000, "sampler": "uni_pc"}, "steps must lie between 1 and 999 for uni_pc, got 1000"),
+        ({"sampler": "unipc"}, "the sampler 'unipc' is not known: choose one of dpmpp_2m, "),
         ({"shift": 0.0}, "shift must be above 0"),
         ({"shift": math.nan}, "shift must be above 0"),
         ({"shift": math.inf}, "shift must be above 0"),
@@ -192,3 +194,35 @@ def test_texts_that_do_not_fit_are_refused(context, negative, cfg, message):
     with pytest.raises(ConfigError, match=message):
         sample(model, None, initial_noise(SHAPE, 3), context, negative, SampleOptions(cfg=cfg))
     assert not model.timesteps
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names)
+def test_a_sampler_says_how_often_it_calls_the_model(name):
+    """And it ends where the model points to, whatever noise it adds on the way."""
+    model, options = ToTarget(), SampleOptions(steps=6, sampler=name, seeds=(3, 4))
+    latents = sample(model, None, initial_noise(SHAPE, 3), CONTEXT, None, options)
+    assert len(model.timesteps) == 6 * SAMPLERS.get(name).calls - (SAMPLERS.get(name).calls - 1)
+    torch.testing.assert_close(latents, colours(CONTEXT), atol=5e-3 if name == "uni_pc" else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names)
+def test_noise_that_is_added_comes_of_the_seeds_alone(name):
+    def made(*seeds):
+        options = SampleOptions(steps=5, sampler=name, seeds=seeds)
+        return sample(lambda x, *_: x.sin(), None, initial_noise(SHAPE, 3), CONTEXT, None, options)
+
+    torch.manual_seed(1)
+    one = made(3)
+    torch.manual_seed(2)
+    both = made(3, 4)
+    adds_noise = name in ("euler_ancestral", "lcm", "dpmpp_sde", "dpmpp_2m_sde")
+    assert torch.equal(one[0], both[0])
+    assert torch.equal(one[1], both[1]) != adds_noise
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names if not SAMPLERS.get(name).takes_equal])
+def test_equal_sigmas_are_refused_before_the_model_is_asked(name):
+    options = SampleOptions(steps=100, shift=1e8, sampler=name)
+    assert any(here == there for here, there in pairwise(schedule(options).tolist()))
+    with pytest.raises(ConfigError, match=f"^{name} cannot step from the sigma 1 to 1: fewer steps"):
+        sample(lambda *_: pytest.fail("asked"), None, initial_noise(SHAPE, 3), CONTEXT, None, options)

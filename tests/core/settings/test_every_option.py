@@ -84,7 +84,7 @@ CHANGES = {
     "previews.shift": (50.0, {"previews.every": 4}), "previews.width": (64, {"previews.every": 4}),
     "previews.height": (64, {"previews.every": 4}), "previews.frames": (9, {"previews.every": 4}),
     "previews.seed": (2, {"previews.every": 4}), "previews.seed_walk": ("steps", {"previews.every": 4}),
-    "previews.at_start": (True, {"previews.every": 4}), "previews.sampler": ("unipc", {"previews.every": 4}),
+    "previews.at_start": (True, {"previews.every": 4}), "previews.sampler": ("uni_pc", {"previews.every": 4}),
     "previews.scheduler": ("beta", {"previews.every": 4}), "previews.skip_layers": ("1", {"previews.every": 4}),
     "previews.skip_scale": (9.0, _SKIPPED), "previews.skip_start": (0.9, _SKIPPED), "previews.skip_stop": (0.01, _SKIPPED),
 }  # fmt: skip

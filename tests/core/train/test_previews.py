@@ -1,5 +1,6 @@
 """Previews while a run trains: the way of each stage from noise, what is given, the run beside them, and their files."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +11,19 @@ from safetensors.torch import load_file, save_file
 from wan_train.core.errors import ConfigError
 from wan_train.core.flow.objective import add_noise, give_first_frame
 from wan_train.core.flow.shifts import shift_sigma
+from wan_train.core.safe_json import seal, unseal
 from wan_train.core.sample.previews import check_previews, preview_sample, preview_sampling
-from wan_train.core.sample.sampler import initial_noise
+from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample
+from wan_train.core.sample.samplers import SAMPLERS
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
-from wan_train.core.settings.previews import PreviewOptions
+from wan_train.core.settings.previews import OLD_SAMPLERS, PreviewOptions
 from wan_train.core.settings.stage import settings_from_names
 from wan_train.core.train import loop, previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder, write_video
-from wan_train.core.train.previews import preview_latents
+from wan_train.core.train.previews import experts, preview_latents
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.core.train.helpers import make_trainer
@@ -96,6 +99,29 @@ def test_the_low_expert_starts_from_noise_on_the_sample(job):
     clean = load_file(preview_sample(trainer.job).latents_path)["latents"][None]
     expected, _ = by_hand(trainer, 4, STEPS, add_noise(clean, noise, sigmas()[4].view(1)))
     torch.testing.assert_close(preview_latents(trainer), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["high", "low"])
+@pytest.mark.parametrize("sampler", SAMPLERS.names)
+def test_an_expert_alone_gets_no_noise_where_the_other_one_would_work(stage, sampler):
+    """A sampler that adds some goes to the same video all the same: the model here and the sample say what it is."""
+    video, noise = torch.full((1, 16, 2, 4, 6), 0.7), initial_noise((1, 16, 2, 4, 6), 3)
+
+    def model(latents, timesteps, _context):
+        return (latents - video) / (timesteps / 1000).view(-1, 1, 1, 1, 1)
+
+    options = SampleOptions(steps=STEPS, sampler=sampler, boundary=BOUNDARY)
+    latents = sample(*experts(stage, model, video), noise, torch.zeros(1, 8, 4), None, options)
+    torch.testing.assert_close(latents, video, atol=5e-3 if sampler == "uni_pc" else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("old", "name"), OLD_SAMPLERS.items())
+def test_samplers_have_the_hosts_names_and_jobs_from_before_still_mean_the_same(job, old, name):
+    chosen = staged(job, "single", sampler=name)
+    assert staged(job, "single", sampler=old) == chosen
+    data = unseal(json.loads(job_to_json(chosen)))
+    data["previews"]["sampler"] = old
+    assert job_from_json(json.dumps(seal(data))) == chosen
 
 
 @pytest.mark.parametrize("stage", ["single", "high", "low"])

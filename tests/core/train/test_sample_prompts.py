@@ -109,7 +109,7 @@ def test_skip_layer_guidance_goes_away_from_the_model_without_blocks(with_prompt
 @pytest.mark.parametrize(
     ("stage", "asked", "message"),
     [
-        ("single", {"steps": 1000, "shift": 1e4}, "steps must lie between 1 and 999 for unipc"),
+        ("single", {"steps": 1000, "shift": 1e4}, "steps must lie between 1 and 999 for uni_pc"),
         ("low", {"steps": 1}, "none of these steps is below the boundary"),
     ],
 )

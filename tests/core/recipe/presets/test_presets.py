@@ -165,7 +165,7 @@ def test_the_quick_start_is_what_the_import_makes_of_its_files(tables, tmp_path)
     guide = import_files(SIMPLETUNER_FILES).recipe
     own = recipe_from_tables(tables_of("simpletuner-quickstart", tables), tmp_path)
     assert differences(imported_groups(guide, "single"), imported_groups(own, "single")) == {}
-    assert (own.previews.skip_start, own.previews.skip_stop, own.previews.sampler) == (0.0, 1.0, "unipc")
+    assert (own.previews.skip_start, own.previews.skip_stop, own.previews.sampler) == (0.0, 1.0, "uni_pc")
 
 
 def test_what_the_node_has_no_widget_for_is_of_the_recipe_alone(nodes):

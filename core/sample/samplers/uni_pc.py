@@ -9,13 +9,12 @@ they lose digits as h falls: for miniature models by 1e-5 of the largest value i
 """
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from . import Sampler, Walk
 
 MAX_ORDER = 3
 LAST_SIGMA = 0.001  # where the host ends instead of at 0, which has no logarithm
@@ -24,8 +23,8 @@ LAST_SIGMA = 0.001  # where the host ends instead of at 0, which has no logarith
 class UniPC:
     """The steps of one model along `sigmas` [steps + 1]. Its history is its own.
 
-    A run of one step is Euler's; the host then makes none, and returns what it was given, scaled. Raises ConfigError if
-    the sigmas do not fall, which an extreme shift brings about in float32, and near the end (LAST_SIGMA).
+    A run of one step is Euler's; the host then makes none, and returns what it was given, scaled. The sigmas must fall, also
+    to LAST_SIGMA at the end.
     """
 
     def __init__(self, sigmas: Sequence[float]) -> None:
@@ -34,11 +33,6 @@ class UniPC:
         if self._sigmas[-1] == 0.0:
             self._sigmas[-1] = LAST_SIGMA
             self._scale = 1.0 - LAST_SIGMA  # of the data in latents of that sigma; the host divides by it
-        for here, there in pairwise(self._sigmas):
-            if there >= here:
-                raise ConfigError(
-                    f"unipc cannot step from the sigma {here:g} to {there:g}: fewer steps, or a shift nearer to 1."
-                )
         self._made = 0  # steps
         self._start: Tensor | None = None  # corrected latents at the sigma before
         self._data: list[Tensor] = []  # predictions of the data, the newest last
@@ -90,3 +84,15 @@ def _weights(z: float, places: Sequence[float]) -> list[float]:
         phi = phi_z / z
     powers = torch.tensor([[place**i for place in places] for i in range(1, len(places) + 1)], dtype=torch.float64)
     return torch.linalg.solve(powers, torch.tensor(sums, dtype=torch.float64)).tolist()
+
+
+def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+    solver = UniPC(walk.sigmas.tolist())
+    for sigma in walk.sigmas[:-1]:
+        latents = solver.step(latents, walk.velocity(latents, sigma))
+        yield latents
+
+
+METHOD = Sampler(
+    help="looks back up to three steps, what Wan's own code has", path=_path, spare_steps=1, last_sigma=LAST_SIGMA
+)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.sample.sampler import SampleOptions, initial_noise, sample, schedule, switch_step
-from wan_train.core.sample.unipc import LAST_SIGMA, UniPC
+from wan_train.core.sample.samplers.uni_pc import LAST_SIGMA, UniPC
 
 SHAPE = (2, 16, 2, 4, 6)
 CONTEXT = torch.zeros(1, 8, 4)
@@ -22,7 +22,7 @@ def all_steps(sigmas, velocity, start):
 def test_a_straight_path_is_followed_to_its_end(steps):
     """Any number of steps ends at z, but for the noise of the last sigma, which the host leaves in too."""
     noise, target = initial_noise(SHAPE, 3), 0.7
-    options = SampleOptions(steps=steps, sampler="unipc")
+    options = SampleOptions(steps=steps, sampler="uni_pc")
     latents = sample(
         lambda x, t, _: (x - target) / (t.view(-1, 1, 1, 1, 1) / 1000), None, noise, CONTEXT, None, options
     )
@@ -65,14 +65,14 @@ def test_the_model_is_asked_once_a_step_at_the_schedules_sigmas():
         timesteps.append(t[0].item())
         return latents.sin()
 
-    options = SampleOptions(steps=9, shift=3.0, sampler="unipc")
+    options = SampleOptions(steps=9, shift=3.0, sampler="uni_pc")
     sample(model, None, initial_noise(SHAPE, 3), CONTEXT, None, options, lambda *call: calls.append(call))
     assert timesteps == pytest.approx((1000 * schedule(options)[:-1]).tolist())
     assert calls == [(step, 9) for step in range(1, 10)]
 
 
 def test_each_expert_starts_without_the_others_history():
-    options = SampleOptions(steps=8, shift=1.0, boundary=0.5, sampler="unipc")
+    options = SampleOptions(steps=8, shift=1.0, boundary=0.5, sampler="uni_pc")
     sigmas = schedule(options)
 
     def high(latents, t, _):
@@ -103,8 +103,8 @@ def test_an_extreme_shift_is_refused_before_the_model_is_asked():
     def model(latents, t, _):
         raise AssertionError("asked")
 
-    options = SampleOptions(steps=100, shift=1e8, sampler="unipc")
+    options = SampleOptions(steps=100, shift=1e8, sampler="uni_pc")
     with pytest.raises(
-        ConfigError, match="unipc cannot step from the sigma 1 to 1: fewer steps, or a shift nearer to 1"
+        ConfigError, match="uni_pc cannot step from the sigma 1 to 1: fewer steps, or a shift nearer to 1"
     ):
         sample(model, None, initial_noise(SHAPE, 3), CONTEXT, None, options)
