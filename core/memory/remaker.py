@@ -91,6 +91,9 @@ class _Notes:
         self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
 
     def add(self, y: Tensor, make: Make, inputs: tuple[Tensor, ...]) -> None:
+        # Without their nodes: what autograd keeps holds these notes, and would never be freed where a backward leaves it out,
+        # as it does in the first block, whose input wants no gradient.
+        inputs = tuple(each.detach() for each in inputs)
         self._made[y.untyped_storage().data_ptr()] = weakref.ref(y), make, inputs
 
     def pack(self, tensor: Tensor) -> Any:
@@ -105,7 +108,7 @@ class _Notes:
         if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
             # Without its node: one that keeps its own result would hold itself, and never be freed where a step broke off.
             return self._own(tensor.detach())
-        return _view(tensor, _Remade(found[1], tuple(self.pack(each.detach()) for each in found[2])))
+        return _view(tensor, _Remade(found[1], tuple(map(self.pack, found[2]))))
 
 
 def _place(tensor: Tensor) -> tuple[int, Any]:

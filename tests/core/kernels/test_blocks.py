@@ -4,6 +4,7 @@ WAN_TRAIN_INTERPRET=1 with TRITON_INTERPRET=1 runs the kernels themselves on the
 """
 
 import copy
+import gc
 import os
 from functools import partial
 
@@ -19,6 +20,7 @@ from wan_train.core.kernels.linears import make_product
 from wan_train.core.memory.attention import sdpa_attention
 from wan_train.core.memory.precisions.fp8 import make_fp8
 from wan_train.core.memory.precisions.int8 import make_int8
+from wan_train.core.memory.remaker import BlockInput
 from wan_train.core.memory.rerun import Rerun
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.wan.config import WanConfig
@@ -140,6 +142,32 @@ def test_dropout_comes_again(name):
     found, _ = assert_keeps_agree(model, inputs(), seed=3)
     other = gradients(model, call_block, *inputs(), seed=4)
     assert not torch.equal(found[1], other[1])
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": 0.5}, {"rank_dropout": 0.5}, {"kind": "tlora"}, {"targets": ("ffn",)}, {"kind": "dora"}],
+    ids=str,
+)
+def test_nothing_is_left_of_a_step(keep, options):
+    """Of the first block: its input wants no gradient, so that the backward does not go through all of its nodes."""
+    model, keeping = with_kernels(make_block(**options))
+    x, others, grad = inputs()
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gc.collect()
+    before = count_inputs()
+    for _ in range(3):
+        y = keeping(keep)(model.blocks[0], x, *others)
+        torch.autograd.grad(y, factors, grad, allow_unused=True)
+        del y
+    gc.collect()
+    assert count_inputs() == before
+
+
+def count_inputs():
+    """What each run of a block keeps, as long as something of it is kept."""
+    return sum(isinstance(each, BlockInput) for each in gc.get_objects())
 
 
 def test_parts_one_by_one_are_the_block():
