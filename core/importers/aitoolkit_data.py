@@ -106,15 +106,33 @@ def _weight(_context: Context, given: SetupOption) -> Answer:
     return loss_weight(given.value, "weight of its own")
 
 
-def _network_weight(_context: Context, given: SetupOption) -> Answer:
-    """It scales what the LoRA adds while this dataset is trained, which is no weight of the loss."""
-    return (
-        not_needed("it is 1.")
-        if number(given.value) == 1
-        else not_supported(
+def lora_strength(context: Context) -> float:
+    """What the LoRA is multiplied by while it is trained: datasets.network_weight, where it is the same for all; else 1.
+
+    toolkit/network_mixins.py multiplies what a layer's LoRA adds, and its file has no word of it.
+    """
+    datasets = {item.dataset for item in context.given if item.dataset is not None}
+    found = {number(context.get("datasets.network_weight", 1, dataset)) for dataset in datasets}
+    strength = found.pop() if len(found) == 1 else None
+    is_lora = str(context.get("network.type", "lora")).lower() == "lora"
+    return strength if is_lora and strength is not None and strength > 0 else 1.0
+
+
+def _network_weight(context: Context, given: SetupOption) -> Answer:
+    weight = number(given.value)
+    if weight == 1:
+        return not_needed("it is 1.")
+    strength = lora_strength(context)
+    if weight != strength:
+        return not_supported(
             "a LoRA has one strength while it is trained; what a dataset counts is loss_multiplier there."
         )
+    rank = float(need_number(context.get("network.linear", 4)))
+    why = (
+        f"alpha is {strength:g} times the rank, which trains the same; use the LoRA at 1 where you would use theirs at "
+        f"{strength:g}."
     )
+    return changed(why, adapter__alpha=rank * strength)
 
 
 def _repeats(_context: Context, given: SetupOption) -> Answer:

@@ -95,6 +95,25 @@ def test_alpha_is_the_rank_whatever_is_said():
     assert imported.recipe.adapter.alpha == 32.0
 
 
+def test_one_strength_for_all_datasets_is_an_alpha():
+    imported = bring(("network_weight: 1", "network_weight: 0.5"))
+    assert outcome(imported, "datasets.network_weight") == ("changed", {"adapter.alpha": 8.0})
+    assert outcome(imported, "network.linear_alpha") == ("changed", {"adapter.alpha": 8.0})
+    assert imported.recipe.adapter.alpha == 8.0
+
+
+@pytest.mark.parametrize("other", ["network_weight: 1", "flip_y: false", "network_weight: 0.25"], ids=str)
+def test_strengths_of_their_own_are_told(other):
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    two = block.replace("network_weight: 1", "network_weight: 0.5") + block.replace("network_weight: 1", other)
+    imported = bring((block, two))
+    assert outcomes(imported, "network_weight")[0] == "not supported"
+    assert imported.recipe.adapter.alpha == 16.0
+    assert outcome(bring(("network_weight: 1", "network_weight: 0")), "datasets.network_weight")[0] == "not supported"
+    lokr = bring(('type: "lora"', 'type: "lokr"'), ("network_weight: 1", "network_weight: 0.5"))
+    assert outcome(lokr, "datasets.network_weight")[0] == "not supported"
+
+
 def test_json_is_the_same():
     as_json = import_files({"job.json": json.dumps(yaml.safe_load(AITOOLKIT))})
     assert as_json.recipe == bring().recipe
@@ -242,6 +261,16 @@ def test_a_lora_for_its_samples_alone():
 
 def test_loras_that_it_begins_with():
     assert with_network(["pretrained_lora_path: /l/a.safetensors"]).recipe.adapter.start_from == "/l/a.safetensors"
+
+
+def test_differential_guidance_does_nothing_there_without_the_contrastive_one():
+    on = "do_differential_guidance: true\n        differential_guidance_scale: 2\n        "
+    alone = bring(("steps: 3000", on + "steps: 3000"))
+    assert outcome(alone, "train.do_differential_guidance")[0] == "not needed"
+    assert alone.recipe.loss.differential_guidance == 1.0
+    both = bring(("steps: 3000", on + "do_guidance_loss: true\n        steps: 3000"))
+    assert both.recipe.loss.differential_guidance == 2.0
+    assert both.recipe.loss.contrastive_guidance == 3.0
 
 
 @pytest.mark.parametrize(("switch", "scale"), [("true", 3.5), ("false", 0.0)])
