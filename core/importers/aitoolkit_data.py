@@ -83,13 +83,26 @@ def _unload(context: Context, given: SetupOption) -> Answer:
     return changed(f"{why}, and trains with the trigger word alone.", dataset__caption_source="trigger")
 
 
-def _is_reg(_context: Context, given: SetupOption) -> Answer:
-    place = "dataset.regularization"
-    if exists(place):
-        return mapped(dataset__regularization=truth(given.value))
-    return (
-        not_supported("there are no regularization datasets here.") if truth(given.value) else not_needed("it is off.")
-    )
+def _is_reg(context: Context, given: SetupOption) -> Answer:
+    is_reg = truth(given.value)
+    counts = _reg_weight_of(context, given.dataset)
+    if counts == 1 or context.has("datasets.loss_multiplier", given.dataset):
+        return mapped(dataset__regularization=is_reg)
+    return mapped(dataset__regularization=is_reg, dataset__loss_weight=counts)
+
+
+def _reg_weight_of(context: Context, dataset: int | None) -> float:
+    """What the loss of a dataset counts by train.reg_weight, beside its loss_multiplier (SDTrainer.py, 27a03a9)."""
+    is_reg = truth(context.get("datasets.is_reg", False, dataset))
+    return float(need_number(context.get("train.reg_weight", 1.0))) if is_reg else 1.0
+
+
+def _reg_weight(context: Context, given: SetupOption) -> Answer:
+    if number(given.value) == 1:
+        return not_needed("it is 1.")
+    if not any(item.key == "datasets.is_reg" and truth(item.value) for item in context.given):
+        return not_needed("there is no regularization set.")
+    return changed("it is in the loss_weight of each regularization set.")
 
 
 def _prior_reg(context: Context, given: SetupOption) -> Answer:
@@ -102,8 +115,9 @@ def _prior_reg(context: Context, given: SetupOption) -> Answer:
     return not_needed("it is for regularization sets.")
 
 
-def _weight(_context: Context, given: SetupOption) -> Answer:
-    return loss_weight(given.value, "weight of its own")
+def _weight(context: Context, given: SetupOption) -> Answer:
+    counts = _reg_weight_of(context, given.dataset)
+    return loss_weight(given.value if counts == 1 else counts * float(need_number(given.value)), "weight of its own")
 
 
 def lora_strength(context: Context) -> float:
@@ -155,6 +169,7 @@ DATASET_RULES: dict[str, Rule] = {
     "trigger_word": _trigger,
     "datasets.caption_dropout_rate": _dropout,
     "datasets.is_reg": _is_reg,
+    "train.reg_weight": _reg_weight,
     "datasets.prior_reg": _prior_reg,
     "datasets.loss_multiplier": _weight,
     "datasets.network_weight": _network_weight,

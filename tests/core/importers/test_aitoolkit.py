@@ -142,6 +142,19 @@ def test_several_datasets():
     ]
 
 
+@pytest.mark.parametrize(
+    ("more", "weight"), [("", 0.3), ("\n          loss_multiplier: 0.5", 0.15)], ids=["", "and own"]
+)
+def test_what_regularization_sets_count(more, weight):
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    other = block.replace("is_reg: false", f"is_reg: true{more}")
+    on = ("steps: 3000", "reg_weight: 0.3\n        steps: 3000")
+    imported = bring((block, block + other), on)
+    assert [one.loss_weight for one in imported.recipe.dataset] == [1.0, pytest.approx(weight)]
+    assert outcome(imported, "train.reg_weight")[0] == "changed"
+    assert outcome(bring(on), "train.reg_weight")[0] == "not needed"
+
+
 def outcomes(imported, name):
     return [line.answer.outcome for line in imported.lines if line.given.key.endswith(name)]
 
