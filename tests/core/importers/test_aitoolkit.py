@@ -155,6 +155,14 @@ def test_what_regularization_sets_count(more, weight):
     assert outcome(bring(on), "train.reg_weight")[0] == "not needed"
 
 
+@pytest.mark.parametrize(("switch", "found"), [("true", "not supported"), ("false", "not needed")])
+def test_what_is_held_outside_of_a_mask(switch, found):
+    lines = f"inverted_mask_prior: {switch}\n        inverted_mask_prior_multiplier: 0.3\n        steps: 3000"
+    imported = bring(("steps: 3000", lines))
+    assert outcome(imported, "train.inverted_mask_prior") == (found, {})
+    assert outcome(imported, "train.inverted_mask_prior_multiplier") == (found, {})
+
+
 def outcomes(imported, name):
     return [line.answer.outcome for line in imported.lines if line.given.key.endswith(name)]
 
