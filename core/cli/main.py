@@ -146,7 +146,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             command.description = _description(module.__doc__ or "")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    return parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse would show the usage of `wantrain` for those of a command
+        commands.choices.get(chosen, parser).error(f"unrecognized arguments: {' '.join(map(shown, unknown))}")
+    return options
 
 
 def _unknown(name: str) -> str:

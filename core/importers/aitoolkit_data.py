@@ -83,13 +83,26 @@ def _unload(context: Context, given: SetupOption) -> Answer:
     return changed(f"{why}, and trains with the trigger word alone.", dataset__caption_source="trigger")
 
 
-def _is_reg(_context: Context, given: SetupOption) -> Answer:
-    place = "dataset.regularization"
-    if exists(place):
-        return mapped(dataset__regularization=truth(given.value))
-    return (
-        not_supported("there are no regularization datasets here.") if truth(given.value) else not_needed("it is off.")
-    )
+def _is_reg(context: Context, given: SetupOption) -> Answer:
+    is_reg = truth(given.value)
+    counts = _reg_weight_of(context, given.dataset)
+    if counts == 1 or context.has("datasets.loss_multiplier", given.dataset):
+        return mapped(dataset__regularization=is_reg)
+    return mapped(dataset__regularization=is_reg, dataset__loss_weight=counts)
+
+
+def _reg_weight_of(context: Context, dataset: int | None) -> float:
+    """What the loss of a dataset counts by train.reg_weight, beside its loss_multiplier (SDTrainer.py, 27a03a9)."""
+    is_reg = truth(context.get("datasets.is_reg", False, dataset))
+    return float(need_number(context.get("train.reg_weight", 1.0))) if is_reg else 1.0
+
+
+def _reg_weight(context: Context, given: SetupOption) -> Answer:
+    if number(given.value) == 1:
+        return not_needed("it is 1.")
+    if not any(item.key == "datasets.is_reg" and truth(item.value) for item in context.given):
+        return not_needed("there is no regularization set.")
+    return changed("it is in the loss_weight of each regularization set.")
 
 
 def _prior_reg(context: Context, given: SetupOption) -> Answer:
@@ -102,19 +115,38 @@ def _prior_reg(context: Context, given: SetupOption) -> Answer:
     return not_needed("it is for regularization sets.")
 
 
-def _weight(_context: Context, given: SetupOption) -> Answer:
-    return loss_weight(given.value, "weight of its own")
+def _weight(context: Context, given: SetupOption) -> Answer:
+    counts = _reg_weight_of(context, given.dataset)
+    return loss_weight(given.value if counts == 1 else counts * float(need_number(given.value)), "weight of its own")
 
 
-def _network_weight(_context: Context, given: SetupOption) -> Answer:
-    """It scales what the LoRA adds while this dataset is trained, which is no weight of the loss."""
-    return (
-        not_needed("it is 1.")
-        if number(given.value) == 1
-        else not_supported(
+def lora_strength(context: Context) -> float:
+    """What the LoRA is multiplied by while it is trained: datasets.network_weight, where it is the same for all; else 1.
+
+    toolkit/network_mixins.py multiplies what a layer's LoRA adds, and its file has no word of it.
+    """
+    datasets = {item.dataset for item in context.given if item.dataset is not None}
+    found = {number(context.get("datasets.network_weight", 1, dataset)) for dataset in datasets}
+    strength = found.pop() if len(found) == 1 else None
+    is_lora = str(context.get("network.type", "lora")).lower() == "lora"
+    return strength if is_lora and strength is not None and strength > 0 else 1.0
+
+
+def _network_weight(context: Context, given: SetupOption) -> Answer:
+    weight = number(given.value)
+    if weight == 1:
+        return not_needed("it is 1.")
+    strength = lora_strength(context)
+    if weight != strength:
+        return not_supported(
             "a LoRA has one strength while it is trained; what a dataset counts is loss_multiplier there."
         )
+    rank = float(need_number(context.get("network.linear", 4)))
+    why = (
+        f"alpha is {strength:g} times the rank, which trains the same; use the LoRA at 1 where you would use theirs at "
+        f"{strength:g}."
     )
+    return changed(why, adapter__alpha=rank * strength)
 
 
 def _repeats(_context: Context, given: SetupOption) -> Answer:
@@ -137,6 +169,7 @@ DATASET_RULES: dict[str, Rule] = {
     "trigger_word": _trigger,
     "datasets.caption_dropout_rate": _dropout,
     "datasets.is_reg": _is_reg,
+    "train.reg_weight": _reg_weight,
     "datasets.prior_reg": _prior_reg,
     "datasets.loss_multiplier": _weight,
     "datasets.network_weight": _network_weight,

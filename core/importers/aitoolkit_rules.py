@@ -5,7 +5,7 @@ from typing import Any
 
 from ..settings.samples import MOST_PROMPTS
 from . import samples
-from .aitoolkit_data import DATASET_RULES
+from .aitoolkit_data import DATASET_RULES, lora_strength
 from .aitoolkit_optimizer import OPTIMIZER_RULES
 from .answers import PREVIEW, Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import (
@@ -28,7 +28,10 @@ def _alpha(context: Context, given: SetupOption) -> Answer:
     rank = float(need_number(context.get("network.linear", 4)))
     given_alpha = number(given.value)
     why = "" if given_alpha in (None, rank) else f"AI-Toolkit leaves it out: its LoRA has the rank for alpha, {rank:g}."
-    return either(why, adapter__alpha=rank)
+    strength = lora_strength(context)
+    if strength != 1:
+        why = f"AI-Toolkit has the rank for alpha, {rank:g}, and its network_weight multiplies that by {strength:g}."
+    return either(why, adapter__alpha=rank * strength)
 
 
 def _type(_context: Context, given: SetupOption) -> Answer:
@@ -274,10 +277,15 @@ def _at_start(context: Context, given: SetupOption) -> Answer:
 
 
 def _guidance(context: Context, _given: SetupOption) -> Answer:
-    """SDTrainer.py: the target goes further away from the prediction, by a scale that is 3 where none is given."""
+    """SDTrainer.py, 27a03a9: the target goes further away from the prediction, by a scale that is 3 where none is given.
+
+    It stands within `if self.train_config.do_guidance_loss`, and has since it came (6f308fc).
+    """
     place = "loss.differential_guidance"
     if not truth(context.get("train.do_differential_guidance", False)):
         return not_needed("it is off.")
+    if not truth(context.get("train.do_guidance_loss", False)):
+        return not_needed("AI-Toolkit does it with do_guidance_loss alone, which is off.")
     if not exists(place):
         return not_supported("there is no differential guidance here.")
     scale = context.get("train.differential_guidance_scale", 3.0)

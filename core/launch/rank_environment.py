@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..parallel.standstill import Limits
+from ..parallel.standstill import StandstillLimits
 
 DEVICES = "WANTRAIN_DEVICES"  # of this machine: a rank has the one of its local number
 AGENT = "WANTRAIN_AGENT"  # the process that started the rank
@@ -43,10 +43,10 @@ def silence_s() -> float:
     return float(os.environ.get(SILENCE, _SILENCE_S))
 
 
-def standstill_limits() -> Limits:
+def standstill_limits() -> StandstillLimits:
     """How long a run may stand still before it is ended: other seconds for a link, or a debugger, that takes longer."""
     named = os.environ.get(STANDSTILL)
-    return Limits() if named is None else Limits(still_s=float(named), host_s=float(named))
+    return StandstillLimits() if named is None else StandstillLimits(still_s=float(named), host_s=float(named))
 
 
 def rank_environment(

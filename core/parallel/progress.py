@@ -23,11 +23,11 @@ MARKS: tuple[Mark, ...] = ("rest", "work", "exchange", "sum")
 # by then, else it can't be told from one that waits for a disk. Four blocks have some hundred kernels.
 BLOCKS_A_MARK = 4
 
-RunBlock = Callable[..., Tensor]
+BlockSeam = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """Where a rank is."""
 
     host: Host = "elsewhere"
@@ -51,7 +51,7 @@ class Place:
         return json.dumps(astuple(self))
 
     @classmethod
-    def read(cls, text: str) -> "Place":
+    def read(cls, text: str) -> "RankPlace":
         """What `written` gave."""
         return cls(*json.loads(text))
 
@@ -68,17 +68,17 @@ class Progress:
         self.open(torch.device("cpu"))
 
     def open(self, device: torch.device, group: int = 0) -> None:
-        """Mark on this device. `group`: see `Place`."""
+        """Mark on this device. `group`: see `RankPlace`."""
         self._group = group
         self._there = torch.zeros(1, dtype=torch.int64, device=device)
         self._told = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
 
-    def place(self) -> Place:
+    def place(self) -> RankPlace:
         """Where this rank is now. From any thread; waits for nothing."""
         queued = self._queued  # before what was reached, which may be further then
         reached, mark = divmod(int(self._told.item()), len(MARKS))
         is_first = max(self._recent) > self._most
-        return Place(self._host, MARKS[mark], reached, max(queued, reached), is_first, self._group)
+        return RankPlace(self._host, MARKS[mark], reached, max(queued, reached), is_first, self._group)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -128,7 +128,7 @@ class Progress:
             yield
         self.mark("work")
 
-    def marking(self, run_block: RunBlock, blocks: Sequence[nn.Module], *, are_gathered: bool) -> RunBlock:
+    def marking(self, run_block: BlockSeam, blocks: Sequence[nn.Module], *, are_gathered: bool) -> BlockSeam:
         """The block seam with a mark before some of the blocks, in the forward and in the backward.
 
         `are_gathered`: the ranks bring each block together, so that all of them wait there for one that hangs.

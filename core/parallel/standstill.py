@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .progress import Place
+from .progress import RankPlace
 
 Why = Literal["gpu", "host", "behind", "link"]
 MOST_BETWEEN_S = 5.0  # of time that counts between two looks: more is a machine that was asleep
@@ -38,7 +38,7 @@ _OF_SEVERAL: dict[Why, str] = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class StandstillLimits:
     """How long a run may stand still, in seconds.
 
     The long ones lie just below `world.PATIENCE`, after which torch.distributed would end the run without naming anybody.
@@ -69,14 +69,14 @@ class Hang:
 class Standstill:
     """Looks at the places of all ranks, again and again."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: StandstillLimits) -> None:
         self._limits = limits
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, RankPlace] = {}
         self._seen: float | None = None
         self._still = self._longest = 0.0
         self._is_measure = False  # this standstill says how slow the GPUs are, if it ends
 
-    def look(self, places: Mapping[int, Place], now: float) -> Hang | None:
+    def look(self, places: Mapping[int, RankPlace], now: float) -> Hang | None:
         """Who hangs, if anybody does. `places`: of all ranks; `now`: in seconds."""
         passed = 0.0 if self._seen is None else min(now - self._seen, MOST_BETWEEN_S)
         self._seen = now
@@ -92,14 +92,14 @@ class Standstill:
             return None
         return Hang(found.ranks, found.why, self._still)
 
-    def _limit(self, found: Hang, places: Mapping[int, Place]) -> float:
+    def _limit(self, found: Hang, places: Mapping[int, RankPlace]) -> float:
         limits = self._limits
         if any(place.is_first for place in places.values()):
             return max(limits.first_s, limits.host_s) if found.why == "host" else limits.first_s
         return limits.host_s if found.why == "host" else max(limits.still_s, limits.times * self._longest)
 
 
-def _awaited(places: Mapping[int, Place]) -> Hang | None:
+def _awaited(places: Mapping[int, RankPlace]) -> Hang | None:
     """Who is waited for; None if a rank is outside of its steps."""
     doing = {rank: place.doing for rank, place in places.items()}
     if "elsewhere" in doing.values():
@@ -113,7 +113,7 @@ def _awaited(places: Mapping[int, Place]) -> Hang | None:
     return Hang(behind, "behind") if behind else Hang(tuple(exchanging), "link")
 
 
-def _behind(places: Mapping[int, Place]) -> tuple[int, ...]:
+def _behind(places: Mapping[int, RankPlace]) -> tuple[int, ...]:
     """Those that others of their group have passed."""
     return tuple(
         rank

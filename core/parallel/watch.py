@@ -23,8 +23,8 @@ from typing import Any
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ..errors import START_AGAIN, RunError
-from .progress import Place, Progress
-from .standstill import Limits, Standstill
+from .progress import Progress, RankPlace
+from .standstill import Standstill, StandstillLimits
 
 SILENCE_S = 45.0  # of a rank, after which the others take it for lost: a run ends within a minute
 START_S = 600.0  # as long may a process take to start, until it is heard for the first time
@@ -75,7 +75,7 @@ class Watch:
         on_loss: Callable[[LostRank], None],
         silence: float = SILENCE_S,
         progress: Progress | None = None,
-        limits: Limits | None = None,
+        limits: StandstillLimits | None = None,
     ) -> None:
         """`store`: of torch.distributed, a connection for this object alone. `name`: of the rank's GPU, for people.
 
@@ -84,7 +84,7 @@ class Watch:
         """
         self._store, self._rank, self._size, self._name = store, rank, size, name
         self._on_loss, self._silence = on_loss, silence
-        self._progress, self._standstill = progress or Progress(), Standstill(limits or Limits())
+        self._progress, self._standstill = progress or Progress(), Standstill(limits or StandstillLimits())
         self._lock = threading.Lock()  # a connection takes one question at a time
         self._over = threading.Event()
         self._heard: dict[int, tuple[bytes, float]] = {}
@@ -170,7 +170,7 @@ class Watch:
         """Say it, for all ranks, if the run hangs."""
         places = {self._rank: self._progress.place()}
         for rank, (value, _) in self._heard.items():
-            places[rank] = Place.read(value.decode().partition(" ")[2])
+            places[rank] = RankPlace.read(value.decode().partition(" ")[2])
         with suppress(RuntimeError):  # the store is gone, which is seen next
             if len(places) == self._size and not self.others_left():
                 hang = self._standstill.look(places, time.monotonic())

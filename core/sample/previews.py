@@ -140,7 +140,7 @@ def _skip_warnings(job: Job) -> list[str]:
     if sigma_after(options.skip_stop, preview_sampling(job, boundary).shift) < boundary:
         return []
     return [
-        f"preview_skip_layers has no effect in previews of the low noise expert alone: previews.skip_stop {options.skip_stop:g}"
+        f"preview_skip_layers has no effect in previews of the low noise expert alone: preview_skip_stop {options.skip_stop:g}"
         f" ends above the boundary {boundary:g}."
     ]
 

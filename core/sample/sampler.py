@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS
-from .samplers import SAMPLERS, Walk
+from .samplers import SAMPLERS, SigmaWalk
 from .schedulers import SCHEDULERS
 from .shares import sigma_after
 
@@ -107,13 +107,13 @@ def sample(
     texts = _texts(context, negative, noise.shape[0], options.cfg).to(noise.device)
     check_steps(options, sigmas, switch)
 
-    def walk_of(model: VelocityModel, part: Tensor) -> Walk:
+    def walk_of(model: VelocityModel, part: Tensor) -> SigmaWalk:
         def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
             is_skipping = options.skip_scale > 0 and skip_to <= float(sigma) <= skip_from
             skip = (skipping, options.skip_scale) if skipping is not None and is_skipping else None
             return _velocity(model, latents, sigma, texts, options.cfg, skip)
 
-        return Walk(sigmas=part, velocity=velocity, shift=options.shift, seeds=options.seeds)
+        return SigmaWalk(sigmas=part, velocity=velocity, shift=options.shift, seeds=options.seeds)
 
     latents, made = sigmas[0] * noise.float(), 0
     for model, part in ((high, sigmas[: switch + 1]), (high if low is None else low, sigmas[switch:])):

@@ -16,6 +16,9 @@ class BesideOptions(Options, group="dataset"):
         "",
         help="Folder with a mask for each file: a picture or a clip of the same name, white where the loss counts.",
         more="A path within the dataset folder, or a full path. Empty: none.",
+        page="The loss stays a mean over the whole clip, so a mask that covers little makes it small. AI-Toolkit divides it by"
+        " the mean of the batch's masks; Adam and its like cancel such a factor, but for gradient clipping and for a"
+        " preservation beside it, which counts more here.",
         born=2,
         in_key=False,
         widget=Widget(DATASET, "mask_folder", 54),
@@ -94,7 +97,9 @@ class BesideOptions(Options, group="dataset"):
         help="Image-to-video: a .jsonl file in the dataset folder that names clips and the pictures given with them.",
         more='A line for each: {"file_name": "a.mp4", "first_frame": "start.png", "last_frame": "end.png"}. Clips that it does'
         " not name are given their own frames.",
-        page='"control" and "reference" name a control clip and a reference picture.',
+        page='"control" and "reference" name a control clip and a reference picture, as control_clips and reference_pictures of'
+        " a recipe do. They have no input here: no model that is given them can be trained yet, and the others refuse such a"
+        " dataset.",
         born=2,
         in_key=False,
         widget=Widget(DATASET, "frames_file", 62),

@@ -197,6 +197,7 @@ class PreviewOptions(Options, group="previews"):
         help="Share of the way from noise to video after which skip-layer guidance begins.",
         most=1.0,
         in_key=False,
+        widget=Widget(TRAIN, "preview_skip_start", 218, step=0.01),
         simpletuner="validation_guidance_skip_layers_start",
     )
     skip_stop: float = option(
@@ -204,6 +205,7 @@ class PreviewOptions(Options, group="previews"):
         help="Share of the way from noise to video after which skip-layer guidance ends.",
         most=1.0,
         in_key=False,
+        widget=Widget(TRAIN, "preview_skip_stop", 219, step=0.01),
         simpletuner="validation_guidance_skip_layers_stop",
     )
     lora: str = option(

@@ -96,7 +96,7 @@ def _rows(label: str, family: list[Preset]) -> Iterator[str]:
     cards: dict[tuple[Any, str], list[str]] = {}
     for one in family:
         if label in one.why:
-            value = next(values[label] for values in (*one.values().values(), one.recipe) if label in values)
+            value = next(values[label] for values in one.values().values() if label in values)
             cards.setdefault((value, one.why[label]), []).append(f"{one.card_gb} GB")
     for (value, why), on in cards.items():
         shown = f"`{'on' if value is True else 'off' if value is False else value}`"

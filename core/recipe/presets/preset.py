@@ -24,11 +24,10 @@ class Preset:
     dataset: dict[str, Any] = field(default_factory=dict[str, Any])
     model: dict[str, Any] = field(default_factory=dict[str, Any])
     train: dict[str, Any] = field(default_factory=dict[str, Any])
-    recipe: dict[str, Any] = field(default_factory=dict[str, Any])  # by place: what no node has a widget for
     conditioning: Conditioning = "none"  # the frames that the model is given: condition_on of Cache Latents
     epochs: int = 0  # `steps` is the one setting that depends on the data; 0: as `train` says
     lora_names: dict[str, str] = field(default_factory=dict[str, str])  # stage -> name of the file, with {name} in it
-    why: dict[str, str] = field(default_factory=dict[str, str])  # widget, or place -> where its value comes from
+    why: dict[str, str] = field(default_factory=dict[str, str])  # widget -> where its value comes from
     source: str = ""  # what the sentences of `why` name by numbers
     asks: str = ""  # what the user has to give, that no preset knows
 
@@ -36,7 +35,7 @@ class Preset:
         """The preset as tables of a recipe, without folder, models and name."""
         return {
             "dataset": dict(self.dataset),
-            **nest({**self.model, **self.train, **self.recipe}),
+            **nest({**self.model, **self.train}),
             **({"epochs": self.epochs} if self.epochs else {}),
             **({"conditioning": self.conditioning} if self.conditioning != "none" else {}),
         }

@@ -40,6 +40,8 @@ _TRAIN = {
     "preview_at_start": (True, f"{_CONFIG}: disable_benchmark false."),
     "preview_sampler": ("uni_pc", f"{_DEFAULT} for Wan."),
     "preview_skip_layers": ("9", f"{_CONFIG}: validation_guidance_skip_layers [9]."),
+    "preview_skip_start": (0.0, f"{_CONFIG}: validation_guidance_skip_layers_start 0."),
+    "preview_skip_stop": (1.0, f"{_CONFIG}: validation_guidance_skip_layers_stop 1."),
     "optimizer": ("lion", f"{_CONFIG}: optimizer optimi-lion."),
     "beta2": (0.99, f"{_DEFAULT} for optimi-lion."),
     "weight_decay": (0.0, f"{_DEFAULT} for optimi-lion."),
@@ -58,10 +60,6 @@ _TRAIN = {
     "timestep_sampling": ("shift", f"{_CONFIG}: flow_schedule_shift 3."),
     "timestep_shift": (3.0, f"{_CONFIG}: flow_schedule_shift 3."),
 }
-_RECIPE = {
-    "previews.skip_start": (0.0, f"{_CONFIG}: validation_guidance_skip_layers_start 0. On the node it is 0.01."),
-    "previews.skip_stop": (1.0, f"{_CONFIG}: validation_guidance_skip_layers_stop 1. On the node it is 0.15."),
-}
 
 SIMPLETUNER = {
     "simpletuner-quickstart": Preset(
@@ -73,7 +71,6 @@ SIMPLETUNER = {
         dataset=plain(_DATASET),
         model=plain(_MODEL),
         train=plain(_TRAIN),
-        recipe=plain(_RECIPE),
-        why=told(_DATASET, _MODEL, _TRAIN, _RECIPE),
+        why=told(_DATASET, _MODEL, _TRAIN),
     ),
 }

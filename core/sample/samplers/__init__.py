@@ -18,7 +18,7 @@ VelocityAt = Callable[[Tensor, Tensor], Tensor]  # latents [B, C, F, H, W], sigm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk:
+class SigmaWalk:
     """What a sampler steps along: the way of one model, whose history is its own."""
 
     sigmas: Tensor  # [steps + 1] float32 on the CPU, falling; the last one is 0 where no other model goes on
@@ -36,7 +36,7 @@ class Sampler:
     """One way of making steps."""
 
     help: str  # a clause for tooltips and documents
-    path: Callable[[Tensor, Walk], Iterator[Tensor]]  # latents at the first sigma -> those after each step
+    path: Callable[[Tensor, SigmaWalk], Iterator[Tensor]]  # latents at the first sigma -> those after each step
     calls: int = 1  # forwards of the model a step; a last step to 0 needs one
     spare_steps: int = 0  # sigmas that the host adds, to leave out the last one before 0 (DISCARD_PENULTIMATE_SIGMA)
     last_sigma: float = 0.0  # where it ends instead of at 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..shares import sigma_after
-from . import Walk
+from . import SigmaWalk
 
 _FIRST_SHARE = 1e-4  # of the way, in place of 0: a sigma of 1 has no lambda (offset_first_sigma_for_snr)
 
@@ -17,7 +17,7 @@ def half_log_snr(sigma: Tensor) -> Tensor:
     return sigma.logit().neg()
 
 
-def sigmas_with_lambda(walk: Walk) -> Tensor:
+def sigmas_with_lambda(walk: SigmaWalk) -> Tensor:
     """The sigmas of the way [steps + 1], of which the first is below 1."""
     sigmas = walk.sigmas.clone()
     if sigmas[0] >= 1:

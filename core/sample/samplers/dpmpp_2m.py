@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import Sampler, Walk
+from . import Sampler, SigmaWalk
 
 
-def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
     sigmas, times = walk.sigmas, walk.sigmas.log().neg()
     before: Tensor | None = None
     for here in range(len(sigmas) - 1):

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from . import Sampler, Walk
+from . import Sampler, SigmaWalk
 from ._noise import brownian_noise
 from ._sde import half_log_snr, sigmas_with_lambda
 
 
-def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
     noise = brownian_noise(latents, walk.sigmas, walk.seeds)
     before: tuple[Tensor, Tensor] | None = None  # the data of the step before, and its width
     for here, there in pairwise(sigmas_with_lambda(walk)):

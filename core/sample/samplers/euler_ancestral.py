@@ -5,11 +5,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from . import Sampler, Walk
+from . import Sampler, SigmaWalk
 from ._noise import fresh_noise
 
 
-def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
     noise = fresh_noise(latents, walk.seeds)
     for here, there in pairwise(walk.sigmas):
         data = walk.data(latents, here)

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from . import Sampler, Walk
+from . import Sampler, SigmaWalk
 
 
-def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
     for here, there in pairwise(walk.sigmas):
         velocity = walk.velocity(latents, here)
         if there != 0:

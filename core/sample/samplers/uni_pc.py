@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import Sampler, Walk
+from . import Sampler, SigmaWalk
 
 MAX_ORDER = 3
 LAST_SIGMA = 0.001  # where the host ends instead of at 0, which has no logarithm
@@ -86,7 +86,7 @@ def _weights(z: float, places: Sequence[float]) -> list[float]:
     return torch.linalg.solve(powers, torch.tensor(sums, dtype=torch.float64)).tolist()
 
 
-def _path(latents: Tensor, walk: Walk) -> Iterator[Tensor]:
+def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
     solver = UniPC(walk.sigmas.tolist())
     for sigma in walk.sigmas[:-1]:
         latents = solver.step(latents, walk.velocity(latents, sigma))

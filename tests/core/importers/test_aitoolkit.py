@@ -95,6 +95,25 @@ def test_alpha_is_the_rank_whatever_is_said():
     assert imported.recipe.adapter.alpha == 32.0
 
 
+def test_one_strength_for_all_datasets_is_an_alpha():
+    imported = bring(("network_weight: 1", "network_weight: 0.5"))
+    assert outcome(imported, "datasets.network_weight") == ("changed", {"adapter.alpha": 8.0})
+    assert outcome(imported, "network.linear_alpha") == ("changed", {"adapter.alpha": 8.0})
+    assert imported.recipe.adapter.alpha == 8.0
+
+
+@pytest.mark.parametrize("other", ["network_weight: 1", "flip_y: false", "network_weight: 0.25"], ids=str)
+def test_strengths_of_their_own_are_told(other):
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    two = block.replace("network_weight: 1", "network_weight: 0.5") + block.replace("network_weight: 1", other)
+    imported = bring((block, two))
+    assert outcomes(imported, "network_weight")[0] == "not supported"
+    assert imported.recipe.adapter.alpha == 16.0
+    assert outcome(bring(("network_weight: 1", "network_weight: 0")), "datasets.network_weight")[0] == "not supported"
+    lokr = bring(('type: "lora"', 'type: "lokr"'), ("network_weight: 1", "network_weight: 0.5"))
+    assert outcome(lokr, "datasets.network_weight")[0] == "not supported"
+
+
 def test_json_is_the_same():
     as_json = import_files({"job.json": json.dumps(yaml.safe_load(AITOOLKIT))})
     assert as_json.recipe == bring().recipe
@@ -121,6 +140,27 @@ def test_several_datasets():
         ("C:\\clips\\orbit", 33, False),
         ("C:\\more\\orbit", 1, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "weight"), [("", 0.3), ("\n          loss_multiplier: 0.5", 0.15)], ids=["", "and own"]
+)
+def test_what_regularization_sets_count(more, weight):
+    block = AITOOLKIT[AITOOLKIT.index("        - folder_path") : AITOOLKIT.index("      train:")]
+    other = block.replace("is_reg: false", f"is_reg: true{more}")
+    on = ("steps: 3000", "reg_weight: 0.3\n        steps: 3000")
+    imported = bring((block, block + other), on)
+    assert [one.loss_weight for one in imported.recipe.dataset] == [1.0, pytest.approx(weight)]
+    assert outcome(imported, "train.reg_weight")[0] == "changed"
+    assert outcome(bring(on), "train.reg_weight")[0] == "not needed"
+
+
+@pytest.mark.parametrize(("switch", "found"), [("true", "not supported"), ("false", "not needed")])
+def test_what_is_held_outside_of_a_mask(switch, found):
+    lines = f"inverted_mask_prior: {switch}\n        inverted_mask_prior_multiplier: 0.3\n        steps: 3000"
+    imported = bring(("steps: 3000", lines))
+    assert outcome(imported, "train.inverted_mask_prior") == (found, {})
+    assert outcome(imported, "train.inverted_mask_prior_multiplier") == (found, {})
 
 
 def outcomes(imported, name):
@@ -242,6 +282,16 @@ def test_a_lora_for_its_samples_alone():
 
 def test_loras_that_it_begins_with():
     assert with_network(["pretrained_lora_path: /l/a.safetensors"]).recipe.adapter.start_from == "/l/a.safetensors"
+
+
+def test_differential_guidance_does_nothing_there_without_the_contrastive_one():
+    on = "do_differential_guidance: true\n        differential_guidance_scale: 2\n        "
+    alone = bring(("steps: 3000", on + "steps: 3000"))
+    assert outcome(alone, "train.do_differential_guidance")[0] == "not needed"
+    assert alone.recipe.loss.differential_guidance == 1.0
+    both = bring(("steps: 3000", on + "do_guidance_loss: true\n        steps: 3000"))
+    assert both.recipe.loss.differential_guidance == 2.0
+    assert both.recipe.loss.contrastive_guidance == 3.0
 
 
 @pytest.mark.parametrize(("switch", "scale"), [("true", 3.5), ("false", 0.0)])

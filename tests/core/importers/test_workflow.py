@@ -1,6 +1,7 @@
 """The workflow of an import: the setup's values in the nodes, each dataset, one expert alone, what has no field."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from wan_train.core.importers.workflow import workflow
@@ -135,12 +136,23 @@ def test_prompts_are_for_the_preview_and_a_note():
 
 
 def test_what_has_no_field_is_told():
+    imported = import_files(SETUPS["aitoolkit"])
+    (dataset,) = imported.recipe.dataset
+    recipe = replace(imported.recipe, dataset=(replace(dataset, control_clips="depth"),))
+    _, notes = workflow(replace(imported, recipe=recipe), None)
+    assert any("Nodes have no field for dataset.control_clips = depth" in note for note in notes)
+
+
+def test_skip_layer_guidance_of_previews_has_its_fields():
     config = json.loads(SIMPLETUNER) | {
         "validation_guidance_skip_layers": [1],
+        "validation_guidance_skip_layers_start": 0.1,
         "validation_guidance_skip_layers_stop": 0.3,
     }
-    _, notes = made({"config.json": json.dumps(config)})
-    assert any("Nodes have no field for previews.skip_stop = 0.3" in note for note in notes)
+    graph, notes = made({"config.json": json.dumps(config)})
+    (train,) = nodes(graph, "TrainLoRAStage")
+    assert (values(train)["preview_skip_start"], values(train)["preview_skip_stop"]) == (0.1, 0.3)
+    assert not any("skip" in note for note in notes)
 
 
 def test_the_optimizers_eps_has_its_field():

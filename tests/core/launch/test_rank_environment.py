@@ -2,7 +2,7 @@ import os
 from dataclasses import replace
 
 from wan_train.core.launch.rank_environment import Machines, rank_environment, standstill_limits
-from wan_train.core.parallel.standstill import Limits
+from wan_train.core.parallel.standstill import StandstillLimits
 
 
 def test_what_ranks_find_in_their_environment(tmp_path):
@@ -14,6 +14,6 @@ def test_what_ranks_find_in_their_environment(tmp_path):
 
 
 def test_a_person_can_set_how_long_a_run_may_stand_still(monkeypatch):
-    assert standstill_limits() == Limits()
+    assert standstill_limits() == StandstillLimits()
     monkeypatch.setenv("WANTRAIN_STANDSTILL", "300")
-    assert standstill_limits() == replace(Limits(), still_s=300.0, host_s=300.0)
+    assert standstill_limits() == replace(StandstillLimits(), still_s=300.0, host_s=300.0)

@@ -1,4 +1,4 @@
-"""One small model with a LoRA, and one batch: what SimpleTuner's own forward was given for tests/fixtures/simpletuner."""
+"""One small model with a LoRA, and one batch: what other trainers' own code was given for tests/fixtures."""
 
 import torch
 
@@ -7,6 +7,7 @@ SIZES = {"dim": DIM, "ffn_dim": 48, "num_heads": 2, "num_layers": NUM_LAYERS, "t
 ROUTES = ((1, 2, 0.5), (3, -2, 0.25))  # first and last block, share that is left out
 BLOCK = 2  # whose hidden states are aligned with features, of which there are more frames and more places
 ROLLOUTS = ((612, 609), (480, 480))
+CLASS, EMPTY = 4, 5  # seeds of the captions with a class word, and of the empty one
 TARGETS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o")
 
 
@@ -34,9 +35,25 @@ def lora():
 
 def batch():
     """Latents, noise [2, 16, 3, 4, 6], sigmas [2], context [2, 512, 16]."""
-    context = drawn(2, 512, 16, seed=3)
+    noise = drawn(2, 16, 3, 4, 6, seed=2)
+    return drawn(2, 16, 3, 4, 6, seed=1), noise, torch.tensor([0.6094, 0.48]), text(seed=3, count=2)
+
+
+def text(*, seed, count=1):
+    """Of 9 tokens, [count, 512, 16]."""
+    context = drawn(count, 512, 16, seed=seed)
     context[:, 9:] = 0
-    return drawn(2, 16, 3, 4, 6, seed=1), drawn(2, 16, 3, 4, 6, seed=2), torch.tensor([0.6094, 0.48]), context
+    return context
+
+
+def masks():
+    """[2, 1, 4, 6], one for all frames, of quarters."""
+    return (drawn(2, 1, 4, 6, seed=6).sigmoid() * 4).round() / 4
+
+
+def pixel_masks():
+    """The same in pixels, [2, 1, 32, 48]."""
+    return masks().repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 def head():

@@ -4,70 +4,29 @@ tests/fixtures/simpletuner/forwards.json, made by make.py beside it with SimpleT
 """
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from wan_train.core.adapters.setup import add_adapter
 from wan_train.core.objective.crepa import Projection, chosen_frames
-from wan_train.core.objective.forwards import Forwards, noisy_batch
 from wan_train.core.objective.objective import FlowMatching
 from wan_train.core.objective.rollout import RollOut, direction_loss
 from wan_train.core.routes import Route, routes_among
-from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.crepa import CrepaOptions
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.settings.rollout import RolloutOptions
 from wan_train.core.train.crepa import Crepa
-from wan_train.core.wan.config import WanConfig
-from wan_train.core.wan.model import WanTransformer
 from wan_train.core.wan.walk import Look
 from wan_train.tests.core.objective import peer_case as case
+from wan_train.tests.core.objective.peer_model import check, forwards_of, make_model, noisy
 
 THEIRS = json.loads((Path(__file__).parents[2] / "fixtures/simpletuner/forwards.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def model():
-    made = WanTransformer(WanConfig(**case.SIZES))
-    made.load_state_dict(case.weights_like(made.state_dict()))
-    add_adapter(
-        made.requires_grad_(False),
-        AdapterOptions(rank=case.RANK, alpha=case.RANK, targets=("self_attn", "cross_attn")),
-        seed=0,
-    )
-    with torch.no_grad():
-        for name, (a, b) in case.lora().items():
-            layer = made.get_submodule(name)
-            layer.lora_A["default"].weight.copy_(a)
-            layer.lora_B["default"].weight.copy_(b)
-    return made.train()
-
-
-def noisy():
-    latents, noise, sigmas, context = case.batch()
-    return noisy_batch(latents, noise, sigmas, context, {})
-
-
-def forwards_of(model):
-    return Forwards(model, without_adapter=nullcontext, load_empty_context=lambda: torch.zeros(512, 16))
-
-
-def check(theirs, model, loss, further=None):
-    layers = {f"{name}.{part}": (name, part) for name in case.lora() for part in "AB"}
-    parameters = {
-        key: getattr(model.get_submodule(name), f"lora_{part}")["default"].weight
-        for key, (name, part) in layers.items()
-    } | (further or {})
-    found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-    assert loss.item() == pytest.approx(theirs["loss"], rel=1e-5)
-    assert found.keys() == theirs["gradients"].keys()
-    for name, numbers in case.told(found).items():
-        assert numbers == pytest.approx(theirs["gradients"][name], rel=2e-3, abs=2e-3 * theirs["gradients"][name][0]), (
-            name
-        )
+    return make_model()
 
 
 def learnt(model, batch):

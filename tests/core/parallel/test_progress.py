@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 import torch
 from torch import nn
-from wan_train.core.parallel.progress import Place, Progress
+from wan_train.core.parallel.progress import Progress, RankPlace
 
 
 def marks(progress):
@@ -15,14 +15,14 @@ def marks(progress):
 
 def test_a_step_from_its_own_work_to_its_end():
     progress = Progress()
-    assert progress.place() == Place()
+    assert progress.place() == RankPlace()
     with progress.step():
-        assert progress.place() == Place("own", "work", 1, 1)
+        assert progress.place() == RankPlace("own", "work", 1, 1)
         progress.mark("sum")
         with progress.waiting():
-            assert progress.place() == Place("waits", "sum", 2, 2)
+            assert progress.place() == RankPlace("waits", "sum", 2, 2)
         assert progress.place().doing == "host"
-    assert progress.place() == Place("elsewhere", "rest", 3, 3)
+    assert progress.place() == RankPlace("elsewhere", "rest", 3, 3)
     with progress.waiting():
         assert progress.place().doing == "waits"
 
@@ -31,7 +31,7 @@ def test_a_step_that_breaks_off_is_left():
     progress = Progress()
     with suppress(ValueError), progress.step():
         raise ValueError
-    assert progress.place() == Place("elsewhere", "rest", 2, 2)
+    assert progress.place() == RankPlace("elsewhere", "rest", 2, 2)
 
 
 def test_outside_of_steps_nothing_is_marked():
@@ -46,8 +46,8 @@ def test_an_exchange_is_followed_by_work():
     progress = Progress()
     with progress.step():
         with progress.exchanging():
-            assert progress.place() == Place("waits", "exchange", 2, 2)
-        assert progress.place() == Place("own", "work", 3, 3)
+            assert progress.place() == RankPlace("waits", "exchange", 2, 2)
+        assert progress.place() == RankPlace("own", "work", 3, 3)
 
 
 def test_a_step_is_the_first_until_one_as_large_is_over():
@@ -82,21 +82,21 @@ def test_after_a_step_that_broke_off_all_sizes_are_new():
 @pytest.mark.parametrize(
     ("place", "doing"),
     [
-        (Place("own", "work", 4, 9), "gpu"),  # its host, which is ahead, waits for it
-        (Place("waits", "work", 4, 5), "gpu"),
-        (Place("elsewhere", "work", 4, 5), "gpu"),
-        (Place("own", "sum", 4, 9), "waits"),
-        (Place("elsewhere", "exchange", 4, 5), "waits"),
-        (Place("own", "exchange", 4, 4), "host"),
-        (Place("own", "work", 4, 4), "host"),
-        (Place("waits", "sum", 4, 4), "waits"),
-        (Place("elsewhere", "sum", 4, 4), "elsewhere"),
-        (Place("waits", "rest", 4, 5), "elsewhere"),  # a preview, say
+        (RankPlace("own", "work", 4, 9), "gpu"),  # its host, which is ahead, waits for it
+        (RankPlace("waits", "work", 4, 5), "gpu"),
+        (RankPlace("elsewhere", "work", 4, 5), "gpu"),
+        (RankPlace("own", "sum", 4, 9), "waits"),
+        (RankPlace("elsewhere", "exchange", 4, 5), "waits"),
+        (RankPlace("own", "exchange", 4, 4), "host"),
+        (RankPlace("own", "work", 4, 4), "host"),
+        (RankPlace("waits", "sum", 4, 4), "waits"),
+        (RankPlace("elsewhere", "sum", 4, 4), "elsewhere"),
+        (RankPlace("waits", "rest", 4, 5), "elsewhere"),  # a preview, say
     ],
 )
 def test_who_is_waited_for(place, doing):
     assert place.doing == doing
-    assert Place.read(place.written()) == place
+    assert RankPlace.read(place.written()) == place
 
 
 @pytest.mark.parametrize(("are_gathered", "expected"), [(False, ["work"] * 4), (True, ["exchange"] * 12)])

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from wan_train.core.parallel.progress import Place
-from wan_train.core.parallel.standstill import MOST_BETWEEN_S, Hang, Limits, Standstill
+from wan_train.core.parallel.progress import RankPlace
+from wan_train.core.parallel.standstill import MOST_BETWEEN_S, Hang, Standstill, StandstillLimits
 
-SPINS = Place("waits", "work", 7, 9)
-IN_SUM = Place("waits", "sum", 8, 9)
-ON_HOST = Place("own", "work", 7, 7)
-VOTES = Place("waits", "sum", 8, 8)
-SAVES = Place("elsewhere", "rest", 9, 9)
-LIMITS = Limits()
+SPINS = RankPlace("waits", "work", 7, 9)
+IN_SUM = RankPlace("waits", "sum", 8, 9)
+ON_HOST = RankPlace("own", "work", 7, 7)
+VOTES = RankPlace("waits", "sum", 8, 8)
+SAVES = RankPlace("elsewhere", "rest", 9, 9)
+LIMITS = StandstillLimits()
 
 
 class Clock:
@@ -100,7 +100,7 @@ def test_all_that_wait_for_each_other_have_a_link_that_hangs(clock):
 
 
 def test_of_ranks_that_share_clips_those_in_the_exchange_are_named(clock):
-    first, second = Place("waits", "exchange", 20, 25, group=1), Place("waits", "exchange", 20, 25, group=1)
+    first, second = RankPlace("waits", "exchange", 20, 25, group=1), RankPlace("waits", "exchange", 20, 25, group=1)
     assert clock.until_found(IN_SUM, IN_SUM, first, second)[1].ranks == (2, 3)
     behind = replace(second, reached=18)
     _, found = Clock().until_found(IN_SUM, IN_SUM, first, behind)

@@ -3,7 +3,7 @@
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 from wan_train.core.parallel.progress import Progress
-from wan_train.core.parallel.standstill import Limits
+from wan_train.core.parallel.standstill import StandstillLimits
 from wan_train.core.parallel.watch import Farewell, LostRank, LostRankError, Watch, open_stores
 
 ENDED = Farewell(5, "memory ran out", "start again")
@@ -107,7 +107,7 @@ def test_a_loss_is_told_once_unless_this_rank_ends_first(pair, monkeypatch):
 
 def test_a_rank_that_hangs_is_named_by_the_first_to_all():
     store, ours, theirs = Table(), Progress(), Progress()
-    at_once = Limits(host_s=-1.0)
+    at_once = StandstillLimits(host_s=-1.0)
     first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=at_once)
     second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail, progress=theirs)
     second.say("name/1", "cuda:1 of b")
@@ -131,7 +131,7 @@ def test_a_rank_that_hangs_is_named_by_the_first_to_all():
 
 def test_who_has_left_can_not_hang():
     store, ours = Table(), Progress()
-    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=Limits(still_s=-1.0))
+    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=StandstillLimits(still_s=-1.0))
     second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail)
     second._beat(0)
     second.leave(Farewell(0))

@@ -60,9 +60,8 @@ def test_values_fit_into_the_widgets(nodes, name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_value_says_where_it_comes_from(name):
     chosen = preset(name)
-    given = {label for values in (*chosen.values().values(), chosen.recipe) for label in values} - (
-        {"epochs"} if not chosen.epochs else set()
-    )
+    given = {label for values in chosen.values().values() for label in values}
+    given -= {"epochs"} if not chosen.epochs else set()
     assert set(chosen.why) == given
     assert all(why.endswith(".") for why in chosen.why.values())
 
@@ -166,13 +165,6 @@ def test_the_quick_start_is_what_the_import_makes_of_its_files(tables, tmp_path)
     own = recipe_from_tables(tables_of("simpletuner-quickstart", tables), tmp_path)
     assert differences(imported_groups(guide, "single"), imported_groups(own, "single")) == {}
     assert (own.previews.skip_start, own.previews.skip_stop, own.previews.sampler) == (0.0, 1.0, "uni_pc")
-
-
-def test_what_the_node_has_no_widget_for_is_of_the_recipe_alone(nodes):
-    chosen = preset("simpletuner-quickstart")
-    assert set(chosen.recipe) == {"previews.skip_start", "previews.skip_stop"}
-    assert not set(chosen.recipe) & {item for node in nodes for item in inputs_of(node)}
-    assert not any("skip_start" in name for values in node_values(chosen).values() for name in values)
 
 
 def recommended(kind, gb):
