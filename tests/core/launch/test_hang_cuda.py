@@ -50,7 +50,7 @@ def test_a_gpu_that_spins_ends_the_run_which_goes_on_with_the_same_loss(tmp_path
     def train() -> int:
         environment = {
             "WANTRAIN_OPTIMIZERS": "spinning",
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])),
             "SPINNING": str(tmp_path / "met"),
             "WANTRAIN_STANDSTILL": "5",
         }
