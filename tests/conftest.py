@@ -123,6 +123,30 @@ def comfy(host_path: Path):
     return comfy
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _warm():
+    """Processes of `wantrain` are forks of one that has imported everything (warm.py), where that can be."""
+    from wan_train.core.launch import ahead  # noqa: F401 - which starts them
+    from wan_train.tests.host_packs.warm_start import ADDRESS, use
+    from wan_train.tests.warm import CAN_FORK, warm_processes
+
+    if not CAN_FORK:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, warm_processes(Path(folder)) as address:
+        os.environ[ADDRESS] = address
+        use()
+        yield
+
+
+@pytest.fixture
+def cold(monkeypatch):
+    """Processes of `wantrain` are started anew, as people's are."""
+    from wan_train.tests.host_packs.warm_start import ADDRESS
+
+    monkeypatch.delenv(ADDRESS, raising=False)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB, so that 'no space left' is real. Needs the right to mount; skipped without."""
