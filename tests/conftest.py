@@ -45,6 +45,7 @@ def pytest_configure(config):
         from wan_train.tests.grids import seed_of
 
         config.option.seed = seed_of(PACK)
+    _start_warm(config)
 
 
 def _register_pack() -> None:
@@ -87,7 +88,6 @@ _LEFT = {"modules": 0}
 
 def _leave_to_the_end() -> None:
     """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
-    gc.collect()
     gc.freeze()
     _LEFT["modules"] = len(sys.modules)
 
@@ -123,20 +123,19 @@ def comfy(host_path: Path):
     return comfy
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _warm():
-    """Processes of `wantrain` are forks of one that has imported everything (warm.py), where that can be."""
+def _start_warm(config) -> None:
+    """Let processes of `wantrain` be forks of one that has imported everything (warm.py), where that can be."""
     from wan_train.core.launch import ahead  # noqa: F401 - which starts them
     from wan_train.tests.host_packs.warm_start import ADDRESS, use
     from wan_train.tests.warm import CAN_FORK, warm_processes
 
     if not CAN_FORK:
-        yield
         return
-    with tempfile.TemporaryDirectory(prefix="warm-") as folder, warm_processes(Path(folder)) as address:
-        os.environ[ADDRESS] = address
-        use()
-        yield
+    if not hasattr(config, "workerinput"):  # one for all processes of pytest-xdist
+        processes = warm_processes()
+        os.environ[ADDRESS] = processes.__enter__()
+        config.add_cleanup(lambda: processes.__exit__(None, None, None))
+    use()
 
 
 @pytest.fixture

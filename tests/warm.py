@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import selectors
 import signal
@@ -30,21 +31,18 @@ CAN_FORK = sys.platform == "linux"
 
 
 @contextlib.contextmanager
-def warm_processes(scratch: Path) -> Iterator[str]:
+def warm_processes() -> Iterator[str]:
     """While it lasts: the address of a process that forks. It imports everything when it is asked for the first time."""
     from wan_train.core.launch.ahead import worker_environment
 
-    address = scratch / "warm"
-    command, environment = [sys.executable, __file__, str(address)], worker_environment(os.environ)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with (
-        (scratch / "warm.log").open("wb") as log,
-        subprocess.Popen(command, stderr=log, env=environment, **pipes) as process,
-    ):
-        assert process.stdout is not None
-        assert process.stdout.readline(), (scratch / "warm.log").read_text()  # it listens
-        yield str(address)
-        process.kill()
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder:
+        address = Path(folder) / "warm"
+        command, environment = [sys.executable, __file__, str(address)], worker_environment(os.environ)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline(), "it did not start"
+            yield str(address)
+            process.kill()
 
 
 def start(*arguments: object, **options: Any) -> Any:
@@ -185,8 +183,10 @@ def _import_all() -> None:
     from wan_train.core.adapters.peft_hooks import import_adapters
     from wan_train.core.encoders.light_import import for_encoders, wan_vae_class
     from wan_train.core.later_compiler import import_compiler_later
+    from wan_train.core.offline import stay_offline
     from wan_train.tests.host_packs.warm_start import use
 
+    stay_offline()
     import_compiler_later()
     import_adapters()
     for name in MODULES:
@@ -226,7 +226,12 @@ def act_as_command() -> NoReturn:
     from wan_train.core.processes import leave
 
     try:
-        code = main()
+        if sys.argv[0] == "-m":
+            sys.argv.pop(0)
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            code = 0
+        else:
+            code = main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

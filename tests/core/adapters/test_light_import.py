@@ -69,13 +69,13 @@ def test_parts_of_transformers_that_are_imported_later_know_the_real_peft(beside
     assert beside_transformers[1] == "True"
 
 
-@pytest.mark.grid(2, "other ways to import peft")
+@pytest.mark.grid(3, "other ways to import peft")
 def test_transformers_is_there_for_whoever_imports_it_afterwards():
     said = run("import_peft()\nfrom transformers import AutoConfig, PreTrainedModel\nprint(PreTrainedModel.__module__)")
     assert said.strip() == "transformers.modeling_utils"
 
 
-@pytest.mark.grid(2, "other ways to import peft")
+@pytest.mark.grid(3, "other ways to import peft")
 def test_a_peft_that_does_not_do_without_it_is_imported_as_usual():
     code = """
 from wan_train.core.adapters import light_import
@@ -90,7 +90,7 @@ assert peft.tuners.tuners_utils.PreTrainedModel is transformers.PreTrainedModel
     run(code)
 
 
-@pytest.mark.grid(2, "other ways to import peft")
+@pytest.mark.grid(3, "other ways to import peft")
 def test_nothing_is_hidden_once_peft_is_there():
     """Threads wait for it together, and one of them may import what the other would hide."""
     run("""

@@ -7,7 +7,6 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -58,7 +57,7 @@ def ranks_below(pid):
     found = {}
     for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):
-            name = Path(f"/proc/{process.pid}/comm").read_text()  # "rank 0", of forks
+            name = process.name()  # "rank 0", of forks
             rank = name.removeprefix("rank ") if name.startswith("rank ") else process.environ().get("RANK")
             if rank is not None:
                 found[int(rank)] = process

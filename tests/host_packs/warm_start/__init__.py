@@ -4,6 +4,7 @@ That one is `tests/warm.py`; it listens at the address in the environment variab
 the host's training processes be such forks, too. Standard library only.
 """
 
+import itertools
 import json
 import os
 import select
@@ -23,7 +24,7 @@ class WarmProcess:
     """What subprocess.Popen is for another process."""
 
     def __init__(self, arguments, *, stdin=None, stdout=None, stderr=None, cwd=None, env):
-        """`arguments`: sys.argv of it. A stream is DEVNULL, a file or None: as here; `stdin` PIPE, too, and `stderr` STDOUT."""
+        """`arguments`: after `python`. A stream is DEVNULL, a file or None: as here; `stdin` PIPE, too, and `stderr` STDOUT."""
         self.returncode, self.stdin = None, None
         if stdin == subprocess.PIPE:
             their_in, own = os.pipe()
@@ -88,12 +89,12 @@ def _copy(given, own):
 
 
 def start(command, *, env=None, cwd=None, **options):
-    """In the place of subprocess.Popen for a process of `wantrain`, which it starts itself where there is nobody to fork it."""
+    """In the place of subprocess.Popen for `wantrain.py` or a module; it starts them itself where nobody forks them."""
     environment = os.environ if env is None else env
     if command[0] != sys.executable or ADDRESS not in environment or not Path(cwd or ".").is_dir():
         return subprocess.Popen(command, env=env, cwd=cwd, **options)
     options.pop("start_new_session", None)  # it has one
-    arguments = list(command[[Path(part).name for part in command].index("wantrain.py") :])
+    arguments = [*itertools.dropwhile(lambda part: part == "-s", command[1:])]
     return WarmProcess(arguments, cwd=cwd, env=environment, **options)
 
 
