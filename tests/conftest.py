@@ -172,6 +172,7 @@ def host(host_path: Path, tmp_path_factory):
     draw_dataset(base / "input" / "shapes", clips=2, images=1, size=64, frames=9, seed=0)
     with start_host(host_path, base, packs=[PACK, PACK / "tests" / "host_packs" / "tiny_clip"]) as running:
         yield running
+    assert running.server.process.poll() is not None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -63,6 +63,10 @@ class WarmProcess:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def terminate(self):
+        """With SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self):
         """At once."""
         self.send_signal(signal.SIGKILL)
