@@ -45,6 +45,7 @@ def pytest_configure(config):
         from wan_train.tests.grids import seed_of
 
         config.option.seed = seed_of(PACK)
+    _start_warm(config)
 
 
 def _register_pack() -> None:
@@ -87,7 +88,6 @@ _LEFT = {"modules": 0}
 
 def _leave_to_the_end() -> None:
     """What has been imported by now stays to the end: collections of garbage in tests need not walk through it each time."""
-    gc.collect()
     gc.freeze()
     _LEFT["modules"] = len(sys.modules)
 
@@ -123,6 +123,29 @@ def comfy(host_path: Path):
     return comfy
 
 
+def _start_warm(config) -> None:
+    """Let processes of `wantrain` be forks of one that has imported everything (warm.py), where that can be."""
+    from wan_train.core.launch import ahead  # noqa: F401 - which starts them
+    from wan_train.tests.host_packs.warm_start import ADDRESS, use
+    from wan_train.tests.warm import CAN_FORK, warm_processes
+
+    if not CAN_FORK:
+        return
+    if not hasattr(config, "workerinput"):  # one for all processes of pytest-xdist
+        processes = warm_processes()
+        os.environ[ADDRESS] = processes.__enter__()
+        config.add_cleanup(lambda: processes.__exit__(None, None, None))
+    use()
+
+
+@pytest.fixture
+def cold(monkeypatch):
+    """Processes of `wantrain` are started anew, as people's are."""
+    from wan_train.tests.host_packs.warm_start import ADDRESS
+
+    monkeypatch.delenv(ADDRESS, raising=False)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB, so that 'no space left' is real. Needs the right to mount; skipped without."""
@@ -149,6 +172,7 @@ def host(host_path: Path, tmp_path_factory):
     draw_dataset(base / "input" / "shapes", clips=2, images=1, size=64, frames=9, seed=0)
     with start_host(host_path, base, packs=[PACK, PACK / "tests" / "host_packs" / "tiny_clip"]) as running:
         yield running
+    assert running.server.process.poll() is not None
 
 
 def pytest_collection_modifyitems(config, items):

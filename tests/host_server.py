@@ -6,6 +6,7 @@ Used as `from wan_train.tests.host_server import start_host`; the fixture lies i
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import struct
 import sys
@@ -20,9 +21,11 @@ import aiohttp
 
 from ..tools.demo import LEFT_OUT
 from ..tools.server import HostError, Server, run_server
+from .host_packs.warm_start import ADDRESS
 
 Json = dict[str, Any]
 
+WARM_START = Path(__file__).parent / "host_packs" / "warm_start"  # by which its training processes are forks
 BINARY_KINDS = {1: "preview", 3: "text", 4: "preview"}  # of ComfyUI's binary websocket messages
 
 
@@ -129,7 +132,7 @@ def start_host(
     host_path: Path, base_dir: Path, *, port: int = 0, packs: Sequence[Path] = (), extra_args: Sequence[str] = ()
 ) -> Iterator[Host]:
     """Start ComfyUI from `host_path` with copies of `packs`; everything it reads and writes lies below `base_dir`."""
-    for pack in packs:
+    for pack in [*packs, *([WARM_START] if ADDRESS in os.environ else [])]:
         install_pack(pack, base_dir)
     python = Path(sys.executable)
     temporary = base_dir / "tmp"  # holds the locks on devices: two hosts of two test processes need not take turns

@@ -78,17 +78,16 @@ def run_checks(
 def run_each(checks: list[Check], pack: Path, environ: Mapping[str, str]) -> list[str]:
     """Run them in order; the names of those that failed.
 
-    Types, which keep one core busy for a minute, are checked beside those before the tests, and told after them.
+    Types, which keep one core busy for a minute, are checked beside the others, and told at the end.
     """
     failed = []
-    first, rest = [check for check in checks if check[0] != "tests"], [check for check in checks if check[0] == "tests"]
-    types = next((check for check in first if check[0] == "types" and len(first) > 1), None)
+    types = next((check for check in checks if check[0] == "types" and len(checks) > 1), None)
+    checks = [check for check in checks if check is not types]
     with tempfile.TemporaryFile() as said:
         beside = None
         if types is not None:
             beside = subprocess.Popen(types[1], cwd=pack, env=dict(environ), stdout=said, stderr=subprocess.STDOUT)
-            first.remove(types)
-        for name, command in [*first, *([types] if types else []), *rest]:
+        for name, command in [*checks, *([types] if types else [])]:
             say(f"\n== {name}: {' '.join(command)}")
             if beside is not None and name == "types":
                 status = beside.wait()

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from ..offline import OFFLINE
 
 Process: TypeAlias = subprocess.Popen[Any]
+POPEN = subprocess.Popen[Any]  # what starts a process of `wantrain`; tests put in its place what forks one
 WAITS = "-"  # in the place of the run folder's path
 PACK = Path(__file__).resolve().parents[2]
 # Threads that wait asleep: two experts that train on the CPU side by side would otherwise spin against each other.
@@ -49,7 +50,7 @@ def start_process(
     command: Sequence[str], output: Any, environment: Mapping[str, str], folder: Path | None = None
 ) -> Process:
     """A training process, which prints to `output`, as subprocess takes it. OSError if it can't be started."""
-    return subprocess.Popen(
+    return POPEN(
         command,
         stdin=subprocess.PIPE,
         stdout=output,
@@ -58,6 +59,16 @@ def start_process(
         env=environment,
         **_own_group(),
     )
+
+
+def run_beside(command: Sequence[str]) -> int:
+    """Run a process of `wantrain` to its end, which prints where this one does; its exit code."""
+    with POPEN(command) as process:
+        try:
+            return process.wait()
+        except BaseException:  # Ctrl+C
+            process.kill()
+            raise
 
 
 def _own_group() -> dict[str, Any]:

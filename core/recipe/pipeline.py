@@ -1,7 +1,6 @@
 """From a recipe to LoRA files: scan, caches, a job for each stage, training, and the files under their names."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..devices import AUTO, device_list, resolve_device
 from ..disk import check_writable, temporary_sibling, write_atomic
 from ..errors import RunError
-from ..launch.ahead import PACK
+from ..launch.ahead import PACK, run_beside
 from ..launch.exits import EXIT_INTERRUPTED
 from ..launch.follow import POLL_SECONDS
 from ..launch.planned import Planned, describe_devices, describe_turns, places_of
@@ -165,7 +164,7 @@ def _run_cache_command(recipe: Recipe) -> None:
     flags = ["-s"] if sys.flags.no_user_site else []  # find packages where this process finds them
     command = [sys.executable, *flags, str(PACK / "wantrain.py"), "cache", str(file), "--no-report"]
     try:
-        code = subprocess.run(command, check=False).returncode
+        code = run_beside(command)
     finally:
         file.unlink(missing_ok=True)
     if code == EXIT_INTERRUPTED:

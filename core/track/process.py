@@ -1,7 +1,7 @@
 """The process in which a run's trackers live while it is trained: whatever they do, the training does not notice.
 
-The parent writes the options into its standard input, and closes that when the run is over. The process says on its standard
-output what went wrong, a sentence a line.
+The parent writes the time and the options into its standard input, and closes that when the run is over. The process says on
+its standard output what went wrong, a sentence a line.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ class TrackProcess:
         self._kept: list[str] = []  # what the diary does not hold yet
         flags = ["-s"] if sys.flags.no_user_site else []
         command = [sys.executable, *flags, str(PACK / "wantrain.py"), "log", str(folder.path), "--follow-stdin"]
+        since = time.time()  # a short run is over before the process has imported what it needs
         try:
             self._process = subprocess.Popen(
                 command,
@@ -54,7 +55,7 @@ class TrackProcess:
                 **_own_group(),
             )
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(to_dict(options)).encode() + b"\n")
+            self._process.stdin.write(json.dumps([since, to_dict(options)]).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
             self._process = None
@@ -103,14 +104,14 @@ class TrackProcess:
 
 def follow(folder: Path) -> int:
     """Inside the process: read the diary until the parent says that the run is over."""
-    started = time.time()
     first = sys.stdin.buffer.readline()
     if not first.strip():
         raise RunError("log --follow-stdin is for the program itself: it reads its options from standard input.")
-    options = from_dict(TrackOptions, json.loads(first), "the options of the trackers")
+    since, given = json.loads(first)
+    options = from_dict(TrackOptions, given, "the options of the trackers")
     over = threading.Event()
     threading.Thread(target=lambda: (os.read(0, 1), over.set()), daemon=True, name="parent").start()
-    tracker = Tracker(folder, options, _say, since=started)
+    tracker = Tracker(folder, options, _say, since=since)
     while not over.wait(POLL_S):
         tracker.read()
     _end_in(FINISH_S)

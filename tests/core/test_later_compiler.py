@@ -35,7 +35,7 @@ def test_optimizers_and_checkpointing_do_without_and_compute_the_same():
     assert said.split(" ", 1) == ["False", "[2.0, 2.0, 2.0] [-0.1, -0.1, -0.1]\n"]
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(5)
 @pytest.mark.parametrize(
     "code",
     [

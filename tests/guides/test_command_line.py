@@ -55,6 +55,7 @@ def cache(recipe, models):  # noqa: F811
     return [load_file(path) for kind in ("latents", "text") for path in sorted(found.glob(f"{kind}/*/*.safetensors"))]
 
 
+@pytest.mark.grid(2, "the guide of s0")
 def test_s0_pictures_of_960(follow, scanned, models):  # noqa: F811
     recipe, _ = follow(draw_s0, s0_files)
     lines = scanned(recipe)
@@ -70,6 +71,7 @@ def test_s0_pictures_of_960(follow, scanned, models):  # noqa: F811
     assert sum("context" in entry for entry in tensors) == 3  # two captions, and the empty one
 
 
+@pytest.mark.grid(2, "the guide of s1")
 def test_s1_clips_of_33_frames(follow, scanned, models):  # noqa: F811
     recipe, report = follow(draw_s1, s1_files)
     assert "not supported" not in report.splitlines()[0].lower()
@@ -93,6 +95,7 @@ def test_s1_clips_of_33_frames(follow, scanned, models):  # noqa: F811
     assert sum("context" in entry for entry in tensors) == 4
 
 
+@pytest.mark.grid(2, "the guide of s2")
 def test_s2_clips_of_75_frames(follow, scanned):
     recipe, report = follow(draw_s2, s2_files)
     assert "73" in report

@@ -42,6 +42,7 @@ def reports(host, prompt):
     return {kinds[key]: value["text"][0] for key, value in entry["outputs"].items() if kinds[key] in DATA}
 
 
+@pytest.mark.grid(2, "the guide of s0")
 def test_s0_pictures_of_960(host):
     prompt, folder = drop(host, "s0", draw_s0, s0_files)
     found = reports(host, prompt)
@@ -52,6 +53,7 @@ def test_s0_pictures_of_960(host):
     shutil.rmtree(folder)
 
 
+@pytest.mark.grid(2, "the guide of s1")
 def test_s1_clips_of_33_frames(host):
     prompt, folder = drop(host, "s1", draw_s1, s1_files)
     (data,) = (value["inputs"] for value in prompt.values() if value["class_type"] == "DatasetFromFolder")
@@ -64,6 +66,7 @@ def test_s1_clips_of_33_frames(host):
     shutil.rmtree(folder)
 
 
+@pytest.mark.grid(2, "the guide of s2")
 def test_s2_clips_of_75_frames(host):
     prompt, folder = drop(host, "s2", draw_s2, s2_files)
     (key,) = (key for key, value in prompt.items() if value["class_type"] == "DatasetFromFolder")

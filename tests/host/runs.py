@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,13 +24,10 @@ def succeeded(entry) -> bool:
 
 def worker_pids(folder: Path) -> list[int]:
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(folder).encode() in command:
-            found.append(int(path.parent.name))
+    for path in Path("/proc").glob("[0-9]*/cwd"):  # where training processes are
+        with suppress(OSError):
+            if path.readlink() == folder:
+                found.append(int(path.parent.name))
     return found
 
 

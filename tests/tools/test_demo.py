@@ -142,7 +142,7 @@ def test_extra_arguments_run_only_pytest(tmp_path):
     assert command[-2:] == ["tests/pytest.ini", "core::test_x"]  # a place alone
 
 
-def test_types_are_checked_beside_the_others_and_told_in_their_turn(tmp_path, capfd):
+def test_types_are_checked_beside_the_others_and_told_at_the_end(tmp_path, capfd):
     def python(code):
         return [sys.executable, "-c", f"from pathlib import Path\n{code}"]
 
@@ -153,11 +153,11 @@ def test_types_are_checked_beside_the_others_and_told_in_their_turn(tmp_path, ca
         ("page lint", python("print('page is fine', flush=True)")),
         ("tests", python("print('tests ran', flush=True); raise SystemExit(2)")),
     ]
-    assert run_each(checks, tmp_path, os.environ) == ["types", "tests"]
+    assert run_each(checks, tmp_path, os.environ) == ["tests", "types"]
     said = capfd.readouterr().out
     places = [
         said.index(f"\n{words}")
-        for words in ("lint is fine", "page is fine", "== types", "types are wrong", "tests ran")
+        for words in ("lint is fine", "page is fine", "tests ran", "== types", "types are wrong")
     ]
     assert places == sorted(places)
     assert run_each(checks[1:2], tmp_path, os.environ) == ["types"]

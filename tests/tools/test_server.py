@@ -5,20 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from wan_train.tests.host_server import start_host
 from wan_train.tools.server import PromptRefusedError, failure
 from wan_train.tools.workflow import ui_to_api
 
 PACK = Path(__file__).resolve().parents[2]
-
-pytestmark = pytest.mark.xdist_group("server")
-
-
-@pytest.fixture(scope="module")
-def running(host_path, tmp_path_factory):
-    with start_host(host_path, tmp_path_factory.mktemp("base"), packs=[PACK]) as host:
-        yield host
-    assert host.server.process.poll() is not None
 
 
 def image_prompt(width):
@@ -28,27 +18,27 @@ def image_prompt(width):
     }
 
 
-def test_prompt_runs_and_its_events_arrive(running):
-    prompt_id = running.queue(image_prompt(16))
-    entry = running.wait(prompt_id)
+def test_prompt_runs_and_its_events_arrive(host):
+    prompt_id = host.queue(image_prompt(16))
+    entry = host.wait(prompt_id)
     assert failure(entry, {}) is None
     assert entry["outputs"]["2"]["images"][0]["type"] == "temp"
-    running.await_event("executed", prompt_id=prompt_id, node="2")
-    running.await_event("execution_success", prompt_id=prompt_id)
+    host.await_event("executed", prompt_id=prompt_id, node="2")
+    host.await_event("execution_success", prompt_id=prompt_id)
 
 
-def test_refused_prompt_names_node_and_input(running):
+def test_refused_prompt_names_node_and_input(host):
     with pytest.raises(PromptRefusedError, match=r"'EmptyImage': Value .* width") as caught:
-        running.queue(image_prompt(-1))
+        host.queue(image_prompt(-1))
     assert "1" in caught.value.answer["node_errors"]
 
 
-def test_demo_workflow_passes_the_checks_and_can_be_stopped(running):
+def test_demo_workflow_passes_the_checks_and_can_be_stopped(host):
     ui = json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
-    prompt = ui_to_api(ui, running.object_info())
-    prompt_id = running.queue(prompt, {"extra_pnginfo": {"workflow": ui}})
-    running.await_event("execution_start", prompt_id=prompt_id)
-    while running.server.history(prompt_id) is None:
-        running.interrupt(prompt_id)
+    prompt = ui_to_api(ui, host.object_info())
+    prompt_id = host.queue(prompt, {"extra_pnginfo": {"workflow": ui}})
+    host.await_event("execution_start", prompt_id=prompt_id)
+    while host.server.history(prompt_id) is None:
+        host.interrupt(prompt_id)
         time.sleep(0.2)
-    assert "was stopped at" in str(failure(running.wait(prompt_id), prompt))
+    assert "was stopped at" in str(failure(host.wait(prompt_id), prompt))

@@ -1,5 +1,6 @@
 """LoRAs with random weights for the miniature models."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from wan_train.core.adapters.formats import LoraModule, write_lora
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
 
 
+@functools.cache
 def linear_layers(size: DiTSize) -> dict[str, tuple[int, int]]:
     """Official path -> (out, in) of what a LoRA of all of a model's linear layers trains: blocks and img_emb."""
     return {

@@ -1,8 +1,6 @@
 """One job trained twice, each part by a process of its own: never stopped, and in two parts."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from wan_train.core.launch.exits import EXIT_FINISHED
 from wan_train.core.settings.job import Job
 from wan_train.core.train.events import EventReader
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests import warm
 
-PACK = Path(__file__).resolve().parents[3]
 STEPS = 6
 Bits = dict[str, torch.Tensor]
 
@@ -70,15 +68,7 @@ def _folder(tmp_path: Path, name: str) -> RunFolder:
 
 def _train(folder: RunFolder, job: Job, steps: int) -> None:
     folder.write_job(replace(job, loop=replace(job.loop, steps=steps)))
-    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(folder.path)]
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=worker_environment(os.environ),
-    )
+    done = warm.run("train", folder.path, env=worker_environment(os.environ))
     assert done.returncode == EXIT_FINISHED, done.stderr
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from wan_train.core.recipe.recipe import recipe_from_tables
+from wan_train.tests import warm
 from wan_train.tests.core.launch.material import draw_pictures, recipe_over, write_models
 
 PACK = Path(__file__).resolve().parents[3]
@@ -38,18 +39,12 @@ def wantrain(tmp_path):
     """Runs a command in an empty folder, without a terminal: (exit code, what it said on both streams)."""
 
     def run(*arguments: object, start: bool = False, **environment: str):
-        command = [sys.executable, str(PACK / "wantrain.py"), *map(str, arguments)]
-        options = {
-            "cwd": tmp_path,
-            "env": {**os.environ, **environment},
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-        }
+        given = {"cwd": tmp_path, "env": {**os.environ, **environment}}
         if start:
-            return subprocess.Popen(command, **options)
-        result = subprocess.run(command, check=False, **options)
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            command = [sys.executable, str(PACK / "wantrain.py"), *map(str, arguments)]
+            return subprocess.Popen(command, text=True, **given, **streams)
+        result = warm.run(*arguments, in_one=True, **given)
         return result.returncode, result.stdout
 
     return run

@@ -24,10 +24,6 @@ class Forks:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, folder: Path) -> int:
-        """Fork a worker on a run folder; its process id."""
-        return self.call("wan_train.core.launch.worker", "train", path=str(folder))
-
     def call(self, module: str, function: str, **arguments: Any) -> int:
         """Fork a process that calls a function, with what JSON can hold, and ends with what it returns; its id."""
         assert self._process.stdin is not None

@@ -20,7 +20,7 @@ def run(job, tmp_path):
     return folder
 
 
-def test_it_trains_the_folder_that_it_is_told(run):
+def test_it_trains_the_folder_that_it_is_told(run, cold):
     start_ahead()
     process = ahead._AHEAD.process
     worker = Worker(run)

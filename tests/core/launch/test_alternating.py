@@ -1,6 +1,5 @@
 """Two runs that take turns on one device: who has it when, and that each learns what it learns alone."""
 
-import os
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -11,12 +10,11 @@ import torch
 from safetensors.torch import load_file
 from wan_train.core.launch.alternating import AlternatingTurn
 from wan_train.core.launch.exits import EXIT_FINISHED, EXIT_STOPPED
+from wan_train.core.launch.process import Worker
 from wan_train.core.locks import FileLock
 from wan_train.core.train.events import EventReader
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.tests.core.launch.forks import forks
 
-NO_FORKS = pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
 EVERY, STEPS = 4, 48
 
 
@@ -122,25 +120,25 @@ def await_turn(run, timeout=90.0):
 
 
 @pytest.mark.grid(2, "turns of two processes")
-@NO_FORKS
 def test_two_processes_in_turns_learn_what_each_learns_alone(tmp_path, job):
     """Also when one is stopped on the way: it goes on from its checkpoint, and the other meanwhile alone."""
     loop = replace(job.loop, steps=STEPS, checkpoint_every=1000)
     jobs = [replace(job, loop=loop), replace(job, loop=replace(loop, seed=7), stage="high")]
     alone = [begin(tmp_path / "alone" / str(number), each) for number, each in enumerate(jobs)]
     both = [begin(tmp_path / "both" / str(number), each, alternate_every=EVERY) for number, each in enumerate(jobs)]
-    with forks(tmp_path) as one, forks(tmp_path) as other:
-        for run in alone:
-            one.start(run.path)
-            assert one.wait() == EXIT_FINISHED
-        one.start(both[0].path)
-        other.start(both[1].path)
-        await_turn(both[0])
-        both[0].request_stop()
-        assert one.wait() == EXIT_STOPPED
-        assert both[0].checkpoints()
-        one.start(both[0].path)
-        assert (one.wait(), other.wait()) == (EXIT_FINISHED, EXIT_FINISHED)
+
+    def start(run):
+        return Worker(run, environment=dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(tmp_path))).process
+
+    for run in alone:
+        assert start(run).wait() == EXIT_FINISHED
+    one, other = map(start, both)
+    await_turn(both[0])
+    both[0].request_stop()
+    assert one.wait() == EXIT_STOPPED
+    assert both[0].checkpoints()
+    one = start(both[0])
+    assert (one.wait(), other.wait()) == (EXIT_FINISHED, EXIT_FINISHED)
     assert [same(*pair) for pair in zip(alone, both, strict=True)] == [True, True]
     for run, neighbour in (both, both[::-1]):
         turns, steps = turns_of(run), times(neighbour, "step")

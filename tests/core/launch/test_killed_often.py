@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from wan_train.core.launch.process import Worker
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.tests.core.launch.forks import forks
 
 STEPS, KILLS = 200, 10
 
@@ -39,23 +39,20 @@ def await_step(folder, attempt, steps, timeout=60.0):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(os.name == "nt", reason="forks and SIGKILL are POSIX")
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_killed_ten_times_the_lora_is_bit_identical(tmp_path, job):
     loop = replace(job.loop, steps=STEPS, checkpoint_every=3, caption_dropout=0.2)
     job = replace(job, loop=loop, adapter=replace(job.adapter, dropout=0.1))
     whole, killed = (make_folder(tmp_path / name / "runs" / "run", job) for name in ("whole", "killed"))
     rng = random.Random(0)
-    with forks(tmp_path) as workers:
-        workers.start(whole.path)
-        assert workers.wait() == 0
-        for attempt in range(1, KILLS + 1):
-            pid = workers.start(killed.path)
-            last = await_step(killed, attempt, rng.randint(0, 5))
-            os.kill(pid, signal.SIGKILL)
-            assert workers.wait() == -signal.SIGKILL
-        assert 0 < last < STEPS
-        workers.start(killed.path)
-        assert workers.wait() == 0
+    assert Worker(whole).process.wait() == 0
+    for attempt in range(1, KILLS + 1):
+        process = Worker(killed).process
+        last = await_step(killed, attempt, rng.randint(0, 5))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < last < STEPS
+    assert Worker(killed).process.wait() == 0
     starts = starts_of(killed)
     assert len(starts) == KILLS + 1
     assert starts == sorted(starts)

@@ -16,6 +16,7 @@ from wan_train.core.recipe.recipe import recipe_from_tables, recipe_to_toml
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.core.launch.material import recipe_over
+from wan_train.tests.host_packs.warm_start import start as start_command
 
 PACK = Path(__file__).resolve().parents[3]
 PATIENCE_S = 200.0
@@ -52,13 +53,13 @@ def machine(recipe_file, tmp_path):
         ]
         said = tmp_path / f"machine-{number}.txt"
         with said.open("ab") as file:
-            process = subprocess.Popen(
-                [*before, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, **environment},
-            )
+            options = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": file,
+                "stderr": file,
+                "env": {**os.environ, **environment},
+            }
+            process = start_command([*before, *command], **options)
         started.append(process)
         return process, said
 

@@ -18,6 +18,7 @@ from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.host_packs.warm_start import start as start_command
 
 PACK = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -42,26 +43,26 @@ class Started:
         self.logs = logs
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
         command += ["--log-dir", str(logs), "--redirects", "3", str(PACK / "wantrain.py"), "train", str(run.path)]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        logs.mkdir()
+        with (logs / "torchrun.log").open("wb") as printed:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            self.process = start_command(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
 
     def ranks(self):
         """By rank, the processes."""
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            if "wantrain.py" in " ".join(child.cmdline()):
+            name = child.name()
+            if name.startswith("rank "):  # a fork
+                found[int(name.removeprefix("rank "))] = child
+            elif "wantrain.py" in " ".join(child.cmdline()):
                 found[int(child.environ()["RANK"])] = child
         return found
 
     def wait(self, patience=120):
         """What torchrun said."""
-        said, _ = self.process.communicate(timeout=patience)
-        return said
+        self.process.wait(patience)
+        return (self.logs / "torchrun.log").read_text()
 
     def said(self, rank):
         return "".join(path.read_text() for path in sorted(self.logs.rglob(f"{rank}/*.log")))
@@ -104,7 +105,7 @@ def kinds(run):
 
 
 @pytest.mark.grid(2, "several devices")
-def test_a_run_to_its_end_and_again(run, start):
+def test_a_run_to_its_end_and_again(run, start, cold):
     started = start()
     started.wait()
     assert started.process.returncode == EXIT_FINISHED, started.said(0) + started.said(1)
@@ -238,7 +239,7 @@ def test_it_waits_for_its_devices_and_says_so(run, start, tmp_path, monkeypatch)
 
 @pytest.mark.long
 def test_a_step_with_too_few_batches_is_refused(run, job, start):
-    run.write_job(job)
+    run.write_job(replace(job, parallel=ParallelOptions(context=1)))
     started = start()
     started.wait()
     assert "a step has 1 batch, and there are 2 GPUs" in read_history(run.events_path).message

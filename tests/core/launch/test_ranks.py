@@ -4,12 +4,9 @@ parent that is killed. Ranks on the CPU talk through gloo."""
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,9 +17,9 @@ from wan_train.core.launch.turns import DeviceTurn
 from wan_train.core.recipe.recipe import recipe_from_tables, recipe_to_toml
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests import warm
 from wan_train.tests.core.launch.material import recipe_over
 
-PACK = Path(__file__).resolve().parents[3]
 TWO = "cpu:0,cpu:1"
 PATIENCE_S = 100.0
 
@@ -36,8 +33,7 @@ def whole(models, pictures, tmp_path_factory):
     changes = {"models": given, "loop": {"steps": 6, "checkpoint_every": 2}, "device": "cpu,cpu", "precision": "fp32"}
     recipe = recipe_from_tables({**tables, **changes, "work": str(base / "work")}, base)
     (base / "spread.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
-    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(base / "spread.toml")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=base)
+    result = warm.run("train", base / "spread.toml", cwd=base)
     assert result.returncode == 0, result.stderr
     return base / "spread.toml", base / "work", result.stderr
 
@@ -61,7 +57,8 @@ def ranks_below(pid):
     found = {}
     for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):
-            rank = process.environ().get("RANK")
+            name = process.name()  # "rank 0", of forks
+            rank = name.removeprefix("rank ") if name.startswith("rank ") else process.environ().get("RANK")
             if rank is not None:
                 found[int(rank)] = process
     return found

@@ -8,8 +8,6 @@ import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +22,8 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.recipe.jobs import plan_existing
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests import warm
 
-PACK = Path(__file__).resolve().parents[3]
 DEVICES = [f"{'cuda' if torch.cuda.device_count() > 1 else 'cpu'}:{index}" for index in range(2)]
 NAMES = {"high": "WAN2.2-HighNoise_pics", "low": "WAN2.2-LowNoise_pics"}
 SMALL = {"dataset.width": 32, "dataset.height": 32, "dataset.trigger_word": "shp", "adapter.rank": 4,
@@ -66,17 +64,7 @@ def await_step(work, stage, step, timeout=120.0):
 def whole(arguments, tmp_path_factory):
     """Both experts at once, never stopped: the work folder, and what was said."""
     folder = tmp_path_factory.mktemp("whole")
-    command = [
-        sys.executable,
-        PACK / "wantrain.py",
-        "run",
-        *arguments,
-        "--work",
-        folder,
-        "--devices",
-        ",".join(DEVICES),
-    ]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=folder)
+    result = warm.run("run", *arguments, "--work", folder, "--devices", ",".join(DEVICES), cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stderr
 

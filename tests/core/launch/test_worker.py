@@ -23,7 +23,7 @@ from wan_train.core.train.events import EventWriter, read_history
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.run_plan import RunPlan
-from wan_train.tests.core.launch.forks import forks
+from wan_train.tests import warm
 
 PACK = Path(__file__).resolve().parents[3]
 
@@ -34,19 +34,6 @@ def run(tmp_path, job):
     folder.path.mkdir()
     folder.write_job(job)
     return folder
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    """Where the forks print."""
-    return tmp_path_factory.mktemp("forks")
-
-
-@pytest.fixture(scope="module")
-def workers(scratch):
-    """Forks of one process, which imports everything once for all tests of this file."""
-    with forks(scratch) as started:
-        yield started
 
 
 def long(run, job):
@@ -70,7 +57,7 @@ def test_segments_of_gpu_memory_grow_where_the_user_has_not_said_otherwise():
         assert changes({name: "max_split_size_mb:64"}, windows=False) == {name: "max_split_size_mb:64"}
 
 
-def test_by_hand_from_another_folder(run, tmp_path):
+def test_by_hand_from_another_folder(run, tmp_path, cold):
     """As the README says it, with the working directory elsewhere and a stop request left over from before."""
     run.request_stop()
     command = [sys.executable, str(PACK / "wantrain.py"), "train", str(run.path)]
@@ -83,8 +70,7 @@ def test_by_hand_from_another_folder(run, tmp_path):
 
 
 def test_a_folder_without_a_job_is_one_sentence(tmp_path):
-    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = warm.run("train", tmp_path)
     assert result.returncode == EXIT_ERROR
     assert "is " + str(tmp_path) + " a run folder?" in result.stderr
     assert "Traceback" not in result.stderr
@@ -93,7 +79,7 @@ def test_a_folder_without_a_job_is_one_sentence(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl+C is sent otherwise on Windows")
 def test_ctrl_c_keeps_a_checkpoint(run, job):
     long(run, job)
-    process = subprocess.Popen([sys.executable, str(PACK / "wantrain.py"), "train", str(run.path)])
+    process = warm.start("train", run.path)
     await_step(run, 3)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == EXIT_STOPPED
@@ -186,32 +172,34 @@ def first_checkpoint(run, timeout=90.0):
 def test_a_folder_deleted_while_it_is_trained_in_is_one_sentence(run, job):
     """Told by the worker to who follows it, and by the command to who started that."""
     long(run, job)
-    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(run.path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed = run.path.with_name("printed.log")
+    with printed.open("wb") as log:
+        process = warm.start("train", run.path, stdout=log, stderr=subprocess.STDOUT)
     await_step(run, 3)
     shutil.rmtree(run.path, ignore_errors=True)
     while run.path.exists():  # what was written meanwhile
         shutil.rmtree(run.path, ignore_errors=True)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_ERROR
+    assert process.wait(60) == EXIT_ERROR
+    said = printed.read_text()
     assert f"the run folder {run.path} was deleted while it was trained in: start again to begin anew." in said
     assert "Traceback" not in said
 
 
-@pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
-def test_what_is_deleted_of_a_folder_is_made_anew(job, tmp_path, workers):
+@pytest.mark.skipif(os.name == "nt", reason="open files can't be deleted on Windows")
+def test_what_is_deleted_of_a_folder_is_made_anew(job, tmp_path):
     job = replace(job, loop=replace(job.loop, steps=60, checkpoint_every=5))
     loras = {}
     for name in ("", "checkpoints", "events.jsonl", "job.json", ".lock"):
         run = RunFolder(tmp_path / f"without {name}")
         run.path.mkdir()
         run.write_job(job)
-        workers.start(run.path)
+        worker = Worker(run)
         if name:
             first_checkpoint(run)
             path = run.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        assert workers.wait() == EXIT_FINISHED, name
+        assert worker.process.wait() == EXIT_FINISHED, name
+        worker.kill()
         assert (run.path / name).exists()
         loras[name] = load_file(run.finished_lora(60))
     whole = loras[""]
@@ -219,14 +207,16 @@ def test_what_is_deleted_of_a_folder_is_made_anew(job, tmp_path, workers):
         assert all(torch.equal(lora[key], whole[key]) for key in whole), name
 
 
-@pytest.mark.skipif(os.name == "nt", reason="forks are POSIX")
-def test_a_deleted_folder_ends_the_worker_with_its_own_error(run, job, tmp_path, workers, scratch):
+@pytest.mark.skipif(os.name == "nt", reason="a folder with open files can't be renamed on Windows")
+def test_a_deleted_folder_ends_the_worker_with_its_own_error(run, job, tmp_path):
     long(run, job)
-    workers.start(run.path)
+    worker = Worker(run)
     first_checkpoint(run)
     run.path.rename(tmp_path / "elsewhere")
-    assert workers.wait() == EXIT_ERROR
-    assert f"RunError: the run folder {run.path} was deleted" in (scratch / "printed.log").read_text()
+    assert worker.process.wait() == EXIT_ERROR
+    worker.kill()
+    said = (tmp_path / "elsewhere" / run.log_path.name).read_text()
+    assert f"the run folder {run.path} was deleted" in said
 
 
 def test_a_folder_that_holds_more_steps_than_its_job_says_is_refused(run, job):

@@ -230,7 +230,7 @@ def test_what_is_seen_elsewhere_is_there(place):
     assert any(word.search(file.read_text(encoding="utf-8")) for file in named_in(where)), where
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("place", CHANGES)
 def test_a_change_is_seen(place, trains):
     value, others = CHANGES[place]

@@ -90,6 +90,5 @@ def test_a_real_run_is_logged_and_trains_the_same_without(tmp_path, job, hook):
         weights.append(folder.finished_lora(job.loop.steps).read_bytes())
     assert weights[0][-1000:] == weights[1][-1000:]
     until(lambda: hook.messages and hook.messages[-1]["state"] == "finished")
-    # a short run may be over before the tracker has imported what it needs
-    assert [m["state"] for m in hook.messages] in (["started", "finished"], ["finished"])
+    assert [m["state"] for m in hook.messages] == ["started", "finished"]  # it was over before the tracker was there
     assert list((tmp_path / "b" / "test_low").glob("events.out.tfevents.*"))

@@ -41,7 +41,7 @@ def alive():
     return {one.untyped_storage().data_ptr(): tuple(one.shape) for one in tensors if one.numel() > 1}
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("compiled", ["off", "kernels"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_nothing_is_left(job, way, compiled, monkeypatch):

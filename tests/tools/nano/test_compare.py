@@ -56,6 +56,7 @@ def test_a_run_comes_to_its_rows(runner, name):
     assert float(rows[0]["score"]) == pytest.approx(score_of(1.0, 1.0, moves), rel=1e-3)
 
 
+@pytest.mark.grid(4, "benchmarks by their commands")
 def test_rows_of_runs_side_by_side_and_on(runner, tmp_path, capsys):
     out = tmp_path / "methods.csv"
 

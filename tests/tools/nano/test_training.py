@@ -58,6 +58,7 @@ def test_data_holds_clips_stills_and_several_phrasings(family):
     assert torch.equal(context[1, :40], data.empty.float())
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("stage", ["high", "low"])
 def test_an_expert_learns_and_its_file_is_what_the_core_reads(family, stage, monkeypatch):
     from wan_train.core.wan.checkpoint import inspect
