@@ -94,9 +94,8 @@ def check_previews(job: Job) -> None:
         sigmas = schedule(shot.sampling)
         switch = len(sigmas) - 1 if job.stage == "single" else switch_step(sigmas, shot.sampling.boundary)
         check_steps(shot.sampling, sigmas, switch)
-        for stage, is_idle in (("high", switch == 0), ("low", switch >= len(sigmas) - 1)):
-            if job.stage == stage and is_idle:
-                raise _no_step(stage, shot.sampling)
+        if (job.stage == "high" and switch == 0) or (job.stage == "low" and switch >= len(sigmas) - 1):
+            raise _no_step(job.stage, shot.sampling)
 
 
 def preview_warnings(job: Job) -> list[str]:
