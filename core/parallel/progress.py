@@ -34,7 +34,7 @@ class RankPlace:
     mark: Mark = "rest"  # the last one that the GPU has reached
     reached: int = 0  # its number
     queued: int = 0  # number of the last one that the GPU was given
-    is_first: bool = False  # the step is larger than all before it: how long it takes is not known
+    is_first: bool = False  # no step is over, or none as large: how long things take is not known
     group: int = 0  # ranks of one group reach the same marks
 
     @property
@@ -77,7 +77,7 @@ class Progress:
         """Where this rank is now. From any thread; waits for nothing."""
         queued = self._queued  # before what was reached, which may be further then
         reached, mark = divmod(int(self._told.item()), len(MARKS))
-        is_first = max(self._recent) > self._most
+        is_first = not self._most or max(self._recent) > self._most
         return RankPlace(self._host, MARKS[mark], reached, max(queued, reached), is_first, self._group)
 
     @contextmanager

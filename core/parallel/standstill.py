@@ -5,7 +5,8 @@ A run hangs where nothing changes on any rank for longer than it may. How long t
 - A GPU, or the link between GPUs, has all that it needs. It gets on every few blocks, many times a step. It may take `still_s`,
   so that a run ends within a minute; or `times` the longest that the GPUs of this run have stood still so far, where cards are
   that slow. That is far beyond a GPU that is hot, or that another program uses meanwhile.
-- A step that is larger than all before has no such measure, nor has the first: `first_s`.
+- A step that is larger than all before has no such measure, nor has what is before the end of the first, as the links are
+  opened then: `first_s`.
 - A host within its own part of a step may compile, read a slow disk whose server is started again, swap, or be looked at with a
   debugger. None of that can be told from one that hangs: `host_s`.
 - Outside of its steps a rank may do what it likes, and the others wait: a preview, a checkpoint, a plan that takes less.

@@ -169,7 +169,7 @@ class Watch:
     def _judge(self) -> None:
         """Say it, for all ranks, if the run hangs."""
         places = {self._rank: self._progress.place()}
-        for rank, (value, _) in self._heard.items():
+        for rank, (value, _) in list(self._heard.items()):  # the run's own thread listens, too
             places[rank] = RankPlace.read(value.decode().partition(" ")[2])
         with suppress(RuntimeError):  # the store is gone, which is seen next
             if len(places) == self._size and not self.others_left():

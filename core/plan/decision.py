@@ -6,7 +6,7 @@ the model is made to compute with it, also after memory has run out.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..memory.compile import compiler_problem, use_compile_cache, use_triton_cac
 from ..memory.precision import AUTO, needed_by_precision, needs_adapter, resolve
 from ..objective.objective import objective_of
 from ..objective.passes import Passes
-from ..settings.job import Job, TrainSample
+from ..settings.job import Job
 from ..settings.memory import BlockMode, MemoryOptions
 from ..settings.precision import Precision
 from ..wan.checkpoint import CheckpointInfo
@@ -248,18 +248,20 @@ def _kinds_of_batches(job: Job, shape: tuple[int, int, int, int], batch: int) ->
     if not (chosen.output_preservation or chosen.prior_preservation):
         yield objective_of(job).passes, 1.0
         return
-    alike = [sample for sample in job.training_samples if sample.shape == shape]
-    no_class = {s for s in alike if not (chosen.output_preservation and s.class_texts)}
-    no_prior = {s for s in alike if not (chosen.prior_preservation and s.is_regularization)}
+    counts = Counter[tuple[bool, bool]]()  # of samples: with the class word, of a regularization set
+    for sample in job.training_samples:
+        if sample.shape == shape:
+            has_class = bool(chosen.output_preservation and sample.class_texts)
+            counts[has_class, chosen.prior_preservation and sample.is_regularization] += sample.repeats
+    total, rest = counts.total(), counts[False, False]
 
-    def share_of(samples: Collection[TrainSample]) -> Fraction:
-        """Of the batches whose samples are all among these."""
-        total, number = (sum(s.repeats for s in alike if s in which) for which in (alike, samples))
+    def share_of(number: int) -> Fraction:
+        """Of the batches whose samples are all among so many."""
         if batch > total:  # joined, over epochs
             return Fraction(number, total) ** batch
         return Fraction(math.comb(number, batch), math.comb(total, batch))
 
-    neither, without, plain = share_of(no_class & no_prior), share_of(no_class), share_of(no_prior)
+    neither, without, plain = share_of(rest), share_of(rest + counts[False, True]), share_of(rest + counts[True, False])
     shares = {
         (False, False): neither,
         (False, True): without - neither,

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
-from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
+from ..facts import PATCH, Expert, clip_size, latent_shape, official_shift, pixels_per_latent
 from ..limits import MAX_TOKENS
 from ..packages import check_packages
 from ..paths import shown
@@ -94,8 +94,8 @@ def check_previews(job: Job) -> None:
         sigmas = schedule(shot.sampling)
         switch = len(sigmas) - 1 if job.stage == "single" else switch_step(sigmas, shot.sampling.boundary)
         check_steps(shot.sampling, sigmas, switch)
-        if job.stage == "low" and switch >= len(sigmas) - 1:
-            raise _none_below(shot.sampling)
+        if (job.stage == "high" and switch == 0) or (job.stage == "low" and switch >= len(sigmas) - 1):
+            raise _no_step(job.stage, shot.sampling)
 
 
 def preview_warnings(job: Job) -> list[str]:
@@ -150,10 +150,11 @@ def _is_of_sample(job: Job) -> bool:
     return job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
 
 
-def _none_below(sampling: SampleOptions) -> ConfigError:
+def _no_step(stage: Expert, sampling: SampleOptions) -> ConfigError:
+    place = "above" if stage == "high" else "below"
     return ConfigError(
-        f"preview_steps is {sampling.steps}, and none of these steps is below the boundary {sampling.boundary:g}, "
-        "where the low noise expert works: raise preview_steps, or set preview_every to 0."
+        f"preview_steps is {sampling.steps}, and none of these steps is {place} the boundary {sampling.boundary:g}, "
+        f"where the {stage} noise expert works: raise preview_steps, or set preview_every to 0."
     )
 
 

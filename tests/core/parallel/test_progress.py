@@ -13,8 +13,15 @@ def marks(progress):
     return place.mark, place.reached
 
 
-def test_a_step_from_its_own_work_to_its_end():
-    progress = Progress()
+@pytest.fixture
+def progress():
+    """That of a rank whose first step is over."""
+    found = Progress()
+    found.ended(1)
+    return found
+
+
+def test_a_step_from_its_own_work_to_its_end(progress):
     assert progress.place() == RankPlace()
     with progress.step():
         assert progress.place() == RankPlace("own", "work", 1, 1)
@@ -27,11 +34,10 @@ def test_a_step_from_its_own_work_to_its_end():
         assert progress.place().doing == "waits"
 
 
-def test_a_step_that_breaks_off_is_left():
-    progress = Progress()
+def test_a_step_that_breaks_off_is_left(progress):
     with suppress(ValueError), progress.step():
         raise ValueError
-    assert progress.place() == RankPlace("elsewhere", "rest", 2, 2)
+    assert progress.place() == RankPlace("elsewhere", "rest", 2, 2, is_first=True)
 
 
 def test_outside_of_steps_nothing_is_marked():
@@ -42,12 +48,17 @@ def test_outside_of_steps_nothing_is_marked():
     assert marks(progress) == ("rest", 0)
 
 
-def test_an_exchange_is_followed_by_work():
-    progress = Progress()
+def test_an_exchange_is_followed_by_work(progress):
     with progress.step():
         with progress.exchanging():
             assert progress.place() == RankPlace("waits", "exchange", 2, 2)
         assert progress.place() == RankPlace("own", "work", 3, 3)
+
+
+def test_links_that_are_opened_before_the_first_step_are_not_known_either():
+    progress = Progress()
+    with progress.waiting():
+        assert progress.place() == RankPlace("waits", is_first=True)
 
 
 def test_a_step_is_the_first_until_one_as_large_is_over():

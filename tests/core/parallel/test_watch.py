@@ -2,7 +2,7 @@
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
-from wan_train.core.parallel.progress import Progress
+from wan_train.core.parallel.progress import Progress, RankPlace
 from wan_train.core.parallel.standstill import StandstillLimits
 from wan_train.core.parallel.watch import Farewell, LostRank, LostRankError, Watch, open_stores
 
@@ -107,7 +107,7 @@ def test_a_loss_is_told_once_unless_this_rank_ends_first(pair, monkeypatch):
 
 def test_a_rank_that_hangs_is_named_by_the_first_to_all():
     store, ours, theirs = Table(), Progress(), Progress()
-    at_once = StandstillLimits(host_s=-1.0)
+    at_once = StandstillLimits(first_s=-1.0, host_s=-1.0)
     first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=at_once)
     second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail, progress=theirs)
     second.say("name/1", "cuda:1 of b")
@@ -129,9 +129,24 @@ def test_a_rank_that_hangs_is_named_by_the_first_to_all():
         assert second._look(silence=3600.0) == first.explain() == loss
 
 
+def test_a_rank_may_be_heard_by_another_thread_while_the_first_looks(monkeypatch):
+    first = Watch(Table(), 0, 3, "cuda:0 of a", on_loss=pytest.fail)
+    heard(first, f"0 {Progress().place().written()}")
+    assert first._look(silence=3600.0) is None
+    read = RankPlace.read
+
+    def read_slowly(text):
+        first._heard[2] = first._heard[1]  # as the run's own thread does, which asks while it waits
+        return read(text)
+
+    monkeypatch.setattr(RankPlace, "read", read_slowly)
+    first._judge()
+
+
 def test_who_has_left_can_not_hang():
     store, ours = Table(), Progress()
-    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=StandstillLimits(still_s=-1.0))
+    at_once = StandstillLimits(first_s=-1.0)
+    first = Watch(store, 0, 2, "cuda:0 of a", on_loss=pytest.fail, progress=ours, limits=at_once)
     second = Watch(store, 1, 2, "cuda:1 of b", on_loss=pytest.fail)
     second._beat(0)
     second.leave(Farewell(0))

@@ -10,8 +10,8 @@ from wan_train.core.errors import ConfigError
 from wan_train.core.memory import attention
 from wan_train.core.plan import decision as module
 from wan_train.core.plan import probe
-from wan_train.core.plan.decision import arithmetic, decide, may_use_graphs, num_batch_sizes
-from wan_train.core.settings.job import Job
+from wan_train.core.plan.decision import arithmetic, decide, joined_buckets, may_use_graphs, num_batch_sizes
+from wan_train.core.settings.job import Job, TrainSample
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
 from wan_train.core.train import checks, features
@@ -159,3 +159,14 @@ def test_batches_with_and_without_a_class_word_are_two_sizes_for_cuda_graphs(job
     assert may(5, 0) == (5, True)
     assert may(5, 3) == (8, True)
     assert may(5, 4) == (9, False)
+
+
+def test_the_kinds_of_batches_are_counted_without_comparing_samples(job: Job, tmp_path, monkeypatch):
+    """Each sample with each other one takes minutes for ten thousand."""
+    sample = with_class(tmp_path, job.data.samples[0])
+    samples = (sample, *(replace(sample, latents_key=str(n), class_texts=()) for n in range(20)))
+    options = RegularizerOptions(output_preservation=1.0, prior_preservation=True)
+    changed = replace(job, data=replace(job.data, samples=samples), regularizers=options)
+    monkeypatch.setattr(TrainSample, "__eq__", lambda *_: pytest.fail("two samples were compared"))
+    assert num_batch_sizes(changed) == 1
+    assert [bucket.share for bucket in joined_buckets(changed, 1)] == [20.0, 1.0]

@@ -415,3 +415,12 @@ def test_too_few_steps_for_the_low_expert_are_refused(job):
         check_previews(replace(job, previews=PreviewOptions(every=2, steps=4, shift=5.0)))
     check_previews(replace(job, previews=PreviewOptions(every=2, steps=40, shift=5.0)))
     check_previews(replace(job, stage="high", previews=PreviewOptions(every=2, steps=4, shift=5.0)))
+
+
+def test_too_few_steps_for_the_high_expert_are_refused(job):
+    """Only a scheduler that leaves out the highest level has so few."""
+    job = replace(job, stage="high", timesteps=replace(job.timesteps, sigma_min=0.875, sigma_max=1.0))
+    options = PreviewOptions(every=2, steps=2, shift=5.0, scheduler="ddim_uniform")
+    with pytest.raises(ConfigError, match=r"preview_steps is 2, and none of these steps is above the boundary 0\.875"):
+        check_previews(replace(job, previews=options))
+    check_previews(replace(job, previews=replace(options, steps=3)))
