@@ -85,8 +85,8 @@ class LossOptions(Options, group="loss"):
         help="Differential guidance: the target moves away from the prediction by this factor.",
         more="With the loss mse it multiplies every gradient by itself, and the loss that is shown by its square; it changes"
         " nothing else. Adam and its like cancel it, but for gradient clipping (max_grad_norm). 1: off.",
-        page="For those who follow a guide for AI-Toolkit, where 3 is usual; its code (27a03a9) does it beside contrastive"
-        " guidance alone, and nothing without it. A higher max_grad_norm does much the same.",
+        page="For those who follow a guide for AI-Toolkit, where 3 is usual; its code (27a03a9) does it only together with"
+        " contrastive guidance. A higher max_grad_norm does much the same.",
         above=0.0,
         most=1000.0,
         born=2,
