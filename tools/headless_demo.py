@@ -57,7 +57,7 @@ def run(wantrain: Wantrain, pack: Path, base: Path, *, changes: tuple[str, ...] 
     base.mkdir(parents=True, exist_ok=True)
     tables, path = recipe(pack, base), base / f"{DEMO_NAME}.json"
     path.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-    say(f"The job: {path}")
+    say(f"The recipe: {path}")
     _call(wantrain, ["train", str(path), *(argument for change in changes for argument in ("--set", change))])
     folder, out = base / "models" / "loras", base / "output" / "video"
     loras = {stage: newest_lora(folder, stage) for stage in STAGES}

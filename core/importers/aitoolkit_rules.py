@@ -285,7 +285,7 @@ def _guidance(context: Context, _given: SetupOption) -> Answer:
     if not truth(context.get("train.do_differential_guidance", False)):
         return not_needed("it is off.")
     if not truth(context.get("train.do_guidance_loss", False)):
-        return not_needed("AI-Toolkit does it with do_guidance_loss alone, which is off.")
+        return not_needed("AI-Toolkit does it only together with do_guidance_loss, which is off.")
     if not exists(place):
         return not_supported("there is no differential guidance here.")
     scale = context.get("train.differential_guidance_scale", 3.0)

@@ -85,8 +85,8 @@ class LossOptions(Options, group="loss"):
         help="Differential guidance: the target moves away from the prediction by this factor.",
         more="With the loss mse it multiplies every gradient by itself, and the loss that is shown by its square; it changes"
         " nothing else. Adam and its like cancel it, but for gradient clipping (max_grad_norm). 1: off.",
-        page="For those who follow a guide for AI-Toolkit, where 3 is usual; its code (27a03a9) does it beside contrastive"
-        " guidance alone, and nothing without it. A higher max_grad_norm does much the same.",
+        page="For those who follow a guide for AI-Toolkit, where 3 is usual; its code (27a03a9) does it only together with"
+        " contrastive guidance. A higher max_grad_norm does much the same.",
         above=0.0,
         most=1000.0,
         born=2,
@@ -98,7 +98,7 @@ class LossOptions(Options, group="loss"):
         0.0,
         help="Contrastive guidance: moves the target away from the prediction without a caption, by this factor.",
         more="For distilled models that run without guidance (cfg 1), so that a LoRA does not undo their distillation. 3 to 4"
-        " is usual. A step takes about a third longer.",
+        " is usual. A step takes about 1.4 times as long.",
         page="AI-Toolkit's do_guidance_loss: target = u + scale (target - u), u what the model with its LoRA predicts for the"
         " empty caption. It is slower than a training adapter (see merge_into_base). The held-out loss is of the plain"
         " target. Not measured on distilled Wan models of full size. On miniature ones (4 steps, scale 2.5, nine trainings) a"

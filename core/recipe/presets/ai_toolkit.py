@@ -64,7 +64,7 @@ _KINDS = {
     "style": _Kind(
         "Style",
         "A look for any scene: 10 to 40 pictures or clips that share it and nothing else. Keeps what the model knows "
-        "(output_preservation), for which a step takes about twice as long.",
+        "(output_preservation), for which a step takes about 2.5 times as long.",
         {
             "steps": (1250, "6.2: Steps 1500 to 2500, of which each expert has half."),
             "timestep_sampling": ("uniform", "6.2: Timestep Type Linear, or Shift."),
