@@ -23,8 +23,10 @@ from ..encoders.weights import open_weights
 from ..errors import ConfigError
 from ..facts import PATCH, latent_shape, official_boundary, official_shift, pixels_per_latent
 from ..limits import MAX_TEXT, check_number
+from ..packages import check_packages
 from ..paths import path_problem, shown
 from ..sample.sampler import OnStep, SampleOptions, initial_noise, sample
+from ..sample.samplers import SAMPLERS
 from ..settings.dataset import DatasetOptions
 from ..wan.checkpoint import inspect
 from ..wan.config import Variant, WanConfig
@@ -148,6 +150,7 @@ def plan_video(files: Files, options: VideoOptions) -> VideoPlan:
     ConfigError or ModelFileError if something does not fit.
     """
     files.check()
+    check_packages(SAMPLERS.get(options.sampler).packages)
     prompts = fill_prompts(files.loras.values(), prompt=options.prompt, negative_prompt=options.negative_prompt)
     options = replace(options, **prompts)
     experts: dict[Slot, ExpertModel] = {}

@@ -360,3 +360,9 @@ def test_a_lora_beside_is_on_in_both_videos(files, folder):
     assert not np.array_equal(both[1], plain[1])
     with pytest.raises(ConfigError, match="a LoRA is given for 'single'"):
         files(PAIR, PAIR, beside={"single": few["high"]})
+
+
+def test_a_sampler_whose_package_is_missing_is_refused_before_anything_is_loaded(files, monkeypatch):
+    monkeypatch.setattr("wan_train.core.packages.installed_version", lambda _: "")
+    with pytest.raises(ConfigError, match=r"The package torchsde, needed for the samplers .* is not installed"):
+        plan_video(files(PAIR, PAIR), replace(OPTIONS, sampler="dpmpp_sde"))
