@@ -76,7 +76,7 @@ class Server:
             on_poll()
             if entry is not None:
                 return entry
-            time.sleep(0.25)
+            time.sleep(0.1)
         raise HostError(f"ComfyUI did not finish within {timeout:.0f} s: see {self.log_path}.")
 
     def interrupt(self, prompt_id: str | None = None) -> None:
