@@ -39,7 +39,7 @@ def moves_on(desk: Desk, node: int | str) -> None:
 @pytest.mark.renderer("vue")
 def test_a_run_is_shown_by_its_node_alone(desk: Desk, browser):
     renderer = "vue" if desk.modern else "canvas"
-    ids = desk.load_prompt(training(f"own_{renderer}", seed=63))
+    ids = desk.load_prompt(training(f"own_{renderer}", seed=63, steps=30000))  # goes on as long as it is looked at
     train = ids["high_train"]
     desk.queue()
     desk.until(train, " left")
