@@ -33,7 +33,7 @@ class HostPool:
         self.num_bytes = 0  # of all buffers that were taken, in use or not
 
     def prepare(self, num_bytes: int, count: int) -> None:
-        """Make so many buffers on a thread, from now on: to pin 6 GB takes 3 seconds. `take` waits for them."""
+        """Make so many buffers on a thread, from now on, since to pin gigabytes takes seconds. `take` waits for them."""
         self._coming = made = queue.SimpleQueue()
         of_this = weakref.ref(self)
         threading.Thread(target=_make, args=(self._device, num_bytes, count, made, of_this), daemon=True).start()

@@ -12,34 +12,14 @@ import torch
 from wan_train.core.launch.exits import EXIT_ERROR, EXIT_FINISHED
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
+from wan_train.tests.core.launch.faulty import write_faulty
 
 PACK = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2 or os.name == "nt", reason="two GPUs on Linux")
 
-SPINNING = '''"""AdamW at whose fourth update of a LoRA the GPU of rank 1 spins for an hour, the first time that it is used."""
-
-import os
-from pathlib import Path
-
-import torch
-
-
-class AdamW(torch.optim.AdamW):
-    updates = 0
-
-    def step(self, *args, **options):
-        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
-        self.updates += is_of_a_lora
-        met = Path(os.environ["SPINNING"])
-        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 4 and not met.exists():
-            met.touch()
-            torch.cuda._sleep(2 * 10**9 * 3600)
-        return super().step(*args, **options)
-'''
-
 
 def test_a_gpu_that_spins_ends_the_run_which_goes_on_with_the_same_loss(tmp_path, job):
-    (tmp_path / "spinning.py").write_text(SPINNING, encoding="utf-8")
+    fault = write_faulty(tmp_path, "spinning", update=4, act="torch.cuda._sleep(2 * 10**9 * 3600)")  # an hour
     optimizer = replace(job.optimizer, name="custom", path="spinning.AdamW")
     loop = replace(job.loop, steps=6, gradient_accumulation=2, checkpoint_every=2)
     folder = RunFolder(tmp_path / "two")
@@ -48,12 +28,8 @@ def test_a_gpu_that_spins_ends_the_run_which_goes_on_with_the_same_loss(tmp_path
     folder.write_job(replace(job, device="cuda:0,cuda:1", data=data, optimizer=optimizer, loop=loop))
 
     def train() -> int:
-        environment = {
-            "WANTRAIN_OPTIMIZERS": "spinning",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])),
-            "SPINNING": str(tmp_path / "met"),
-            "WANTRAIN_STANDSTILL": "5",
-        }
+        paths = os.pathsep.join(filter(None, [fault["PYTHONPATH"], os.environ.get("PYTHONPATH")]))
+        environment = {**fault, "PYTHONPATH": paths, "WANTRAIN_STANDSTILL": "5"}
         command = [sys.executable, str(PACK / "wantrain.py"), "train", str(folder.path), "--follow-stdin"]
         with (
             folder.log_path.open("ab") as log,

@@ -18,6 +18,7 @@ from wan_train.core.recipe.recipe import recipe_from_tables, recipe_to_toml
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests import warm
+from wan_train.tests.core.launch.faulty import write_faulty
 from wan_train.tests.core.launch.material import recipe_over
 
 TWO = "cpu:0,cpu:1"
@@ -232,31 +233,10 @@ def test_it_waits_for_all_its_devices(endless):
     other.release()
 
 
-SCARCE = '''"""AdamW whose second update of a LoRA finds no memory on rank 1, the first time that such a run is started."""
-
-import os
-from pathlib import Path
-
-import torch
-
-
-class AdamW(torch.optim.AdamW):
-    updates = 0
-
-    def step(self, *args, **options):
-        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
-        self.updates += 1
-        met = Path(os.environ["SCARCE"])
-        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 2 and not met.exists():
-            met.touch()
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return super().step(*args, **options)
-'''
-
-
 def test_memory_that_runs_out_in_one_update_starts_all_again_with_less(whole, wantrain, tmp_path):
     """From the last checkpoint, without anybody's help, and to the end: some ranks alone have updated their weights."""
-    (tmp_path / "scarce.py").write_text(SCARCE, encoding="utf-8")
+    act = 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")'
+    environment = write_faulty(tmp_path, "scarce", update=2, act=act)
     spread, work = whole[0], tmp_path / "scarce"
     shutil.copytree(whole[1] / "cache", work / "cache")
     settings = (
@@ -267,7 +247,6 @@ def test_memory_that_runs_out_in_one_update_starts_all_again_with_less(whole, wa
         "memory.budget_gb=3.0",
     )
     changes = [part for setting in settings for part in ("--set", setting)]
-    environment = {"WANTRAIN_OPTIMIZERS": "scarce", "PYTHONPATH": str(tmp_path), "SCARCE": str(tmp_path / "met")}
     code, said = wantrain("train", spread, "--work", work, *changes, **environment)
     assert code == 0, said
     assert "starting all GPUs again from the last checkpoint, with less memory" in said
@@ -277,35 +256,13 @@ def test_memory_that_runs_out_in_one_update_starts_all_again_with_less(whole, wa
     assert plans[0]["vram"] > plans[-1]["vram"]
 
 
-FAILING = '''"""AdamW whose third update of a LoRA fails on the GPU of rank 1, the first time that such a run is started."""
-
-import os
-from pathlib import Path
-
-import torch
-
-
-class AdamW(torch.optim.AdamW):
-    updates = 0
-
-    def step(self, *args, **options):
-        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
-        self.updates += is_of_a_lora
-        met = Path(os.environ["FAILING"])
-        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 3 and not met.exists():
-            met.touch()
-            raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")
-        return super().step(*args, **options)
-'''
-
-
 def test_a_gpu_that_fails_on_one_rank_ends_the_run_with_its_sentence(whole, wantrain, tmp_path):
-    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
+    act = 'raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")'
+    environment = write_faulty(tmp_path, "failing", update=3, act=act)
     spread, work = whole[0], tmp_path / "failing"
     shutil.copytree(whole[1] / "cache", work / "cache")
     settings = ("optimizer.name=custom", "optimizer.path=failing.AdamW", "loop.steps=4", "loop.checkpoint_every=1")
     changes = [part for setting in settings for part in ("--set", setting)]
-    environment = {"WANTRAIN_OPTIMIZERS": "failing", "PYTHONPATH": str(tmp_path), "FAILING": str(tmp_path / "met")}
     code, said = wantrain("train", spread, "--work", work, *changes, **environment)
     assert code == EXIT_ERROR, said
     folder = folder_of(work)
@@ -319,36 +276,12 @@ def test_a_gpu_that_fails_on_one_rank_ends_the_run_with_its_sentence(whole, want
     assert sorted(read_history(folder.events_path).losses) == [1, 2, 3, 4]
 
 
-HANGING = '''"""AdamW whose fourth update of a LoRA never ends on rank 1, the first time that such a run is started."""
-
-import os
-import threading
-from pathlib import Path
-
-import torch
-
-
-class AdamW(torch.optim.AdamW):
-    updates = 0
-
-    def step(self, *args, **options):
-        is_of_a_lora = len(self.param_groups[0]["params"]) > 8  # and not of the trial before the run
-        self.updates += is_of_a_lora
-        met = Path(os.environ["HANGING"])
-        if is_of_a_lora and os.environ["RANK"] == "1" and self.updates == 4 and not met.exists():
-            met.touch()
-            threading.Event().wait()
-        return super().step(*args, **options)
-'''
-
-
 def test_a_rank_that_hangs_in_its_step_ends_the_run_which_goes_on_with_the_same_loss(whole, wantrain, tmp_path):
-    (tmp_path / "hanging.py").write_text(HANGING, encoding="utf-8")
+    environment = write_faulty(tmp_path, "hanging", update=4, act="threading.Event().wait()")
     spread, work = whole[0], tmp_path / "hanging"
     shutil.copytree(whole[1] / "cache", work / "cache")
     settings = ("optimizer.name=custom", "optimizer.path=hanging.AdamW")
     changes = [part for setting in settings for part in ("--set", setting)]
-    environment = {"WANTRAIN_OPTIMIZERS": "hanging", "PYTHONPATH": str(tmp_path), "HANGING": str(tmp_path / "met")}
     code, said = wantrain("train", spread, "--work", work, *changes, WANTRAIN_STANDSTILL="10", **environment)
     assert code == EXIT_ERROR, said
     folder = folder_of(work)
