@@ -23,7 +23,7 @@ from ...core.serial import digest, to_dict
 from ...core.train.run_folder import RunFolder
 from .command import add_common_arguments, run_command, trainer_of, workshop_of
 from .concepts import CONCEPTS, Concept
-from .evaluate import SAMPLING, Family
+from .evaluate import SAMPLING, Family, decisive
 from .exam import Answers, Exam, Score, answer, check_count, grade
 from .family import STAGES
 from .lessons import Lesson, Train, teach, with_lora
@@ -66,7 +66,7 @@ class Bench:
     def key(self, run: Run) -> str:
         """Digest of everything that decides a row."""
         exam = Exam.of(run.concept, self.num_prompts)
-        asked = [[prompt for _, prompt in (*exam.triggered, *exam.plain)], exam.seed, to_dict(SAMPLING)]
+        asked = [[prompt for _, prompt in (*exam.triggered, *exam.plain)], exam.seed, decisive(SAMPLING)]
         return digest([to_dict(run.concept), to_dict(run.settings), asked, self.measure_every, self._files])
 
     def row(self, run: Run) -> Row:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ...core.facts import LATENT_CHANNELS, TEXT_TOKENS, latent_shape
 from ...core.sample.sampler import SampleOptions, VelocityModel, initial_noise, sample
+from ...core.serial import to_dict
 from ...core.wan.checkpoint import inspect
 from ...core.wan.loading import load_transformer
 from . import world
@@ -33,6 +35,12 @@ from .world import Scene
 ATTRIBUTES = ("shape", "colour", "motion", "count", "texture")
 SAMPLING = SampleOptions(steps=16, shift=5.0, cfg=2.5)
 BATCH = 50
+
+
+def decisive(options: SampleOptions) -> dict[str, Any]:
+    """For a digest: what is as the defaults say is left out, so that an option that is new changes no digest."""
+    usual = to_dict(SampleOptions())
+    return {name: value for name, value in to_dict(options).items() if value != usual[name]}
 
 
 @dataclass

@@ -37,7 +37,7 @@ from . import world
 from .command import run_command
 from .concepts import CONCEPTS, Concept
 from .distil import FEW_STEPS, FewStepFiles
-from .evaluate import SAMPLING, Family
+from .evaluate import SAMPLING, Family, decisive
 from .exam import Answers, Exam, Score, answer, grade
 from .failure import why_failed
 from .family import STAGES, Files
@@ -104,7 +104,7 @@ class Bench:
         """Digest of what decides the rows of a lesson."""
         adapters = [_maker_of(path) for path in self.adapters.values()] if way == "training adapter" else []
         own = [way, GUIDANCE, STRONGER, self.num_prompts, adapters]
-        sampling = [to_dict(SAMPLING), to_dict(FEW_STEPS)]
+        sampling = [decisive(SAMPLING), decisive(FEW_STEPS)]
         return digest([to_dict(concept), differing(taught_settings(seed, self.steps)), own, sampling, self._files])
 
     def missing(self, concepts: Sequence[Concept], seeds: Sequence[int], rows: Sequence[Row]) -> list[Part]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...core.serial import digest, to_dict
 from ...core.train.held_out import HeldOutLoss
 from ...core.train.scores import scored
-from .evaluate import SAMPLING
+from .evaluate import SAMPLING, decisive
 from .exam import PROMPTS
 from .family import STAGES, Files
 from .methods import METHODS, Method
@@ -60,7 +60,7 @@ class MethodRun:
     def key(self, looking: "Looking", models: str) -> str:
         """Digest of what decides the rows. Where a default changes, rows of before would pass for today's: make them anew."""
         settings = {stage: differing(settings) for stage, settings in self.settings().items()}
-        return digest([to_dict(Pair.of(self.pair)), settings, to_dict(looking), to_dict(SAMPLING), models])
+        return digest([to_dict(Pair.of(self.pair)), settings, to_dict(looking), decisive(SAMPLING), models])
 
     def as_json(self) -> dict[str, object]:
         """To be sent to a worker."""

@@ -9,7 +9,7 @@ from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.train.scores import score_of
 from wan_train.tests.tools.nano.small import write_small_family
 from wan_train.tools.miniature import DiTSize, dit_metadata, wan_dit
-from wan_train.tools.nano.compare import BEGIN, END, PLACES, README, main, planned_runs, with_table
+from wan_train.tools.nano.compare import BEGIN, CURVES, END, PLACES, README, main, planned_runs, with_table
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_runs import Looking, MethodRun, Runner
 from wan_train.tools.nano.method_table import SHARES
@@ -54,6 +54,19 @@ def test_a_run_comes_to_its_rows(runner, name):
     assert all(float(rows[0][amount]) > 0 for amount in ("moves", "seconds", "held_out", "preview"))
     moves = float(rows[0]["preview"])  # of the only mark, whose held-out loss is the lowest
     assert float(rows[0]["score"]) == pytest.approx(score_of(1.0, 1.0, moves), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        ["--out", str(CURVES / "methods.csv")],
+        ["--out", str(CURVES / "grid.csv"), "--pairs", "grid", "--methods", "baseline", "--set", "loop.steps=480"],
+    ],
+)
+def test_the_rows_that_are_here_are_those_of_todays_settings_and_files(told, tmp_path, capsys):
+    """Where this fails, all runs would be made again: either something that decides them changed, or their digest."""
+    main([*told, "--work", str(tmp_path), "--total", "0", "--device", "cpu"])
+    assert capsys.readouterr().out.startswith("0 runs of ")
 
 
 @pytest.mark.grid(4, "benchmarks by their commands")
