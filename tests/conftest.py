@@ -1,12 +1,12 @@
 """Makes the pack importable as `wan_train`, without running its node entry, and finds the real ComfyUI."""
 
-import atexit
 import gc
 import importlib.util
 import os
 import shutil
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 if os.environ.get("PYTEST_XDIST_WORKER"):
     tempfile.tempdir = tempfile.mkdtemp(prefix=f"wantrain-{os.environ['PYTEST_XDIST_WORKER']}-")
     os.environ["TMPDIR"] = tempfile.tempdir
-    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+    # after multiprocessing's own folder in it has gone, whose finalizer has the priority -100
+    Finalize(None, shutil.rmtree, [tempfile.tempdir], {"ignore_errors": True}, exitpriority=-200)
 LEFT_OUT = pytest.StashKey[int]()  # number of tests of grids
 # Files that take longest, of those that use no running host.
 LONG = (

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..memory.recompute import products_are_kept
 from ..torch_compat import is_view
 from ..wan.layers import SelfAttention
-from .peft_hooks import factors_of, is_at_work, lora_layers, lora_linears, own_forward
+from .peft_hooks import factors_of, is_at_work, leaves_out, lora_layers, lora_linears, own_forward
 
 
 def fuse_adapter(model: nn.Module) -> int:
@@ -62,11 +62,10 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
     """x [B, L, D] -> queries, keys and values, each [B, L, D]."""
     layers = (attention.q, attention.k, attention.v)
-    each = [factors_of(layer) for layer in layers]
-    drops = any(isinstance(factors.dropout, nn.Dropout) or factors.drops is not None for factors in each)
-    if drops or not all(is_at_work(layer) for layer in layers):
+    if not all(is_at_work(layer) and not leaves_out(layer) for layer in layers):
         return SelfAttention.project(attention, x)
     x_LI = x.flatten(0, -2)
+    each = [factors_of(layer) for layer in layers]
     h_LR = functional.linear(x_LI, torch.cat([factors.down for factors in each]).to(x.dtype))
     parts = h_LR.split([len(factors.down) for factors in each], dim=1)
     return tuple(

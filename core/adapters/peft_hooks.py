@@ -195,6 +195,12 @@ def drops_on(layer: nn.Module) -> nn.Module | None:
     return getattr(layer, _DROPS, None)
 
 
+def leaves_out(layer: Any) -> bool:
+    """Whether a layer with one adapter leaves out some of its inputs or ranks."""
+    factors = factors_of(layer)
+    return isinstance(factors.dropout, nn.Dropout) or factors.drops is not None
+
+
 def put_drops(layer: nn.Module, drops: nn.Module) -> None:
     """Let a layer of peft's leave out some of its ranks; only the light forward does (`fused`), peft's own knows of none."""
     layer.add_module(_DROPS, drops)

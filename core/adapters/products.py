@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..memory.products import PART, IsUnread, LinearProduct, MakeProduct
 from ..wan.layers import SelfAttention
-from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, lora_linears, own_forward
+from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, leaves_out, lora_linears, own_forward
 
 _FORWARD = "forward"
 
@@ -24,11 +24,12 @@ _FORWARD = "forward"
 def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnread) -> None:
     """Let the linear layers of the model's blocks run as autograd functions of their own, in place.
 
-    `make_product` is asked for each base layer; those without one stay as they are, and so do adapters that are not plain or
-    drop numbers, around a base that runs so. `is_unread`: whether the result of a layer will not be read.
+    `make_product` is asked for each base layer; those without one stay as they are, and so do adapters that are not plain
+    around a base that runs so. Those that leave something out keep their forward, but are noted for whoever runs a layer
+    without it. `is_unread`: whether the result of a layer will not be read.
     """
     blocks = model.get_submodule("blocks")
-    plain = {layer for layer in lora_linears(model) if not _drops(layer)}
+    plain = set(lora_linears(model))
     layers = dict(blocks.named_modules())
     for name, layer in layers.items():
         product = None if is_factor(name) else make_product(layer)
@@ -40,16 +41,11 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
         above = layers[name.rpartition(".")[0]]
         if above in plain:
             above.__dict__[PART] = part._replace(layer=above)
-            above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
+            if not leaves_out(above):
+                above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)
-
-
-def _drops(layer: nn.Module) -> bool:
-    """Whether a layer with a LoRA leaves out some of its inputs or ranks."""
-    factors = factors_of(layer)
-    return isinstance(factors.dropout, nn.Dropout) or factors.drops is not None
 
 
 def drop_products(model: nn.Module) -> None:
@@ -76,13 +72,14 @@ def _adapted_forward(layer: nn.Module, x: Tensor) -> Tensor:
 def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
     """x [B, L, D] -> queries, keys and values, each [B, L, D]."""
     layers = [attention.q, attention.k, attention.v]
-    if any(PART not in vars(layer) or _is_off(layer) for layer in layers):
+    if any(PART not in vars(layer) or _is_other(layer) for layer in layers):
         return SelfAttention.project(attention, x)
     return _run(x, layers)
 
 
-def _is_off(layer: nn.Module) -> bool:
-    return carries_lora(layer) and not is_at_work(layer)
+def _is_other(layer: nn.Module) -> bool:
+    """Whether a layer's own forward has to run."""
+    return carries_lora(layer) and (not is_at_work(layer) or leaves_out(layer))
 
 
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..wan.layers import WanBlock
 from . import elementwise, rotary
-from .linear_groups import LinearGroup, Workspace
+from .linear_groups import LinearGroup, Seen, Workspace
 from .ops import KernelOps, NormFactors, affine, modulation, row_stride
 
 
@@ -93,18 +93,18 @@ class SelfIn(torch.autograd.Function):
         functions, (state, mods, rope), keeps = constants
         attn = functions.block.self_attn
         factors = modulation(x, mods[0], mods[1], functions.block.eps)
-        (q, k, v), hidden = functions.qkv.forward(_flat(functions.ops.quick_norm(x, factors)))
+        (q, k, v), seen = functions.qkv.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
         q, k, v = (each.view(x.shape) for each in (q, k, v))  # type: ignore[union-attr]
         if keeps:
             state.raw = q, k
-            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, rope, q, k, hidden
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, rope, q, k, seen
         q = rotary.rms_rope(q, attn.norm_q.weight, rope, attn.norm_q.eps)
         k = rotary.rms_rope(k, attn.norm_k.weight, rope, attn.norm_k.eps)
         return (x.view_as(x) if keeps else x), q, k, v.view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        functions, keeper, factors, rope, q, k, hidden = _take(ctx)
+        functions, keeper, factors, rope, q, k, seen = _take(ctx)
         of_x, of_q, of_k, of_v = grads
         functions.resume(of_x)
         attn = functions.block.self_attn
@@ -113,7 +113,7 @@ class SelfIn(torch.autograd.Function):
         del q, k
         each = _flat(of_q), _flat(of_k), of_v.reshape(-1, of_q.shape[2])
         del of_q, of_k, of_v, grads
-        return _through_norm(ctx, functions.qkv, each, hidden, (keeper(), factors, of_x))
+        return _through_norm(ctx, functions.qkv, each, seen, (keeper(), factors, of_x))
 
 
 class CrossIn(torch.autograd.Function):
@@ -125,22 +125,22 @@ class CrossIn(torch.autograd.Function):
         block = functions.block
         cross, norm3 = block.cross_attn, block.norm3
         factors = affine(norm3.weight, norm3.bias, norm3.eps)
-        (q,), hidden = functions.cross_q.forward(_flat(functions.ops.quick_norm(x, factors)))
+        (q,), seen = functions.cross_q.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
         assert q is not None
         if keeps:
             state.raw = (q,)
-            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, q, hidden
+            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, q, seen
         q = affine(cross.norm_q.weight, None, cross.norm_q.eps).again(q)
         return (x.view_as(x) if keeps else x), q.view(*x.shape[:2], cross.num_heads, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        functions, keeper, factors, q, hidden = _take(ctx)
+        functions, keeper, factors, q, seen = _take(ctx)
         of_x, of_q = grads
         functions.resume(of_x)
         norm = functions.block.cross_attn.norm_q
         of_q, _ = affine(norm.weight, None, norm.eps).backward(q, of_q.reshape(q.shape), None)
-        return _through_norm(ctx, functions.cross_q, (of_q,), hidden, (keeper(), factors, of_x))
+        return _through_norm(ctx, functions.cross_q, (of_q,), seen, (keeper(), factors, of_x))
 
 
 class KeysAndValues(torch.autograd.Function):
@@ -150,20 +150,20 @@ class KeysAndValues(torch.autograd.Function):
     def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         functions, (state, group, norm), keeps = constants
         context = context.contiguous()
-        (k, v), hidden = group.forward(_flat(context))
+        (k, v), seen = group.forward(_flat(context), len(context))
         if keeps:
             state.raw = (k,)
-            ctx.kept = functions, group, norm, context, k, hidden
+            ctx.kept = functions, group, norm, context, k, seen
         shape = (*context.shape[:2], functions.block.cross_attn.num_heads, -1)
         return affine(norm.weight, None, norm.eps).again(k).view(shape), v.view(shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        functions, group, norm, context, k, hidden = _take(ctx)
+        functions, group, norm, context, k, seen = _take(ctx)
         functions.resume(k)
         of_k, _ = affine(norm.weight, None, norm.eps).backward(k, grads[0].reshape(k.shape), None)
-        _, of_hidden, of_ups = group.backward((of_k, grads[1].reshape(k.shape)), hidden, of_x=False)
-        return None, None, None, *group.factor_gradients(_flat(context), of_hidden, of_ups)
+        _, of_seen, of_ups = group.backward((of_k, grads[1].reshape(k.shape)), seen, of_x=False)
+        return None, None, None, *group.factor_gradients(_flat(context), of_seen, of_ups)
 
 
 class Out(torch.autograd.Function):
@@ -173,21 +173,21 @@ class Out(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
         functions, (group, gate), keeps = constants
         y_MD = y.reshape(-1, x.shape[2])
-        (found,), hidden = group.forward(y_MD)
+        (found,), seen = group.forward(y_MD, len(x))
         assert found is not None
         if keeps:
-            ctx.kept = functions, group, gate, y_MD if group.ranks else None, hidden, y.shape
+            ctx.kept = functions, group, gate, y_MD if group.ranks else None, seen, y.shape
         return found.view(x.shape).add_(x) if gate is None else _gated(x, found.view(x.shape), gate, onto=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        functions, group, gate, y_MD, hidden, shape = _take(ctx)
+        functions, group, gate, y_MD, seen, shape = _take(ctx)
         (grad,) = grads
         functions.resume(grad)
         grad = grad.contiguous()
         of_found = grad if gate is None else _gated(None, grad, gate)
-        of_y, of_hidden, of_ups = group.backward((_flat(of_found),), hidden, of_x=ctx.needs_input_grad[1])
-        factors = group.factor_gradients(y_MD, of_hidden, of_ups)
+        of_y, of_seen, of_ups = group.backward((_flat(of_found),), seen, of_x=ctx.needs_input_grad[1])
+        factors = group.factor_gradients(y_MD, of_seen, of_ups)
         return grad, None if of_y is None else of_y.view(shape), None, *factors
 
 
@@ -198,9 +198,9 @@ class FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, _y: None, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
         functions, mods, keeps = constants
         factors = modulation(x, mods[0], mods[1], functions.block.eps)
-        (wide,), inner = functions.inner.forward(_flat(functions.ops.quick_norm(x, factors)))
+        (wide,), inner = functions.inner.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
         assert wide is not None
-        (found,), outer = functions.outer.forward(functions.ops.quick_gelu(wide))
+        (found,), outer = functions.outer.forward(functions.ops.quick_gelu(wide), len(x))
         if keeps:
             ctx.kept = functions, functions.ops.remaker.keeper(x), factors, mods[2], wide, inner, outer
         if found is None:  # nobody reads the result
@@ -213,12 +213,12 @@ class FeedForward(torch.autograd.Function):
         grad = grads[0].contiguous()
         functions.resume(grad)
         of_found = _flat(_gated(None, grad, gate))
-        of_y, of_hidden, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
+        of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
         assert of_y is not None
         del of_found
         of_wide, y = elementwise.gelu_gradient(wide, of_y, again=bool(functions.outer.ranks), onto=True)
         del of_y, wide
-        of_outer = functions.outer.factor_gradients(y, of_hidden, of_ups)
+        of_outer = functions.outer.factor_gradients(y, of_seen, of_ups)
         del y
         found = _through_norm(ctx, functions.inner, (of_wide,), inner, (keeper(), factors, grad))
         return *found, *of_outer
@@ -228,7 +228,7 @@ def _through_norm(
     ctx: Any,
     group: LinearGroup,
     grads: tuple[Tensor, ...],
-    hidden: Tensor | None,
+    seen: Seen | None,
     norm: tuple[Tensor, NormFactors, Tensor],
 ) -> tuple[Any, ...]:
     """The gradients of x, of what is none, and of the group's factors, from those of layers that see a norm of x.
@@ -236,13 +236,13 @@ def _through_norm(
     `norm`: x, the norm's factors, and what x's gradient has besides.
     """
     x, factors, beside = norm
-    of_y, of_hidden, of_ups = group.backward(grads, hidden, of_x=ctx.needs_input_grad[0])
+    of_y, of_seen, of_ups = group.backward(grads, seen, of_x=ctx.needs_input_grad[0])
     if of_y is None:
         y = factors.again(x) if group.ranks else None
         of_x = None
     else:
         of_x, y = factors.backward(x, of_y.view(x.shape), beside, again=bool(group.ranks))
-    downs_and_ups = group.factor_gradients(None if y is None else _flat(y), of_hidden, of_ups)
+    downs_and_ups = group.factor_gradients(None if y is None else _flat(y), of_seen, of_ups)
     return of_x, None, None, *downs_and_ups
 
 

@@ -1,11 +1,11 @@
 """Linear layers that see the same input, such as q, k and v, with their adapters: forward and backward without autograd.
 
-Legend: M rows of the input, r rank, R sum of ranks; A [r, in], B [out, r].
+Legend: M rows of the input, those of one sample after those of another; r rank, R sum of ranks; A [r, in], B [out, r].
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
 from ..memory.products import PART, LinearProduct, part_of
 from ..torch_compat import foreach_copy_, mm_to_fp32
+
+
+class Seen(NamedTuple):
+    """What the adapters of a group see of its input x [M, in]; in a backward `hidden` is the gradient of it."""
+
+    hidden: Tensor  # x A^T [M, R], after what leaves out some of it
+    ranks: Tensor | None = None  # what the ranks of each sample are multiplied with [samples, 1, R]; None: all are 1
+    inputs: tuple[Tensor | None, ...] = ()  # of each adapter the numbers of x that are left [M, in]; (): all, for all
 
 
 class LinearGroup:
@@ -24,11 +32,15 @@ class LinearGroup:
         self.parts: tuple[LinearProduct, ...] = tuple(part_of(layer) for layer in layers)
         self.scales: list[float | None] = []
         self.parameters: list[nn.Parameter] = []
+        self.dropouts: list[nn.Dropout | None] = []  # of each adapter
+        self.drops: list[nn.Module | None] = []
         for layer in layers:
             factors = factors_of(layer) if carries_lora(layer) else None
             self.scales.append(factors.scale if factors else None)
             if factors:
                 self.parameters += (factors.down, factors.up)
+                self.dropouts.append(factors.dropout if isinstance(factors.dropout, nn.Dropout) else None)
+                self.drops.append(factors.drops)
         self.ranks = [len(down) for down in self.parameters[::2]]
         self.down: Any = None  # all A as one matrix [R, in]
         self.down_t: Any = None
@@ -43,10 +55,10 @@ class LinearGroup:
             for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor | None], Tensor | None]:
-        """x [M, in] -> each result [M, out], None for one that nobody reads; and x A^T [M, R]."""
-        hidden = torch.mm(x, self.down_t) if self.ranks else None
-        each, results = self._each(hidden), []
+    def forward(self, x: Tensor, samples: int) -> tuple[list[Tensor | None], Seen | None]:
+        """x [M, in] -> each result [M, out], None for one that nobody reads; and what the adapters see."""
+        seen = self._see(x, samples) if self.ranks else None
+        each, results = self._each(seen), []
         for part, scale, (h, number) in zip(self.parts, self.scales, each, strict=True):
             if part.is_unread(part.layer):
                 results.append(None)
@@ -55,39 +67,96 @@ class LinearGroup:
             if scale is not None:
                 y.addmm_(h, self.ups_t[number], alpha=scale)
             results.append(y)
-        return results, hidden
+        return results, seen
 
     def backward(
-        self, grads: Sequence[Tensor], hidden: Tensor | None, *, of_x: bool
-    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        self, grads: Sequence[Tensor], seen: Seen | None, *, of_x: bool
+    ) -> tuple[Tensor | None, Seen | None, list[Tensor]]:
         """The gradients of x [M, in], where `of_x`, of x A^T [M, R], and of each B."""
-        of_hidden = None if hidden is None else torch.empty_like(hidden)
+        of_seen = None if seen is None else seen._replace(hidden=torch.empty_like(seen.hidden))
         found: Tensor | None = None
         of_ups: list[Tensor] = []
-        each = zip(self.parts, self.scales, grads, self._each(hidden), self._each(of_hidden), strict=True)
+        each = zip(self.parts, self.scales, grads, self._each(seen), self._each(of_seen), strict=True)
         for part, scale, grad, (h, number), (of_h, _) in each:
             if scale is not None:
                 _product(grad, self.ups[number], scale, of_h)
                 of_ups.append(_wide_product(grad.t(), h, scale))
             if of_x:
                 found = part.product.gradient(grad, found)
-        if found is not None and of_hidden is not None:
-            found.addmm_(of_hidden, self.down)
-        return found, of_hidden, of_ups
+        if of_seen is not None:
+            _leave_out(of_seen)
+        if found is not None and of_seen is not None:
+            self._add_through_downs(found, of_seen)
+        return found, of_seen, of_ups
 
-    def factor_gradients(self, x: Tensor | None, of_hidden: Tensor | None, of_ups: list[Tensor]) -> list[Tensor]:
+    def factor_gradients(self, x: Tensor | None, of_seen: Seen | None, of_ups: list[Tensor]) -> list[Tensor]:
         """Of `parameters`, in their order; x [M, in]."""
-        if of_hidden is None or x is None:
+        if of_seen is None or x is None:
             return []
-        of_downs = _wide_product(of_hidden.t(), x, 1)
-        downs = (of_downs,) if len(self.ranks) == 1 else of_downs.split(self.ranks)
+        if of_seen.inputs:
+            pieces = zip(self._pieces(of_seen.hidden), of_seen.inputs, self.dropouts, strict=True)
+            downs = [_wide_product(of_h.t(), _left(x, mask, dropout), 1) for of_h, mask, dropout in pieces]
+        else:
+            of_downs = _wide_product(of_seen.hidden.t(), x, 1)
+            downs = [of_downs] if len(self.ranks) == 1 else list(of_downs.split(self.ranks))
         return [each for pair in zip(downs, of_ups, strict=True) for each in pair]
 
-    def _each(self, hidden: Tensor | None) -> list[tuple[Any, int]]:
+    def _see(self, x: Tensor, samples: int) -> Seen:
+        """What is drawn is drawn layer by layer, as autograd's own code does it: the numbers are the same."""
+        if all(dropout is None or not dropout.training for dropout in self.dropouts):
+            ranks = self._ranks([self._rank_mask(number, x, samples) for number in range(len(self.ranks))], x, samples)
+            return _leave_out(Seen(torch.mm(x, self.down_t), ranks))
+        hidden = x.new_empty((len(x), sum(self.ranks)))
+        inputs: list[Tensor | None] = []
+        masks: list[Tensor | None] = []
+        downs = self.down.split(self.ranks)
+        for number, (h, down, dropout) in enumerate(zip(self._pieces(hidden), downs, self.dropouts, strict=True)):
+            is_on = dropout is not None and dropout.training
+            left, mask = torch.native_dropout(x, dropout.p, train=True) if is_on else (x, None)
+            torch.mm(left, down.t(), out=h)
+            inputs.append(mask)
+            masks.append(self._rank_mask(number, x, samples))
+        return _leave_out(Seen(hidden, self._ranks(masks, x, samples), tuple(inputs)))
+
+    def _rank_mask(self, number: int, x: Tensor, samples: int) -> Tensor | None:
+        """What an adapter's ranks are multiplied with [samples, 1, r]: all that may stand there multiplies, also ones."""
+        drops = self.drops[number]
+        if drops is None:
+            return None
+        ones = x.new_ones((samples, 1, self.ranks[number]))
+        found: Tensor = drops(ones)
+        return None if found is ones else found
+
+    def _ranks(self, masks: Sequence[Tensor | None], x: Tensor, samples: int) -> Tensor | None:
+        """[samples, 1, R]."""
+        if all(mask is None for mask in masks):
+            return None
+        each = zip(masks, self.ranks, strict=True)
+        return torch.cat([x.new_ones((samples, 1, rank)) if mask is None else mask for mask, rank in each], dim=2)
+
+    def _add_through_downs(self, of_x: Tensor, of_seen: Seen) -> None:
+        """of_x [M, in] gets what the adapters' ranks hand down, in place."""
+        if not of_seen.inputs:
+            of_x.addmm_(of_seen.hidden, self.down)
+            return
+        each = zip(
+            self._pieces(of_seen.hidden), self.down.split(self.ranks), of_seen.inputs, self.dropouts, strict=True
+        )
+        for of_h, down, mask, dropout in each:
+            if mask is None or dropout is None:
+                of_x.addmm_(of_h, down)
+            else:
+                of_x.addcmul_(of_h @ down, mask, value=1 / (1 - dropout.p))
+
+    def _pieces(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Each adapter's part of [M, R]."""
+        return (hidden,) if len(self.ranks) == 1 else hidden.split(self.ranks, dim=1)
+
+    def _each(self, seen: Seen | None) -> list[tuple[Any, int]]:
         """A layer's part of [M, R], and the number of its factors."""
-        if hidden is None:
+        if seen is None:
             return [(None, 0)] * len(self.parts)
-        pieces = (hidden,) if len(self.ranks) == 1 else hidden.split(self.ranks, dim=1)
+        pieces = self._pieces(seen.hidden)
         numbers = iter(range(len(pieces)))
         return [(None, 0) if scale is None else (pieces[n := next(numbers)], n) for scale in self.scales]
 
@@ -136,6 +205,20 @@ def _memory_for(group: LinearGroup, like: Tensor) -> tuple[Tensor | None, list[T
         return None, []
     down = like.new_empty((sum(group.ranks), group.parameters[0].shape[1]))
     return down, [like.new_empty(up.shape) for up in group.parameters[1::2]]
+
+
+def _leave_out(seen: Seen) -> Seen:
+    """`hidden` times what its ranks are multiplied with, in place."""
+    if seen.ranks is not None:
+        seen.hidden.view(len(seen.ranks), -1, seen.hidden.shape[1]).mul_(seen.ranks)
+    return seen
+
+
+def _left(x: Tensor, mask: Tensor | None, dropout: nn.Dropout | None) -> Tensor:
+    """What a dropout has left of x."""
+    if mask is None or dropout is None:
+        return x
+    return torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - dropout.p))  # type: ignore[no-any-return]
 
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:

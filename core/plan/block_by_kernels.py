@@ -26,6 +26,7 @@ class KernelBlock:
     unit: int  # bytes of an activation
     ratio: float  # ffn_dim / dim
     attention: int  # bytes of the self-attention, where it alone is kept
+    more_units: int = 0  # of each part's backward, where adapters drop some of their inputs
     exchanged: int = 0  # bytes of queries, keys and result once more, where GPUs that share a clip exchange them
 
     @property
@@ -56,19 +57,12 @@ class KernelBlock:
 
     def units(self) -> dict[str, float]:
         """Of each part's backward, with the gradient that comes in: the GELU made again, and its gradient, are wide."""
-        return {
+        found = {
             "self_attn": 1 + _ATTENTION_UNITS,
             "cross_attn": 1 + _CROSS_UNITS,
             "ffn": max(2 + self.ratio, 1 + 2 * self.ratio),
         }
-
-
-def dropout_bytes(element_size: int) -> int:
-    """What a dropout keeps of each number: the result and its mask, one byte on a GPU.
-
-    In fp32 the mask is counted as on a CPU, where it is as large as the number.
-    """
-    return element_size + (1 if element_size < 4 else element_size)
+        return {part: units + self.more_units for part, units in found.items()}
 
 
 @lru_cache
@@ -87,7 +81,7 @@ def kernel_block(
     if sizes.image_dim is not None:
         own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn.o" in adapted else 0)
     for name, ((_, inner), rank) in adapted.items():
-        of_adapter = e * rank + (dropout_bytes(e) * inner if trained.dropout else 0)  # x A^T
+        of_adapter = e * rank + (inner if trained.dropout else 0)  # x A^T; which numbers of x are left, a byte each
         if name in _ON_TEXT:
             per_key += of_adapter // (1 if sizes.image_dim is None else 2)
         else:
@@ -96,4 +90,6 @@ def kernel_block(
     by_part = {part: batch * (tokens * own[part] + fixed[part]) for part in own}
     unit = batch * tokens * e * dim
     attention = attention_bytes(batch * tokens, dim, sizes.num_heads, e)
-    return KernelBlock(by_part, unit, sizes.ffn_dim / dim, attention, _EXCHANGED_UNITS * unit if is_shared else 0)
+    return KernelBlock(
+        by_part, unit, sizes.ffn_dim / dim, attention, int(trained.dropout), _EXCHANGED_UNITS * unit if is_shared else 0
+    )

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..adapters.kind import ADAPTER_KINDS
 from ..memory.precision import precision_kind
 from ..memory.recompute import Kept, attention_bytes, linears_bytes
-from .block_by_kernels import KernelBlock, dropout_bytes, kernel_block
+from .block_by_kernels import KernelBlock, kernel_block
 from .constants import constants
 from .plan import (
     Bucket,
@@ -93,6 +93,14 @@ def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
     # The input of q, k and v is one; that of an attention's last layer is kept as the attention's result.
     inputs = {_input_of(name): each.shape[1] for name, each in on_video.items() if not name.endswith("attn.o")}
     return total + element_size * sum(inputs.values())
+
+
+def dropout_bytes(element_size: int) -> int:
+    """What a dropout keeps of each number: the result and its mask, one byte on a GPU.
+
+    In fp32 the mask is counted as on a CPU, where it is as large as the number.
+    """
+    return element_size + (1 if element_size < 4 else element_size)
 
 
 def _input_of(layer: str) -> str:

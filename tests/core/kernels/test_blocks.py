@@ -136,12 +136,36 @@ def test_tokens_of_an_image():
     assert_keeps_agree(make_block(CLIP_CONFIG), inputs(CLIP_CONFIG))
 
 
-@pytest.mark.parametrize("name", ["dropout", "rank_dropout", "module_dropout"])
-def test_dropout_comes_again(name):
-    model = make_block(**{name: 0.5})
-    found, _ = assert_keeps_agree(model, inputs(), seed=3)
-    other = gradients(model, call_block, *inputs(), seed=4)
-    assert not torch.equal(found[1], other[1])
+LEAVING_OUT = [
+    {"dropout": 0.5},
+    {"rank_dropout": 0.5},
+    {"module_dropout": 0.5},
+    {"dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.2, "alpha": 1.0},
+    {"kind": "tlora"},
+    {"kind": "tlora", "dropout": 0.2, "rank_dropout": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", LEAVING_OUT, ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_what_is_left_out_is_what_autograd_leaves_out(precision, options):
+    """The same is drawn, of each of two samples; and again by whoever runs the block again."""
+    model, given = make_block(precision=precision, rank=8, **options), inputs(batch=2)
+    gate = getattr(model, "rank_gate", None)
+    if gate is not None:
+        gate(torch.tensor([[950.0], [400.0]], device=DEVICE))
+        assert [int(each.sum()) for each in gate.left_out[8].flatten(1)] == [4, 2]
+    found, _ = assert_keeps_agree(model, given, seed=3)
+    if set(options) != {"kind"}:
+        other = gradients(model, call_block, *given, seed=4)
+        assert not torch.equal(found[1], other[1])
+
+
+@pytest.mark.parametrize("options", LEAVING_OUT, ids=str)
+def test_adapters_that_leave_something_out_have_the_functions(options):
+    ours, _ = with_kernels(make_block(**options))
+    x, others, _ = inputs()
+    assert vars(ours.blocks[0])["_kernel_runner"].functions_of(ours.blocks[0], x, *others) is not None
 
 
 @pytest.mark.parametrize("keep", KEEPS)

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from wan_train.core.memory.recompute import Kept
 from wan_train.core.memory.split import with_split
-from wan_train.core.plan.block_by_kernels import dropout_bytes, kernel_block
+from wan_train.core.plan.block_by_kernels import kernel_block
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Planner
@@ -89,15 +89,14 @@ def test_with_dropout():
     trained = Trained(rank=4, dropout=True)
     kept, _, _ = count(config_of(128, 256), torch.float32, trained, "all")
     expected = kernel_block(config_of(128, 256), trained, tokens=TOKENS, element_size=4).kept
-    assert kept == pytest.approx(expected, rel=0.05)
+    assert kept == pytest.approx(expected, rel=0.01)
 
 
 def test_the_mask_of_a_dropout_takes_a_byte_on_a_gpu():
     """With two bytes the promise for 14B at 960x960 was 10 % above the peak (benchmarks/results/method-memory-h200.json)."""
-    assert (dropout_bytes(2), dropout_bytes(4)) == (3, 8)
     kept = [kernel_block(WanConfig(), Trained(rank=16, dropout=is_on), tokens=3600).kept for is_on in (True, False)]
     inputs_of_layers = 3600 * (7 * 5120 + 13824) + 512 * 2 * 5120  # of the clip, of the text
-    assert kept[0] - kept[1] == 3 * inputs_of_layers
+    assert kept[0] - kept[1] == inputs_of_layers
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -117,12 +116,14 @@ def test_attention_alone():
 
 @pytest.mark.parametrize("ffn_dim", [690, 1024])
 @pytest.mark.parametrize("keep", ["nothing", "attention", "all"])
-def test_the_peak_of_a_backward(keep, ffn_dim):
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_peak_of_a_backward(keep, ffn_dim, dropout):
     """In fp32: products in 16 bits take copies on the CPU. The same whatever is kept."""
-    config = config_of(256, ffn_dim)
-    kept, peak, unit = count(config, torch.float32, Trained(rank=4), keep)
-    block = kernel_block(config, Trained(rank=4), tokens=TOKENS, element_size=4)
+    config, trained = config_of(256, ffn_dim), Trained(rank=4, dropout=dropout)
+    kept, peak, unit = count(config, torch.float32, trained, keep)
+    block = kernel_block(config, trained, tokens=TOKENS, element_size=4)
     whole = block.own(Plan(compile="kernels"), Kept())
+    whole += dropout * unit * ffn_dim / 256  # the mask, which a CPU copies as fp32
     assert kept + peak == pytest.approx(whole - unit, rel=0.03)  # the gradient that comes in was there before
 
 

@@ -99,7 +99,10 @@ def start(command, *, env=None, cwd=None, **options):
         return subprocess.Popen(command, env=env, cwd=cwd, **options)
     options.pop("start_new_session", None)  # it has one
     arguments = [*itertools.dropwhile(lambda part: part == "-s", command[1:])]
-    return WarmProcess(arguments, cwd=cwd, env=environment, **options)
+    try:
+        return WarmProcess(arguments, cwd=cwd, env=environment, **options)
+    except (FileNotFoundError, ConnectionRefusedError):  # whoever forks is gone: a process of a killed test run
+        return subprocess.Popen(command, env=env, cwd=cwd, start_new_session=True, **options)
 
 
 def use():
