@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..memory.frozen_linear import LayerShape
 from ..methods import Methods
 from ..settings.adapter import AdapterOptions
+from .around import Around
 
 LORA = "lora"  # the kind that is put on where none is named
 
@@ -54,7 +55,10 @@ class AdapterKind:
     working: Callable[[LayerShape, int], int] = nothing_beside
     # Whether what is trained begins as numbers of the base's weights, and fits no other base.
     begins_at_base: bool = False
-    is_plain: bool = True  # base(x) + scale B A x: what kernels, compiled blocks and kept products know of
+    is_plain: bool = True  # base(x) + scale B A x: what compiled blocks, recorded steps and kept products know of
+    around: Callable[[nn.Module], Around] | None = None  # of a layer; None: of a plain one
+    # Of blocks by kernels: what a backward takes beside that of a LoRA, counted in activations [B, L, D] and [B, L, ffn_dim].
+    more_units: tuple[float, float] = (0.0, 0.0)
     weight_traffic: float = (
         0.0  # bytes for each weight of its layers that forward and backward move, whatever the tokens
     )

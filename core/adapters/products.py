@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..memory.products import PART, IsUnread, LinearProduct, MakeProduct
 from ..wan.layers import SelfAttention
+from .around import Around, around_of, forget_around, note_around
+from .kind import ADAPTER_KINDS
 from .peft_hooks import carries_lora, factors_of, is_at_work, is_factor, leaves_out, lora_linears, own_forward
 
 _FORWARD = "forward"
@@ -25,11 +27,12 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
     """Let the linear layers of the model's blocks run as autograd functions of their own, in place.
 
     `make_product` is asked for each base layer; those without one stay as they are, and so do adapters that are not plain
-    around a base that runs so. Those that leave something out keep their forward, but are noted for whoever runs a layer
-    without it. `is_unread`: whether the result of a layer will not be read.
+    around a base that runs so. Those that leave something out, or are of another kind, keep their forward, and are noted for
+    whoever runs a layer without it. `is_unread`: whether the result of a layer will not be read.
     """
     blocks = model.get_submodule("blocks")
-    plain = set(lora_linears(model))
+    others = _others(model)
+    plain = set(lora_linears(model)) - others.keys()
     layers = dict(blocks.named_modules())
     for name, layer in layers.items():
         product = None if is_factor(name) else make_product(layer)
@@ -43,15 +46,26 @@ def use_products(model: nn.Module, make_product: MakeProduct, is_unread: IsUnrea
             above.__dict__[PART] = part._replace(layer=above)
             if not leaves_out(above):
                 above.__dict__[_FORWARD] = MethodType(_adapted_forward, above)
+        if above in others:
+            vars(above)[PART] = part._replace(layer=above)
+            note_around(above, others[above])
     for module in blocks.modules():
         if isinstance(module, SelfAttention):
             vars(module)["project"] = MethodType(_project, module)
 
 
+def _others(model: nn.Module) -> dict[nn.Module, Around]:
+    """The layers whose adapters are no plain LoRA, and what these do."""
+    kinds = [ADAPTER_KINDS.get(name) for name in ADAPTER_KINDS.names]
+    return {layer: kind.around(layer) for kind in kinds if kind.around for layer in kind.layers(model).values()}
+
+
 def drop_products(model: nn.Module) -> None:
     """Give the layers their own forwards again; those of `fuse_adapter` are not put back."""
     for module in model.get_submodule("blocks").modules():
-        if vars(module).pop(PART, None) is not None:
+        is_own = around_of(module) is None
+        forget_around(module)
+        if vars(module).pop(PART, None) is not None and is_own:
             vars(module).pop(_FORWARD, None)
         if isinstance(module, SelfAttention):
             vars(module).pop("project", None)
@@ -79,7 +93,7 @@ def _project(attention: SelfAttention, x: Tensor) -> tuple[Tensor, ...]:
 
 def _is_other(layer: nn.Module) -> bool:
     """Whether a layer's own forward has to run."""
-    return carries_lora(layer) and (not is_at_work(layer) or leaves_out(layer))
+    return around_of(layer) is not None or (carries_lora(layer) and (not is_at_work(layer) or leaves_out(layer)))
 
 
 def _run(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:

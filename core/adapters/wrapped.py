@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelFileError
 from ..settings.adapter import AdapterOptions
+from .around import Around
 from .drops import drops_of
 from .keys import sort_key
 from .places import Place, target_layers
@@ -63,7 +64,11 @@ class WrappedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in x's dtype."""
         y = self.base_layer(x)
-        return y if self._disable_adapters else y + self.drops(self.change(self.lora_dropout(x)))
+        return y if self._disable_adapters else self.after(x, y)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The result [..., out], of x [..., in] and the base's result y [..., out]."""
+        return y + self.drops(self.change(self.lora_dropout(x)))
 
     def change(self, x: Tensor) -> Tensor:
         """What is added, [..., out] for x [..., in]."""
@@ -110,6 +115,12 @@ def wrapped_layers(model: nn.Module, kind: str) -> Mapping[str, WrappedLinear]:
     """The layers of this kind, by official path, block by block."""
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, WrappedLinear)}
     return {name: found[name] for name in sorted(found, key=sort_key) if found[name].kind == kind}
+
+
+def around(layer: nn.Module) -> Around:
+    """What a layer of these does around its base."""
+    assert isinstance(layer, WrappedLinear)
+    return Around(layer.after, tuple(layer.factors().values()))
 
 
 def wrapped_state(model: nn.Module, kind: str) -> dict[str, Tensor]:

@@ -4,15 +4,26 @@ Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head
 """
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters.around import around_of
+from ..memory.remaker import Make
 from ..wan.layers import WanBlock
 from . import elementwise, rotary
-from .linear_groups import LinearGroup, Seen, Workspace
-from .ops import KernelOps, NormFactors, affine, modulation, row_stride
+from .graph_groups import GraphGroup
+from .linear_groups import LinearGroup, Workspace
+from .ops import KernelOps, NormFactors, affine, gelu_again, modulation, row_stride
+
+LayerGroup = LinearGroup | GraphGroup
+
+
+def group_of(layers: Sequence[nn.Module]) -> LayerGroup:
+    """Layers that see the same input, as a group of the kind that their adapters want; see `LinearGroup` and `GraphGroup`."""
+    return (GraphGroup if any(around_of(layer) for layer in layers) else LinearGroup)(layers)
 
 
 class BlockLinears:
@@ -22,17 +33,23 @@ class BlockLinears:
         self.ops, self.dtype, self._workspace = ops, dtype, workspace
         self._block = weakref.ref(block)
         attn, cross = block.self_attn, block.cross_attn
-        self.qkv, self.o = LinearGroup([attn.q, attn.k, attn.v]), LinearGroup([attn.o])
-        self.cross_q, self.cross_o = LinearGroup([cross.q]), LinearGroup([cross.o])
-        self.contexts = [LinearGroup([cross.k, cross.v])]
+        self.qkv, self.o = group_of([attn.q, attn.k, attn.v]), group_of([attn.o])
+        self.cross_q, self.cross_o = group_of([cross.q]), group_of([cross.o])
+        self.contexts = [group_of([cross.k, cross.v])]
         if hasattr(cross, "k_img"):
-            self.contexts.append(LinearGroup([cross.k_img, cross.v_img]))
-        self.inner, self.outer = LinearGroup([block.ffn[0]]), LinearGroup([block.ffn[2]])
+            self.contexts.append(group_of([cross.k_img, cross.v_img]))
+        self.inner, self.outer = group_of([block.ffn[0]]), group_of([block.ffn[2]])
         self.groups = [self.qkv, self.o, self.cross_q, *self.contexts, self.cross_o, self.inner, self.outer]
 
     @property
     def is_current(self) -> bool:
+        """Whether the block's layers are those that they were."""
         return all(group.is_current for group in self.groups)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the layers' adapters are: they are not in a forward of the base alone."""
+        return all(group.is_at_work for group in self.groups)
 
     @property
     def block(self) -> WanBlock:
@@ -93,7 +110,7 @@ class SelfIn(torch.autograd.Function):
         functions, (state, mods, rope), keeps = constants
         attn = functions.block.self_attn
         factors = modulation(x, mods[0], mods[1], functions.block.eps)
-        (q, k, v), seen = functions.qkv.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
+        (q, k, v), seen = functions.qkv.forward(_normed(functions, functions.qkv, x, factors), len(x), keeps=keeps)
         q, k, v = (each.view(x.shape) for each in (q, k, v))  # type: ignore[union-attr]
         if keeps:
             state.raw = q, k
@@ -125,7 +142,7 @@ class CrossIn(torch.autograd.Function):
         block = functions.block
         cross, norm3 = block.cross_attn, block.norm3
         factors = affine(norm3.weight, norm3.bias, norm3.eps)
-        (q,), seen = functions.cross_q.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
+        (q,), seen = functions.cross_q.forward(_normed(functions, functions.cross_q, x, factors), len(x), keeps=keeps)
         assert q is not None
         if keeps:
             state.raw = (q,)
@@ -150,7 +167,7 @@ class KeysAndValues(torch.autograd.Function):
     def forward(ctx: Any, context: Tensor, _y: None, constants: _Constants, *_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         functions, (state, group, norm), keeps = constants
         context = context.contiguous()
-        (k, v), seen = group.forward(_flat(context), len(context))
+        (k, v), seen = group.forward(_flat(context), len(context), keeps=keeps)
         if keeps:
             state.raw = (k,)
             ctx.kept = functions, group, norm, context, k, seen
@@ -173,10 +190,10 @@ class Out(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
         functions, (group, gate), keeps = constants
         y_MD = y.reshape(-1, x.shape[2])
-        (found,), seen = group.forward(y_MD, len(x))
+        (found,), seen = group.forward(y_MD, len(x), keeps=keeps)
         assert found is not None
         if keeps:
-            ctx.kept = functions, group, gate, y_MD if group.ranks else None, seen, y.shape
+            ctx.kept = functions, group, gate, y_MD if group.needs_input else None, seen, y.shape
         return found.view(x.shape).add_(x) if gate is None else _gated(x, found.view(x.shape), gate, onto=True)
 
     @staticmethod
@@ -198,9 +215,11 @@ class FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, _y: None, constants: _Constants, *_: Tensor) -> Tensor:  # type: ignore[override]
         functions, mods, keeps = constants
         factors = modulation(x, mods[0], mods[1], functions.block.eps)
-        (wide,), inner = functions.inner.forward(_flat(functions.ops.quick_norm(x, factors)), len(x))
+        (wide,), inner = functions.inner.forward(_normed(functions, functions.inner, x, factors), len(x), keeps=keeps)
         assert wide is not None
-        (found,), outer = functions.outer.forward(functions.ops.quick_gelu(wide), len(x))
+        y = functions.ops.quick_gelu(wide)
+        _note(functions, functions.outer, y, gelu_again, wide)
+        (found,), outer = functions.outer.forward(y, len(x), keeps=keeps)
         if keeps:
             ctx.kept = functions, functions.ops.remaker.keeper(x), factors, mods[2], wide, inner, outer
         if found is None:  # nobody reads the result
@@ -216,7 +235,7 @@ class FeedForward(torch.autograd.Function):
         of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
         assert of_y is not None
         del of_found
-        of_wide, y = elementwise.gelu_gradient(wide, of_y, again=bool(functions.outer.ranks), onto=True)
+        of_wide, y = elementwise.gelu_gradient(wide, of_y, again=functions.outer.needs_input, onto=True)
         del of_y, wide
         of_outer = functions.outer.factor_gradients(y, of_seen, of_ups)
         del y
@@ -224,11 +243,24 @@ class FeedForward(torch.autograd.Function):
         return *found, *of_outer
 
 
+def _normed(functions: BlockLinears, group: LayerGroup, x: Tensor, factors: NormFactors) -> Tensor:
+    """The norm [M, D] of x [B, L, D], which `group` will see."""
+    y = functions.ops.quick_norm(x, factors)
+    _note(functions, group, y, factors.again, x)
+    return _flat(y)
+
+
+def _note(functions: BlockLinears, group: LayerGroup, y: Tensor, make: Make, x: Tensor) -> None:
+    """Let the graphs of `group` keep how y, which it will see, is made again from x, rather than y."""
+    if group.has_graphs:
+        functions.ops.remaker.note(y, make, x)
+
+
 def _through_norm(
     ctx: Any,
-    group: LinearGroup,
+    group: LayerGroup,
     grads: tuple[Tensor, ...],
-    seen: Seen | None,
+    seen: Any,
     norm: tuple[Tensor, NormFactors, Tensor],
 ) -> tuple[Any, ...]:
     """The gradients of x, of what is none, and of the group's factors, from those of layers that see a norm of x.
@@ -238,10 +270,10 @@ def _through_norm(
     x, factors, beside = norm
     of_y, of_seen, of_ups = group.backward(grads, seen, of_x=ctx.needs_input_grad[0])
     if of_y is None:
-        y = factors.again(x) if group.ranks else None
+        y = factors.again(x) if group.needs_input else None
         of_x = None
     else:
-        of_x, y = factors.backward(x, of_y.view(x.shape), beside, again=bool(group.ranks))
+        of_x, y = factors.backward(x, of_y.view(x.shape), beside, again=group.needs_input)
     downs_and_ups = group.factor_gradients(None if y is None else _flat(y), of_seen, of_ups)
     return of_x, None, None, *downs_and_ups
 

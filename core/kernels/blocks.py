@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..adapters.around import around_of
 from ..adapters.peft_hooks import carries_lora, is_factor
 from ..memory.products import PART
 from ..wan.layers import PARTS, WanBlock, compute_dtype
@@ -89,7 +90,7 @@ class _Runner:
             found = self._functions[block] = _functions_for(self, block)
         if found is None or x.dtype != found.dtype or any(each.dtype != x.dtype for each in given[2:]):
             return None
-        return found
+        return found if found.is_at_work else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Runner":
         """For a copied model, which has blocks of its own."""
@@ -98,16 +99,21 @@ class _Runner:
 
 
 def _functions_for(runner: _Runner, block: WanBlock) -> BlockLinears | None:
-    linears = [layer for layer in block.modules() if hasattr(layer, "in_features") and not carries_lora(layer)]
-    frozen = all(not p.requires_grad for name, p in block.named_parameters() if not is_factor(name))
+    adapted = {layer: around for layer in block.modules() if (around := around_of(layer)) is not None}
+    linears = [
+        layer
+        for layer in block.modules()
+        if hasattr(layer, "in_features") and not carries_lora(layer) and layer not in adapted
+    ]
+    trained = {parameter for around in adapted.values() for parameter in around.parameters}
+    frozen = all(not p.requires_grad or p in trained or is_factor(name) for name, p in block.named_parameters())
     dtypes = {compute_dtype(layer) for layer in linears if vars(layer).get(PART) is not None}
     if not frozen or len(dtypes) != 1:
         return None
     try:
-        found = BlockLinears(block, dtypes.pop(), runner.ops, runner.workspace)
+        return BlockLinears(block, dtypes.pop(), runner.ops, runner.workspace)
     except KeyError:
         return None
-    return found if found.is_current else None
 
 
 def _run(

@@ -15,7 +15,7 @@ from ..memory.products import PART, LinearProduct, part_of
 from ..torch_compat import foreach_copy_, mm_to_fp32
 
 
-class Seen(NamedTuple):
+class GroupSeen(NamedTuple):
     """What the adapters of a group see of its input x [M, in]; in a backward `hidden` is the gradient of it."""
 
     hidden: Tensor  # x A^T [M, R], after what leaves out some of it
@@ -24,7 +24,9 @@ class Seen(NamedTuple):
 
 
 class LinearGroup:
-    """One layer or some. Its factors are there in the dtype of the arithmetic after `Factors.load`."""
+    """One layer or some. Its factors are there in the dtype of the arithmetic after `Workspace.load`."""
+
+    has_graphs = False
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         """Raises KeyError for a layer that `use_products` has passed over."""
@@ -49,14 +51,21 @@ class LinearGroup:
 
     @property
     def is_current(self) -> bool:
-        """Whether the layers are those that they were, and their adapters at work."""
-        return all(
-            vars(layer).get(PART) is part and (scale is None or is_at_work(layer))
-            for layer, part, scale in zip(self.layers, self.parts, self.scales, strict=True)
-        )  # fmt: skip
+        """Whether the layers are those that they were."""
+        return all(vars(layer).get(PART) is part for layer, part in zip(self.layers, self.parts, strict=True))
 
-    def forward(self, x: Tensor, samples: int) -> tuple[list[Tensor | None], Seen | None]:
-        """x [M, in] -> each result [M, out], None for one that nobody reads; and what the adapters see."""
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the layers' adapters are."""
+        return all(scale is None or is_at_work(layer) for layer, scale in zip(self.layers, self.scales, strict=True))
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether the gradients of its factors need its input once more."""
+        return bool(self.ranks)
+
+    def forward(self, x: Tensor, samples: int, *, keeps: bool) -> tuple[list[Tensor | None], GroupSeen | None]:
+        """x [M, in] -> each result [M, out], None for one that nobody reads; and, where `keeps`, what the adapters see."""
         seen = self._see(x, samples) if self.ranks else None
         each, results = self._each(seen), []
         for part, scale, (h, number) in zip(self.parts, self.scales, each, strict=True):
@@ -67,11 +76,11 @@ class LinearGroup:
             if scale is not None:
                 y.addmm_(h, self.ups_t[number], alpha=scale)
             results.append(y)
-        return results, seen
+        return results, seen if keeps else None
 
     def backward(
-        self, grads: Sequence[Tensor], seen: Seen | None, *, of_x: bool
-    ) -> tuple[Tensor | None, Seen | None, list[Tensor]]:
+        self, grads: Sequence[Tensor], seen: GroupSeen | None, *, of_x: bool
+    ) -> tuple[Tensor | None, GroupSeen | None, list[Tensor]]:
         """The gradients of x [M, in], where `of_x`, of x A^T [M, R], and of each B."""
         of_seen = None if seen is None else seen._replace(hidden=torch.empty_like(seen.hidden))
         found: Tensor | None = None
@@ -89,7 +98,7 @@ class LinearGroup:
             self._add_through_downs(found, of_seen)
         return found, of_seen, of_ups
 
-    def factor_gradients(self, x: Tensor | None, of_seen: Seen | None, of_ups: list[Tensor]) -> list[Tensor]:
+    def factor_gradients(self, x: Tensor | None, of_seen: GroupSeen | None, of_ups: list[Tensor]) -> list[Tensor]:
         """Of `parameters`, in their order; x [M, in]."""
         if of_seen is None or x is None:
             return []
@@ -101,22 +110,23 @@ class LinearGroup:
             downs = [of_downs] if len(self.ranks) == 1 else list(of_downs.split(self.ranks))
         return [each for pair in zip(downs, of_ups, strict=True) for each in pair]
 
-    def _see(self, x: Tensor, samples: int) -> Seen:
+    def _see(self, x: Tensor, samples: int) -> GroupSeen:
         """What is drawn is drawn layer by layer, as autograd's own code does it: the numbers are the same."""
         if all(dropout is None or not dropout.training for dropout in self.dropouts):
             ranks = self._ranks([self._rank_mask(number, x, samples) for number in range(len(self.ranks))], x, samples)
-            return _leave_out(Seen(torch.mm(x, self.down_t), ranks))
+            return _leave_out(GroupSeen(torch.mm(x, self.down_t), ranks))
         hidden = x.new_empty((len(x), sum(self.ranks)))
         inputs: list[Tensor | None] = []
         masks: list[Tensor | None] = []
         downs = self.down.split(self.ranks)
         for number, (h, down, dropout) in enumerate(zip(self._pieces(hidden), downs, self.dropouts, strict=True)):
-            is_on = dropout is not None and dropout.training
-            left, mask = torch.native_dropout(x, dropout.p, train=True) if is_on else (x, None)
+            left, mask = x, None
+            if dropout is not None and dropout.training:
+                left, mask = torch.native_dropout(x, dropout.p, train=True)
             torch.mm(left, down.t(), out=h)
             inputs.append(mask)
             masks.append(self._rank_mask(number, x, samples))
-        return _leave_out(Seen(hidden, self._ranks(masks, x, samples), tuple(inputs)))
+        return _leave_out(GroupSeen(hidden, self._ranks(masks, x, samples), tuple(inputs)))
 
     def _rank_mask(self, number: int, x: Tensor, samples: int) -> Tensor | None:
         """What an adapter's ranks are multiplied with [samples, 1, r]: all that may stand there multiplies, also ones."""
@@ -134,7 +144,7 @@ class LinearGroup:
         each = zip(masks, self.ranks, strict=True)
         return torch.cat([x.new_ones((samples, 1, rank)) if mask is None else mask for mask, rank in each], dim=2)
 
-    def _add_through_downs(self, of_x: Tensor, of_seen: Seen) -> None:
+    def _add_through_downs(self, of_x: Tensor, of_seen: GroupSeen) -> None:
         """of_x [M, in] gets what the adapters' ranks hand down, in place."""
         if not of_seen.inputs:
             of_x.addmm_(of_seen.hidden, self.down)
@@ -152,7 +162,7 @@ class LinearGroup:
         """Each adapter's part of [M, R]."""
         return (hidden,) if len(self.ranks) == 1 else hidden.split(self.ranks, dim=1)
 
-    def _each(self, seen: Seen | None) -> list[tuple[Any, int]]:
+    def _each(self, seen: GroupSeen | None) -> list[tuple[Any, int]]:
         """A layer's part of [M, R], and the number of its factors."""
         if seen is None:
             return [(None, 0)] * len(self.parts)
@@ -172,11 +182,12 @@ class Workspace:
         self._owner: object = None
         self._memory: dict[Any, list[tuple[Tensor | None, list[Tensor]]]] = {}
 
-    def load(self, owner: object, groups: Sequence[LinearGroup], like: Tensor, *, fresh: bool) -> None:
+    def load(self, owner: object, groups: Sequence[object], like: Tensor, *, fresh: bool) -> None:
         """Bring the factors of `groups` in, where they are not there; `fresh`: whatever is there."""
         if self._owner is owner and not fresh:
             return
         self._owner = None
+        groups = [group for group in groups if isinstance(group, LinearGroup)]
         shapes = tuple(tuple(p.shape) for group in groups for p in group.parameters)
         if not shapes:
             return
@@ -207,7 +218,7 @@ def _memory_for(group: LinearGroup, like: Tensor) -> tuple[Tensor | None, list[T
     return down, [like.new_empty(up.shape) for up in group.parameters[1::2]]
 
 
-def _leave_out(seen: Seen) -> Seen:
+def _leave_out(seen: GroupSeen) -> GroupSeen:
     """`hidden` times what its ranks are multiplied with, in place."""
     if seen.ranks is not None:
         seen.hidden.view(len(seen.ranks), -1, seen.hidden.shape[1]).mul_(seen.ranks)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_dev
 
 from ..wan.layers import Attend
 from ..wan.model import RunBlock
+from .entry import entry
 from .recompute import keep_attention
 from .remaker import BlockInput, Remaker
 
@@ -151,23 +152,11 @@ def _run_block(
     """A block's run with gradients, and its result without them."""
     given = BlockInput()
     with torch.enable_grad():
-        # Not a leaf, which its gradient's node would keep: x may leave the device until the backward.
-        # Without x's history, in which a part of a block would find the block's parameters once more.
-        entry = _Entry.apply(torch.empty(0, requires_grad=True), x.detach())
-        assert isinstance(entry, Tensor)
+        # x may leave the device until the backward; in its history a part of a block would find the block's parameters again.
+        start = entry(x)
         with remaker.keep(x, given, unread):
-            y = run(block, entry, *others)
-        return _BlockRun(given, get_gradient_edge(entry), get_gradient_edge(y)), y.detach()
-
-
-class _Entry(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
-        return x.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:  # noqa: ARG004
-        return None, None
+            y = run(block, start, *others)
+        return _BlockRun(given, get_gradient_edge(start), get_gradient_edge(y)), y.detach()
 
 
 class _Run(torch.autograd.Function):

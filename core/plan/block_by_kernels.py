@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..memory.recompute import Kept, attention_bytes
 from .plan import Plan, image_tokens
-from .sizes import Sizes, Trained, targeted
+from .sizes import Sizes, Trained, dropout_bytes, kept_of, targeted
 
 _ON_TEXT = frozenset({"cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"})
 _ATTENTION_UNITS, _CROSS_UNITS = 6.5, 4.0  # of a part's backward, beside the gradient that comes in
@@ -26,7 +27,10 @@ class KernelBlock:
     unit: int  # bytes of an activation
     ratio: float  # ffn_dim / dim
     attention: int  # bytes of the self-attention, where it alone is kept
-    more_units: int = 0  # of each part's backward, where adapters drop some of their inputs
+    more_units: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # of each part's backward for its adapters; of the feed-forward's alone
     exchanged: int = 0  # bytes of queries, keys and result once more, where GPUs that share a clip exchange them
 
     @property
@@ -62,7 +66,8 @@ class KernelBlock:
             "cross_attn": 1 + _CROSS_UNITS,
             "ffn": max(2 + self.ratio, 1 + 2 * self.ratio),
         }
-        return {part: units + self.more_units for part, units in found.items()}
+        more, of_ffn = self.more_units
+        return {part: units + more + (of_ffn if part == "ffn" else 0) for part, units in found.items()}
 
 
 @lru_cache
@@ -76,20 +81,26 @@ def kernel_block(
     e, dim, lse = element_size, sizes.dim, 4 * sizes.num_heads
     own = {"self_attn": 4 * e * dim + lse, "cross_attn": 2 * e * dim + lse, "ffn": e * sizes.ffn_dim}
     keys = sizes.text_len + image_tokens(sizes)
-    per_key = 2 * e * dim
+    per_key, once = 2 * e * dim, dict.fromkeys(own, 0)
     adapted = targeted(sizes, trained)
+    kind = ADAPTER_KINDS.get(trained.adapter)  # those that are not plain are differentiated by autograd
     if sizes.image_dim is not None:
         own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn.o" in adapted else 0)
-    for name, ((_, inner), rank) in adapted.items():
-        of_adapter = e * rank + (inner if trained.dropout else 0)  # x A^T; which numbers of x are left, a byte each
+    for name, each in adapted.items():
+        of_adapter, of_layer = kept_of(each, trained, e)
+        if trained.dropout:  # of a plain one, which numbers of its input are left: a byte each
+            of_adapter += each.shape[1] * (1 if kind.is_plain else dropout_bytes(e))
+        if not kind.is_plain:
+            once[name.split(".")[0]] += of_layer
         if name in _ON_TEXT:
             per_key += of_adapter // (1 if sizes.image_dim is None else 2)
         else:
             own[name.split(".")[0]] += of_adapter
     fixed = {"self_attn": 4 * 3 * dim, "cross_attn": keys * per_key, "ffn": 4 * 3 * dim}
-    by_part = {part: batch * (tokens * own[part] + fixed[part]) for part in own}
+    by_part = {part: batch * (tokens * own[part] + fixed[part]) + once[part] for part in own}
     unit = batch * tokens * e * dim
     attention = attention_bytes(batch * tokens, dim, sizes.num_heads, e)
-    return KernelBlock(
-        by_part, unit, sizes.ffn_dim / dim, attention, int(trained.dropout), _EXCHANGED_UNITS * unit if is_shared else 0
-    )
+    ratio = sizes.ffn_dim / dim
+    more, wide = kind.more_units
+    more_units = (more + trained.dropout, wide * ratio)
+    return KernelBlock(by_part, unit, ratio, attention, more_units, _EXCHANGED_UNITS * unit if is_shared else 0)

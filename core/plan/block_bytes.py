@@ -30,7 +30,7 @@ from .plan import (
     num_keys,
     own_tokens,
 )
-from .sizes import Sizes, Trained, kept_of, targeted
+from .sizes import Sizes, Trained, dropout_bytes, kept_of, targeted
 
 # Units that the exchanges of a shared clip take in a block of PyTorch's operators: the attention's result, sent back, is kept
 # twice. In parts: gradients that are sent, beside those that have arrived.
@@ -93,14 +93,6 @@ def _adapter_inputs(sizes: Sizes, trained: Trained, element_size: int) -> int:
     # The input of q, k and v is one; that of an attention's last layer is kept as the attention's result.
     inputs = {_input_of(name): each.shape[1] for name, each in on_video.items() if not name.endswith("attn.o")}
     return total + element_size * sum(inputs.values())
-
-
-def dropout_bytes(element_size: int) -> int:
-    """What a dropout keeps of each number: the result and its mask, one byte on a GPU.
-
-    In fp32 the mask is counted as on a CPU, where it is as large as the number.
-    """
-    return element_size + (1 if element_size < 4 else element_size)
 
 
 def _input_of(layer: str) -> str:

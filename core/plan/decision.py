@@ -89,27 +89,27 @@ def decide(
         graphs=context == 1 and may_use_graphs(job, info.config, device),
         dropout=job.adapter.is_random,
         joined=joined,
-        warnings=(*warnings, *of_context, *of_joined, *_kind_warning(job, device)),
+        warnings=(*warnings, *of_context, *of_joined),
     )
 
 
 def memory_of(job: Job) -> MemoryOptions:
     """The job's memory options; what is left to a planner is settled where the adapter is no plain LoRA.
 
-    Kernels, compiled blocks, graphs and kept products are made for plain LoRA. ConfigError where one of them was asked for.
+    Compiled blocks, graphs and kept products are made for plain LoRA. ConfigError where one of them was asked for.
     """
     memory, kind = job.memory, job.adapter.kind
     if ADAPTER_KINDS.get(kind).is_plain:
         return memory
     for name, value, is_asked in (
-        ("compile", memory.compile, memory.compile not in ("auto", "off")),
+        ("compile", memory.compile, memory.compile in COMPILED),
         ("keep_linears", memory.keep_linears, bool(memory.keep_linears)),
     ):
         if is_asked:
             raise ConfigError(
                 f"{name} is {value}, which works with the adapter lora only, not with {kind}: set it to auto."
             )
-    return replace(memory, compile="off", keep_linears=0, cuda_graphs="off")
+    return replace(memory, cuda_graphs="off")
 
 
 def for_context(job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]:
@@ -129,15 +129,6 @@ def for_context(job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]
             "good, but not the same to the digit."
         )
     return memory, tuple(said)
-
-
-def _kind_warning(job: Job, device: torch.device) -> tuple[str, ...]:
-    if device.type != "cuda" or job.memory.compile == "off" or ADAPTER_KINDS.get(job.adapter.kind).is_plain:
-        return ()
-    return (
-        f"The kernels and compiled blocks are made for the adapter lora: with {job.adapter.kind} the blocks run by PyTorch's"
-        " own operators, so that a step takes longer and more memory.",
-    )
 
 
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
+from ..adapters.kind import ADAPTER_KINDS
 from ..facts import CLIP_TOKENS, num_tokens
 from ..memory.precision import PrecisionKind, precision_kind
 from ..memory.recompute import Kept
@@ -142,6 +143,11 @@ def block_weights(task: Task, plan: Plan) -> int:
 
 def is_quantized(task: Task, plan: Plan) -> bool:
     return task.stored_block_bytes is not None or kind_of(plan).dequantizes
+
+
+def keeps_products(task: Task, plan: Plan) -> bool:
+    """Whether single blocks can keep what their linear layers give; by PyTorch's operators those with a plain LoRA can."""
+    return plan.compile == "kernels" or ADAPTER_KINDS.get(task.trained.adapter).is_plain
 
 
 def is_compiled(plan: Plan) -> bool:

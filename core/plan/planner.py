@@ -24,6 +24,7 @@ from .plan import (
     clip_tokens,
     is_graphed,
     keeping,
+    keeps_products,
     way_of,
 )
 from .run_costs import GRAPH, RunCosts, key, kinds_of_block
@@ -186,6 +187,7 @@ class Planner:
         if (
             chosen.keep_linears is None
             and not plan.split_blocks
+            and keeps_products(self.task, plan)
             and (attention == layers or chosen.keep_attention is not None)
         ):
             linears = _most(attention, lambda number: fits(Kept(attention, number)))

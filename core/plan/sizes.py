@@ -163,6 +163,14 @@ def kept_of(layer: Adapted, trained: Trained, element_size: int) -> KeptBytes:
     return ADAPTER_KINDS.get(trained.adapter).kept(layer.shape, layer.rank, trained.options, element_size)
 
 
+def dropout_bytes(element_size: int) -> int:
+    """What a dropout keeps of each number: the result and its mask, one byte on a GPU.
+
+    In fp32 the mask is counted as on a CPU, where it is as large as the number.
+    """
+    return element_size + (1 if element_size < 4 else element_size)
+
+
 def working_bytes(sizes: Sizes, trained: Trained, element_size: int) -> int:
     """What the backward of one layer's adapter takes for a moment, beside gradients: that of the largest."""
     working = ADAPTER_KINDS.get(trained.adapter).working

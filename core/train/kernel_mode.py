@@ -9,8 +9,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..adapters.fused import fuse_adapter
 from ..adapters.products import drop_products, use_products
+from ..adapters.setup import adapter_modules, use_light_forward
 from ..memory.chunking import chunked
 from ..memory.rerun import Keep, Rerun
 from ..wan.layers import PARTS, WanBlock
@@ -46,7 +46,8 @@ def take_off(model: WanTransformer) -> None:
         for name in _FUNCTIONS:
             vars(block).pop(name, None)
     drop_products(model)
-    fuse_adapter(model)
+    if adapter_modules(model):
+        use_light_forward(model)
     model.ops = PLAIN
     model.attend = attend
 

@@ -138,8 +138,9 @@ def _compare(options: argparse.Namespace) -> None:
         "--family", str(options.family.absolute()), "--work", str(options.work.absolute()), "--prompts", str(options.prompts),
         "--marks", str(options.marks), "--pairs", planned[0].pair,
     ]  # fmt: skip
-    count = min(options.processes, max(1, len(runs)))
-    work_side_by_side(shift, devices=options.device, processes=count, arguments=arguments, logs=options.work)
+    if runs:
+        count = min(options.processes, len(runs))
+        work_side_by_side(shift, devices=options.device, processes=count, arguments=arguments, logs=options.work)
     for run, why in shift.failed:
         print(f"failed: {run.told}: {why}", flush=True)
     print(f"{len(shift.runs)} runs are left; {options.total - shift.left_s:.0f} s.")

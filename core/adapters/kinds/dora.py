@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ...memory.sharded import whole
 from ...settings.adapter import AdapterOptions
+from ..around import Around
 from ..keys import official_key
 from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
@@ -61,12 +62,28 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     """x [..., in] -> [..., out], in x's dtype."""
     if not is_at_work(layer):
         return own_forward(layer, x)
-    base, down, up, scale, dropout, drops = factors_of(layer)
-    scaled = x * _column_scales(layer).to(x.dtype)
-    hidden = functional.linear(dropout(scaled), down.to(x.dtype))
+    scaled = _before(layer, x)
+    return _after(layer, scaled, factors_of(layer).base(scaled))
+
+
+def _before(layer: Any, x: Tensor) -> Tensor:
+    """c x [..., in]."""
+    return x * _column_scales(layer).to(x.dtype)
+
+
+def _after(layer: Any, scaled: Tensor, y: Tensor) -> Tensor:
+    """The result [..., out], of c x [..., in] and the base's result y [..., out]."""
+    _, down, up, scale, dropout, drops = factors_of(layer)
+    hidden = functional.linear(dropout(scaled), down.to(scaled.dtype))
     if drops is not None:
         hidden = drops(hidden)
-    return base(scaled) + functional.linear(hidden, (scale * up).to(x.dtype))
+    return y + functional.linear(hidden, (scale * up).to(scaled.dtype))
+
+
+def _around(layer: nn.Module) -> Around:
+    factors = factors_of(layer)
+    lengths = layer.get_parameter(MAGNITUDE)
+    return Around(MethodType(_after, layer), (factors.down, factors.up), MethodType(_before, layer), (lengths,))
 
 
 def _column_scales(layer: Any) -> Tensor:
@@ -143,5 +160,7 @@ METHOD = AdapterKind(
     weight_traffic=68.0,  # of a 14B model in bf16: benchmarks/results/methods-h200.json
     begins_at_base=True,
     is_plain=False,
+    around=_around,
+    more_units=(2.0, 1.0),
     is_up=lora.METHOD.is_up,
 )

@@ -14,7 +14,15 @@ from ...settings.adapter import AdapterOptions
 from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
-from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
+from ..wrapped import (
+    WrappedLinear,
+    around,
+    match_wrapped,
+    no_light_forward,
+    wrap,
+    wrapped_layers,
+    wrapped_state,
+)
 
 KIND = "loha"
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -106,4 +114,5 @@ METHOD = AdapterKind(
     from_file=partial(read_state, kind=KIND),
     weight_traffic=246.0,  # of a 14B model in bf16: benchmarks/results/methods-h200.json
     is_plain=False,
+    around=around,
 )

@@ -13,7 +13,15 @@ from ...settings.adapter import AdapterOptions
 from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
-from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
+from ..wrapped import (
+    WrappedLinear,
+    around,
+    match_wrapped,
+    no_light_forward,
+    wrap,
+    wrapped_layers,
+    wrapped_state,
+)
 
 KIND = "lokr"
 
@@ -100,4 +108,6 @@ METHOD = AdapterKind(
     from_file=partial(read_state, kind=KIND),
     weight_traffic=47.0,  # of a 14B model in bf16: benchmarks/results/methods-h200.json
     is_plain=False,
+    around=around,
+    more_units=(2.0, 0.0),
 )

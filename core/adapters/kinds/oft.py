@@ -17,7 +17,15 @@ from ...settings.adapter import AdapterOptions
 from ..kind import AdapterKind, KeptBytes, LayerShape
 from ..other_files import read_state, write_state
 from ..places import Place
-from ..wrapped import WrappedLinear, match_wrapped, no_light_forward, wrap, wrapped_layers, wrapped_state
+from ..wrapped import (
+    WrappedLinear,
+    around,
+    match_wrapped,
+    no_light_forward,
+    wrap,
+    wrapped_layers,
+    wrapped_state,
+)
 from .lokr import factorization
 
 KIND = "oft"
@@ -39,10 +47,9 @@ class OftLinear(WrappedLinear):
     def start(self, seed: int, path: str) -> None:
         """Nothing is drawn."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out], in x's dtype."""
-        y = self.base_layer(x)
-        return y if self._disable_adapters else y + self.drops(self.change(y))
+    def after(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        """See `WrappedLinear`."""
+        return y + self.drops(self.change(y))
 
     def change(self, x: Tensor) -> Tensor:
         """What turning adds to the base's result y [..., out]: (R - I) from the right, block by block.
@@ -111,5 +118,6 @@ METHOD = AdapterKind(
     to_file=write_state,
     from_file=partial(read_state, kind=KIND),
     is_plain=False,
+    around=around,
     keeps_input=False,
 )

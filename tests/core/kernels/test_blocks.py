@@ -15,6 +15,7 @@ from torch import nn
 pytest.importorskip("triton")
 from wan_train.core.adapters.products import use_products
 from wan_train.core.adapters.setup import add_adapter
+from wan_train.core.adapters.switch import without_adapter
 from wan_train.core.kernels.apply import use_kernels
 from wan_train.core.kernels.linears import make_product
 from wan_train.core.memory.attention import sdpa_attention
@@ -136,6 +137,37 @@ def test_tokens_of_an_image():
     assert_keeps_agree(make_block(CLIP_CONFIG), inputs(CLIP_CONFIG))
 
 
+OTHERS = [
+    {"kind": "dora", "alpha": 1.0},
+    {"kind": "loha"},
+    {"kind": "lokr"},
+    {"kind": "lokr", "lokr_full": True, "lokr_factor": 4},
+    {"kind": "oft", "rank": 4},
+    {"kind": "oft", "rank": 4, "oft_constraint": 1.5},
+    {"kind": "dora", "targets": ("ffn",)},
+    {"kind": "lokr", "targets": ("self_attn",)},
+    {"kind": "lokr", "targets": ("cross_attn",), "dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.2},
+    {"kind": "dora", "dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.2},
+    {"kind": "oft", "rank": 4, "module_dropout": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "int8"])
+def test_adapters_of_other_kinds(precision, options):
+    """What is no plain LoRA has the functions, too; so has a block of which only one part carries it."""
+    model, given = make_block(precision=precision, **options), inputs(batch=2)
+    assert_keeps_agree(model, given, seed=3)
+    ours, _ = with_kernels(model)
+    x, others, _ = given
+    assert vars(ours.blocks[0])["_kernel_runner"].functions_of(ours.blocks[0], x, *others) is not None
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr", "oft"])
+def test_other_kinds_where_an_image_is_seen(kind):
+    assert_keeps_agree(make_block(CLIP_CONFIG, kind=kind, rank=4), inputs(CLIP_CONFIG))
+
+
 LEAVING_OUT = [
     {"dropout": 0.5},
     {"rank_dropout": 0.5},
@@ -171,7 +203,10 @@ def test_adapters_that_leave_something_out_have_the_functions(options):
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"dropout": 0.5}, {"rank_dropout": 0.5}, {"kind": "tlora"}, {"targets": ("ffn",)}, {"kind": "dora"}],
+    [
+        *({}, {"dropout": 0.5}, {"rank_dropout": 0.5}, {"kind": "tlora"}, {"targets": ("ffn",)}, {"kind": "dora"}),
+        *({"kind": "loha"}, {"kind": "lokr"}, {"kind": "oft", "rank": 4}),
+    ],
     ids=str,
 )
 def test_nothing_is_left_of_a_step(keep, options):
@@ -220,16 +255,19 @@ def test_new_factors_are_seen_however_they_are_written():
     assert all(torch.equal(a, b) for a, b in zip(after, gradients(fresh, call_block, *given), strict=True))
 
 
-def test_adapter_turned_off():
-    model = make_block()
+@pytest.mark.parametrize("options", [{}, {"rank_dropout": 0.5}, {"kind": "dora"}, {"kind": "lokr"}], ids=str)
+def test_adapter_turned_off(options):
+    """The functions stay for when it is on again: making them takes longer than a small block's forward."""
+    model = make_block(**options)
     ours, keeping = with_kernels(model)
     x, others, _ = inputs()
-    for each in (model, ours):
-        for layer in each.modules():
-            if hasattr(layer, "enable_adapters"):
-                layer.enable_adapters(False)
-    with torch.no_grad():
+    functions_of = vars(ours.blocks[0])["_kernel_runner"].functions_of
+    before = functions_of(ours.blocks[0], x, *others)
+    assert before is not None
+    with torch.no_grad(), without_adapter(model), without_adapter(ours):
+        assert functions_of(ours.blocks[0], x, *others) is None
         assert_close([keeping("all")(ours.blocks[0], x, *others)], [call_block(model.blocks[0], x, *others)], 2e-6)
+    assert functions_of(ours.blocks[0], x, *others) is before
 
 
 def test_two_blocks_share_the_memory_of_factors():

@@ -13,7 +13,8 @@ from wan_train.core.plan.block_by_kernels import kernel_block
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planner import Planner
-from wan_train.core.plan.sizes import Trained
+from wan_train.core.plan.sizes import Trained, working_bytes
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.train import kernel_mode
 from wan_train.core.wan.config import WanConfig
@@ -99,6 +100,26 @@ def test_the_mask_of_a_dropout_takes_a_byte_on_a_gpu():
     assert kept[0] - kept[1] == inputs_of_layers
 
 
+OTHERS = [
+    {"adapter": "dora"},
+    {"adapter": "loha"},
+    {"adapter": "lokr"},
+    {"adapter": "lokr", "options": AdapterOptions(kind="lokr", lokr_full=True)},
+    {"adapter": "oft"},
+    {"adapter": "oft", "targets": ("self_attn",)},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("others", OTHERS, ids=str)
+def test_other_kinds_of_adapters(dtype, others):
+    """The inputs that their graphs keep are made again, too."""
+    config, trained = config_of(128, 256), Trained(rank=8, **others)
+    kept, _, _ = count(config, dtype, trained, "all")
+    block = kernel_block(config, trained, tokens=TOKENS, element_size=dtype.itemsize)
+    assert kept == pytest.approx(block.kept, rel=0.01)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_what_a_part_keeps(part):
     config = config_of(128, 256)
@@ -125,6 +146,16 @@ def test_the_peak_of_a_backward(keep, ffn_dim, dropout):
     whole = block.own(Plan(compile="kernels"), Kept())
     whole += dropout * unit * ffn_dim / 256  # the mask, which a CPU copies as fp32
     assert kept + peak == pytest.approx(whole - unit, rel=0.03)  # the gradient that comes in was there before
+
+
+@pytest.mark.parametrize("ffn_dim", [690, 1024])
+@pytest.mark.parametrize("kind", ["dora", "lokr", "oft", "loha"])
+def test_the_peak_of_a_backward_with_other_kinds(kind, ffn_dim):
+    config, trained = config_of(256, ffn_dim), Trained(rank=4, adapter=kind)
+    kept, peak, unit = count(config, torch.float32, trained, "nothing")
+    block = kernel_block(config, trained, tokens=TOKENS, element_size=4)
+    whole = block.own(Plan(compile="kernels"), Kept()) + working_bytes(config, trained, 4)
+    assert kept + peak == pytest.approx(whole - unit, rel=0.04)
 
 
 @pytest.mark.parametrize("ffn_dim", [690, 1024])

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from wan_train.core.adapters.fused import fuse_adapter
-from wan_train.core.adapters.setup import add_adapter
+from wan_train.core.adapters.setup import add_adapter, use_light_forward
 from wan_train.core.memory.adamw import NUM_SLOTS, PAGE
 from wan_train.core.memory.checkpointing import with_checkpointing
 from wan_train.core.memory.chunking import chunked
@@ -36,11 +35,10 @@ def make(config, dtype, trained):
     for layer in model.blocks.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.to(dtype)
-    options = AdapterOptions(
-        rank=trained.rank, alpha=1.0, targets=trained.targets, dropout=0.2 if trained.dropout else 0.0
-    )
-    add_adapter(model, options, seed=0)
-    fuse_adapter(model)
+    dropout = 0.2 if trained.dropout else 0.0
+    own = {"kind": trained.adapter, "rank": trained.rank, "alpha": 1.0, "targets": trained.targets, "dropout": dropout}
+    add_adapter(model, replace(trained.options, **own), seed=0)
+    use_light_forward(model)
     return model
 
 

@@ -422,3 +422,15 @@ def test_fewer_blocks_come_from_disk_where_ranks_hold_them_together():
     assert choice.ram <= short.limits().ram
     fewer = short.describe(replace(choice.plan, mapped_blocks=choice.plan.mapped_blocks - 1))
     assert fewer.ram > short.limits().ram
+
+
+@pytest.mark.parametrize(("mode", "keeps"), [("kernels", True), ("off", False)])
+def test_products_are_kept_where_the_blocks_of_the_adapters_kind_can(mode, keeps):
+    """By PyTorch's operators those with a plain LoRA alone."""
+    sizes = WanConfig()
+    for kind, is_kept in (("lora", True), ("lokr", keeps)):
+        these = planner(SHORT, vram=60, task=Task(sizes=sizes, trained=Trained(adapter=kind)))
+        these = replace(these, plan=replace(these.plan, compile=mode), options=MemoryOptions(checkpointing=True))
+        choice = these.choose()
+        assert choice is not None
+        assert (choice.plan.keep_linears > 0) == is_kept, kind

@@ -107,7 +107,7 @@ def test_every_plan_gives_the_same_losses(tmp_path, job, plain_losses, way, memo
     assert found == pytest.approx(plain_losses[way], rel=1e-5)
 
 
-@pytest.mark.parametrize("memory", [{"compile": "static"}, {"compile": "kernels"}, {"keep_linears": 1}], ids=str)
+@pytest.mark.parametrize("memory", [{"compile": "static"}, {"compile": "dynamic"}, {"keep_linears": 1}], ids=str)
 def test_what_knows_plain_loras_only_is_refused_by_name(job, memory):
     made = with_adapter(job, kind="lokr")
     (name,) = memory

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from wan_train.core.adapters.kind import ADAPTER_KINDS
 from wan_train.core.memory import graphs as module
 from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.plan.decision import may_use_graphs
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 CUDA = torch.device("cuda:0")
 ALL = {**optimizers(), **adapters(), **laws()}
-# By kernels the numbers of a plain LoRA are made in another order; other kinds have no kernels.
-BY_KERNELS = [*(name for name in adapters() if ADAPTER_KINDS.get(name).is_plain), *BESIDE]
+BY_KERNELS = [*adapters(), *BESIDE]  # where numbers are made in another order
 HELD = [
     {"streamed_blocks": 1},
     {"streamed_blocks": 1, "split_blocks": True},
