@@ -11,6 +11,7 @@ from wan_train.core.memory.products import dense_product
 from wan_train.core.memory.recompute import Kept, mark_kept
 from wan_train.core.plan.decision import decide, wanted_modes
 from wan_train.core.plan.planning import plan_of
+from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
@@ -37,6 +38,16 @@ def plain_kernels(monkeypatch):
 
     monkeypatch.setattr(available, "kernels_problem", lambda _device: None)
     monkeypatch.setattr(linears, "make_product", make_product)
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """The blocks' own functions, with what `reference` has in the place of kernels."""
+    from wan_train.core.kernels import available
+    from wan_train.tests.core.kernels import reference
+
+    reference.put_in_place(monkeypatch)
+    monkeypatch.setattr(available, "kernels_problem", lambda _device: None)
 
 
 def train(tmp_path, job, name):
@@ -147,6 +158,66 @@ def test_dropout_drops_the_same_when_a_block_runs_again(kept, options):
     torch.manual_seed(3)
     for found, other in zip(step(model, SHAPES[0], all_learn=False), expected, strict=True):
         assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
+
+
+ADAPTERS = {
+    "dora": {"kind": "dora"},
+    "dora drops": {"kind": "dora", "dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.3},
+    "loha": {"kind": "loha"},
+    "lokr": {"kind": "lokr"},
+    "lokr drops": {"kind": "lokr", "dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.3},
+    "oft": {"kind": "oft", "rank": 4, "oft_constraint": 1.0},
+    "tlora drops": {"kind": "tlora", "rank": 4, "dropout": 0.1, "rank_dropout": 0.3, "module_dropout": 0.3},
+    "drops": {"dropout": 0.2, "rank_dropout": 0.3, "module_dropout": 0.3},
+}
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.grid(3)
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {},
+        {"checkpointing": False},
+        {"keep_attention": 1},
+        {"streamed_blocks": 2, "offload_inputs": True},
+        {"split_blocks": True, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
+        {"ffn_pieces": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("way", ADAPTERS)
+def test_every_adapter_trains_the_same_by_the_blocks_functions(tmp_path, job: Job, way, memory, monkeypatch):
+    if way.endswith("drops") and "ffn_pieces" in memory:
+        pytest.skip("each piece is drawn for by itself")
+    monkeypatch.setattr(chunking, "ROUND", 2)
+    adapter = AdapterOptions(**{"rank": 2, "alpha": 4.0, **ADAPTERS[way]})
+    job = replace(job, adapter=adapter, loop=replace(job.loop, steps=3))
+    losses, lora, _ = train(tmp_path, job, "plain")
+    found, other, warnings = train(tmp_path, replace(job, memory=MemoryOptions(**memory, compile="kernels")), "kernels")
+    assert found == pytest.approx(losses, rel=1e-4)
+    assert warnings == []
+    for name in lora:
+        assert torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4), name
+
+
+@pytest.mark.usefixtures("plain_kernels")
+@pytest.mark.parametrize("way", ["dora drops", "lokr drops", "oft", "tlora drops", "drops"])
+def test_taken_off_an_adapter_of_any_kind_is_what_it_was(way):
+    model = make_model(**ADAPTERS[way], targets=("self_attn", "cross_attn", "ffn"))
+    forwards = {name: vars(layer).get("forward") for name, layer in model.named_modules()}
+    torch.manual_seed(3)
+    expected = step(copy.deepcopy(model), SHAPES[0], all_learn=False)
+    put_on(model)
+    kernel_mode.take_off(model)
+    model.run_block = call_block
+    after = {name: vars(layer).get("forward") for name, layer in model.named_modules()}
+    assert {name: getattr(each, "__func__", each) for name, each in after.items()} == {
+        name: getattr(each, "__func__", each) for name, each in forwards.items()
+    }
+    torch.manual_seed(3)
+    for found, other in zip(step(model, SHAPES[0], all_learn=False), expected, strict=True):
+        assert torch.allclose(found, other, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.usefixtures("plain_kernels")
