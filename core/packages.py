@@ -37,7 +37,10 @@ NEEDS = {
         Need("schedulefree", "1.4", "the optimizer schedulefree", instead=" Or choose the optimizer adamw."),
         Need("transformers", "4.50", "the optimizer adafactor", instead=" Or choose the optimizer adamw8bit."),
         Need(
-            "torchsde", "0.2.6", "the samplers dpmpp_sde and dpmpp_2m_sde", instead=" Or choose the sampler dpmpp_2m."
+            "torchsde",
+            "0.2.6",
+            "the samplers dpmpp_sde, dpmpp_2m_sde and dpmpp_3m_sde",
+            instead=" Or choose the sampler dpmpp_2m.",
         ),
     )
 }

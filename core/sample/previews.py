@@ -70,7 +70,9 @@ def preview_shots(job: Job, step: int = 0) -> list[Shot]:
     shots: list[Shot] = []
     for number, prompt in enumerate(job.data.prompts):
         asked = prompt.asked
-        own = {"steps": asked.steps or shared.steps, "shift": asked.shift or shared.shift}
+        own = {
+            name: getattr(asked, name) for name in ("steps", "shift", "sampler", "scheduler") if getattr(asked, name)
+        }
         seed = walked + (number if options.seed_walk == "prompts" else 0) if asked.seed is None else asked.seed
         shot = Shot(
             name=asked.name,
@@ -89,8 +91,8 @@ def check_previews(job: Job) -> None:
     """ConfigError for previews that can't be made: of a size that the model has not, or without a step."""
     if not job.previews.every:
         return
-    check_packages(SAMPLERS.get(job.previews.sampler).packages)
     for shot in preview_shots(job):
+        check_packages(SAMPLERS.get(shot.sampling.sampler).packages)
         sigmas = schedule(shot.sampling)
         switch = len(sigmas) - 1 if job.stage == "single" else switch_step(sigmas, shot.sampling.boundary)
         check_steps(shot.sampling, sigmas, switch)

@@ -73,7 +73,7 @@ def switch_step(sigmas: Tensor, boundary: float) -> int:
 def check_steps(options: SampleOptions, sigmas: Tensor, switch: int) -> None:
     """ConfigError for sigmas [steps + 1] that the sampler can't step along, before and after the switch of experts."""
     for part in (sigmas[: switch + 1], sigmas[switch:]):
-        SAMPLERS.get(options.sampler).check(part, options.sampler)
+        SAMPLERS.get(options.sampler).check(part, options.sampler, options.shift)
 
 
 def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:

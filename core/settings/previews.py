@@ -22,8 +22,9 @@ class SamplePromptOptions(Options, group="samples"):
         "",
         help="Prompts of the previews that are made while training, one a line; empty: a caption of the dataset.",
         more='Or a JSON library: {"nickname": "prompt", ...}, where an entry may also be {"prompt": ..., "negative": ...,'
-        ' "width": ..., "height": ..., "frames": ..., "seed": ..., "steps": ..., "cfg": ...}. A line may end with'
-        " musubi-tuner's --w --h --f --d --s --l --n for the same. [trigger] becomes the trigger word.",
+        ' "width": ..., "height": ..., "frames": ..., "seed": ..., "steps": ..., "cfg": ..., "shift": ..., "sampler": ...,'
+        ' "scheduler": ...}. A line may end with'
+        " musubi-tuner's --w --h --f --d --s --l --fs --n for the same. [trigger] becomes the trigger word.",
         page='A JSON list is read, too: ["prompt", {"prompt": ..., "seed": 7}].'
         " Without a value of its own a prompt has those of the training node (preview_width and so on). An image-to-video"
         " model is given the frame of the first held-out sample, so its previews have that sample's size; so have those of the"
@@ -157,10 +158,12 @@ class PreviewOptions(Options, group="previews"):
     sampler: str = option(
         "euler",
         help="Sampler of previews: ComfyUI's of the same name.",
-        more="Choose the one that you will generate with, else leave euler, or uni_pc for fewer steps. Previews with heun and"
-        " dpmpp_sde take twice as long.",
+        more="Choose the one that you will generate with, else leave euler, or uni_pc for fewer steps. Previews with heun,"
+        " dpm_2, dpmpp_sde and dpmpp_2s_ancestral take twice as long.",
         page="Those that add noise take it from the seed, as ComfyUI does. A preview of one expert alone, without the other one"
-        " (other_dit), goes straight where the other one would work.",
+        " (other_dit), goes straight where the other one would work. Not here: ComfyUI's samplers with cfg_pp in their names,"
+        " which need what the model says of the negative prompt by itself; those with gpu, which are the same as those without,"
+        " with other noise; and some that are seldom used with Wan, such as seeds_2 and sa_solver.",
         values=("euler", "uni_pc", "dpmpp_2m"),
         methods="sample.samplers",
         in_key=False,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..facts import NUM_TIMESTEPS
 from ..limits import check_number, check_texts
+from ..methods import method_names
 from ..paths import shown
 from .previews import check_sample_size
 
@@ -25,6 +26,8 @@ class SamplePrompt:
     steps: int = 0
     cfg: float | None = None
     shift: float = 0.0
+    sampler: str = ""
+    scheduler: str = ""
 
     def __post_init__(self) -> None:
         check_texts("a sample prompt", words=(self.name,), captions=(self.prompt, self.negative or ""))
@@ -36,5 +39,9 @@ class SamplePrompt:
             check_number(self.seed, f"{where}: seed", 0, 2**63 - 1)
         if self.cfg is not None:
             check_number(self.cfg, f"{where}: cfg", 0, 1000)
+        for kind, name in (("sampler", self.sampler), ("scheduler", self.scheduler)):
+            known = method_names(f"sample.{kind}s")
+            if name and name not in known:
+                raise ConfigError(f"{where}: {kind} is '{shown(name)}', not one of {', '.join(known)}.")
         if not self.prompt.strip():
             raise ConfigError(f"{where} is empty: write what it shall show, or leave it out.")

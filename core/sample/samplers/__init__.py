@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...methods import Methods
+from ..shares import sigma_after
 
 VelocityAt = Callable[[Tensor, Tensor], Tensor]  # latents [B, C, F, H, W], sigma [] -> velocity [B, C, F, H, W]
 
@@ -39,14 +40,16 @@ class Sampler:
     path: Callable[[Tensor, SigmaWalk], Iterator[Tensor]]  # latents at the first sigma -> those after each step
     calls: int = 1  # forwards of the model a step; a last step to 0 needs one
     spare_steps: int = 0  # sigmas that the host adds, to leave out the last one before 0 (DISCARD_PENULTIMATE_SIGMA)
+    first_share: float = 0.0  # of the way, after which it begins if the first sigma is 1
     last_sigma: float = 0.0  # where it ends instead of at 0
     takes_equal: bool = False  # whether two sigmas in a row may be the same
     packages: tuple[str, ...] = ()  # needed beside PyTorch, as `core.packages` knows them
 
-    def check(self, sigmas: Tensor, name: str) -> None:
+    def check(self, sigmas: Tensor, name: str, shift: float) -> None:
         """ConfigError for sigmas [steps + 1] that it can't step along: an extreme shift makes equal ones in float32."""
-        levels = sigmas.tolist()
-        ends = [*levels[:-1], levels[-1] or self.last_sigma]
+        ends = sigmas.tolist()
+        ends[0] = min(ends[0], sigma_after(self.first_share, shift))
+        ends[-1] = ends[-1] or self.last_sigma
         for here, there in pairwise(ends):
             if there >= here and not self.takes_equal:
                 raise ConfigError(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import Sampler, SigmaWalk
 from ._noise import brownian_noise
-from ._sde import half_log_snr, sigmas_with_lambda
+from ._sde import FIRST_SHARE, half_log_snr, sigmas_with_lambda
 
 
 def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
@@ -28,4 +28,6 @@ def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
         yield latents
 
 
-METHOD = Sampler(help="dpmpp_2m with new noise at each step", path=_path, packages=("torchsde",))
+METHOD = Sampler(
+    help="dpmpp_2m with new noise at each step", path=_path, first_share=FIRST_SHARE, packages=("torchsde",)
+)

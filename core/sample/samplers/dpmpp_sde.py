@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import Sampler, SigmaWalk
 from ._noise import brownian_noise
-from ._sde import ancestral, half_log_snr, sigmas_with_lambda
+from ._sde import FIRST_SHARE, ancestral, half_log_snr, sigmas_with_lambda
 
 
 def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
@@ -36,4 +36,10 @@ def _move(
     return moved + alpha * noise(here, there) * up
 
 
-METHOD = Sampler(help="new noise at each step, and two forwards for each", path=_path, calls=2, packages=("torchsde",))
+METHOD = Sampler(
+    help="new noise at each step, and two forwards for each",
+    path=_path,
+    calls=2,
+    first_share=FIRST_SHARE,
+    packages=("torchsde",),
+)

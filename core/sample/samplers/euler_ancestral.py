@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import Sampler, SigmaWalk
 from ._noise import fresh_noise
+from ._sde import ancestral_of_flow
 
 
 def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
@@ -16,11 +17,9 @@ def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
         if there == 0:
             latents = data
         else:
-            down = there * (there / here)
-            rest, rest_down = 1 - there, 1 - down  # of the data in latents of these sigmas
-            amount = (there**2 - down**2 * rest**2 / rest_down**2) ** 0.5
+            down, scale, amount = ancestral_of_flow(here, there)
             latents = down / here * latents + (1 - down / here) * data
-            latents = rest / rest_down * latents + noise() * amount
+            latents = scale * latents + noise() * amount
         yield latents
 
 

@@ -1,29 +1,47 @@
-"""The second order multistep method of RES (Zhang et al. 2023, arXiv:2308.02157), without noise."""
+"""The second order multistep method of RES (Zhang et al. 2023, arXiv:2308.02157), without noise.
 
-from collections.abc import Iterator
+B samples, C channels, F H W latent frames, height, width.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from . import Sampler, SigmaWalk
+from ._noise import fresh_noise
+
+Stepping = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # here, there -> down to which sigma, how much noise back up
 
 
-def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
-    sigmas, times = walk.sigmas, walk.sigmas.log().neg()
-    before: Tensor | None = None
-    for here in range(len(sigmas) - 1):
-        velocity = walk.velocity(latents, sigmas[here])
-        data = latents - velocity * sigmas[here]
-        if before is None or sigmas[here + 1] == 0:
-            latents = latents + (sigmas[here + 1] - sigmas[here]) * velocity
+def path(latents: Tensor, walk: SigmaWalk, stepping: Stepping) -> Iterator[Tensor]:
+    """Latents [B, C, F, H, W] after each step."""
+    noise = fresh_noise(latents, walk.seeds)
+    before: tuple[Tensor, Tensor] | None = None  # the data of the step before, and how far that went in log(sigma)
+    for here, there in pairwise(walk.sigmas):
+        down, up = stepping(here, there)
+        velocity = walk.velocity(latents, here)
+        data = latents - velocity * here
+        if before is None or there == 0:
+            latents = latents + (down - here) * velocity
         else:
-            width = times[here + 1] - times[here]
-            back = (times[here - 1] - times[here]) / width
+            width = here.log() - down.log()
+            back = before[1] / width
             phi_1 = torch.expm1(-width) / -width
             phi_2 = (phi_1 - 1.0) / -width
-            latents = torch.exp(-width) * latents + width * ((phi_1 - phi_2 / back) * data + phi_2 / back * before)
-        before = data
+            latents = torch.exp(-width) * latents + width * ((phi_1 - phi_2 / back) * data + phi_2 / back * before[0])
+        if up > 0:
+            latents = latents + noise() * up
+        before = data, down.log() - here.log()
         yield latents
 
 
-METHOD = Sampler(help="looks back one step, in another way than dpmpp_2m", path=_path)
+def _plain(_here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    return there, torch.zeros(())
+
+
+METHOD = Sampler(help="looks back one step, in another way than dpmpp_2m", path=partial(path, stepping=_plain))

@@ -9,7 +9,7 @@ they lose digits as h falls: for miniature models by 1e-5 of the largest value i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ class UniPC:
     """The steps of one model along `sigmas` [steps + 1]. Its history is its own.
 
     A run of one step is Euler's; the host then makes none, and returns what it was given, scaled. The sigmas must fall, also
-    to LAST_SIGMA at the end.
+    to LAST_SIGMA at the end. `b` is B(h) of -h.
     """
 
-    def __init__(self, sigmas: Sequence[float]) -> None:
+    def __init__(self, sigmas: Sequence[float], b: Callable[[float], float] = float) -> None:
         self._scale = 1.0
+        self._b = b
         self._sigmas = list(sigmas)
         if self._sigmas[-1] == 0.0:
             self._sigmas[-1] = LAST_SIGMA
@@ -64,19 +65,19 @@ class UniPC:
         if found is not None:
             others, places = [*others, found], [*places, 1.0]
         moved = ratio * start + (1.0 - ratio) * newest
-        for weight, data in zip(_weights(math.log(ratio), places), others, strict=True):
+        for weight, data in zip(_weights(math.log(ratio), places, self._b), others, strict=True):
             moved = moved - weight * (data - newest)
         return moved
 
 
-def _weights(z: float, places: Sequence[float]) -> list[float]:
+def _weights(z: float, places: Sequence[float], b: Callable[[float], float]) -> list[float]:
     """Weights of the differences to the newest prediction; z = -h, places r_k in units of h (paper, eq. 5 to 8).
 
     Sums of weight_k r_k^i are i! z phi_{i+1}(z), for i from 1 to the number of places. One place alone has the weight
     B(h) / 2 instead, which needs no equation and has the same order.
     """
     if len(places) <= 1:
-        return [z / 2 / place for place in places]
+        return [b(z) / 2 / place for place in places]
     sums, phi = [], math.expm1(z) / z  # phi_1
     for i in range(1, len(places) + 1):
         phi_z = phi - 1 / math.factorial(i)  # z phi_{i+1}
@@ -86,13 +87,14 @@ def _weights(z: float, places: Sequence[float]) -> list[float]:
     return torch.linalg.solve(powers, torch.tensor(sums, dtype=torch.float64)).tolist()
 
 
-def _path(latents: Tensor, walk: SigmaWalk) -> Iterator[Tensor]:
-    solver = UniPC(walk.sigmas.tolist())
+def path(latents: Tensor, walk: SigmaWalk, b: Callable[[float], float] = float) -> Iterator[Tensor]:
+    """Latents [B, C, F, H, W] after each step."""
+    solver = UniPC(walk.sigmas.tolist(), b)
     for sigma in walk.sigmas[:-1]:
         latents = solver.step(latents, walk.velocity(latents, sigma))
         yield latents
 
 
 METHOD = Sampler(
-    help="looks back up to three steps, what Wan's own code has", path=_path, spare_steps=1, last_sigma=LAST_SIGMA
+    help="looks back up to three steps, with a correction of each", path=path, spare_steps=1, last_sigma=LAST_SIGMA
 )

@@ -27,10 +27,11 @@ def test_a_line_may_end_with_flags():
 
 
 def test_a_library_has_nicknames_and_entries_of_their_own():
-    text = json.dumps({"cat": "a cat", "dog": {"prompt": "a dog", "seed": 5, "cfg": 3, "negative": ""}})
-    cat, dog = read(text, negative="shared")
+    own = {"seed": 5, "cfg": 3, "negative": "", "sampler": "lcm", "scheduler": "beta"}
+    cat, dog = read(json.dumps({"cat": "a cat", "dog": {"prompt": "a dog", **own}}), negative="shared")
     assert (cat.name, cat.prompt, cat.negative) == ("cat", "a cat", "shared")
     assert (dog.name, dog.seed, dog.cfg, dog.negative) == ("dog", 5, 3.0, "")
+    assert [(one.sampler, one.scheduler) for one in (cat, dog)] == [("", ""), ("lcm", "beta")]
 
 
 def test_a_json_list_is_a_list_of_prompts():
@@ -79,6 +80,9 @@ def test_entries_survive_as_text(entries):
         ("--w 832", "sample prompt 1 is empty"),
         ('{"a": 3}', "sample_prompts.a must be a prompt"),
         ('{"a": {"prompt": "x", "sedd": 3}}', "sample_prompts.a has the unknown field 'sedd'"),
+        ('{"a": {"prompt": "x", "sampler": "unipc"}}', "sample prompt a: sampler is 'unipc', not one of ddim, "),
+        ('[{"prompt": "x", "scheduler": "euler"}]', "sample prompt 1: scheduler is 'euler', not one of beta, "),
+        ('{"a": {"prompt": "x", "sampler": 3}}', "sample_prompts.a.sampler is 3; it must be a text"),
         ('{"a": ', "begins like JSON, but is not valid JSON"),
         ("{}", r"must be lines, a list \[\"prompt\", ...\], or a table"),
         ('["a", 3]', "prompt 2 of sample_prompts must be a prompt, or a table"),

@@ -126,7 +126,8 @@ def test_what_a_flavour_of_one_expert_sets_by_itself():
 def test_previews_are_by_uni_pc_unless_something_else_is_said():
     assert bring().recipe.previews.sampler == "uni_pc"
     assert bring(validation_noise_scheduler="euler").recipe.previews.sampler == "euler"
-    assert outcome(bring(validation_noise_scheduler="ddim"), "validation_noise_scheduler")[0] == "not supported"
+    assert bring(validation_noise_scheduler="ddim").recipe.previews.sampler == "ddim"
+    assert outcome(bring(validation_noise_scheduler="ddpm"), "validation_noise_scheduler")[0] == "not supported"
 
 
 def test_a_library_is_told_once():

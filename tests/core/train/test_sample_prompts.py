@@ -57,18 +57,23 @@ def alone(trainer, shot, model=None, skipping=None):
 
 def test_each_prompt_is_sampled_as_it_asks(with_prompts):
     job = with_prompts(
-        {}, {"seed": 9, "cfg": 2.0}, {"width": 64, "height": 48, "frames": 9}, {"steps": 3, "shift": 2.0}, cfg=1.0
-    )
+        {}, {"seed": 9, "cfg": 2.0}, {"width": 64, "height": 48, "frames": 9}, {"steps": 3, "shift": 2.0},
+        {"sampler": "heun", "scheduler": "karras"}, cfg=1.0
+    )  # fmt: skip
     trainer = learnt(job)
     shots = preview_shots(job)
-    assert [shot.shape for shot in shots] == [(16, 2, 4, 4), (16, 2, 4, 4), (16, 3, 6, 8), (16, 2, 4, 4)]
+    assert [shot.shape for shot in shots] == [(16, 2, 4, 4), (16, 2, 4, 4), (16, 3, 6, 8), (16, 2, 4, 4), (16, 2, 4, 4)]
     assert [(shot.sampling.steps, shot.sampling.shift, shot.sampling.cfg) for shot in shots] == [
-        (8, 5.0, 1.0), (8, 5.0, 2.0), (8, 5.0, 1.0), (3, 2.0, 1.0),
+        (8, 5.0, 1.0), (8, 5.0, 2.0), (8, 5.0, 1.0), (3, 2.0, 1.0), (8, 5.0, 1.0),
+    ]  # fmt: skip
+    assert [(shot.sampling.sampler, shot.sampling.scheduler) for shot in shots[3:]] == [
+        (job.previews.sampler, "simple"), ("heun", "karras"),
     ]  # fmt: skip
     found = sample_shots(trainer, shots)
     for latents, shot in zip(found, shots, strict=True):
         torch.testing.assert_close(latents, alone(trainer, shot), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+    assert not torch.allclose(found[0], found[4], atol=1e-3)
 
 
 def test_prompts_sampled_together_keep_their_own_negative_prompts(with_prompts):
@@ -110,6 +115,7 @@ def test_skip_layer_guidance_goes_away_from_the_model_without_blocks(with_prompt
     ("stage", "asked", "message"),
     [
         ("single", {"steps": 1000, "shift": 1e4}, "steps must lie between 1 and 999 for uni_pc"),
+        ("single", {"steps": 1000, "sampler": "dpm_2"}, "steps must lie between 1 and 999 for dpm_2"),
         ("low", {"steps": 1}, "none of these steps is below the boundary"),
     ],
 )
@@ -159,6 +165,13 @@ def test_prompts_change_no_key_and_are_read_again(with_prompts):
     for name in ("width", "seed", "at_start", "sampler", "scheduler", "skip_layers"):
         del old["previews"][name]
     assert job_from_json(json.dumps(old)) == without
+    own = with_prompts({"seed": 3, "sampler": "lcm", "scheduler": "beta"}, {"cfg": 1.5})
+    assert own.key == job.key
+    assert job_from_json(job_to_json(own)) == own
+    old = json.loads(job_to_json(job))
+    for prompt in old["data"]["prompts"]:
+        del prompt["asked"]["sampler"], prompt["asked"]["scheduler"]
+    assert job_from_json(json.dumps(old)) == job
 
 
 def test_a_run_shows_all_prompts_also_before_it_begins(tmp_path, job, with_prompts):
