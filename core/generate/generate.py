@@ -93,6 +93,7 @@ class VideoOptions:
     cfg: float = 3.5
     seed: int = 1
     sampler: str = "euler"  # ComfyUI's of the same name
+    scheduler: str = "simple"
     shift: float = 0.0
     boundary: float = 0.0
     strength: float = 1.0  # of the LoRA
@@ -117,6 +118,7 @@ class VideoOptions:
             shift=self.shift or official_shift(variant, has_experts=has_experts),
             cfg=self.cfg,
             sampler=self.sampler,
+            scheduler=self.scheduler,
             boundary=self.boundary or official_boundary(variant),
             seeds=(self.seed,),
         )

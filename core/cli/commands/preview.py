@@ -18,6 +18,7 @@ from ...generate.film import free_stem, title_strip, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
 from ...names import check_name
 from ...sample.samplers import SAMPLERS
+from ...sample.schedulers import SCHEDULERS
 from ...settings.previews import OLD_SAMPLERS
 from ..loras import lora_path
 
@@ -74,6 +75,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=SAMPLERS.names,
         default=defaults.sampler,
         help="ComfyUI's sampler of this name (%(default)s)",
+    )
+    add(
+        "--scheduler",
+        choices=SCHEDULERS.names,
+        default=defaults.scheduler,
+        help="ComfyUI's scheduler of this name (%(default)s)",
     )
     add("--shift", type=float, default=defaults.shift, help="time shift; 0: the model's official one (%(default)s)")
     add(

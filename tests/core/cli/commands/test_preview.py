@@ -123,6 +123,12 @@ def host_video(comfy, folder):
     return make
 
 
+def test_sampler_and_scheduler_are_those_that_are_named():
+    made = replace(OPTIONS, sampler="uni_pc", scheduler="beta").sampling("t2v", has_experts=True)
+    assert (made.sampler, made.scheduler) == ("uni_pc", "beta")
+    assert OPTIONS.sampling("t2v", has_experts=True).scheduler == "simple"
+
+
 def difference(frames, expected):
     return np.abs(frames.astype(float) - expected).max()
 
