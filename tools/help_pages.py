@@ -90,7 +90,8 @@ def units(lines: Iterable[Line]) -> list[Unit]:
 
 def pages(docs: Path = DOCS, locales: Path = LOCALES) -> dict[str, list[Line]]:
     """The English page of each node, cut."""
-    return {path.stem: cut_page(path.stem, path.read_text(encoding="utf-8"), locales) for path in _english(docs)}
+    paths = sorted(docs.glob("*.md"))
+    return {path.stem: cut_page(path.stem, path.read_text(encoding="utf-8"), locales) for path in paths}
 
 
 def cut_page(node: str, text: str, locales: Path = LOCALES) -> list[Line]:
@@ -98,10 +99,6 @@ def cut_page(node: str, text: str, locales: Path = LOCALES) -> list[Line]:
     english = read(locales / "english.json")
     tips = [tip.replace("|", "\\|") for path, tip in english.items() if path.startswith(f"{node}/inputs/")]
     return cut(text, tips)
-
-
-def _english(docs: Path) -> list[Path]:
-    return sorted(docs.glob("*.md"))
 
 
 def settled(language: Path) -> Texts:
