@@ -4,7 +4,7 @@ In the pack's folder, with the Python of the tests and a ComfyUI (as for the tes
 It writes the texts to translate: those of nodes to locales/english.json, those of the page's scripts to
 locales/english_page.json. From the files in locales/LANGUAGE it takes what was made from another English text: nodeDefs.json is
 of nodes; main.json of what scripts and pages say, by the English text; commands.json and settings.json of what the scripts tell
-ComfyUI. The English text is shown where there is no translation.
+ComfyUI. The English text is shown where there is no translation. Help pages: tools/help_pages.py; they are written anew.
 """
 
 import importlib.util
@@ -256,9 +256,15 @@ def main() -> int:
         return 1
     of_nodes = keep_true(english_texts(node_infos(host)))
     of_page = keep_page_true(page_texts())
+    from . import help_pages
+
+    cut_pages = help_pages.pages()
+    help_pages.put(help_pages.files(cut_pages))
     for language, names in of_nodes.items():
         missing = [*names, *of_page[language]]
-        print(f"{language}: {len(missing)} texts are not translated", *missing[:20], sep="\n  ")
+        of_help = len(help_pages.still_to_do(LOCALES / language, (), cut_pages))
+        said = f"{language}: {len(missing)} texts are not translated, and {of_help} of the help pages"
+        print(said, *missing[:20], sep="\n  ")
     return 0
 
 

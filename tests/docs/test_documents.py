@@ -10,7 +10,7 @@ DOCUMENTS = [PACK / "CONTRIBUTING.md", PACK / "README.md", *sorted((PACK / "docs
 PAGES = [
     *DOCUMENTS,
     *(PACK / name for name in ("CHANGELOG.md", "nano/README.md", "benchmarks/README.md", "docker/README.md")),
-    *sorted((PACK / "web" / "docs").glob("*.md")),
+    *sorted((PACK / "web" / "docs").rglob("*.md")),
 ]
 TABLES = [PACK / "tests" / "browser" / "README.md"]
 NAMED = re.compile(

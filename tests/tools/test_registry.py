@@ -1,5 +1,7 @@
 """What the Comfy registry is told of the pack, and Python's packaging is not."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ def test_the_range_of_front_ends_comes_among_the_dependencies_and_nothing_else_c
 def test_a_file_without_them_is_refused(text):
     with pytest.raises(ValueError, match="needs one line of dependencies"):
         with_frontend(text)
+
+
+def test_help_pages_of_all_languages_are_published_and_what_they_are_made_of_is_not(tmp_path):
+    shutil.copy(PACK / ".comfyignore", tmp_path / ".gitignore")  # the same patterns
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    files = ["web/docs/CacheT5.md", "web/docs/CacheT5/zh-TW.md", "locales/de/nodeDefs.json", "locales/de/help.json"]
+    run = subprocess.run(["git", "check-ignore", *files], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["locales/de/help.json"]
 
 
 def test_it_is_done_before_a_version_is_published():
