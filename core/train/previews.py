@@ -260,6 +260,10 @@ class Preview:
 
     def make(self, trainer: Trainer) -> None:
         """The preview of the trainer's step, now."""
+        with trainer.aside():
+            self._make(trainer)
+
+    def _make(self, trainer: Trainer) -> None:
         step, start, world = trainer.step, time.perf_counter(), trainer.team.world
         shots = self._readable(trainer, preview_shots(trainer.job, step))
         if not shots:
