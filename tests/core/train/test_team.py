@@ -270,7 +270,7 @@ def run_without_a_file(world, path):
         previews.open_own = open_own
 
 
-def test_what_one_rank_cannot_open_is_opened_by_none_that_run_the_model_with_it(ranks, many, tmp_path):
+def test_what_one_rank_cannot_open_is_opened_by_none_that_run_the_model_with_it(ranks, many, deep_model, tmp_path):
     """With the base spread over them, one would wait in vain for the others' blocks."""
     file = tmp_path / "any.safetensors"
     write_lora(
@@ -282,13 +282,14 @@ def test_what_one_rank_cannot_open_is_opened_by_none_that_run_the_model_with_it(
     job = replace(
         spread(many, 2, steps=2),
         stage="single",
+        model=deep_model,
         timesteps=replace(many.timesteps, sigma_min=0.0, sigma_max=1.0),
         parallel=ParallelOptions(base="sharded"),
-        previews=PreviewOptions(every=2, steps=2, cfg=1.0, lora=str(file)),
+        previews=PreviewOptions(every=1, steps=2, cfg=1.0, lora=str(file)),
     )
     folder = folder_of(tmp_path, "run", job)
     assert {ended for ended, _ in ranks(2)(run_without_a_file, folder.path)} == {"finished"}
-    assert [event["step"] for event in told(folder, "preview")] == [2]
+    assert [event["step"] for event in told(folder, "preview")] == [1, 2]
     assert any("without preview_lora: the disk is not there" in event["message"] for event in told(folder, "warning"))
 
 
