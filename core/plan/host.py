@@ -39,18 +39,18 @@ def pinnable_ram(root: Path = _ROOT) -> int:
 
 
 class _Idle:
-    """What this process waited for, before there was anything to do."""
+    """What this process waited for, before there was anything to do, and what is no part of a start."""
 
     seconds = 0.0
 
 
 def note_idle(seconds: float) -> None:
-    """So long the process waited with nothing to do: no part of what a start takes."""
+    """So long the process waited, or did what not every run does before its steps: no part of what a start takes."""
     _Idle.seconds += seconds
 
 
 def busy_seconds() -> float | None:
-    """Since this process was started, without what it waited; None where the system does not say."""
+    """Since this process was started, without what `note_idle` was told; None where the system does not say."""
     age = process_age()
     return None if age is None else age - _Idle.seconds
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-import torch
-
 from ..errors import RunError
 from ..settings.memory import BlockMode
 from .card import corrected, write_correction
@@ -20,18 +18,13 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps that compile, and make the optimizer's state
 NUM_MEASURED = 8
-Peak = Callable[[], int | None]
+Peak = Callable[[], int | None]  # of steps, see `StepMemory.allocated`
 
 
 def correction_kind(planner: Planner, mode: BlockMode | None = None) -> str:
     """What predictions may be off alike for: the key of a correction; by default with blocks as in `planner.plan`."""
     order = " deterministic" if planner.options.deterministic else ""
     return f"{planner.plan.precision} {mode or planner.plan.compile}{order}"
-
-
-def cuda_peak(device: torch.device) -> Peak:
-    """The most memory that tensors took since the start; None on a device that does not count."""
-    return lambda: torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 class MeasuredStep(Protocol):

@@ -198,6 +198,7 @@ class Trainer:
         self.learnt: Objective = learnt_of(job)  # what validation looks at
         self.adaptive = adaptive_weight(job, self.device)  # of output preservation; None: its weight stays as chosen
         self.after_update: list[AfterUpdate] = [*after_updates(job, model)]
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext  # around what is done between steps
         self.shown: Callable[[], AbstractContextManager[None]] = nullcontext  # within it: the weights that a run shows
         self.forwards = Forwards(
             model,

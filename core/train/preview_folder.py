@@ -6,7 +6,7 @@ step-00000100.json says of what they are: a list of {"name", "prompt", "seed"}.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..safe_json import as_table
 from ..safetensors_file import write_safetensors
 from .run_folder import RunFolder
 
-KEEP_LAST = 20
+MOST_KEPT, NEWEST = 20, 10  # previews, beside those of checkpoints
 VIDEO_NAME = re.compile(r"step-(\d{8})(?:_(\d{2}))?\.webp")
 WEBP_QUALITY = 85
 _MOST_BYTES = 8_000_000  # of what is said of a step's videos
@@ -71,16 +71,16 @@ class PreviewFolder:
         return self.write_all(step, [latents])[0]
 
     def write_all(self, step: int, latents: Sequence[torch.Tensor], shown: Sequence[Shown] = ()) -> list[Path]:
-        """Keep the latents of each prompt, in the place of what there was of this step; drop the oldest beyond KEEP_LAST.
+        """Keep the latents of each prompt, in the place of what there was of this step; drop those that `thin` names.
 
         Those of steps with a checkpoint stay as long as it does. Raises RunError when the disk refuses.
         """
-        known = {file.name[:13] for file in self.path.glob("step-*.safetensors")} | {_stem(step)}
         new = [self.latents_path(step, number) for number in range(len(latents))]
-        outdated = [file for file in self.path.glob(f"{_stem(step)}*") if file not in new]
-        with_checkpoint = {folder.name for folder in (self.path.parent / "checkpoints").glob("step-*")}
-        for stem in sorted(known - with_checkpoint)[:-KEEP_LAST]:
-            outdated += self.path.glob(f"{stem}*")
+        known = {step, *_steps_of(self.path.glob("step-*.safetensors"))}
+        dropped = thin(known.difference(_steps_of((self.path.parent / "checkpoints").glob("step-*"))))
+        outdated = [
+            file for other in {step, *dropped} for file in self.path.glob(f"{_stem(other)}*") if file not in new
+        ]
         for path, one in zip(new, latents, strict=True):
             write_safetensors(path, {"latents": one}, {"format": "pt"}, kept="the run goes on")
         for file in outdated:
@@ -173,6 +173,22 @@ class PreviewFolder:
 
     def _lock(self) -> FileLock:
         return FileLock(self.path / ".decoder.lock")
+
+
+def thin(steps: Iterable[int]) -> list[int]:
+    """Which of these steps' previews to drop, so that MOST_KEPT remain.
+
+    The first stays, with which all others are compared, and so do the NEWEST ones. Of those between, the one goes whose
+    neighbours are closest to each other: what remains is spread over the whole run.
+    """
+    kept, dropped = sorted(steps), list[int]()
+    while len(kept) > MOST_KEPT:
+        dropped.append(kept.pop(min(range(1, len(kept) - NEWEST), key=lambda i: kept[i + 1] - kept[i - 1])))
+    return dropped
+
+
+def _steps_of(paths: Iterable[Path]) -> list[int]:
+    return [int(number) for path in paths if (number := path.name[5:13]).isdecimal()]
 
 
 def _stem(step: int, number: int = 0) -> str:

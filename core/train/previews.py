@@ -260,6 +260,10 @@ class Preview:
 
     def make(self, trainer: Trainer) -> None:
         """The preview of the trainer's step, now."""
+        with trainer.aside():
+            self._make(trainer)
+
+    def _make(self, trainer: Trainer) -> None:
         step, start, world = trainer.step, time.perf_counter(), trainer.team.world
         shots = self._readable(trainer, preview_shots(trainer.job, step))
         if not shots:
@@ -268,12 +272,10 @@ class Preview:
         several = f" of {len(shots)} prompts" if len(shots) > 1 else ""
         self._events.write("status", message=f"step {step}: sampling a preview{several}{told}")
         is_busy = world.is_first or self._is_shared
+        is_apart = not self._is_shared and _is_larger(shots, trainer.job)  # on all ranks alike: within it none votes
         with trainer.shown():
             act = partial(self._sample_or_tell, trainer, shots, other) if is_busy else _nothing
-            if is_busy and not self._is_shared and _is_larger(shots, trainer.job):
-                latents = self._sample_if_it_fits(act, shots)
-            else:
-                latents = trainer.attempt(act, step)
+            latents = self._sample_if_it_fits(act, shots) if is_apart else trainer.attempt(act, step)
         if latents is not None and world.is_first:
             self._keep(trainer, shots, latents, start)
         world.wait_for_all()
@@ -303,11 +305,11 @@ class Preview:
         beside = [(Path(job.previews.other_lora), 1.0)] if job.previews.other_lora else []
         found = world.from_first(newest_lora(self._run, job) if world.is_first else None)
         for path, step in (found, (None, 0)) if found else ((None, 0),):
-            try:
-                other = open_other(job.other_expert, trainer.device, path, beside=beside)
-            except (OSError, WanTrainError) as error:
+            open_it = partial(open_other, job.other_expert, trainer.device, path, beside=beside)
+            other, reason = self._open_on_all(trainer, open_it)
+            if other is None:
                 where = "alone" if path is None else f"without the other expert's LoRA {path.name}"
-                self._warn(f"previews go through the {job.stage} noise expert {where}: {first_line(error)}")
+                self._warn(f"previews go through the {job.stage} noise expert {where}: {reason}")
                 continue
             name = "plain" if path is None else f"with its LoRA of step {step}"
             name += f", {beside[0][0].name} on it" if beside else ""
@@ -319,13 +321,21 @@ class Preview:
         beside = beside_own(trainer.job)
         if beside is None:
             return None
+        own, reason = self._open_on_all(trainer, partial(open_own, trainer.job, trainer.model, trainer.device, beside))
+        if own is None:
+            self._warn(f"previews are made with the model as it is in training, without preview_lora: {reason}")
+        return own
+
+    def _open_on_all(self, trainer: Trainer, open_it: Callable[[], OtherExpert]) -> tuple[OtherExpert | None, str]:
+        """None where it can't be opened, with the reason. Ranks that run the model together have it all of them, or none."""
+        found, reason = None, ""
         try:
-            return open_own(trainer.job, trainer.model, trainer.device, beside)
+            found = open_it()
         except (OSError, WanTrainError) as error:
-            self._warn(
-                f"previews are made with the model as it is in training, without preview_lora: {first_line(error)}"
-            )
-            return None
+            reason = first_line(error)
+        reasons = trainer.team.world.tell(reason) if self._is_shared else [reason]
+        first = next(filter(None, reasons), "")
+        return (None if first else found), first
 
     def _sample_or_tell(
         self, trainer: Trainer, shots: Sequence[Shot], other: OtherExpert | None

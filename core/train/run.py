@@ -25,6 +25,7 @@ from ..parallel.reduce import copy_from_first
 from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import OtherPrograms
+from ..plan.step_memory import Peaks
 from ..settings.job import Job
 from .adaptive import adaptive_weight
 from .alternate import RunStoppedError, TakeTurns, Turns
@@ -182,7 +183,7 @@ def _train(
     trainer.shown, trainer.adaptive = averages.shown, adaptive
     trainer.after_update += [] if averages.ema is None else [averages.ema]
     trainer.attempt = recovery.attempt
-    trainer.use_expert = plan.use_expert
+    trainer.use_expert, trainer.aside = plan.use_expert, plan.step_memory.aside
     prepared.model.train()
     try:
         asked.look()
@@ -217,7 +218,7 @@ def _callbacks(
     """What is done after a step, in order; the run begins after `step` of them."""
     is_stopping = asked.asker("stop")
     return [
-        LogStep(events, plan.device, world),
+        LogStep(events, plan.device, world, plan.step_memory.peaks),
         WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),
         Validate(events, checkpoint, equal_counts=plan.is_sharded),
         checkpoint,
@@ -280,10 +281,15 @@ class SinceLastStep:
 class LogStep:
     """One event a step: loss, learning rate, seconds, memory."""
 
-    def __init__(self, events: EventWriter, device: torch.device, world: World = ALONE):
-        self._events = events
-        self._device = device
-        self._world = world
+    def __init__(
+        self,
+        events: EventWriter,
+        device: torch.device,
+        world: World = ALONE,
+        peaks: Callable[[], Peaks | None] = lambda: None,
+    ):
+        """`peaks`: of the device's memory in the steps so far."""
+        self._events, self._world, self._peaks = events, world, peaks
         names = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._names = world.tell(names)  # of all GPUs
 
@@ -313,12 +319,10 @@ class LogStep:
         )
 
     def _memory(self) -> dict[str, float]:
-        if self._device.type != "cuda":
+        peaks = self._peaks()
+        if peaks is None:
             return {}
-        return {
-            "allocated_gib": torch.cuda.max_memory_allocated(self._device) / 2**30,
-            "reserved_gib": torch.cuda.max_memory_reserved(self._device) / 2**30,
-        }
+        return {"allocated_gib": peaks.allocated / 2**30, "reserved_gib": peaks.reserved / 2**30}
 
 
 class Validate:
@@ -383,7 +387,7 @@ def write_validation(trainer: Trainer, events: EventWriter, *, equal_counts: boo
     """
     start = time.perf_counter()
     try:
-        with trainer.shown():
+        with trainer.aside(), trainer.shown():
             loss, by_sigma, by_sample = validation_loss(trainer, equal_counts=equal_counts)
     except DatasetError as error:
         if trainer.team.world.size > 1:  # the other ranks wait for this one's part

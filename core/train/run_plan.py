@@ -20,7 +20,7 @@ from ..plan.constants import constants
 from ..plan.decision import decide, joined_buckets
 from ..plan.learnt import LearnCosts, Learnt
 from ..plan.link import link_of
-from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure, cuda_peak
+from ..plan.measure import NUM_MEASURED, WARM_UP, AtTheEnd, Measure
 from ..plan.overhead import OtherPrograms
 from ..plan.plan import Gpus
 from ..plan.planner import Planner
@@ -29,6 +29,7 @@ from ..plan.probe import DeviceProbe
 from ..plan.recovery import Descent, Recovery, step_down, tell_choice
 from ..plan.shortages import Met
 from ..plan.sizes import Sizes
+from ..plan.step_memory import DeviceCounters, StepMemory
 from ..serial import to_dict
 from ..settings.job import Job
 from ..settings.memory import MemoryOptions
@@ -74,6 +75,7 @@ class RunPlan:
         holders = world.local_size if len(world.machine) > 1 and not sharing_problem(world) else 1
         self._gpus = Gpus(world.size, world.context, holders)
         self._device, self._events, self._scratch = device, events, scratch
+        self.step_memory = StepMemory(DeviceCounters(device))
         used_by_others = others.used(device) if others is not None else None
         self._learnt = Learnt(device, scratch, used_by_others, ranks=world.size)
         self._probe: DeviceProbe | None = None
@@ -145,8 +147,7 @@ class RunPlan:
             torch.cuda.empty_cache()  # of what was measured
         self._prepared = self._descent.reach(self._load, None)
         self._features = self._prepared.features
-        if is_cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)  # the peaks that are reported are those of steps
+        self.step_memory.begin()
         return self._prepared
 
     def recovery(self, optimizer: torch.optim.Optimizer) -> Recovery:
@@ -161,7 +162,7 @@ class RunPlan:
 
         Of a run over several GPUs, rates and sizes are not kept: they are another machine's than those of runs on one.
         """
-        peak = cuda_peak(self._device)
+        peak = self.step_memory.allocated
         if self._planner is None or not self._world.is_first:
             return []
         steps = self._job.loop.steps
@@ -179,8 +180,7 @@ class RunPlan:
                 is_first_turn=is_first_turn,
             )
         )
-        previews = self._job.previews  # by one among or before these steps
-        is_disturbed = previews.every > 0 and (previews.at_start or previews.every <= WARM_UP + NUM_MEASURED)
+        is_disturbed = 0 < self._job.previews.every <= WARM_UP + NUM_MEASURED  # the step after a preview takes longer
         if peak() is not None and not is_disturbed:
             found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
         return found

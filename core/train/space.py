@@ -14,7 +14,7 @@ from ..settings.job import Job
 from ..words import counted
 from .checkpoints import Checkpoints
 from .length import checkpoints_made
-from .preview_folder import KEEP_LAST
+from .preview_folder import MOST_KEPT
 from .run_folder import RunFolder
 
 _FLOAT32 = 4
@@ -98,4 +98,4 @@ def _previews(job: Job, checkpoints: int) -> int:
         return 0
     shapes = [shot.shape for shot in preview_shots(job)]
     each = sum(_FLOAT32 * prod(shape) + round(prod(clip_size(shape)) * _PIXEL) for shape in shapes)
-    return min(KEEP_LAST + 1 + checkpoints, ceil(job.loop.steps / job.previews.every) + job.previews.at_start) * each
+    return min(MOST_KEPT + 1 + checkpoints, ceil(job.loop.steps / job.previews.every) + job.previews.at_start) * each

@@ -1,7 +1,10 @@
 """Previews while a run trains: the way of each stage from noise, what is given, the run beside them, and their files."""
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from wan_train.core.settings.stage import settings_from_names
 from wan_train.core.train import loop, previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder, write_video
+from wan_train.core.train.preview_folder import MOST_KEPT, NEWEST, PreviewFolder, write_video
 from wan_train.core.train.previews import experts, preview_latents
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
@@ -346,18 +349,47 @@ def test_a_vae_that_is_gone_is_a_warning(tmp_path, job):
     assert len(list(PreviewFolder.of(folder).path.glob("*.safetensors"))) == 3
 
 
-def test_the_newest_are_kept_and_a_step_made_again_replaces_its_files(tmp_path):
+def test_the_first_and_the_newest_are_kept_and_of_those_between_some_of_the_whole_run(tmp_path):
     folder = PreviewFolder(tmp_path / "previews")
-    for step in range(1, KEEP_LAST + 4):
+    for count in range(1, 121):
+        step = 100 * (count - 1)
         folder.write(step, torch.full((2, 1, 1, 1), float(step)))
         folder.video_path(step).write_bytes(b"video")
-    assert [step for step, _ in folder.videos()] == list(range(4, KEEP_LAST + 4))
-    assert len(list(folder.path.glob("*.safetensors"))) == KEEP_LAST
+        kept = [step for step, _ in folder.videos()]
+        assert len(kept) == len(list(folder.path.glob("*.safetensors"))) == min(count, MOST_KEPT)
+        assert kept[0] == 0
+        assert kept[-NEWEST:] == list(range(max(0, step - 100 * (NEWEST - 1)), step + 1, 100))
+    assert folder.read(0).sum() == 0
+    gaps = [after - before for before, after in pairwise(kept[:-NEWEST])]
+    assert all(fmean(gaps) / 2 < gap < 2 * fmean(gaps) for gap in gaps)
+    assert kept[-NEWEST] - kept[-NEWEST - 1] < 2 * fmean(gaps)
+
+
+def test_a_step_made_again_replaces_its_files(tmp_path):
+    folder = PreviewFolder(tmp_path / "previews")
+    for step in (0, 9):
+        folder.write(step, torch.full((2, 1, 1, 1), float(step)))
+        folder.video_path(step).write_bytes(b"video")
     folder.mark_path(9).touch()
     folder.write(9, torch.zeros(2, 1, 1, 1))
     assert folder.read(9).sum() == 0
     assert 9 not in dict(folder.videos())
     assert not folder.mark_path(9).exists()
+    assert 0 in dict(folder.videos())
+
+
+def test_what_was_just_made_is_there_whatever_is_dropped(tmp_path):
+    """Checkpoints that are gone leave more previews than are kept, and a step among them is made again."""
+    folder, checkpoints = PreviewFolder(tmp_path / "previews"), tmp_path / "checkpoints"
+    for step in range(MOST_KEPT + 10):
+        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
+        folder.write(step, torch.zeros(2, 1, 1, 1))
+    (folder.path / "step-of-mine.safetensors").touch()
+    shutil.rmtree(checkpoints)
+    for step in range(MOST_KEPT + 10):
+        folder.write(step, torch.ones(2, 1, 1, 1))
+        assert folder.read(step).sum() == 2
+    assert (folder.path / "step-of-mine.safetensors").exists()
 
 
 def test_previews_after_a_resume_are_those_of_a_run_never_stopped(tmp_path, job):

@@ -11,14 +11,16 @@ from wan_train.core.objective.forwards import Forwards
 from wan_train.core.plan import learnt
 from wan_train.core.plan.card import read_correction
 from wan_train.core.plan.decision import decide
-from wan_train.core.plan.measure import correction_kind
+from wan_train.core.plan.measure import NUM_MEASURED, WARM_UP, correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
+from wan_train.core.plan.step_memory import Peaks
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
+from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
-from wan_train.core.train import loop, run_plan
+from wan_train.core.train import loop, previews, run_plan, validation
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_folder import RunFolder
@@ -294,6 +296,68 @@ def test_when_nothing_takes_less_the_run_ends_with_a_sentence(tmp_path, job: Job
     assert RunFolder(tmp_path / "runs" / "short").checkpoints()
 
 
+def counted(monkeypatch, of_steps, of_others=0):
+    """Give the device a counter of memory, as a GPU has one: bytes that steps take, and previews and validations."""
+
+    class Counted:
+        now = 0
+
+        def peaks(self):
+            return Peaks(Counted.now, 2 * Counted.now)
+
+        def reset(self):
+            Counted.now = 0
+
+    def taking(owner, name, number):
+        act = getattr(owner, name)
+
+        def taken(*args, **options):
+            Counted.now = max(Counted.now, number)
+            return act(*args, **options)
+
+        monkeypatch.setattr(owner, name, taken)
+
+    monkeypatch.setattr(run_plan, "DeviceCounters", lambda _: Counted())
+    taking(Trainer, "train_step", of_steps)
+    for owner, name in ((previews, "sample_shots"), (previews, "load_video_encoder"), (validation, "_losses")):
+        taking(owner, name, of_others)
+
+
+def memory_learnt(tmp_path, planner, card):
+    version = learnt.Learnt(CPU, tmp_path / "cache").version
+    return read_correction(tmp_path / "cache", card, correction_kind(planner), version).memory
+
+
+@pytest.mark.parametrize("sizes", ["one size", "several sizes"])
+def test_previews_and_validations_teach_nothing_of_steps_and_are_not_shown_as_such(
+    tmp_path, deep: Job, card, monkeypatch, sizes
+):
+    """However much they take, also before the first step, and decoded in the run's own process."""
+    samples = deep.data.samples[:1] if sizes == "one size" else deep.data.samples
+    held = replace(samples[0], name="held", held_out=True)
+    every = {"one size": WARM_UP + NUM_MEASURED + 1, "several sizes": 1}[sizes]
+    job = replace(
+        deep,
+        data=replace(deep.data, samples=(*samples, held)),
+        loop=replace(deep.loop, steps=14, validate_every=1),
+        previews=PreviewOptions(every=every, at_start=True, steps=6),
+        preview_vae=str(tmp_path / "gone.safetensors"),
+        memory=LARGE,
+    )
+    planner = planner_of(job, card)
+    choice = planner.choose()
+    exact = next(iter(choice.estimates.values())).exact_vram
+    peak = exact + round(1.25 * (choice.vram - exact))
+    counted(monkeypatch, peak, 10 * peak)
+    train(tmp_path, job, "run")
+    events = EventReader(tmp_path / "runs" / "run" / "events.jsonl").read()
+    assert {"validation", "preview"} <= {event["event"] for event in events}
+    steps = [event for event in events if event["event"] == "step"]
+    assert {event["allocated_gib"] for event in steps} == {round(peak / 2**30, 6)}
+    assert {event["reserved_gib"] for event in steps} == {round(2 * peak / 2**30, 6)}
+    assert memory_learnt(tmp_path, planner, card) == pytest.approx(1.25, rel=1e-4)
+
+
 def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkeypatch):
     """With a counter of memory, as a GPU has one, that finds a quarter more than was predicted."""
     one_size = replace(deep.data, samples=deep.data.samples[:1])
@@ -302,7 +366,7 @@ def test_the_next_run_knows_what_this_one_took(tmp_path, deep: Job, card, monkey
     choice = planner.choose()
     (found,) = choice.estimates.values()
     peak = found.exact_vram + round(1.25 * (found.vram - found.exact_vram))
-    monkeypatch.setattr(run_plan, "cuda_peak", lambda _: lambda: peak)
+    counted(monkeypatch, peak)
     train(tmp_path, job, "first")
     version = learnt.Learnt(CPU, tmp_path / "cache").version
     correction = read_correction(tmp_path / "cache", card, correction_kind(planner), version)

@@ -17,7 +17,7 @@ from wan_train.core.train.checkpoints import Checkpoints
 from wan_train.core.train.copies import read_copies
 from wan_train.core.train.events import EventReader, EventWriter
 from wan_train.core.train.length import checkpoints_due, checkpoints_made
-from wan_train.core.train.preview_folder import KEEP_LAST, PreviewFolder
+from wan_train.core.train.preview_folder import MOST_KEPT, PreviewFolder
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.scores import LOSS_ROOM, score_run
@@ -163,13 +163,15 @@ def test_what_is_kept_is_what_the_score_proposes(folder, job):
 
 
 def test_previews_of_kept_checkpoints_stay(folder, job):
-    """Else their motion would not count in the score any more."""
+    """Else their motion would not count in the score any more. Without checkpoints these two would go."""
     folder.checkpoint_store.save(1, {"a": torch.zeros(1)}, {"step": 1}, keep_last=9)
     previews = PreviewFolder.of(folder)
-    for step in range(1, KEEP_LAST + 4):
+    folder.checkpoint_store.save(3, {"a": torch.zeros(1)}, {"step": 3}, keep_last=9)
+    for step in range(MOST_KEPT + 4):
         previews.write(step, torch.zeros(16, 1, 2, 2))
-    there = [step for step in range(1, KEEP_LAST + 4) if previews.latents_path(step).is_file()]
-    assert there == [1, *range(4, KEEP_LAST + 4)]
+    there = [step for step in range(MOST_KEPT + 4) if previews.latents_path(step).is_file()]
+    assert len(there) == MOST_KEPT + 2
+    assert {1, 3} < set(there)
 
 
 def test_the_last_checkpoint_and_the_lora_are_written_at_the_same_time(folder, job, monkeypatch):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wan_train.core.adapters.formats import LoraModule, write_lora
 from wan_train.core.errors import ConfigError
 from wan_train.core.parallel.world import ALONE, World
 from wan_train.core.settings.ema import EmaOptions
@@ -11,6 +12,7 @@ from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.parallel import ParallelOptions
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.settings.regularizers import RegularizerOptions
+from wan_train.core.train import previews
 from wan_train.core.train.batches import Prefetcher
 from wan_train.core.train.dealing import Dealing
 from wan_train.core.train.requests import PREVIEW_FILE, SAVE_FILE
@@ -250,6 +252,45 @@ def test_what_is_asked_in_files_is_done_once(ranks, many, tmp_path):
     assert [event["step"] for event in told(folder, "checkpoint")] == [1, 3]
     assert [event["step"] for event in told(folder, "preview")] == [1]
     assert not any((folder.path / name).exists() for name in (SAVE_FILE, PREVIEW_FILE))
+
+
+def run_without_a_file(world, path):
+    """A run whose second rank can't open the LoRA of previews."""
+    open_own = previews.open_own
+
+    def opened(*args):
+        if world.rank == 1:
+            raise OSError("the disk is not there")
+        return open_own(*args)
+
+    previews.open_own = opened
+    try:
+        return run(world, path)
+    finally:
+        previews.open_own = open_own
+
+
+def test_what_one_rank_cannot_open_is_opened_by_none_that_run_the_model_with_it(ranks, many, deep_model, tmp_path):
+    """With the base spread over them, one would wait in vain for the others' blocks."""
+    file = tmp_path / "any.safetensors"
+    write_lora(
+        file,
+        {"blocks.0.self_attn.q": LoraModule(down=torch.ones(4, 32), up=torch.ones(32, 4), alpha=4.0)},
+        metadata={},
+        dtype=torch.float32,
+    )
+    job = replace(
+        spread(many, 2, steps=2),
+        stage="single",
+        model=deep_model,
+        timesteps=replace(many.timesteps, sigma_min=0.0, sigma_max=1.0),
+        parallel=ParallelOptions(base="sharded"),
+        previews=PreviewOptions(every=1, steps=2, cfg=1.0, lora=str(file)),
+    )
+    folder = folder_of(tmp_path, "run", job)
+    assert {ended for ended, _ in ranks(2)(run_without_a_file, folder.path)} == {"finished"}
+    assert [event["step"] for event in told(folder, "preview")] == [1, 2]
+    assert any("without preview_lora: the disk is not there" in event["message"] for event in told(folder, "warning"))
 
 
 def test_a_step_that_does_not_go_round_is_refused(ranks, many, tmp_path):

@@ -124,6 +124,25 @@ def test_what_is_beside_the_steps_may_run_short(ranks, deep, card, tmp_path, pla
         assert len(told(folder, kind)) == len(told(plain, kind)) > 0
 
 
+def test_a_preview_larger_than_all_clips_is_made_by_the_first_rank_or_left_out(ranks, deep, card, tmp_path):
+    """The others wait for it, and know nothing of its memory."""
+    larger = PreviewOptions(every=2, steps=2, cfg=1.0, width=64, height=64, frames=5)
+    timesteps = replace(deep.timesteps, sigma_min=0.0, sigma_max=1.0)
+    job = replace(deep, stage="single", timesteps=timesteps, previews=larger)
+    plain, folder = folder_of(tmp_path, "plain", job), folder_of(tmp_path, "short", job)
+    assert {ended for ended, *_ in ranks(2)(short, plain.path, card, "load", None)} == {"finished"}
+    first, second = ranks(2)(short, folder.path, card, "preview", 0)
+    assert first == second
+    assert first[0] == "finished"
+    assert [event["step"] for event in told(plain, "preview")] == [2, 4]
+    assert [event["step"] for event in told(folder, "preview")] == [4]
+    assert any(
+        "64x64 with 5 frames do not fit into memory, and are left out" in e["message"] for e in told(folder, "warning")
+    )
+    assert len(told(folder, "plan")) == 1  # of the steps, which had memory enough
+    assert losses(folder) == losses(plain)
+
+
 def test_an_update_of_some_ranks_alone_is_no_state_to_go_on_from(ranks, deep, card, tmp_path):
     """They start again from the checkpoint; the next start plans with less."""
     job = replace(deep, loop=replace(deep.loop, checkpoint_every=1))
