@@ -56,9 +56,11 @@ def test_every_node_has_a_help_page_on_the_server(host):
 
     extensions = host.server.request("/extensions")
     (script,) = [path for path in extensions if path.endswith("/wan_train.js")]
-    for name in NODE_IDS:
-        page = urllib.request.urlopen(f"{host.url}{script.removesuffix('wan_train.js')}docs/{name}.md").read().decode()
-        assert page.startswith("#"), name
+    docs = PACK / "web" / "docs"
+    assert {path.stem for path in docs.glob("*.md")} == set(NODE_IDS)
+    for path in docs.rglob("*.md"):  # NODE.md, and NODE/LANGUAGE.md
+        address = f"{host.url}{script.removesuffix('wan_train.js')}docs/{path.relative_to(docs).as_posix()}"
+        assert urllib.request.urlopen(address).read() == path.read_bytes(), path
 
 
 def graph(host):
