@@ -17,6 +17,7 @@ from .examples import (
     Sketch,
     demo_sketch,
     i2v_a14b_sketch,
+    note,
     quickstart_sketch,
     recipe_sketch,
     t2v_1_3b_sketch,
@@ -37,87 +38,116 @@ COLUMNS = {
     "UNETLoader": 0, "MergeStages": 0, "LoadImage": 0, "PreviewLoRA": 1, "SaveVideo": 2,
 }  # fmt: skip
 
-# Headings, since a note's plain text is too small to be read at the zoom that a graph opens with.
-_FIRST = """
-### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. {captions}Choose a *trigger_word* and a *lora_name*."""
-_RUN = "Press **Run**. *Stop* keeps a checkpoint; *Run* goes on from there."
+# ComfyUI lists templates in no order that a pack can choose, so that each says which one comes first.
+_BEGIN = "## New here? Begin with the template *demo*: it trains in minutes, without model files or a GPU.\n\n"
+_FOLDER = "**1.** Put {} into a folder below *input*, each with a *.txt* file that holds its caption."
+_CHOOSE = "**2.** Press **R**, and choose the folder in *Dataset from Folder*. {}Choose a *trigger_word*, and {}."
+_RUN = "**4.** Press **Run**. *Stop* keeps a checkpoint; *Run* goes on from there."
+_SHOWS = "**5.** {} in *models/loras*. *Preview LoRA* shows what it does: left without, right with it."
+_ONE_NAME, _BOTH_NAMES = "a *lora_name*", "one *lora_name* for both trainings"
 
-_STEPS = (
-    _FIRST.format(clips="10 to 50 clips or pictures", captions="")
-    + f"""
-### 3. {{check}}
-### 4. {_RUN}
-### 5. The LoRA is in *models/loras*. *Preview LoRA* shows it: left without, right with it."""
+
+def _experts_note(model: str, clips: str, recipes: str, *more: str) -> str:
+    return note(
+        f"Train a LoRA for Wan 2.2 {model} A14B: two experts, two files",
+        _FOLDER.format(clips),
+        _CHOOSE.format("", _BOTH_NAMES),
+        f"**3.** *Recipes* on a training node has values for {recipes}, by the size of your GPU. Without one choose"
+        " *precision* fp8 for up to 24 GB. *Check* tells what it will take.",
+        _RUN,
+        _SHOWS.format("Both files are"),
+        *more,
+        before=_BEGIN,
+    )
+
+
+def _single_note(model: str, *more: str) -> str:
+    return note(
+        f"Train a LoRA for {model}",
+        _FOLDER.format("10 to 50 clips or pictures"),
+        _CHOOSE.format("", _ONE_NAME),
+        "**3.** *Check* on the training node tells what it will take: steps, memory, time, disk.",
+        _RUN,
+        _SHOWS.format("The LoRA is"),
+        *more,
+        before=_BEGIN,
+    )
+
+
+def _recipe_note(title: str, clips: str, captions: str) -> str:
+    return note(
+        title,
+        _FOLDER.format(clips),
+        _CHOOSE.format(f"{captions} ", _BOTH_NAMES),
+        "**3.** The values are for a GPU of 24 GB: *Recipes* on a training node has those for others."
+        " *Check* tells what it will take.",
+        _RUN,
+        "**5.** Both files are in *models/loras*. Are your clips copied whatever you prompt? *Compare Checkpoints* shows"
+        " earlier ones.",
+        before=_BEGIN,
+    )
+
+
+def _guide_note(title: str, clips: str, name: str, result: str) -> str:
+    return note(
+        title,
+        _FOLDER.format(clips),
+        _CHOOSE.format("", f"{name}. The *trigger_word* may be empty"),
+        "**3.** *Check* on a training node tells what it will take. *Recipes* says where each value comes from.",
+        _RUN,
+        f"**5.** {result}",
+        before=_BEGIN,
+    )
+
+
+NOTE_22 = _experts_note("T2V", "10 to 50 clips or pictures", "a character, a style or a motion")
+NOTE_I2V = _experts_note(
+    "I2V",
+    "10 to 50 clips",
+    "an effect",
+    "The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture.",
 )
-EXPERTS_STEPS = _STEPS.format(
-    check="**Recipes** on a training node sets steps, sizes and *precision* for your GPU. **Check** tells what it will take."
+NOTE_21 = _single_note(
+    "Wan 2.1 T2V 1.3B",
+    "For Wan 2.1 T2V 14B choose its file in both model loaders, and *precision* fp8 for a GPU of up to 24 GB.",
 )
-SINGLE_STEPS = _STEPS.format(check="**Check** on the training node tells what it will take: steps, memory, time, disk.")
-
-NOTE_22 = f"""# Train a LoRA for Wan 2.2 T2V A14B: two experts, two files
-{EXPERTS_STEPS}
-
-*precision* auto is bf16: the weights of one expert then take 29 GB, whatever file is chosen, in fp8 half of that. What the GPU
-has no room for waits in main memory: each run chooses that by itself."""
-
-NOTE_21 = f"""# Train a LoRA for Wan 2.1 T2V 1.3B
-{SINGLE_STEPS}
-
-For Wan 2.1 T2V 14B choose its file in both model loaders; in bf16 its weights take 29 GB, of GPU memory or, where there is
-less, of main memory."""
-
-NOTE_I2V = f"""# Train a LoRA for Wan 2.2 I2V A14B: two experts, two files
-{EXPERTS_STEPS}
-### The model is given the first frame of each clip; single pictures are left out. *Preview LoRA* starts from your picture."""
-
-NOTE_5B = f"""# Train a LoRA for Wan 2.2 TI2V 5B, from text
-{SINGLE_STEPS}
-### It works at 24 frames a second, and in sizes that 32 divides.
-
-To train from pictures: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*."""
-
-
-RECIPE_STEPS = (
-    _FIRST
-    + f"""
-### 3. The values are for a GPU of 24 GB: **Recipes** on a training node has those for others. **Check** tells what it takes.
-### 4. {_RUN}
-### 5. The LoRA is in *models/loras*. An earlier checkpoint is often better: *Compare Checkpoints* shows them side by side."""
+NOTE_5B = _single_note(
+    "Wan 2.2 TI2V 5B, from text",
+    "It works at 24 frames a second, and in sizes that 32 divides.",
+    "For videos from a first frame: choose *first frame* in *Cache Latents*, and connect a picture to *Preview LoRA*.",
 )
-
-NOTE_MOTION = "# Train a motion or a camera move for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
-    clips="10 to 30 clips of 3 to 8 seconds, cut to one movement of various subjects,",
-    captions="Captions name the movement in the same words each time: *orbit 180 around a castle*. ",
+NOTE_MOTION = _recipe_note(
+    "Train a motion or a camera move for Wan 2.2 T2V A14B",
+    "10 to 30 clips of 3 to 8 seconds, cut to one movement of various subjects,",
+    "Captions name the movement in the same words each time: *orbit 180 around a castle*.",
 )
-NOTE_STYLE = "# Train a style for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
-    clips="10 to 40 pictures or clips that share a look, and nothing else,",
-    captions="Captions hold the *trigger_word* and name the look, not what is shown. The class word keeps its meaning"
-    " (*output_preservation*): a step takes twice as long. ",
+NOTE_STYLE = _recipe_note(
+    "Train a style for Wan 2.2 T2V A14B",
+    "10 to 40 pictures or clips that share a look, and nothing else,",
+    "Captions hold the *trigger_word* and name the look, not what is shown. The class word keeps its meaning"
+    " (*output_preservation*): a step takes 2.5 times as long.",
 )
-NOTE_EFFECT = "# Train an image-to-video effect for Wan 2.2 I2V A14B" + RECIPE_STEPS.format(
-    clips="10 to 30 clips of 3 to 8 seconds that begin just before the effect",
-    captions="Captions name the effect in the same words each time. Each clip's first frame is what the model is given. ",
+NOTE_EFFECT = _recipe_note(
+    "Train an image-to-video effect for Wan 2.2 I2V A14B",
+    "10 to 30 clips of 3 to 8 seconds that begin just before the effect",
+    "Captions name the effect in the same words each time. Each clip's first frame is what the model is given.",
 )
-
-NOTE_CHARACTER = "# Train a character for Wan 2.2 T2V A14B" + RECIPE_STEPS.format(
-    clips="10 to 30 pictures or short clips of one person or figure, in other poses, places and light,",
-    captions="Captions hold the *trigger_word* in place of the name, and say what else is to be seen. ",
+NOTE_CHARACTER = _recipe_note(
+    "Train a character for Wan 2.2 T2V A14B",
+    "10 to 30 pictures or short clips of one person or figure, in other poses, places and light,",
+    "Captions hold the *trigger_word* in place of the name, and say what else is to be seen.",
 )
-_GUIDE_STEPS = """
-### 1. Put {clips} into a folder below *input*, each with a *.txt* file that holds its caption.
-### 2. Press **R**, and choose the folder in *Dataset from Folder*. Choose a *trigger_word*, or empty it, and a *lora_name*.
-### 3. **Check** on a training node tells what it will take. Press **Run**. *Stop* keeps a checkpoint; with Run it goes on.
-### 4. {result}
-
-**Recipes** on the training node says where each value comes from."""
-NOTE_IMAGES = "# Train on pictures for Wan 2.2 T2V A14B, as AI_Characters does" + _GUIDE_STEPS.format(
-    clips="18 to 50 pictures",
-    result="After 100 epochs the LoRAs are in *models/loras*: *epochs* decides how long the runs are.",
+NOTE_IMAGES = _guide_note(
+    "Train on pictures for Wan 2.2 T2V A14B, as AI_Characters does",
+    "18 to 50 pictures",
+    _BOTH_NAMES,
+    "After 100 epochs both files are in *models/loras*: *epochs* decides how long the runs are.",
 )
-NOTE_QUICKSTART = "# Train for Wan 2.1 T2V 1.3B, as SimpleTuner's quick start does" + _GUIDE_STEPS.format(
-    clips="clips of 75 frames or more",
-    result="Its 400,000 steps of warm-up are the whole run: press *Stop and use* when the short videos please you.",
+NOTE_QUICKSTART = _guide_note(
+    "Train for Wan 2.1 T2V 1.3B, as SimpleTuner's quick start does",
+    "clips of 5 seconds or more, and of 480x480 pixels or more,",
+    _ONE_NAME,
+    "Its 400,000 steps of warm-up are the whole run: press *Stop and use* when the short videos please you.",
 )
 
 

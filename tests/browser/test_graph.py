@@ -9,7 +9,7 @@ import pytest
 from wan_train.tests.browser.desk import APP, Desk, template
 
 TEMPLATES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
-LEGIBLE = 0.8  # zoom at which a title has 11 pixels and a heading in a note 10
+LEGIBLE = 0.8  # zoom at which a title has 11 pixels and a second heading in a note 10 or more
 # Boxes [left, top, width, height] as they are drawn: in Nodes 2.0 with the button below a node.
 BOXES = f"""() => {{
   const {{ ds }} = {APP}.canvas;
@@ -23,6 +23,10 @@ BOXES = f"""() => {{
   }};
   return {APP}.rootGraph.nodes.map((node) => [`${{node.type}} ${{node.id}}`, drawn(node)]);
 }}"""
+# Of each heading and paragraph in a note: how large its letters are, in pixels of the graph.
+LETTERS = """() => [...document.querySelectorAll(".tiptap > *, .comfy-markdown-content > *")]
+  .filter((part) => part.textContent && part.checkVisibility())
+  .map((part) => [part.textContent, Number.parseFloat(getComputedStyle(part).fontSize)])"""
 GROUPS = f"() => {APP}.rootGraph.groups.map((group) => [group.title, [...group._bounding]])"
 PREVIEWS = f"""() => {{
   for (const node of {APP}.rootGraph.nodes.filter((found) => found.type === "TrainLoRAStage")) {{
@@ -72,6 +76,10 @@ def test_a_template_opens_readable(desk: Desk, name: str):
     assert (note["pos"][0] + offset[0]) * scale > 60  # right of the page's side bar, and below its tabs
     assert (note["pos"][1] + offset[1]) * scale > 100
 
+    letters: list[tuple[str, float]] = desk.evaluate(LETTERS)
+    assert letters
+    assert [text for text, pixels in letters if pixels * scale < 10] == []
+
     desk.evaluate(PREVIEWS)
     desk.fit()
     desk.page.wait_for_timeout(700)
@@ -80,7 +88,10 @@ def test_a_template_opens_readable(desk: Desk, name: str):
         assert not overlap(one, two), f"{first} {one} and {second} {two}"
     groups: list[Any] = [box for _, box in desk.evaluate(GROUPS)]
     for kind, box in boxes:
-        assert kind.startswith("MarkdownNote") or any(within(box, group) for group in groups), (kind, box, groups)
+        if kind.startswith("MarkdownNote"):
+            assert not any(overlap(box, group) for group in groups), (kind, box, groups)
+        else:
+            assert any(within(box, group) for group in groups), (kind, box, groups)
     desk.complaints.clear()  # the pictures and the runs that were made up are not there
 
 

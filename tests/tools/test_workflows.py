@@ -38,6 +38,13 @@ def test_tried_with_the_oldest_python_that_the_pack_names():
     assert versions.split(", ")[0] == f'"{oldest}"'
 
 
+def test_each_push_is_checked_as_the_registry_will_check_it():
+    lint, publish = ((PACK / ".github" / "workflows" / name).read_text("utf-8") for name in ("lint.yml", "publish.yml"))
+    (steps,) = re.findall(r"python -m pip install comfy-cli.*?node validate\n", publish, flags=re.DOTALL)
+    assert steps in lint
+    assert "node publish" not in lint
+
+
 @pytest.mark.parametrize(
     "path", sorted((PACK / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.stem
 )

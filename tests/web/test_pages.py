@@ -196,3 +196,44 @@ def test_pages_name_only_files_and_headings_that_exist(page: Path):
 
 def test_readme_has_links():
     assert "](docs/" in (PACK / "README.md").read_text(encoding="utf-8")
+
+
+def notes(path: Path) -> list[str]:
+    """The Markdown of a template's notes."""
+    return [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] == "MarkdownNote"]
+
+
+@each_workflow
+def test_all_of_a_note_is_heading(path: Path):
+    """Plain text has 8 pixels at the zoom that a template opens with. A line of hyphens makes a heading of those above it."""
+    parts = [part for text in notes(path) for part in text.split("\n\n")]
+    assert [part for part in parts if not re.fullmatch(r"##? .+|(.+\\\n)*.+\n---", part)] == []
+
+
+@each_workflow
+def test_a_note_says_which_template_comes_first(path: Path):
+    begins = notes(path)[0].startswith("## New here? Begin with the template *demo*")
+    assert begins == (path.stem != "demo")
+
+
+def test_the_demo_is_the_first_from_a_to_z():
+    """As ComfyUI's window of templates can sort them: letters first, whatever their case."""
+    assert min((path.stem for path in WORKFLOWS), key=lambda name: (name[0].isdigit(), name.lower())) == "demo"
+
+
+@each_workflow
+def test_where_pictures_are_left_out_a_note_asks_for_none(path: Path):
+    (given,) = {node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] == "CacheLatents"}
+    first = next(line for line in notes(path)[0].splitlines() if line.startswith("**1.** "))
+    assert path.stem == "demo" or re.search("clips" if given == "first frame" else "clips|pictures", first)
+    assert given != "first frame" or "picture" not in first
+
+
+def test_the_readme_keeps_one_table_of_measurements_and_the_page_has_its_numbers():
+    readme, page = ((PACK / name).read_text(encoding="utf-8") for name in ("README.md", "docs/measurements.md"))
+    rows = re.findall(r"^\| .+ \| (\d+ s) \| (\d+ s) \|$", readme, re.MULTILINE)
+    assert len(rows) == 2
+    for lora, first in rows:
+        assert re.search(rf"\| {lora}\b.* \| {first} \|", page)
+    assert readme.index(rows[0][0]) < readme.index("## Install")
+    assert len(re.findall(r"\d(?: s|\.\d seconds)\b", readme)) == 4, "more was measured: docs/measurements.md"
