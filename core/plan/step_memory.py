@@ -14,7 +14,7 @@ import torch
 from .host import note_idle
 
 
-class Peaks(NamedTuple):
+class MemoryPeaks(NamedTuple):
     """The most of a device's memory since a moment, in bytes."""
 
     allocated: int  # by tensors
@@ -24,7 +24,7 @@ class Peaks(NamedTuple):
 class Counters(Protocol):
     """Of a device's memory."""
 
-    def peaks(self) -> Peaks | None:
+    def peaks(self) -> MemoryPeaks | None:
         """Since `reset`; None on a device that does not count."""
         ...
 
@@ -39,11 +39,11 @@ class DeviceCounters:
 
     device: torch.device
 
-    def peaks(self) -> Peaks | None:
+    def peaks(self) -> MemoryPeaks | None:
         """As `Counters` has it."""
         if self.device.type != "cuda":
             return None
-        return Peaks(torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device))
+        return MemoryPeaks(torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device))
 
     def reset(self) -> None:
         """As `Counters` has it."""
@@ -57,17 +57,17 @@ class StepMemory:
     def __init__(self, counters: Counters) -> None:
         """`counters`: of the device that the run trains on, which nobody else resets."""
         self._counters = counters
-        self._before = Peaks(0, 0)  # the last `aside`
+        self._before = MemoryPeaks(0, 0)  # the last `aside`
 
     def begin(self) -> None:
         """Steps begin now: what came before was none."""
-        self._before = Peaks(0, 0)
+        self._before = MemoryPeaks(0, 0)
         self._counters.reset()
 
-    def peaks(self) -> Peaks | None:
+    def peaks(self) -> MemoryPeaks | None:
         """Of all steps up to now; None on a device that does not count."""
         now, before = self._counters.peaks(), self._before
-        return now and Peaks(max(now.allocated, before.allocated), max(now.reserved, before.reserved))
+        return now and MemoryPeaks(max(now.allocated, before.allocated), max(now.reserved, before.reserved))
 
     def allocated(self) -> int | None:
         """That one of the peaks."""

@@ -25,7 +25,7 @@ from ..parallel.reduce import copy_from_first
 from ..parallel.world import ALONE, World
 from ..plan.host import process_age
 from ..plan.overhead import OtherPrograms
-from ..plan.step_memory import Peaks
+from ..plan.step_memory import MemoryPeaks
 from ..settings.job import Job
 from .adaptive import adaptive_weight
 from .alternate import RunStoppedError, TakeTurns, Turns
@@ -286,7 +286,7 @@ class LogStep:
         events: EventWriter,
         device: torch.device,
         world: World = ALONE,
-        peaks: Callable[[], Peaks | None] = lambda: None,
+        peaks: Callable[[], MemoryPeaks | None] = lambda: None,
     ):
         """`peaks`: of the device's memory in the steps so far."""
         self._events, self._world, self._peaks = events, world, peaks

@@ -5,18 +5,18 @@ import time
 import pytest
 import torch
 from wan_train.core.plan import host
-from wan_train.core.plan.step_memory import DeviceCounters, Peaks, StepMemory
+from wan_train.core.plan.step_memory import DeviceCounters, MemoryPeaks, StepMemory
 
 
 class Card:
     """Counts as a GPU does: `take` gives everything back but for what stays."""
 
     def __init__(self):
-        self.held, self.most = Peaks(0, 0), Peaks(0, 0)
+        self.held, self.most = MemoryPeaks(0, 0), MemoryPeaks(0, 0)
 
     def take(self, allocated, reserved, *, stays=(0, 0)):
-        self.most = Peaks(max(self.most.allocated, allocated), max(self.most.reserved, reserved))
-        self.held = Peaks(*stays)
+        self.most = MemoryPeaks(max(self.most.allocated, allocated), max(self.most.reserved, reserved))
+        self.held = MemoryPeaks(*stays)
 
     def run_out(self, allocated, reserved, *, stays):
         self.take(allocated, reserved, stays=stays)

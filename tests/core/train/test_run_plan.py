@@ -15,7 +15,7 @@ from wan_train.core.plan.measure import NUM_MEASURED, WARM_UP, correction_kind
 from wan_train.core.plan.planner import MARGIN, MARGIN_BYTES, Planner
 from wan_train.core.plan.planning import make_planner, plan_of
 from wan_train.core.plan.probe import DeviceProbe
-from wan_train.core.plan.step_memory import Peaks
+from wan_train.core.plan.step_memory import MemoryPeaks
 from wan_train.core.settings.job import Job
 from wan_train.core.settings.memory import MemoryOptions
 from wan_train.core.settings.previews import PreviewOptions
@@ -303,7 +303,7 @@ def counted(monkeypatch, of_steps, of_others=0):
         now = 0
 
         def peaks(self):
-            return Peaks(Counted.now, 2 * Counted.now)
+            return MemoryPeaks(Counted.now, 2 * Counted.now)
 
         def reset(self):
             Counted.now = 0
