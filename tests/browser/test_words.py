@@ -5,6 +5,7 @@ import urllib.parse
 
 from wan_train.tests.browser.desk import HEAD, Desk
 from wan_train.tests.browser.test_training import training
+from wan_train.tools.help_pages import help_texts
 from wan_train.tools.locales import LOCALES, translated
 
 
@@ -19,6 +20,12 @@ def test_the_page_has_the_language_of_comfyui(browser, host):
         desk.until(ids["high_train"], words["Nothing is in the way."], ".wan-train-answer")
         desk.page.get_by_role("button", name=words["WanTrain runs"]).first.click()
         desk.page.get_by_placeholder(words["Search runs"]).wait_for()
+
+        desk.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", ids["high_train"])
+        help_button = desk.page.locator("[data-testid=info-button]")  # under ComfyUI's own overlay for a plain click
+        help_button.evaluate("(button) => button.click()")
+        help_page = desk.page.locator(".node-help-content")
+        help_page.get_by_role("heading", name=help_texts(LOCALES / "zh")["What errors mean"]).wait_for()
 
         page = desk.page.context.new_page()  # the pages that stand alone, too
         page.goto(f"{host.url}/wan_train/watch")
