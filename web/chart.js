@@ -241,12 +241,14 @@ export class LossChart {
   }
 
   /**
-   * The node has failed: its sentence, in the place of a state.
+   * The node has failed: why, in the place of a state; what more is said of it, below the curve.
    * @param {string} sentence
    */
   fail(sentence) {
+    const [why, ...more] = sentence.split("\n");
     if (this.run !== this.failed) this.sound = this.run;
-    this.run = { ...this.run, state: "error", line: sentence, facts: [] };
+    this.run = { ...this.run, state: "error", line: why, facts: [] };
+    if (more.length) this.say(more.join("\n"));
     this.failed = this.run;
     this.buttons.set([]);
     this.schedule();
@@ -257,13 +259,14 @@ export class LossChart {
    * @param {string} sentence of the failure
    */
   dropFailure(sentence) {
-    if (this.sound && this.run === this.failed && this.run.line === sentence) {
+    const [why, ...more] = sentence.split("\n");
+    if (this.sound && this.run === this.failed && this.run.line === why) {
       this.run = this.sound;
       this.buttons.set([], this.run.state);
       this.schedule();
     }
-    if (this.notes.textContent === sentence) this.say("");
-    this.buttons.dropRemark(sentence.split("\n")[0]);
+    if ([sentence, more.join("\n")].includes(this.notes.textContent ?? "")) this.say("");
+    this.buttons.dropRemark(why);
   }
 
   /** Draw once before the next frame, however many changes there were. */
