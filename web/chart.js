@@ -14,6 +14,7 @@ import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { keep, number, ofRun, recall } from "./kept.js";
 import { Previews } from "./previews.js";
+import { stateOf } from "./run_states.js";
 import { say } from "./words.js";
 
 /**
@@ -113,6 +114,8 @@ export class LossChart {
     this.tip = block("wan-train-tip", this.element);
     this.spoken = block("wan-train-spoken");
     this.spoken.setAttribute("role", "status");
+    this.told = block("wan-train-spoken", this.element); // the state, when it changes
+    this.told.setAttribute("role", "status");
     this.plot.tabIndex = 0;
     this.plot.setAttribute("role", "figure");
     this.plot.setAttribute("aria-description", help());
@@ -159,6 +162,7 @@ export class LossChart {
     this.controls.clear();
     this.curves.clear();
     this.zoom.range = null;
+    this.told.textContent = "";
     this.pointer = null;
     this.cursor = null;
     this.previews.clear();
@@ -204,7 +208,7 @@ export class LossChart {
    */
   add(report) {
     const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
-    const isSameState = state === this.run.state;
+    const before = this.run.state;
     this.run = { steps, state, line, facts: report.facts ?? [] };
     this.alarms = report.alarms ?? this.alarms;
     this.buttons.set(report.asks ?? [], state);
@@ -215,9 +219,16 @@ export class LossChart {
       this.known.delete(step);
     }
     for (const [step, loss] of validation) this.validation.set(step, loss);
-    if (isSameState) this.curves.follow(this.isThinned);
+    if (state !== before && before !== "new") this.tellState();
+    if (state === before) this.curves.follow(this.isThinned);
     else this.curves.ask();
     this.schedule();
+  }
+
+  /** Say what the run does now to whoever does not see it. */
+  tellState() {
+    const { state, line } = this.run;
+    this.told.textContent = [stateOf(this.run), state === "error" && line].filter(Boolean).join(": ");
   }
 
   /**
@@ -250,6 +261,7 @@ export class LossChart {
     this.run = { ...this.run, state: "error", line: why, facts: [] };
     if (more.length) this.say(more.join("\n"));
     this.failed = this.run;
+    this.tellState();
     this.buttons.set([]);
     this.schedule();
   }

@@ -42,7 +42,7 @@ async function load(address) {
 /** Shows pictures in sync. Where the browser has no decoder for them (a page without https), they are plain pictures. */
 export class Film {
   isExact = typeof ImageDecoder === "function";
-  isPlaying = true;
+  isPlaying = !globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches;
   moment = 0; // in seconds
   /** @type {(share: number) => void} */
   onMoment = () => {};
