@@ -26,7 +26,7 @@ async function load(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   const decoder = new ImageDecoder({ data: await answer.arrayBuffer(), type: "image/webp" });
-  await decoder.completed;
+  await Promise.all([decoder.completed, decoder.tracks.ready]); // Chromium knows the frames after the second alone
   const count = decoder.tracks.selectedTrack?.frameCount ?? 1;
   const ends = [];
   let end = 0;
