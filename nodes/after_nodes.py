@@ -19,7 +19,7 @@ from ..core.words import counted
 from . import host
 from .host import folders
 from .inputs import checked
-from .merge_nodes import FileMaker
+from .merge_nodes import FileMaker, counted_up
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, WanLora
 
@@ -62,9 +62,9 @@ class MergeLoRAs(FileMaker):
             seed=settings["seed"],
         )
         device, progress = torch.device(host.auto_devices()[0]), _progress(cls.hidden.unique_id, "merging")
-        return _done(
-            merge_files(folders.loras_path(), sources, merging, _writing(settings), device=device, progress=progress)
-        )
+        writing = _writing(settings)
+        merged = merge_files(folders.loras_path(), sources, merging, writing, device=device, progress=progress)
+        return _done(merged, writing.name)
 
 
 class ChangeLoRA(FileMaker):
@@ -90,7 +90,8 @@ class ChangeLoRA(FileMaker):
     def execute(cls, lora: LoraHandle, **settings: Any) -> io.NodeOutput:
         names = ("rank", "energy", "drop_blocks", "drop_layers", "strength")
         changes = Changes(**{name: settings[name] for name in names})
-        return _done(change_file(folders.loras_path(), lora.path, changes, _writing(settings)))
+        writing = _writing(settings)
+        return _done(change_file(folders.loras_path(), lora.path, changes, writing), writing.name)
 
 
 class ExtractLoRA(FileMaker):
@@ -128,7 +129,8 @@ class ExtractLoRA(FileMaker):
         options = ExtractOptions(**{name: settings[name] for name in ("rank", "energy", "all_linears")})
         device, progress = torch.device(host.auto_devices()[0]), _progress(cls.hidden.unique_id, "extracting")
         folder, writing = folders.loras_path(), _writing(settings)
-        return _done(extract_file(folder, base, tuned, options, writing, device=device, progress=progress))
+        made = extract_file(folder, base, tuned, options, writing, device=device, progress=progress)
+        return _done(made, writing.name)
 
 
 class FoldLoRA(FileMaker):
@@ -170,6 +172,7 @@ class FoldLoRA(FileMaker):
         folded = fold(inspect(model), [(lora.path, strength)], out, precision=precision, progress=progress)
         host.remember([out])
         lines = [f"{out.name}: {counted(folded.num_changed, 'layer')} changed", *(f"- {note}" for note in folded.notes)]
+        lines += counted_up([out], name)
         return io.NodeOutput(out.name, ui={"text": ["\n".join(lines)]})
 
 
@@ -188,12 +191,13 @@ def _writing(settings: dict[str, Any]) -> FileOptions:
     return FileOptions(**{name: settings[name] for name in ("name", "precision", "key_style")})
 
 
-def _done(written: WrittenFile) -> io.NodeOutput:
+def _done(written: WrittenFile, name: str) -> io.NodeOutput:
     host.remember([written.path])
-    for line in written.lines:
+    lines = [*written.lines, *counted_up([written.path], name)]
+    for line in lines:
         log.info("%s", line)
     handle = LoraHandle(written.path, written.slot, written.path.stem)
-    return io.NodeOutput(handle, written.path.name, ui={"text": ["\n".join(written.lines)]})
+    return io.NodeOutput(handle, written.path.name, ui={"text": ["\n".join(lines)]})
 
 
 def _lora_outputs() -> list[Any]:

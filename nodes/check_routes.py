@@ -26,7 +26,7 @@ from ..core.settings.dataset import Conditioning, DatasetOptions
 from ..core.settings.job import CaptionText, Job, PreviewPrompt
 from ..core.settings.previews import SamplePromptOptions
 from ..core.train.build import PreviewModels, build_job, job_warnings
-from ..core.train.forecast import disk_lines, expected_data, plan_line
+from ..core.train.forecast import PlanLine, disk_lines, expected_data, plan_line
 from ..core.train.length import job_length
 from ..core.train.start import check_start
 from . import host
@@ -46,7 +46,7 @@ from .widgets import meanings
 log = logging.getLogger(__name__)
 _MOST_BYTES = 20_000_000  # of a prompt
 _TRAIN = "TrainLoRAStage"
-_NO_PLAN = "memory and time: press Check"
+_NO_PLAN = PlanLine("memory and time: press Check")
 _MOST_JOINED = 50  # joined datasets in each other: beyond, it is a circle
 Found = dict[str, dict[str, Any]]
 
@@ -117,7 +117,8 @@ def _tell_lengths(found: Found, jobs: Mapping[str, Job]) -> None:
     whole = len(by_stage) == len(jobs)
     for key, job in jobs.items():
         lines = describe_lengths(by_stage if whole else {job.stage: by_stage[job.stage]})
-        found[key]["text"] = "\n".join([*lines, found[key]["text"]])
+        text = found[key]["text"]
+        found[key]["text"] = "\n".join([text, *lines] if found[key]["failed"] else [*lines, text])  # why comes first
 
 
 class _NodeError(Exception):
@@ -178,12 +179,10 @@ class _Graph:
             check_start(job, models.model.info)
             check_vae(job.previews, has_vae=self._is_wired(key, "vae"))
             runs = host.runs_path()
-            lines = [
-                _NO_PLAN if self.light else _plan(job, models.model, runs.parent / "cache"),
-                *disk_lines(job, models.model.info.config, runs / job.name),
-            ]
+            plan = _NO_PLAN if self.light else _plan(job, models.model, runs.parent / "cache")
+            lines = [plan.text, *disk_lines(job, models.model.info.config, runs / job.name)]
             warnings = [f"- {sentence}" for sentence in [*job_warnings(job, wanted), *other_warnings(job, dit, other)]]
-        self.found[key] = {"text": "\n".join([*lines, *warnings]), "failed": False}
+        self.found[key] = {"text": "\n".join([*lines, *warnings]), "failed": plan.to_mend}
         return job
 
     def _dit(self, key: str) -> DitHandle:
@@ -292,16 +291,17 @@ class _on:  # noqa: N801 - reads as a word
             raise _NodeError(self.node, str(error)) from error
 
 
-def _plan(job: Job, dit: DitHandle, scratch: Path) -> str:
+def _plan(job: Job, dit: DitHandle, scratch: Path) -> PlanLine:
     """The plan on the device that the run would take."""
     device = job.device if job.device != "auto" else host.auto_devices()[0]
     if is_training(device):
-        return f"the plan waits for the training that goes on, on {device}: check again when it is over"
+        waits = f"the plan waits for the training that goes on, on {device}: check again when it is over"
+        return PlanLine(waits)
     try:
         return plan_line(job, dit.info, torch.device(device), scratch)
     except OSError as error:
         log.warning("the plan of %s can't be made: %s", job.name, error)
-        return f"what is free of the memory is not known here ({error})"
+        return PlanLine(f"what is free of the memory is not known here ({error})")
 
 
 def _widgets(kind: str) -> set[str]:

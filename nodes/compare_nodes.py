@@ -68,6 +68,7 @@ class CompareCheckpoints(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="WanCompareCheckpoints",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Compare Checkpoints (Wan)",
             category=CATEGORY,
             description="An X/Y grid of a training's checkpoints: each with each prompt and strength, from the same seed, with"

@@ -37,6 +37,7 @@ class DatasetFromFolder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DatasetFromFolder",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Dataset from Folder (Wan)",
             category=CATEGORY,
             description="Images (png, jpg, webp, avif) and clips (mp4, mov, mkv, webm, gif), each with a text file of the"
@@ -131,6 +132,7 @@ class CacheLatents(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CacheLatents",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Cache Latents (Wan)",
             category=CATEGORY,
             description="Encodes the dataset with the VAE and keeps the result on disk. Only what is new or changed is"
@@ -197,6 +199,7 @@ class CacheT5(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CacheT5",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Cache T5 (Wan captions)",
             category=CATEGORY,
             description="Encodes the captions with the umT5 text encoder and keeps the result on disk. Captions are taken"

@@ -5,7 +5,18 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..core.packages import package_problems, release
-from . import NODES, check_routes, curve_routes, host, look_routes, routes, run_routes, watch_page, words_routes
+from . import (
+    NODES,
+    check_routes,
+    curve_routes,
+    host,
+    look_routes,
+    report_routes,
+    routes,
+    run_routes,
+    watch_page,
+    words_routes,
+)
 from .host import folders
 from .old_values import renew_prompt
 
@@ -22,6 +33,7 @@ class WanTrainExtension(ComfyExtension):
         curve_routes.register()
         look_routes.register()
         run_routes.register()
+        report_routes.register()
         check_routes.register()
         watch_page.register()
         words_routes.register()

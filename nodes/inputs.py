@@ -19,6 +19,7 @@ from ..core.errors import ConfigError
 from ..core.names import in_short, kind_of
 from ..core.recipe.recipe import widgets_of
 from .advice import advising
+from .report_file import keep_shown
 from .sockets import DitHandle, LoraHandle, PairHandle
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
@@ -59,7 +60,7 @@ _NUMBERS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def checked(execute: Execute) -> Execute:
-    """`execute` of a node, which refuses inputs that are not of the kinds that its schema says."""
+    """`execute` of a node, which refuses inputs that are not of the kinds that its schema says. What it reports is kept."""
     names = list(inspect.signature(execute).parameters)[1:]
 
     def check(cls: Any, arguments: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
@@ -71,7 +72,9 @@ def checked(execute: Execute) -> Execute:
         async def run_async(cls: Any, *arguments: Any, **inputs: Any) -> Any:
             check(cls, arguments, inputs)
             with advising():
-                return await execute(cls, *arguments, **inputs)
+                output = await execute(cls, *arguments, **inputs)
+            keep_shown(output)
+            return output
 
         return run_async  # type: ignore[return-value]
 
@@ -79,7 +82,9 @@ def checked(execute: Execute) -> Execute:
     def run(cls: Any, *arguments: Any, **inputs: Any) -> Any:
         check(cls, arguments, inputs)
         with advising():
-            return execute(cls, *arguments, **inputs)
+            output = execute(cls, *arguments, **inputs)
+        keep_shown(output)
+        return output
 
     return run  # type: ignore[return-value]
 

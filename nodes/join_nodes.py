@@ -24,6 +24,7 @@ class JoinDatasets(io.ComfyNode):
         one = WanDataset.Input("dataset", tooltip="From Dataset from Folder; each has its own settings.")
         return io.Schema(
             node_id="JoinDatasets",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Join Datasets (Wan)",
             category=CATEGORY,
             description="Trains on several datasets in one run: other sizes, other clips, another concept, or pictures that"

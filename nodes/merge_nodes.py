@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class MergeStages(FileMaker):
         files = shipment.files
         host.remember(files.values())
         lines = [*(f"{slot}: {found.note}" for slot, found in chosen.items() if found.note), *shipment.lines()]
+        lines += counted_up(files.values(), options.name)
         for line in lines:
             log.info("%s", line)
         is_shared = high is not None and high.stage == "both"
@@ -115,6 +117,13 @@ class MergeStages(FileMaker):
         )
         names = [path.name if path else "" for path in (pair.high, pair.low)]
         return io.NodeOutput(pair, *names, ui={"text": ["\n".join(lines)]})
+
+
+def counted_up(files: Iterable[Path], name: str) -> list[str]:
+    """A sentence where another LoRA has the name that was asked for, so that these files are called NAME_v2."""
+    name, *stems = (re.sub(r"_(high|low)_noise$", "", stem) for stem in (name, *(path.stem for path in files)))
+    stems = dict.fromkeys(stem for stem in stems if stem != name)
+    return [f"- another file is called {name}, and stays as it is: what was made now is {stem}" for stem in stems]
 
 
 def _slot(lora: LoraHandle) -> Slot:
@@ -202,6 +211,7 @@ class WanLoRAFromFile(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="WanLoRAFromFile",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="LoRA from File (Wan)",
             category=CATEGORY,
             description="Reads LoRA files of musubi-tuner, AI-Toolkit, SimpleTuner, diffusion-pipe and this pack, and the"

@@ -28,6 +28,7 @@ class LoadWanDiT(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadWanDiT",
+            has_intermediate_output=True,  # its report comes from the host's cache too
             display_name="Load Wan DiT (for training)",
             category=CATEGORY,
             description="Chooses the Wan diffusion model that a LoRA is trained on. Use the same file as for generation.",

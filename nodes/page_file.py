@@ -25,14 +25,19 @@ MAX_TOKENS, MAX_TOKEN = 50, 64  # of a run; characters of one
 MAX_DEPTH = 20  # of subgraphs in subgraphs
 
 
-def node_token(workflow: Any, node_id: str) -> str:
-    """The token of the node with an execution id ("12", or "3:12" inside a subgraph) in a workflow; "" if it has none."""
+def node_of(workflow: Any, node_id: str) -> Mapping[str, Any]:
+    """The node with an execution id ("12", or "3:12" inside a subgraph) in a workflow; empty if it has none."""
     subgraphs = {graph.get("id"): graph for graph in _tables(workflow, "definitions", "subgraphs")}
     graph, node = workflow, {}
     for part in str(node_id).split(":")[:MAX_DEPTH]:
         node = next((found for found in _tables(graph, "nodes") if str(found.get("id")) == part), {})
         graph = subgraphs.get(node.get("type"), {})
-    properties = node.get("properties")
+    return node
+
+
+def node_token(workflow: Any, node_id: str) -> str:
+    """The token of a node, see `node_of`; "" if it has none."""
+    properties = node_of(workflow, node_id).get("properties")
     token = properties.get(TOKEN) if isinstance(properties, Mapping) else None
     return token if isinstance(token, str) and len(token) <= MAX_TOKEN else ""
 

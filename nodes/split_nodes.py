@@ -10,7 +10,7 @@ from ..core.adapters.split_file import SAME, SplitOptions, split_file
 from . import host
 from .host import folders
 from .inputs import checked
-from .merge_nodes import FileMaker
+from .merge_nodes import FileMaker, counted_up
 from .model_nodes import CATEGORY
 from .sockets import LoraHandle, WanLora
 
@@ -58,9 +58,10 @@ class SplitLoRA(FileMaker):
     @checked
     def execute(cls, lora_file: str, **settings: Any) -> io.NodeOutput:
         options = SplitOptions(**{name: settings[name] for name in ("name", "precision", "key_style")})
-        high, low = split_file(folders.loras_path(), folders.lora_path(lora_file), options)
+        source = folders.lora_path(lora_file)
+        high, low = split_file(folders.loras_path(), source, options)
         host.remember([high.path, low.path])
-        lines = [*high.lines, *low.lines]
+        lines = [*high.lines, *low.lines, *counted_up([high.path, low.path], options.name or source.stem)]
         for line in lines:
             log.info("%s", line)
         handles = (LoraHandle(made.path, made.slot, made.path.stem) for made in (high, low))

@@ -14,6 +14,7 @@ import { block, shape } from "./elements.js";
 import { writeHead } from "./head.js";
 import { keep, number, ofRun, recall } from "./kept.js";
 import { Previews } from "./previews.js";
+import { stateOf } from "./run_states.js";
 import { say } from "./words.js";
 
 /**
@@ -113,6 +114,8 @@ export class LossChart {
     this.tip = block("wan-train-tip", this.element);
     this.spoken = block("wan-train-spoken");
     this.spoken.setAttribute("role", "status");
+    this.told = block("wan-train-spoken", this.element); // the state, when it changes
+    this.told.setAttribute("role", "status");
     this.plot.tabIndex = 0;
     this.plot.setAttribute("role", "figure");
     this.plot.setAttribute("aria-description", help());
@@ -159,6 +162,7 @@ export class LossChart {
     this.controls.clear();
     this.curves.clear();
     this.zoom.range = null;
+    this.told.textContent = "";
     this.pointer = null;
     this.cursor = null;
     this.previews.clear();
@@ -204,7 +208,7 @@ export class LossChart {
    */
   add(report) {
     const { steps, state, line, losses = [], validation = [], previews = this.previews.files } = report;
-    const isSameState = state === this.run.state;
+    const before = this.run.state;
     this.run = { steps, state, line, facts: report.facts ?? [] };
     this.alarms = report.alarms ?? this.alarms;
     this.buttons.set(report.asks ?? [], state);
@@ -215,9 +219,16 @@ export class LossChart {
       this.known.delete(step);
     }
     for (const [step, loss] of validation) this.validation.set(step, loss);
-    if (isSameState) this.curves.follow(this.isThinned);
+    if (state !== before && before !== "new") this.tellState();
+    if (state === before) this.curves.follow(this.isThinned);
     else this.curves.ask();
     this.schedule();
+  }
+
+  /** Say what the run does now to whoever does not see it. */
+  tellState() {
+    const { state, line } = this.run;
+    this.told.textContent = [stateOf(this.run), state === "error" && line].filter(Boolean).join(": ");
   }
 
   /**
@@ -241,13 +252,16 @@ export class LossChart {
   }
 
   /**
-   * The node has failed: its sentence, in the place of a state.
+   * The node has failed: why, in the place of a state; what more is said of it, below the curve.
    * @param {string} sentence
    */
   fail(sentence) {
+    const [why, ...more] = sentence.split("\n");
     if (this.run !== this.failed) this.sound = this.run;
-    this.run = { ...this.run, state: "error", line: sentence, facts: [] };
+    this.run = { ...this.run, state: "error", line: why, facts: [] };
+    if (more.length) this.say(more.join("\n"));
     this.failed = this.run;
+    this.tellState();
     this.buttons.set([]);
     this.schedule();
   }
@@ -257,13 +271,14 @@ export class LossChart {
    * @param {string} sentence of the failure
    */
   dropFailure(sentence) {
-    if (this.sound && this.run === this.failed && this.run.line === sentence) {
+    const [why, ...more] = sentence.split("\n");
+    if (this.sound && this.run === this.failed && this.run.line === why) {
       this.run = this.sound;
       this.buttons.set([], this.run.state);
       this.schedule();
     }
-    if (this.notes.textContent === sentence) this.say("");
-    this.buttons.dropRemark(sentence.split("\n")[0]);
+    if ([sentence, more.join("\n")].includes(this.notes.textContent ?? "")) this.say("");
+    this.buttons.dropRemark(why);
   }
 
   /** Draw once before the next frame, however many changes there were. */

@@ -7,15 +7,18 @@ import { shape } from "./elements.js";
 
 const TOP = 8; // pixels above the plot
 const RIGHT = 12;
-const TEXT = { least: 10, most: 16 }; // pixels
+const TEXT = { least: 10, most: 16 }; // pixels, where the browser's own size of words is USUAL
+const USUAL = 16;
 
 /**
- * Size of the words of a plot: larger where the graph is shown smaller, so that they can still be read.
+ * Size of the words of a plot, in pixels: larger where the graph is shown smaller, so that they can still be read, and where
+ * the browser's own size is larger.
  * @param {HTMLElement} plot
  */
 export function textSize(plot) {
   const zoom = plot.getBoundingClientRect().width / plot.clientWidth || 1; // the canvas renderer scales by a transform
-  return Math.round(Math.min(TEXT.most, Math.max(TEXT.least, TEXT.least / zoom)));
+  const own = (Number.parseFloat(window.getComputedStyle(document.documentElement).fontSize) || USUAL) / USUAL;
+  return Math.round(own * Math.min(TEXT.most, Math.max(TEXT.least, TEXT.least / zoom)));
 }
 
 /**

@@ -26,7 +26,7 @@ async function load(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   const decoder = new ImageDecoder({ data: await answer.arrayBuffer(), type: "image/webp" });
-  await decoder.completed;
+  await Promise.all([decoder.completed, decoder.tracks.ready]); // Chromium knows the frames after the second alone
   const count = decoder.tracks.selectedTrack?.frameCount ?? 1;
   const ends = [];
   let end = 0;
@@ -42,7 +42,7 @@ async function load(address) {
 /** Shows pictures in sync. Where the browser has no decoder for them (a page without https), they are plain pictures. */
 export class Film {
   isExact = typeof ImageDecoder === "function";
-  isPlaying = true;
+  isPlaying = !globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches;
   moment = 0; // in seconds
   /** @type {(share: number) => void} */
   onMoment = () => {};

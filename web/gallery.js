@@ -107,14 +107,15 @@ export class GalleryWindow {
 
   controls() {
     const bar = block("wan-train-buttons", this.box);
-    const play = button(bar, say("Pause"), "", () => {
+    const name = () => (this.film.isPlaying ? say("Pause") : say("Play"));
+    const play = button(bar, name(), "", () => {
       this.film.isPlaying = !this.film.isPlaying;
-      play.textContent = this.film.isPlaying ? say("Pause") : say("Play");
+      play.textContent = name();
     });
     const moment = range(bar, say("Moment of all videos"), "0", "1000");
     moment.addEventListener("input", () => {
       this.film.isPlaying = false;
-      play.textContent = say("Play");
+      play.textContent = name();
       this.film.seek(moment.valueAsNumber / 1000);
     });
     this.film.onMoment = (share) => {

@@ -1,7 +1,9 @@
 // What nodes report: below the chart of the training node, in a widget of its own on the others.
 
+import { api } from "../../scripts/api.js";
 import { addWidget } from "./graph.js";
-import { chartOf } from "./runs.js";
+import { AS_JSON, chartOf } from "./runs.js";
+import { addToken, tokenOf } from "./tokens.js";
 import { say } from "./words.js";
 
 /** Least height of the report, by class of node; of all nodes whose report is one line it is LINE. */
@@ -44,7 +46,10 @@ export function addReport(node) {
   element.addEventListener("wheel", (event) => element.scrollHeight > element.clientHeight && event.stopPropagation());
   write(element, "");
   const height = HEIGHTS[node.comfyClass ?? ""];
-  addWidget(node, "report", element, () => height);
+  addToken(
+    node,
+    addWidget(node, "report", element, () => height),
+  );
 }
 
 /**
@@ -79,8 +84,8 @@ function valuesOf(node) {
 }
 
 /**
- * Write a node's text. A report is kept for this tab, with the values that it is of; not in the workflow: it names files.
- * A training's text is in the folder of its run.
+ * Write a node's text. The server keeps what a run has reported, with the values that it is of; this tab also what a check
+ * has. It is not in the workflow: it names files. A training's text is in the folder of its run.
  * @param {Comfy.Node} node
  * @param {string} text
  */
@@ -116,20 +121,60 @@ export function dropFailure(node, sentence) {
   if (!report) chartOf(node)?.dropFailure(sentence.trim());
   else if (report.classList.contains("wan-train-failed") && report.textContent === sentence.trim()) {
     write(report, "");
-    recallText(node);
+    recallTexts([node]);
   }
 }
 
 /**
- * Write what was kept of a node's report, if it is of the values that the node has now.
+ * Write what is kept of each node's report, if it is of the values that the node has now: by this tab, and by the server.
+ * @param {Comfy.Node[]} nodes
+ */
+export async function recallTexts(nodes) {
+  const asked = new Map();
+  for (const node of nodes) {
+    const report = reports.get(node);
+    if (!report || report.classList.contains("wan-train-failed")) continue;
+    const kept = sessionStorage.getItem(storageKey(node));
+    if (kept) writeKept(node, report, JSON.parse(kept));
+    if (tokenOf(node)) asked.set(node, report.textContent);
+  }
+  if (!asked.size) return;
+  try {
+    const query = new URLSearchParams([...asked.keys()].map((node) => ["token", tokenOf(node)]));
+    const answer = await api.fetchApi(`/wan_train/reports?${query}`);
+    const found = answer.ok ? await answer.json() : {};
+    for (const [node, shown] of asked) {
+      const report = /** @type {HTMLElement} */ (reports.get(node));
+      const kept = found[tokenOf(node)];
+      if (kept && report.textContent === shown) writeKept(node, report, kept); // else something newer came meanwhile
+    }
+  } catch (error) {
+    console.warn("[wan_train] the server does not tell what the nodes have reported", error);
+  }
+}
+
+/**
+ * @param {Comfy.Node} node
+ * @param {HTMLElement} report
+ * @param {{ values: string | unknown[], text: string }} kept values as JSON by this tab, as a workflow has them by the server
+ */
+function writeKept(node, report, { values, text }) {
+  const own = typeof values === "string" ? values : JSON.stringify(values);
+  if (own === valuesOf(node)) write(report, text);
+}
+
+/**
+ * Have the server keep what is shown now: the host had kept it, so that the node was not executed again.
  * @param {Comfy.Node} node
  */
-export function recallText(node) {
-  const report = reports.get(node);
-  const kept = report && sessionStorage.getItem(storageKey(node));
-  if (!kept) return;
-  const { values, text } = JSON.parse(kept);
-  if (values === valuesOf(node)) write(report, text);
+export function keepText(node) {
+  const token = tokenOf(node);
+  const text = reports.get(node)?.textContent;
+  if (!token || !text) return;
+  const body = JSON.stringify({ token, text, values: JSON.parse(valuesOf(node)) });
+  api
+    .fetchApi("/wan_train/reports", { ...AS_JSON, body })
+    .catch((error) => console.warn("[wan_train] a report was not kept", error));
 }
 
 /**

@@ -4,11 +4,11 @@
 import { api } from "../../scripts/api.js";
 import { LossChart } from "./chart.js";
 import { addWidget, allNodes, makeRoom, nodeByExecutionId } from "./graph.js";
+import { addToken, tokenOf } from "./tokens.js";
 import { say } from "./words.js";
 
 const CHART_HEIGHT = 240;
 const PREVIEW_HEIGHT = 210; // more, once there is one
-const TOKEN = "wan_node"; // property of a node, by which the server knows it
 
 /** How a request that changes something is sent: a page of another site can't send it so. */
 export const AS_JSON = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
@@ -59,37 +59,20 @@ export function addChart(node, check) {
     chart.element,
     () => CHART_HEIGHT + (chart.previews.element.hidden ? 0 : PREVIEW_HEIGHT),
   );
-  for (const moment of /** @type {const} */ (["onAdded", "onConfigure"])) {
-    const before = node[moment];
-    node[moment] = function (/** @type {any} */ given) {
-      dropCopied(node);
-      return before?.call(this, given);
-    };
-  }
-  widget.beforeQueued = () => {
-    // Into the workflow that is sent: by it the server tells us again which run is this node's.
-    if (!node.properties[TOKEN]) node.setProperty(TOKEN, crypto.randomUUID());
-  };
+  addToken(node, widget, () => dropRun(node));
 }
 
 /**
- * A copy of a node is a training of its own: it drops the run that it was copied with. Later, for a node that moves into a
- * subgraph is copied, and then removed.
+ * A copy of a node is a training of its own: it drops the run that it was copied with.
  * @param {Comfy.Node} node
  */
-function dropCopied(node) {
-  setTimeout(() => {
-    const token = node.properties[TOKEN];
-    const first = token && allNodes().find((other) => other.properties?.[TOKEN] === token);
-    if (!first || first === node || !node.graph) return;
-    delete node.properties[TOKEN];
-    delete node.properties.wan_run;
-    const entry = charts.get(node);
-    if (!entry) return;
-    entry.run = null;
-    entry.chart.clear();
-    entry.chart.say("");
-  }, 0);
+function dropRun(node) {
+  delete node.properties.wan_run;
+  const entry = charts.get(node);
+  if (!entry) return;
+  entry.run = null;
+  entry.chart.clear();
+  entry.chart.say("");
 }
 
 /**
@@ -194,7 +177,7 @@ export function inputOf(node, name) {
  */
 function isRunOf(node, update) {
   if (charts.get(node)?.run === update.run) return true; // it shows it already
-  if (node.properties[TOKEN] && update.token) return node.properties[TOKEN] === update.token;
+  if (tokenOf(node) && update.token) return tokenOf(node) === update.token;
   if (node.properties.wan_run === update.run) return true;
   const name = inputOf(node, "lora_name");
   const stage = inputOf(node, "stage");
@@ -240,7 +223,7 @@ export async function recallRun(node) {
   const entry = charts.get(node);
   if (!entry) return;
   const query = new URLSearchParams();
-  const asked = { token: node.properties[TOKEN], run: node.properties.wan_run, name: inputOf(node, "lora_name") };
+  const asked = { token: tokenOf(node), run: node.properties.wan_run, name: inputOf(node, "lora_name") };
   for (const [name, value] of Object.entries({ ...asked, stage: inputOf(node, "stage") })) {
     if (value) query.set(name, String(value));
   }

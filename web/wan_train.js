@@ -10,8 +10,17 @@ import { addLook, hasLook } from "./look.js";
 import { follow, forget, settings } from "./notify.js";
 import { renewValues } from "./old_values.js";
 import { addPresets, fetchPresets, hasPresets, presetMenu } from "./presets.js";
-import { addReport, dropProgressLine, hasReport, recallText, showFailure, showsText, showText } from "./reports.js";
-import { addChart, chartOf, recallRun, recallRuns, showRun, takeUpdate } from "./runs.js";
+import {
+  addReport,
+  dropProgressLine,
+  hasReport,
+  keepText,
+  recallTexts,
+  showFailure,
+  showsText,
+  showText,
+} from "./reports.js";
+import { addChart, chartOf, recallRuns, showRun, takeUpdate } from "./runs.js";
 import { addSidebar, refresh } from "./sidebar.js";
 import { noteView, showView } from "./view.js";
 import { learn } from "./words.js";
@@ -57,7 +66,9 @@ function listen() {
   });
   events.addEventListener("executed", (event) => {
     const { display_node, node, output } = /** @type {CustomEvent} */ (event).detail;
-    takeOutput(nodeByExecutionId(display_node ?? node), output);
+    const shown = nodeByExecutionId(display_node ?? node);
+    takeOutput(shown, output);
+    if (shown && output?.text) keepText(shown);
   });
   events.addEventListener("execution_error", (event) => {
     const { node_id, node_type, exception_message } = /** @type {CustomEvent} */ (event).detail;
@@ -67,6 +78,7 @@ function listen() {
   events.addEventListener("graphChanged", watchInputs);
   for (const kind of ["reconnected", "execution_success", "execution_interrupted"]) {
     events.addEventListener(kind, recallRuns);
+    events.addEventListener(kind, () => recallTexts(allNodes()));
     events.addEventListener(kind, refresh);
   }
   events.addEventListener("execution_interrupted", () => allNodes().filter(chartOf).forEach(dropProgressLine));
@@ -127,10 +139,8 @@ const extension = {
 
   afterConfigureGraph() {
     showView();
-    for (const node of allNodes().filter(showsText)) {
-      recallText(node);
-      recallRun(node);
-    }
+    recallTexts(allNodes());
+    recallRuns();
     takeInputs();
   },
 

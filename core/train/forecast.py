@@ -1,6 +1,8 @@
 """What a training will be, before anything of it is cached or loaded: its data by the sizes of the files, and its plan."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +14,7 @@ from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..plan.advice import explain, memory_taken, what_would_fit
 from ..plan.decision import decide
 from ..plan.learnt import Learnt
+from ..plan.shortages import Met
 from ..plan.sizes import Sizes
 from ..settings.dataset import Conditioning
 from ..settings.job import CaptionText, DataSpec, Job, TrainSample
@@ -80,7 +83,14 @@ def _sample(sample: Sample, config: WanConfig, conditioning: Conditioning, has_v
     )
 
 
-def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path) -> str:
+class PlanLine(NamedTuple):
+    """What a run would do now, in words; `to_mend`: whether it would take more than it may, and the words say what fits."""
+
+    text: str
+    to_mend: bool = False
+
+
+def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path) -> PlanLine:
     """The plan that a run of `job` would choose now: memory, time of a step and of the whole run; or what would fit.
 
     `scratch`: the folder in which runs keep what they have learnt of the device. What is not known of it yet is measured,
@@ -89,13 +99,22 @@ def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Pat
     """
     decision = decide(job, info, device, scratch)
     learnt = Learnt(device, scratch)
-    planner = learnt.planner(job, decision, learnt.probe(decision))
-    choice = planner.choose()
+    probe = learnt.probe(decision)
+    planner = learnt.planner(job, decision, probe)
+    choice = planner.choose() or replace(planner, met=Met()).choose()  # as the run does
+    if choice is None and decision.joined > 1:
+        planner = learnt.planner(job, replace(decision, joined=1), probe)
+        choice = planner.choose()
+    is_cpu = device.type == "cpu"
     if choice is None:
-        return what_would_fit(planner)
-    if device.type == "cpu":  # of which no run has taught the planner how long a step takes
-        return f"on the CPU: {memory_taken(planner, choice)}; how long a step takes shows after the first ones"
-    return explain(planner, choice, steps=job.loop.steps)
+        is_tried = is_cpu or job.memory.plan == "manual"  # all the same
+        to_mend = not is_tried or (is_cpu and job.memory.budget_gb > 0)
+        return PlanLine(what_would_fit(planner) + (" The run tries it all the same." if is_tried else ""), to_mend)
+    if is_cpu:  # of which no run has taught the planner how long a step takes
+        return PlanLine(
+            f"on the CPU: {memory_taken(planner, choice)}; how long a step takes shows after the first ones"
+        )
+    return PlanLine(explain(planner, choice, steps=job.loop.steps))
 
 
 def disk_lines(job: Job, sizes: Sizes, folder: Path) -> list[str]:

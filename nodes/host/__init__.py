@@ -10,6 +10,7 @@ from .control import (
     Interrupted,
     auto_devices,
     device_names,
+    executing,
     free_vram,
     interrupt_again,
     interrupted,
@@ -26,7 +27,7 @@ from .describer import HostDescriber
 from .encoders import HostTextEncoder, HostVideoEncoder, HostVisionEncoder
 from .models import load_diffusion_model, load_umt5, load_vae, umt5_config
 from .pictures import latent_picture
-from .places import cache_path, note_unfinished, remember, runs_path, vanished, work_path
+from .places import cache_path, note_unfinished, remember, reports_path, runs_path, vanished, work_path
 
 __all__ = [
     "SAMPLERS",
@@ -39,6 +40,7 @@ __all__ = [
     "auto_devices",
     "cache_path",
     "device_names",
+    "executing",
     "free_vram",
     "interrupt_again",
     "interrupted",
@@ -51,6 +53,7 @@ __all__ = [
     "on_prompt",
     "raise_if_interrupted",
     "remember",
+    "reports_path",
     "routes",
     "runs_path",
     "send_event",

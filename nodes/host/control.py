@@ -9,6 +9,7 @@ import comfy.samplers
 import torch
 from comfy.cli_args import args
 from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
@@ -43,6 +44,16 @@ def auto_devices() -> list[str]:
 def _gpus() -> list[str]:
     is_used = mm.cpu_state != mm.CPUState.CPU and torch.cuda.is_available()
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if is_used else []
+
+
+def executing() -> tuple[str, Any]:
+    """The execution id of the node that is being executed, and the workflow that it was queued with; "", None outside."""
+    context = get_executing_context()
+    if context is None:
+        return "", None
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    extra = next((item[3] for item in running if item[1] == context.prompt_id), {})
+    return context.node_id, (extra.get("extra_pnginfo") or {}).get("workflow")
 
 
 def interrupted() -> bool:

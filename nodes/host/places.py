@@ -24,6 +24,11 @@ def cache_path() -> Path:
     return work_path() / "cache"
 
 
+def reports_path() -> Path:
+    """What nodes have reported."""
+    return work_path() / "reports"
+
+
 # Freshness: the host caches our handles, but the files behind them can be deleted by the user.
 
 

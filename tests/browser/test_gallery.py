@@ -6,13 +6,15 @@ from wan_train.tests.browser.test_training import run_of
 from wan_train.tests.host.graphs import one_stage
 
 PROMPTS = "[trigger] turns\na square waits --d 7"
+FRAMES = "[...document.querySelectorAll('.wan-train-gallery canvas')].map((one) => Number(one.dataset.frame))"
 DRAWN = "document.querySelectorAll('.wan-train-gallery canvas[data-frame]').length"
 OPEN = "(id) => partOf(id, '.wan-train-previews button').click()"
 
 
 def training(name: str, seed: int):
+    size = {"preview_width": 64, "preview_height": 64, "preview_frames": 9}  # the first sample is a picture
     previews = {"preview_every": 2, "preview_steps": 2, "preview_cfg": 1.0, "preview_at_start": True, "vae": ["vae", 0]}
-    prompt = one_stage(lora_name=name, steps=4, seed=seed, **previews)
+    prompt = one_stage(lora_name=name, steps=4, seed=seed, **previews, **size)
     prompt["text"]["inputs"]["sample_prompts"] = PROMPTS
     return prompt
 
@@ -58,6 +60,11 @@ def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
     moment.focus()
     page.keyboard.press("End")  # all stop, and go to the end together
     assert gallery.get_by_role("button", name="Play").is_visible()
+    for key, moves in (("Home", "=== 0"), ("End", "> 0")):  # and all canvases show the same frame
+        page.keyboard.press(key)
+        page.wait_for_function(
+            f"{FRAMES}.length === 8 && {FRAMES}.every((one, _, all) => one === all[0] && one {moves})"
+        )
     left, right = (gallery.get_by_label(side, exact=True) for side in ("Left", "Right"))
     assert (left.input_value(), right.input_value()) == ("0", "4")
     cells.nth(4).focus()
@@ -84,3 +91,11 @@ def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
     assert cells.nth(4).get_attribute("aria-pressed") == "true"
     assert divide.input_value() == "0"
     page.keyboard.press("Escape")
+
+    page.emulate_media(reduced_motion="reduce")
+    desk.evaluate(OPEN, train)
+    page.wait_for_function(f"{DRAWN} === 8")
+    assert gallery.get_by_role("button", name="Play").is_visible()  # it waits for whoever wants less motion
+    assert page.evaluate(FRAMES) == [0] * 8
+    page.keyboard.press("Escape")
+    page.emulate_media(reduced_motion="no-preference")

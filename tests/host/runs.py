@@ -3,8 +3,10 @@
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +31,16 @@ def worker_pids(folder: Path) -> list[int]:
             if path.readlink() == folder:
                 found.append(int(path.parent.name))
     return found
+
+
+def until(found: Callable[[], Any], what: str, timeout: float = 90.0) -> Any:
+    """Poll until there is something; that."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"this did not come: {what}")
 
 
 def await_step(folder: Path, step: int, timeout: float = 90.0) -> int:

@@ -66,6 +66,11 @@ def test_loras_are_merged_and_changed(host, loras):
     ties = {**merged, "inputs": {**merged["inputs"], "method": "dare_ties", "name": "after_dare"}}
     assert succeeded(host.run({**files("after_one", "after_two"), "merged": ties}))
     assert (loras / "after_dare_high_noise.safetensors").exists()
+    again = {**merged, "inputs": {**merged["inputs"], "strength_1": 0.25}}
+    entry = host.run({**files("after_one", "after_two"), "merged": again})
+    assert "- another file is called after_sum, and stays as it is: what was made now is after_sum_v2" in text(
+        entry, "merged"
+    )
 
 
 def test_the_host_samples_with_what_was_folded_and_it_is_extracted_again(host, loras):

@@ -73,6 +73,20 @@ def test_what_is_wrong_is_said_on_the_node_that_mends_it(host, key, inputs, wher
     assert words in found[where]
 
 
+def test_a_training_that_does_not_fit_is_to_be_mended_on_its_node_with_disk_and_warnings(host):
+    prompt = one_stage(lora_name="asked", timestep_shift=7.0)
+    prompt = changed(prompt, "high_dit", budget_gb=0.01)
+    found = failures(check(host, prompt))
+    assert list(found) == ["high_train"]
+    why, *more = found["high_train"].splitlines()
+    assert "does not fit: the leanest plan takes" in why
+    assert any(line.startswith("disk: ") for line in more)
+    assert any(line.startswith("- timestep_shift has no effect") for line in more)
+    assert any("3 steps with batch_size 1" in line for line in more)
+    assert failures(check(host, changed(prompt, "high_dit", budget_gb=8.0))) == {}
+    assert failures(check(host, prompt, light=True)) == {}  # which plans nothing
+
+
 def test_values_over_a_wire_and_joined_datasets_are_followed(host):
     prompt = one_stage(lora_name="asked")
     prompt["number"] = node("PrimitiveInt", value=30)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.settings.job import job_from_json
 from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
-from wan_train.tests.host.runs import run_folders, succeeded
+from wan_train.tests.host.runs import run_folders, succeeded, until
 from wan_train.tools.miniature import I2V_22, dit_metadata, wan_dit
 from wan_train.tools.workflow import ui_to_api
 
@@ -143,12 +143,23 @@ def test_progress_bar_and_chart_events(finished):
     ]
     assert max(s["value"] for s in states) == 5
     updates = [e.data for e in events if e.type == "wan_train.update" and e.data["node_id"] == "high_train"]
-    told = [" ".join(update["facts"]) for update in updates if update["facts"]]
-    if told:  # else all five steps were made between two looks at the run
-        assert all(word in told[-1] for word in (" left", " s a step", "learning rate "))
     assert (updates[0]["state"], updates[0]["line"]) == ("waiting", "starting the trainer")
     assert (updates[-1]["state"], updates[-1]["asks"]) == ("finished", [])
     assert sorted(step for update in updates for step, _ in update["losses"]) == [1, 2, 3, 4, 5]
+
+
+def test_numbers_stand_beside_the_curve_while_it_trains(host):
+    seen = len(host.events)
+
+    def told():
+        updates = [event.data for event in host.events[seen:] if event.type == "wan_train.update"]
+        return next((facts for update in updates if len(facts := update["facts"]) > 2), None)
+
+    prompt_id = host.queue(one_stage(lora_name="numbers", steps=30000, seed=24))
+    facts = until(told, "numbers")
+    host.interrupt(prompt_id)
+    host.wait(prompt_id)
+    assert [" left" in facts[0], " s a step" in facts[1], facts[2]] == [True, True, "learning rate 1.00e-03"]
 
 
 def test_reports_are_on_the_nodes(finished):
@@ -159,6 +170,7 @@ def test_reports_are_on_the_nodes(finished):
     assert "captions in the cache" in text["text"]
     assert "3 blocks, width 96, 456 k parameters" in text["high_dit"]
     assert "30 modules, rank 4" in text["pair"]
+    assert "another file is called" not in text["pair"]
 
 
 def test_queued_again_everything_returns_at_once(host, finished):
@@ -176,7 +188,11 @@ def test_another_lora_of_the_same_name_does_not_overwrite(host, finished):
     loras = host.base / "models" / "loras"
     old = (loras / "whole_high_noise.safetensors").read_bytes()
     other = changed(changed(prompt, "pair", rank=2), "preview", steps=4)
-    assert succeeded(host.run(other))
+    entry = host.run(other)
+    assert succeeded(entry)
+    assert entry["outputs"]["pair"]["text"][0].splitlines()[-1] == (
+        "- another file is called whole, and stays as it is: what was made now is whole_v2"
+    )
     assert (loras / "whole_high_noise.safetensors").read_bytes() == old
     assert read_lora(loras / "whole_v2_high_noise.safetensors").ranks == (2,)
 

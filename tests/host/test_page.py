@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from wan_train.tools.screenshot import APP, BROWSERS, open_browser
+from wan_train.tests.chromium import find_chromium
+from wan_train.tools.screenshot import APP, open_browser
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = json.loads((PACK / "example_workflows" / "demo.json").read_text(encoding="utf-8"))
@@ -44,7 +44,11 @@ async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list
         return head, await page.run(REPORTS), await page.run(PRESETS), complaints
 
 
-@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
+@pytest.fixture(scope="module", autouse=True)
+def _chromium():
+    find_chromium()
+
+
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
 def test_the_chart_is_drawn_on_the_node(host, modern):
     head, reports, menu, complaints = asyncio.run(look(host.url, modern))

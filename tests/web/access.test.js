@@ -56,6 +56,40 @@ test("a chart with its menus, previews and buttons", async () => {
   assert.deepEqual(await faults(chart.element), []);
 });
 
+test("the state of a run is announced when it changes, and no number is", () => {
+  const chart = new LossChart();
+  const said = [];
+  assert.equal(chart.told.getAttribute("role"), "status");
+  const tell = (state, step, line = "") => {
+    chart.told.textContent = "";
+    chart.add({ steps: 9, state, line, facts: [`${step} min left`], losses: [[step, 0.5]] });
+    said.push(chart.told.textContent);
+  };
+  tell("waiting", 1); // what is there when the page is opened is not news
+  for (const step of [1, 2]) tell("training", step);
+  for (const state of ["paused", "training", "stopped", "training", "finished"]) tell(state, 3);
+  tell("error", 4, "no memory");
+  assert.deepEqual(said, [
+    ...["", "running", ""],
+    ...["paused", "running", "stopped", "running", "finished"],
+    "failed: no memory",
+  ]);
+  chart.fail("the folder is gone.");
+  assert.equal(chart.told.textContent, "failed: the folder is gone.");
+});
+
+test("no style sheet says the size of words in pixels, which a browser's own size would not change", () => {
+  for (const file of ["web/wan_train.css", "core/look/page/page.css", "nodes/watch/watch.css"]) {
+    const sizes = [...readFileSync(file, "utf8").matchAll(/\b(?:font|font-size|--wan-train-text): ([^;]+);/g)];
+    assert.ok(sizes.length > 1, file);
+    assert.deepEqual(
+      sizes.map(([, size]) => size).filter((size) => /\dpx/.test(size)),
+      [],
+      file,
+    );
+  }
+});
+
 test("the gallery, before and after its videos are known", async () => {
   const gallery = { prompts: [{ name: "", prompt: "a cat" }], steps: [{ step: 0, files: ["a"] }] };
   for (const found of [{ prompts: [], steps: [] }, gallery]) {

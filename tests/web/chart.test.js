@@ -81,6 +81,18 @@ test("a failed run is red and says why", async () => {
   assert.match(chart.head.textContent, /^failed: the loss is not finite step 3 of 10/);
 });
 
+test("a failure says why in the head and what more there is below the curve, and both go when it is mended", async () => {
+  const chart = new LossChart();
+  chart.fail("it does not fit.\ndisk: 1 GB\n- a warning");
+  await frame();
+  assert.match(chart.head.textContent, /^failed: it does not fit\. $/);
+  assert.equal(chart.notes.textContent, "disk: 1 GB\n- a warning");
+  chart.dropFailure("it does not fit.\ndisk: 1 GB\n- a warning");
+  await frame();
+  assert.match(chart.head.textContent, /drawn here/);
+  assert.equal(chart.notes.textContent, "");
+});
+
 test("a run that goes on again is not called finished", async () => {
   const chart = new LossChart();
   chart.set({ ...RUN, losses: LOSSES, state: "finished", line: "" });

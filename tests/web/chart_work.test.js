@@ -7,7 +7,7 @@ import { fire, frame, HEIGHT, WIDTH } from "./dom.js";
 const { LossChart } = await import("../../web/chart.js");
 const { standalone } = await import("../../web/chart_export.js");
 const { nearest, shown, within } = await import("../../web/chart_lines.js");
-const { axes, logRange, makeView } = await import("../../web/chart_scale.js");
+const { axes, logRange, makeView, textSize } = await import("../../web/chart_scale.js");
 const { fitted, scaled } = await import("../../web/chart_zoom.js");
 
 const RUN = { steps: 100, state: "training", line: "", facts: [] };
@@ -42,6 +42,14 @@ const ANSWER = {
   ],
 };
 const OTHERS = [{ run: "beside", name: "lora", stage: "high", steps: 100, changed: 0, is_other_expert: true }];
+
+test("words of a plot follow the zoom of the graph, and the size that the browser is set to", () => {
+  const at = (zoom) => textSize({ clientWidth: 400, getBoundingClientRect: () => ({ width: 400 * zoom }) });
+  assert.deepEqual([0.4, 0.8, 1, 2].map(at), [16, 13, 10, 10]);
+  document.documentElement.style.fontSize = "20px";
+  assert.deepEqual([0.4, 0.8, 1, 2].map(at), [20, 16, 13, 13]);
+  document.documentElement.style.fontSize = "";
+});
 
 /** Until answers that are there have been taken and drawn. */
 async function settled() {

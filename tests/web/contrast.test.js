@@ -74,3 +74,48 @@ for (const theme of ["dark", "light"]) {
     assert.deepEqual(dim, []);
   });
 }
+
+// The pages that stand alone: what their words and lines stand on; #8884 is behind pictures.
+const PAGES = {
+  "nodes/watch/watch.css": ["back"],
+  "core/look/page/page.css": ["ground", "panel"],
+};
+const SILENT = ["inherit", "none", "transparent"];
+
+/** The rules of a style sheet, without what holds rules: what a selector's block says. */
+const rulesOf = (text) => [...text.matchAll(/[^{};]+\{([^{}]*)\}/g)].map(([, block]) => block);
+
+for (const [file, grounds] of Object.entries(PAGES)) {
+  const text = readFileSync(file, "utf8");
+  const [light, dark] = text
+    .split("}")
+    .filter((block) => /:root \{/.test(block))
+    .map(variables);
+  for (const [theme, own] of Object.entries({ light, dark: { ...light, ...dark } })) {
+    test(`all that ${file} writes or draws in a colour can be read in the ${theme} theme`, () => {
+      const of = (value) => colourOfPage(value, own);
+      const dim = [];
+      let seen = 0;
+      for (const block of rulesOf(text)) {
+        const value = (name) => new RegExp(`(?<![-\\w])${name}: ([^;]+)`).exec(block)?.[1];
+        const ground = value("background");
+        const on = ground?.startsWith("var(") ? [ground] : grounds.map((name) => `var(--${name})`);
+        for (const name of ["color", "fill", "stroke"]) {
+          const colour = value(name);
+          if (!colour || SILENT.includes(colour)) continue;
+          seen += 1;
+          for (const one of on) if (contrast(of(colour), of(one)) < 4.5) dim.push([colour, one, theme]);
+        }
+      }
+      assert.ok(seen >= 6, `${seen} colours`);
+      assert.deepEqual(dim, []);
+    });
+  }
+}
+
+/** The colour that stands behind var(--name) on a page; #abc is written out. */
+function colourOfPage(value, own) {
+  const name = /^var\(--([\w-]+)\)$/.exec(value)?.[1];
+  const found = name ? own[name] : value;
+  return /^#[\da-f]{3}$/.test(found ?? "") ? found.replace(/[\da-f]/g, "$&$&") : found;
+}

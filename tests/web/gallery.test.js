@@ -97,6 +97,33 @@ test("the window shows prompts by steps, is worked by keys, and gives the focus 
   assert.equal(document.activeElement, chart.previews.opener);
 });
 
+test("whoever wants less motion starts the videos", async (t) => {
+  const wanted = { "(prefers-reduced-motion: reduce)": false };
+  globalThis.matchMedia = (query) => ({ matches: wanted[query] });
+  globalThis.ImageDecoder = class {};
+  t.after(() => {
+    delete globalThis.matchMedia;
+    delete globalThis.ImageDecoder;
+  });
+  for (const [less, name] of [
+    [false, "Pause"],
+    [true, "Play"],
+  ]) {
+    wanted["(prefers-reduced-motion: reduce)"] = less;
+    const shown = new GalleryWindow(
+      async () => ({ prompts: [], steps: [] }),
+      (file) => file,
+    );
+    await shown.ready;
+    const [play] = shown.box.querySelectorAll("button");
+    assert.equal(shown.film.isPlaying, !less);
+    assert.equal(play.textContent, name);
+    fire(play, "click");
+    assert.equal(shown.film.isPlaying, less);
+    shown.close();
+  }
+});
+
 test("a server that does not answer is told", async () => {
   globalThis.HTMLElement = window.HTMLElement;
   const shown = new GalleryWindow(

@@ -68,6 +68,58 @@ test("a report comes back after a reload, an undo, and a template opened again, 
   }
 });
 
+test("the server knows a report by its node's token, also where this tab does not", async () => {
+  const node = app.rootGraph.add(new Node(40, "MergeStages", { name: "cat", rank: 0 }));
+  const other = app.rootGraph.add(new Node(41, "MergeStages", { name: "dog", rank: 0 }));
+  const failed = app.rootGraph.add(new Node(42, "CacheT5"));
+  for (const [one, token] of [
+    [node, "a0"],
+    [other, "b1"],
+    [failed, "c2"],
+  ])
+    one.properties.wan_node = token;
+  api.send("execution_error", { node_id: "42", node_type: "CacheT5", exception_message: "no encoder." });
+  const body = {
+    a0: { text: "cat_high_noise", values: ["cat", 0] },
+    b1: { text: "of another name", values: ["fox", 0] },
+    c2: { text: "3 captions", values: [] },
+  };
+  api.answers["/wan_train/reports?token=a0&token=b1"] = { body };
+  app.extension.afterConfigureGraph();
+  await settle();
+  assert.equal(node.elements.report.textContent, "cat_high_noise");
+  assert.match(other.elements.report.textContent, /appears here/);
+  assert.equal(failed.elements.report.textContent, "no encoder.");
+});
+
+test("what is newer than the server's answer stays", async () => {
+  const node = app.rootGraph.add(new Node(43, "CacheLatents"));
+  node.properties.wan_node = "a3";
+  let answer;
+  api.answers["/wan_train/reports?token=a3"] = () => new Promise((resolve) => (answer = resolve));
+  app.extension.afterConfigureGraph();
+  api.sent.length = 0;
+  api.send("executed", { node: "43", output: { text: ["9 samples"] } });
+  assert.deepEqual(
+    api.sent.map((request) => JSON.parse(request.body)),
+    [{ token: "a3", text: "9 samples", values: [] }], // a node that the host did not execute again has it from the page
+  );
+  answer({ body: { a3: { text: "3 samples", values: [] } } });
+  await settle();
+  assert.equal(node.elements.report.textContent, "9 samples");
+});
+
+test("a copy of a node is another node", async () => {
+  const node = app.rootGraph.add(new Node(44, "CacheLatents"));
+  node.properties.wan_node = "a4";
+  const copy = app.rootGraph.add(new Node(45, "CacheLatents"));
+  copy.properties.wan_node = "a4";
+  copy.onConfigure({});
+  await new Promise((resolve) => setTimeout(resolve));
+  assert.equal(node.properties.wan_node, "a4");
+  assert.equal(copy.properties.wan_node, undefined);
+});
+
 test("nodes of others are left alone", () => {
   const node = app.rootGraph.add(new Node(1, "KSampler"));
   assert.deepEqual(node.elements, {});
@@ -121,7 +173,7 @@ test("a run is known by the token that its node was queued with, whatever it is 
   widget.beforeQueued();
   const token = node.properties.wan_node;
   widget.beforeQueued();
-  assert.match(token, /^[0-9a-f-]{36}$/);
+  assert.match(token, /^[0-9a-f]{32}$/);
   assert.equal(node.properties.wan_node, token);
   api.send("wan_train.update", update("1", "my_high_1", [[1, 0.5]], { token: "another", name: "my" }));
   assert.match(await headOf(node), /drawn here/);

@@ -93,9 +93,24 @@ def test_templates_make_previews_and_hold_a_sample_out(path: Path):
         if node["type"] == "TrainLoRAStage":
             wires = {item["name"]: item.get("link") for item in node["inputs"]}
             seen.append((values["preview_every"] > 0, wires["vae"] is not None, values["validate_every"] > 0))
-        elif node["type"] == "DatasetFromFolder" and path.stem != "demo":  # which has four clips
+        elif node["type"] == "DatasetFromFolder":
             assert values["held_out"] > 0
     assert set(seen) == {(True, True, True)}
+
+
+@each_workflow
+def test_a_training_of_one_expert_has_the_other_for_its_previews(path: Path):
+    ui = read(path)
+    source = {link: (node, slot) for link, node, slot, *_ in ui["links"]}
+    wires = {
+        node["id"]: {item["name"]: source.get(item.get("link")) for item in node["inputs"]}
+        for node in ui["nodes"]
+        if node["type"] == "TrainLoRAStage"
+    }
+    models = {own["dit"] for own in wires.values()}
+    assert len(models) == len(wires) == (2 if "a14b" in path.stem or path.stem == "demo" else 1)
+    for own in wires.values():
+        assert {own["dit"], own["other_dit"] or own["dit"]} == models
 
 
 @each_workflow

@@ -14,7 +14,7 @@ from wan_train.core.settings.optimizer import OptimizerOptions
 from wan_train.core.settings.option import Options, option, options_of, without_effect
 from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.settings.schedule import ScheduleOptions
-from wan_train.core.settings.stage import StageSettings
+from wan_train.core.settings.stage import StageSettings, settings_from_names
 from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.build import job_warnings
 
@@ -52,6 +52,12 @@ def test_an_option_outside_its_mode_is_told(options, sentence):
 )
 def test_an_option_in_its_mode_is_not(options):
     assert without_effect(options) == []
+
+
+def test_without_previews_nothing_is_told_of_them(job):
+    settings = StageSettings(previews=PreviewOptions(every=0))
+    assert job_warnings(replace(job, previews=settings.previews), settings) == []
+    assert settings_from_names({"preview_every": 0}).warnings("low") == []
 
 
 def test_the_datasets_report_tells_it():

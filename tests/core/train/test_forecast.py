@@ -10,6 +10,7 @@ from wan_train.core.data.pairs import data_spec
 from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
 from wan_train.core.errors import DatasetError, RunError
+from wan_train.core.plan import card
 from wan_train.core.settings.dataset import DatasetOptions
 from wan_train.core.train.forecast import disk_lines, expected_data, plan_line
 from wan_train.core.train.space import space_needed
@@ -62,16 +63,44 @@ def test_an_image_to_video_model_is_given_no_single_picture(clips, model_path):
         expected_data(pictures, config(model_path), "first frame")
 
 
+def plan(job, model_path, tmp_path, **memory):
+    job = replace(job, memory=replace(job.memory, **memory))
+    return plan_line(job, inspect(model_path), torch.device("cpu"), tmp_path)
+
+
 def test_the_plan_on_a_cpu_tells_memory_and_promises_no_time(job, model_path, tmp_path):
-    line = plan_line(job, inspect(model_path), torch.device("cpu"), tmp_path)
+    line, to_mend = plan(job, model_path, tmp_path)
     assert line.startswith("on the CPU: ")
     assert " GB; how long a step takes shows after the first ones" in line
     assert " a step," not in line
+    assert not to_mend
 
 
-def test_what_fits_no_budget_is_said_with_what_would(job, model_path, tmp_path):
-    job = replace(job, memory=replace(job.memory, budget_gb=0.01))
-    assert "does not fit" in plan_line(job, inspect(model_path), torch.device("cpu"), tmp_path)
+def test_what_fits_no_budget_is_to_be_mended_and_said_with_what_would(job, model_path, tmp_path):
+    line, to_mend = plan(job, model_path, tmp_path, budget_gb=0.01)
+    assert "does not fit" in line
+    assert to_mend
+    assert not plan(job, model_path, tmp_path, budget_gb=8.0).to_mend
+
+
+def test_whoever_plans_by_hand_is_told_that_it_is_tried_all_the_same(job, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "available_ram", lambda: 0)
+    monkeypatch.setattr(card, "_own_ram", lambda: 0)
+    line, to_mend = plan(job, model_path, tmp_path, plan="manual")
+    assert "does not fit" in line
+    assert line.endswith("The run tries it all the same.")
+    assert not to_mend
+
+
+def test_batches_that_fit_one_after_another_need_not_fit_together(job, model_path, tmp_path):
+    data = replace(job.data, samples=tuple(one for one in job.data.samples if one.name != "b"))  # of one size
+    job = replace(job, data=data, loop=replace(job.loop, gradient_accumulation=64))
+    budgets = [0.02 * 1.1**power for power in range(40)]
+    fit = {mode: [not plan(job, model_path, tmp_path, join_batches=mode, budget_gb=gb).to_mend for gb in budgets]
+           for mode in ("on", "off")}  # fmt: skip
+    assert True in fit["off"]
+    assert False in fit["off"]
+    assert fit["on"] == fit["off"]
 
 
 def test_the_disk_is_told_and_refused(job, model_path, tmp_path, monkeypatch):

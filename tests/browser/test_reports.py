@@ -1,0 +1,56 @@
+"""What nodes have reported is there for whoever opens their workflow later, in whichever page."""
+
+import pytest
+from playwright.sync_api import Browser
+from wan_train.tests.browser.desk import REPORT, Desk
+from wan_train.tests.browser.test_identity import COPY
+from wan_train.tests.browser.test_training import training
+
+EMPTY = "The report appears here"
+
+
+@pytest.mark.renderer("canvas")
+def test_another_page_shows_the_reports_of_a_saved_workflow(desk: Desk, browser: Browser):
+    name = f"told_{'vue' if desk.modern else 'canvas'}"
+    ids = desk.load_prompt(training(name, steps=2, seed=77 if desk.modern else 78))
+    shown = ("data", "latents", "text", "high_dit", "pair")
+    desk.queue()
+    desk.until(ids["pair"], f"{name}_high_noise", REPORT)
+    told = {key: desk.text(ids[key], REPORT) for key in shown}
+    assert told["data"].startswith("2 clips, 1 image")
+    copy = desk.evaluate(COPY, ids["pair"])
+    desk.set_widget(ids["latents"], "condition_on", "first frame")
+    saved = desk.workflow()
+    desk.load_prompt(training("another", steps=1), "another")
+
+    second = Desk(browser, desk.host, modern=desk.modern)  # a browser that has never seen it
+    try:
+        second.load(saved, "saved")
+        for key in shown:
+            if key == "latents":
+                continue
+            second.until(ids[key], told[key], REPORT)
+        assert second.text(copy, REPORT).startswith(EMPTY)
+        assert second.text(ids["latents"], REPORT).startswith(EMPTY)  # it is of other values
+        assert second.complaints == []
+    finally:
+        second.close()
+
+
+@pytest.mark.renderer("vue")
+def test_a_node_that_the_host_does_not_execute_again_has_its_report_in_another_page_too(desk: Desk, browser: Browser):
+    prompt = training("kept", steps=2, seed=79 if desk.modern else 80)
+    ids = desk.load_prompt(prompt, "first")
+    desk.queue()
+    told = desk.until(ids["pair"], "kept_high_noise", REPORT)
+    desk.load_prompt(prompt, "anew")  # as a template that is opened again: its nodes are others
+    desk.queue()
+    desk.until(ids["pair"], told, REPORT)
+    saved = desk.workflow()
+    second = Desk(browser, desk.host, modern=desk.modern)
+    try:
+        second.load(saved, "saved")
+        second.until(ids["pair"], told, REPORT)
+        second.until(ids["data"], "2 clips, 1 image", REPORT)
+    finally:
+        second.close()
