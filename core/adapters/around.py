@@ -20,6 +20,7 @@ class Around(NamedTuple):
         None  # x [B, L, in] -> what the base is given [B, L, in]; None: x itself
     )
     of_before: tuple[nn.Parameter, ...] = ()
+    reads_base: bool = False  # whether `after` does more with the base's result than to add something to it
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:

@@ -26,6 +26,7 @@ class WrappedLinear(nn.Module):
     """base(x) + drops(change(dropout(x))); the parameters that are trained are fp32, on the device of the base."""
 
     kind = ""
+    reads_base = False  # see `Around`
 
     def __init__(self, base: nn.Module, place: Place, options: AdapterOptions) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ def wrapped_layers(model: nn.Module, kind: str) -> Mapping[str, WrappedLinear]:
 def around(layer: nn.Module) -> Around:
     """What a layer of these does around its base."""
     assert isinstance(layer, WrappedLinear)
-    return Around(layer.after, tuple(layer.factors().values()))
+    return Around(layer.after, tuple(layer.factors().values()), reads_base=layer.reads_base)
 
 
 def wrapped_state(model: nn.Module, kind: str) -> dict[str, Tensor]:

@@ -47,7 +47,8 @@ class GraphGroup:
         self.layers = tuple(layers)
         self.parts: tuple[LinearProduct, ...] = tuple(part_of(layer) for layer in layers)
         self.arounds: tuple[Around | None, ...] = tuple(around_of(layer) for layer in layers)
-        self.parameters = [parameter for around in self.arounds if around for parameter in around.parameters]
+        arounds = filter(None, self.arounds)
+        self.parameters = [p for around in arounds for p in around.parameters if p.requires_grad]
 
     @property
     def is_current(self) -> bool:
@@ -60,23 +61,28 @@ class GraphGroup:
         """Whether the layers' adapters are."""
         return all(around is None or is_at_work(layer) for layer, around in zip(self.layers, self.arounds, strict=True))
 
-    def forward(self, x: Tensor, samples: int, *, keeps: bool) -> tuple[list[Tensor], GroupGraphs | None]:
-        """x [M, in] -> each result [M, out]; and, where `keeps`, the graphs of the adapters."""
+    def forward(self, x: Tensor, samples: int, *, keeps: bool) -> tuple[list[Tensor | None], GroupGraphs | None]:
+        """x [M, in] -> each result [M, out], None for one that nobody reads; and, where `keeps`, the adapters' graphs."""
         with torch.set_grad_enabled(keeps):
             x_BLI = x.unflatten(0, (samples, -1))
             start = entry(x_BLI) if keeps else x_BLI
-            results, graphs = [], []
+            results: list[Tensor | None] = []
+            graphs: list[_Graph | None] = []
             for part, around in zip(self.parts, self.arounds, strict=True):
+                is_read = not part.is_unread(part.layer)
                 if around is None:
-                    results.append(part.product.forward(x))
+                    results.append(part.product.forward(x) if is_read else None)
                     graphs.append(None)
                     continue
                 given = start if around.before is None else around.before(start)
-                with torch.no_grad():
-                    base = part.product.forward(given.detach().flatten(0, 1)).unflatten(0, (samples, -1))
+                if is_read or around.reads_base:
+                    with torch.no_grad():
+                        base = part.product.forward(given.detach().flatten(0, 1)).unflatten(0, (samples, -1))
+                else:  # a stand-in: the adapter is differentiated all the same
+                    base = given.new_empty(1).expand(*given.shape[:2], part.out_features)
                 base = entry(base) if keeps else base
                 y = around.after(given, base)
-                results.append(y.detach().flatten(0, 1))
+                results.append(y.detach().flatten(0, 1) if is_read else None)
                 if keeps:
                     edge = None if around.before is None else get_gradient_edge(given)
                     graphs.append(_Graph(edge, get_gradient_edge(base), get_gradient_edge(y)))
@@ -116,7 +122,7 @@ def _through(
     """The gradients of x [B, L, in], added to `onto`, and of one layer's `around.parameters`; grad [M, out]."""
     given = graph.given
     to_given = of_x or given is not None
-    wanted: list[Any] = [graph.base, *([given or graphs.start] if to_given else ()), *around.of_after]
+    wanted: list[Any] = [graph.base, *([given or graphs.start] if to_given else ()), *_trained(around.of_after)]
     grad = grad.unflatten(0, (graphs.samples, -1))
     of_base, *found = torch.autograd.grad([graph.end], wanted, [grad], allow_unused=True)
     if not to_given:
@@ -128,11 +134,15 @@ def _through(
         return _through_base(part, of_base, onto), own
     of_given = _through_base(part, of_base, of_given)
     starts = (graphs.start,) if of_x else ()
-    of_before: list[Any] = [*starts, *around.of_before]
+    of_before: list[Any] = [*starts, *_trained(around.of_before)]
     found = torch.autograd.grad([given], of_before, [of_given])
     if of_x:
         onto = found[0] if onto is None else onto.add_(found[0])
     return onto, [*own, *found[len(starts) :]]
+
+
+def _trained(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _through_base(part: LinearProduct, grad: Tensor, onto: Tensor | None) -> Tensor:

@@ -188,8 +188,8 @@ class Workspace:
             return
         self._owner = None
         groups = [group for group in groups if isinstance(group, LinearGroup)]
-        shapes = tuple(tuple(p.shape) for group in groups for p in group.parameters)
-        if not shapes:
+        shapes = tuple(tuple(tuple(p.shape) for p in group.parameters) for group in groups)
+        if not any(shapes):
             return
         key = like.dtype, like.device, shapes
         memory = self._memory.get(key)

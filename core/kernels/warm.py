@@ -77,9 +77,9 @@ def _norms(needs: Needs) -> Iterator[Act]:
     for bias, add_one in ((row, True), (row, False), (None, False)):
         for quantize in {False, needs.quantizes and bias is not None}:
             yield partial(norms.norm, x, row, bias, numbers, add_one=add_one, quantize=quantize)
-        # With what the residual stream's gradient is, where the norm leaves it; and with the norm itself made again.
-        beside, again = (None, False) if bias is None else (x, True)
-        yield partial(norms.norm_gradient, x, row, bias, x, beside, numbers, add_one=add_one, again=again)
+        # With what the residual stream's gradient is, where the norm leaves it; and with the norm itself made again, or not.
+        for beside, again in ((None, False),) if bias is None else ((x, True), (x, False)):
+            yield partial(norms.norm_gradient, x, row, bias, x, beside, numbers, add_one=add_one, again=again)
     rope = torch.zeros(2, ROWS, needs.head_dim // 2, device=needs.device)
     yield partial(rotary.rms_rope, x, row, rope, 1e-6)
     yield partial(rotary.rms_rope_gradient, x, row, rope, x.unflatten(2, (-1, needs.head_dim)), 1e-6)
@@ -92,7 +92,8 @@ def _elementwise(needs: Needs) -> Iterator[Act]:
     gate = _factor(needs, needs.dim)
     for quantize in {False, needs.quantizes}:
         yield partial(elementwise.gelu, wide, quantize=quantize)
-    yield partial(elementwise.gelu_gradient, wide, wide, again=True)
+    for again in (True, False):
+        yield partial(elementwise.gelu_gradient, wide, wide, again=again)
     yield partial(elementwise.gated, x, x, gate, ROWS, 0)
     yield partial(elementwise.gated, None, x, gate, ROWS, 0)
 

@@ -27,10 +27,12 @@ class KernelBlock:
     unit: int  # bytes of an activation
     ratio: float  # ffn_dim / dim
     attention: int  # bytes of the self-attention, where it alone is kept
+    once: Mapping[str, int]  # bytes among those of each part, however many tokens there are
     more_units: tuple[float, float] = (
         0.0,
         0.0,
     )  # of each part's backward for its adapters; of the feed-forward's alone
+    in_pieces: float = 0.0  # units more, where the feed-forward is chunked
     exchanged: int = 0  # bytes of queries, keys and result once more, where GPUs that share a clip exchange them
 
     @property
@@ -55,8 +57,9 @@ class KernelBlock:
         whole = max(self.kept + units["ffn"] * self.unit, attention + units["self_attn"] * self.unit)
         if plan.ffn_pieces == 1 or kept.linears:
             return whole
-        before = attention + self.by_part["cross_attn"] + 4 * self.unit
-        piece = (self.by_part["ffn"] + units["ffn"] * self.unit) / plan.ffn_pieces
+        before = attention + self.by_part["cross_attn"] + (4 + self.in_pieces) * self.unit
+        once = self.once["ffn"]
+        piece = once + (self.by_part["ffn"] - once + units["ffn"] * self.unit) / plan.ffn_pieces
         return min(whole, before + max(piece, (_ATTENTION_UNITS - 1) * self.unit))
 
     def units(self) -> dict[str, float]:
@@ -86,10 +89,12 @@ def kernel_block(
     kind = ADAPTER_KINDS.get(trained.adapter)  # those that are not plain are differentiated by autograd
     if sizes.image_dim is not None:
         own["cross_attn"] += e * dim + lse + (e * dim if "cross_attn.o" in adapted else 0)
+    # Which numbers of its input a plain one has left, a byte each; of others the result, too, which DoRA keeps anyway.
+    mask = 1 if kind.is_plain else dropout_bytes(e) - (e if kind.scales_input else 0)
     for name, each in adapted.items():
         of_adapter, of_layer = kept_of(each, trained, e)
-        if trained.dropout:  # of a plain one, which numbers of its input are left: a byte each
-            of_adapter += each.shape[1] * (1 if kind.is_plain else dropout_bytes(e))
+        if trained.dropout and kind.keeps_input:
+            of_adapter += each.shape[1] * mask
         if not kind.is_plain:
             once[name.split(".")[0]] += of_layer
         if name in _ON_TEXT:
@@ -102,5 +107,7 @@ def kernel_block(
     attention = attention_bytes(batch * tokens, dim, sizes.num_heads, e)
     ratio = sizes.ffn_dim / dim
     more, wide = kind.more_units
-    more_units = (more + trained.dropout, wide * ratio)
-    return KernelBlock(by_part, unit, ratio, attention, more_units, _EXCHANGED_UNITS * unit if is_shared else 0)
+    drops = trained.options.rank_dropout or trained.options.module_dropout
+    more_units = (more + trained.dropout, (wide + bool(drops and not kind.is_plain)) * ratio)
+    exchanged = _EXCHANGED_UNITS * unit if is_shared else 0
+    return KernelBlock(by_part, unit, ratio, attention, once, more_units, 0.0 if kind.is_plain else 4.0, exchanged)

@@ -297,6 +297,10 @@ class AdapterOptions(Options, group="adapter"):
         found = self._strength_warning()
         if self.merge_strength != type(self)().merge_strength and not self.merge_into_base:
             found.append("merge_strength has no effect without a file in merge_into_base.")
+        if self.kind == "oft" and self.dropout:
+            found.append(
+                "dropout has no effect with oft, which turns a layer's results: rank_dropout and module_dropout have."
+            )
         if self.kind == "tlora" and self.tlora_min_rank > self.rank:
             found.append(
                 f"tlora_min_rank ({self.tlora_min_rank}) is more than the rank ({self.rank}): all ranks are trained at every"

@@ -161,6 +161,7 @@ METHOD = AdapterKind(
     begins_at_base=True,
     is_plain=False,
     around=_around,
+    scales_input=True,
     more_units=(2.0, 1.0),
     is_up=lora.METHOD.is_up,
 )

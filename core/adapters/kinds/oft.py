@@ -37,6 +37,7 @@ class OftLinear(WrappedLinear):
     """All blocks start as 0, which turns nothing; the rank is the size of a block, or the divisor of out next below it."""
 
     kind = KIND
+    reads_base = True
 
     def __init__(self, base: nn.Module, place: Place, options: AdapterOptions) -> None:
         super().__init__(base, place, options)

@@ -30,7 +30,7 @@ def _gradient(function, x, grad):
 
 def norm(x, weight, bias, factors, *, add_one, quantize):
     assert not quantize
-    return _norm(x, weight, bias, factors, add_one), None
+    return _norm(x, weight, bias, factors, add_one).clone(), None  # of its own memory, as a kernel's result is
 
 
 def norm_gradient(x, weight, bias, grad, beside, factors, *, add_one, again=False):

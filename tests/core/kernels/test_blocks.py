@@ -21,6 +21,7 @@ from wan_train.core.kernels.linears import make_product
 from wan_train.core.memory.attention import sdpa_attention
 from wan_train.core.memory.precisions.fp8 import make_fp8
 from wan_train.core.memory.precisions.int8 import make_int8
+from wan_train.core.memory.products import part_of
 from wan_train.core.memory.remaker import BlockInput
 from wan_train.core.memory.rerun import Rerun
 from wan_train.core.settings.adapter import AdapterOptions
@@ -283,6 +284,44 @@ def test_two_blocks_share_the_memory_of_factors():
     expected = both(call_block)
     for keep in KEEPS:
         assert all(torch.equal(a, b) for a, b in zip(both(keeping(keep)), expected, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "tlora"}, {"kind": "dora"}, {"kind": "lokr"}], ids=str)
+def test_blocks_of_which_other_layers_carry_the_adapter(options):
+    """As many factors of the same shapes in both, but of other layers."""
+    left_out = r"blocks\.0\.self_attn\.o|blocks\.1\.self_attn\.q"
+    model, keeping = with_kernels(make_block(WanConfig(**{**SMALL, "num_layers": 2}), exclude=left_out, **options))
+    plain = make_block(WanConfig(**{**SMALL, "num_layers": 2}), exclude=left_out, **options)
+    x, others, grad = inputs()
+
+    def both(model, run):
+        first, second = model.blocks
+        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        y = run(second, run(first, x, *others), *others)
+        return [y.detach(), *torch.autograd.grad(y, factors, grad)]
+
+    for keep in KEEPS:
+        assert_close(both(model, keeping(keep)), both(plain, call_block), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"), [("lora", 1), ("tlora", 1), ("lokr", 1), ("loha", 1), ("dora", 1), ("oft", 2)]
+)
+def test_the_last_product_of_a_block_that_runs_again_is_left_out(kind, runs, monkeypatch):
+    """But that of OFT, which turns it."""
+    model, keeping = with_kernels(make_block(kind=kind, rank=4))
+    product, found = part_of(model.blocks[0].ffn[2]).product, []
+    forward = product.forward
+    monkeypatch.setattr(product, "forward", lambda x: found.append(x) or forward(x))
+    gradients(model, keeping("nothing"), *inputs())
+    assert len(found) == runs
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
+def test_a_factor_that_is_not_trained(kind):
+    model = make_block(kind=kind)
+    next(parameter for parameter in model.parameters() if parameter.requires_grad).requires_grad_(False)
+    assert_keeps_agree(model, inputs())
 
 
 def errors(found, exact):

@@ -120,6 +120,14 @@ def test_other_kinds_of_adapters(dtype, others):
     assert kept == pytest.approx(block.kept, rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
+def test_other_kinds_with_dropout(kind):
+    """In fp32, where a mask on the CPU takes what is counted for it."""
+    config, trained = config_of(128, 256), Trained(rank=8, adapter=kind, dropout=True)
+    kept, _, _ = count(config, torch.float32, trained, "all")
+    assert kept == pytest.approx(kernel_block(config, trained, tokens=TOKENS, element_size=4).kept, rel=0.02)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_what_a_part_keeps(part):
     config = config_of(128, 256)
@@ -149,20 +157,23 @@ def test_the_peak_of_a_backward(keep, ffn_dim, dropout):
 
 
 @pytest.mark.parametrize("ffn_dim", [690, 1024])
-@pytest.mark.parametrize("kind", ["dora", "lokr", "oft", "loha"])
+@pytest.mark.parametrize("kind", ["dora", "lokr", "oft", "loha", "oft drops"])
 def test_the_peak_of_a_backward_with_other_kinds(kind, ffn_dim):
-    config, trained = config_of(256, ffn_dim), Trained(rank=4, adapter=kind)
+    kind, _, drops = kind.partition(" ")
+    options = AdapterOptions(kind=kind, module_dropout=0.1 if drops else 0.0)
+    config, trained = config_of(256, ffn_dim), Trained(rank=4, adapter=kind, options=options)
     kept, peak, unit = count(config, torch.float32, trained, "nothing")
     block = kernel_block(config, trained, tokens=TOKENS, element_size=4)
     whole = block.own(Plan(compile="kernels"), Kept()) + working_bytes(config, trained, 4)
-    assert kept + peak == pytest.approx(whole - unit, rel=0.04)
+    assert kept + peak == pytest.approx(whole - unit, rel=0.08 if kind == "loha" else 0.04)
 
 
 @pytest.mark.parametrize("ffn_dim", [690, 1024])
 @pytest.mark.parametrize("plan", [Plan(ffn_pieces=4), Plan(split_blocks=True)], ids=["pieces", "parts"])
-def test_the_peak_of_a_lean_backward(plan, ffn_dim):
-    config = config_of(256, ffn_dim)
-    model = make(config, torch.float32, Trained(rank=4))
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "oft", "loha"])
+def test_the_peak_of_a_lean_backward(plan, ffn_dim, kind):
+    config, trained = config_of(256, ffn_dim), Trained(rank=4, adapter=kind)
+    model = make(config, torch.float32, trained)
     rerun = kernel_mode.put_on(model)
     run_block = kernel_mode.whole_blocks(rerun, checkpointing=True, pieces=plan.ffn_pieces)
     if plan.split_blocks:
@@ -172,8 +183,11 @@ def test_the_peak_of_a_lean_backward(plan, ffn_dim):
     run_block(model.blocks[0], x, *others).backward(grad)  # gradients are there, and what is made once
     y, held, _ = counted(lambda: run_block(model.blocks[0], x, *others))
     _, _, peak = counted(lambda: y.backward(grad))
-    block = kernel_block(config, Trained(rank=4), tokens=TOKENS, element_size=4)
-    assert held - y.nbytes + peak == pytest.approx(block.own(plan, Kept()) - x.nbytes, rel=0.03)
+    block = kernel_block(config, trained, tokens=TOKENS, element_size=4)
+    whole = block.own(plan, Kept()) + working_bytes(config, trained, 4)
+    taken = held - y.nbytes + peak
+    assert taken == pytest.approx(whole - x.nbytes, rel=0.03 if kind == "lora" else 0.25)
+    assert taken < 1.03 * (whole - x.nbytes)  # of others rather too much is promised
 
 
 def at(bucket, graphs=False, **plan):
