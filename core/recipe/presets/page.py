@@ -21,7 +21,7 @@ wantrain run --recipe character ...           # a character, for the GPU that is
 wantrain run --recipe motion-48gb --write job.toml ...
 ```
 
-Sizes, frames, precision and rank are for the memory of the GPU. The rest, such as block swap, is the plan's.
+Sizes, frames, precision and rank are for the memory of the GPU. The rest, such as block swap, is chosen by the plan of each run.
 
 ## What they take
 
