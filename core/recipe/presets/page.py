@@ -21,7 +21,8 @@ wantrain run --recipe character ...           # a character, for the GPU that is
 wantrain run --recipe motion-48gb --write job.toml ...
 ```
 
-Sizes, frames, precision and rank are for the memory of the GPU. The rest, such as block swap, is chosen by the plan of each run.
+Sizes, frames, precision and rank are for the memory of the GPU. The rest, such as block swap, is chosen by
+each run's plan.
 
 ## What they take
 
