@@ -29,8 +29,11 @@ def post(host, body, kind="application/json"):
 
 
 def queued(host, tokens, **dataset):
-    """Run a workflow as the page queues it, whose nodes have tokens; its nodes by their keys, and its history."""
-    prompt = {**data_graph(**dataset), "model": dit("wan_mini_high_noise.safetensors")}
+    """Run a workflow as the page queues it, whose nodes have tokens; its nodes by their keys, and its history.
+
+    Its values are no other test's: what this ComfyUI has run before it would not run again.
+    """
+    prompt = {**data_graph(**dataset), "model": dit("wan_mini_high_noise.safetensors", ffn_pieces=3)}
     prompt["seen"] = {"class_type": "PreviewAny", "inputs": {"source": ["latents", 0]}, "_meta": {"title": ""}}
     prompt["told"] = {"class_type": "PreviewAny", "inputs": {"source": ["model", 0]}, "_meta": {"title": ""}}
     workflow = api_to_ui(prompt, host.object_info())
