@@ -29,13 +29,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--tries", type=int, help="default: the long form's")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="an empty folder to work in, which is kept; default: a temporary one")
+    parser.add_argument(
+        "--keep", type=Path, help="a new or empty folder to work in, which is kept; default: a temporary one"
+    )
     options = parser.parse_args(arguments)
     campaign = load(options.name)
     tries = options.tries or campaign.long
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wantrain-campaign-") as temporary:
-        report = campaign.attack(tries, options.seed, options.keep or Path(temporary))
+        place = options.keep or Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        report = campaign.attack(tries, options.seed, place)
     for failure in report.failures:
         print(f"FAILED: {failure}")
     for name, value in report.facts.items():
