@@ -135,7 +135,9 @@ def serve(pipe: Connection) -> None:
                 rank=rank, size=size, local_rank=rank, local_size=size, host_group=dist.new_group(backend="gloo")
             )
             function = getattr(_load(_name_of(file), Path(file)), name)
-            answer = True, function(with_groups(world, context), *args)
+            world = with_groups(world, context)
+            dist.barrier()  # else one that has nothing to say is gone while another still opens its connections to it
+            answer = True, function(world, *args)
         except BaseException:
             answer = False, traceback.format_exc()
         finally:

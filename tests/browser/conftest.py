@@ -53,6 +53,8 @@ def _desks(browser, host):
     made: dict[str, Desk] = {}
 
     def of(name: str) -> Desk:
+        for other in made.keys() - {name}:
+            made.pop(other).close()
         if name not in made:
             made[name] = Desk(browser, host, modern=RENDERERS[name])
         return made[name]
@@ -64,7 +66,10 @@ def _desks(browser, host):
 
 @pytest.fixture(scope="module")
 def desk(request, _desks):
-    """A tab in one of the renderers, which the tests of a file use one after another; an open page keeps a core busy."""
+    """A tab in one of the renderers, which the tests of a file use one after another.
+
+    An open page keeps a core busy, so the other renderer's is closed.
+    """
     return _desks(request.param)
 
 

@@ -1,6 +1,8 @@
 """API prompts over the miniature models: the whole graph, small enough for a CPU."""
 
 import copy
+import os
+import zlib
 from typing import Any
 
 Json = dict[str, Any]
@@ -76,9 +78,19 @@ def dit(name: str, **settings: Any) -> Json:
     return node("LoadWanDiT", **{"model_name": name, "precision": "auto", "checkpointing": True, **settings})
 
 
-def stage_nodes(stage: str, *, dataset: Json | None = None, **train: Any) -> Json:
-    """One training stage with its model; `stage` is high or low."""
+def own_seed(seed: int) -> int:
+    """A seed that no other test has, always the same.
+
+    All tests share one ComfyUI: a training that is equal but for its name or its steps would go on from another test's.
+    """
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" (")[0]  # "FILE::NAME[PARAMETERS] (call)"
+    return 1000 * (1 + zlib.crc32(test.encode()) % 1_000_000) + seed
+
+
+def stage_nodes(stage: str, **train: Any) -> Json:
+    """One training stage with its model; `stage` is high or low. The seed is one of the test's own (see `own_seed`)."""
     inputs = {**TRAIN, "stage": f"{stage} noise", **train}
+    inputs["seed"] = own_seed(inputs["seed"])
     return {
         f"{stage}_dit": dit(f"wan_mini_{stage}_noise.safetensors"),
         f"{stage}_train": node(
