@@ -6,6 +6,18 @@ import pytest
 from wan_train.core.train.events import EventReader
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.host.graphs import one_stage, two_stages
+from wan_train.tests.host.runs import until
+from wan_train.tests.turns import turn_on_cpu, waits_of
+
+
+def run_of_both(host, prompt, name):
+    """Run a prompt whose two trainings begin on one device at the same time; its history."""
+    runs = host.base / "output" / "wan_train" / "runs"
+    with turn_on_cpu(host.base / "tmp") as turn:
+        assert turn.acquire()
+        prompt_id = host.queue(prompt)
+        until(lambda: [waits_of(folder / "events.jsonl") for folder in runs.glob(f"{name}_*")] == [1, 1], "both wait")
+    return host.wait(prompt_id, timeout=200)
 
 
 def spans(host, name):
@@ -19,7 +31,7 @@ def spans(host, name):
 
 def test_one_device_trains_in_turn(host):
     prompt = two_stages(lora_name="turn", steps=30, seed=12)
-    entry = host.run(prompt, timeout=200)
+    entry = run_of_both(host, prompt, "turn")
     assert entry["status"]["status_str"] == "success", entry["status"]
     times = spans(host, "turn")
     first, second = sorted(times.values())
@@ -32,7 +44,7 @@ def test_one_device_trains_in_turn(host):
 def test_one_device_is_handed_over_where_both_nodes_say_so(host):
     """Each has a run of its own: queued again without turns, nothing is left to train."""
     settings = {"lora_name": "turns", "steps": 60, "seed": 112}
-    entry = host.run(two_stages(**settings, alternate_every=5), timeout=200)
+    entry = run_of_both(host, two_stages(**settings, alternate_every=5), "turns")
     assert entry["status"]["status_str"] == "success", entry["status"]
     lines = {e.data["line"] for e in host.events if e.type == "wan_train.update"}
     assert "the other expert is being trained" in lines
