@@ -15,7 +15,7 @@ from ..core.data.scan import scan_folder
 from ..core.data.store import Store
 from ..core.data.types import Dataset, Note
 from ..core.disk import check_writable
-from ..core.errors import WanTrainError
+from ..core.errors import ConfigError, WanTrainError
 from ..core.settings.dataset import Conditioning, DatasetOptions
 from ..core.settings.previews import SamplePromptOptions
 from ..core.sweep import sweep_temporaries
@@ -125,6 +125,17 @@ def _cached(node_id: str, summary: str, notes: list[Note]) -> dict[str, list[str
     return {"text": [summary + ("\n" + list_notes(notes) if notes else "")]}
 
 
+def refuse_in_vain(prompt: Any, node_id: str) -> None:
+    """ConfigError where the training that uses what this node would encode can't be run, as far as it is known by now."""
+    from .check_graph import why_not  # which imports this module
+
+    host.show_text(node_id, "looking whether the training can be run")
+    host.free_vram()  # as before a training: its plan goes by what is free
+    why = why_not(prompt, node_id)
+    if why:
+        raise ConfigError(f"nothing is encoded, since the training that follows can't be run. {why}")
+
+
 class CacheLatents(io.ComfyNode):
     """Encodes every sample with the VAE, once: the cache is keyed by content."""
 
@@ -139,7 +150,7 @@ class CacheLatents(io.ComfyNode):
             " encoded: the key is the content of the file, the VAE, the size and the frames.",
             inputs=inputs_of("CacheLatents", _latents_inputs(), last=[_clip_vision()]),
             outputs=[WanLatents.Output("latents", display_name="latents", tooltip="Cached latents, for training.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -152,7 +163,8 @@ class CacheLatents(io.ComfyNode):
         cls, dataset: Dataset, vae: Any, condition_on: Conditioning = "none", clip_vision: Any = None
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        encoder = host.HostVideoEncoder(vae)
+        prompt = cls.hidden.prompt
+        encoder = host.HostVideoEncoder(vae, before=lambda: refuse_in_vain(prompt, node_id))
         check_writable(host.cache_path())
         sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_latents(
@@ -212,7 +224,7 @@ class CacheT5(io.ComfyNode):
                 ],
             ),
             outputs=[WanText.Output("text", display_name="text", tooltip="Cached text embeddings, for training.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -235,7 +247,8 @@ class CacheT5(io.ComfyNode):
         node_id = cls.hidden.unique_id
         options = SamplePromptOptions(prompts=sample_prompts, negative=sample_negative)
         prompts = read_prompts(options, dataset.trigger_words)
-        encoder = host.HostTextEncoder(clip)
+        prompt = cls.hidden.prompt
+        encoder = host.HostTextEncoder(clip, before=lambda: refuse_in_vain(prompt, node_id))
         check_writable(host.cache_path())
         sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_text(

@@ -1,5 +1,6 @@
 """What a training will be, before anything of it is cached or loaded: its data by the sizes of the files, and its plan."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,16 +13,19 @@ from ..disk import free_bytes, gigabytes
 from ..errors import DatasetError
 from ..facts import LATENT_CHANNELS, PATCH, PIXELS_PER_LATENT, latent_shape
 from ..plan.advice import explain, memory_taken, what_would_fit
+from ..plan.card import Card
 from ..plan.decision import decide
 from ..plan.learnt import Learnt
 from ..plan.shortages import Met
 from ..plan.sizes import Sizes
+from ..plan.spread import run_seconds
 from ..settings.dataset import Conditioning
 from ..settings.job import CaptionText, DataSpec, Job, TrainSample
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.config import WanConfig
 from ..words import counted
 from .space import check_space, space_needed
+from .spread import describe_spread
 
 _LATER = "?"  # in the place of a path or key of what is not cached yet
 
@@ -115,6 +119,19 @@ def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Pat
             f"on the CPU: {memory_taken(planner, choice)}; how long a step takes shows after the first ones"
         )
     return PlanLine(explain(planner, choice, steps=job.loop.steps))
+
+
+def spread_line(
+    job: Job, info: CheckpointInfo, gpus: int, device: torch.device, scratch: Path, card: Card | None = None
+) -> PlanLine:
+    """The same for a run over several GPUs, of which `device` is one: nothing is measured, so no time is promised.
+
+    `card`: what the GPUs can do, where that was measured.
+    """
+    found = run_seconds(job, info, gpus, device=device, folder=scratch, card=card)
+    fits = found is None or math.isfinite(found[0])
+    later = "memory and time show at the start" if fits else "by what is known now it does not fit, but it is tried"
+    return PlanLine(f"{describe_spread(job, gpus)}; {later}")
 
 
 def disk_lines(job: Job, sizes: Sizes, folder: Path) -> list[str]:

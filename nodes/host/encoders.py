@@ -1,6 +1,6 @@
 """The host's VAE, CLIP vision model and umT5 as the encoders that `core.data.types` asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -17,23 +17,40 @@ from .control import free_vram, raise_if_interrupted
 _PAD, _END = 0, 1  # umT5's ids
 
 
+def nothing() -> None:
+    """What is done before encoding where nobody asks for more."""
+
+
+class _Once:
+    """Calls a function the first time alone."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def __call__(self) -> None:
+        function, self._function = self._function, nothing
+        function()
+
+
 class HostVideoEncoder:
     """The host's Wan VAE as `core.data.types.VideoEncoder`."""
 
-    def __init__(self, vae: Any):
+    def __init__(self, vae: Any, before: Callable[[], object] = nothing):
+        """`before` is called once, before anything is encoded, and may raise."""
         model = vae.first_stage_model
         if not type(model).__module__.startswith("comfy.ldm.wan."):
             raise ConfigError(
                 f"the VAE is not a Wan VAE (it is {type(model).__name__}): load wan_2.1_vae.safetensors for Wan 2.1 and "
                 "for Wan 2.2 A14B."
             )
-        self._vae = vae
+        self._vae, self._before = vae, _Once(before)
         self.latent_format: LatentFormat = latent_format(vae.latent_channels)
         self.identity = video_identity(model.state_dict(), self.latent_format, vae.vae_dtype)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """[F, H, W, 3], uint8 or 0..1, to normalised latents [C, f, h, w] float32; one clip at a time, as the host needs."""
         raise_if_interrupted()
+        self._before()
         return try_twice(lambda: self._encode(frames), free_vram)
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -64,7 +81,8 @@ class HostVisionEncoder:
 class HostTextEncoder:
     """The host's umT5 as `core.data.types.TextEncoder`: no prompt weights, at most 512 tokens."""
 
-    def __init__(self, clip: Any):
+    def __init__(self, clip: Any, before: Callable[[], object] = nothing):
+        """`before`: as of `HostVideoEncoder`."""
         prefix = "umt5xxl.transformer."
         whole = clip.cond_stage_model.state_dict()
         state = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
@@ -74,7 +92,7 @@ class HostTextEncoder:
                 "the CLIP is not a umT5 text encoder: load umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled."
                 "safetensors with the type 'wan', or models_t5_umt5-xxl-enc-bf16.pth with the node Load umT5 (any size)."
             )
-        self._clip = clip
+        self._clip, self._before = clip, _Once(before)
         self.dim = state["shared.weight"].shape[1]
         # A patched encoder (a LoRA on it) has the same weights; the host gives each set of patches an id of its own.
         changes = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
@@ -89,6 +107,7 @@ class HostTextEncoder:
 
     def encode_batch(self, captions: Sequence[str]) -> list[tuple[torch.Tensor, bool]]:
         """As `encode` for each: the host takes several at once as chunks of a long prompt, each with its own attention."""
+        self._before()
         rows = [self._tokenize(caption) for caption in captions]
         contexts = encode_in_batches([pairs for pairs, _ in rows], self._encode, free_vram)
         return [(context, was_cut) for context, (_, was_cut) in zip(contexts, rows, strict=True)]

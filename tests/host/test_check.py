@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
 from wan_train.tests.host.runs import run_folders
+from wan_train.tests.host.test_bad_input import failure
 
 
 def post(host, body, kind="application/json"):
@@ -87,6 +88,32 @@ def test_a_training_that_does_not_fit_is_to_be_mended_on_its_node_with_disk_and_
     assert failures(check(host, prompt, light=True)) == {}  # which plans nothing
 
 
+@pytest.mark.parametrize("light", [False, True])
+def test_a_training_over_several_devices_is_told_with_the_batches_of_all(host, light):
+    prompt = one_stage(lora_name="asked", device="cpu:0,cpu:1", gradient_accumulation=3)
+    check(host, prompt)
+    said = check(host, prompt, light=light)["high_train"]
+    assert not said["failed"]
+    assert "3 steps with batch_size 1" not in said["text"]
+    told = "2 GPUs: each step trains 6 batches, 3 a GPU; the same as gradient_accumulation 6 on one GPU"
+    assert (told in said["text"]) is not light
+    assert failures(check(host, changed(prompt, "high_train", device="all"), light=light)) == {}
+
+
+def test_what_no_training_could_use_is_not_encoded(host):
+    """Each refusal of Check comes before the first clip or caption is encoded; what is encoded already costs nothing."""
+    fresh = {"width": 80, "height": 48, "trigger_word": "nvr"}
+    prompt = changed(one_stage(lora_name="in_vain", dataset=fresh), "high_dit", budget_gb=0.01)
+    kept = set((host.base / "output" / "wan_train" / "cache").rglob("*.safetensors"))
+    node_id, message, _ = failure(host, prompt)
+    assert node_id in ("latents", "text")
+    assert message.startswith(
+        "nothing is encoded, since the training that follows can't be run. node high_train (TrainLo"
+    )
+    assert "does not fit: the leanest plan takes" in message
+    assert set((host.base / "output" / "wan_train" / "cache").rglob("*.safetensors")) == kept
+
+
 def test_values_over_a_wire_and_joined_datasets_are_followed(host):
     prompt = one_stage(lora_name="asked")
     prompt["number"] = node("PrimitiveInt", value=30)
@@ -149,7 +176,7 @@ def test_what_is_yet_to_be_connected_is_no_failure_that_nobody_asked_for(host):
 
 def test_a_check_that_nobody_waits_for_any_more_ends(comfy):
     """The page ends its request when inputs change; the folder of a training that was not looked at yet is left alone."""
-    from wan_train.nodes.check_routes import check as tell
+    from wan_train.nodes.check_graph import check as tell
 
     both = two_stages(lora_name="left")
     assert tell(both, light=True, is_gone=lambda: True) == {}

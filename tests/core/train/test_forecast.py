@@ -11,8 +11,9 @@ from wan_train.core.data.scan import scan_folder
 from wan_train.core.data.store import Store
 from wan_train.core.errors import DatasetError, RunError
 from wan_train.core.plan import card
+from wan_train.core.plan.spread import assumed_card
 from wan_train.core.settings.dataset import DatasetOptions
-from wan_train.core.train.forecast import disk_lines, expected_data, plan_line
+from wan_train.core.train.forecast import disk_lines, expected_data, plan_line, spread_line
 from wan_train.core.train.space import space_needed
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
@@ -101,6 +102,18 @@ def test_batches_that_fit_one_after_another_need_not_fit_together(job, model_pat
     assert True in fit["off"]
     assert False in fit["off"]
     assert fit["on"] == fit["off"]
+
+
+def test_several_gpus_are_told_and_whether_the_clips_fit(job, model_path, tmp_path):
+    job = replace(job, loop=replace(job.loop, gradient_accumulation=2), parallel=replace(job.parallel, context=1))
+
+    def told(of_card):
+        return spread_line(job, inspect(model_path), 2, torch.device("cpu"), tmp_path, of_card)
+
+    said = "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU; "
+    assert told(None) == (f"{said}memory and time show at the start", False)  # nothing is known of the device
+    assert told(assumed_card("GPU", 24 * 2**30)) == told(None)
+    assert told(assumed_card("GPU", 2**20)) == (f"{said}by what is known now it does not fit, but it is tried", False)
 
 
 def test_the_disk_is_told_and_refused(job, model_path, tmp_path, monkeypatch):
