@@ -47,6 +47,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
+def host(host):
+    """The shared ComfyUI, without the runs of other files."""
+    from wan_train.tests.host.runs import set_aside_runs
+
+    set_aside_runs(host)
+    return host
+
+
+@pytest.fixture(scope="module")
 def _desks(browser, host):
     from wan_train.tests.browser.desk import Desk
 

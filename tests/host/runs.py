@@ -17,6 +17,14 @@ def run_folders(host) -> set[Path]:
     return {path for path in (host.base / "output" / "wan_train" / "runs").glob("*") if path.is_dir()}
 
 
+def set_aside_runs(host) -> None:
+    """Move all run folders out of the ComfyUI's sight."""
+    for number, folder in enumerate(run_folders(host)):
+        aside = host.base / "aside" / f"{time.monotonic_ns()}_{number}"
+        aside.mkdir(parents=True)
+        folder.rename(aside / folder.name)
+
+
 def succeeded(entry) -> bool:
     ok = entry["status"]["status_str"] == "success"
     if not ok:
