@@ -16,6 +16,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
@@ -72,8 +73,7 @@ class Ranks:
 
     def _end_ranks(self) -> None:
         for number in self._ids if _FORKS else []:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+            _end(number)
         self._pipes, self._ids = [], []
 
     def _start(self, size: int, module: str) -> None:
@@ -116,6 +116,16 @@ class Ranks:
             (self._end_ranks if _FORKS else self.close)()  # the others may wait for one that is gone
             raise RankError("\n".join(problems))
         return results
+
+
+def _end(number: int) -> None:
+    """Kill a process that nobody has to wait for, and return when it is gone, with its memory."""
+    end = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(number, signal.SIGKILL)
+        while time.monotonic() < end:
+            os.kill(number, 0)
+            time.sleep(0.005)
 
 
 def serve(pipe: Connection) -> None:

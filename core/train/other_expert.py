@@ -144,20 +144,23 @@ def newest_lora(folder: Path, job: Job) -> tuple[Path, int] | None:
         data = read_object(run.job_path) or {}
         is_of_pair = data.get("name") == job.name and data.get("stage") == OTHER[job.stage]
         if is_of_pair and as_table(data.get("model")).get("identity") == job.other_expert.identity:
-            found += [(path.stat().st_mtime, path, step) for path, step in _loras(run) if path.is_file()]
+            there = [(path, step) for path, step in _loras(run) if path.is_file()]
+            found += [(path.stat().st_mtime, path, step) for path, step in there[:1]]
     if not found:
         return None
     _, path, step = max(found)
     return path, step
 
 
-def _loras(run: RunFolder) -> Iterator[tuple[Path, int]]:
+def _loras(run: RunFolder) -> list[tuple[Path, int]]:
+    """The one of most steps first; of equal ones the result, beside which its checkpoint was written at the same time."""
+    found: list[tuple[Path, int]] = []
     result = read_object(run.path / RESULT) or {}
     step, name = result.get("step"), result.get("lora")
     if isinstance(step, int) and isinstance(name, str) and Path(name).name == name:
-        yield run.path / name, step
-    for number, path in run.checkpoints()[-1:]:
-        yield path / ADAPTER, number
+        found.append((run.path / name, step))
+    found += [(path / ADAPTER, number) for number, path in run.checkpoints()[-1:]]
+    return sorted(found, key=lambda one: -one[1])
 
 
 def open_other(

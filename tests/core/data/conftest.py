@@ -94,3 +94,16 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "set"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def await_tick(tmp_path_factory):
+    """Waits until what changes now gets a later time than a file has: a disk's clock may stand still for milliseconds."""
+    clock = tmp_path_factory.mktemp("clock") / "clock"
+
+    def wait(path: Path) -> None:
+        clock.touch()
+        while clock.stat().st_ctime_ns <= path.stat().st_ctime_ns:
+            clock.touch()
+
+    return wait

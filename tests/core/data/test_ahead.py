@@ -60,7 +60,7 @@ def test_one_item_larger_than_the_limit_has_its_turn_all_the_same():
 
 def test_a_closed_reader_leaves_no_threads_and_starts_nothing_more(monkeypatch):
     """What is at work is waited for, and nothing that waits is begun."""
-    before, started, gate = threading.active_count(), [], threading.Event()
+    before, started, gate = set(threading.enumerate()), [], threading.Event()
 
     class Pool(ThreadPoolExecutor):
         def shutdown(self, wait=True, *, cancel_futures=False):
@@ -78,7 +78,7 @@ def test_a_closed_reader_leaves_no_threads_and_starts_nothing_more(monkeypatch):
     reader = read_ahead(range(50), read, lambda _: 1, ahead=20)
     next(reader)
     reader.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     assert len(started) <= 3
 
 
@@ -91,7 +91,7 @@ def test_reading_runs_beside_the_work():
 
     reader = read_ahead(range(2), read, lambda _: 1, ahead=1)
     next(reader)[1].result()
-    assert begun.wait(5)  # while it is still the first one's turn
+    assert begun.wait(60)  # while it is still the first one's turn
     reader.close()
 
 

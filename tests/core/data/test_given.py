@@ -138,11 +138,12 @@ def test_the_model_is_given_the_pictures_and_learns_the_clip(clips, tmp_path):
     assert (vae.calls, vision.calls) == calls
 
 
-def test_another_picture_is_another_key_and_what_trains_reads_it(clips, tmp_path):
+def test_another_picture_is_another_key_and_what_trains_reads_it(clips, tmp_path, await_tick):
     store = Store(tmp_path / "cache")
     torch.manual_seed(0)
     vae = PoolVAE()
     first, _ = cache_latents(scan(clips, first_frames="starts"), vae, store, conditioning="first frame")
+    await_tick(clips / "starts" / "a.png")
     picture(clips / "starts" / "a.png", 30)
     second, _ = cache_latents(scan(clips, first_frames="starts"), vae, store, conditioning="first frame")
     keys = [[entry.known_key for entry in cache.entries] for cache in (first, second)]

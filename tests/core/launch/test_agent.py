@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +15,13 @@ BEGIN = """
 import os, signal, sys, time
 rank, start = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 print("hello of", rank, start, flush=True)
-open(os.path.join(os.environ["FOLDER"], f"{rank}-{start}"), "w").write(str(os.getpid()))
+def place(number):
+    return os.path.join(os.environ["FOLDER"], f"{number}-{start}")
+with open(place(rank) + ".new", "w") as file:
+    file.write(str(os.getpid()))
+os.replace(place(rank) + ".new", place(rank))
+while not all(map(os.path.exists, map(place, range(2)))):
+    time.sleep(0.01)  # else the one that is late may be ended because of the other before it was there
 """
 
 
@@ -22,7 +29,6 @@ open(os.path.join(os.environ["FOLDER"], f"{rank}-{start}"), "w").write(str(os.ge
 def train(tmp_path, monkeypatch, capfd):
     """Runs a program in two ranks: the outcome, what was told, and the ranks' process numbers by "rank-start"."""
     monkeypatch.setenv("FOLDER", str(tmp_path / "seen"))
-    monkeypatch.setattr(module, "GRACE_S", 1.0)
     monkeypatch.setattr(module, "GRACE_AFTER_SILENCE_S", 0.2)
     (tmp_path / "seen").mkdir()
 
@@ -100,7 +106,12 @@ def test_who_hangs_is_ended(train):
 def test_a_machine_that_is_cut_off_ends_its_ranks(train):
     class Silent(Connection):
         def __init__(self):
-            self._answered, self._silence = time.monotonic(), 0.5
+            self._answered, self._silence = time.monotonic(), 0.0
+
+        @property
+        def is_lost(self):
+            are_there = all(Path(os.environ["FOLDER"], f"{rank}-0").exists() for rank in range(2))
+            return are_there and super().is_lost
 
     outcome, _, _ = train("time.sleep(1000)", connection=Silent())
     assert outcome.is_cut_off
@@ -109,9 +120,9 @@ def test_a_machine_that_is_cut_off_ends_its_ranks(train):
 
 def test_a_connection_that_answers_is_not_lost():
     store = open_store("127.0.0.1", 0, is_server=True)
-    connection = Connection(("127.0.0.1", store.port), silence=5.0)
+    connection = Connection(("127.0.0.1", store.port), silence=60.0)
     before = connection._answered
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while connection._answered == before:
         assert time.monotonic() < end
         time.sleep(0.05)

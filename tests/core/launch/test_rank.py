@@ -59,7 +59,7 @@ class Started:
                 found[int(child.environ()["RANK"])] = child
         return found
 
-    def wait(self, patience=120):
+    def wait(self, patience=300):
         """What torchrun said."""
         self.process.wait(patience)
         return (self.logs / "torchrun.log").read_text()
@@ -92,7 +92,7 @@ def start(run, tmp_path):
         each.process.wait()
 
 
-def await_step(run, step, started, timeout=120.0):
+def await_step(run, step, started, timeout=300.0):
     end = time.monotonic() + timeout
     while max(read_history(run.events_path).losses, default=0) < step:
         assert time.monotonic() < end, started.said(0) + started.said(1)

@@ -22,7 +22,7 @@ from wan_train.tests.core.launch.faulty import write_faulty
 from wan_train.tests.core.launch.material import recipe_over
 
 TWO = "cpu:0,cpu:1"
-PATIENCE_S = 100.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture(scope="module")

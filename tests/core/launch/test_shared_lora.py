@@ -16,8 +16,8 @@ from wan_train.core.settings.timesteps import TimestepOptions
 from wan_train.core.train.events import read_history
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
+from wan_train.tests.core.launch.faulty import Gate
 from wan_train.tests.core.launch.fixtures import models, pictures, recipe, tables, wantrain  # noqa: F401
-from wan_train.tests.core.launch.test_worker import await_step
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tools.miniature import dit_metadata, wan_dit
 
@@ -46,16 +46,17 @@ def begin(folder, job):
 @pytest.mark.grid(2, "killed")
 def test_killed_halfway_it_ends_where_one_run_ends(tmp_path, shared):
     """Between two checkpoints, in the middle of a turn: it goes on from a step of one expert's, to the same bits."""
+    gate = Gate(tmp_path, update=11)
+    shared = gate.on_the_way_of(shared)
     whole, killed = begin(tmp_path / "whole", shared), begin(tmp_path / "killed", shared)
-    worker = Worker(whole)
-    assert worker.process.wait(120) == 0, worker.log_tail()
-    worker = Worker(killed)
-    await_step(killed, 10)
+    worker = Worker(killed, environment=gate.environment)
+    gate.await_run()
     worker.process.kill()
-    worker.process.wait(30)
-    assert 0 < killed.checkpoints()[-1][0] < 40, "it was over before it was killed"
-    worker = Worker(killed)
-    assert worker.process.wait(120) == 0, worker.log_tail()
+    worker.process.wait()
+    assert killed.checkpoints()[-1][0] == 8
+    for run in (killed, whole):
+        worker = Worker(run, environment=gate.environment)
+        assert worker.process.wait() == 0, worker.log_tail()
     one, other = (load_file(run.finished_lora(40)) for run in (whole, killed))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

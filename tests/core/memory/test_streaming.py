@@ -160,11 +160,11 @@ def test_of_mixed_blocks_only_the_slot_of_the_entered_one_is_read(tmp_path):
 def test_a_block_that_is_not_needed_any_more_does_not_come_late(tmp_path):
     streamer = mixed(make_model(), MIXED["one of all"], tmp_path)
     busy = threading.Event()
-    streamer._staged._thread.submit(busy.wait, 10)
+    streamer._staged._thread.submit(busy.wait, 60)
     streamer.enter(2, backward=False, returns=True)  # 3 is to come next, from its file
     streamer.enter(1, backward=True, returns=True)  # 1 and 0 instead
     busy.set()
-    streamer._staged._thread.submit(int).result(10)
+    streamer._staged._thread.submit(int).result(60)
     for slot in streamer.slots:
         assert torch.equal(slot.bytes, streamer.masters[slot.block].bytes)
     assert {slot.block for slot in streamer.slots} == {0, 1}

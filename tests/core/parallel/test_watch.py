@@ -157,6 +157,13 @@ def test_who_has_left_can_not_hang():
     assert first._look(silence=3600.0) is None
 
 
+def test_who_is_kept_waiting_for_as_long_as_it_would_look_looks_all_the_same(pair):
+    first, second, *_ = pair
+    heard(first, 1)
+    second.leave(ENDED)
+    assert first.explain(patience=0.0).farewell == ENDED
+
+
 def test_all_alive_explains_nothing(pair):
     first, *_ = pair
     heard(first, 1)

@@ -67,7 +67,7 @@ def test_first_version_of_groups(machine):
 
 def test_this_machine_has_memory():
     assert 0 < available_ram() <= total_ram()
-    assert 0 < pinnable_ram() <= available_ram()
+    assert 0 < pinnable_ram() <= total_ram()  # what is available is another number a moment later
 
 
 def test_half_of_the_memory_may_be_pinned_under_windows(machine, monkeypatch):

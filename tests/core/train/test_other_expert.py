@@ -1,5 +1,6 @@
 """Previews through both experts: the other one read block by block, with its newest LoRA, and what is refused."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,11 +96,12 @@ def test_a_run_finds_the_newest_lora_of_the_other_stage(tmp_path, job, other):
     plain, _ = run(folder(high), high)
     assert newest_lora(plain.path, high) is None
     done, lora = run(folder(low), low)
+    step, checkpoint = done.checkpoints()[-1]
+    os.utime(checkpoint / "adapter.safetensors", (2e9, 2e9))  # the two are written beside each other
     assert newest_lora(plain.path, high) == (lora, 6)
     assert newest_lora(plain.path, replace(high, name="another")) is None
     assert newest_lora(plain.path, replace(high, other_expert=replace(spec(other), identity="0"))) is None
     lora.unlink()
-    step, checkpoint = done.checkpoints()[-1]
     assert newest_lora(plain.path, high) == (checkpoint / "adapter.safetensors", step)
     said = [e["message"] for e in EventReader(done.events_path).read() if "sampling a preview" in e.get("message", "")]
     assert said == ["step 6: sampling a preview, through both experts (the other one with its LoRA of step 6)"]

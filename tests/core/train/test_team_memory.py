@@ -57,6 +57,7 @@ PLACES = {
 
 def short(world, path, card, place, rank, number=0, times=1):
     """A run in which memory runs out on one rank; how it ended there, its weights, and its last plan."""
+    probe = learnt.probe
     learnt.probe = lambda *_, **__: DeviceProbe(card=replace(card, free=card.free - world.rank * 2**20))
     plans, callbacks = [], RunPlan.callbacks
 
@@ -73,6 +74,7 @@ def short(world, path, card, place, rank, number=0, times=1):
             ended = run(world, path)
     finally:
         RunPlan.callbacks = callbacks
+        learnt.probe = probe  # these processes are those of other tests, too
     return *ended, asdict(plans[-1]._descent.choice.plan)
 
 

@@ -196,7 +196,7 @@ def test_one_item_is_read_ahead_and_no_more():
 
     ahead = read_ahead(items())
     assert next(ahead) == 0
-    assert read[1].wait(10)
+    assert read[1].wait(60)
     assert not read[2].is_set()
     assert list(ahead) == [1, 2, 3]
 
