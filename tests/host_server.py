@@ -129,9 +129,9 @@ class Host:
 def install_pack(pack: Path, base: Path) -> Path:
     """Copy a pack into the base directory's custom_nodes, without what a user's copy would not have.
 
-    What Python has compiled goes along, which it knows again by the files' times.
+    What Python has compiled goes along, which it knows again by the files' times, but not what it is just writing.
     """
-    left_out = [name for name in LEFT_OUT if name != "__pycache__"]
+    left_out = [*(name for name in LEFT_OUT if name != "__pycache__"), "*.pyc.*"]
     target = base / "custom_nodes" / pack.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(pack, target, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
