@@ -26,6 +26,7 @@ from .host_packs.warm_start import ADDRESS
 Json = dict[str, Any]
 
 WARM_START = Path(__file__).parent / "host_packs" / "warm_start"  # by which its training processes are forks
+PATIENCE_S = 600.0  # a test that hangs fails in the end; a slow machine with others' tests on it may take long
 BINARY_KINDS = {1: "preview", 3: "text", 4: "preview"}  # of ComfyUI's binary websocket messages
 
 
@@ -45,11 +46,12 @@ class Host:
         self.server = server
         self.base = base
         self.events: list[Event] = []
+        self._ended: set[str] = set()  # prompts of which no event comes any more
         self._ready = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True)
         self._thread.start()
-        if not self._ready.wait(30):
+        if not self._ready.wait(120):
             raise HostError(f"The websocket of {server.url} did not open.")
 
     @property
@@ -61,11 +63,17 @@ class Host:
         """Queue an API prompt; returns its id. Raises PromptRefusedError where a check fails."""
         return self.server.queue(prompt, extra_data)
 
-    def wait(self, prompt_id: str, timeout: float = 120.0) -> Json:
-        """Wait for the prompt's history entry, finished well or badly."""
-        return self.server.wait(prompt_id, timeout)
+    def wait(self, prompt_id: str, timeout: float = PATIENCE_S) -> Json:
+        """Wait for the history entry of a prompt that `queue` has queued, finished well or badly, and for all its events."""
+        entry = self.server.wait(prompt_id, timeout)
+        end = time.monotonic() + timeout
+        while prompt_id not in self._ended and self._thread.is_alive():
+            if time.monotonic() >= end:
+                raise HostError(f"The last event of the prompt {prompt_id} did not come within {timeout:.0f} s.")
+            time.sleep(0.01)
+        return entry
 
-    def run(self, prompt: Json, timeout: float = 120.0) -> Json:
+    def run(self, prompt: Json, timeout: float = PATIENCE_S) -> Json:
         """Queue and wait."""
         return self.wait(self.queue(prompt), timeout)
 
@@ -81,7 +89,7 @@ class Host:
         """Everything that the server printed so far."""
         return self.server.log_text()
 
-    def await_event(self, kind: str, timeout: float = 60.0, **fields: Any) -> Event:
+    def await_event(self, kind: str, timeout: float = PATIENCE_S, **fields: Any) -> Event:
         """The first event of a type whose data has these fields; waits for it."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -108,7 +116,10 @@ class Host:
         now = time.monotonic()
         if message.type is aiohttp.WSMsgType.TEXT:
             parsed = json.loads(message.data)
-            self.events.append(Event(now, parsed["type"], parsed.get("data") or {}))
+            data = parsed.get("data") or {}
+            self.events.append(Event(now, parsed["type"], data))
+            if parsed["type"] == "executing" and data.get("node") is None:  # the last that ComfyUI says of a prompt
+                self._ended.add(data.get("prompt_id", ""))
         elif message.type is aiohttp.WSMsgType.BINARY:
             (number,) = struct.unpack(">I", message.data[:4])
             data = {"kind": BINARY_KINDS.get(number, str(number)), "bytes": message.data[4:]}
@@ -118,9 +129,9 @@ class Host:
 def install_pack(pack: Path, base: Path) -> Path:
     """Copy a pack into the base directory's custom_nodes, without what a user's copy would not have.
 
-    What Python has compiled goes along, which it knows again by the files' times.
+    What Python has compiled goes along, which it knows again by the files' times, but not what it is just writing.
     """
-    left_out = [name for name in LEFT_OUT if name != "__pycache__"]
+    left_out = [*(name for name in LEFT_OUT if name != "__pycache__"), "*.pyc.*"]
     target = base / "custom_nodes" / pack.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(pack, target, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)

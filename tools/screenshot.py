@@ -91,7 +91,7 @@ class Page:
             raise BrowserError(f"Script failed: {details.get('exception', {}).get('description', details['text'])}")
         return answer["result"].get("value")
 
-    async def wait_for(self, condition: str, timeout: float = 60.0) -> None:
+    async def wait_for(self, condition: str, timeout: float = 120.0) -> None:
         """Poll until the JavaScript expression `condition` is true."""
         end = asyncio.get_running_loop().time() + timeout
         while asyncio.get_running_loop().time() < end:
@@ -171,11 +171,11 @@ async def open_browser(width: int = 1600, height: int = 1000) -> AsyncIterator[P
             await process.wait()
 
 
-async def _port(profile: Path, timeout: float = 30.0) -> int:
+async def _port(profile: Path, timeout: float = 120.0) -> int:
     """The port that the browser chose, which it writes into its profile."""
     file = profile / "DevToolsActivePort"
     for _ in range(int(timeout / 0.1)):
-        if file.is_file() and (lines := file.read_text().splitlines()):
+        if file.is_file() and len(lines := file.read_text().splitlines()) == 2:  # all of it: the port, and an address
             return int(lines[0])
         await asyncio.sleep(0.1)
     raise BrowserError(f"The browser did not start within {timeout:.0f} s.")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -41,7 +42,7 @@ class Server:
         self.log_path = log_path
         self.client_id = uuid.uuid4().hex
 
-    def request(self, path: str, body: Json | None = None, timeout: float = 30.0) -> Any:
+    def request(self, path: str, body: Json | None = None, timeout: float = 120.0) -> Any:
         """GET `path`, or POST `body` to it; the answer as JSON, None if it is empty."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
@@ -52,7 +53,7 @@ class Server:
 
     def object_info(self) -> Json:
         """Definitions of all node classes."""
-        return self.request("/object_info", timeout=120.0)
+        return self.request("/object_info")
 
     def queue(self, prompt: Json, extra_data: Json | None = None) -> str:
         """Queue an API prompt; returns its id. Raises PromptRefusedError with the node's title and the reason."""
@@ -101,7 +102,7 @@ class Server:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             _signal_tree(self.process, getattr(signal, "SIGKILL", signal.SIGTERM))
-            self.process.wait(10)
+            self.process.wait(120)
 
 
 def _signal_tree(process: subprocess.Popen[bytes], number: int) -> None:
@@ -114,10 +115,17 @@ def _signal_tree(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on at this moment.
+
+    None that the system chooses itself, for whatever connects somewhere: it is still to be free when a server has started.
+    """
+    chance = random.SystemRandom()
+    for _ in range(1000):
+        port = chance.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise HostError("No port is free on this machine.")
 
 
 @contextlib.contextmanager

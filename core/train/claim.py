@@ -20,6 +20,7 @@ from .run_folder import RunFolder
 from .sound import damage
 
 _POLL_S = 0.05
+_PATIENCE_S = 0.5
 
 
 class InUseError(RunError):
@@ -81,10 +82,10 @@ def placing(runs: Path) -> Iterator[None]:
 
 def _claim(folder: RunFolder, job: Job, origins: Sequence[Origin]) -> Claim:
     lock, workers = claim_lock(folder), folder.lock()
-    if not lock.acquire():
+    if not _taken(lock):
         raise InUseError(folder, lock)
     try:
-        if not workers.acquire():  # a worker that was left behind, or one of an earlier version
+        if not _taken(workers):  # a worker that was left behind, or one of an earlier version
             raise InUseError(folder, workers)
         try:
             folder.refuse_newer_job()
@@ -96,6 +97,16 @@ def _claim(folder: RunFolder, job: Job, origins: Sequence[Origin]) -> Claim:
         lock.release()
         raise
     return Claim(folder, origin, lock)
+
+
+def _taken(lock: FileLock) -> bool:
+    """Whether the lock is had: who looks whether somebody trains holds it for a moment (`find_run.is_in_use`)."""
+    end = time.monotonic() + _PATIENCE_S
+    while not lock.acquire():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _start_from_furthest(folder: RunFolder, origins: Sequence[Origin]) -> Origin | None:

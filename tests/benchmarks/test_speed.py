@@ -4,9 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,10 +155,16 @@ def test_all_rates_of_a_step_are_measured():
 
 
 def test_what_the_host_launches_slowly_is_told_from_what_the_device_computes_slowly(monkeypatch):
-    monkeypatch.setattr(ceilings, "_synchronize", lambda: time.sleep(0.2))  # the device, long busy
-    assert ceilings.launching_share(lambda: None) < 0.1
-    monkeypatch.setattr(ceilings, "_synchronize", lambda: None)
-    assert ceilings.launching_share(lambda: time.sleep(1e-3)) > 0.9
+    clock = [0.0]
+
+    def take(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(ceilings, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(ceilings, "_synchronize", lambda: take(9.0))  # the device, long busy
+    assert ceilings.launching_share(lambda: take(1.0 / ceilings.QUEUED)) == pytest.approx(0.1)
+    monkeypatch.setattr(ceilings, "_synchronize", lambda: take(0.0))
+    assert ceilings.launching_share(lambda: take(1e-3)) == pytest.approx(1.0)
 
 
 def test_kernels_are_summed_by_what_they_are_for():

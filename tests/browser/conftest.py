@@ -90,9 +90,20 @@ def _clean(request):
         desk.complaints.clear()
     yield
     if desk is not None:
-        desk.host.server.request("/queue", {"clear": True})
-        desk.host.interrupt()  # what a failed test has left running would keep the next from running
+        from wan_train.tests.browser.desk import until
+
+        until(lambda: _is_idle(desk.host), "the end of what was queued")
         assert desk.complaints == []
+
+
+def _is_idle(host) -> bool:
+    """Whether nothing runs; else it is told to end: what a test has left running would keep the next from running."""
+    host.server.request("/queue", {"clear": True})
+    queue = host.server.request("/queue")
+    if not queue["queue_running"] and not queue["queue_pending"]:
+        return True
+    host.interrupt()
+    return False
 
 
 def pytest_collection_modifyitems(config, items):

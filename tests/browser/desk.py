@@ -27,7 +27,7 @@ window.partOf = (id, selector) => {{
 }};
 """
 HEAD, NOTES, REPORT, ANSWER = ".wan-train-head", ".wan-train-notes", ".wan-train-report", ".wan-train-answer"
-RUNNING = f"{APP}.ui.queue ?? true"
+STILL = 40  # drawings, which take longer on a slow machine
 
 
 class Desk:
@@ -38,7 +38,7 @@ class Desk:
         self.modern = modern
         size = {"width": 1600, "height": 1000}
         self.page: Page = browser.new_context(viewport=size, locale=locale).new_page()
-        self.page.set_default_timeout(120_000)  # a busy machine draws slowly
+        self.page.set_default_timeout(300_000)  # a busy machine draws slowly
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self._note(message.text))
@@ -50,12 +50,12 @@ class Desk:
 
     def open(self) -> None:
         """Load the page anew, as F5 does."""
+        self.host.server.request("/settings/Comfy.TutorialCompleted", True)  # else it greets with a window of templates
         self.page.goto(self.host.url)
         self.page.wait_for_function(READY)
         self.page.evaluate(
             f"""async (modern) => {{
               const settings = {APP}.extensionManager.setting;
-              await settings.set("Comfy.TutorialCompleted", true);
               await settings.set("Comfy.VueNodes.Enabled", modern);
             }}""",
             self.modern,
@@ -102,7 +102,30 @@ class Desk:
             }}""",
             node,
         )
-        self.page.wait_for_timeout(300)  # two drawings of the canvas, after which its elements are in their place
+        self.drawn()
+
+    def drawn(self, times: int = 4) -> None:
+        """Wait until the page has been drawn a few times more: its elements are then in their place on the canvas."""
+        self.page.evaluate(
+            "async (times) => { for (let i = 0; i < times; i++) await new Promise(requestAnimationFrame); }", times
+        )
+
+    def still(self, script: str) -> Any:
+        """What an arrow function gives when it has given the same at `STILL` drawings of the page, one after another."""
+        return self.page.evaluate(
+            f"""async ([still, most]) => {{
+              const read = {script};
+              let last = "", same = 0;
+              for (let i = 0; same < still && i < most; i++) {{
+                await new Promise(requestAnimationFrame);
+                const now = JSON.stringify(read());
+                same = now === last ? same + 1 : 0;
+                last = now;
+              }}
+              return JSON.parse(last);
+            }}""",
+            [STILL, 100 * STILL],
+        )
 
     def queue(self) -> None:
         """Press Run."""
@@ -112,7 +135,7 @@ class Desk:
         """What stands in a part of a node's chart or report."""
         return self.page.evaluate("([id, selector]) => partOf(id, selector)?.textContent ?? ''", [node, selector])
 
-    def until(self, node: int | str, words: str, selector: str = HEAD, timeout: float = 120.0) -> str:
+    def until(self, node: int | str, words: str, selector: str = HEAD, timeout: float = 300.0) -> str:
         """Wait until a part of a node's chart or report says `words`; all that it says then."""
         try:
             self.page.wait_for_function(
@@ -171,7 +194,7 @@ class Desk:
         self.page.context.close()
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
+def until(holds: Callable[[], Any], what: str, seconds: float = 600.0) -> Any:
     """Poll until `holds()` is true; its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

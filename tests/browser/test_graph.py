@@ -74,8 +74,8 @@ def test_a_template_opens_readable(desk: Desk, name: str):
     desk.page.evaluate(
         f"async ([ui, name]) => {APP}.loadGraphData(ui, true, true, name, {{ openSource: 'template' }})", [ui, name]
     )
-    desk.page.wait_for_timeout(700)
-    scale, offset = desk.evaluate(f"() => [{APP}.canvas.ds.scale, [...{APP}.canvas.ds.offset]]")
+    desk.page.wait_for_function(f"({LETTERS})().length > 0")
+    scale, offset = desk.still(f"() => [{APP}.canvas.ds.scale, [...{APP}.canvas.ds.offset]]")
     assert scale >= LEGIBLE
     assert desk.evaluate(f"() => {APP}.rootGraph.nodes.every((node) => node.type !== 'LossGraphNode')")
     assert "wan_train_opens_at_ds" not in desk.workflow()["extra"]  # saved, it opens as it was left
@@ -83,14 +83,13 @@ def test_a_template_opens_readable(desk: Desk, name: str):
     assert (note["pos"][0] + offset[0]) * scale > 60  # right of the page's side bar, and below its tabs
     assert (note["pos"][1] + offset[1]) * scale > 100
 
-    letters: list[tuple[str, float]] = desk.evaluate(LETTERS)
+    letters: list[tuple[str, float]] = desk.still(LETTERS)
     assert letters
     assert [text for text, pixels in letters if pixels * scale < 10] == []
 
     desk.evaluate(PREVIEWS)
     desk.fit()
-    desk.page.wait_for_timeout(700)
-    boxes: list[tuple[str, list[float]]] = desk.evaluate(BOXES)
+    boxes: list[tuple[str, list[float]]] = desk.still(BOXES)
     for (first, one), (second, two) in itertools.combinations(boxes, 2):
         assert not overlap(one, two), f"{first} {one} and {second} {two}"
     groups: list[Any] = [box for _, box in desk.evaluate(GROUPS)]

@@ -1,9 +1,9 @@
 """From Run to the finished LoRA, with every button of a run pressed on the way, and the page loaded again in between."""
 
-import json
 from typing import Any
 
 import pytest
+from wan_train.core.train.events import EventReader
 from wan_train.tests.browser.desk import ANSWER, NOTES, Desk, until
 from wan_train.tests.host.graphs import Json, node, one_stage
 
@@ -17,8 +17,8 @@ def training(name: str, **options: Any) -> Json:
 
 
 def events(desk: Desk, run: str) -> list[Json]:
-    path = desk.host.base / "output" / "wan_train" / "runs" / run / "events.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """What its diary says so far, of whose last line a part may be there."""
+    return EventReader(desk.host.base / "output" / "wan_train" / "runs" / run / "events.jsonl").read()
 
 
 def run_of(desk: Desk, train: int | str) -> str:

@@ -12,7 +12,6 @@ import random
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +31,8 @@ from wan_train.tests.campaigns.jobs_made import (
 )
 
 SERVER = Path(__file__).with_name("jobs_server.py")
-REFUSAL_S = 10.0  # most that a refusal may take
-WORK_S = 120.0  # a training of two steps, or a preview, on a machine that is busy with other things
+REFUSAL_S = 10.0  # of a processor: most that a refusal may take
+WORK_S = 600.0  # a training of two steps, or a preview, on a machine that is busy with other things
 NAMED_EXITS = (0, 1, 2, 3)  # done, a sentence, a wrong argument, stopped
 
 
@@ -73,9 +72,7 @@ def attack(tries: int, seed: int, place: Path) -> Report:
             one.folder.mkdir()
             make(one, chance, stage)
             before = snapshot(place, one.allowed)
-            start = time.monotonic()
-            code, said = _run(server, one, place)
-            seconds = time.monotonic() - start
+            code, seconds, said = _run(server, one, place)
             name = f"try {number} of seed {seed} ({kind}; {one.told})"
             _judge(report, name, code, said, seconds)
             changed = sorted(_changes(before, snapshot(place, one.allowed)))
@@ -84,23 +81,23 @@ def attack(tries: int, seed: int, place: Path) -> Report:
             slowest = max(slowest, seconds if code == 1 and "Reading the model" not in said else 0.0)
         report.tries = tries
     report.facts.update(sorted(counts.items()))
-    report.facts["slowest refusal, seconds"] = round(slowest, 2)
+    report.facts["slowest refusal, seconds of a processor"] = round(slowest, 2)
     return report
 
 
-def _run(server: "subprocess.Popen[str]", one: Try, place: Path) -> tuple[int | str, str]:
+def _run(server: "subprocess.Popen[str]", one: Try, place: Path) -> tuple[int | str, float, str]:
     output = place / "tmp" / "output.txt"
     order = {"arguments": one.arguments, "folder": str(one.folder), "output": str(output), "seconds": WORK_S}
     assert server.stdin is not None
     assert server.stdout is not None
     server.stdin.write(json.dumps(order) + "\n")
     server.stdin.flush()
-    code = json.loads(server.stdout.readline())
+    code, seconds = json.loads(server.stdout.readline())
     said = output.read_text(encoding="utf-8", errors="replace")
     for log in one.folder.rglob("worker.log"):
         if stat.S_ISREG(log.lstat().st_mode):
             said += log.read_text(encoding="utf-8", errors="replace")
-    return code, said
+    return code, seconds, said
 
 
 def _judge(report: Report, name: str, code: int | str, said: str, seconds: float) -> None:

@@ -1,7 +1,8 @@
 """Runs commands of `wantrain` in forks of a process that has imported everything: seconds of imports fewer for each.
 
 Reads JSON lines {"arguments": [...], "folder": ..., "output": file, "seconds": n}, and answers with the exit status, or
-"hang". A fork has its own home, temporary folder and working folder, and what it starts is killed with it.
+"hang", and the seconds of a processor that it took. A fork has its own home, temporary folder and working folder, and what
+it starts is killed with it.
 """
 
 import json
@@ -33,19 +34,19 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def _run(order: dict) -> int | str:
+def _run(order: dict) -> tuple[int | str, float]:
     pid = os.fork()
     if pid == 0:
         _command(order)
     end = time.monotonic() + order["seconds"]
     while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, used = os.wait4(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
         time.sleep(0.01)
     os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return "hang"
+    _, _, used = os.wait4(pid, 0)
+    return "hang", used.ru_utime + used.ru_stime
 
 
 def _command(order: dict) -> None:

@@ -63,7 +63,8 @@ def copy(tmp_path):
     for name in COPIED:
         source, target = PACK / name, tmp_path / "pack" / name
         if source.is_dir():
-            shutil.copytree(source, target)  # with what Python has compiled, which it knows again by the files' times
+            # With what Python has compiled, which it knows again by the files' times, but not what it is just writing.
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pyc.*"))
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)

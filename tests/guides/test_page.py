@@ -36,7 +36,7 @@ def drop(host, name, draw, files):
 
 def reports(host, prompt):
     """The reports of the nodes, by class."""
-    entry = host.run(prompt, timeout=300)
+    entry = host.run(prompt)
     assert succeeded(entry)
     kinds = {key: value["class_type"] for key, value in prompt.items()}
     return {kinds[key]: value["text"][0] for key, value in entry["outputs"].items() if kinds[key] in DATA}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from wan_train.core.train.events import EventReader, read_history
+from wan_train.tests.host_server import PATIENCE_S
 
 
 def run_folders(host) -> set[Path]:
@@ -41,7 +42,7 @@ def worker_pids(folder: Path) -> list[int]:
     return found
 
 
-def until(found: Callable[[], Any], what: str, timeout: float = 90.0) -> Any:
+def until(found: Callable[[], Any], what: str, timeout: float = PATIENCE_S) -> Any:
     """Poll until there is something; that."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -51,15 +52,14 @@ def until(found: Callable[[], Any], what: str, timeout: float = 90.0) -> Any:
     raise AssertionError(f"this did not come: {what}")
 
 
-def await_step(folder: Path, step: int, timeout: float = 90.0) -> int:
+def await_step(folder: Path, step: int) -> int:
     """Wait until the run has made a step above `step`; the newest step."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        newest = max(read_history(folder / "events.jsonl").losses, default=0)
-        if newest > step:
-            return newest
-        time.sleep(0.02)
-    raise AssertionError(f"no step above {step} in {folder}")
+
+    def newest() -> int:
+        found = max(read_history(folder / "events.jsonl").losses, default=0)
+        return found if found > step else 0
+
+    return until(newest, f"a step above {step} in {folder}")
 
 
 def starts_of(folder: Path) -> list[int]:
@@ -67,25 +67,15 @@ def starts_of(folder: Path) -> list[int]:
     return [e["step"] for e in EventReader(folder / "events.jsonl").read() if e["event"] == "start"]
 
 
-def await_start(folder: Path, attempt: int, timeout: float = 90.0) -> int:
+def await_start(folder: Path, attempt: int) -> int:
     """Wait for the attempt's start; the step that it begins with."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        starts = starts_of(folder)
-        if len(starts) >= attempt:
-            return starts[attempt - 1]
-        time.sleep(0.02)
-    raise AssertionError(f"attempt {attempt} did not start in {folder}")
+    starts = until(lambda: starts_of(folder)[attempt - 1 :], f"the start of attempt {attempt} in {folder}")
+    return starts[0]
 
 
-def new_folder(host, before: set[Path], timeout: float = 60.0) -> Path:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        new = [p for p in run_folders(host) - before if (p / "job.json").exists()]
-        if new:
-            return new[0]
-        time.sleep(0.05)
-    raise AssertionError("no run folder appeared")
+def new_folder(host, before: set[Path]) -> Path:
+    found = until(lambda: [p for p in run_folders(host) - before if (p / "job.json").exists()], "a new run folder")
+    return found[0]
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -1,7 +1,6 @@
 """What the buttons of a training node ask of its run, on the real host: stop, use, pause, go on, save, preview."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 
@@ -9,9 +8,9 @@ import pytest
 from wan_train.core.adapters.formats import read_lora
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.tests.host.graphs import dit, node, one_stage, two_stages
-from wan_train.tests.host.runs import await_step, new_folder, run_folders, starts_of, succeeded, worker_pids
+from wan_train.tests.host.runs import await_step, new_folder, run_folders, starts_of, succeeded, until, worker_pids
 
-LONG = {"steps": 600, "checkpoint_every": 100_000}
+LONG = {"steps": 100_000, "checkpoint_every": 1_000_000}  # goes on as long as it is asked things
 TOKEN = "0b7e1d9c-6d55-4f0a-9a43-0d3e6f6f3a11"
 
 
@@ -31,8 +30,7 @@ def begin(host, prompt, step=2, **extra):
     prompt_id = host.queue(prompt, extra or None)
     folder = new_folder(host, before)
     await_step(folder, step)
-    while "save" not in describe(host, folder)["asks"]:  # until the node has seen the step, too
-        threading.Event().wait(0.05)
+    until(lambda: "save" in describe(host, folder)["asks"], "the node has seen the step, too")
     return prompt_id, folder
 
 
@@ -41,10 +39,12 @@ def describe(host, folder):
 
 
 def await_state(host, folder, state):
-    while (told := describe(host, folder))["state"] != state:
-        assert told["state"] in ("waiting", "training", "stopping", state)
-        threading.Event().wait(0.1)
-    return told
+    def told():
+        found = describe(host, folder)
+        assert found["state"] in ("waiting", "training", "stopping", state)
+        return found if found["state"] == state else None
+
+    return until(told, f"{folder.name} is {state}")
 
 
 def steps_of(folder, kind):
@@ -112,9 +112,7 @@ def test_a_checkpoint_is_offered_as_a_lora_and_its_files_are_called_by_the_train
 def test_save_now_writes_a_checkpoint_and_the_run_goes_on(host):
     prompt_id, folder = begin(host, one_stage(lora_name="asked_save", seed=73, **LONG))
     assert ask(host, folder.name, "save") == (200, {})
-    while not steps_of(folder, "checkpoint"):
-        threading.Event().wait(0.05)
-    (saved,) = steps_of(folder, "checkpoint")
+    (saved,) = until(lambda: steps_of(folder, "checkpoint"), "a checkpoint")
     await_step(folder, saved)
     assert ask(host, folder.name, "preview")[0] == 409  # no VAE is connected
     assert ask(host, folder.name, "stop") == (200, {})
@@ -123,13 +121,12 @@ def test_save_now_writes_a_checkpoint_and_the_run_goes_on(host):
 
 def test_preview_now_is_decoded(host):
     prompt = one_stage(
-        lora_name="asked_preview", seed=74, **LONG, preview_every=100_000, preview_steps=2, vae=["vae", 0]
+        lora_name="asked_preview", seed=74, **LONG, preview_every=1_000_000, preview_steps=2, vae=["vae", 0]
     )
     prompt_id, folder = begin(host, prompt)
     assert "preview" in describe(host, folder)["asks"]
     assert ask(host, folder.name, "preview") == (200, {})
-    while not describe(host, folder)["previews"]:
-        threading.Event().wait(0.1)
+    until(lambda: describe(host, folder)["previews"], "a preview")
     assert [step for step, _ in describe(host, folder)["previews"]] == steps_of(folder, "preview")
     assert ask(host, folder.name, "stop") == (200, {})
     host.wait(prompt_id)
@@ -146,8 +143,7 @@ def test_a_paused_run_has_no_process_and_goes_on_from_its_checkpoint(host):
     assert ask(host, folder.name, "go_on") == (200, {})
     await_step(folder, step)
     assert starts_of(folder) == [0, step]
-    while "pause" not in describe(host, folder)["asks"]:
-        threading.Event().wait(0.05)
+    until(lambda: "pause" in describe(host, folder)["asks"], "it can be paused again")
     assert ask(host, folder.name, "pause") == (200, {})
     await_state(host, folder, "paused")
     assert ask(host, folder.name, "stop") == (200, {})
@@ -157,11 +153,13 @@ def test_a_paused_run_has_no_process_and_goes_on_from_its_checkpoint(host):
 def test_a_pause_is_for_both_experts_so_that_none_takes_the_gpu_meanwhile(host):
     before = run_folders(host)
     prompt_id = host.queue(two_stages(lora_name="asked_both", seed=80, **LONG))
-    folders, trained = [], []
-    while len(folders) < 2 or not trained:
-        threading.Event().wait(0.1)
-        folders = [path for path in run_folders(host) - before if (path / "job.json").exists()]
-        trained = [path for path in folders if "pause" in describe(host, path)["asks"]]
+
+    def begun():
+        found = [path for path in run_folders(host) - before if (path / "job.json").exists()]
+        return found if len(found) == 2 else []
+
+    folders = until(begun, "both run folders")
+    trained = until(lambda: [path for path in folders if "pause" in describe(host, path)["asks"]], "one trains")
     assert ask(host, trained[0].name, "pause") == (200, {})
     for folder in folders:
         await_state(host, folder, "paused")
@@ -171,8 +169,7 @@ def test_a_pause_is_for_both_experts_so_that_none_takes_the_gpu_meanwhile(host):
     assert describe(host, other)["asks"] == ["go_on", "stop"]
     assert ask(host, other.name, "go_on") == (200, {})
     made = len(steps_of(trained[0], "step"))
-    while len(steps_of(trained[0], "step")) == made and not steps_of(other, "step"):
-        threading.Event().wait(0.1)
+    until(lambda: len(steps_of(trained[0], "step")) > made or steps_of(other, "step"), "one of them goes on")
     host.interrupt(prompt_id)
     assert host.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
 
@@ -190,7 +187,7 @@ def test_the_page_finds_a_nodes_run_by_its_token_whatever_it_is_called_now(host)
     prompt = one_stage(lora_name="known", seed=76, steps=2)
     assert succeeded(host.wait(host.queue(prompt, extra)))
     (folder,) = run_folders(host) - before
-    updates = [e.data for e in host.events if e.type == "wan_train.update"]
+    updates = [e.data for e in host.events if e.type == "wan_train.update" and e.data["node_id"] == "high_train"]
     assert {(u["token"], u["name"], u["stage"], u["run"]) for u in updates} == {(TOKEN, "known", "high", folder.name)}
     assert shown(host, token=TOKEN, name="renamed", stage="low noise") == folder.name
     assert shown(host, name="known", stage="high noise") == folder.name

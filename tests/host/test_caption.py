@@ -60,7 +60,7 @@ def texts_of(folder):
 def test_captions_are_written_and_then_read(host, folder, model_folder, kind):
     ((own, words),) = texts_of(folder).items()
     given = {"clip": ["seeing", 0]} if kind == "clip" else {"model_folder": model_folder}
-    entry = host.run(prompt(given), timeout=200)
+    entry = host.run(prompt(given))
     assert succeeded(entry)
     texts = texts_of(folder)
     assert len(texts) == 3
@@ -71,7 +71,7 @@ def test_captions_are_written_and_then_read(host, folder, model_folder, kind):
     assert sorted(report[1:]) == sorted(f"{name}: {text}" for name, text in texts.items())
     assert entry["outputs"]["data"]["text"][0].startswith("2 clips, 1 image: 3 samples")
     assert entry["outputs"]["text"]["text"][0].startswith("4 captions")  # these three, and the empty one
-    again = host.run(prompt(given, redo=True, must_say="pan left"), timeout=200)
+    again = host.run(prompt(given, redo=True, must_say="pan left"))
     assert again["outputs"]["captions"]["text"][0].startswith("2 captions written, 1 kept")
     changed = texts_of(folder)
     assert changed.pop(own) == words

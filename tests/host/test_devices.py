@@ -1,7 +1,5 @@
 """Both experts in one prompt: side by side on two devices, in turn on one. The CPU has two names for this."""
 
-import time
-
 import pytest
 from wan_train.core.train.events import EventReader
 from wan_train.core.train.run_folder import RunFolder
@@ -17,7 +15,7 @@ def run_of_both(host, prompt, name):
         assert turn.acquire()
         prompt_id = host.queue(prompt)
         until(lambda: [waits_of(folder / "events.jsonl") for folder in runs.glob(f"{name}_*")] == [1, 1], "both wait")
-    return host.wait(prompt_id, timeout=200)
+    return host.wait(prompt_id)
 
 
 def spans(host, name):
@@ -57,20 +55,17 @@ def test_one_device_is_handed_over_where_both_nodes_say_so(host):
     before = [(run.finished_lora(60), len(events_of(run.path))) for run in runs]
     assert len(before) == 2
     assert None not in {lora for lora, _ in before}
-    entry = host.run(two_stages(**settings), timeout=200)
+    entry = host.run(two_stages(**settings))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert [(run.finished_lora(60), len(events_of(run.path))) for run in runs] == before
 
 
 def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
     """Each makes steps that the other, which has begun, has not seen the end of."""
-    prompt = two_stages(lora_name="halt", steps=5000, seed=13, high={"device": "cpu:0"}, low={"device": "cpu:1"})
+    prompt = two_stages(lora_name="halt", steps=100_000, seed=13, high={"device": "cpu:0"}, low={"device": "cpu:1"})
     prompt_id = host.queue(prompt)
     runs = host.base / "output" / "wan_train" / "runs"
-    end = time.monotonic() + 240
-    while not _both_have_made_steps(runs):
-        assert time.monotonic() < end, "one of the two never began"
-        time.sleep(0.1)
+    until(lambda: _both_have_made_steps(runs), "steps of both")
     host.interrupt(prompt_id)
     entry = host.wait(prompt_id)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
@@ -83,12 +78,12 @@ def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
 @pytest.mark.grid(2, "several devices")
 def test_one_run_over_two_devices_is_stopped_and_goes_on(host):
     """In a list of the widget: a process for each, whose batches are those of one step."""
-    prompt = one_stage(lora_name="many", steps=4000, seed=14, device="cpu:0,cpu:1", checkpoint_every=1000)
+    prompt = one_stage(lora_name="many", steps=100_000, seed=14, device="cpu:0,cpu:1", checkpoint_every=1000)
     prompt_id = host.queue(prompt)
-    runs, end = host.base / "output" / "wan_train" / "runs", time.monotonic() + 240
-    while not any(event["event"] == "step" for folder in runs.glob("many_*") for event in events_of(folder)):
-        assert time.monotonic() < end, "it never began"
-        time.sleep(0.1)
+    runs = host.base / "output" / "wan_train" / "runs"
+    until(
+        lambda: any(event["event"] == "step" for folder in runs.glob("many_*") for event in events_of(folder)), "a step"
+    )
     host.interrupt(prompt_id)
     assert host.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
     (folder,) = runs.glob("many_*")
@@ -96,7 +91,7 @@ def test_one_run_over_two_devices_is_stopped_and_goes_on(host):
     assert events_of(folder)[-1]["event"] == "stopped"
     assert RunFolder(folder).read_job().loop.gradient_accumulation == 2
 
-    entry = host.run(one_stage(lora_name="many", steps=done + 2, seed=14, device="cpu:0,cpu:1"), timeout=240)
+    entry = host.run(one_stage(lora_name="many", steps=done + 2, seed=14, device="cpu:0,cpu:1"))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert [event["step"] for event in events_of(folder) if event["event"] == "start"][-1] == done
     assert RunFolder(folder).finished_lora(done + 2)

@@ -92,7 +92,7 @@ def graph(host):
 def finished(host):
     prompt = graph(host)
     host.events.clear()
-    entry = host.run(prompt, timeout=200)
+    entry = host.run(prompt)
     assert succeeded(entry)
     return prompt, entry, list(host.events)
 
@@ -318,7 +318,7 @@ def test_every_example_workflow_runs(host, path):
         if item["class_type"] == "LoadImage":
             Image.new("RGB", (80, 64), (30, 90, 200)).save(host.base / "input" / item["inputs"]["image"])
     before = run_folders(host)
-    entry = host.run(prompt, timeout=200)
+    entry = host.run(prompt)
     assert succeeded(entry)
     jobs = [job_from_json((folder / "job.json").read_text(encoding="utf-8")) for folder in run_folders(host) - before]
     stages = [item["inputs"]["stage"] for item in prompt.values() if item["class_type"] == "TrainLoRAStage"]

@@ -53,7 +53,7 @@ def error_of(entry):
 
 def test_an_i2v_expert_is_trained_on_given_frames_and_previewed_from_an_image(i2v):
     before = run_folders(i2v)
-    entry = i2v.run({**graph(), **preview(start_image=["start", 0])}, timeout=200)
+    entry = i2v.run({**graph(), **preview(start_image=["start", 0])})
     assert succeeded(entry)
     (folder,) = run_folders(i2v) - before
     job = job_from_json((folder / "job.json").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def test_a_picture_of_the_users_is_given_as_first_frame(i2v):
         Image.new("RGB", (64, 64), (200, 40, 40)).save(folder / "starts" / f"{clip.stem}.png")
     before = run_folders(i2v)
     prompt = changed(changed(graph(), "data", folder="input/with_starts", first_frames="starts"), "high_train", steps=1)
-    assert succeeded(i2v.run(prompt, timeout=200))
+    assert succeeded(i2v.run(prompt))
     (run,) = run_folders(i2v) - before
     given = job_from_json((run / "job.json").read_text(encoding="utf-8")).data.samples
     known = [load_file(sample.known_path)["latents"] for sample in given]

@@ -231,11 +231,11 @@ def test_a_link_in_the_dataset_folders(warm, disk):
 
 
 def test_a_file_that_is_a_link_is_left_out_and_named(warm, disk):
-    folder = warm.base / "input" / "mixed"
+    folder = warm.base / "input" / "with_a_link"
     draw_dataset(folder, clips=1, images=1, size=64, frames=9, seed=8)
     source = next((disk / "clips").glob("*.mp4"))
     link_to(folder / "far.mp4", source)
-    prompt = data_graph(folder="input/mixed")
+    prompt = data_graph(folder="input/with_a_link")
     prompt["out"] = node("PreviewAny", source=["data", 0])
     entry = warm.run({name: prompt[name] for name in ("data", "out")})
     assert succeeded(entry)

@@ -36,7 +36,7 @@ def joined(**train):
 
 def test_two_datasets_are_joined_and_trained(host):
     before = run_folders(host)
-    entry = host.run(joined(lora_name="joined", seed=77), timeout=200)
+    entry = host.run(joined(lora_name="joined", seed=77))
     assert succeeded(entry)
     (folder,) = run_folders(host) - before
     job = job_from_json((folder / "job.json").read_text())
@@ -64,7 +64,7 @@ def test_one_dataset_passes_through(host):
     prompt["text"] = node("CacheT5", dataset=["join", 0], clip=["clip", 0])
     prompt["train"] = one_stage(lora_name="through", steps=1, seed=78)["high_train"]
     prompt["high_dit"] = one_stage()["high_dit"]
-    entry = host.run(prompt, timeout=200)
+    entry = host.run(prompt)
     assert succeeded(entry)
     assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 image: 3 samples an epoch\n")
 
@@ -93,7 +93,7 @@ def test_what_is_no_dataset_is_one_sentence(host, inputs, words):
 def test_the_first_may_be_absent(host):
     prompt = joined(lora_name="second", seed=80)
     del prompt["join"]["inputs"]["datasets.dataset_0"]
-    entry = host.run(prompt, timeout=200)
+    entry = host.run(prompt)
     assert succeeded(entry)
     assert entry["outputs"]["join"]["text"][0].startswith("2 clips, 1 image: 5 samples an epoch, 1 held out\n")
 

@@ -12,7 +12,7 @@ def test_it_is_trained_with_the_class_word(host):
     kept = {"output_preservation": 1.0, "blank_preservation": 0.5, "max_weight_norm": 0.01}
     before = run_folders(host)
     dataset = {"class_word": "shape", "slide_stride": 21}
-    entry = host.run(one_stage(dataset=dataset, lora_name="kept", steps=2, seed=91, **kept), timeout=200)
+    entry = host.run(one_stage(dataset=dataset, lora_name="kept", steps=2, seed=91, **kept))
     assert succeeded(entry)
     (folder,) = run_folders(host) - before
     job = job_from_json((folder / "job.json").read_text())

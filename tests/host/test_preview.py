@@ -23,7 +23,7 @@ def pair(host):
         "MergeStages", high=["high_train", 0], low=["low_train", 0], name="shown", precision="fp32",
         key_style="comfyui", rank=0, author="", description="", second_strength=1.0,
     )  # fmt: skip
-    assert succeeded(host.run(prompt, timeout=200))
+    assert succeeded(host.run(prompt))
     return prompt
 
 
@@ -77,11 +77,11 @@ def test_the_preview_is_the_users_own_graph(host, pair):
     )  # fmt: skip
     preview["on"] = node("SaveImage", images=["preview", 0], filename_prefix="on")
     preview["off"] = node("SaveImage", images=["preview", 1], filename_prefix="off")
-    ours = host.run(preview, timeout=100)
+    ours = host.run(preview)
     assert succeeded(ours)
     shared = {name: pair[name] for name in ("vae", "clip")}
     for output, lora in (("on", True), ("off", False)):
-        theirs = host.run({**shared, **models, **own_graph(lora)}, timeout=100)
+        theirs = host.run({**shared, **models, **own_graph(lora)})
         assert succeeded(theirs)
         assert np.array_equal(frames(host, ours, output), frames(host, theirs, "saved")), output
     assert not np.array_equal(frames(host, ours, "on"), frames(host, ours, "off"))
@@ -107,11 +107,11 @@ def test_the_preview_of_few_steps_has_the_loras_that_are_put_on_before_it(host, 
     )  # fmt: skip
     for number, name in enumerate(("on", "off")):
         shown[name] = node("SaveImage", images=["preview", number], filename_prefix=name)
-    ours = host.run(shown, timeout=100)
+    ours = host.run(shown)
     assert succeeded(ours)
     shared = {name: pair[name] for name in ("vae", "clip")}
     for output, lora in (("on", True), ("off", False)):
-        theirs = host.run({**shared, **models, **own_graph(lora, steps=4, cfg=1.0, switch=2)}, timeout=100)
+        theirs = host.run({**shared, **models, **own_graph(lora, steps=4, cfg=1.0, switch=2)})
         assert succeeded(theirs)
         assert np.array_equal(frames(host, ours, output), frames(host, theirs, "saved")), output
     assert not np.array_equal(frames(host, ours, "on"), frames(host, ours, "off"))
@@ -198,7 +198,7 @@ def test_the_video_says_which_half_is_which_and_is_called_by_the_lora(host, pair
             "SaveVideo", video=["preview", 2], filename_prefix=["preview", 3], format="mp4", **{"format.codec": "h264"}
         ),
     }  # fmt: skip
-    entry = host.run(prompt, timeout=200)
+    entry = host.run(prompt)
     assert succeeded(entry)
     (file,) = (host.base / "output" / "video").glob("shown*.mp4")
     with av.open(str(file)) as container:

@@ -96,12 +96,13 @@ def test_only_so_many_are_kept_and_the_oldest_go(comfy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "workflow", [None, {}, {"nodes": 3}, {"nodes": [{"id": 1, "properties": {"wan_node": "../x"}}]}]
+    ("pieces", "workflow"),  # the pieces of each are others, so that the host runs the node each time
+    enumerate([None, {}, {"nodes": 3}, {"nodes": [{"id": 1, "properties": {"wan_node": "../x"}}]}], 4),
 )
-def test_what_no_page_has_queued_is_not_kept(host, workflow):
+def test_what_no_page_has_queued_is_not_kept(host, pieces, workflow):
     folder = host.base / "output" / "wan_train" / "reports"
     before = sorted(folder.glob("*"))
-    prompt = {"1": dit("wan_mini_low_noise.safetensors", precision="fp32")}
+    prompt = {"1": dit("wan_mini_low_noise.safetensors", ffn_pieces=pieces)}
     prompt["2"] = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}, "_meta": {"title": ""}}
     extra = {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
     assert succeeded(host.wait(host.queue(prompt, extra)))

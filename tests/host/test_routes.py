@@ -113,7 +113,7 @@ def test_a_preview_that_is_a_link_is_not_given_out(host, folder, tmp_path):
 
 
 def test_a_long_diary_is_thinned_and_the_server_answers_meanwhile(host, folder):
-    long = folder.with_name("long_high_0123456789abcdef")
+    long = folder.with_name("of_routes_long_high_0123456789abcdef")
     shutil.copytree(folder, long)
     peak = 33_333
     lines = [json.dumps({"event": "start", "time": 1.0, "step": 0})]
@@ -143,7 +143,7 @@ def test_a_long_diary_is_thinned_and_the_server_answers_meanwhile(host, folder):
 
 
 def test_curves_of_runs_and_what_differs(host, folder):
-    other = folder.with_name("charted_high_0123456789abcdef")
+    other = folder.with_name("of_routes_charted_high_0123456789abcdef")
     shutil.copytree(folder, other)
     job = json.loads((other / "job.json").read_text())
     del job["sha256"]
@@ -166,7 +166,7 @@ def test_curves_of_runs_and_what_differs(host, folder):
 
 
 def test_a_run_that_was_made_longer_is_not_called_finished(host, folder):
-    longer = folder.with_name("longer_high_0123456789abcdef")
+    longer = folder.with_name("of_routes_longer_high_0123456789abcdef")
     shutil.copytree(folder, longer)
     job = json.loads((longer / "job.json").read_text())
     del job["sha256"]

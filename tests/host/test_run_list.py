@@ -9,7 +9,7 @@ import shutil
 import pytest
 from PIL import Image
 from wan_train.tests.host.graphs import one_stage
-from wan_train.tests.host.runs import run_folders, succeeded
+from wan_train.tests.host.runs import run_folders, succeeded, until
 from wan_train.tests.host.test_asks import LONG, begin
 from wan_train.tests.host.test_look import get, post, refused
 from wan_train.tests.host.test_routes import ODD_NAMES
@@ -119,7 +119,7 @@ def test_pages_of_others_can_change_nothing(host, folder):
 
 
 def test_two_runs_are_compared(host, folder):
-    other = folder.with_name("compared_high_0123456789abcdef")
+    other = folder.with_name("of_the_list_compared_high_0123456789abcdef")
     other.mkdir()
     values = json.loads((folder / "job.json").read_text())
     del values["sha256"]
@@ -138,15 +138,19 @@ def test_a_run_that_goes_on_is_told_and_is_not_deleted_until_it_has_stopped(host
     assert run["state"] == "training"
     assert "stop" in run["asks"]
     assert re.search(r"left$", run["facts"][0])
-    lines = [event.data["bytes"].decode(errors="replace") for event in host.events if event.data.get("kind") == "text"]
-    assert any(re.search(r"going: step \d+ of 600, .* left", line) for line in lines)
+
+    def is_told():
+        lines = [e.data["bytes"].decode(errors="replace") for e in list(host.events) if e.data.get("kind") == "text"]
+        return any(re.search(r"going: step \d+ of 100000, .* left", line) for line in lines)
+
+    until(is_told, "a line of how far it is")
     sentence = refused(host, post(host, f"/wan_train/runs/{folder.name}/delete", {}), 409)
     assert "is being trained at the moment: stop it first" in sentence
     assert post(host, f"/wan_train/runs/{folder.name}/ask/stop", {})[0] == 200
     host.wait(prompt_id)
     run = listed(host, folder)
     assert run["state"] == "stopped"
-    assert 0 < run["step"] < 600
+    assert 0 < run["step"] < LONG["steps"]
     assert post(host, f"/wan_train/runs/{folder.name}/delete", {}) == (200, b"{}")
     assert listed(host, folder) is None
     assert not folder.exists()

@@ -35,7 +35,7 @@ def graph(**train):
 
 
 def test_one_file_is_trained_merged_and_put_on_both_models(host):
-    entry = host.run(graph(), timeout=240)
+    entry = host.run(graph())
     assert entry["status"]["status_str"] == "success", entry["status"]
     (folder,) = (host.base / "output" / "wan_train" / "runs").glob("one_both_*")
     job = RunFolder(folder).read_job()
@@ -47,14 +47,14 @@ def test_one_file_is_trained_merged_and_put_on_both_models(host):
     assert "one LoRA" not in json.dumps(entry["outputs"])  # nothing is complained of
     assert "finished: 6 steps" in "\n".join(entry["outputs"]["low_train"]["text"])
     assert "of both experts together" in host.log_text()
-    again = host.run(changed(graph(), "pair", author="again"), timeout=240)
+    again = host.run(changed(graph(), "pair", author="again"))
     assert again["status"]["status_str"] == "success", again["status"]
 
 
 def test_without_the_other_expert_it_is_refused_on_the_node(host):
     prompt = graph()
     del prompt["low_train"]["inputs"]["other_dit"]
-    entry = host.run(prompt, timeout=100)
+    entry = host.run(prompt)
     assert entry["status"]["status_str"] == "error"
     told = json.dumps(entry["status"]["messages"])
     assert "other_dit has no wire" in told

@@ -9,8 +9,9 @@ from PIL import Image
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.run_folder import RunFolder
-from wan_train.tests.host.graphs import FRAMES, SIZE, dit, one_stage
-from wan_train.tests.host.runs import await_step, new_folder, run_folders, succeeded
+from wan_train.tests.host.graphs import FRAMES, SIZE, changed, dit, one_stage
+from wan_train.tests.host.runs import await_step, new_folder, run_folders, starts_of, succeeded, until
+from wan_train.tests.turns import turn_on_cpu, waits_of
 from wan_train.tools.server import PromptRefusedError
 
 OPTIONS = {"preview_every": 2, "preview_steps": 4, "preview_cfg": 1.0, "vae": ["vae", 0]}
@@ -134,7 +135,7 @@ def test_prompts_that_are_none_are_refused_before_anything_is_cached(host):
 
 
 def test_stop_goes_on_with_its_previews(host):
-    prompt = graph("low", lora_name="paused", seed=63, steps=24, preview_every=4, checkpoint_every=1000)
+    prompt = graph("low", lora_name="paused", seed=63, steps=100_000, preview_every=4, checkpoint_every=1000)
     before = run_folders(host)
     prompt_id = host.queue(prompt)
     folder = new_folder(host, before)
@@ -142,11 +143,15 @@ def test_stop_goes_on_with_its_previews(host):
     host.interrupt(prompt_id)
     entry = host.wait(prompt_id)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
-    assert read_history(folder / "events.jsonl").state == "stopped"
-    assert succeeded(host.run(prompt))
+    history = read_history(folder / "events.jsonl")
+    assert history.state == "stopped"
+    end = 4 * (max(history.losses) // 4 + 3)
+    assert succeeded(host.run(changed(prompt, "low_train", steps=end)))
+    assert starts_of(folder) == [0, max(history.losses)]
     previews = PreviewFolder.of(RunFolder(folder))
-    done = {step for step, _ in previews.videos()}
-    assert {4, 20, 24} <= done
+    done = [step for step, _ in previews.videos()]
+    assert done[0] <= max(history.losses)
+    assert done[-2:] == [end - 4, end]
     assert not previews.has_decoder()
 
 
@@ -154,9 +159,12 @@ def test_a_preview_that_cannot_be_decoded_is_a_warning_and_the_run_goes_on(host)
     """A folder stands where the video should be written."""
     prompt = graph(lora_name="blocked", seed=64, steps=4, preview_every=4)
     before = run_folders(host)
-    prompt_id = host.queue(prompt)
-    folder = new_folder(host, before)
-    (folder / "previews" / "step-00000004.webp" / "in the way").mkdir(parents=True)
+    with turn_on_cpu(host.base / "tmp") as turn:
+        assert turn.acquire()
+        prompt_id = host.queue(prompt)
+        folder = new_folder(host, before)
+        until(lambda: waits_of(folder / "events.jsonl"), "the run waits for its turn")
+        (folder / "previews" / "step-00000004.webp" / "in the way").mkdir(parents=True)
     entry = host.wait(prompt_id)
     assert succeeded(entry)
     assert "the preview of step 4 could not be decoded" in entry["outputs"]["high_train"]["text"][0]

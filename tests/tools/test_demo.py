@@ -7,7 +7,9 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
+from wan_train.tools import demo
 from wan_train.tools.checks import find_or_fetch, list_checks, run_each
 from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files
 from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW, DEMO_WORD
@@ -30,7 +32,9 @@ def step(number, loss):
     return {"event": "step", "step": number, "loss": loss, "lr": 1e-3}
 
 
-def test_progress_prints_new_steps_and_endings(tmp_path, capsys):
+def test_progress_prints_new_steps_and_endings(tmp_path, capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     old = tmp_path / "demo_low_0123" / "events.jsonl"
     write_events(old, step(1, 9.0))
     progress = Progress(tmp_path)
@@ -40,6 +44,7 @@ def test_progress_prints_new_steps_and_endings(tmp_path, capsys):
     progress.show()
     assert capsys.readouterr().out == "  demo_high: step 2 of 8, loss 0.5000, learning rate 1.00e-03\n"
     write_events(new, step(3, 0.5))
+    clock[0] += demo.PRINT_EVERY_S - 0.1
     progress.show()
     assert capsys.readouterr().out == ""  # not again within two seconds
     write_events(new, step(4, 0.5), {"event": "finished"})

@@ -3,15 +3,19 @@
 import os
 import shutil
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
 from wan_train.core.errors import RunError
+from wan_train.core.train import claim as claiming
 from wan_train.core.train.claim import InUseError, claim_folder, claim_run
 from wan_train.core.train.events import EventReader, EventWriter, read_history
+from wan_train.core.train.find_run import claim_lock
 from wan_train.core.train.run import run_job
 from wan_train.core.train.run_folder import RunFolder
 
@@ -136,6 +140,22 @@ def test_a_worker_that_was_left_behind_keeps_its_folder(tmp_path, job):
         claim_run(tmp_path, job)
     assert claim_run(tmp_path, long(job, 3)).folder != claim.folder
     worker.release()
+
+
+@pytest.mark.parametrize("kind", [claim_lock, RunFolder.lock])
+def test_who_only_looks_whether_somebody_trains_keeps_nobody_out(tmp_path, job, monkeypatch, kind):
+    """The page does, with each of its looks at the runs: it takes the locks and gives them back."""
+    claim_run(tmp_path, job).release()
+    (folder,) = (RunFolder(path) for path in tmp_path.glob("*_*"))
+    looking = kind(folder)
+    assert looking.acquire()
+    slept = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: slept.append(looking.release()))
+    monkeypatch.setattr(claiming, "time", clock)
+    claim = claim_run(tmp_path, job)
+    assert claim.folder == folder
+    assert len(slept) == 1
+    claim.release()
 
 
 def test_a_given_folder_takes_no_other_training(tmp_path, job):
