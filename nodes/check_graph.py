@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.data.counting import describe_lengths
 from ..core.data.join import join
@@ -72,10 +72,18 @@ def check(prompt: Any, light: bool = False, is_gone: Callable[[], bool] = lambda
     return graph.found
 
 
-def why_not(prompt: Any, encoder: str) -> str:
-    """What is known to be wrong with a training that uses what the node `encoder` makes, and on which node; "" for nothing.
+class Refusal(NamedTuple):
+    """What is wrong, and the node whose settings mend it."""
 
-    Also where it can't be told before the run: then whoever asks goes on.
+    node: str
+    title: str
+    sentence: str
+
+
+def why_not(prompt: Any, encoder: str) -> Refusal | None:
+    """What is known to be wrong with a training that uses what the node `encoder` makes.
+
+    None where nothing is, and where it can't be told before the run: then whoever asks goes on.
     """
     try:
         graph = _Graph(prompt)
@@ -84,11 +92,11 @@ def why_not(prompt: Any, encoder: str) -> str:
                 graph.wired(key, "latents"),
                 graph.wired(key, "text"),
             )
-            if follows and (why := graph.why_not(key)):
-                return why
+            if follows and (found := graph.why_not(key)):
+                return found
     except Exception:
         log.exception("the trainings of a workflow could not be checked")
-    return ""
+    return None
 
 
 def _tell_lengths(found: Found, jobs: Mapping[str, Job]) -> None:
@@ -171,21 +179,21 @@ class _Graph:
             self._too_large[key] = plan.text
         return job
 
-    def why_not(self, key: str) -> str:
-        """What is wrong with a training and on which node, as far as it is known before the run; else ""."""
+    def why_not(self, key: str) -> Refusal | None:
+        """What is wrong with a training, as far as it is known before the run."""
         try:
             self.tell_training(key)
         except _UnknownError:
-            return ""
+            return None
         except _NodeError as error:
-            return f"{self._title(error.node)}: {error.sentence}"
-        return f"{self._title(key)}: {self._too_large[key]}" if key in self._too_large else ""
+            return Refusal(error.node, self._title(error.node), error.sentence)
+        return Refusal(key, self._title(key), self._too_large[key]) if key in self._too_large else None
 
     def _title(self, key: str) -> str:
         node = self.nodes[key]
         meta = node.get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
-        return f"node {key} ({title if isinstance(title, str) and title else node['class_type']})"
+        return title if isinstance(title, str) and title else node["class_type"]
 
     def _dit(self, key: str) -> DitHandle:
         self._must_be(key, "LoadWanDiT", "Load Wan DiT")

@@ -131,9 +131,13 @@ def refuse_in_vain(prompt: Any, node_id: str) -> None:
 
     host.show_text(node_id, "looking whether the training can be run")
     host.free_vram()  # as before a training: its plan goes by what is free
-    why = why_not(prompt, node_id)
-    if why:
-        raise ConfigError(f"nothing is encoded, since the training that follows can't be run. {why}")
+    found = why_not(prompt, node_id)
+    if found:
+        host.send_event("wan_train.refused", {"node_id": found.node, "text": found.sentence})  # stands there, too
+        raise ConfigError(
+            f"nothing is encoded, since the training that follows can't be run. {found.title} (node {found.node}): "
+            f"{found.sentence}"
+        )
 
 
 class CacheLatents(io.ComfyNode):

@@ -79,6 +79,17 @@ function ask(body, signal) {
   return api.fetchApi("/wan_train/check", { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
+/**
+ * What would encode clips has found that their training can't be run: the node that mends it says so, too.
+ * @param {{ node_id: string, text: string }} refusal
+ */
+export function takeRefusal({ node_id: id, text }) {
+  const node = nodeByExecutionId(id);
+  if (!node || !showsText(node)) return;
+  wrong.set(id, text); // goes when the inputs are others
+  showFailure(node, text);
+}
+
 /** A workflow was opened: its inputs have not changed. */
 export async function takeInputs() {
   clearTimeout(timer);

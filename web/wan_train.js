@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { checkSettings, checkWorkflow, takeInputs, watchInputs } from "./check.js";
+import { checkSettings, checkWorkflow, takeInputs, takeRefusal, watchInputs } from "./check.js";
 import { addFolding, fitHeight } from "./folding.js";
 import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
@@ -75,6 +75,7 @@ function listen() {
     const node = nodeByExecutionId(node_id);
     if (node && node.comfyClass === node_type && showsText(node)) showFailure(node, exception_message);
   });
+  events.addEventListener("wan_train.refused", (event) => takeRefusal(/** @type {CustomEvent} */ (event).detail));
   events.addEventListener("graphChanged", watchInputs);
   for (const kind of ["reconnected", "execution_success", "execution_interrupted"]) {
     events.addEventListener(kind, recallRuns);

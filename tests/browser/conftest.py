@@ -49,9 +49,10 @@ def browser():
 @pytest.fixture(scope="module")
 def host(host):
     """The shared ComfyUI, without the runs of other files."""
-    from wan_train.tests.host.runs import set_aside_runs
+    from wan_train.tests.host.runs import encode_shapes, set_aside_runs
 
     set_aside_runs(host)
+    encode_shapes(host)
     return host
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from wan_train.core.train.events import EventReader, read_history
+from wan_train.tests.host.graphs import data_graph, node
 from wan_train.tests.host_server import PATIENCE_S
 
 
@@ -24,6 +25,14 @@ def set_aside_runs(host) -> None:
         aside = host.base / "aside" / f"{time.monotonic_ns()}_{number}"
         aside.mkdir(parents=True)
         folder.rename(aside / folder.name)
+
+
+def encode_shapes(host) -> None:
+    """Make the caches of the usual dataset: with them a training that can't be run is refused by its own node."""
+    prompt = data_graph()
+    for name in ("latents", "text"):
+        prompt[f"seen_{name}"] = node("PreviewAny", source=[name, 0])
+    assert succeeded(host.run(prompt))
 
 
 def succeeded(entry) -> bool:

@@ -105,11 +105,13 @@ def test_what_no_training_could_use_is_not_encoded(host):
     fresh = {"width": 80, "height": 48, "trigger_word": "nvr"}
     prompt = changed(one_stage(lora_name="in_vain", dataset=fresh), "high_dit", budget_gb=0.01)
     kept = set((host.base / "output" / "wan_train" / "cache").rglob("*.safetensors"))
+    host.events.clear()
     node_id, message, _ = failure(host, prompt)
     assert node_id in ("latents", "text")
-    assert message.startswith(
-        "nothing is encoded, since the training that follows can't be run. node high_train (TrainLo"
-    )
+    why = "nothing is encoded, since the training that follows can't be run. TrainLoRAStage (node high_train): "
+    assert message.startswith(why)
+    (told,) = [event.data for event in host.events if event.type == "wan_train.refused"]
+    assert told == {"node_id": "high_train", "text": message.removeprefix(why)}
     assert "does not fit: the leanest plan takes" in message
     assert set((host.base / "output" / "wan_train" / "cache").rglob("*.safetensors")) == kept
 
