@@ -94,7 +94,7 @@ class _Notes:
         # Without their nodes: what autograd keeps holds these notes, and would never be freed where a backward leaves it out,
         # as it does in the first block, whose input wants no gradient.
         inputs = tuple(each.detach() for each in inputs)
-        self._made[y.untyped_storage().data_ptr()] = weakref.ref(y), make, inputs
+        self._made[_place(y)[0]] = weakref.ref(y), make, inputs
 
     def pack(self, tensor: Tensor) -> Any:
         """What is kept in the place of `tensor`."""

@@ -107,7 +107,11 @@ def kernel_block(
     attention = attention_bytes(batch * tokens, dim, sizes.num_heads, e)
     ratio = sizes.ffn_dim / dim
     more, wide = kind.more_units
-    drops = trained.options.rank_dropout or trained.options.module_dropout
-    more_units = (more + trained.dropout, (wide + bool(drops and not kind.is_plain)) * ratio)
+    # What a dropout has left of an input is made again for plain LoRAs; others keep it. What ranks or layers are multiplied
+    # with takes more only of a kind that changes the base's own result.
+    is_drawn = trained.options.rank_dropout or trained.options.module_dropout
+    more += bool(trained.dropout and kind.is_plain)
+    wide += bool(is_drawn and not kind.keeps_input)
+    more_units = (more, wide * ratio)
     exchanged = _EXCHANGED_UNITS * unit if is_shared else 0
     return KernelBlock(by_part, unit, ratio, attention, once, more_units, 0.0 if kind.is_plain else 4.0, exchanged)

@@ -307,11 +307,13 @@ def launched(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8", "fp8_compute"])
-def test_what_is_made_ready_is_what_a_step_needs(job: Job, launched, precision):
+@pytest.mark.parametrize("way", ["lora", "drops", "dora", "lokr", "oft"])
+def test_what_is_made_ready_is_what_a_step_needs(job: Job, launched, precision, way):
     """Also of blocks that run again, and of the adapter's absence."""
     from wan_train.core.kernels.warm import kernels_of
 
-    job = replace(job, model=replace(job.model, precision=precision))
+    adapter = AdapterOptions(**{"rank": 4, "alpha": 4.0, **ADAPTERS.get(way, {})})
+    job = replace(job, model=replace(job.model, precision=precision), adapter=adapter)
     prepared = prepare(job, CPU)
     model = prepared.model.train()
     for act in kernels_of(needs_of(job, model.config, CPU, prepared.dtype)):
