@@ -118,6 +118,21 @@ def test_files_without_a_name_of_their_own_have_that_of_the_training_also_where_
     assert (host.base / "models" / "loras" / "drawing_v2_high_noise.safetensors").is_file(), entry["outputs"]["pair"]
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("x_high_noise", "x"), ("x_v2_high_noise", "x_v2"), ("x_low_noise_v2", "x"), ("x_v2", "x"),
+        ("x_high_noise_step000250", "x_step000250"), ("x_low_noise_step000250_v2", "x_step000250"),
+    ],
+)  # fmt: skip
+def test_files_that_are_made_of_others_are_called_by_them(comfy, tmp_path, file, name):
+    """Without the expert, which follows again, and without the number that a file was given."""
+    from wan_train.nodes.merge_nodes import _name_of
+    from wan_train.nodes.sockets import LoraHandle
+
+    assert _name_of(LoraHandle(tmp_path / f"{file}.safetensors", "high", file)) == name
+
+
 def test_save_now_writes_a_checkpoint_and_the_run_goes_on(host):
     prompt_id, folder = begin(host, one_stage(lora_name="asked_save", seed=73, **LONG))
     assert ask(host, folder.name, "save") == (200, {})
