@@ -1,6 +1,7 @@
 """Names of files: those that every system can have, and those that stay below the folder that they are looked up in."""
 
 import re
+import unicodedata
 
 from .errors import ConfigError
 from .paths import shown
@@ -17,6 +18,29 @@ def is_device(file_name: str) -> bool:
     return file_name.split(".")[0].rstrip(" ").upper() in _DEVICES
 
 
+def without_marks(name: str) -> str:
+    """The name without what `\\w` does not know of letters: vowels of Hindi or Arabic, the dots of an u from a Mac."""
+    return "".join(char for char in name if not _is_mark(char))
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char).startswith("M")
+
+
+def clean_name(text: str) -> str:
+    """A name that files can have everywhere, as near as possible to a text; "" where nothing of it can be in one."""
+    known = "".join(char if _is_mark(char) or _ALLOWED.fullmatch(f"a{char}") else "\0" for char in text)
+    name = re.sub("\0+", "_", known)
+    start = next((place for place, char in enumerate(name) if char.isalnum()), len(name))
+    name = name[start:][:MOST_CHARACTERS].encode()[:MOST_BYTES].decode(errors="ignore").rstrip(" ._-+()")
+    return f"my_{name}" if is_device(name) else name
+
+
+def same_name(name: str) -> str:
+    """The same for names that Windows or the Mac take for the same: in any case, and in either form of letters with marks."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def in_short(value: object) -> str:
     """A value for a sentence: in one line, and not longer than one."""
     return shown(" ".join(str(value).split()), _SHOWN)
@@ -26,7 +50,7 @@ def check_file_name(name: str, field: str) -> str:
     """A name that can be the start of a file name everywhere; ConfigError, which calls it `field`, for any other."""
     if not isinstance(name, str):
         raise ConfigError(f"{field} must be a text, but it is {kind_of(name)}.")
-    if not _ALLOWED.fullmatch(name) or name.endswith((".", " ")):
+    if not _ALLOWED.fullmatch(name[:1] + without_marks(name[1:])) or name.endswith((".", " ")):
         raise ConfigError(
             f"{field} is '{in_short(name)}': use letters, digits, spaces and . _ - + ( ) only, beginning with a letter or "
             "digit and not ending with a dot or space."

@@ -268,8 +268,14 @@ def _read(path: Path) -> torch.Tensor | None:
 
 
 def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    return _digest_at(path, stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = path.stat()
+        return _digest_at(path, stat.st_size, stat.st_mtime_ns)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} went away while it was compared: a run that trains on keeps its newest checkpoints alone (keep_last)."
+            " Press Run again: videos that were made are kept."
+        ) from error
 
 
 @lru_cache(maxsize=1000)

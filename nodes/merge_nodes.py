@@ -132,8 +132,13 @@ def _slot(lora: LoraHandle) -> Slot:
 
 
 def _name_of(lora: LoraHandle | None) -> str:
-    """Of the files: the training's, without what a file's name has behind it."""
-    return "" if lora is None else re.sub(r"(_high_noise|_low_noise)?(_v\d+)?$", "", lora.name, count=1) or lora.name
+    """Of the files: the training's, or that of a file; without the expert, and without the number that a file was given."""
+    if lora is None:
+        return ""
+    if run_of(lora.path):
+        return re.sub(r"_(high|low)_noise$", "", lora.name) or lora.name
+    name = re.sub(r"_(high|low)_noise(?=_step\d+(_v\d+)?$)", "", lora.name)  # a copy of a checkpoint
+    return re.sub(r"(_high_noise|_low_noise)?(_v\d+)?$", "", name, count=1) or lora.name
 
 
 def _check_sockets(*handles: LoraHandle | None) -> None:

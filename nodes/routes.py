@@ -24,6 +24,7 @@ from ..core.importers.report import report
 from ..core.importers.setup import import_setup
 from ..core.importers.texts import MAX_BYTES, SetupFile
 from ..core.importers.workflow import workflow
+from ..core.names import without_marks
 from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
@@ -174,7 +175,9 @@ def _is_file_in(folder: Path, path: Path) -> bool:
 
 def run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
-    is_name = _RUN_NAME.fullmatch(name) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
+    is_name = (
+        _RUN_NAME.fullmatch(without_marks(name)) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
+    )
     if not is_name:
         return None
     folder = RunFolder(host.runs_path() / name)

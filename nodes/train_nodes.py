@@ -38,6 +38,8 @@ from .widgets import inputs_of
 
 log = logging.getLogger(__name__)
 
+# Each a path, or the name of a file in ComfyUI's folders of LoRAs.
+_LORA_FILES, _PREVIEW_LORAS = ("start_from", "merge_into_base"), ("preview_lora", "preview_other_lora")
 _NO_WIRE = object()  # in the place of an input that is not connected
 STAGES: dict[str, Stage] = {"high noise": "high", "low noise": "low", "single model": "single"}
 
@@ -188,11 +190,12 @@ def other_warnings(job: Job, dit: DitHandle, other_dit: DitHandle | None) -> lis
 def stage_settings(dit: DitHandle, settings: dict[str, Any]) -> StageSettings:
     """What is chosen on this node and on Load Wan DiT."""
     values = {name: value for name, value in settings.items() if name not in ("stage", "lora_name")}
-    for name in ("start_from", "merge_into_base"):  # a path, or the name of a file in ComfyUI's folders of LoRAs
+    for name in (*_LORA_FILES, *(_PREVIEW_LORAS if values.get("preview_every") else ())):
         given = str(values.get(name, "")).strip().strip('"')
         values[name] = str(folders.lora_path(given, name)) if given and not Path(given).is_absolute() else given
     for name in ("crepa_encoder", "crepa_vae"):
-        values[name] = str(values.get(name, "")).strip().strip('"')
+        given = str(values.get(name, "")).strip().strip('"')
+        values[name] = str(Path(given).absolute()) if given else ""  # the training process works in another folder
     return settings_from_names(values | dit.settings)
 
 

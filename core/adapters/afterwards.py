@@ -109,7 +109,8 @@ def change_file(folder: Path, source: Path, changes: Changes, writing: FileOptio
     if isinstance(file, OtherFile):
         if changes != Changes():
             raise ConfigError(
-                f"{source.name} is a {file.kind} adapter, of which only names and precision can be changed."
+                f"{source.name} is an adapter of the kind {file.kind}, of which only names and precision can be changed: leave"
+                " rank and energy at 0, drop_blocks and drop_layers empty, and strength at 1."
             )
         return _write(
             folder, file, file.metadata, slot, writing, [f"{counted(len(file.modules), 'module')} of a {file.kind}"]

@@ -117,8 +117,8 @@ def _other_draft(file: OtherFile, source: Source, options: ShipOptions) -> Draft
     if source.second or options.rank:
         what = f"merged with {source.second.name}" if source.second else f"lowered to rank {options.rank}"
         raise ConfigError(
-            f"{source.first.name} is a {file.kind} adapter, which can't be {what}: only plain LoRAs can; leave second LoRA and"
-            " rank empty."
+            f"{source.first.name} is an adapter of the kind {file.kind}, which can't be {what}: only plain LoRAs can; give no"
+            " second LoRA, and leave rank at 0."
         )
     note = f"{counted(len(file.modules), 'module')}, {file.kind} of rank {max(file.ranks)}"
     return Draft(file, {**file.metadata, **_texts(options)}, note)

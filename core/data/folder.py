@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..names import same_name
 from ..settings.dataset import DatasetOptions
 from .captions import extension
 from .given import GivenFiles, separate_given
@@ -73,6 +74,7 @@ def find_files(
     texts = {_stem(name): name for name in names if _suffix(name) == caption_suffix}
     if options.caption_source != "sidecar":
         texts = {}
+    texts |= spelled_otherwise({_stem(name) for name in media}, texts)
     users: dict[str, list[str]] = {}
     for name in media:
         users.setdefault(_stem(name), []).append(name)
@@ -100,8 +102,22 @@ def _caption_notes(
         if stem in texts:
             reason = f"shares the caption file {texts[stem]} with {first}"
             notes += [Note(name=name, action="note", reason=reason) for name in others]
-    reason = "ignored: a caption file without an image or clip"
-    return notes + [Note(name=name, action="note", reason=reason) for name in captions if _stem(name) not in users]
+    reason, used = "ignored: a caption file without an image or clip", {texts.get(stem) for stem in users}
+    return notes + [Note(name=name, action="note", reason=reason) for name in captions if name not in used]
+
+
+def spelled_otherwise(stems: set[str], texts: Mapping[str, str]) -> dict[str, str]:
+    """Caption files by the stems of media that have none of their very name, and differ in case or in form (NFC, NFD) alone.
+
+    Windows and the Mac take such names for the same, and a Mac writes letters with marks in another form than others do.
+    """
+    without = [stem for stem in stems if stem not in texts]
+    left: dict[str, list[str]] = {}
+    for stem, name in texts.items() if without else ():
+        if stem not in stems:
+            left.setdefault(same_name(stem), []).append(name)
+    found = {stem: left.get(same_name(stem), []) for stem in without}
+    return {stem: names[0] for stem, names in found.items() if len(names) == 1}
 
 
 def _is_metadata(name: str, options: DatasetOptions) -> bool:

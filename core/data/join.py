@@ -61,6 +61,7 @@ def join_warnings(dataset: Dataset) -> list[str]:
             "regularization is on for all that is trained on, so that nothing shows the concept: turn it off for the files "
             "that do."
         )
+    found += _held_out_warning(dataset.samples)
     rates = frame_rates(dataset)
     if len(rates) == 1:
         return found
@@ -74,6 +75,31 @@ def join_warnings(dataset: Dataset) -> list[str]:
         f"the clips have different frame rates ({each}): a Wan model works at one, so that motion is learnt at different "
         "speeds; give all datasets the same fps.",
     ]
+
+
+def _held_out_warning(samples: Sequence[Sample]) -> list[str]:
+    """A sentence where a file of the same content as one that is held out is trained on: in another dataset, or as a copy."""
+    trained: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        if not sample.held_out:
+            trained.setdefault(sample.file.sha256, {})[_place(sample)] = None
+    pairs: dict[str, str] = {}
+    for sample in samples:
+        others = [place for place in trained.get(sample.file.sha256, ()) if place != _place(sample)]
+        if sample.held_out and others:
+            pairs.setdefault(_place(sample), others[0])
+    if not pairs:
+        return []
+    (held, other), *rest = pairs.items()
+    more = f" (and {len(rest)} more)" if rest else ""
+    return [
+        f"{held} is held out, and trained on as {other}{more}: the held-out loss then tells of clips that are learnt by heart;"
+        " hold out the same files of both, or leave them out of one."
+    ]
+
+
+def _place(sample: Sample) -> str:
+    return f"{sample.dataset}/{sample.file.name}" if sample.dataset else sample.file.name
 
 
 def _names(folders: Sequence[str]) -> list[str]:

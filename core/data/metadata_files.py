@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..limits import MAX_WORD
+from ..names import same_name
 from ..paths import shown
 from ..serial import MAX_DEPTH
 from .links import leads_within
@@ -125,6 +126,7 @@ class _Finder:
         self._by_stem = _unique((name.rpartition(".")[0], name) for name in self._names)
         self._by_last = _unique((PurePosixPath(name).name, name) for name in self._names)
         self._by_last_stem = _unique((PurePosixPath(name).stem, name) for name in self._names)
+        self._by_spelling = _unique((same_name(PurePosixPath(name).name), name) for name in self._names)
 
     def find(self, name: str) -> tuple[str | None, bool]:
         """(the file's name relative to the folder, or None; whether it lies where the name says)."""
@@ -135,7 +137,8 @@ class _Finder:
                 if found in self._names:
                     return found, True
         last = PurePosixPath(written).name
-        return self._by_last.get(last) or self._by_last_stem.get(last), False
+        found = self._by_last.get(last) or self._by_last_stem.get(last) or self._by_spelling.get(same_name(last))
+        return found, False
 
     def _inside(self, place: Path, name: str) -> str:
         """The name relative to the folder; "" for one outside of it."""

@@ -143,7 +143,8 @@ def _select_short(
     if options.short_clips != "shorten":
         return Selection(windows=(), notes=(("skipped", what),))
     length = longest_clip(len(frames))
-    return Selection(windows=(frames[:length],), notes=(*notes, ("shortened", f"{what}: the first {length} are used")))
+    used = "the first one is" if length == 1 else f"the first {length} are"
+    return Selection(windows=(frames[:length],), notes=(*notes, ("shortened", f"{what}: {used} used")))
 
 
 def _nearest(times_us: Sequence[int], time: float) -> int:

@@ -9,6 +9,7 @@ from ..paths import shown
 
 _CONTINUED = re.compile(r"[ \t]*[\\^`][ \t]*\n")
 _WINDOWS = re.compile(r"[A-Za-z]:\\|%\w+%|^\s*(?:@echo|set|rem)\b", re.IGNORECASE | re.MULTILINE)
+_COMMAND = re.compile(r"\.py\b|(^|\s)--[A-Za-z]|\b(accelerate|simpletuner)\s")
 VARIABLE = re.compile(r"\$\{?\w+|%\w+%|\$\(")  # $DIR, ${DIR}, %DIR%, $(pwd)
 
 
@@ -22,7 +23,11 @@ class Command:
 
 
 def commands(name: str, text: str) -> list[list[str]]:
-    """The words of every command in a script; comments are left out. ConfigError for quotes that are not closed."""
+    """The words of every command in a script; comments are left out.
+
+    ConfigError for a program or options with quotes that are not closed. Other such lines are no commands: what a script
+    writes into a file, such as prompts, may hold an apostrophe.
+    """
     is_windows = bool(_WINDOWS.search(text))
     found = []
     for line in _without_comments(text).splitlines():
@@ -47,6 +52,8 @@ def _pieces(name: str, line: str, is_windows: bool) -> list[list[str]]:
     try:
         words = list(lexer)
     except ValueError as error:
+        if not _COMMAND.search(line):
+            return []
         raise ConfigError(
             f"{shown(name)}: the command '{shown(line.strip(), 60)}' can't be read ({error}): close its quotes."
         ) from error

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..names import MOST_CHARACTERS
+from ..names import clean_name
 from ..settings.stage import Stage
 from .answers import PREVIEW, Answer, SetupOption
 from .declared import exists, options_by_place
@@ -132,17 +132,16 @@ def _add_name(places: dict[str, Any], notes: list[str]) -> None:
         places["name"] = _without_stage(next(filter(None, names)))
     for place in ("name", "lora.high", "lora.low", "lora.single"):
         if place in places:
-            clean = clean_name(str(places[place]))
+            clean = _file_name(str(places[place]))
             if clean != places[place]:
                 notes.append(f"{place} is '{clean}', since '{places[place]}' can't be a file's name on every system.")
             places[place] = clean
     places.setdefault("name", "my_lora")
 
 
-def clean_name(text: str) -> str:
-    """A name that files can have everywhere, as near as possible to a text."""
-    name = re.sub(r"[^\w .+()-]+", "_", PurePosixPath(text.replace("\\", "/")).name).strip(" ._-+()")
-    return name[:MOST_CHARACTERS].strip(" .") or "my_lora"
+def _file_name(text: str) -> str:
+    """A name that files can have everywhere, as near as possible to the end of a path."""
+    return clean_name(PurePosixPath(text.replace("\\", "/")).name) or "my_lora"
 
 
 def _without_stage(name: str) -> str:

@@ -22,6 +22,7 @@ MAX_FILES = 40
 MAX_VALUES = 100_000  # in one file
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+_BINARY = re.compile(rb"[^\t\n\f\r\x1a\x1b -\xff]")  # letters below a space that no text has
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ def _decoded(name: str, data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
-        raise ConfigError(
-            f"{shown(name)} is no text in UTF-8: name the files of your setup, not models or media."
-        ) from None
+        if _BINARY.search(data):
+            raise ConfigError(
+                f"{shown(name)} is no text in UTF-8: name the files of your setup, not models or media."
+            ) from None
+        text = data.decode("cp1252", errors="replace")  # as older Windows editors write batch files
     if "\0" in text:
         raise ConfigError(f"{shown(name)} is no text file: name the files of your setup, not models or media.")
     return text.replace("\r\n", "\n")

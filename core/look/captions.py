@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.captions import extension
+from ..data.folder import spelled_otherwise
 from ..data.links import leads_within
-from ..data.media import BadMediaError
+from ..data.media import MEDIA_SUFFIXES, BadMediaError
 from ..data.text_files import read_text_file
 from ..disk import write_atomic
 from ..errors import DatasetError
@@ -59,10 +60,13 @@ class CaptionFiles:
         )
 
     def _listed(self, folder: Path) -> dict[str, Path]:
-        """Caption files of a folder by their stem, as the scan finds them: whatever case their ending has."""
+        """Caption files of a folder by the stems of media, as the scan finds them: whatever case their ending has."""
         if folder not in self._folders:
-            found = [path for path in folder.iterdir() if path.suffix.lower() == self._suffix]
-            self._folders[folder] = {path.stem: path for path in sorted(found)}
+            paths = sorted(folder.iterdir())
+            found = {path.stem: path for path in paths if path.suffix.lower() == self._suffix}
+            stems = {path.stem for path in paths if path.suffix.lower() in MEDIA_SUFFIXES}
+            others = spelled_otherwise(stems, {stem: stem for stem in found})
+            self._folders[folder] = found | {stem: found[other] for stem, other in others.items()}
         return self._folders[folder]
 
 

@@ -25,7 +25,7 @@ class Layer:
 
     path: str
     rank: int
-    scale: float  # alpha / rank
+    scale: float  # alpha / rank; 1 of OFT, whose alpha is no strength
     rms: float | None  # root mean square of the change; None: not finite, or it depends on the base
 
     @property
@@ -44,7 +44,12 @@ def change_norm(module: LoraModule) -> float:
 
 def layers_of(file: Adapter) -> list[Layer]:
     """All layers, in the model's order."""
-    return [Layer(path, module.rank, module.alpha / module.rank, _rms(module)) for path, module in file.modules.items()]
+    return [Layer(path, module.rank, _scale(module), _rms(module)) for path, module in file.modules.items()]
+
+
+def _scale(module: LoraModule | OtherModule) -> float:
+    is_oft = isinstance(module, OtherModule) and module.kind == "oft"
+    return 1.0 if is_oft else module.alpha / module.rank
 
 
 def base_of(file: Adapter) -> str:
@@ -138,6 +143,8 @@ def _tensors(module: LoraModule | OtherModule) -> list[Tensor]:
 def _rms(module: LoraModule | OtherModule) -> float | None:
     if isinstance(module, LoraModule):
         norm = change_norm(module)
+    elif module.kind == "oft":  # which turns the weight by these angles
+        return None if bool(module.parts["oft_blocks"].any()) else 0.0
     elif module.kind == "dora":
         return None
     else:

@@ -126,8 +126,8 @@ def _file_lines(file: Adapter, layers: Sequence[Layer]) -> list[str]:
     lines = [
         f"For       {base_of(file)}",
         f"Layers    {len(layers)}, {kind} of rank {ranks}, {file.style} names",
-        f"Strength  alpha / rank = {scale}",
     ]
+    lines += [] if kind == "oft" else [f"Strength  alpha / rank = {scale}"]
     known = [layer.rms for layer in layers if layer.rms is not None]
     if known:
         lines.append(f"Change    {min(known):.1e} to {max(known):.1e} (root mean square of a layer)")

@@ -167,8 +167,13 @@ def read_text(path: Path) -> str:
             problem = f"has {path.stat().st_size / 1e6:.0f} MB, more than any recipe or job"
         if not problem:
             return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         problem = f"can't be read ({error})"
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{shown(path)} is no text in UTF-8: if it is a recipe, save it in that encoding; else name a recipe, a job.json "
+            "or a run folder."
+        ) from error
     raise ConfigError(f"{shown(path)} {problem}: name a recipe (.toml or .json), a job.json or a run folder.")
 
 

@@ -1,10 +1,12 @@
 """What a run's previews show, and how they are sampled."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
-from ..facts import PATCH, Expert, clip_size, latent_shape, official_shift, pixels_per_latent
+from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
 from ..limits import MAX_TOKENS
 from ..packages import check_packages
 from ..paths import shown
@@ -45,17 +47,28 @@ def preview_sampling(job: Job, boundary: float) -> SampleOptions:
     """The sampler's options, with the experts' boundary as sigma."""
     options = job.previews
     shift = options.shift or official_shift(_variant(job), has_experts=job.stage != "single")
-    return SampleOptions(
-        steps=options.steps,
-        shift=shift,
-        cfg=options.cfg,
-        boundary=boundary,
-        sampler=options.sampler,
-        scheduler=options.scheduler,
-        skip_scale=options.skip_scale if options.skip_layers.strip() else 0.0,
-        skip_start=options.skip_start,
-        skip_stop=options.skip_stop,
-    )
+    with _telling(""):
+        return SampleOptions(
+            steps=options.steps,
+            shift=shift,
+            cfg=options.cfg,
+            boundary=boundary,
+            sampler=options.sampler,
+            scheduler=options.scheduler,
+            skip_scale=options.skip_scale if options.skip_layers.strip() else 0.0,
+            skip_start=options.skip_start,
+            skip_stop=options.skip_stop,
+        )
+
+
+@contextmanager
+def _telling(prompt: str) -> Iterator[None]:
+    """What is wrong with how videos are sampled is told of previews, or of the prompt: a training has steps, too."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"the sample prompt {shown(prompt)}" if prompt else "previews"
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def preview_shots(job: Job, step: int = 0) -> list[Shot]:
@@ -74,6 +87,8 @@ def preview_shots(job: Job, step: int = 0) -> list[Shot]:
             name: getattr(asked, name) for name in ("steps", "shift", "sampler", "scheduler") if getattr(asked, name)
         }
         seed = walked + (number if options.seed_walk == "prompts" else 0) if asked.seed is None else asked.seed
+        with _telling(asked.name):
+            sampling = replace(shared, **own, cfg=shared.cfg if asked.cfg is None else asked.cfg)
         shot = Shot(
             name=asked.name,
             prompt=asked.prompt,
@@ -81,7 +96,7 @@ def preview_shots(job: Job, step: int = 0) -> list[Shot]:
             negative_path=prompt.negative.path,
             shape=_shape(job, asked),
             seed=seed,
-            sampling=replace(shared, **own, cfg=shared.cfg if asked.cfg is None else asked.cfg),
+            sampling=sampling,
         )
         shots.append(shot)
     return shots
@@ -95,9 +110,10 @@ def check_previews(job: Job) -> None:
         check_packages(SAMPLERS.get(shot.sampling.sampler).packages)
         sigmas = schedule(shot.sampling)
         switch = len(sigmas) - 1 if job.stage == "single" else switch_step(sigmas, shot.sampling.boundary)
-        check_steps(shot.sampling, sigmas, switch)
+        with _telling(shot.name):
+            check_steps(shot.sampling, sigmas, switch)
         if (job.stage == "high" and switch == 0) or (job.stage == "low" and switch >= len(sigmas) - 1):
-            raise _no_step(job.stage, shot.sampling)
+            raise _no_step(job, shot)
 
 
 def preview_warnings(job: Job) -> list[str]:
@@ -152,11 +168,13 @@ def _is_of_sample(job: Job) -> bool:
     return job.data.conditioning != "none" or (job.stage == "low" and job.other_expert is None)
 
 
-def _no_step(stage: Expert, sampling: SampleOptions) -> ConfigError:
-    place = "above" if stage == "high" else "below"
+def _no_step(job: Job, shot: Shot) -> ConfigError:
+    place, sampling = "above" if job.stage == "high" else "below", shot.sampling
+    has_own = any(prompt.asked.name == shot.name and prompt.asked.steps for prompt in job.data.prompts)
+    steps = f"steps of the sample prompt {shown(shot.name)}" if has_own else "preview_steps"
     return ConfigError(
-        f"preview_steps is {sampling.steps}, and none of these steps is {place} the boundary {sampling.boundary:g}, "
-        f"where the {stage} noise expert works: raise preview_steps, or set preview_every to 0."
+        f"{steps} is {sampling.steps}, and none of these steps is {place} the boundary {sampling.boundary:g}, "
+        f"where the {job.stage} noise expert works: raise {'them' if has_own else steps}, or set preview_every to 0."
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..adapters.formats import LoraFile, write_lora
+from ..adapters.kind import ADAPTER_KINDS
 from ..adapters.metadata import LoraDescription, lora_metadata
 from ..adapters.post_hoc import average_loras, power_decays
 from ..errors import ConfigError
@@ -103,10 +104,15 @@ def described_lora(lora: Path) -> Path:
 
 def average_checkpoints(run: RunFolder, decays: Sequence[float], name: str) -> tuple[LoraFile, dict[str, str]]:
     """The mean of the checkpoints that a run keeps, and the metadata of its file. ConfigError for fewer than two,
-    and where one is damaged.
+    where one is damaged, and for adapters of which there is no mean.
     """
     check_run_folder(run.path)
-    found = run.checkpoints()
+    found, job = run.checkpoints(), run.read_job()
+    if not ADAPTER_KINDS.get(job.adapter.kind).is_plain:
+        raise ConfigError(
+            f"{run.path.name} has trained the adapter {job.adapter.kind}, and only plain LoRAs can be averaged afterwards: take"
+            " its last or its best checkpoint, or train with ema, which averages meanwhile."
+        )
     if len(found) < 2:
         raise ConfigError(
             f"{run.path} keeps {counted(len(found), 'checkpoint')}, and an average needs two or more: train with a larger "
@@ -120,7 +126,7 @@ def average_checkpoints(run: RunFolder, decays: Sequence[float], name: str) -> t
                 "is that of the others."
             )
     mean = average_loras([path / ADAPTER for _, path in found], decays)
-    described = _described(run, run.read_job(), found[-1][0], name)
+    described = _described(run, job, found[-1][0], name)
     return mean, lora_metadata(replace(described, weights=_POST_HOC))
 
 

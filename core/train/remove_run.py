@@ -13,7 +13,7 @@ from pathlib import Path
 from ..disk import disk_error
 from ..errors import RunError
 from ..locks import FileLock
-from ..names import in_short
+from ..names import in_short, without_marks
 from ..words import counted
 from .catalogue import size_of
 from .claim import placing
@@ -59,7 +59,7 @@ def remove_run(runs: Path, name: str) -> None:
     if files of it can't be deleted: then it is no run any more, and the sentence says where they are.
     """
     folder = RunFolder(runs / name)
-    if not _NAME.fullmatch(name) or len(os.fsencode(name)) > _MOST_BYTES or folder.path.parent != runs:
+    if not _NAME.fullmatch(without_marks(name)) or len(os.fsencode(name)) > _MOST_BYTES or folder.path.parent != runs:
         raise RunError(f"'{in_short(name)}' is not the name of a run folder: nothing was deleted.")
     if folder.path.is_symlink() or folder.path.resolve() != runs.resolve() / name:
         raise RunError(f"{name} is a link to another place: delete it there. Nothing was deleted.")

@@ -1,6 +1,14 @@
 import pytest
 from wan_train.core.errors import ConfigError
-from wan_train.core.names import MOST_BYTES, check_below, check_file_name, in_short, is_device, kind_of
+from wan_train.core.names import (
+    MOST_BYTES,
+    check_below,
+    check_file_name,
+    clean_name,
+    in_short,
+    is_device,
+    kind_of,
+)
 
 # What is put around a name: a temporary file of the longest LoRA, a run's folder and a file in it.
 AROUND = [".{}_v99999_high_noise.safetensors.4194304.0123abcd.tmp", "{}_single_0123456789abcdef"]
@@ -43,12 +51,32 @@ def test_names_that_only_look_like_devices_are_names(name):
         "a|b",
         "\ud800",
         "a\u202eb",
+        "\u0308a",
     ],
 )
 def test_what_some_system_cannot_have_is_refused_in_one_line(name):
     with pytest.raises(ConfigError, match="name is '") as caught:
         check_file_name(name, "name")
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["हिन्दी", "தமிழ்", "ไทย", "مُحَمَّد", "Mu\u0308ller"])
+def test_letters_that_are_written_with_marks_are_letters(name):
+    """Vowels of Indian scripts and of Arabic, and the dots of an u as the Mac has them in names."""
+    assert check_file_name(name, "name") == name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("my lora", "my lora"), ("_a/b: हिन्दी!", "a_b_ हिन्दी"), ("../a.", "a"), ("?\u0308a", "a"), ("?!", ""),
+        ("con", "my_con"), ("猫" * 100, "猫" * 63), ("я" * 150, "я" * 95), ("a" * 99 + " b", "a" * 99), ("a\ud800b", "a_b"),
+    ],
+)  # fmt: skip
+def test_of_a_text_that_is_no_name_the_nearest_one_is_made(text, name):
+    made = clean_name(text)
+    assert made == name
+    assert not made or check_file_name(made, "name")
 
 
 @pytest.mark.parametrize("letter", ["a", "ü", "猫", "𠀀"])

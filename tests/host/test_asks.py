@@ -109,6 +109,30 @@ def test_a_checkpoint_is_offered_as_a_lora_and_its_files_are_called_by_the_train
     assert json.loads(part.metadata["wantrain.job"])["name"] == "midway"
 
 
+def test_files_without_a_name_of_their_own_have_that_of_the_training_also_where_it_ends_like_a_counted_one(host):
+    prompt = one_stage(lora_name="drawing_v2", seed=85, steps=1)
+    shipping = {"precision": "fp32", "key_style": "comfyui", "rank": 0, "author": "", "description": ""}
+    prompt["pair"] = node("MergeStages", high=["high_train", 0], name="", second_strength=1.0, **shipping)
+    entry = host.run(prompt)
+    assert succeeded(entry)
+    assert (host.base / "models" / "loras" / "drawing_v2_high_noise.safetensors").is_file(), entry["outputs"]["pair"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("x_high_noise", "x"), ("x_v2_high_noise", "x_v2"), ("x_low_noise_v2", "x"), ("x_v2", "x"),
+        ("x_high_noise_step000250", "x_step000250"), ("x_low_noise_step000250_v2", "x_step000250"),
+    ],
+)  # fmt: skip
+def test_files_that_are_made_of_others_are_called_by_them(comfy, tmp_path, file, name):
+    """Without the expert, which follows again, and without the number that a file was given."""
+    from wan_train.nodes.merge_nodes import _name_of
+    from wan_train.nodes.sockets import LoraHandle
+
+    assert _name_of(LoraHandle(tmp_path / f"{file}.safetensors", "high", file)) == name
+
+
 def test_save_now_writes_a_checkpoint_and_the_run_goes_on(host):
     prompt_id, folder = begin(host, one_stage(lora_name="asked_save", seed=73, **LONG))
     assert ask(host, folder.name, "save") == (200, {})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from wan_train.core.adapters.formats import read_lora
+from wan_train.core.errors import ConfigError
 from wan_train.tests.host.graphs import changed, node, two_stages
 from wan_train.tests.host.runs import run_folders, succeeded, until
 from wan_train.tests.host.test_preview import frames
@@ -168,3 +169,11 @@ def test_a_copy_is_known_under_another_name_and_names_its_run(host, trained):
     assert entry["outputs"]["labels"]["text"] == ["step 3, a red circle"]
     grid["copy"] = node("WanLoRAFromFile", lora_file="seen_low_noise.safetensors", stage="auto")
     assert "which is of no run that is there" in error_of(host.run(grid))
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_a_sentence(comfy, tmp_path):
+    """Another program may train on in the run's folder."""
+    from wan_train.nodes.compare_nodes import _file_digest
+
+    with pytest.raises(ConfigError, match=r"adapter\.safetensors went away while it was compared.*Press Run again"):
+        _file_digest(tmp_path / "adapter.safetensors")

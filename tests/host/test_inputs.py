@@ -3,6 +3,7 @@
 import json
 import shutil
 import urllib.error
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
@@ -249,3 +250,22 @@ def test_values_of_earlier_versions_are_taken_and_others_refused(warm):
     name, words = refused(warm, changed(prompt, "high_dit", stream_from="somewhere"))
     assert name == "high_dit"
     assert words.count("somewhere") == 1
+
+
+def test_files_of_a_training_are_found_from_any_folder(comfy, tmp_path, monkeypatch):
+    """Its process works in the run's folder; and LoRAs are named as the loaders name them."""
+    from wan_train.nodes import train_nodes
+    from wan_train.nodes.host import folders
+
+    monkeypatch.setattr(folders, "lora_path", lambda name, _field: tmp_path / name)
+    names = ("preview_lora", "preview_other_lora", "crepa_encoder", "crepa_vae")
+    given = {name: f'"{name}.safetensors"' for name in names}
+    dit = train_nodes.DitHandle(info=None, settings={})  # type: ignore[arg-type]
+    made = train_nodes.stage_settings(dit, {"preview_every": 2, **given})
+    assert made.previews.lora == str(tmp_path / "preview_lora.safetensors")
+    assert made.previews.other_lora == str(tmp_path / "preview_other_lora.safetensors")
+    assert made.crepa.encoder == str(Path.cwd() / "crepa_encoder.safetensors")
+    assert made.crepa.vae == str(Path.cwd() / "crepa_vae.safetensors")
+    without = train_nodes.stage_settings(dit, {"preview_every": 0, "preview_lora": "gone"})
+    assert without.previews.lora == "gone"  # of no use, and no reason to refuse the training
+    assert train_nodes.stage_settings(dit, {}).crepa.encoder == ""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -51,6 +52,14 @@ def test_odd_names_are_not_found(host, folder, name):
     assert refused(host, f"/wan_train/runs/{name}")[0] == 404
     assert refused(host, f"/wan_train/runs/{name}/previews/step-00000001.webp")[0] == 404
     assert refused(host, f"/wan_train/runs/{folder.name}/previews/{name}")[0] == 404
+
+
+def test_a_run_named_in_any_script_is_found(host):
+    before = run_folders(host)
+    assert succeeded(host.run(one_stage(lora_name="हिन्दी", seed=42, steps=1)))
+    (folder,) = run_folders(host) - before
+    status, _, body = ask(host, f"/wan_train/runs/{urllib.parse.quote(folder.name)}")
+    assert (status, json.loads(body)["run"]) == (200, folder.name)
 
 
 @pytest.mark.parametrize("kind", ["evil.example", "evil.example:8188", "localhost.evil.example", "a b"])

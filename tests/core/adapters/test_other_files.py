@@ -66,7 +66,7 @@ def test_a_pair_is_shipped_as_it_is(way, style, tmp_path):
 def test_it_can_be_neither_merged_nor_resized(tmp_path):
     _, _, path = written(tmp_path, "loha")
     for source, options in ((Source(path, path), {}), (Source(path), {"rank": 2})):
-        with pytest.raises(ConfigError, match="loha adapter, which can't be"):
+        with pytest.raises(ConfigError, match="of the kind loha, which can't be"):
             ship(tmp_path / "out", {"single": source}, ShipOptions(**options))
 
 

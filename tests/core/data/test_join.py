@@ -82,6 +82,27 @@ def test_samples_are_held_out_of_each_dataset(folders):
     assert held == {"shots": 1, "plain": 2}
 
 
+def test_what_is_held_out_and_trained_on_all_the_same_is_told(folder, make):
+    for name, frames in (("a", 12), ("b", 13)):
+        make.clip(folder / f"{name}.mp4", frames, size=(64, 64))
+    twice = [scan(folder, trigger_word="x", held_out=1), scan(folder, trigger_word="x", num_frames=5)]
+    (held,) = [sample.name for sample in join(twice).samples if sample.held_out]
+    name = held.partition("[")[0]
+    (sentence,) = join_warnings(join(twice))
+    assert f"{name} is held out, and trained on as {name.replace('(1)', '(2)')}: " in sentence
+    same = [scan(folder, trigger_word="x", held_out=1, num_frames=frames) for frames in (9, 5)]
+    assert join_warnings(join(same)) == []
+    windows = scan(folder, trigger_word="x", held_out=3, num_frames=5, frame_sampling="chunk")
+    assert join_warnings(windows) == []  # a note tells of it
+
+
+def test_a_copy_of_what_is_held_out_is_told(folder, make):
+    for name in ("a", "b", "c"):
+        make.image(folder / f"{name}.png", (64, 64), colour=(1, 2, 3))
+    (sentence,) = join_warnings(scan(folder, trigger_word="x", held_out=1))
+    assert "b.png is held out, and trained on as a.png: " in sentence
+
+
 def test_notes_say_their_dataset(folders, make):
     make.clip(folders / "shots" / "c.mp4", 6, size=(64, 64))
     (folders / "shots" / "c.txt").write_text("x")
@@ -164,6 +185,8 @@ def test_the_report_has_a_line_for_each_and_the_sum(folders):
         "an epoch uses each sample once, times its repeats: 6 steps with batch_size 1",
         "- plain: slide_stride has no effect with frame_sampling head; it belongs to slide.",
         "- plain: trigger_word has no effect with regularization on.",
+        "- plain/b.mp4 is held out, and trained on as shots/a.mp4: the held-out loss then tells of clips that are learnt by "
+        "heart; hold out the same files of both, or leave them out of one.",
         "- 4 files: cropped: 3 of 12 frames at the end are in no window: shots/a.mp4, shots/b.mp4, ... and 2 more",
     ]
 

@@ -74,6 +74,18 @@ def test_paths_of_this_and_of_another_machine(pictures, tmp_path):
     ]
 
 
+def test_a_name_may_be_spelled_as_windows_and_the_mac_let_it(tmp_path, make):
+    """In another case, and with letters in the Mac's form."""
+    for name in ("Clip.PNG", "Mu\u0308ll.png"):
+        make.image(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nclip.png,one\nM\u00fcll.png,two\n", encoding="utf-8")
+    dataset = scan_folder(tmp_path, DatasetOptions(width=64, height=48, caption_source="metadata"))
+    assert {sample.file.name: sample.file.caption for sample in dataset.samples} == {
+        "Clip.PNG": "one",
+        "Mu\u0308ll.png": "two",
+    }
+
+
 def test_a_name_that_fits_two_files_fits_none(pictures, make):
     make.image(pictures / "sub" / "b.png", colour=(1, 2, 3))
     (pictures / "captions.json").write_text('{"/data/b.png": "a cat", "a.png": "a dog"}')

@@ -92,6 +92,23 @@ def test_two_files_may_share_a_caption_but_it_is_told(folder, make):
     assert notes(dataset) == ["a.png: note: shares the caption file a.txt with a.jpg"]
 
 
+def test_a_caption_file_may_be_spelled_as_windows_and_the_mac_let_it(folder, make):
+    """In another case, and with letters in the Mac's form; a file that is another one's by its very name is nobody else's."""
+    make.image(folder / "Clip.PNG")
+    if (folder / "clip.png").exists():
+        pytest.skip("this disk takes both spellings for one file")
+    for name in ("Mu\u0308ll", "dog", "DOG", "One"):
+        make.image(folder / f"{name}.png")
+    for stem in ("clip", "M\u00fcll", "dog", "ONE", "onE"):
+        caption(folder, stem, f"of {stem}")
+    dataset = scan(folder)
+    captions = {sample.file.name: sample.file.caption for sample in dataset.samples}
+    assert captions == {"Clip.PNG": "of clip", "Mu\u0308ll.png": "of M\u00fcll", "dog.png": "of dog"}
+    told = {note.name: note.reason for note in dataset.notes}
+    assert "clip.txt" not in told
+    assert {"ONE.txt", "onE.txt", "DOG.png", "One.png"} <= set(told)
+
+
 @pytest.mark.parametrize("extension", ["caption", ".CAPTION"])
 def test_another_caption_extension(folder, make, extension):
     make.image(folder / "a.png")

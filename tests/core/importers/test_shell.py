@@ -50,6 +50,11 @@ def test_the_launchers_options_are_apart():
     assert command.options == (("--a", ("1",)),)
 
 
+def test_an_apostrophe_in_what_a_script_writes_into_a_file_is_no_quote():
+    text = "cat > prompts.txt << EOF\nit's a dog\nEOF\npython train.py --a 1\necho it's done\n"
+    assert ["python", "train.py", "--a", "1"] in commands("train.sh", text)
+
+
 def test_open_quotes_are_told():
     with pytest.raises(ConfigError, match=r"train\.sh: the command 'python"):
         commands("train.sh", 'python train.py --a "1\n')

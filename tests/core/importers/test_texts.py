@@ -12,7 +12,13 @@ def test_marks_of_encodings_are_read(tmp_path):
         assert source.text == '{"größe": 1}\n'
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfa\x00", b"a\0b"], ids=["bytes", "nul"])
+def test_what_an_older_windows_editor_wrote_is_read(tmp_path):
+    (tmp_path / "train.bat").write_bytes("python train.py --dir C:\\Müller\r\n".encode("cp1252"))
+    (source,) = read_sources([tmp_path / "train.bat"])
+    assert source.text == "python train.py --dir C:\\Müller\n"
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfa\x00", b"\xff\x01", b"a\0b"], ids=["bytes", "control", "nul"])
 def test_what_is_no_text_is_refused(tmp_path, data):
     (tmp_path / "model.toml").write_bytes(data)
     with pytest.raises(ConfigError, match=r"model\.toml is no text"):

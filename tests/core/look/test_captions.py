@@ -45,11 +45,12 @@ def test_a_caption_is_made_where_there_is_none(picture):
     assert captions(picture) == ["a first one"]
 
 
-def test_the_file_that_the_scan_reads_is_the_one_that_is_edited(picture):
-    picture.with_suffix(".txt").rename(picture.with_suffix(".TXT"))
+@pytest.mark.parametrize("name", ["a.TXT", "A.txt"])
+def test_the_file_that_the_scan_reads_is_the_one_that_is_edited(picture, name):
+    picture.with_suffix(".txt").rename(picture.with_name(name))
     assert written(picture).text == "the old caption"
     edit(picture, "new")
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["a.TXT", "a.png"]
+    assert sorted(path.name for path in picture.parent.iterdir()) == sorted([name, "a.png"])
     assert captions(picture) == ["new"]
 
 

@@ -84,6 +84,27 @@ def test_names_that_the_host_does_not_know_are_the_verdict(tmp_path):
     assert "any change or merge of the LoRA does that" in found.verdict
 
 
+def oft_file(path, fill, **metadata):
+    """As a training without a constraint writes it: its alpha is 0, and no strength."""
+    tensors = {}
+    for layer, module in random_modules(linear_layers(SIZE)).items():
+        tensors[f"diffusion_model.{layer}.oft_blocks"] = torch.full((module.shape[0] // 4, 4, 4), fill).triu(1)
+        tensors[f"diffusion_model.{layer}.alpha"] = torch.zeros(())
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    return check_lora(path)
+
+
+def test_rotations_are_sound_whatever_their_alpha_unless_they_turn_nothing(tmp_path):
+    found = oft_file(tmp_path / "x.safetensors", 0.1)
+    assert found.is_well
+    assert found.verdict.startswith("x.safetensors is sound: 20 layers")
+    assert "oft of rank 4" in (text := "\n".join(found.lines()))
+    assert "Strength" not in text
+    still = oft_file(tmp_path / "x.safetensors", 0.0)
+    assert not still.is_well
+    assert "The LoRA changes nothing: a matrix of every layer is zero." in still.verdict
+
+
 def test_what_is_no_lora_is_named(tmp_path):
     save_file(
         {"head.modulation": torch.zeros(1), "blocks.0.ffn.0.weight": torch.zeros(2, 2)}, tmp_path / "x.safetensors"

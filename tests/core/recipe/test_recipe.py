@@ -210,6 +210,9 @@ def test_changes(tables):
 def test_unreadable_files_are_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.toml does not exist: name a recipe"):
         read_tables(tmp_path / "nothing.toml")
+    (tmp_path / "a.toml").write_bytes('name = "Müller"'.encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"a\.toml is no text in UTF-8: if it is a recipe, save it in that encoding"):
+        read_tables(tmp_path / "a.toml")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ConfigError, match=r"a\.json is not valid JSON"):
         read_tables(tmp_path / "a.json")

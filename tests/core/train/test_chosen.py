@@ -53,6 +53,15 @@ def test_last_is_the_file_itself_and_best_a_checkpoint(run):
     assert choose_lora(best.path, "best").path == best.path
 
 
+def test_of_what_is_no_plain_lora_there_is_no_average(tmp_path, job):
+    for kind in ("lokr", "tlora"):
+        train_in_folder(tmp_path, replace(job, adapter=replace(job.adapter, kind=kind)), kind, torch.device("cpu"))
+    lokr, tlora = (RunFolder(tmp_path / "runs" / kind) for kind in ("lokr", "tlora"))
+    with pytest.raises(ConfigError, match=r"lokr has trained the adapter lokr, and only plain .* or train with ema"):
+        choose_lora(lora_of_run(lokr), "average")
+    assert choose_lora(lora_of_run(tlora), "average").note == "the average of 2 checkpoints of tlora"
+
+
 def test_the_average_is_that_of_the_command(run, tmp_path):
     found = choose_lora(lora_of_run(run), "average", 0.1)
     assert found.note == "the average of 2 checkpoints of run"

@@ -32,6 +32,11 @@ def test_names_lead_to_the_files(folder):
         named_checkpoint(runs, "test_low_0123456789abcdef / step 5")
 
 
+def test_a_run_named_in_any_script_leads_to_its_files(folder):
+    run = RunFolder(folder.path.rename(folder.path.with_name("हिन्दी_low_0123456789abcdef")))
+    assert named_checkpoint(run.path.parent, checkpoint_names(run.path.parent)[1]) == checkpoint_lora(run, 4)
+
+
 def test_the_newest_is_kept_when_its_checkpoint_goes(folder, job):
     step, lora = keep_newest(folder, job)
     assert (step, lora.name) == (6, "test_low_noise_step6.safetensors")

@@ -23,6 +23,12 @@ def test_a_deleted_run_is_gone_and_its_training_begins_anew(tmp_path, job):
     assert not find_run(runs, job).path.exists()
 
 
+def test_a_run_named_in_any_script_is_deleted(tmp_path, job):
+    folder = make(tmp_path, replace(job, name="हिन्दी"), steps=(1,))
+    remove_run(tmp_path, folder.path.name)
+    assert not folder.path.exists()
+
+
 @pytest.mark.parametrize("whose", ["claim", "worker"])
 def test_a_run_that_is_trained_in_stays(tmp_path, job, whose):
     folder = make(tmp_path, job, steps=(1,))

@@ -114,14 +114,23 @@ def test_skip_layer_guidance_goes_away_from_the_model_without_blocks(with_prompt
 @pytest.mark.parametrize(
     ("stage", "asked", "message"),
     [
-        ("single", {"steps": 1000, "shift": 1e4}, "steps must lie between 1 and 999 for uni_pc"),
-        ("single", {"steps": 1000, "sampler": "dpm_2"}, "steps must lie between 1 and 999 for dpm_2"),
-        ("low", {"steps": 1}, "none of these steps is below the boundary"),
+        ("single", {"steps": 1000, "shift": 1e4}, "prompt 1: steps must lie between 1 and 999 for uni_pc"),
+        ("single", {"steps": 1000, "sampler": "dpm_2"}, "prompt 1: steps must lie between 1 and 999 for dpm_2"),
+        ("single", {"steps": 999, "shift": 1e4}, "prompt 1: uni_pc cannot step"),
+        ("low", {"steps": 1}, "steps of the sample prompt 1 is 1, and none .* below the boundary .*: raise them, or"),
     ],
 )
 def test_previews_that_cannot_be_are_refused(with_prompts, stage, asked, message):
     with pytest.raises(ConfigError, match=message):
         check_previews(with_prompts(asked, stage=stage, sampler="unipc"))
+
+
+def test_what_the_options_say_of_all_previews_is_told_of_previews(with_prompts):
+    """A training has steps, too."""
+    with pytest.raises(ConfigError, match=r"^previews: steps must lie between 1 and 999 for uni_pc"):
+        check_previews(with_prompts({}, stage="single", sampler="unipc", steps=1000))
+    with pytest.raises(ConfigError, match=r"^preview_steps is 1, and none .*: raise preview_steps, or"):
+        check_previews(with_prompts({}, stage="low", steps=1))
 
 
 def test_what_is_made_on_a_sample_has_its_size_with_a_word(with_prompts):
