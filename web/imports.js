@@ -9,6 +9,12 @@ import { say } from "./words.js";
 /** Endings that ComfyUI has no use for, and names of SimpleTuner's files; other .json are workflows. */
 const SETUP = /\.(toml|ya?ml|sh|bat|ps1|jsonl)$/i;
 const MAYBE = /(^config.*|multidatabackend.*|user_prompt_library.*|\.job)\.json$/i;
+/** What files in an encoding begin with. @type {[string, number[]][]} */
+const MARKS = [
+  ["utf-8", [0xef, 0xbb, 0xbf]],
+  ["utf-16le", [0xff, 0xfe]],
+  ["utf-16be", [0xfe, 0xff]],
+];
 const MOST = 8_000_000; // bytes of all files together, as the server has it
 
 /**
@@ -46,6 +52,20 @@ export function chooseFiles() {
 }
 
 /**
+ * A file's text as the server would read it: UTF-8, UTF-16 with a mark, else the encoding of older Windows editors.
+ * @param {Uint8Array} bytes
+ */
+export function textOf(bytes) {
+  const marked = MARKS.find(([, mark]) => mark.every((value, index) => bytes[index] === value));
+  const encoding = marked ? marked[0] : "utf-8";
+  try {
+    return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  } catch {
+    return new TextDecoder(marked ? encoding : "windows-1252").decode(bytes);
+  }
+}
+
+/**
  * Open the workflow that a setup becomes, and show the report.
  * @param {File[]} files
  * @param {boolean} dropped then a single .json that is no setup goes on to ComfyUI, which may know it
@@ -55,7 +75,9 @@ export async function importFiles(files, dropped) {
   try {
     if (files.reduce((sum, file) => sum + file.size, 0) > MOST)
       throw new Error(say("The files are too large for a setup."));
-    const texts = await Promise.all(files.map(async (file) => ({ name: file.name, text: await file.text() })));
+    const texts = await Promise.all(
+      files.map(async (file) => ({ name: file.name, text: textOf(new Uint8Array(await file.arrayBuffer())) })),
+    );
     const answer = await api.fetchApi("/wan_train/import", {
       method: "POST",
       headers: { "Content-Type": "application/json" },

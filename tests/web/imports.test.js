@@ -7,9 +7,13 @@ import "./host/hooks.js";
 
 const { api } = await import("./host/api.js");
 const { app } = await import("./host/app.js");
-const { importFiles, isSetup, listenForDrops } = await import("../../web/imports.js");
+const { importFiles, isSetup, listenForDrops, textOf } = await import("../../web/imports.js");
 
-const file = (name, text = "") => ({ name, size: text.length, text: async () => text });
+const file = (name, text = "") => ({
+  name,
+  size: text.length,
+  arrayBuffer: async () => new TextEncoder().encode(text).buffer,
+});
 const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
 const RESULT = {
   name: "mine",
@@ -39,6 +43,16 @@ test("files are taken by their names", () => {
   assert.ok(!isSetup([{ name: "workflow.json" }]));
   assert.ok(!isSetup([{ name: "dataset.toml" }, { name: "picture.png" }]));
   assert.ok(!isSetup([]));
+});
+
+test("texts are read in the encodings that editors write", () => {
+  const bytes = (...values) => Uint8Array.from(values);
+  assert.equal(textOf(new TextEncoder().encode("größer = 1")), "größer = 1");
+  assert.equal(textOf(bytes(0xef, 0xbb, 0xbf, 0x61)), "a");
+  assert.equal(textOf(bytes(0xff, 0xfe, 0x61, 0, 0xe4, 0)), "aä");
+  assert.equal(textOf(bytes(0xfe, 0xff, 0, 0x61, 0, 0xe4)), "aä");
+  assert.equal(textOf(bytes(0x61, 0xe4)), "aä"); // no UTF-8
+  assert.equal(textOf(bytes()), "");
 });
 
 test("a setup opens its workflow and shows its report", async () => {
