@@ -28,7 +28,7 @@ def run_of(desk: Desk, train: int | str) -> str:
 @pytest.mark.renderer("canvas")
 def test_every_button_of_a_run_does_what_it_says(desk: Desk):
     name = f"pressed_{'vue' if desk.modern else 'canvas'}"
-    ids = desk.load_prompt(training(name))
+    ids = desk.load_prompt(training(name, steps=100_000))  # goes on until it is told to end
     train = ids["high_train"]
     assert desk.buttons(train) == ["Check"]
     desk.queue()
@@ -54,7 +54,7 @@ def test_every_button_of_a_run_does_what_it_says(desk: Desk):
     desk.look_at(train)
     desk.press(train, "go_on")
     desk.until(train, " left")
-    assert events(desk, run)[-1]["event"] == "step"
+    until(lambda: events(desk, run)[-1]["event"] == "step", "a step")
 
     desk.press(train, "use")
     pair = desk.until(ids["pair"], "high", ".wan-train-report")

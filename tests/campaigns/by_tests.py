@@ -9,6 +9,7 @@ from .campaign import Report
 
 TESTS = Path(__file__).resolve().parents[1]
 _LINE = re.compile(r"^(FAILED|ERROR) (\S+)")
+_MOST_SAID = 50_000  # characters of what pytest says of failures
 _COUNT = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
 
@@ -23,6 +24,8 @@ def attack_by_tests(arguments: list[str], tries: int, seed: int, place: Path, *,
         failed = [match[2] for line in lines if (match := _LINE.match(line))]
         for name in failed:
             report.check(False, f"try {number}: {name}")
+        if done.returncode:
+            sys.stderr.write(done.stdout[-_MOST_SAID:])
         counts = {kind: int(count) for count, kind in _COUNT.findall(lines[-1] if lines else "")}
         report.check(may_skip or not counts.get("skipped"), f"try {number}: tests were skipped: {lines[-1:]}")
         report.check(

@@ -58,6 +58,7 @@ def test_blocks_that_keep_attention_and_validation_take_a_graph_each():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
+@pytest.mark.grid(3, "compiled")
 def test_a_quantized_block_is_recomputed_like_any_other():
     """Its dequantized weights are not kept, nor what they give; one of the blocks keeps its attention."""
     kept = {}
@@ -176,6 +177,7 @@ def test_missing_compiler_is_named(monkeypatch, tmp_path):
     assert "It needs a C++ compiler (Linux: g++" in problem
 
 
+@pytest.mark.grid(3, "compiled")
 def test_compiler_that_works_is_no_problem():
     """Needs a C++ compiler, as PyTorch's own tests do; seconds at the first time, then the cache has the result."""
     assert compiler_problem(CPU) is None

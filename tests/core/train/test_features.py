@@ -125,6 +125,7 @@ def count_pieces(model):
     return len(found)
 
 
+@pytest.mark.grid(3, "compiled")
 def test_compiled_it_is_the_same_up_to_rounding(tmp_path, job: Job, monkeypatch):
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
