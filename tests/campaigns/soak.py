@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wan_train.tests.host.graphs import one_stage
+from wan_train.tests.host.graphs import one_stage, own_seed
 from wan_train.tests.host_server import Host
 from wan_train.tools.server import HostError
 
@@ -140,7 +140,7 @@ class _Soak:
 
     def seed_of(self, name: str) -> int:
         """The seed of the newest run of this name."""
-        return self.finished["seed"] if name == "soak" else self.seed
+        return own_seed(self.finished["seed"] if name == "soak" else self.seed)
 
     def _await(self, holds: Any, what: str) -> None:
         end = time.monotonic() + WAIT_S

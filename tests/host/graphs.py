@@ -82,8 +82,11 @@ def own_seed(seed: int) -> int:
     """A seed that no other test has, always the same.
 
     All tests share one ComfyUI: a training that is equal but for its name or its steps would go on from another test's.
+    Campaigns that are run by hand have a ComfyUI of their own, and the seed as it is.
     """
-    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" (")[0]  # "FILE::NAME[PARAMETERS] (call)"
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]  # "FILE::NAME[PARAMETERS] (call)"
+    if not test:
+        return seed
     return 1000 * (1 + zlib.crc32(test.encode()) % 1_000_000) + seed
 
 
