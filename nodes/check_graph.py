@@ -87,12 +87,9 @@ def why_not(prompt: Any, encoder: str) -> Refusal | None:
     """
     try:
         graph = _Graph(prompt)
-        for key, node in graph.nodes.items():
-            follows = node["class_type"] == _TRAIN and encoder in (
-                graph.wired(key, "latents"),
-                graph.wired(key, "text"),
-            )
-            if follows and (found := graph.why_not(key)):
+        for key in graph.trainings_with(encoder):
+            host.free_vram()  # as before a training: its plan goes by what is free
+            if found := graph.why_not(key):
                 return found
     except Exception:
         log.exception("the trainings of a workflow could not be checked")
@@ -179,6 +176,11 @@ class _Graph:
             self._too_large[key] = plan.text
         return job
 
+    def trainings_with(self, encoder: str) -> list[str]:
+        """Those that use what a node encodes."""
+        trainings = (key for key, node in self.nodes.items() if node["class_type"] == _TRAIN)
+        return [key for key in trainings if encoder in (self._wired(key, "latents"), self._wired(key, "text"))]
+
     def why_not(self, key: str) -> Refusal | None:
         """What is wrong with a training, as far as it is known before the run."""
         try:
@@ -259,17 +261,17 @@ class _Graph:
         if self.nodes[key]["class_type"] != kind:
             raise _UnknownError(key, f"Check knows {title} only, and can't follow what this node gives.")
 
-    def wired(self, key: str, name: str) -> str:
+    def _wired(self, key: str, name: str) -> str:
         """The node that an input is wired to; "" for none."""
         value = self.nodes[key]["inputs"].get(name)
         return value[0] if _is_link(value) and value[0] in self.nodes else ""
 
     def _is_wired(self, key: str, name: str) -> bool:
-        return self.wired(key, name) != ""
+        return self._wired(key, name) != ""
 
     def _source(self, key: str, name: str, title: str) -> str:
         """The node that an input is wired to."""
-        found = self.wired(key, name)
+        found = self._wired(key, name)
         if not found:
             raise _UnknownError(key, f"{name} has no wire: connect {title}.")
         return found

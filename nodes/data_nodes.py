@@ -1,7 +1,7 @@
 """From a folder of clips and captions to latents and text embeddings on disk."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,6 @@ def refuse_in_vain(prompt: Any, node_id: str) -> None:
     from .check_graph import why_not  # which imports this module
 
     host.show_text(node_id, "looking whether the training can be run")
-    host.free_vram()  # as before a training: its plan goes by what is free
     found = why_not(prompt, node_id)
     if found:
         host.send_event("wan_train.refused", {"node_id": found.node, "text": found.sentence})  # stands there, too
@@ -252,7 +251,14 @@ class CacheT5(io.ComfyNode):
         options = SamplePromptOptions(prompts=sample_prompts, negative=sample_negative)
         prompts = read_prompts(options, dataset.trigger_words)
         prompt = cls.hidden.prompt
-        encoder = host.HostTextEncoder(clip, before=lambda: refuse_in_vain(prompt, node_id))
+
+        def before(captions: Sequence[str]) -> None:
+            if not set(dataset.captions).isdisjoint(
+                captions
+            ):  # else only sample prompts are new: it may be trained already
+                refuse_in_vain(prompt, node_id)
+
+        encoder = host.HostTextEncoder(clip, before=before)
         check_writable(host.cache_path())
         sweep_temporaries(host.cache_path(), recursive=True)
         cache, notes = cache_text(

@@ -17,19 +17,19 @@ from .control import free_vram, raise_if_interrupted
 _PAD, _END = 0, 1  # umT5's ids
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     """What is done before encoding where nobody asks for more."""
 
 
 class _Once:
     """Calls a function the first time alone."""
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         self._function = function
 
-    def __call__(self) -> None:
+    def __call__(self, *given: object) -> None:
         function, self._function = self._function, nothing
-        function()
+        function(*given)
 
 
 class HostVideoEncoder:
@@ -81,8 +81,8 @@ class HostVisionEncoder:
 class HostTextEncoder:
     """The host's umT5 as `core.data.types.TextEncoder`: no prompt weights, at most 512 tokens."""
 
-    def __init__(self, clip: Any, before: Callable[[], object] = nothing):
-        """`before`: as of `HostVideoEncoder`."""
+    def __init__(self, clip: Any, before: Callable[[Sequence[str]], object] = nothing):
+        """`before`: as of `HostVideoEncoder`, with the first captions that are encoded."""
         prefix = "umt5xxl.transformer."
         whole = clip.cond_stage_model.state_dict()
         state = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
@@ -107,7 +107,7 @@ class HostTextEncoder:
 
     def encode_batch(self, captions: Sequence[str]) -> list[tuple[torch.Tensor, bool]]:
         """As `encode` for each: the host takes several at once as chunks of a long prompt, each with its own attention."""
-        self._before()
+        self._before(captions)
         rows = [self._tokenize(caption) for caption in captions]
         contexts = encode_in_batches([pairs for pairs, _ in rows], self._encode, free_vram)
         return [(context, was_cut) for context, (_, was_cut) in zip(contexts, rows, strict=True)]

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 from wan_train.tests.host.graphs import changed, node, one_stage, two_stages
-from wan_train.tests.host.runs import run_folders
+from wan_train.tests.host.runs import run_folders, succeeded
 from wan_train.tests.host.test_bad_input import failure
 
 
@@ -114,6 +114,14 @@ def test_what_no_training_could_use_is_not_encoded(host):
     assert told == {"node_id": "high_train", "text": message.removeprefix(why)}
     assert "does not fit: the leanest plan takes" in message
     assert set((host.base / "output" / "wan_train" / "cache").rglob("*.safetensors")) == kept
+
+
+def test_a_new_sample_prompt_is_encoded_whatever_a_plan_says_since_the_training_may_be_finished(host):
+    prompt = changed(one_stage(lora_name="done", steps=1), "high_dit", budget_gb=8.0)
+    assert succeeded(host.run(prompt))
+    other = changed(changed(prompt, "high_dit", budget_gb=0.01), "text", sample_prompts="shp that nobody asked for")
+    assert "does not fit" in failures(check(host, other))["high_train"]
+    assert succeeded(host.run(other))
 
 
 def test_values_over_a_wire_and_joined_datasets_are_followed(host):
