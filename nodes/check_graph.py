@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ..core.data.counting import describe_lengths
 from ..core.data.join import join
 from ..core.data.report import describe_dataset
@@ -86,11 +88,13 @@ def why_not(prompt: Any, encoder: str) -> Refusal | None:
     None where nothing is, and where it can't be told before the run: then whoever asks goes on.
     """
     try:
-        graph = _Graph(prompt)
-        for key in graph.trainings_with(encoder):
-            host.free_vram()  # as before a training: its plan goes by what is free
-            if found := graph.why_not(key):
-                return found
+        # ComfyUI runs nodes without gradients, and the plan times a backward where the device is not known yet.
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = _Graph(prompt)
+            for key in graph.trainings_with(encoder):
+                host.free_vram()  # as before a training: its plan goes by what is free
+                if found := graph.why_not(key):
+                    return found
     except Exception:
         log.exception("the trainings of a workflow could not be checked")
     return None
@@ -172,7 +176,7 @@ class _Graph:
             lines = [plan.text, *disk_lines(job, models.model.info.config, runs / job.name)]
             warnings = [f"- {sentence}" for sentence in [*job_warnings(job, wanted), *other_warnings(job, dit, other)]]
         self.found[key] = {"text": "\n".join([*lines, *warnings]), "failed": plan.to_mend}
-        if plan.to_mend:
+        if plan.is_refused:
             self._too_large[key] = plan.text
         return job
 

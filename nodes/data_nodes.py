@@ -253,9 +253,8 @@ class CacheT5(io.ComfyNode):
         prompt = cls.hidden.prompt
 
         def before(captions: Sequence[str]) -> None:
-            if not set(dataset.captions).isdisjoint(
-                captions
-            ):  # else only sample prompts are new: it may be trained already
+            # Where only sample prompts are new, the training may be finished, and take no memory and no disk.
+            if not set(dataset.captions).isdisjoint(captions):
                 refuse_in_vain(prompt, node_id)
 
         encoder = host.HostTextEncoder(clip, before=before)

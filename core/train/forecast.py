@@ -88,10 +88,14 @@ def _sample(sample: Sample, config: WanConfig, conditioning: Conditioning, has_v
 
 
 class PlanLine(NamedTuple):
-    """What a run would do now, in words; `to_mend`: whether it would take more than it may, and the words say what fits."""
+    """What a run would do now, in words; `to_mend`: whether it would take more than it may, and the words say what fits.
+
+    `is_refused`: the run would not even try it.
+    """
 
     text: str
     to_mend: bool = False
+    is_refused: bool = False
 
 
 def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Path) -> PlanLine:
@@ -113,7 +117,8 @@ def plan_line(job: Job, info: CheckpointInfo, device: torch.device, scratch: Pat
     if choice is None:
         is_tried = is_cpu or job.memory.plan == "manual"  # all the same
         to_mend = not is_tried or (is_cpu and job.memory.budget_gb > 0)
-        return PlanLine(what_would_fit(planner) + (" The run tries it all the same." if is_tried else ""), to_mend)
+        said = what_would_fit(planner) + (" The run tries it all the same." if is_tried else "")
+        return PlanLine(said, to_mend, is_refused=not is_tried)
     if is_cpu:  # of which no run has taught the planner how long a step takes
         return PlanLine(
             f"on the CPU: {memory_taken(planner, choice)}; how long a step takes shows after the first ones"

@@ -70,7 +70,7 @@ def plan(job, model_path, tmp_path, **memory):
 
 
 def test_the_plan_on_a_cpu_tells_memory_and_promises_no_time(job, model_path, tmp_path):
-    line, to_mend = plan(job, model_path, tmp_path)
+    line, to_mend, _ = plan(job, model_path, tmp_path)
     assert line.startswith("on the CPU: ")
     assert " GB; how long a step takes shows after the first ones" in line
     assert " a step," not in line
@@ -78,16 +78,18 @@ def test_the_plan_on_a_cpu_tells_memory_and_promises_no_time(job, model_path, tm
 
 
 def test_what_fits_no_budget_is_to_be_mended_and_said_with_what_would(job, model_path, tmp_path):
-    line, to_mend = plan(job, model_path, tmp_path, budget_gb=0.01)
+    line, to_mend, is_refused = plan(job, model_path, tmp_path, budget_gb=0.01)
     assert "does not fit" in line
     assert to_mend
+    assert not is_refused  # on a CPU, where the system has the last word
     assert not plan(job, model_path, tmp_path, budget_gb=8.0).to_mend
 
 
 def test_whoever_plans_by_hand_is_told_that_it_is_tried_all_the_same(job, model_path, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "available_ram", lambda: 0)
     monkeypatch.setattr(card, "_own_ram", lambda: 0)
-    line, to_mend = plan(job, model_path, tmp_path, plan="manual")
+    line, to_mend, is_refused = plan(job, model_path, tmp_path, plan="manual")
+    assert not is_refused
     assert "does not fit" in line
     assert line.endswith("The run tries it all the same.")
     assert not to_mend
@@ -111,9 +113,13 @@ def test_several_gpus_are_told_and_whether_the_clips_fit(job, model_path, tmp_pa
         return spread_line(job, inspect(model_path), 2, torch.device("cpu"), tmp_path, of_card)
 
     said = "2 GPUs: each step trains 2 batches, one a GPU; the same as gradient_accumulation 2 on one GPU; "
-    assert told(None) == (f"{said}memory and time show at the start", False)  # nothing is known of the device
+    assert told(None) == (f"{said}memory and time show at the start", False, False)  # nothing is known of the device
     assert told(assumed_card("GPU", 24 * 2**30)) == told(None)
-    assert told(assumed_card("GPU", 2**20)) == (f"{said}by what is known now it does not fit, but it is tried", False)
+    assert told(assumed_card("GPU", 2**20)) == (
+        f"{said}by what is known now it does not fit, but it is tried",
+        False,
+        False,
+    )
 
 
 def test_the_disk_is_told_and_refused(job, model_path, tmp_path, monkeypatch):
