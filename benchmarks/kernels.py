@@ -159,10 +159,10 @@ def weight_rows(tokens: int, row: Callable[..., dict]) -> Iterator[dict]:
         2 * narrow.nbytes,
     )
     weight, scale = quantize_rows(torch.randn(13824, 5120, device=DEVICE))
-    yield row(
-        "transpose 13824x5120", lambda: rows.transposed(weight), 2 * weight.nbytes, lambda: weight.t().contiguous()
-    )
-    dense = lambda: rows.dequantize_rows(torch.bfloat16, (13824, 5120), weight, scale)  # noqa: E731
+    turned, matrix = weight.new_empty(5120, 13824), torch.empty_like(weight, dtype=torch.bfloat16)
+    transpose = lambda: rows.transposed(weight, out=turned)  # noqa: E731
+    yield row("transpose 13824x5120", transpose, 2 * weight.nbytes, lambda: weight.t().contiguous())
+    dense = lambda: rows.dequantize_rows(weight, scale, out=matrix)  # noqa: E731
     yield row("dequantize 13824x5120", dense, 3 * weight.nbytes)
 
 

@@ -7,16 +7,20 @@ A model of 14B's width with few blocks, random, so that a run takes seconds: all
 on pictures of one size. Each is the beginning of a run of 1,000 steps and is stopped after a few: a plan for few steps would do
 without kernels and CUDA graphs, which take seconds to make. Small pictures have CUDA graphs, larger ones none. Rows are written
 as they are made; a command that is given again makes what is missing, and what failed. `off`: what was taken, the
-driver's part included, beside the promise; one of more than 7 % is a fault of the planner's.
+driver's part included, beside the promise; one of more than 7 % is a fault of the planner's. The allocator is set as that of
+a training process, whose segments grow; `--fixed-segments` is how it is on Windows, which has no others.
 """
 
 import argparse
 import gc
 import json
+import math
+import os
 import shutil
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -223,6 +227,7 @@ class Bench:
             with suppress(RunStoppedError):
                 run_job(folder, EventWriter(folder.events_path), device, is_over)
         except Exception as error:  # of any method: the others go on
+            traceback.print_exc()
             return {**head, "error": f"{type(error).__name__}: {error}"}
         finally:
             _move_known(folder.scratch_path, self._known)
@@ -278,8 +283,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the rows that are not there, print the table."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, help="print the table of this file alone")
@@ -287,14 +292,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", nargs="+", type=Clip.parse, default=[Clip(960, 960, 1), Clip(512, 512, 1)])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bf16"])
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--fixed-segments", action="store_true", help="of the allocator, as on Windows")
     parser.add_argument("--small", action="store_true", help="a dry run with a toy model")
     parser.add_argument("--total", type=float, default=0, help="seconds after which no further run is started; 0: none")
     parser.add_argument("--work", type=Path, help="folder for models, data and runs; default: in memory")
     options = parser.parse_args(arguments)
+    if options.table is None and options.out is None:
+        parser.error("--out says where the rows go, or --table which file is shown")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the rows that are not there, print the table."""
+    options = read_options(arguments)
     if options.table is None:
-        if options.out is None:
-            parser.error("--out says where the rows go, or --table which file is shown")
-        make(options)
+        if options.fixed_segments:
+            os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:False"
+        speed.apart("methods", make, options, limit=math.inf)
     report = json.loads((options.table or options.out).read_text(encoding="utf-8"))
     print(table(report["rows"]))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..memory.remaker import Remaker
 from ..wan.ops import Ops
 from . import elementwise, norms, rotary, rows
+from .scratch import Scratch
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on the CPU, for tests
@@ -30,6 +31,7 @@ class KernelOps(Ops):
 
     def __init__(self, remaker: Remaker | None = None, *, quantize: bool = False) -> None:
         self.remaker = remaker or Remaker()
+        self.scratch = Scratch()  # of the products of linear layers
         self._quantize = quantize
         self._latest: _Latest | None = None
 

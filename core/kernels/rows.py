@@ -86,9 +86,9 @@ def quantize_rows(x: Tensor, by: Tensor | None = None) -> Rows:
     return found
 
 
-def dequantize_rows(dtype: torch.dtype, shape: tuple[int, int], weight: Tensor, scale: Tensor) -> Tensor:
-    """weight [N, K] fp8 or int8 times scale [N or 1, 1] fp32, taken in fp32 and rounded once to `dtype`."""
-    out = torch.empty(shape, dtype=dtype, device=weight.device)
+def dequantize_rows(weight: Tensor, scale: Tensor, *, out: Tensor) -> Tensor:
+    """weight [N, K] fp8 or int8 times scale [N or 1, 1] fp32, taken in fp32 and rounded once to the dtype of `out` [N, K]."""
+    shape = out.shape
     shift, factor = _FLOATS.get(weight.dtype, (0, 1.0))
     bits = weight if weight.dtype == torch.int8 else weight.view(torch.uint8)
     args = (bits, scale, out, int(len(scale) > 1))
@@ -96,10 +96,9 @@ def dequantize_rows(dtype: torch.dtype, shape: tuple[int, int], weight: Tensor, 
     return out
 
 
-def transposed(weight: Tensor) -> Tensor:
-    """weight [N, K] of 8 bits, column by column in memory."""
+def transposed(weight: Tensor, *, out: Tensor) -> Tensor:
+    """weight [N, K] of 8 bits, column by column in the memory of `out` [K, N]."""
     rows, cols = weight.shape
-    out = weight.new_empty((cols, rows))
     grid = (-(-rows // _TILE), -(-cols // _TILE), 1)
     launch(_transpose, grid, (weight.view(torch.uint8), out.view(torch.uint8)), (rows, cols, _TILE), 4)
     return out.t()

@@ -113,7 +113,8 @@ def _quantizing(needs: Needs) -> Iterator[Act]:
 def _transpose(device: torch.device, shape: tuple[int, int]) -> Tensor:
     from .rows import E4M3, transposed
 
-    return transposed(torch.empty(shape, dtype=torch.uint8, device=device).view(E4M3))
+    weight = torch.empty(shape, dtype=E4M3, device=device)
+    return transposed(weight, out=weight.new_empty(shape[::-1]))
 
 
 def _dequantizing(needs: Needs, weights: torch.dtype) -> Iterator[Act]:
@@ -122,7 +123,7 @@ def _dequantizing(needs: Needs, weights: torch.dtype) -> Iterator[Act]:
     for width in {needs.dim, needs.ffn_dim}:
         weight = torch.zeros(ROWS, width, dtype=torch.uint8, device=needs.device).view(weights)
         scale = torch.ones(ROWS, 1, device=needs.device)
-        yield partial(rows.dequantize_rows, needs.dtype, (ROWS, width), weight, scale)
+        yield partial(rows.dequantize_rows, weight, scale, out=torch.empty_like(weight, dtype=needs.dtype))
 
 
 def _rows(needs: Needs, width: int) -> Tensor:

@@ -147,6 +147,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The peak of all that a step makes: at a backward, or in the update, which comes when activations are gone."""
     sizes, trained = task.sizes, task.trained
     lasting = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan)
+    lasting += _weights_again(task, plan) if plan.compile == "kernels" else 0  # there all the time
     in_update = lasting + 4 * adapter_params(sizes, trained) + update_bytes(sizes, trained)
     return max(_backward_bytes(task, bucket, plan), round(in_update))
 

@@ -5,9 +5,10 @@ than what the machine has left: a process that passes it is killed without a wor
 """
 
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+from ..gpu_limit import is_driver_of_windows
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as the largest multiple of a page below 2**63
@@ -33,7 +34,7 @@ def available_ram(root: Path = _ROOT) -> int:
 def pinnable_ram(root: Path = _ROOT) -> int:
     """Bytes of `available_ram` that a GPU's driver will page-lock; at most half of all memory under Windows and WSL."""
     available = available_ram(root)
-    if platform.system() == "Windows" or "microsoft" in platform.release().lower():
+    if is_driver_of_windows():
         return min(available, int(total_ram(root) * _WINDOWS_SHARE))
     return available
 

@@ -15,6 +15,7 @@ from ..encoders.tokenizer import TOKENIZER_FILE, TOKENIZER_PLACES
 from ..encoders.vae import WanVideoEncoder, default_dtype, load_video_encoder
 from ..encoders.vision import HOST_DTYPE, ClipVisionEncoder, load_vision_encoder
 from ..facts import LatentFormat
+from ..gpu_limit import limit
 from ..launch.worker import device_lock
 from ..locks import FileLock
 from ..wan.files import find_files
@@ -44,6 +45,7 @@ class Turn:
         if self._lock is None and self.device.type == "cuda":
             self._lock = device_lock(self.device)
             self._wait(self._lock, self.device)
+            limit(self.device)
 
     def release(self) -> None:
         """Let others have it."""

@@ -379,7 +379,10 @@ class Prefetcher:
         self._ahead = ahead
         self._following = following
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
+        # Of high priority: PyTorch deals out 32 streams of each priority again and again, and CUDA graphs are recorded on one
+        # of the usual; a batch that is copied on the same would be part of the recording.
+        is_cuda = device is not None and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device, priority=-1) if is_cuda else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._pending: dict[int, Future[tuple[Batch, torch.cuda.Event | None]]] = {}
         self._request(list(islice(following(first), ahead)))

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import ConfigError, RunError
 from ..facts import EXPERTS, Expert
+from ..gpu_limit import lift, limit
 from ..memory.adamw import hold_state
 from ..memory.shared import sharing_problem
 from ..parallel.agree import Votes, in_turn
@@ -137,13 +138,10 @@ class RunPlan:
 
     def load(self) -> Prepared:
         """The model, as the plan has it, or the first leaner one with which it can be loaded."""
-        memory, is_cuda = self._job.memory, self._device.type == "cuda"
-        if memory.budget_gb and is_cuda:
-            card = self._probe.card if self._probe is not None else None
-            budget = budget_bytes(memory, constants().overhead_vram if card is None else card.overhead)
-            total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), self._device)
-        if is_cuda:
+        if self._device.type == "cuda":
+            memory = self._job.memory
+            overhead = constants().overhead_vram if self._probe is None else self._probe.card.overhead
+            limit(self._device, budget_bytes(memory, overhead) if memory.budget_gb else None)
             torch.cuda.empty_cache()  # of what was measured
         self._prepared = self._descent.reach(self._load, None)
         self._features = self._prepared.features
@@ -242,8 +240,7 @@ class RunPlan:
     def close(self) -> None:
         """Take everything off the model, which is not called any more."""
         self._take_off()
-        if self._job.memory.budget_gb and self._device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+        lift(self._device)
 
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
         """A choice that takes less than `failed`, of what is free now; see `core.plan.recovery`. All ranks call it."""

@@ -55,8 +55,9 @@ def test_a_dry_run_adds_what_is_missing(tmp_path, capsys):
         "--steps",
         "1",
     ]
-    method_memory.main([*told, "--methods", "single pass"])
-    method_memory.main([*told, "--methods", "single pass", "shared lora"])
+    method_memory.make(method_memory.read_options([*told, "--methods", "single pass"]))
+    method_memory.make(method_memory.read_options([*told, "--methods", "single pass", "shared lora"]))
+    method_memory.main(["--table", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text("utf-8"))["rows"]
     assert [(row["method"], row["steps"], row["reserved_gb"]) for row in rows] == [
         ("single pass", 1, None), ("shared lora", 1, None),

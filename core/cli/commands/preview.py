@@ -16,6 +16,7 @@ from ...errors import ConfigError, RunError
 from ...facts import FPS, FPS_TI2V
 from ...generate.film import free_stem, title_strip, write_sheet, write_video
 from ...generate.generate import Files, VideoOptions, VideoPlan, generate, plan_video
+from ...gpu_limit import limit
 from ...names import check_name
 from ...sample.samplers import SAMPLERS
 from ...sample.schedulers import SCHEDULERS
@@ -106,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out)
     for note in made.notes:
         log.warning("%s", note)
+    limit(device)
     try:
         videos = generate(made, device, lambda done, steps: log.info("step %d of %d", done, steps))
     except torch.OutOfMemoryError as error:

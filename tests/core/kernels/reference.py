@@ -73,9 +73,8 @@ def gated(x, y, gate, per, stride, out=None):
     return found if out is None else out.copy_(found)
 
 
-def dequantize_rows(dtype, shape, weight, scale):
-    assert weight.shape == shape
-    return (weight.to(dtype) * scale).to(dtype)
+def dequantize_rows(weight, scale, *, out):
+    return out.copy_((weight.to(out.dtype) * scale).to(out.dtype))
 
 
 def put_in_place(patch):
