@@ -53,7 +53,7 @@ ON_GPU = Scale(
     side=256,
     frames=17,
     steps=40,
-    long_steps=300,
+    long_steps=1000,
     too_large=Clip(1280, 720, 81),
 )
 ON_CPU = Scale(

@@ -62,7 +62,7 @@ from wan_train.tests.host.runs import run_folders, starts_of, until  # noqa: E40
 from wan_train.tests.host_server import Host, start_host  # noqa: E402
 from wan_train.tools.server import failure  # noqa: E402
 
-LIMIT_S = 80.0  # of one part
+LIMIT_S, LIMIT_ON_CPU_S = 80.0, 400.0  # of one wait
 
 
 class Parts:
@@ -73,7 +73,7 @@ class Parts:
         self.scale = ON_CPU if options.cpu else ON_GPU
         self.info = host.object_info()
         self.wrong: list[str] = []
-        self.limit = LIMIT_S
+        self.limit = LIMIT_ON_CPU_S
         self.tracebacks = 0  # that this part should bring into the log
         self.cache, self.runs = (host.base / "output" / "wan_train" / name for name in ("cache", "runs"))
 
@@ -329,7 +329,7 @@ def run_parts(parts: Parts, letters: str, ends: float, begun: float) -> dict[str
         if left < 10:
             print(f"{letter}: no time left", flush=True)
             continue
-        parts.limit, parts.wrong, parts.tracebacks = min(LIMIT_S, left), [], 0
+        parts.limit, parts.wrong, parts.tracebacks = min(LIMIT_ON_CPU_S if parts.on_cpu else LIMIT_S, left), [], 0
         start = time.monotonic()
         try:
             told = getattr(parts, f"part_{letter}")()

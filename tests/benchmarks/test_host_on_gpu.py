@@ -35,7 +35,7 @@ def test_the_models_are_of_the_true_form(tmp_path):
 def test_pictures_and_clips_are_in_several_sizes(tmp_path):
     draw_media(tmp_path / "shapes", 64, 9)
     draw_large_clip(tmp_path / "large", ON_CPU.too_large, 1)
-    options = DatasetOptions(width=64, height=64, num_frames=9)
+    options = DatasetOptions(width=64, height=64, num_frames=9, trigger_word="shp")
     samples = scan_folder(tmp_path / "shapes", options, index_path=tmp_path / "files.json").samples
     assert len({sample.size for sample in samples}) > 2
     assert {1, 9} <= {len(sample.frame_indices) for sample in samples}
