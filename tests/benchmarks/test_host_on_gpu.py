@@ -37,7 +37,7 @@ def test_pictures_and_clips_are_in_several_sizes(tmp_path):
     draw_large_clip(tmp_path / "large", ON_CPU.too_large, 1)
     options = DatasetOptions(width=64, height=64, num_frames=9, trigger_word="shp")
     samples = scan_folder(tmp_path / "shapes", options, index_path=tmp_path / "files.json").samples
-    assert len({sample.size for sample in samples}) > 2
+    assert len({(sample.width, sample.height) for sample in samples}) > 2
     assert {1, 9} <= {len(sample.frame_indices) for sample in samples}
     (large,) = scan_folder(tmp_path / "large", options, index_path=tmp_path / "files.json").samples
     assert large.file.caption == "a slow wave 1"
