@@ -1,4 +1,4 @@
-"""A real ComfyUI for tests: a child process on the CPU with its own base directory, driven over HTTP and websocket.
+"""A real ComfyUI for tests: a child process with its own base directory, driven over HTTP and websocket.
 
 Used as `from wan_train.tests.host_server import start_host`; the fixture lies in conftest.py.
 """
@@ -140,7 +140,13 @@ def install_pack(pack: Path, base: Path) -> Path:
 
 @contextlib.contextmanager
 def start_host(
-    host_path: Path, base_dir: Path, *, port: int = 0, packs: Sequence[Path] = (), extra_args: Sequence[str] = ()
+    host_path: Path,
+    base_dir: Path,
+    *,
+    port: int = 0,
+    packs: Sequence[Path] = (),
+    extra_args: Sequence[str] = (),
+    on_cpu: bool = True,
 ) -> Iterator[Host]:
     """Start ComfyUI from `host_path` with copies of `packs`; everything it reads and writes lies below `base_dir`."""
     for pack in [*packs, *([WARM_START] if ADDRESS in os.environ else [])]:
@@ -149,7 +155,8 @@ def start_host(
     temporary = base_dir / "tmp"  # holds the locks on devices: two hosts of two test processes need not take turns
     temporary.mkdir(parents=True, exist_ok=True)
     environ = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
-    with run_server(python, host_path, base_dir, port=port, extra_args=tuple(extra_args), environ=environ) as server:
+    options = {"port": port, "extra_args": tuple(extra_args), "environ": environ, "on_cpu": on_cpu}
+    with run_server(python, host_path, base_dir, **options) as server:
         host = Host(server, base_dir)
         try:
             yield host

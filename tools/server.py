@@ -138,8 +138,9 @@ def run_server(
     extra_args: tuple[str, ...] = (),
     start_timeout: float = 300.0,
     environ: Mapping[str, str] | None = None,
+    on_cpu: bool = True,
 ) -> Iterator[Server]:
-    """Start ComfyUI on the CPU with its own base directory, wait until it answers, stop it at the end.
+    """Start ComfyUI with its own base directory, wait until it answers, stop it at the end. `on_cpu`: without its GPUs.
 
     Models, inputs, outputs, settings and custom nodes all lie below `base`; the log is `base/server.log`.
     """
@@ -147,7 +148,7 @@ def run_server(
         (base / name).mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     options = [
-        "--cpu",
+        *(["--cpu"] if on_cpu else []),
         "--base-directory",
         str(base),
         "--port",
@@ -157,7 +158,7 @@ def run_server(
     ]
     # The default database lies in ComfyUI's own folder, whatever the base directory is.
     options += ["--database-url", "sqlite:///:memory:", *extra_args]
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    quiet = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})}
     log_path = base / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
