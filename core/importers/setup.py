@@ -125,8 +125,11 @@ def _answer(peer: str, context: Context, given: SetupOption) -> Answer:
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
         table = f"{given.key.rpartition('.')[0]}.*"
+        of_all = re.sub(r"\[\d+\]", "", table)  # of a list of tables, each alike
         first = re.split(r"[.\[]", given.key)[0] + ".*"
-        rule = reader.rest.get(given.key) or reader.rules.get(table) or reader.rest.get(first)
+        rule = (
+            reader.rest.get(given.key) or reader.rules.get(table) or reader.rest.get(of_all) or reader.rest.get(first)
+        )
     try:
         answer = rule(context, given) if rule else by_declaration(peer, given.key, given.value)
         for place, value in answer.values.items():
