@@ -19,6 +19,7 @@ from wan_train.core.recipe.recipe import Recipe
 from wan_train.core.schedules import SCHEDULES
 from wan_train.core.settings.ema import EmaOptions
 from wan_train.core.settings.option import all_options
+from wan_train.tools.nano.method_plot import draw
 from wan_train.tools.nano.method_rows import read_rows
 from wan_train.tools.nano.method_table import CHOICES, MEAN, beyond_chance, found_in, value_of
 from wan_train.tools.nano.methods import BASELINE, METHODS
@@ -302,3 +303,9 @@ def test_both_rows_of_ema_are_the_same_training():
     assert all(most < decay and EmaOptions().warm_up for decay in decays)
     one, other = (found()[name] for name in ("EMA .98", "EMA .995"))
     assert all(one.ends(column) == other.ends(column) for column in ("look", "move", "kept", "moves"))
+
+
+@pytest.mark.parametrize("name", ["methods", "grid"])
+def test_the_drawing_is_the_files(name):
+    drawn = (CURVES / f"{name}.svg").read_text(encoding="utf-8")
+    assert drawn == draw(read_rows(CURVES / f"{name}.csv"))
