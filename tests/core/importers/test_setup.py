@@ -81,6 +81,23 @@ def test_what_a_file_says_is_not_lost_to_what_no_file_says(peer, changed):
     assert [place for place, value in told.items() if not holds(imported, place, value)] == []
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, ""),
+        ({"optimizer": "prodigy", "use_ema": True}, ""),
+        ({"optimizer": "adamw_schedulefree", "use_ema": True}, "averages the weights by itself: turn ema off"),
+    ],
+    ids=str,
+)
+def test_methods_that_do_not_go_together_here_are_to_do(options, sentence):
+    """A run would refuse them; SimpleTuner takes them."""
+    files = SETUPS["simpletuner"]
+    config = json.dumps({**json.loads(files["config.json"]), **options})
+    todo = [one for one in import_files({**files, "config.json": config}).to_fill if not one.startswith("models.")]
+    assert (len(todo) == 1 and sentence in todo[0]) if sentence else todo == []
+
+
 @each_setup
 def test_whoever_is_not_mapped_says_why(peer):
     for line in import_files(SETUPS[peer]).lines:
