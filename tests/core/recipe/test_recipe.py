@@ -220,7 +220,7 @@ def test_a_change_of_a_text_or_a_list_is_one_whatever_it_looks_like(tables):
     assert changed["high"] == {"adapter": {"include": "1e3"}}
     assert (changed["name"], changed["author"]) == ("2026", "7")
     assert [one.get("trigger_word", one.get("more_sizes")) for one in changed["dataset"]] == ["768", "1234"]
-    assert changed["adapter"] == {"targets": ["ffn", "self_attn"], "rank": 4}
+    assert changed["adapter"] == {**tables["adapter"], "targets": ["ffn", "self_attn"], "rank": 4}
     assert changed["low"] == {"adapter": {"targets": ["ffn"]}}
 
 
