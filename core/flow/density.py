@@ -11,6 +11,7 @@ from ..facts import NUM_TIMESTEPS
 from ..settings.loss import LossOptions
 from ..settings.timesteps import TimestepOptions
 from .sigmas import share_below, sigma_at
+from .timesteps import SAMPLINGS
 from .weightings import WEIGHTINGS
 
 CELLS = 240  # of a window, in the picture
@@ -28,14 +29,16 @@ class Density:
     heights: tuple[float, ...]  # of each cell, in multiples of an even distribution over the window
     weighted: tuple[float, ...] | None  # the same times the weight of the loss there; None: all weigh the same
     quartiles: tuple[float, float, float]  # sigmas below which 25, 50 and 75 % of all draws lie
+    shift: str = ""  # where the shift follows the size: what it comes to
 
     @property
     def sentence(self) -> str:
-        """The window, and where most draws lie, in timesteps."""
+        """The window, and where most draws lie, in timesteps; and the shift, where the size decides it."""
         low, first, middle, third, high = (
             round(NUM_TIMESTEPS * sigma) for sigma in (self.edges[0], *self.quartiles, self.edges[-1])
         )
-        return f"{self.name}, timesteps {low} to {high}: half of all draws from {first} to {third}, the middle one {middle}"
+        where = f"half of all draws from {first} to {third}, the middle one {middle}"
+        return f"{self.name}, timesteps {low} to {high}: {where}{self.shift}"
 
 
 def density_of(
@@ -54,7 +57,17 @@ def density_of(
         tuple((shares * cells).tolist()),
         None if np.ptp(weights) == 0 else tuple((weighted / weighted.sum() * cells).tolist()),
         (quartiles[0], quartiles[1], quartiles[2]),
+        _shift_of(options, shape),
     )
+
+
+def _shift_of(options: TimestepOptions, shape: Sequence[int] | None) -> str:
+    sampling = SAMPLINGS.get(options.sampling)
+    if sampling.at_size is None or shape is None:
+        return ""
+    shift = sampling.at_size(options, shape).shift
+    is_capped = "shift_cap" in sampling.uses and shift == options.shift_cap
+    return f", shift {shift:.3g}{', which is timestep_shift_cap' if is_capped else ''}"
 
 
 def draw(densities: Sequence[Density], width: int = 960, height: int = 540) -> Image.Image:

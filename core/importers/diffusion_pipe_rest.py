@@ -34,8 +34,8 @@ REST: dict[str, Rule] = {
     **unsupported("the models that are given control clips cannot be trained yet (dataset.control_clips).", "control_path"),
     **unsupported("sizes are made of your files' aspect ratios.", "size_buckets"),
     **unsupported("the learning rate follows the schedule.", "force_constant_lr"),
-    **unsupported("a LoRA of elsewhere can be merged into the finished one.", "adapter.init_from_existing",
-                  "adapter.fuse_adapters"),
+    # models/flux.py and models/chroma.py read it, models/wan/wan.py does not
+    **needless("diffusion-pipe reads it for Flux and Chroma alone; here adapter.merge_into_base can name such a file.",
+               "adapter.fuse_adapters", "adapter.fuse_adapters.*"),
     **unsupported("checkpoints are counted in steps here (loop.checkpoint_every).", "save_every_n_examples"),
-    **unsupported("the shift does not follow the size here.", "model.flux_shift"),
 }  # fmt: skip

@@ -148,9 +148,11 @@ def _dtype(context: Context, given: SetupOption) -> Answer:
 
 
 def _sample_method(context: Context, given: SetupOption) -> Answer:
-    """utils/common.py: logit_normal is the sigmoid of a normal number; a shift comes on top of either."""
+    """models/wan/wan.py: logit_normal is the sigmoid of a normal number; a shift comes on top of either, shift first."""
     has_shift = bool(number(context.get("model.shift")))
-    if truth(context.get("model.flux_shift", False)):
+    if truth(context.get("model.flux_shift", False)) and not has_shift:
+        if given.value == "uniform":
+            return not_supported("a shift that follows the size goes with logit_normal alone here.")
         found = choice_of("timesteps.sampling", "flux_shift")
         return (
             not_supported("the shift does not follow the size here.")
@@ -277,6 +279,17 @@ def _compile(_context: Context, _given: SetupOption) -> Answer:
     return not_needed("own kernels are used where Triton works (memory.compile), which is as fast for every size.")
 
 
+def _flux_shift(context: Context, given: SetupOption) -> Answer:
+    """timestep_sample_method reads it, and has a default."""
+    if not truth(given.value):
+        return not_needed("it is off.")
+    if number(context.get("model.shift")):
+        return not_needed("shift is given, and goes first.")
+    if context.get("model.timestep_sample_method") == "uniform":
+        return not_supported("a shift that follows the size goes with logit_normal alone here.")
+    return mapped(timesteps__sampling="flux_shift")
+
+
 def _eval_sets(_context: Context, given: SetupOption) -> Answer:
     if is_off(given.value):
         return not_needed("there is none.")
@@ -299,6 +312,7 @@ RULES: dict[str, Rule] = {
     "model.transformer_dtype": _transformer_dtype,
     "model.dtype": _dtype,
     "model.timestep_sample_method": _sample_method,
+    "model.flux_shift": _flux_shift,
     "model.min_t": _window,
     "model.max_t": _window,
     "min_t": _window_elsewhere,

@@ -6,7 +6,7 @@ from typing import Any
 
 from .answers import Answer, Context, Rule, SetupOption, changed, either, mapped, not_needed, not_supported
 from .common import is_off, need_number
-from .declared import choice_of, truth
+from .declared import by_declaration, choice_of, truth
 
 _LYCORIS = {"lora": "lora", "locon": "lora", "diag-oft": "oft"}  # names of lycoris.kohya that are not ours
 
@@ -39,6 +39,18 @@ def _dropout(context: Context, given: SetupOption) -> Answer:
     if value and kind in ("loha", "lokr") and not str(context.get("network_module")).startswith("lycoris"):
         return not_needed(f"musubi-tuner leaves it out with {kind}.")
     return either("there of x A, here of x." if value else "", adapter__dropout=value)
+
+
+def _of_a_lora(inner: str) -> Rule:
+    """networks/lora.py looks for lora_up and lora_down by name, for LoRA+ as for the limit of norms: others have none."""
+
+    def rule(context: Context, given: SetupOption) -> Answer:
+        kind = _kind_of(context)
+        if kind in ("loha", "lokr"):
+            return not_needed(f"musubi-tuner does it for LoRAs alone, and leaves it out with {kind}.")
+        return by_declaration("musubi", inner, given.value)
+
+    return rule
 
 
 def _factor(context: Context, given: SetupOption) -> Answer:
@@ -125,6 +137,7 @@ def _rank_of_file(context: Context, given: SetupOption) -> Answer:
 NETWORK_RULES: dict[str, Rule] = {
     "network_module": _network,
     "network_dropout": _dropout,
+    **{name: _of_a_lora(name) for name in ("network_args.loraplus_lr_ratio", "scale_weight_norms")},
     "network_args.factor": _factor,
     "network_args.algo": lambda _context, _given: not_needed("it is the kind of network_module."),
     "network_args.full_matrix": _full,

@@ -11,6 +11,7 @@ from ..paths import shown
 from ..recipe.recipe import Recipe, recipe_from_tables
 from ..serial import from_dict
 from ..settings.stage import Stage
+from ..train.start import check_methods
 from . import aitoolkit, diffusion_pipe, musubi, simpletuner
 from .answers import PREVIEW, Answer, Context, Rule, SetupOption, not_supported
 from .declared import PEERS, by_declaration, declared, options_by_place
@@ -113,7 +114,7 @@ def import_setup(sources: Sequence[SetupFile]) -> Imported:
         tables=tables,
         recipe=recipe,
         lines=tuple(lines),
-        to_fill=tuple(to_fill),
+        to_fill=(*to_fill, *_refusals(recipe)),
         notes=(*reading.notes, *notes, *_warnings(recipe)),
         preview=preview,
     )
@@ -125,8 +126,11 @@ def _answer(peer: str, context: Context, given: SetupOption) -> Answer:
     rule = reader.rules.get(given.key)
     if rule is None and not declared(peer, given.key):
         table = f"{given.key.rpartition('.')[0]}.*"
+        of_all = re.sub(r"\[\d+\]", "", table)  # of a list of tables, each alike
         first = re.split(r"[.\[]", given.key)[0] + ".*"
-        rule = reader.rest.get(given.key) or reader.rules.get(table) or reader.rest.get(first)
+        rule = (
+            reader.rest.get(given.key) or reader.rules.get(table) or reader.rest.get(of_all) or reader.rest.get(first)
+        )
     try:
         answer = rule(context, given) if rule else by_declaration(peer, given.key, given.value)
         for place, value in answer.values.items():
@@ -150,6 +154,17 @@ def _sorted_by_kind(files: Sequence[Parsed]) -> tuple[str, dict[SetupKind, list[
         named = " and ".join(f"{shown(files[0].name)} ({PEERS[peer]})" for peer, files in peers.items())
         raise ConfigError(f"the files are of several trainers, {named}: bring one setup at a time.")
     return next(iter(peers)), found
+
+
+def _refusals(recipe: Recipe) -> list[str]:
+    """Methods that the other trainer takes together, and that a run would refuse."""
+    found: list[str] = []
+    for stage in recipe.runs:
+        try:
+            check_methods(recipe.settings(stage))
+        except ConfigError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 def _warnings(recipe: Recipe) -> list[str]:

@@ -185,6 +185,15 @@ def _is_regularisation(_context: Context, given: SetupOption) -> Answer:
     return mapped(dataset__regularization=True, regularizers__prior_preservation=True)
 
 
+def _probability(context: Context, _given: SetupOption) -> Answer:
+    """helpers/data_backend/factory.py, get_backend_weight: how often a batch is of this set, beside the others'."""
+    if len({item.dataset for item in context.given} - {None}) < 2:
+        return not_needed("there is one dataset.")
+    return not_supported(
+        "how often a dataset's turn comes is its number of samples times dataset.repeats here: set that."
+    )
+
+
 DATASET_RULES: dict[str, Rule] = {
     "resolution": _resolution,
     "resolution_type": _resolution_type,
@@ -206,4 +215,5 @@ DATASET_RULES: dict[str, Rule] = {
     "maximum_image_size": _most_size,
     "type": _type,
     "is_regularisation_data": _is_regularisation,
+    "probability": _probability,
 }

@@ -24,7 +24,7 @@ REST: dict[str, Rule] = {
                "conditioning_image_embeds", "cache_dir_conditioning_image_embeds", "compress_disk_cache", "vae_batch_size",
                "vae_enable_tiling", "vae_enable_slicing", "write_batch_size", "offload_during_startup", "vae_cache_ondemand",
                "vae_cache_disable", "preserve_data_backend_cache", "hash_filenames", "skip_file_discovery",
-               "text_encoder_batch_size", "text_encoder_1_precision", "text_encoder_2_precision", "probability"),
+               "text_encoder_batch_size", "text_encoder_1_precision", "text_encoder_2_precision"),
     **needless("its datasets are read, if you bring the file too.", "data_backend_config"),
     **needless("its prompts are read, if you bring the file too.", "user_prompt_library"),
     **needless("a file is scaled to the size of its bucket, in one go.", "target_downsample_size"),

@@ -227,7 +227,8 @@ def _uniform(context: Context, given: SetupOption) -> Answer:
         return not_needed("flow_use_beta_schedule is on.")
     if shift > 0 and shift != 1:
         return mapped(timesteps__sampling="shift")
-    return mapped(timesteps__sampling="sigmoid")
+    by_size = shift <= 0 and truth(context.get("flow_schedule_auto_shift", False))
+    return mapped(timesteps__sampling="auto_shift" if by_size else "sigmoid")
 
 
 def _shift(context: Context, given: SetupOption) -> Answer:
@@ -240,10 +241,12 @@ def _shift(context: Context, given: SetupOption) -> Answer:
     return mapped(timesteps__shift=float(found)) if found > 0 else not_needed("it is off.")
 
 
-def _beta_schedule(_context: Context, given: SetupOption) -> Answer:
+def _beta_schedule(context: Context, given: SetupOption) -> Answer:
     if not truth(given.value):
         return not_needed("it is off.")
-    found = choice_of("timesteps.sampling", "beta")
+    if truth(context.get("flow_use_uniform_schedule", False)):
+        return not_needed("flow_use_uniform_schedule is on, and goes first.")
+    found = choice_of("timesteps.sampling", "shifted_beta" if _shift_of(context) not in (0, 1) else "beta")
     return (
         not_supported("there is no such law of noise levels here.")
         if found is None
@@ -256,6 +259,9 @@ def _auto_shift(context: Context, given: SetupOption) -> Answer:
         return not_needed("it is off.")
     if _shift_of(context) > 0:
         return not_needed("flow_schedule_shift is given, and goes first.")
+    for other in ("flow_use_uniform_schedule", "flow_use_beta_schedule"):
+        if truth(context.get(other, False)):
+            return not_supported(f"a shift that follows the size goes with the sigmoid alone here, not with {other}.")
     found = choice_of("timesteps.sampling", "auto_shift", "resolution_shift", "shift_by_resolution", "flux_shift")
     if found is None:
         return not_supported("the shift does not follow the size here: set timesteps.shift.")

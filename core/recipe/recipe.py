@@ -25,6 +25,7 @@ from ..settings.stage import Stage, StageSettings
 from .tables import toml_lines, without_defaults
 
 WORK_FOLDER = "wan_train"
+_OF_ONE = re.compile(r"^(?:high\.|low\.|(dataset\.)\d+\.)")  # a setting of one expert, or of one dataset
 _BACKSLASH = re.compile(
     r'"[^"\n\\]*\\[^"\\\n][^"\n]*"?'
 )  # a backslash in double quotes, but not before a quote or another
@@ -229,7 +230,11 @@ def _source(table: Any, where: str) -> DatasetSource:
 
 
 def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Tables with changes like "optimizer.learning_rate=1e-4", or "learning_rate=1e-4"; a value is JSON, or else a string."""
+    """Tables with changes like "optimizer.learning_rate=1e-4", or "learning_rate=1e-4".
+
+    A value is JSON, or else a text. For a setting that is a text it is that even where it looks like a number, and for one
+    that is a list words with commas between.
+    """
     try:
         data = json.loads(json.dumps(to_dict(dict(tables))))
     except (TypeError, ValueError) as error:  # TOML has dates, and numbers of any length
@@ -238,8 +243,9 @@ def apply_changes(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         name, equals, text = change.partition("=")
         if not (equals and name.strip()):
             raise ConfigError(f"'{change}' is no change: write NAME=VALUE, such as optimizer.learning_rate=1e-4.")
-        *groups, key = _place(name.strip()).split(".")
-        _group_at(data, groups, change)[key] = _value(text)
+        place = _place(name.strip())
+        *groups, key = place.split(".")
+        _group_at(data, groups, change)[key] = _value(text, place)
         if (groups, key) == (["loop"], "steps"):
             data.pop("epochs", None)
     return data
@@ -348,11 +354,19 @@ def _absolute_in(table: dict[str, Any], names: tuple[str, ...], folder: Path) ->
     return {**table, **{name: _absolute(path, folder) for name, path in paths.items() if isinstance(path, str)}}
 
 
-def _value(text: str) -> Any:
+def _value(text: str, place: str) -> Any:
+    """What is meant by it for the setting at `place`: high.adapter.targets, dataset.2.trigger_word."""
+    declared = {item.place: item for item in all_options(Recipe)}
+    item = declared.get(_OF_ONE.sub(r"\1", place))
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        return text.strip()
+        found = text.strip()
+    if item is None or (isinstance(found, str) and not item.is_list):
+        return found
+    if item.is_list:
+        return [word.strip() for word in found.split(",")] if isinstance(found, str) else found
+    return text.strip() if item.kinds == (str,) else found
 
 
 def _toml(path: Path) -> Any:

@@ -185,7 +185,6 @@ class AdapterOptions(Options, group="adapter"):
         widget=Widget(TRAIN, "merge_into_base", 88),
         musubi="base_weights",
         aitoolkit="model.assistant_lora_path",
-        diffusion_pipe="adapter.fuse_adapters",
     )
     merge_strength: float = option(
         1.0,

@@ -15,7 +15,7 @@ class OptimizerOptions(Options, group="optimizer"):
         help="The optimizer: how gradients become updates.",
         page="On the nano bench (miniature models, 160 steps, 3 seeds) adamw at learning_rate 1.5e-3 came to 52 %, lion at 3e-4"
         " to 44, schedulefree at 1.5e-3 to 46, muon at 1.5e-3 to 41. One rate of each was tried; adafactor, adamw8bit, ademamix"
-        " and prodigy (2 seeds) differed from adamw by no more than seeds do.",
+        " and prodigy differed from adamw by no more than seeds do.",
         values=("adamw", "adamw8bit"),
         methods="optimizers",
         widget=Widget(TRAIN, "optimizer", 15, is_required=True),

@@ -44,9 +44,9 @@ class SavingOptions(Options, group="saving"):
         False,
         help="Also keep the best checkpoint by its score, and that of the lowest held-out loss, however old they are.",
         more="The held-out samples (see held_out of the dataset) are then measured at each checkpoint too.",
-        page="The last checkpoint is the best unless its numbers say that something broke: in 264 runs on the nano bench"
+        page="The last checkpoint is the best unless its numbers say that something broke: in 267 runs on the nano bench"
         " (miniature models, 160 steps, 2 held-out clips of each concept) the last came to 48.7 %, that of the lowest held-out"
-        " loss to 36.3, the best that there was to 48.9 %. In a long run that learns its clips by heart an older one may be"
+        " loss to 36.2, the best that there was to 48.9 %. In a long run that learns its clips by heart an older one may be"
         " better: look at the previews.",
         born=2,
         in_key=False,

@@ -7,7 +7,7 @@ show prompts.
 
 So the last is best unless its numbers say that something broke. Neither number says which of two sound ones has learnt more:
 held-out loss rises while a LoRA still learns what it is taught (nano/README.md, "Which checkpoint"). There is as much room as
-the 288 runs measured there took, and a little more: up to 1.8 times the lowest loss, 0.5 to 2.2 of the sample's motion.
+the 291 runs measured there took, and a little more: up to 1.8 times the lowest loss, 0.5 to 2.2 of the sample's motion.
 """
 
 from dataclasses import dataclass, replace

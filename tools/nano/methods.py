@@ -148,7 +148,6 @@ _REST = (
         "motion (LTD) 2", "weightings", {"loss.weighting": "motion", "loss.motion_strength": "2"}, cost="weighting motion"
     ),
     _one("weightings", "frame_motion .5", "loss.weighting", "frame_motion", cost="weighting frame_motion"),
-    _weighting("bell"),
     _weighting("half_bell"),
     _weighting("cosmap"),
     _weighting("sigma_sqrt"),
@@ -197,5 +196,7 @@ _REST = (
     Method("rollout 5", "rollout", {"rollout.steps": "5", "rollout.probability": "0.25"}, SIMPLETUNER, cost=""),
 )  # fmt: skip
 
-METHODS = {method.name: method for method in (Method(BASELINE, "baseline"), *_ADVISED, *_REST)}
+_ALL = (Method(BASELINE, "baseline"), *_ADVISED, *_REST)
+METHODS = {method.name: method for method in _ALL}
+assert len(METHODS) == len(_ALL), "two methods have one name, so that one of them would never be compared"
 GROUPS = tuple(dict.fromkeys(method.group for method in METHODS.values()))

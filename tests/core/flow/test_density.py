@@ -46,6 +46,21 @@ def test_the_sentence_has_the_quartiles_in_timesteps():
     )
 
 
+@pytest.mark.parametrize(
+    ("sampling", "shape", "told"),
+    [
+        ("auto_shift", VIDEO, ", shift 5, which is timestep_shift_cap"),  # 404 without a cap
+        ("auto_shift", (16, 1, 60, 104), ", shift 2.06"),
+        ("flux_shift", VIDEO, ", shift 2.06"),  # frames are not counted
+        ("shift", VIDEO, ""),
+        ("auto_shift", None, ""),
+    ],
+)
+def test_a_shift_that_follows_the_size_is_told(sampling, shape, told):
+    sentence = density_of("high noise", TimestepOptions(sampling=sampling, sigma_min=0.875), PLAIN, shape).sentence
+    assert sentence.partition("the middle one ")[2].lstrip("0123456789") == told
+
+
 def test_the_picture_shows_each_stage_in_its_window():
     stages = [
         density_of("high", TimestepOptions(sigma_min=0.875), PLAIN),

@@ -55,6 +55,21 @@ def test_a_shift_moves_the_bell():
     assert (timesteps.sampling, timesteps.shift) == ("shift", 3.0)
 
 
+def test_a_shift_by_size():
+    """models/wan/wan.py: shift goes first."""
+    assert bring(("min_t = 0", "flux_shift = true\nmin_t = 0")).recipe.timesteps.sampling == "flux_shift"
+    assert bring(("min_t = 0", "flux_shift = false\nmin_t = 0")).recipe.timesteps.sampling == "sigmoid"
+    both = bring(("min_t = 0", "flux_shift = true\nshift = 3\nmin_t = 0"))
+    assert (both.recipe.timesteps.sampling, outcome(both, "model.flux_shift")[0]) == ("shift", "not needed")
+
+
+def test_a_file_to_fuse_is_none_of_wans():
+    fused = "type = 'lora'\nfuse_adapters = [{path = 'a.safetensors', weight = 0.7}]"
+    imported = bring(("type = 'lora'", fused))
+    assert imported.recipe.adapter.merge_into_base == ""
+    assert outcome(imported, "adapter.fuse_adapters[0].path")[0] == "not needed"
+
+
 def test_several_sizes():
     dataset = DIFFUSION_PIPE_DATASET.replace("[512]", "[[640, 360], 512]").replace("[640, 360]", "[640, 368]")
     made = bring(dataset=dataset).recipe.dataset[0]

@@ -292,6 +292,19 @@ def test_networks(module, flags, expected):
     assert {name: getattr(adapter, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("module", "ratio", "norm"),
+    [("networks.lora_wan", 4.0, 1.0), ("networks.loha", 1.0, 0.0), ("networks.lokr", 1.0, 0.0)],
+)
+def test_what_is_for_loras_alone_there_is_left_out_with_others(module, ratio, norm):
+    """Here it would be refused with them, before the training."""
+    imported = kind(module, "--network_args loraplus_lr_ratio=4 --scale_weight_norms 1")
+    assert (imported.recipe.optimizer.lora_plus, imported.recipe.regularizers.max_weight_norm) == (ratio, norm)
+    is_lora = module == "networks.lora_wan"
+    for name in ("network_args.loraplus_lr_ratio", "scale_weight_norms"):
+        assert outcome(imported, name)[0] == ("mapped" if is_lora else "not needed")
+
+
 def test_patterns_leave_out_what_they_leave_out_there():
     flags = (
         """--network_args "exclude_patterns=[r'.*ffn.*', r'blocks.0.self_attn.q']" "include_patterns=[r'.*ffn.2']" """

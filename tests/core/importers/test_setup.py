@@ -47,6 +47,57 @@ def test_every_option_has_a_line(peer):
     assert {line.answer.outcome for line in imported.lines} <= set(OUTCOMES)
 
 
+def holds(imported, place, value):
+    """Whether the recipe has the value at the place, of whichever dataset."""
+    group, _, name = place.partition(".")
+    sources = imported.recipe.dataset if group == "dataset" else [getattr(imported.recipe, group)] if name else []
+    found = [getattr(source, name) for source in sources] if name else [getattr(imported.recipe, group)]
+    return any(value == own or (isinstance(own, tuple) and tuple(value) == own) for own in found)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {}, {"flow_use_uniform_schedule": True}, {"flow_use_beta_schedule": True},
+        {"flow_schedule_shift": 0, "flow_schedule_auto_shift": True},
+        {"flow_schedule_shift": 0, "flow_use_beta_schedule": True}, {"loss_type": "huber"}, {"optimizer": "prodigy"},
+        {"lr_scheduler": "polynomial"}, {"grad_clip_method": "norm", "max_grad_norm": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+@each_setup
+def test_what_a_file_says_is_not_lost_to_what_no_file_says(peer, changed):
+    """Of two lines with one place the later counts, and a trainer's defaults come later."""
+    files = SETUPS[peer]
+    if changed and peer != "simpletuner":
+        pytest.skip("options of SimpleTuner")
+    if changed:
+        files = {**files, "config.json": json.dumps({**json.loads(files["config.json"]), **changed})}
+    imported = import_files(files)
+    told = {place: value for line in imported.given for place, value in line.answer.values.items()}
+    told = {place: value for place, value in told.items() if not place.startswith(("preview.", "dataset.variants"))}
+    told.pop("name", None)  # each expert's file has one of its own
+    assert len(told) > 10
+    assert [place for place, value in told.items() if not holds(imported, place, value)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, ""),
+        ({"optimizer": "prodigy", "use_ema": True}, ""),
+        ({"optimizer": "adamw_schedulefree", "use_ema": True}, "averages the weights by itself: turn ema off"),
+    ],
+    ids=str,
+)
+def test_methods_that_do_not_go_together_here_are_to_do(options, sentence):
+    """A run would refuse them; SimpleTuner takes them."""
+    files = SETUPS["simpletuner"]
+    config = json.dumps({**json.loads(files["config.json"]), **options})
+    todo = [one for one in import_files({**files, "config.json": config}).to_fill if not one.startswith("models.")]
+    assert (len(todo) == 1 and sentence in todo[0]) if sentence else todo == []
+
+
 @each_setup
 def test_whoever_is_not_mapped_says_why(peer):
     for line in import_files(SETUPS[peer]).lines:

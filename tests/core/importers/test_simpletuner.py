@@ -97,6 +97,38 @@ def test_without_a_shift_it_is_sigmoid():
     assert (shifted.sampling, shifted.shift) == ("shifted_uniform", 3.0)
 
 
+def test_a_shift_moves_the_beta_distribution_too():
+    """helpers/models/common.py, sample_flow_sigmas: uniform goes before beta, and the shift comes over either."""
+    made = bring(flow_use_beta_schedule=True, flow_beta_schedule_beta=3, flow_schedule_shift=4).recipe.timesteps
+    assert (made.sampling, made.beta_b, made.shift) == ("shifted_beta", 3.0, 4.0)
+    for still in (0, 1):
+        assert bring(flow_use_beta_schedule=True, flow_schedule_shift=still).recipe.timesteps.sampling == "beta"
+    both = bring(flow_use_beta_schedule=True, flow_use_uniform_schedule=True)
+    assert both.recipe.timesteps.sampling == "shifted_uniform"
+    assert outcome(both, "flow_use_beta_schedule")[0] == "not needed"
+
+
+@pytest.mark.parametrize(
+    ("other", "kept"), [("flow_use_uniform_schedule", "uniform"), ("flow_use_beta_schedule", "beta")]
+)
+def test_a_shift_by_size_goes_with_the_sigmoid_alone(other, kept):
+    imported = bring(**{other: True}, flow_schedule_auto_shift=True, flow_schedule_shift=0)
+    assert imported.recipe.timesteps.sampling == kept
+    assert outcome(imported, "flow_schedule_auto_shift")[0] == "not supported"
+    alone = bring(flow_schedule_auto_shift=True, flow_schedule_shift=0)
+    assert alone.recipe.timesteps.sampling == "auto_shift"
+
+
+def test_how_often_a_dataset_is_drawn_is_told():
+    first, *others = json.loads(SIMPLETUNER_DATASETS)
+    alone = bring(json.dumps([{**first, "probability": 0.5}, *others]))
+    assert outcome(alone, "probability", dataset=0)[0] == "not needed"
+    second = {**first, "id": "more", "instance_data_dir": "datasets/more", "probability": 0.3}
+    several = bring(json.dumps([first, second, *others]))
+    told = line(several, "probability", dataset=1).answer
+    assert (told.outcome, "dataset.repeats" in told.why) == ("not supported", True)
+
+
 def test_experts_have_a_shift_of_their_own():
     """helpers/models/wan/model.py sets 5 for the stages of Wan 2.2."""
     imported = bring(model_flavour="i2v-14b-2.2-low", flow_schedule_shift=None)

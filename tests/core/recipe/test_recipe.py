@@ -207,6 +207,23 @@ def test_changes(tables):
         apply_changes(tables, ["name.x=1"])
 
 
+def test_a_change_of_a_text_or_a_list_is_one_whatever_it_looks_like(tables):
+    """--set preview_skip_layers=9: blocks are a text, and 9 alone is one too."""
+    changed = apply_changes(
+        {**tables, "dataset": [{"folder": "a"}, {"folder": "b"}]},
+        [
+            "preview_skip_layers=9", "high.adapter_include=1e3", "name=2026", "dataset.2.trigger_word=1234",
+            "dataset.1.more_sizes=768", 'author="7"', "targets=ffn, self_attn", 'low.targets=["ffn"]', "rank=4",
+        ],
+    )  # fmt: skip
+    assert changed["previews"] == {"skip_layers": "9"}
+    assert changed["high"] == {"adapter": {"include": "1e3"}}
+    assert (changed["name"], changed["author"]) == ("2026", "7")
+    assert [one.get("trigger_word", one.get("more_sizes")) for one in changed["dataset"]] == ["768", "1234"]
+    assert changed["adapter"] == {**tables["adapter"], "targets": ["ffn", "self_attn"], "rank": 4}
+    assert changed["low"] == {"adapter": {"targets": ["ffn"]}}
+
+
 def test_unreadable_files_are_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.toml does not exist: name a recipe"):
         read_tables(tmp_path / "nothing.toml")
