@@ -130,9 +130,7 @@ def _start_warm(config) -> None:
     from wan_train.tests.host_packs.warm_start import ADDRESS, use
     from wan_train.tests.warm import CAN_FORK, warm_processes
 
-    if (
-        not CAN_FORK or os.environ.get("WANTRAIN_FORKS") != "1"
-    ):  # not by default before a whole run has shown that it holds
+    if not CAN_FORK or os.environ.get("WANTRAIN_FORKS") != "1":  # run.py test says so
         return
     if not hasattr(config, "workerinput"):  # one for all processes of pytest-xdist
         processes = warm_processes()
