@@ -21,12 +21,6 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     # after multiprocessing's own folder in it has gone, whose finalizer has the priority -100
     Finalize(None, shutil.rmtree, [tempfile.tempdir], {"ignore_errors": True}, exitpriority=-200)
 LEFT_OUT = pytest.StashKey[int]()  # number of tests of grids
-# Files that take longest, of those that use no running host.
-LONG = (
-    "functional/test_learning", "launch/test_rank", "launch/test_ranks", "launch/test_worker", "launch/test_training",
-    "launch/test_machines", "campaigns/test_short", "tools/test_headless_demo", "tools/test_demo", "core/test_offline",
-    "core/test_earlier_version", "docs/test_how_to_add", "tests/test_wheel",
-)  # fmt: skip
 
 
 def pytest_addoption(parser):
@@ -130,9 +124,7 @@ def _start_warm(config) -> None:
     from wan_train.tests.host_packs.warm_start import ADDRESS, use
     from wan_train.tests.warm import CAN_FORK, warm_processes
 
-    if (
-        not CAN_FORK or os.environ.get("WANTRAIN_FORKS") != "1"
-    ):  # not by default before a whole run has shown that it holds
+    if not CAN_FORK or os.environ.get("WANTRAIN_FORKS") != "1":  # run.py test says so
         return
     if not hasattr(config, "workerinput"):  # one for all processes of pytest-xdist
         processes = warm_processes()
@@ -179,15 +171,13 @@ def host(host_path: Path, tmp_path_factory):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Those that are marked long only with --long, and of grids a part.
-
-    Files that use the running host come first, then those that take long, so that no worker is left alone with one at the end.
-    """
+    """Those that are marked long only with --long, and of grids a part; in the order of order.py."""
     if not config.getoption("--long"):
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     from wan_train.tests.grids import is_whole_run, sift
+    from wan_train.tests.order import put_in_order
 
     is_again = any(config.getoption(name, False) for name in ("lf", "failedfirst", "stepwise"))  # what failed before
     is_whole = is_whole_run(config.args, config.option.keyword, PACK) and not is_again
@@ -197,8 +187,7 @@ def pytest_collection_modifyitems(config, items):
         config.stash[LEFT_OUT] = len(left_out)
         if hasattr(config, "workeroutput"):
             config.workeroutput["of_grids"] = len(left_out)
-    with_host = {item.path for item in items if "host" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in with_host, not item.path.with_suffix("").as_posix().endswith(LONG)))
+    put_in_order(items, PACK / "tests")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ process imports it, and the ranks are forks of that.
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import os
@@ -170,6 +171,8 @@ def _fork_for_orders() -> None:
     from wan_train.core.adapters.peft_hooks import import_adapters
 
     import_adapters()
+    with contextlib.suppress(ImportError):  # as does NF4, in each rank
+        importlib.import_module("bitsandbytes")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the ranks
     for line in sys.stdin:
         address, key, module = json.loads(line)

@@ -97,8 +97,12 @@ class _Server:
     def _fork(self) -> bool:
         """Whether this is the fork."""
         connection, _ = self._listener.accept()
-        head, files, _, _ = socket.recv_fds(connection, 4, 3)
-        order = json.loads(connection.recv(struct.unpack("!I", head)[0], socket.MSG_WAITALL))
+        try:
+            head, files, _, _ = socket.recv_fds(connection, 4, 3)
+            order = json.loads(connection.recv(struct.unpack("!I", head)[0], socket.MSG_WAITALL))
+        except (OSError, struct.error, ValueError):  # whoever asks was killed meanwhile: the others' processes go on
+            connection.close()
+            return False
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -110,7 +114,8 @@ class _Server:
         for file in files:
             os.close(file)
         self._asking[pid] = connection
-        connection.sendall(struct.pack("!i", pid))
+        with contextlib.suppress(OSError):  # whoever asks was killed meanwhile
+            connection.sendall(struct.pack("!i", pid))
         return False
 
     def _tell_ends(self) -> None:

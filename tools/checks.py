@@ -50,6 +50,17 @@ def find_or_fetch(pack: Path, environ: Mapping[str, str], home: Path) -> Path | 
         return None
 
 
+def surroundings(environ: Mapping[str, str], host: Path | None, cores: int) -> dict[str, str]:
+    """The environment of the checks. What is set already stays so, but for the ComfyUI."""
+    found = {"WANTRAIN_FORKS": "1"}  # processes of `wantrain` are forks, without imports (tests/warm.py)
+    if cores >= 2:
+        found["OMP_NUM_THREADS"] = "1"  # two test processes that each take every core wait for each other
+    found |= environ
+    if host is not None:
+        found["COMFYUI_PATH"] = str(host)
+    return found
+
+
 def run_checks(
     pack: Path, environ: Mapping[str, str], home: Path, pytest_args: list[str], only: Collection[str]
 ) -> int:
@@ -57,12 +68,7 @@ def run_checks(
     host = find_or_fetch(pack, environ, home)
     if host is not None:
         say(f"ComfyUI {host_version(host)}: {host}")
-        environ = {**environ, "COMFYUI_PATH": str(host)}
-    if (os.cpu_count() or 1) >= 2:
-        environ = {
-            "OMP_NUM_THREADS": "1",
-            **environ,
-        }  # two test processes that each take every core wait for each other
+    environ = surroundings(environ, host, os.cpu_count() or 1)
     python = ensure_python(host, pack, tools=True)
     say(f"Python: {python}")
     npm = find_npm(pack, environ) if "page" in only and not pytest_args else None

@@ -12,8 +12,8 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 PAGES = sorted((PACK / "docs" / "how-to-add").glob("*.md"))
 COPIED = (
-    "core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/grids.py", "tests/warm.py",
-    "tests/host_packs", "tests/pytest.ini", "__init__.py", "wantrain.py", "pyproject.toml",
+    "core", "nodes", "tools", "docs", "web", "tests/core", "tests/conftest.py", "tests/grids.py", "tests/order.py",
+    "tests/warm.py", "tests/host_packs", "tests/pytest.ini", "__init__.py", "wantrain.py", "pyproject.toml",
 )  # fmt: skip
 BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^python run\.py test -- (.+)$", re.MULTILINE)

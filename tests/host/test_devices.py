@@ -41,7 +41,7 @@ def test_one_device_trains_in_turn(host):
 @pytest.mark.grid(2, "turns of two processes")
 def test_one_device_is_handed_over_where_both_nodes_say_so(host):
     """Each has a run of its own: queued again without turns, nothing is left to train."""
-    settings = {"lora_name": "turns", "steps": 60, "seed": 112}
+    settings = {"lora_name": "turns", "steps": 30, "seed": 112}
     entry = run_of_both(host, two_stages(**settings, alternate_every=5), "turns")
     assert entry["status"]["status_str"] == "success", entry["status"]
     lines = {e.data["line"] for e in host.events if e.type == "wan_train.update"}
@@ -52,12 +52,12 @@ def test_one_device_is_handed_over_where_both_nodes_say_so(host):
     turns = [event["step"] for run in runs for event in events_of(run.path) if event["event"] == "turn"]
     assert len(turns) > 3
     assert all(step % 5 == 0 for step in turns)
-    before = [(run.finished_lora(60), len(events_of(run.path))) for run in runs]
+    before = [(run.finished_lora(30), len(events_of(run.path))) for run in runs]
     assert len(before) == 2
     assert None not in {lora for lora, _ in before}
     entry = host.run(two_stages(**settings))
     assert entry["status"]["status_str"] == "success", entry["status"]
-    assert [(run.finished_lora(60), len(events_of(run.path))) for run in runs] == before
+    assert [(run.finished_lora(30), len(events_of(run.path))) for run in runs] == before
 
 
 def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):

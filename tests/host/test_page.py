@@ -49,6 +49,7 @@ def _chromium():
     find_chromium()
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
 def test_the_chart_is_drawn_on_the_node(host, modern):
     head, reports, menu, complaints = asyncio.run(look(host.url, modern))

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from wan_train.tools import demo
-from wan_train.tools.checks import find_or_fetch, list_checks, run_each
+from wan_train.tools.checks import find_or_fetch, list_checks, run_each, surroundings
 from wan_train.tools.demo import Progress, copy_pack, keep_file, lora_files
 from wan_train.tools.examples import DEMO_DATASET, DEMO_PREVIEW, DEMO_WORD
 from wan_train.tools.nano import world
@@ -145,6 +145,17 @@ def test_extra_arguments_run_only_pytest(tmp_path):
     assert command[-8:] == ["tests", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x"]
     ((_, command),) = list_checks(Path("py"), tmp_path, ["core::test_x"], 1)
     assert command[-2:] == ["tests/pytest.ini", "core::test_x"]  # a place alone
+
+
+def test_processes_of_tests_are_forks_with_one_thread_each_unless_something_else_is_said():
+    assert surroundings({"A": "b"}, None, 1) == {"A": "b", "WANTRAIN_FORKS": "1"}
+    assert surroundings({"COMFYUI_PATH": "x"}, Path("y"), 2) == {
+        "COMFYUI_PATH": "y",
+        "OMP_NUM_THREADS": "1",
+        "WANTRAIN_FORKS": "1",
+    }
+    said = {"OMP_NUM_THREADS": "3", "WANTRAIN_FORKS": "0"}
+    assert surroundings(said, None, 2) == said
 
 
 def test_types_are_checked_beside_the_others_and_told_at_the_end(tmp_path, capfd):

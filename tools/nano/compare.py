@@ -128,7 +128,7 @@ def _compare(options: argparse.Namespace) -> None:
         raise ConfigError("--out says which file the rows are added to.")
     if options.processes < 1:
         raise ConfigError(f"--processes is at least 1; got {options.processes}.")
-    planned, looking = planned_runs(options), _looking(options)
+    looking, planned = _looking(options), planned_runs(options)  # what is quickly refused comes first
     rows = MethodRows(options.out)
     models = digest(Workshop(files=Files(options.family), folder=options.work).identities())
     runs = [run for run in planned if run.key(looking, models) not in rows.keys]

@@ -253,6 +253,7 @@ MIXES = [
 ]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: mix["name"])
 def test_a_mix_goes_on_exactly(tmp_path, job, mix):
     """Optimizer, LoRA+, clipping, schedule, dropout and, where it may be, the average."""

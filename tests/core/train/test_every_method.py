@@ -129,7 +129,7 @@ def test_losses_that_begin_at_nothing_are_compared_as_closely_as_rounding_is(one
             assert_same_losses([one], [other], rel=2e-2)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, name):
     need(*OPTIMIZERS.get(name).packages)
@@ -137,7 +137,7 @@ def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job,
     assert_accepted_ones_train(name, optimizers()[name](job), pairs, tmp_path)
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("kind", list(adapters()))
 def test_an_adapter_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, kind):
     assert_accepted_ones_train(kind, adapters()[kind](job), others, tmp_path)

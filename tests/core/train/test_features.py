@@ -39,6 +39,7 @@ def train(tmp_path, job, name):
     return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "memory",
     [

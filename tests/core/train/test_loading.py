@@ -31,10 +31,12 @@ from pathlib import Path
 pack, job_file, scratch = map(Path, sys.argv[1:])
 spec = importlib.util.spec_from_file_location("wan_train", pack / "__init__.py", submodule_search_locations=[str(pack)])
 sys.modules["wan_train"] = importlib.util.module_from_spec(spec)
-import peft
 import torch
+from wan_train.core.adapters.peft_hooks import import_adapters
 from wan_train.core.settings.job import job_from_json
 from wan_train.core.train.prepare import prepare
+
+import_adapters()
 
 def taken():
     status = Path("/proc/self/status").read_text()

@@ -106,6 +106,7 @@ def test_no_layer_is_above_the_limit_after_any_step(job):
         assert max(norms) > 0.0005  # the update itself was far larger
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("options", [*ALONE, TOGETHER], ids=lambda o: "-".join(o))
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, job, options):
     job = with_set(job) if "prior_preservation" in options else job

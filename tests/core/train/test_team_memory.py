@@ -87,6 +87,7 @@ def test_a_plan_is_that_of_all_ranks(ranks, deep, card, tmp_path):
     assert not list(folder.scratch_path.glob("planner-*.json")), "what one GPU takes was not measured"
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("place", "number"), [("load", 0), ("forward", 2), ("backward", 2)])
 def test_all_step_down_together_and_nothing_is_lost(ranks, deep, card, tmp_path, place, number, rank):
@@ -112,6 +113,7 @@ def test_where_no_plan_takes_less_all_of_them_say_so(ranks, deep, card, tmp_path
     assert sorted(losses(folder)) == [1]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(("place", "rank"), [("validation", 0), ("validation", 1), ("preview", 0)])
 def test_what_is_beside_the_steps_may_run_short(ranks, deep, card, tmp_path, place, rank):
     samples = tuple(replace(sample, held_out=number < 2) for number, sample in enumerate(deep.data.samples))
