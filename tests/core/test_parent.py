@@ -1,5 +1,6 @@
 """What a parent writes into standard input, read by a thread beside which other processes are started."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,11 @@ def test_a_file_in_its_place_is_read_to_its_end(tmp_path):
             [sys.executable, "-c", READER, str(PACK)], stdin=file, capture_output=True, check=True, timeout=100
         )
     assert b"b'abcdef' 3" in done.stdout
+
+
+def test_what_is_printed_for_a_program_is_in_utf_8_whatever_the_code_page(tmp_path):
+    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(tmp_path / "Müller"), "--follow-stdin"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "Müller" in done.stderr.decode()
