@@ -3,21 +3,19 @@
 import errno
 import hashlib
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import START_AGAIN, RunError
-from .processes import this_machine
+from .moving import is_held, rename, replace, temporary_sibling
+from .paths import too_long
 from .sweep import sweep_temporaries
 
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _QUOTA = getattr(errno, "EDQUOT", None)  # Windows has no such errno
-_REPLACE_TRIES, _REPLACE_PAUSE_S = 10, 0.05
 _CHUNK = 2**20
 _LARGE = 2**16  # bytes, from which on a second thread is worth its while
 _HASHING = ThreadPoolExecutor(4, thread_name_prefix="hash")  # has no thread before one is needed
@@ -56,6 +54,15 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return RunError(
             f"{path} cannot be written, as a file is where a folder is wanted: choose another folder; {kept}."
+        )
+    length = too_long(temporary_sibling(path))
+    if length and isinstance(error, FileNotFoundError):
+        return RunError(f"{path} cannot be written, as its path {length}; {kept}.")
+    if getattr(error, "winerror", None) is not None and is_held(error):  # Linux has no such thing
+        return RunError(
+            f"{path} cannot be changed ({error.strerror}): another program has it open, or you may not change it. Close what "
+            "shows or scans it (ComfyUI keeps LoRAs open that it has loaded: load others, or start it anew), or choose another "
+            f"folder; {kept}."
         )
     advice = "choose another folder or change its permissions" if error.errno in _FORBIDDEN else "check the disk"
     return RunError(f"{path} cannot be written ({error.strerror or error}): {advice}; {kept}.")
@@ -111,7 +118,7 @@ def set_aside(path: Path) -> Path:
         number += 1
         target = path.with_name(f"damaged-{path.name}-{number}")
     try:
-        return path.rename(target)
+        return rename(path, target)
     except OSError as error:
         raise disk_error(error, path, "it is damaged, and could not be set aside") from error
 
@@ -138,11 +145,6 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"
 
 
-def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` that no other process uses; `sweep.sweep_temporaries` knows it by its form."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{this_machine()}{secrets.token_hex(4)}.tmp")
-
-
 def write_atomic(
     path: Path,
     write: Callable[[BinaryIO], object],
@@ -152,8 +154,8 @@ def write_atomic(
 ) -> None:
     """Write a file through a temporary one in the same folder, so that readers see the old content or the new.
 
-    On Windows a file that another process has open cannot be replaced: this waits a moment for it, and takes it for
-    done if `is_same()` says that the other one has written the same. Raises RunError if the disk is full or cannot be
+    On Windows a file that another process has open cannot be replaced: this waits for it, and takes it for done if
+    `is_same()` says that the other one has written the same (see `moving`). Raises RunError if the disk is full or cannot be
     written; no partial file is left behind.
     """
     temporary = temporary_sibling(path)
@@ -164,7 +166,7 @@ def write_atomic(
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            _replace(temporary, path, is_same)
+            replace(temporary, path, is_same)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -184,19 +186,6 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         place = folder / "a file" if is_full(error) else folder
         raise disk_error(error, place, "nothing was started") from error
-
-
-def _replace(temporary: Path, path: Path, is_same: Callable[[], bool] | None) -> None:
-    for attempt in range(_REPLACE_TRIES):
-        try:
-            temporary.replace(path)
-            return
-        except PermissionError:
-            if is_same is not None and is_same():
-                return
-            if attempt == _REPLACE_TRIES - 1:
-                raise
-            time.sleep(_REPLACE_PAUSE_S)
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -30,7 +30,12 @@ class LockFile:
         try:
             if self._create():
                 return True
-            found = self._read()
+            try:
+                found = self._read()
+            except PermissionError:
+                if os.name == "nt":  # where the holder has it open
+                    return False
+                raise
             if found is None or not self._is_left_behind(found):
                 return found is None and self._create()
             return self._remove(found) and self._create()

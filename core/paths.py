@@ -1,9 +1,11 @@
 """Paths that come out of files: told apart from what is no plain file, and shown without harm."""
 
+import ctypes
 import os
 import stat
 from pathlib import Path
 
+_WINDOWS_PATH = 259  # characters, unless longer ones are allowed
 MAX_PATH = 4096  # characters; Linux takes no more bytes, Windows 32767 in all and far fewer in practice
 
 GONE = "does not exist"
@@ -36,6 +38,25 @@ def path_problem(path: Path | str, *, folders: bool = False) -> str:
     if stat.S_ISREG(mode) or (folders and stat.S_ISDIR(mode)):
         return ""
     return next((kind for check, kind in _KINDS if check(mode)), "is not a file")
+
+
+def too_long(path: Path, *, windows: bool = os.name == "nt") -> str:
+    """What is wrong with the length of a path that would be written, as the end of a sentence; "" if nothing is."""
+    length = len(str(path.absolute()))
+    if not windows or length <= _WINDOWS_PATH or _takes_long_paths():
+        return ""
+    return (
+        f"would be {length} characters long, of which Windows takes {_WINDOWS_PATH}: choose a shorter name, or a folder nearer "
+        "to the top of the disk, or allow long paths (Windows' setting LongPathsEnabled) and restart"
+    )
+
+
+def _takes_long_paths() -> bool:
+    """Whether Windows does, in this process: it has to be allowed for both."""
+    try:
+        return bool(ctypes.windll.ntdll.RtlAreLongPathsEnabled())  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return False
 
 
 def is_of_network(path: str, *, windows: bool = os.name == "nt") -> bool:

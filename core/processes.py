@@ -53,7 +53,10 @@ def _is_running_by_psutil(pid: int) -> bool:
         import psutil
     except ImportError:
         return True
-    return psutil.pid_exists(pid)
+    try:
+        return psutil.pid_exists(pid)
+    except (psutil.Error, OSError, OverflowError):  # no number of a process
+        return True
 
 
 def _birth_by_psutil(pid: int) -> str:
@@ -63,7 +66,7 @@ def _birth_by_psutil(pid: int) -> str:
         return ""
     try:
         return f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.Error:
+    except (psutil.Error, OSError, ValueError, OverflowError):
         return ""
 
 

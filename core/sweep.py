@@ -1,4 +1,4 @@
-"""Removing the temporary files of processes that died while they wrote (see `disk.temporary_sibling`)."""
+"""Removing the temporary files of processes that died while they wrote (see `moving.temporary_sibling`)."""
 
 import os
 import re

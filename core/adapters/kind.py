@@ -57,6 +57,7 @@ class AdapterKind:
     begins_at_base: bool = False
     is_plain: bool = True  # base(x) + scale B A x: what compiled blocks, recorded steps and kept products know of
     around: Callable[[nn.Module], Around] | None = None  # of a layer; None: of a plain one
+    reads_weights: bool = False  # whether each forward looks at the base's weights in fp32, beside its products
     scales_input: bool = False  # whether its base is given something else than the layer's input
     # Of blocks by kernels: what a backward takes beside that of a LoRA, counted in activations [B, L, D] and [B, L, ffn_dim].
     more_units: tuple[float, float] = (0.0, 0.0)

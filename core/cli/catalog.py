@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..disk import check_writable
 from ..errors import ModelFileError
+from ..moving import replace
 
 REPOSITORY_21 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 REPOSITORY_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
@@ -135,7 +136,10 @@ def fetch(file: HubFile, remote: Remote, models: Path, *, on_state: Callable[[st
     if found != expected:
         part.unlink()
         raise ModelFileError(f"{file.name} arrived damaged (sha256 {found}, not {expected}): download it again.")
-    shutil.move(part, target)
+    try:
+        replace(part, target)
+    except OSError:  # on another disk
+        shutil.move(part, target)
     return target
 
 

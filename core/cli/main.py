@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stay_offline()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "--follow-stdin" in arguments:
+        _write_for_programs()
     if not arguments:
         sys.stderr.write(f"{_first_help()}\n")
         return EXIT_USAGE
@@ -92,6 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     finally:
         dismiss()
+
+
+def _write_for_programs() -> None:
+    """Print in UTF-8 and a line at once: programs read it so, whatever the system's code page and Python's flags are."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", line_buffering=True)
 
 
 def _run(arguments: Sequence[str]) -> int:

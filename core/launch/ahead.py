@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..offline import OFFLINE
+from ..parent import read_told
 
 Process: TypeAlias = subprocess.Popen[Any]
 POPEN = subprocess.Popen[Any]  # what starts a process of `wantrain`; tests put in its place what forks one
@@ -143,7 +144,7 @@ class _Assignment:
     def _wait(self) -> None:
         line = bytearray()
         while not line.endswith(b"\n"):
-            byte = os.read(0, 1)  # no more than the line: who follows standard input reads on
+            byte = read_told(0, 1)  # no more than the line: who follows standard input reads on
             if not byte:
                 os._exit(0)  # nobody needs this process
             line += byte

@@ -71,6 +71,7 @@ def _ask(query: str) -> str:
     try:
         done = subprocess.run(
             [command, query, "--format=csv,noheader,nounits"],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",

@@ -183,7 +183,8 @@ class _Rank:
             lora = self._explained(lambda: self._run(job, asked, events, store))
         except RunStoppedError:
             if self._seat.rank == 0:
-                self._folder.clear_stop()
+                with suppress(OSError):  # the next start forgets it, too
+                    self._folder.clear_stop()
             events.write("stopped", message="stopped")
             return EXIT_STOPPED
         except StartAgainError:

@@ -19,6 +19,7 @@ from typing import Any
 from ..devices import device_list
 from ..errors import RunError, WanTrainError
 from ..parallel.world import started_by_torchrun
+from ..parent import read_told
 from ..processes import is_running
 from ..settings.job import Job
 from ..train.events import EventReader, EventWriter
@@ -158,7 +159,7 @@ class _Stop:
         self.ask()
 
     def _read(self, mine: int) -> None:
-        while os.read(mine, 1024):
+        while read_told(mine, 1024):
             pass
         self.ask()
 

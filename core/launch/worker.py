@@ -24,6 +24,7 @@ from ..later_compiler import import_compiler_later
 from ..locks import FileLock
 from ..memory.deterministic import set_environment
 from ..parallel.world import started_by_torchrun
+from ..parent import read_told
 from ..plan.overhead import OtherPrograms
 from ..plan.words import label
 from ..settings.job import Job
@@ -160,7 +161,8 @@ def _train_and_tell(folder: RunFolder, job: Job, asked: _Asked) -> int:
     try:
         return _train_locked(folder, events, job, asked)
     except RunStoppedError:
-        folder.clear_stop()
+        with contextlib.suppress(OSError):  # the next start forgets it, too
+            folder.clear_stop()
         events.write("stopped", message="stopped")
         return EXIT_STOPPED
     except WanTrainError as error:
@@ -235,7 +237,8 @@ def _listen(stop: threading.Event, follow_stdin: bool) -> None:
     if follow_stdin:
 
         def wait_for_end() -> None:
-            while os.read(0, 1024):  # not sys.stdin: its lock, held by this thread, would abort the interpreter's exit
+            # Not sys.stdin: its lock, held by this thread, would abort the interpreter's exit.
+            while read_told(0, 1024):
                 pass
             stop.set()
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def write_page(file: Path, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     folder = files_folder(file)
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if _KEPT.fullmatch(path.name) and path.stem not in used:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # on Windows: shown to somebody at the moment
+                path.unlink(missing_ok=True)
     return {**dataset, "told": told}
 
 

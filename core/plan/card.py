@@ -16,7 +16,7 @@ from ..memory.precisions.fp8 import quantize_rows
 from ..memory.precisions.fp8_compute import find_kernel, multiply
 from ..safe_json import as_table
 from ..settings.memory import MasterKind
-from .host import available_ram, pinnable_ram
+from .host import available_ram, pinnable_ram, private_ram
 from .kept import read_kept, write_kept
 
 LINK_RATE = 12e9  # bytes/s that a GPU sends to others where it was not measured: over PCIe 4.0, by way of main memory
@@ -233,7 +233,9 @@ def _free_memory(device: torch.device) -> tuple[int, int, int, int]:
 def _own_ram() -> int:
     """Bytes of main memory that this process holds, files left out; 0 where the system does not say."""
     path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    if not path.is_file():
+        return private_ram()
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 

@@ -5,6 +5,7 @@ than what the machine has left: a process that passes it is killed without a wor
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,31 @@ def process_age(root: Path = _ROOT) -> float | None:
         uptime = float((root / "proc/uptime").read_text().split()[0])
         return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
+        return _age_by_psutil() if root == _ROOT else None
+
+
+def _age_by_psutil() -> float | None:
+    try:
+        import psutil
+    except ImportError:
         return None
+    try:
+        return max(0.0, time.time() - psutil.Process().create_time())
+    except psutil.Error:
+        return None
+
+
+def private_ram() -> int:
+    """Bytes of main memory that only this process has, on a system without /proc; 0 where it does not say."""
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    try:
+        memory = psutil.Process().memory_info()
+    except psutil.Error:
+        return 0
+    return min(memory.rss, getattr(memory, "private", 0))  # `rss` has files, too, `private` what is not in memory
 
 
 def _machine(root: Path) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class OtherPrograms:
         try:
             done = subprocess.run(
                 [command, *_COMMAND[1:]],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 timeout=_SECONDS,

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..data.scan import scan_folder
 from ..data.store import Store
 from ..data.types import Dataset, LatentCache, Note, TextCache
 from ..devices import AUTO, device_list, resolve_device
-from ..disk import check_writable, temporary_sibling, write_atomic
+from ..disk import check_writable, write_atomic
 from ..errors import RunError
 from ..launch.ahead import PACK, run_beside
 from ..launch.exits import EXIT_INTERRUPTED
@@ -31,6 +32,7 @@ from ..launch.follow import POLL_SECONDS
 from ..launch.planned import Planned, describe_devices, describe_turns, places_of
 from ..launch.progress import NoDisplay, ProgressDisplay
 from ..locks import FileLock
+from ..moving import remove, temporary_sibling
 from ..plan.spread import run_seconds
 from ..settings.job import Job, Stage
 from ..sweep import sweep_temporaries
@@ -166,7 +168,8 @@ def _run_cache_command(recipe: Recipe) -> None:
     try:
         code = run_beside(command)
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(file)
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:

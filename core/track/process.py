@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import RunError
+from ..parent import read_told
 from ..serial import from_dict, to_dict
 from ..settings.track import TrackOptions
 from ..train.events import Event, EventWriter
@@ -110,7 +111,7 @@ def follow(folder: Path) -> int:
     since, given = json.loads(first)
     options = from_dict(TrackOptions, given, "the options of the trackers")
     over = threading.Event()
-    threading.Thread(target=lambda: (os.read(0, 1), over.set()), daemon=True, name="parent").start()
+    threading.Thread(target=lambda: (read_told(0, 1), over.set()), daemon=True, name="parent").start()
     tracker = Tracker(folder, options, _say, since=since)
     while not over.wait(POLL_S):
         tracker.read()

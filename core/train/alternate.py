@@ -6,9 +6,11 @@ the other, whatever it began as.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ..moving import remove
 from .events import EventWriter
 from .loop import StepReport, Trainer
 from .resume import SaveCheckpoint
@@ -75,6 +77,7 @@ class TakeTurns:
 
     def _is_stopped(self, trainer: Trainer) -> bool:
         if self._save_file.exists():
-            self._save_file.unlink(missing_ok=True)
+            with suppress(OSError):  # then it is asked for once more
+                remove(self._save_file)
             self._checkpoint.save(trainer)
         return self._should_stop()

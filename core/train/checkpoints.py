@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load_file
 
-from ..disk import HashingWriter, disk_error, file_digest, set_aside, temporary_sibling, write_atomic
+from ..disk import HashingWriter, disk_error, file_digest, set_aside, write_atomic
 from ..errors import START_AGAIN, RunError
+from ..moving import remove_folder, rename, temporary_sibling
 from ..safe_json import parse_object, seal, unseal
 from ..safetensors_file import write_safetensors
 from ..shortage import ShortageError, is_out_of_memory
@@ -84,14 +85,14 @@ class Checkpoints:
                     own[AVERAGE] = write_safetensors(temporary / AVERAGE, average, described, kept=kept)
             files = {ADAPTER: of_adapter.result(), STATE: of_state.result(), **own}
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
-            temporary.rename(target)
+            rename(temporary, target)
         except OSError as error:
             raise disk_error(error, target, kept) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for number, folder in self.all()[:-keep_last]:
             if number not in keep_also:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
         return target
 
     def load(self, folder: Path, *, training: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

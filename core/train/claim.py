@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..disk import disk_error, temporary_sibling, write_atomic
+from ..disk import disk_error, write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..moving import rename, temporary_sibling
 from ..settings.job import Job
 from ..words import counted
 from .events import Event, EventReader, EventWriter, format_event
@@ -126,7 +127,7 @@ def _start_from(folder: RunFolder, origin: Origin) -> bool:
             return False
         _tell(folder, origin, _losses(origin, known))
         copy_kept_plan(origin.run.path, folder.path)
-        aside.rename(target)
+        rename(aside, target)
     except OSError as error:
         raise disk_error(error, target, f"{origin.run.path} was not changed") from error
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..disk import disk_error
 from ..errors import RunError
 from ..locks import FileLock
+from ..moving import rename
 from ..names import in_short, without_marks
 from ..words import counted
 from .catalogue import size_of
@@ -68,7 +69,7 @@ def remove_run(runs: Path, name: str) -> None:
     with placing(runs), _nobody_in(folder):
         aside = runs / f"{_TRASH}{secrets.token_hex(8)}"
         try:
-            folder.path.rename(aside)
+            rename(folder.path, aside)
         except OSError as error:  # on Windows: a file of it is open
             raise disk_error(error, folder.path, "nothing was deleted") from error
     with suppress(OSError):  # first, so that what may remain is no run

@@ -5,6 +5,8 @@ A stop is asked for in the same way; see `RunFolder.request_stop`.
 
 from pathlib import Path
 
+from ..moving import remove
+
 SAVE_FILE, PREVIEW_FILE = "save-now", "preview-now"
 REQUEST_FILES = (SAVE_FILE, PREVIEW_FILE)
 
@@ -17,4 +19,4 @@ def request(folder: Path, name: str) -> None:
 def forget_requests(folder: Path) -> None:
     """Those that nobody has answered: they were meant for a process that has ended."""
     for name in REQUEST_FILES:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,8 @@ def _resume_newest(
 ) -> int:
     store, step = folder.checkpoint_store, 0
     for number, path in store.incomplete():
-        _set_aside(events, number, path, "a file is missing")
+        with suppress(RunError):  # another program has a file of it open: it is not read in any case
+            _set_aside(events, number, path, "a file is missing")
     for number, path in reversed([found for found in store.all() if found[0] <= steps]):
         try:
             tensors, states = _load(store, path, parts, training)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -19,6 +19,7 @@ from ..adapters.start_from import check_file, start_from_file
 from ..errors import DatasetError
 from ..gpu_failure import telling_failures
 from ..memory.deterministic import same_bits
+from ..moving import remove
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
@@ -376,7 +377,8 @@ class WhenAsked:
         if report.step != trainer.step or not self._is_asked():
             return
         if trainer.team.world.is_first:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # then it is asked for once more
+                remove(self._path)
         self._act(trainer)
 
 

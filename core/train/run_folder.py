@@ -7,6 +7,7 @@ from pathlib import Path
 from ..disk import write_atomic
 from ..errors import RunError
 from ..locks import FileLock
+from ..moving import remove
 from ..safe_json import parse_object, read_object, seal
 from ..serial import to_dict
 from ..settings.job import SCHEMA, Job, job_from_json, newer_schema
@@ -113,7 +114,7 @@ class RunFolder:
 
     def clear_stop(self) -> None:
         """Forget an earlier request."""
-        (self.path / STOP_FILE).unlink(missing_ok=True)
+        remove(self.path / STOP_FILE)
 
     def stop_requested(self) -> bool:
         """Whether somebody asked for a stop."""

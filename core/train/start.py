@@ -16,12 +16,12 @@ from ..adapters.merged_base import merged_base
 from ..adapters.metadata import base_model_name, lora_metadata
 from ..adapters.start_from import check_file, check_start_file
 from ..adapters.transfer import model_shapes
-from ..disk import temporary_sibling
 from ..errors import ConfigError, RunError
 from ..memory.precision import AUTO, needed_by_precision, needs_adapter
+from ..moving import temporary_sibling
 from ..optimizers import OPTIMIZERS
 from ..packages import ALWAYS, check_packages
-from ..paths import GONE, path_problem, shown
+from ..paths import GONE, path_problem, shown, too_long
 from ..plan.planning import stored_block_bytes
 from ..sample.previews import check_previews
 from ..settings.ema import EmaOptions
@@ -29,7 +29,7 @@ from ..settings.groups import Groups
 from ..settings.job import Job
 from ..settings.optimizer import OptimizerOptions
 from ..wan.checkpoint import CheckpointInfo
-from .checkpoints import Checkpoints
+from .checkpoints import ADAPTER, Checkpoints
 from .checks import check_data
 from .label import beside_name, describe_lora, lora_name
 from .requests import REQUEST_FILES
@@ -169,7 +169,17 @@ def check_end(job: Job, info: CheckpointInfo) -> None:
 
 
 def check_names_fit(folder: Path, name: str) -> None:
-    """RunError if the LoRA can't be given its name in the end: a folder has it, or the file system takes none as long."""
+    """RunError if the LoRA can't be given its name in the end: a folder has it, or the file system takes none as long.
+
+    Nor may the longest path that a run writes be longer than Windows takes.
+    """
+    checkpoint = temporary_sibling(folder / "checkpoints" / "step-00000000")
+    longest = max(
+        temporary_sibling(checkpoint / ADAPTER), temporary_sibling(folder / name), key=lambda path: len(str(path))
+    )
+    length = too_long(longest)
+    if length:
+        raise RunError(f"{folder} is too deep for the files of this training: the longest of their paths {length}.")
     if (folder / f"{name}.safetensors").is_dir():
         raise RunError(f"{folder / name}.safetensors is a folder, where the LoRA will be written: move it away.")
     probe = temporary_sibling(folder / f"{name}.safetensors")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from wan_train.core.errors import RunError
-from wan_train.core.lock_file import LockFile
+from wan_train.core.lock_file import LockFile, _own_words
 from wan_train.core.locks import FileLock
 
 PACK = Path(__file__).resolve().parents[2]
@@ -178,13 +178,9 @@ def test_a_lock_whose_file_was_deleted_is_lost(tmp_path):
     lock.release()
 
 
-def words(place, **changes):
+def words(**changes):
     """What this process writes into a lock file, changed."""
-    lock = LockFile(place / "own")
-    assert lock.acquire()
-    own = json.loads(lock.path.read_text())
-    lock.release()
-    return json.dumps({**own, **changes})
+    return json.dumps({**json.loads(_own_words()), **changes})
 
 
 def dead_pid():
@@ -207,7 +203,7 @@ def dead_pid():
 def test_a_lock_file_is_taken_over_from_the_dead_alone(tmp_path, changes, taken):
     changes = {**changes, **({"pid": dead_pid()} if changes.get("pid") == "dead" else {})}
     lock = LockFile(tmp_path / "lock")
-    lock.path.write_text(words(tmp_path, **changes))
+    lock.path.write_text(words(**changes))
     assert lock.acquire() == taken
     assert len(list(tmp_path.iterdir())) == 1
     if not taken:

@@ -1,9 +1,10 @@
 """What is a plain file, seen without opening it, and text that can be shown."""
 
 import os
+from pathlib import Path
 
 import pytest
-from wan_train.core.paths import MAX_PATH, is_of_network, path_problem, shown
+from wan_train.core.paths import MAX_PATH, is_of_network, path_problem, shown, too_long
 
 
 def test_a_file_is_one_and_a_folder_where_it_may_be(tmp_path):
@@ -52,6 +53,14 @@ def test_pipes_devices_and_loops_are_not_opened(tmp_path):
 def test_what_windows_would_ask_another_machine_for(path, is_network):
     assert is_of_network(path, windows=True) is is_network
     assert is_of_network(path, windows=False) is False
+
+
+def test_a_path_that_windows_does_not_take_is_said():
+    root = Path.cwd().anchor
+    short, long = (Path(root, "x" * (length - len(root))) for length in (259, 260))
+    assert [too_long(path, windows=True) for path in (short, long)] == ["", too_long(long, windows=True)]
+    assert "would be 260 characters long, of which Windows takes 259" in too_long(long, windows=True)
+    assert too_long(long, windows=False) == ""
 
 
 def test_a_terminal_gets_no_commands():

@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from wan_train.core.disk import check_writable, temporary_sibling, write_atomic
+from wan_train.core.disk import check_writable, write_atomic
+from wan_train.core.moving import temporary_sibling
 from wan_train.core.processes import this_machine
 from wan_train.core.sweep import sweep_temporaries
 

@@ -162,6 +162,7 @@ METHOD = AdapterKind(
     is_plain=False,
     around=_around,
     scales_input=True,
+    reads_weights=True,
     more_units=(2.0, 1.0),
     is_up=lora.METHOD.is_up,
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from wan_train.core import disk
+from wan_train.core import disk, moving
 from wan_train.core.data.stamps import file_stamp
 from wan_train.core.data.store import Store, latent_key, text_key
 from wan_train.core.data.types import MediaFile, Sample
@@ -180,7 +180,7 @@ def busy(times):
 
 
 def test_a_file_in_use_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "_REPLACE_PAUSE_S", 0)
+    monkeypatch.setattr(moving, "_FIRST_PAUSE_S", 0)
     replace, calls = busy(3)
     monkeypatch.setattr(Path, "replace", replace)
     write_atomic(tmp_path / "a", lambda file: file.write(b"x"))
@@ -191,7 +191,7 @@ def test_a_file_in_use_is_tried_again(tmp_path, monkeypatch):
 def test_a_file_in_use_for_good_is_an_error_unless_it_is_the_same(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.save("latents", "k0", TENSORS)
-    monkeypatch.setattr(disk, "_REPLACE_PAUSE_S", 0)
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
     replace, calls = busy(1000)
     monkeypatch.setattr(Path, "replace", replace)
     store.save("latents", "k0", TENSORS)

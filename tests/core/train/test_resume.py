@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from wan_train.core import moving
 from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import RunError
 from wan_train.core.optimizers import OPTIMIZERS
@@ -23,6 +24,7 @@ from wan_train.core.train.resume import resume
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.state import collect, stateful_parts
+from wan_train.tests.windows_disk import WindowsDisk
 
 CPU = torch.device("cpu")
 PACK = Path(__file__).resolve().parents[3]
@@ -206,6 +208,15 @@ def test_a_checkpoint_that_lacks_a_file_does_not_stand_in_the_way_of_a_new_one(s
     run(stopped)
     assert (stopped.checkpoints_path / "damaged-step-00000003").is_dir()
     assert [step for step, _ in stopped.checkpoints()] == [4, 6]
+
+
+def test_one_that_lacks_a_file_and_is_open_elsewhere_does_not_stand_in_the_way(stopped, job, fresh, monkeypatch):
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
+    newest = dict(stopped.checkpoints())[3]
+    (newest / "state.pt").unlink()
+    WindowsDisk(monkeypatch).open.add(newest / "adapter.safetensors")
+    assert resume_fresh(stopped, job, fresh) == 2
+    assert newest.is_dir()
 
 
 def test_a_lost_manifest_and_a_renamed_folder_are_noticed(stopped):
