@@ -159,7 +159,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
 
 
 def _widened_bytes(task: Task) -> int:
-    """The largest weight outside of the blocks, made fp32 of 16 bits for its one product in a forward: the time's projection."""
+    """The time's projection, the largest weight outside of the blocks: of 16 bits, it is made fp32 for its one product."""
     is_stored_so = task.rest_bytes is not None and task.rest_bytes < rest_bytes(task.sizes)
     return HIGH_PRECISION * 6 * task.sizes.dim**2 if is_stored_so else 0
 

@@ -12,6 +12,7 @@ from wan_train.core.plan.decision import decide, may_use_graphs
 from wan_train.core.plan.estimate import estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planning import make_planner
+from wan_train.core.plan.sizes import rest_bytes
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
@@ -82,3 +83,21 @@ def test_the_jobs_objective_is_planned(job, monkeypatch, passes, expected):
         monkeypatch.setattr(module, "objective_of", lambda _job: FlowMatching(LossOptions(), passes=passes))
     assert make_planner(job, found, CARD).task.passes == passes
     assert may_use_graphs(job, WanConfig(), torch.device("cuda")) == expected
+
+
+def test_beside_graphs_a_forward_widens_the_largest_weight_outside_of_the_blocks():
+    """The time's projection, of 16 bits in the file, is fp32 for its product: 600 MiB at 14B's width."""
+    task = Task(sizes=WanConfig(), graphs=True, passes=TWO_TERMS)
+    small = (16, 1, 64, 64)
+    wide, narrow = (
+        estimate(replace(task, rest_bytes=rest), Bucket(small), Plan(compile="kernels"), CARD).vram - rest
+        for rest in (rest_bytes(WanConfig()), rest_bytes(WanConfig()) // 2)
+    )
+    assert 400 * 2**20 < narrow - wide < 600 * 2**20  # of which a block's forward had counted a part
+
+
+def test_without_much_else_the_widened_weight_is_the_peak():
+    tiny = (16, 1, 8, 8)
+    task, plan = Task(sizes=WanConfig(), rest_bytes=rest_bytes(WanConfig()) // 2), Plan(compile="kernels")
+    found = estimate(task, Bucket(tiny), plan, CARD)
+    assert found.vram - found.exact_vram >= 600 * 2**20
