@@ -35,11 +35,24 @@ def worker_environment(given: Mapping[str, str], *, windows: bool = os.name == "
 
     Segments that grow leave less of a GPU's memory reserved but unused, by which a plan could miss its limit. PyTorch has
     them on Linux alone; where its allocator is set already, it stays so.
+
+    But for the other allocator, cudaMallocAsync, which ComfyUI chooses for its own process and tells all that it starts: with
+    it memory of CUDA graphs that are recorded anew is gone while it is used (PyTorch 2.11), and what plans and promises of
+    memory rest on was measured without it.
     """
     environment = {**given, **_ENVIRONMENT, **OFFLINE}
-    if not windows and not any(name in given for name in _ALLOCATOR):
+    for name in _ALLOCATOR:
+        if kept := _without_async(environment.pop(name, "")):
+            environment[name] = kept
+    if not windows and not any(name in environment for name in _ALLOCATOR):
         environment[_ALLOCATOR[0]] = "expandable_segments:True"
     return environment
+
+
+def _without_async(settings: str) -> str:
+    """The allocator's settings but for the one that it be CUDA's own."""
+    words = (word for word in settings.split(",") if word.replace(" ", "") != "backend:cudaMallocAsync")
+    return ",".join(words)
 
 
 def train_command(path: str, python: str = sys.executable) -> list[str]:

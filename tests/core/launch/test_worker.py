@@ -59,6 +59,21 @@ def test_segments_of_gpu_memory_grow_where_the_user_has_not_said_otherwise():
         assert changes({name: "max_split_size_mb:64"}, windows=False) == {name: "max_split_size_mb:64"}
 
 
+def test_comfyuis_allocator_is_not_that_of_a_training():
+    """ComfyUI's cuda_malloc.py sets it for itself, and with that for what it starts."""
+    old, growing = "PYTORCH_CUDA_ALLOC_CONF", {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+    def allocator(value, windows):
+        found = worker_environment({old: value}, windows=windows)
+        return {name: text for name, text in found.items() if name.endswith("ALLOC_CONF")}
+
+    assert allocator("backend:cudaMallocAsync", windows=False) == growing
+    assert allocator("backend:cudaMallocAsync", windows=True) == {}
+    kept = {old: "max_split_size_mb:64"}
+    assert allocator("max_split_size_mb:64,backend:cudaMallocAsync", windows=False) == kept
+    assert allocator("backend: cudaMallocAsync,max_split_size_mb:64", windows=True) == kept
+
+
 def test_by_hand_from_another_folder(run, tmp_path, cold):
     """As the README says it, with the working directory elsewhere and a stop request left over from before."""
     run.request_stop()
