@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { checkSettings, checkWorkflow, takeInputs, takeRefusal, watchInputs } from "./check.js";
+import { densityMenu } from "./density.js";
 import { addFolding, fitHeight } from "./folding.js";
 import { allNodes, isOurs, nodeByExecutionId, nodeByLocatorId } from "./graph.js";
 import { chooseFiles, listenForDrops } from "./imports.js";
@@ -113,7 +114,10 @@ const extension = {
     addSidebar();
   },
 
-  getNodeMenuItems: (node) => presetMenu(/** @type {Comfy.Node} */ (node)),
+  getNodeMenuItems: (found) => {
+    const node = /** @type {Comfy.Node} */ (found);
+    return [...presetMenu(node), ...densityMenu(node)];
+  },
 
   nodeCreated(created) {
     const node = /** @type {Comfy.Node} */ (created);

@@ -28,10 +28,21 @@ const node = ({APP}).rootGraph.getNodeById({TRAIN["id"]});
 const extension = ({APP}).extensions.find((found) => found.name === "WanTrain");
 return extension.getNodeMenuItems(node).map((item) => item?.content ?? null);
 """
+# What a Timestep Density has that took the settings of the training, of which one was set anew.
+DENSITY = f"""
+const graph = ({APP}).rootGraph;
+const widgetOf = (node, name) => node.widgets.find((widget) => widget.name === name);
+widgetOf(graph.getNodeById({TRAIN["id"]}), "timestep_shift").value = 7.5;
+const density = LiteGraph.createNode("WanTimestepDensity");
+graph.add(density);
+const extension = ({APP}).extensions.find((found) => found.name === "WanTrain");
+extension.getNodeMenuItems(density)[1].submenu.options[0].callback();
+return widgetOf(density, "timestep_shift").value;
+"""
 
 
-async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list[str]]:
-    """Head of the chart after an update, number of reports, the preset menu, and what the page complained of."""
+async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], float, list[str]]:
+    """Head of the chart after an update, reports, the preset menu, a shift that Timestep Density took, and complaints."""
     async with open_browser() as page:
         await page.open(url)
         await page.run(f"await ({APP}).extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(modern)})")
@@ -40,8 +51,9 @@ async def look(url: str, modern: bool) -> tuple[str, int, list[str | None], list
         await page.run(UPDATE)
         await page.wait_for(DRAWN)
         head = await page.run("return document.querySelector('.wan-train-head').textContent")
+        reports, menu, shift = [await page.run(script) for script in (REPORTS, PRESETS, DENSITY)]
         complaints = [line for line in page.log if line.startswith("uncaught") or "wan_train" in line]
-        return head, await page.run(REPORTS), await page.run(PRESETS), complaints
+        return head, reports, menu, shift, complaints
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,9 +64,10 @@ def _chromium():
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
 def test_the_chart_is_drawn_on_the_node(host, modern):
-    head, reports, menu, complaints = asyncio.run(look(host.url, modern))
+    head, reports, menu, shift, complaints = asyncio.run(look(host.url, modern))
     assert complaints == []
     assert head.startswith("step 20 of 40 smoothed loss 0.")
     shown = {"DatasetFromFolder", "CacheLatents", "CacheT5", "LoadWanDiT", "MergeStages", "WanLoRAFromFile"}
     assert reports == sum(node["type"] in shown for node in WORKFLOW["nodes"])
     assert menu == [None, "WanTrain preset"]
+    assert shift == 7.5
