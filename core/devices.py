@@ -29,6 +29,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type != "cpu" and (device.index or 0) >= (count := _count(device.type)):
         what = {"cuda": "GPU(s)", "mps": "Apple GPU(s)", "xpu": "Intel GPU(s)"}[device.type]
         raise ConfigError(f"the device '{name}' is not there: this machine shows {count} {what}.")
+    if device.type == "cuda" and device.index is None:  # some functions of torch want a number
+        return torch.device("cuda", 0)
     return device
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,8 +56,8 @@ def disk_error(error: OSError, path: Path, kept: str) -> RunError:
         return RunError(
             f"{path} cannot be written, as a file is where a folder is wanted: choose another folder; {kept}."
         )
-    length = too_long(temporary_sibling(path))
-    if length and isinstance(error, FileNotFoundError):
+    length = too_long(temporary_sibling(path)) if isinstance(error, FileNotFoundError) and path.name else ""
+    if length:
         return RunError(f"{path} cannot be written, as its path {length}; {kept}.")
     if getattr(error, "winerror", None) is not None and is_held(error):  # Linux has no such thing
         return RunError(
@@ -168,7 +169,8 @@ def write_atomic(
                 os.fsync(file.fileno())
             replace(temporary, path, is_same)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # on Windows, where a scanner has it open: it is swept later
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, path, kept) from error
 
@@ -182,7 +184,8 @@ def check_writable(folder: Path) -> None:
         try:
             probe.write_bytes(b"x")
         finally:
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
     except OSError as error:
         place = folder / "a file" if is_full(error) else folder
         raise disk_error(error, place, "nothing was started") from error

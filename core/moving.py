@@ -92,6 +92,8 @@ def remove_folder(path: Path) -> None:
 
 def _replace_mapped(source: Path, target: Path) -> Path | None:
     """Move the old file aside, then the new one into its place; None, and all as before, if one of both can't be done."""
+    if not (target.is_file() and os.access(target, os.W_OK)):  # a folder, or write-protected: nobody has it mapped
+        return None
     sweep_temporaries(target.parent)
     aside = temporary_sibling(target)
     try:
@@ -102,7 +104,7 @@ def _replace_mapped(source: Path, target: Path) -> Path | None:
         source.rename(target)
     except OSError:
         with suppress(OSError):
-            aside.rename(target)
+            patiently(lambda: aside.rename(target))
         return None
     with suppress(OSError):
         aside.unlink()

@@ -27,7 +27,8 @@ from typing import Any, NoReturn
 
 PACK = Path(__file__).resolve().parent.parent
 MODULES = ("core.cli.commands.train", "core.cli.follow_train", "core.cli.commands.cache", "core.cli.commands.run")
-CAN_FORK = sys.platform == "linux"
+# Not where there is a GPU: a library that is imported may begin with CUDA, which no fork can use then.
+CAN_FORK = sys.platform == "linux" and not any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 @contextlib.contextmanager
@@ -97,11 +98,14 @@ class _Server:
     def _fork(self) -> bool:
         """Whether this is the fork."""
         connection, _ = self._listener.accept()
+        files: list[int] = []
         try:
             head, files, _, _ = socket.recv_fds(connection, 4, 3)
             order = json.loads(connection.recv(struct.unpack("!I", head)[0], socket.MSG_WAITALL))
         except (OSError, struct.error, ValueError):  # whoever asks was killed meanwhile: the others' processes go on
             connection.close()
+            for file in files:
+                os.close(file)
             return False
         pid = os.fork()
         if pid == 0:

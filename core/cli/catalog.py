@@ -1,12 +1,13 @@
 """The model files that training needs, as Comfy-Org publishes them on Hugging Face, and fetching them."""
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..disk import check_writable
+from ..disk import check_writable, disk_error
 from ..errors import ModelFileError
 from ..moving import replace
 
@@ -138,8 +139,10 @@ def fetch(file: HubFile, remote: Remote, models: Path, *, on_state: Callable[[st
         raise ModelFileError(f"{file.name} arrived damaged (sha256 {found}, not {expected}): download it again.")
     try:
         replace(part, target)
-    except OSError:  # on another disk
-        shutil.move(part, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise disk_error(error, target, f"the download is kept in {part}") from error
+        shutil.move(part, target)  # onto another disk
     return target
 
 

@@ -100,7 +100,7 @@ def _write_for_programs() -> None:
     """Print in UTF-8 and a line at once: programs read it so, whatever the system's code page and Python's flags are."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", line_buffering=True)
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -246,7 +246,9 @@ def _beta_schedule(context: Context, given: SetupOption) -> Answer:
         return not_needed("it is off.")
     if truth(context.get("flow_use_uniform_schedule", False)):
         return not_needed("flow_use_uniform_schedule is on, and goes first.")
-    found = choice_of("timesteps.sampling", "shifted_beta" if _shift_of(context) not in (0, 1) else "beta")
+    found = choice_of(
+        "timesteps.sampling", "shifted_beta" if _shift_of(context) > 0 and _shift_of(context) != 1 else "beta"
+    )
     return (
         not_supported("there is no such law of noise levels here.")
         if found is None

@@ -71,7 +71,8 @@ class GraphGroup:
             for part, around in zip(self.parts, self.arounds, strict=True):
                 is_read = not part.is_unread(part.layer)
                 if around is None:
-                    results.append(part.product.forward(x) if is_read else None)
+                    with torch.no_grad():
+                        results.append(part.product.forward(x) if is_read else None)
                     graphs.append(None)
                     continue
                 given = start if around.before is None else around.before(start)

@@ -12,6 +12,7 @@ Whoever shows the run has the loop, and sleeps there as it suits him (a node asy
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ..errors import START_AGAIN, RunError
@@ -100,7 +101,8 @@ class FollowedRun:
         """End the worker if it still runs, and forget the stop that was asked for; the last events."""
         self.worker.kill()
         if self.is_stopping:
-            self.folder.clear_stop()
+            with suppress(OSError):  # it is forgotten before the next start, too
+                self.folder.clear_stop()
         events = self.poll()
         if self._beside:
             self._beside.end()

@@ -47,8 +47,11 @@ class Worker:
         if is_guest:
             self.log_path = folder.log_path.with_name(f"worker-{socket.gethostname()}-{os.getpid()}.log")
         else:
-            folder.clear_stop()
-            forget_requests(folder.path)
+            try:
+                folder.clear_stop()
+                forget_requests(folder.path)
+            except OSError as error:
+                raise disk_error(error, folder.path, "nothing was started") from error
         self._reader = EventReader(folder.events_path, at_end=True)
         try:
             log = self.log_path.open("ab")

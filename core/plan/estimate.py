@@ -152,7 +152,7 @@ def _working_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
     """The peak of all that a step makes: at a backward, or in the update, which comes when activations are gone."""
     sizes, trained = task.sizes, task.trained
     lasting = constants().runtime_vram + constants().graph_vram * is_graphed(task, plan)
-    lasting += _weights_again(task, plan) if plan.compile == "kernels" else 0  # there all the time
+    lasting += _scratch_bytes(task, plan)
     in_update = lasting + 4 * adapter_params(sizes, trained) + update_bytes(sizes, trained)
     at_start = lasting + 4 * adapter_params(sizes, trained) + _widened_bytes(task)
     return max(_backward_bytes(task, bucket, plan), round(in_update), round(at_start))
@@ -241,16 +241,23 @@ def _aligned_bytes(task: Task, bucket: Bucket) -> int:
 
 
 def _weights_again(task: Task, plan: Plan) -> int:
-    """Bytes of the second copy of a weight that a product needs: dequantized, or transposed."""
-    largest = task.sizes.ffn_dim * task.sizes.dim
-    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
-        return largest
-    if not is_quantized(task, plan):
+    """Bytes of the second copy of a weight that a product needs, dequantized or transposed; and that an adapter looks at."""
+    largest, scratch = task.sizes.ffn_dim * task.sizes.dim, _scratch_bytes(task, plan)
+    if not scratch:
+        return _DENSE * compute_size(task, plan) * largest if is_quantized(task, plan) else 0
+    looks = ADAPTER_KINDS.get(task.trained.adapter).reads_weights
+    return scratch + (HIGH_PRECISION * largest if looks else 0)
+
+
+def _scratch_bytes(task: Task, plan: Plan) -> int:
+    """Bytes of the one matrix in which blocks by kernels have a weight of 8 bits for its product; there all the time."""
+    if plan.compile != "kernels":
         return 0
-    by_kernel = kind_of(plan).kernel_weight is not None and task.stored_block_bytes is None
-    one_pass = plan.compile == "kernels" and by_kernel
-    beside = HIGH_PRECISION - compute_size(task, plan) if ADAPTER_KINDS.get(task.trained.adapter).reads_weights else 0
-    return ((1 if one_pass else _DENSE) * compute_size(task, plan) + beside) * largest
+    largest, kind = task.sizes.ffn_dim * task.sizes.dim, kind_of(plan)
+    if kind.multiplies_in_fp8:
+        return largest
+    by_kernel = is_quantized(task, plan) and kind.kernel_weight is not None and task.stored_block_bytes is None
+    return compute_size(task, plan) * largest if by_kernel else 0
 
 
 def held_ram(task: Task, plan: Plan) -> int:

@@ -366,7 +366,7 @@ def _value(text: str, place: str) -> Any:
         return found
     if item.is_list:
         return [word.strip() for word in found.split(",")] if isinstance(found, str) else found
-    return text.strip() if item.kinds == (str,) else found
+    return text.strip() if item.kinds == (str,) and found is not None else found
 
 
 def _toml(path: Path) -> Any:

@@ -72,8 +72,8 @@ def copy_checkpoint(run: RunFolder, source: Path, folder: Path, name: str, *, st
         if old.is_ours:
             with suppress(OSError):
                 Path(old.path).unlink()
-    if gone:
-        _write(run, [copy for copy in kept if copy not in gone])
+    if gone:  # but for one that something has open, on Windows, which is deleted later
+        _write(run, [copy for copy in kept if copy not in gone or (copy.is_ours and Path(copy.path).is_file())])
     return target
 
 

@@ -139,10 +139,8 @@ class RunPlan:
     def load(self) -> Prepared:
         """The model, as the plan has it, or the first leaner one with which it can be loaded."""
         if self._device.type == "cuda":
-            memory = self._job.memory
-            overhead = constants().overhead_vram if self._probe is None else self._probe.card.overhead
-            limit(self._device, budget_bytes(memory, overhead) if memory.budget_gb else None)
             torch.cuda.empty_cache()  # of what was measured
+        self._limit()
         self._prepared = self._descent.reach(self._load, None)
         self._features = self._prepared.features
         self.step_memory.begin()
@@ -222,6 +220,7 @@ class RunPlan:
         """After `leave`: everything on the device again, or under a leaner plan if that is short of memory by now."""
         if self._keeps_weights:
             return
+        self._limit()
         left = self._descent.choice
         self._descent.reach(lambda choice: self._put_back(choice) if choice is left else self._apply(choice), step)
 
@@ -242,8 +241,15 @@ class RunPlan:
         self._take_off()
         lift(self._device)
 
+    def _limit(self) -> None:
+        """Of the budget, and on Windows of what is free now."""
+        memory = self._job.memory
+        overhead = constants().overhead_vram if self._probe is None else self._probe.card.overhead
+        limit(self._device, budget_bytes(memory, overhead) if memory.budget_gb else None)
+
     def step_down(self, failed: Choice, shortage: Shortage) -> Choice | None:
         """A choice that takes less than `failed`, of what is free now; see `core.plan.recovery`. All ranks call it."""
+        self._limit()
         planner = self._planner or replace(self._measure(), options=MemoryOptions())
         free = planner.card.free
         now = within(measure_free(planner.card, self._device), self._job.memory)

@@ -175,7 +175,9 @@ def check_names_fit(folder: Path, name: str) -> None:
     """
     checkpoint = temporary_sibling(folder / "checkpoints" / "step-00000000")
     longest = max(
-        temporary_sibling(checkpoint / ADAPTER), temporary_sibling(folder / name), key=lambda path: len(str(path))
+        temporary_sibling(checkpoint / ADAPTER),
+        temporary_sibling(folder / f"{name}.safetensors"),
+        key=lambda path: len(str(path)),
     )
     length = too_long(longest)
     if length:

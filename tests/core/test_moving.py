@@ -86,6 +86,23 @@ def test_what_can_not_take_its_place_leaves_the_old_file_there(disk, tmp_path, m
     assert names(tmp_path) == ["mine.safetensors", "new"]
 
 
+def test_a_write_protected_file_and_a_folder_are_not_moved_aside(disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
+    monkeypatch.setattr(
+        moving.os, "access", lambda path, _mode: Path(path).name != "mine.safetensors"
+    )  # root may write all
+    lora, folder, new = tmp_path / "mine.safetensors", tmp_path / "folder.safetensors", tmp_path / "new"
+    lora.write_bytes(b"old")
+    folder.mkdir()
+    new.write_bytes(b"new")
+    disk.mapped |= {lora, folder}
+    for target in (lora, folder):
+        with pytest.raises(PermissionError):
+            replace(new, target)
+    assert names(tmp_path) == ["folder.safetensors", "mine.safetensors", "new"]
+    assert lora.read_bytes() == b"old"
+
+
 def test_a_file_in_use_is_waited_for(disk, tmp_path):
     path = tmp_path / "job.json"
     for act in (
@@ -128,6 +145,13 @@ def test_it_is_said_that_another_program_may_have_it(code, is_told):
     told = str(disk_error(error, Path("a.safetensors"), "nothing was changed"))
     assert ("another program has it open" in told) is is_told
     assert "nothing was changed" in told
+
+
+@pytest.mark.parametrize("path", [".", "/", "D:/"])
+def test_a_place_without_a_name_is_told_as_well(path):
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert "change its permissions" in str(disk_error(error, Path(path), "nothing was changed"))
+    assert str(disk_error(FileNotFoundError(errno.ENOENT, "not there"), Path(path), "nothing was changed"))
 
 
 def test_linux_says_that_permissions_are_missing():

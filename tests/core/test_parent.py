@@ -51,8 +51,9 @@ def test_a_file_in_its_place_is_read_to_its_end(tmp_path):
 
 
 def test_what_is_printed_for_a_program_is_in_utf_8_whatever_the_code_page(tmp_path):
-    command = [sys.executable, str(PACK / "wantrain.py"), "train", str(tmp_path / "Müller"), "--follow-stdin"]
+    name = os.fsencode(tmp_path) + "/Müller \udcff".encode("utf-8", "surrogateescape")  # and a byte that is no text
+    command = [sys.executable, str(PACK / "wantrain.py"), "train", name, "--follow-stdin"]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
     assert done.returncode == 1
-    assert "Müller" in done.stderr.decode()
+    assert "Müller \\udcff" in done.stderr.decode()

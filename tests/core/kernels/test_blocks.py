@@ -286,12 +286,13 @@ def test_two_blocks_share_the_memory_of_factors():
         assert all(torch.equal(a, b) for a, b in zip(both(keeping(keep)), expected, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "int8"])
 @pytest.mark.parametrize("options", [{}, {"kind": "tlora"}, {"kind": "dora"}, {"kind": "lokr"}], ids=str)
-def test_blocks_of_which_other_layers_carry_the_adapter(options):
+def test_blocks_of_which_other_layers_carry_the_adapter(options, precision):
     """As many factors of the same shapes in both, but of other layers."""
     left_out = r"blocks\.0\.self_attn\.o|blocks\.1\.self_attn\.q"
-    model, keeping = with_kernels(make_block(WanConfig(**{**SMALL, "num_layers": 2}), exclude=left_out, **options))
-    plain = make_block(WanConfig(**{**SMALL, "num_layers": 2}), exclude=left_out, **options)
+    plain = make_block(WanConfig(**{**SMALL, "num_layers": 2}), precision, exclude=left_out, **options)
+    model, keeping = with_kernels(plain)
     x, others, grad = inputs()
 
     def both(model, run):

@@ -9,10 +9,10 @@ from wan_train.core.objective.passes import ONE_FORWARD, Passes
 from wan_train.core.objective.regularizers import BlankPreservation
 from wan_train.core.plan import decision, planning
 from wan_train.core.plan.decision import decide, may_use_graphs
-from wan_train.core.plan.estimate import estimate
+from wan_train.core.plan.estimate import _weights_again, estimate
 from wan_train.core.plan.plan import Bucket, Plan, Task
 from wan_train.core.plan.planning import make_planner
-from wan_train.core.plan.sizes import rest_bytes
+from wan_train.core.plan.sizes import Trained, rest_bytes, working_bytes
 from wan_train.core.settings.loss import LossOptions
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.config import WanConfig
@@ -101,3 +101,28 @@ def test_without_much_else_the_widened_weight_is_the_peak():
     task, plan = Task(sizes=WanConfig(), rest_bytes=rest_bytes(WanConfig()) // 2), Plan(compile="kernels")
     found = estimate(task, Bucket(tiny), plan, CARD)
     assert found.vram - found.exact_vram >= 600 * 2**20
+
+
+def weights_again(precision, kind="lora", **plan):
+    task = Task(sizes=WanConfig(), trained=Trained(rank=16, adapter=kind))
+    return _weights_again(task, Plan(precision=precision, **plan)) / LARGEST
+
+
+LARGEST = WanConfig().dim * WanConfig().ffn_dim
+
+
+@pytest.mark.parametrize(
+    ("precision", "plain", "dora"),
+    [("bf16", 0, 0), ("fp8", 2, 2 + 4), ("int8", 2, 2 + 4), ("fp8_compute", 1, 1 + 4)],
+)
+def test_dora_looks_at_a_weight_in_fp32_beside_the_matrix_of_all_layers(precision, plain, dora):
+    """Bytes for each number of the largest weight; the matrix is there in the update, too."""
+    found = [weights_again(precision, kind, compile="kernels") for kind in ("lora", "loha", "dora")]
+    assert found == [plain, plain, dora]
+
+
+def test_the_adapters_large_pieces_leave_holes():
+    tasks = [Task(sizes=WanConfig(), trained=Trained(rank=16, adapter=kind)) for kind in ("lora", "loha")]
+    plain, loha = (estimate(task, Bucket((16, 1, 64, 64)), Plan(compile="kernels"), CARD) for task in tasks)
+    piece = working_bytes(WanConfig(), tasks[1].trained, 2)
+    assert loha.vram - loha.exact_vram - (plain.vram - plain.exact_vram) > 1.2 * piece

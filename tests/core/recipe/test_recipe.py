@@ -222,6 +222,7 @@ def test_a_change_of_a_text_or_a_list_is_one_whatever_it_looks_like(tables):
     assert [one.get("trigger_word", one.get("more_sizes")) for one in changed["dataset"]] == ["768", "1234"]
     assert changed["adapter"] == {**tables["adapter"], "targets": ["ffn", "self_attn"], "rank": 4}
     assert changed["low"] == {"adapter": {"targets": ["ffn"]}}
+    assert apply_changes(tables, ["name=null"])["name"] is None  # which is refused, and not the name "null"
 
 
 def test_unreadable_files_are_one_sentence(tmp_path):
