@@ -40,7 +40,7 @@ def test_pictures_and_clips_are_in_several_sizes(tmp_path):
     assert len({(sample.width, sample.height) for sample in samples}) > 2
     assert {1, 9} <= {len(sample.frame_indices) for sample in samples}
     (large,) = scan_folder(tmp_path / "large", options, index_path=tmp_path / "files.json").samples
-    assert large.file.caption == "a slow wave 1"
+    assert large.file.caption == "shp, a slow wave 1"
 
 
 def test_each_node_of_the_template_has_a_name(host):
