@@ -33,6 +33,7 @@ LEVELS = {
     "switching": 0,
     "words": 0,
     "devices": 1,
+    "gpu_limit": 1,
     "later_compiler": 1,
     "limits": 1,
     "lock_file": 1,
