@@ -15,7 +15,7 @@ beforeEach(() => {
   app.toasts.length = 0;
 });
 
-const valueOf = (node, name) => node.widgets.find((widget) => widget.name === name).value;
+const valueIn = (node, name) => node.widgets.find((widget) => widget.name === name).value;
 const offered = (node) => app.extension.getNodeMenuItems(node).filter(Boolean);
 
 test("a training's values are put into the widgets of the same names", () => {
@@ -36,7 +36,7 @@ test("a training's values are put into the widgets of the same names", () => {
     density.widgets.map(({ name, value }) => [name, value]),
     [["windows", "both experts"], ...Object.entries({ ...VALUES, timestep_sampling: "uniform", timestep_shift: 3 })],
   );
-  assert.equal(valueOf(train, "lora_name"), "a");
+  assert.equal(valueIn(train, "lora_name"), "a");
   assert.equal(app.toasts[0].detail, "2 settings were changed.");
 });
 
@@ -45,7 +45,7 @@ test("what is wired there is left, and told", () => {
   const train = app.rootGraph.add(new Node(2, "TrainLoRAStage", { ...VALUES, timestep_shift: 3 }));
   train.inputs = [{ name: "timestep_shift", link: 7 }];
   offered(density)[0].submenu.options[0].callback();
-  assert.equal(valueOf(density, "timestep_shift"), 5);
+  assert.equal(valueIn(density, "timestep_shift"), 5);
   const [said] = app.toasts;
   assert.equal(said.severity, "warn");
   assert.equal(said.detail, "0 settings were changed. Wired there, so wire it here too: timestep_shift.");
