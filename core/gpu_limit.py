@@ -1,7 +1,7 @@
 """The most GPU memory that PyTorch's allocator may take in a process of ours.
 
 Windows' driver, and WSL's, which is the same, does not say that a GPU's memory is out: it gives main memory in its place
-("CUDA - Sysmem Fallback Policy", NVIDIA control panel), and each step takes many times as long. With a limit at what is
+("CUDA - Sysmem Fallback Policy", NVIDIA control panel), which makes steps very slow. With a limit at what is
 free, the allocator gives back what it holds unused, and then says that memory is out, so that what a shortage leads to (a
 leaner plan, VAE tiles) does its work. Linux's driver says so by itself.
 """

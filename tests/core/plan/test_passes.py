@@ -116,7 +116,7 @@ LARGEST = WanConfig().dim * WanConfig().ffn_dim
     [("bf16", 0, 0), ("fp8", 2, 2 + 4), ("int8", 2, 2 + 4), ("fp8_compute", 1, 1 + 4)],
 )
 def test_dora_looks_at_a_weight_in_fp32_beside_the_matrix_of_all_layers(precision, plain, dora):
-    """Bytes for each number of the largest weight; the matrix is there in the update, too."""
+    """Bytes for each number of the largest weight."""
     found = [weights_again(precision, kind, compile="kernels") for kind in ("lora", "loha", "dora")]
     assert found == [plain, plain, dora]
 
