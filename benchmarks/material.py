@@ -5,6 +5,7 @@ Neither time nor memory depends on their values; weights keep the size of their 
 
 import json
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ MODELS = {
 }
 TEXT_TOKENS = 160
 WRITERS = 8
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8"}
 
 
 @dataclass(frozen=True, order=True)
@@ -85,7 +86,16 @@ def write_checkpoint(path: Path, config: WanConfig, dtype: torch.dtype = torch.b
     With `dtype` e4m3 only the matrices of the blocks are in 8 bits, without scales, the rest in bf16.
     """
     shapes = official_shapes(config)
-    dtypes = {name: _stored_dtype(name, shape, dtype) for name, shape in shapes.items()}
+    write_random(path, shapes, {name: _stored_dtype(name, shape, dtype) for name, shape in shapes.items()})
+
+
+def write_random(
+    path: Path,
+    shapes: Mapping[str, torch.Size],
+    dtypes: Mapping[str, torch.dtype],
+    given: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """A file of random tensors, and of those that are `given`, which are among the shapes and dtypes."""
     header, start = _header(shapes, dtypes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     partial = path.with_suffix(".partial")
@@ -94,10 +104,12 @@ def write_checkpoint(path: Path, config: WanConfig, dtype: torch.dtype = torch.b
         file.truncate(len(start) + max(entry["data_offsets"][1] for entry in header.values()))
 
     def write(name: str) -> None:
-        stored = draw_weight(name, shapes[name], device).to(dtypes[name]).cpu()
+        drawn = (given or {}).get(name)
+        if drawn is None:
+            drawn = draw_weight(name, shapes[name], device).to(dtypes[name]).cpu()
         with partial.open("r+b") as file:
             file.seek(len(start) + header[name]["data_offsets"][0])
-            file.write(stored.flatten().view(torch.uint8).numpy().data)
+            file.write(drawn.flatten().view(torch.uint8).numpy().data)
 
     with ThreadPoolExecutor(WRITERS if device == "cuda" else 1) as pool:
         list(pool.map(write, shapes))
@@ -110,7 +122,7 @@ def _stored_dtype(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.dty
     return torch.bfloat16
 
 
-def _header(shapes: dict[str, torch.Size], dtypes: dict[str, torch.dtype]) -> tuple[dict[str, Any], bytes]:
+def _header(shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Any], bytes]:
     """The entries of a safetensors file, and its first bytes."""
     entries: dict[str, Any] = {}
     offset = 0

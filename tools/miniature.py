@@ -156,7 +156,7 @@ def _fit_time_embedding(draw: Weights) -> None:
 
 def umt5(size: TextSize | None = None, seed: int = 3) -> Tensors:
     """State dict of a umT5 encoder in ComfyUI's single-file form: weights, and the tokenizer as `spiece_model`."""
-    return umt5_tensors(size or TextSize(), seed, _tokenizer())
+    return umt5_tensors(size or TextSize(), seed, character_tokenizer())
 
 
 def umt5_tensors(
@@ -199,7 +199,7 @@ def umt5_tensors(
     return draw.tensors
 
 
-def _tokenizer() -> bytes:
+def character_tokenizer() -> bytes:
     """A sentencepiece model of the printable ASCII characters."""
     sentences = ("".join(map(chr, range(start, start + 16))) + " a" for start in range(32, 127, 16))
     return train_tokenizer(sentences, model_type="char")
