@@ -98,7 +98,8 @@ def read_run(folder: Path, job: Job, clock: Clock) -> dict[str, Any]:
     """What a run took, whether or not it came to its end. Seconds from the command's start where nothing else is said."""
     events = EventReader(RunFolder(folder).events_path).read()
     row = summarize(events, sizes_of_steps(job, job.loop.steps), shares(job), clock, steps=job.loop.steps)
-    told = timeline(RunFolder(folder).log_path.read_text(encoding="utf-8"), events, clock.start)
+    log = RunFolder(folder).log_path  # none of a run that was stopped before its process began
+    told = timeline(log.read_text(encoding="utf-8") if log.exists() else "", events, clock.start)
     handed = (_since(clock.start, clock.starts.get("worker")) or 0.0, "the process that trains is told its folder")
     return {**row, "timeline": sorted([handed, *told])}
 

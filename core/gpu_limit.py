@@ -34,3 +34,13 @@ def lift(device: torch.device) -> None:
     """There is no limit any more."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def room(device: torch.device) -> int:
+    """Bytes of `device` that tensors of this process may still take; 0 where that is no CUDA device."""
+    if device.type != "cuda":
+        return 0
+    total, reserved = torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_reserved(device)
+    within = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+    unused = reserved - torch.cuda.memory_allocated(device)
+    return max(min(within, torch.cuda.mem_get_info(device)[0]), 0) + unused

@@ -19,25 +19,29 @@ from ..adapters.setup import write_adapter
 from ..adapters.start_from import adapter_identity
 from ..adapters.transfer import model_shapes, transfer_report
 from ..errors import ConfigError, ModelFileError
+from ..facts import PATCH
 from ..memory.precision import native_dtype
 from ..paths import shown
 from ..safe_json import as_table, read_object
 from ..settings.job import Job, ModelSpec, Stage
 from ..settings.previews import PreviewOptions
 from ..wan.checkpoint import CheckpointInfo, hints_expert, inspect
-from ..wan.loading import transformer_parts
+from ..wan.loading import transformer_bytes, transformer_parts
 from ..wan.model import WanTransformer
 from .checkpoints import ADAPTER
 from .result import RESULT
 from .run_folder import RunFolder
 
+_ACTIVATIONS = 24  # [tokens, width]: what a forward of a block takes at most, and what is between the blocks
+_SPARE_BYTES = 2 * 2**30  # for kernels, and for what other programs come to need
 OTHER: Mapping[Stage, Stage] = {"high": "low", "low": "high", "both": "low"}  # both: beside the high noise expert
 
 
 class OtherExpert:
     """Runs a model of which never more than one block is in memory: each is read when its turn comes, and let go.
 
-    So it adds a block of the GPU's memory to what a run holds, and reads the file once for each sampling step.
+    So it adds a block of the GPU's memory to what a run holds, and reads the file once for each sampling step. Where there is
+    `room` for the whole model, it is read once, and stays until `let_go`.
     """
 
     def __init__(
@@ -47,18 +51,23 @@ class OtherExpert:
         lora: Path | None = None,
         *,
         beside: Sequence[tuple[Path, float]] = (),
+        room: Callable[[torch.device], int] | None = None,
     ) -> None:
         """`lora`: put on at strength 1; `beside`: more, each with its strength. WanTrainError for one that can't be read or
-        does not fit."""
+        does not fit. `room`: bytes of the device that tensors may still take; None: the model never stays."""
         self._info, self._device, self._dtype = info, device, native_dtype(device)
+        self._room, self._is_staying = room, False
+        self._model: WanTransformer | None = None  # the whole of it, where it stays
         self._loras: list[tuple[dict[str, LoraModule | OtherModule], float]] = []
         self._skipped: Collection[int] = ()
+        self._lora_bytes = 0
         for path, strength in (*([(lora, 1.0)] if lora else []), *beside):
             file = read_adapter(path)
             placed = transfer_report(file, model_shapes(info.config)).placed
             if not placed:
                 raise ConfigError(f"nothing of {shown(path.name)} fits {shown(info.path.name)}: choose another file.")
             self._loras.append(({name: file.modules[name] for name in placed}, strength))
+            self._lora_bytes += path.stat().st_size
 
     @contextmanager
     def without_blocks(self, blocks: Collection[int]) -> Iterator[None]:
@@ -76,27 +85,68 @@ class OtherExpert:
         one.
         """
         rows = {name: tensor.expand(latents.shape[0], *tensor.shape[1:]) for name, tensor in given.items()}
+        if self._model is not None:
+            return self._model(latents, timesteps, context, **rows).float()
+        stays = self._is_staying = self._can_stay(latents)
         with closing(transformer_parts(self._info, dtype=self._dtype, device=self._device)) as parts:  # type: ignore[type-var]
             _, model = next(parts)
             self._put_on(model, lambda name: not name.startswith("blocks."))
-            model.run_block = partial(self._run, parts)
-            return model(latents, timesteps, context, **rows).float()
+            model.run_block = partial(self._read_and_run, parts, stays)
+            found = model(latents, timesteps, context, **rows).float()
+        if stays:
+            numbers = {block: index for index, block in enumerate(model.blocks)}
+            model.run_block = lambda block, x, *others: self._run(numbers[block], block, x, *others)
+            self._model = model
+        return found
 
-    def _run(
-        self, parts: Iterator[tuple[int | None, WanTransformer]], block: nn.Module, x: Tensor, *others: Tensor
+    @property
+    def stays(self) -> bool:
+        """Whether the whole model is on the device, or is just coming."""
+        return self._is_staying
+
+    def let_go(self) -> bool:
+        """The model's memory is free again, and it does not stay a second time; whether it had any."""
+        had, self._is_staying, self._model, self._room = self._is_staying, False, None, None
+        return had
+
+    def _can_stay(self, latents: Tensor) -> bool:
+        """Whether there is room for the whole model, and for what both experts compute with of one video."""
+        if self._room is None:
+            return False
+        config = self._info.config
+        tokens = latents[0, 0].numel() // PATCH**2
+        activations = _ACTIVATIONS * tokens * config.dim * self._dtype.itemsize
+        weights = transformer_bytes(config, self._dtype) + self._lora_bytes
+        if self._room(self._device) >= weights + activations + _SPARE_BYTES:
+            return True
+        self._room = None  # it is asked once
+        return False
+
+    def _read_and_run(
+        self,
+        parts: Iterator[tuple[int | None, WanTransformer]],
+        stays: bool,
+        block: nn.Module,
+        x: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         index, model = next(parts)
         assert index is not None
         assert model.blocks[index] is block
-        if index in self._skipped:
+        if stays or index not in self._skipped:
+            self._put_on(model, lambda name: name.startswith(f"blocks.{index}."))
+        x = self._run(index, block, x, *others)
+        if not stays:
             block.to("meta")
+        return x
+
+    def _run(self, index: int, block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+        if index in self._skipped:
             return x
-        self._put_on(model, lambda name: name.startswith(f"blocks.{index}."))
         time_mod, rope, *contexts = others
         for row in range(x.shape[0]):  # in place, one by one: no row but this one is there twice
             one = slice(row, row + 1)
             x[one] = block(x[one], time_mod[one], rope, *(tokens[one] for tokens in contexts))
-        block.to("meta")
         return x
 
     def _put_on(self, model: nn.Module, is_wanted: Callable[[str], bool]) -> None:
@@ -164,13 +214,18 @@ def _loras(run: RunFolder) -> list[tuple[Path, int]]:
 
 
 def open_other(
-    spec: ModelSpec, device: torch.device, lora: Path | None, *, beside: Sequence[tuple[Path, float]] = ()
+    spec: ModelSpec,
+    device: torch.device,
+    lora: Path | None,
+    *,
+    beside: Sequence[tuple[Path, float]] = (),
+    room: Callable[[torch.device], int] | None = None,
 ) -> OtherExpert:
-    """The expert of a job. ModelFileError if its file is gone or another than it was."""
+    """The expert of a job, see `OtherExpert`. ModelFileError if its file is gone or another than it was."""
     info = inspect(Path(spec.path))
     if info.identity != spec.identity:
         raise ModelFileError(f"{shown(info.path)} has changed since the run was started.")
-    return OtherExpert(info, device, lora, beside=beside)
+    return OtherExpert(info, device, lora, beside=beside, room=room)
 
 
 def beside_own(job: Job) -> list[tuple[Path, float]] | None:
@@ -197,8 +252,14 @@ def check_preview_loras(options: PreviewOptions, info: CheckpointInfo) -> None:
             raise ConfigError(f"{name} is {shown(path)}, of which nothing fits this model: choose another file.")
 
 
-def open_own(job: Job, model: nn.Module, device: torch.device, beside: Sequence[tuple[Path, float]]) -> OtherExpert:
+def open_own(
+    job: Job,
+    model: nn.Module,
+    device: torch.device,
+    beside: Sequence[tuple[Path, float]],
+    room: Callable[[torch.device], int] | None = None,
+) -> OtherExpert:
     """The expert that the job trains, from its file, with the adapter that `model` carries now and those `beside` it."""
     with TemporaryDirectory(prefix="wantrain-preview-") as folder:
         lora = write_adapter(Path(folder) / "lora.safetensors", model, metadata={})
-        return open_other(job.model, device, lora, beside=beside)
+        return open_other(job.model, device, lora, beside=beside, room=room)

@@ -22,6 +22,7 @@ from ..encoders.vae import load_video_encoder
 from ..errors import DatasetError, RunError, WanTrainError
 from ..facts import EXPERTS, NUM_TIMESTEPS, Expert, clip_size, num_tokens
 from ..flow.objective import give_first_frame
+from ..gpu_limit import room
 from ..paths import shown
 from ..plan.recovery import first_line
 from ..sample.previews import Shot, preview_sample, preview_shots
@@ -208,6 +209,13 @@ def experts(
     return remember, hold
 
 
+def let_go(files: Sequence[OtherExpert]) -> None:
+    """Experts that stayed on the device make room again, for good."""
+    had = [each.let_go() for each in files]
+    if any(had):
+        free_caches()
+
+
 def _straight_to(data: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
     """The velocity [B, C, F, H, W] of the line from noisy latents [B, C, F, H, W] to the data; timesteps [B] above 0."""
     return (noisy - data) / _sigmas(timesteps)
@@ -243,6 +251,9 @@ class Preview:
         self._events, self._should_stop = events, should_stop
         self._is_stopping = is_stopping or should_stop
         self._make_room, self._is_shared = make_room, is_shared
+        self._room = (
+            None if is_shared else room
+        )  # for an expert from a file to stay: ranks would have to be of one mind
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
@@ -305,7 +316,7 @@ class Preview:
         beside = [(Path(job.previews.other_lora), 1.0)] if job.previews.other_lora else []
         found = world.from_first(newest_lora(self._run, job) if world.is_first else None)
         for path, step in (found, (None, 0)) if found else ((None, 0),):
-            open_it = partial(open_other, job.other_expert, trainer.device, path, beside=beside)
+            open_it = partial(open_other, job.other_expert, trainer.device, path, beside=beside, room=self._room)
             other, reason = self._open_on_all(trainer, open_it)
             if other is None:
                 where = "alone" if path is None else f"without the other expert's LoRA {path.name}"
@@ -321,7 +332,8 @@ class Preview:
         beside = beside_own(trainer.job)
         if beside is None:
             return None
-        own, reason = self._open_on_all(trainer, partial(open_own, trainer.job, trainer.model, trainer.device, beside))
+        open_it = partial(open_own, trainer.job, trainer.model, trainer.device, beside, self._room)
+        own, reason = self._open_on_all(trainer, open_it)
         if own is None:
             self._warn(f"previews are made with the model as it is in training, without preview_lora: {reason}")
         return own
@@ -359,10 +371,24 @@ class Preview:
             if trainer.team.world.from_first(should_stop) if self._is_shared else should_stop:
                 raise _BrokenOffError
 
+        own = self._open_own(trainer)
+        files = [each for each in (other, own) if each is not None]
+
+        def act() -> list[Tensor]:
+            return sample_shots(trainer, shots, other=other, own=own, on_step=on_step)
+
         try:
-            return sample_shots(trainer, shots, other=other, own=self._open_own(trainer), on_step=on_step)
+            return act()
         except _BrokenOffError:
             return None
+        except Exception as error:  # where memory is out, there may be enough without what only makes it faster
+            if not (is_out_of_memory(error) and any(each.stays for each in files)):
+                raise
+        finally:
+            let_go(files)
+        with suppress(_BrokenOffError):
+            return act()
+        return None
 
     def _sample_if_it_fits(self, act: Callable[[], list[Tensor] | None], shots: Sequence[Shot]) -> list[Tensor] | None:
         """For videos that are larger than what is trained on: no reason to end a run, or to hold its model otherwise."""

@@ -120,6 +120,13 @@ def blank_transformer(
     return model.eval()
 
 
+def transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
+    """Of the weights that `transformer_parts` makes, at most: what a file holds in 16 bits outside of the linears stays so."""
+    model = build_on_meta(config)
+    sizes = ((name, p.numel()) for name, p in model.named_parameters())
+    return sum(count * (dtype.itemsize if _BLOCK_LINEAR.fullmatch(name) else 4) for name, count in sizes)
+
+
 def transformer_parts(
     info: CheckpointInfo, *, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[int | None, WanTransformer]]:

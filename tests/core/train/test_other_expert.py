@@ -1,16 +1,19 @@
 """Previews through both experts: the other one read block by block, with its newest LoRA, and what is refused."""
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from wan_train.core.adapters.formats import LoraModule, write_lora
 from wan_train.core.errors import ConfigError, ModelFileError
 from wan_train.core.sample.previews import check_previews, preview_shots
 from wan_train.core.sample.sampler import initial_noise, sample, schedule
 from wan_train.core.settings.job import ModelSpec
+from wan_train.core.train import other_expert, previews
 from wan_train.core.train.batches import load_context
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.other_expert import OtherExpert, newest_lora, open_other, other_spec
@@ -18,7 +21,7 @@ from wan_train.core.train.preview_folder import PreviewFolder
 from wan_train.core.train.previews import sample_shots
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
-from wan_train.core.wan.loading import load_transformer, transformer_parts
+from wan_train.core.wan.loading import load_transformer, transformer_bytes, transformer_parts
 from wan_train.tests.core.train.helpers import SIZE
 from wan_train.tests.core.train.test_previews import learnt, staged
 from wan_train.tests.core.train.test_run import CPU, run
@@ -54,6 +57,91 @@ def test_parts_make_the_model_block_by_block(tmp_path, num_layers):
     with torch.no_grad():
         found, expected = OtherExpert(info, CPU).velocity({}, *inputs), whole(*inputs)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def counted_reads(monkeypatch):
+    """How often a model is read from its file, from now on."""
+    reads = []
+
+    def parts(*args, **options):
+        reads.append(1)
+        return transformer_parts(*args, **options)
+
+    monkeypatch.setattr(other_expert, "transformer_parts", parts)
+    return reads
+
+
+@pytest.mark.parametrize("skipped", [(), (1,)])
+def test_where_there_is_room_a_model_is_read_once(tmp_path, other, monkeypatch, skipped):
+    inputs = torch.randn(2, 16, 2, 4, 4), torch.tensor([900.0, 900.0]), torch.randn(2, 512, SIZE.text_dim)
+    module = LoraModule(down=torch.randn(2, SIZE.dim), up=torch.randn(SIZE.dim, 2), alpha=2.0)
+    modules = {f"blocks.{number}.self_attn.q": module for number in (0, 1)}
+    write_lora(tmp_path / "lora.safetensors", modules, metadata={})
+    asked = []
+
+    def room(device):
+        asked.append(device)
+        return 10**12
+
+    def velocities(expert):
+        with torch.no_grad(), expert.without_blocks(skipped):
+            first = expert.velocity({}, *inputs)
+        with torch.no_grad():
+            return [first, expert.velocity({}, *inputs), expert.velocity({}, *inputs)]
+
+    lora = tmp_path / "lora.safetensors"
+    reads = counted_reads(monkeypatch)
+    expected = velocities(OtherExpert(other, CPU, lora))
+    assert len(reads) == 3
+    reads.clear()
+    expert = OtherExpert(other, CPU, lora, room=room)
+    found = velocities(expert)
+    assert (len(reads), len(asked)) == (1, 1)
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(expected[0], expected[1]) != bool(skipped)
+    held = weakref.ref(expert._model.blocks[0].self_attn.q.weight)
+    assert expert.stays
+    assert expert.let_go()
+    assert (held(), expert.stays, expert.let_go()) == (None, False, False)
+    assert torch.equal(velocities(expert)[2], expected[2])
+    assert len(reads) == 4
+
+
+def test_a_model_stays_only_beside_all_that_is_computed_with(other, monkeypatch):
+    weights = sum(p.numel() for p in load_transformer(other, dtype=torch.float32, device="cpu").parameters()) * 4
+    assert transformer_bytes(other.config, torch.float32) == weights
+    latents = torch.randn(1, 16, 2, 4, 4)  # 8 tokens
+    needed = weights + 24 * 8 * SIZE.dim * 4 + 2 * 2**30
+    reads = counted_reads(monkeypatch)
+    for bytes_free, expected in ((needed, 1), (needed - 1, 2)):
+        reads.clear()
+        expert = OtherExpert(other, CPU, room=lambda _, free=bytes_free: free)
+        for _ in range(2):
+            with torch.no_grad():
+                expert.velocity({}, latents, torch.tensor([900.0]), torch.randn(1, 512, SIZE.text_dim))
+        assert len(reads) == expected
+
+
+def test_a_shortage_beside_a_model_that_stays_costs_no_preview(tmp_path, job, other, monkeypatch):
+    job = replace(staged(job, "high", every=3, steps=6, cfg=2.0), other_expert=spec(other))
+    job = replace(job, loop=replace(job.loop, steps=3))
+    monkeypatch.setattr(previews, "room", lambda _: 10**12)
+    run_block, short = OtherExpert._run, []
+
+    def run_out(expert, *args):
+        if expert.stays:
+            short.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run_block(expert, *args)
+
+    monkeypatch.setattr(OtherExpert, "_run", run_out)
+    reads = counted_reads(monkeypatch)
+    folder, _ = run(tmp_path / "x", job)
+    events = EventReader(folder.events_path).read()
+    assert short == [1]
+    assert len(reads) > 2
+    assert [event["step"] for event in events if event["event"] == "preview"] == [3]
+    assert not [event for event in events if "memory" in event.get("message", "")]
 
 
 @pytest.mark.parametrize("stage", ["high", "low"])
