@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import ConfigError
+from ..sample.previews import preview_sample
 from ..settings.job import Job
 from .checkpoints import STATE
 from .held_out import HeldOutLoss, at_step, difference, read_held_out
 from .partway import checkpoint_lora
 from .preview_folder import PreviewFolder
-from .previews import preview_sample
 from .run_folder import RunFolder
 from .sound import LORA, damage
 

@@ -18,7 +18,7 @@ from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import average
 from wan_train.core.train.average import Ema, averages_of, decay_at, start_left
 from wan_train.core.train.events import EventReader, EventWriter, read_history
-from wan_train.core.train.previews import preview_latents
+from wan_train.core.train.preview_sampling import preview_latents
 from wan_train.core.train.resume import resume
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder

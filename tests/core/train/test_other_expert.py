@@ -18,7 +18,7 @@ from wan_train.core.train.batches import load_context
 from wan_train.core.train.events import EventReader, read_history
 from wan_train.core.train.other_expert import OtherExpert, newest_lora, open_other, other_spec
 from wan_train.core.train.preview_folder import PreviewFolder
-from wan_train.core.train.previews import sample_shots
+from wan_train.core.train.preview_sampling import sample_shots
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.loading import load_transformer, transformer_bytes, transformer_parts

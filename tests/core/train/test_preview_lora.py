@@ -19,7 +19,7 @@ from wan_train.core.train.batches import load_context
 from wan_train.core.train.events import read_history
 from wan_train.core.train.other_expert import beside_own, check_preview_loras, open_other, open_own
 from wan_train.core.train.preview_folder import PreviewFolder
-from wan_train.core.train.previews import sample_shots
+from wan_train.core.train.preview_sampling import sample_shots
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.core.wan.loading import load_transformer

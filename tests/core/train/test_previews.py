@@ -26,7 +26,7 @@ from wan_train.core.train import loop, previews
 from wan_train.core.train.batches import load_batch, load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.preview_folder import MOST_KEPT, NEWEST, PreviewFolder, write_video
-from wan_train.core.train.previews import experts, preview_latents
+from wan_train.core.train.preview_sampling import experts, preview_latents
 from wan_train.core.train.run import RunStoppedError, run_job
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.tests.core.train.helpers import make_trainer

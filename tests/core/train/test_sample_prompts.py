@@ -15,7 +15,7 @@ from wan_train.core.train import previews
 from wan_train.core.train.batches import load_context
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.preview_folder import PreviewFolder, Shown
-from wan_train.core.train.previews import sample_shots
+from wan_train.core.train.preview_sampling import sample_shots
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.skip_blocks import without_blocks
 from wan_train.tests.core.train.helpers import SIZE

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from wan_train.core.errors import ConfigError
+from wan_train.core.sample.previews import preview_sample
 from wan_train.core.settings.job import CaptionText, PreviewPrompt
 from wan_train.core.settings.samples import SamplePrompt
 from wan_train.core.train.compare import proposals
 from wan_train.core.train.events import EventWriter
 from wan_train.core.train.held_out import HeldOut, HeldOutLoss, at_step, difference
 from wan_train.core.train.preview_folder import PreviewFolder
-from wan_train.core.train.previews import preview_sample
 from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.scores import best_checkpoint, best_in_words, last_in_words, motion, score_of, score_run
 from wan_train.tools.nano.compare import CURVES
