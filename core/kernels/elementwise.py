@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
-from .rows import Rows, new_rows, quantized
-from .shapes import block_of, warps_of
+from .launch import Grid, launch
+from .rows import NO_ROWS, Rows, ScaledRows, new_rows, scaled, store_rows
+from .shapes import piece_of, unit_of
 
 _SIZES = ["per", "stride"]
 _PIECE = 2048  # numbers of a program, where it need not have a whole row
@@ -20,88 +20,143 @@ _CUBIC = tl.constexpr(0.044715)  # constants come second in a product: Triton's 
 
 
 @triton.jit
-def _gelu(
-    x_ptr, y_ptr, rows_ptr, scale_ptr, D: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < D
-    x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
-    dtype = x.dtype
-    x = x.to(tl.float32)
-    y = (x / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))).to(dtype)
-    tl.store(y_ptr + row * D + cols, y, mask=mask)
-    if QUANTIZE:
-        values, scale = quantized(y.to(tl.float32))
-        tl.store(rows_ptr + row * D + cols, values, mask=mask)
-        tl.store(scale_ptr + row, scale)
+def _gelu_of(x):
+    return x / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
 
 
 @triton.jit
-def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, y_ptr, D: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr):
+def _gelu(x_ptr, y_ptr, D: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < D
     x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
-    dtype = x.dtype
-    x = x.to(tl.float32)
-    grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * D + cols, _gelu_of(x.to(tl.float32)).to(x.dtype), mask=mask)
+
+
+@triton.jit
+def _gelu_rows(x_ptr, y_ptr, rows_ptr, scale_ptr, D: tl.constexpr, PIECE: tl.constexpr):
+    """As `_gelu`, a row by each program."""
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([PIECE], tl.float32)
+    for start in tl.static_range(0, D, PIECE):
+        cols = start + tl.arange(0, PIECE)
+        mask = cols < D
+        x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
+        y = _gelu_of(x.to(tl.float32)).to(x.dtype)
+        tl.store(y_ptr + row * D + cols, y, mask=mask)
+        largest = tl.maximum(largest, tl.abs(y.to(tl.float32)))
+    store_rows(y_ptr, None, rows_ptr, scale_ptr, row, largest, D, PIECE, False)
+
+
+@triton.jit
+def _gelu_slope(x):
     part = 1.0 / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
-    if AGAIN:
-        # As the forward has it, to the last bit: a division, not a product with `part`.
-        y = x / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
-        tl.store(y_ptr + row * D + cols, y.to(dtype), mask=mask)
     inner = x * (x * x * _CUBIC * 3.0 + 1.0) * _TWICE_ROOT
-    dx = grad * part * (1.0 + inner * (1.0 - part))
-    tl.store(dx_ptr + row * D + cols, dx.to(dtype), mask=mask)
+    return part * (1.0 + inner * (1.0 - part))
+
+
+@triton.jit
+def _gelu_gradient(
+    x_ptr, grad_ptr, dx_ptr, y_ptr, by_ptr, rows_ptr, scale_ptr,
+    D: tl.constexpr, PIECE: tl.constexpr, LENGTH: tl.constexpr, AGAIN: tl.constexpr, QUANTIZE: tl.constexpr,
+):  # fmt: skip
+    """Of `LENGTH` numbers of a row, which is all of it where it is quantized."""
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([PIECE], tl.float32)
+    for start in tl.static_range(0, LENGTH, PIECE):
+        cols = tl.program_id(1) * LENGTH + start + tl.arange(0, PIECE)
+        mask = cols < D
+        x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
+        dtype = x.dtype
+        x = x.to(tl.float32)
+        if AGAIN:  # as the forward has it, to the last bit
+            tl.store(y_ptr + row * D + cols, _gelu_of(x).to(dtype), mask=mask)
+        grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+        dx = (grad * _gelu_slope(x)).to(dtype)
+        tl.store(dx_ptr + row * D + cols, dx, mask=mask)
+        if QUANTIZE:
+            largest = tl.maximum(largest, tl.abs(scaled(dx, by_ptr, cols, mask, True)))
+    if QUANTIZE:
+        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _gated(
-    y_ptr, x_ptr, gate_ptr, out_ptr, per, stride, D: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
+    y_ptr, x_ptr, gate_ptr, out_ptr, by_ptr, rows_ptr, scale_ptr, per, stride,
+    D: tl.constexpr, PIECE: tl.constexpr, LENGTH: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
+    """Of `LENGTH` numbers of a row, which is all of it where it is quantized."""
     row = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < D
-    y = tl.load(y_ptr + row * D + cols, mask=mask, other=0.0)
-    out = y.to(tl.float32) * tl.load(gate_ptr + row // per * stride + cols, mask=mask, other=0.0)
-    if ADD:
-        out += tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * D + cols, out.to(y.dtype), mask=mask)
+    gate_ptr += row // per * stride * UNIT
+    largest = tl.zeros([PIECE], tl.float32)
+    for start in tl.static_range(0, LENGTH, PIECE):
+        cols = tl.program_id(1) * LENGTH + start + tl.arange(0, PIECE)
+        mask = cols < D
+        y = tl.load(y_ptr + row * D + cols, mask=mask, other=0.0)
+        out = y.to(tl.float32) * tl.load(gate_ptr + cols, mask=mask, other=0.0)
+        if ADD:
+            out += tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+        out = out.to(y.dtype)
+        tl.store(out_ptr + row * D + cols, out, mask=mask)
+        if QUANTIZE:
+            largest = tl.maximum(largest, tl.abs(scaled(out, by_ptr, cols, mask, True)))
+    if QUANTIZE:
+        store_rows(out_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)
 
 
 def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Rows | None]:
     """y like x [..., D] contiguous, and its rows in e4m3 with `quantize`."""
     width = x.shape[-1]
-    y = torch.empty_like(x)
-    rows, scale = found = new_rows(x) if quantize else (None, None)
-    block = block_of(width) if quantize else _PIECE
-    grid = (x.numel() // width, -(-width // block), 1)
-    launch(_gelu, grid, (x, y, rows, scale), (width, block, quantize), warps_of(block) if quantize else 4)
-    return y, found if quantize else None  # type: ignore[return-value]
+    y, count = torch.empty_like(x), x.numel() // width
+    if not quantize:
+        launch(_gelu, (count, -(-width // _PIECE), 1), (x, y), (width, _PIECE), 4)
+        return y, None
+    found, piece = new_rows(x), piece_of("gelu", width)
+    launch(_gelu_rows, (count, 1, 1), (x, y, *found), (width, piece.size), piece.warps)
+    return y, found
 
 
-def gelu_gradient(x: Tensor, grad: Tensor, *, again: bool = False, onto: bool = False) -> tuple[Tensor, Tensor | None]:
+def gelu_gradient(
+    x: Tensor, grad: Tensor, *, again: bool = False, onto: bool = False, rows: ScaledRows | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The gradient of x from that of its GELU, both contiguous; with `again` the GELU itself, too.
 
-    `onto`: in the memory of `grad`.
+    `onto`: in the memory of `grad`. `rows`: those of the gradient, to be filled.
     """
-    width = x.shape[-1]
     dx = grad if onto else torch.empty_like(x)
     y = torch.empty_like(x) if again else None
-    launch(_gelu_gradient, (x.numel() // width, -(-width // _PIECE), 1), (x, grad, dx, y), (width, _PIECE, again), 4)
+    grid, constants, warps = _options("gelu_gradient", x, is_whole=rows is not None)
+    args = (x, grad, dx, y, *(rows or NO_ROWS))
+    launch(_gelu_gradient, grid, args, (*constants, again, rows is not None), warps)
     return dx, y
 
 
 def gated(
-    x: Tensor | None, y: Tensor, gate: Tensor, per: int, stride: int, out: Tensor | None = None
-) -> Tensor:  # fmt: skip
+    x: Tensor | None,
+    y: Tensor,
+    gate: Tensor,
+    per: int,
+    stride: int,
+    out: Tensor | None = None,
+    rows: ScaledRows | None = None,
+) -> Tensor:
     """x + y * gate, or y * gate; x and y [..., D] contiguous; every `per` rows share a row of the gate, `stride` apart.
 
-    `out`: memory for the result, which may be y's.
+    `out`: memory for the result, which may be y's. `rows`: those of the result, to be filled.
     """
-    width = y.shape[-1]
-    out = torch.empty_like(y) if out is None else out
-    grid = (y.numel() // width, -(-width // _PIECE), 1)
-    launch(_gated, grid, (y, x, gate, out, per, stride), (width, _PIECE, x is not None), 4)
+    out, unit = torch.empty_like(y) if out is None else out, unit_of(stride)
+    grid, constants, warps = _options("gated", y, is_whole=rows is not None)
+    args = (y, x, gate, out, *(rows or NO_ROWS), per, stride // unit)
+    launch(_gated, grid, args, (*constants, x is not None, rows is not None, unit), warps)
     return out
+
+
+def _options(kernel: str, x: Tensor, *, is_whole: bool) -> tuple[Grid, tuple[int, int, int], int]:
+    """The programs, which have a whole row each or a piece, and what the kernel is compiled for."""
+    width = x.shape[-1]
+    count = x.numel() // width
+    if not is_whole:
+        return (count, -(-width // _PIECE), 1), (width, _PIECE, _PIECE), 4
+    piece = piece_of(kernel, width)
+    return (count, 1, 1), (width, piece.size, width), piece.warps
