@@ -132,6 +132,8 @@ def apply_features(
     wrap = None if offload is None else offload.wrap
     if mode == "kernels":
         rerun = kernel_mode.put_on(model, own=None if streamer is None else streamer.own)
+        if plan.keep_transposed:
+            kernel_mode.keep_transposed(model)
         run_block = _by_kernels(model, rerun, plan, most, wrap)
     else:
         compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if mode in COMPILED else _as_it_is

@@ -37,6 +37,15 @@ def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = No
     return Rerun(remaker)
 
 
+def keep_transposed(model: WanTransformer) -> None:
+    """After `put_on`: hold the weights of 8 bits column by column as well, as the backward's products want them."""
+    from ..kernels.linears import keep_transposed as of_block
+
+    for block in model.blocks:
+        assert isinstance(block, WanBlock)
+        of_block(block)
+
+
 def take_off(model: WanTransformer) -> None:
     """The model as it was before `put_on`, but for its `run_block`; nothing where it was not put on."""
     attend = vars(model).pop(_ATTEND, None)
