@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Grid, launch
+from .launch import launch
 from .rows import NO_ROWS, Rows, ScaledRows, new_rows, scaled, store_rows
-from .shapes import piece_of, unit_of
+from .shapes import Piece, piece_of, unit_of
 
 _SIZES = ["per", "stride"]
 _PIECE = 2048  # numbers of a program, where it need not have a whole row
@@ -49,35 +49,21 @@ def _gelu_rows(x_ptr, y_ptr, rows_ptr, scale_ptr, D: tl.constexpr, PIECE: tl.con
 
 
 @triton.jit
-def _gelu_slope(x):
-    part = 1.0 / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
-    inner = x * (x * x * _CUBIC * 3.0 + 1.0) * _TWICE_ROOT
-    return part * (1.0 + inner * (1.0 - part))
-
-
-@triton.jit
-def _gelu_gradient(
-    x_ptr, grad_ptr, dx_ptr, y_ptr, by_ptr, rows_ptr, scale_ptr,
-    D: tl.constexpr, PIECE: tl.constexpr, LENGTH: tl.constexpr, AGAIN: tl.constexpr, QUANTIZE: tl.constexpr,
-):  # fmt: skip
-    """Of `LENGTH` numbers of a row, which is all of it where it is quantized."""
+def _gelu_gradient(x_ptr, grad_ptr, dx_ptr, y_ptr, D: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, LENGTH, PIECE):
-        cols = tl.program_id(1) * LENGTH + start + tl.arange(0, PIECE)
-        mask = cols < D
-        x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
-        dtype = x.dtype
-        x = x.to(tl.float32)
-        if AGAIN:  # as the forward has it, to the last bit
-            tl.store(y_ptr + row * D + cols, _gelu_of(x).to(dtype), mask=mask)
-        grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-        dx = (grad * _gelu_slope(x)).to(dtype)
-        tl.store(dx_ptr + row * D + cols, dx, mask=mask)
-        if QUANTIZE:
-            largest = tl.maximum(largest, tl.abs(scaled(dx, by_ptr, cols, mask, True)))
-    if QUANTIZE:
-        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < D
+    x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
+    dtype = x.dtype
+    x = x.to(tl.float32)
+    grad = tl.load(grad_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+    part = 1.0 / (1.0 + tl.exp(x * (x * x * _CUBIC + 1.0) * -_TWICE_ROOT))
+    if AGAIN:
+        # As the forward has it, to the last bit: a division, not a product with `part`.
+        tl.store(y_ptr + row * D + cols, _gelu_of(x).to(dtype), mask=mask)
+    inner = x * (x * x * _CUBIC * 3.0 + 1.0) * _TWICE_ROOT
+    dx = grad * part * (1.0 + inner * (1.0 - part))
+    tl.store(dx_ptr + row * D + cols, dx.to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -117,18 +103,15 @@ def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Rows | None]:
     return y, found
 
 
-def gelu_gradient(
-    x: Tensor, grad: Tensor, *, again: bool = False, onto: bool = False, rows: ScaledRows | None = None
-) -> tuple[Tensor, Tensor | None]:
+def gelu_gradient(x: Tensor, grad: Tensor, *, again: bool = False, onto: bool = False) -> tuple[Tensor, Tensor | None]:
     """The gradient of x from that of its GELU, both contiguous; with `again` the GELU itself, too.
 
-    `onto`: in the memory of `grad`. `rows`: those of the gradient, to be filled.
+    `onto`: in the memory of `grad`.
     """
+    width = x.shape[-1]
     dx = grad if onto else torch.empty_like(x)
     y = torch.empty_like(x) if again else None
-    grid, constants, warps = _options("gelu_gradient", x, is_whole=rows is not None)
-    args = (x, grad, dx, y, *(rows or NO_ROWS))
-    launch(_gelu_gradient, grid, args, (*constants, again, rows is not None), warps)
+    launch(_gelu_gradient, (x.numel() // width, -(-width // _PIECE), 1), (x, grad, dx, y), (width, _PIECE, again), 4)
     return dx, y
 
 
@@ -146,17 +129,10 @@ def gated(
     `out`: memory for the result, which may be y's. `rows`: those of the result, to be filled.
     """
     out, unit = torch.empty_like(y) if out is None else out, unit_of(stride)
-    grid, constants, warps = _options("gated", y, is_whole=rows is not None)
+    width, is_whole = y.shape[-1], rows is not None
+    count, piece = y.numel() // width, piece_of("gated", width) if is_whole else Piece(_PIECE, 4)
+    grid = (count, 1 if is_whole else -(-width // piece.size), 1)
     args = (y, x, gate, out, *(rows or NO_ROWS), per, stride // unit)
-    launch(_gated, grid, args, (*constants, x is not None, rows is not None, unit), warps)
+    constants = (width, piece.size, width if is_whole else piece.size, x is not None, is_whole, unit)
+    launch(_gated, grid, args, constants, piece.warps)
     return out
-
-
-def _options(kernel: str, x: Tensor, *, is_whole: bool) -> tuple[Grid, tuple[int, int, int], int]:
-    """The programs, which have a whole row each or a piece, and what the kernel is compiled for."""
-    width = x.shape[-1]
-    count = x.numel() // width
-    if not is_whole:
-        return (count, -(-width // _PIECE), 1), (width, _PIECE, _PIECE), 4
-    piece = piece_of(kernel, width)
-    return (count, 1, 1), (width, piece.size, width), piece.warps

@@ -13,7 +13,7 @@ from ..memory.precisions.fp8_compute import Fp8ComputeLinear, multiply
 from ..memory.products import PART, DenseProduct, Product, dense_product
 from ..wan.layers import WanBlock
 from .ops import KernelOps
-from .rows import dequantize_rows, quantize_rows, transposed
+from .rows import Rows, ScaledRows, dequantize_rows, new_rows, quantize_rows, transposed
 from .scratch import Scratch
 
 
@@ -62,13 +62,21 @@ class Fp8Product:
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
         """See `Product`."""
+        return self.gradient_by(quantize_rows(grad.contiguous(), self._layer.tensors[1]), onto, grad.dtype)
+
+    def rows_for(self, grad: Tensor) -> ScaledRows:
+        """Memory for a gradient [.., N] like this one as `gradient_by` takes it, for the kernel that makes the gradient."""
+        return ScaledRows(self._layer.tensors[1], *new_rows(grad))
+
+    def gradient_by(self, grad: Rows, onto: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """As `gradient`, in `dtype`; the gradient of the result times the weight's scales is there in 8 bits."""
         weight, scale = self._layer.tensors
-        rows, row_scale = quantize_rows(grad.contiguous(), scale)
-        if self._ones is None or self._ones.device != grad.device:
+        rows, row_scale = grad
+        if self._ones is None or self._ones.device != weight.device:
             self._ones = scale.new_ones(1, weight.shape[1])
         # Full accumulation: the sums over N are of gradients, which have no norm in front that bounds them.
         found = multiply(rows, self._transposed(weight), row_scale, self._ones, kernel=self._layer.kernel, fast=False)
-        return found.to(grad.dtype) if onto is None else onto.add_(found)
+        return found.to(dtype) if onto is None else onto.add_(found)
 
     def keep_transposed(self, memory: Tensor) -> None:
         """Hold the weight column by column in so many bytes, from now on."""
@@ -104,11 +112,12 @@ class Transposed:
         """A copied model, which is for forwards, holds no second copy of its weights."""
 
 
-def keep_transposed(block: WanBlock) -> None:
+def keep_transposed(block: nn.Module) -> None:
     """Of all linear layers of `block` that multiply in fp8 and whose input has a gradient: the text's has none.
 
     In one piece of memory, of which the allocator wastes nothing.
     """
+    assert isinstance(block, WanBlock)
     attn, cross = block.self_attn, block.cross_attn
     layers = [attn.q, attn.k, attn.v, attn.o, cross.q, cross.o, block.ffn[0], block.ffn[2]]
     parts = [vars(layer).get(PART) for layer in layers]

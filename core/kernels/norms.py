@@ -156,7 +156,7 @@ def norm(
     width = x.shape[-1]
     y = torch.empty_like(x)
     found = new_rows(x) if quantize else None
-    piece, (per, stride, eps) = piece_of("norm", width), factors
+    piece, (per, stride, eps) = piece_of("rms" if bias is None else "norm", width), factors
     unit = unit_of(stride)
     launch(
         _forward, (x.numel() // width, 1, 1),
@@ -185,7 +185,8 @@ def norm_gradient(
     width = x.shape[-1]
     dx = torch.empty_like(x)
     y = torch.empty_like(x) if again else None
-    piece, (per, stride, eps) = piece_of("norm_gradient", width), factors
+    kernel = "norm_gradient" if bias is not None else "rms_gradient" if rows is None else "rms_gradient, rows"
+    piece, (per, stride, eps) = piece_of(kernel, width), factors
     unit = unit_of(stride)
     launch(
         _backward, (x.numel() // width, 1, 1),

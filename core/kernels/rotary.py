@@ -120,7 +120,7 @@ def rms_rope_gradient(
 ) -> Tensor:
     """The gradient [B, L, D] of x from that of the result, [B, L, N, K] contiguous. `rows`: those of it, to be filled."""
     batch, tokens, width = x.shape
-    piece = piece_of("rope_gradient", width)
+    piece = piece_of("rope_gradient" if rows is None else "rope_gradient, rows", width)
     constants, warps = _options(piece, width, rope.shape[2])
     dx = torch.empty_like(x)
     launch(

@@ -101,9 +101,14 @@ class Rows(NamedTuple):
 class ScaledRows(NamedTuple):
     """Those of a result whose columns are multiplied by something first: memory that the kernel which makes it fills, too."""
 
-    by: Tensor  # [1, K] fp32
+    by: Tensor  # K numbers, fp32
     values: Tensor
     scale: Tensor
+
+    @property
+    def rows(self) -> Rows:
+        """Once they are filled."""
+        return Rows(self.values, self.scale)
 
 
 NO_ROWS = (None, None, None)  # to a kernel

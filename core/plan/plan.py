@@ -163,7 +163,7 @@ def allows_graphs(plan: Plan) -> bool:
 
 
 def can_keep_transposed(task: Task, plan: Plan) -> bool:
-    """Whether the weights may be there transposed, too: the backward's products want them so, and nothing moves or changes them."""
+    """Whether weights may be there transposed, too: the backward's products want them so, and nothing moves them."""
     is_needed = plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8 and task.stored_block_bytes is None
     return is_needed and not (plan.streamed_blocks or plan.shards > 1 or task.second_base)
 

@@ -129,7 +129,14 @@ class Planner:
     def plans(self) -> Iterator[Plan]:
         """All plans that the options allow; see `Ways.plans`."""
         longest = max(clip_tokens(self.task.sizes, bucket) for bucket in self.buckets)
-        ways = Ways(task=self.task, plan=self.plan, options=self.options, longest=longest, fp8=self.card.matmul_fp8 > 0, graphs=self.met.graphs)
+        ways = Ways(
+            task=self.task,
+            plan=self.plan,
+            options=self.options,
+            longest=longest,
+            fp8=bool(self.card.matmul_fp8),
+            graphs=self.met.graphs,
+        )
         for mode in self.compiles or (self.plan.compile,):
             yield from ways.plans(mode)
 
