@@ -17,6 +17,7 @@ from . import elementwise, rotary
 from .graph_groups import GraphGroup
 from .linear_groups import LinearGroup, Workspace
 from .ops import KernelOps, NormFactors, affine, gelu_again, modulation, row_stride
+from .rows import ScaledRows
 
 LayerGroup = LinearGroup | GraphGroup
 
@@ -125,12 +126,13 @@ class SelfIn(torch.autograd.Function):
         of_x, of_q, of_k, of_v = grads
         functions.resume(of_x)
         attn = functions.block.self_attn
-        of_q = rotary.rms_rope_gradient(q, attn.norm_q.weight, rope, of_q.contiguous(), attn.norm_q.eps)
-        of_k = rotary.rms_rope_gradient(k, attn.norm_k.weight, rope, of_k.contiguous(), attn.norm_k.eps)
+        rows = [functions.qkv.rows_for(n, x) if ctx.needs_input_grad[0] else None for n, x in enumerate((q, k))]
+        of_q = _rope_gradient(q, attn.norm_q, rope, of_q, rows[0])
+        of_k = _rope_gradient(k, attn.norm_k, rope, of_k, rows[1])
         del q, k
         each = _flat(of_q), _flat(of_k), of_v.reshape(-1, of_q.shape[2])
         del of_q, of_k, of_v, grads
-        return _through_norm(ctx, functions.qkv, each, seen, (keeper(), factors, of_x))
+        return _through_norm(ctx, functions.qkv, each, seen, (keeper(), factors, of_x), rows)
 
 
 class CrossIn(torch.autograd.Function):
@@ -156,8 +158,9 @@ class CrossIn(torch.autograd.Function):
         of_x, of_q = grads
         functions.resume(of_x)
         norm = functions.block.cross_attn.norm_q
-        of_q, _ = affine(norm.weight, None, norm.eps).backward(q, of_q.reshape(q.shape), None)
-        return _through_norm(ctx, functions.cross_q, (of_q,), seen, (keeper(), factors, of_x))
+        rows = functions.cross_q.rows_for(0, q) if ctx.needs_input_grad[0] else None
+        of_q, _ = affine(norm.weight, None, norm.eps).backward(q, of_q.reshape(q.shape), None, rows=rows)
+        return _through_norm(ctx, functions.cross_q, (of_q,), seen, (keeper(), factors, of_x), [rows])
 
 
 class KeysAndValues(torch.autograd.Function):
@@ -202,8 +205,10 @@ class Out(torch.autograd.Function):
         (grad,) = grads
         functions.resume(grad)
         grad = grad.contiguous()
-        of_found = grad if gate is None else _gated(None, grad, gate)
-        of_y, of_seen, of_ups = group.backward((_flat(of_found),), seen, of_x=ctx.needs_input_grad[1])
+        rows = group.rows_for(0, grad) if gate is not None and ctx.needs_input_grad[1] else None
+        of_found = grad if gate is None else _gated(None, grad, gate, rows=rows)
+        of_y, of_seen, of_ups = group.backward((_flat(of_found),), seen, of_x=ctx.needs_input_grad[1], rows=[rows])
+        del rows
         factors = group.factor_gradients(y_MD, of_seen, of_ups)
         return grad, None if of_y is None else of_y.view(shape), None, *factors
 
@@ -231,10 +236,11 @@ class FeedForward(torch.autograd.Function):
         functions, keeper, factors, gate, wide, inner, outer = _take(ctx)
         grad = grads[0].contiguous()
         functions.resume(grad)
-        of_found = _flat(_gated(None, grad, gate))
-        of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer, of_x=True)
+        rows = functions.outer.rows_for(0, grad)
+        of_found = _flat(_gated(None, grad, gate, rows=rows))
+        of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer, of_x=True, rows=[rows])
         assert of_y is not None
-        del of_found
+        del of_found, rows
         of_wide, y = elementwise.gelu_gradient(wide, of_y, again=functions.outer.needs_input, onto=True)
         del of_y, wide
         of_outer = functions.outer.factor_gradients(y, of_seen, of_ups)
@@ -262,13 +268,14 @@ def _through_norm(
     grads: tuple[Tensor, ...],
     seen: Any,
     norm: tuple[Tensor, NormFactors, Tensor],
+    rows: list[Any] | None = None,
 ) -> tuple[Any, ...]:
     """The gradients of x, of what is none, and of the group's factors, from those of layers that see a norm of x.
 
-    `norm`: x, the norm's factors, and what x's gradient has besides.
+    `norm`: x, the norm's factors, and what x's gradient has besides. `rows`: see `LinearGroup.backward`; they are let go.
     """
     x, factors, beside = norm
-    of_y, of_seen, of_ups = group.backward(grads, seen, of_x=ctx.needs_input_grad[0])
+    of_y, of_seen, of_ups = group.backward(grads, seen, of_x=ctx.needs_input_grad[0], rows=rows)
     if of_y is None:
         y = factors.again(x) if group.needs_input else None
         of_x = None
@@ -290,10 +297,14 @@ def _flat(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-def _gated(x: Tensor | None, y: Tensor, gate: Tensor, *, onto: bool = False) -> Tensor:
+def _rope_gradient(x: Tensor, norm: Any, rope: Tensor, grad: Tensor, rows: ScaledRows | None) -> Tensor:
+    return rotary.rms_rope_gradient(x, norm.weight, rope, grad.contiguous(), norm.eps, rows)
+
+
+def _gated(x: Tensor | None, y: Tensor, gate: Tensor, *, onto: bool = False, rows: ScaledRows | None = None) -> Tensor:
     """`elementwise.gated`; `onto`: in the memory of y."""
     rows_each = y.shape[0] * y.shape[1] // (gate.shape[0] * gate.shape[1])
-    return elementwise.gated(x, y, gate, rows_each, row_stride(gate), y if onto else None)
+    return elementwise.gated(x, y, gate, rows_each, row_stride(gate), y if onto else None, rows)
 
 
 def rope_again(norm: Any, rope: Tensor) -> Any:

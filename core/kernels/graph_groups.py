@@ -89,8 +89,16 @@ class GraphGroup:
                     graphs.append(_Graph(edge, get_gradient_edge(base), get_gradient_edge(y)))
             return results, GroupGraphs(samples, get_gradient_edge(start), tuple(graphs)) if keeps else None
 
+    def rows_for(self, number: int, grad: Tensor) -> None:
+        """As `LinearGroup` has it; gradients of a base's result come out of a graph here."""
+
     def backward(
-        self, grads: Sequence[Tensor], graphs: GroupGraphs | None, *, of_x: bool
+        self,
+        grads: Sequence[Tensor],
+        graphs: GroupGraphs | None,
+        *,
+        of_x: bool,
+        rows: list[Any] | None = None,  # noqa: ARG002
     ) -> tuple[Tensor | None, None, list[Tensor]]:
         """The gradients of x [M, in], where `of_x`, and of the `parameters`, in their order."""
         assert graphs is not None

@@ -5,7 +5,7 @@ Legend: M rows of the input, those of one sample after those of another; r rank,
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..adapters.peft_hooks import carries_lora, factors_of, is_at_work
 from ..memory.products import PART, LinearProduct, part_of
 from ..torch_compat import foreach_copy_, mm_to_fp32
+from .linears import Fp8Product
+from .rows import ScaledRows
 
 
 class GroupSeen(NamedTuple):
@@ -78,10 +80,23 @@ class LinearGroup:
             results.append(y)
         return results, seen if keeps else None
 
+    def rows_for(self, number: int, grad: Tensor) -> ScaledRows | None:
+        """Memory for the gradient of a layer's result, which is like `grad`, in 8 bits; None where no product wants that."""
+        product = self.parts[number].product
+        return product.rows_for(grad) if isinstance(product, Fp8Product) else None
+
     def backward(
-        self, grads: Sequence[Tensor], seen: GroupSeen | None, *, of_x: bool
+        self,
+        grads: Sequence[Tensor],
+        seen: GroupSeen | None,
+        *,
+        of_x: bool,
+        rows: list[ScaledRows | None] | None = None,
     ) -> tuple[Tensor | None, GroupSeen | None, list[Tensor]]:
-        """The gradients of x [M, in], where `of_x`, of x A^T [M, R], and of each B."""
+        """The gradients of x [M, in], where `of_x`, of x A^T [M, R], and of each B.
+
+        `rows`: of the first of `grads`, those of `rows_for`, filled by whoever made them; they are let go.
+        """
         of_seen = None if seen is None else seen._replace(hidden=torch.empty_like(seen.hidden))
         found: Tensor | None = None
         of_ups: list[Tensor] = []
@@ -90,7 +105,10 @@ class LinearGroup:
             if scale is not None:
                 _product(grad, self.ups[number], scale, of_h)
                 of_ups.append(_wide_product(grad.t(), h, scale))
-            if of_x:
+            in_8_bits = rows.pop(0) if rows else None
+            if of_x and in_8_bits is not None:
+                found = cast(Fp8Product, part.product).gradient_by(in_8_bits.rows, found, grad.dtype)
+            elif of_x:
                 found = part.product.gradient(grad, found)
         if of_seen is not None:
             _leave_out(of_seen)

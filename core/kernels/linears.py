@@ -3,14 +3,17 @@
 Legend: M rows of activations, N out_features, K in_features.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..memory.frozen_linear import RowScaledLinear
 from ..memory.precisions.fp8_compute import Fp8ComputeLinear, multiply
-from ..memory.products import DenseProduct, Product, dense_product
+from ..memory.products import PART, DenseProduct, Product, dense_product
+from ..wan.layers import WanBlock
 from .ops import KernelOps
-from .rows import dequantize_rows, quantize_rows, transposed
+from .rows import Rows, ScaledRows, dequantize_rows, new_rows, quantize_rows, transposed
 from .scratch import Scratch
 
 
@@ -41,7 +44,13 @@ class Fp8Product:
     def __init__(self, layer: Fp8ComputeLinear, ops: KernelOps) -> None:
         self._layer, self._ops = layer, ops
         self._ones: Tensor | None = None
+        self._kept: Transposed | None = None
         ops.scratch.expect((layer.in_features, layer.out_features), layer.tensors[0].dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K] e4m3."""
+        return self._layer.tensors[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """See `Product`."""
@@ -53,11 +62,70 @@ class Fp8Product:
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
         """See `Product`."""
+        return self.gradient_by(quantize_rows(grad.contiguous(), self._layer.tensors[1]), onto, grad.dtype)
+
+    def rows_for(self, grad: Tensor) -> ScaledRows:
+        """Memory for a gradient [.., N] like this one as `gradient_by` takes it, for the kernel that makes the gradient."""
+        return ScaledRows(self._layer.tensors[1], *new_rows(grad))
+
+    def gradient_by(self, grad: Rows, onto: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """As `gradient`, in `dtype`; the gradient of the result times the weight's scales is there in 8 bits."""
         weight, scale = self._layer.tensors
-        rows, row_scale = quantize_rows(grad.contiguous(), scale)
-        if self._ones is None or self._ones.device != grad.device:
+        rows, row_scale = grad
+        if self._ones is None or self._ones.device != weight.device:
             self._ones = scale.new_ones(1, weight.shape[1])
-        turned = transposed(weight, out=self._ops.scratch.take(weight.shape[::-1], weight.dtype, weight.device))
         # Full accumulation: the sums over N are of gradients, which have no norm in front that bounds them.
-        found = multiply(rows, turned, row_scale, self._ones, kernel=self._layer.kernel, fast=False)
-        return found.to(grad.dtype) if onto is None else onto.add_(found)
+        found = multiply(rows, self._transposed(weight), row_scale, self._ones, kernel=self._layer.kernel, fast=False)
+        return found.to(dtype) if onto is None else onto.add_(found)
+
+    def keep_transposed(self, memory: Tensor) -> None:
+        """Hold the weight column by column in so many bytes, from now on."""
+        self._kept = Transposed(self.weight, memory)
+
+    def _transposed(self, weight: Tensor) -> Tensor:
+        if self._kept is not None:
+            return self._kept.of(weight)
+        return transposed(weight, out=self._ops.scratch.take(weight.shape[::-1], weight.dtype, weight.device))
+
+
+class Transposed:
+    """A weight of 8 bits column by column, beside the weight itself, which it follows where that changes or moves."""
+
+    def __init__(self, weight: Tensor, memory: Tensor) -> None:
+        """`memory`: as many bytes as the weight has."""
+        self._memory = memory
+        self._seen: tuple[Any, ...] = ()
+        self.of(weight)
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The weight [N, K], as it is now."""
+        seen = weight.data_ptr(), weight.shape, weight.device, None if weight.is_inference() else weight._version
+        out = self._memory
+        if self._seen != seen:
+            if out.device != weight.device:
+                out = self._memory = torch.empty_like(out, device=weight.device)
+            transposed(weight, out=out.view(weight.dtype).view(weight.shape[::-1]))
+            self._seen = seen
+        return out.view(weight.dtype).view(weight.shape[::-1]).t()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model, which is for forwards, holds no second copy of its weights."""
+
+
+def keep_transposed(block: nn.Module) -> None:
+    """Of all linear layers of `block` that multiply in fp8 and whose input has a gradient: the text's has none.
+
+    In one piece of memory, of which the allocator wastes nothing.
+    """
+    assert isinstance(block, WanBlock)
+    attn, cross = block.self_attn, block.cross_attn
+    layers = [attn.q, attn.k, attn.v, attn.o, cross.q, cross.o, block.ffn[0], block.ffn[2]]
+    parts = [vars(layer).get(PART) for layer in layers]
+    products = [part.product for part in parts if part is not None and isinstance(part.product, Fp8Product)]
+    if not products:
+        return
+    weights = [product.weight for product in products]
+    sizes = [weight.nbytes for weight in weights]
+    memory = torch.empty(sum(sizes), dtype=torch.uint8, device=weights[0].device)
+    for product, each in zip(products, memory.split(sizes), strict=True):
+        product.keep_transposed(each)

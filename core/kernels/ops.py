@@ -17,6 +17,7 @@ from torch import Tensor
 from ..memory.remaker import Remaker
 from ..wan.ops import Ops
 from . import elementwise, norms, rotary, rows
+from .rows import ScaledRows
 from .scratch import Scratch
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -160,13 +161,18 @@ class NormFactors:
         return self.forward(x, quantize=False)[0]
 
     def backward(
-        self, x: Tensor, grad: Tensor, beside: Tensor | None, *, again: bool = False
+        self,
+        x: Tensor,
+        grad: Tensor,
+        beside: Tensor | None,
+        *,
+        again: bool = False,
+        rows: ScaledRows | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradient of x from that of its norm, plus `beside`; with `again` the norm, too."""
+        """The gradient of x from that of its norm, plus `beside`; with `again` the norm, too. `rows`: the gradient's."""
         beside = None if beside is None else beside.contiguous()
-        return norms.norm_gradient(
-            x, self.weight, self.bias, grad.contiguous(), beside, self.numbers, add_one=self.add_one, again=again
-        )
+        given = x, self.weight, self.bias, grad.contiguous(), beside, self.numbers
+        return norms.norm_gradient(*given, add_one=self.add_one, again=again, rows=rows)
 
 
 def modulation(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> NormFactors:

@@ -3,13 +3,15 @@
 Legend: R rows of activations, N K sizes of a weight.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .shapes import block_of, warps_of
+from .shapes import piece_of
 
 E4M3 = torch.float8_e4m3fn
 _MAX = tl.constexpr(448.0)
@@ -21,23 +23,44 @@ _FLOATS = {torch.float8_e4m3fn: (20, 2.0**120), torch.float8_e5m2: (21, 2.0**112
 
 
 @triton.jit
-def quantized(x):
-    """The row's numbers in e4m3, and their scale: the largest becomes 448."""
-    scale = tl.maximum(tl.max(tl.abs(x)), _TINY) / _MAX
-    return (x / scale).to(tl.float8e4nv), scale
+def scaled(x, by_ptr, cols, mask, SCALED: tl.constexpr):
+    """The numbers of a row in fp32, times `by` where there is one."""
+    x = x.to(tl.float32)
+    if SCALED:
+        x *= tl.load(by_ptr + cols, mask=mask, other=0.0)
+    return x
 
 
 @triton.jit
-def _quantize(x_ptr, by_ptr, rows_ptr, scale_ptr, K: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr):
+def store_rows(
+    x_ptr, by_ptr, rows_ptr, scale_ptr, row, largest,
+    D: tl.constexpr, PIECE: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """The row at `x_ptr`, read again, in e4m3, and its scale: the largest becomes 448.
+
+    `largest`: of the row's numbers in each lane. The program itself may have stored the row just now.
+    """
+    tl.debug_barrier()  # what other threads have stored is there to be read
+    largest = tl.maximum(tl.max(largest), _TINY)
+    tl.store(scale_ptr + row, largest / _MAX)
+    factor = _MAX / largest
+    for start in tl.static_range(0, D, PIECE):
+        cols = start + tl.arange(0, PIECE)
+        mask = cols < D
+        x = scaled(tl.load(x_ptr + row * D + cols, mask=mask, other=0.0), by_ptr, cols, mask, SCALED)
+        tl.store(rows_ptr + row * D + cols, (x * factor).to(tl.float8e4nv), mask=mask)
+
+
+@triton.jit
+def _quantize(x_ptr, by_ptr, rows_ptr, scale_ptr, D: tl.constexpr, PIECE: tl.constexpr, SCALED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
-    mask = cols < K
-    x = tl.load(x_ptr + row * K + cols, mask=mask, other=0.0).to(tl.float32)
-    if SCALED:
-        x *= tl.load(by_ptr + cols, mask=mask, other=0.0)
-    values, scale = quantized(x)
-    tl.store(rows_ptr + row * K + cols, values, mask=mask)
-    tl.store(scale_ptr + row, scale)
+    largest = tl.zeros([PIECE], tl.float32)
+    for start in tl.static_range(0, D, PIECE):
+        cols = start + tl.arange(0, PIECE)
+        mask = cols < D
+        x = scaled(tl.load(x_ptr + row * D + cols, mask=mask, other=0.0), by_ptr, cols, mask, SCALED)
+        largest = tl.maximum(largest, tl.abs(x))
+    store_rows(x_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, SCALED)
 
 
 @triton.jit(do_not_specialize=["stride"])
@@ -68,21 +91,41 @@ def _transpose(x_ptr, out_ptr, N: tl.constexpr, K: tl.constexpr, TILE: tl.conste
     tl.store(out_ptr + cols[:, None] * N + rows[None, :], tl.trans(x), mask=mask)
 
 
-Rows = tuple[Tensor, Tensor]  # e4m3 [R, K] and their scales [R, 1] fp32
+class Rows(NamedTuple):
+    """Numbers in 8 bits, and what they are to be multiplied by."""
+
+    values: Tensor  # e4m3 [R, K]
+    scale: Tensor  # [R, 1] fp32
+
+
+class ScaledRows(NamedTuple):
+    """Those of a result whose columns are multiplied by something first: memory that the kernel which makes it fills, too."""
+
+    by: Tensor  # K numbers, fp32
+    values: Tensor
+    scale: Tensor
+
+    @property
+    def rows(self) -> Rows:
+        """Once they are filled."""
+        return Rows(self.values, self.scale)
+
+
+NO_ROWS = (None, None, None)  # to a kernel
 
 
 def new_rows(x: Tensor) -> Rows:
     """Memory for the rows of x [..., K]."""
     count = x.numel() // x.shape[-1]
-    return x.new_empty((count, x.shape[-1]), dtype=E4M3), x.new_empty((count, 1), dtype=torch.float32)
+    return Rows(x.new_empty((count, x.shape[-1]), dtype=E4M3), x.new_empty((count, 1), dtype=torch.float32))
 
 
 def quantize_rows(x: Tensor, by: Tensor | None = None) -> Rows:
     """x [R, K] contiguous, times `by` [1, K] fp32 -> its rows; the largest number of one becomes 448."""
     width = x.shape[-1]
-    rows, scale = found = new_rows(x)
-    block = block_of(width)
-    launch(_quantize, (len(rows), 1, 1), (x, by, rows, scale), (width, block, by is not None), warps_of(block))
+    found = new_rows(x)
+    piece = piece_of("quantize", width)
+    launch(_quantize, (len(found.values), 1, 1), (x, by, *found), (width, piece.size, by is not None), piece.warps)
     return found
 
 

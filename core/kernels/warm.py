@@ -99,13 +99,20 @@ def _elementwise(needs: Needs) -> Iterator[Act]:
 
 
 def _quantizing(needs: Needs) -> Iterator[Act]:
-    from . import rows
+    from . import elementwise, norms, rotary, rows
 
     dim, ffn_dim = needs.dim, needs.ffn_dim
     for width in {dim, ffn_dim}:
-        x = _rows(needs, width)[0]
-        yield partial(rows.quantize_rows, x)
-        yield partial(rows.quantize_rows, x, _factor(needs, width))
+        given = _rows(needs, width)[0]
+        yield partial(rows.quantize_rows, given)
+        yield partial(rows.quantize_rows, given, _factor(needs, width))
+    # Gradients that leave their rows for the product behind them, in the place of those that don't.
+    x, row, numbers = _rows(needs, dim), _factor(needs, dim), (ROWS, 0, 1e-6)
+    made = rows.ScaledRows(row, *rows.new_rows(x))
+    rope = torch.zeros(2, ROWS, needs.head_dim // 2, device=needs.device)
+    yield partial(norms.norm_gradient, x, row, None, x, None, numbers, add_one=False, rows=made)
+    yield partial(rotary.rms_rope_gradient, x, row, rope, x.unflatten(2, (-1, needs.head_dim)), 1e-6, made)
+    yield partial(elementwise.gated, None, x, row, ROWS, 0, None, made)
     for shape in {(dim, dim), (ffn_dim, dim), (dim, ffn_dim)}:  # for which they are compiled
         yield partial(_transpose, needs.device, shape)
 

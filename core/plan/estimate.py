@@ -31,6 +31,7 @@ from .plan import (
     num_offloaded,
     own_batches,
     own_tokens,
+    transposed_bytes,
 )
 from .routed import num_present, past_route, positions, route_ends, routed_bytes
 from .sizes import (
@@ -136,7 +137,8 @@ def parked_bytes(task: Task, plan: Plan) -> int:
 
 def _exact_vram(task: Task, plan: Plan) -> int:
     beside = parked_bytes(task, plan) if task.second_base == "device" else 0
-    return _resident_bytes(task, plan) + beside + adapter_bytes(task, plan)
+    turned = task.sizes.num_layers * transposed_bytes(task.sizes) if plan.keep_transposed else 0
+    return _resident_bytes(task, plan) + turned + beside + adapter_bytes(task, plan)
 
 
 def adapter_bytes(task: Task, plan: Plan) -> int:
@@ -243,7 +245,7 @@ def _aligned_bytes(task: Task, bucket: Bucket) -> int:
 def _weights_again(task: Task, plan: Plan) -> int:
     """Bytes of the second copy of a weight that a product needs, dequantized or transposed; and that an adapter looks at."""
     largest, scratch = task.sizes.ffn_dim * task.sizes.dim, _scratch_bytes(task, plan)
-    if not scratch:
+    if not scratch and not plan.keep_transposed:
         return _DENSE * compute_size(task, plan) * largest if is_quantized(task, plan) else 0
     looks = ADAPTER_KINDS.get(task.trained.adapter).reads_weights
     return scratch + (HIGH_PRECISION * largest if looks else 0)
@@ -251,7 +253,7 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 def _scratch_bytes(task: Task, plan: Plan) -> int:
     """Bytes of the one matrix in which blocks by kernels have a weight of 8 bits for its product; there all the time."""
-    if plan.compile != "kernels":
+    if plan.compile != "kernels" or plan.keep_transposed:
         return 0
     largest, kind = task.sizes.ffn_dim * task.sizes.dim, kind_of(plan)
     if kind.multiplies_in_fp8:

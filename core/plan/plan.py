@@ -36,6 +36,7 @@ class Plan:
     offload_optimizer: bool = False
     keep_attention: int = 0
     keep_linears: int = 0
+    keep_transposed: bool = False  # no option: the weights of 8 bits are there a second time, column by column
     compile: BlockMode = "off"
     cuda_graphs: CudaGraphs = "auto"
 
@@ -161,6 +162,12 @@ def allows_graphs(plan: Plan) -> bool:
     return plan.cuda_graphs != "off" and not (moves or plan.offload_inputs or plan.split_blocks)
 
 
+def can_keep_transposed(task: Task, plan: Plan) -> bool:
+    """Whether weights may be there transposed, too: the backward's products want them so, and nothing moves them."""
+    is_needed = plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8 and task.stored_block_bytes is None
+    return is_needed and not (plan.streamed_blocks or plan.shards > 1 or task.second_base)
+
+
 def is_graphed(task: Task, plan: Plan) -> bool:
     """Whether the host launches a forward or a backward as one CUDA graph."""
     return task.graphs and allows_graphs(plan)
@@ -211,6 +218,13 @@ def num_keys(sizes: Sizes) -> int:
 
 def image_tokens(sizes: Sizes) -> int:
     return 0 if sizes.image_dim is None else sizes.image_positions or CLIP_TOKENS
+
+
+@lru_cache
+def transposed_bytes(sizes: Sizes) -> int:
+    """Of a block, the second copy in 8 bits of the linears whose input has a gradient: the text and the image have none."""
+    on_context = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
+    return sum(out * inner for name, (out, inner) in block_linears(sizes).items() if name not in on_context)
 
 
 @lru_cache

@@ -129,7 +129,14 @@ class Planner:
     def plans(self) -> Iterator[Plan]:
         """All plans that the options allow; see `Ways.plans`."""
         longest = max(clip_tokens(self.task.sizes, bucket) for bucket in self.buckets)
-        ways = Ways(task=self.task, plan=self.plan, options=self.options, longest=longest, graphs=self.met.graphs)
+        ways = Ways(
+            task=self.task,
+            plan=self.plan,
+            options=self.options,
+            longest=longest,
+            fp8=bool(self.card.matmul_fp8),
+            graphs=self.met.graphs,
+        )
         for mode in self.compiles or (self.plan.compile,):
             yield from ways.plans(mode)
 
@@ -291,7 +298,7 @@ class Planner:
         plan = choice.plan
         kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
         features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
-        features += plan.offload_optimizer + is_graphed(self.task, plan)
+        features += plan.offload_optimizer + plan.keep_transposed + is_graphed(self.task, plan)
         blocks = plan.streamed_blocks + plan.mapped_blocks
         steps = choice.seconds * max(self.steps, 1) * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)
         return choice.sizes_seconds + steps + choice.all_switches(self.steps)

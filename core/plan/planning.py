@@ -97,7 +97,9 @@ def plan_of(job: Job, decision: Decision, world: World = ALONE) -> Plan:
 
 def with_plan(job: Job, plan: Plan) -> Job:
     """The job with the plan's options in the place of those that were left to a planner."""
-    options = {name: value for name, value in asdict(plan).items() if name not in ("precision", "shards")}
+    options = {
+        name: value for name, value in asdict(plan).items() if name not in ("precision", "shards", "keep_transposed")
+    }
     return replace(job, memory=replace(job.memory, **options))
 
 

@@ -220,7 +220,7 @@ def _traffic_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card) -> tupl
     of_kind = _kind_bytes(sizes, task.trained)
     up = ((traffic[0] + quantizing[0] + adapters) * unit + dense + of_kind / 3) / card.bandwidth
     again = 0.0 if compiled else dense
-    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8:
+    if plan.compile == "kernels" and kind_of(plan).multiplies_in_fp8 and not plan.keep_transposed:
         again += 2 * dense_params(sizes)  # transposed
     down = ((traffic[1] + quantizing[1] + 2 * adapters) * unit + again + 2 * of_kind / 3) / card.bandwidth
     return up, down, dense / card.bandwidth

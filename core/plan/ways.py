@@ -6,7 +6,7 @@ from itertools import product
 
 from ..settings.memory import BlockMode, CudaGraphs, MasterKind, MemoryOptions
 from ..settings.plain import PLAIN
-from .plan import Plan, Task, is_graphed
+from .plan import Plan, Task, can_keep_transposed, is_graphed
 from .sizes import can_offload
 
 # Pieces of a chunked feed-forward: more save little, and pieces of fewer tokens save less than their kernels cost.
@@ -21,6 +21,7 @@ class Ways:
     plan: Plan
     options: MemoryOptions
     longest: int  # tokens of the longest clip
+    fp8: bool  # whether the card multiplies in fp8
     graphs: bool  # whether CUDA graphs may be used; if not, where they could be, the plan says that they are off
 
     def plans(self, mode: BlockMode) -> Iterator[Plan]:
@@ -29,7 +30,7 @@ class Ways:
         given = {"stream_from": self.plan.stream_from, "offload_optimizer": bool(chosen.offload_optimizer)}
         base = replace(self.plan, **{**PLAIN, **given}, compile=mode)
         if chosen.checkpointing is not True and not self._need_checkpointing():
-            yield from self._with_and_without_graphs(replace(base, checkpointing=False))
+            yield from self._transposed_or_not(replace(base, checkpointing=False))
         if chosen.checkpointing is False:
             return
         mapped = chosen.mapped_blocks or 0
@@ -40,7 +41,7 @@ class Ways:
             for count in counts:
                 for kind in kinds if count else kinds[:1]:
                     plan = replace(way, streamed_blocks=count, stream_from=kind, mapped_blocks=mapped)
-                    yield from self._with_and_without_graphs(plan)
+                    yield from self._transposed_or_not(plan)
 
     def _need_checkpointing(self) -> bool:
         chosen = self.options
@@ -48,6 +49,12 @@ class Ways:
             chosen.keep_attention, chosen.keep_linears, chosen.split_blocks, chosen.offload_inputs, chosen.streamed_blocks
         )  # fmt: skip
         return any(features) or self.plan.shards > 1 or (chosen.ffn_pieces or 1) > 1
+
+    def _transposed_or_not(self, plan: Plan) -> Iterator[Plan]:
+        """With the weights as they are, and with them transposed as well where that saves something."""
+        yield from self._with_and_without_graphs(plan)
+        if self.fp8 and can_keep_transposed(self.task, plan):
+            yield from self._with_and_without_graphs(replace(plan, keep_transposed=True))
 
     def _with_and_without_graphs(self, plan: Plan) -> Iterator[Plan]:
         modes: tuple[CudaGraphs, ...] = (plan.cuda_graphs,)

@@ -11,6 +11,8 @@ from ..settings.parallel import ParallelOptions
 from ..settings.plain import PLAIN
 from .plan import Plan
 
+# What no option says: on, off.
+_OF_PLANS_ALONE = {"keep_transposed": ("weights kept transposed too", "weights not kept transposed")}
 _DECIDED_BEFORE = ("precision", "compile", "cuda_graphs")  # told apart from a plan's line
 
 
@@ -31,6 +33,8 @@ def label(name: str) -> str:
 
 def words_of(name: str, value: Any, blocks: int | None = None) -> str:
     """A field of a plan in words. `blocks`: those of the model, "38 of 40 blocks"; None: not said."""
+    if name in _OF_PLANS_ALONE:
+        return _OF_PLANS_ALONE[name][0 if value else 1]
     item = option_of(name)
     value = 0 if name == "shards" and value == 1 else value
     if blocks is not None and item.unit == "blocks" and value:

@@ -131,7 +131,8 @@ def apply_features(
     most = _most([_kept_of(plan), *(kept or {}).values()])
     wrap = None if offload is None else offload.wrap
     if mode == "kernels":
-        rerun = kernel_mode.put_on(model, own=None if streamer is None else streamer.own)
+        own = None if streamer is None else streamer.own
+        rerun = kernel_mode.put_on(model, own=own, transposed=plan.keep_transposed)
         run_block = _by_kernels(model, rerun, plan, most, wrap)
     else:
         compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if mode in COMPILED else _as_it_is

@@ -21,19 +21,23 @@ _FUNCTIONS = ("forward", "run_part", "_kernel_runner")  # what `use_kernels` giv
 _ATTEND = "attend_without_kernels"  # the model's attribute for the attention that it had before
 
 
-def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = None) -> Rerun:
+def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = None, transposed: bool = False) -> Rerun:
     """Let the model, whose adapter and attention are on it, run by kernels; what runs its blocks then.
 
     `own`: gives a tensor that is kept as it is for the backward, or a copy where its memory may change until then.
+    `transposed`: weights of 8 bits are there column by column as well, as the backward's products want them.
     """
     from ..kernels.apply import use_kernels  # needs Triton
-    from ..kernels.linears import make_product
+    from ..kernels.linears import keep_transposed, make_product
 
     vars(model)[_ATTEND] = model.attend
     ops, remaker = use_kernels(model)
     if own is not None:
         remaker.own = own
     use_products(model, partial(make_product, ops=ops), remaker.is_unread)
+    if transposed:
+        for block in model.blocks:
+            keep_transposed(block)
     return Rerun(remaker)
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch.nn import functional
+from wan_train.core.memory.precisions.fp8 import quantize_rows as plain_rows
 
 
 def _norm(x, weight, bias, factors, add_one):
@@ -28,14 +29,33 @@ def _gradient(function, x, grad):
         return torch.autograd.grad(function(leaf), leaf, grad)[0]
 
 
+def quantize_rows(x, by=None):
+    from wan_train.core.kernels.rows import Rows  # needs Triton
+
+    x = x.reshape(-1, x.shape[-1])
+    return Rows(*plain_rows(x if by is None else x.float() * by.reshape(1, -1)))
+
+
+def _fill(rows, x):
+    if rows is not None:
+        for target, source in zip(rows.rows, quantize_rows(x, rows.by), strict=True):
+            target.view(torch.uint8).copy_(source.view(torch.uint8))
+    return x
+
+
+def transposed(weight, *, out):
+    out.view(torch.uint8).copy_(weight.view(torch.uint8).t())
+    return out.t()
+
+
 def norm(x, weight, bias, factors, *, add_one, quantize):
-    assert not quantize
-    return _norm(x, weight, bias, factors, add_one).clone(), None  # of its own memory, as a kernel's result is
+    y = _norm(x, weight, bias, factors, add_one).clone()  # of its own memory, as a kernel's result is
+    return y, quantize_rows(y) if quantize else None
 
 
-def norm_gradient(x, weight, bias, grad, beside, factors, *, add_one, again=False):
+def norm_gradient(x, weight, bias, grad, beside, factors, *, add_one, again=False, rows=None):
     found = _gradient(lambda x: _norm(x, weight, bias, factors, add_one), x, grad)
-    found = found if beside is None else found + beside
+    found = _fill(rows, found if beside is None else found + beside)
     return found, _norm(x, weight, bias, factors, add_one) if again else None
 
 
@@ -50,13 +70,13 @@ def rms_rope(x, weight, rope, eps):
     return _rms_rope(x, weight, rope, eps)
 
 
-def rms_rope_gradient(x, weight, rope, grad, eps):
-    return _gradient(lambda x: _rms_rope(x, weight, rope, eps), x, grad)
+def rms_rope_gradient(x, weight, rope, grad, eps, rows=None):
+    return _fill(rows, _gradient(lambda x: _rms_rope(x, weight, rope, eps), x, grad))
 
 
 def gelu(x, *, quantize):
-    assert not quantize
-    return functional.gelu(x, approximate="tanh"), None
+    y = functional.gelu(x, approximate="tanh")
+    return y, quantize_rows(y) if quantize else None
 
 
 def gelu_gradient(x, grad, *, again=False, onto=False):
@@ -64,12 +84,12 @@ def gelu_gradient(x, grad, *, again=False, onto=False):
     return grad.copy_(of_x) if onto else of_x, functional.gelu(x, approximate="tanh") if again else None
 
 
-def gated(x, y, gate, per, stride, out=None):
+def gated(x, y, gate, per, stride, out=None, rows=None):
     width = y.shape[-1]
-    rows = torch.arange(y.numel() // width) // per
-    count = int(rows.max()) + 1
-    factors = gate.as_strided((count, width), (stride, 1), gate.storage_offset())[rows].view(y.shape)
-    found = (y * factors if x is None else x + y * factors).to(y.dtype)
+    numbers = torch.arange(y.numel() // width) // per
+    count = int(numbers.max()) + 1
+    factors = gate.as_strided((count, width), (stride, 1), gate.storage_offset())[numbers].view(y.shape)
+    found = _fill(rows, (y * factors if x is None else x + y * factors).to(y.dtype))
     return found if out is None else out.copy_(found)
 
 
@@ -79,11 +99,13 @@ def dequantize_rows(weight, scale, *, out):
 
 def put_in_place(patch):
     """Of the kernels; `patch` is pytest's monkeypatch."""
-    from wan_train.core.kernels import elementwise, linears, norms, ops, rotary
+    from wan_train.core.kernels import elementwise, linears, norms, ops, rotary, rows
 
     patch.setattr(ops, "INTERPRETED", True)
     patch.setattr(ops, "DTYPES", (*ops.DTYPES, torch.float64))
-    patch.setattr(linears, "dequantize_rows", dequantize_rows)
+    for function in (dequantize_rows, quantize_rows, transposed):
+        patch.setattr(linears, function.__name__, function)
+    patch.setattr(rows, "quantize_rows", quantize_rows)
     for module, functions in ((norms, (norm, norm_gradient)), (rotary, (rms_rope, rms_rope_gradient)),
                               (elementwise, (gelu, gelu_gradient, gated))):  # fmt: skip
         for function in functions:
