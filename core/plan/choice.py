@@ -74,6 +74,11 @@ class Choice:
         return {tokens: kept.linears for tokens, kept in self.kept.items()}
 
     @property
+    def offload_linears(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.moved for tokens, kept in self.kept.items()}
+
+    @property
     def held_ram(self) -> int:
         """Bytes of main memory that are held all the time."""
         return max(one.exact_ram for one in self.estimates.values())

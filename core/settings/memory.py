@@ -85,6 +85,20 @@ class MemoryOptions(Options, group="memory"):
         in_key=False,
         widget=_number("keep_linears", 12),
     )
+    offload_linears: int | None = option(
+        None,
+        help="Activation offload: blocks that keep what their linear layers and their self-attention give in main memory.",
+        more="The backward pass does not compute it again, and it takes no GPU memory: for cards with little of it, and much"
+        " main memory. A block takes eleven block inputs' worth of it in a 14B model, twice over the link to the GPU. With"
+        f" compile kernels alone; not with split_blocks. 0: auto; -1: none. {_SAME}",
+        most=10_000,
+        unit="blocks",
+        zero="none",
+        in_plans="linear layers of {} blocks kept in main memory",
+        in_plans_off="no linear layers kept in main memory",
+        in_key=False,
+        widget=_number("offload_linears", 19),
+    )
     split_blocks: bool | None = option(
         None,
         help="Checkpointing in parts: the three parts of a block are recomputed one by one.",
@@ -280,9 +294,19 @@ class MemoryOptions(Options, group="memory"):
         self._check_pieces()
         self._check_mapped()
         self._check_deterministic()
-        for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
+        for name in (
+            *("keep_attention", "keep_linears", "offload_linears"),
+            *("split_blocks", "offload_inputs", "streamed_blocks"),
+        ):
             if getattr(self, name) and self.checkpointing is False:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
+        if self.offload_linears and self.compile not in ("auto", "kernels"):
+            raise ConfigError(
+                f"offload_linears works with compile kernels only, not with {self.compile}: set compile to auto, or leave"
+                " offload_linears off."
+            )
+        if self.split_blocks and self.offload_linears:
+            raise ConfigError("split_blocks saves what offload_linears would keep: leave one of them off.")
         if self.split_blocks and self.keep_linears:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
 
