@@ -8,7 +8,7 @@ for each row and head) takes about as much memory as the block's input.
 
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,7 @@ def mark_kept(blocks: Sequence[nn.Module], kept: Kept) -> None:
         block.moves_linears = index in moved  # type: ignore[assignment]
 
 
+@lru_cache
 def moved_blocks(kept: Kept, num_blocks: int) -> frozenset[int]:
     """Which blocks keep their results in main memory. ConfigError where there are too few that do not keep them otherwise.
 

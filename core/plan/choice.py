@@ -16,10 +16,10 @@ class Limits:
     ram: int
     pinned: int
 
-    def have_ram(self, plan: Plan, ram: int, held_ram: int) -> bool:
-        """Whether main memory suffices for a plan that takes `ram`, also for what of it is pinned."""
+    def have_ram(self, plan: Plan, ram: int, held_ram: int, moved: int = 0) -> bool:
+        """Whether main memory suffices for a plan that takes `ram`, also for what of it is pinned: `moved`, and held blocks."""
         pinned = held_ram if plan.stream_from == "pinned" else 0
-        return ram <= self.ram and pinned <= self.pinned
+        return ram <= self.ram and pinned + moved <= self.pinned
 
 
 @dataclass(frozen=True)
