@@ -38,6 +38,9 @@ from .plan import (
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
 _EXCHANGED = 4  # activations: queries, keys, values and the result
+_MOVING_S = (
+    1.5e-3  # seconds of the host for the copies of a block that keeps its results in main memory, each way; assumed
+)
 _PACKED = 4  # times that each is read or written to be sent, and when it has arrived
 
 
@@ -66,8 +69,11 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
     gathered = (layers - streamed) * gather_seconds(task, plan, card)
-    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
-    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
+    hosted = plan.offload_linears * _MOVING_S
+    up = max(layers * max(block.forward, block.launch_up), layers * block.launch_up + hosted)
+    up = max(up, weights, inputs, reading, gathered)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, layers * block.launch_down + hosted)
+    down = max(down, weights + inputs, reading, gathered)
     passes = bucket.passes or task.passes
     without = passes.num_without / passes.copies  # which take one copy of the batch each
     return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update

@@ -87,10 +87,12 @@ class MemoryOptions(Options, group="memory"):
     )
     offload_linears: int | None = option(
         None,
-        help="Activation offload: blocks that keep what their linear layers and their self-attention give in main memory.",
-        more="The backward pass does not compute it again, and it takes no GPU memory: for cards with little of it, and much"
-        " main memory. A block takes eleven block inputs' worth of it in a 14B model, twice over the link to the GPU. With"
-        f" compile kernels alone; not with split_blocks. 0: auto; -1: none. {_SAME}",
+        help="Activation offload: blocks that keep the results of their linear layers and self-attention in main memory.",
+        more="The backward pass does not compute them again: faster, for eleven block inputs' worth of main memory each in a"
+        " 14B model, and hardly any GPU memory. For small cards in machines with much memory. Only where blocks run by"
+        f" kernels; not with split_blocks. 0: auto; -1: none. {_SAME}",
+        page="They travel while other blocks compute: out in the forward pass, and back one block ahead in the backward pass."
+        " A plan chooses as many blocks as the link to the GPU has time for, evenly spaced.",
         most=10_000,
         unit="blocks",
         zero="none",
