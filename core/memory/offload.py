@@ -110,6 +110,7 @@ class ActivationOffload:
         self._check_saved = check_saved or _same
         self._stream = open_stream(device)
         self._pool = HostPool(device)
+        self._others = HostPool(device)  # of all sizes: a small tensor would take the place of an input
         self.leaving = Leaving(self._stream)
         self._newest: Callable[[], Parked | None] = lambda: None
 
@@ -120,7 +121,7 @@ class ActivationOffload:
     @property
     def bytes_on_host(self) -> int:
         """Bytes of main memory taken so far; that of the largest step, once it was."""
-        return self._pool.num_bytes
+        return self._pool.num_bytes + self._others.num_bytes
 
     def wrap(self, run_block: RunBlock) -> RunBlock:
         """`run_block` with its x in main memory once it has run."""
@@ -138,10 +139,9 @@ class ActivationOffload:
         self.leaving.release()
         self._newest = lambda: None
 
-    def park(self, x: Tensor, before: "Callable[[], Parked | None]" = lambda: None) -> "Parked":
-        """Begin to copy x out, which is `leaving` from now on. `before` was parked before this, and is needed after it."""
-        buffer = self._pool.take(x.numel() * x.element_size(), self._stream.drain)
-        return Parked(x, buffer, self._pool, self._stream, self.leaving, before)
+    def park(self, x: Tensor) -> "Parked":
+        """Begin to copy x out, which is no block's input, and `leaving` from now on."""
+        return self._park(x, self._others, lambda: None)
 
     def _pack(self, x: Tensor) -> "Callable[[Tensor], Tensor | Parked]":
         """Parks x when autograd keeps it, and leaves all else. Does not hold x, since autograd holds this."""
@@ -160,9 +160,13 @@ class ActivationOffload:
 
     def _park_input(self, x: Tensor) -> "Parked":
         self.leaving.release(self.leaving.room)
-        parked = self.park(x, self._newest)
+        parked = self._park(x, self._pool, self._newest)
         self._newest = weakref.ref(parked)
         return parked
+
+    def _park(self, x: Tensor, pool: HostPool, before: "Callable[[], Parked | None]") -> "Parked":
+        """`before` was parked before this, and is needed after it."""
+        return Parked(x, pool.take(_bytes(x), self._stream.drain), pool, self._stream, self.leaving, before)
 
     def _unpack(self, packed: Any) -> Tensor:
         if not isinstance(packed, Parked):

@@ -249,9 +249,10 @@ class Planner:
             tokens = bucket.batch * clip_tokens(self.task.sizes, bucket)
             by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
         sizes = self._sizes(plan, kept, found) if self.steps else {}
+        pinning = max(works[b].peaks(kept[b]).moved for b in self.buckets) / PIN_RATE  # in the first steps
         return Choice(
             start_seconds=self.costs.start_seconds(pinned_ram(self.task, plan)) if self.steps else 0.0,
-            sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
+            sizes_seconds=self._all_firsts(plan, sizes) + pinning if self.steps else 0.0,
             sizes=self._by_step(sizes.values()),
             plan=plans[largest],
             kept=by_tokens,
