@@ -216,9 +216,8 @@ def _cell(job: Job, plans: list[Event], steps: list[Event]) -> dict[str, Any] | 
 
 def plan_of_size(plan: Plan, told: Event, tokens: int) -> Plan:
     """The plan with what a size of clips keeps of its own."""
-    kept = {
-        name: told.get(name, {}).get(str(tokens), getattr(plan, name)) for name in ("keep_attention", "keep_linears")
-    }
+    names = ("keep_attention", "keep_linears", "offload_linears")
+    kept = {name: told.get(name, {}).get(str(tokens), getattr(plan, name)) for name in names}
     return replace(plan, **kept)
 
 

@@ -4,7 +4,7 @@ Shapes: B batch, L video tokens, S tokens of a context, D width, N heads, K head
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..memory.remaker import Make
 from ..wan.layers import WanBlock
 from . import elementwise, rotary
 from .graph_groups import GraphGroup
-from .linear_groups import LinearGroup, Workspace
+from .linear_groups import GroupSeen, LinearGroup, Workspace
 from .ops import KernelOps, NormFactors, affine, gelu_again, modulation, row_stride
 from .rows import ScaledRows
 
@@ -115,7 +115,8 @@ class SelfIn(torch.autograd.Function):
         q, k, v = (each.view(x.shape) for each in (q, k, v))  # type: ignore[union-attr]
         if keeps:
             state.raw = q, k
-            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, rope, q, k, seen
+            keep = functions.ops.remaker.keeper
+            ctx.kept = functions, keep(x), factors, rope, keep(q), keep(k), _keep_seen(functions, seen)
         q = rotary.rms_rope(q, attn.norm_q.weight, rope, attn.norm_q.eps)
         k = rotary.rms_rope(k, attn.norm_k.weight, rope, attn.norm_k.eps)
         return (x.view_as(x) if keeps else x), q, k, v.view(q.shape)
@@ -126,6 +127,7 @@ class SelfIn(torch.autograd.Function):
         of_x, of_q, of_k, of_v = grads
         functions.resume(of_x)
         attn = functions.block.self_attn
+        q, k, seen = q(), k(), seen()
         rows = [functions.qkv.rows_for(n, x) if ctx.needs_input_grad[0] else None for n, x in enumerate((q, k))]
         of_q = _rope_gradient(q, attn.norm_q, rope, of_q, rows[0])
         of_k = _rope_gradient(k, attn.norm_k, rope, of_k, rows[1])
@@ -148,7 +150,8 @@ class CrossIn(torch.autograd.Function):
         assert q is not None
         if keeps:
             state.raw = (q,)
-            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, q, seen
+            keep = functions.ops.remaker.keeper
+            ctx.kept = functions, keep(x), factors, keep(q), _keep_seen(functions, seen)
         q = affine(cross.norm_q.weight, None, cross.norm_q.eps).again(q)
         return (x.view_as(x) if keeps else x), q.view(*x.shape[:2], cross.num_heads, -1)
 
@@ -158,9 +161,10 @@ class CrossIn(torch.autograd.Function):
         of_x, of_q = grads
         functions.resume(of_x)
         norm = functions.block.cross_attn.norm_q
+        q = q()
         rows = functions.cross_q.rows_for(0, q) if ctx.needs_input_grad[0] else None
         of_q, _ = affine(norm.weight, None, norm.eps).backward(q, of_q.reshape(q.shape), None, rows=rows)
-        return _through_norm(ctx, functions.cross_q, (of_q,), seen, (keeper(), factors, of_x), [rows])
+        return _through_norm(ctx, functions.cross_q, (of_q,), seen(), (keeper(), factors, of_x), [rows])
 
 
 class KeysAndValues(torch.autograd.Function):
@@ -173,13 +177,14 @@ class KeysAndValues(torch.autograd.Function):
         (k, v), seen = group.forward(_flat(context), len(context), keeps=keeps)
         if keeps:
             state.raw = (k,)
-            ctx.kept = functions, group, norm, context, k, seen
+            ctx.kept = functions, group, norm, context, functions.ops.remaker.keeper(k), _keep_seen(functions, seen)
         shape = (*context.shape[:2], functions.block.cross_attn.num_heads, -1)
         return affine(norm.weight, None, norm.eps).again(k).view(shape), v.view(shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         functions, group, norm, context, k, seen = _take(ctx)
+        k, seen = k(), seen()
         functions.resume(k)
         of_k, _ = affine(norm.weight, None, norm.eps).backward(k, grads[0].reshape(k.shape), None)
         _, of_seen, of_ups = group.backward((of_k, grads[1].reshape(k.shape)), seen, of_x=False)
@@ -196,20 +201,21 @@ class Out(torch.autograd.Function):
         (found,), seen = group.forward(y_MD, len(x), keeps=keeps)
         assert found is not None
         if keeps:
-            ctx.kept = functions, group, gate, y_MD if group.needs_input else None, seen, y.shape
+            y_kept = functions.ops.remaker.keeper(y_MD) if group.needs_input else _no_tensor
+            ctx.kept = functions, group, gate, y_kept, _keep_seen(functions, seen), y.shape
         return found.view(x.shape).add_(x) if gate is None else _gated(x, found.view(x.shape), gate, onto=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        functions, group, gate, y_MD, seen, shape = _take(ctx)
+        functions, group, gate, y_kept, seen, shape = _take(ctx)
         (grad,) = grads
         functions.resume(grad)
         grad = grad.contiguous()
         rows = group.rows_for(0, grad) if gate is not None and ctx.needs_input_grad[1] else None
         of_found = grad if gate is None else _gated(None, grad, gate, rows=rows)
-        of_y, of_seen, of_ups = group.backward((_flat(of_found),), seen, of_x=ctx.needs_input_grad[1], rows=[rows])
+        of_y, of_seen, of_ups = group.backward((_flat(of_found),), seen(), of_x=ctx.needs_input_grad[1], rows=[rows])
         del rows
-        factors = group.factor_gradients(y_MD, of_seen, of_ups)
+        factors = group.factor_gradients(y_kept(), of_seen, of_ups)
         return grad, None if of_y is None else of_y.view(shape), None, *factors
 
 
@@ -226,7 +232,9 @@ class FeedForward(torch.autograd.Function):
         _note(functions, functions.outer, y, gelu_again, wide)
         (found,), outer = functions.outer.forward(y, len(x), keeps=keeps)
         if keeps:
-            ctx.kept = functions, functions.ops.remaker.keeper(x), factors, mods[2], wide, inner, outer
+            keep = functions.ops.remaker.keeper
+            seen = _keep_seen(functions, inner), _keep_seen(functions, outer)
+            ctx.kept = functions, keep(x), factors, mods[2], keep(wide), *seen
         if found is None:  # nobody reads the result
             return x.new_empty(1).as_strided(x.shape, (0, 0, 0))
         return _gated(x, found.view(x.shape), mods[2], onto=True)
@@ -238,14 +246,15 @@ class FeedForward(torch.autograd.Function):
         functions.resume(grad)
         rows = functions.outer.rows_for(0, grad)
         of_found = _flat(_gated(None, grad, gate, rows=rows))
-        of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer, of_x=True, rows=[rows])
+        of_y, of_seen, of_ups = functions.outer.backward((of_found,), outer(), of_x=True, rows=[rows])
         assert of_y is not None
         del of_found, rows
+        wide = wide()
         of_wide, y = elementwise.gelu_gradient(wide, of_y, again=functions.outer.needs_input, onto=True)
         del of_y, wide
         of_outer = functions.outer.factor_gradients(y, of_seen, of_ups)
         del y
-        found = _through_norm(ctx, functions.inner, (of_wide,), inner, (keeper(), factors, grad))
+        found = _through_norm(ctx, functions.inner, (of_wide,), inner(), (keeper(), factors, grad))
         return *found, *of_outer
 
 
@@ -283,6 +292,20 @@ def _through_norm(
         of_x, y = factors.backward(x, of_y.view(x.shape), beside, again=group.needs_input)
     downs_and_ups = group.factor_gradients(None if y is None else _flat(y), of_seen, of_ups)
     return of_x, None, None, *downs_and_ups
+
+
+def _keep_seen(functions: BlockLinears, seen: Any) -> Callable[[], Any]:
+    """What gives, in the backward, what the adapters of a group have seen; graphs keep what they need themselves."""
+    if not isinstance(seen, GroupSeen):
+        return lambda: seen
+    keep = functions.ops.remaker.keeper
+    hidden, inputs = keep(seen.hidden), [None if each is None else keep(each) for each in seen.inputs]
+    ranks = seen.ranks
+    return lambda: GroupSeen(hidden(), ranks, tuple(each and each() for each in inputs))
+
+
+def _no_tensor() -> None:
+    return None
 
 
 def _take(ctx: Any) -> Any:

@@ -3,7 +3,7 @@
 Gradient checkpointing keeps one tensor [B, L, D] for each block: 335 MB for 81 frames of 832 x 480 in the 14B model, 13.4 GB
 in all. It keeps three of them where the parts of a block are checkpointed one by one; what is said of a block here is then
 true of a part. Each input is copied out while its block computes, and back while the block after it is in its backward.
-Nothing is rounded, so the numbers stay the same.
+Nothing is rounded, so the numbers stay the same. What else a block keeps can go the same way, see `offload_results`.
 """
 
 import queue
@@ -110,8 +110,9 @@ class ActivationOffload:
         self._check_saved = check_saved or _same
         self._stream = open_stream(device)
         self._pool = HostPool(device)
-        self._leaving: tuple[Tensor, CudaEvent] | None = None
-        self._newest: Callable[[], _Parked | None] = lambda: None
+        self._others = HostPool(device)  # of all sizes: a small tensor would take the place of an input
+        self.leaving = Leaving(self._stream)
+        self._newest: Callable[[], Parked | None] = lambda: None
 
     def use(self, pool: HostPool) -> None:
         """Take buffers from there. Before the first step."""
@@ -120,7 +121,7 @@ class ActivationOffload:
     @property
     def bytes_on_host(self) -> int:
         """Bytes of main memory taken so far; that of the largest step, once it was."""
-        return self._pool.num_bytes
+        return self._pool.num_bytes + self._others.num_bytes
 
     def wrap(self, run_block: RunBlock) -> RunBlock:
         """`run_block` with its x in main memory once it has run."""
@@ -135,46 +136,42 @@ class ActivationOffload:
 
     def reset(self) -> None:
         """Let go of what a step that was broken off has left."""
-        self._release()
+        self.leaving.release()
         self._newest = lambda: None
 
-    def _pack(self, x: Tensor) -> "Callable[[Tensor], Tensor | _Parked]":
+    def park(self, x: Tensor) -> "Parked":
+        """Begin to copy x out, which is no block's input, and `leaving` from now on."""
+        return self._park(x, self._others, lambda: None)
+
+    def _pack(self, x: Tensor) -> "Callable[[Tensor], Tensor | Parked]":
         """Parks x when autograd keeps it, and leaves all else. Does not hold x, since autograd holds this."""
         address, shape, dtype = x.data_ptr(), x.shape, x.dtype
-        parked: list[_Parked] = []
+        parked: list[Parked] = []
 
-        def pack(tensor: Tensor) -> "Tensor | _Parked":
+        def pack(tensor: Tensor) -> "Tensor | Parked":
             # By address: a compiled block may keep x under another object.
             if (tensor.data_ptr(), tensor.shape, tensor.dtype) != (address, shape, dtype):
                 return self._check_saved(tensor)
             if not parked:
-                parked.append(self._park(tensor))
+                parked.append(self._park_input(tensor))
             return parked[0]
 
         return pack
 
-    def _park(self, x: Tensor) -> "_Parked":
-        self._release()
-        buffer = self._pool.take(x.numel() * x.element_size(), self._stream.drain)
-        parked = _Parked(x, buffer, self._pool, self._stream, self._newest)
-        self._leaving = x, parked.leave(x)
+    def _park_input(self, x: Tensor) -> "Parked":
+        self.leaving.release(self.leaving.room)
+        parked = self._park(x, self._pool, self._newest)
         self._newest = weakref.ref(parked)
         return parked
 
-    def _release(self) -> None:
-        """Free the tensor that left last, once its copy is done.
-
-        The computation waits for the copy, which is long over, and the allocator can give the memory out at once. With
-        `record_stream` it would keep it until the host saw the copy end, which is far ahead of the device.
-        """
-        if self._leaving is not None:
-            self._stream.hold_compute(self._leaving[1])
-        self._leaving = None
+    def _park(self, x: Tensor, pool: HostPool, before: "Callable[[], Parked | None]") -> "Parked":
+        """`before` was parked before this, and is needed after it."""
+        return Parked(x, pool.take(_bytes(x), self._stream.drain), pool, self._stream, self.leaving, before)
 
     def _unpack(self, packed: Any) -> Tensor:
-        if not isinstance(packed, _Parked):
+        if not isinstance(packed, Parked):
             return packed
-        self._release()
+        self.leaving.release(self.leaving.room)
         tensor = packed.come_back()
         before = packed.before()
         if before is not None:
@@ -186,38 +183,90 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _Parked:
-    """A tensor in main memory; autograd holds this in its place."""
+class Leaving:
+    """Tensors whose copies out may be under way. They are held until the computation has been told to wait for these."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._held: dict[int, tuple[Tensor, CudaEvent]] = {}  # the oldest first
+        self._count = 0
+        self.num_bytes = 0
+        self.room = 0  # bytes that may stay while more leave: then the computation waits for copies of long ago only
+
+    def add(self, x: Tensor, event: CudaEvent) -> int:
+        """x leaves, and the copy ends with `event`. Returns a number for `take`."""
+        self._count += 1
+        self._held[self._count] = x, event
+        self.num_bytes += _bytes(x)
+        return self._count
+
+    def take(self, number: int) -> tuple[Tensor, CudaEvent] | None:
+        """What left under this number, if it is still held, and the end of its copy."""
+        found = self._held.pop(number, None)
+        if found is not None:
+            self.num_bytes -= _bytes(found[0])
+        return found
+
+    def release(self, room: int = 0) -> None:
+        """Free the oldest, once their copies are done, until no more than `room` bytes are held.
+
+        The computation waits for the copies, which are long over, and the allocator can give the memory out at once. With
+        `record_stream` it would keep it until the host saw the copies end, which is far ahead of the device.
+        """
+        while self._held and self.num_bytes > room:
+            found = self.take(next(iter(self._held)))
+            assert found is not None
+            self._stream.hold_compute(found[1])
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+class Parked:
+    """A tensor in main memory; whoever keeps it holds this in its place."""
 
     def __init__(
-        self, x: Tensor, buffer: HostBuffer, pool: HostPool, stream: Stream, before: "Callable[[], _Parked | None]"
+        self,
+        x: Tensor,
+        buffer: HostBuffer,
+        pool: HostPool,
+        stream: Stream,
+        leaving: Leaving,
+        before: "Callable[[], Parked | None]",
     ) -> None:
-        """`buffer` goes back to `pool` in the end; `before` was parked before this, and is needed after it."""
+        """Begins to copy x out to `buffer`, which goes back to `pool` in the end."""
         self._device, self._dtype, self._shape = x.device, x.dtype, x.shape
-        self._on_host = buffer.bytes[: x.numel() * x.element_size()].view(x.dtype).view(x.shape)
+        self.num_bytes = _bytes(x)
+        self._on_host = buffer.bytes[: self.num_bytes].view(x.dtype).view(x.shape)
         self._buffer, self._pool, self._stream = buffer, pool, stream
         self._arriving: tuple[Tensor, CudaEvent] | None = None
         self.before = before
-
-    def leave(self, x: Tensor) -> CudaEvent:
-        """Begin to copy x out; returns the end of the copy."""
         with torch.no_grad():
-            return self._stream.copy(self._on_host, x.detach(), self._stream.mark())
+            self._leaving, self._number = leaving, leaving.add(x, stream.copy(self._on_host, x.detach(), stream.mark()))
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether it is on its way back, or there."""
+        return self._arriving is not None
 
     def fetch(self) -> None:
-        """Begin to copy it back, unless that was done."""
+        """Begin to copy it back, unless that was done. What has not left yet just stays."""
+        if self._arriving is None:
+            self._arriving = self._leaving.take(self._number)
         if self._arriving is None:
             with torch.no_grad():
                 tensor = torch.empty(self._shape, dtype=self._dtype, device=self._device)
                 # The memory may be in use until the computation gets here.
                 self._arriving = tensor, self._stream.copy(tensor, self._on_host, self._stream.mark())
 
-    def come_back(self) -> Tensor:
-        """The tensor, on its device."""
+    def come_back(self, *, stays: bool = False) -> Tensor:
+        """The tensor, on its device; `stays`: it will be asked for again."""
         self.fetch()
         assert self._arriving is not None
         tensor, event = self._arriving
-        self._arriving = None
+        if not stays:
+            self._arriving = None
         self._stream.hold_compute(event)
         return tensor
 

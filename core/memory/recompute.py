@@ -8,7 +8,7 @@ for each row and head) takes about as much memory as the block's input.
 
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ class Kept(NamedTuple):
 
     attention: int = 0  # their self-attention
     linears: int = 0  # the products of their linear layers, and their self-attention
+    moved: int = 0  # of those before, evenly spaced: the same, in main memory; see `offload_results`
 
 
 class _KeptProducts(threading.local):
@@ -73,14 +74,32 @@ def with_selective_recompute(
 
 def mark_kept(blocks: Sequence[nn.Module], kept: Kept) -> None:
     """Let the last blocks, as many as `kept` says, keep what they compute. ConfigError if there are not that many."""
-    for name, number in (("keep_attention", kept.attention), ("keep_linears", kept.linears)):
+    numbers = ("keep_attention", kept.attention), ("keep_linears", kept.linears), ("offload_linears", kept.moved)
+    for name, number in numbers:
         if not 0 <= number <= len(blocks):
             raise ConfigError(
                 f"{name} must be from 0 to {len(blocks)}, the number of the model's blocks, got {number}."
             )
+    moved = moved_blocks(kept, len(blocks))
     for index, block in enumerate(blocks):
         block.keeps_attention = index >= len(blocks) - kept.attention  # type: ignore[assignment]
         block.keeps_linears = index >= len(blocks) - kept.linears  # type: ignore[assignment]
+        block.moves_linears = index in moved  # type: ignore[assignment]
+
+
+@lru_cache
+def moved_blocks(kept: Kept, num_blocks: int) -> frozenset[int]:
+    """Which blocks keep their results in main memory. ConfigError where there are too few that do not keep them otherwise.
+
+    Those between them give the copies time. The last ones come as late as can be, but not where they are needed at once.
+    """
+    others = num_blocks - kept.linears
+    if kept.moved > others:
+        raise ConfigError(
+            f"keep_linears is {kept.linears} and offload_linears {kept.moved}, but the model has {num_blocks} blocks: each "
+            "keeps its results in one place."
+        )
+    return frozenset(number * others // kept.moved for number in range(kept.moved))
 
 
 def products_are_kept() -> bool:

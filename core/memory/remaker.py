@@ -7,6 +7,7 @@ made again when the backward asks for it.
 
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,13 +27,13 @@ class Remaker:
         self.own: Callable[[Tensor], Tensor] = _same
 
     @contextmanager
-    def keep(self, x: Tensor, given: "BlockInput", unread: object = None) -> "Iterator[None]":
+    def keep(self, x: Tensor, given: "BlockInput", unread: object = None, own: "Own | None" = None) -> "Iterator[None]":
         """While a block runs with the input x, which is not kept: `given` holds it when the backward comes.
 
-        `unread`: the layer whose result nobody reads, see `is_unread`.
+        `unread`: the layer whose result nobody reads, see `is_unread`. `own`: in the place of the `own` here.
         """
         before = getattr(self._local, "notes", None), getattr(self._local, "unread", None)
-        notes = _Notes(x, given, self.own)
+        notes = _Notes(x, given, own or self.own)
         self._local.notes, self._local.unread = notes, unread
         try:
             with saved_tensors_hooks(notes.pack, _unpack):
@@ -64,6 +65,17 @@ class Remaker:
         return layer is getattr(self._local, "unread", None)
 
 
+class Away(ABC):
+    """The memory of tensors that is elsewhere until the backward: a holder of one keeps this in its place."""
+
+    @abstractmethod
+    def back(self) -> Tensor:
+        """All of that memory, in one dimension. Asked for once by each holder."""
+
+
+Own = Callable[[Tensor], Tensor | Away]
+
+
 class BlockInput:
     """Where a block's backward puts its input."""
 
@@ -73,7 +85,7 @@ class BlockInput:
 class _View(NamedTuple):
     """Of the memory of a tensor that is made again, or given."""
 
-    source: "_Remade | BlockInput"
+    source: "_Remade | BlockInput | Away"
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int  # in the source's memory, of one that is given from its own first number
@@ -85,7 +97,7 @@ class _Remade(NamedTuple):
 
 
 class _Notes:
-    def __init__(self, x: Tensor, given: BlockInput, own: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, x: Tensor, given: BlockInput, own: Own) -> None:
         self._own = own
         self._x, self._given, self._start = _place(x), given, int(x.storage_offset())
         self._made: dict[int, tuple[weakref.ref[Tensor], Make, tuple[Tensor, ...]]] = {}
@@ -107,7 +119,8 @@ class _Notes:
         # As long as the noted tensor lives, nothing else lies where it is.
         if found is None or (y := found[0]()) is None or y.dtype != tensor.dtype:
             # Without its node: one that keeps its own result would hold itself, and never be freed where a step broke off.
-            return self._own(tensor.detach())
+            kept = self._own(tensor.detach())
+            return _view(tensor, kept) if isinstance(kept, Away) else kept
         return _view(tensor, _Remade(found[1], tuple(map(self.pack, found[2]))))
 
 
@@ -115,7 +128,7 @@ def _place(tensor: Tensor) -> tuple[int, Any]:
     return tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
-def _view(tensor: Tensor, source: "_Remade | BlockInput", start: int = 0) -> _View:
+def _view(tensor: Tensor, source: "_Remade | BlockInput | Away", start: int = 0) -> _View:
     return _View(source, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()) - start)
 
 
@@ -126,6 +139,8 @@ def _unpack(packed: Any) -> Tensor:
     if isinstance(source, BlockInput):
         assert source.x is not None
         return source.x.as_strided(packed.size, packed.stride, source.x.storage_offset() + packed.offset)
+    if isinstance(source, Away):
+        return source.back().as_strided(packed.size, packed.stride, packed.offset)
     made = source.make(*map(_unpack, source.inputs))
     return made.as_strided(packed.size, packed.stride, packed.offset)
 

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts, get_dev
 from ..wan.layers import Attend
 from ..wan.model import RunBlock
 from .entry import entry
+from .offload_results import BlockResults, ResultOffload
 from .recompute import keep_attention
-from .remaker import BlockInput, Remaker
+from .remaker import BlockInput, Own, Remaker
 
-Keep = Literal["nothing", "attention", "all"]
+Keep = Literal["nothing", "attention", "all", "moved"]  # moved: all, and large results wait in main memory
 
 
 class _Attention(threading.local):
@@ -59,9 +60,10 @@ def _drop(_tensor: object) -> Any:
 class Rerun:
     """Runs blocks, or parts of them, so that little is kept for their backward."""
 
-    def __init__(self, remaker: Remaker) -> None:
-        """`remaker`: those in which the block's own arithmetic notes what is quickly made."""
+    def __init__(self, remaker: Remaker, moved: ResultOffload | None = None) -> None:
+        """`remaker`: those in which the block's own arithmetic notes what is quickly made. `moved` is for `keep` "moved"."""
         self.remaker = remaker
+        self._moved = moved
         self._parameters: WeakKeyDictionary[nn.Module, tuple[nn.Parameter, ...]] = WeakKeyDictionary()
 
     def __call__(
@@ -76,7 +78,7 @@ class Rerun:
         trained = self._trained(block)
         if not (x.requires_grad or trained):
             return run(block, x, *others)
-        call = _Call(self.remaker, run, keep, last, block, x, others)
+        call = _Call(self.remaker, self._moved, run, keep, last, block, x, others)
         return _Run.apply(x, call, *trained)  # type: ignore[no-any-return]
 
     def _trained(self, block: nn.Module) -> tuple[nn.Parameter, ...]:
@@ -91,6 +93,7 @@ class _Call:
     def __init__(
         self,
         remaker: Remaker,
+        moved: ResultOffload | None,
         run: RunBlock,
         keep: Keep,
         last: nn.Module | None,
@@ -100,11 +103,17 @@ class _Call:
     ) -> None:
         self._remaker, self._run, self._last, self._block, self._others = remaker, run, last, block, others
         self._keep: Keep = keep
+        self._moved = moved
+        self._results: BlockResults | None = None
         self._kept: _BlockRun | None = None
         self._modes: Any = None
-        self._random = None if keep == "all" else _Random.of(block, x)
+        self._random = None if keep in ("all", "moved") else _Random.of(block, x)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._moved is not None:
+            if self._keep == "moved":
+                return self._forward_moved(self._moved, x)
+            self._moved.follow()
         if self._keep == "all":
             self._kept, y = _run_block(self._remaker, self._run, None, self._block, x, self._others)
             return y
@@ -113,7 +122,16 @@ class _Call:
             return self._attending(True, self._run, self._block, x, *self._others)
         return self._run(self._block, x, *self._others)
 
+    def _forward_moved(self, moved: ResultOffload, x: Tensor) -> Tensor:
+        self._results = results = moved.start(self._block, self._others)
+        inputs = self._remaker, self._run, None, self._block, x, self._others
+        self._kept, y = _run_block(*inputs, own=results.own)
+        results.close()
+        return y
+
     def backward(self, x: Tensor, grad: Tensor, parameters: tuple[Tensor, ...], *, of_x: bool) -> tuple[Any, ...]:
+        if self._moved is not None:
+            self._moved.return_to(self._results)
         graph, self._kept = self._kept, None
         if graph is None:
             random = nullcontext() if self._random is None else self._random
@@ -148,13 +166,14 @@ def _run_block(
     block: nn.Module,
     x: Tensor,
     others: tuple[Any, ...],
+    own: Own | None = None,
 ) -> tuple[_BlockRun, Tensor]:
     """A block's run with gradients, and its result without them."""
     given = BlockInput()
     with torch.enable_grad():
         # x may leave the device until the backward; in its history a part of a block would find the block's parameters again.
         start = entry(x)
-        with remaker.keep(x, given, unread):
+        with remaker.keep(x, given, unread, own):
             y = run(block, start, *others)
         return _BlockRun(given, get_gradient_edge(start), get_gradient_edge(y)), y.detach()
 

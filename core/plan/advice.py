@@ -30,7 +30,7 @@ def explain(planner: Planner, choice: Choice, *, steps: int) -> str:
     parts = [memory_taken(planner, choice), f"about {_seconds(choice.seconds)} a step{_sharing(planner)}"]
     parts += told(plan, sizes.num_layers)
     parts += ["deterministic"] if planner.options.deterministic else []
-    if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer:
+    if plan.streamed_blocks or plan.offload_inputs or plan.offload_optimizer or plan.offload_linears:
         parts.append(f"{choice.ram / GIB:.0f} GB of main memory")
     return ", ".join([*parts, _whole_time(planner, choice, steps)])
 

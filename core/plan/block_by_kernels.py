@@ -55,7 +55,7 @@ class KernelBlock:
             return max(later, taken["self_attn"] + 3.5 * self.unit)
         attention = self.by_part["self_attn"] + self.exchanged
         whole = max(self.kept + units["ffn"] * self.unit, attention + units["self_attn"] * self.unit)
-        if plan.ffn_pieces == 1 or kept.linears:
+        if plan.ffn_pieces == 1 or kept.linears or kept.moved:
             return whole
         before = attention + self.by_part["cross_attn"] + (4 + self.in_pieces) * self.unit
         once = self.once["ffn"]

@@ -217,6 +217,11 @@ def kept_without_checkpointing(task: Task, bucket: Bucket, plan: Plan) -> float:
     return saved + constants().compiled_saved * input_bytes(task, bucket, plan) + dense
 
 
+def moved_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
+    """Bytes that a block keeps in main memory where it keeps its results there: all that it keeps, but some small tensors."""
+    return round(task.mean_seen * _by_kernels(task, bucket, plan).kept)
+
+
 def kept_bytes(task: Task, bucket: Bucket, plan: Plan, kept: Kept, *, own: bool = True) -> int:
     """Bytes that all checkpointed blocks keep beside their inputs.
 

@@ -16,10 +16,10 @@ class Limits:
     ram: int
     pinned: int
 
-    def have_ram(self, plan: Plan, ram: int, held_ram: int) -> bool:
-        """Whether main memory suffices for a plan that takes `ram`, also for what of it is pinned."""
+    def have_ram(self, plan: Plan, ram: int, held_ram: int, moved: int = 0) -> bool:
+        """Whether main memory suffices for a plan that takes `ram`, also for what of it is pinned: `moved`, and held blocks."""
         pinned = held_ram if plan.stream_from == "pinned" else 0
-        return ram <= self.ram and pinned <= self.pinned
+        return ram <= self.ram and pinned + moved <= self.pinned
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Choice:
     def keep_linears(self) -> dict[int, int]:
         """By the tokens of a batch."""
         return {tokens: kept.linears for tokens, kept in self.kept.items()}
+
+    @property
+    def offload_linears(self) -> dict[int, int]:
+        """By the tokens of a batch."""
+        return {tokens: kept.moved for tokens, kept in self.kept.items()}
 
     @property
     def held_ram(self) -> int:

@@ -68,6 +68,12 @@ def decide(
     memory, of_context = for_context(job, context)
     joined, of_joined = batches_joined(job, device) if context == 1 else (1, ())
     modes, warnings = _usable_modes(memory, device, scratch)
+    if memory.offload_linears and "kernels" not in modes:
+        why = warnings[0] if warnings else f"Blocks by kernels run on a GPU, not on the device {device}."
+        raise ConfigError(
+            f"offload_linears is {memory.offload_linears}, which works with blocks by kernels only. {why} Set offload_linears"
+            " to auto."
+        )
     shape = attention_shape(job, info.config, dtype, device)
     shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
     compiled = any(mode in COMPILED for mode in modes)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from ..adapters.kind import ADAPTER_KINDS
 from ..memory.adamw import offloaded_bytes
 from ..memory.copies import NUM_STAGED
-from ..memory.recompute import Kept
+from ..memory.offload_results import LEAST
+from ..memory.recompute import Kept, moved_blocks
 from ..parallel.shards import gathered_bytes, sharded_bytes, shared_ram
-from .block_bytes import kept_bytes, kept_without_checkpointing, own_bytes
+from .block_bytes import kept_bytes, kept_without_checkpointing, moved_bytes, own_bytes
 from .card import Card, Correction
 from .constants import constants
 from .plan import (
@@ -26,6 +27,7 @@ from .plan import (
     is_graphed,
     is_quantized,
     keeping,
+    kept_of,
     kind_of,
     num_inputs,
     num_offloaded,
@@ -50,6 +52,7 @@ _DENSE = 3  # times the largest linear, in the compute dtype, where a quantized 
 # Of the large pieces that an adapter takes for a moment: what comes on top, because the allocator can't use their places for
 # others in between. LoHa's were 1.2 GB reserved beside what tensors took, in six blocks of 14B's width.
 _HOLES = 0.25
+_STAYING = 4 * LEAST  # of what a block keeps in main memory, the tensors that are too small to be moved
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Peaks(NamedTuple):
 
     vram: int
     ram: int
+    moved: int = 0  # of `ram`: the results that blocks keep there, pinned
 
 
 def held_by(task: Task, plan: Plan) -> Peaks:
@@ -100,18 +104,24 @@ class SizeWork:
         if kept not in self._peaks:
             task, bucket, plan = self._task, self._bucket, keeping(self._way, kept)
             offloaded = task.passes.most_waiting * num_offloaded(task, plan) * input_bytes(task, bucket, plan)
+            moved = kept.moved * moved_bytes(task, bucket, plan) if kept.moved else 0
+            moved *= task.passes.most_waiting
             vram = round(self._correction.memory * _working_bytes(task, bucket, plan))
-            self._peaks[kept] = Peaks(vram, constants().runtime_ram + round(task.mean_seen * offloaded))
+            ram = constants().runtime_ram + round(task.mean_seen * offloaded) + moved
+            self._peaks[kept] = Peaks(vram, ram, moved)
         return self._peaks[kept]
+
+    def seconds(self, plan: Plan) -> float:
+        """Of a batch under a plan that computes in this way."""
+        return step_seconds(self._task, self._bucket, plan, self._card, self._block)
 
     def estimate(self, plan: Plan, held: Peaks) -> Estimate:
         """Of a plan that computes in this way and holds so much."""
-        peaks = self.peaks(Kept(plan.keep_attention, plan.keep_linears))
-        seconds = step_seconds(self._task, self._bucket, plan, self._card, self._block)
+        peaks = self.peaks(kept_of(plan))
         return Estimate(
             vram=held.vram + peaks.vram,
             ram=held.ram + peaks.ram,
-            seconds=self._correction.time * own_batches(self._task) * seconds,
+            seconds=self._correction.time * own_batches(self._task) * self.seconds(plan),
             exact_vram=held.vram,
             exact_ram=held.ram,
         )
@@ -184,19 +194,22 @@ def _backward_bytes(task: Task, bucket: Bucket, plan: Plan) -> int:
         return round(fixed + own + (sizes.num_layers - 1) * kept_without_checkpointing(task, bucket, plan) + gradients)
     layers, linears = sizes.num_layers, plan.keep_linears if plan.checkpointing else sizes.num_layers
     attention = max(plan.keep_attention, linears)
+    moved = moved_blocks(kept_of(plan), layers) if plan.offload_linears else frozenset[int]()
+    if moved:  # one block's leave or arrive
+        fixed += moved_bytes(task, bucket, plan) + len(moved) * _STAYING
     fixed += gradients if task.gpus.count > 1 else 0  # the buffers in which several GPUs add theirs up
     at_start = gradients if task.accumulation > 1 or is_graphed(task, plan) else 0
     peaks: list[float] = []
     for done in {0, linears, attention, layers - 1, *route_ends(task)}:  # blocks whose backward is done
         if done < layers:
-            kept = Kept(max(attention - done, 0), max(linears - done, 0))
+            elsewhere = sum(layers - attention <= block < layers - done for block in moved)
+            kept = Kept(max(attention - done, 0) - elsewhere, max(linears - done, 0), plan.offload_linears)
             present = max(at_start, gradients * (done + (done == layers - 1)) / layers)
             if task.seen:
                 peaks.append(routed_bytes(task, bucket, plan, Kept(attention, linears), done) + present)
                 continue
-            held = num_present(task, plan, done) * input_bytes(task, bucket, plan) + kept_bytes(
-                task, bucket, plan, kept
-            )
+            held = num_present(task, plan, done) * input_bytes(task, bucket, plan)
+            held += kept_bytes(task, bucket, plan, kept, own=layers - done - 1 not in moved)
             peaks.append(own_bytes(task, bucket, plan, kept) + held + present)
     return round(fixed + max(peaks))
 

@@ -27,7 +27,7 @@ from .host import busy_seconds
 from .kept import predictions_version
 from .measure import MeasuredStep, Peak, correction_kind
 from .overhead import measure_overhead
-from .plan import ONE_GPU, Gpus, is_graphed
+from .plan import ONE_GPU, Gpus, is_graphed, keeping
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
 from .probe import DeviceProbe, keep_overhead, probe, version_of
@@ -185,8 +185,7 @@ class LearnCosts:
             size = self._started.sizes.get(tokens)
             if size is None:  # the smaller last batch of an epoch, or batches of several sizes
                 continue
-            kept = kept_for(self._started.kept, size.tokens)
-            kept_plan = replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+            kept_plan = keeping(plan, kept_for(self._started.kept, size.tokens))
             found = [key(plan, size.tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
             keys += found
             if number and len(seconds) > 1:  # the run's very first step has more to do

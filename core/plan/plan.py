@@ -36,6 +36,7 @@ class Plan:
     offload_optimizer: bool = False
     keep_attention: int = 0
     keep_linears: int = 0
+    offload_linears: int = 0
     keep_transposed: bool = False  # no option: the weights of 8 bits are there a second time, column by column
     compile: BlockMode = "off"
     cuda_graphs: CudaGraphs = "auto"
@@ -159,7 +160,8 @@ def is_compiled(plan: Plan) -> bool:
 def allows_graphs(plan: Plan) -> bool:
     """Whether a forward or backward can be one CUDA graph: no blocks or activations are moved meanwhile."""
     moves = plan.streamed_blocks or plan.shards > 1
-    return plan.cuda_graphs != "off" and not (moves or plan.offload_inputs or plan.split_blocks)
+    moves = moves or plan.offload_inputs or plan.offload_linears
+    return plan.cuda_graphs != "off" and not (moves or plan.split_blocks)
 
 
 def can_keep_transposed(task: Task, plan: Plan) -> bool:
@@ -173,11 +175,16 @@ def is_graphed(task: Task, plan: Plan) -> bool:
     return task.graphs and allows_graphs(plan)
 
 
+def kept_of(plan: Plan) -> Kept:
+    """How many of the plan's blocks keep something."""
+    return Kept(plan.keep_attention, plan.keep_linears, plan.offload_linears)
+
+
 def keeping(plan: Plan, kept: Kept) -> Plan:
     """The plan, of which so many blocks keep something."""
-    if (plan.keep_attention, plan.keep_linears) == kept:
+    if kept_of(plan) == kept:
         return plan
-    return replace(plan, keep_attention=kept.attention, keep_linears=kept.linears)
+    return replace(plan, keep_attention=kept.attention, keep_linears=kept.linears, offload_linears=kept.moved)
 
 
 def way_of(task: Task, plan: Plan) -> Plan:
@@ -191,6 +198,7 @@ def way_of(task: Task, plan: Plan) -> Plan:
         offload_optimizer=False,
         keep_attention=0,
         keep_linears=0,
+        offload_linears=0,
         cuda_graphs="auto" if is_graphed(task, plan) else "off",  # which moving blocks has to do with
     )
 

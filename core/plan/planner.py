@@ -1,7 +1,7 @@
 """Which plan to train with: the fastest that fits the card and the main memory, found by trying them all.
 
-A plan is shared by all buckets except for `keep_attention` and `keep_linears`: each size of clips keeps as much as fits,
-so that one large clip does not take that speed from the small ones.
+A plan is shared by all buckets except for what its blocks keep: of each size of clips as much as fits, so that one large clip
+does not take that speed from the small ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from ..shortage import Shortage
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
 from .estimate import Estimate, Peaks, SizeWork, held_by, pinned_ram
+from .most import best_moved, most_number
 from .plan import (
     Bucket,
     Plan,
@@ -25,9 +26,10 @@ from .plan import (
     is_graphed,
     keeping,
     keeps_products,
+    kept_of,
     way_of,
 )
-from .run_costs import GRAPH, RunCosts, key, kinds_of_block
+from .run_costs import GRAPH, PIN_RATE, RunCosts, key, kinds_of_block
 from .shortages import Met
 from .switching import switch_seconds
 from .ways import Ways
@@ -122,7 +124,7 @@ class Planner:
 
     def describe(self, plan: Plan, by_tokens: Mapping[int, Kept] | None = None) -> Choice:
         """`plan` as it is; what is kept as `by_tokens` of a batch has it, and for any other size as the plan has it."""
-        found, other = by_tokens or {}, Kept(plan.keep_attention, plan.keep_linears)
+        found, other = by_tokens or {}, kept_of(plan)
         sizes = {bucket: bucket.batch * clip_tokens(self.task.sizes, bucket) for bucket in self.buckets}
         return self._evaluate(plan, {bucket: found.get(tokens, other) for bucket, tokens in sizes.items()})
 
@@ -141,8 +143,8 @@ class Planner:
             yield from ways.plans(mode)
 
     def _least(self, plan: Plan) -> dict[Bucket, Kept]:
-        kept = Kept(self.options.keep_attention or 0, self.options.keep_linears or 0) if plan.checkpointing else Kept()
-        return dict.fromkeys(self.buckets, kept)
+        chosen = self.options.keep_attention, self.options.keep_linears, self.options.offload_linears
+        return dict.fromkeys(self.buckets, Kept(*(each or 0 for each in chosen)) if plan.checkpointing else Kept())
 
     def _fill(self, plan: Plan, limits: Limits) -> Choice | None:
         """`plan`, keeping as many results of the forward as fit into memory; None if it does not fit at all."""
@@ -174,31 +176,61 @@ class Planner:
         """What `plan` takes with as little kept as can be."""
         held, works = held_by(self.task, plan), self._works(plan)
         peaks = [works[bucket].peaks(kept) for bucket, kept in self._least(plan).items()]
-        vram, ram = (max(bytes) for bytes in zip(*peaks, strict=True))
-        return _Taken(plan, held, held.vram + vram, held.ram + ram)
+        vram, ram, moved = (max(bytes) for bytes in zip(*peaks, strict=True))
+        return _Taken(plan, held, held.vram + vram, held.ram + ram, moved)
 
     def _most_kept(self, plan: Plan, held: Peaks, work: SizeWork, limits: Limits) -> Kept:
-        """As much as fits. Attention first, which saves more time for its memory; products once all attention is kept.
-
-        Both memories count: a block in parts that keeps its attention has a second input, which may wait in main memory.
-        """
-        chosen, layers = self.options, self.task.sizes.num_layers
+        """As much as fits on the device, and in main memory as much as makes a step the shortest."""
 
         def fits(kept: Kept) -> bool:
             peaks = work.peaks(kept)
-            return held.ram + peaks.ram <= limits.ram and held.vram + peaks.vram <= limits.vram
+            fits_ram = limits.have_ram(plan, held.ram + peaks.ram, held.ram, peaks.moved)
+            return fits_ram and held.vram + peaks.vram <= limits.vram
 
+        least = self.options.offload_linears or 0
+        kept = self._most_on_device(plan, least, fits)
+        if not self._may_move(plan):
+            return kept
+        linears, attention = self.options.keep_linears or 0, self.options.keep_attention or 0
+        high = self.task.sizes.num_layers - max(linears, 1)  # the last block's are needed at once
+        found = best_moved(
+            most=most_number(high, lambda number: fits(Kept(attention, linears, number))),
+            fill=lambda number: self._most_on_device(plan, number, fits),
+            cost=lambda kept: self._cost_of_kept(plan, kept, work),
+        )
+        return found or kept
+
+    def _most_on_device(self, plan: Plan, moved: int, fits: Callable[[Kept], bool]) -> Kept:
+        """As much as fits. Attention first, which saves more time for its memory; products once all attention is kept.
+
+        Both memories count: a block in parts that keeps its attention has a second input, which may wait in main memory.
+        `moved`: blocks that keep theirs in main memory.
+        """
+        chosen, layers = self.options, self.task.sizes.num_layers
         linears, attention = chosen.keep_linears or 0, chosen.keep_attention
         if attention is None:
-            attention = _most(layers, lambda number: fits(Kept(number, linears)))
+            attention = most_number(layers, lambda number: fits(Kept(number, linears, moved)))
         if (
             chosen.keep_linears is None
             and not plan.split_blocks
             and keeps_products(self.task, plan)
             and (attention == layers or chosen.keep_attention is not None)
         ):
-            linears = _most(attention, lambda number: fits(Kept(attention, number)))
-        return Kept(attention, linears)
+            high = min(attention, layers - moved)
+            linears = most_number(high, lambda number: fits(Kept(attention, number, moved)))
+        return Kept(attention, linears, moved)
+
+    def _may_move(self, plan: Plan) -> bool:
+        """Whether it is worth a look to let blocks keep results in main memory; where that is short itself, it is not."""
+        is_plain = not (plan.split_blocks or plan.ffn_pieces > 1 or plan.mapped_blocks) and plan.stream_from == "pinned"
+        is_free = self.options.offload_linears is None and not is_graphed(self.task, plan) and not self.task.seen
+        return plan.compile == "kernels" and plan.checkpointing and is_plain and is_free
+
+    def _cost_of_kept(self, plan: Plan, kept: Kept, work: SizeWork) -> float:
+        """Seconds of a batch, with what is paid for a feature, and for each of its blocks; and its part of the start."""
+        premium = PREMIUM * (kept.moved > 0) + PREMIUM_PER_BLOCK * kept.moved
+        pinning = work.peaks(kept).moved / PIN_RATE / self.steps if self.steps else 0.0
+        return work.seconds(keeping(plan, kept)) * (1 + premium) + pinning
 
     def _works(self, plan: Plan) -> Mapping[Bucket, SizeWork]:
         """Of each size of clips, under the plan's way to compute."""
@@ -224,9 +256,10 @@ class Planner:
             tokens = bucket.batch * clip_tokens(self.task.sizes, bucket)
             by_tokens[tokens] = min(kept[bucket], by_tokens.get(tokens, kept[bucket]))
         sizes = self._sizes(plan, kept, found) if self.steps else {}
+        pinning = max(works[b].peaks(kept[b]).moved for b in self.buckets) / PIN_RATE  # in the first steps
         return Choice(
             start_seconds=self.costs.start_seconds(pinned_ram(self.task, plan)) if self.steps else 0.0,
-            sizes_seconds=self._all_firsts(plan, sizes) if self.steps else 0.0,
+            sizes_seconds=self._all_firsts(plan, sizes) + pinning if self.steps else 0.0,
             sizes=self._by_step(sizes.values()),
             plan=plans[largest],
             kept=by_tokens,
@@ -299,7 +332,7 @@ class Planner:
         kept = sum(any(numbers) for numbers in zip(*choice.kept.values(), strict=True))
         features = plan.split_blocks + (plan.ffn_pieces > 1) + plan.offload_inputs + (plan.streamed_blocks > 0) + kept
         features += plan.offload_optimizer + plan.keep_transposed + is_graphed(self.task, plan)
-        blocks = plan.streamed_blocks + plan.mapped_blocks
+        blocks = plan.streamed_blocks + plan.mapped_blocks + max(each.moved for each in choice.kept.values())
         steps = choice.seconds * max(self.steps, 1) * (1 + PREMIUM * features + PREMIUM_PER_BLOCK * blocks)
         return choice.sizes_seconds + steps + choice.all_switches(self.steps)
 
@@ -311,25 +344,15 @@ class _Taken(NamedTuple):
     held: Peaks
     vram: int
     ram: int
+    moved: int  # of it, results that blocks keep
 
 
 def _fit_ram(taken: _Taken, limits: Limits) -> bool:
-    return limits.have_ram(taken.plan, taken.ram, taken.held.ram)
+    return limits.have_ram(taken.plan, taken.ram, taken.held.ram, taken.moved)
 
 
 def _fit(taken: _Taken, limits: Limits) -> bool:
     return taken.vram <= limits.vram and _fit_ram(taken, limits)
-
-
-def _most(high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `high` that fits, as 0 does. `high` itself may take less than the one below it."""
-    if fits(high):
-        return high
-    low, high = 0, high - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def _blocks_above(num_bytes: int, limit: int, block: int) -> int:

@@ -185,6 +185,7 @@ def tell_choice(events: Events, choice: Choice, message: str, **fields: Any) -> 
         plan=asdict(choice.plan),
         keep_attention={str(tokens): count for tokens, count in choice.keep_attention.items()},
         keep_linears={str(tokens): count for tokens, count in choice.keep_linears.items()},
+        offload_linears={str(tokens): count for tokens, count in choice.offload_linears.items()},
         vram=choice.vram,
         ram=choice.ram,
         seconds=round(choice.seconds, 4),

@@ -84,7 +84,8 @@ def kinds_of_block(plan: Plan, num_layers: int) -> list[str]:
         return [*(f"attention {each}" for each in sorted(kept)), "cross", "feed-forward"]
     if not plan.checkpointing:
         return ["nothing again"]
-    linears, attention = plan.keep_linears, max(plan.keep_attention, plan.keep_linears)
+    linears = plan.keep_linears + plan.offload_linears
+    attention = max(plan.keep_attention, linears)
     numbers = {"linears": linears, "attention": attention - linears, "plain": num_layers - attention}
     return [f"{name} in {plan.ffn_pieces}" for name, number in numbers.items() if number]
 

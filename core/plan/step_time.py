@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from ..adapters.kind import ADAPTER_KINDS
 from ..memory.adamw import offloaded_bytes
+from ..memory.recompute import moved_blocks
+from .block_bytes import moved_bytes
 from .card import LINK_LATENCY_S, Card
 from .constants import constants
 from .plan import (
@@ -27,6 +29,7 @@ from .plan import (
     is_compiled,
     is_graphed,
     is_quantized,
+    kept_of,
     kind_of,
     num_offloaded,
     own_batches,
@@ -35,6 +38,9 @@ from .plan import (
 from .sizes import Sizes, Trained, adapter_params, block_linears, targeted
 
 _EXCHANGED = 4  # activations: queries, keys, values and the result
+_MOVING_S = (
+    1.5e-3  # seconds of the host for the copies of a block that keeps its results in main memory, each way; assumed
+)
 _PACKED = 4  # times that each is read or written to be sent, and when it has arrived
 
 
@@ -49,11 +55,13 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     reading = _reading_seconds(task, plan, card)
     unit = task.mean_seen * input_bytes(task, bucket, plan)
     inputs = num_offloaded(task, plan) * unit / card.to_device
+    if plan.offload_linears:
+        inputs += plan.offload_linears * moved_bytes(task, bucket, plan) / card.to_device
     recompute = _recompute_seconds(block, layers, plan) if plan.checkpointing else 0.0
     if plan.split_blocks:
         recompute += plan.keep_attention * block.cross_again + (layers - plan.keep_attention) * block.again
     if plan.ffn_pieces > 1 and not is_compiled(plan):
-        recompute += (layers - plan.keep_linears) * block.ffn_again
+        recompute += (layers - plan.keep_linears - plan.offload_linears) * block.ffn_again
     num_trained = adapter_params(task.sizes, task.trained)
     update = num_trained * 28 / card.bandwidth + _adding_seconds(task, card, num_trained)
     if has_offloaded_state(task, plan):  # in and out at once
@@ -61,8 +69,11 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
     first = weights / streamed if streamed else 0.0
     gathered = (layers - streamed) * gather_seconds(task, plan, card)
-    up = max(layers * max(block.forward, block.launch_up), weights, inputs, reading, gathered)
-    down = max(layers * max(block.backward, block.launch_down) + recompute, weights + inputs, reading, gathered)
+    hosted = plan.offload_linears * _MOVING_S
+    up = max(layers * max(block.forward, block.launch_up), layers * block.launch_up + hosted)
+    up = max(up, weights, inputs, reading, gathered)
+    down = max(layers * max(block.backward, block.launch_down) + recompute, layers * block.launch_down + hosted)
+    down = max(down, weights + inputs, reading, gathered)
     passes = bucket.passes or task.passes
     without = passes.num_without / passes.copies  # which take one copy of the batch each
     return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update
@@ -115,12 +126,14 @@ class BlockTime(NamedTuple):
 
 
 def _recompute_seconds(block: BlockTime, layers: int, plan: Plan) -> float:
-    """Of all blocks: those that keep their products keep their attention too."""
+    """Of all blocks: those that keep their products keep their attention too; those in main memory run by kernels."""
     num_attention = max(plan.keep_attention, plan.keep_linears)
     again = block.forward - block.last
+    moved = moved_blocks(kept_of(plan), layers) if plan.offload_linears else ()
+    first = sum(number < layers - num_attention for number in moved)
     kinds = [
-        (layers - num_attention, again + block.dense),
-        (num_attention - plan.keep_linears, again + block.dense - block.attention),
+        (layers - num_attention - first, again + block.dense),
+        (num_attention - plan.keep_linears - len(moved) + first, again + block.dense - block.attention),
     ]
     if plan.compile != "kernels":  # by which nothing is run again where all is kept
         kinds.append((plan.keep_linears, again - block.attention - block.products))

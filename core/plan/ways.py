@@ -27,7 +27,10 @@ class Ways:
     def plans(self, mode: BlockMode) -> Iterator[Plan]:
         """All plans whose blocks run in this mode. They keep nothing yet, and memory-map as many as the user chose."""
         chosen, layers = self.options, self.task.sizes.num_layers
+        if chosen.offload_linears and mode != "kernels":
+            return
         given = {"stream_from": self.plan.stream_from, "offload_optimizer": bool(chosen.offload_optimizer)}
+        given["offload_linears"] = chosen.offload_linears or 0  # with which there are no graphs
         base = replace(self.plan, **{**PLAIN, **given}, compile=mode)
         if chosen.checkpointing is not True and not self._need_checkpointing():
             yield from self._transposed_or_not(replace(base, checkpointing=False))
@@ -46,8 +49,9 @@ class Ways:
     def _need_checkpointing(self) -> bool:
         chosen = self.options
         features = (
-            chosen.keep_attention, chosen.keep_linears, chosen.split_blocks, chosen.offload_inputs, chosen.streamed_blocks
-        )  # fmt: skip
+            *(chosen.keep_attention, chosen.keep_linears, chosen.offload_linears),
+            *(chosen.split_blocks, chosen.offload_inputs, chosen.streamed_blocks),
+        )
         return any(features) or self.plan.shards > 1 or (chosen.ffn_pieces or 1) > 1
 
     def _transposed_or_not(self, plan: Plan) -> Iterator[Plan]:
@@ -92,6 +96,6 @@ class Ways:
         trained = self.task.trained
         is_random = trained.dropout or trained.options.is_random
         costs_compile = is_random and base.compile in ("static", "dynamic")  # see `split.py`
-        excluded = chosen.keep_linears or (chosen.ffn_pieces or 1) > 1 or costs_compile
+        excluded = chosen.keep_linears or chosen.offload_linears or (chosen.ffn_pieces or 1) > 1 or costs_compile
         if chosen.split_blocks or (chosen.split_blocks is None and not excluded):
             yield True, 1

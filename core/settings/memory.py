@@ -85,6 +85,22 @@ class MemoryOptions(Options, group="memory"):
         in_key=False,
         widget=_number("keep_linears", 12),
     )
+    offload_linears: int | None = option(
+        None,
+        help="Activation offload: blocks that keep the results of their linear layers and self-attention in main memory.",
+        more="The backward pass does not compute them again: faster, for eleven block inputs' worth of main memory each in a"
+        " 14B model, and hardly any GPU memory. For small cards in machines with much memory. Only where blocks run by"
+        f" kernels; not with split_blocks. 0: auto; -1: none. {_SAME}",
+        page="They travel while other blocks compute: out in the forward pass, and back one block ahead in the backward pass."
+        " A plan chooses as many blocks as the link to the GPU has time for, evenly spaced.",
+        most=10_000,
+        unit="blocks",
+        zero="none",
+        in_plans="linear layers of {} blocks kept in main memory",
+        in_plans_off="no linear layers kept in main memory",
+        in_key=False,
+        widget=_number("offload_linears", 19),
+    )
     split_blocks: bool | None = option(
         None,
         help="Checkpointing in parts: the three parts of a block are recomputed one by one.",
@@ -245,7 +261,8 @@ class MemoryOptions(Options, group="memory"):
         page="On one H200 a small model gave the same bits after 12 steps: in one go, again, and stopped and resumed. Larger"
         " models were not tried. There a step of a 14B model in bf16 took 0.63 seconds in place of 0.49 for a picture of"
         " 1024x1024, and 3.97 in place of 2.39 for 832x480 with 33 frames: the attention, which is then flash in place of"
-        " cudnn, takes 2.4 times as long. Attention is flash, efficient, or a package of FlashAttention whose backward can be deterministic. cudnn is refused, and so is compile static or dynamic,"
+        " cudnn, takes 2.4 times as long. Attention is flash, efficient, or a package of FlashAttention whose backward can be"
+        " deterministic. cudnn is refused, and so is compile static or dynamic,"
         " which choose their kernels by timing. The plan that was chosen at the start is kept in the run's folder (plan.json),"
         " and a resumed run takes it again. You are told when the result will differ all the same: with another GPU, driver,"
         " PyTorch or memory options than before, or when memory runs out. On a CPU runs are so in any case.",
@@ -281,9 +298,19 @@ class MemoryOptions(Options, group="memory"):
         self._check_pieces()
         self._check_mapped()
         self._check_deterministic()
-        for name in ("keep_attention", "keep_linears", "split_blocks", "offload_inputs", "streamed_blocks"):
+        for name in (
+            *("keep_attention", "keep_linears", "offload_linears"),
+            *("split_blocks", "offload_inputs", "streamed_blocks"),
+        ):
             if getattr(self, name) and self.checkpointing is False:
                 raise ConfigError(f"{name} needs checkpointing: switch it on, or leave {name} off.")
+        if self.offload_linears and self.compile not in ("auto", "kernels"):
+            raise ConfigError(
+                f"offload_linears works with compile kernels only, not with {self.compile}: set compile to auto, or leave"
+                " offload_linears off."
+            )
+        if self.split_blocks and self.offload_linears:
+            raise ConfigError("split_blocks saves what offload_linears would keep: leave one of them off.")
         if self.split_blocks and self.keep_linears:
             raise ConfigError("split_blocks saves what keep_linears would keep: leave one of them off.")
 

@@ -10,6 +10,7 @@ PLAIN: Mapping[str, Any] = {
     "checkpointing": True,
     "keep_attention": 0,
     "keep_linears": 0,
+    "offload_linears": 0,
     "split_blocks": False,
     "ffn_pieces": 1,
     "offload_inputs": False,

@@ -72,7 +72,7 @@ def check_blocks(groups: Groups, info: CheckpointInfo) -> None:
 
 def check_holding(info: CheckpointInfo, precision: Precision, memory: MemoryOptions, *, has_adapter: bool) -> None:
     """Refuse ways to hold the base that this model, or the choice of files, does not allow."""
-    for name in ("streamed_blocks", "keep_attention", "keep_linears"):
+    for name in ("streamed_blocks", "keep_attention", "keep_linears", "offload_linears"):
         number = getattr(memory, name)
         if number is not None and number > info.config.num_layers:
             raise ConfigError(f"{label(name)} is {number}, but {info.path.name} has {info.config.num_layers} blocks.")

@@ -37,7 +37,7 @@ from ..memory.split import with_recompute, with_split
 from ..memory.streaming import BlockStreamer, hold_blocks
 from ..parallel.world import ALONE, World
 from ..plan.decision import COMPILED, Decision
-from ..plan.plan import Bucket, Plan, allows_graphs
+from ..plan.plan import Bucket, Plan, allows_graphs, kept_of
 from ..wan.layers import PARTS
 from ..wan.model import RunBlock, WanTransformer, call_part
 from ..wan.walk import Look
@@ -100,8 +100,8 @@ def apply_features(
     """Put `plan` on `model`, which carries its adapter, in the place of a plan that was there before.
 
     A model whose blocks are to be swapped may come in main memory, and is on the device afterwards as far as it shall be.
-    `kept`: the plan's keep_attention and keep_linears for each size of clips, by the tokens of a batch (see
-    `with_kept_by_size`); None or nothing: the same for all. `masters`: those of the swapped blocks, or
+    `kept`: what the plan's blocks keep for each size of clips, by the tokens of a batch (see `with_kept_by_size`); None or
+    nothing: the same for all. `masters`: those of the swapped blocks, or
     what makes them (see `make_masters`); by default as for a run on one GPU. The ranks of a machine call this alike. `world`:
     the ranks that may share the tokens of a sample. ConfigError for memory-mapped blocks where there is no folder for them,
     and for heads that the ranks can't share.
@@ -124,15 +124,16 @@ def apply_features(
     else:
         alone = make_masters(plan, len(model.blocks), device, scratch=scratch, tell=tell)
         streamer = _hold(model, masters if isinstance(masters, MasterMaker) else alone, device)
+    most = _most([kept_of(plan), *(kept or {}).values()])
     offload = None
-    if plan.offload_inputs:
-        moved = list(model.blocks)[:-1]  # the last block's input is needed again at once
+    if plan.offload_inputs or most.moved:
+        moved = list(model.blocks)[:-1] if plan.offload_inputs else []  # the last block's input is needed again at once
         offload = ActivationOffload(device, moved, check_saved=None if streamer is None else streamer.check_saved)
-    most = _most([_kept_of(plan), *(kept or {}).values()])
-    wrap = None if offload is None else offload.wrap
+    wrap = offload.wrap if offload is not None and plan.offload_inputs else None
     if mode == "kernels":
         own = None if streamer is None else streamer.own
-        rerun = kernel_mode.put_on(model, own=own, transposed=plan.keep_transposed)
+        results = offload if most.moved else None
+        rerun = kernel_mode.put_on(model, own=own, offload=results, transposed=plan.keep_transposed)
         run_block = _by_kernels(model, rerun, plan, most, wrap)
     else:
         compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if mode in COMPILED else _as_it_is
@@ -200,11 +201,7 @@ def _as_it_is(run_block: RunBlock) -> RunBlock:
 
 def _most(kept: Sequence[Kept]) -> Kept:
     """As much as any of `kept` has."""
-    return Kept(max(each.attention for each in kept), max(each.linears for each in kept))
-
-
-def _kept_of(plan: Plan) -> Kept:
-    return Kept(plan.keep_attention, plan.keep_linears)
+    return Kept(*map(max, zip(*kept, strict=True)))
 
 
 def make_masters(

@@ -43,7 +43,7 @@ class KeptPlan:
     joined: int  # batches of a step that go through the model together
     graphs: bool  # CUDA graphs are worth their memory
     plan: Plan
-    by_size: tuple[tuple[int, int, int], ...] = ()  # tokens of a batch, and the blocks that then keep something: `Kept`
+    by_size: tuple[tuple[int, ...], ...] = ()  # tokens of a batch, and the blocks that then keep something: `Kept`
 
     @property
     def kept(self) -> dict[int, Kept]:
@@ -83,7 +83,7 @@ def describe(job: Job, decision: Decision, plan: Plan, kept: Mapping[int, Kept],
         joined=decision.joined,
         graphs=decision.graphs,
         plan=plan,
-        by_size=tuple((tokens, each.attention, each.linears) for tokens, each in sorted(kept.items())),
+        by_size=tuple((tokens, *each) for tokens, each in sorted(kept.items())),
     )
 
 

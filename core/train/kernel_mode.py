@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..adapters.products import drop_products, use_products
 from ..adapters.setup import adapter_modules, use_light_forward
 from ..memory.chunking import chunked
+from ..memory.offload import ActivationOffload
+from ..memory.offload_results import ResultOffload
 from ..memory.rerun import Keep, Rerun
 from ..wan.layers import PARTS, WanBlock
 from ..wan.model import RunBlock, WanTransformer, call_block, call_part
@@ -21,11 +23,18 @@ _FUNCTIONS = ("forward", "run_part", "_kernel_runner")  # what `use_kernels` giv
 _ATTEND = "attend_without_kernels"  # the model's attribute for the attention that it had before
 
 
-def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = None, transposed: bool = False) -> Rerun:
+def put_on(
+    model: WanTransformer,
+    *,
+    own: Callable[[Tensor], Tensor] | None = None,
+    offload: ActivationOffload | None = None,
+    transposed: bool = False,
+) -> Rerun:
     """Let the model, whose adapter and attention are on it, run by kernels; what runs its blocks then.
 
-    `own`: gives a tensor that is kept as it is for the backward, or a copy where its memory may change until then.
-    `transposed`: weights of 8 bits are there column by column as well, as the backward's products want them.
+    `own`: gives a tensor that is kept as it is for the backward, or a copy where its memory may change until then. `offload`:
+    moves what some blocks keep. `transposed`: weights of 8 bits are there column by column as well, as the backward's products
+    want them.
     """
     from ..kernels.apply import use_kernels  # needs Triton
     from ..kernels.linears import keep_transposed, make_product
@@ -38,7 +47,7 @@ def put_on(model: WanTransformer, *, own: Callable[[Tensor], Tensor] | None = No
     if transposed:
         for block in model.blocks:
             keep_transposed(block)
-    return Rerun(remaker)
+    return Rerun(remaker, None if offload is None else ResultOffload(offload, remaker.own))
 
 
 def take_off(model: WanTransformer) -> None:
@@ -59,14 +68,18 @@ def take_off(model: WanTransformer) -> None:
 def whole_blocks(rerun: Rerun, *, checkpointing: bool, pieces: int = 1) -> RunBlock:
     """The block seam for blocks in one part, their feed-forward in `pieces`. Without checkpointing all keep all."""
 
+    inner = Rerun(rerun.remaker)  # within a block's backward, which `rerun` is told of
+
     def run_piece(block: nn.Module, x: Tensor, part: str, *others: Tensor) -> Tensor:
-        return rerun(call_part, "nothing", last_layer(block, part), block, x, part, *others)
+        return inner(call_part, "nothing", last_layer(block, part), block, x, part, *others)
 
     run_lean = chunked(call_part, PARTS, pieces, run_again=run_piece) if pieces > 1 else call_block
 
     def run_block(block: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
         keep = _keep(block) if checkpointing else "all"
-        run = call_block if keep == "all" else run_lean  # with all kept, there is nothing that pieces would save
+        run = (
+            call_block if keep in ("all", "moved") else run_lean
+        )  # with all kept, there is nothing that pieces would save
         return rerun(run, keep, last_layer(block, PARTS[-1]), block, x, *others)
 
     return run_block
@@ -87,6 +100,8 @@ def parts_of_blocks(rerun: Rerun) -> RunBlock:
 def _keep(block: nn.Module) -> Keep:
     if getattr(block, "keeps_linears", False):
         return "all"
+    if getattr(block, "moves_linears", False):
+        return "moved"
     return "attention" if getattr(block, "keeps_attention", False) else "nothing"
 
 

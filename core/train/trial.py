@@ -16,8 +16,9 @@ from torch import Tensor
 from ..adapters.setup import add_adapter, use_light_forward
 from ..facts import num_tokens
 from ..memory.precision import Resolved
+from ..memory.recompute import Kept
 from ..plan.decision import Decision
-from ..plan.plan import Bucket, Plan
+from ..plan.plan import Bucket, Plan, keeping, kept_of
 from ..settings.adapter import AdapterOptions
 from ..wan.config import WanConfig
 from ..wan.loading import blank_transformer
@@ -73,8 +74,9 @@ class Trial:
             return 0
         model = self._model()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        kept = {name: min(getattr(self.plan, name), 1) for name in ("keep_attention", "keep_linears")}  # of one block
-        plan = replace(self.plan, cuda_graphs="off", **kept)
+        attention, *linears = kept_of(self.plan)
+        kept = Kept(min(attention, 1), int(any(linears)))  # of one block
+        plan = keeping(replace(self.plan, cuda_graphs="off"), kept)
         features = apply_features(model, plan, self.decision, tell=_silent, scratch=None)
         model.train()
         try:

@@ -109,6 +109,7 @@ ELSEWHERE = {
     "memory.attention": "only GPUs have several kinds: tests/core/memory", "memory.compile": "kernels run on GPUs",
     "memory.cuda_graphs": "GPUs alone", "memory.plan": "below", "memory.budget_gb": "below",
     "memory.join_batches": "tests/core/train/test_joining.py",
+    "memory.offload_linears": "blocks by kernels alone: tests/core/plan/test_moved.py",
     "memory.deterministic": "tests/core/train/test_kept_plan.py, tests/core/launch/test_deterministic.py; the bits: GPUs alone",
     "parallel.context": "several processes: tests/core/parallel",
     "parallel.base": "several processes: tests/core/train/test_sharded_job.py",
