@@ -50,6 +50,7 @@ class Setting:
     precision: Precision = "auto"
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     clips: tuple[str, ...] = ()
+    transposed: bool = False  # weights of 8 bits are there column by column as well, as a plan may have it
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -64,6 +65,8 @@ class Setting:
             name, _, value = part.partition("=")
             if name == "clips":
                 own[name] = value.split(",")
+            elif name == "transposed":
+                own[name] = value == "on"
             elif name in known:
                 memory[name] = known[name].read(value)
             else:
@@ -75,7 +78,7 @@ class Setting:
         """What differs from the defaults, in words of the job."""
         default = to_dict(MemoryOptions())
         changed = [f"{name}={value}" for name, value in to_dict(self.memory).items() if value != default[name]]
-        return " ".join([f"precision={self.precision}", *changed])
+        return " ".join([f"precision={self.precision}", *changed, *(["transposed"] if self.transposed else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,11 @@ def _run_task(task: Task) -> None:
     start = time.perf_counter()
     device = resolve_device("auto")
     prepared = prepare(job, device, tell=lambda text: print(text, flush=True), scratch=scratch)
+    if setting.transposed:
+        from wan_train.core.kernels.linears import keep_transposed  # needs Triton
+
+        for block in prepared.model.blocks:
+            keep_transposed(block)
     optimizer = build_optimizer(prepared.parameters, job.optimizer)
     hold_state(optimizer, offloaded=bool(job.memory.offload_optimizer))
     prepared.model.train()
