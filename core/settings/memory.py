@@ -245,7 +245,8 @@ class MemoryOptions(Options, group="memory"):
         page="On one H200 a small model gave the same bits after 12 steps: in one go, again, and stopped and resumed. Larger"
         " models were not tried. There a step of a 14B model in bf16 took 0.63 seconds in place of 0.49 for a picture of"
         " 1024x1024, and 3.97 in place of 2.39 for 832x480 with 33 frames: the attention, which is then flash in place of"
-        " cudnn, takes 2.4 times as long. Attention is flash, efficient, or a package of FlashAttention whose backward can be deterministic. cudnn is refused, and so is compile static or dynamic,"
+        " cudnn, takes 2.4 times as long. Attention is flash, efficient, or a package of FlashAttention whose backward can be"
+        " deterministic. cudnn is refused, and so is compile static or dynamic,"
         " which choose their kernels by timing. The plan that was chosen at the start is kept in the run's folder (plan.json),"
         " and a resumed run takes it again. You are told when the result will differ all the same: with another GPU, driver,"
         " PyTorch or memory options than before, or when memory runs out. On a CPU runs are so in any case.",
