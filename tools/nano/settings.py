@@ -2,7 +2,7 @@
 
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -38,8 +38,9 @@ class Settings(StageSettings):
             raise ConfigError(f"stages names one or both of {', '.join(STAGES)}, each once; got {self.stages}.")
 
 
+@cache
 def field_hints(cls: type = Settings, prefix: str = "") -> dict[str, Any]:
-    """The types of all fields that hold a value, by dotted name."""
+    """The types of all fields that hold a value, by dotted name; not to be changed."""
     found = {}
     hints = typing.get_type_hints(cls)
     for name, hint in ((item.name, hints[item.name]) for item in fields(cls)):
