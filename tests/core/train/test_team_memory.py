@@ -113,7 +113,7 @@ def test_where_no_plan_takes_less_all_of_them_say_so(ranks, deep, card, tmp_path
     assert sorted(losses(folder)) == [1]
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("place", "rank"), [("validation", 0), ("validation", 1), ("preview", 0)])
 def test_what_is_beside_the_steps_may_run_short(ranks, deep, card, tmp_path, place, rank):
     samples = tuple(replace(sample, held_out=number < 2) for number, sample in enumerate(deep.data.samples))

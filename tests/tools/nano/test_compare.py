@@ -30,7 +30,7 @@ def runner(tmp_path_factory):
     return Runner.of(files, tmp_path_factory.mktemp("work"), Looking(prompts=1, marks=1), "cpu")
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(runner, name):
     settings = MethodRun(METHODS[name], "barred+dive", 1, COMMON).settings()
