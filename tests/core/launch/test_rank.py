@@ -114,6 +114,7 @@ def test_a_run_to_its_end_and_again(run, start, cold):
     assert kinds(run).count("start") == kinds(run).count("finished") == 1
 
 
+@pytest.mark.grid(3, "several devices")
 def test_who_shares_a_clip_is_chosen_at_the_start_where_the_job_leaves_it_open(run, job, start):
     """Of a step of one batch, both train it: alone, one of them would have nothing to do. Swapped blocks are held together."""
     job = replace(job, loop=replace(job.loop, gradient_accumulation=1), memory=MemoryOptions(budget_gb=4.0))
