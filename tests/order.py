@@ -9,19 +9,18 @@ from typing import Any
 
 # By the seconds of a processor that they and their processes take, most first; none of fewer than ten.
 LONGEST = (
-    "tools/nano/test_training", "functional/test_learning", "tools/nano/test_compare", "core/test_offline",
-    "docs/test_how_to_add", "campaigns/test_short",
-    "core/train/test_team", "core/train/test_every_method", "core/train/test_team_memory", "core/train/test_kernel_mode",
-    "core/train/test_run_plan", "core/train/test_shared_tokens", "core/train/test_shared_lora", "core/launch/test_rank",
-    "benchmarks/test_musubi_nano",
-    "core/launch/test_ranks", "core/launch/test_worker", "core/train/test_sharded_job", "core/train/test_resume",
-    "core/launch/test_training", "core/launch/test_machines", "tools/test_headless_demo", "tools/test_demo", "test_wheel",
-    "core/adapters/test_light_import", "core/test_earlier_version", "core/train/test_methods", "core/train/test_average",
-    "core/encoders/test_light_import", "core/train/test_adapters", "core/kernels/test_blocks", "core/train/test_kept_plan",
-    "core/memory/precisions/test_model", "core/train/test_regularizers", "core/cli/commands/test_preview",
-    "tools/nano/test_judge", "tools/nano/test_ground", "core/train/test_loading", "core/train/test_crepa",
-    "core/train/test_claim", "core/train/test_features", "core/objective/test_regularizers", "core/train/test_only_for_show",
-    "core/train/test_previews",
+    "functional/test_learning", "core/train/test_team", "core/train/test_every_method", "core/train/test_team_memory",
+    "core/train/test_run_plan", "tools/nano/test_compare", "core/test_offline", "core/train/test_kernel_mode",
+    "tools/nano/test_training", "core/train/test_shared_tokens", "core/train/test_features", "docs/test_how_to_add",
+    "campaigns/test_short", "core/launch/test_worker", "benchmarks/test_musubi_nano", "core/adapters/test_light_import",
+    "core/test_earlier_version", "core/launch/test_rank", "core/train/test_resume", "core/train/test_shared_lora",
+    "tools/nano/test_judge", "core/train/test_adapters", "core/train/test_kept_plan", "core/train/test_average",
+    "core/kernels/test_blocks", "core/launch/test_ranks", "core/memory/precisions/test_model", "tools/test_headless_demo",
+    "tools/test_demo", "test_wheel", "core/train/test_previews", "core/train/test_methods", "core/cli/commands/test_preview",
+    "core/objective/test_regularizers", "core/train/test_crepa", "core/train/test_only_for_show",
+    "core/encoders/test_light_import", "core/launch/test_training", "core/launch/test_machines", "core/train/test_run",
+    "core/train/test_regularizers", "core/train/test_loop", "tools/nano/test_ground", "core/train/test_loading",
+    "core/train/test_sharded_job", "core/train/test_alternate", "core/train/test_claim",
 )  # fmt: skip
 _PLACES = {name: place for place, name in enumerate(LONGEST)}
 

@@ -31,6 +31,7 @@ def bench(tmp_path_factory):
     return method_memory.Bench(tmp_path_factory.mktemp("bench"), "toy", 2)
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("method", method_memory.METHODS)
 def test_each_is_a_job_that_may_start(bench, method):
     optimizer = method.removeprefix("optimizer ")

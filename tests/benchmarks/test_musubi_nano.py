@@ -111,7 +111,7 @@ def test_a_table_of_an_older_form_is_left_alone(tmp_path):
         musubi_nano.read_rows(tmp_path / "peer.csv")
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_trainings_side_by_side_put_their_rows_into_one_file(tmp_path, capsys):
     """Ours alone: the peer is no part of this repository."""
     files, out, work = write_small_family(tmp_path / "family"), tmp_path / "peer.csv", tmp_path / "work"
@@ -127,7 +127,7 @@ def test_trainings_side_by_side_put_their_rows_into_one_file(tmp_path, capsys):
     assert out.read_bytes() == before
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_a_training_that_fails_says_why_in_its_line(tmp_path, capsys):
     """musubi-tuner's, of which there is nothing in the folder that is named."""
     files, work = write_small_family(tmp_path / "family"), tmp_path / "work"

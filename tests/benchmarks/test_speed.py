@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_the_command_measures_and_writes_a_row_and_a_table(tmp_path, model):
     out = tmp_path / "results" / "speed.json"
     shutil.copy(model, tmp_path / "random-toy-fp32.safetensors")

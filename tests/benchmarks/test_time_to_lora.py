@@ -46,7 +46,7 @@ SIZES = ["clip", "clip", "picture", "clip", "clip"]
 CLOCK = Clock(100.0, 121.0, 120.0, 11.2, {"worker": 104.0})
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_the_dry_run_writes_a_row_and_one_for_a_longer_run(tmp_path):
     out = tmp_path / "results" / "time.json"
     command = [sys.executable, str(PACK / "benchmarks" / "time_to_lora.py"), "--small", "--work", str(tmp_path)]

@@ -42,7 +42,7 @@ def saved(desk: Desk, train: int, button: str, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("vue")
 def test_two_runs_are_compared_and_a_part_is_looked_at(desk: Desk, tmp_path: Path):
     trained(desk, rank=2, alpha=2.0)

@@ -19,7 +19,7 @@ def training(name: str, seed: int):
     return prompt
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("vue")
 def test_all_previews_are_seen_and_compared_with_the_keyboard(desk: Desk):
     # Of equal content the second would take up the first's checkpoint, and have no previews of its own.

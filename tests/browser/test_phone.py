@@ -5,7 +5,7 @@ from wan_train.tests.browser.desk import Desk
 from wan_train.tests.browser.test_training import events, run_of, training
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("canvas")
 def test_stop_asks_first_and_then_ends_the_run_with_a_checkpoint(desk: Desk):
     name = f"phoned_{'vue' if desk.modern else 'canvas'}"

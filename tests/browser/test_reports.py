@@ -9,7 +9,7 @@ from wan_train.tests.browser.test_training import training
 EMPTY = "The report appears here"
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("canvas")
 def test_another_page_shows_the_reports_of_a_saved_workflow(desk: Desk, browser: Browser):
     name = f"told_{'vue' if desk.modern else 'canvas'}"
@@ -38,7 +38,7 @@ def test_another_page_shows_the_reports_of_a_saved_workflow(desk: Desk, browser:
         second.close()
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("vue")
 def test_a_node_that_the_host_does_not_execute_again_has_its_report_in_another_page_too(desk: Desk, browser: Browser):
     name = f"kept_{'vue' if desk.modern else 'canvas'}"

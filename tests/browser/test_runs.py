@@ -24,7 +24,7 @@ def await_card(desk: Desk, run: str, words: str) -> None:
     card(desk, run).filter(has_text=words).wait_for()
 
 
-@pytest.mark.grid(2, "the page")
+@pytest.mark.grid(5, "the page")
 @pytest.mark.renderer("vue")
 def test_from_the_list_to_the_workflow_to_a_longer_run_to_its_deletion(desk: Desk):
     name = f"kept_{'vue' if desk.modern else 'canvas'}"

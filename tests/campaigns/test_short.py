@@ -8,7 +8,7 @@ from wan_train.tests.campaigns.campaign import NAMES, load
 from wan_train.tests.campaigns.gpu import gpu_tests
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name not in ("page", "grids", "gpu")]
 )  # these are tests themselves

@@ -118,6 +118,7 @@ def test_files_without_a_name_of_their_own_have_that_of_the_training_also_where_
     assert (host.base / "models" / "loras" / "drawing_v2_high_noise.safetensors").is_file(), entry["outputs"]["pair"]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("file", "name"),
     [

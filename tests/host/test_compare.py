@@ -104,6 +104,7 @@ def test_cells_are_previews_and_are_kept(host, trained):
     assert {path: now[path] for path in before} == before
 
 
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_grid_that_was_broken_off_goes_on(host, trained):
     prompt, high, _low = trained
     before = set(kept(host))

@@ -38,7 +38,7 @@ def test_one_device_trains_in_turn(host):
     assert any("waiting for cpu: another run is training on it" in text for text in texts)
 
 
-@pytest.mark.grid(2, "turns of two processes")
+@pytest.mark.grid(3, "turns of two processes")
 def test_one_device_is_handed_over_where_both_nodes_say_so(host):
     """Each has a run of its own: queued again without turns, nothing is left to train."""
     settings = {"lora_name": "turns", "steps": 30, "seed": 112}
@@ -75,7 +75,7 @@ def test_two_devices_train_at_the_same_time_and_stop_ends_both(host):
         assert list((folder / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 def test_one_run_over_two_devices_is_stopped_and_goes_on(host):
     """In a list of the widget: a process for each, whose batches are those of one step."""
     prompt = one_stage(lora_name="many", steps=100_000, seed=14, device="cpu:0,cpu:1", checkpoint_every=1000)

@@ -56,7 +56,7 @@ def jobs_of(host, prompt, count: int) -> list[Job]:
     return sorted(jobs, key=lambda job: job.stage)
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_saved_workflow_trains_the_same_jobs(host, path):
     prompt = small(ui_to_api(json.loads(path.read_text(encoding="utf-8")), host.object_info()), of_previews={})

@@ -155,6 +155,7 @@ async def drop(url, dropped):
         return taken, report, kinds, seed, joined, command, complaints
 
 
+@pytest.mark.grid(5, "the page")
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
 def test_a_drop_on_the_page(host):
     dropped = {"train.sh": COMMAND, "dataset.toml": DATASET}

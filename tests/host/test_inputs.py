@@ -64,7 +64,7 @@ def warm(host):
     return host
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize(("name", "wire"), WIRES)
 def test_what_stands_on_a_wire(warm, name, wire):
     for value in ({"a": 1}, {"__value__": [1, 2]}, "text", 7):
@@ -76,6 +76,7 @@ def test_what_stands_on_a_wire(warm, name, wire):
         )
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("name", "wire", "other"),
     [
@@ -101,7 +102,7 @@ WIDGETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(("name", "widget", "value"), WIDGETS, ids=lambda value: str(value)[:20])
 def test_what_stands_in_a_widget_is_refused_before_anything_runs(warm, name, widget, value):
     found = refused(warm, changed(graph(), name, **{widget: value}))
@@ -111,7 +112,7 @@ def test_what_stands_in_a_widget_is_refused_before_anything_runs(warm, name, wid
     assert len(found[1]) < 12_000  # the host repeats what it was given
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     ("name", "widget", "value", "words"),
     [

@@ -139,6 +139,7 @@ async def on_the_page(url):
     return found
 
 
+@pytest.mark.grid(2)
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium is installed")
 def test_an_input_appears_on_the_page_when_the_last_one_is_connected(host):
     seen = asyncio.run(on_the_page(host.url))

@@ -223,6 +223,7 @@ async def show(page, address):
     )
 
 
+@pytest.mark.grid(5, "the page")
 @needs_browser
 def test_a_caption_and_a_part_that_are_chosen_on_the_page_are_trained(host, mixed):
     async def act():
@@ -267,6 +268,7 @@ def test_a_caption_and_a_part_that_are_chosen_on_the_page_are_trained(host, mixe
     assert sample.frame_indices == tuple(range(9))
 
 
+@pytest.mark.grid(5, "the page")
 @needs_browser
 def test_keys_go_through_frames_and_samples(host, mixed):
     async def press(page, key, target="document.activeElement"):
@@ -302,6 +304,7 @@ def test_keys_go_through_frames_and_samples(host, mixed):
     assert name.startswith("ok_03")
 
 
+@pytest.mark.grid(5, "the page")
 @needs_browser
 def test_what_was_chosen_is_chosen_after_a_reload(host, mixed):
     state = """return {

@@ -67,7 +67,7 @@ def test_a_finished_run_returns_at_once_whatever_ran_in_between(host):
     assert "run once, begun 20" in text
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_renamed_run_has_a_folder_of_its_own_and_is_not_trained_again(host):
     prompt = one_stage("high", lora_name="named", seed=16, steps=4)
     assert succeeded(host.run(prompt))
@@ -96,7 +96,7 @@ def test_a_run_folder_deleted_while_it_trains_is_one_sentence(host):
     assert f"the run folder {folder} was deleted while it was trained in: start again to begin anew." in message
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_deleted_run_is_trained_again(host):
     prompt = one_stage("high", lora_name="gone", seed=7, steps=2)
     assert succeeded(host.run(prompt))
@@ -106,7 +106,7 @@ def test_a_deleted_run_is_trained_again(host):
     assert next(folder.glob("*.safetensors")).is_file()
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_an_edited_caption_encodes_one_caption_and_makes_another_run(host):
     prompt = one_stage("high", lora_name="edited", seed=8, steps=2)
     assert succeeded(host.run(prompt))
@@ -131,7 +131,7 @@ def test_an_edited_caption_encodes_one_caption_and_makes_another_run(host):
     assert not left.exists()
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_longer_run_goes_on_from_a_shorter_one(host):
     prompt = one_stage("high", lora_name="longer", seed=9, steps=3)
     assert succeeded(host.run(prompt))
@@ -141,7 +141,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(host):
     assert json.loads((folder / "result.json").read_text())["step"] == 5
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_damaged_cache_entry_is_named_and_encoded_again_in_the_same_session(host):
     prompt = one_stage("high", lora_name="spoilt", seed=10, steps=2)
     assert succeeded(host.run(prompt))
@@ -157,7 +157,7 @@ def test_a_damaged_cache_entry_is_named_and_encoded_again_in_the_same_session(ho
     assert torch.equal(read_entry(path)["latents"], latents)
 
 
-@pytest.mark.grid(2, "resumed on the host")
+@pytest.mark.grid(3, "resumed on the host")
 def test_a_damaged_lora_is_written_again(host):
     prompt = one_stage("high", lora_name="bitten", seed=12, steps=2)
     assert succeeded(host.run(prompt))

@@ -58,6 +58,7 @@ def trained(folder, **adapter):
     return model, lora, prepared.model.eval()
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("adapter", "modules"),
     [

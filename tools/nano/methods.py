@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ...core.errors import ConfigError
 from .family import STAGES
-from .settings import Settings, changed
+from .settings import Settings, all_changed
 
 BASELINE = "baseline"
 PLAIN = "lora"  # the row of benchmarks/method_memory.py that has the cost of a plain LoRA
@@ -33,10 +33,7 @@ class Method:
 
     def settings(self, stage: str, common: Sequence[tuple[str, str]] = ()) -> Settings:
         """How one expert is taught; `common` comes over what all methods have in common."""
-        found = Settings()
-        for name, value in (*COMMON.items(), *common, *self._own(stage)):
-            found = changed(found, name, value)
-        return found
+        return all_changed(Settings(), (*COMMON.items(), *common, *self._own(stage)))
 
     def _own(self, stage: str) -> list[tuple[str, str]]:
         named = [(*name.rpartition(":")[::2], value) for name, value in self.sets.items()]

@@ -1,8 +1,9 @@
 """How a LoRA is taught: every option of a training, by its dotted name ("adapter.rank"), from and to text."""
 
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -38,8 +39,9 @@ class Settings(StageSettings):
             raise ConfigError(f"stages names one or both of {', '.join(STAGES)}, each once; got {self.stages}.")
 
 
+@cache
 def field_hints(cls: type = Settings, prefix: str = "") -> dict[str, Any]:
-    """The types of all fields that hold a value, by dotted name."""
+    """The types of all fields that hold a value, by dotted name; not to be changed."""
     found = {}
     hints = typing.get_type_hints(cls)
     for name, hint in ((item.name, hints[item.name]) for item in fields(cls)):
@@ -65,12 +67,17 @@ def changed(settings: Settings, name: str, text: str) -> Settings:
 
     ConfigError if there is no such field, or the text is no value for it.
     """
-    hints = field_hints()
-    if name not in hints:
-        raise ConfigError(f"there is no setting '{name}'; the settings are {', '.join(hints)}.")
-    data = to_dict(settings)
-    *groups, last = name.split(".")
-    reduce(dict.__getitem__, groups, data)[last] = _value(hints[name], text, name)
+    return all_changed(settings, [(name, text)])
+
+
+def all_changed(settings: Settings, changes: Iterable[tuple[str, str]]) -> Settings:
+    """As `changed`, with several names and texts, one after another; what they say is checked together."""
+    hints, data = field_hints(), to_dict(settings)
+    for name, text in changes:
+        if name not in hints:
+            raise ConfigError(f"there is no setting '{name}'; the settings are {', '.join(hints)}.")
+        *groups, last = name.split(".")
+        reduce(dict.__getitem__, groups, data)[last] = _value(hints[name], text, name)
     return from_dict(Settings, data, "settings")
 
 

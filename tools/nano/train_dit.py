@@ -145,7 +145,7 @@ def train(model: WanTransformer, data: Data, stage: Stage, options: Options, log
         u = (torch.rand(size, device=place) + torch.arange(size[0], device=place)) / size[0]
         sigmas = sigma_at(u, timesteps).float()
         noise = torch.randn_like(latents)
-        with torch.autocast(place.type, torch.bfloat16):
+        with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
             pred = forward(add_noise(latents, noise, sigmas), sigmas * NUM_TIMESTEPS, context)
         loss = flow_loss(pred, velocity_target(latents, noise)).mean()
         loss.backward()

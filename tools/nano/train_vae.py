@@ -82,7 +82,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         chosen = torch.randint(len(frames), (batch_size,), device=frames.device)
         video = augmented(frames[chosen]).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(frames.device.type, torch.bfloat16):
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):  # few CPUs compute in it
             loss, pixels = compute_loss(vae, video)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -365,6 +365,7 @@ def test_importing_the_package_needs_neither_peft_nor_the_host(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.grid(2, "processes that import everything anew")
 def test_importing_early_leaves_other_packages_to_those_who_need_them(tmp_path):
     """Also where one of them cannot be imported."""
     (tmp_path / "torchvision").mkdir()

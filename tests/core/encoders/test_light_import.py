@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACK = Path(__file__).parents[3]
 _START = """
 import sys, torch
@@ -27,6 +29,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.grid(2, "processes that import everything anew")
 def test_the_same_vae_and_whoever_imports_diffusers_afterwards_gets_it_whole():
     """Then it is used."""
     run(f"""
@@ -56,6 +59,7 @@ assert "scipy" in sys.modules
 """)
 
 
+@pytest.mark.grid(2, "processes that import everything anew")
 def test_text_and_vision_models_come_without_three_packages():
     run("""
 with for_encoders():

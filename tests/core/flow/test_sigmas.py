@@ -34,7 +34,7 @@ def test_cumulative_is_the_inverse_of_quantile(options):
     assert torch.allclose(torch.tensor(back, dtype=torch.float64), u, atol=1e-9)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.sampling}-{o.sigma_min}-{o.sigma_max}")
 def test_draws_follow_the_cut_distribution(options):
     draws = sigma_at(torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64), options)

@@ -120,7 +120,7 @@ def until(holds, what):
         time.sleep(0.02)
 
 
-@pytest.mark.grid(2, "turns of two processes")
+@pytest.mark.grid(3, "turns of two processes")
 def test_two_processes_in_turns_learn_what_each_learns_alone(tmp_path, job):
     """Also when one is stopped on the way, in a turn of another's: it goes on from its checkpoint."""
     loop = replace(job.loop, steps=STEPS, checkpoint_every=1000)

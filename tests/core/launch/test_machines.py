@@ -94,7 +94,7 @@ def await_step(work, step, *processes):
     raise AssertionError([said.read_text() for _, said in processes])
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 def test_two_machines_train_one_run(machine, tmp_path):
     address = f"127.0.0.1:{free_port()}"
     second = machine(1, address)  # before the first: it waits

@@ -104,7 +104,7 @@ def kinds(run):
     return [event["event"] for event in EventReader(run.events_path).read()]
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 def test_a_run_to_its_end_and_again(run, start, cold):
     started = start()
     started.wait()
@@ -114,6 +114,7 @@ def test_a_run_to_its_end_and_again(run, start, cold):
     assert kinds(run).count("start") == kinds(run).count("finished") == 1
 
 
+@pytest.mark.grid(3, "several devices")
 def test_who_shares_a_clip_is_chosen_at_the_start_where_the_job_leaves_it_open(run, job, start):
     """Of a step of one batch, both train it: alone, one of them would have nothing to do. Swapped blocks are held together."""
     job = replace(job, loop=replace(job.loop, gradient_accumulation=1), memory=MemoryOptions(budget_gb=4.0))
@@ -193,7 +194,7 @@ def test_ranks_end_when_who_started_them_is_gone(run, job, start):
     assert alive == []
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 def test_an_error_of_one_rank_is_told_once_by_the_first(run, job, start):
     for sample in job.data.samples:
         Path(sample.latents_path).unlink()

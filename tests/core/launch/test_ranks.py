@@ -110,7 +110,7 @@ def test_it_is_the_run_of_one_device_that_accumulates(whole, wantrain, tmp_path)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 def test_a_stop_keeps_a_checkpoint_and_the_run_goes_on(endless):
     run = FollowedRun(endless, 100_000)
     await_steps(run, 8)
@@ -156,7 +156,7 @@ def test_more_processes_than_a_step_has_batches_are_refused(endless, wantrain):
     assert "Traceback" not in said
 
 
-@pytest.mark.grid(2, "several devices")
+@pytest.mark.grid(3, "several devices")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_rank_ends_the_run_with_a_sentence(endless):
     run = FollowedRun(endless, 100_000)

@@ -131,7 +131,7 @@ def test_in_turn_stopped_and_killed_gives_the_same(whole, arguments, wantrain, t
         assert same_weights(work / "loras" / f"{name}.safetensors", whole[0] / "loras" / f"{name}.safetensors")
 
 
-@pytest.mark.grid(2, "turns of two processes")
+@pytest.mark.grid(3, "turns of two processes")
 def test_in_turns_on_one_device_gives_the_same(whole, arguments, wantrain, tmp_path):
     """Both workers are started on it, and hand it to each other. The test has it until both are there."""
     work = tmp_path / "work"

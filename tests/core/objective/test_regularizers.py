@@ -236,7 +236,7 @@ def test_one_pass_is_refused_beside_crepa_and_told_without_a_term(job):
     assert sentences[0] == "preservation_single_pass has no effect: output_preservation and blank_preservation are 0."
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(6)
 @EACH
 @pytest.mark.parametrize(
     ("precision", "memory"),

@@ -101,6 +101,7 @@ def test_where_frames_have_noise_levels_of_their_own_each_keeps_as_many(job):
     assert all(torch.bincount(row // 8).tolist() == [6, 6, 6] for row in kept)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("precision", "memory"),
     [

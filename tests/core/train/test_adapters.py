@@ -72,7 +72,7 @@ def stopped_and_gone_on(tmp_path, job, between=lambda: None):
     return load_file(run_job(folder, events, CPU, lambda: False))
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_goes_on_to_the_bit_and_learns_something_else_than_a_plain_one(tmp_path, job, plain_losses, way):
     made = with_adapter(job, **WAYS[way])

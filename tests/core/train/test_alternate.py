@@ -89,6 +89,7 @@ def tight(job, *, blocks=None):
     return MemoryOptions(budget_gb=(1.3 * least + MARGIN_BYTES) / (1 - MARGIN) / 2**30, **pins)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("blocks", [None, 1, 2])
 def test_weights_that_wait_elsewhere_come_back_to_the_bit(tmp_path, job: Job, alone, models, blocks):
     """Plain, with a block swapped, and with all of them; what is trained stays where it is."""

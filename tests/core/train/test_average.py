@@ -128,6 +128,7 @@ def weights_of(path):
         return file.metadata()["wantrain.weights"]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
 def test_a_run_writes_both_and_goes_on_exactly(tmp_path, job, optimizer):
     job = with_ema(replace(job, optimizer=OptimizerOptions(name=optimizer, learning_rate=1e-2)))

@@ -148,6 +148,7 @@ def test_a_run_goes_on_exactly(tmp_path, job):
     assert one[-1] == other[-1]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "memory",
     [
@@ -168,6 +169,7 @@ def test_it_is_the_same_however_the_model_is_held(tmp_path, job, memory):
         torch.testing.assert_close(same[name], tensor, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "change", [{"distance": 0}, {"tau": 9.0}, {"block": 1}, {"weight": 2.0}, {"image_size": 14}], ids=str
 )

@@ -129,7 +129,7 @@ def test_losses_that_begin_at_nothing_are_compared_as_closely_as_rounding_is(one
             assert_same_losses([one], [other], rel=2e-2)
 
 
-@pytest.mark.grid(8)
+@pytest.mark.grid(16)
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, name):
     need(*OPTIMIZERS.get(name).packages)
@@ -137,7 +137,7 @@ def test_an_optimizer_trains_with_whatever_it_is_not_refused_with(tmp_path, job,
     assert_accepted_ones_train(name, optimizers()[name](job), pairs, tmp_path)
 
 
-@pytest.mark.grid(6)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("kind", list(adapters()))
 def test_an_adapter_trains_with_whatever_it_is_not_refused_with(tmp_path, job, others, kind):
     assert_accepted_ones_train(kind, adapters()[kind](job), others, tmp_path)
@@ -193,20 +193,20 @@ def goes_on_exactly(tmp_path, job):
     assert all(torch.equal(lora[name], other[name]) for name in lora)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_each_optimizer_goes_on_exactly(tmp_path, job, name):
     need(*OPTIMIZERS.get(name).packages)
     goes_on_exactly(tmp_path, optimizers()[name](job))
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", [*adapters(), *laws()])
 def test_each_adapter_loss_weighting_law_and_schedule_goes_on_exactly(tmp_path, job, name):
     goes_on_exactly(tmp_path, {**adapters(), **laws()}[name](job))
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", BESIDE)
 def test_each_other_method_goes_on_exactly(tmp_path, job, others, name):
     goes_on_exactly(tmp_path, others[name](job))
@@ -244,19 +244,19 @@ def is_the_plans(tmp_path, job):
     assert lora.keys() == other.keys()
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", [*adapters(), *(name for name in laws() if name.startswith(("loss", "weighting")))])
 def test_each_adapter_and_loss_is_the_same_however_the_base_is_held(tmp_path, job, name):
     same_however_held(tmp_path, {**adapters(), **laws()}[name](job), name)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", BESIDE)
 def test_each_other_method_is_the_same_however_the_base_is_held(tmp_path, job, others, name):
     same_however_held(tmp_path, others[name](job), name)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", [*BESIDE, *adapters()])
 def test_each_is_what_it_is_without_a_planner(tmp_path, job, others, name):
     is_the_plans(tmp_path, {**others, **adapters()}[name](job))

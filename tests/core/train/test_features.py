@@ -39,7 +39,7 @@ def train(tmp_path, job, name):
     return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "memory",
     [
@@ -144,6 +144,7 @@ def test_compiled_it_is_the_same_up_to_rounding(tmp_path, job: Job, monkeypatch)
         assert torch.allclose(lora[name], other[name], rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("precision", ["fp8", "int8", "bf16", "fp16"])
 def test_streamed_and_resident_bases_of_one_precision_are_the_same(tmp_path, job: Job, precision):
     job = replace(job, model=replace(job.model, precision=precision), loop=replace(job.loop, steps=2))

@@ -145,6 +145,7 @@ def test_what_was_found_out_at_the_start_is_in_it_too(tmp_path, deep, monkeypatc
     assert [(one.joined, one.graphs, one.attention) for one in used] == [(1, False, "")] * 2
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("change", ["options", "version", "plan"])
 def test_what_makes_the_bits_others_is_told(tmp_path, deep, change, monkeypatch):
     folder = folder_of(tmp_path, deep, "run")

@@ -55,6 +55,7 @@ def train(tmp_path, job, name):
     return losses, lora, [event["message"] for event in events if event["event"] == "warning"]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.usefixtures("plain_kernels")
 @pytest.mark.parametrize(
     "memory",
@@ -112,6 +113,7 @@ def test_with_tokens_that_go_past_a_block(tmp_path, job: Job, memory):
         assert torch.allclose(lora[name], other[name], rtol=1e-2, atol=3e-4), name
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("plain_kernels")
 @pytest.mark.parametrize("precision", ["fp8", "fp8_compute", "int8", "nf4", "int4_svd", "fp16"])
 def test_every_precision(tmp_path, job: Job, precision):
@@ -128,6 +130,7 @@ def put_on(model, **memory):
     return rerun
 
 
+@pytest.mark.grid(3)
 @pytest.mark.usefixtures("plain_kernels")
 @pytest.mark.parametrize("kept", [Kept(), Kept(4, 0), Kept(4, 3)], ids=str)
 @pytest.mark.parametrize("adapter", [{}, {"targets": ("cross_attn",)}, {"quant": "Q8_0"}], ids=str)
@@ -141,6 +144,7 @@ def test_gradients(kept, adapter):
             assert torch.allclose(found, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.usefixtures("plain_kernels")
 @pytest.mark.parametrize("kept", [Kept(), Kept(3, 0), Kept(3, 2)], ids=str)
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ ADAPTERS = {
 
 
 @pytest.mark.usefixtures("functions")
-@pytest.mark.grid(3)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize(
     "memory",
     [
@@ -306,6 +310,7 @@ def launched(monkeypatch):
     return found
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8", "fp8_compute"])
 @pytest.mark.parametrize("way", ["lora", "drops", "dora", "lokr", "oft"])
 def test_what_is_made_ready_is_what_a_step_needs(job: Job, launched, precision, way):

@@ -77,6 +77,7 @@ def large_job(tmp_path, job: Job) -> tuple[Job, int, int]:
     )
 
 
+@pytest.mark.grid(2, "main memory of a large model")
 @pytest.mark.skipif(not STATUS.exists(), reason="the system does not tell what a process takes")
 def test_main_memory_holds_two_mapped_blocks_and_of_others_one_more_than_there_are(tmp_path, large_job):
     job, block, rest = large_job

@@ -81,6 +81,7 @@ def test_every_option_is_tried():
         assert TRIED[group].keys() == {item.name for item in options_of(cls)} - OF_A_STAGE
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, tried in TRIED.items() for name in tried])
 def test_an_option_changes_the_losses_and_the_key_of_a_run(job, group, name):
     beside, value = TRIED[group][name]
@@ -218,6 +219,7 @@ def test_differential_guidance_is_a_scale_of_the_gradient(job, scale):
         torch.testing.assert_close(other, scale * one, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("name", SAMPLINGS.names)
 def test_a_run_trains_with_each_sampling(job, name):
     assert all(0 < loss < 100 for loss in losses_of(changed(job, "timesteps", sampling=name), steps=2))

@@ -87,7 +87,7 @@ def test_the_folder_of_previews_may_refuse(tmp_path, job):
     assert any("preview of step 3 is not kept" in warning["message"] for warning in told(folder, "warning"))
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("what", ["gone", "cut", "another shape", "nonsense"])
 @pytest.mark.parametrize("stage", ["high", "low"])
 def test_the_other_expert_may_be_replaced(tmp_path, job, stage, what):

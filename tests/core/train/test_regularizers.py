@@ -68,6 +68,7 @@ def test_every_option_is_tried():
     assert TRIED.keys() == {item.name for item in options_of(RegularizerOptions)}
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", TRIED)
 def test_an_option_changes_the_losses_and_the_key_of_a_run(job, name):
     value, beside = TRIED[name]
@@ -106,7 +107,7 @@ def test_no_layer_is_above_the_limit_after_any_step(job):
         assert max(norms) > 0.0005  # the update itself was far larger
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("options", [*ALONE, TOGETHER], ids=lambda o: "-".join(o))
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, job, options):
     job = with_set(job) if "prior_preservation" in options else job

@@ -72,6 +72,7 @@ def test_results_of_earlier_versions_count(finished):
     check_lora(lora)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "text",
     [

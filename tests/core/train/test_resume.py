@@ -73,6 +73,7 @@ def resume_fresh(folder, job, fresh):
     return resume(folder, EventWriter(folder.events_path), fresh[2], steps=job.loop.steps, training=job.key)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", ["adapter.safetensors", "state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_file_is_noticed_told_and_kept(stopped, job, fresh, name, damage):
@@ -182,6 +183,7 @@ def no_table(tensors, state):
     state["optimizer"] = [1, 2]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "spoil",
     [rename_key, widen, make_infinite, halve, drop_optimizer, drop_moment, misshape_moment, spoil_moment, spoil_count,
@@ -278,6 +280,7 @@ except ShortageError as error:
 """
 
 
+@pytest.mark.grid(2)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address-space limits, and /proc to set one by")
 @pytest.mark.parametrize("room", [8 * 2**20, 72 * 2**20])
 def test_little_memory_is_no_damage(tmp_path, room):

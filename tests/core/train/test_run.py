@@ -62,6 +62,7 @@ def test_a_run_leaves_a_lora_with_its_story(tmp_path, job):
     assert sorted(history.losses) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("optimizer", "offloaded"),
     [("adamw", (False, False)), ("adamw8bit", (False, False)), ("adamw", (True, False)), ("adamw", (False, True))],

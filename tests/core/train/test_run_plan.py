@@ -201,6 +201,7 @@ def test_the_cpu_goes_on_with_the_leanest_plan(tmp_path, deep: Job, plain):
     assert plans(tmp_path, "tiny")[0]["plan"]["streamed_blocks"] == DEEP
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "memory",
     [
@@ -328,6 +329,7 @@ def memory_learnt(tmp_path, planner, card):
     return read_correction(tmp_path / "cache", card, correction_kind(planner), version).memory
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("sizes", ["one size", "several sizes"])
 def test_previews_and_validations_teach_nothing_of_steps_and_are_not_shown_as_such(
     tmp_path, deep: Job, card, monkeypatch, sizes

@@ -56,13 +56,14 @@ def prepared_alike(world, job, scratch):
     return [type(master) for _, master in sorted(spread.features.streamer.masters.items())]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
 def test_every_adapter_trains_on_a_sharded_base(ranks, job: Job, tmp_path, kind):
     job = replace(job, parallel=SHARDED, adapter=replace(job.adapter, kind=kind))
     assert ranks(2)(prepared_alike, job, tmp_path) == [[ShardedMaster] * 2] * 2
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(
     ("precision", "memory", "found"),
     [
@@ -168,6 +169,7 @@ def _own_memory():
     return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 
 
+@pytest.mark.grid(2, "main memory of a large model")
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 def test_a_rank_takes_its_shares_the_ring_and_a_block_that_is_being_read(tmp_path, large_job, monkeypatch):  # noqa: F811
     job, block, rest = large_job

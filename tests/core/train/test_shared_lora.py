@@ -139,6 +139,7 @@ def plainly(tmp_path, shared):
     return losses, lora
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("blocks", [None, 1, 2])
 def test_one_expert_may_wait_in_main_memory_and_blocks_be_swapped(tmp_path, shared, plainly, blocks):
     """The weights are written over where they lie, and swapped blocks change places: to the bit the same."""
@@ -159,6 +160,7 @@ def test_both_stay_on_the_device_where_they_fit(tmp_path, shared, plainly):
     assert "switching every 2 steps, with both experts' weights on the GPU" in plan["message"]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("precision", ["int8", "nf4", "fp8"])
 def test_quantized_experts_take_turns_too(tmp_path, shared, precision):
     job = replace(shared, model=replace(shared.model, precision=precision), loop=replace(shared.loop, steps=5))
@@ -187,6 +189,7 @@ def test_a_leaner_plan_in_the_middle_keeps_both_experts(tmp_path, shared, plainl
     assert plans[1]["vram"] < plans[0]["vram"]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
 def test_a_run_that_was_stopped_is_one_that_was_not(tmp_path, shared, plainly, stop_at):
     """In the middle of a turn, and between two."""
@@ -326,7 +329,7 @@ def test_files_of_two_formats_are_refused(tmp_path, shared):
         check_start(job, inspect(job.model.path))
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "oft", "tlora"])
 def test_every_other_adapter_goes_through_both(tmp_path, shared, kind):
     job = replace(shared, adapter=replace(shared.adapter, kind=kind), loop=replace(shared.loop, steps=3))

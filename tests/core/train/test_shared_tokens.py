@@ -97,6 +97,7 @@ def test_with_memory_features(ranks, tmp_path, job, memory):
     assert said == []
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "memory",
     [
@@ -124,7 +125,7 @@ def test_all_ranks_keep_as_much(ranks, tmp_path, job, compile):
     compare(ranks, tmp_path, replace(job, memory=memory), kept=kept)
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(
     "memory",
@@ -136,6 +137,7 @@ def test_with_a_base_that_lies_spread_over_the_ranks(ranks, tmp_path, job, memor
     compare(ranks, tmp_path, replace(job, parallel=ParallelOptions(base="sharded")), size=size)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("precision", ["fp8", "int8", "nf4"])
 def test_quantized_swapped_and_spread(ranks, tmp_path, job, precision):
     model, memory = replace(job.model, precision=precision), MemoryOptions(streamed_blocks=1)
@@ -143,6 +145,7 @@ def test_quantized_swapped_and_spread(ranks, tmp_path, job, precision):
     compare(ranks, tmp_path, job, size=4, loss=1e-3, gradient=2e-2)
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("precision", ["fp8", "fp8_compute", "int8", "nf4", "int4_svd"])
 def test_quantized(ranks, tmp_path, job, precision):
     """The weights are rounded alike in every rank; the arithmetic is bf16's or fp32's."""
@@ -200,6 +203,7 @@ def exchanges(world, job, scratch):
     return noted
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(
     ("memory", "backward"),
     [

@@ -14,16 +14,30 @@ from wan_train.core.settings.previews import PreviewOptions
 from wan_train.core.train import previews, run_plan, validation
 from wan_train.core.train.loop import Trainer
 from wan_train.core.train.run_plan import RunPlan
+from wan_train.tests.core.conftest import job_in
 from wan_train.tests.core.train.team_runs import folder_of, lora, losses, run, spread, told
 from wan_train.tests.ranks import RankError
 
 OUT = "CUDA out of memory. Tried to allocate 1.00 GiB."
 
 
+def made_deep(job, deep_model):
+    return spread(replace(job, model=deep_model, memory=MemoryOptions(budget_gb=3.0)), 2, steps=4)
+
+
 @pytest.fixture
 def deep(job, deep_model):
     """A job whose plan is chosen, and can be left for leaner ones."""
-    return spread(replace(job, model=deep_model, memory=MemoryOptions(budget_gb=3.0)), 2, steps=4)
+    return made_deep(job, deep_model)
+
+
+@pytest.fixture(scope="module")
+def plain(_rank_processes, tmp_path_factory, model_path, deep_model, card):
+    """The run of `deep` that has memory enough, trained once for those that do not; nobody changes it."""
+    place = tmp_path_factory.mktemp("plain")
+    folder = folder_of(place, "plain", made_deep(job_in(place, model_path), deep_model))
+    _rank_processes.of(2)(short, folder.path, card, "load", None)
+    return folder
 
 
 @contextmanager
@@ -90,9 +104,8 @@ def test_a_plan_is_that_of_all_ranks(ranks, deep, card, tmp_path):
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("place", "number"), [("load", 0), ("forward", 2), ("backward", 2)])
-def test_all_step_down_together_and_nothing_is_lost(ranks, deep, card, tmp_path, place, number, rank):
-    plain, folder = folder_of(tmp_path, "plain", deep), folder_of(tmp_path, "short", deep)
-    ranks(2)(short, plain.path, card, "load", None)
+def test_all_step_down_together_and_nothing_is_lost(ranks, deep, plain, card, tmp_path, place, number, rank):
+    folder = folder_of(tmp_path, "short", deep)
     first, second = ranks(2)(short, folder.path, card, place, rank, number)
     assert first == second
     assert first[0] == "finished"
@@ -113,7 +126,7 @@ def test_where_no_plan_takes_less_all_of_them_say_so(ranks, deep, card, tmp_path
     assert sorted(losses(folder)) == [1]
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("place", "rank"), [("validation", 0), ("validation", 1), ("preview", 0)])
 def test_what_is_beside_the_steps_may_run_short(ranks, deep, card, tmp_path, place, rank):
     samples = tuple(replace(sample, held_out=number < 2) for number, sample in enumerate(deep.data.samples))

@@ -4,6 +4,7 @@ That one is `tests/warm.py`; it listens at the address in the environment variab
 the host's training processes be such forks, too. Standard library only.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -116,6 +117,8 @@ def _use_in_host():
 
     def on_prompt(data):  # by now all packs are loaded
         use()
+        if not gc.get_freeze_count():
+            gc.freeze()  # else the collection before each training walks through all that was imported
         return data
 
     PromptServer.instance.add_on_prompt_handler(on_prompt)

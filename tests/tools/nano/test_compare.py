@@ -30,7 +30,7 @@ def runner(tmp_path_factory):
     return Runner.of(files, tmp_path_factory.mktemp("work"), Looking(prompts=1, marks=1), "cpu")
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(runner, name):
     settings = MethodRun(METHODS[name], "barred+dive", 1, COMMON).settings()
@@ -69,7 +69,7 @@ def test_the_rows_that_are_here_are_those_of_todays_settings_and_files(told, tmp
     assert capsys.readouterr().out.startswith("0 runs of ")
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_rows_of_runs_side_by_side_and_on(runner, tmp_path, capsys):
     out = tmp_path / "methods.csv"
 

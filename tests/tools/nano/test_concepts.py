@@ -88,6 +88,7 @@ def test_more_prompts_than_there_are_scenes_are_refused():
         prompts(CONCEPTS["dive"], 500, seed=1)
 
 
+@pytest.mark.grid(2)
 @ALL
 def test_the_judge_finds_the_concept_in_every_clip(concept):
     made = training_scenes(concept, 8, seed=5) + prompts(concept, 4, seed=5)

@@ -35,7 +35,7 @@ def arguments(root, out, work):
     return [*told, "--concepts", "dive", "--seeds", "1", "--steps", "2", "--prompts", "1"]
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_every_way_has_its_rows_and_none_is_made_twice(two_pairs, tmp_path, quick, capsys):
     out = tmp_path / "rows.csv"
     few_steps.main(arguments(two_pairs, out, tmp_path / "work"))
@@ -62,7 +62,7 @@ def test_every_way_has_its_rows_and_none_is_made_twice(two_pairs, tmp_path, quic
     assert capsys.readouterr().out.count("| contrastive | few-step |") == 2
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_what_is_done_is_taken_up_and_only_the_rest_has_processes(two_pairs, tmp_path, quick, capsys):
     out, work = tmp_path / "rows.csv", tmp_path / "work"
     few_steps.main(arguments(two_pairs, out, work))

@@ -43,6 +43,7 @@ def test_a_zoom_is_no_pan():
         assert camera_of(draw(Scene(camera=camera, background="tiled", jitter=1))) in ("fixed", "nothing")
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", NEW)
 def test_the_shipped_vae_shows_what_is_new(vae, name):
     concept = CONCEPTS[name]

@@ -6,7 +6,7 @@ from wan_train.tools.nano import teach as module
 from wan_train.tools.nano.settings import flat
 
 
-@pytest.mark.grid(4, "benchmarks by their commands")
+@pytest.mark.grid(8, "benchmarks by their commands")
 def test_the_command_teaches_in_a_worker_measures_and_draws(files, lessons, tmp_path, monkeypatch, capsys):
     """The worker's LoRA is the one that was trained in this process with the same settings."""
     values = flat(QUICK)

@@ -15,7 +15,7 @@ def family(tmp_path_factory):
     text.main([str(files.text_encoder)])
     log = files.root / "vae.csv"
     train_vae.main(
-        [str(files.vae), "--log", str(log), "--steps", "2", "--batch-size", "1", "--clips", "4", "--tests", "2"]
+        [str(files.vae), "--log", str(log), "--steps", "1", "--batch-size", "1", "--clips", "4", "--tests", "1"]
     )
     data = files.root / "data.safetensors"
     train_dit.main(["data", str(data), "--family", str(files.root), "--clips", "6", "--stills", "3"])
@@ -32,7 +32,7 @@ def test_the_vae_file_is_normalised_half_precision(family):
 def test_the_vae_loss_falls_along_its_gradient():
     vae = WanVAE(8)
     vae.load_state_dict(train_vae.wan_vae(8))
-    video = train_vae.augmented(train_vae.training_frames(1, 1))
+    video = train_vae.augmented(train_vae.training_frames(1, 1)[:, :5])
     optimizer = torch.optim.SGD(vae.parameters(), 1e-6)
     losses = []
     for _ in range(3):
