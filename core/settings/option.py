@@ -261,7 +261,8 @@ def options_of(cls: type) -> tuple[Option, ...]:
     )
 
 
-def groups_of(cls: type) -> dict[str, type]:
+@functools.cache
+def groups_of(cls: type) -> Mapping[str, type]:
     """The groups inside a dataclass, by the names of their fields; also one of which there may be several."""
     hints = typing.get_type_hints(cls)
     kinds = {item.name: (*typing.get_args(hints[item.name]), hints[item.name])[0] for item in dataclasses.fields(cls)}

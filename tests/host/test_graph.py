@@ -305,7 +305,7 @@ def provide_models(host, prompt):
             target.write_bytes((host.base / "models" / folder / f"{source}.safetensors").read_bytes())
 
 
-@pytest.mark.grid(8)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_workflow_runs(host, path):
     """TI2V 5B with a text-to-video model and the Wan 2.1 VAE in its place: a Wan 2.2 VAE cannot be made small."""
