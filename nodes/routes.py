@@ -163,7 +163,8 @@ async def get_preview(request: web.Request) -> web.StreamResponse:
     """A preview that a run made, as an animated picture."""
     folder, name = run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
-    if folder is None or path is None or not _is_file_in(folder.path, path):
+    loop = asyncio.get_running_loop()
+    if folder is None or path is None or not await loop.run_in_executor(threads, _is_file_in, folder.path, path):
         return refusal(404, "there is no such preview")
     return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
 
