@@ -8,7 +8,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..core.importers.report import report
 from ..core.importers.setup import import_setup
 from ..core.importers.texts import MAX_BYTES, SetupFile
 from ..core.importers.workflow import workflow
-from ..core.names import without_marks
+from ..core.names import is_plain
 from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
@@ -44,7 +43,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
 _MOST_MODELS = 20  # that are asked for at once
-_RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 histories = Histories()
 threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
@@ -176,10 +174,7 @@ def _is_file_in(folder: Path, path: Path) -> bool:
 
 def run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
-    is_name = (
-        _RUN_NAME.fullmatch(without_marks(name)) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
-    )
-    if not is_name:
+    if not is_plain(name) or len(os.fsencode(name)) > _MOST_BYTES:
         return None
     folder = RunFolder(host.runs_path() / name)
     return folder if is_file(folder.job_path) else None
