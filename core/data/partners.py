@@ -68,6 +68,6 @@ def without_mark(stem: str, mark: str) -> str:
 
 
 def ownerless(names: Iterable[str], what: str, example: str) -> list[Note]:
-    """A word for each file that belongs to none. `what`: of the dataset's files. `example`: how one is called, and whose it is."""
+    """A word for each file that belongs to none. `what`: of the dataset's files. `example`: a name, and whose it would be."""
     reason = f"not used: no file of the dataset has its name; {what} is called as its file is, such as {example}"
     return [Note(name=name, action="note", reason=reason) for name in names]
