@@ -4,12 +4,17 @@ import re
 import unicodedata
 
 from .errors import ConfigError
-from .paths import shown
+from .paths import can_be_shown, shown
 
 # Of a name: with what is put around it, it stays below the 255 bytes of most disks.
 MOST_CHARACTERS, MOST_BYTES = 100, 190
 _SHOWN = 60  # characters of a name that a sentence repeats
-_ALLOWED = re.compile(r"\w[\w .+()-]*")
+_BREAKS = '<>:"/\\|?*'  # what paths are made of, and what Windows has in no name
+_PLAIN = re.compile(
+    r"[\w .+()-]"
+)  # what a name that is made of a text keeps, besides symbols and what belongs to letters
+_SKINS = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"  # colours that an emoji is given
+_NO_START = " .-~"  # hidden, taken for an option or for a home, or cut off
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")}
 
 
@@ -18,22 +23,35 @@ def is_device(file_name: str) -> bool:
     return file_name.split(".")[0].rstrip(" ").upper() in _DEVICES
 
 
-def without_marks(name: str) -> str:
-    """The name without what `\\w` does not know of letters: vowels of Hindi or Arabic, the dots of an u from a Mac."""
-    return "".join(char for char in name if not _is_mark(char))
+def is_plain(name: str) -> bool:
+    """Whether it is one name, of characters that every system has in names: no path, not hidden, no control characters."""
+    return bool(name) and not name.startswith(".") and not any(map(_breaks, name))
 
 
-def _is_mark(char: str) -> bool:
-    return unicodedata.category(char).startswith("M")
+def _breaks(char: str) -> bool:
+    return char in _BREAKS or not can_be_shown(char)
+
+
+def _goes_on(char: str) -> bool:
+    """Whether it belongs to the letter or emoji before it: vowels of Hindi or Arabic, dots of an u from a Mac, joiners."""
+    return unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf") or char in _SKINS
 
 
 def clean_name(text: str) -> str:
     """A name that files can have everywhere, as near as possible to a text; "" where nothing of it can be in one."""
-    known = "".join(char if _is_mark(char) or _ALLOWED.fullmatch(f"a{char}") else "\0" for char in text)
+    known = "".join(char if can_be_shown(char) and _is_kept(char) else "\0" for char in text)
     name = re.sub("\0+", "_", known)
-    start = next((place for place, char in enumerate(name) if char.isalnum()), len(name))
-    name = name[start:][:MOST_CHARACTERS].encode()[:MOST_BYTES].decode(errors="ignore").rstrip(" ._-+()")
+    start = next((place for place, char in enumerate(name) if char.isalnum() or _is_symbol(char)), len(name))
+    name = name[start:][:MOST_CHARACTERS].encode()[:MOST_BYTES].decode(errors="ignore").rstrip(" ._-+()\u200c\u200d")
     return f"my_{name}" if is_device(name) else name
+
+
+def _is_kept(char: str) -> bool:
+    return bool(_PLAIN.fullmatch(char)) or _is_symbol(char) or _goes_on(char)
+
+
+def _is_symbol(char: str) -> bool:
+    return unicodedata.category(char) == "So"  # emoji among them
 
 
 def same_name(name: str) -> str:
@@ -50,10 +68,17 @@ def check_file_name(name: str, field: str) -> str:
     """A name that can be the start of a file name everywhere; ConfigError, which calls it `field`, for any other."""
     if not isinstance(name, str):
         raise ConfigError(f"{field} must be a text, but it is {kind_of(name)}.")
-    if not _ALLOWED.fullmatch(name[:1] + without_marks(name[1:])) or name.endswith((".", " ")):
+    wrong = next(filter(_breaks, name), "")
+    if wrong:
+        called = f"'{wrong}'" if wrong in _BREAKS else f"a character that can't be seen (U+{ord(wrong):04X})"
         raise ConfigError(
-            f"{field} is '{in_short(name)}': use letters, digits, spaces and . _ - + ( ) only, beginning with a letter or "
-            "digit and not ending with a dot or space."
+            f"{field} is '{in_short(name)}', which holds {called}: a file's name has no control characters and none of "
+            f"{' '.join(_BREAKS)}; leave that out."
+        )
+    if not name or name[0] in _NO_START or _goes_on(name[0]) or name.endswith((".", " ")):
+        raise ConfigError(
+            f"{field} is '{in_short(name)}': let it begin with a letter, a digit or a symbol such as _, and not end with a dot "
+            "or a space."
         )
     if len(name) > MOST_CHARACTERS or len(name.encode()) > MOST_BYTES:
         raise ConfigError(

@@ -3,10 +3,16 @@
 import ctypes
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 _WINDOWS_PATH = 259  # characters, unless longer ones are allowed
 MAX_PATH = 4096  # characters; Linux takes no more bytes, Windows 32767 in all and far fewer in practice
+
+# Unicode's categories: control, format, halves of letters, private use, ends of lines and of paragraphs.
+_NEVER_SHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+# Of "format": what joins emoji and letters of Persian and India, or does not, and the letters of a flag.
+_JOINERS = frozenset({"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))})
 
 GONE = "does not exist"
 _KINDS = (
@@ -64,8 +70,16 @@ def is_of_network(path: str, *, windows: bool = os.name == "nt") -> bool:
     return windows and path.replace("/", "\\").startswith("\\\\")
 
 
+def can_be_shown(char: str) -> bool:
+    """Whether a character may be printed: it is none that terminals obey, that turns the writing round, or half of a letter.
+
+    The signs that join emoji and letters, and spaces of all widths, are parts of what people write.
+    """
+    return char in _JOINERS or unicodedata.category(char) not in _NEVER_SHOWN
+
+
 def shown(text: object, limit: int = 200) -> str:
-    """Text from a file as it may be printed: without control characters, which terminals obey, and not longer than this."""
+    """Text from a file as it may be printed: without control characters, and not longer than this."""
     text = str(text)
-    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:limit])
+    clean = "".join(char if can_be_shown(char) else "\N{REPLACEMENT CHARACTER}" for char in text[:limit])
     return clean if len(text) <= limit else f"{clean}... ({len(text)} characters)"

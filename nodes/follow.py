@@ -158,9 +158,9 @@ class Follower:
 
         Stop, in the page's bar or on the node, or a failure elsewhere in the graph, ends it with a checkpoint.
         """
-        if not self.folder.finished_lora(self.job.loop.steps):
+        if not await self._is_finished():
             self._send([])
-        while not self.folder.finished_lora(self.job.loop.steps):
+        while not await self._is_finished():
             device = min(places_of(self.job.device, host.auto_devices()), key=_runs_of)
             _runs_on.update(device.split(","))
             try:
@@ -172,8 +172,12 @@ class Follower:
                 _runs_on.subtract(device.split(","))
             await self._wait()
         notes = [] if self._decoder is None else self._decoder.notes
-        note_shown(self.folder, self._token, [*self._notes, *notes])
+        await asyncio.to_thread(note_shown, self.folder, self._token, [*self._notes, *notes])
         return self.folder
+
+    async def _is_finished(self) -> bool:
+        """Its LoRA may have to be read to its end."""
+        return bool(await asyncio.to_thread(self.folder.finished_lora, self.job.loop.steps))
 
     async def _claim(self, device: str) -> Claim | None:
         """Take the run's folder; None while another node of this process trains in it."""
@@ -205,8 +209,7 @@ class Follower:
             if claim.origin:
                 log.info("%s %s", self.folder.path.name, claim.origin)
                 self._notes.append(f"it {claim.origin}")
-            self.folder.write_workflow(workflow=self.graph.workflow, prompt=self.graph.prompt)
-            note_shown(self.folder, self._token, self._notes)
+            await asyncio.to_thread(self._write_beside)
             with self.previews.decoding() if self._decoder else nullcontext():
                 log.info("training %s on %s: %s", self.job.name, device.replace(",", ", "), self.folder.path)
                 while await self._train_once() and await self._pause():
@@ -217,16 +220,31 @@ class Follower:
             self._run = None
             claim.release()
 
+    def _write_beside(self) -> None:
+        self.folder.write_workflow(workflow=self.graph.workflow, prompt=self.graph.prompt)
+        note_shown(self.folder, self._token, self._notes)
+
+    def _start(self) -> FollowedRun:
+        history = read_long_history(self.folder.events_path)
+        return FollowedRun(self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track))
+
+    async def _started(self) -> FollowedRun:
+        """The worker, started in a thread: a file of the run that another program holds is waited for."""
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:  # another node failed; the thread can't be stopped
+            run = await starting
+            await asyncio.to_thread(run.end)
+            raise
+
     async def _train_once(self) -> bool:
         """With one worker, to its end; whether it was paused there."""
         host.free_vram()
-        history = await asyncio.to_thread(read_long_history, self.folder.events_path)
-        self._run = run = FollowedRun(
-            self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track)
-        )
+        self._run = run = await self._started()
         self._send([])
         await self._follow(run)
-        if self.folder.finished_lora(run.steps):
+        if await self._is_finished():
             return False
         has_failed = run.has_begun and run.history.state == "error"
         if has_failed or not (run.is_stopping or run.worker.exit_code == EXIT_STOPPED):
@@ -260,7 +278,7 @@ class Follower:
             await self._until_over(run)
             raise
         finally:
-            self._take(run.end())
+            self._take(await asyncio.to_thread(run.end))
             self._send([])
         if run.is_stopping and not self._wish:
             host.raise_if_interrupted()

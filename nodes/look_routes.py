@@ -91,14 +91,15 @@ async def get_strip(request: web.Request) -> web.StreamResponse:
     name = request.match_info["name"]
     key = name.removesuffix(".webp")
     path = _strips().picture(key)
-    if (
-        len(key) != 32
-        or set(key) - set("0123456789abcdef")
-        or not is_file(path)
-        or not leads_within(path, [path.parent])
-    ):
+    is_key = len(key) == 32 and not set(key) - set("0123456789abcdef")
+    loop = asyncio.get_running_loop()
+    if not is_key or not await loop.run_in_executor(_threads, _is_strip, path):
         return refusal(404, "there is no such picture")
     return web.FileResponse(path, headers=_PICTURE)
+
+
+def _is_strip(path: Path) -> bool:
+    return is_file(path) and leads_within(path, [path.parent])
 
 
 async def get_frame(request: web.Request) -> web.Response:

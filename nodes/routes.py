@@ -8,7 +8,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..core.importers.report import report
 from ..core.importers.setup import import_setup
 from ..core.importers.texts import MAX_BYTES, SetupFile
 from ..core.importers.workflow import workflow
-from ..core.names import without_marks
+from ..core.names import is_plain
 from ..core.recipe.presets import PRESETS, node_values
 from ..core.recipe.recipe import recipe_to_toml
 from ..core.safe_json import parse_object
@@ -44,7 +43,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOSTS_VARIABLE = "WANTRAIN_HOSTS"
 _MOST_BYTES = 255  # of a file name
 _MOST_MODELS = 20  # that are asked for at once
-_RUN_NAME = re.compile(r"[\w .+()-]+")
 _MOST_IMPORTED = 4 * MAX_BYTES  # of all files of a setup together
 histories = Histories()
 threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="wan_train_routes")  # the host keeps its own for itself
@@ -163,7 +161,8 @@ async def get_preview(request: web.Request) -> web.StreamResponse:
     """A preview that a run made, as an animated picture."""
     folder, name = run_folder(request.match_info["run"]), request.match_info["name"]
     path = None if folder is None or not VIDEO_NAME.fullmatch(name) else PreviewFolder.of(folder).path / name
-    if folder is None or path is None or not _is_file_in(folder.path, path):
+    loop = asyncio.get_running_loop()
+    if folder is None or path is None or not await loop.run_in_executor(threads, _is_file_in, folder.path, path):
         return refusal(404, "there is no such preview")
     return web.FileResponse(path, headers={"Content-Type": "image/webp", "X-Content-Type-Options": "nosniff"})
 
@@ -175,10 +174,7 @@ def _is_file_in(folder: Path, path: Path) -> bool:
 
 def run_folder(name: str) -> RunFolder | None:
     """The run of this name; None where there is none, or the name is a path to somewhere else."""
-    is_name = (
-        _RUN_NAME.fullmatch(without_marks(name)) and not name.startswith(".") and len(os.fsencode(name)) <= _MOST_BYTES
-    )
-    if not is_name:
+    if not is_plain(name) or len(os.fsencode(name)) > _MOST_BYTES:
         return None
     folder = RunFolder(host.runs_path() / name)
     return folder if is_file(folder.job_path) else None

@@ -183,7 +183,7 @@ async def post_ask(request: web.Request) -> web.Response:
     if follower is None:
         return refusal(404, "this run is not being trained here at the moment: press Run to go on with it.")
     try:
-        follower.ask(request.match_info["what"])
+        await _in_thread(lambda: follower.ask(request.match_info["what"]))
     except WanTrainError as error:
         return refusal(409, str(error))
     return web.json_response({})

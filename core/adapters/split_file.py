@@ -10,7 +10,7 @@ import torch
 from ..disk import check_writable
 from ..errors import ConfigError
 from ..facts import EXPERTS
-from ..names import check_name
+from ..names import check_name, clean_name
 from ..words import counted
 from .afterwards import MADE, FileOptions, WrittenFile, with_dimensions
 from .drafts import KEY_STYLES, PRECISIONS, Draft, Slot, write_drafts
@@ -20,6 +20,7 @@ from .other_files import ALPHA, OtherFile, read_adapter
 from .ship import DIFFUSERS_ONLY
 
 SAME = "same"
+_NAMELESS = "my_lora"  # where nothing of the file's name can be in one everywhere
 _RANGE = "modelspec.timestep_range"
 
 
@@ -48,7 +49,7 @@ def split_file(folder: Path, source: Path, options: SplitOptions) -> list[Writte
     files: dict[Slot, LoraFile | OtherFile] = {expert: read_adapter(source, expert) for expert in EXPERTS}
     precision = _own_precision(list(files.values())) if options.precision == SAME else options.precision
     writing = FileOptions(
-        name=options.name or check_name(source.stem), precision=precision, key_style=options.key_style
+        name=options.name or clean_name(source.stem) or _NAMELESS, precision=precision, key_style=options.key_style
     )
     drafts: dict[Slot, Draft] = {slot: _draft(file, source) for slot, file in files.items()}
     paths = write_drafts(folder, drafts, writing)

@@ -6,6 +6,7 @@ light and framing; a style's speaks of the look rather than of objects; a motion
 
 import re
 
+from ..paths import can_be_shown
 from ..settings.captioning import CaptioningOptions, LoraKind
 
 _THING = {False: "picture", True: "video"}
@@ -49,7 +50,7 @@ def caption_of(answer: str, options: CaptioningOptions, *, was_cut: bool = False
     `was_cut`: the model had more to say; then the caption ends at its last whole sentence, if it has one.
     """
     text = _LABEL.sub("", " ".join(_THOUGHT.sub("", answer).split())).strip("*# ")
-    text = "".join(letter for letter in text if letter.isprintable())
+    text = "".join(filter(can_be_shown, text))
     if len(text) > 1 and _PAIRS.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     if was_cut and (ends := list(_ENDS.finditer(text))):

@@ -145,8 +145,8 @@ def without_masks(
     """What was found without the files that are masks of others, and those by the others' names."""
     if not (options.mask_folder or options.mask_suffix):
         return dataclasses.replace(found, notes=[*found.notes, *look_like_masks(found.media)]), {}
-    media, masks = separate_masks(folder, found.media, options, within)
-    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    media, masks, told = separate_masks(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media] + told
     return dataclasses.replace(found, media=media, notes=notes), masks
 
 
@@ -154,8 +154,8 @@ def without_given(
     folder: Path, found: FolderFiles, options: DatasetOptions, within: Sequence[Path] | None
 ) -> tuple[FolderFiles, GivenFiles]:
     """What was found without the pictures that are given with clips, and those."""
-    media, given = separate_given(folder, found.media, options, within)
-    notes = [note for note in found.notes if note.name not in found.media or note.name in media]
+    media, given, told = separate_given(folder, found.media, options, within)
+    notes = [note for note in found.notes if note.name not in found.media or note.name in media] + told
     return dataclasses.replace(found, media=media, notes=notes), given
 
 

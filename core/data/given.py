@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import DatasetError
-from ..names import in_short
+from ..names import in_short, same_name
 from ..paths import shown
 from ..safe_json import parse_json
 from ..settings.dataset import DatasetOptions
 from ..words import counted
 from .links import leads_within
 from .media import PICTURE_SUFFIXES, BadMediaError, check_plain_file
+from .partners import Partners, ownerless, without_ending
 from .probe import Probe
 from .types import Given, MediaFile, Note
 
@@ -41,14 +42,14 @@ class GivenFiles:
 
 def separate_given(
     folder: Path, media: Mapping[str, Path], options: DatasetOptions, within: Sequence[Path] | None
-) -> tuple[dict[str, Path], GivenFiles]:
-    """The files that are trained on, and those that are given with them; no file is both.
+) -> tuple[dict[str, Path], GivenFiles, list[Note]]:
+    """The files that are trained on, those that are given with them, and what is to be told; no file is both.
 
     A file in the folder of such an option has the name of the one that it belongs to, whatever the ending, in the same
     folder below it or directly in it. A line of frames_file names a file and what is given with it. DatasetError for what is
     not there.
     """
-    kept = dict(media)
+    kept, notes = dict(media), list[Note]()
     found: dict[str, dict[str, Path]] = {place: {} for place in _PLACES}
     pictures = {name: path for name, path in media.items() if path.suffix.lower() in PICTURE_SUFFIXES}
     for place, option in _PLACES.items():
@@ -56,6 +57,7 @@ def separate_given(
         below = getattr(options, option).replace("\\", "/").strip("/")
         if not below:
             continue
+        below = _as_spelled(below, candidates)
         inside = {name: path for name, path in candidates.items() if name.startswith(f"{below}/")}
         if not inside:
             what = "pictures or clips" if place == "control" else "pictures"
@@ -63,19 +65,27 @@ def separate_given(
                 f"{option} is '{shown(below)}', but no such folder with {what} is within {folder}: check its name."
             )
         kept = {name: path for name, path in kept.items() if name not in inside}
-        by_stem = {name.removeprefix(f"{below}/").rpartition(".")[0]: path for name, path in inside.items()}
-        for name in kept:
-            stem = name.rpartition(".")[0]
-            picture = by_stem.get(stem) or by_stem.get(stem.rpartition("/")[2])
-            if picture:
-                found[place][name] = picture
+        calls = {without_ending(name[len(below) + 1 :]): name for name in inside}
+        partners = Partners({call: inside[name] for call, name in calls.items()}, kept, flat=True)
+        found[place] = {name: path for name in kept if (path := partners.of(name))}
+        owner = next((name for name in kept if name not in found[place]), "clip.mp4")
+        example = f"{without_ending(owner)}{'.mp4' if place == 'control' else '.png'} for {owner}"
+        notes += ownerless([calls[call] for call in partners.left], f"a file of {option}", example)
     if options.frames_file:
         listed = _read_list(folder, options.frames_file, media, within)
         for place, of_clip in listed.items():
             found[place] |= of_clip
         used = {path for of_clip in listed.values() for path in of_clip.values()}
         kept = {name: path for name, path in kept.items() if path not in used}
-    return kept, GivenFiles(**found)
+    return kept, GivenFiles(**found), notes
+
+
+def _as_spelled(below: str, media: Mapping[str, Path]) -> str:
+    """A folder as its disk has it, if it alone differs from what was written in case or form (NFC, NFD) at most."""
+    depth = below.count("/") + 1
+    folders = {"/".join(name.split("/")[:depth]) for name in media if name.count("/") >= depth}
+    alike = [folder for folder in folders if same_name(folder) == same_name(below)]
+    return alike[0] if below not in folders and len(alike) == 1 else below
 
 
 def given_of(
@@ -92,7 +102,11 @@ def given_of(
         if path is None:
             if getattr(options, option):
                 what = "file" if place == "control" else "picture"
-                raise BadMediaError(f"no {what} of its name is in {option} ({shown(getattr(options, option))})")
+                ending = ".mp4" if place == "control" else ".png"
+                raise BadMediaError(
+                    f"no {what} of its name is in {option} ({shown(getattr(options, option))}): of clip.mp4 that is "
+                    f"clip{ending}"
+                )
             continue
         what = f"its {place.replace('_', ' ')} {path.name}"
         found[place] = _checked(what, file, path, probes[str(path)], moves=place == "control")
@@ -154,16 +168,35 @@ def _read_list(
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DatasetError(f"frames_file {path} cannot be read ({why}): check its name.") from error
     found: dict[str, dict[str, Path]] = {place: {} for place in _PLACES}
+    names = _Names(media)
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"line {number} of {path}"
-            clip, pictures = _entry(line, where, media)
+            clip, pictures = _entry(line, where, names)
             for place, picture in pictures.items():
-                found[place][clip] = media[_known(picture, media, where)]
+                found[place][clip] = media[names.known(picture, where)]
     return found
 
 
-def _entry(line: bytes, where: str, media: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
+class _Names:
+    """The names of a dataset's files."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._by_spelling: dict[str, list[str]] = {}
+        for name in self._names:
+            self._by_spelling.setdefault(same_name(name), []).append(name)
+
+    def known(self, name: str, where: str) -> str:
+        """The one that is meant: the very name, or the only one that differs in case or form (NFC, NFD) alone."""
+        plain = name.replace("\\", "/").removeprefix("./")
+        found = [plain] if plain in self._names else self._by_spelling.get(same_name(plain), [])
+        if len(found) != 1:
+            raise DatasetError(f"{where} names '{in_short(name)}', which is no file of the dataset: check its name.")
+        return found[0]
+
+
+def _entry(line: bytes, where: str, names: _Names) -> tuple[str, dict[str, str]]:
     """(name of the clip, its pictures' names by place) of one line."""
     try:
         entry: Any = parse_json(line)
@@ -180,14 +213,7 @@ def _entry(line: bytes, where: str, media: Mapping[str, Path]) -> tuple[str, dic
     if unknown or not pictures:
         what = f"has '{in_short(unknown[0])}', which is not used" if unknown else "names no picture"
         raise DatasetError(f"{where} {what}: beside file_name it may have {_words(_PLACES)}.")
-    return _known(fields["file_name"], media, where), pictures
-
-
-def _known(name: str, media: Mapping[str, Path], where: str) -> str:
-    plain = name.replace("\\", "/").removeprefix("./")
-    if plain not in media:
-        raise DatasetError(f"{where} names '{in_short(name)}', which is no file of the dataset: check its name.")
-    return plain
+    return names.known(fields["file_name"], where), pictures
 
 
 def _words(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from ..settings.dataset import DatasetOptions
 from ..words import counted
 from .links import files_below, leads_within
 from .media import MEDIA_SUFFIXES
+from .partners import Partners, ownerless, without_ending, without_mark
 from .probe import Probe
 from .types import Mask, MediaFile, Note
 
@@ -34,36 +35,54 @@ def to_latents(levels: np.ndarray, *, inverted: bool, least: float) -> torch.Ten
 
 def separate_masks(
     folder: Path, media: Mapping[str, Path], options: DatasetOptions, within: Sequence[Path] | None
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files that are trained on, and the mask files by the name of the file that they belong to.
+) -> tuple[dict[str, Path], dict[str, Path], list[Note]]:
+    """The files that are trained on, the mask files by the name of the file that they belong to, and what is to be told.
 
     A file of mask_folder has the name of its file, whatever the ending, in the same folder below it or directly in it; one
     beside the media has mask_suffix behind its name. Neither is trained on. DatasetError for a folder that is not there.
     """
-    kept = dict(media)
+    kept, notes = dict(media), list[Note]()
     folder_masks: dict[str, Path] = {}
+    root = folder
     if options.mask_folder:
         root = _mask_folder(folder, options.mask_folder, within)
         kept = {name: path for name, path in kept.items() if not leads_within(path, [root])}
         for path in files_below(root):
             if path.suffix.lower() in MEDIA_SUFFIXES and (within is None or leads_within(path, within)):
-                folder_masks.setdefault(path.relative_to(root).as_posix().rpartition(".")[0], path)
-    stems = {name.rpartition(".")[0] for name in kept}
+                folder_masks.setdefault(without_ending(path.relative_to(root).as_posix()), path)
     beside: dict[str, Path] = {}
     if options.mask_suffix:
-        for name, path in tuple(kept.items()):
-            stem = name.rpartition(".")[0]
-            owner = stem.removesuffix(options.mask_suffix)
-            if owner != stem and owner in stems:
-                beside[owner] = path
-                del kept[name]
-    masks: dict[str, Path] = {}
-    for name in kept:
-        stem = name.rpartition(".")[0]
-        found = folder_masks.get(stem) or folder_masks.get(stem.rpartition("/")[2]) or beside.get(stem)
-        if found:
-            masks[name] = found
-    return kept, masks
+        kept, beside, notes = _without_masks_beside(kept, options.mask_suffix)
+    of_folder, of_suffix = Partners(folder_masks, kept, flat=True), Partners(beside, kept)
+    found = {name: of_folder.of(name) or of_suffix.of(name) for name in kept}
+    masks = {name: path for name, path in found.items() if path}
+    owner = next((name for name in kept if name not in masks), "clip.mp4")
+    left = sorted(path.relative_to(root).as_posix() for path in of_folder.left.values())
+    notes += ownerless(
+        [f"{root.name}/{name}" for name in left],
+        "a mask",
+        f"{without_ending(owner)}.png for {owner}",
+    )
+    return kept, masks, notes
+
+
+def _without_masks_beside(
+    media: Mapping[str, Path], suffix: str
+) -> tuple[dict[str, Path], dict[str, Path], list[Note]]:
+    """The files that are no masks of others; the masks by what their files are called; what ends as a mask, and is none."""
+    named: dict[str, list[str]] = {}
+    for name in media:
+        if call := without_mark(without_ending(name), suffix):
+            named.setdefault(call, []).append(name)
+    partners = Partners({call: media[names[-1]] for call, names in named.items()}, media)
+    for name in media:
+        partners.of(name)
+    left = partners.left
+    masks = {call: media[names[-1]] for call, names in named.items() if call not in left}
+    gone = {name for call in masks for name in named[call]}
+    reason = f"its name ends in {suffix}, but no file has the rest of it as its name: it is trained on, and is no mask"
+    notes = [Note(name=name, action="note", reason=reason) for call in left for name in named[call]]
+    return {name: path for name, path in media.items() if name not in gone}, masks, notes
 
 
 def look_like_masks(media: Mapping[str, Path]) -> list[Note]:

@@ -130,7 +130,7 @@ def _datasets(file: Parsed) -> tuple[list[SetupOption], int]:
             if not any(item.key == "crop" for item in own):
                 found.append(SetupOption(key="crop", name="crop", value=False, dataset=count))
             if table.get("dataset_type") == "video" and not any(item.key == "video.num_frames" for item in own):
-                found.append(
+                found.append(  # without a file: SimpleTuner's own
                     SetupOption(key="video.num_frames", name="video.num_frames", value=_LEAST_FRAMES, dataset=count)
                 )
         count += is_data

@@ -62,8 +62,36 @@ def _crop_aspect(context: Context, given: SetupOption) -> Answer:
 def _num_frames(_context: Context, given: SetupOption) -> Answer:
     """helpers/models/wan/model.py, adjust_video_frames: 8n+1, although Wan takes 4n+1."""
     found = need_number(given.value, is_whole=True)
-    kept = max(1, (found - 1) // 8 * 8 + 1)
+    kept = _adjusted(found)
     return either("" if kept == found else f"SimpleTuner itself takes {kept} of them.", dataset__num_frames=kept)
+
+
+def _adjusted(frames: int) -> int:
+    return max(1, (frames - 1) // 8 * 8 + 1)
+
+
+def _bucket_strategy(context: Context, given: SetupOption) -> Answer:
+    """helpers/data_backend/factory.py: num_frames is 5 seconds where it is not given, and min_frames must not be below it.
+
+    So its guide's "buckets of several lengths without num_frames" never come to be.
+    """
+    if given.value != "resolution_frames":
+        return not_needed("buckets have as many aspect ratios as your files have.")
+    own = [item for item in context.given if item.key == "video.num_frames" and item.dataset == given.dataset]
+    if any(item.file for item in own):
+        return not_needed("with num_frames all clips are of one length, there and here.")
+    kept = _adjusted(need_number(own[0].value, is_whole=True))
+    return changed(
+        f"without num_frames, SimpleTuner takes the first 5 seconds of each clip, whatever its guide says, and refuses a "
+        f"min_frames below that: so it is {kept} frames here. For clips in their own lengths, set frame_sampling to full.",
+        dataset__num_frames=kept,
+    )
+
+
+def _frame_interval(context: Context, given: SetupOption) -> Answer:
+    if context.get("video.bucket_strategy", "aspect_ratio", given.dataset) != "resolution_frames":
+        return not_needed("bucket_strategy is not resolution_frames.")
+    return not_needed("lengths are rounded down to 4n+1, which Wan takes.")
 
 
 def _min_frames(context: Context, given: SetupOption) -> Answer:
@@ -200,6 +228,8 @@ DATASET_RULES: dict[str, Rule] = {
     "crop": _crop,
     "crop_aspect": _crop_aspect,
     "video.num_frames": _num_frames,
+    "video.bucket_strategy": _bucket_strategy,
+    "video.frame_interval": _frame_interval,
     "video.min_frames": _min_frames,
     "repeats": _repeats,
     "caption_dropout_probability": _dropout,

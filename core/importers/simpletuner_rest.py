@@ -29,7 +29,7 @@ REST: dict[str, Rule] = {
     **needless("its prompts are read, if you bring the file too.", "user_prompt_library"),
     **needless("a file is scaled to the size of its bucket, in one go.", "target_downsample_size"),
     **needless("buckets are multiples of 16 pixels, with as many aspect ratios as your files have.",
-               "aspect_bucket_rounding", "aspect_bucket_alignment", "video.bucket_strategy", "video.frame_interval"),
+               "aspect_bucket_rounding", "aspect_bucket_alignment"),
     **needless("no bucket is left out, however small.", "disable_bucket_pruning", "allow_dataset_oversubscription"),
     **needless(RESUMES, "resume_from_checkpoint"),
     **needless(TRACKERS, "report_to", "tracker_project_name", "tracker_run_name", "webhook_config"),

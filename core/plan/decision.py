@@ -74,6 +74,8 @@ def decide(
             f"offload_linears is {memory.offload_linears}, which works with blocks by kernels only. {why} Set offload_linears"
             " to auto."
         )
+    if memory.keep_linears and "kernels" not in modes and not ADAPTER_KINDS.get(job.adapter.kind).is_plain:
+        raise _products_refused(job, _kernels_problem(device, scratch) or "")
     shape = attention_shape(job, info.config, dtype, device)
     shape = replace(shape, num_heads=max(shape.num_heads // context, 1))
     compiled = any(mode in COMPILED for mode in modes)
@@ -102,20 +104,26 @@ def decide(
 def memory_of(job: Job) -> MemoryOptions:
     """The job's memory options; what is left to a planner is settled where the adapter is no plain LoRA.
 
-    Compiled blocks, graphs and kept products are made for plain LoRA. ConfigError where one of them was asked for.
+    Compiled blocks and graphs are made for plain LoRA, and so are kept products, but for blocks by kernels, which keep those
+    of every kind. ConfigError where one of them was asked for that can't be.
     """
     memory, kind = job.memory, job.adapter.kind
     if ADAPTER_KINDS.get(kind).is_plain:
         return memory
-    for name, value, is_asked in (
-        ("compile", memory.compile, memory.compile in COMPILED),
-        ("keep_linears", memory.keep_linears, bool(memory.keep_linears)),
-    ):
-        if is_asked:
-            raise ConfigError(
-                f"{name} is {value}, which works with the adapter lora only, not with {kind}: set it to auto."
-            )
-    return replace(memory, cuda_graphs="off")
+    if memory.compile in COMPILED:
+        raise ConfigError(
+            f"compile is {memory.compile}, which works with the adapter lora only, not with {kind}: set it to auto."
+        )
+    if memory.keep_linears and memory.compile == "off":
+        raise _products_refused(job, "compile is off, so that blocks run by PyTorch's own operators.")
+    return replace(memory, cuda_graphs="off", compile="kernels" if memory.keep_linears else memory.compile)
+
+
+def _products_refused(job: Job, why: str) -> ConfigError:
+    return ConfigError(
+        f"keep_linears is {job.memory.keep_linears}, which works with the adapter lora, and with {job.adapter.kind} only where "
+        f"blocks run by kernels: here they do not. {why} Set keep_linears to auto."
+    )
 
 
 def for_context(job: Job, context: int) -> tuple[MemoryOptions, tuple[str, ...]]:
@@ -293,12 +301,16 @@ def _usable_modes(
     return (wanted, ()) if problem is None else (("off",), (problem,))
 
 
-def _kernels_warning(device: torch.device, scratch: Path | None) -> str | None:
+def _kernels_problem(device: torch.device, scratch: Path | None) -> str | None:
     from ..kernels.available import kernels_problem
 
     if scratch is not None:
         use_triton_cache(scratch / "compiled" / "triton")
-    problem = kernels_problem(device)
+    return kernels_problem(device)
+
+
+def _kernels_warning(device: torch.device, scratch: Path | None) -> str | None:
+    problem = _kernels_problem(device, scratch)
     if problem is None:
         return None
     return (

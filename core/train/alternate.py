@@ -6,13 +6,11 @@ the other, whatever it began as.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
-from ..moving import remove
 from .events import EventWriter
 from .loop import StepReport, Trainer
+from .requests import Requests
 from .resume import SaveCheckpoint
 from .run_plan import RunPlan
 
@@ -51,11 +49,11 @@ class TakeTurns:
         checkpoint: SaveCheckpoint,
         *,
         should_stop: Callable[[], bool],
-        save_file: Path,
+        saves: Requests,
     ) -> None:
-        """`save_file`: its presence asks for a checkpoint, which is written at once, whoever's turn it is."""
+        """`saves`: ask for a checkpoint, which is written at once, whoever's turn it is."""
         self._turns, self._plan, self._events, self._checkpoint = turns, plan, events, checkpoint
-        self._should_stop, self._save_file = should_stop, save_file
+        self._should_stop, self._saves = should_stop, saves
 
     def needs_weights(self, trainer: Trainer) -> bool:
         every, is_over = trainer.job.alternate_every, trainer.step >= trainer.job.loop.steps
@@ -76,8 +74,7 @@ class TakeTurns:
         self._events.write("turn", step=trainer.step, message="", every=every, away_s=away_s, switch_s=switch_s)
 
     def _is_stopped(self, trainer: Trainer) -> bool:
-        if self._save_file.exists():
-            with suppress(OSError):  # then it is asked for once more
-                remove(self._save_file)
-            self._checkpoint.save(trainer)
+        if self._saves.is_there():
+            self._saves.answer()
+            self._checkpoint.save(trainer, is_last=False)
         return self._should_stop()

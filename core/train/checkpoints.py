@@ -3,7 +3,8 @@
 A folder holds `adapter.safetensors`, `state.pt` with everything else that has state, and `manifest.json`, written last,
 with the size and sha256 of each. Where a run shows an average of its weights, `average.safetensors` holds that, for LoRA
 tools: a resume does not read it. Folders of earlier versions have no manifest and are read without that check. What is
-found damaged is renamed to `damaged-step-00000250` and kept.
+found damaged is renamed to `damaged-step-00000250` and kept. Where an incomplete one is held by another program, so that it
+can't be, the next of its step has one more zero in its name.
 """
 
 import errno
@@ -11,7 +12,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from ..disk import HashingWriter, disk_error, file_digest, set_aside, write_atomic
 from ..errors import START_AGAIN, RunError
-from ..moving import remove_folder, rename, temporary_sibling
+from ..moving import is_held, remove_folder, rename, temporary_sibling
 from ..safe_json import parse_object, seal, unseal
 from ..safetensors_file import write_safetensors
 from ..shortage import ShortageError, is_out_of_memory
@@ -29,10 +30,15 @@ from ..torch_compat import saving_without_checksums
 
 ADAPTER, AVERAGE, STATE, MANIFEST = "adapter.safetensors", "average.safetensors", "state.pt", "manifest.json"
 _VERSION = 1  # of the manifest
+MOST_DIGITS = 20  # of a step in a name
 
 
 class DamagedCheckpointError(RunError):
     """A checkpoint that is not what was written; the message is a clause that names the file and says why."""
+
+
+class HeldError(RunError):
+    """A checkpoint that was written, but can't be given its name, as another program has a file of it open."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,15 @@ class Checkpoints:
         """Write one checkpoint folder in one move, then drop the oldest beyond `keep_last`, but for the steps `keep_also`.
 
         `training`: the key of the job, noted beside. `metadata`: of the files that LoRA tools can read. `average`: tensors
-        for LoRA tools alone. Raises RunError when the disk refuses; earlier checkpoints are untouched.
+        for LoRA tools alone. Raises RunError when the disk refuses, HeldError when another program has it open; earlier
+        checkpoints are untouched.
         """
-        target = self.path / f"step-{step:08d}"
-        if _is_complete(target):
-            return target
-        newest = self.all()[-1:]
+        there = self.all()
+        if step in dict(there):
+            return dict(there)[step]
+        newest = there[-1:]
         kept = f"the checkpoint of step {newest[0][0]} is kept" if newest else "there is no earlier checkpoint"
-        if target.exists():
-            set_aside(target)
+        target = self.free_path(step)
         temporary = temporary_sibling(target)
         try:
             temporary.mkdir(parents=True)
@@ -85,7 +91,7 @@ class Checkpoints:
                     own[AVERAGE] = write_safetensors(temporary / AVERAGE, average, described, kept=kept)
             files = {ADAPTER: of_adapter.result(), STATE: of_state.result(), **own}
             _write_manifest(temporary / MANIFEST, step, training, files, kept)
-            rename(temporary, target)
+            _name_whole(temporary, target, kept)
         except OSError as error:
             raise disk_error(error, target, kept) from error
         finally:
@@ -93,6 +99,17 @@ class Checkpoints:
         for number, folder in self.all()[:-keep_last]:
             if number not in keep_also:
                 remove_folder(folder)
+        return target
+
+    def free_path(self, step: int) -> Path:
+        """Where a checkpoint of this step can be put; what is there and is incomplete is set aside, if nobody holds it."""
+        target, digits = self.path / f"step-{step:08d}", 8
+        if target.exists():
+            with suppress(RunError):
+                set_aside(target)
+        while target.exists():
+            digits += 1
+            target = self.path / f"step-{step:0{digits}d}"
         return target
 
     def load(self, folder: Path, *, training: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -122,10 +139,17 @@ class Checkpoints:
     def _folders(self) -> list[tuple[int, Path]]:
         found = []
         for folder in self.path.glob("step-*"):
-            number = folder.name.removeprefix("step-")
-            if number.isdecimal() and folder.is_dir():
-                found.append((int(number), folder))
+            step = step_of(folder)
+            if step is not None and folder.is_dir():
+                found.append((step, folder))
         return sorted(found)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that the name of a checkpoint's folder says; None of others."""
+    number = folder.name.removeprefix("step-")
+    is_one = number != folder.name and number.isascii() and number.isdecimal() and len(number) < MOST_DIGITS
+    return int(number) if is_one else None
 
 
 @contextmanager
@@ -148,6 +172,15 @@ def memory_suffices_for(what: str) -> Iterator[None]:
 
 def _is_complete(folder: Path) -> bool:
     return (folder / ADAPTER).is_file() and (folder / STATE).is_file()
+
+
+def _name_whole(temporary: Path, target: Path, kept: str) -> None:
+    try:
+        rename(temporary, target)
+    except OSError as error:
+        if is_held(error):
+            raise HeldError(str(disk_error(error, target, kept))) from error
+        raise
 
 
 def _write_state(path: Path, state: dict[str, Any], kept: str) -> tuple[int, str]:
@@ -215,7 +248,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def check_place(manifest: dict[str, Any], folder: Path, training: str) -> None:
     """DamagedCheckpointError for another step's, RunError for another training's."""
-    if folder.name != f"step-{manifest['step']:08d}":
+    if step_of(folder) != manifest["step"]:
         raise DamagedCheckpointError(f"{folder} holds the checkpoint of step {manifest['step']}")
     if training and manifest["training"] not in ("", training):
         raise RunError(

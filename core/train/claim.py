@@ -118,7 +118,7 @@ def _start_from(folder: RunFolder, origin: Origin) -> bool:
     """Give the folder a checkpoint in one move, after the losses up to it; False if it went away meanwhile, or is damaged."""
     if damage(origin.checkpoint, remember=False):
         return False
-    target = folder.checkpoints_path / origin.checkpoint.name
+    target = folder.checkpoint_store.free_path(origin.step)
     known = max((step for step, _ in folder.checkpoints()), default=0)
     aside = temporary_sibling(target)
     try:

@@ -6,6 +6,7 @@ B samples, C channels, F H W latent frames, height, width, L video tokens, S tex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -189,7 +190,7 @@ def newest_lora(folder: Path, job: Job) -> tuple[Path, int] | None:
     if job.other_expert is None or job.stage not in ("high", "low"):
         return None
     found: list[tuple[float, Path, int]] = []
-    for other in folder.parent.glob(f"{job.name}_{OTHER[job.stage]}_*"):
+    for other in folder.parent.glob(f"{escape(job.name)}_{OTHER[job.stage]}_*"):
         run = RunFolder(other)
         data = read_object(run.job_path) or {}
         is_of_pair = data.get("name") == job.name and data.get("stage") == OTHER[job.stage]

@@ -7,14 +7,13 @@ from typing import BinaryIO
 
 from ..disk import write_atomic
 from ..errors import START_AGAIN, ConfigError, RunError
-from ..names import without_marks
+from ..names import is_plain
 from ..settings.job import Job
 from .checkpoints import ADAPTER, AVERAGE
 from .label import lora_name
 from .run_folder import RunFolder
 from .sound import refuse_damaged, sound_steps
 
-_RUN = re.compile(r"[\w .+()-]*\w[\w .+()-]*")  # without marks
 _NAME = re.compile(r"([^/\\]+) / step (\d{1,8})")
 
 
@@ -48,7 +47,7 @@ def named_checkpoint(runs: Path, name: str) -> Path | None:
     or damaged.
     """
     match = _NAME.fullmatch(name)
-    if match is None or not _RUN.fullmatch(without_marks(match[1])):
+    if match is None or not is_plain(match[1]):
         return None
     run, step = RunFolder(runs / match[1]), int(match[2])
     lora = checkpoint_lora(run, step)

@@ -22,6 +22,7 @@ from ..errors import RunError
 from ..locks import FileLock
 from ..safe_json import as_table
 from ..safetensors_file import write_safetensors
+from .checkpoints import step_of
 from .run_folder import RunFolder
 
 MOST_KEPT, NEWEST = 20, 10  # previews, beside those of checkpoints
@@ -77,7 +78,7 @@ class PreviewFolder:
         """
         new = [self.latents_path(step, number) for number in range(len(latents))]
         known = {step, *_steps_of(self.path.glob("step-*.safetensors"))}
-        dropped = thin(known.difference(_steps_of((self.path.parent / "checkpoints").glob("step-*"))))
+        dropped = thin(known.difference(map(step_of, (self.path.parent / "checkpoints").glob("step-*"))))
         outdated = [
             file for other in {step, *dropped} for file in self.path.glob(f"{_stem(other)}*") if file not in new
         ]

@@ -1,7 +1,6 @@
 """Deleting a run folder: what would be lost, and the deletion, while nobody trains in it."""
 
 import os
-import re
 import secrets
 import shutil
 import time
@@ -14,14 +13,13 @@ from ..disk import disk_error
 from ..errors import RunError
 from ..locks import FileLock
 from ..moving import rename
-from ..names import in_short, without_marks
+from ..names import in_short, is_plain
 from ..words import counted
 from .catalogue import size_of
 from .claim import placing
 from .find_run import claim_lock
 from .run_folder import RunFolder
 
-_NAME = re.compile(r"[\w +()-][\w .+()-]*")
 _MOST_BYTES = 255  # of a name, on most disks
 _TRASH = ".deleted-"
 PATIENCE_S = 3.0  # a run that has just ended holds its folder for a moment longer
@@ -60,7 +58,7 @@ def remove_run(runs: Path, name: str) -> None:
     if files of it can't be deleted: then it is no run any more, and the sentence says where they are.
     """
     folder = RunFolder(runs / name)
-    if not _NAME.fullmatch(without_marks(name)) or len(os.fsencode(name)) > _MOST_BYTES or folder.path.parent != runs:
+    if not is_plain(name) or len(os.fsencode(name)) > _MOST_BYTES or folder.path.parent != runs:
         raise RunError(f"'{in_short(name)}' is not the name of a run folder: nothing was deleted.")
     if folder.path.is_symlink() or folder.path.resolve() != runs.resolve() / name:
         raise RunError(f"{name} is a link to another place: delete it there. Nothing was deleted.")

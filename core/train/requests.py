@@ -3,12 +3,14 @@
 A stop is asked for in the same way; see `RunFolder.request_stop`.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from ..moving import remove
 
 SAVE_FILE, PREVIEW_FILE = "save-now", "preview-now"
 REQUEST_FILES = (SAVE_FILE, PREVIEW_FILE)
+_Which = tuple[int, int, int]  # of files of one name: inode, time, size
 
 
 def request(folder: Path, name: str) -> None:
@@ -20,3 +22,41 @@ def forget_requests(folder: Path) -> None:
     """Those that nobody has answered: they were meant for a process that has ended."""
     for name in REQUEST_FILES:
         remove(folder / name)
+
+
+class Requests:
+    """The requests of one name to one run, each of which is answered once.
+
+    On Windows a file that a scanner has open can't be deleted. What was answered is therefore remembered, and deleted as soon
+    as it can be; whoever asks again touches the file, which makes another request of it.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """`name`: one of REQUEST_FILES."""
+        self._path = folder / name
+        self._answered: _Which | None = None
+
+    def is_there(self) -> bool:
+        """Whether there is one that was not answered."""
+        found = self._which()
+        if found is None or found != self._answered:
+            return found is not None
+        self._delete()
+        return False
+
+    def answer(self) -> None:
+        """Take the one that is there for answered."""
+        self._answered = self._which()
+        self._delete()
+
+    def _which(self) -> _Which | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def _delete(self) -> None:
+        """Without waiting: the run is between two steps, and looks again after the next."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)

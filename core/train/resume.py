@@ -1,8 +1,8 @@
 """Checkpoints in a run: written between steps, and found again by the next process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..parallel.world import ALONE, World
 from ..settings.job import Job
 from ..shortage import ShortageError
 from .average import Show
-from .checkpoints import Checkpoints, DamagedCheckpointError, memory_suffices_for
+from .checkpoints import Checkpoints, DamagedCheckpointError, HeldError, memory_suffices_for
 from .copies import copy_checkpoint, copy_name
 from .events import MAX_WAITING, EventWriter
 from .label import lora_name
@@ -49,16 +49,20 @@ class SaveCheckpoint:
         self._describe, self._average = describe, average
         self._folder = folder
         self._rhythm: Callable[[int], bool] | None = None
-        self._under_way: tuple[Future[None], Callable[[], None]] | None = None  # the last one, and what tells of it
+        self._under_way: tuple[int, Future[None], Callable[[], None]] | None = None  # step, and what tells
 
-    def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the trainer's step now. Of several ranks the first does: all have the same."""
+    def save(self, trainer: Trainer, *, is_last: bool = True) -> None:
+        """Write the checkpoint of the trainer's step now. Of several ranks the first does: all have the same.
+
+        `is_last`: the process ends after it. Else, where another program holds its folder, that is a warning.
+        """
         self.finish()
         if not trainer.team.world.is_first:
             return
         write, tell = self._prepare(trainer)
-        write()
-        tell()
+        with nullcontext() if is_last else self._passing_over(trainer.step):
+            write()
+            tell()
 
     def begin(self, trainer: Trainer) -> None:
         """As `save`, but on a thread, until `finish`: after the last step, when nothing changes what is written any more."""
@@ -69,15 +73,27 @@ class SaveCheckpoint:
         pool = ThreadPoolExecutor(1, thread_name_prefix="last checkpoint")
         written = pool.submit(write)
         pool.shutdown(wait=False)
-        self._under_way = written, tell
+        self._under_way = trainer.step, written, tell
 
     def finish(self) -> None:
         """Wait for what `begin` began, and tell of it. RunError where the disk refused."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
-            written, tell = under_way
-            written.result()
-            tell()
+            step, written, tell = under_way
+            with self._passing_over(step):  # the LoRA is written in any case
+                written.result()
+                tell()
+
+    @contextmanager
+    def _passing_over(self, step: int) -> Iterator[None]:
+        """A checkpoint that another program holds is told, and costs the run nothing but that."""
+        try:
+            yield
+        except HeldError as error:
+            self._events.write(
+                "warning",
+                message=f"the checkpoint of step {step} was not kept, and the run goes on without it: {error}",
+            )
 
     def _prepare(self, trainer: Trainer) -> tuple[Callable[[], None], Callable[[], None]]:
         """What writes the trainer's step as it is now, and what then tells of it and copies it."""
@@ -123,7 +139,7 @@ class SaveCheckpoint:
         if report.step == trainer.job.loop.steps:
             self.begin(trainer)  # beside what is done at the end: previews, and the LoRA
         else:
-            self.save(trainer)
+            self.save(trainer, is_last=False)
 
     def _best(self, trainer: Trainer) -> list[int]:
         """The steps of the best checkpoint and of that with the lowest held-out loss, where they are to be kept: of those

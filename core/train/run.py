@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -19,7 +19,6 @@ from ..adapters.start_from import check_file, start_from_file
 from ..errors import DatasetError
 from ..gpu_failure import telling_failures
 from ..memory.deterministic import same_bits
-from ..moving import remove
 from ..optimizers import OPTIMIZERS
 from ..parallel.agree import Agreement
 from ..parallel.reduce import copy_from_first
@@ -43,7 +42,7 @@ from .loop import Callback, StepReport, Trainer
 from .optimizers import build_optimizer
 from .prepare import Prepared, timed
 from .previews import Preview
-from .requests import PREVIEW_FILE, SAVE_FILE
+from .requests import PREVIEW_FILE, REQUEST_FILES, SAVE_FILE, Requests
 from .resume import SaveCheckpoint, SaveWhenDiaryFails, is_due, resume
 from .run_folder import RunFolder
 from .run_plan import RunPlan
@@ -150,7 +149,8 @@ def _train(
     step = resume(folder, events, parts, steps=job.loop.steps, training=job.key, world=world)
     if step == 0:  # also where a run's checkpoints were all damaged
         check_file(job.adapter.start_from, job.start_identity, "start_from")
-    asked = what_is_asked(folder, should_stop, world)
+    requests = {name: Requests(folder.path, name) for name in REQUEST_FILES}
+    asked = what_is_asked(requests, should_stop, world)
     checkpoint = SaveCheckpoint(
         folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
     )
@@ -164,10 +164,15 @@ def _train(
     )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
     last = SinceLastStep()
-    callbacks = [last, *_callbacks(folder, events, plan, checkpoint, preview, asked, world, step=step)]
+    wishes = [
+        preview,
+        WhenAsked(requests[SAVE_FILE], partial(checkpoint.save, is_last=False), asked.asker(SAVE_FILE)),
+        WhenAsked(requests[PREVIEW_FILE], preview.make, asked.asker(PREVIEW_FILE)),
+    ]
+    callbacks = [last, *_callbacks(folder, events, plan, checkpoint, wishes, asked, world, step=step)]
     if turns is not None:
-        saves = folder.path / SAVE_FILE
-        callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, save_file=saves)]
+        saves = requests[SAVE_FILE]
+        callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, saves=saves)]
     batches = _batches(job, prepared.device, step, team)
     trainer = Trainer(
         job,
@@ -210,14 +215,13 @@ def _callbacks(
     events: EventWriter,
     plan: RunPlan,
     checkpoint: SaveCheckpoint,
-    preview: Preview,
+    wishes: Sequence[Callback],
     asked: Agreement,
     world: World,
     *,
     step: int,
 ) -> list[Callback]:
-    """What is done after a step, in order; the run begins after `step` of them."""
-    is_stopping = asked.asker("stop")
+    """What is done after a step, in order; the run begins after `step` of them. `wishes`: previews, and what is asked for."""
     return [
         LogStep(events, plan.device, world, plan.step_memory.peaks),
         WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),
@@ -225,10 +229,8 @@ def _callbacks(
         checkpoint,
         SaveWhenDiaryFails(events, checkpoint),
         *plan.callbacks(),
-        preview,
-        WhenAsked(folder.path / SAVE_FILE, checkpoint.save, asked.asker(SAVE_FILE)),
-        WhenAsked(folder.path / PREVIEW_FILE, preview.make, asked.asker(PREVIEW_FILE)),
-        StopWhen(is_stopping, checkpoint),
+        *wishes,
+        StopWhen(asked.asker("stop"), checkpoint),
     ]
 
 
@@ -366,9 +368,9 @@ class StopWhen:
 class WhenAsked:
     """Does `act` once for each request, with the weights of the step after which it was seen."""
 
-    def __init__(self, path: Path, act: Callable[[Trainer], None], is_asked: Callable[[], bool]):
-        """`path`: of the request's file. `is_asked`: whether it is there, as all ranks know it."""
-        self._path, self._act, self._is_asked = path, act, is_asked
+    def __init__(self, requests: Requests, act: Callable[[Trainer], None], is_asked: Callable[[], bool]):
+        """`is_asked`: whether one of `requests` is there, as all ranks know it."""
+        self._requests, self._act, self._is_asked = requests, act, is_asked
 
     def needs_weights(self, _trainer: Trainer) -> bool:
         return self._is_asked()
@@ -377,8 +379,7 @@ class WhenAsked:
         if report.step != trainer.step or not self._is_asked():
             return
         if trainer.team.world.is_first:
-            with suppress(OSError):  # then it is asked for once more
-                remove(self._path)
+            self._requests.answer()
         self._act(trainer)
 
 

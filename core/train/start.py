@@ -233,7 +233,8 @@ def _entry_problem(entry: "os.DirEntry[str]", folder: Path) -> str:
         if entry.is_symlink() or _is_junction(entry):
             target = Path(entry.path).resolve()
             return "" if target.is_relative_to(folder.resolve()) else f"is a link to {shown(target, 400)}"
-        found = entry.stat(follow_symlinks=False)
+        # Of the file itself: Windows' list of a folder does not say how many names a file has.
+        found = os.stat(entry.path, follow_symlinks=False)  # noqa: PTH116
     except FileNotFoundError:  # by another process, in the meantime
         return ""
     except (OSError, RuntimeError) as error:  # a loop of links

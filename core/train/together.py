@@ -1,7 +1,7 @@
 """How a run is spread over its ranks: what is checked before, and who does what of a step."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,8 +17,7 @@ from ..settings.job import Job
 from .batches import BatchSchedule
 from .crepa import feature_path
 from .dealing import Dealing
-from .requests import PREVIEW_FILE, SAVE_FILE
-from .run_folder import RunFolder
+from .requests import Requests
 from .run_plan import RunPlan
 from .team import Team
 
@@ -95,11 +94,11 @@ def team_of(
     )
 
 
-def what_is_asked(folder: RunFolder, should_stop: Callable[[], bool], world: World) -> Agreement:
-    """What a person may ask of the run, in files of its folder, at which the first rank looks."""
+def what_is_asked(requests: Mapping[str, Requests], should_stop: Callable[[], bool], world: World) -> Agreement:
+    """What a person may ask of the run, in files of its folder, at which the first rank looks. `requests`: by name."""
 
     def is_there(name: str) -> bool:
-        return world.is_first and (folder.path / name).exists()
+        return world.is_first and requests[name].is_there()
 
-    questions = {name: partial(is_there, name) for name in (SAVE_FILE, PREVIEW_FILE)}
+    questions = {name: partial(is_there, name) for name in requests}
     return Agreement(world, {"stop": should_stop, **questions})

@@ -7,6 +7,7 @@ from wan_train.core.names import (
     clean_name,
     in_short,
     is_device,
+    is_plain,
     kind_of,
 )
 
@@ -67,8 +68,37 @@ def test_letters_that_are_written_with_marks_are_letters(name):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["👩\u200d🎨 portraits", "🎬_v2", "क्\u200dष", "❤\ufe0f👍🏽", "a, b & c's [final]", "b\u3000c", "9.00\u202fAM"],
+)
+def test_emoji_joiners_and_what_else_disks_have_in_names(name, tmp_path):
+    assert check_file_name(name, "name") == name
+    assert is_plain(name)
+    assert in_short(name).replace(" ", "") == name.replace("\u3000", "").replace("\u202f", "").replace(" ", "")
+    for around in AROUND:
+        (tmp_path / around.format(name)).touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a\u202eb", r"a character that can't be seen \(U\+202E\)"),
+        ("a\tb", r"can't be seen \(U\+0009\)"),
+        ("a/b", r"which holds '/': a file's name has no control characters and none of < >"),
+        ("~a", "begin with a letter, a digit or a symbol"),
+        ("\u200da", "begin with a letter"),
+        ("a.", "not end with a dot or a space"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_said(name, says):
+    with pytest.raises(ConfigError, match=says):
+        check_file_name(name, "name")
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
+        ("👩\u200d🎨 a/b", "👩\u200d🎨 a_b"), ("👍🏽", "👍🏽"), ("\u200d🎬", "🎬"), ("👩\u200d" * 40, ("👩\u200d" * 27)[:-1]),
         ("my lora", "my lora"), ("_a/b: हिन्दी!", "a_b_ हिन्दी"), ("../a.", "a"), ("?\u0308a", "a"), ("?!", ""),
         ("con", "my_con"), ("猫" * 100, "猫" * 63), ("я" * 150, "я" * 95), ("a" * 99 + " b", "a" * 99), ("a\ud800b", "a_b"),
     ],

@@ -65,4 +65,6 @@ def test_a_path_that_windows_does_not_take_is_said():
 
 def test_a_terminal_gets_no_commands():
     assert shown("a\x1b]0;evil\x07\nb") == "a�]0;evil��b"
+    assert shown("👩\u200d🎨　9\u202fAM می\u200cخ") == "👩\u200d🎨　9\u202fAM می\u200cخ"
+    assert shown("a\u202eb\u2028c\ud800") == "a�b�c�"
     assert shown("x" * 500, 10) == "xxxxxxxxxx... (500 characters)"

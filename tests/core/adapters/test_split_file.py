@@ -185,6 +185,15 @@ def test_both_count_up_together_and_the_source_stays(tmp_path, double):
     assert double.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("stem", "name"), [("👩\u200d🎨 style", "👩\u200d🎨 style"), ("my? style", "my_ style"), ("??", "my_lora")]
+)
+def test_the_files_are_called_by_the_source_as_far_as_names_can_be_had_everywhere(tmp_path, double, stem, name):
+    source = double.rename(tmp_path / f"{stem}.safetensors")
+    made = split_file(tmp_path / "out", source, SplitOptions())
+    assert [one.path.name for one in made] == [f"{name}_high_noise.safetensors", f"{name}_low_noise.safetensors"]
+
+
 def test_a_double_file_is_refused_with_what_to_do(double):
     with pytest.raises(
         ModelFileError, match=r"style\.safetensors holds two LoRAs.*split it into a file for each"

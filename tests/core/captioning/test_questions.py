@@ -48,6 +48,7 @@ def test_what_is_not_the_caption_goes(answer, caption):
 
 def test_an_answer_that_was_cut_ends_at_a_whole_sentence():
     assert caption_of("A dog runs. It is 3.5 m lo", CaptioningOptions(), was_cut=True) == "A dog runs."
+    assert caption_of("👩\u200d🎨\x1b paints\u202e", CaptioningOptions()) == "👩\u200d🎨 paints"
     assert caption_of("狗在跑。它很", CaptioningOptions(), was_cut=True) == "狗在跑。"
     assert caption_of("A dog that runs and", CaptioningOptions(), was_cut=True) == "A dog that runs and"
     assert caption_of("A dog runs. It is brown", CaptioningOptions()) == "A dog runs. It is brown"

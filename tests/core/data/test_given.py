@@ -61,9 +61,50 @@ def test_pictures_of_a_folder_belong_to_the_clips_of_their_names(clips):
 def test_a_clip_without_its_picture_is_left_out_or_refused(clips):
     dataset = scan(clips, first_frames="starts", last_frames="ends")
     assert given(dataset) == {"a.mp4": ("a.png", "a.png")}
-    assert list(map(str, dataset.notes)) == ["sub/b.mp4: skipped: no picture of its name is in last_frames (ends)"]
+    assert list(map(str, dataset.notes)) == [
+        "sub/b.mp4: skipped: no picture of its name is in last_frames (ends): of clip.mp4 that is clip.png"
+    ]
     with pytest.raises(DatasetError, match=r"sub/b\.mp4 cannot be used: no picture of its name is in last_frames"):
         scan(clips, first_frames="starts", last_frames="ends", bad_files="refuse")
+
+
+@pytest.mark.parametrize(
+    ("clip", "start"),
+    [
+        ("Clip.MP4", "clip.PNG"),  # another case, as Windows does not tell apart
+        ("Mu\u0308ller.mp4", "M\u00fcller.png"),  # as a Mac has it, and as others do
+        ("take.final.mp4", "take.final.png"),
+        ("take.mp4", "take.mp4.png"),
+        ("sub/Clip.mp4", "clip.png"),  # directly in the folder
+    ],
+)
+def test_pictures_are_found_by_names_as_people_write_them(folder, make, clip, start):
+    (folder / clip).parent.mkdir(exist_ok=True)
+    make.clip(folder / clip, 9, size=(64, 64))
+    picture(folder / "Starts" / start, 200)
+    dataset = scan(folder, first_frames="starts", default_caption="x")
+    assert given(dataset) == {clip: (start, None)}
+    assert not [note for note in dataset.notes if "name" in note.reason]
+    line = {"file_name": clip.swapcase(), "first_frame": f"starts/{start}".swapcase()}
+    (folder / "frames.jsonl").write_text(json.dumps(line))
+    assert given(scan(folder, frames_file="frames.jsonl", default_caption="x")) == {clip: (start, None)}
+
+
+def test_the_very_name_goes_before_one_that_is_alike(clips):
+    picture(clips / "starts" / "A.png", 210)
+    dataset = scan(clips, first_frames="starts")
+    assert given(dataset)["a.mp4"] == ("a.png", None)
+    assert "starts/A.png: note: not used: no file of the dataset has its name" in "\n".join(map(str, dataset.notes))
+
+
+def test_a_picture_of_no_clip_is_told_with_the_name_that_it_should_have(clips):
+    (clips / "starts" / "sub" / "b.jpg").rename(clips / "starts" / "b2.png")
+    told = [str(note) for note in scan(clips, first_frames="starts").notes if note.name != "ends/a.png"]
+    assert told == [
+        "sub/b.mp4: skipped: no picture of its name is in first_frames (starts): of clip.mp4 that is clip.png",
+        "starts/b2.png: note: not used: no file of the dataset has its name; a file of first_frames is called as its file is, "
+        "such as sub/b.png for sub/b.mp4",
+    ]
 
 
 def test_a_list_names_clips_and_pictures(clips):

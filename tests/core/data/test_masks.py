@@ -121,6 +121,42 @@ def test_masks_in_a_folder_by_name_whatever_the_ending(folder, make, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "beside", "within"),
+    [
+        ("Clip.PNG", "clip_Mask.png", "CLIP.png"),
+        ("Mu\u0308ller.png", "M\u00fcller_mask.png", "M\u00fcller.webp"),
+        ("take.final.png", "take.final_mask.png", "take.final.png"),
+        ("take.png", "take.png_mask.png", "take.png.png"),
+    ],
+)
+def test_masks_are_found_by_names_as_people_write_them(folder, make, tmp_path, file, beside, within):
+    make.image(folder / "x.png", (64, 64))
+    (folder / "x.png").rename(folder / file)
+    half(tmp_path / "masks" / within)
+    (of_folder,) = scan(folder, mask_folder=str(tmp_path / "masks")).samples
+    assert of_folder.mask.file.name == within
+    half(folder / beside)
+    dataset = scan(folder, mask_suffix="_mask")
+    assert [(sample.file.name, sample.mask.file.name) for sample in dataset.samples] == [(file, beside)]
+    assert not told(dataset)
+
+
+def test_masks_of_no_file_are_told_with_the_name_that_they_should_have(folder, make, tmp_path):
+    make.image(folder / "a.png", (64, 64))
+    half(folder / "b_mask.png")
+    half(tmp_path / "masks" / "c.png")
+    dataset = scan(folder, mask_folder=str(tmp_path / "masks"), mask_suffix="_mask")
+    assert told(dataset) == [
+        "a.png: note: it has no mask: its whole picture counts",
+        "b_mask.png: note: its name ends in _mask, but no file has the rest of it as its name: it is trained on, and is no "
+        "mask",
+        "b_mask.png: note: it has no mask: its whole picture counts",
+        "masks/c.png: note: not used: no file of the dataset has its name; a mask is called as its file is, such as a.png for "
+        "a.png",
+    ]
+
+
 def test_what_is_transparent_does_not_count(folder, make):
     pixels = np.full((64, 64, 4), 100, np.uint8)
     pixels[..., 3] = 0

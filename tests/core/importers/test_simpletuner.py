@@ -59,6 +59,21 @@ def test_frames_are_8n_and_1_there(given, kept):
     assert (made.num_frames, made.short_clips) == (kept, "skip")
 
 
+def test_lengths_as_buckets_without_num_frames_are_what_simpletuner_makes_of_them():
+    by_length = {"bucket_strategy": "resolution_frames", "frame_interval": 25, "min_frames": 25, "max_frames": 250}
+    imported = bring(dataset(video=by_length))
+    assert imported.recipe.dataset[0].num_frames == 121
+    assert outcome(imported, "video.bucket_strategy", dataset=0) == ("changed", {"dataset.num_frames": 121})
+    assert "takes the first 5 seconds of each clip" in report(imported)
+    assert outcome(imported, "video.frame_interval", dataset=0) == ("not needed", {})
+    given = bring(dataset(video={**by_length, "num_frames": 49, "min_frames": 49}))
+    assert given.recipe.dataset[0].num_frames == 49
+    assert outcome(given, "video.bucket_strategy", dataset=0) == ("not needed", {})
+    assert outcome(bring(dataset(video={"bucket_strategy": "aspect_ratio"})), "video.bucket_strategy", dataset=0) == (
+        "not needed", {},
+    )  # fmt: skip
+
+
 def test_alpha_that_is_not_given_is_the_rank():
     assert bring(lora_rank=24).recipe.adapter.alpha == 24.0
     assert bring(lora_rank=24, lora_alpha=12).recipe.adapter.alpha == 12.0

@@ -9,6 +9,8 @@ from wan_train.core.adapters.formats import write_lora
 from wan_train.core.adapters.other_files import read_adapter
 from wan_train.core.adapters.start_from import adapter_identity
 from wan_train.core.errors import ConfigError
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.planning import make_planner
 from wan_train.core.settings.adapter import AdapterOptions
 from wan_train.core.settings.job import job_from_json, job_to_json
 from wan_train.core.settings.memory import MemoryOptions
@@ -20,6 +22,7 @@ from wan_train.core.train.run_folder import RunFolder
 from wan_train.core.train.start import check_methods, check_start
 from wan_train.core.wan.checkpoint import inspect
 from wan_train.tests.core.adapters.helpers import linear_layers, random_modules
+from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE, train_in_folder
 
 CPU = torch.device("cpu")
@@ -108,13 +111,39 @@ def test_every_plan_gives_the_same_losses(tmp_path, job, plain_losses, way, memo
     assert found == pytest.approx(plain_losses[way], rel=1e-5)
 
 
-@pytest.mark.parametrize("memory", [{"compile": "static"}, {"compile": "dynamic"}, {"keep_linears": 1}], ids=str)
-def test_what_knows_plain_loras_only_is_refused_by_name(job, memory):
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [
+        ({"compile": "static"}, "compile is static, which works with the adapter lora only, not with lokr"),
+        ({"compile": "dynamic"}, "compile is dynamic, which works with the adapter lora only, not with lokr"),
+        ({"keep_linears": 1, "compile": "off"}, "keep_linears is 1, .* here they do not. compile is off"),
+    ],
+    ids=str,
+)
+def test_what_knows_plain_loras_only_is_refused_by_name(job, memory, says):
     made = with_adapter(job, kind="lokr")
-    (name,) = memory
-    with pytest.raises(ConfigError, match=f"{name} is .* works with the adapter lora only, not with lokr"):
+    with pytest.raises(ConfigError, match=says):
         check_start(replace(made, memory=MemoryOptions(**memory)), inspect(made.model.path))
     check_start(made, inspect(made.model.path))
+
+
+@pytest.mark.parametrize("compile", ["auto", "kernels"])
+def test_blocks_by_kernels_keep_products_of_every_kind(job, monkeypatch, compile):
+    info = inspect(job.model.path)
+    made = replace(with_adapter(job, kind="lokr"), memory=MemoryOptions(keep_linears=1, compile=compile))
+    check_start(made, info)
+    with pytest.raises(
+        ConfigError, match=r"with lokr only where blocks run by kernels: here they do not\. .*not on the device cpu"
+    ):
+        decide(made, info, CPU)
+    monkeypatch.setattr("wan_train.core.kernels.available.kernels_problem", lambda _device: None)
+    found = decide(made, info, CPU)
+    assert found.modes == ("kernels",)  # and by no other, whatever memory there is
+    plans = list(make_planner(made, found, CARD).plans())
+    assert plans
+    assert {plan.compile for plan in plans} == {"kernels"}
+    plain = replace(job, memory=made.memory)
+    assert decide(plain, info, CPU).modes == (("off",) if compile == "auto" else ("kernels",))
 
 
 def test_a_pattern_that_fits_nothing_is_refused_before_the_model_loads(job):

@@ -118,6 +118,18 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_passed_over(tmp_path, job):
     assert [path.name for path in claim.folder.checkpoints_path.iterdir()] == ["step-00000004"]
 
 
+def test_an_incomplete_checkpoint_does_not_keep_another_runs_out(tmp_path, job):
+    job = replace(job, loop=replace(job.loop, checkpoint_every=4))
+    train(tmp_path, long(job, 12))
+    incomplete = tmp_path / f"test_low_10steps_{job.key}" / "checkpoints" / "step-00000008"
+    incomplete.mkdir(parents=True)
+    (incomplete / "state.pt").write_bytes(b"half")
+    claim = claim_run(tmp_path, long(job, 10))
+    claim.release()
+    assert [path for _, path in claim.folder.checkpoints()] == [incomplete]
+    assert (incomplete.parent / "damaged-step-00000008" / "state.pt").read_bytes() == b"half"
+
+
 def test_a_claimed_folder_is_refused_to_others(tmp_path, job):
     claim = claim_run(tmp_path, job)
     with pytest.raises(InUseError, match="is being trained by another process: wait for it") as caught:

@@ -16,7 +16,7 @@ from wan_train.core.adapters.setup import adapter_state
 from wan_train.core.errors import RunError
 from wan_train.core.optimizers import OPTIMIZERS
 from wan_train.core.shortage import ShortageError
-from wan_train.core.train.checkpoints import Checkpoints, DamagedCheckpointError
+from wan_train.core.train.checkpoints import Checkpoints, DamagedCheckpointError, HeldError
 from wan_train.core.train.events import EventReader, EventWriter, read_history
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
@@ -257,6 +257,46 @@ def test_a_file_that_may_not_be_read_is_no_damage(stopped, job, fresh, monkeypat
     with pytest.raises(RunError, match="can't be read") as caught:
         Checkpoints(stopped.checkpoints_path).load(stopped.checkpoints_path / "step-00000003")
     assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+def test_an_incomplete_one_that_is_held_does_not_stand_in_the_way(stopped, monkeypatch):
+    incomplete = stopped.checkpoints_path / "step-00000004"
+    incomplete.mkdir()
+    (incomplete / "adapter.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
+    disk = WindowsDisk(monkeypatch)
+    disk.open.add(incomplete / "adapter.safetensors")
+    run(stopped)
+    assert read_history(stopped.events_path).state == "finished" or stopped.finished_lora(6)
+    found = dict(stopped.checkpoints())
+    assert sorted(found) == [4, 6]
+    assert found[4] != incomplete
+    assert incomplete.is_dir()
+    stopped.checkpoint_store.load(found[4])
+    disk.open.clear()
+    again = Checkpoints(stopped.checkpoints_path)
+    assert again.save(4, {}, {}, keep_last=9) == found[4]  # it is there
+    shutil.rmtree(found[4])
+    assert again.save(4, {"x": torch.zeros(1)}, {}, keep_last=9) == incomplete  # which is set aside now
+
+
+def test_a_checkpoint_that_can_not_be_given_its_name_is_told_and_the_run_goes_on(stopped, monkeypatch):
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
+    WindowsDisk(monkeypatch).scans = True
+    run(stopped)
+    told = [event["message"] for event in EventReader(stopped.events_path).read() if event["event"] == "warning"]
+    wanted = [f"the checkpoint of step {step} was not kept, and the run goes on without it" for step in (4, 6)]
+    assert [message.partition(":")[0] for message in told] == wanted
+    assert all("another program has it open" in message for message in told)
+    assert stopped.finished_lora(6)
+    assert [step for step, _ in stopped.checkpoints()] == [2, 3]
+
+
+def test_where_the_run_is_to_be_stopped_it_is_an_error(stopped, monkeypatch):
+    monkeypatch.setattr(moving, "PATIENCE_S", 0)
+    WindowsDisk(monkeypatch).scans = True
+    with pytest.raises(HeldError, match=r"another program has it open.*the checkpoint of step 3 is kept"):
+        run(stopped, stop_at=5)
 
 
 LIMITED = """

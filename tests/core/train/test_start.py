@@ -132,6 +132,27 @@ def test_pipes_hard_links_and_loops_are_refused(tmp_path):
             check_run_folder(run)
 
 
+def test_a_hard_link_is_told_where_the_list_of_a_folder_does_not_tell_it(tmp_path, monkeypatch):
+    class WindowsEntry:
+        """As `os.scandir` gives it there."""
+
+        def __init__(self, entry):
+            self._entry, self.name, self.path = entry, entry.name, entry.path
+            self.is_symlink, self.is_dir = entry.is_symlink, entry.is_dir
+
+        def stat(self, **how):
+            mode, inode, device, _, *others = self._entry.stat(**how)
+            return os.stat_result((mode, inode, device, 0, *others))
+
+    run, real = tmp_path / "run", start_module._entries
+    run.mkdir()
+    (tmp_path / "bashrc").touch()
+    os.link(tmp_path / "bashrc", run / "worker.log")
+    monkeypatch.setattr(start_module, "_entries", lambda folder: map(WindowsEntry, real(folder)))
+    with pytest.raises(RunError, match="hard link"):
+        check_run_folder(run)
+
+
 def test_a_folder_that_is_no_run_is_not_read_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(start_module, "MAX_ENTRIES", 3)
     for number in range(4):
