@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from ..facts import EXPERTS, NUM_TIMESTEPS, Expert, clip_size, num_tokens
 from ..flow.objective import give_first_frame
 from ..paths import shown
 from ..plan.recovery import first_line
-from ..sample.previews import Shot, preview_sample, preview_shots
+from ..sample.previews import Shot, preview_sample, preview_shots, sampled_together
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from ..settings.job import Job, Stage
 from ..shortage import free_caches, is_out_of_memory, shortage_of
@@ -37,7 +36,6 @@ from .preview_folder import PreviewFolder, Shown, write_video
 from .run_folder import RunFolder
 from .skip_blocks import block_numbers, without_blocks
 
-SHOTS_AT_ONCE = 2  # of one size, by which each block that is read for the other expert serves more than one
 WAIT_S, POLL_S = 120.0, 0.1
 
 
@@ -68,17 +66,10 @@ def sample_shots(
         shots = [replace(shot, shape=preview_sample(trainer.job).shape) for shot in shots]
     trainer.model.eval()
     try:
-        most = SHOTS_AT_ONCE if other is not None or own is not None else 1
-        return [latents for group in _together(shots, most) for latents in _sample(trainer, group, other, own, on_step)]
+        groups = sampled_together(shots, reads_files=other is not None or own is not None)
+        return [latents for group in groups for latents in _sample(trainer, group, other, own, on_step)]
     finally:
         trainer.model.train()
-
-
-def _together(shots: Sequence[Shot], most: int) -> Iterator[list[Shot]]:
-    """Neighbours that are sampled alike, up to `most`."""
-    for _, alike in groupby(shots, key=lambda shot: (shot.shape, shot.sampling)):
-        group = list(alike)
-        yield from (group[start : start + most] for start in range(0, len(group), most))
 
 
 def _sample(
@@ -233,16 +224,18 @@ class Preview:
         is_stopping: Callable[[], bool] | None = None,
         make_room: Callable[[], None] = lambda: None,
         is_shared: bool = False,
+        took: Callable[[float], None] = lambda _seconds: None,
     ):
         """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes.
 
         `is_stopping`: whether all ranks of the run know that it shall stop; by default what `should_stop` says on this one.
-        `is_shared`: all of them run the model together; else the first does alone, and the others wait for it.
+        `is_shared`: all of them run the model together; else the first does alone, and the others wait for it. `took` is told
+        the seconds of each that was made.
         """
         self._run, self._folder = folder.path, PreviewFolder.of(folder)
         self._events, self._should_stop = events, should_stop
         self._is_stopping = is_stopping or should_stop
-        self._make_room, self._is_shared = make_room, is_shared
+        self._make_room, self._is_shared, self._took = make_room, is_shared, took
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
@@ -398,6 +391,9 @@ class Preview:
         self._events.write("preview", step=step, path=shown_path, seconds=seconds, **several)
         if is_awaited:
             self._await_decoder(step, WAIT_S * len(shots))
+        seconds = time.perf_counter() - start
+        self._events.write("shown", step=step, seconds=round(seconds, 3))
+        self._took(seconds)
 
     def _decode(self, trainer: Trainer, step: int) -> Path | None:
         """The first video, or None: a preview that can't be shown is no reason to end a run."""
