@@ -222,7 +222,7 @@ class Follower:
         host.free_vram()
         history = await asyncio.to_thread(read_long_history, self.folder.events_path)
         self._run = run = FollowedRun(
-            self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track)
+            self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track), job=self.job
         )
         self._send([])
         await self._follow(run)
