@@ -159,8 +159,9 @@ def summarize(
 
 
 def promised(plan: Event, steps: int) -> dict[str, float]:
-    """What a plan says that `steps` steps take, in all. Plans of before say what a step takes."""
+    """What a plan says that `steps` steps take, in all. Plans of before say what a step takes, or leave out what is beside."""
     around = plan.get("start_seconds", 0.0) + plan.get("sizes_seconds", 0.0)
+    around += sum(one["count"] * one["seconds"] for one in plan.get("beside", {}).values())
     return {
         "promised_s": round(around + steps * plan["seconds"], 1),
         "promised_gb": round((plan["vram"] + plan.get("overhead", 0)) / GIB, 2),

@@ -226,7 +226,8 @@ class Follower:
 
     def _start(self) -> FollowedRun:
         history = read_long_history(self.folder.events_path)
-        return FollowedRun(self.folder, self.job.loop.steps, history, beside=beside(self.folder, self._track))
+        watched = beside(self.folder, self._track)
+        return FollowedRun(self.folder, self.job.loop.steps, history, beside=watched, job=self.job)
 
     async def _started(self) -> FollowedRun:
         """The worker, started in a thread: a file of the run that another program holds is waited for."""

@@ -61,7 +61,7 @@ def _name(path: str) -> str:
 
 def _train(folder: RunFolder, arguments: Sequence[str], display: Display) -> None:
     job = folder.read_job()
-    run = FollowedRun(folder, job.loop.steps, arguments=arguments, is_guest=True)
+    run = FollowedRun(folder, job.loop.steps, arguments=arguments, is_guest=True, job=job)
     display.say(f"{job.stage}: training in {folder.path}")
     try:
         _until_over(run, job.stage, display)

@@ -159,7 +159,7 @@ def _promised(plan: Event) -> dict[str, Any]:
     return {
         "gpu_gb": _gb(plan.get("vram", 0) + plan.get("overhead", 0)),
         "ram_gb": _gb(plan.get("ram", 0)),
-        **{name: plan.get(name) for name in ("seconds", "start_seconds", "sizes_seconds")},
+        **{name: plan.get(name) for name in ("seconds", "start_seconds", "sizes_seconds", "beside")},
     }
 
 
@@ -184,8 +184,23 @@ def _measured(events: list[Event], steps: list[Event]) -> dict[str, Any]:
         "start_seconds": None if start is None else round(start, 1),
         "first_seconds": {str(tokens): seconds for tokens, seconds in firsts.items()},
         "seconds": median(later) if later else None,
+        "beside": _beside(events),
         **{f"{name}_gb": peak or None for name, peak in peaks.items()},
     }
+
+
+def _beside(events: list[Event]) -> dict[str, list[float]]:
+    """Seconds of each validation, preview (until the run could go on) and checkpoint; older diaries have less."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        kind, seconds = event["event"], event.get("seconds")
+        if seconds is None:
+            continue
+        if kind == "shown" and found.get("preview"):
+            found["preview"][-1] = seconds
+        elif kind in ("validation", "preview", "checkpoint"):
+            found.setdefault(kind, []).append(seconds)
+    return found
 
 
 def _cell(job: Job, plans: list[Event], steps: list[Event]) -> dict[str, Any] | None:

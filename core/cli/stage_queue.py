@@ -192,7 +192,7 @@ class _Running:
         self.plan, self.device = plan, device
         arguments = worker_arguments(meeting, meeting.announce(claim.folder.path)) if meeting else ()
         trackers = beside(claim.folder, plan.track)
-        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments, beside=trackers)
+        self.run = FollowedRun(claim.folder, plan.job.loop.steps, arguments=arguments, beside=trackers, job=plan.job)
         self._claim = claim
         self._display = display
 

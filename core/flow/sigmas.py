@@ -12,6 +12,8 @@ from ..settings.timesteps import Bias, TimestepOptions
 from .random import stream
 from .timesteps import SAMPLINGS, TimestepSampling
 
+NUM_SIGMAS = 8  # at which a held-out sample is measured
+
 
 def sigma_at(u: torch.Tensor, options: TimestepOptions, shape: Sequence[int] | None = None) -> torch.Tensor:
     """Uniform u in [0, 1] to sigma inside the window, float64: the quantile function of what is drawn.

@@ -16,6 +16,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from ..errors import START_AGAIN, RunError
+from ..plan.rhythm import rhythms_of
+from ..settings.job import Job
 from ..train.events import Event
 from ..train.history import LongHistory, read_long_history
 from ..train.run_folder import RunFolder, deleted_message
@@ -50,17 +52,18 @@ class FollowedRun:
         arguments: Sequence[str] = (),
         is_guest: bool = False,
         beside: Beside | None = None,
+        job: Job | None = None,
     ) -> None:
-        """`steps`: the length of the run. `history`: of the event log so far, where the caller has read it.
+        """`steps`: the length of the run. `job`: by which it is known what comes beside the steps.
 
-        `arguments`: further ones of the worker. `is_guest`: the run was started on another machine. `beside`: what is told
-        of its start and end.
+        `history`: of the event log so far, where the caller has read it. `arguments`: further ones of the worker. `is_guest`:
+        the run was started on another machine. `beside`: what is told of its start and end.
         """
         self._beside = beside
         self.folder = folder
         self.steps = steps
         self.history = read_long_history(folder.events_path) if history is None else history
-        self.pace = Pace()  # of this worker
+        self.pace = Pace(job and rhythms_of(job))  # of this worker
         self.worker = Worker(folder, arguments=arguments, is_guest=is_guest)
         self.has_told = False  # whether this worker has told anything
         self.has_begun = False  # whether it has told at which step it begins

@@ -1,7 +1,8 @@
 """How fast a run goes, by its diary: what is left of it, and how long a stop may take.
 
 A step's time depends on the size of its clips, and the first step of a size takes longer than the later ones: what is left
-is counted from the steady steps of each size, and the first steps of those that are still to come.
+is counted from the steady steps of each size, and the first steps of those that are still to come; and from the validations,
+previews and checkpoints to come.
 """
 
 from collections import deque
@@ -9,7 +10,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from ..plan.rhythm import Rhythms
 from ..train.events import Event
+from .interludes import Interludes
 
 KEPT = 20  # steps, and as many validations; of each size, too
 
@@ -26,7 +29,9 @@ def duration(seconds: float) -> str:
 class Pace:
     """Of the events of one training process."""
 
-    def __init__(self) -> None:
+    def __init__(self, rhythms: Rhythms | None = None) -> None:
+        """`rhythms`: of the run's job; without them nothing is known of what comes beside the steps."""
+        self._interludes = Interludes(rhythms)
         self._steps: deque[float] = deque(maxlen=KEPT)
         self._validations: deque[float] = deque(maxlen=KEPT)
         self._firsts: dict[int, float] = {}  # seconds of the first step of each size, by its tokens
@@ -38,6 +43,7 @@ class Pace:
 
     def add(self, event: Event) -> None:
         """Take note of an event, of whatever kind."""
+        self._interludes.add(event)
         if event["event"] in ("step", "validation") and "seconds" not in event:
             return  # of a diary that others wrote
         if event["event"] == "step":
@@ -64,12 +70,16 @@ class Pace:
         return median(self._steps) if self._steps else 0.0
 
     def left(self, steps: int) -> float | None:
-        """Seconds that `steps` more steps will take; None before there is anything to tell it from.
+        """Seconds until the run is over, which has `steps` more steps; None before there is anything to tell it from.
 
-        With the turns of another run on the device, as long as those that were; that one may be over sooner.
+        With what is done beside the steps; that after the last one counts until it is done. With the turns of another run on
+        the device, as long as those that were; that one may be over sooner.
         """
         found = self._left_alone(steps)
-        if found is None or not self._turns:
+        if found is None:
+            return None
+        found += self._interludes.left(steps)
+        if not self._turns:
             return found
         return found + median(self._turns) * (max(steps - 1, 0) // self._steps_between)
 

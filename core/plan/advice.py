@@ -16,6 +16,7 @@ from .sizes import num_params
 from .words import label, told
 
 GIB = 2**30
+LEAST_TOLD = 1.0  # seconds, of what a run does beside its steps
 
 
 def clip_name(shape: tuple[int, int, int, int]) -> str:
@@ -50,7 +51,7 @@ def _sharing(planner: Planner) -> str:
 
 
 def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
-    """ "about 1 min 10 s in all for 100 steps: start 15 s, first steps of 3 sizes 12 s, steps 43 s"."""
+    """ "about 1 min 10 s in all for 100 steps: start 15 s, first step of 3 sizes 12 s, steps 43 s, validation 3 s"."""
     if not planner.steps:
         return f"{_duration(choice.seconds * steps)} for {counted(steps, 'step')}"
     parts = {
@@ -60,8 +61,11 @@ def _whole_time(planner: Planner, choice: Choice, steps: int) -> str:
     }
     if choice.switch_every:
         parts[_switching(planner, choice)] = choice.all_switches(steps)
+    beside = choice.beside
+    more = {"validation": beside.validations, "previews": beside.previews, "checkpoints": beside.checkpoints}
+    parts |= {name: one.total for name, one in more.items() if one.total >= LEAST_TOLD}
     said = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
-    return f"about {_duration(sum(parts.values()))} in all for {counted(steps, 'step')}: {said}"
+    return f"about {_duration(choice.run_seconds(steps))} in all for {counted(steps, 'step')}: {said}"
 
 
 def _switching(planner: Planner, choice: Choice) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..memory.recompute import Kept
+from .beside import NOTHING, Beside
 from .estimate import Estimate
 from .plan import Bucket, Plan
 
@@ -38,7 +39,8 @@ class Choice:
 
     A run takes `start_seconds` beside its steps: before the first and after the last. The first step of each size takes
     longer than those after it; `sizes_seconds` is how much longer, for all sizes together. Where the run hands the device to
-    another one every `switch_every` steps, each time it takes `switch_seconds` to come back.
+    another one every `switch_every` steps, each time it takes `switch_seconds` to come back. `beside`:
+    what comes between steps, such as previews.
     """
 
     plan: Plan  # as the size that takes most has it
@@ -54,10 +56,12 @@ class Choice:
     )  # by the tokens of a step, as it tells them
     switch_every: int = 0
     switch_seconds: float = 0.0
+    beside: Beside = NOTHING
 
     def run_seconds(self, steps: int) -> float:
         """From the start of the process to the LoRA."""
-        return self.start_seconds + self.sizes_seconds + steps * self.seconds + self.all_switches(steps)
+        steady = steps * self.seconds + self.all_switches(steps)
+        return self.start_seconds + self.sizes_seconds + steady + self.beside.total
 
     def all_switches(self, steps: int) -> float:
         """Seconds that so many steps lose by handing the device over."""

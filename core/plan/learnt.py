@@ -5,7 +5,7 @@ measured again.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +31,18 @@ from .plan import ONE_GPU, Gpus, is_graphed, keeping
 from .planner import STEP_DOWN, Planner
 from .planning import make_planner
 from .probe import DeviceProbe, keep_overhead, probe, version_of
-from .run_costs import GRAPH, RunCosts, assumed_kind, key, kinds_of_block, learnt, learnt_end, read_costs, write_costs
+from .run_costs import (
+    GRAPH,
+    RunCosts,
+    assumed_kind,
+    key,
+    kinds_of_block,
+    learnt,
+    learnt_beside,
+    learnt_end,
+    read_costs,
+    write_costs,
+)
 from .shortages import Met, kind_of, read_met, write_met
 
 log = logging.getLogger(__name__)
@@ -107,11 +118,22 @@ class Learnt:
         with suppress(RunError):
             write_costs(self._costs_path(planner.card), self.version, costs)
 
-    def remember_end(self, planner: Planner, seconds: float) -> None:
-        """A run had its LoRA `seconds` after its last step."""
+    def remember_beside(
+        self,
+        planner: Planner,
+        choice: Choice,
+        end: float | None,
+        *,
+        validations: Sequence[float],
+        previews: Sequence[float],
+    ) -> None:
+        """A run had its LoRA `end` seconds after its last step, and these took so long under `choice`."""
         path = self._costs_path(planner.card)
+        costs = read_costs(path, self.version)
+        costs = costs if end is None else learnt_end(costs, end)
+        costs = learnt_beside(costs, choice.beside, planner.costs, validations=validations, previews=previews)
         with suppress(RunError):
-            write_costs(path, self.version, learnt_end(read_costs(path, self.version), seconds))
+            write_costs(path, self.version, costs)
 
     def _with_overhead(self, card: Card) -> Card:
         """`card` with what this process takes beside tensors, all libraries loaded; some of it may be in use already."""

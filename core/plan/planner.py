@@ -13,6 +13,8 @@ from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
 from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
+from .beside import NOTHING, Beside, Work
+from .beside_costs import BesideCosts
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
 from .estimate import Estimate, Peaks, SizeWork, held_by, pinned_ram
@@ -63,6 +65,7 @@ class Planner:
     )  # in its place, by how blocks run
     steps: int = 0
     costs: RunCosts = field(default_factory=RunCosts)
+    work: Work | None = None  # beside the steps
     compiles: tuple[BlockMode, ...] = ()
     version: str = ""  # of all that what is learnt of runs depends on
     met: Met = field(default_factory=Met)
@@ -269,7 +272,19 @@ class Planner:
             estimates=found,
             switch_every=self.alternate_every,
             switch_seconds=self._switch_seconds(plan, len(by_tokens)),
+            beside=self._beside(plan, found[largest].vram) if self.steps else NOTHING,
         )
+
+    def _beside(self, plan: Plan, vram: int) -> Beside:
+        if self.work is None:
+            return NOTHING
+        factor, free = self.correction_of(plan).time, self.limits().vram - vram
+        change = self._switch_seconds(plan, 1) if self.task.second_base else 0.0
+        return self._beside_costs.beside(self.work, plan, self.costs, factor=factor, free=free, change=change)
+
+    @cached_property
+    def _beside_costs(self) -> BesideCosts:
+        return BesideCosts(self.task, self.card)
 
     def _switch_seconds(self, plan: Plan, sizes: int) -> float:
         if not self.alternate_every:

@@ -20,6 +20,7 @@ from ..settings.plain import PLAIN, chosen
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.gguf import QUANTS, open_header
 from ..wan.header import TensorEntry
+from .beside import work_of
 from .card import Card
 from .decision import Decision, joined_buckets, memory_of
 from .plan import ONE_GPU, Gpus, Plan, Task
@@ -54,6 +55,7 @@ def make_planner(job: Job, decision: Decision, card: Card, gpus: Gpus = ONE_GPU)
         options=memory_of(job),
         steps=job.loop.steps,
         costs=RunCosts(file_bytes=sum(file.stat().st_size for file in info.files)),
+        work=work_of(job, sharing=gpus.side_by_side),
         compiles=decision.modes,
     )
 

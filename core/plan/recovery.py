@@ -189,6 +189,7 @@ def tell_choice(events: Events, choice: Choice, message: str, **fields: Any) -> 
         vram=choice.vram,
         ram=choice.ram,
         seconds=round(choice.seconds, 4),
+        beside=choice.beside.told(),
         start_seconds=round(choice.start_seconds, 2),
         sizes_seconds=round(choice.sizes_seconds, 2),
         sizes={

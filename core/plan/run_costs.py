@@ -4,16 +4,19 @@ The numbers are those of the 14B model on an H100 (fp8 files in the page cache);
 before takes their place.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from .beside import Beside, usual
 from .kept import read_kept, write_kept
 from .plan import Plan
 
 # From the process's start to the first step, without reading the model: imports, the GPU's context, the adapter.
-START = 11.0
-PROBE = 8.0  # more where the device has not been measured yet
+# On an H200, with 14 GB of fp8 weights, it took 12 to 15 s (18 s inside a ComfyUI that was starting two trainings), 19 to 21 s
+# where the device was new, and there 22 and 28 s with all blocks swapped. By these numbers that is 14, 20 and 26 s.
+START = 9.2
+PROBE = 6.0  # more where the device has not been measured yet
 READ_RATE = 3e9  # bytes of model files a second, onto the device in the form that they are held in
 PIN_RATE = (
     2.4e9  # bytes of swapped blocks a second that are brought into pinned memory besides: 14 GB took 6 s on an H200
@@ -37,6 +40,8 @@ class RunCosts:
     is_probed: bool = True  # the device has been measured before
     start: float = 1.0  # times what is assumed of the start
     end: float = 1.0  # times what is assumed of the end
+    validation: float = 1.0  # times what is assumed of one, and of a preview
+    preview: float = 1.0
     kinds: Mapping[str, float] = field(
         default_factory=dict[str, float]
     )  # times what is assumed of a kind, by way to compile
@@ -101,7 +106,16 @@ def read_costs(path: Path, version: str) -> RunCosts:
         found = read_kept(path, version)
         kinds = {str(name): _limited(float(factor)) for name, factor in found["kinds"].items()}
         start, end = (_limited(float(found[name])) for name in ("start", "end"))
-        return RunCosts(start=start, end=end, kinds=kinds, compiled=tuple(map(str, found["compiled"])))
+        # Files of before do not have them.
+        validation, preview = (_limited(float(found.get(name, 1.0))) for name in ("validation", "preview"))
+        return RunCosts(
+            start=start,
+            end=end,
+            validation=validation,
+            preview=preview,
+            kinds=kinds,
+            compiled=tuple(map(str, found["compiled"])),
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return RunCosts()
 
@@ -112,6 +126,8 @@ def write_costs(path: Path, version: str, costs: RunCosts) -> None:
     kept = {
         "start": content["start"],
         "end": content["end"],
+        "validation": content["validation"],
+        "preview": content["preview"],
         "kinds": content["kinds"],
         "compiled": sorted(costs.compiled),
     }
@@ -143,6 +159,20 @@ def learnt(
 def learnt_end(costs: RunCosts, seconds: float) -> RunCosts:
     """`costs` after a run that had its LoRA `seconds` after its last step."""
     return replace(costs, end=_limited(seconds / END))
+
+
+def learnt_beside(
+    costs: RunCosts, expected: Beside, known: RunCosts, *, validations: Sequence[float], previews: Sequence[float]
+) -> RunCosts:
+    """`costs` after a run in which each took so many seconds, where one was `expected` by what was `known` before."""
+    for name, measured, one in (
+        ("validation", validations, expected.validations),
+        ("preview", previews, expected.previews),
+    ):
+        if measured and one.seconds:
+            factor = getattr(known, name) * usual(measured) / one.seconds
+            costs = replace(costs, **{name: _limited(factor)})
+    return costs
 
 
 def _limited(factor: float) -> float:

@@ -49,9 +49,9 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
 
     `block`: the time of one, where it is known.
     """
-    layers, streamed = task.sizes.num_layers, plan.streamed_blocks
+    layers = task.sizes.num_layers
     block = block or block_seconds(task, bucket, plan, card)
-    weights = streamed * block_weights(task, plan) / card.copy_rate(plan.stream_from)
+    weights = _weights_seconds(task, plan, card)
     reading = _reading_seconds(task, plan, card)
     unit = task.mean_seen * input_bytes(task, bucket, plan)
     inputs = num_offloaded(task, plan) * unit / card.to_device
@@ -66,17 +66,44 @@ def step_seconds(task: Task, bucket: Bucket, plan: Plan, card: Card, block: "Blo
     update = num_trained * 28 / card.bandwidth + _adding_seconds(task, card, num_trained)
     if has_offloaded_state(task, plan):  # in and out at once
         update += offloaded_bytes(num_trained)[1] / card.to_device
-    # The copies out run beside those in; in the backward both go in. The first block's copy hides behind nothing.
-    first = weights / streamed if streamed else 0.0
-    gathered = (layers - streamed) * gather_seconds(task, plan, card)
+    gathered = (layers - plan.streamed_blocks) * gather_seconds(task, plan, card)
     hosted = plan.offload_linears * _MOVING_S
-    up = max(layers * max(block.forward, block.launch_up), layers * block.launch_up + hosted)
-    up = max(up, weights, inputs, reading, gathered)
+    forward = forward_seconds(task, bucket, plan, card, block, inputs=inputs, hosted=hosted)
+    # The forward's copies out run beside those in; in the backward both go in.
     down = max(layers * max(block.backward, block.launch_down) + recompute, layers * block.launch_down + hosted)
     down = max(down, weights + inputs, reading, gathered)
     passes = bucket.passes or task.passes
     without = passes.num_without / passes.copies  # which take one copy of the batch each
-    return (passes.num_forwards + without) * (up + first) + passes.num_forwards * down + update
+    return (passes.num_forwards + without) * forward + passes.num_forwards * down + update
+
+
+def forward_seconds(
+    task: Task,
+    bucket: Bucket,
+    plan: Plan,
+    card: Card,
+    block: "BlockTime | None" = None,
+    *,
+    inputs: float = 0.0,
+    hosted: float = 0.0,
+) -> float:
+    """Of one forward, with the blocks as the plan has them.
+
+    `inputs`: seconds in which what it keeps is copied away; `hosted`: of the host, for what of that are results.
+    """
+    layers, streamed = task.sizes.num_layers, plan.streamed_blocks
+    block = block or block_seconds(task, bucket, plan, card)
+    weights = _weights_seconds(task, plan, card)
+    gathered = (layers - streamed) * gather_seconds(task, plan, card)
+    first = weights / streamed if streamed else 0.0  # the first block's copy hides behind nothing
+    reading = _reading_seconds(task, plan, card)
+    up = max(layers * max(block.forward, block.launch_up), layers * block.launch_up + hosted)
+    return max(up, weights, inputs, reading, gathered) + first
+
+
+def _weights_seconds(task: Task, plan: Plan, card: Card) -> float:
+    """Until all swapped blocks have come."""
+    return plan.streamed_blocks * block_weights(task, plan) / card.copy_rate(plan.stream_from)
 
 
 def _reading_seconds(task: Task, plan: Plan, card: Card) -> float:

@@ -1,9 +1,10 @@
 """What a run's previews show, and how they are sampled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ..errors import ConfigError
 from ..facts import PATCH, clip_size, latent_shape, official_shift, pixels_per_latent
@@ -16,6 +17,8 @@ from ..words import counted
 from .sampler import SampleOptions, check_steps, schedule, switch_step
 from .samplers import SAMPLERS
 from .shares import sigma_after
+
+SHOTS_AT_ONCE = 2  # of one size, by which each block that is read from a file serves more than one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,19 @@ def preview_shots(job: Job, step: int = 0) -> list[Shot]:
         )
         shots.append(shot)
     return shots
+
+
+def sampled_together(shots: Sequence[Shot], *, reads_files: bool) -> Iterator[list[Shot]]:
+    """Neighbours that are sampled alike; one by one where no expert is read from its file for them."""
+    most = SHOTS_AT_ONCE if reads_files else 1
+    for _, alike in groupby(shots, key=lambda shot: (shot.shape, shot.sampling)):
+        group = list(alike)
+        yield from (group[start : start + most] for start in range(0, len(group), most))
+
+
+def reads_own(job: Job) -> bool:
+    """Whether previews are made with the trained expert as it is in its file, as other LoRAs are on it than in training."""
+    return bool(job.previews.lora) or (not job.previews.with_merged and bool(job.adapter.merge_into_base))
 
 
 def check_previews(job: Job) -> None:

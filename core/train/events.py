@@ -2,10 +2,10 @@
 
 Every line has `event`, `time` (seconds since the epoch) and, last, `crc`: the checksum of the line without it. Kinds:
 origin (the run and the step whose checkpoint was copied; the steps up to there follow, as that run's diary has them),
-start, status, plan (with `step` where it changed), warning, step, validation, preview, checkpoint, turn (the device goes
-to the other expert's run, or is back), stopped, finished, error. A step's `bins` are [bin of sigma (facts.SIGMA_BINS), mean
-loss, number of samples], of those that it has samples in. Lines that a crash cut short, or that were damaged, are passed over
-and counted.
+start, status, plan (with `step` where it changed), warning, step, validation, preview, shown (what a preview took until the
+run could go on), checkpoint, turn (the device goes to the other expert's run, or is back), stopped, finished, error. A step's
+`bins` are [bin of sigma (facts.SIGMA_BINS), mean loss, number of samples], of those that it has samples in. Lines that a crash
+cut short, or that were damaged, are passed over and counted.
 """
 
 import json
@@ -44,6 +44,7 @@ _NEEDED: dict[str, _Fields] = {
     "step": {"step": int, "loss": _NUMBER},
     "validation": {"step": int, "loss": _NUMBER},
     "preview": {"step": int, "path": str, "seconds": _NUMBER},
+    "shown": {"step": int, "seconds": _NUMBER},
     "checkpoint": {"step": int},
     "turn": {"step": int, "message": str},
     "error": {"message": str},

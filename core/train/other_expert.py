@@ -24,6 +24,7 @@ from ..facts import PATCH
 from ..memory.precision import native_dtype
 from ..paths import shown
 from ..safe_json import as_table, read_object
+from ..sample.previews import reads_own
 from ..settings.job import Job, ModelSpec, Stage
 from ..settings.previews import PreviewOptions
 from ..wan.checkpoint import CheckpointInfo, hints_expert, inspect
@@ -232,7 +233,7 @@ def open_other(
 def beside_own(job: Job) -> list[tuple[Path, float]] | None:
     """LoRAs that are on the job's own expert in previews, with their strengths; None: it is as it is in training."""
     options, adapter = job.previews, job.adapter
-    if not options.lora and (options.with_merged or not adapter.merge_into_base):
+    if not reads_own(job):
         return None
     found = [(Path(options.lora), 1.0)] if options.lora else []
     if options.with_merged and adapter.merge_into_base:

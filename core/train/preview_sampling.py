@@ -10,22 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ..facts import EXPERTS, NUM_TIMESTEPS, Expert
 from ..flow.objective import give_first_frame
-from ..sample.previews import Shot, preview_sample, preview_shots
+from ..sample.previews import Shot, preview_sample, preview_shots, sampled_together
 from ..sample.sampler import OnStep, VelocityModel, initial_noise, sample
 from ..settings.job import Stage
 from .batches import Batch, load_batch, load_context
 from .loop import Trainer
 from .other_expert import OtherExpert
 from .skip_blocks import block_numbers, without_blocks
-
-SHOTS_AT_ONCE = 2  # of one size, by which each block that is read for the other expert serves more than one
 
 
 def preview_latents(trainer: Trainer, on_step: OnStep | None = None) -> Tensor:
@@ -51,17 +48,10 @@ def sample_shots(
         shots = [replace(shot, shape=preview_sample(trainer.job).shape) for shot in shots]
     trainer.model.eval()
     try:
-        most = SHOTS_AT_ONCE if other is not None or own is not None else 1
-        return [latents for group in _together(shots, most) for latents in _sample(trainer, group, other, own, on_step)]
+        groups = sampled_together(shots, reads_files=other is not None or own is not None)
+        return [latents for group in groups for latents in _sample(trainer, group, other, own, on_step)]
     finally:
         trainer.model.train()
-
-
-def _together(shots: Sequence[Shot], most: int) -> Iterator[list[Shot]]:
-    """Neighbours that are sampled alike, up to `most`."""
-    for _, alike in groupby(shots, key=lambda shot: (shot.shape, shot.sampling)):
-        group = list(alike)
-        yield from (group[start : start + most] for start in range(0, len(group), most))
 
 
 def _sample(

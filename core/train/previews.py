@@ -52,19 +52,20 @@ class Preview:
         is_stopping: Callable[[], bool] | None = None,
         make_room: Callable[[], None] = lambda: None,
         is_shared: bool = False,
+        took: Callable[[float], None] = lambda _seconds: None,
     ):
         """`make_room` gives the GPU's memory back that is not needed between two steps, for who decodes.
 
         `is_stopping`: whether all ranks of the run know that it shall stop; by default what `should_stop` says on this one.
-        `is_shared`: all of them run the model together; else the first does alone, and the others wait for it.
+        `is_shared`: all of them run the model together; else the first does alone, and the others wait for it. `took` is told
+        the seconds of each that was made.
         """
         self._run, self._folder = folder.path, PreviewFolder.of(folder)
         self._events, self._should_stop = events, should_stop
         self._is_stopping = is_stopping or should_stop
-        self._make_room, self._is_shared = make_room, is_shared
-        self._room = (
-            None if is_shared else room
-        )  # for an expert from a file to stay: ranks would have to be of one mind
+        self._make_room, self._is_shared, self._took = make_room, is_shared, took
+        # For an expert from a file to stay: ranks would have to be of one mind.
+        self._room = None if is_shared else room
         self._warned: set[str] = set()
 
     def needs_weights(self, trainer: Trainer) -> bool:
@@ -235,6 +236,9 @@ class Preview:
         self._events.write("preview", step=step, path=shown_path, seconds=seconds, **several)
         if is_awaited:
             self._await_decoder(step, WAIT_S * len(shots))
+        seconds = time.perf_counter() - start
+        self._events.write("shown", step=step, seconds=round(seconds, 3))
+        self._took(seconds)
 
     def _decode(self, trainer: Trainer, step: int) -> Path | None:
         """The first video, or None: a preview that can't be shown is no reason to end a run."""

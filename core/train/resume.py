@@ -1,5 +1,6 @@
 """Checkpoints in a run: written between steps, and found again by the next process."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -97,6 +98,7 @@ class SaveCheckpoint:
 
     def _prepare(self, trainer: Trainer) -> tuple[Callable[[], None], Callable[[], None]]:
         """What writes the trainer's step as it is now, and what then tells of it and copies it."""
+        start = time.perf_counter()
         tensors, states = collect(self._parts)
         step, state, job = trainer.step, {"step": trainer.step, **states}, trainer.job
         average = None
@@ -104,6 +106,7 @@ class SaveCheckpoint:
             with self._average():
                 average = self._parts[ADAPTER].state_dict()
         best, metadata = self._best(trainer), self._describe(step)
+        took: list[float] = []
 
         def write() -> None:
             with timed(f"Writing the checkpoint of step {step}"):
@@ -117,9 +120,10 @@ class SaveCheckpoint:
                     metadata=metadata,
                     average=average,
                 )
+            took.append(time.perf_counter() - start)
 
         def tell() -> None:
-            self._events.write("checkpoint", step=step)
+            self._events.write("checkpoint", step=step, seconds=round(took[-1], 3))
             if job.loras_folder:
                 self._copy(job, step)
 

@@ -32,6 +32,7 @@ from .alternate import RunStoppedError, TakeTurns, Turns
 from .average import Averages, averages_of
 from .batches import Prefetcher, load_drawn
 from .checks import check_model_file
+from .clock import Clock
 from .crepa import make_features
 from .divergence import WatchDivergence
 from .events import EventReader, EventWriter
@@ -154,6 +155,7 @@ def _train(
     checkpoint = SaveCheckpoint(
         folder, events, parts, describe=partial(checkpoint_metadata, folder, job), average=averages.of_checkpoints
     )
+    clock = Clock()
     preview = Preview(
         folder,
         events,
@@ -161,15 +163,18 @@ def _train(
         is_stopping=asked.asker("stop"),
         make_room=plan.make_room,
         is_shared=plan.talks_within,
+        took=clock.previewed,
     )
     team = team_of(job, plan, prepared.parameters, asked.look, world)
-    last = SinceLastStep()
+    validate = Validate(events, checkpoint, equal_counts=plan.is_sharded, took=clock.validated)
+    told: list[Callback] = [LogStep(events, plan.device, world, plan.step_memory.peaks)]
+    told += [WatchDivergence(events, steps_before(folder, step) if world.is_first else ())]
     wishes = [
         preview,
         WhenAsked(requests[SAVE_FILE], partial(checkpoint.save, is_last=False), asked.asker(SAVE_FILE)),
         WhenAsked(requests[PREVIEW_FILE], preview.make, asked.asker(PREVIEW_FILE)),
     ]
-    callbacks = [last, *_callbacks(folder, events, plan, checkpoint, wishes, asked, world, step=step)]
+    callbacks = [clock, *told, *_callbacks(events, plan, checkpoint, validate, wishes, asked)]
     if turns is not None:
         saves = requests[SAVE_FILE]
         callbacks += [TakeTurns(turns, plan, events, checkpoint, should_stop=should_stop, saves=saves)]
@@ -196,7 +201,7 @@ def _train(
         if asked.answer("stop"):
             raise RunStoppedError
         if step == 0 and job.held_out_samples:
-            write_validation(trainer, events, equal_counts=plan.is_sharded)
+            validate.measure(trainer)
         preview.before_first_step(trainer)
         trainer.train()
         batches.close()
@@ -206,26 +211,21 @@ def _train(
     finally:
         batches.close()
         checkpoint.finish()
-    plan.ended(last.seconds)
+    plan.ended(clock)
     return lora
 
 
 def _callbacks(
-    folder: RunFolder,
     events: EventWriter,
     plan: RunPlan,
     checkpoint: SaveCheckpoint,
+    validate: "Validate",
     wishes: Sequence[Callback],
     asked: Agreement,
-    world: World,
-    *,
-    step: int,
 ) -> list[Callback]:
-    """What is done after a step, in order; the run begins after `step` of them. `wishes`: previews, and what is asked for."""
+    """What is done after a step that was told, in order. `wishes`: previews, and what is asked for."""
     return [
-        LogStep(events, plan.device, world, plan.step_memory.peaks),
-        WatchDivergence(events, steps_before(folder, step) if world.is_first else ()),
-        Validate(events, checkpoint, equal_counts=plan.is_sharded),
+        validate,
         checkpoint,
         SaveWhenDiaryFails(events, checkpoint),
         *plan.callbacks(),
@@ -262,23 +262,6 @@ def _begin_from_file(folder: RunFolder, job: Job, prepared: Prepared, events: Ev
     said = start_from_file(prepared.model, job.adapter)
     for sentence in () if has_checkpoint else said:
         events.write("warning", message=sentence)
-
-
-class SinceLastStep:
-    """How long ago the last step was reported."""
-
-    def __init__(self) -> None:
-        self._reported = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._reported
-
-    def needs_weights(self, _trainer: Trainer) -> bool:
-        return False
-
-    def __call__(self, _trainer: Trainer, _report: StepReport) -> None:
-        self._reported = time.perf_counter()
 
 
 class LogStep:
@@ -331,15 +314,29 @@ class LogStep:
 class Validate:
     """Held-out loss every `validate_every` steps and at the end, and at each checkpoint where the best is kept."""
 
-    def __init__(self, events: EventWriter, checkpoint: SaveCheckpoint, *, equal_counts: bool = False):
-        self._events, self._checkpoint, self._equal_counts = events, checkpoint, equal_counts
+    def __init__(
+        self,
+        events: EventWriter,
+        checkpoint: SaveCheckpoint,
+        *,
+        equal_counts: bool = False,
+        took: Callable[[float], None] = lambda _seconds: None,
+    ):
+        """`took` is told the seconds of each."""
+        self._events, self._checkpoint, self._equal_counts, self._took = events, checkpoint, equal_counts, took
 
     def needs_weights(self, trainer: Trainer) -> bool:
         return self._is_due(trainer, trainer.step)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if self._is_due(trainer, report.step):
-            write_validation(trainer, self._events, equal_counts=self._equal_counts)
+            self.measure(trainer)
+
+    def measure(self, trainer: Trainer) -> None:
+        """The held-out loss now."""
+        start = time.perf_counter()
+        write_validation(trainer, self._events, equal_counts=self._equal_counts)
+        self._took(time.perf_counter() - start)
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
         job = trainer.job

@@ -38,6 +38,7 @@ from ..settings.plain import PLAIN
 from ..shortage import Shortage
 from ..wan.checkpoint import CheckpointInfo
 from ..wan.model import call_block
+from .clock import Clock
 from .events import EventWriter
 from .features import Features, apply_features, make_masters
 from .kept_plan import PlanOfBefore
@@ -101,6 +102,7 @@ class RunPlan:
         self._optimizer: torch.optim.Optimizer | None = None
         chosen = self._choose() if world.is_first else None
         self._planner, choice = world.from_first((self._planner, chosen) if world.is_first else None)
+        self._begun = choice
         votes = Votes(world, talks_within=self.talks_within)
         self._descent = Descent(choice, self, events=events, device=device, votes=votes)
 
@@ -181,14 +183,17 @@ class RunPlan:
             found.append(Measure(self._planner, lambda: self._descent.choice, folder=self._scratch, peak=peak))
         return found
 
-    def ended(self, seconds: float) -> None:
-        """The LoRA was there `seconds` after the last step, which the next run's plan reckons with.
+    def ended(self, clock: Clock) -> None:
+        """The LoRA is there, and what was beside the steps is known, which the next run's plan reckons with.
 
-        With previews or a validation at the end they say nothing of a run without.
+        Of previews at the end, beside which the last checkpoint is written, the end says nothing of a run without.
         """
-        has_more = self._job.previews.every > 0 or bool(self._job.held_out_samples)
-        if self._planner is not None and self._world.size == 1 and not has_more:
-            self._learnt.remember_end(self._planner, seconds)
+        if self._planner is None or self._world.size > 1:
+            return
+        end = None if self._job.previews.every else clock.since_last_step
+        known = self._descent.choice is self._begun  # else they were made under different plans
+        validations, previews = (clock.validations, clock.previews) if known else ([], [])
+        self._learnt.remember_beside(self._planner, self._begun, end, validations=validations, previews=previews)
 
     def make_room(self) -> None:
         """Between two steps: free the GPU memory that only a step needs; the next step takes it again."""

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ..facts import EXPERTS
 from ..flow.objective import sample_noise
-from ..flow.sigmas import sigma_at
+from ..flow.sigmas import NUM_SIGMAS, sigma_at
 from .batches import load_batch
 from .loop import Trainer
 
-NUM_SIGMAS = 8
 VALIDATION_SEED = 20250101  # not the run's: runs with different seeds stay comparable
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from wan_train.benchmarks.datasets import BOUNDARIES, RunSettings, clips_of, label_of, shares, sizes_of_steps, write_run
-from wan_train.benchmarks.lora_clock import Clock, longer, read_peer, summarize, timeline
+from wan_train.benchmarks.lora_clock import Clock, longer, promised, read_peer, summarize, timeline
 from wan_train.benchmarks.material import MODELS, Clip, write_checkpoint
 from wan_train.benchmarks.time_to_lora import Run, add_row, known_row, table
 from wan_train.core.errors import ConfigError
@@ -67,6 +67,13 @@ def test_the_dry_run_writes_a_row_and_one_for_a_longer_run(tmp_path):
     assert (row["shortages"], row["errors"], "extrapolated" in row) == (0, [], False)
     assert (long["steps"], long["extrapolated"]) == (1000, True)
     assert long["ours_s"] == pytest.approx(row["ours_s"] + 996 * row["ours_step_s"], abs=0.1)
+
+
+def test_a_plan_promises_what_is_beside_the_steps_and_an_older_one_says_nothing_of_it():
+    beside = {"validations": {"count": 2, "seconds": 1.5}, "previews": {"count": 1, "seconds": 20.0}}
+    told = plan(start_seconds=5.0, sizes_seconds=3.0, beside=beside)
+    assert promised(told, 10)["promised_s"] == 5 + 3 + 10 * 2.0 + 2 * 1.5 + 20
+    assert promised(plan(start_seconds=5.0), 10)["promised_s"] == 25
 
 
 def test_an_image_to_video_model_is_given_the_first_frame(tmp_path):

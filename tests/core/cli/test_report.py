@@ -57,6 +57,8 @@ def test_a_run_is_told_by_what_it_promised_and_took(folder):
     assert found["plan"].startswith("0M fp32, 32x32x5: ")
     assert found["promised"]["gpu_gb"] > 0
     assert found["promised"]["seconds"] > 0
+    assert found["promised"]["beside"]["checkpoints"]["count"] == 2
+    assert len(found["measured"]["beside"]["checkpoint"]) == 3  # with that of the end
     assert found["measured"]["seconds"] > 0
     assert list(found["measured"]["first_seconds"]) == ["8"]
     assert found["steps"] == {"wanted": 6, "done": 6}
