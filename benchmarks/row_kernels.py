@@ -31,7 +31,6 @@ DEVICE = torch.device("cuda")
 DIM, FFN_DIM, HEAD_DIM = 5120, 13824, 128
 PIECES = ("now", "512x2", "1024x2", "1024x4", "2048x4", "2048x8", "4096x16", "8192x16")
 ROWS = (1024, 4096, 14040)
-NAMES = ("norm", "norm_gradient", "rope", "rope_gradient", "quantize", "gelu", "gelu_gradient", "gated")
 Act = Callable[[], object]
 
 
@@ -52,7 +51,7 @@ def cases(count: int) -> Iterator[Case]:
     wide_by = torch.rand(1, FFN_DIM, device=DEVICE)
     rope = torch.randn(2, count, HEAD_DIM // 2, device=DEVICE)
     numbers, once = (count, 6 * DIM, 1e-6), (1, 0, 1e-6)
-    made, wide_made = rows.ScaledRows(by, *rows.new_rows(x)), rows.ScaledRows(wide_by, *rows.new_rows(wide))
+    made = rows.ScaledRows(by, *rows.new_rows(x))
     norm = partial(norms.norm, x)
     of_norm = partial(norms.norm_gradient, x)
     yield Case("norm", "rms", DIM, 2, partial(norm, weight, None, once, add_one=False, quantize=False))
@@ -72,7 +71,6 @@ def cases(count: int) -> Iterator[Case]:
     yield Case("quantize", "by", FFN_DIM, 1.5, partial(rows.quantize_rows, wide[0], wide_by))
     yield Case("gelu", "rows", FFN_DIM, 2.5, partial(elementwise.gelu, wide, quantize=True))
     again = partial(elementwise.gelu_gradient, wide, wide_grad, again=True)
-    yield Case("gelu_gradient", "again, rows", FFN_DIM, 4.5, partial(again, rows=wide_made))
     yield Case("gated", "rows", DIM, 2.5, partial(elementwise.gated, None, grad, gate, count, 0, None, made))
     # What does not depend on pieces.
     yield Case("", "gelu", FFN_DIM, 2, partial(elementwise.gelu, wide, quantize=False))
@@ -85,14 +83,14 @@ def cases(count: int) -> Iterator[Case]:
 def use(piece: str) -> None:
     """Pieces of this size in all kernels."""
     shapes.piece_of.cache_clear()
-    own = {} if piece == "now" else dict.fromkeys(NAMES, shapes.Piece(*map(int, piece.split("x"))))
-    shapes.NARROW.clear()
-    shapes.WIDE.clear()
-    shapes.NARROW.update(own or NOW[0])
-    shapes.WIDE.update(own or NOW[1])
+    if piece == "now":
+        shapes.NARROW, shapes.WIDE, shapes._NARROW, shapes._WIDE = NOW
+        return
+    shapes.NARROW, shapes.WIDE = {}, {}
+    shapes._NARROW = shapes._WIDE = shapes.Piece(*map(int, piece.split("x")))
 
 
-NOW = dict(shapes.NARROW), dict(shapes.WIDE)
+NOW = shapes.NARROW, shapes.WIDE, shapes._NARROW, shapes._WIDE
 
 
 def compile_all(pieces: list[str]) -> None:

@@ -38,14 +38,14 @@ def _gelu_rows(x_ptr, y_ptr, rows_ptr, scale_ptr, D: tl.constexpr, PIECE: tl.con
     """As `_gelu`, a row by each program."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
         y = _gelu_of(x.to(tl.float32)).to(x.dtype)
         tl.store(y_ptr + row * D + cols, y, mask=mask)
         largest = tl.maximum(largest, tl.abs(y.to(tl.float32)))
-    store_rows(y_ptr, None, rows_ptr, scale_ptr, row, largest, D, PIECE, False)
+    store_rows(y_ptr, None, rows_ptr, scale_ptr, row, largest, D, PIECE, False)  # type: ignore[arg-type]
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def _gated(
     row = tl.program_id(0).to(tl.int64)
     gate_ptr += row // per * stride * UNIT
     largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, LENGTH, PIECE):
+    for start in tl.static_range(0, LENGTH, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = tl.program_id(1) * LENGTH + start + tl.arange(0, PIECE)
         mask = cols < D
         y = tl.load(y_ptr + row * D + cols, mask=mask, other=0.0)
@@ -86,9 +86,9 @@ def _gated(
         out = out.to(y.dtype)
         tl.store(out_ptr + row * D + cols, out, mask=mask)
         if QUANTIZE:
-            largest = tl.maximum(largest, tl.abs(scaled(out, by_ptr, cols, mask, True)))
+            largest = tl.maximum(largest, tl.abs(scaled(out, by_ptr, cols, mask, True)))  # type: ignore[arg-type]
     if QUANTIZE:
-        store_rows(out_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)
+        store_rows(out_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)  # type: ignore[arg-type]
 
 
 def gelu(x: Tensor, *, quantize: bool) -> tuple[Tensor, Rows | None]:

@@ -47,7 +47,7 @@ def _forward(
     at = row // per * stride * UNIT
     means = tl.zeros([PIECE], tl.float32)  # lane by lane, as Welford has it: sums of squares would lose digits
     squares = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
@@ -64,7 +64,7 @@ def _forward(
         squares += (means - mean) * (means - mean) * count
     inverse = 1.0 / tl.sqrt(tl.sum(squares) / D + eps)
     largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
@@ -76,7 +76,7 @@ def _forward(
         if QUANTIZE:
             largest = tl.maximum(largest, tl.abs(tl.where(mask, y.to(tl.float32), 0.0)))
     if QUANTIZE:
-        store_rows(y_ptr, None, rows_ptr, scale_ptr, row, largest, D, PIECE, False)
+        store_rows(y_ptr, None, rows_ptr, scale_ptr, row, largest, D, PIECE, False)  # type: ignore[arg-type]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -91,7 +91,7 @@ def _backward(
     squares = tl.zeros([PIECE], tl.float32)
     of_means = tl.zeros([PIECE], tl.float32)  # of the gradient times the weight
     both = tl.zeros([PIECE], tl.float32)  # products of both, less their means
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
@@ -117,7 +117,7 @@ def _backward(
     inverse = 1.0 / tl.sqrt(tl.sum(squares) / D + eps)
     slope = tl.sum(both) / D * inverse
     largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0)
@@ -139,7 +139,7 @@ def _backward(
             dx = dx.to(tl.float32) * tl.load(by_ptr + cols, mask=mask, other=0.0)
             largest = tl.maximum(largest, tl.abs(tl.where(mask, dx, 0.0)))
     if QUANTIZE:
-        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)
+        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, D, PIECE, True)  # type: ignore[arg-type]
 
 
 RowLayout = tuple[int, int, float]  # per, stride and eps

@@ -54,13 +54,13 @@ def _forward(
     x_ptr += row * (N * K)
     y_ptr += row * (N * K)
     squares = tl.zeros([HEADS, 2 * HALF], tl.float32)
-    for first in tl.static_range(0, N, HEADS):
+    for first in tl.static_range(0, N, HEADS):  # type: ignore[attr-defined]  # unrolled
         cells, mask = _cells(first, N, K, HEADS, HALF)
         x = tl.load(x_ptr + cells, mask=mask, other=0.0).to(tl.float32)
         squares += x * x
     inverse = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / (N * K) + eps)
     cos, sin = _angles(rope_ptr, row, tokens, HALF, K)
-    for first in tl.static_range(0, N, HEADS):
+    for first in tl.static_range(0, N, HEADS):  # type: ignore[attr-defined]  # unrolled
         cells, mask = _cells(first, N, K, HEADS, HALF)
         x = tl.load(x_ptr + cells, mask=mask, other=0.0)
         dtype = x.dtype
@@ -82,7 +82,7 @@ def _backward(
     cos, sin = _angles(rope_ptr, row, tokens, HALF, K)
     squares = tl.zeros([HEADS, 2 * HALF], tl.float32)
     both = tl.zeros([HEADS, 2 * HALF], tl.float32)
-    for first in tl.static_range(0, N, HEADS):
+    for first in tl.static_range(0, N, HEADS):  # type: ignore[attr-defined]  # unrolled
         cells, mask = _cells(first, N, K, HEADS, HALF)
         x = tl.load(x_ptr + cells, mask=mask, other=0.0).to(tl.float32)
         grad = _turned_back(tl.load(grad_ptr + cells, mask=mask, other=0.0), cos, sin, HEADS, HALF)
@@ -92,7 +92,7 @@ def _backward(
     inverse = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / (N * K) + eps)
     slope = tl.sum(tl.sum(both, axis=1), axis=0) / (N * K) * inverse
     largest = tl.zeros([HEADS, 2 * HALF], tl.float32)
-    for first in tl.static_range(0, N, HEADS):
+    for first in tl.static_range(0, N, HEADS):  # type: ignore[attr-defined]  # unrolled
         cells, mask = _cells(first, N, K, HEADS, HALF)
         x = tl.load(x_ptr + cells, mask=mask, other=0.0)
         grad = _turned_back(tl.load(grad_ptr + cells, mask=mask, other=0.0), cos, sin, HEADS, HALF)
@@ -100,10 +100,10 @@ def _backward(
         dx = ((grad - x.to(tl.float32) * inverse * slope) * inverse).to(x.dtype)
         tl.store(dx_ptr + row * (N * K) + cells, dx, mask=mask)
         if QUANTIZE:
-            largest = tl.maximum(largest, tl.abs(scaled(dx, by_ptr, cells, mask, True)))
+            largest = tl.maximum(largest, tl.abs(scaled(dx, by_ptr, cells, mask, True)))  # type: ignore[arg-type]
     if QUANTIZE:
         largest = tl.max(largest, axis=1)
-        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, N * K, PIECE, True)
+        store_rows(dx_ptr, by_ptr, rows_ptr, scale_ptr, row, largest, N * K, PIECE, True)  # type: ignore[arg-type]
 
 
 def rms_rope(x: Tensor, weight: Tensor, rope: Tensor, eps: float) -> Tensor:

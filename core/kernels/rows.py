@@ -44,7 +44,7 @@ def store_rows(
     largest = tl.maximum(tl.max(largest), _TINY)
     tl.store(scale_ptr + row, largest / _MAX)
     factor = _MAX / largest
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = scaled(tl.load(x_ptr + row * D + cols, mask=mask, other=0.0), by_ptr, cols, mask, SCALED)
@@ -55,7 +55,7 @@ def store_rows(
 def _quantize(x_ptr, by_ptr, rows_ptr, scale_ptr, D: tl.constexpr, PIECE: tl.constexpr, SCALED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([PIECE], tl.float32)
-    for start in tl.static_range(0, D, PIECE):
+    for start in tl.static_range(0, D, PIECE):  # type: ignore[attr-defined]  # unrolled
         cols = start + tl.arange(0, PIECE)
         mask = cols < D
         x = scaled(tl.load(x_ptr + row * D + cols, mask=mask, other=0.0), by_ptr, cols, mask, SCALED)

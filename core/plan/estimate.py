@@ -266,8 +266,8 @@ def _weights_again(task: Task, plan: Plan) -> int:
 
 def _scratch_bytes(task: Task, plan: Plan) -> int:
     """Bytes of the one matrix in which blocks by kernels have a weight of 8 bits for its product; there all the time."""
-    if plan.compile != "kernels" or plan.keep_transposed:
-        return 0
+    if plan.compile != "kernels" or (plan.keep_transposed and ADAPTER_KINDS.get(task.trained.adapter).is_plain):
+        return 0  # adapters that are not plain may want the gradient of what they make of the text, too
     largest, kind = task.sizes.ffn_dim * task.sizes.dim, kind_of(plan)
     if kind.multiplies_in_fp8:
         return largest

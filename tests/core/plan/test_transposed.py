@@ -7,6 +7,7 @@ from wan_train.core.plan.estimate import estimate, held_by
 from wan_train.core.plan.plan import Bucket, Plan, Task, dense_params, transposed_bytes
 from wan_train.core.plan.planner import Planner
 from wan_train.core.plan.planning import with_plan
+from wan_train.core.plan.sizes import Trained
 from wan_train.core.plan.step_time import block_seconds
 from wan_train.core.plan.words import changed, told
 from wan_train.core.serial import from_dict, to_dict
@@ -33,6 +34,8 @@ def test_they_take_a_byte_for_each_number_whose_layer_needs_it():
     # The one matrix in which each is transposed when it is needed is not there then.
     whole = estimate(TASK, PICTURE, KEPT, FAST).vram - estimate(TASK, PICTURE, AS_IT_IS, FAST).vram
     assert whole == more - sizes.dim * sizes.ffn_dim
+    dora = replace(TASK, trained=Trained(adapter="dora"))  # which uses it for the text's layers
+    assert estimate(dora, PICTURE, KEPT, FAST).vram - estimate(dora, PICTURE, AS_IT_IS, FAST).vram == more
 
 
 def test_they_save_what_is_read_and_written_for_it():
