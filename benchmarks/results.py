@@ -108,7 +108,7 @@ def _complete(row: Row, report: Report) -> None:
         products,
         memory["checkpointing"] is not False,  # auto, where no plan chose: on
         memory["keep_attention"] or 0,
-        memory.get("keep_linears") or 0,
+        (memory.get("keep_linears") or 0) + (memory.get("offload_linears") or 0),
     )
     for name, value in (
         ("roofline_s", roofline(work, report["ceilings"])),

@@ -48,9 +48,11 @@ class ResultOffload:
             results.fetch(steps=1)
             self._newest = results.before
         coming = self._newest()
-        if coming is not None:
-            coming.fetch(steps=coming.distance)
-            coming.distance = max(coming.distance - 1, 1)
+        if coming is None:  # what is leaving still is not asked for
+            self._offload.leaving.release()
+            return
+        coming.fetch(steps=coming.distance)
+        coming.distance = max(coming.distance - 1, 1)
 
 
 class BlockResults:

@@ -196,8 +196,14 @@ class Planner:
             return kept
         linears, attention = self.options.keep_linears or 0, self.options.keep_attention or 0
         high = self.task.sizes.num_layers - max(linears, 1)  # the last block's are needed at once
+        takes_turns = self.alternate_every and not self.task.second_base
+        ram = limits.ram // 2 if takes_turns else limits.ram  # the run that waits has its blocks in main memory, too
+
+        def may_take(kept: Kept) -> bool:
+            return fits(kept) and held.ram + work.peaks(kept).ram <= ram
+
         found = best_moved(
-            most=most_number(high, lambda number: fits(Kept(attention, linears, number))),
+            most=most_number(high, lambda number: may_take(Kept(attention, linears, number))),
             fill=lambda number: self._most_on_device(plan, number, fits),
             cost=lambda kept: self._cost_of_kept(plan, kept, work),
         )

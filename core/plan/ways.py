@@ -30,8 +30,8 @@ class Ways:
         if chosen.offload_linears and mode != "kernels":
             return
         given = {"stream_from": self.plan.stream_from, "offload_optimizer": bool(chosen.offload_optimizer)}
-        given["offload_linears"] = chosen.offload_linears or 0  # with which there are no graphs
         base = replace(self.plan, **{**PLAIN, **given}, compile=mode)
+        base = replace(base, offload_linears=chosen.offload_linears or 0)  # with which there are no graphs
         if chosen.checkpointing is not True and not self._need_checkpointing():
             yield from self._transposed_or_not(replace(base, checkpointing=False))
         if chosen.checkpointing is False:

@@ -77,6 +77,13 @@ def test_what_the_driver_may_pin_is_a_limit():
     assert held + taken <= half.limits().pinned
 
 
+def test_a_run_that_takes_turns_leaves_half_of_the_main_memory_to_the_other():
+    alone = planner(64)
+    choice = replace(alone, alternate_every=10).choose()
+    assert 0 < choice.plan.offload_linears < alone.choose().plan.offload_linears
+    assert choice.ram <= 32 * GIB
+
+
 @pytest.mark.parametrize("shortage", ["ram", "vram"])
 def test_a_step_down_takes_less(shortage):
     these = planner(64)

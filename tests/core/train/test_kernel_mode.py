@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wan_train.core.memory import chunking
+from wan_train.core.memory import chunking, offload_results
 from wan_train.core.memory.precisions.fp8_compute import Fp8ComputeLinear
 from wan_train.core.memory.products import dense_product
 from wan_train.core.memory.recompute import Kept, mark_kept
@@ -33,6 +33,8 @@ def plain_kernels(monkeypatch):
     """KernelOps takes no tensor on the CPU and leaves it to the plain code; neither do products by kernels."""
     from wan_train.core.kernels import available, linears
 
+    monkeypatch.setattr(offload_results, "LEAST", 1)
+
     def make_product(layer, ops):
         return None if isinstance(layer, Fp8ComputeLinear) else dense_product(layer)
 
@@ -47,6 +49,7 @@ def functions(monkeypatch):
     from wan_train.tests.core.kernels import reference
 
     reference.put_in_place(monkeypatch)
+    monkeypatch.setattr(offload_results, "LEAST", 1)
     monkeypatch.setattr(available, "kernels_problem", lambda _device: None)
 
 
@@ -72,6 +75,8 @@ def train(tmp_path, job, name):
         {"ffn_pieces": 2},
         {"ffn_pieces": 4, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
         {"ffn_pieces": 2, "keep_linears": 1},
+        {"offload_linears": 1},
+        {"streamed_blocks": 2, "offload_inputs": True, "offload_linears": 2, "ffn_pieces": 2},
     ],
     ids=str,
 )
@@ -187,6 +192,7 @@ ADAPTERS = {
         {"streamed_blocks": 2, "offload_inputs": True},
         {"split_blocks": True, "streamed_blocks": 1, "offload_inputs": True, "keep_attention": 1},
         {"ffn_pieces": 2},
+        {"streamed_blocks": 2, "offload_inputs": True, "keep_attention": 2, "offload_linears": 1},
     ],
     ids=str,
 )
